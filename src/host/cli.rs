@@ -1,0 +1,43 @@
+//! The command line of `localregistry`: subcommands, exit codes, and how an error is shown.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use super::report::Report;
+
+/// Pack container images into a disk, boot it as a registry, pull from it.
+#[derive(Debug, Parser)]
+#[command(name = "localregistry", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    #[command(flatten)]
+    report: Report,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {}
+
+impl Cli {
+    /// Runs the subcommand. Errors are printed as one line that ends with their causes.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        let report = self.report;
+        let _ = report;
+        match self.command {}
+    }
+}
+
+/// Prints `error` with its causes on one line and gives exit code `code`.
+fn fail(error: &dyn Error, code: u8) -> ExitCode {
+    eprintln!("localregistry: {}", chain(error));
+    ExitCode::from(code)
+}
+
+/// An error and its causes, joined by ": ".
+fn chain(error: &dyn Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

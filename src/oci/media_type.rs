@@ -1,0 +1,34 @@
+//! Media types of manifests that registries and clients exchange.
+
+/// OCI image index (image specification, "Image Index").
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// OCI image manifest (image specification, "Image Manifest").
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// OCI artifact manifest, dropped from the specification before 1.1 and still found.
+pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
+/// OCI image configuration.
+pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Docker manifest list (distribution, "Image Manifest V2, Schema 2").
+pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Docker image manifest, schema 2.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Docker image configuration.
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// Docker layer, a tar archive.
+pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+/// Docker layer, a tar archive compressed with gzip.
+pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+/// Docker layer, compressed with zstd.
+pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
+
+/// Whether content of this type lists further manifests.
+#[must_use]
+pub fn is_index(media_type: &str) -> bool {
+    matches!(media_type, OCI_INDEX | DOCKER_INDEX)
+}
+
+/// Whether content of this type is served by the manifests endpoint.
+#[must_use]
+pub fn is_manifest(media_type: &str) -> bool {
+    is_index(media_type) || matches!(media_type, OCI_MANIFEST | OCI_ARTIFACT | DOCKER_MANIFEST)
+}

@@ -1,0 +1,9 @@
+//! The specification's nouns as types: what is parsed once at the edge and never travels as a raw `String` after it. Pure: no
+//! input or output here.
+
+mod digest;
+pub mod media_type;
+mod name;
+
+pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use name::{Host, ImageName, NameError, Reference, Repository, Tag};

@@ -1,0 +1,1 @@
+//! The server, used by both programs.
