@@ -15,12 +15,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     let encoded = prost::Message::encode_to_vec(&descriptors);
-    prost_build::Config::new()
-        .bytes([".localregistry.v1.Catalog"])
-        .compile_fds(descriptors)?;
-    pbjson_build::Builder::new()
-        .register_descriptors(&encoded)?
-        .build(&[".localregistry.v1"])?;
+    prost_build::Config::new().bytes([".localregistry.v1.Catalog"]).compile_fds(descriptors)?;
+    pbjson_build::Builder::new().register_descriptors(&encoded)?.build(&[".localregistry.v1"])?;
 
     println!("cargo:rustc-env=BUILD_EPOCH={}", build_epoch());
     println!("cargo:rustc-env=BUILD_TARGET={}", std::env::var("TARGET")?);

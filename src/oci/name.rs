@@ -81,7 +81,11 @@ impl FromStr for Host {
             }
         };
         let port_ok = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
-        if name_ok && port_ok && text.len() <= MAX_REPOSITORY { Ok(Self(text.to_ascii_lowercase())) } else { Err(NameError::Host) }
+        if name_ok && port_ok && text.len() <= MAX_REPOSITORY {
+            Ok(Self(text.to_ascii_lowercase()))
+        } else {
+            Err(NameError::Host)
+        }
     }
 }
 

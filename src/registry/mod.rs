@@ -1,1 +1,3 @@
 //! The server, used by both programs.
+
+pub mod events;

@@ -1,0 +1,1 @@
+//! PID 1's duties, one file each.
