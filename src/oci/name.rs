@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn repositories_by_the_grammar() {
-        for good in ["a", "test/hello", "a.b_c__d-e---f/0", "library/busybox", &"a".repeat(255)] {
+        for good in ["a", "test/hello", "x/a.b_c__d-e---f/0", "library/busybox", &"a".repeat(255)] {
             let repository: Repository = good.parse().unwrap();
             assert_eq!((repository.host(), repository.path()), (None, good));
         }
