@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use super::kernel;
 use super::report::Report;
 
 /// Pack container images into a disk, boot it as a registry, pull from it.
@@ -19,16 +20,25 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Write a kernel that QEMU boots directly
+    Kernel(kernel::Args),
+}
 
 impl Cli {
     /// Runs the subcommand. Errors are printed as one line that ends with their causes.
     #[must_use]
     pub fn run(self) -> ExitCode {
         let report = self.report;
-        let _ = report;
-        match self.command {}
+        match self.command {
+            Command::Kernel(args) => status(kernel::run(&args, &report)),
+        }
     }
+}
+
+/// Exit code 0, or the error printed and exit code 1.
+fn status(result: Result<(), impl Error>) -> ExitCode {
+    result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
 }
 
 /// Prints `error` with its causes on one line and gives exit code `code`.

@@ -1,4 +1,10 @@
 //! The launcher's tools, one module for each subcommand of `localregistry`.
 
+pub mod cache;
 pub mod cli;
+pub mod decompress;
+pub mod elf;
+pub mod files;
+pub mod kernel;
 pub mod report;
+pub mod tools;
