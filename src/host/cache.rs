@@ -54,7 +54,8 @@ mod tests {
 
     #[test]
     fn is_where_the_environment_says() {
-        let cases: [(&[(&str, &str)], Option<&str>); 6] = [
+        type Variables = &'static [(&'static str, &'static str)];
+        let cases: [(Variables, Option<&str>); 6] = [
             (&[("LOCALREGISTRY_CACHE", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")], Some("/a")),
             (&[("LOCALREGISTRY_CACHE", ""), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")], Some("/b/localregistry")),
             (&[("XDG_CACHE_HOME", "b"), ("HOME", "/c")], Some("/c/.cache/localregistry")),

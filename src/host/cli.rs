@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use super::initramfs;
 use super::kernel;
 use super::report::Report;
 
@@ -23,6 +24,8 @@ pub struct Cli {
 enum Command {
     /// Write a kernel that QEMU boots directly
     Kernel(kernel::Args),
+    /// Write the archive that the guest boots from
+    Initramfs(initramfs::Args),
 }
 
 impl Cli {
@@ -32,6 +35,7 @@ impl Cli {
         let report = self.report;
         match self.command {
             Command::Kernel(args) => status(kernel::run(&args, &report)),
+            Command::Initramfs(args) => status(initramfs::run(&args, &report)),
         }
     }
 }

@@ -124,7 +124,7 @@ fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A made-up x86-64 ELF file of the given program headers: kind, alignment, content.

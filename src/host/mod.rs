@@ -5,6 +5,8 @@ pub mod cli;
 pub mod decompress;
 pub mod elf;
 pub mod files;
+pub mod initramfs;
 pub mod kernel;
+pub mod modules;
 pub mod report;
 pub mod tools;
