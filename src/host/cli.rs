@@ -5,7 +5,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use super::initramfs;
+use super::kernel;
 use super::report::Report;
+use super::run;
 
 /// Pack container images into a disk, boot it as a registry, pull from it.
 #[derive(Debug, Parser)]
@@ -19,16 +22,31 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Write a kernel that QEMU boots directly
+    Kernel(kernel::Args),
+    /// Write the archive that the guest boots from
+    Initramfs(initramfs::Args),
+    /// Boot a packed disk and serve its images until a signal ends it
+    Run(Box<run::Args>),
+}
 
 impl Cli {
     /// Runs the subcommand. Errors are printed as one line that ends with their causes.
     #[must_use]
     pub fn run(self) -> ExitCode {
         let report = self.report;
-        let _ = report;
-        match self.command {}
+        match self.command {
+            Command::Kernel(args) => status(kernel::run(&args, &report)),
+            Command::Initramfs(args) => status(initramfs::run(&args, &report)),
+            Command::Run(args) => run::run(&args, &report),
+        }
     }
+}
+
+/// Exit code 0, or the error printed and exit code 1.
+fn status(result: Result<(), impl Error>) -> ExitCode {
+    result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
 }
 
 /// Prints `error` with its causes on one line and gives exit code `code`.
@@ -38,7 +56,7 @@ fn fail(error: &dyn Error, code: u8) -> ExitCode {
 }
 
 /// An error and its causes, joined by ": ".
-fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -37,14 +37,17 @@ use self::process::{Killer, Process};
 use self::qmp::Qmp;
 use self::record::Record;
 use super::accel::{self, Accel, Choice};
+use super::config::GuestConfig;
 use super::report::Report;
-use crate::proto::{Config, Event, Ready, event::Event as Kind};
+use crate::proto::{Event, Ready, event::Event as Kind};
 
 pub use self::error::LaunchError;
 pub use self::event::BadEvent;
+pub use self::lines::printable;
 pub use self::outcome::{Exit, Killed, Outcome};
 pub use self::qmp::QmpError;
 pub use self::record::Ended;
+pub use self::spawn::check_disk;
 
 /// Events that wait for [`Vm::next_event`] at most.
 const QUEUE: usize = 1024;
@@ -84,7 +87,7 @@ pub struct Options {
     /// Where the host listens for the registry. Port 0: a free one.
     pub publish: SocketAddrV4,
     /// What the guest is told. The addresses of `publish` are added to its names, the host's time to its clock.
-    pub config: Config,
+    pub config: GuestConfig,
     /// Certificate chain and key, PEM files, where `config` says that they are provided.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// File that keeps every event, one JSON line each.

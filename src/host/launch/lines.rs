@@ -54,7 +54,7 @@ impl Lines {
 /// `bytes` as text for a terminal or a log: terminal sequences and carriage returns are taken out, every other control character
 /// and whatever is not UTF-8 is escaped, so that nothing in it acts on the terminal.
 #[must_use]
-pub(super) fn printable(bytes: &[u8]) -> String {
+pub fn printable(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         let mut characters = chunk.valid().chars();

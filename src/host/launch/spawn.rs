@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::{SocketAddrV4, TcpListener};
+use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream as StdStream;
@@ -24,13 +24,10 @@ use super::qmp::Qmp;
 use super::record::{Copy, Record, read_console, read_events, read_stderr};
 use super::{Commands, LaunchError, Options, QUEUE, Vm, guard};
 use crate::host::accel::Accel;
+use crate::host::config::GuestConfig;
 use crate::host::qemu::{Channels, Machine};
-use crate::proto::{Clock, Config, Ready};
+use crate::proto::Ready;
 
-/// Port of the registry inside the guest where the config names none.
-const GUEST_PORT: u32 = 5000;
-/// Serial of the disk where the config names none.
-const SERIAL: &str = "localregistry";
 /// Names of the fw_cfg files that the guest reads.
 const CONFIG: &str = "opt/localregistry/config";
 const TLS_CERTIFICATE: &str = "opt/localregistry/tls.crt";
@@ -38,7 +35,7 @@ const TLS_KEY: &str = "opt/localregistry/tls.key";
 
 /// Checks what can be checked before QEMU is started, so that the message is ours.
 pub(super) fn check(options: &Options) -> Result<(), LaunchError> {
-    readable("disk", &options.disk)?;
+    check_disk(&options.disk)?;
     readable("kernel", &options.kernel)?;
     readable("initramfs", &options.initramfs)?;
     if let Some((certificate, key)) = &options.tls {
@@ -48,6 +45,15 @@ pub(super) fn check(options: &Options) -> Result<(), LaunchError> {
     let address = options.publish;
     TcpListener::bind(address).map_err(|source| LaunchError::Port { address, source })?;
     Ok(())
+}
+
+/// Checks that there is something to read at `path`, which is to be a packed disk. [`Vm::boot`] does so too; this is for those who
+/// have more to prepare before it.
+///
+/// # Errors
+/// It cannot be read, is neither a file nor a block device, or is empty.
+pub fn check_disk(path: &Path) -> Result<(), LaunchError> {
+    readable("disk", path)
 }
 
 /// Whether `path` is a file, or a block device, that can be read and is not empty.
@@ -80,7 +86,8 @@ pub(super) fn start(options: &Options, accel: Accel) -> Result<Vm, LaunchError> 
     let (control, their_control) = pair()?;
     let (qmp, their_qmp) = pair()?;
     let (stderr, their_stderr) = pair()?;
-    let config = guest_config(options, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let mut config = options.config.clone();
+    config.complete(options.publish, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     let config_file = in_memory(&config)?;
 
     let channels = Channels {
@@ -133,12 +140,11 @@ async fn with(record: Arc<Record>, read: impl AsyncFnOnce(&Record)) {
 }
 
 /// The machine that `options` describe.
-fn machine(options: &Options, accel: Accel, config: &Config, config_file: &OwnedFd, channels: Channels) -> Machine {
+fn machine(options: &Options, accel: Accel, config: &GuestConfig, config_file: &OwnedFd, channels: Channels) -> Machine {
     let mut fw_cfg = vec![(CONFIG, PathBuf::from(format!("/dev/fd/{}", config_file.as_raw_fd())))];
     if let Some((certificate, key)) = &options.tls {
         fw_cfg.extend([(TLS_CERTIFICATE, certificate.clone()), (TLS_KEY, key.clone())]);
     }
-    let serial = config.disk.as_ref().map(|disk| disk.serial.as_str()).filter(|serial| !serial.is_empty());
     Machine {
         accel,
         memory_mib: options.memory_mib,
@@ -146,39 +152,20 @@ fn machine(options: &Options, accel: Accel, config: &Config, config_file: &Owned
         kernel: options.kernel.clone(),
         initramfs: options.initramfs.clone(),
         disk: options.disk.clone(),
-        serial: serial.unwrap_or(SERIAL).to_owned(),
+        serial: config.serial(),
         publish: options.publish,
-        guest_port: u16::try_from(config.port).unwrap_or_default(),
+        guest_port: config.port(),
         fw_cfg,
         channels,
     }
 }
 
-/// What the guest is told: the user's config, with the names that the host reaches it by, the port that is forwarded and the time.
-/// The port is always there, so that a config on the disk cannot move the registry away from the forwarded port.
-fn guest_config(options: &Options, now: Duration) -> Config {
-    let mut config = options.config.clone();
-    let publish: &SocketAddrV4 = &options.publish;
-    let own = ["127.0.0.1".to_owned(), "localhost".to_owned(), publish.ip().to_string()];
-    for name in own {
-        if name != "0.0.0.0" && !config.names.contains(&name) {
-            config.names.push(name);
-        }
-    }
-    if config.port == 0 {
-        config.port = GUEST_PORT;
-    }
-    config.clock.get_or_insert_with(|| Clock { epoch_seconds: now.as_secs_f64() });
-    config
-}
-
 /// `config` as a file without a name, which ends with its last descriptor.
-fn in_memory(config: &Config) -> Result<OwnedFd, LaunchError> {
+fn in_memory(config: &GuestConfig) -> Result<OwnedFd, LaunchError> {
     let failed = |source| LaunchError::Resource { what: "keep the config", source };
     let memory = memfd_create("localregistry-config", MemfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
     let mut file = File::from(memory);
-    let json = serde_json::to_vec(config).map_err(|error| failed(error.into()))?;
-    file.write_all(&json).map_err(failed)?;
+    file.write_all(config.to_json().as_bytes()).map_err(failed)?;
     Ok(file.into())
 }
 
