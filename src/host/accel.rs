@@ -46,13 +46,13 @@ impl Accel {
 #[derive(Debug, thiserror::Error)]
 pub enum NoKvm {
     /// The device does not open.
-    #[error("KVM cannot be used: cannot open {DEVICE} for reading and writing")]
+    #[error("cannot open {DEVICE} for reading and writing")]
     Device(#[source] io::Error),
     /// The processor's list cannot be read.
-    #[error("KVM cannot be used: cannot read {CPUINFO}")]
+    #[error("cannot read {CPUINFO}")]
     Cpuinfo(#[source] io::Error),
     /// The device opens, and every guest would hang: the processor does not virtualize.
-    #[error("KVM cannot be used: {DEVICE} opens, but {CPUINFO} lists neither vmx nor svm (use --accel tcg)")]
+    #[error("{DEVICE} opens, but {CPUINFO} lists neither vmx nor svm")]
     Flags,
 }
 
@@ -107,10 +107,7 @@ mod tests {
         assert_eq!(choose(Choice::Auto, Ok(())).unwrap().0, Accel::Kvm);
         let (accel, why) = choose(Choice::Auto, Err(NoKvm::Flags)).unwrap();
         assert_eq!(accel, Accel::Tcg);
-        assert_eq!(
-            why.unwrap().to_string(),
-            "KVM cannot be used: /dev/kvm opens, but /proc/cpuinfo lists neither vmx nor svm (use --accel tcg)"
-        );
+        assert_eq!(why.unwrap().to_string(), "/dev/kvm opens, but /proc/cpuinfo lists neither vmx nor svm");
     }
 
     #[test]

@@ -37,6 +37,7 @@ use self::process::{Killer, Process};
 use self::qmp::Qmp;
 use self::record::Record;
 use super::accel::{self, Accel, Choice};
+use super::cli::chain;
 use super::config::GuestConfig;
 use super::report::Report;
 use crate::proto::{Event, Ready, event::Event as Kind};
@@ -141,12 +142,12 @@ impl Vm {
         let kvm = if options.accel == Choice::Tcg { Ok(()) } else { accel::probe() };
         let (accel, why_not) = accel::choose(options.accel, kvm)?;
         if let Some(why) = why_not {
-            options.report.step(format!("{why}: booting under TCG"));
+            options.report.step(format!("Booting under TCG, KVM cannot be used: {}", chain(&why)));
         }
         let may_fall = options.accel == Choice::Auto && accel == Accel::Kvm;
         match Self::attempt(&options, accel, may_fall.then_some(SILENCE)).await {
             Err(error @ (LaunchError::Start { .. } | LaunchError::Qmp(_) | LaunchError::Silent { .. })) if may_fall => {
-                options.report.step(format!("KVM cannot be used: {error}: booting under TCG"));
+                options.report.step(format!("Booting under TCG, KVM cannot be used: {}", chain(&error)));
                 Self::attempt(&options, Accel::Tcg, None).await
             }
             result => result,
@@ -156,9 +157,6 @@ impl Vm {
     /// Starts QEMU and waits for `ready`, but no longer than `silence` for a sign of life.
     async fn attempt(options: &Options, accel: Accel, silence: Option<Duration>) -> Result<Self, LaunchError> {
         let mut vm = spawn::start(options, accel)?;
-        if let Err(error) = vm.connect().await {
-            return Err(vm.start_error(error, options).await);
-        }
         let record = Arc::clone(&vm.record);
         let silent = async {
             match silence {
@@ -166,15 +164,19 @@ impl Vm {
                 _ => std::future::pending().await,
             }
         };
-        let ready = tokio::select! {
-            after = silent => return Err(LaunchError::Silent { after }),
-            ready = timeout(options.timeout, vm.until_ready()) => ready,
+        let boot = async {
+            vm.connect().await?;
+            Ok(vm.until_ready().await)
         };
-        if ready == Ok(true) {
-            return Ok(vm);
-        }
-        if ready.is_err() {
-            vm.kill_for(Killed::NotReady(options.timeout));
+        let booted = tokio::select! {
+            after = silent => return Err(LaunchError::Silent { after }),
+            booted = timeout(options.timeout, boot) => booted,
+        };
+        match booted {
+            Ok(Ok(true)) => return Ok(vm),
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => return Err(vm.start_error(error, options).await),
+            Err(_) => vm.kill_for(Killed::NotReady(options.timeout)),
         }
         Err(LaunchError::Ended(Box::new(vm.wait().await)))
     }
@@ -200,7 +202,12 @@ impl Vm {
         }
         let exit = timeout(ANSWER, self.process.ended()).await;
         let Ok(exit) = exit else { return error };
-        let stderr = self.wait().await.stderr;
+        let ended = self.wait().await;
+        // A refusal has a status. A signal, or an end in order, came from elsewhere.
+        if !matches!(exit, Exit::Code(1..)) {
+            return LaunchError::Ended(Box::new(ended));
+        }
+        let stderr = ended.stderr;
         // The port was free when `spawn::check` looked, so somebody has just taken it.
         if stderr.iter().any(|line| line.contains("Could not set up host forwarding rule")) {
             let source = std::io::ErrorKind::AddrInUse.into();

@@ -52,7 +52,7 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// KVM is asked for and cannot work.
-    #[error(transparent)]
+    #[error("KVM cannot be used (--accel tcg works everywhere)")]
     NoKvm(#[from] NoKvm),
     /// The address to publish on cannot be had.
     #[error("cannot listen on {address} (--publish takes another, without it a free port is taken)")]
