@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::report::Report;
+use super::serve;
 
 /// Pack container images into a disk, boot it as a registry, pull from it.
 #[derive(Debug, Parser)]
@@ -19,16 +20,24 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Serve(serve::Args),
+}
 
 impl Cli {
     /// Runs the subcommand. Errors are printed as one line that ends with their causes.
     #[must_use]
     pub fn run(self) -> ExitCode {
         let report = self.report;
-        let _ = report;
-        match self.command {}
+        match self.command {
+            Command::Serve(args) => finish(serve::run(&args, report)),
+        }
     }
+}
+
+/// Exit code 0, or the error and exit code 1.
+fn finish(result: Result<(), impl Error>) -> ExitCode {
+    result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
 }
 
 /// Prints `error` with its causes on one line and gives exit code `code`.

@@ -303,17 +303,12 @@ pub fn catalog(images: &[Image]) -> Result<catalog::Catalog, LayoutError> {
             second: image.digest,
         })?;
         // The referrers tag schema (distribution specification, "Referrers Tag Schema"): an index tagged with its subject's digest.
-        if let Some(subject) = schema_subject(tag) {
+        if let Some(subject) = tag.subject() {
             let listed = image.blobs.iter().skip(1).filter(|blob| blob.manifest.is_some());
             listed.for_each(|blob| builder.referrer(&image.repository, subject, blob.digest));
         }
     }
     Ok(builder.finish())
-}
-
-/// The digest in a tag of the form `sha256-<hex>`.
-fn schema_subject(tag: &Tag) -> Option<Digest> {
-    tag.as_str().replacen('-', ":", 1).parse().ok()
 }
 
 /// Repository and tag from the annotations of a descriptor in `index.json`.

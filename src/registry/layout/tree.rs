@@ -40,15 +40,27 @@ impl Directory {
         Ok(Self { root: openat(CWD, path, flags, Mode::empty())? })
     }
 
-    /// Opens the regular file at `path` below the folder.
+    /// Opens the regular file at `path` below the folder, and gives its size in bytes.
     ///
     /// # Errors
     /// As of opening a file. A link that leads out of the folder, and a thing that is no regular file, are refused in words.
     pub fn file(&self, path: &str) -> io::Result<(File, u64)> {
+        self.resolve(path, ResolveFlags::empty())
+    }
+
+    /// As [`Directory::file`], where the kernel knows the path already and need not ask the disk.
+    ///
+    /// # Errors
+    /// `WouldBlock`, where the disk must be asked.
+    pub fn file_cached(&self, path: &str) -> io::Result<(File, u64)> {
+        self.resolve(path, ResolveFlags::CACHED)
+    }
+
+    fn resolve(&self, path: &str, how: ResolveFlags) -> io::Result<(File, u64)> {
         // Non-blocking, so that a FIFO in the place of a blob cannot hold the caller up before it is refused.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let opened = openat2(&self.root, path, flags, Mode::empty(), beneath).map_err(|error| match error {
+        let how = how | ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let opened = openat2(&self.root, path, flags, Mode::empty(), how).map_err(|error| match error {
             rustix::io::Errno::XDEV => io::Error::other("a symbolic link leads out of the folder; a file inside it is expected"),
             other => other.into(),
         })?;
