@@ -27,6 +27,12 @@ pub fn hook_panics() {
     }));
 }
 
+/// Prints what the server warns of.
+pub fn log_warnings() {
+    let lines = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).without_time().with_ansi(false);
+    let _ = lines.with_writer(std::io::stderr).try_init();
+}
+
 /// Prints `message` as one line after the program's name.
 pub fn say(message: &str) {
     print(&format!("localregistry: {}", one_line(message)));

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::io;
 use std::num::NonZeroU16;
 
+use crate::registry::layout::LayoutError;
 use crate::registry::store::StoreError;
 
 use super::config::ConfigError;
@@ -65,7 +66,7 @@ impl Fault {
             Self::Config(_) => "BAD_CONFIG",
             Self::Disk(error) => error.code(),
             Self::Net(error) => error.code(),
-            Self::Store(error) => error.code(),
+            Self::Store(error) => store_code(error),
             Self::Tls(_) => "BAD_TLS",
             Self::Listen { .. } => "NO_PORT",
             Self::Panic(_) => "PANIC",
@@ -75,8 +76,21 @@ impl Fault {
     /// The fault with its causes, joined by ": ".
     #[must_use]
     pub fn chain(&self) -> String {
-        let causes = std::iter::successors(self.source(), |error| error.source());
-        std::iter::once(self.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
+        let mut line = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            line.push_str(": ");
+            line.push_str(&error.to_string());
+            cause = error.source();
+        }
+        line
+    }
+}
+
+const fn store_code(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Layout(LayoutError::Size { .. }) => "TRUNCATED",
+        StoreError::Open { .. } | StoreError::Read { .. } | StoreError::Catalog(_) | StoreError::Layout(_) => "BAD_DISK",
     }
 }
 

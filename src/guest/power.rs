@@ -128,9 +128,8 @@ pub fn off() -> ! {
     nix::unistd::sync();
     // Detached, so that a file that is still open does not keep the disk.
     let _ = umount2(disk::ROOT, MntFlags::MNT_DETACH);
-    if let Err(error) = reboot(RebootMode::RB_POWER_OFF) {
-        console::say(&format!("the power cannot be cut: {error}"));
-    }
+    let Err(error) = reboot(RebootMode::RB_POWER_OFF);
+    console::say(&format!("the power cannot be cut: {error}"));
     loop {
         thread::park();
     }

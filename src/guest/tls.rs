@@ -5,13 +5,14 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::SystemTime;
+use std::sync::Arc;
 
+use crate::registry::answer::Registry;
 use crate::registry::serve::Transport;
 use crate::registry::tls::{self, Authority};
 
-use super::config::settings::{Settings, TlsMode};
 use super::config::FW_CFG;
+use super::config::settings::{Settings, TlsMode};
 
 /// A certificate that cannot be served with.
 #[derive(Debug, thiserror::Error)]
@@ -48,31 +49,30 @@ pub struct Identity {
     pub ca_pem: String,
 }
 
-/// Makes or takes the certificate for a guest with `addresses`.
+/// Makes or takes the certificate for a guest with `addresses` that serves `registry`.
 ///
 /// # Errors
 /// When one cannot be made, or the one given is missing or bad.
-pub fn identity(settings: &Settings, addresses: &[IpAddr]) -> Result<Identity, TlsError> {
+pub fn identity(settings: &Settings, addresses: &[IpAddr], registry: &Registry) -> Result<Identity, TlsError> {
     match settings.tls {
         TlsMode::Off => Ok(Identity { transport: Transport::Plain, scheme: "http", ca_pem: String::new() }),
-        TlsMode::Generate => generate(names(settings, addresses)),
-        TlsMode::Provided => provided(&read("tls.crt")?, &read("tls.key")?),
+        TlsMode::Generate => generate(names(settings, addresses), registry),
+        TlsMode::Provided => {
+            let (config, ca_pem) = tls::provided(&read("tls.crt")?, &read("tls.key")?).map_err(TlsError::Provided)?;
+            Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem })
+        }
     }
 }
 
-fn generate(names: Vec<String>) -> Result<Identity, TlsError> {
-    let made = Authority::generate("localregistry CA", SystemTime::now())
-        .and_then(|authority| Ok((authority.server_config(&names)?, authority.ca_pem().to_owned())));
+fn generate(names: Vec<String>, registry: &Registry) -> Result<Identity, TlsError> {
+    let made = Authority::generate("localregistry").map(Arc::new).and_then(|authority| {
+        let config = authority.server_config(&names, registry.upstreams())?;
+        Ok((config, authority.ca_pem().to_owned()))
+    });
     match made {
         Ok((config, ca_pem)) => Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem }),
         Err(source) => Err(TlsError::Generate { names, source }),
     }
-}
-
-fn provided(chain: &[u8], key: &[u8]) -> Result<Identity, TlsError> {
-    let config = tls::provided(chain, key).map_err(TlsError::Provided)?;
-    let ca_pem = last_certificate(&String::from_utf8_lossy(chain)).unwrap_or_default();
-    Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem })
 }
 
 fn read(name: &'static str) -> Result<Vec<u8>, TlsError> {
@@ -91,39 +91,20 @@ fn names(settings: &Settings, addresses: &[IpAddr]) -> Vec<String> {
     names
 }
 
-/// The last certificate of a chain in PEM: the nearest to its root that the launcher gave.
-fn last_certificate(chain: &str) -> Option<String> {
-    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-    const END: &str = "-----END CERTIFICATE-----";
-    let from = chain.get(chain.rfind(BEGIN)?..)?;
-    from.get(..from.find(END)? + END.len()).map(|pem| format!("{pem}\n"))
-}
-
 #[cfg(test)]
 mod tests {
-    use crate::guest::config::Layer;
-    use crate::guest::config::Origin;
+    use crate::guest::config::{Layer, Origin};
 
     use super::*;
 
     #[test]
     fn the_certificate_is_for_every_name_once() {
-        let layer = Layer::from_json(Origin::FwCfg, br#"{"hostname": "reg", "names": ["*.example.com", "localhost"]}"#).unwrap();
+        let layer = Layer::from_json(Origin::FwCfg, br#"{"hostname": "reg", "names": ["r.example.com", "localhost"]}"#).unwrap();
         let settings = layer.settings(Origin::FwCfg).unwrap();
         assert_eq!(
             names(&settings, &["10.0.2.15".parse().unwrap(), "fec0::5".parse().unwrap()]),
-            ["reg", "localhost", "127.0.0.1", "::1", "*.example.com", "10.0.2.15", "fec0::5"]
+            ["reg", "localhost", "127.0.0.1", "::1", "r.example.com", "10.0.2.15", "fec0::5"]
         );
-    }
-
-    #[test]
-    fn the_ca_of_a_chain_is_its_last_certificate() {
-        let one = "-----BEGIN CERTIFICATE-----\nAAA\n-----END CERTIFICATE-----\n";
-        let two = "-----BEGIN CERTIFICATE-----\nBBB\n-----END CERTIFICATE-----\n";
-        assert_eq!(last_certificate(&format!("leaf\n{one}\nca\n{two}rest")).as_deref(), Some(two));
-        assert_eq!(last_certificate(one).as_deref(), Some(one));
-        assert_eq!(last_certificate("-----BEGIN CERTIFICATE-----\nAAA"), None);
-        assert_eq!(last_certificate(""), None);
     }
 
     #[test]

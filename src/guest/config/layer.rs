@@ -155,7 +155,7 @@ fn insert(map: &mut Map<String, Value>, path: &str, value: Value) -> Result<(), 
 /// The object at `place` of the list named `list`, made where it is the next one; nothing where that would leave a gap.
 fn item<'a>(map: &'a mut Map<String, Value>, list: &str, place: &str) -> Option<&'a mut Map<String, Value>> {
     let items = map.entry(list).or_insert_with(|| Value::Array(Vec::new())).as_array_mut()?;
-    let place = place.parse().ok()?;
+    let place: usize = place.parse().ok()?;
     if place == items.len() {
         items.push(Value::Object(Map::new()));
     }

@@ -154,7 +154,7 @@ impl Default for Interface {
 
 fn interface(check: Check, place: usize, given: &proto::Interface) -> Result<Interface, ConfigError> {
     let key = |field: &str| format!("interfaces.{place}.{field}");
-    let addresses = given.addresses.iter().map(|text| check.some(text.parse().ok(), &key("addresses"), text));
+    let addresses = given.addresses.iter().map(|text| check.some(text.parse().ok(), &key("addresses"), text.as_str()));
     let addresses = addresses.collect::<Result<Vec<Cidr>, _>>()?;
     let gateway = match given.gateway.as_str() {
         "" => None,
@@ -216,9 +216,9 @@ fn is_serial(text: &str) -> bool {
     (1..=SERIAL_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// A name that a certificate can be for: a DNS name, whose first label may be `*`, or an IP address.
+/// A name that a certificate can be for.
 fn is_san(text: &str) -> bool {
-    text.parse::<IpAddr>().is_ok() || is_dns_name(text.strip_prefix("*.").unwrap_or(text))
+    text.parse::<IpAddr>().is_ok() || is_dns_name(text)
 }
 
 /// A DNS name of letters, digits and hyphens (RFC 1123, section 2.1), whose last label is no number.
