@@ -9,6 +9,7 @@ use super::initramfs;
 use super::kernel;
 use super::report::Report;
 use super::run;
+use super::serve;
 
 /// Pack container images into a disk, boot it as a registry, pull from it.
 #[derive(Debug, Parser)]
@@ -23,6 +24,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve a layout from this machine, without a VM
+    Serve(serve::Args),
     /// Write a kernel that QEMU boots directly
     Kernel(kernel::Args),
     /// Write the archive that the guest boots from
@@ -37,6 +40,7 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let report = self.report;
         match self.command {
+            Command::Serve(args) => status(serve::run(&args, report)),
             Command::Kernel(args) => status(kernel::run(&args, &report)),
             Command::Initramfs(args) => status(initramfs::run(&args, &report)),
             Command::Run(args) => run::run(&args, &report),

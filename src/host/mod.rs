@@ -14,5 +14,6 @@ pub mod modules;
 pub mod qemu;
 pub mod report;
 pub mod run;
+pub mod serve;
 mod sys;
 pub mod tools;

@@ -2,6 +2,7 @@
 //! input or output here.
 
 mod digest;
+pub mod manifest;
 pub mod media_type;
 mod name;
 

@@ -180,6 +180,13 @@ impl Tag {
         &self.0
     }
 
+    /// The digest in a tag of the form `sha256-<hex>`, by which an index of referrers may be stored (distribution specification,
+    /// "Referrers Tag Schema").
+    #[must_use]
+    pub fn subject(&self) -> Option<Digest> {
+        self.0.replacen('-', ":", 1).parse().ok()
+    }
+
     /// The tag that clients assume where none is given.
     #[must_use]
     pub fn latest() -> Self {

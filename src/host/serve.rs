@@ -1,0 +1,215 @@
+//! `localregistry serve`: the appliance's server on the host, without a VM, for development and for measuring.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::atomic;
+use super::report::Report;
+use crate::registry::answer::Registry;
+use crate::registry::events::Events;
+use crate::registry::serve::{Listener, Transport, serve};
+use crate::registry::store::{Store, StoreError};
+use crate::registry::tls::{self, Authority, TlsError};
+
+/// How long transfers may go on after SIGINT or SIGTERM.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Serve an OCI image layout from this machine, without a VM
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  localregistry serve images/ --tls off
+  localregistry serve images/ --listen 127.0.0.1:5000 --ca ca.crt --san registry.test")]
+pub struct Args {
+    /// Folder of an OCI image layout, or of a disk's extracted content
+    layout: PathBuf,
+
+    /// Address and port to listen on; port 0 takes a free one. May be given several times
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:5000")]
+    listen: Vec<SocketAddr>,
+
+    /// Where certificates come from
+    #[arg(long, value_enum, default_value_t = TlsMode::Generate)]
+    tls: TlsMode,
+
+    /// Write the CA that clients have to trust to this file
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+
+    /// A further DNS name or IP address in the generated certificate. May be given several times
+    #[arg(long, value_name = "NAME")]
+    san: Vec<String>,
+
+    /// Certificate chain, PEM, with --tls provided
+    #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"))]
+    cert: Option<PathBuf>,
+
+    /// Private key, PEM, with --tls provided
+    #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"))]
+    key: Option<PathBuf>,
+
+    /// Append every event to this file, one JSON message a line
+    #[arg(long, value_name = "FILE")]
+    events: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum TlsMode {
+    /// Make a CA and a certificate
+    Generate,
+    /// Use --cert and --key
+    Provided,
+    /// Plain HTTP
+    Off,
+}
+
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The layout.
+    #[error("cannot serve {path}")]
+    Store {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        cause: StoreError,
+    },
+    /// Certificates.
+    #[error("cannot set TLS up")]
+    Tls(#[from] TlsError),
+    /// A file that was named.
+    #[error("cannot {verb} {path}")]
+    File {
+        /// What was being done.
+        verb: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// An address to listen on.
+    #[error("cannot listen on {address}; a free port of an address of this machine is expected (port 0 takes a free one)")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The runtime, signals or standard output.
+    #[error("cannot start")]
+    Start(#[from] io::Error),
+}
+
+#[derive(Serialize)]
+struct Ready {
+    endpoints: Vec<String>,
+    images: usize,
+    blobs: usize,
+    blob_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca: Option<PathBuf>,
+}
+
+/// Serves until SIGINT or SIGTERM.
+///
+/// # Errors
+/// [`Error`], where serving could not start.
+pub fn run(args: &Args, report: Report) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve_layout(args, report))
+}
+
+async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
+    let stopped = stop_signal()?;
+    let store = Store::open(&args.layout).map_err(|cause| Error::Store { path: args.layout.clone(), cause })?;
+    let (events, queue) = Events::queue();
+    let recorder = match &args.events {
+        Some(path) => Some(record(path, queue)?),
+        None => None,
+    };
+    let registry = Arc::new(Registry::new(store, events));
+    let transport = transport(args, &registry)?;
+    let mut listeners = Vec::new();
+    for address in &args.listen {
+        let socket = TcpListener::bind(address).await.map_err(|cause| Error::Listen { address: *address, cause })?;
+        listeners.push(Listener { socket, transport: transport.clone() });
+    }
+
+    let scheme = if args.tls == TlsMode::Off { "http" } else { "https" };
+    let addresses = listeners.iter().map(|listener| listener.socket.local_addr()).collect::<Result<Vec<_>, _>>()?;
+    let store = registry.store();
+    let ready = Ready {
+        endpoints: addresses.iter().map(|address| format!("{scheme}://{address}")).collect(),
+        images: store.images(),
+        blobs: store.blobs(),
+        blob_bytes: store.blob_bytes(),
+        ca: args.ca.clone(),
+    };
+    let text = format!("serving {} images at {}", ready.images, ready.endpoints.join(", "));
+    report.result(&ready, &text)?;
+
+    let totals = serve(listeners, registry, stopped).await;
+    report.step(format!("served {} requests, {} bytes", totals.requests, totals.bytes));
+    // The registry is gone, and its end of the queue with it: the recorder has come to its end.
+    recorder.map(std::thread::JoinHandle::join);
+    Ok(())
+}
+
+fn stop_signal() -> io::Result<impl Future<Output = Duration>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        DRAIN
+    })
+}
+
+fn transport(args: &Args, registry: &Registry) -> Result<Transport, Error> {
+    let (config, ca) = match (args.tls, &args.cert, &args.key) {
+        (TlsMode::Off, ..) => return Ok(Transport::Plain),
+        (TlsMode::Provided, Some(chain), Some(key)) => tls::provided(&read(chain)?, &read(key)?)?,
+        _ => {
+            let authority = Arc::new(Authority::generate("localregistry")?);
+            let own = args.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
+            let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+            names.extend(own.chain(args.san.iter().cloned()));
+            names.dedup();
+            (authority.server_config(&names, registry.upstreams())?, authority.ca_pem().to_owned())
+        }
+    };
+    if let Some(path) = &args.ca {
+        atomic::write(path, ca.as_bytes()).map_err(|cause| Error::File { verb: "write", path: path.clone(), cause })?;
+    }
+    Ok(Transport::Tls(config))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|cause| Error::File { verb: "read", path: path.to_owned(), cause })
+}
+
+/// Writes events to a file, each as one line, on a thread of its own.
+fn record(path: &Path, queue: std::sync::mpsc::Receiver<crate::proto::Event>) -> Result<std::thread::JoinHandle<()>, Error> {
+    let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    let mut file = opened.map_err(|cause| Error::File { verb: "open", path: path.to_owned(), cause })?;
+    Ok(std::thread::spawn(move || {
+        for event in queue {
+            let line = serde_json::to_string(&event).map(|json| json + "\n").unwrap_or_default();
+            if let Err(error) = io::Write::write_all(&mut file, line.as_bytes()) {
+                tracing::warn!(%error, "events are no longer recorded");
+                return;
+            }
+        }
+    }))
+}

@@ -1,0 +1,189 @@
+//! Manifests and indexes, read just as far as serving and packing need: which content they name. What is stored is never written
+//! anew from these types; its bytes are its identity.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+
+use super::{Digest, media_type};
+
+/// Largest manifest in bytes that is packed and served (distribution specification, "Pushing Manifests": at least 4 MiB).
+pub const MAX_MANIFEST: u64 = 4 << 20;
+
+/// A descriptor (image specification, "Descriptors").
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// Type of the content.
+    #[serde(default)]
+    pub media_type: String,
+    /// Digest of the content.
+    #[serde(deserialize_with = "digest")]
+    pub digest: Digest,
+    /// Size of the content in bytes.
+    pub size: u64,
+    /// Annotations, in an index often the image's name.
+    #[serde(default)]
+    pub annotations: HashMap<String, String>,
+    /// Type of the artifact that a manifest describes.
+    #[serde(default)]
+    pub artifact_type: Option<String>,
+    /// The platform that a manifest in an index is for.
+    #[serde(default)]
+    pub platform: Option<Platform>,
+}
+
+/// Platform of an image (image specification, "Image Index").
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Platform {
+    /// `amd64`, `arm64`, …
+    pub architecture: String,
+    /// `linux`, `windows`, …
+    pub os: String,
+    /// `v7`, `v8`, …
+    #[serde(default)]
+    pub variant: Option<String>,
+}
+
+fn digest<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|error| serde::de::Error::custom(format!("{error}, not {text:?}")))
+}
+
+/// A parsed manifest of any kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// Its own media type: what the content says, else what its shape means.
+    pub media_type: String,
+    /// Whether the content says so itself.
+    pub says_type: bool,
+    /// The manifests of an index.
+    pub manifests: Vec<Descriptor>,
+    /// The config (if any) and layers of an image, or the blobs of an artifact.
+    pub blobs: Vec<Descriptor>,
+    /// The manifest that this one refers to.
+    pub subject: Option<Descriptor>,
+    /// `artifactType`, else the config's media type (distribution specification, "Listing Referrers").
+    pub artifact_type: Option<String>,
+    /// Annotations of the manifest itself.
+    pub annotations: HashMap<String, String>,
+}
+
+/// Why content is not a manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not the JSON of a manifest.
+    #[error("it is not the JSON of a manifest")]
+    Json(#[from] serde_json::Error),
+    /// Both `layers` and `manifests`: image and index at once (CVE-2021-41190).
+    #[error("it has both \"layers\" and \"manifests\": it is an image and an index at once")]
+    Ambiguous,
+    /// None of `manifests`, `layers`, `blobs`, `config`.
+    #[error("it has none of \"manifests\", \"layers\", \"config\"")]
+    Empty,
+    /// `mediaType` is of one kind and the content of another.
+    #[error("it says that its media type is {0:?}, and its content is of another kind")]
+    Kind(String),
+    /// Docker's schema 1, which has no digests of its own.
+    #[error("it is a Docker schema 1 manifest; pull and save the image anew with a current tool")]
+    Schema1,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    schema_version: u64,
+    media_type: Option<String>,
+    artifact_type: Option<String>,
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    blobs: Option<Vec<Descriptor>>,
+    subject: Option<Descriptor>,
+    annotations: Option<HashMap<String, String>>,
+}
+
+impl Manifest {
+    /// Reads a manifest or an index.
+    ///
+    /// # Errors
+    /// [`ManifestError`], where `content` is neither.
+    pub fn parse(content: &[u8]) -> Result<Self, ManifestError> {
+        let raw: Raw = serde_json::from_slice(content)?;
+        if raw.schema_version == 1 && raw.media_type.as_deref() != Some(media_type::OCI_ARTIFACT) {
+            return Err(ManifestError::Schema1);
+        }
+        let image = raw.layers.is_some() || raw.config.is_some();
+        let shape = match (raw.manifests.is_some(), image, raw.blobs.is_some()) {
+            (true, true, _) => return Err(ManifestError::Ambiguous),
+            (true, false, _) => media_type::OCI_INDEX,
+            (false, true, _) => media_type::OCI_MANIFEST,
+            (false, false, true) => media_type::OCI_ARTIFACT,
+            // An artifact manifest may have no blobs, and an empty index may leave its list out.
+            (false, false, false) => match raw.media_type.as_deref() {
+                Some(media_type::OCI_ARTIFACT) => media_type::OCI_ARTIFACT,
+                Some(said) if media_type::is_index(said) => media_type::OCI_INDEX,
+                _ => return Err(ManifestError::Empty),
+            },
+        };
+        let says_type = raw.media_type.is_some();
+        let media_type = raw.media_type.unwrap_or_else(|| shape.to_owned());
+        if media_type::is_manifest(&media_type) && media_type::is_index(&media_type) != media_type::is_index(shape) {
+            return Err(ManifestError::Kind(media_type));
+        }
+        let config_type = raw.config.as_ref().map(|config| config.media_type.clone());
+        Ok(Self {
+            media_type,
+            says_type,
+            manifests: raw.manifests.unwrap_or_default(),
+            blobs: raw.config.into_iter().chain(raw.layers.or(raw.blobs).unwrap_or_default()).collect(),
+            subject: raw.subject,
+            artifact_type: raw.artifact_type.filter(|given| !given.is_empty()).or(config_type),
+            annotations: raw.annotations.unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const D: &str =
+        r#"{"mediaType":"m","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0}"#;
+
+    fn parse(json: &str) -> Result<Manifest, String> {
+        Manifest::parse(json.replace("$D", D).as_bytes()).map_err(|error| match error {
+            ManifestError::Json(cause) => cause.to_string(),
+            other => other.to_string(),
+        })
+    }
+
+    #[test]
+    fn images_indexes_and_artifacts() {
+        let image = parse(r#"{"schemaVersion":2,"config":$D,"layers":[$D,$D],"subject":$D}"#).unwrap();
+        assert_eq!((image.media_type.as_str(), image.blobs.len(), image.subject.is_some()), (media_type::OCI_MANIFEST, 3, true));
+        assert_eq!(image.artifact_type.as_deref(), Some("m"));
+        let index = parse(r#"{"schemaVersion":2,"manifests":[$D]}"#).unwrap();
+        assert_eq!((index.media_type.as_str(), index.manifests.len()), (media_type::OCI_INDEX, 1));
+        let artifact =
+            parse(&format!(r#"{{"schemaVersion":2,"mediaType":"{}","blobs":[$D]}}"#, media_type::OCI_ARTIFACT)).unwrap();
+        assert_eq!(artifact.blobs.len(), 1);
+    }
+
+    #[test]
+    fn refuses_what_is_not_one_thing() {
+        for (json, expected) in [
+            (r#"{"schemaVersion":2,"layers":[],"manifests":[]}"#, ManifestError::Ambiguous.to_string()),
+            (r#"{"schemaVersion":2}"#, ManifestError::Empty.to_string()),
+            (r#"{"schemaVersion":1,"fsLayers":[]}"#, ManifestError::Schema1.to_string()),
+            (
+                &format!(r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[]}}"#, media_type::OCI_MANIFEST),
+                ManifestError::Kind(media_type::OCI_MANIFEST.to_owned()).to_string(),
+            ),
+        ] {
+            assert_eq!(parse(json).unwrap_err(), expected);
+        }
+        let wrong = parse(r#"{"schemaVersion":2,"manifests":[{"digest":"sha256:../x","size":1}]}"#).unwrap_err();
+        assert!(wrong.contains("a sha256 digest has 64 hexadecimal digits, not \"sha256:../x\""), "{wrong}");
+    }
+}

@@ -1,0 +1,255 @@
+//! The registry itself: one request's head becomes one response. It looks names up in the catalog and opens files by digest; it
+//! never reads a request's body and has no way to write.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::sync::Arc;
+
+use http::header::{HOST, IF_NONE_MATCH, IF_RANGE, RANGE, TRANSFER_ENCODING, USER_AGENT};
+use http::request::Parts;
+use http::{HeaderMap, Method, Response, Version};
+
+use super::body::Body;
+use super::catalog::{Blob, BlobId, RepositoryId};
+use super::error::RegistryError;
+use super::events::Events;
+use super::log::{Counters, Entry, Totals};
+use super::reply::{self, Content, Freshness};
+use super::route::{self, Page, Route, Target};
+use super::store::Store;
+use super::{lists, range};
+use crate::oci::{Host, Reference, Repository};
+use crate::proto;
+
+/// A store being served.
+#[derive(Debug)]
+pub struct Registry {
+    store: Arc<Store>,
+    events: Events,
+    counters: Arc<Counters>,
+    /// Upstream hosts that repositories of the store are filed under.
+    upstreams: HashSet<String>,
+}
+
+impl Registry {
+    /// Serves `store`; tells `events` of every request.
+    #[must_use]
+    pub fn new(store: Store, events: Events) -> Self {
+        let catalog = store.catalog();
+        let names = catalog.repositories().filter_map(|id| catalog.repository_name(id).parse::<Repository>().ok());
+        let upstreams = names.filter_map(|name| name.host().map(str::to_owned)).collect();
+        Self { store: Arc::new(store), events, counters: Arc::default(), upstreams }
+    }
+
+    /// What it serves.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The upstream hosts that repositories are filed under, and the other names by which clients reach those.
+    pub fn upstreams(&self) -> impl Iterator<Item = String> {
+        let aliases =
+            route::aliases().filter(|(_, upstream)| self.upstreams.contains(*upstream)).map(|(alias, _)| alias.to_owned());
+        self.upstreams.iter().cloned().chain(aliases)
+    }
+
+    /// Requests answered and bytes sent so far.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.counters.totals()
+    }
+
+    /// The queue that tells the launcher what happens.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Answers a request from `peer` by its head.
+    pub async fn answer(&self, head: &Parts, peer: std::net::SocketAddr) -> Response<Body> {
+        let mut entry = Entry::new(request_event(head, peer), self.events.clone(), Arc::clone(&self.counters));
+        let answered = match check(head).and_then(|()| route::parse(&head.method, &head.uri)) {
+            Ok(target) => {
+                describe(&target, &mut entry.request);
+                self.route(&target, head).await.map(|response| reply::namespaced(response, target.namespace.as_ref()))
+            }
+            Err(error) => Err(error),
+        };
+        let response = answered.unwrap_or_else(|error| reply::error(&error));
+        let (parts, body) = response.into_parts();
+        entry.request.status = parts.status.as_u16().into();
+        if let Some(digest) = parts.headers.get(reply::CONTENT_DIGEST) {
+            entry.request.digest = lossy(digest.as_bytes());
+        }
+        let body = if head.method == Method::HEAD { body.without_content() } else { body };
+        Response::from_parts(parts, body.logged(entry))
+    }
+
+    async fn route(&self, target: &Target, head: &Parts) -> Result<Response<Body>, RegistryError> {
+        match &target.route {
+            Route::Base => Ok(reply::base()),
+            Route::Catalog(page) => Ok(lists::catalog(self.store.catalog(), page)),
+            Route::Tags(name, page) => self.tags(name, page, target, head),
+            Route::Manifest(name, reference) => {
+                let repository = self.repository(name, target, head)?;
+                let (manifest, freshness) = self.manifest(repository, reference)?;
+                self.content(manifest, freshness, head).await
+            }
+            Route::Blob(name, digest) => {
+                let repository = self.repository(name, target, head)?;
+                let found = self.store.catalog().blob_in(repository, digest);
+                let unknown = || RegistryError::BlobUnknown(format!("no blob {digest} in {name}"));
+                let blob = found.and_then(|id| self.store.catalog().blob(id)).ok_or_else(unknown)?;
+                self.content(Blob { manifest: None, ..blob }, Freshness::Immutable, head).await
+            }
+            Route::Referrers(name, digest, artifact_type) => {
+                // A registry must answer 200 with an empty list for a digest that it does not know; only an unknown repository is a 404.
+                let repository = self.repository(name, target, head)?;
+                lists::referrers(&self.store, repository, digest, artifact_type.as_deref()).await
+            }
+        }
+    }
+
+    fn tags(&self, name: &Repository, page: &Page, target: &Target, head: &Parts) -> Result<Response<Body>, RegistryError> {
+        let repository = self.repository(name, target, head)?;
+        Ok(lists::tags(self.store.catalog(), repository, name, target.namespace.as_ref(), page))
+    }
+
+    fn manifest(&self, repository: RepositoryId, reference: &Reference) -> Result<(Blob<'_>, Freshness), RegistryError> {
+        let catalog = self.store.catalog();
+        let (found, freshness): (Option<BlobId>, _) = match reference {
+            Reference::Tag(tag) => (catalog.tag(repository, tag.as_str()), Freshness::Tag),
+            Reference::Digest(digest) => (catalog.blob_in(repository, digest), Freshness::Immutable),
+        };
+        let blob = found.and_then(|id| catalog.blob(id)).filter(|blob| blob.manifest.is_some());
+        let name = catalog.repository_name(repository);
+        blob.map(|blob| (blob, freshness))
+            .ok_or_else(|| RegistryError::ManifestUnknown(format!("no manifest {reference} in {name}")))
+    }
+
+    /// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
+    /// name, the `Host` header where the store knows that host, else none (the default namespace).
+    fn repository(&self, name: &Repository, target: &Target, head: &Parts) -> Result<RepositoryId, RegistryError> {
+        let host = authority(head).and_then(|host| host.parse::<Host>().ok());
+        let upstream = match (&target.namespace, name.host()) {
+            // A client may say in `ns` what it connected to: then it means no upstream, but this registry.
+            (Some(namespace), _) => {
+                Some(namespace.as_str()).filter(|namespace| !host.as_ref().is_some_and(|own| own.as_str() == *namespace))
+            }
+            (None, Some(_)) => None,
+            (None, None) => host.as_ref().map(Host::name).filter(|host| self.upstreams.contains(route::upstream(host))),
+        };
+        let full = match upstream {
+            Some(upstream) => format!("{}/{name}", route::upstream(upstream)),
+            None => name.to_string(),
+        };
+        self.store.catalog().repository(&full).ok_or(RegistryError::NameUnknown(full))
+    }
+
+    /// Sends a blob or manifest, or the part of it that was asked for, or nothing new.
+    async fn content(&self, blob: Blob<'_>, freshness: Freshness, head: &Parts) -> Result<Response<Body>, RegistryError> {
+        let content = Content { blob, freshness };
+        if matches_etag(&head.headers, &content.etag()) {
+            return Ok(reply::not_modified(&content));
+        }
+        let wanted = match head.headers.get(RANGE).and_then(|value| value.to_str().ok()) {
+            Some(header) if head.method == Method::GET && range_applies(&head.headers, &content.etag()) => {
+                range::parse(header, blob.size)
+            }
+            _ => range::Ranges::Whole,
+        };
+        let file = self.open(blob).await?;
+        reply::content(&content, wanted, file)
+    }
+
+    async fn open(&self, blob: Blob<'_>) -> Result<File, RegistryError> {
+        let opened = match self.store.open_cached(blob) {
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Unsupported) => {
+                let store = Arc::clone(&self.store);
+                let (digest, size) = (blob.digest, blob.size);
+                let opened = tokio::task::spawn_blocking(move || store.open_blob(Blob { digest, size, manifest: None })).await;
+                opened.unwrap_or_else(|stopped| Err(std::io::Error::other(stopped)))
+            }
+            opened => opened,
+        };
+        opened.map_err(|error| {
+            let message = format!("{}: {error}", blob.digest);
+            tracing::warn!(digest = %blob.digest, %error, "a blob cannot be opened");
+            self.events.emit(proto::event::Event::Warning(proto::Warning { code: "READ_ERROR".into(), message }));
+            RegistryError::Disk
+        })
+    }
+}
+
+/// Holds a request's head against what HTTP asks of it where hyper does not (RFC 9112, sections 3.2 and 6.3).
+fn check(head: &Parts) -> Result<(), RegistryError> {
+    let hosts = head.headers.get_all(HOST).iter().count();
+    if hosts > 1 {
+        return Err(RegistryError::BadRequest("one Host header is expected, and there are several"));
+    }
+    if head.version == Version::HTTP_11 && hosts == 0 {
+        return Err(RegistryError::BadRequest("a Host header is expected"));
+    }
+    if head.headers.contains_key(TRANSFER_ENCODING) && matches!(head.method, Method::GET | Method::HEAD) {
+        return Err(RegistryError::BadRequest("a request without a body is expected"));
+    }
+    Ok(())
+}
+
+/// The host that the client says it speaks to.
+fn authority(head: &Parts) -> Option<&str> {
+    head.uri.authority().map(http::uri::Authority::as_str).or_else(|| head.headers.get(HOST)?.to_str().ok())
+}
+
+/// Whether `If-None-Match` names the content (RFC 9110, section 13.1.2; weak comparison).
+fn matches_etag(headers: &HeaderMap, etag: &str) -> bool {
+    let lists = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    lists.flat_map(|list| list.split(',')).map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+}
+
+/// Whether `If-Range` lets the range stand (RFC 9110, section 13.1.5; strong comparison; no dates are kept here).
+fn range_applies(headers: &HeaderMap, etag: &str) -> bool {
+    headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag.as_bytes())
+}
+
+fn request_event(head: &Parts, peer: std::net::SocketAddr) -> proto::Request {
+    let header = |name| head.headers.get(name).map(|value: &http::HeaderValue| lossy(value.as_bytes())).unwrap_or_default();
+    proto::Request {
+        peer: peer.to_string(),
+        method: clipped(head.method.as_str(), 32),
+        endpoint: "other".into(),
+        range: clipped(&header(RANGE), 256),
+        user_agent: clipped(&header(USER_AGENT), 256),
+        protocol: if head.version == Version::HTTP_2 { "HTTP/2".into() } else { "HTTP/1.1".into() },
+        ..Default::default()
+    }
+}
+
+fn describe(target: &Target, request: &mut proto::Request) {
+    let (endpoint, repository, reference) = match &target.route {
+        Route::Base => ("base", None, None),
+        Route::Catalog(_) => ("catalog", None, None),
+        Route::Tags(name, _) => ("tags", Some(name), None),
+        Route::Manifest(name, reference) => ("manifest", Some(name), Some(reference.to_string())),
+        Route::Blob(name, digest) => ("blob", Some(name), Some(digest.to_string())),
+        Route::Referrers(name, digest, _) => ("referrers", Some(name), Some(digest.to_string())),
+    };
+    request.endpoint = endpoint.into();
+    request.reference = reference.unwrap_or_default();
+    request.repository = match (&target.namespace, repository) {
+        (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+        (None, Some(name)) => name.to_string(),
+        (_, None) => String::new(),
+    };
+}
+
+/// Text of a header, whatever its bytes. JSON escapes the control characters.
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// At most `limit` bytes of a text that a client chose the length of.
+fn clipped(text: &str, limit: usize) -> String {
+    text.get(..text.floor_char_boundary(limit)).unwrap_or_default().to_owned()
+}

@@ -1,0 +1,183 @@
+//! One connection, from its first byte to its end, with every deadline that a peer could otherwise overstay.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Sleep, sleep, timeout};
+
+use super::guard::Guarded;
+use super::limits::{FIRST_BYTE, HANDSHAKE, HEAD, HEADERS, PING, REQUEST_HEAD, RESETS, STALL, STREAM_BUFFER, STREAMS};
+use super::serve::{Shared, Transport};
+
+/// First byte of a TLS record that carries a handshake (RFC 8446, section 5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
+/// What an HTTP/2 client with prior knowledge says first (RFC 9113, section 3.4); no HTTP/1 method starts so.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// To a TLS client on a plain port. containerd falls back to plain HTTP where the answer starts with `HTTP/`.
+const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
+The client sent a TLS handshake to a port that speaks plain HTTP.\n";
+/// To a plain client on a TLS port.
+const NOT_PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
+The client sent an HTTP request to a port that speaks HTTPS only.\n";
+
+/// Tells a connection to end after the response under way; it holds the drain open while it lives.
+#[derive(Debug, Clone)]
+pub(super) struct Closing {
+    pub closing: watch::Receiver<bool>,
+    pub _alive: mpsc::Sender<()>,
+}
+
+/// Serves one accepted connection. A client that goes away or breaks the protocol is no error of ours.
+pub(super) async fn run(stream: TcpStream, peer: SocketAddr, transport: Transport, shared: &Arc<Shared>, closing: Closing) {
+    let mut first = [0; HTTP2_PREFACE.len()];
+    let Some(first) = first_bytes(&stream, &mut first).await else { return };
+    let is_tls = first.first() == Some(&TLS_HANDSHAKE);
+    let http2 = first == HTTP2_PREFACE;
+    let mut stream = Guarded::new(stream, STALL);
+    let ended = match transport {
+        Transport::Plain if is_tls => return refuse(stream, NOT_TLS).await,
+        Transport::Tls(_) if !is_tls => return refuse(stream, NOT_PLAIN).await,
+        Transport::Plain => http(stream, http2, peer, shared, closing).await,
+        Transport::Tls(config) => {
+            let Ok(place) = shared.handshakes.acquire().await else { return };
+            let handshake = timeout(HANDSHAKE, tokio_rustls::TlsAcceptor::from(config).accept(&mut stream)).await;
+            drop(place);
+            let Ok(Ok(tls)) = handshake else {
+                tracing::debug!(%peer, "the TLS handshake failed");
+                return;
+            };
+            let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+            http(tls, http2, peer, shared, closing).await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "the connection ended early");
+    }
+}
+
+/// Looks at the first bytes without taking them: as many as tell TLS, HTTP/2 and HTTP/1 apart.
+async fn first_bytes<'a>(stream: &TcpStream, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+    let arrived = async {
+        let mut seen = 0;
+        loop {
+            let count = stream.peek(buffer).await.ok().filter(|count| *count > 0)?;
+            let could_be_http2 = HTTP2_PREFACE.starts_with(buffer.get(..count)?);
+            if !could_be_http2 || count == HTTP2_PREFACE.len() {
+                return Some(count);
+            }
+            // A preface in pieces: peeking again gives the same bytes at once until more arrive.
+            if count == seen {
+                sleep(Duration::from_millis(5)).await;
+            }
+            seen = count;
+        }
+    };
+    let count = timeout(FIRST_BYTE, arrived).await.ok()??;
+    buffer.get(..count)
+}
+
+async fn refuse(mut stream: Guarded<TcpStream>, answer: &[u8]) {
+    if stream.write_all(answer).await.is_ok() && stream.shutdown().await.is_ok() {
+        // Unread bytes would turn the close into a reset, and the answer might be lost with it.
+        let mut rest = [0; 4096];
+        let drained = async { while tokio::io::AsyncReadExt::read(&mut stream, &mut rest).await.is_ok_and(|count| count > 0) {} };
+        let _ = timeout(Duration::from_millis(500), drained).await;
+    }
+}
+
+async fn http<S>(stream: S, http2: bool, peer: SocketAddr, shared: &Arc<Shared>, closing: Closing) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let registry = Arc::clone(&shared.registry);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let registry = Arc::clone(&registry);
+        // The body is dropped unread: there is nothing that a request's body could mean here.
+        let (head, _) = request.into_parts();
+        async move { Ok::<_, Infallible>(registry.answer(&head, peer).await) }
+    });
+    let mut told = closing.closing.clone();
+    let io = TokioIo::new(stream);
+    if http2 {
+        let mut connection = pin!(http2_builder().serve_connection(io, service));
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            _ = told.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    } else {
+        let mut connection = pin!(http1_builder().serve_connection(io, service));
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            _ = told.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    }
+}
+
+fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(REQUEST_HEAD).max_buf_size(HEAD).max_headers(HEADERS);
+    builder
+}
+
+fn http2_builder() -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(Streams);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_send_buf_size(STREAM_BUFFER)
+        .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(RESETS)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING);
+    builder
+}
+
+/// Runs the streams of an HTTP/2 connection. A stream that nothing happens on for [`STALL`] (its peer gives it no window) is
+/// dropped, which resets it; the others go on.
+#[derive(Debug, Clone, Copy)]
+struct Streams;
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, stream: F) {
+        tokio::spawn(Watched { stream: Box::pin(stream), stalled: Box::pin(sleep(STALL)) });
+    }
+}
+
+struct Watched<F> {
+    stream: Pin<Box<F>>,
+    stalled: Pin<Box<Sleep>>,
+}
+
+impl<F: Future> Future for Watched<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.stalled.as_mut().poll(context).is_ready() || self.stream.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        self.stalled.as_mut().reset(tokio::time::Instant::now() + STALL);
+        // A reset timer must be polled to be armed.
+        let _ = self.stalled.as_mut().poll(context);
+        Poll::Pending
+    }
+}

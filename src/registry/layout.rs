@@ -1,0 +1,441 @@
+//! Reads an OCI image layout (image specification, "Image Layout") and finds every image in it with all the content it names.
+//! What enters is a [`Tree`] of files; what leaves is a list of [`Image`]s. It reads manifests only (of layers, the size), and writes
+//! nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Read};
+use std::rc::Rc;
+
+use serde::Deserialize;
+
+use super::catalog;
+use crate::oci::manifest::{Descriptor, MAX_MANIFEST, Manifest, ManifestError};
+use crate::oci::{Digest, ImageName, NameError, Reference, Repository, Tag, media_type};
+
+mod tree;
+
+pub use tree::{Content, Directory, Tree};
+
+/// Largest `index.json`, in bytes: some 200,000 images.
+const MAX_INDEX: u64 = 64 << 20;
+/// Deepest nesting of indexes: an index of indexes is rare, and eight levels are a mistake or an attack.
+const MAX_DEPTH: usize = 8;
+/// Most manifests below one image.
+const MAX_MANIFESTS: usize = 10_000;
+
+/// The annotation that names an image in `index.json` (image specification, "Pre-Defined Annotation Keys").
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The annotation by which containerd names an image in full.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+/// Content that an image names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// Digest of the content.
+    pub digest: Digest,
+    /// Size in bytes.
+    pub size: u64,
+    /// The media type, where it is a manifest.
+    pub manifest: Option<String>,
+    /// The manifest that this one refers to.
+    pub subject: Option<Digest>,
+}
+
+/// An image that a layout holds: its name and all of its content, itself first.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Repository it is served from.
+    pub repository: Repository,
+    /// Its tag, where it has one.
+    pub tag: Option<Tag>,
+    /// Digest of the manifest or index that is the image.
+    pub digest: Digest,
+    /// Everything reachable from it, itself first, each once.
+    pub blobs: Rc<[Blob]>,
+}
+
+impl Image {
+    /// The name that people and messages use: `repository:tag`, or `repository@digest` without a tag.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let reference = self.tag.is_none().then_some(self.digest);
+        ImageName { repository: self.repository.clone(), tag: self.tag.clone(), digest: reference }.to_string()
+    }
+}
+
+/// Why a layout cannot be served. Paths are those within the layout.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// A file that every layout has cannot be read.
+    #[error("cannot read {path}; an OCI image layout with oci-layout, index.json and blobs/ is expected")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// A file is not the JSON that the specification asks for.
+    #[error("{path} is not the JSON of an image layout")]
+    Json {
+        /// The file.
+        path: String,
+        /// Where it stops being one.
+        #[source]
+        cause: serde_json::Error,
+    },
+    /// A layout of another version.
+    #[error("oci-layout gives imageLayoutVersion {0:?}; 1.0.0 is expected")]
+    Version(String),
+    /// A name in an annotation that is none.
+    #[error("index.json: annotation {annotation} names an image {name:?}")]
+    Name {
+        /// The annotation.
+        annotation: &'static str,
+        /// Its value.
+        name: String,
+        /// Why it is no name.
+        #[source]
+        cause: NameError,
+    },
+    /// No name at all, where one is needed.
+    #[error("index.json: {digest} has no repository name in {REF_NAME} or {CONTAINERD_NAME}; give it one with --name")]
+    Unnamed {
+        /// The manifest without a name.
+        digest: Digest,
+    },
+    /// A blob is missing or cannot be read.
+    #[error("image {image}: cannot read {what} {path}, of {size} bytes")]
+    Blob {
+        /// The image that names it.
+        image: String,
+        /// What it is in the image.
+        what: &'static str,
+        /// Its path in the layout.
+        path: String,
+        /// Its size as described, in bytes.
+        size: u64,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// A blob is longer or shorter than described.
+    #[error("image {image}: {path} has {found} bytes, and its descriptor says {expected}")]
+    Size {
+        /// The image that names it.
+        image: String,
+        /// Its path in the layout.
+        path: String,
+        /// Bytes that the descriptor gives.
+        expected: u64,
+        /// Bytes that the file has.
+        found: u64,
+    },
+    /// A manifest's content does not have the digest that names it.
+    #[error("image {image}: {path} has the content of {found}")]
+    Digest {
+        /// The image that names it.
+        image: String,
+        /// Its path in the layout.
+        path: String,
+        /// The digest of what the file holds.
+        found: Digest,
+    },
+    /// A manifest that is none.
+    #[error("image {image}: {path} is expected to be a manifest")]
+    Manifest {
+        /// The image that names it.
+        image: String,
+        /// Its path in the layout.
+        path: String,
+        /// Why it is none.
+        #[source]
+        cause: ManifestError,
+    },
+    /// A manifest over [`MAX_MANIFEST`].
+    #[error("image {image}: manifest {digest} has {size} bytes; at most {MAX_MANIFEST} are served")]
+    TooLarge {
+        /// The image that names it.
+        image: String,
+        /// The manifest.
+        digest: Digest,
+        /// Its size as described, in bytes.
+        size: u64,
+    },
+    /// Indexes within indexes without end.
+    #[error("image {image}: indexes are nested deeper than {MAX_DEPTH}, at {digest}")]
+    Depth {
+        /// The image.
+        image: String,
+        /// The index where the limit was passed.
+        digest: Digest,
+    },
+    /// More manifests than anybody builds.
+    #[error("image {image}: it has more than {MAX_MANIFESTS} manifests")]
+    TooMany {
+        /// The image.
+        image: String,
+    },
+    /// Two manifests claim one tag.
+    #[error("image {image}: the tag is claimed by {first} and by {second}; one manifest for each tag is expected")]
+    Conflict {
+        /// The image.
+        image: String,
+        /// The manifest that had it first.
+        first: Digest,
+        /// The other.
+        second: Digest,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Marker {
+    image_layout_version: String,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    manifests: Vec<Descriptor>,
+}
+
+/// How a layout is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading<'a> {
+    /// Where images without a repository's name are filed. None: they are an error.
+    pub unnamed: Option<&'a Repository>,
+    /// Whether manifests are hashed as they are read. (Other blobs are never opened here.)
+    pub verify: bool,
+}
+
+/// Every image of the layout in `tree`, in the order of its `index.json`.
+///
+/// # Errors
+/// [`LayoutError`], at the first thing that is wrong.
+pub fn images(tree: &dyn Tree, reading: Reading<'_>) -> Result<Vec<Image>, LayoutError> {
+    let marker: Marker = json(tree, "oci-layout", 4096)?;
+    if marker.image_layout_version != "1.0.0" {
+        return Err(LayoutError::Version(marker.image_layout_version));
+    }
+    let index: Index = json(tree, "index.json", MAX_INDEX)?;
+    let mut walk = Walk { tree, verify: reading.verify, seen: HashMap::new() };
+    let mut images = Vec::new();
+    let mut unnamed = Vec::new();
+    for descriptor in &index.manifests {
+        match name_of(descriptor)? {
+            (None, None) => unnamed.push(descriptor),
+            (repository, tag) => {
+                let repository = repository.or_else(|| reading.unnamed.cloned());
+                let repository = repository.ok_or(LayoutError::Unnamed { digest: descriptor.digest })?;
+                images.push(walk.image(repository, tag, descriptor)?);
+            }
+        }
+    }
+    file_unnamed(&mut walk, &mut images, &unnamed, reading.unnamed)?;
+    Ok(images)
+}
+
+/// Files images that index.json does not name: a referrer goes to the repositories that hold its subject, or that hold another
+/// referrer filed so; the rest go to `default`, or to the only repository there is.
+fn file_unnamed(
+    walk: &mut Walk<'_>,
+    images: &mut Vec<Image>,
+    unnamed: &[&Descriptor],
+    default: Option<&Repository>,
+) -> Result<(), LayoutError> {
+    let mut waiting: Vec<(Rc<[Blob]>, &Descriptor)> = Vec::new();
+    for descriptor in unnamed {
+        waiting.push((walk.content(&descriptor.digest.to_string(), descriptor)?, descriptor));
+    }
+    loop {
+        let before = waiting.len();
+        let mut left = Vec::new();
+        for (blobs, descriptor) in waiting {
+            let subject = blobs.first().and_then(|root| root.subject);
+            let holders: HashSet<Repository> = images
+                .iter()
+                .filter(|image| image.blobs.iter().any(|blob| Some(blob.digest) == subject))
+                .map(|image| image.repository.clone())
+                .collect();
+            if holders.is_empty() {
+                left.push((blobs, descriptor));
+                continue;
+            }
+            images.extend(holders.into_iter().map(|repository| Image {
+                repository,
+                tag: None,
+                digest: descriptor.digest,
+                blobs: Rc::clone(&blobs),
+            }));
+        }
+        waiting = left;
+        if waiting.len() == before {
+            break;
+        }
+    }
+    let only = images.first().map(|image| image.repository.clone());
+    let only = only.filter(|only| images.iter().all(|image| image.repository == *only));
+    for (blobs, descriptor) in waiting {
+        let repository = default.cloned().or_else(|| only.clone());
+        let repository = repository.ok_or(LayoutError::Unnamed { digest: descriptor.digest })?;
+        images.push(Image { repository, tag: None, digest: descriptor.digest, blobs });
+    }
+    Ok(())
+}
+
+/// The catalog of these images.
+///
+/// # Errors
+/// [`LayoutError::Conflict`], where two of them claim one tag with different digests.
+pub fn catalog(images: &[Image]) -> Result<catalog::Catalog, LayoutError> {
+    let mut builder = catalog::Builder::default();
+    for image in images {
+        for blob in image.blobs.iter() {
+            builder.blob(&image.repository, blob.digest, blob.size, blob.manifest.as_deref());
+            if let Some(subject) = blob.subject {
+                builder.referrer(&image.repository, subject, blob.digest);
+            }
+        }
+        let Some(tag) = &image.tag else { continue };
+        builder.tag(&image.repository, tag, image.digest).map_err(|conflict| LayoutError::Conflict {
+            image: image.name(),
+            first: conflict.holder,
+            second: image.digest,
+        })?;
+        // The referrers tag schema (distribution specification, "Referrers Tag Schema"): an index tagged with its subject's digest.
+        if let Some(subject) = tag.subject() {
+            let listed = image.blobs.iter().skip(1).filter(|blob| blob.manifest.is_some());
+            listed.for_each(|blob| builder.referrer(&image.repository, subject, blob.digest));
+        }
+    }
+    Ok(builder.finish())
+}
+
+/// Repository and tag from the annotations of a descriptor in `index.json`.
+fn name_of(descriptor: &Descriptor) -> Result<(Option<Repository>, Option<Tag>), LayoutError> {
+    for annotation in [CONTAINERD_NAME, REF_NAME] {
+        let Some(text) = descriptor.annotations.get(annotation).filter(|text| !text.is_empty()) else { continue };
+        let named = |cause| LayoutError::Name { annotation, name: text.clone(), cause };
+        // The specification's own use of this annotation is a tag alone; many tools write a whole name.
+        if !text.contains(['/', ':', '@']) {
+            let reference: Reference = text.parse().map_err(named)?;
+            return Ok((None, if let Reference::Tag(tag) = reference { Some(tag) } else { None }));
+        }
+        let name: ImageName = text.parse().map_err(named)?;
+        return Ok((Some(name.repository), name.tag));
+    }
+    Ok((None, None))
+}
+
+fn json<T: for<'de> Deserialize<'de>>(tree: &dyn Tree, path: &str, limit: u64) -> Result<T, LayoutError> {
+    let content = tree.open(path).and_then(|content| read(content, limit));
+    let content = content.map_err(|cause| LayoutError::Read { path: path.to_owned(), cause })?;
+    serde_json::from_slice(&content).map_err(|cause| LayoutError::Json { path: path.to_owned(), cause })
+}
+
+fn read(content: Content<'_>, limit: u64) -> io::Result<Vec<u8>> {
+    if content.size > limit {
+        return Err(io::Error::other(format!("it has {} bytes, and at most {limit} are expected", content.size)));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(content.size).unwrap_or_default());
+    content.reader.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+struct Walk<'a> {
+    tree: &'a dyn Tree,
+    verify: bool,
+    /// Content of the images walked so far: many tags name one manifest.
+    seen: HashMap<Digest, Rc<[Blob]>>,
+}
+
+impl Walk<'_> {
+    fn image(&mut self, repository: Repository, tag: Option<Tag>, root: &Descriptor) -> Result<Image, LayoutError> {
+        let mut image = Image { repository, tag, digest: root.digest, blobs: Rc::default() };
+        image.blobs = self.content(&image.name(), root)?;
+        Ok(image)
+    }
+
+    /// Everything that `root` names, itself first.
+    fn content(&mut self, image: &str, root: &Descriptor) -> Result<Rc<[Blob]>, LayoutError> {
+        if let Some(known) = self.seen.get(&root.digest) {
+            return Ok(Rc::clone(known));
+        }
+        let mut found = Vec::new();
+        let mut listed = HashSet::new();
+        let mut manifests = vec![(root.clone(), 0)];
+        let mut count = 0;
+        while let Some((descriptor, depth)) = manifests.pop() {
+            if !listed.insert(descriptor.digest) {
+                continue;
+            }
+            count += 1;
+            if count > MAX_MANIFESTS {
+                return Err(LayoutError::TooMany { image: image.to_owned() });
+            }
+            if depth > MAX_DEPTH {
+                return Err(LayoutError::Depth { image: image.to_owned(), digest: descriptor.digest });
+            }
+            let manifest = self.manifest(image, &descriptor)?;
+            found.push(Blob {
+                digest: descriptor.digest,
+                size: descriptor.size,
+                manifest: Some(served_type(&descriptor, &manifest)),
+                subject: manifest.subject.as_ref().map(|subject| subject.digest),
+            });
+            for blob in &manifest.blobs {
+                if listed.insert(blob.digest) {
+                    self.expect(image, "layer or config", blob)?;
+                    found.push(Blob { digest: blob.digest, size: blob.size, manifest: None, subject: None });
+                }
+            }
+            manifests.extend(manifest.manifests.into_iter().rev().map(|child| (child, depth + 1)));
+        }
+        let found: Rc<[Blob]> = found.into();
+        self.seen.insert(root.digest, Rc::clone(&found));
+        Ok(found)
+    }
+
+    fn manifest(&self, image: &str, descriptor: &Descriptor) -> Result<Manifest, LayoutError> {
+        let path = descriptor.digest.blob_path();
+        if descriptor.size > MAX_MANIFEST {
+            return Err(LayoutError::TooLarge { image: image.to_owned(), digest: descriptor.digest, size: descriptor.size });
+        }
+        let content = self.expect(image, "manifest", descriptor)?;
+        let content = read(content, MAX_MANIFEST).map_err(|cause| blob_error(image, "manifest", descriptor, cause))?;
+        if self.verify {
+            let mut hasher = crate::oci::Hasher::new(descriptor.digest.algorithm());
+            hasher.update(&content);
+            let found = hasher.finish();
+            if found != descriptor.digest {
+                return Err(LayoutError::Digest { image: image.to_owned(), path, found });
+            }
+        }
+        Manifest::parse(&content).map_err(|cause| LayoutError::Manifest { image: image.to_owned(), path, cause })
+    }
+
+    /// Opens a blob and holds its size against its descriptor.
+    fn expect(&self, image: &str, what: &'static str, descriptor: &Descriptor) -> Result<Content<'_>, LayoutError> {
+        let path = descriptor.digest.blob_path();
+        let content = self.tree.open(&path).map_err(|cause| blob_error(image, what, descriptor, cause))?;
+        if content.size != descriptor.size {
+            let (expected, found) = (descriptor.size, content.size);
+            return Err(LayoutError::Size { image: image.to_owned(), path, expected, found });
+        }
+        Ok(content)
+    }
+}
+
+fn blob_error(image: &str, what: &'static str, descriptor: &Descriptor, cause: io::Error) -> LayoutError {
+    let (path, size) = (descriptor.digest.blob_path(), descriptor.size);
+    LayoutError::Blob { image: image.to_owned(), what, path, size, cause }
+}
+
+/// The media type that a manifest is served with: what it says of itself (clients hold the two against each other), else what
+/// its descriptor says.
+fn served_type(descriptor: &Descriptor, manifest: &Manifest) -> String {
+    let described = &descriptor.media_type;
+    let same_kind =
+        media_type::is_manifest(described) && media_type::is_index(described) == media_type::is_index(&manifest.media_type);
+    if manifest.says_type || !same_kind { manifest.media_type.clone() } else { described.clone() }
+}

@@ -1,0 +1,41 @@
+//! Every limit of the server in one place, with its unit and its reason. The test network is hostile: whatever a peer can make
+//! grow or last has a bound here.
+
+use std::time::Duration;
+
+/// How long a new connection may send nothing: a client that connects speaks at once.
+pub const FIRST_BYTE: Duration = Duration::from_secs(5);
+/// How long a TLS handshake may take. A node under emulation needs some hundred milliseconds.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long the head of a request may take to arrive, counted from its first byte or, on a kept connection, from the end of the
+/// last response.
+pub const REQUEST_HEAD: Duration = Duration::from_secs(10);
+/// How long a response may make no progress before its stream or connection is closed.
+pub const STALL: Duration = Duration::from_secs(30);
+/// How often an HTTP/2 peer that is silent is asked whether it is there, and how long it has to answer.
+pub const PING: Duration = Duration::from_secs(20);
+/// Slowest reader that is served, in bytes a second over each [`STALL`]: a tenth of a 56k modem.
+pub const MINIMUM_RATE: u64 = 512;
+/// Connections at once. Each costs up to 1 MiB while it sends; 1,000 nodes may pull at once.
+pub const CONNECTIONS: usize = 1024;
+/// TLS handshakes at once: each is some milliseconds of computing, and more at once only makes all of them late.
+pub const HANDSHAKES: usize = 64;
+/// Streams of one HTTP/2 connection at once. containerd opens at most 10 for a pull.
+pub const STREAMS: u32 = 32;
+/// Bytes of one HTTP/2 stream that wait in memory for its peer's window.
+pub const STREAM_BUFFER: usize = 256 << 10;
+/// Streams that a peer may reset before they are answered, and that we may reset for errors of its, before the connection is closed
+/// (CVE-2023-44487, CVE-2025-8671).
+pub const RESETS: usize = 32;
+/// Largest head of a request, in bytes: a `Range` of 1,024 ranges is some 24 KiB (zstd:chunked pulls).
+pub const HEAD: usize = 64 << 10;
+/// Most header lines of a request.
+pub const HEADERS: usize = 100;
+/// Most ranges in one request; a client that asks for more is told to halve its list (400).
+pub const RANGES: usize = 1024;
+/// Most names in one page of a list. A client that asks for more gets this many and a `Link`.
+pub const PAGE: usize = 10_000;
+/// How long accepting pauses where the process has no file descriptor left.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Bytes read from the disk at once.
+pub const CHUNK: usize = 128 << 10;

@@ -1,0 +1,92 @@
+//! The accept loop: listeners become connections, a shutdown becomes a drain. What enters is bound sockets; what leaves is totals. It
+//! goes on accepting whatever a peer or the process's limits do to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use super::answer::Registry;
+use super::connection::{self, Closing};
+use super::limits::{ACCEPT_PAUSE, CONNECTIONS, HANDSHAKES};
+use super::log::Totals;
+
+/// How a listener's clients speak.
+#[derive(Debug, Clone)]
+pub enum Transport {
+    /// HTTP/1.1, or HTTP/2 with prior knowledge.
+    Plain,
+    /// TLS, with HTTP/1.1 or HTTP/2 by ALPN.
+    Tls(Arc<rustls::ServerConfig>),
+}
+
+/// A bound socket and what is spoken on it.
+#[derive(Debug)]
+pub struct Listener {
+    /// Bound and listening.
+    pub socket: TcpListener,
+    /// What is spoken.
+    pub transport: Transport,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub registry: Arc<Registry>,
+    pub handshakes: Semaphore,
+}
+
+/// Serves until `shutdown` gives the time that transfers under way may still take; then stops accepting, waits that long at most,
+/// and cuts what is left.
+pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: impl Future<Output = Duration> + Send) -> Totals {
+    let shared = Arc::new(Shared { registry: Arc::clone(&registry), handshakes: Semaphore::new(HANDSHAKES) });
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let (close, closing) = watch::channel(false);
+    // Every connection holds a sender: the receiver ends when the last of them has ended.
+    let (alive, mut all_done) = mpsc::channel::<()>(1);
+    let mut loops = tokio::task::JoinSet::new();
+    for listener in listeners {
+        let closing = Closing { closing: closing.clone(), _alive: alive.clone() };
+        loops.spawn(accept(listener, Arc::clone(&shared), Arc::clone(&places), closing));
+    }
+    drop((alive, closing));
+
+    let drain = shutdown.await;
+    loops.shutdown().await;
+    let _ = close.send(true);
+    if tokio::time::timeout(drain, all_done.recv()).await.is_err() {
+        tracing::warn!(seconds = drain.as_secs(), "transfers were cut: they took longer than the drain");
+    }
+    registry.totals()
+}
+
+async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>, closing: Closing) {
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let (stream, peer) = match listener.socket.accept().await {
+            Ok(accepted) => accepted,
+            // The peer is gone already, or the process has no descriptor or memory left: neither ends the loop.
+            Err(error) => {
+                if !matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset) {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                continue;
+            }
+        };
+        tune(&stream);
+        let (shared, transport, closing) = (Arc::clone(&shared), listener.transport.clone(), closing.clone());
+        tokio::spawn(async move {
+            connection::run(stream, peer, transport, &shared, closing).await;
+            drop(place);
+        });
+    }
+}
+
+/// Small responses go out at once.
+fn tune(stream: &TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY could not be set");
+    }
+}

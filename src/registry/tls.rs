@@ -1,0 +1,216 @@
+//! Certificates and TLS. A CA is made in memory and signs a leaf for every name that the registry answers to; or a chain and its key
+//! are given. The keys never leave this module.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd,
+};
+use rustls::ServerConfig;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+/// Why TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A certificate or key could not be made.
+    #[error("cannot make a certificate for {subject}")]
+    Make {
+        /// Who it was for.
+        subject: String,
+        /// Why.
+        #[source]
+        cause: rcgen::Error,
+    },
+    /// A name that no certificate can carry.
+    #[error("{0:?} is neither a DNS name nor an IP address")]
+    Name(String),
+    /// PEM that is none.
+    #[error("the given {what} is not PEM with {expected}")]
+    Pem {
+        /// Which of the two files.
+        what: &'static str,
+        /// What is expected in it.
+        expected: &'static str,
+    },
+    /// The key is not the certificate's, or of a kind that TLS cannot use.
+    #[error("the given certificate chain and key do not go together")]
+    Pair(#[source] rustls::Error),
+    /// The TLS library refused its settings.
+    #[error("cannot set TLS up")]
+    Config(#[source] rustls::Error),
+}
+
+/// A certificate authority that lives as long as the process.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    /// Makes a CA with a new ECDSA P-256 key. `name` and part of the key's digest are its common name, so that the CAs of two
+    /// appliances in one trust store are told apart.
+    ///
+    /// # Errors
+    /// [`TlsError::Make`].
+    pub fn generate(name: &str) -> Result<Self, TlsError> {
+        let made = |cause| TlsError::Make { subject: format!("the CA of {name}"), cause };
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(made)?;
+        let fingerprint = crate::oci::Digest::sha256_of(key.public_key_raw()).hex();
+        let mut params = validity(CertificateParams::default());
+        let fingerprint = fingerprint.get(..8).unwrap_or_default();
+        params.distinguished_name.push(DnType::CommonName, format!("{name} CA {fingerprint}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        let issuer = CertifiedIssuer::self_signed(params, key).map_err(made)?;
+        let pem = issuer.pem();
+        Ok(Self { issuer, pem })
+    }
+
+    /// The CA's certificate, PEM: what nodes have to trust.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// TLS with a leaf for `names` (DNS names and IP addresses; the first one is its common name). A client that asks by SNI for
+    /// one of `upstreams` gets a leaf for that host, made when it is first asked for.
+    ///
+    /// # Errors
+    /// [`TlsError`], where a name cannot be in a certificate.
+    pub fn server_config(
+        self: &Arc<Self>,
+        names: &[String],
+        upstreams: impl IntoIterator<Item = String>,
+    ) -> Result<Arc<ServerConfig>, TlsError> {
+        let default = Arc::new(self.leaf(names)?);
+        let minted = upstreams.into_iter().map(|host| (host, OnceLock::new())).collect();
+        config(Arc::new(Leaves { authority: Arc::clone(self), default, minted }))
+    }
+
+    fn leaf(&self, names: &[String]) -> Result<CertifiedKey, TlsError> {
+        let subject = names.first().cloned().unwrap_or_default();
+        let made = |cause| TlsError::Make { subject: subject.clone(), cause };
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(made)?;
+        let mut params = validity(CertificateParams::default());
+        params.distinguished_name.push(DnType::CommonName, subject.as_str());
+        params.subject_alt_names = names.iter().map(|name| alternative_name(name)).collect::<Result<_, _>>()?;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        // A strict client refuses a leaf that does not name its issuer's key.
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(made)?;
+        let chain = vec![certificate.der().clone(), self.issuer.der().clone()];
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(TlsError::Pair)
+    }
+}
+
+/// From 1970 to the end of the year 9999, which RFC 5280 (section 4.1.2.5) means to say "no end": nodes of a test cluster boot without
+/// a clock, or with one set years ahead on purpose, and the CA is gone with its appliance anyway.
+fn validity(mut params: CertificateParams) -> CertificateParams {
+    params.not_before = date_time_ymd(1970, 1, 1);
+    params.not_after = date_time_ymd(9999, 12, 31);
+    params
+}
+
+fn alternative_name(name: &str) -> Result<SanType, TlsError> {
+    if let Ok(address) = name.parse::<IpAddr>() {
+        return Ok(SanType::IpAddress(address));
+    }
+    let host = name.parse::<crate::oci::Host>().ok().filter(|host| host.name() == host.as_str());
+    let host = host.ok_or_else(|| TlsError::Name(name.to_owned()))?;
+    Ia5String::try_from(host.as_str()).map(SanType::DnsName).map_err(|_| TlsError::Name(name.to_owned()))
+}
+
+/// Leaves of one authority: the default one, and those minted for upstream hosts.
+#[derive(Debug)]
+struct Leaves {
+    authority: Arc<Authority>,
+    default: Arc<CertifiedKey>,
+    minted: HashMap<String, OnceLock<Option<Arc<CertifiedKey>>>>,
+}
+
+impl ResolvesServerCert for Leaves {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let asked = hello.server_name().and_then(|name| Some((name, self.minted.get(name)?)));
+        let minted = asked.and_then(|(name, place)| {
+            let mint = || self.authority.leaf(&[name.to_owned()]).ok().map(Arc::new);
+            place.get_or_init(mint).clone()
+        });
+        Some(minted.unwrap_or_else(|| Arc::clone(&self.default)))
+    }
+}
+
+/// TLS with a given chain and key, PEM; and the certificate that nodes should trust: the chain's last, PEM.
+///
+/// # Errors
+/// [`TlsError`], where either is not PEM, or they do not go together.
+pub fn provided(chain: &[u8], key: &[u8]) -> Result<(Arc<ServerConfig>, String), TlsError> {
+    let not_chain = || TlsError::Pem { what: "certificate chain", expected: "one or more CERTIFICATE blocks, the leaf first" };
+    let certificates: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>().map_err(|_| not_chain())?;
+    let key = PrivateKeyDer::from_pem_slice(key)
+        .map_err(|_| TlsError::Pem { what: "key", expected: "one PRIVATE KEY block (PKCS #8, SEC 1 or PKCS #1)" })?;
+    let trust = pem_of(certificates.last().ok_or_else(not_chain)?);
+    let leaf = CertifiedKey::from_der(certificates, key, &ring::default_provider()).map_err(TlsError::Pair)?;
+    Ok((config(Arc::new(rustls::sign::SingleCertAndKey::from(leaf)))?, trust))
+}
+
+fn pem_of(certificate: &CertificateDer<'_>) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| str::from_utf8(line).ok()).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+}
+
+/// TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN, sessions resumed with tickets.
+fn config(certificates: Arc<dyn ResolvesServerCert>) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config = builder.map_err(TlsError::Config)?.with_no_client_auth().with_cert_resolver(certificates);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = ring::Ticketer::new().map_err(TlsError::Config)?;
+    Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn makes_leaves_for_names_and_addresses_only() {
+        let authority = Arc::new(Authority::generate("test").unwrap());
+        assert!(authority.ca_pem().starts_with("-----BEGIN CERTIFICATE-----"));
+        let names = ["registry.test", "10.1.0.82", "::1"].map(str::to_owned);
+        authority.server_config(&names, []).unwrap();
+        for bad in ["", "a b", "x:5000", "é.test", "*.test"] {
+            let error = authority.server_config(&[bad.to_owned()], []).unwrap_err();
+            assert_eq!(error.to_string(), format!("{bad:?} is neither a DNS name nor an IP address"));
+        }
+    }
+
+    #[test]
+    fn given_pem_is_checked() {
+        let one = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        let other = rcgen::generate_simple_self_signed(["b.test".to_owned()]).unwrap();
+        let (pem, key) = (one.cert.pem(), one.signing_key.serialize_pem());
+        let (_, trust) = provided(pem.as_bytes(), key.as_bytes()).unwrap();
+        assert_eq!(trust.replace('\r', ""), pem.replace('\r', ""));
+        let say = |chain: &str, key: &str| provided(chain.as_bytes(), key.as_bytes()).unwrap_err().to_string();
+        assert_eq!(
+            say("nonsense", &key),
+            "the given certificate chain is not PEM with one or more CERTIFICATE blocks, the leaf first"
+        );
+        assert_eq!(say(&pem, "nonsense"), "the given key is not PEM with one PRIVATE KEY block (PKCS #8, SEC 1 or PKCS #1)");
+        assert_eq!(say(&pem, &other.signing_key.serialize_pem()), "the given certificate chain and key do not go together");
+    }
+}
