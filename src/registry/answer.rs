@@ -244,9 +244,14 @@ fn describe(target: &Target, request: &mut proto::Request) {
     };
 }
 
-/// Text of a header, whatever its bytes. JSON escapes the control characters.
+/// Text of a header, whatever its bytes; control characters (of both ranges: a terminal obeys U+009B as it obeys ESC [) are written
+/// as escapes.
 fn lossy(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    let text = String::from_utf8_lossy(bytes);
+    if !text.contains(char::is_control) {
+        return text.into_owned();
+    }
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// At most `limit` bytes of a text that a client chose the length of.
