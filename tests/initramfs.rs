@@ -1,5 +1,7 @@
 //! `localregistry initramfs` on made-up module trees: what is in the archive, that it depends on nothing else, and what is said about
 //! each bad input.
+#![cfg(feature = "host")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 #[path = "support/elf.rs"]
 mod elf;
