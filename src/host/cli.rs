@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use super::initramfs;
+use super::kernel;
 use super::report::Report;
 use super::serve;
 
@@ -21,7 +23,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve a layout from this machine, without a VM
     Serve(serve::Args),
+    /// Write a kernel that QEMU boots directly
+    Kernel(kernel::Args),
+    /// Write the archive that the guest boots from
+    Initramfs(initramfs::Args),
 }
 
 impl Cli {
@@ -30,13 +37,15 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let report = self.report;
         match self.command {
-            Command::Serve(args) => finish(serve::run(&args, report)),
+            Command::Serve(args) => status(serve::run(&args, report)),
+            Command::Kernel(args) => status(kernel::run(&args, &report)),
+            Command::Initramfs(args) => status(initramfs::run(&args, &report)),
         }
     }
 }
 
-/// Exit code 0, or the error and exit code 1.
-fn finish(result: Result<(), impl Error>) -> ExitCode {
+/// Exit code 0, or the error printed and exit code 1.
+fn status(result: Result<(), impl Error>) -> ExitCode {
     result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::atomic;
+use super::files;
 use super::report::Report;
 use crate::registry::answer::Registry;
 use crate::registry::events::Events;
@@ -79,7 +79,7 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         #[source]
-        cause: StoreError,
+        cause: Box<StoreError>,
     },
     /// Certificates.
     #[error("cannot set TLS up")]
@@ -130,7 +130,7 @@ pub fn run(args: &Args, report: Report) -> Result<(), Error> {
 
 async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let stopped = stop_signal()?;
-    let store = Store::open(&args.layout).map_err(|cause| Error::Store { path: args.layout.clone(), cause })?;
+    let store = Store::open(&args.layout).map_err(|cause| Error::Store { path: args.layout.clone(), cause: Box::new(cause) })?;
     let (events, queue) = Events::queue();
     let recorder = match &args.events {
         Some(path) => Some(record(path, queue)?),
@@ -190,7 +190,7 @@ fn transport(args: &Args, registry: &Registry) -> Result<Transport, Error> {
         }
     };
     if let Some(path) = &args.ca {
-        atomic::write(path, ca.as_bytes()).map_err(|cause| Error::File { verb: "write", path: path.clone(), cause })?;
+        files::write_atomically(path, ca.as_bytes()).map_err(|cause| Error::File { verb: "write", path: path.clone(), cause })?;
     }
     Ok(Transport::Tls(config))
 }

@@ -135,7 +135,7 @@ impl Registry {
         let upstream = match (&target.namespace, name.host()) {
             // A client may say in `ns` what it connected to: then it means no upstream, but this registry.
             (Some(namespace), _) => {
-                Some(namespace.as_str()).filter(|namespace| !host.as_ref().is_some_and(|own| own.as_str() == *namespace))
+                Some(namespace.as_str()).filter(|namespace| host.as_ref().is_none_or(|own| own.as_str() != *namespace))
             }
             (None, Some(_)) => None,
             (None, None) => host.as_ref().map(Host::name).filter(|host| self.upstreams.contains(route::upstream(host))),
