@@ -14,6 +14,7 @@ use super::files;
 use super::report::Report;
 use crate::registry::answer::Registry;
 use crate::registry::events::Events;
+use crate::registry::limits::Limits;
 use crate::registry::serve::{Listener, Transport, serve};
 use crate::registry::store::{Store, StoreError};
 use crate::registry::tls::{self, Authority, TlsError};
@@ -136,7 +137,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         Some(path) => Some(record(path, queue)?),
         None => None,
     };
-    let registry = Arc::new(Registry::new(store, events));
+    let registry = Arc::new(Registry::new(store, events, Limits::default()));
     let transport = transport(args, &registry)?;
     let mut listeners = Vec::new();
     for address in &args.listen {

@@ -13,6 +13,7 @@ use super::body::Body;
 use super::catalog::{Blob, BlobId, RepositoryId};
 use super::error::RegistryError;
 use super::events::Events;
+use super::limits::Limits;
 use super::log::{Counters, Entry, Totals};
 use super::reply::{self, Content, Freshness};
 use super::route::{self, Page, Route, Target};
@@ -29,16 +30,23 @@ pub struct Registry {
     counters: Arc<Counters>,
     /// Upstream hosts that repositories of the store are filed under.
     upstreams: HashSet<String>,
+    limits: Limits,
 }
 
 impl Registry {
-    /// Serves `store`; tells `events` of every request.
+    /// Serves `store` within `limits`; tells `events` of every request.
     #[must_use]
-    pub fn new(store: Store, events: Events) -> Self {
+    pub fn new(store: Store, events: Events, limits: Limits) -> Self {
         let catalog = store.catalog();
         let names = catalog.repositories().filter_map(|id| catalog.repository_name(id).parse::<Repository>().ok());
         let upstreams = names.filter_map(|name| name.host().map(str::to_owned)).collect();
-        Self { store: Arc::new(store), events, counters: Arc::default(), upstreams }
+        Self { store: Arc::new(store), events, counters: Arc::default(), upstreams, limits }
+    }
+
+    /// Within which limits it serves.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// What it serves.
@@ -83,7 +91,7 @@ impl Registry {
             entry.request.digest = lossy(digest.as_bytes());
         }
         let body = if head.method == Method::HEAD { body.without_content() } else { body };
-        Response::from_parts(parts, body.logged(entry))
+        Response::from_parts(parts, body.logged(entry, self.limits))
     }
 
     async fn route(&self, target: &Target, head: &Parts) -> Result<Response<Body>, RegistryError> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use localregistry::proto::{Event, Request, event};
 use localregistry::registry::answer::Registry;
 use localregistry::registry::events::Events;
+use localregistry::registry::limits::Limits;
 use localregistry::registry::log::Totals;
 use localregistry::registry::serve::{Listener, Transport, serve};
 use localregistry::registry::store::Store;
@@ -27,8 +28,13 @@ pub struct Server {
 impl Server {
     /// Serves the layout on a plain and a TLS port, from a runtime of its own.
     pub fn start(layout: &Path) -> Self {
+        Self::start_with(layout, Limits::default())
+    }
+
+    /// The same within other limits.
+    pub fn start_with(layout: &Path, limits: Limits) -> Self {
         let (events, queue) = Events::queue();
-        let registry = Arc::new(Registry::new(Store::open(layout).unwrap(), events));
+        let registry = Arc::new(Registry::new(Store::open(layout).unwrap(), events, limits));
         let authority = Arc::new(Authority::generate("test").unwrap());
         let names = ["localhost", "127.0.0.1", "registry.test"].map(str::to_owned);
         let config = authority.server_config(&names, registry.upstreams()).unwrap();
