@@ -31,10 +31,11 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
         Ok(_) => path.canonicalize()?,
         Err(_) => path.to_owned(),
     };
-    let mut file = tempfile::Builder::new()
-        .prefix(".localregistry-")
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(folder(&target))?;
+    let folder = folder(&target);
+    // Whose error does not name the passing file.
+    fs::metadata(&folder)?;
+    let mut file =
+        tempfile::Builder::new().prefix(".localregistry-").permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
     file.write_all(content)?;
     file.as_file().sync_all()?;
     file.persist(&target).map_err(|error| error.error)?;

@@ -130,12 +130,19 @@ pub fn cached(init: Option<&Path>, kernel: &Kernel, report: &Report) -> Result<P
     let init = read_init(init)?;
     let modules = collect(&kernel.modules, report)?;
     let archive = archive::archive(&init, &modules.load).map_err(Error::Archive)?;
-    let path = folder.join(format!("{}.cpio", Digest::sha256_of(&archive).hex()));
+    store(&folder, &archive)
+}
+
+/// The file of `folder` that holds `archive`, written where it is not there.
+fn store(folder: &Path, archive: &[u8]) -> Result<PathBuf, Error> {
+    let path = folder.join(format!("{}.cpio", Digest::sha256_of(archive).hex()));
     if cache::is_file(&path) {
         mark_used(&path);
-    } else {
-        files::write_atomically(&path, &archive).map_err(|source| Error::Write { path: path.clone(), source })?;
-        remove_unused(&folder);
+        return Ok(path);
+    }
+    match files::write_atomically(&path, archive) {
+        Ok(()) => remove_unused(folder),
+        Err(source) => return Err(Error::Write { path, source }),
     }
     Ok(path)
 }
@@ -173,5 +180,34 @@ fn remove_unused(folder: &Path) {
         if used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > KEPT)) {
             let _ = fs::remove_file(archive.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_is_stored_once_and_removed_when_long_unused() {
+        let folder = tempfile::tempdir().unwrap();
+        let age = |path: &Path, age| File::open(path).unwrap().set_modified(SystemTime::now() - age).unwrap();
+        let day = Duration::from_secs(24 * 3600);
+        let (old, used, new) = (b"old", b"used", b"new");
+
+        let old = store(folder.path(), old).unwrap();
+        age(&old, 8 * day);
+        let first = store(folder.path(), used).unwrap();
+        assert!(!old.exists());
+        assert_eq!(fs::read(&first).unwrap(), used);
+
+        age(&first, 8 * day);
+        assert_eq!(store(folder.path(), used).unwrap(), first);
+        let second = store(folder.path(), new).unwrap();
+        assert!(first.exists(), "its use was noted");
+        assert_eq!(
+            second.file_name().unwrap(),
+            "11507a0e2f5e69d5dfa40a62a1bd7b6ee57e6bcd85c67c9b8431b36fff21c437.cpio",
+            "the digest of its content"
+        );
     }
 }
