@@ -48,6 +48,8 @@ pub struct Image {
     pub repository: Repository,
     /// Its tag, where it has one.
     pub tag: Option<Tag>,
+    /// Whether the layout gives its repository; else it is filed by [`Reading::unnamed`] or beside what it refers to.
+    pub named: bool,
     /// Digest of the manifest or index that is the image.
     pub digest: Digest,
     /// Everything reachable from it, itself first, each once.
@@ -225,9 +227,10 @@ pub fn images(tree: &dyn Tree, reading: Reading<'_>) -> Result<Vec<Image>, Layou
         match name_of(descriptor)? {
             (None, None) => unnamed.push(descriptor),
             (repository, tag) => {
+                let named = repository.is_some();
                 let repository = repository.or_else(|| reading.unnamed.cloned());
                 let repository = repository.ok_or(LayoutError::Unnamed { digest: descriptor.digest })?;
-                images.push(walk.image(repository, tag, descriptor)?);
+                images.push(Image { named, ..walk.image(repository, tag, descriptor)? });
             }
         }
     }
@@ -264,6 +267,7 @@ fn file_unnamed(
             images.extend(holders.into_iter().map(|repository| Image {
                 repository,
                 tag: None,
+                named: false,
                 digest: descriptor.digest,
                 blobs: Rc::clone(&blobs),
             }));
@@ -278,7 +282,7 @@ fn file_unnamed(
     for (blobs, descriptor) in waiting {
         let repository = default.cloned().or_else(|| only.clone());
         let repository = repository.ok_or(LayoutError::Unnamed { digest: descriptor.digest })?;
-        images.push(Image { repository, tag: None, digest: descriptor.digest, blobs });
+        images.push(Image { repository, tag: None, named: false, digest: descriptor.digest, blobs });
     }
     Ok(())
 }
@@ -351,7 +355,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn image(&mut self, repository: Repository, tag: Option<Tag>, root: &Descriptor) -> Result<Image, LayoutError> {
-        let mut image = Image { repository, tag, digest: root.digest, blobs: Rc::default() };
+        let mut image = Image { repository, tag, named: true, digest: root.digest, blobs: Rc::default() };
         image.blobs = self.content(&image.name(), root)?;
         Ok(image)
     }
