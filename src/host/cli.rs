@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use super::pack;
 use super::report::Report;
 use super::serve;
 
@@ -21,6 +22,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Pack(pack::Args),
     Serve(serve::Args),
 }
 
@@ -30,6 +32,9 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let report = self.report;
         match self.command {
+            Command::Pack(args) => {
+                pack::run(args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
+            }
             Command::Serve(args) => finish(serve::run(&args, report)),
         }
     }

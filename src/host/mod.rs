@@ -2,5 +2,7 @@
 
 mod atomic;
 pub mod cli;
+pub mod pack;
 pub mod report;
 pub mod serve;
+mod tools;

@@ -1,0 +1,120 @@
+//! The programs of the machine that this one calls, and which Debian package has each.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A program that this one calls.
+#[derive(Debug, Clone, Copy)]
+pub struct Tool {
+    /// Its file name.
+    pub name: &'static str,
+    /// The Debian package that has it.
+    pub package: &'static str,
+}
+
+/// Why a tool's work is not done.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// It is nowhere.
+    #[error("the program {} is not on this machine: install Debian's package {} (`apt-get install {}`)", .0.name, .0.package, .0.package)]
+    Missing(Tool),
+    /// It cannot be started.
+    #[error("cannot run {}", path.display())]
+    Start {
+        /// Where it was found.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It ended with an error.
+    #[error("`{command}` failed ({status}): {said}")]
+    Failed {
+        /// The command and its arguments.
+        command: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// The end of what it wrote to standard error.
+        said: String,
+    },
+}
+
+/// Folders with programs for root, which an ordinary user's `PATH` does not have on Debian.
+const SYSTEM_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
+
+impl Tool {
+    /// Where the program is: in `PATH`, else in `/usr/sbin` or `/sbin`.
+    ///
+    /// # Errors
+    /// When it is nowhere; the message names the package that has it.
+    pub fn find(self) -> Result<PathBuf, ToolError> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::env::split_paths(&path).chain(SYSTEM_FOLDERS.map(PathBuf::from));
+        let mut places = folders.map(|folder| folder.join(self.name));
+        places.find(|place| is_program(place)).ok_or(ToolError::Missing(self))
+    }
+
+    /// Runs the program in the folder `folder`, in the language that it is documented in, and gives what it wrote to standard output.
+    ///
+    /// # Errors
+    /// When it is missing, cannot be started or ends with an error.
+    pub fn run(self, folder: &Path, arguments: &[&OsStr]) -> Result<String, ToolError> {
+        let path = self.find()?;
+        let mut command = Command::new(&path);
+        command.args(arguments).current_dir(folder).env("LC_ALL", "C").stdin(Stdio::null());
+        let output = command.output().map_err(|source| ToolError::Start { path, source })?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let words = arguments.iter().map(|argument| argument.to_string_lossy());
+        let command = [self.name.into()].into_iter().chain(words).collect::<Vec<_>>().join(" ");
+        Err(ToolError::Failed { command, status: output.status, said: last_words(&output.stderr) })
+    }
+}
+
+fn is_program(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
+}
+
+/// What matters of a failed program's standard error: its last three lines, joined.
+fn last_words(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let last = lines.get(lines.len().saturating_sub(3)..).unwrap_or_default();
+    if last.is_empty() { "it said nothing".to_owned() } else { last.join("; ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_tool_names_its_package() {
+        let tool = Tool { name: "no-such-tool", package: "some-package" };
+        assert_eq!(
+            tool.run(Path::new("/"), &[]).unwrap_err().to_string(),
+            "the program no-such-tool is not on this machine: install Debian's package some-package (`apt-get install some-package`)"
+        );
+    }
+
+    #[test]
+    fn a_failed_tool_is_named_with_its_last_words() {
+        let shell = Tool { name: "sh", package: "dash" };
+        let script = "for n in 1 2 3 4; do echo line $n >&2; done; exit 3";
+        assert_eq!(
+            shell.run(Path::new("/"), &["-c".as_ref(), script.as_ref()]).unwrap_err().to_string(),
+            format!("`sh -c {script}` failed (exit status: 3): line 2; line 3; line 4")
+        );
+        assert_eq!(
+            shell.run(Path::new("/"), &["-c".as_ref(), "exit 1".as_ref()]).unwrap_err().to_string(),
+            "`sh -c exit 1` failed (exit status: 1): it said nothing"
+        );
+    }
+
+    #[test]
+    fn output_is_given_back() {
+        let shell = Tool { name: "sh", package: "dash" };
+        assert_eq!(shell.run(Path::new("/usr"), &["-c".as_ref(), "pwd".as_ref()]).unwrap(), "/usr\n");
+    }
+}
