@@ -8,6 +8,7 @@ pub mod files;
 pub mod initramfs;
 pub mod kernel;
 pub mod modules;
+pub mod pack;
 pub mod report;
 pub mod serve;
 pub mod tools;
