@@ -9,6 +9,7 @@ use super::initramfs;
 use super::kernel;
 use super::pack;
 use super::report::Report;
+use super::run;
 use super::serve;
 
 /// Pack container images into a disk, boot it as a registry, pull from it.
@@ -32,6 +33,8 @@ enum Command {
     Kernel(kernel::Args),
     /// Write the archive that the guest boots from
     Initramfs(initramfs::Args),
+    /// Boot a packed disk and serve its images until a signal ends it
+    Run(Box<run::Args>),
 }
 
 impl Cli {
@@ -46,6 +49,7 @@ impl Cli {
             Command::Pack(args) => {
                 pack::run(args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
+            Command::Run(args) => run::run(&args, &report),
         }
     }
 }
@@ -62,7 +66,7 @@ fn fail(error: &dyn Error, code: u8) -> ExitCode {
 }
 
 /// An error and its causes, joined by ": ".
-fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
