@@ -11,7 +11,9 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     if process::id() != 1 {
-        eprintln!("localregistry-init: this is PID 1 of a virtual machine and does nothing elsewhere; boot it with `localregistry run`");
+        eprintln!(
+            "localregistry-init: this is PID 1 of a virtual machine and does nothing elsewhere; boot it with `localregistry run`"
+        );
         return ExitCode::from(2);
     }
     boot::run()

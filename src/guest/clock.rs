@@ -47,7 +47,11 @@ fn decide(now: SystemTime, has_rtc: bool, given: Option<SystemTime>, built: Syst
     let good = candidates.into_iter().flatten().find(|time| *time >= built);
     let set = Some(good.unwrap_or(built)).filter(|time| *time != now);
     let warning = match good {
-        None => Some(format!("the clock stood at {} seconds since 1970, before this program was made: set to {}", epoch(now), epoch(built))),
+        None => Some(format!(
+            "the clock stood at {} seconds since 1970, before this program was made: set to {}",
+            epoch(now),
+            epoch(built)
+        )),
         Some(time) if time > built + FAR => Some(format!(
             "the clock stands at {} seconds since 1970, over 20 years after this program was made: certificates may not be valid elsewhere",
             epoch(time)
@@ -69,7 +73,6 @@ fn write(time: SystemTime) -> nix::Result<()> {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(since))
 }
-
 
 #[cfg(test)]
 mod tests {
