@@ -1,5 +1,7 @@
 //! `localregistry run` with bad flags (exit 2) and bad files (exit 1): each one message, and nothing started.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -123,7 +125,7 @@ fn bad_files_exit_1() {
 fn a_disk_without_read_permission_is_named() {
     let folder = folder();
     let disk = folder.path().join("disk");
-    fs::set_permissions(&disk, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&disk, fs::Permissions::from_mode(0o0)).unwrap();
     // Root reads everything; then it is QEMU that refuses what is no kernel.
     let message = match fs::File::open(&disk) {
         Ok(_) => "localregistry: QEMU exited with status 1 before it started the machine: ",

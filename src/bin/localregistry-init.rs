@@ -10,9 +10,22 @@ use mimalloc::MiMalloc;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
+    // The sample image runs this program in a container, where it is PID 1 too: these come first.
+    match std::env::args().nth(1).as_deref() {
+        Some("--version") => return say(concat!("localregistry-init ", env!("CARGO_PKG_VERSION"))),
+        Some("--hello") => return say(concat!("hello from localregistry ", env!("CARGO_PKG_VERSION"))),
+        _ => {}
+    }
     if process::id() != 1 {
-        eprintln!("localregistry-init: this is PID 1 of a virtual machine and does nothing elsewhere; boot it with `localregistry run`");
+        eprintln!(
+            "localregistry-init: this is PID 1 of a virtual machine and does nothing elsewhere; boot it with `localregistry run`"
+        );
         return ExitCode::from(2);
     }
     boot::run()
+}
+
+fn say(line: &str) -> ExitCode {
+    println!("{line}");
+    ExitCode::SUCCESS
 }

@@ -69,7 +69,9 @@ fn parse(line: &[u8]) -> Result<command::Command, String> {
         let text = String::from_utf8_lossy(line);
         let cut = if text.chars().count() > SHOWN { "…" } else { "" };
         let shown: String = text.chars().take(SHOWN).collect();
-        format!("not a command: {shown:?}{cut}: {problem}; expected {{\"shutdown\":{{}}}} or {{\"setClock\":{{\"epochSeconds\":N}}}}")
+        format!(
+            "not a command: {shown:?}{cut}: {problem}; expected {{\"shutdown\":{{}}}} or {{\"setClock\":{{\"epochSeconds\":N}}}}"
+        )
     };
     let command: Command = serde_json::from_slice(line).map_err(|error| bad(&error.to_string()))?;
     command.command.ok_or_else(|| bad("it names no command"))
@@ -134,7 +136,10 @@ mod tests {
         for (line, problem) in [
             ("{}", r#""{}": it names no command"#),
             ("stop", r#""stop": expected value at line 1 column 1"#),
-            (r#"{"halt":{}}"#, r#""{\"halt\":{}}": unknown field `halt`, expected one of `shutdown`, `setClock`, `set_clock` at line 1 column 7"#),
+            (
+                r#"{"halt":{}}"#,
+                r#""{\"halt\":{}}": unknown field `halt`, expected one of `shutdown`, `set_clock`, `setClock` at line 1 column 7"#,
+            ),
         ] {
             assert_eq!(parse(line.as_bytes()), Err(format!("not a command: {problem}; {expected}")));
         }

@@ -57,7 +57,9 @@ pub enum DiskError {
         bytes: u64,
     },
     /// The file system is longer than the device.
-    #[error("{device}, the disk with the serial {serial:?}, has {bytes} bytes; its {fs} file system has {expected}: copy the disk anew")]
+    #[error(
+        "{device}, the disk with the serial {serial:?}, has {bytes} bytes; its {fs} file system has {expected}: copy the disk anew"
+    )]
     Truncated {
         /// The device.
         device: String,
@@ -129,7 +131,8 @@ fn disks() -> Vec<(String, String)> {
     let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.starts_with("vd"));
     let serial = |name: &str| fs::read_to_string(Path::new("/sys/block").join(name).join("serial")).unwrap_or_default();
-    let mut disks: Vec<_> = names.map(|name| (serial(&name).trim_end().to_owned(), name)).map(|(serial, name)| (name, serial)).collect();
+    let mut disks: Vec<_> =
+        names.map(|name| (serial(&name).trim_end().to_owned(), name)).map(|(serial, name)| (name, serial)).collect();
     disks.sort();
     disks
 }

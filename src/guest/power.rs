@@ -156,11 +156,7 @@ mod input {
         /// The event in `record`.
         pub const fn parse(record: [u8; SIZE]) -> Self {
             let [.., a, b, c, d, e, f, g, h] = record;
-            Self {
-                kind: u16::from_ne_bytes([a, b]),
-                code: u16::from_ne_bytes([c, d]),
-                value: i32::from_ne_bytes([e, f, g, h]),
-            }
+            Self { kind: u16::from_ne_bytes([a, b]), code: u16::from_ne_bytes([c, d]), value: i32::from_ne_bytes([e, f, g, h]) }
         }
 
         /// Whether it is the power button going down.

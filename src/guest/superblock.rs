@@ -119,7 +119,9 @@ mod tests {
 
     #[test]
     fn anything_else_is_nothing() {
-        for start in [vec![], vec![0; 100], vec![0; START], vec![0xff; START], disk(&[(0, b"sqsh")]), disk(&[(1024, &[0xe2, 0xe1])])] {
+        for start in
+            [vec![], vec![0; 100], vec![0; START], vec![0xff; START], disk(&[(0, b"sqsh")]), disk(&[(1024, &[0xe2, 0xe1])])]
+        {
             assert_eq!(Superblock::find(&start), None);
         }
     }

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use super::initramfs;
 use super::kernel;
+use super::pack;
 use super::report::Report;
 use super::run;
 use super::serve;
@@ -24,6 +25,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Pack container images into a disk
+    Pack(pack::Args),
     /// Serve a layout from this machine, without a VM
     Serve(serve::Args),
     /// Write a kernel that QEMU boots directly
@@ -43,6 +46,9 @@ impl Cli {
             Command::Serve(args) => status(serve::run(&args, report)),
             Command::Kernel(args) => status(kernel::run(&args, &report)),
             Command::Initramfs(args) => status(initramfs::run(&args, &report)),
+            Command::Pack(args) => {
+                pack::run(args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
+            }
             Command::Run(args) => run::run(&args, &report),
         }
     }

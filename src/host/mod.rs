@@ -11,6 +11,7 @@ pub mod initramfs;
 pub mod kernel;
 pub mod launch;
 pub mod modules;
+pub mod pack;
 pub mod qemu;
 pub mod report;
 pub mod run;

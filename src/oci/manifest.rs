@@ -18,7 +18,6 @@ pub struct Descriptor {
     #[serde(default)]
     pub media_type: String,
     /// Digest of the content.
-    #[serde(deserialize_with = "digest")]
     pub digest: Digest,
     /// Size of the content in bytes.
     pub size: u64,
@@ -43,11 +42,6 @@ pub struct Platform {
     /// `v7`, `v8`, …
     #[serde(default)]
     pub variant: Option<String>,
-}
-
-fn digest<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map_err(|error| serde::de::Error::custom(format!("{error}, not {text:?}")))
 }
 
 /// A parsed manifest of any kind.

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::guard::Guarded;
-use super::limits::{HEAD, HEADERS, Limits, RESETS, STREAM_BUFFER};
+use super::limits::{HEAD, Limits, RESETS, STREAM_BUFFER};
 use super::serve::{Shared, Transport};
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, section 5.1).
@@ -128,7 +128,7 @@ where
 
 fn http1_builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(limits.request_head).max_buf_size(HEAD).max_headers(HEADERS);
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.request_head).max_header_size(HEAD).max_buf_size(HEAD);
     builder
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -24,7 +24,7 @@ const MAX_DEPTH: usize = 8;
 const MAX_MANIFESTS: usize = 10_000;
 
 /// The annotation that names an image in `index.json` (image specification, "Pre-Defined Annotation Keys").
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The annotation by which containerd names an image in full.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
@@ -48,10 +48,12 @@ pub struct Image {
     pub repository: Repository,
     /// Its tag, where it has one.
     pub tag: Option<Tag>,
+    /// Whether the layout gives its repository; else it is filed by [`Reading::unnamed`] or beside what it refers to.
+    pub named: bool,
     /// Digest of the manifest or index that is the image.
     pub digest: Digest,
     /// Everything reachable from it, itself first, each once.
-    pub blobs: Rc<[Blob]>,
+    pub blobs: Arc<[Blob]>,
 }
 
 impl Image {
@@ -225,9 +227,10 @@ pub fn images(tree: &dyn Tree, reading: Reading<'_>) -> Result<Vec<Image>, Layou
         match name_of(descriptor)? {
             (None, None) => unnamed.push(descriptor),
             (repository, tag) => {
+                let named = repository.is_some();
                 let repository = repository.or_else(|| reading.unnamed.cloned());
                 let repository = repository.ok_or(LayoutError::Unnamed { digest: descriptor.digest })?;
-                images.push(walk.image(repository, tag, descriptor)?);
+                images.push(Image { named, ..walk.image(repository, tag, descriptor)? });
             }
         }
     }
@@ -243,7 +246,7 @@ fn file_unnamed(
     unnamed: &[&Descriptor],
     default: Option<&Repository>,
 ) -> Result<(), LayoutError> {
-    let mut waiting: Vec<(Rc<[Blob]>, &Descriptor)> = Vec::new();
+    let mut waiting: Vec<(Arc<[Blob]>, &Descriptor)> = Vec::new();
     for descriptor in unnamed {
         waiting.push((walk.content(&descriptor.digest.to_string(), descriptor)?, descriptor));
     }
@@ -264,8 +267,9 @@ fn file_unnamed(
             images.extend(holders.into_iter().map(|repository| Image {
                 repository,
                 tag: None,
+                named: false,
                 digest: descriptor.digest,
-                blobs: Rc::clone(&blobs),
+                blobs: Arc::clone(&blobs),
             }));
         }
         waiting = left;
@@ -278,7 +282,7 @@ fn file_unnamed(
     for (blobs, descriptor) in waiting {
         let repository = default.cloned().or_else(|| only.clone());
         let repository = repository.ok_or(LayoutError::Unnamed { digest: descriptor.digest })?;
-        images.push(Image { repository, tag: None, digest: descriptor.digest, blobs });
+        images.push(Image { repository, tag: None, named: false, digest: descriptor.digest, blobs });
     }
     Ok(())
 }
@@ -346,20 +350,20 @@ struct Walk<'a> {
     tree: &'a dyn Tree,
     verify: bool,
     /// Content of the images walked so far: many tags name one manifest.
-    seen: HashMap<Digest, Rc<[Blob]>>,
+    seen: HashMap<Digest, Arc<[Blob]>>,
 }
 
 impl Walk<'_> {
     fn image(&mut self, repository: Repository, tag: Option<Tag>, root: &Descriptor) -> Result<Image, LayoutError> {
-        let mut image = Image { repository, tag, digest: root.digest, blobs: Rc::default() };
+        let mut image = Image { repository, tag, named: true, digest: root.digest, blobs: Arc::default() };
         image.blobs = self.content(&image.name(), root)?;
         Ok(image)
     }
 
     /// Everything that `root` names, itself first.
-    fn content(&mut self, image: &str, root: &Descriptor) -> Result<Rc<[Blob]>, LayoutError> {
+    fn content(&mut self, image: &str, root: &Descriptor) -> Result<Arc<[Blob]>, LayoutError> {
         if let Some(known) = self.seen.get(&root.digest) {
-            return Ok(Rc::clone(known));
+            return Ok(Arc::clone(known));
         }
         let mut found = Vec::new();
         let mut listed = HashSet::new();
@@ -391,8 +395,8 @@ impl Walk<'_> {
             }
             manifests.extend(manifest.manifests.into_iter().rev().map(|child| (child, depth + 1)));
         }
-        let found: Rc<[Blob]> = found.into();
-        self.seen.insert(root.digest, Rc::clone(&found));
+        let found: Arc<[Blob]> = found.into();
+        self.seen.insert(root.digest, Arc::clone(&found));
         Ok(found)
     }
 

@@ -28,10 +28,8 @@ pub const STREAM_BUFFER: usize = 256 << 10;
 /// Streams that a peer may reset before they are answered, and that we may reset for errors of its, before the connection is closed
 /// (CVE-2023-44487, CVE-2025-8671).
 pub const RESETS: usize = 32;
-/// Largest head of a request, in bytes: a `Range` of 1,024 ranges is some 24 KiB (zstd:chunked pulls).
+/// Largest head of a request, in bytes (hyper bounds its lines to 100): a `Range` of 1,024 ranges is some 24 KiB (zstd:chunked pulls).
 pub const HEAD: usize = 64 << 10;
-/// Most header lines of a request.
-pub const HEADERS: usize = 100;
 /// Most ranges in one request; a client that asks for more is told to halve its list (400).
 pub const RANGES: usize = 1024;
 /// Most names in one page of a list. A client that asks for more gets this many and a `Link`.

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::proto::tls::Mode;
+
 /// What kind of value a key takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -15,6 +17,8 @@ pub enum Kind {
     Real,
     /// true or false.
     Bool,
+    /// The name of a [`Mode`].
+    Mode,
 }
 
 /// One key.
@@ -34,7 +38,7 @@ pub const KEYS: [Key; 13] = [
     Key { path: "hostname",                    kind: Kind::Text,   expected: "a DNS name of at most 64 characters" },
     Key { path: "names",                       kind: Kind::Texts,  expected: "a list of DNS names and IP addresses" },
     Key { path: "port",                        kind: Kind::Number, expected: "a TCP port from 1 to 65535" },
-    Key { path: "tls.mode",                    kind: Kind::Text,   expected: "GENERATE, PROVIDED or OFF" },
+    Key { path: "tls.mode",                    kind: Kind::Mode,   expected: "GENERATE, PROVIDED or OFF" },
     Key { path: "interfaces.*.mac",            kind: Kind::Text,   expected: "a MAC address such as 52:54:00:12:34:56" },
     Key { path: "interfaces.*.addresses",      kind: Kind::Texts,  expected: "a list of addresses with their prefix, such as 10.1.0.82/16" },
     Key { path: "interfaces.*.gateway",        kind: Kind::Text,   expected: "the IP address of a gateway, beside addresses of its family" },
@@ -92,6 +96,7 @@ pub fn accepts(kind: Kind, value: &Value) -> bool {
             other => other.is_number(),
         },
         Kind::Bool => value.is_boolean(),
+        Kind::Mode => value.as_str().is_some_and(|name| Mode::from_str_name(name).is_some()),
     }
 }
 

@@ -52,12 +52,8 @@ impl Layer {
             let Some(name) = name.strip_prefix(PREFIX) else { continue };
             let path = name.split('.').map(camel_case).collect::<Vec<_>>().join(".");
             let key = keys::find(&path).ok_or_else(|| ConfigError::UnknownKey { origin, key: name.to_owned() })?;
-            let bad = |value: &Value| ConfigError::BadValue {
-                origin,
-                key: path.clone(),
-                value: shown(value),
-                expected: key.expected,
-            };
+            let bad =
+                |value: &Value| ConfigError::BadValue { origin, key: path.clone(), value: shown(value), expected: key.expected };
             let value = value.ok_or_else(|| bad(&Value::Null)).map(|text| from_text(key.kind, text))?;
             if !keys::accepts(key.kind, &value) {
                 return Err(bad(&value));

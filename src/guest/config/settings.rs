@@ -121,9 +121,15 @@ impl Settings {
         Ok(Self {
             hostname: match config.hostname.as_str() {
                 "" => "localregistry".to_owned(),
-                name => check.that(name.len() <= HOSTNAME_MAX && is_dns_name(name), "hostname", name).map(|()| name.to_owned())?,
+                name => {
+                    check.that(name.len() <= HOSTNAME_MAX && is_dns_name(name), "hostname", name).map(|()| name.to_owned())?
+                }
             },
-            names: config.names.iter().try_for_each(|name| check.that(is_san(name), "names", name)).map(|()| config.names.clone())?,
+            names: config
+                .names
+                .iter()
+                .try_for_each(|name| check.that(is_san(name), "names", name))
+                .map(|()| config.names.clone())?,
             port: match config.port {
                 0 => NonZeroU16::MIN.saturating_add(4999),
                 port => check.some(u16::try_from(port).ok().and_then(NonZeroU16::new), "port", port)?,

@@ -1,6 +1,7 @@
 //! DHCP on the wire: the socket and the timers around [`client`](super::client). What enters is an interface and a deadline; what
 //! leaves is a lease. It never touches the interface.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -10,8 +11,9 @@ use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout_at};
 
 use super::NetError;
-use super::client::{Client, LARGEST, Lease, Outcome};
+use super::client::{Client, Lease, Outcome};
 use super::link::Link;
+use super::packet::LARGEST;
 
 /// Port of a DHCP client.
 const CLIENT_PORT: u16 = 68;
@@ -30,15 +32,15 @@ const REQUESTS: u32 = 4;
 /// # Errors
 /// When no server answers or one refuses.
 pub async fn acquire(link: &Link, hostname: &str, deadline: Instant, timeout: Duration) -> Result<Lease, NetError> {
-    let socket = open(link).map_err(|source| NetError::Kernel { action: format!("open UDP port {CLIENT_PORT} on {link}"), source })?;
+    let socket =
+        open(link).map_err(|source| NetError::Kernel { action: format!("open UDP port {CLIENT_PORT} on {link}"), source })?;
     let mut client = Client::new(link.mac, hostname, random_transaction());
     let start = Instant::now();
     let (mut sent, mut unanswered, mut retry) = (0, 0, FIRST_RETRY);
     loop {
-        send(&socket, &client, start.elapsed()).await.map_err(|source| NetError::Kernel {
-            action: format!("send a DHCP packet on {link}"),
-            source,
-        })?;
+        send(&socket, &client, start.elapsed())
+            .await
+            .map_err(|source| NetError::Kernel { action: format!("send a DHCP packet on {link}"), source })?;
         sent += 1;
         unanswered += 1;
         let wait = (Instant::now() + retry).min(deadline);
@@ -70,8 +72,7 @@ fn open(link: &Link) -> io::Result<UdpSocket> {
 }
 
 async fn send(socket: &UdpSocket, client: &Client, elapsed: Duration) -> io::Result<()> {
-    let packet = client.packet(elapsed).map_err(io::Error::other)?;
-    match socket.send_to(&packet, (Ipv4Addr::BROADCAST, SERVER_PORT)).await {
+    match socket.send_to(&client.packet(elapsed), (Ipv4Addr::BROADCAST, SERVER_PORT)).await {
         // A link that comes and goes loses packets like any network; the next one may get through.
         Err(error) if matches!(error.kind(), io::ErrorKind::NetworkDown | io::ErrorKind::NetworkUnreachable) => Ok(()),
         result => result.map(drop),
@@ -83,7 +84,8 @@ async fn answer(socket: &UdpSocket, client: &mut Client, link: &Link) -> Result<
     let mut packet = vec![0; LARGEST.into()];
     loop {
         let received = socket.recv(&mut packet).await;
-        let length = received.map_err(|source| NetError::Kernel { action: format!("receive a DHCP packet on {link}"), source })?;
+        let length =
+            received.map_err(|source| NetError::Kernel { action: format!("receive a DHCP packet on {link}"), source })?;
         match client.receive(packet.get(..length).unwrap_or_default()) {
             Ok(Outcome::Ignored) => {}
             Ok(outcome) => return Ok(outcome),
@@ -92,7 +94,7 @@ async fn answer(socket: &UdpSocket, client: &mut Client, link: &Link) -> Result<
     }
 }
 
-/// A number that tells this client's packets from another's: `Message` draws one for itself.
+/// A number that tells this client's packets from another's: half of a hash under keys that the system's randomness gave.
 fn random_transaction() -> u32 {
-    dhcproto::v4::Message::default().xid()
+    u32::try_from(RandomState::new().build_hasher().finish() >> 32).unwrap_or_default()
 }

@@ -48,7 +48,8 @@ impl Links {
     /// When the kernel gives none.
     pub fn open() -> Result<Self, NetError> {
         let action = || "open a netlink socket".to_owned();
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(|source| NetError::Kernel { action: action(), source })?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|source| NetError::Kernel { action: action(), source })?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }

@@ -29,10 +29,13 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Files a blob in a repository; `manifest` is its media type where it is one. A blob once known as a manifest stays one.
+    /// Files a blob in a repository; `manifest` is its media type where it is one. A blob once known as a manifest stays one; where
+    /// it is described with several types, the least of them stands, so that the order does not matter.
     pub fn blob(&mut self, repository: &Repository, digest: Digest, size: u64, manifest: Option<&str>) {
         let known = self.blobs.entry(digest).or_insert_with(|| (size, None));
-        if let Some(media_type) = manifest {
+        if let Some(media_type) = manifest
+            && known.1.as_deref().is_none_or(|before| media_type < before)
+        {
             known.1 = Some(media_type.to_owned());
         }
         self.shelf(repository).blobs.insert(digest);

@@ -22,6 +22,11 @@ pub trait Tree {
     /// # Errors
     /// As of opening a file; also where the path leaves the tree.
     fn open(&self, path: &str) -> io::Result<Content<'_>>;
+
+    /// What messages call the file at `path`: its path, but for a tree that gathers its files from elsewhere.
+    fn place(&self, path: &str) -> String {
+        path.to_owned()
+    }
 }
 
 /// A folder. Nothing outside of it can be opened through it, whatever links it holds.
