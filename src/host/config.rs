@@ -5,6 +5,7 @@ use std::net::SocketAddrV4;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::de::Error as _;
 use serde_json::{Map, Value, json};
 
 use crate::proto::Config;
@@ -93,7 +94,9 @@ impl GuestConfig {
         // Read once for its faults, with their places, and once to keep what is said.
         let _typed: Config = serde_json::from_slice(text).map_err(ConfigError::Json)?;
         let json: Map<String, Value> = serde_json::from_slice(text).map_err(ConfigError::Json)?;
-        Ok(Self { json: canonical(json) })
+        let config = Self { json: canonical(json) };
+        config.typed().map_err(ConfigError::Json)?;
+        Ok(config)
     }
 
     /// This config with `setting` in place of what it said there.
@@ -164,8 +167,13 @@ impl GuestConfig {
         Value::Object(self.json.clone()).to_string()
     }
 
+    /// The config as its type, with a port that is one: the host forwards to it.
     fn typed(&self) -> Result<Config, serde_json::Error> {
-        serde_json::from_value(Value::Object(self.json.clone()))
+        let config: Config = serde_json::from_value(Value::Object(self.json.clone()))?;
+        match u16::try_from(config.port) {
+            Ok(_) => Ok(config),
+            Err(_) => Err(serde_json::Error::custom(format!("port {}, expected 1 to 65535", config.port))),
+        }
     }
 }
 
@@ -271,6 +279,7 @@ mod tests {
                 "tls.mode cannot be set to \"off\": unknown variant `off`, expected one of `MODE_UNSPECIFIED`, `GENERATE`, \
                  `PROVIDED`, `OFF`",
             ),
+            ("port=70000", "port cannot be set to \"70000\": port 70000, expected 1 to 65535"),
             ("trace=maybe", "trace cannot be set to \"maybe\": invalid type: string \"maybe\", expected a boolean"),
         ] {
             assert_eq!(setting.parse::<Setting>().unwrap_err().to_string(), message);
@@ -286,7 +295,7 @@ mod tests {
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(cause.starts_with("unknown field `prot`, expected one of"), "{cause}");
         assert!(cause.ends_with("at line 2 column 6"), "{cause}");
-        for text in ["", "[]", "7", "{\"port\":1,\"port\":2}", "{\"port\":-1}", "\u{0}"] {
+        for text in ["", "[]", "7", "{\"port\":1,\"port\":2}", "{\"port\":-1}", "{\"port\":65536}", "\u{0}"] {
             assert!(matches!(GuestConfig::parse(text.as_bytes()), Err(ConfigError::Json(_))), "{text}");
         }
     }
