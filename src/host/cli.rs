@@ -5,8 +5,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use super::initramfs;
+use super::kernel;
 use super::pack;
 use super::report::Report;
+use super::sample;
 use super::serve;
 
 /// Pack container images into a disk, boot it as a registry, pull from it.
@@ -22,8 +25,16 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Pack container images into a disk
     Pack(pack::Args),
+    /// Make a small runnable image, to try everything with
+    Sample(sample::Args),
+    /// Serve a layout from this machine, without a VM
     Serve(serve::Args),
+    /// Write a kernel that QEMU boots directly
+    Kernel(kernel::Args),
+    /// Write the archive that the guest boots from
+    Initramfs(initramfs::Args),
 }
 
 impl Cli {
@@ -35,13 +46,16 @@ impl Cli {
             Command::Pack(args) => {
                 pack::run(args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
-            Command::Serve(args) => finish(serve::run(&args, report)),
+            Command::Sample(args) => status(sample::run(args, report)),
+            Command::Serve(args) => status(serve::run(&args, report)),
+            Command::Kernel(args) => status(kernel::run(&args, &report)),
+            Command::Initramfs(args) => status(initramfs::run(&args, &report)),
         }
     }
 }
 
-/// Exit code 0, or the error and exit code 1.
-fn finish(result: Result<(), impl Error>) -> ExitCode {
+/// Exit code 0, or the error printed and exit code 1.
+fn status(result: Result<(), impl Error>) -> ExitCode {
     result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
 }
 

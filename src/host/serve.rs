@@ -10,10 +10,11 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::atomic;
+use super::files;
 use super::report::Report;
 use crate::registry::answer::Registry;
 use crate::registry::events::Events;
+use crate::registry::limits::Limits;
 use crate::registry::serve::{Listener, Transport, serve};
 use crate::registry::store::{Store, StoreError};
 use crate::registry::tls::{self, Authority, TlsError};
@@ -79,7 +80,7 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         #[source]
-        cause: StoreError,
+        cause: Box<StoreError>,
     },
     /// Certificates.
     #[error("cannot set TLS up")]
@@ -130,13 +131,13 @@ pub fn run(args: &Args, report: Report) -> Result<(), Error> {
 
 async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let stopped = stop_signal()?;
-    let store = Store::open(&args.layout).map_err(|cause| Error::Store { path: args.layout.clone(), cause })?;
+    let store = Store::open(&args.layout).map_err(|cause| Error::Store { path: args.layout.clone(), cause: Box::new(cause) })?;
     let (events, queue) = Events::queue();
     let recorder = match &args.events {
         Some(path) => Some(record(path, queue)?),
         None => None,
     };
-    let registry = Arc::new(Registry::new(store, events));
+    let registry = Arc::new(Registry::new(store, events, Limits::default()));
     let transport = transport(args, &registry)?;
     let mut listeners = Vec::new();
     for address in &args.listen {
@@ -190,7 +191,7 @@ fn transport(args: &Args, registry: &Registry) -> Result<Transport, Error> {
         }
     };
     if let Some(path) = &args.ca {
-        atomic::write(path, ca.as_bytes()).map_err(|cause| Error::File { verb: "write", path: path.clone(), cause })?;
+        files::write_atomically(path, ca.as_bytes()).map_err(|cause| Error::File { verb: "write", path: path.clone(), cause })?;
     }
     Ok(Transport::Tls(config))
 }

@@ -77,10 +77,11 @@ fn is_program(path: &Path) -> bool {
     rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
 }
 
-/// What matters of a failed program's standard error: its last three lines, joined.
-fn last_words(stderr: &[u8]) -> String {
+/// What matters of a failed program's standard error: its last three lines, joined, without the warnings of apt.
+pub fn last_words(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("W: "));
+    let lines: Vec<&str> = lines.collect();
     let last = lines.get(lines.len().saturating_sub(3)..).unwrap_or_default();
     if last.is_empty() { "it said nothing".to_owned() } else { last.join("; ") }
 }
@@ -101,7 +102,7 @@ mod tests {
     #[test]
     fn a_failed_tool_is_named_with_its_last_words() {
         let shell = Tool { name: "sh", package: "dash" };
-        let script = "for n in 1 2 3 4; do echo line $n >&2; done; exit 3";
+        let script = "for n in 1 2 3 4; do echo line $n >&2; done; echo W: odd >&2; exit 3";
         assert_eq!(
             shell.run(Path::new("/"), &["-c".as_ref(), script.as_ref()]).unwrap_err().to_string(),
             format!("`sh -c {script}` failed (exit status: 3): line 2; line 3; line 4")

@@ -29,7 +29,7 @@ impl Algorithm {
 
     /// Length of the hash in bytes.
     #[must_use]
-    pub const fn len(self) -> usize {
+    pub const fn hash_len(self) -> usize {
         match self {
             Self::Sha256 => 32,
             Self::Sha512 => 64,
@@ -47,7 +47,7 @@ pub enum DigestError {
     #[error("the digest's algorithm is not one of sha256, sha512")]
     Algorithm,
     /// A wrong number of digits.
-    #[error("a {} digest has {} hexadecimal digits", .0.name(), .0.len() * 2)]
+    #[error("a {} digest has {} hexadecimal digits", .0.name(), .0.hash_len() * 2)]
     Length(Algorithm),
     /// Something other than `0-9a-f`. Upper case is not allowed (image specification, "SHA-256").
     #[error("a digest has only the digits 0-9 and a-f")]
@@ -66,7 +66,7 @@ impl Digest {
     #[must_use]
     pub fn from_bytes(algorithm: Algorithm, bytes: &[u8]) -> Option<Self> {
         let mut hash = [0; 64];
-        if bytes.len() != algorithm.len() {
+        if bytes.len() != algorithm.hash_len() {
             return None;
         }
         hash.get_mut(..bytes.len())?.copy_from_slice(bytes);
@@ -90,7 +90,7 @@ impl Digest {
     /// The hash.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        self.bytes.split_at(self.algorithm.len()).0
+        self.bytes.split_at(self.algorithm.hash_len()).0
     }
 
     /// The hash in lower-case hexadecimal.
@@ -126,7 +126,7 @@ impl FromStr for Digest {
     fn from_str(text: &str) -> Result<Self, DigestError> {
         let (algorithm, hex) = text.split_once(':').ok_or(DigestError::Form)?;
         let algorithm = Algorithm::ALL.into_iter().find(|known| known.name() == algorithm).ok_or(DigestError::Algorithm)?;
-        if hex.len() != algorithm.len() * 2 {
+        if hex.len() != algorithm.hash_len() * 2 {
             return Err(DigestError::Length(algorithm));
         }
         let mut bytes = [0; 64];
@@ -188,7 +188,7 @@ impl Hasher {
             State::Sha256(_) => (Algorithm::Sha256, [0; 64]),
             State::Sha512(_) => (Algorithm::Sha512, [0; 64]),
         };
-        let (hash, _) = bytes.split_at_mut(algorithm.len());
+        let (hash, _) = bytes.split_at_mut(algorithm.hash_len());
         match self.0 {
             State::Sha256(state) => hash.copy_from_slice(&state.finalize()),
             State::Sha512(state) => hash.copy_from_slice(&state.finalize()),

@@ -7,4 +7,4 @@ pub mod media_type;
 mod name;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
-pub use name::{Host, ImageName, NameError, Reference, Repository, Tag};
+pub use name::{Host, ImageName, MAX_REPOSITORY, MAX_TAG, NameError, Reference, Repository, Tag};

@@ -13,6 +13,7 @@ use super::body::Body;
 use super::catalog::{Blob, BlobId, RepositoryId};
 use super::error::RegistryError;
 use super::events::Events;
+use super::limits::Limits;
 use super::log::{Counters, Entry, Totals};
 use super::reply::{self, Content, Freshness};
 use super::route::{self, Page, Route, Target};
@@ -29,16 +30,23 @@ pub struct Registry {
     counters: Arc<Counters>,
     /// Upstream hosts that repositories of the store are filed under.
     upstreams: HashSet<String>,
+    limits: Limits,
 }
 
 impl Registry {
-    /// Serves `store`; tells `events` of every request.
+    /// Serves `store` within `limits`; tells `events` of every request.
     #[must_use]
-    pub fn new(store: Store, events: Events) -> Self {
+    pub fn new(store: Store, events: Events, limits: Limits) -> Self {
         let catalog = store.catalog();
         let names = catalog.repositories().filter_map(|id| catalog.repository_name(id).parse::<Repository>().ok());
         let upstreams = names.filter_map(|name| name.host().map(str::to_owned)).collect();
-        Self { store: Arc::new(store), events, counters: Arc::default(), upstreams }
+        Self { store: Arc::new(store), events, counters: Arc::default(), upstreams, limits }
+    }
+
+    /// Within which limits it serves.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// What it serves.
@@ -83,7 +91,7 @@ impl Registry {
             entry.request.digest = lossy(digest.as_bytes());
         }
         let body = if head.method == Method::HEAD { body.without_content() } else { body };
-        Response::from_parts(parts, body.logged(entry))
+        Response::from_parts(parts, body.logged(entry, self.limits))
     }
 
     async fn route(&self, target: &Target, head: &Parts) -> Result<Response<Body>, RegistryError> {
@@ -135,7 +143,7 @@ impl Registry {
         let upstream = match (&target.namespace, name.host()) {
             // A client may say in `ns` what it connected to: then it means no upstream, but this registry.
             (Some(namespace), _) => {
-                Some(namespace.as_str()).filter(|namespace| !host.as_ref().is_some_and(|own| own.as_str() == *namespace))
+                Some(namespace.as_str()).filter(|namespace| host.as_ref().is_none_or(|own| own.as_str() != *namespace))
             }
             (None, Some(_)) => None,
             (None, None) => host.as_ref().map(Host::name).filter(|host| self.upstreams.contains(route::upstream(host))),
@@ -244,9 +252,14 @@ fn describe(target: &Target, request: &mut proto::Request) {
     };
 }
 
-/// Text of a header, whatever its bytes. JSON escapes the control characters.
+/// Text of a header, whatever its bytes; control characters (of both ranges: a terminal obeys U+009B as it obeys ESC [) are written
+/// as escapes.
 fn lossy(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    let text = String::from_utf8_lossy(bytes);
+    if !text.contains(char::is_control) {
+        return text.into_owned();
+    }
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// At most `limit` bytes of a text that a client chose the length of.

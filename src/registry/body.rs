@@ -17,7 +17,7 @@ use http_body::{Frame, SizeHint};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio::task::JoinHandle;
 
-use super::limits::{CHUNK, MINIMUM_RATE, STALL};
+use super::limits::{CHUNK, Limits};
 use super::log::Entry;
 
 /// One stretch of a body.
@@ -48,6 +48,8 @@ pub struct Body {
     spare: Option<Bytes>,
     left: u64,
     sent: u64,
+    /// How slow the client may be; and when the present window began, and what had been sent by then.
+    limits: Limits,
     window: (Instant, u64),
     entry: Option<Box<Entry>>,
 }
@@ -63,7 +65,17 @@ impl Body {
     pub fn parts(parts: VecDeque<Part>, file: Option<File>) -> Self {
         let left = parts.iter().map(Part::len).sum();
         let window = (Instant::now(), 0);
-        Self { parts, file: file.map(Arc::new), reading: None, spare: None, left, sent: 0, window, entry: None }
+        Self {
+            parts,
+            file: file.map(Arc::new),
+            reading: None,
+            spare: None,
+            left,
+            sent: 0,
+            limits: Limits::default(),
+            window,
+            entry: None,
+        }
     }
 
     /// The same body, slicing `file`.
@@ -93,10 +105,11 @@ impl Body {
         self
     }
 
-    /// Attaches what is logged when the body is dropped.
+    /// Attaches what is logged when the body is dropped, and how slow its client may be.
     #[must_use]
-    pub fn logged(mut self, entry: Entry) -> Self {
+    pub fn logged(mut self, entry: Entry, limits: Limits) -> Self {
         self.entry = Some(Box::new(entry));
+        self.limits = limits;
         self
     }
 
@@ -140,15 +153,15 @@ impl Body {
         Ok(bytes)
     }
 
-    /// Refuses a client that takes less than [`MINIMUM_RATE`] over [`STALL`].
+    /// Refuses a client that takes less than the minimum rate over the time of a stall.
     fn check_rate(&mut self) -> io::Result<()> {
         let (since, sent) = self.window;
         let elapsed = since.elapsed();
-        if elapsed < STALL {
+        if elapsed < self.limits.stall {
             return Ok(());
         }
         self.window = (Instant::now(), self.sent);
-        if (self.sent - sent) / elapsed.as_secs().max(1) < MINIMUM_RATE {
+        if ((self.sent - sent) as f64) < self.limits.minimum_rate as f64 * elapsed.as_secs_f64() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads too slowly"));
         }
         Ok(())

@@ -223,7 +223,7 @@ fn digest_number(sha256: &[u8], sha512: &[u8], digest: &Digest) -> Option<u32> {
         Algorithm::Sha256 => (sha256, 0),
         Algorithm::Sha512 => (sha512, sha256.len() / 32),
     };
-    let width = digest.algorithm().len();
+    let width = digest.algorithm().hash_len();
     let found = search(column.len() / width, |at| record(column, width, at).unwrap_or_default().cmp(digest.bytes()))?;
     u32::try_from(before + found).ok()
 }

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::guard::Guarded;
-use super::limits::{FIRST_BYTE, HANDSHAKE, HEAD, HEADERS, PING, REQUEST_HEAD, RESETS, STALL, STREAM_BUFFER, STREAMS};
+use super::limits::{HEAD, Limits, RESETS, STREAM_BUFFER};
 use super::serve::{Shared, Transport};
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, section 5.1).
@@ -43,17 +43,18 @@ pub(super) struct Closing {
 /// Serves one accepted connection. A client that goes away or breaks the protocol is no error of ours.
 pub(super) async fn run(stream: TcpStream, peer: SocketAddr, transport: Transport, shared: &Arc<Shared>, closing: Closing) {
     let mut first = [0; HTTP2_PREFACE.len()];
-    let Some(first) = first_bytes(&stream, &mut first).await else { return };
+    let limits = *shared.registry.limits();
+    let Ok(Some(first)) = timeout(limits.first_byte, first_bytes(&stream, &mut first)).await else { return };
     let is_tls = first.first() == Some(&TLS_HANDSHAKE);
     let http2 = first == HTTP2_PREFACE;
-    let mut stream = Guarded::new(stream, STALL);
+    let mut stream = Guarded::new(stream, limits.stall);
     let ended = match transport {
         Transport::Plain if is_tls => return refuse(stream, NOT_TLS).await,
         Transport::Tls(_) if !is_tls => return refuse(stream, NOT_PLAIN).await,
         Transport::Plain => http(stream, http2, peer, shared, closing).await,
         Transport::Tls(config) => {
             let Ok(place) = shared.handshakes.acquire().await else { return };
-            let handshake = timeout(HANDSHAKE, tokio_rustls::TlsAcceptor::from(config).accept(&mut stream)).await;
+            let handshake = timeout(limits.handshake, tokio_rustls::TlsAcceptor::from(config).accept(&mut stream)).await;
             drop(place);
             let Ok(Ok(tls)) = handshake else {
                 tracing::debug!(%peer, "the TLS handshake failed");
@@ -70,23 +71,19 @@ pub(super) async fn run(stream: TcpStream, peer: SocketAddr, transport: Transpor
 
 /// Looks at the first bytes without taking them: as many as tell TLS, HTTP/2 and HTTP/1 apart.
 async fn first_bytes<'a>(stream: &TcpStream, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
-    let arrived = async {
-        let mut seen = 0;
-        loop {
-            let count = stream.peek(buffer).await.ok().filter(|count| *count > 0)?;
-            let could_be_http2 = HTTP2_PREFACE.starts_with(buffer.get(..count)?);
-            if !could_be_http2 || count == HTTP2_PREFACE.len() {
-                return Some(count);
-            }
-            // A preface in pieces: peeking again gives the same bytes at once until more arrive.
-            if count == seen {
-                sleep(Duration::from_millis(5)).await;
-            }
-            seen = count;
+    let mut seen = 0;
+    loop {
+        let count = stream.peek(buffer).await.ok().filter(|count| *count > 0)?;
+        let could_be_http2 = HTTP2_PREFACE.starts_with(buffer.get(..count)?);
+        if !could_be_http2 || count == HTTP2_PREFACE.len() {
+            return buffer.get(..count);
         }
-    };
-    let count = timeout(FIRST_BYTE, arrived).await.ok()??;
-    buffer.get(..count)
+        // A preface in pieces: peeking again gives the same bytes at once until more arrive.
+        if count == seen {
+            sleep(Duration::from_millis(5)).await;
+        }
+        seen = count;
+    }
 }
 
 async fn refuse(mut stream: Guarded<TcpStream>, answer: &[u8]) {
@@ -103,6 +100,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let registry = Arc::clone(&shared.registry);
+    let limits = *registry.limits();
     let service = service_fn(move |request: Request<Incoming>| {
         let registry = Arc::clone(&registry);
         // The body is dropped unread: there is nothing that a request's body could mean here.
@@ -112,14 +110,14 @@ where
     let mut told = closing.closing.clone();
     let io = TokioIo::new(stream);
     if http2 {
-        let mut connection = pin!(http2_builder().serve_connection(io, service));
+        let mut connection = pin!(http2_builder(&limits).serve_connection(io, service));
         tokio::select! {
             ended = connection.as_mut() => return ended,
             _ = told.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
         }
         connection.await
     } else {
-        let mut connection = pin!(http1_builder().serve_connection(io, service));
+        let mut connection = pin!(http1_builder(&limits).serve_connection(io, service));
         tokio::select! {
             ended = connection.as_mut() => return ended,
             _ = told.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
@@ -128,30 +126,32 @@ where
     }
 }
 
-fn http1_builder() -> http1::Builder {
+fn http1_builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(REQUEST_HEAD).max_buf_size(HEAD).max_headers(HEADERS);
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.request_head).max_header_size(HEAD).max_buf_size(HEAD);
     builder
 }
 
-fn http2_builder() -> http2::Builder<Streams> {
-    let mut builder = http2::Builder::new(Streams);
+fn http2_builder(limits: &Limits) -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(Streams { stall: limits.stall });
     builder
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
+        .max_concurrent_streams(limits.streams)
         .max_send_buf_size(STREAM_BUFFER)
         .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(RESETS)
         .max_local_error_reset_streams(RESETS)
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PING);
+        .keep_alive_interval(limits.ping)
+        .keep_alive_timeout(limits.ping);
     builder
 }
 
-/// Runs the streams of an HTTP/2 connection. A stream that nothing happens on for [`STALL`] (its peer gives it no window) is
-/// dropped, which resets it; the others go on.
+/// Runs the streams of an HTTP/2 connection. A stream that nothing happens on for `stall` (its peer gives it no window) is dropped,
+/// which resets it; the others go on.
 #[derive(Debug, Clone, Copy)]
-struct Streams;
+struct Streams {
+    stall: Duration,
+}
 
 impl<F> hyper::rt::Executor<F> for Streams
 where
@@ -159,12 +159,13 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        tokio::spawn(Watched { stream: Box::pin(stream), stalled: Box::pin(sleep(STALL)) });
+        tokio::spawn(Watched { stream: Box::pin(stream), patience: self.stall, stalled: Box::pin(sleep(self.stall)) });
     }
 }
 
 struct Watched<F> {
     stream: Pin<Box<F>>,
+    patience: Duration,
     stalled: Pin<Box<Sleep>>,
 }
 
@@ -175,7 +176,8 @@ impl<F: Future> Future for Watched<F> {
         if self.stalled.as_mut().poll(context).is_ready() || self.stream.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
-        self.stalled.as_mut().reset(tokio::time::Instant::now() + STALL);
+        let deadline = tokio::time::Instant::now() + self.patience;
+        self.stalled.as_mut().reset(deadline);
         // A reset timer must be polled to be armed.
         let _ = self.stalled.as_mut().poll(context);
         Poll::Pending

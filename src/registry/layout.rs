@@ -184,9 +184,9 @@ pub enum LayoutError {
         /// The image.
         image: String,
         /// The manifest that had it first.
-        first: Digest,
+        first: Box<Digest>,
         /// The other.
-        second: Digest,
+        second: Box<Digest>,
     },
 }
 
@@ -303,8 +303,8 @@ pub fn catalog(images: &[Image]) -> Result<catalog::Catalog, LayoutError> {
         let Some(tag) = &image.tag else { continue };
         builder.tag(&image.repository, tag, image.digest).map_err(|conflict| LayoutError::Conflict {
             image: image.name(),
-            first: conflict.holder,
-            second: image.digest,
+            first: Box::new(conflict.holder),
+            second: Box::new(image.digest),
         })?;
         // The referrers tag schema (distribution specification, "Referrers Tag Schema"): an index tagged with its subject's digest.
         if let Some(subject) = tag.subject() {

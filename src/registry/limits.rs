@@ -1,5 +1,6 @@
 //! Every limit of the server in one place, with its unit and its reason. The test network is hostile: whatever a peer can make
-//! grow or last has a bound here.
+//! grow or last has a bound here. Those that a test author may want otherwise are fields of [`Limits`]; their values here are the
+//! defaults.
 
 use std::time::Duration;
 
@@ -27,10 +28,8 @@ pub const STREAM_BUFFER: usize = 256 << 10;
 /// Streams that a peer may reset before they are answered, and that we may reset for errors of its, before the connection is closed
 /// (CVE-2023-44487, CVE-2025-8671).
 pub const RESETS: usize = 32;
-/// Largest head of a request, in bytes: a `Range` of 1,024 ranges is some 24 KiB (zstd:chunked pulls).
+/// Largest head of a request, in bytes (hyper bounds its lines to 100): a `Range` of 1,024 ranges is some 24 KiB (zstd:chunked pulls).
 pub const HEAD: usize = 64 << 10;
-/// Most header lines of a request.
-pub const HEADERS: usize = 100;
 /// Most ranges in one request; a client that asks for more is told to halve its list (400).
 pub const RANGES: usize = 1024;
 /// Most names in one page of a list. A client that asks for more gets this many and a `Link`.
@@ -39,3 +38,42 @@ pub const PAGE: usize = 10_000;
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes read from the disk at once.
 pub const CHUNK: usize = 128 << 10;
+
+/// The limits that can be chosen, each the constant of its name by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// [`FIRST_BYTE`].
+    pub first_byte: Duration,
+    /// [`HANDSHAKE`].
+    pub handshake: Duration,
+    /// [`REQUEST_HEAD`].
+    pub request_head: Duration,
+    /// [`STALL`].
+    pub stall: Duration,
+    /// [`PING`].
+    pub ping: Duration,
+    /// [`MINIMUM_RATE`], in bytes a second.
+    pub minimum_rate: u64,
+    /// [`CONNECTIONS`].
+    pub connections: usize,
+    /// [`HANDSHAKES`].
+    pub handshakes: usize,
+    /// [`STREAMS`].
+    pub streams: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            first_byte: FIRST_BYTE,
+            handshake: HANDSHAKE,
+            request_head: REQUEST_HEAD,
+            stall: STALL,
+            ping: PING,
+            minimum_rate: MINIMUM_RATE,
+            connections: CONNECTIONS,
+            handshakes: HANDSHAKES,
+            streams: STREAMS,
+        }
+    }
+}

@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::answer::Registry;
 use super::connection::{self, Closing};
-use super::limits::{ACCEPT_PAUSE, CONNECTIONS, HANDSHAKES};
+use super::limits::ACCEPT_PAUSE;
 use super::log::Totals;
 
 /// How a listener's clients speak.
@@ -40,8 +40,9 @@ pub(super) struct Shared {
 /// Serves until `shutdown` gives the time that transfers under way may still take; then stops accepting, waits that long at most,
 /// and cuts what is left.
 pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: impl Future<Output = Duration> + Send) -> Totals {
-    let shared = Arc::new(Shared { registry: Arc::clone(&registry), handshakes: Semaphore::new(HANDSHAKES) });
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let limits = registry.limits();
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let shared = Arc::new(Shared { handshakes: Semaphore::new(limits.handshakes), registry: Arc::clone(&registry) });
     let (close, closing) = watch::channel(false);
     // Every connection holds a sender: the receiver ends when the last of them has ended.
     let (alive, mut all_done) = mpsc::channel::<()>(1);

@@ -1,0 +1,87 @@
+//! Reading files that may not be what they claim to be, and writing files that are there whole or not at all.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// Reads the file at `path`, of at most `limit` bytes.
+///
+/// # Errors
+/// When it cannot be read or is larger.
+pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let mut content = Vec::with_capacity(usize::try_from(file.metadata()?.len().min(limit)).unwrap_or(0));
+    file.take(limit + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > limit {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {limit} bytes")));
+    }
+    Ok(content)
+}
+
+/// Writes `content` to `path` by way of a new file in the same folder that is then renamed: an old file stays whole until the new one
+/// is, and stays as it is where anything fails. The mode is 0666 less the umask.
+///
+/// # Errors
+/// When the folder cannot be written to, or `path` is there and is not a regular file (renaming over a device would replace it).
+pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    let target = match fs::metadata(path) {
+        Ok(old) if !old.is_file() => return Err(io::Error::other("it is there already and not a regular file")),
+        // Through a symbolic link, not over it.
+        Ok(_) => path.canonicalize()?,
+        Err(_) => path.to_owned(),
+    };
+    let folder = folder(&target);
+    // Whose error does not name the passing file.
+    fs::metadata(&folder)?;
+    let mut file =
+        tempfile::Builder::new().prefix(".localregistry-").permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(&target).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// The folder that `path` lies in.
+fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_through_a_link_and_leaves_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        write_atomically(&link, b"new").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn refuses_to_replace_what_is_not_a_file() {
+        let error = write_atomically(Path::new("/dev/null"), b"new").unwrap_err();
+        assert_eq!(error.to_string(), "it is there already and not a regular file");
+        let dir = tempfile::tempdir().unwrap();
+        let error = write_atomically(dir.path(), b"new").unwrap_err();
+        assert_eq!(error.to_string(), "it is there already and not a regular file");
+    }
+
+    #[test]
+    fn reads_no_more_than_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "12345").unwrap();
+        assert_eq!(read(&file, 5).unwrap(), b"12345");
+        assert_eq!(read(&file, 4).unwrap_err().to_string(), "it is larger than 4 bytes");
+        assert_eq!(read(Path::new("/dev/zero"), 10).unwrap_err().to_string(), "it is larger than 10 bytes");
+    }
+}

@@ -1,0 +1,105 @@
+//! OCI image layouts, made by hand.
+
+use std::path::Path;
+
+use localregistry::oci::{Algorithm, Digest, Hasher, media_type};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub struct Layout {
+    pub dir: TempDir,
+    index: Vec<Value>,
+}
+
+/// A descriptor's operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    pub digest: Digest,
+    pub size: usize,
+}
+
+impl Stored {
+    pub fn descriptor(&self, media_type: &str) -> Value {
+        json!({"mediaType": media_type, "digest": self.digest.to_string(), "size": self.size})
+    }
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        Self { dir, index: Vec::new() }
+    }
+}
+
+impl Layout {
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn blob(&self, content: &[u8]) -> Stored {
+        self.blob_by(Algorithm::Sha256, content)
+    }
+
+    pub fn blob_by(&self, algorithm: Algorithm, content: &[u8]) -> Stored {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(content);
+        let digest = hasher.finish();
+        let path = self.path().join(digest.blob_path());
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+        Stored { digest, size: content.len() }
+    }
+
+    pub fn json(&self, value: &Value) -> Stored {
+        self.blob(&serde_json::to_vec(value).unwrap())
+    }
+
+    /// An image manifest with these layers; not in the index yet.
+    pub fn manifest(&self, layers: &[&[u8]]) -> Stored {
+        let config = self.json(&json!({"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}));
+        let layers: Vec<Value> =
+            layers.iter().map(|layer| self.blob(layer).descriptor("application/vnd.oci.image.layer.v1.tar")).collect();
+        self.json(&json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+            "config": config.descriptor(media_type::OCI_CONFIG), "layers": layers,
+        }))
+    }
+
+    /// An artifact that refers to `subject`; not in the index yet.
+    pub fn artifact(&self, artifact_type: &str, subject: Stored, content: &[u8]) -> Stored {
+        let empty = self.blob(b"{}");
+        let layer = self.blob(content);
+        self.json(&json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "artifactType": artifact_type,
+            "config": empty.descriptor("application/vnd.oci.empty.v1+json"),
+            "layers": [layer.descriptor("application/octet-stream")],
+            "subject": subject.descriptor(media_type::OCI_MANIFEST),
+            "annotations": {"made-by": "test"},
+        }))
+    }
+
+    /// Lists a manifest in the index under this name.
+    pub fn name(&mut self, stored: Stored, media_type: &str, name: &str) -> &mut Self {
+        let mut descriptor = stored.descriptor(media_type);
+        if !name.is_empty() {
+            descriptor["annotations"] = json!({"org.opencontainers.image.ref.name": name});
+        }
+        self.index.push(descriptor);
+        self
+    }
+
+    /// An image of one layer under a name.
+    pub fn image(&mut self, name: &str, layer: &[u8]) -> Stored {
+        let manifest = self.manifest(&[layer]);
+        self.name(manifest, media_type::OCI_MANIFEST, name);
+        manifest
+    }
+
+    /// Writes `index.json`.
+    pub fn write(&self) -> &Path {
+        let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": self.index});
+        std::fs::write(self.path().join("index.json"), serde_json::to_vec(&index).unwrap()).unwrap();
+        self.path()
+    }
+}

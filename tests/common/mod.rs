@@ -1,0 +1,7 @@
+//! What the tests share: small layouts made by hand, a server on a free port, and a client that sends exactly the bytes it is
+//! given.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+pub mod http;
+pub mod layout;
+pub mod server;

@@ -1,0 +1,88 @@
+//! The server in this process, on a free port of the loopback.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use localregistry::proto::{Event, Request, event};
+use localregistry::registry::answer::Registry;
+use localregistry::registry::events::Events;
+use localregistry::registry::limits::Limits;
+use localregistry::registry::log::Totals;
+use localregistry::registry::serve::{Listener, Transport, serve};
+use localregistry::registry::store::Store;
+use localregistry::registry::tls::Authority;
+use tokio::sync::oneshot;
+
+pub struct Server {
+    pub plain: SocketAddr,
+    pub tls: SocketAddr,
+    pub ca_pem: String,
+    events: Receiver<Event>,
+    stop: Option<oneshot::Sender<Duration>>,
+    thread: Option<std::thread::JoinHandle<Totals>>,
+}
+
+impl Server {
+    /// Serves the layout on a plain and a TLS port, from a runtime of its own.
+    pub fn start(layout: &Path) -> Self {
+        Self::start_with(layout, Limits::default())
+    }
+
+    /// The same within other limits.
+    pub fn start_with(layout: &Path, limits: Limits) -> Self {
+        let (events, queue) = Events::queue();
+        let registry = Arc::new(Registry::new(Store::open(layout).unwrap(), events, limits));
+        let authority = Arc::new(Authority::generate("test").unwrap());
+        let names = ["localhost", "127.0.0.1", "registry.test"].map(str::to_owned);
+        let config = authority.server_config(&names, registry.upstreams()).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let (bound, addresses) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let mut listeners = Vec::new();
+                for transport in [Transport::Plain, Transport::Tls(config)] {
+                    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                    bound.send(socket.local_addr().unwrap()).unwrap();
+                    listeners.push(Listener { socket, transport });
+                }
+                serve(listeners, registry, async { stopped.await.unwrap_or_default() }).await
+            })
+        });
+        let (plain, tls) = (addresses.recv().unwrap(), addresses.recv().unwrap());
+        Self { plain, tls, ca_pem: authority.ca_pem().to_owned(), events: queue, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// The next request that is logged, of any client.
+    pub fn logged(&self) -> Request {
+        loop {
+            if let Some(event::Event::Request(request)) = self.events.recv_timeout(Duration::from_secs(60)).unwrap().event {
+                return request;
+            }
+        }
+    }
+
+    /// The next event of any kind.
+    pub fn event(&self) -> event::Event {
+        self.events.recv_timeout(Duration::from_secs(60)).unwrap().event.unwrap()
+    }
+
+    /// Stops accepting, gives transfers `drain`, and returns the totals.
+    pub fn stop(mut self, drain: Duration) -> Totals {
+        self.stop.take().unwrap().send(drain).unwrap();
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "the server panicked");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Transports: TLS with its certificates, HTTP/2, the wrong protocol on a port, the request log, and an orderly end.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::io::{BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::http;
+use common::layout::{Layout, Stored};
+use common::server::Server;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+fn serve() -> (Server, Stored, Layout) {
+    let mut layout = Layout::default();
+    let image = layout.image("test/hello:latest", &vec![7; 3_000_000]);
+    layout.image("docker.io/library/busybox:1", b"busybox");
+    (Server::start(layout.write()), image, layout)
+}
+
+fn client(ca_pem: &str, alpn: &[&str], versions: &[&'static rustls::SupportedProtocolVersion]) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config
+}
+
+fn tls(address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> std::io::Result<StreamOwned<ClientConnection, TcpStream>> {
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let mut stream = StreamOwned::new(ClientConnection::new(Arc::clone(config), name).unwrap(), http::connect(address));
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock)?;
+    }
+    Ok(stream)
+}
+
+#[test]
+fn tls_of_both_versions_for_every_name_and_no_other() {
+    let (server, image, _layout) = serve();
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let config = Arc::new(client(&server.ca_pem, &["http/1.1"], &[version]));
+        for name in ["localhost", "127.0.0.1", "registry.test", "docker.io", "registry-1.docker.io"] {
+            let mut stream = tls(server.tls, &config, name).unwrap_or_else(|error| panic!("{name}: {error}"));
+            stream.write_all(b"HEAD /v2/test/hello/manifests/latest HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            let response = http::read(&mut BufReader::new(&mut stream), true).unwrap();
+            assert_eq!(response.header("docker-content-digest"), Some(image.digest.to_string().as_str()), "{name}");
+        }
+        for name in ["quay.io", "example.test", "127.0.0.2"] {
+            let error = tls(server.tls, &config, name).unwrap_err().to_string();
+            assert!(error.contains("not valid for name"), "{name}: {error}");
+        }
+    }
+    let (other, ..) = serve();
+    let config = Arc::new(client(&other.ca_pem, &[], rustls::ALL_VERSIONS));
+    let error = tls(server.tls, &config, "localhost").unwrap_err().to_string();
+    assert!(error.contains("UnknownIssuer") || error.contains("BadSignature"), "another appliance's CA: {error}");
+}
+
+#[test]
+fn sessions_are_resumed() {
+    let (server, ..) = serve();
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let config = Arc::new(client(&server.ca_pem, &["http/1.1"], &[version]));
+        let kinds: Vec<_> = (0..2)
+            .map(|_| {
+                let mut stream = tls(server.tls, &config, "localhost").unwrap();
+                stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+                let mut text = String::new();
+                stream.read_to_string(&mut text).unwrap();
+                assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+                stream.conn.handshake_kind().unwrap()
+            })
+            .collect();
+        assert_eq!(kinds, [rustls::HandshakeKind::Full, rustls::HandshakeKind::Resumed], "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn http2_by_alpn_and_by_prior_knowledge() {
+    let (server, image, _layout) = serve();
+    let plain = tokio::net::TcpStream::connect(server.plain).await.unwrap();
+    check_http2(TokioIo::new(plain), &image).await;
+    let config = Arc::new(client(&server.ca_pem, &["h2", "http/1.1"], rustls::ALL_VERSIONS));
+    let stream = tokio::net::TcpStream::connect(server.tls).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    check_http2(TokioIo::new(stream), &image).await;
+    let logged = server.logged();
+    assert_eq!((logged.protocol.as_str(), logged.status), ("HTTP/2", 200));
+}
+
+async fn check_http2<I>(io: I, image: &Stored)
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let task = tokio::spawn(connection);
+    let get = |path: String| hyper::Request::get(format!("http://localhost{path}")).body(Empty::<Bytes>::new()).unwrap();
+    let manifest = sender.send_request(get("/v2/test/hello/manifests/latest".into())).await.unwrap();
+    assert_eq!(manifest.status(), 200);
+    assert_eq!(manifest.headers()["docker-content-digest"], image.digest.to_string());
+    let manifest = manifest.into_body().collect().await.unwrap().to_bytes();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let layer = manifest["layers"][0]["digest"].as_str().unwrap();
+    // All at once, and all read at once: bodies that nobody reads would use up the window that they share.
+    let mut blobs = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let response = sender.send_request(get(format!("/v2/test/hello/blobs/{layer}")));
+        blobs.spawn(async move { response.await.unwrap().into_body().collect().await.unwrap().to_bytes() });
+    }
+    while let Some(body) = blobs.join_next().await {
+        let body = body.unwrap();
+        assert!(body.len() == 3_000_000 && body.iter().all(|byte| *byte == 7));
+    }
+    drop(sender);
+    task.await.unwrap().unwrap();
+}
+
+#[test]
+fn the_wrong_protocol_is_told_so() {
+    let (server, ..) = serve();
+    let hello = http::raw(server.plain, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
+    assert_eq!(
+        (hello.status, hello.body),
+        (400, b"The client sent a TLS handshake to a port that speaks plain HTTP.\n".to_vec())
+    );
+    let plain = http::get(server.tls, "/v2/");
+    assert_eq!(
+        (plain.status, plain.body),
+        (400, b"The client sent an HTTP request to a port that speaks HTTPS only.\n".to_vec())
+    );
+    assert_eq!(http::get(server.plain, "/v2/").status, 200, "and the next client is served");
+}
+
+#[test]
+fn every_request_is_logged_once_when_it_ends() {
+    let (server, image, _layout) = serve();
+    let target = format!("/v2/test/hello/manifests/{}", image.digest);
+    http::send(server.plain, "GET", &target, &[("Range", "bytes=0-9"), ("User-Agent", "a\tb\u{9b}31m")]);
+    let request = server.logged();
+    assert_eq!((request.method.as_str(), request.endpoint.as_str(), request.status), ("GET", "manifest", 206));
+    assert_eq!(
+        (request.repository.as_str(), request.reference, request.digest),
+        ("test/hello", image.digest.to_string(), image.digest.to_string())
+    );
+    assert_eq!((request.bytes, request.range.as_str(), request.complete), (10, "bytes=0-9", true));
+    assert!(request.peer.starts_with("127.0.0.1:"));
+    assert_eq!(request.user_agent, r"a\tb\u{9b}31m", "no control character reaches a log");
+
+    http::send(server.plain, "HEAD", &target, &[]);
+    let request = server.logged();
+    assert_eq!((request.method.as_str(), request.bytes, request.complete), ("HEAD", 0, true));
+    http::send(server.plain, "DELETE", &target, &[]);
+    assert_eq!(server.logged().status, 405);
+}
+
+#[test]
+fn a_client_that_goes_away_is_logged_as_incomplete() {
+    // More than the sockets' buffers take.
+    let mut layout = Layout::default();
+    let content = vec![7; 64 << 20];
+    layout.image("test/hello:latest", &content);
+    let big = layout.blob(&content);
+    let server = Server::start(layout.write());
+    let mut stream = http::connect(server.plain);
+    write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
+    let mut some = [0; 1000];
+    stream.read_exact(&mut some).unwrap();
+    drop(stream);
+    let request = server.logged();
+    assert_eq!((request.status, request.complete), (200, false));
+    assert!(request.bytes < 64 << 20);
+}
+
+#[test]
+fn a_shutdown_lets_transfers_finish_and_takes_no_new_ones() {
+    let mut layout = Layout::default();
+    let content = vec![7; 64 << 20];
+    layout.image("test/hello:latest", &content);
+    let big = layout.blob(&content);
+    let server = Server::start(layout.write());
+    let (address, mut stream) = (server.plain, http::connect(server.plain));
+    write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut first = [0; 4096];
+    reader.read_exact(&mut first).unwrap();
+    let stopping = std::thread::spawn(move || server.stop(Duration::from_secs(60)));
+    // The listener closes as soon as the shutdown begins; until then a new connection may still be taken.
+    while TcpStream::connect(address).is_ok() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).unwrap();
+    assert!(rest.ends_with(&content[..(64 << 20) - 4096]), "the transfer under way came whole");
+    let totals = stopping.join().unwrap();
+    assert_eq!((totals.requests, totals.bytes), (1, 64 << 20));
+}
+
+#[test]
+fn a_drain_that_is_over_cuts_what_is_left() {
+    let mut layout = Layout::default();
+    let content = vec![7; 64 << 20];
+    layout.image("test/hello:latest", &content);
+    let big = layout.blob(&content);
+    let server = Server::start(layout.write());
+    let mut stream = http::connect(server.plain);
+    write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
+    let mut first = [0; 4096];
+    stream.read_exact(&mut first).unwrap();
+    let totals = server.stop(Duration::from_millis(100));
+    assert!(totals.bytes < 64 << 20);
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    assert!(rest.len() < (64 << 20) - 4096, "never passed off as whole: Content-Length says more");
+}
