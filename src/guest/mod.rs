@@ -1,1 +1,26 @@
-//! PID 1's duties, one file each.
+//! PID 1's duties, one file each. [`boot`] holds the order of boot in one place; everything else is a step of it.
+//!
+//! ```text
+//! console ─ mounts ─ modules ─ events ─ settings ─ disk ─ clock ─ network ─ catalog ─ tls ─ listen ─▶ serve ─▶ power off
+//! ```
+//!
+//! Parsers and decisions are pure functions; what touches the machine is a thin shell around them. Every step that can fail has
+//! an error of its own, and [`Fault`](error::Fault) gives each a stable code.
+
+pub mod boot;
+pub mod clock;
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod disk;
+pub mod error;
+pub mod events;
+pub mod machine;
+pub mod modules;
+pub mod mount;
+pub mod net;
+pub mod ports;
+pub mod power;
+pub mod steps;
+pub mod superblock;
+pub mod tls;

@@ -9,6 +9,7 @@ use super::initramfs;
 use super::kernel;
 use super::pack;
 use super::report::Report;
+use super::run;
 use super::sample;
 use super::serve;
 
@@ -35,6 +36,8 @@ enum Command {
     Kernel(kernel::Args),
     /// Write the archive that the guest boots from
     Initramfs(initramfs::Args),
+    /// Boot a packed disk and serve its images until a signal ends it
+    Run(Box<run::Args>),
 }
 
 impl Cli {
@@ -43,13 +46,14 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let report = self.report;
         match self.command {
+            Command::Serve(args) => status(serve::run(&args, report)),
+            Command::Kernel(args) => status(kernel::run(&args, &report)),
+            Command::Initramfs(args) => status(initramfs::run(&args, &report)),
             Command::Pack(args) => {
                 pack::run(args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
             Command::Sample(args) => status(sample::run(args, report)),
-            Command::Serve(args) => status(serve::run(&args, report)),
-            Command::Kernel(args) => status(kernel::run(&args, &report)),
-            Command::Initramfs(args) => status(initramfs::run(&args, &report)),
+            Command::Run(args) => run::run(&args, &report),
         }
     }
 }
@@ -66,7 +70,7 @@ fn fail(error: &dyn Error, code: u8) -> ExitCode {
 }
 
 /// An error and its causes, joined by ": ".
-fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

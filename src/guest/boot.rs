@@ -1,0 +1,258 @@
+//! The order of boot. What enters is a machine whose kernel has just started this program; what leaves is a registry that serves
+//! until it is told to end, and then a machine without power. It never returns: the kernel panics when PID 1 does.
+
+use std::any::Any;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::proto::{Booting, Done, Event, Ready, Warning, event};
+use crate::registry::answer::Registry;
+use crate::registry::events::Events;
+use crate::registry::limits::Limits;
+use crate::registry::log::Totals;
+use crate::registry::serve::{Listener, serve};
+use crate::registry::store::Store;
+
+use super::config::{self, Layer, Origin, Settings};
+use super::error::Fault;
+use super::events::Writer;
+use super::power::{By, Stop};
+use super::steps::Steps;
+use super::tls::Identity;
+use super::{clock, console, control, disk, machine, modules, mount, net, power, tls};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 4096;
+
+/// How long what still runs may take to notice that it has ended.
+const STRAGGLERS: Duration = Duration::from_millis(500);
+
+/// Boots, serves and cuts the power.
+pub fn run() -> ! {
+    console::open();
+    console::hook_panics();
+    console::log_warnings();
+    let mut guest = Guest::new();
+    let end = catch_unwind(AssertUnwindSafe(|| guest.boot())).unwrap_or_else(|panic| Err(Fault::Panic(words(&*panic))));
+    power::set_deadline();
+    guest.finish(end);
+    power::off()
+}
+
+/// What lives from the first step to the last.
+#[derive(Debug)]
+struct Guest {
+    steps: Steps,
+    events: Events,
+    outbox: Outbox,
+}
+
+/// Where events wait, and who writes them out once somebody can.
+#[derive(Debug)]
+enum Outbox {
+    Waiting(Receiver<Event>),
+    Writing(Writer),
+    Broken,
+}
+
+/// An end that was asked for.
+#[derive(Debug)]
+struct Ended {
+    by: By,
+    totals: Totals,
+}
+
+/// A registry that only has to be served.
+struct Prepared {
+    registry: Arc<Registry>,
+    listener: TcpListener,
+    identity: Identity,
+    addresses: Vec<IpAddr>,
+    port: NonZeroU16,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let (events, queue) = Events::queue();
+        Self { steps: Steps::default(), events, outbox: Outbox::Waiting(queue) }
+    }
+
+    /// What comes before there are threads.
+    fn boot(&mut self) -> Result<Ended, Fault> {
+        self.steps.run("mounts", mount::kernel)?;
+        self.steps.run("modules", modules::load)?;
+        self.say_booting();
+        self.open_outbox().map_err(Fault::Runtime)?;
+        let runtime = self.steps.run("runtime", Runtime::new).map_err(Fault::Runtime)?;
+        // Not dropped by a panic: that waits for every thread, however long its disk hangs.
+        let runtime = ManuallyDrop::new(runtime);
+        let end = runtime.block_on(self.serve_until_told());
+        ManuallyDrop::into_inner(runtime).shutdown_timeout(STRAGGLERS);
+        end
+    }
+
+    /// Whoever asks for the end is heard from here on, also while a step waits.
+    async fn serve_until_told(&mut self) -> Result<Ended, Fault> {
+        let (stop, mut stops) = power::watch().map_err(Fault::Runtime)?;
+        control::listen(stop, self.events.clone());
+        let prepared = tokio::select! {
+            biased;
+            stop = next(&mut stops) => return Ok(Ended { by: stop.by, totals: Totals::default() }),
+            prepared = self.prepare() => prepared?,
+        };
+        self.say_ready(&prepared);
+        let (asked, mut by) = tokio::sync::oneshot::channel();
+        let shutdown = async move {
+            let stop = next(&mut stops).await;
+            let _ = asked.send(stop.by);
+            stop.drain
+        };
+        let listener = Listener { socket: prepared.listener, transport: prepared.identity.transport };
+        let totals = serve(vec![listener], prepared.registry, shutdown).await;
+        Ok(Ended { by: by.try_recv().unwrap_or(By::Command), totals })
+    }
+
+    /// The steps from the config to the listening socket.
+    async fn prepare(&mut self) -> Result<Prepared, Fault> {
+        let outside = self.steps.run("config", config::outside)?;
+        let early = outside.settings(Origin::Together)?;
+        self.trace(&early);
+        self.steps.wait("disk", disk::attach(&early.serial, early.disk_wait)).await?;
+        let settings = self.steps.run("config on the disk", || config_over_disk(outside))?;
+        self.trace(&settings);
+        let clock = self.steps.run("clock", || clock::settle(settings.clock));
+        clock.into_iter().for_each(|message| self.warn("CLOCK", message));
+        self.name_machine(&settings.hostname);
+        let addresses = self.steps.wait("network", net::configure(&settings.interfaces, &settings.hostname)).await?;
+        let store = self.steps.run("catalog", || Store::open(Path::new(disk::ROOT)))?;
+        let registry = Arc::new(Registry::new(store, self.events.clone(), Limits::default()));
+        let identity = self.steps.run("tls", || tls::identity(&settings, &addresses, &registry))?;
+        let port = settings.port;
+        let listener = self.steps.run("listen", || listen(port)).map_err(|source| Fault::Listen { port, source })?;
+        Ok(Prepared { registry, listener, identity, addresses, port })
+    }
+
+    fn trace(&mut self, settings: &Settings) {
+        if settings.trace {
+            self.steps.trace();
+        }
+    }
+
+    fn name_machine(&self, hostname: &str) {
+        if let Err(error) = machine::set_hostname(hostname) {
+            self.warn("HOSTNAME", format!("the host name {hostname} could not be set: {error}"));
+        }
+        if let Err(error) = machine::raise_open_files() {
+            self.warn("OPEN_FILES", format!("the limit on open files could not be raised: {error}"));
+        }
+    }
+
+    fn say_booting(&self) {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        self.events.emit(event::Event::Booting(Booting { version, kernel: machine::kernel_release() }));
+    }
+
+    fn say_ready(&self, prepared: &Prepared) {
+        let ready = self.ready(prepared);
+        let (endpoints, uptime) = (ready.endpoints.join(" "), ready.uptime);
+        console::say(&format!("ready after {uptime:.2} s: {} images at {endpoints}", ready.images));
+        self.events.emit(event::Event::Ready(ready));
+    }
+
+    fn ready(&self, prepared: &Prepared) -> Ready {
+        let Prepared { registry, identity, addresses, port, .. } = prepared;
+        let (store, memory) = (registry.store(), machine::memory());
+        let endpoint = |address: &IpAddr| format!("{}://{}", identity.scheme, SocketAddr::new(*address, port.get()));
+        Ready {
+            endpoints: addresses.iter().map(endpoint).collect(),
+            ca_pem: identity.ca_pem.clone(),
+            images: u32::try_from(store.images()).unwrap_or(u32::MAX),
+            blobs: u32::try_from(store.blobs()).unwrap_or(u32::MAX),
+            blob_bytes: store.blob_bytes(),
+            uptime: machine::uptime(),
+            steps: self.steps.report(),
+            memory_used: memory.used,
+            memory_total: memory.total,
+        }
+    }
+
+    fn warn(&self, code: &str, message: String) {
+        console::say(&format!("warning {code} {message}"));
+        self.events.emit(event::Event::Warning(Warning { code: code.to_owned(), message }));
+    }
+
+    fn open_outbox(&mut self) -> io::Result<()> {
+        if let Outbox::Waiting(queue) = std::mem::replace(&mut self.outbox, Outbox::Broken) {
+            self.outbox = Outbox::Writing(Writer::start(&self.events, queue)?);
+        }
+        Ok(())
+    }
+
+    /// Tells the console and the launcher how it ended.
+    fn finish(mut self, end: Result<Ended, Fault>) {
+        let done = match end {
+            Ok(Ended { by, totals: Totals { requests, bytes } }) => {
+                console::say(&format!("{}: {requests} requests, {bytes} bytes", by.words()));
+                Done { reason: by.words().to_owned(), requests, bytes, ..Done::default() }
+            }
+            Err(fault) => {
+                let (code, reason) = (fault.code(), fault.chain());
+                console::fatal(code, &reason);
+                Done { reason, status: 1, code: code.to_owned(), ..Done::default() }
+            }
+        };
+        if let Err(error) = self.open_outbox() {
+            console::say(&format!("the last event cannot be written: {error}"));
+        }
+        if let Outbox::Writing(writer) = self.outbox {
+            writer.finish(done);
+        }
+    }
+}
+
+fn config_over_disk(outside: Layer) -> Result<Settings, config::ConfigError> {
+    config::on_disk(Path::new(disk::ROOT))?.under(outside).settings(Origin::Together)
+}
+
+/// Every address of the guest, by IPv6 and by IPv4; by IPv4 alone where the kernel has no IPv6.
+fn listen(port: NonZeroU16) -> io::Result<TcpListener> {
+    let every = |address: IpAddr| SocketAddr::new(address, port.get());
+    match TcpSocket::new_v6() {
+        Ok(socket) => bind(&socket, every(Ipv6Addr::UNSPECIFIED.into())).and_then(|()| socket.listen(BACKLOG)),
+        Err(_) => {
+            let socket = TcpSocket::new_v4()?;
+            bind(&socket, every(Ipv4Addr::UNSPECIFIED.into()))?;
+            socket.listen(BACKLOG)
+        }
+    }
+}
+
+fn bind(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)
+}
+
+/// The next request to end. The channel never closes while somebody may ask.
+async fn next(stops: &mut UnboundedReceiver<Stop>) -> Stop {
+    match stops.recv().await {
+        Some(stop) => stop,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a panic said.
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "no message".to_owned())
+}

@@ -1,0 +1,129 @@
+//! The clock. What enters is the kernel's time, whether the machine has a clock of its own, and the time that the host gave; what
+//! leaves is a clock that never lies before the day this program was made. It never asks the network.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_settime};
+
+/// Seconds since 1970 that no clock may lie before, from the build.
+const BUILT: &str = env!("BUILD_EPOCH");
+
+/// A clock further from the build than this is believed, but warned of.
+const FAR: Duration = Duration::from_secs(20 * 365 * 86_400);
+
+/// Sets the kernel's clock where it must be set. What leaves is a warning for whoever launched the machine, where there is
+/// reason for one.
+#[must_use]
+pub fn settle(given: Option<SystemTime>) -> Option<String> {
+    let has_rtc = Path::new("/sys/class/rtc").read_dir().is_ok_and(|mut clocks| clocks.next().is_some());
+    let decision = decide(SystemTime::now(), has_rtc, given, built());
+    match decision.set.map(write) {
+        Some(Err(error)) => Some(format!("the clock could not be set: {error}")),
+        _ => decision.warning,
+    }
+}
+
+/// Sets the kernel's clock to `epoch` seconds since 1970, as the launcher asked.
+///
+/// # Errors
+/// In words, where `epoch` is no time after the build or the kernel refuses it.
+pub fn set(epoch: f64) -> Result<(), String> {
+    let expected = || format!("cannot set the clock to {epoch} seconds since 1970; expected {BUILT} (the build) or later");
+    let time = Duration::try_from_secs_f64(epoch).ok().and_then(|since| UNIX_EPOCH.checked_add(since));
+    let time = time.filter(|time| *time >= built()).ok_or_else(expected)?;
+    write(time).map_err(|error| format!("cannot set the clock to {epoch} seconds since 1970: {error}"))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Decision {
+    set: Option<SystemTime>,
+    warning: Option<String>,
+}
+
+fn decide(now: SystemTime, has_rtc: bool, given: Option<SystemTime>, built: SystemTime) -> Decision {
+    let candidates = if has_rtc { [Some(now), given] } else { [given, Some(now)] };
+    let good = candidates.into_iter().flatten().find(|time| *time >= built);
+    let set = Some(good.unwrap_or(built)).filter(|time| *time != now);
+    let warning = match good {
+        None => Some(format!(
+            "the clock stood at {} seconds since 1970, before this program was made: set to {}",
+            epoch(now),
+            epoch(built)
+        )),
+        Some(time) if time > built + FAR => Some(format!(
+            "the clock stands at {} seconds since 1970, over 20 years after this program was made: certificates may not be valid elsewhere",
+            epoch(time)
+        )),
+        Some(_) => None,
+    };
+    Decision { set, warning }
+}
+
+fn built() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(BUILT.parse().unwrap_or_default())
+}
+
+fn epoch(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn write(time: SystemTime) -> nix::Result<()> {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(since))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    const BUILD: u64 = 1_800_000_000;
+    const LATER: u64 = BUILD + 1000;
+    const MUCH_LATER: u64 = BUILD + 5000;
+
+    #[test]
+    fn a_good_clock_stays() {
+        for given in [None, Some(at(MUCH_LATER))] {
+            assert_eq!(decide(at(LATER), true, given, at(BUILD)), Decision { set: None, warning: None });
+        }
+        assert_eq!(decide(at(LATER), false, None, at(BUILD)), Decision { set: None, warning: None });
+    }
+
+    #[test]
+    fn without_a_good_clock_the_hosts_time_is_taken() {
+        let host = Decision { set: Some(at(MUCH_LATER)), warning: None };
+        assert_eq!(decide(at(5), false, Some(at(MUCH_LATER)), at(BUILD)), host);
+        assert_eq!(decide(at(LATER), false, Some(at(MUCH_LATER)), at(BUILD)), host);
+        assert_eq!(decide(at(5), true, Some(at(MUCH_LATER)), at(BUILD)), host);
+    }
+
+    #[test]
+    fn the_build_is_the_earliest_time() {
+        let warning = "the clock stood at 5 seconds since 1970, before this program was made: set to 1800000000".to_owned();
+        for (has_rtc, given) in [(true, None), (false, None), (false, Some(at(6)))] {
+            let decision = Decision { set: Some(at(BUILD)), warning: Some(warning.clone()) };
+            assert_eq!(decide(at(5), has_rtc, given, at(BUILD)), decision);
+        }
+    }
+
+    #[test]
+    fn a_clock_far_ahead_is_believed_and_warned_of() {
+        let warning = "the clock stands at 4102444800 seconds since 1970, over 20 years after this program was made: \
+                       certificates may not be valid elsewhere";
+        let decision = decide(at(4_102_444_800), true, None, at(BUILD));
+        assert_eq!(decision, Decision { set: None, warning: Some(warning.to_owned()) });
+    }
+
+    #[test]
+    fn a_time_that_is_none_is_refused() {
+        for (epoch, shown) in [(f64::NAN, "NaN"), (-1.0, "-1"), (5.0, "5"), (f64::INFINITY, "inf")] {
+            let message = format!("cannot set the clock to {shown} seconds since 1970; expected {BUILT} (the build) or later");
+            assert_eq!(set(epoch), Err(message));
+        }
+    }
+}

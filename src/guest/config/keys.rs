@@ -1,0 +1,101 @@
+//! Every key of the config in one table: what kind of value it takes, and the words for that. It never holds values.
+
+use serde_json::Value;
+
+/// What kind of value a key takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A string.
+    Text,
+    /// A list of strings.
+    Texts,
+    /// A whole number that fits 32 bits.
+    Number,
+    /// A number.
+    Real,
+    /// true or false.
+    Bool,
+}
+
+/// One key.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name, nested keys joined by dots, `*` for a place in a list.
+    pub path: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// The same in words.
+    pub expected: &'static str,
+}
+
+/// The keys of `Config` in `proto/localregistry/v1/config.proto`.
+#[rustfmt::skip]
+pub const KEYS: [Key; 13] = [
+    Key { path: "hostname",                    kind: Kind::Text,   expected: "a DNS name of at most 64 characters" },
+    Key { path: "names",                       kind: Kind::Texts,  expected: "a list of DNS names and IP addresses" },
+    Key { path: "port",                        kind: Kind::Number, expected: "a TCP port from 1 to 65535" },
+    Key { path: "tls.mode",                    kind: Kind::Text,   expected: "GENERATE, PROVIDED or OFF" },
+    Key { path: "interfaces.*.mac",            kind: Kind::Text,   expected: "a MAC address such as 52:54:00:12:34:56" },
+    Key { path: "interfaces.*.addresses",      kind: Kind::Texts,  expected: "a list of addresses with their prefix, such as 10.1.0.82/16" },
+    Key { path: "interfaces.*.gateway",        kind: Kind::Text,   expected: "the IP address of a gateway, beside addresses of its family" },
+    Key { path: "interfaces.*.mtu",            kind: Kind::Number, expected: "a packet size in bytes from 1280 to 65535" },
+    Key { path: "interfaces.*.timeoutSeconds", kind: Kind::Number, expected: "seconds, at most 3600" },
+    Key { path: "disk.serial",                 kind: Kind::Text,   expected: "the serial of a virtio disk: 1 to 20 printable ASCII characters" },
+    Key { path: "disk.waitSeconds",            kind: Kind::Number, expected: "seconds, at most 3600" },
+    Key { path: "clock.epochSeconds",          kind: Kind::Real,   expected: "seconds since 1970, at most 253402300799 (the year 9999)" },
+    Key { path: "trace",                       kind: Kind::Bool,   expected: "true or false" },
+];
+
+/// The places that hold other keys and no value of their own.
+pub const OBJECTS: [(&str, &str); 4] = [
+    ("tls", "an object such as {\"mode\": \"OFF\"}"),
+    ("disk", "an object such as {\"serial\": \"localregistry\"}"),
+    ("clock", "an object such as {\"epochSeconds\": 1800000000}"),
+    ("interfaces.*", "an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),
+];
+
+/// What the list named `interfaces` must be.
+pub const INTERFACES: &str = "a list of interfaces, numbered from 0 without a gap";
+
+/// The key named `path`, in which a number stands for a place in a list.
+#[must_use]
+pub fn find(path: &str) -> Option<&'static Key> {
+    let general = generalised(path);
+    KEYS.iter().find(|key| key.path == general)
+}
+
+/// What the object named `path` must be, where there is such an object.
+#[must_use]
+pub fn object(path: &str) -> Option<&'static str> {
+    let general = generalised(path);
+    OBJECTS.iter().find(|(object, _)| *object == general).map(|(_, expected)| *expected)
+}
+
+/// The names of all keys, as a person writes them.
+#[must_use]
+pub fn list() -> String {
+    KEYS.iter().map(|key| key.path.replace('*', "N")).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether `value` is of `kind`. Numbers may be strings, as proto3 JSON has it.
+#[must_use]
+pub fn accepts(kind: Kind, value: &Value) -> bool {
+    match kind {
+        Kind::Text => value.is_string(),
+        Kind::Texts => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
+        Kind::Number => match value {
+            Value::String(text) => text.parse::<u32>().is_ok(),
+            other => other.as_u64().is_some_and(|number| u32::try_from(number).is_ok()),
+        },
+        Kind::Real => match value {
+            Value::String(text) => text.parse::<f64>().is_ok_and(f64::is_finite),
+            other => other.is_number(),
+        },
+        Kind::Bool => value.is_boolean(),
+    }
+}
+
+fn generalised(path: &str) -> String {
+    let is_place = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    path.split('.').map(|part| if is_place(part) { "*" } else { part }).collect::<Vec<_>>().join(".")
+}

@@ -1,0 +1,284 @@
+//! The config as types: what enters is a decoded [`Config`], what leaves is a [`Settings`] in which every value is good and every
+//! default filled in. It never reads anything.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::proto::{self, Config, tls::Mode};
+
+use super::{ConfigError, Origin, keys};
+
+/// Longest host name that Linux takes, in bytes.
+const HOSTNAME_MAX: usize = 64;
+/// Longest DNS name, in bytes (RFC 1035, section 2.3.4, without the root's dot and the length byte).
+const NAME_MAX: usize = 253;
+/// Longest serial of a virtio disk, in bytes (VIRTIO 1.2, section 5.2.6: `VIRTIO_BLK_T_GET_ID`).
+const SERIAL_MAX: usize = 20;
+/// Longest wait that a config may ask for, in seconds.
+const WAIT_MAX: u32 = 3600;
+/// Latest clock: the end of the year 9999, in seconds since 1970.
+const CLOCK_MAX: f64 = 253_402_300_799.0;
+/// Range of an MTU in bytes: what IPv6 needs (RFC 8200, section 5), and what an IPv4 packet can have.
+const MTU: std::ops::RangeInclusive<u32> = 1280..=65535;
+
+/// Everything the appliance is told, parsed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Host name, also a name in the certificate.
+    pub hostname: String,
+    /// Further names and addresses for the certificate.
+    pub names: Vec<String>,
+    /// TCP port of the registry.
+    pub port: NonZeroU16,
+    /// Where the certificate comes from.
+    pub tls: TlsMode,
+    /// Interfaces to bring up; never empty.
+    pub interfaces: Vec<Interface>,
+    /// Serial of the disk.
+    pub serial: String,
+    /// How long to wait for the disk.
+    pub disk_wait: Duration,
+    /// The host's time, where it was given.
+    pub clock: Option<SystemTime>,
+    /// Whether each step is printed.
+    pub trace: bool,
+}
+
+/// Where the registry's certificate comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsMode {
+    /// A CA and a leaf made at boot.
+    Generate,
+    /// Chain and key through fw_cfg.
+    Provided,
+    /// Plain HTTP.
+    Off,
+}
+
+/// One interface to bring up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Which one.
+    pub select: Select,
+    /// Where its addresses come from.
+    pub addressing: Addressing,
+    /// Largest packet, where it is not left to the link or DHCP.
+    pub mtu: Option<u32>,
+    /// How long to wait for its link and for DHCP.
+    pub timeout: Duration,
+}
+
+/// Which interface is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Select {
+    /// The one with this address.
+    Mac(Mac),
+    /// The one at this place among those the kernel found, from 0.
+    Place(usize),
+}
+
+/// Where an interface's addresses come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Addressing {
+    /// From DHCPv4.
+    Dhcp,
+    /// From the config.
+    Static {
+        /// The addresses; never empty.
+        addresses: Vec<Cidr>,
+        /// Default gateway.
+        gateway: Option<IpAddr>,
+    },
+}
+
+/// An Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+/// An address with the length of its network's prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    /// The address.
+    pub address: IpAddr,
+    /// Bits of the prefix.
+    pub prefix: u8,
+}
+
+impl Settings {
+    /// Parses `config`, which came from `origin`.
+    ///
+    /// # Errors
+    /// [`ConfigError::BadValue`] for the first value that its key does not take.
+    pub fn parse(config: &Config, origin: Origin) -> Result<Self, ConfigError> {
+        let check = Check { origin };
+        let interfaces = config.interfaces.iter().enumerate().map(|(place, given)| interface(check, place, given));
+        let interfaces = interfaces.collect::<Result<Vec<_>, _>>()?;
+        let disk = config.disk.clone().unwrap_or_default();
+        let epoch = config.clock.unwrap_or_default().epoch_seconds;
+        Ok(Self {
+            hostname: match config.hostname.as_str() {
+                "" => "localregistry".to_owned(),
+                name => {
+                    check.that(name.len() <= HOSTNAME_MAX && is_dns_name(name), "hostname", name).map(|()| name.to_owned())?
+                }
+            },
+            names: config
+                .names
+                .iter()
+                .try_for_each(|name| check.that(is_san(name), "names", name))
+                .map(|()| config.names.clone())?,
+            port: match config.port {
+                0 => NonZeroU16::MIN.saturating_add(4999),
+                port => check.some(u16::try_from(port).ok().and_then(NonZeroU16::new), "port", port)?,
+            },
+            tls: match config.tls.unwrap_or_default().mode() {
+                Mode::Unspecified | Mode::Generate => TlsMode::Generate,
+                Mode::Provided => TlsMode::Provided,
+                Mode::Off => TlsMode::Off,
+            },
+            interfaces: if interfaces.is_empty() { vec![Interface::default()] } else { interfaces },
+            serial: match disk.serial.as_str() {
+                "" => "localregistry".to_owned(),
+                serial => check.that(is_serial(serial), "disk.serial", serial).map(|()| serial.to_owned())?,
+            },
+            disk_wait: check.wait(disk.wait_seconds, 5, "disk.waitSeconds")?,
+            clock: check.some(clock(epoch), "clock.epochSeconds", epoch)?,
+            trace: config.trace,
+        })
+    }
+}
+
+impl Default for Interface {
+    /// The first interface, by DHCP.
+    fn default() -> Self {
+        Self { select: Select::Place(0), addressing: Addressing::Dhcp, mtu: None, timeout: Duration::from_secs(30) }
+    }
+}
+
+fn interface(check: Check, place: usize, given: &proto::Interface) -> Result<Interface, ConfigError> {
+    let key = |field: &str| format!("interfaces.{place}.{field}");
+    let addresses = given.addresses.iter().map(|text| check.some(text.parse().ok(), &key("addresses"), text.as_str()));
+    let addresses = addresses.collect::<Result<Vec<Cidr>, _>>()?;
+    let gateway = match given.gateway.as_str() {
+        "" => None,
+        text => {
+            let fits = |gateway: &IpAddr| addresses.iter().any(|own| own.address.is_ipv4() == gateway.is_ipv4());
+            Some(check.some(text.parse().ok().filter(fits), &key("gateway"), text)?)
+        }
+    };
+    Ok(Interface {
+        select: match given.mac.as_str() {
+            "" => Select::Place(place),
+            text => Select::Mac(check.some(text.parse().ok(), &key("mac"), text)?),
+        },
+        addressing: if addresses.is_empty() { Addressing::Dhcp } else { Addressing::Static { addresses, gateway } },
+        mtu: match given.mtu {
+            0 => None,
+            mtu => Some(check.some(MTU.contains(&mtu).then_some(mtu), &key("mtu"), mtu)?),
+        },
+        timeout: check.wait(given.timeout_seconds, 30, &key("timeoutSeconds"))?,
+    })
+}
+
+/// Turns a value that its key does not take into the error that says so.
+#[derive(Debug, Clone, Copy)]
+struct Check {
+    origin: Origin,
+}
+
+impl Check {
+    fn some<T>(self, parsed: Option<T>, key: &str, value: impl Into<serde_json::Value>) -> Result<T, ConfigError> {
+        parsed.ok_or_else(|| ConfigError::BadValue {
+            origin: self.origin,
+            key: key.to_owned(),
+            value: value.into().to_string(),
+            expected: keys::find(key).map_or("", |key| key.expected),
+        })
+    }
+
+    fn that(self, good: bool, key: &str, value: &str) -> Result<(), ConfigError> {
+        self.some(good.then_some(()), key, value)
+    }
+
+    fn wait(self, seconds: u32, default: u32, key: &str) -> Result<Duration, ConfigError> {
+        let seconds = self.some((seconds <= WAIT_MAX).then_some(seconds), key, seconds)?;
+        Ok(Duration::from_secs(u64::from(if seconds == 0 { default } else { seconds })))
+    }
+}
+
+/// The time that `epoch` gives: none where it is 0; nothing at all where it is no time.
+fn clock(epoch: f64) -> Option<Option<SystemTime>> {
+    if epoch == 0.0 {
+        return Some(None);
+    }
+    let seconds = Some(epoch).filter(|epoch| (0.0..=CLOCK_MAX).contains(epoch))?;
+    Some(UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds).ok()?))
+}
+
+fn is_serial(text: &str) -> bool {
+    (1..=SERIAL_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// A name that a certificate can be for.
+fn is_san(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok() || is_dns_name(text)
+}
+
+/// A DNS name of letters, digits and hyphens (RFC 1123, section 2.1), whose last label is no number.
+fn is_dns_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    let last_is_number = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    text.len() <= NAME_MAX && text.split('.').all(is_label) && !last_is_number
+}
+
+/// A text that is no MAC address or no address with a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotAnAddress;
+
+impl FromStr for Mac {
+    type Err = NotAnAddress;
+
+    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
+        let byte = |part: &str| {
+            let good = part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+            good.then(|| u8::from_str_radix(part, 16).ok()).flatten()
+        };
+        let bytes: Option<Vec<_>> = text.split(':').map(byte).collect();
+        bytes.and_then(|bytes| bytes.try_into().ok()).map(Self).ok_or(NotAnAddress)
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = NotAnAddress;
+
+    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
+        let (address, prefix) = text.split_once('/').ok_or(NotAnAddress)?;
+        let address: IpAddr = address.parse().map_err(|_| NotAnAddress)?;
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        let plain = !prefix.is_empty() && prefix.bytes().all(|byte| byte.is_ascii_digit());
+        let prefix = Some(prefix).filter(|_| plain).and_then(|prefix| prefix.parse().ok()).filter(|prefix| *prefix <= longest);
+        let usable = !address.is_unspecified() && !address.is_multicast();
+        prefix.filter(|_| usable).map(|prefix| Self { address, prefix }).ok_or(NotAnAddress)
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}

@@ -1,0 +1,107 @@
+//! What ends a boot. What enters is the error of a step; what leaves is its stable code and one line of words. It never decides
+//! what happens then: [`boot`](super::boot) does.
+
+use std::error::Error;
+use std::io;
+use std::num::NonZeroU16;
+
+use crate::registry::layout::LayoutError;
+use crate::registry::store::StoreError;
+
+use super::config::ConfigError;
+use super::disk::DiskError;
+use super::modules::ModuleError;
+use super::mount::MountError;
+use super::net::NetError;
+use super::tls::TlsError;
+
+/// A fatal error, by the step that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The kernel's file systems.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Kernel modules.
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+    /// Threads and signals.
+    #[error("start the runtime, its threads and signal handlers")]
+    Runtime(#[source] io::Error),
+    /// The config.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The network.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// What is on the disk.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The registry's port.
+    #[error("listen on TCP port {port}")]
+    Listen {
+        /// The port.
+        port: NonZeroU16,
+        /// Why.
+        source: io::Error,
+    },
+    /// A bug of ours.
+    #[error("a bug in localregistry-init: {0}")]
+    Panic(String),
+}
+
+impl Fault {
+    /// Stable name of the fault, for the console and the `done` event.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Mount(_) => "BAD_MOUNT",
+            Self::Module(_) => "BAD_MODULE",
+            Self::Runtime(_) => "NO_RUNTIME",
+            Self::Config(_) => "BAD_CONFIG",
+            Self::Disk(error) => error.code(),
+            Self::Net(error) => error.code(),
+            Self::Store(error) => store_code(error),
+            Self::Tls(_) => "BAD_TLS",
+            Self::Listen { .. } => "NO_PORT",
+            Self::Panic(_) => "PANIC",
+        }
+    }
+
+    /// The fault with its causes, joined by ": ".
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            line.push_str(": ");
+            line.push_str(&error.to_string());
+            cause = error.source();
+        }
+        line
+    }
+}
+
+const fn store_code(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Layout(LayoutError::Size { .. }) => "TRUNCATED",
+        StoreError::Open { .. } | StoreError::Read { .. } | StoreError::Catalog(_) | StoreError::Layout(_) => "BAD_DISK",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_one_line_with_its_causes() {
+        let fault = Fault::Listen { port: NonZeroU16::MIN, source: io::Error::from_raw_os_error(98) };
+        assert_eq!(fault.chain(), "listen on TCP port 1: Address already in use (os error 98)");
+        assert_eq!(fault.code(), "NO_PORT");
+    }
+}

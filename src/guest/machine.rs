@@ -1,0 +1,90 @@
+//! Small facts and limits of the machine: uptime, memory, kernel release, host name, open files. What enters are files of
+//! `/proc`; what leaves are numbers and names. It never fails a boot: each fact has a harmless value where it cannot be had.
+
+use std::fs;
+
+use nix::sys::resource::{Resource, setrlimit};
+use nix::time::{ClockId, clock_gettime};
+
+/// Open files that the appliance may have: one for each connection and for each blob being sent.
+const OPEN_FILES: u64 = 1 << 20;
+
+/// Memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Memory {
+    /// MemTotal.
+    pub total: u64,
+    /// MemTotal less MemAvailable.
+    pub used: u64,
+}
+
+/// Seconds since the kernel started.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "an uptime stays far below 2^52 seconds")]
+pub fn uptime() -> f64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0.0, |now| now.tv_sec() as f64 + now.tv_nsec() as f64 / 1e9)
+}
+
+/// Memory in all and in use.
+#[must_use]
+pub fn memory() -> Memory {
+    parse_meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default()).unwrap_or_default()
+}
+
+/// Release of the kernel, as `uname -r` gives it.
+#[must_use]
+pub fn kernel_release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim_end().to_owned()
+}
+
+/// Gives the machine its name.
+///
+/// # Errors
+/// When the kernel does not take it.
+pub fn set_hostname(name: &str) -> std::io::Result<()> {
+    fs::write("/proc/sys/kernel/hostname", name)
+}
+
+/// Raises the limit on open files to [`OPEN_FILES`], or to what the kernel allows.
+///
+/// # Errors
+/// When the kernel refuses both.
+pub fn raise_open_files() -> nix::Result<u64> {
+    let allowed = fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok()).unwrap_or(OPEN_FILES);
+    let limit = allowed.min(OPEN_FILES);
+    setrlimit(Resource::RLIMIT_NOFILE, limit, limit).map(|()| limit)
+}
+
+fn parse_meminfo(text: &str) -> Option<Memory> {
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    };
+    let total = field("MemTotal")?;
+    Some(Memory { total, used: total.saturating_sub(field("MemAvailable")?) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo_is_in_bytes() {
+        let text = "MemTotal:         223456 kB\nMemFree:          100000 kB\nMemAvailable:     150000 kB\n";
+        assert_eq!(parse_meminfo(text), Some(Memory { total: 228_818_944, used: 75_218_944 }));
+    }
+
+    #[test]
+    fn meminfo_without_its_fields_is_nothing() {
+        for text in ["", "MemTotal: 5 kB\n", "MemTotal: x kB\nMemAvailable: 1 kB\n", "MemTotalX: 1 kB\nMemAvailable: 1 kB\n"] {
+            assert_eq!(parse_meminfo(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn time_since_the_kernels_start_goes_forward() {
+        let before = uptime();
+        assert!(before > 0.0);
+        assert!(uptime() >= before);
+    }
+}

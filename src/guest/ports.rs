@@ -1,0 +1,45 @@
+//! Virtio-serial ports. What enters is a port's name; what leaves is its device. Without udev the names are in sysfs only, and
+//! they get there a moment after the driver is loaded, since the host sends them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Where the kernel lists the ports.
+const PORTS: &str = "/sys/class/virtio-ports";
+/// Where the kernel lists the virtio devices.
+const DEVICES: &str = "/sys/bus/virtio/devices";
+/// Kind of a virtio-serial device (VIRTIO 1.2, section 5: "console").
+const CONSOLE: &str = "0x0003";
+/// How long a port may take to get its name.
+const WAIT: Duration = Duration::from_secs(1);
+/// Time between two looks for a port.
+const POLL: Duration = Duration::from_millis(10);
+
+/// The device of the port named `name`, waited for up to a second where the machine has a virtio-serial device at all.
+#[must_use]
+pub fn find(name: &str) -> Option<PathBuf> {
+    let deadline = Instant::now() + WAIT;
+    loop {
+        if let Some(device) = find_in(Path::new(PORTS), name) {
+            return Some(Path::new("/dev").join(device));
+        }
+        if !has_serial_device(Path::new(DEVICES)) || Instant::now() >= deadline {
+            return None;
+        }
+        sleep(POLL);
+    }
+}
+
+fn find_in(ports: &Path, name: &str) -> Option<PathBuf> {
+    let mut ports = fs::read_dir(ports).ok()?.flatten();
+    let port = ports.find(|port| fs::read_to_string(port.path().join("name")).is_ok_and(|own| own.trim_end() == name))?;
+    Some(port.file_name().into())
+}
+
+fn has_serial_device(devices: &Path) -> bool {
+    let is_console = |kind: String| kind.trim_end() == CONSOLE;
+    let mut devices = fs::read_dir(devices).into_iter().flatten().flatten();
+    devices.any(|device| fs::read_to_string(device.path().join("device")).is_ok_and(is_console))
+}

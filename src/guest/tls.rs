@@ -1,0 +1,119 @@
+//! The registry's certificate. What enters are the settings and the guest's addresses; what leaves is how to serve and the CA for
+//! the launcher. A key never leaves.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::registry::answer::Registry;
+use crate::registry::serve::Transport;
+use crate::registry::tls::{self, Authority};
+
+use super::config::FW_CFG;
+use super::config::settings::{Settings, TlsMode};
+
+/// A certificate that cannot be served with.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file that the launcher should have given.
+    #[error("tls.mode is PROVIDED; give QEMU -fw_cfg name=opt/localregistry/{name},file=…; read {FW_CFG}/{name}/raw")]
+    Missing {
+        /// Its name in fw_cfg.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The files that the launcher gave.
+    #[error("fw_cfg opt/localregistry/tls.crt and opt/localregistry/tls.key cannot be served with")]
+    Provided(#[source] tls::TlsError),
+    /// Making our own.
+    #[error("make a certificate for {}", names.join(", "))]
+    Generate {
+        /// The names and addresses it is for.
+        names: Vec<String>,
+        /// Why.
+        source: tls::TlsError,
+    },
+}
+
+/// How to serve, and what the launcher is told of it.
+#[derive(Debug)]
+pub struct Identity {
+    /// For the listener.
+    pub transport: Transport,
+    /// `https` or `http`.
+    pub scheme: &'static str,
+    /// The CA in PEM; empty without TLS.
+    pub ca_pem: String,
+}
+
+/// Makes or takes the certificate for a guest with `addresses` that serves `registry`.
+///
+/// # Errors
+/// When one cannot be made, or the one given is missing or bad.
+pub fn identity(settings: &Settings, addresses: &[IpAddr], registry: &Registry) -> Result<Identity, TlsError> {
+    match settings.tls {
+        TlsMode::Off => Ok(Identity { transport: Transport::Plain, scheme: "http", ca_pem: String::new() }),
+        TlsMode::Generate => generate(names(settings, addresses), registry),
+        TlsMode::Provided => {
+            let (config, ca_pem) = tls::provided(&read("tls.crt")?, &read("tls.key")?).map_err(TlsError::Provided)?;
+            Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem })
+        }
+    }
+}
+
+fn generate(names: Vec<String>, registry: &Registry) -> Result<Identity, TlsError> {
+    let made = Authority::generate("localregistry").map(Arc::new).and_then(|authority| {
+        let config = authority.server_config(&names, registry.upstreams())?;
+        Ok((config, authority.ca_pem().to_owned()))
+    });
+    match made {
+        Ok((config, ca_pem)) => Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem }),
+        Err(source) => Err(TlsError::Generate { names, source }),
+    }
+}
+
+fn read(name: &'static str) -> Result<Vec<u8>, TlsError> {
+    fs::read(Path::new(FW_CFG).join(name).join("raw")).map_err(|source| TlsError::Missing { name, source })
+}
+
+/// Everything that a node may reach the guest by, each once.
+fn names(settings: &Settings, addresses: &[IpAddr]) -> Vec<String> {
+    let own = [settings.hostname.clone(), "localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    let mut names = Vec::new();
+    for name in own.into_iter().chain(settings.names.iter().cloned()).chain(addresses.iter().map(ToString::to_string)) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::guest::config::{Layer, Origin};
+
+    use super::*;
+
+    #[test]
+    fn the_certificate_is_for_every_name_once() {
+        let layer = Layer::from_json(Origin::FwCfg, br#"{"hostname": "reg", "names": ["r.example.com", "localhost"]}"#).unwrap();
+        let settings = layer.settings(Origin::FwCfg).unwrap();
+        assert_eq!(
+            names(&settings, &["10.0.2.15".parse().unwrap(), "fec0::5".parse().unwrap()]),
+            ["reg", "localhost", "127.0.0.1", "::1", "r.example.com", "10.0.2.15", "fec0::5"]
+        );
+    }
+
+    #[test]
+    fn a_certificate_that_was_not_given_is_named() {
+        let error = read("tls.crt").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "tls.mode is PROVIDED; give QEMU -fw_cfg name=opt/localregistry/tls.crt,file=…; \
+             read /sys/firmware/qemu_fw_cfg/by_name/opt/localregistry/tls.crt/raw"
+        );
+    }
+}

@@ -1,0 +1,310 @@
+//! What the guest is told, put together on the host. A JSON file and single settings enter, one JSON object leaves whose every key
+//! and type is known to `proto/localregistry/v1/config.proto`. Whether a value makes sense is for the guest to say.
+
+use std::net::SocketAddrV4;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::proto::Config;
+
+/// Port of the registry inside the guest where nothing else is said.
+const PORT: u16 = 5000;
+/// Serial of the disk where nothing else is said.
+const SERIAL: &str = "localregistry";
+
+/// The config of a guest: proto3 JSON, checked against the contract. It keeps what is said apart from what is not, so that a
+/// `false` or a 0 still overrides the config on the disk.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GuestConfig {
+    json: Map<String, Value>,
+}
+
+/// Why a text is no config.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It is not JSON, or the contract does not know a key or a type in it.
+    #[error("it is not a config of the appliance (proto3 JSON of localregistry.v1.Config)")]
+    Json(#[source] serde_json::Error),
+    /// A setting without a key.
+    #[error("expected KEY=VALUE, nested keys joined by dots: hostname=registry, tls.mode=OFF, names=a.example,10.1.0.82")]
+    NoKey,
+    /// A setting whose key or value the contract does not know. One line, with its cause: it is shown where a flag is refused.
+    #[error("{key} cannot be set to {value:?}: {problem}")]
+    Setting {
+        /// The key, nested keys joined by dots.
+        key: String,
+        /// The value.
+        value: String,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// One key with its value, from `KEY=VALUE`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    path: Vec<String>,
+    value: Value,
+}
+
+impl Setting {
+    /// The text `value` for the key at `path`.
+    #[must_use]
+    pub fn new(path: &[&str], value: &str) -> Self {
+        Self { path: path.iter().map(|key| (*key).to_owned()).collect(), value: value.into() }
+    }
+}
+
+impl FromStr for Setting {
+    type Err = ConfigError;
+
+    /// The value is read as the type that its key has: a number, a truth value, a text, a list (parted by commas, or in JSON).
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or(ConfigError::NoKey)?;
+        let path: Vec<String> = key.split('.').map(camel_case).collect();
+        let mut problem = None;
+        for value in readings(value) {
+            let setting = Self { path: path.clone(), value };
+            match GuestConfig::default().with(&setting) {
+                Ok(_) => return Ok(setting),
+                Err(error) => problem = problem.or(Some(error.to_string())),
+            }
+        }
+        Err(ConfigError::Setting { key: key.into(), value: value.into(), problem: problem.unwrap_or_default() })
+    }
+}
+
+/// What `value` may mean, likeliest first.
+fn readings(value: &str) -> Vec<Value> {
+    let text = Value::from(value);
+    let list = value.split(',').filter(|item| !item.is_empty()).collect();
+    let json = serde_json::from_str(value).ok().filter(|json: &Value| !json.is_null());
+    json.into_iter().chain([text, list]).collect()
+}
+
+impl GuestConfig {
+    /// The config in `text`, one JSON object.
+    ///
+    /// # Errors
+    /// It is not JSON, or has a key or a type that the contract does not know.
+    pub fn parse(text: &[u8]) -> Result<Self, ConfigError> {
+        // Read once for its faults, with their places, and once to keep what is said.
+        let _typed: Config = serde_json::from_slice(text).map_err(ConfigError::Json)?;
+        let json: Map<String, Value> = serde_json::from_slice(text).map_err(ConfigError::Json)?;
+        Ok(Self { json: canonical(json) })
+    }
+
+    /// This config with `setting` in place of what it said there.
+    ///
+    /// # Errors
+    /// The contract does not know the result.
+    fn with(mut self, setting: &Setting) -> Result<Self, serde_json::Error> {
+        let mut value = setting.value.clone();
+        for key in setting.path.iter().rev() {
+            value = json!({ key: value });
+        }
+        if let Value::Object(over) = value {
+            lay(&mut self.json, over);
+        }
+        self.typed()?;
+        Ok(self)
+    }
+
+    /// Takes over `setting`, which wins over what was said before.
+    ///
+    /// # Errors
+    /// The contract does not know the result: the setting goes into what is no object.
+    pub fn set(&mut self, setting: &Setting) -> Result<(), ConfigError> {
+        *self = std::mem::take(self).with(setting).map_err(ConfigError::Json)?;
+        Ok(())
+    }
+
+    /// Adds `name` to the names of the certificate.
+    pub fn add_name(&mut self, name: &str) {
+        let names = self.json.entry("names").or_insert_with(|| json!([]));
+        if let Some(names) = names.as_array_mut()
+            && !names.iter().any(|known| known == name)
+        {
+            names.push(name.into());
+        }
+    }
+
+    /// Adds what the host knows: the names that it reaches the guest by, the port that is forwarded (said even where it is the usual
+    /// one, so that a config on the disk cannot move the registry away from it), and the time where none is given.
+    pub fn complete(&mut self, publish: SocketAddrV4, now: Duration) {
+        for name in ["127.0.0.1", "localhost"] {
+            self.add_name(name);
+        }
+        if !publish.ip().is_unspecified() {
+            self.add_name(&publish.ip().to_string());
+        }
+        self.json.insert("port".into(), self.port().into());
+        self.json.entry("clock").or_insert_with(|| json!({ "epochSeconds": now.as_secs_f64() }));
+    }
+
+    /// Port of the registry inside the guest.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        let port = self.typed().map_or(0, |config| config.port);
+        u16::try_from(port).ok().filter(|&port| port != 0).unwrap_or(PORT)
+    }
+
+    /// Serial of the disk to serve.
+    #[must_use]
+    pub fn serial(&self) -> String {
+        let disk = self.typed().ok().and_then(|config| config.disk);
+        disk.map(|disk| disk.serial).filter(|serial| !serial.is_empty()).unwrap_or_else(|| SERIAL.to_owned())
+    }
+
+    /// The JSON.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        Value::Object(self.json.clone()).to_string()
+    }
+
+    fn typed(&self) -> Result<Config, serde_json::Error> {
+        serde_json::from_value(Value::Object(self.json.clone()))
+    }
+}
+
+/// `over` laid over `under`: objects are merged, everything else is replaced.
+fn lay(under: &mut Map<String, Value>, over: Map<String, Value>) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Object(under)), Value::Object(over)) => lay(under, over),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
+}
+
+/// `json` with each key in the form that proto3 JSON writes (the contract takes two), and without nulls, which say nothing.
+fn canonical(json: Map<String, Value>) -> Map<String, Value> {
+    let said = json.into_iter().filter(|(_, value)| !value.is_null());
+    said.map(|(key, value)| (camel_case(&key), canonical_value(value))).collect()
+}
+
+fn canonical_value(value: Value) -> Value {
+    match value {
+        Value::Object(json) => Value::Object(canonical(json)),
+        Value::Array(items) => items.into_iter().map(canonical_value).collect(),
+        other => other,
+    }
+}
+
+/// `wait_seconds` as `waitSeconds`.
+fn camel_case(name: &str) -> String {
+    let mut words = name.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |mut name, word| {
+        let mut letters = word.chars();
+        name.extend(letters.next().map(|letter| letter.to_ascii_uppercase()));
+        name + letters.as_str()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const PUBLISH: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+
+    fn parsed(text: &str) -> GuestConfig {
+        GuestConfig::parse(text.as_bytes()).unwrap()
+    }
+
+    fn set(settings: &[&str]) -> Value {
+        let mut config = GuestConfig::default();
+        for setting in settings {
+            config.set(&setting.parse().unwrap()).unwrap();
+        }
+        Value::Object(config.json)
+    }
+
+    #[test]
+    fn a_setting_is_read_as_its_key_s_type() {
+        for (setting, json) in [
+            ("hostname=registry", json!({ "hostname": "registry" })),
+            ("hostname=123", json!({ "hostname": "123" })),
+            ("hostname=", json!({ "hostname": "" })),
+            ("port=443", json!({ "port": 443 })),
+            ("trace=false", json!({ "trace": false })),
+            ("tls.mode=OFF", json!({ "tls": { "mode": "OFF" } })),
+            ("disk.wait_seconds=9", json!({ "disk": { "waitSeconds": 9 } })),
+            ("names=a.example,10.1.0.82", json!({ "names": ["a.example", "10.1.0.82"] })),
+            ("names=", json!({ "names": [] })),
+            (r#"names=["a"]"#, json!({ "names": ["a"] })),
+            (r#"interfaces=[{"mtu":1400}]"#, json!({ "interfaces": [{ "mtu": 1400 }] })),
+            ("hostname=a=b", json!({ "hostname": "a=b" })),
+        ] {
+            assert_eq!(set(&[setting]), json, "{setting}");
+        }
+    }
+
+    #[test]
+    fn a_later_setting_wins_and_leaves_its_neighbours() {
+        let json = json!({ "disk": { "serial": "b", "waitSeconds": 1 }, "names": ["c"] });
+        assert_eq!(set(&["disk.serial=a", "disk.waitSeconds=1", "names=a,b", "disk.serial=b", "names=c"]), json);
+    }
+
+    #[test]
+    fn a_setting_that_the_contract_does_not_know_is_refused() {
+        for (setting, message) in [
+            (
+                "port",
+                "expected KEY=VALUE, nested keys joined by dots: hostname=registry, tls.mode=OFF, names=a.example,10.1.0.82",
+            ),
+            ("=1", "expected KEY=VALUE, nested keys joined by dots: hostname=registry, tls.mode=OFF, names=a.example,10.1.0.82"),
+            (
+                "hostnam=x",
+                "hostnam cannot be set to \"x\": unknown field `hostnam`, expected one of `hostname`, `names`, `port`, `tls`, \
+                 `interfaces`, `disk`, `clock`, `trace`",
+            ),
+            ("tls.mod=OFF", "tls.mod cannot be set to \"OFF\": unknown field `mod`, expected `mode`"),
+            (
+                "tls.mode=off",
+                "tls.mode cannot be set to \"off\": unknown variant `off`, expected one of `MODE_UNSPECIFIED`, `GENERATE`, \
+                 `PROVIDED`, `OFF`",
+            ),
+            ("trace=maybe", "trace cannot be set to \"maybe\": invalid type: string \"maybe\", expected a boolean"),
+        ] {
+            assert_eq!(setting.parse::<Setting>().unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn a_file_is_checked_and_kept_as_it_is_said() {
+        let config = parsed(r#"{"trace": false, "clock": {"epoch_seconds": 0}, "port": 5001, "tls": null}"#);
+        assert_eq!(config.to_json(), r#"{"clock":{"epochSeconds":0},"port":5001,"trace":false}"#);
+        let error = GuestConfig::parse(b"{\n\"prot\": 1}").unwrap_err();
+        assert_eq!(error.to_string(), "it is not a config of the appliance (proto3 JSON of localregistry.v1.Config)");
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.starts_with("unknown field `prot`, expected one of"), "{cause}");
+        assert!(cause.ends_with("at line 2 column 6"), "{cause}");
+        for text in ["", "[]", "7", "{\"port\":1,\"port\":2}", "{\"port\":-1}", "\u{0}"] {
+            assert!(matches!(GuestConfig::parse(text.as_bytes()), Err(ConfigError::Json(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_host_adds_its_names_its_port_and_its_time() {
+        let mut config = parsed(r#"{"names": ["localhost", "registry.example"]}"#);
+        config.complete(SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), 443), Duration::from_millis(1_793_491_200_250));
+        let json = r#"{"clock":{"epochSeconds":1793491200.25},"names":["localhost","registry.example","127.0.0.1","127.0.0.2"],"port":5000}"#;
+        assert_eq!(config.to_json(), json);
+
+        let mut config = parsed(r#"{"clock": {"epochSeconds": 7}, "port": 443, "disk": {"serial": "other"}}"#);
+        config.complete(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 443), Duration::ZERO);
+        let json = r#"{"clock":{"epochSeconds":7},"disk":{"serial":"other"},"names":["127.0.0.1","localhost"],"port":443}"#;
+        assert_eq!(config.to_json(), json);
+        assert_eq!((config.port(), config.serial().as_str()), (443, "other"));
+        assert_eq!(GuestConfig::default().serial(), "localregistry");
+        config.complete(PUBLISH, Duration::ZERO);
+        assert_eq!(config.to_json(), json);
+    }
+}

@@ -1,0 +1,161 @@
+//! `localregistry run` with bad flags (exit 2) and bad files (exit 1): each one message, and nothing started.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// A folder with a disk, a kernel and an initramfs that are good enough to get as far as QEMU.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["disk", "kernel", "initramfs"] {
+        fs::write(folder.path().join(name), "not really").unwrap();
+    }
+    folder
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));
+    command.current_dir(folder).arg("run").args(arguments);
+    command.output().unwrap()
+}
+
+/// Runs with the folder's kernel and initramfs, and gives exit status and standard error.
+fn boot(folder: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let given = [&["--accel", "tcg", "--kernel", "kernel", "--initramfs", "initramfs"], arguments].concat();
+    let output = run(folder, &given);
+    assert!(output.stdout.is_empty(), "{output:?}");
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn bad_flags_exit_2() {
+    let folder = folder();
+    for (arguments, message) in [
+        (&[][..], "the following required arguments were not provided:\n  <DISK>"),
+        (&["disk", "--memory", "64"], "invalid value '64' for '--memory <MIB>': 64 is not in 80..=1048576"),
+        (&["disk", "--cpus", "0"], "invalid value '0' for '--cpus <N>': 0 is not in 1..=255"),
+        (&["disk", "--timeout", "0"], "invalid value '0' for '--timeout <SECONDS>': 0 is not in 1..=86400"),
+        (&["disk", "--accel", "xen"], "invalid value 'xen' for '--accel <WHICH>'\n  [possible values: auto, kvm, tcg]"),
+        (&["disk", "--tls", "on"], "invalid value 'on' for '--tls <MODE>'\n  [possible values: generate, off]"),
+        (
+            &["disk", "--publish", "127.0.0.1"],
+            "invalid value '127.0.0.1' for '--publish <[ADDR:]PORT>': PORT is a number from 0 to 65535",
+        ),
+        (
+            &["disk", "--publish", "[::1]:5000"],
+            "invalid value '[::1]:5000' for '--publish <[ADDR:]PORT>': QEMU's user network forwards from IPv4 addresses only: give \
+             one, such as 127.0.0.1",
+        ),
+        (
+            &["disk", "--publish", "host:5000"],
+            "invalid value 'host:5000' for '--publish <[ADDR:]PORT>': ADDR is an IPv4 address of this machine, such as 127.0.0.1 \
+             or 0.0.0.0",
+        ),
+        (
+            &["disk", "--set", "tls.mod=OFF"],
+            "invalid value 'tls.mod=OFF' for '--set <KEY=VALUE>': tls.mod cannot be set to \"OFF\": unknown field `mod`, expected \
+             `mode`",
+        ),
+        (&["disk", "--kernel", "kernel"], "the following required arguments were not provided:\n  --initramfs <FILE>"),
+        (&["disk", "--tls-cert", "a"], "the following required arguments were not provided:\n  --tls-key <FILE>"),
+        (
+            &["disk", "--tls", "off", "--tls-cert", "a", "--tls-key", "b"],
+            "the argument '--tls <MODE>' cannot be used with '--tls-cert <FILE>'",
+        ),
+        (&["disk", "more"], "unexpected argument 'more' found"),
+    ] {
+        let output = run(folder.path(), arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with(&format!("error: {message}\n")), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn bad_files_exit_1() {
+    let folder = folder();
+    fs::create_dir(folder.path().join("dir")).unwrap();
+    fs::write(folder.path().join("empty"), "").unwrap();
+    fs::write(folder.path().join("bad.json"), "{\n \"prot\": 1}").unwrap();
+    for (arguments, message) in [
+        (&["no-disk"][..], "cannot read the disk no-disk: No such file or directory (os error 2)"),
+        (&["dir"], "the disk dir is a directory, expected a file"),
+        (&["empty"], "the disk empty is empty"),
+        (&["/dev/null"], "the disk /dev/null is a special file, expected a file"),
+        (&["disk", "--kernel", "no-kernel"], "cannot read the kernel no-kernel: No such file or directory (os error 2)"),
+        (&["disk", "--kernel", "empty"], "the kernel empty is empty"),
+        (&["disk", "--initramfs", "dir"], "the initramfs dir is a directory, expected a file"),
+        (
+            &["disk", "--tls-cert", "kernel", "--tls-key", "no-key"],
+            "cannot read the key no-key: No such file or directory (os error 2)",
+        ),
+        (&["disk", "--config", "no.json"], "cannot read the config no.json: No such file or directory (os error 2)"),
+        (
+            &["disk", "--config", "bad.json"],
+            "the config bad.json cannot be used: it is not a config of the appliance (proto3 JSON of localregistry.v1.Config): \
+             unknown field `prot`, expected one of `hostname`, `names`, `port`, `tls`, `interfaces`, `disk`, `clock`, `trace` at \
+             line 2 column 7",
+        ),
+        (&["disk", "--events", "no/events"], "cannot create no/events for the events: No such file or directory (os error 2)"),
+        (&["disk", "--console", "dir"], "cannot create dir for the console: Is a directory (os error 21)"),
+        (
+            &["disk", "--qemu", "no-such-qemu"],
+            "no-such-qemu is not installed (on Debian and Ubuntu: apt-get install qemu-system-x86)",
+        ),
+        (&["disk", "--qemu", "./disk"], "cannot start ./disk: Permission denied (os error 13)"),
+    ] {
+        let mut given = vec!["--accel", "tcg"];
+        for (flag, file) in [("--kernel", "kernel"), ("--initramfs", "initramfs")] {
+            if !arguments.contains(&flag) {
+                given.extend([flag, file]);
+            }
+        }
+        given.extend(arguments);
+        let output = run(folder.path(), &given);
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), format!("localregistry: {message}\n"));
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_disk_without_read_permission_is_named() {
+    let folder = folder();
+    let disk = folder.path().join("disk");
+    fs::set_permissions(&disk, fs::Permissions::from_mode(0)).unwrap();
+    // Root reads everything; then it is QEMU that refuses what is no kernel.
+    let message = match fs::File::open(&disk) {
+        Ok(_) => "localregistry: QEMU exited with status 1 before it started the machine: ",
+        Err(_) => "localregistry: cannot read the disk disk: Permission denied (os error 13)\n",
+    };
+    let (status, stderr) = boot(folder.path(), &["disk"]);
+    assert!(stderr.starts_with(message), "{stderr}");
+    assert_eq!(status, Some(1));
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let folder = folder();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let (status, stderr) = boot(folder.path(), &["disk", "--publish", &port]);
+    let message = format!(
+        "localregistry: cannot listen on 127.0.0.1:{port} (--publish takes another, without it a free port is taken): Address \
+         already in use (os error 98)\n"
+    );
+    assert_eq!((status, stderr), (Some(1), message));
+}
+
+#[test]
+fn a_file_that_is_no_kernel_gives_qemu_s_words() {
+    let folder = folder();
+    let (status, stderr) = boot(folder.path(), &["disk"]);
+    // The words after it are QEMU's, and differ between its versions.
+    let message = "localregistry: QEMU exited with status 1 before it started the machine: qemu";
+    assert!(stderr.starts_with(message), "{stderr}");
+    assert_eq!(status, Some(1));
+}
