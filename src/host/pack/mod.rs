@@ -194,7 +194,9 @@ fn steps(
     let identity = Digest::sha256_of(&contents.catalog.encode());
     let bytes = erofs::make(&stage.root(), &unfinished, &identity, interrupt).map_err(no_file_system)?;
     interrupt.check().map_err(|cause| PackError::Interrupted { disk: disk.to_owned(), cause })?;
-    fs::rename(&unfinished, &target).and_then(|()| File::open(folder)?.sync_all()).map_err(wrong_disk)?;
+    fs::rename(&unfinished, &target).map_err(wrong_disk)?;
+    // The disk is there now, whatever comes of this: some file systems do not flush folders.
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
     let summary = Summary { disk: disk.to_owned(), bytes, images: contents.images.len(), blobs, blob_bytes };
     Ok((summary, contents))
 }
