@@ -8,7 +8,7 @@
 //! ```
 //!
 //! QEMU is reached through inherited socketpairs (console, events, control, QMP) and reads its config from anonymous memory: no
-//! directory, no named socket, nothing to remove whatever happens. It dies with this program (see [`process`]).
+//! directory, no named socket, nothing to remove whatever happens. It dies with this program.
 
 mod console;
 mod error;
