@@ -132,8 +132,8 @@ struct Commands {
 impl Vm {
     /// Boots an appliance and waits until its registry is ready. Dropping the future before that kills QEMU.
     ///
-    /// Automatic choice of the accelerator falls from KVM to TCG where QEMU cannot start under KVM, or where the guest shows no
-    /// sign of life in 10 s.
+    /// Automatic choice of the accelerator falls from KVM to TCG where QEMU cannot start under KVM or crashes before the guest shows a
+    /// sign of life, or where there is none in 10 s.
     ///
     /// # Errors
     /// See [`LaunchError`]. No QEMU is left running.
@@ -146,7 +146,7 @@ impl Vm {
         }
         let may_fall = options.accel == Choice::Auto && accel == Accel::Kvm;
         match Self::attempt(&options, accel, may_fall.then_some(SILENCE)).await {
-            Err(error @ (LaunchError::Start { .. } | LaunchError::Qmp(_) | LaunchError::Silent { .. })) if may_fall => {
+            Err(error) if may_fall && error.blames_accelerator() => {
                 options.report.step(format!("Booting under TCG, KVM cannot be used: {}", chain(&error)));
                 Self::attempt(&options, Accel::Tcg, None).await
             }
