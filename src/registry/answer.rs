@@ -13,6 +13,7 @@ use super::body::Body;
 use super::catalog::{Blob, BlobId, RepositoryId};
 use super::error::RegistryError;
 use super::events::Events;
+use super::flight::Budget;
 use super::limits::Limits;
 use super::log::{Counters, Entry, Totals};
 use super::reply::{self, Content, Freshness};
@@ -31,6 +32,7 @@ pub struct Registry {
     /// Upstream hosts that repositories of the store are filed under.
     upstreams: HashSet<String>,
     limits: Limits,
+    in_flight: Arc<Budget>,
 }
 
 impl Registry {
@@ -40,7 +42,7 @@ impl Registry {
         let catalog = store.catalog();
         let names = catalog.repositories().filter_map(|id| catalog.repository_name(id).parse::<Repository>().ok());
         let upstreams = names.filter_map(|name| name.host().map(str::to_owned)).collect();
-        Self { store: Arc::new(store), events, counters: Arc::default(), upstreams, limits }
+        Self { store: Arc::new(store), events, counters: Arc::default(), upstreams, limits, in_flight: Arc::default() }
     }
 
     /// Within which limits it serves.
@@ -91,7 +93,7 @@ impl Registry {
             entry.request.digest = lossy(digest.as_bytes());
         }
         let body = if head.method == Method::HEAD { body.without_content() } else { body };
-        Response::from_parts(parts, body.logged(entry, self.limits))
+        Response::from_parts(parts, body.logged(entry, self.limits, Arc::clone(&self.in_flight)))
     }
 
     async fn route(&self, target: &Target, head: &Parts) -> Result<Response<Body>, RegistryError> {
@@ -224,7 +226,8 @@ fn range_applies(headers: &HeaderMap, etag: &str) -> bool {
 fn request_event(head: &Parts, peer: std::net::SocketAddr) -> proto::Request {
     let header = |name| head.headers.get(name).map(|value: &http::HeaderValue| lossy(value.as_bytes())).unwrap_or_default();
     proto::Request {
-        peer: peer.to_string(),
+        // On a socket of both families, an IPv4 client has an IPv6 address that holds its own.
+        peer: std::net::SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string(),
         method: clipped(head.method.as_str(), 32),
         endpoint: "other".into(),
         range: clipped(&header(RANGE), 256),

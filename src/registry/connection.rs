@@ -17,8 +17,9 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Sleep, sleep, timeout};
 
+use super::flight::Tails;
 use super::guard::Guarded;
-use super::limits::{HEAD, Limits, RESETS, STREAM_BUFFER};
+use super::limits::{ERRORS, HEAD, Limits, RESETS, STREAM_BUFFER};
 use super::serve::{Shared, Transport};
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, section 5.1).
@@ -101,21 +102,34 @@ where
 {
     let registry = Arc::clone(&shared.registry);
     let limits = *registry.limits();
+    let tails = http2.then(Arc::<Tails>::default);
+    let watching = tails.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let registry = Arc::clone(&registry);
+        let (registry, tails) = (Arc::clone(&registry), watching.clone());
         // The body is dropped unread: there is nothing that a request's body could mean here.
         let (head, _) = request.into_parts();
-        async move { Ok::<_, Infallible>(registry.answer(&head, peer).await) }
+        async move {
+            let response = registry.answer(&head, peer).await;
+            Ok::<_, Infallible>(match tails {
+                Some(tails) => response.map(|body| body.watched_by(tails)),
+                None => response,
+            })
+        }
     });
     let mut told = closing.closing.clone();
     let io = TokioIo::new(stream);
-    if http2 {
+    if let Some(tails) = tails {
         let mut connection = pin!(http2_builder(&limits).serve_connection(io, service));
+        let mut overdue = pin!(tails.overdue(limits.stall));
         tokio::select! {
             ended = connection.as_mut() => return ended,
+            () = overdue.as_mut() => return Ok(()),
             _ = told.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
         }
-        connection.await
+        tokio::select! {
+            ended = connection => ended,
+            () = overdue => Ok(()),
+        }
     } else {
         let mut connection = pin!(http1_builder(&limits).serve_connection(io, service));
         tokio::select! {
@@ -140,7 +154,7 @@ fn http2_builder(limits: &Limits) -> http2::Builder<Streams> {
         .max_send_buf_size(STREAM_BUFFER)
         .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(RESETS)
-        .max_local_error_reset_streams(RESETS)
+        .max_local_error_reset_streams(ERRORS)
         .keep_alive_interval(limits.ping)
         .keep_alive_timeout(limits.ping);
     builder

@@ -25,9 +25,11 @@ pub const HANDSHAKES: usize = 64;
 pub const STREAMS: u32 = 32;
 /// Bytes of one HTTP/2 stream that wait in memory for its peer's window.
 pub const STREAM_BUFFER: usize = 256 << 10;
-/// Streams that a peer may reset before they are answered, and that we may reset for errors of its, before the connection is closed
-/// (CVE-2023-44487, CVE-2025-8671).
+/// Streams that a peer may reset before they are answered, until the connection is closed (CVE-2023-44487).
 pub const RESETS: usize = 32;
+/// Streams that we may reset for errors of the peer, until the connection is closed (CVE-2025-8671). A stream beyond [`STREAMS`] is
+/// such an error, and a client that has not seen our settings yet does not know better: Go's starts with 100.
+pub const ERRORS: usize = 128;
 /// Largest head of a request, in bytes (hyper bounds its lines to 100): a `Range` of 1,024 ranges is some 24 KiB (zstd:chunked pulls).
 pub const HEAD: usize = 64 << 10;
 /// Most ranges in one request; a client that asks for more is told to halve its list (400).
@@ -38,6 +40,11 @@ pub const PAGE: usize = 10_000;
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes read from the disk at once.
 pub const CHUNK: usize = 128 << 10;
+/// Bytes of all bodies that are read and not yet written. From there on each body has [`SMALL_CHUNK`] in flight and no more, so that
+/// a thousand readers that take nothing hold some 50 MiB, and the next one is served all the same.
+pub const IN_FLIGHT: usize = 32 << 20;
+/// Bytes read at once where [`IN_FLIGHT`] is reached: the payload of one frame or TLS record.
+pub const SMALL_CHUNK: usize = 16 << 10;
 
 /// The limits that can be chosen, each the constant of its name by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,7 @@ pub mod catalog;
 mod connection;
 pub mod error;
 pub mod events;
+pub mod flight;
 mod guard;
 pub mod layout;
 pub mod limits;

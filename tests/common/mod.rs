@@ -2,7 +2,10 @@
 //! given.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+pub mod h2;
 pub mod http;
 pub mod layout;
 pub mod pack;
+pub mod process;
 pub mod server;
+pub mod vm;
