@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::h2::{
     ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, End, GOAWAY, HEADERS, INITIAL_WINDOW_SIZE, PING,
-    PRIORITY, Peer, REFUSED_STREAM, RST_STREAM, block, field, frame, get, post, reset, setting, string, window,
+    PRIORITY, Peer, REFUSED_STREAM, RST_STREAM, block, field, frame, get, id, post, reset, setting, string, window,
 };
 use common::http;
 use common::layout::{Layout, Stored};
@@ -66,11 +66,6 @@ impl Target {
         let mut at = 0..count;
         self.survives(what, |address| Peer::new(address).flood(|| at.next().map(&mut next)))
     }
-}
-
-/// The number of the client's stream number `at`.
-fn id(at: u32) -> u32 {
-    at * 2 + 1
 }
 
 const CALM: End = End { goaway: Some(ENHANCE_YOUR_CALM), closed: true };

@@ -7,3 +7,4 @@ pub mod http;
 pub mod layout;
 pub mod process;
 pub mod server;
+pub mod tls;
