@@ -1,11 +1,12 @@
 //! One connection, from its first byte to its end, with every deadline that a peer could otherwise overstay.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::Request;
@@ -14,12 +15,11 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
-use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Sleep, sleep, timeout};
-use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::flight::Tails;
@@ -95,12 +95,18 @@ async fn handshake<S>(stream: S, config: Arc<ServerConfig>, places: &Semaphore) 
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-    let place = places.acquire().await.map_err(io::Error::other)?;
-    // The key exchange and the signature are made here; what is left is to send them and to check the peer's answer.
-    let rest = start.into_stream_with(config, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
-    drop(place);
-    rest.await
+    let mut shaking = TlsAcceptor::from(config).accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
+    let mut place = pin!(places.acquire());
+    poll_fn(|context| {
+        let held = ready!(place.as_mut().poll(context));
+        let step = Pin::new(&mut shaking).poll(context);
+        drop(held);
+        if step.is_pending() {
+            place.set(places.acquire());
+        }
+        step
+    })
+    .await
 }
 
 async fn refuse(mut stream: Guarded<TcpStream>, answer: &[u8]) {
