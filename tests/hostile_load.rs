@@ -279,6 +279,10 @@ fn a_process_without_descriptors_goes_on() {
     ask(&mut transfer, &path);
     let mut transfer = BufReader::new(transfer);
     assert!(transfer.fill_buf().unwrap().starts_with(b"HTTP/1.1 200"));
+    let mut kept = connect(address);
+    ask(&mut kept, "/v2/");
+    let mut kept = BufReader::new(kept);
+    assert_eq!(http::read(&mut kept, false).unwrap().status, 200);
     // Streams that each hold a blob open, until the last descriptor is in use; and then connections that say nothing.
     let mut holders: Vec<Peer> = (0..2).map(|_| Peer::connect(address, &common::h2::setting(4, 0))).collect();
     for peer in &mut holders {
@@ -287,6 +291,7 @@ fn a_process_without_descriptors_goes_on() {
     while process.descriptors() < 64 {
         std::thread::sleep(Duration::from_millis(10));
     }
+    ask(kept.get_mut(), &path);
     let another = connect(address);
     let idle: Vec<TcpStream> = (0..200).map(|_| connect(address)).collect();
     let waiting = std::thread::spawn({
@@ -299,6 +304,8 @@ fn a_process_without_descriptors_goes_on() {
     });
     assert_eq!(http::read(&mut transfer, false).unwrap().body.len(), BIG, "the transfer under way came whole");
     drop((idle, holders));
+    let next = http::read(&mut kept, false).unwrap();
+    assert_eq!((next.status, next.body.len()), (200, BIG), "a pull under way waited for its next blob");
     let response = waiting.join().unwrap();
     assert_eq!((response.status, response.body.len()), (200, BIG), "who came while there was none left is served");
     assert_eq!(get(address, &path).status, 200, "and so is the next one");
