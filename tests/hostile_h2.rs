@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::h2::{
     ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, End, GOAWAY, HEADERS, INITIAL_WINDOW_SIZE, PING,
-    PRIORITY, Peer, REFUSED_STREAM, RST_STREAM, block, field, frame, get, post, reset, setting, string, window,
+    PRIORITY, Peer, REFUSED_STREAM, RST_STREAM, block, field, frame, get, id, post, reset, setting, string, window,
 };
 use common::http;
 use common::layout::{Layout, Stored};
@@ -66,11 +66,6 @@ impl Target {
         let mut at = 0..count;
         self.survives(what, |address| Peer::new(address).flood(|| at.next().map(&mut next)))
     }
-}
-
-/// The number of the client's stream number `at`.
-fn id(at: u32) -> u32 {
-    at * 2 + 1
 }
 
 const CALM: End = End { goaway: Some(ENHANCE_YOUR_CALM), closed: true };
@@ -205,6 +200,71 @@ fn a_head_that_unfolds_to_megabytes_is_refused() {
     assert_eq!(peer.status(1), 431, "too long: that request alone");
     peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &bomb(3)));
     assert_eq!(peer.status(3), 200);
+}
+
+#[test]
+fn heads_that_break_http2() {
+    let mut t = target();
+    let get = |fields: &[(&str, &str)]| {
+        let block: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name, value.as_bytes())).collect();
+        frame(HEADERS, END_HEADERS | END_STREAM, 1, &block)
+    };
+    let (method, path, scheme, authority) = ((":method", "GET"), (":path", "/v2/"), (":scheme", "http"), (":authority", "x"));
+    let whole = [method, path, scheme, authority];
+    let with = |field: (&'static str, &'static str)| [&whole[..], &[field]].concat();
+    let instead = |at: usize, value: &'static str| {
+        let mut fields = whole;
+        fields[at].1 = value;
+        fields.to_vec()
+    };
+    // What comes of it: a status, or an error on the stream or on the connection.
+    let outcome = |fields: &[(&str, &str)]| {
+        let mut peer = Peer::new(t.process.address);
+        peer.send(&get(fields));
+        loop {
+            let frame = peer.next().expect("an answer is expected");
+            match frame.kind {
+                HEADERS => return Ok(frame.status().unwrap()),
+                RST_STREAM | GOAWAY => return Err(frame.error()),
+                _ => {}
+            }
+        }
+    };
+    for (broken, valid) in [
+        (vec![path, scheme, authority], whole.to_vec()),
+        (vec![method, scheme, authority], whole.to_vec()),
+        (with(path), whole.to_vec()),
+        (with((":status", "200")), with(("status", "200"))),
+        (with((":x", "1")), with(("x", "1"))),
+        (with(("X-Upper", "1")), with(("x-lower", "1"))),
+        (with(("x", "a\r\nb: c")), with(("x", "a b"))),
+        (with(("x", "a\0b")), with(("x", "a\tb"))),
+        (with(("x y", "1")), with(("x-y", "1"))),
+        (with(("connection", "close")), with(("te", "trailers"))),
+        (with(("transfer-encoding", "chunked")), with(("accept-encoding", "gzip"))),
+        (with(("te", "gzip")), with(("te", "trailers"))),
+        (with(("content-length", "+1")), with(("content-length", "0"))),
+        (instead(0, "G T"), instead(0, "GET")),
+        (instead(1, "/v2/\u{1b}[31m"), instead(1, "/v2/?%1b")),
+        (instead(1, "/v2/ "), instead(1, "/v2/?")),
+    ] {
+        let (refused, served) = (outcome(&broken), outcome(&valid));
+        assert!(matches!(refused, Err(_) | Ok(400)), "{broken:?}: {refused:?}");
+        assert_eq!(served, Ok(200), "{valid:?} beside {broken:?}");
+    }
+    for (fields, status) in [
+        (instead(0, "PUT"), 405),
+        (instead(0, "TRACE"), 405),
+        (instead(1, "/v2/../index.json"), 404),
+        (instead(1, "/v2/%2e%2e/%2e%2e/etc/manifests/passwd"), 400),
+        (instead(1, "/v2/test//hello/manifests/latest"), 400),
+        (instead(1, "/v2/test/hello/blobs/sha256:%00"), 400),
+        (instead(1, "/v2/_catalog?n=-1"), 400),
+        (instead(1, "/v2/_catalog?n=9223372036854775808"), 200),
+    ] {
+        assert_eq!(outcome(&fields), Ok(status), "{fields:?}");
+    }
+    t.survives("broken heads", |_| ());
 }
 
 /// Floods that a peer may send for ever, and whose answers (where there are any) it does not read.

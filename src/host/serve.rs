@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::files;
@@ -141,8 +140,8 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let transport = transport(args, &registry)?;
     let mut listeners = Vec::new();
     for address in &args.listen {
-        let socket = TcpListener::bind(address).await.map_err(|cause| Error::Listen { address: *address, cause })?;
-        listeners.push(Listener { socket, transport: transport.clone() });
+        let listener = Listener::bind(*address, transport.clone());
+        listeners.push(listener.map_err(|cause| Error::Listen { address: *address, cause })?);
     }
 
     let scheme = if args.tls == TlsMode::Off { "http" } else { "https" };

@@ -3,18 +3,21 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use http::header::{HOST, IF_NONE_MATCH, IF_RANGE, RANGE, TRANSFER_ENCODING, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, Version};
+use rustix::io::Errno;
+use tokio::time::{Instant, sleep};
 
 use super::body::Body;
 use super::catalog::{Blob, BlobId, RepositoryId};
 use super::error::RegistryError;
 use super::events::Events;
 use super::flight::Budget;
-use super::limits::Limits;
+use super::limits::{DESCRIPTOR_PAUSE, Limits};
 use super::log::{Counters, Entry, Totals};
 use super::reply::{self, Content, Freshness};
 use super::route::{self, Page, Route, Target};
@@ -174,15 +177,13 @@ impl Registry {
     }
 
     async fn open(&self, blob: Blob<'_>) -> Result<File, RegistryError> {
-        let opened = match self.store.open_cached(blob) {
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Unsupported) => {
-                let store = Arc::clone(&self.store);
-                let (digest, size) = (blob.digest, blob.size);
-                let opened = tokio::task::spawn_blocking(move || store.open_blob(Blob { digest, size, manifest: None })).await;
-                opened.unwrap_or_else(|stopped| Err(std::io::Error::other(stopped)))
-            }
-            opened => opened,
-        };
+        let deadline = Instant::now() + self.limits.stall;
+        let mut opened = self.try_open(blob).await;
+        // Every descriptor is in use: others end and give theirs back, and a pull under way is worth a wait.
+        while opened.as_ref().is_err_and(no_descriptor) && Instant::now() < deadline {
+            sleep(DESCRIPTOR_PAUSE).await;
+            opened = self.try_open(blob).await;
+        }
         opened.map_err(|error| {
             let message = format!("{}: {error}", blob.digest);
             tracing::warn!(digest = %blob.digest, %error, "a blob cannot be opened");
@@ -190,6 +191,22 @@ impl Registry {
             RegistryError::Disk
         })
     }
+
+    async fn try_open(&self, blob: Blob<'_>) -> io::Result<File> {
+        match self.store.open_cached(blob) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Unsupported) => {
+                let store = Arc::clone(&self.store);
+                let (digest, size) = (blob.digest, blob.size);
+                let opened = tokio::task::spawn_blocking(move || store.open_blob(Blob { digest, size, manifest: None })).await;
+                opened.unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
+            }
+            opened => opened,
+        }
+    }
+}
+
+fn no_descriptor(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// Holds a request's head against what HTTP asks of it where hyper does not (RFC 9112, sections 3.2 and 6.3).

@@ -1,10 +1,12 @@
 //! One connection, from its first byte to its end, with every deadline that a peer could otherwise overstay.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::Request;
@@ -12,14 +14,17 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Sleep, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::flight::Tails;
 use super::guard::Guarded;
-use super::limits::{ERRORS, HEAD, Limits, RESETS, STREAM_BUFFER};
+use super::limits::{ERRORS, HEAD, Limits, RESETS, STREAM_BUFFER, TLS_BUFFER};
 use super::serve::{Shared, Transport};
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, section 5.1).
@@ -48,16 +53,13 @@ pub(super) async fn run(stream: TcpStream, peer: SocketAddr, transport: Transpor
     let Ok(Some(first)) = timeout(limits.first_byte, first_bytes(&stream, &mut first)).await else { return };
     let is_tls = first.first() == Some(&TLS_HANDSHAKE);
     let http2 = first == HTTP2_PREFACE;
-    let mut stream = Guarded::new(stream, limits.stall);
+    let stream = Guarded::new(stream, limits.stall);
     let ended = match transport {
         Transport::Plain if is_tls => return refuse(stream, NOT_TLS).await,
         Transport::Tls(_) if !is_tls => return refuse(stream, NOT_PLAIN).await,
         Transport::Plain => http(stream, http2, peer, shared, closing).await,
         Transport::Tls(config) => {
-            let Ok(place) = shared.handshakes.acquire().await else { return };
-            let handshake = timeout(limits.handshake, tokio_rustls::TlsAcceptor::from(config).accept(&mut stream)).await;
-            drop(place);
-            let Ok(Ok(tls)) = handshake else {
+            let Ok(Ok(tls)) = timeout(limits.handshake, handshake(stream, config, &shared.handshakes)).await else {
                 tracing::debug!(%peer, "the TLS handshake failed");
                 return;
             };
@@ -85,6 +87,26 @@ async fn first_bytes<'a>(stream: &TcpStream, buffer: &'a mut [u8]) -> Option<&'a
         }
         seen = count;
     }
+}
+
+/// A place among the handshakes is held while this machine computes, never while the peer is waited for: peers that stall keep no
+/// place from one that goes on.
+async fn handshake<S>(stream: S, config: Arc<ServerConfig>, places: &Semaphore) -> io::Result<TlsStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut shaking = TlsAcceptor::from(config).accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
+    let mut place = pin!(places.acquire());
+    poll_fn(|context| {
+        let held = ready!(place.as_mut().poll(context));
+        let step = Pin::new(&mut shaking).poll(context);
+        drop(held);
+        if step.is_pending() {
+            place.set(places.acquire());
+        }
+        step
+    })
+    .await
 }
 
 async fn refuse(mut stream: Guarded<TcpStream>, answer: &[u8]) {

@@ -84,6 +84,11 @@ fn huffman_digits(bytes: &[u8]) -> u16 {
     number
 }
 
+/// The number of the client's stream number `at`.
+pub fn id(at: u32) -> u32 {
+    at * 2 + 1
+}
+
 /// A frame's bytes.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(9 + payload.len());

@@ -8,4 +8,5 @@ pub mod layout;
 pub mod pack;
 pub mod process;
 pub mod server;
+pub mod tls;
 pub mod vm;

@@ -62,6 +62,13 @@ impl Process {
         println!("{what}: {} KiB", growth / 1024);
     }
 
+    /// Ends it in order, and waits for that.
+    pub fn stop(&mut self) {
+        let id = i32::try_from(self.child.id()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+
     /// Descriptors that it has open.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()

@@ -45,9 +45,9 @@ impl Server {
             runtime.block_on(async move {
                 let mut listeners = Vec::new();
                 for transport in [Transport::Plain, Transport::Tls(config)] {
-                    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-                    bound.send(socket.local_addr().unwrap()).unwrap();
-                    listeners.push(Listener { socket, transport });
+                    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), transport).unwrap();
+                    bound.send(listener.socket.local_addr().unwrap()).unwrap();
+                    listeners.push(listener);
                 }
                 serve(listeners, registry, async { stopped.await.unwrap_or_default() }).await
             })
