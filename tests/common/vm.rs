@@ -32,8 +32,8 @@ pub struct Ended {
 
 impl Ended {
     pub fn requests(&self) -> Vec<&proto::Request> {
-        let request = |event| if let &event::Event::Request(ref request) = event { Some(request) } else { None };
-        self.events.iter().filter_map(request).collect()
+        let events = self.events.iter();
+        events.filter_map(|event| if let event::Event::Request(request) = event { Some(request) } else { None }).collect()
     }
 
     pub fn done(&self) -> &proto::Done {
