@@ -37,9 +37,9 @@ use self::process::{Killer, Process};
 use self::qmp::Qmp;
 use self::record::Record;
 use super::accel::{self, Accel, Choice};
-use super::cli::chain;
 use super::config::GuestConfig;
 use super::report::Report;
+use crate::causes::chain;
 use crate::proto::{Event, Ready, event::Event as Kind};
 
 pub use self::error::LaunchError;
