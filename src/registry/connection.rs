@@ -1,7 +1,6 @@
 //! One connection, from its first byte to its end, with every deadline that a peer could otherwise overstay.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,9 +15,13 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Sleep, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
+use super::client::Client;
 use super::guard::Guarded;
 use super::limits::{HEAD, Limits, RESETS, STREAM_BUFFER};
+use super::metrics::HandshakeFailure;
 use super::serve::{Shared, Transport};
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, section 5.1).
@@ -41,7 +44,7 @@ pub(super) struct Closing {
 }
 
 /// Serves one accepted connection. A client that goes away or breaks the protocol is no error of ours.
-pub(super) async fn run(stream: TcpStream, peer: SocketAddr, transport: Transport, shared: &Arc<Shared>, closing: Closing) {
+pub(super) async fn run(stream: TcpStream, client: Client, transport: Transport, shared: &Arc<Shared>, closing: Closing) {
     let mut first = [0; HTTP2_PREFACE.len()];
     let limits = *shared.registry.limits();
     let Ok(Some(first)) = timeout(limits.first_byte, first_bytes(&stream, &mut first)).await else { return };
@@ -51,22 +54,42 @@ pub(super) async fn run(stream: TcpStream, peer: SocketAddr, transport: Transpor
     let ended = match transport {
         Transport::Plain if is_tls => return refuse(stream, NOT_TLS).await,
         Transport::Tls(_) if !is_tls => return refuse(stream, NOT_PLAIN).await,
-        Transport::Plain => http(stream, http2, peer, shared, closing).await,
+        Transport::Plain => http(stream, http2, client, shared, closing).await,
         Transport::Tls(config) => {
-            let Ok(place) = shared.handshakes.acquire().await else { return };
-            let handshake = timeout(limits.handshake, tokio_rustls::TlsAcceptor::from(config).accept(&mut stream)).await;
-            drop(place);
-            let Ok(Ok(tls)) = handshake else {
-                tracing::debug!(%peer, "the TLS handshake failed");
-                return;
-            };
+            let Some(tls) = handshake(config, &mut stream, &client, shared).await else { return };
+            let certified = tls.get_ref().1.peer_certificates().is_some();
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-            http(tls, http2, peer, shared, closing).await
+            http(tls, http2, Client { certified, ..client }, shared, closing).await
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%peer, %error, "the connection ended early");
+        tracing::debug!(peer = %client.peer, %error, "the connection ended early");
     }
+}
+
+/// The TLS handshake, bounded in time and in number; none where it came to nothing.
+async fn handshake<'a>(
+    config: Arc<rustls::ServerConfig>,
+    stream: &'a mut Guarded<TcpStream>,
+    client: &Client,
+    shared: &Shared,
+) -> Option<TlsStream<&'a mut Guarded<TcpStream>>> {
+    let metrics = shared.registry.metrics();
+    let place = shared.handshakes.acquire().await.ok()?;
+    let done = timeout(shared.registry.limits().handshake, TlsAcceptor::from(config).accept(stream)).await;
+    drop(place);
+    let error = match done {
+        Ok(Ok(tls)) => {
+            metrics.handshake(tls.get_ref().1.protocol_version());
+            return Some(tls);
+        }
+        Ok(Err(error)) => error,
+        Err(late) => late.into(),
+    };
+    let failure = HandshakeFailure::of(&error);
+    metrics.handshake_failed(failure);
+    tracing::debug!(peer = %client.peer, reason = failure.name(), %error, "the TLS handshake failed");
+    None
 }
 
 /// Looks at the first bytes without taking them: as many as tell TLS, HTTP/2 and HTTP/1 apart.
@@ -95,7 +118,7 @@ async fn refuse(mut stream: Guarded<TcpStream>, answer: &[u8]) {
     }
 }
 
-async fn http<S>(stream: S, http2: bool, peer: SocketAddr, shared: &Arc<Shared>, closing: Closing) -> hyper::Result<()>
+async fn http<S>(stream: S, http2: bool, client: Client, shared: &Arc<Shared>, closing: Closing) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -105,7 +128,7 @@ where
         let registry = Arc::clone(&registry);
         // The body is dropped unread: there is nothing that a request's body could mean here.
         let (head, _) = request.into_parts();
-        async move { Ok::<_, Infallible>(registry.answer(&head, peer).await) }
+        async move { Ok::<_, Infallible>(registry.answer(&head, &client).await) }
     });
     let mut told = closing.closing.clone();
     let io = TokioIo::new(stream);

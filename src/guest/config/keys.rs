@@ -30,7 +30,7 @@ pub struct Key {
 
 /// The keys of `Config` in `proto/localregistry/v1/config.proto`.
 #[rustfmt::skip]
-pub const KEYS: [Key; 13] = [
+pub const KEYS: [Key; 17] = [
     Key { path: "hostname",                    kind: Kind::Text,   expected: "a DNS name of at most 64 characters" },
     Key { path: "names",                       kind: Kind::Texts,  expected: "a list of DNS names and IP addresses" },
     Key { path: "port",                        kind: Kind::Number, expected: "a TCP port from 1 to 65535" },
@@ -43,14 +43,19 @@ pub const KEYS: [Key; 13] = [
     Key { path: "disk.serial",                 kind: Kind::Text,   expected: "the serial of a virtio disk: 1 to 20 printable ASCII characters" },
     Key { path: "disk.waitSeconds",            kind: Kind::Number, expected: "seconds, at most 3600" },
     Key { path: "clock.epochSeconds",          kind: Kind::Real,   expected: "seconds since 1970, at most 253402300799 (the year 9999)" },
+    Key { path: "auth.mode",                   kind: Kind::Text,   expected: "ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN" },
+    Key { path: "auth.tokenSeconds",           kind: Kind::Number, expected: "seconds, at most 86400" },
+    Key { path: "auth.clientCertificate",      kind: Kind::Text,   expected: "IGNORED, OPTIONAL or REQUIRED" },
+    Key { path: "metricsPort",                 kind: Kind::Number, expected: "a TCP port from 1 to 65535" },
     Key { path: "trace",                       kind: Kind::Bool,   expected: "true or false" },
 ];
 
 /// The places that hold other keys and no value of their own.
-pub const OBJECTS: [(&str, &str); 4] = [
+pub const OBJECTS: [(&str, &str); 5] = [
     ("tls", "an object such as {\"mode\": \"OFF\"}"),
     ("disk", "an object such as {\"serial\": \"localregistry\"}"),
     ("clock", "an object such as {\"epochSeconds\": 1800000000}"),
+    ("auth", "an object such as {\"mode\": \"BASIC\"}"),
     ("interfaces.*", "an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),
 ];
 
