@@ -1,5 +1,8 @@
 //! `localregistry run` with bad flags (exit 2) and bad files (exit 1): each one message, and nothing started.
 
+#![cfg(feature = "host")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -40,7 +43,7 @@ fn bad_flags_exit_2() {
         (&["disk", "--cpus", "0"], "invalid value '0' for '--cpus <N>': 0 is not in 1..=255"),
         (&["disk", "--timeout", "0"], "invalid value '0' for '--timeout <SECONDS>': 0 is not in 1..=86400"),
         (&["disk", "--accel", "xen"], "invalid value 'xen' for '--accel <WHICH>'\n  [possible values: auto, kvm, tcg]"),
-        (&["disk", "--tls", "on"], "invalid value 'on' for '--tls <MODE>'\n  [possible values: generate, off]"),
+        (&["disk", "--tls", "on"], "invalid value 'on' for '--tls <MODE>'\n  [possible values: generate, provided, off]"),
         (
             &["disk", "--publish", "127.0.0.1"],
             "invalid value '127.0.0.1' for '--publish <[ADDR:]PORT>': PORT is a number from 0 to 65535",
@@ -61,11 +64,8 @@ fn bad_flags_exit_2() {
              `mode`",
         ),
         (&["disk", "--kernel", "kernel"], "the following required arguments were not provided:\n  --initramfs <FILE>"),
-        (&["disk", "--tls-cert", "a"], "the following required arguments were not provided:\n  --tls-key <FILE>"),
-        (
-            &["disk", "--tls", "off", "--tls-cert", "a", "--tls-key", "b"],
-            "the argument '--tls <MODE>' cannot be used with '--tls-cert <FILE>'",
-        ),
+        (&["disk", "--tls", "provided"], "the following required arguments were not provided:\n  --cert <FILE>\n  --key <FILE>"),
+        (&["disk", "--cert", "a"], "the following required arguments were not provided:\n  --key <FILE>"),
         (&["disk", "more"], "unexpected argument 'more' found"),
     ] {
         let output = run(folder.path(), arguments);
@@ -90,7 +90,7 @@ fn bad_files_exit_1() {
         (&["disk", "--kernel", "empty"], "the kernel empty is empty"),
         (&["disk", "--initramfs", "dir"], "the initramfs dir is a directory, expected a file"),
         (
-            &["disk", "--tls-cert", "kernel", "--tls-key", "no-key"],
+            &["disk", "--tls", "provided", "--cert", "kernel", "--key", "no-key"],
             "cannot read the key no-key: No such file or directory (os error 2)",
         ),
         (&["disk", "--config", "no.json"], "cannot read the config no.json: No such file or directory (os error 2)"),
@@ -126,7 +126,7 @@ fn bad_files_exit_1() {
 fn a_disk_without_read_permission_is_named() {
     let folder = folder();
     let disk = folder.path().join("disk");
-    fs::set_permissions(&disk, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&disk, fs::Permissions::from_mode(0o0)).unwrap();
     // Root reads everything; then it is QEMU that refuses what is no kernel.
     let message = match fs::File::open(&disk) {
         Ok(_) => "localregistry: QEMU exited with status 1 before it started the machine: ",

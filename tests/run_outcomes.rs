@@ -1,6 +1,9 @@
 //! How machines end without a guest of ours in them: real QEMU, a real kernel, and what `localregistry run` makes of it. Each test
 //! also sees that no QEMU is left.
 
+#![cfg(feature = "host")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};

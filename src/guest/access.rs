@@ -108,6 +108,8 @@ mod tests {
     use std::fs;
     use std::time::Duration;
 
+    use tempfile::TempDir;
+
     use super::*;
     use crate::guest::config::{Layer, Origin};
 
@@ -115,13 +117,11 @@ mod tests {
     const LIFETIME: Duration = Duration::from_secs(300);
 
     /// A folder as fw_cfg has it, with these files.
-    fn fw_cfg(files: &[(&str, &str)]) -> std::path::PathBuf {
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("localregistry-fw_cfg-{}-{number}", std::process::id()));
+    fn fw_cfg(files: &[(&str, &str)]) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
         for (name, content) in files {
-            fs::create_dir_all(folder.join(name)).unwrap();
-            fs::write(folder.join(name).join("raw"), content).unwrap();
+            fs::create_dir_all(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join("raw"), content).unwrap();
         }
         folder
     }
@@ -134,37 +134,33 @@ mod tests {
     fn each_mode_takes_its_secrets() {
         let (with, without) = (fw_cfg(&[("htpasswd", USER)]), fw_cfg(&[]));
         let token = |anonymous| AuthMode::Token { anonymous, lifetime: LIFETIME };
-        assert!(matches!(auth_from(&with, AuthMode::Anonymous), Ok(Auth::Anonymous)), "what is not asked for is not read");
-        assert!(matches!(auth_from(&with, AuthMode::Basic), Ok(Auth::Basic(_))));
-        let anonymous = |folder| match auth_from(folder, token(true)) {
+        assert!(matches!(auth_from(with.path(), AuthMode::Anonymous), Ok(Auth::Anonymous)), "what is not asked for is not read");
+        assert!(matches!(auth_from(with.path(), AuthMode::Basic), Ok(Auth::Basic(_))));
+        let anonymous = |folder: &TempDir| match auth_from(folder.path(), token(true)) {
             Ok(Auth::Token(Tokens { users, anonymous, .. })) => (users.is_some(), anonymous),
             other => panic!("{other:?}"),
         };
         assert_eq!((anonymous(&with), anonymous(&without)), ((true, true), (false, true)));
         for (mode, name) in [(AuthMode::Basic, "BASIC"), (token(false), "TOKEN")] {
-            let error = auth_from(&without, mode).unwrap_err().to_string();
-            let path = without.join("htpasswd/raw");
-            let expected = format!(
-                "auth.mode is {name}; give QEMU -fw_cfg name=opt/localregistry/htpasswd,file=…; read {}",
-                path.display()
-            );
+            let error = auth_from(without.path(), mode).unwrap_err().to_string();
+            let path = without.path().join("htpasswd/raw");
+            let expected =
+                format!("auth.mode is {name}; give QEMU -fw_cfg name=opt/localregistry/htpasswd,file=…; read {}", path.display());
             assert_eq!(error, expected);
         }
         let bad = fw_cfg(&[("htpasswd", "anna")]);
-        let error = auth_from(&bad, token(true)).unwrap_err().to_string();
+        let error = auth_from(bad.path(), token(true)).unwrap_err().to_string();
         assert_eq!(error, "fw_cfg opt/localregistry/htpasswd:1: there is no colon; expected USER:HASH");
-        fs::remove_dir_all(with).unwrap();
-        fs::remove_dir_all(bad).unwrap();
     }
 
     #[test]
     fn client_certificates_want_a_ca_and_tls() {
         let certificate = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).unwrap().cert.pem();
         let (with, bad) = (fw_cfg(&[("client-ca.crt", &certificate)]), fw_cfg(&[("client-ca.crt", "nonsense")]));
-        assert!(client_ca_from(&with, &settings("{}")).unwrap().is_none());
+        assert!(client_ca_from(with.path(), &settings("{}")).unwrap().is_none());
         let required = settings(r#"{"auth": {"clientCertificate": "REQUIRED"}}"#);
-        assert!(client_ca_from(&with, &required).unwrap().is_some());
-        let say = |folder, settings| client_ca_from(folder, settings).unwrap_err().to_string();
+        assert!(client_ca_from(with.path(), &required).unwrap().is_some());
+        let say = |folder: &TempDir, settings| client_ca_from(folder.path(), settings).unwrap_err().to_string();
         assert_eq!(say(&bad, &required), "fw_cfg opt/localregistry/client-ca.crt cannot be used");
         let plain = settings(r#"{"auth": {"clientCertificate": "OPTIONAL"}, "tls": {"mode": "OFF"}}"#);
         assert_eq!(
@@ -172,7 +168,5 @@ mod tests {
             "auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE or PROVIDED with it"
         );
         assert!(say(&fw_cfg(&[]), &required).starts_with("auth.clientCertificate asks for certificates; give QEMU -fw_cfg"));
-        fs::remove_dir_all(with).unwrap();
-        fs::remove_dir_all(bad).unwrap();
     }
 }

@@ -45,7 +45,7 @@ pub fn run() -> ! {
     console::hook_panics();
     console::log_warnings();
     let mut guest = Guest::new();
-    let end = catch_unwind(AssertUnwindSafe(|| guest.boot())).unwrap_or_else(|panic| Err(Fault::Panic(words(&*panic))));
+    let end = caught(|| guest.boot());
     power::set_deadline();
     guest.finish(end);
     power::off()
@@ -192,9 +192,9 @@ impl Guest {
         let (store, memory) = (registry.store(), machine::memory());
         let endpoint = |address: &IpAddr| format!("{}://{}", identity.scheme, SocketAddr::new(*address, port.get()));
         let observed = observed.as_ref().map(|(_, port)| port);
-        let observed = observed.into_iter().flat_map(|port| {
-            addresses.iter().map(|address| format!("http://{}", SocketAddr::new(*address, port.get())))
-        });
+        let observed = observed
+            .into_iter()
+            .flat_map(|port| addresses.iter().map(|address| format!("http://{}", SocketAddr::new(*address, port.get()))));
         Ready {
             endpoints: addresses.iter().map(endpoint).collect(),
             ca_pem: identity.ca_pem.clone(),
@@ -215,9 +215,10 @@ impl Guest {
     }
 
     fn open_outbox(&mut self) -> io::Result<()> {
-        if let Outbox::Waiting(queue) = std::mem::replace(&mut self.outbox, Outbox::Broken) {
-            self.outbox = Outbox::Writing(Writer::start(&self.events, queue)?);
-        }
+        self.outbox = match std::mem::replace(&mut self.outbox, Outbox::Broken) {
+            Outbox::Waiting(queue) => Outbox::Writing(Writer::start(&self.events, queue)?),
+            opened => opened,
+        };
         Ok(())
     }
 
@@ -273,8 +274,54 @@ async fn next(stops: &mut UnboundedReceiver<Stop>) -> Stop {
     }
 }
 
+/// What `boot` gives, a panic in it being a fault like others.
+fn caught(boot: impl FnOnce() -> Result<Ended, Fault>) -> Result<Ended, Fault> {
+    catch_unwind(AssertUnwindSafe(boot)).unwrap_or_else(|panic| Err(Fault::Panic(words(&*panic))))
+}
+
 /// What a panic said.
 fn words(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "no message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_fault_with_its_words() {
+        let at = 7;
+        for (end, words) in [
+            (caught(|| panic!("no more")), "a bug in localregistry-init: no more"),
+            (caught(|| panic!("at {at}")), "a bug in localregistry-init: at 7"),
+            (caught(|| std::panic::panic_any(5)), "a bug in localregistry-init: no message"),
+        ] {
+            let fault = end.unwrap_err();
+            assert_eq!((fault.code(), fault.chain().as_str()), ("PANIC", words));
+        }
+    }
+
+    #[test]
+    fn the_outbox_is_opened_once_and_stays_open() {
+        let mut guest = Guest::new();
+        for _ in 0..2 {
+            guest.open_outbox().unwrap();
+            assert!(matches!(guest.outbox, Outbox::Writing(_)));
+        }
+    }
+
+    #[tokio::test]
+    async fn both_families_are_listened_for_and_a_port_in_use_is_refused() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = NonZeroU16::new(free).unwrap();
+        let listener = listen(port).unwrap();
+        for address in ["127.0.0.1", "::1"] {
+            tokio::net::TcpStream::connect((address, free)).await.unwrap();
+        }
+        let source = listen(port).unwrap_err();
+        let fault = Fault::Listen { port, source };
+        assert_eq!(fault.chain(), format!("listen on TCP port {free}: Address already in use (os error 98)"));
+        drop(listener);
+    }
 }

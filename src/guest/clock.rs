@@ -53,7 +53,7 @@ fn decide(now: SystemTime, has_rtc: bool, given: Option<SystemTime>, built: Syst
             epoch(built)
         )),
         Some(time) if time > built + FAR => Some(format!(
-            "the clock stands at {} seconds since 1970, over 20 years after this program was made: certificates may not be valid elsewhere",
+            "the clock stands at {} seconds since 1970, over 20 years after this program was made: is the host's clock right?",
             epoch(time)
         )),
         Some(_) => None,
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn a_clock_far_ahead_is_believed_and_warned_of() {
         let warning = "the clock stands at 4102444800 seconds since 1970, over 20 years after this program was made: \
-                       certificates may not be valid elsewhere";
+                       is the host's clock right?";
         let decision = decide(at(4_102_444_800), true, None, at(BUILD));
         assert_eq!(decision, Decision { set: None, warning: Some(warning.to_owned()) });
     }

@@ -138,7 +138,7 @@ mod tests {
             ("stop", r#""stop": expected value at line 1 column 1"#),
             (
                 r#"{"halt":{}}"#,
-                r#""{\"halt\":{}}": unknown field `halt`, expected one of `shutdown`, `setClock`, `set_clock` at line 1 column 7"#,
+                r#""{\"halt\":{}}": unknown field `halt`, expected one of `shutdown`, `set_clock`, `setClock` at line 1 column 7"#,
             ),
         ] {
             assert_eq!(parse(line.as_bytes()), Err(format!("not a command: {problem}; {expected}")));

@@ -37,7 +37,9 @@ pub enum ModuleError {
         source: io::Error,
     },
     /// The kernel refused it.
-    #[error("load {DIRECTORY}/{name}, module {place} of {count} in {DIRECTORY}/order (is it of the kernel that runs?)")]
+    #[error(
+        "load {DIRECTORY}/{name}, module {place} of {count} in {DIRECTORY}/order (is it of this kernel, and after those it depends on?)"
+    )]
     Load {
         /// File name.
         name: String,

@@ -13,6 +13,10 @@ use crate::registry::auth::{Auth, AuthError, Tokens};
 use crate::registry::limits::TOKEN_LIFETIME;
 use crate::registry::tls::TlsError;
 
+/// What is said where certificates are asked for and there is no TLS.
+pub const CLIENT_CA_WITHOUT_TLS: &str =
+    "the argument '--client-ca <FILE>' cannot be used with '--tls off': certificates need TLS";
+
 /// Who may pull; everybody by default.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Access", group = clap::ArgGroup::new("admission").args(["htpasswd", "anonymous_pull"]).multiple(true))]

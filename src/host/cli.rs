@@ -10,6 +10,7 @@ use super::kernel;
 use super::pack;
 use super::report::Report;
 use super::run;
+use super::sample;
 use super::serve;
 
 /// Pack container images into a disk, boot it as a registry, pull from it.
@@ -27,6 +28,8 @@ pub struct Cli {
 enum Command {
     /// Pack container images into a disk
     Pack(pack::Args),
+    /// Make a small runnable image, to try everything with
+    Sample(sample::Args),
     /// Serve a layout from this machine, without a VM
     Serve(Box<serve::Args>),
     /// Write a kernel that QEMU boots directly
@@ -52,6 +55,7 @@ impl Cli {
             Command::Pack(args) => {
                 pack::run(args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
+            Command::Sample(args) => status(sample::run(args, report)),
             Command::Run(args) => match args.conflict() {
                 Some(conflict) => usage(conflict),
                 None => run::run(&args, &report),

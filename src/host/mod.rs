@@ -16,6 +16,7 @@ pub mod pack;
 pub mod qemu;
 pub mod report;
 pub mod run;
+pub mod sample;
 pub mod serve;
 mod sys;
 pub mod tools;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::access::{Access, AccessError};
+use super::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::files;
 use super::report::Report;
 use crate::registry::answer::Registry;
@@ -140,7 +140,7 @@ impl Args {
     #[must_use]
     pub fn conflict(&self) -> Option<&'static str> {
         let needs_tls = self.tls == TlsMode::Off && self.access.has_client_ca();
-        needs_tls.then_some("the argument '--client-ca <FILE>' cannot be used with '--tls off': certificates need TLS")
+        needs_tls.then_some(CLIENT_CA_WITHOUT_TLS)
     }
 }
 

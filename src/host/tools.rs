@@ -78,7 +78,7 @@ fn is_program(path: &Path) -> bool {
 }
 
 /// What matters of a failed program's standard error: its last three lines, joined, without the warnings of apt.
-fn last_words(stderr: &[u8]) -> String {
+pub fn last_words(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("W: "));
     let lines: Vec<&str> = lines.collect();

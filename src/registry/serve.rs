@@ -85,8 +85,13 @@ async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>,
         let (shared, transport, closing) = (Arc::clone(&shared), listener.transport.clone(), closing.clone());
         // Where the connection is gone already, what it had connected to is of no use either.
         let local = stream.local_addr().unwrap_or(peer);
-        let client =
-            Client { peer, local, encrypted: matches!(transport, Transport::Tls(_)), certified: false, surface: listener.surface };
+        let client = Client {
+            peer,
+            local,
+            encrypted: matches!(transport, Transport::Tls(_)),
+            certified: false,
+            surface: listener.surface,
+        };
         let open = shared.registry.metrics().connection();
         tokio::spawn(async move {
             connection::run(stream, client, transport, &shared, closing).await;

@@ -4,4 +4,5 @@
 
 pub mod http;
 pub mod layout;
+pub mod pack;
 pub mod server;

@@ -143,3 +143,6 @@ fn read(origin: Origin, path: &Path) -> Result<Option<Vec<u8>>, ConfigError> {
     file.take(LARGEST + 1).read_to_end(&mut text).map_err(failed)?;
     if text.len() as u64 > LARGEST { Err(ConfigError::TooLarge { origin }) } else { Ok(Some(text)) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -199,9 +199,11 @@ impl Default for Interface {
 fn auth_mode(check: Check, auth: proto::Auth) -> Result<AuthMode, ConfigError> {
     let lifetime = match auth.token_seconds {
         0 => TOKEN_LIFETIME,
-        seconds => {
-            check.some((seconds <= TOKEN_SECONDS_MAX).then(|| Duration::from_secs(seconds.into())), "auth.tokenSeconds", seconds)?
-        }
+        seconds => check.some(
+            (seconds <= TOKEN_SECONDS_MAX).then(|| Duration::from_secs(seconds.into())),
+            "auth.tokenSeconds",
+            seconds,
+        )?,
     };
     Ok(match auth.mode() {
         auth::Mode::Unspecified | auth::Mode::Anonymous => AuthMode::Anonymous,

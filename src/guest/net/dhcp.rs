@@ -1,6 +1,7 @@
 //! DHCP on the wire: the socket and the timers around [`client`](super::client). What enters is an interface and a deadline; what
 //! leaves is a lease. It never touches the interface.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -10,8 +11,9 @@ use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout_at};
 
 use super::NetError;
-use super::client::{Client, LARGEST, Lease, Outcome};
+use super::client::{Client, Lease, Outcome};
 use super::link::Link;
+use super::packet::LARGEST;
 
 /// Port of a DHCP client.
 const CLIENT_PORT: u16 = 68;
@@ -70,8 +72,7 @@ fn open(link: &Link) -> io::Result<UdpSocket> {
 }
 
 async fn send(socket: &UdpSocket, client: &Client, elapsed: Duration) -> io::Result<()> {
-    let packet = client.packet(elapsed).map_err(io::Error::other)?;
-    match socket.send_to(&packet, (Ipv4Addr::BROADCAST, SERVER_PORT)).await {
+    match socket.send_to(&client.packet(elapsed), (Ipv4Addr::BROADCAST, SERVER_PORT)).await {
         // A link that comes and goes loses packets like any network; the next one may get through.
         Err(error) if matches!(error.kind(), io::ErrorKind::NetworkDown | io::ErrorKind::NetworkUnreachable) => Ok(()),
         result => result.map(drop),
@@ -93,7 +94,7 @@ async fn answer(socket: &UdpSocket, client: &mut Client, link: &Link) -> Result<
     }
 }
 
-/// A number that tells this client's packets from another's: `Message` draws one for itself.
+/// A number that tells this client's packets from another's: half of a hash under keys that the system's randomness gave.
 fn random_transaction() -> u32 {
-    dhcproto::v4::Message::default().xid()
+    u32::try_from(RandomState::new().build_hasher().finish() >> 32).unwrap_or_default()
 }

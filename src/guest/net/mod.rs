@@ -4,6 +4,7 @@
 pub mod client;
 pub mod dhcp;
 pub mod link;
+pub mod packet;
 
 use std::io;
 use std::net::IpAddr;

@@ -3,7 +3,7 @@
 //! written.
 
 mod archive;
-mod init;
+pub mod init;
 
 use std::fs::{self, File};
 use std::io;

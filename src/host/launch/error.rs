@@ -5,7 +5,7 @@ use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::outcome::Exit;
+use super::outcome::{Exit, Outcome};
 use super::qmp::QmpError;
 use super::record::Ended;
 use crate::host::accel::NoKvm;
@@ -121,9 +121,47 @@ impl LaunchError {
             _ => 1,
         }
     }
+
+    /// Whether this may be the accelerator's doing: QEMU did not get as far as a guest that shows a sign of life. Some hosts let KVM
+    /// open and then refuse it a register, at which QEMU aborts.
+    pub(super) fn blames_accelerator(&self) -> bool {
+        match self {
+            Self::Start { .. } | Self::Qmp(_) | Self::Silent { .. } => true,
+            Self::Ended(ended) => match ended.outcome {
+                Outcome::Died { exit, killed: None, done: false } => exit.is_crash() && ended.console.is_empty(),
+                _ => false,
+            },
+            _ => false,
+        }
+    }
 }
 
 /// QEMU's own words, in a row.
 fn said(stderr: &[String]) -> String {
     if stderr.is_empty() { String::new() } else { format!(": {}", stderr.join("; ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::launch::Killed;
+
+    fn died(exit: Exit, killed: Option<Killed>, console: &[&str]) -> LaunchError {
+        let outcome = Outcome::Died { exit, killed, done: false };
+        let console = console.iter().map(|line| (*line).to_owned()).collect();
+        LaunchError::Ended(Box::new(Ended { outcome, console, stderr: vec![], unwritten: vec![] }))
+    }
+
+    #[test]
+    fn only_what_happens_before_a_sign_of_life_blames_the_accelerator() {
+        assert!(LaunchError::Silent { after: Duration::from_secs(10) }.blames_accelerator());
+        assert!(LaunchError::Start { exit: Exit::Code(1), stderr: vec![] }.blames_accelerator());
+        assert!(died(Exit::Signal(6), None, &[]).blames_accelerator(), "an abort");
+        assert!(died(Exit::Code(1), None, &[]).blames_accelerator());
+        assert!(!died(Exit::Signal(6), None, &["booting"]).blames_accelerator(), "the guest lived");
+        assert!(!died(Exit::Signal(9), None, &[]).blames_accelerator(), "somebody killed it");
+        assert!(!died(Exit::Told, None, &[]).blames_accelerator());
+        assert!(!died(Exit::Signal(6), Some(Killed::Wanted), &[]).blames_accelerator());
+        assert!(!LaunchError::NoQemu { program: "qemu".into() }.blames_accelerator());
+    }
 }

@@ -25,6 +25,18 @@ pub enum Exit {
     Told,
 }
 
+impl Exit {
+    /// Whether QEMU ended so by a fault of its own: a status, or a signal that a program brings upon itself.
+    pub(super) fn is_crash(self) -> bool {
+        let own = [Signal::SIGABRT, Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE];
+        match self {
+            Self::Code(code) => code != 0,
+            Self::Signal(number) => own.iter().any(|&signal| signal as i32 == number),
+            Self::Told => false,
+        }
+    }
+}
+
 impl From<ExitStatus> for Exit {
     fn from(status: ExitStatus) -> Self {
         match status.code() {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
 use super::interrupt::Interrupt;
-use crate::host::tools::{Tool, ToolError};
+use crate::host::tools::{self, Tool, ToolError};
 use crate::oci::Digest;
 
 /// The program that makes the file system.
@@ -16,6 +16,9 @@ const MKFS: Tool = Tool { name: "mkfs.erofs", package: "erofs-utils" };
 /// Arguments that leave nothing to the machine, the user or the clock:
 /// time 0 for every file, everything root's, no extended attributes (a machine with SELinux has some on every file).
 const ARGUMENTS: [&str; 4] = ["--quiet", "-T0", "--all-root", "-x-1"];
+
+/// Most of its words that are read, in bytes.
+const MAX_SAID: u64 = 1 << 20;
 
 /// Where the superblock is, in bytes (Linux `fs/erofs/erofs_fs.h`).
 const SUPERBLOCK: u64 = 1024;
@@ -67,7 +70,9 @@ pub fn make(root: &Path, image: &Path, identity: &Digest, interrupt: &Interrupt)
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
     let status = interrupt.run(&mut command).map_err(ErofsError::Run)?;
     if !status.success() {
-        return Err(ErofsError::Failed { status, said: last_words(&mut said) });
+        let mut bytes = Vec::new();
+        said.rewind().and_then(|()| said.take(MAX_SAID).read_to_end(&mut bytes)).map_err(ErofsError::Run)?;
+        return Err(ErofsError::Failed { status, said: tools::last_words(&bytes) });
     }
     let file = File::open(image).map_err(ErofsError::Flush)?;
     if !is_expected(&file) {
@@ -99,18 +104,6 @@ fn is_expected(image: &File) -> bool {
     image.read_exact_at(&mut superblock, SUPERBLOCK).is_ok()
         && superblock.starts_with(&MAGIC)
         && superblock.get(BLOCK_BITS) == Some(&EXPECTED_BLOCK_BITS)
-}
-
-/// The last lines of what the program said, joined.
-fn last_words(said: &mut File) -> String {
-    let mut bytes = Vec::new();
-    if said.rewind().and_then(|()| said.take(1 << 20).read_to_end(&mut bytes)).is_err() {
-        return "what it said cannot be read".to_owned();
-    }
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let last = lines.get(lines.len().saturating_sub(3)..).unwrap_or_default();
-    if last.is_empty() { "it said nothing".to_owned() } else { last.join("; ") }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
@@ -52,7 +52,7 @@ impl Interrupt {
                 }
                 if let Some(child) = *shared.child() {
                     // It has not been waited for, so the number is still its own.
-                    let _ = kill(child, Signal::SIGKILL);
+                    let _ = killpg(child, Signal::SIGKILL);
                 }
             }
         })?;

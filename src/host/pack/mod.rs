@@ -18,6 +18,7 @@ use stage::{Stage, StageError};
 use union::{Contents, UnionError};
 
 use crate::oci::Digest;
+use crate::registry::layout::Image;
 
 mod archive;
 mod docker;
@@ -193,7 +194,9 @@ fn steps(
     let identity = Digest::sha256_of(&contents.catalog.encode());
     let bytes = erofs::make(&stage.root(), &unfinished, &identity, interrupt).map_err(no_file_system)?;
     interrupt.check().map_err(|cause| PackError::Interrupted { disk: disk.to_owned(), cause })?;
-    fs::rename(&unfinished, &target).and_then(|()| File::open(folder)?.sync_all()).map_err(wrong_disk)?;
+    fs::rename(&unfinished, &target).map_err(wrong_disk)?;
+    // The disk is there now, whatever comes of this: some file systems do not flush folders.
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
     let summary = Summary { disk: disk.to_owned(), bytes, images: contents.images.len(), blobs, blob_bytes };
     Ok((summary, contents))
 }
@@ -228,11 +231,12 @@ fn folder(path: &Path) -> &Path {
 /// The result for a person: the images, then the totals.
 fn text(summary: &Summary, contents: &Contents) -> String {
     let mut lines = Vec::new();
-    let width = contents.images.keys().take(LISTED).map(String::len).max().unwrap_or_default();
-    for (name, image) in contents.images.iter().take(LISTED) {
+    let listed: Vec<(String, &Image)> = contents.images.values().take(LISTED).map(|image| (label(image), image)).collect();
+    let width = listed.iter().map(|(label, _)| label.len()).max().unwrap_or_default();
+    for (label, image) in listed {
         let size = image.blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
         let digest: String = image.digest.hex().chars().take(12).collect();
-        lines.push(format!("{name:width$}  {}:{digest}  {}", image.digest.algorithm().name(), HumanBytes(size)));
+        lines.push(format!("{label:width$}  {}:{digest}  {}", image.digest.algorithm().name(), HumanBytes(size)));
     }
     if let Some(more) = contents.images.len().checked_sub(LISTED).filter(|more| *more > 0) {
         lines.push(format!("and {more} more"));
@@ -241,6 +245,11 @@ fn text(summary: &Summary, contents: &Contents) -> String {
     let (blob_bytes, bytes) = (HumanBytes(summary.blob_bytes), HumanBytes(summary.bytes));
     lines.push(format!("{}: {images}, {blobs} of {blob_bytes}, {bytes} on the disk", summary.disk.display()));
     lines.join("\n")
+}
+
+/// An image's name, without the digest that stands beside it.
+fn label(image: &Image) -> String {
+    if image.tag.is_some() { image.name() } else { image.repository.to_string() }
 }
 
 fn counted(count: usize, noun: &str) -> String {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::host::accel::Choice;
+use crate::host::access::{Access, CLIENT_CA_WITHOUT_TLS};
 use crate::host::config::{GuestConfig, Setting};
 use crate::host::launch::Options;
 use crate::host::qemu;
@@ -78,17 +79,24 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub(super) san: Vec<String>,
 
-    /// Certificates made at boot, or plain HTTP
+    /// Where certificates come from (default: generate, unless the config says otherwise)
     #[arg(long, value_name = "MODE", value_enum)]
     tls: Option<Tls>,
 
-    /// Certificate chain (PEM, leaf first) to serve with, instead of one made at boot
-    #[arg(long, value_name = "FILE", requires = "tls_key", conflicts_with = "tls")]
-    tls_cert: Option<PathBuf>,
+    /// Certificate chain, PEM, leaf first, with --tls provided
+    #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"), requires = "key")]
+    cert: Option<PathBuf>,
 
-    /// Its private key (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
+    /// Private key, PEM, with --tls provided
+    #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"), requires = "cert")]
+    key: Option<PathBuf>,
+
+    #[command(flatten)]
+    access: Access,
+
+    /// Where this machine listens for /healthz, /metrics and /ca.crt, over plain HTTP and for anybody, instead of beside the registry
+    #[arg(long, value_name = "[ADDR:]PORT")]
+    metrics: Option<Publish>,
 
     /// Config of the guest: a JSON file (proto/localregistry/v1/config.proto)
     #[arg(long, value_name = "FILE")]
@@ -126,22 +134,30 @@ pub struct Args {
 /// How the registry is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Tls {
-    /// TLS; a CA and a certificate are made at boot
+    /// A CA and a certificate are made at boot
     Generate,
-    /// Plain HTTP
+    /// The certificate and its key are given
+    Provided,
+    /// No TLS: plain HTTP
     Off,
 }
 
 impl Args {
     /// The single settings, those of the flags last.
     pub(super) fn settings(&self) -> Vec<Setting> {
-        let mode = match self.tls {
-            Some(Tls::Generate) => Some("GENERATE"),
-            Some(Tls::Off) => Some("OFF"),
-            None => self.tls_cert.as_ref().map(|_| "PROVIDED"),
-        };
+        let mode = self.tls.map(|tls| match tls {
+            Tls::Generate => "GENERATE",
+            Tls::Provided => "PROVIDED",
+            Tls::Off => "OFF",
+        });
         let flag = mode.map(|mode| Setting::new(&["tls", "mode"], mode));
-        self.set.iter().cloned().chain(flag).collect()
+        self.set.iter().cloned().chain(flag).chain(self.access.settings()).collect()
+    }
+
+    /// What two flags together do not allow, in words.
+    #[must_use]
+    pub fn conflict(&self) -> Option<&'static str> {
+        (self.tls == Some(Tls::Off) && self.access.has_client_ca()).then_some(CLIENT_CA_WITHOUT_TLS)
     }
 
     /// What to boot, and how.
@@ -155,8 +171,10 @@ impl Args {
             cpus: self.cpus,
             accel: self.accel,
             publish: self.publish.0,
+            metrics: self.metrics.map(|metrics| metrics.0),
             config,
-            tls: self.tls_cert.clone().zip(self.tls_key.clone()),
+            tls: self.cert.clone().zip(self.key.clone()),
+            secrets: self.access.secrets(),
             events: self.events.clone(),
             console: self.console.clone(),
             timeout: Duration::from_secs(self.timeout),

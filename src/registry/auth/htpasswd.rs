@@ -147,7 +147,10 @@ mod tests {
             (format!("a:{}", HASH.replace("2y", "2x")), format!("users:1: the hash of \"a\" is not bcrypt; expected {form}")),
             (format!("a:{}", &HASH[..59]), format!("users:1: the hash of \"a\" is cut or damaged; expected {whole}")),
             (format!("a:{HASH}x"), format!("users:1: the hash of \"a\" is cut or damaged; expected {whole}")),
-            (format!("a:{}", HASH.replace("05", "x5")), format!("users:1: the hash of \"a\" is cut or damaged; expected {whole}")),
+            (
+                format!("a:{}", HASH.replace("05", "x5")),
+                format!("users:1: the hash of \"a\" is cut or damaged; expected {whole}"),
+            ),
             (
                 format!("a:{}", HASH.replace("$05$", "$15$")),
                 "users:1: the hash of \"a\" has cost 15; expected a cost from 4 to 14".into(),
@@ -159,12 +162,10 @@ mod tests {
             (format!("a:{HASH}\n#\na:{HASH}"), "users:3: the user \"a\" is there twice; expected each user once".into()),
             (
                 "# nobody\n".into(),
-                "users: no users; one line USER:HASH for each user is expected, as `htpasswd -nbB USER PASSWORD` prints it".into(),
+                "users: no users; one line USER:HASH for each user is expected, as `htpasswd -nbB USER PASSWORD` prints it"
+                    .into(),
             ),
-            (
-                "#".repeat(1 << 20) + "#",
-                "users: more than 1048576 bytes; one line USER:HASH for each user is expected".into(),
-            ),
+            ("#".repeat(1 << 20) + "#", "users: more than 1048576 bytes; one line USER:HASH for each user is expected".into()),
         ] {
             assert_eq!(say(&text), message);
         }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::AuthError;
 use super::basic::Credentials;
 use super::htpasswd::Htpasswd;
-use crate::registry::limits::{VERIFICATIONS, VERIFICATION_WAIT};
+use crate::registry::limits::{VERIFICATION_WAIT, VERIFICATIONS};
 
 /// Too many verifications wait already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +102,8 @@ mod tests {
     use super::*;
 
     fn users(lines: &[(&str, &str)]) -> Users {
-        let text: Vec<String> = lines.iter().map(|(user, password)| format!("{user}:{}", bcrypt::hash(password, 4).unwrap())).collect();
+        let text: Vec<String> =
+            lines.iter().map(|(user, password)| format!("{user}:{}", bcrypt::hash(password, 4).unwrap())).collect();
         Users::new(Htpasswd::parse(text.join("\n").as_bytes(), "users").unwrap()).unwrap()
     }
 

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 /// Upper bounds of the buckets, in microseconds; a last bucket has no bound. From a manifest out of the page cache to a large layer
 /// over a slow network.
-const BOUNDS: [u64; 15] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 2_500_000, 10_000_000, 60_000_000,
-];
+const BOUNDS: [u64; 15] =
+    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 2_500_000, 10_000_000, 60_000_000];
 
 /// Durations by size.
 #[derive(Debug, Default)]

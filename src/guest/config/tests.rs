@@ -1,0 +1,327 @@
+//! What each source takes, what it refuses and in which words, and who wins.
+
+use std::num::NonZeroU16;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use crate::proto;
+
+use crate::registry::auth::client_certificate::Presence;
+
+use super::settings::{Addressing, AuthMode, Interface, Select, TlsMode};
+use super::*;
+
+fn fw_cfg(text: &str) -> Layer {
+    Layer::from_json(Origin::FwCfg, text.as_bytes()).unwrap()
+}
+
+fn refusal(text: &str) -> String {
+    Layer::from_json(Origin::FwCfg, text.as_bytes()).unwrap_err().to_string()
+}
+
+fn line(text: &str) -> Layer {
+    Layer::from_command_line(text).unwrap()
+}
+
+fn settings(layer: &Layer) -> Settings {
+    layer.settings(Origin::Together).unwrap()
+}
+
+#[test]
+fn nothing_given_is_the_defaults() {
+    let defaults = settings(&Layer::default());
+    assert_eq!(defaults.hostname, "localregistry");
+    assert_eq!(defaults.names, Vec::<String>::new());
+    assert_eq!(defaults.port.get(), 5000);
+    assert_eq!(defaults.tls, TlsMode::Generate);
+    let interface =
+        Interface { select: Select::Place(0), addressing: Addressing::Dhcp, mtu: None, timeout: Duration::from_secs(30) };
+    assert_eq!(defaults.interfaces, [interface]);
+    assert_eq!((defaults.serial.as_str(), defaults.disk_wait), ("localregistry", Duration::from_secs(5)));
+    assert_eq!((defaults.clock, defaults.trace), (None, false));
+    assert_eq!((defaults.auth, defaults.client_certificate, defaults.metrics_port), (AuthMode::Anonymous, None, None));
+    assert_eq!(defaults, settings(&fw_cfg("{}")));
+    assert_eq!(defaults, settings(&line("console=ttyS0 quiet localregistry=1")));
+}
+
+#[test]
+fn everything_can_be_given_as_json_or_on_the_command_line() {
+    let json = fw_cfg(
+        r#"{
+            "hostname": "reg", "names": ["reg.test", "10.0.0.9", "fd00::1"], "port": 443, "tls": {"mode": "OFF"},
+            "interfaces": [
+                {"mac": "52:54:00:AB:cd:ef", "addresses": ["10.1.0.82/16", "fd00::82/64"], "gateway": "10.1.0.1", "mtu": 9000},
+                {"timeoutSeconds": 7}
+            ],
+            "disk": {"serial": "images", "waitSeconds": 2}, "clock": {"epochSeconds": 1800000000.5}, "trace": true,
+            "auth": {"mode": "ANONYMOUS_TOKEN", "tokenSeconds": 60, "clientCertificate": "OPTIONAL"}, "metricsPort": 9090
+        }"#,
+    );
+    let words = line(
+        "localregistry.hostname=reg localregistry.names=reg.test,10.0.0.9,fd00::1 localregistry.port=443 localregistry.tls.mode=OFF \
+         localregistry.interfaces.0.mac=52:54:00:AB:cd:ef localregistry.interfaces.0.addresses=10.1.0.82/16,fd00::82/64 \
+         localregistry.interfaces.0.gateway=10.1.0.1 localregistry.interfaces.0.mtu=9000 \
+         localregistry.interfaces.1.timeout_seconds=7 localregistry.disk.serial=images localregistry.disk.waitSeconds=2 \
+         \"localregistry.clock.epochSeconds=1800000000.5\" localregistry.trace=1 \
+         localregistry.auth.mode=ANONYMOUS_TOKEN localregistry.auth.token_seconds=60 \
+         localregistry.auth.clientCertificate=OPTIONAL localregistry.metricsPort=9090",
+    );
+    assert_eq!(settings(&json), settings(&words));
+
+    let all = settings(&json);
+    assert_eq!(all.names, ["reg.test", "10.0.0.9", "fd00::1"]);
+    assert_eq!((all.port.get(), all.tls, all.trace), (443, TlsMode::Off, true));
+    assert_eq!((all.serial.as_str(), all.disk_wait), ("images", Duration::from_secs(2)));
+    assert_eq!(all.clock, Some(UNIX_EPOCH + Duration::from_millis(1_800_000_000_500)));
+    assert_eq!(all.auth, AuthMode::Token { anonymous: true, lifetime: Duration::from_secs(60) });
+    assert_eq!((all.client_certificate, all.metrics_port), (Some(Presence::Optional), NonZeroU16::new(9090)));
+    let first = Interface {
+        select: Select::Mac("52:54:00:ab:cd:ef".parse().unwrap()),
+        addressing: Addressing::Static {
+            addresses: vec!["10.1.0.82/16".parse().unwrap(), "fd00::82/64".parse().unwrap()],
+            gateway: Some("10.1.0.1".parse().unwrap()),
+        },
+        mtu: Some(9000),
+        timeout: Duration::from_secs(30),
+    };
+    let second = Interface { select: Select::Place(1), timeout: Duration::from_secs(7), ..Interface::default() };
+    assert_eq!(all.interfaces, [first, second]);
+}
+
+#[test]
+fn later_sources_win_key_by_key_and_lists_replace_lists() {
+    let disk =
+        r#"{"hostname": "disk", "names": ["a", "b"], "port": 1, "tls": {"mode": "OFF"}, "interfaces": [{"mtu": 1500}, {}]}"#;
+    let disk = Layer::from_json(Origin::Disk, disk.as_bytes()).unwrap().without_disk().unwrap();
+    let outside = fw_cfg(r#"{"names": ["c"], "port": 2, "disk": {"wait_seconds": 9}, "trace": true}"#).under(line(
+        "localregistry.port=3 localregistry.disk.serial=x localregistry.interfaces.0.mtu=1400 localregistry.trace=0",
+    ));
+    let all = settings(&disk.under(outside));
+    assert_eq!((all.hostname.as_str(), all.names.as_slice(), all.port.get()), ("disk", &["c".to_owned()][..], 3));
+    assert_eq!((all.tls, all.serial.as_str(), all.disk_wait, all.trace), (TlsMode::Off, "x", Duration::from_secs(9), false));
+    assert_eq!(all.interfaces.iter().map(|interface| interface.mtu).collect::<Vec<_>>(), [Some(1400)]);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_source() {
+    let known = "expected one of hostname, names, port, tls.mode, interfaces.N.mac, interfaces.N.addresses, interfaces.N.gateway, \
+                 interfaces.N.mtu, interfaces.N.timeoutSeconds, disk.serial, disk.waitSeconds, clock.epochSeconds, auth.mode, \
+                 auth.tokenSeconds, auth.clientCertificate, metricsPort, trace";
+    for (text, key) in [
+        (r#"{"hostnam": "x"}"#, "hostnam"),
+        (r#"{"tls": {"modes": "OFF"}}"#, "tls.modes"),
+        (r#"{"interfaces": [{}, {"ip": "x"}]}"#, "interfaces.1.ip"),
+        (r#"{"": 1}"#, ""),
+    ] {
+        assert_eq!(refusal(text), format!("fw_cfg opt/localregistry/config: unknown key {key}; {known}"));
+    }
+    for (text, key) in [
+        ("localregistry.hostnam=x", "hostnam"),
+        ("localregistry.tls=OFF", "tls"),
+        ("localregistry.interfaces=x", "interfaces"),
+        ("localregistry.interfaces.eth0.mtu=1400", "interfaces.eth0.mtu"),
+        ("localregistry.", ""),
+    ] {
+        let error = Layer::from_command_line(text).unwrap_err();
+        assert_eq!(error.to_string(), format!("kernel command line: unknown key {key}; {known}"));
+    }
+}
+
+#[test]
+fn a_bad_value_is_refused_with_key_source_and_what_is_expected() {
+    for (text, message) in [
+        (r#"{"hostname": 5}"#, "hostname is 5; expected a DNS name of at most 64 characters"),
+        (r#"{"hostname": "a_b"}"#, "hostname is \"a_b\"; expected a DNS name of at most 64 characters"),
+        (r#"{"hostname": null}"#, "hostname is not given; expected a DNS name of at most 64 characters"),
+        (r#"{"names": "x"}"#, "names is \"x\"; expected a list of DNS names and IP addresses"),
+        (r#"{"names": ["ok", "-x"]}"#, "names is \"-x\"; expected a list of DNS names and IP addresses"),
+        (r#"{"names": ["10.0.0.256"]}"#, "names is \"10.0.0.256\"; expected a list of DNS names and IP addresses"),
+        (r#"{"port": 65536}"#, "port is 65536; expected a TCP port from 1 to 65535"),
+        (r#"{"port": -1}"#, "port is -1; expected a TCP port from 1 to 65535"),
+        (r#"{"port": 5.5}"#, "port is 5.5; expected a TCP port from 1 to 65535"),
+        (r#"{"port": 4294967296}"#, "port is 4294967296; expected a TCP port from 1 to 65535"),
+        (r#"{"port": true}"#, "port is true; expected a TCP port from 1 to 65535"),
+        (r#"{"port": "http"}"#, "port is \"http\"; expected a TCP port from 1 to 65535"),
+        (r#"{"tls": "OFF"}"#, "tls is \"OFF\"; expected an object such as {\"mode\": \"OFF\"}"),
+        (r#"{"tls": {"mode": "off"}}"#, "tls.mode is \"off\"; expected GENERATE, PROVIDED or OFF"),
+        (r#"{"tls": {"mode": 3}}"#, "tls.mode is 3; expected GENERATE, PROVIDED or OFF"),
+        (r#"{"auth": "BASIC"}"#, "auth is \"BASIC\"; expected an object such as {\"mode\": \"BASIC\"}"),
+        (r#"{"auth": {"mode": "basic"}}"#, "auth.mode is \"basic\"; expected ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN"),
+        (r#"{"auth": {"tokenSeconds": 86401}}"#, "auth.tokenSeconds is 86401; expected seconds, at most 86400"),
+        (r#"{"auth": {"clientCertificate": true}}"#, "auth.clientCertificate is true; expected IGNORED, OPTIONAL or REQUIRED"),
+        (r#"{"metricsPort": 70000}"#, "metricsPort is 70000; expected a TCP port from 1 to 65535"),
+        (r#"{"interfaces": {}}"#, "interfaces is {}; expected a list of interfaces, numbered from 0 without a gap"),
+        (r#"{"interfaces": [1]}"#, "interfaces.0 is 1; expected an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),
+        (
+            r#"{"interfaces": [{"mac": "52:54:00:12:34"}]}"#,
+            "interfaces.0.mac is \"52:54:00:12:34\"; expected a MAC address such as 52:54:00:12:34:56",
+        ),
+        (
+            r#"{"interfaces": [{}, {"addresses": ["10.0.0.1"]}]}"#,
+            "interfaces.1.addresses is \"10.0.0.1\"; expected a list of addresses with their prefix, such as 10.1.0.82/16",
+        ),
+        (
+            r#"{"interfaces": [{"addresses": ["10.0.0.1/33"]}]}"#,
+            "interfaces.0.addresses is \"10.0.0.1/33\"; expected a list of addresses with their prefix, such as 10.1.0.82/16",
+        ),
+        (
+            r#"{"interfaces": [{"addresses": ["10.0.0.1/+8"]}]}"#,
+            "interfaces.0.addresses is \"10.0.0.1/+8\"; expected a list of addresses with their prefix, such as 10.1.0.82/16",
+        ),
+        (
+            r#"{"interfaces": [{"gateway": "10.0.0.1"}]}"#,
+            "interfaces.0.gateway is \"10.0.0.1\"; expected the IP address of a gateway, beside addresses of its family",
+        ),
+        (
+            r#"{"interfaces": [{"addresses": ["10.0.0.2/8"], "gateway": "fd00::1"}]}"#,
+            "interfaces.0.gateway is \"fd00::1\"; expected the IP address of a gateway, beside addresses of its family",
+        ),
+        (r#"{"interfaces": [{"mtu": 100}]}"#, "interfaces.0.mtu is 100; expected a packet size in bytes from 1280 to 65535"),
+        (r#"{"interfaces": [{"timeoutSeconds": 3601}]}"#, "interfaces.0.timeoutSeconds is 3601; expected seconds, at most 3600"),
+        (
+            r#"{"disk": {"serial": "a serial"}}"#,
+            "disk.serial is \"a serial\"; expected the serial of a virtio disk: 1 to 20 printable ASCII characters",
+        ),
+        (
+            r#"{"disk": {"serial": "123456789012345678901"}}"#,
+            "disk.serial is \"123456789012345678901\"; expected the serial of a virtio disk: 1 to 20 printable ASCII characters",
+        ),
+        (r#"{"disk": {"wait_seconds": 3601}}"#, "disk.waitSeconds is 3601; expected seconds, at most 3600"),
+        (
+            r#"{"clock": {"epochSeconds": -1}}"#,
+            "clock.epochSeconds is -1.0; expected seconds since 1970, at most 253402300799 (the year 9999)",
+        ),
+        (
+            r#"{"clock": {"epochSeconds": "NaN"}}"#,
+            "clock.epochSeconds is \"NaN\"; expected seconds since 1970, at most 253402300799 (the year 9999)",
+        ),
+        (r#"{"trace": "yes"}"#, "trace is \"yes\"; expected true or false"),
+    ] {
+        assert_eq!(refusal(text), format!("fw_cfg opt/localregistry/config: {message}"), "{text}");
+    }
+}
+
+#[test]
+fn the_command_line_is_refused_in_the_same_words() {
+    for (text, message) in [
+        ("localregistry.port=65536", "port is 65536; expected a TCP port from 1 to 65535"),
+        ("localregistry.port=", "port is \"\"; expected a TCP port from 1 to 65535"),
+        ("localregistry.port", "port is not given; expected a TCP port from 1 to 65535"),
+        ("localregistry.trace", "trace is not given; expected true or false"),
+        ("localregistry.trace=yes", "trace is \"yes\"; expected true or false"),
+        ("localregistry.names=a,,b", "names is \"\"; expected a list of DNS names and IP addresses"),
+        ("localregistry.tls.mode=off", "tls.mode is \"off\"; expected GENERATE, PROVIDED or OFF"),
+        (
+            "localregistry.interfaces.1.mtu=1400",
+            "interfaces.1.mtu is \"1400\"; expected a list of interfaces, numbered from 0 without a gap",
+        ),
+        (
+            "\"localregistry.disk.serial=a b\"",
+            "disk.serial is \"a b\"; expected the serial of a virtio disk: 1 to 20 printable ASCII characters",
+        ),
+    ] {
+        let error = Layer::from_command_line(text).unwrap_err();
+        assert_eq!(error.to_string(), format!("kernel command line: {message}"), "{text}");
+    }
+}
+
+#[test]
+fn what_is_no_json_object_is_refused() {
+    for (text, message) in [
+        ("", "EOF while parsing a value at line 1 column 0; expected one JSON object"),
+        ("{\"port\": }", "expected value at line 1 column 10; expected one JSON object"),
+        ("[]", "it is []; expected one JSON object"),
+        ("{} {}", "trailing characters at line 1 column 4; expected one JSON object"),
+        ("{\"port\": 1,\n \"port\": 2}", "duplicate field `port` at line 2 column 7; expected one JSON object"),
+        (
+            "{\"disk\": {\"waitSeconds\": 1, \"wait_seconds\": 2}}",
+            "duplicate field `waitSeconds` at line 1 column 42; expected one JSON object",
+        ),
+    ] {
+        assert_eq!(refusal(text), format!("fw_cfg opt/localregistry/config: {message}"), "{text}");
+    }
+    let large = vec![b' '; usize::try_from(LARGEST).unwrap() + 1];
+    assert_eq!(
+        Layer::from_json(Origin::Disk, &large).unwrap_err().to_string(),
+        "localregistry/config.json on the disk: more than 1048576 bytes; expected a config of a few lines"
+    );
+}
+
+#[test]
+fn the_disk_does_not_choose_itself() {
+    let layer = Layer::from_json(Origin::Disk, br#"{"disk": {"wait_seconds": 1}}"#).unwrap();
+    assert_eq!(
+        layer.without_disk().unwrap_err().to_string(),
+        "localregistry/config.json on the disk: disk.waitSeconds chooses the disk that this file is on; \
+         expected it in fw_cfg or on the kernel command line"
+    );
+}
+
+#[test]
+fn a_long_value_is_cut() {
+    let message = refusal(&format!(r#"{{"trace": "{}"}}"#, "x".repeat(200)));
+    assert_eq!(message, format!("fw_cfg opt/localregistry/config: trace is \"{}…; expected true or false", "x".repeat(79)));
+}
+
+#[test]
+fn the_file_on_a_disk_is_read_where_there_is_one() {
+    let root = tempfile::tempdir().unwrap();
+    assert_eq!(on_disk(root.path()).unwrap(), Layer::default());
+    std::fs::create_dir(root.path().join("localregistry")).unwrap();
+    std::fs::write(root.path().join("localregistry/config.json"), r#"{"port": 80}"#).unwrap();
+    assert_eq!(settings(&on_disk(root.path()).unwrap()).port.get(), 80);
+    std::fs::remove_file(root.path().join("localregistry/config.json")).unwrap();
+    std::fs::create_dir(root.path().join("localregistry/config.json")).unwrap();
+    let error = on_disk(root.path()).unwrap_err().to_string();
+    let path = root.path().join("localregistry/config.json");
+    assert_eq!(error, format!("localregistry/config.json on the disk: read {}", path.display()));
+}
+
+/// A key that the contract has and the table lacks would be refused as unknown.
+#[test]
+fn the_table_of_keys_is_the_contract() {
+    let config = proto::Config {
+        hostname: "h".into(),
+        names: vec!["n".into()],
+        port: 1,
+        tls: Some(proto::Tls { mode: proto::tls::Mode::Off.into() }),
+        interfaces: vec![proto::Interface {
+            mac: "02:00:00:00:00:01".into(),
+            addresses: vec!["10.0.0.2/8".into()],
+            gateway: "10.0.0.1".into(),
+            mtu: 1400,
+            timeout_seconds: 1,
+        }],
+        disk: Some(proto::Disk { serial: "s".into(), wait_seconds: 1 }),
+        clock: Some(proto::Clock { epoch_seconds: 1.8e9 }),
+        trace: true,
+        auth: Some(proto::Auth {
+            mode: proto::auth::Mode::Token.into(),
+            token_seconds: 1,
+            client_certificate: proto::auth::ClientCertificate::Required.into(),
+        }),
+        metrics_port: 2,
+    };
+    let text = serde_json::to_vec(&config).unwrap();
+    let layer = Layer::from_json(Origin::FwCfg, &text).unwrap();
+    assert_eq!(settings(&layer), Settings::parse(&config, Origin::FwCfg).unwrap());
+
+    let mut found = Vec::new();
+    leaves(&serde_json::from_slice(&text).unwrap(), String::new(), &mut found);
+    found.sort();
+    let mut expected: Vec<_> = keys::KEYS.iter().map(|key| key.path.to_owned()).collect();
+    expected.sort();
+    assert_eq!(found, expected);
+}
+
+fn leaves(value: &Value, path: String, found: &mut Vec<String>) {
+    let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    match value {
+        Value::Object(map) => map.iter().for_each(|(name, value)| leaves(value, join(name), found)),
+        Value::Array(items) if items.iter().all(Value::is_object) => {
+            items.iter().for_each(|item| leaves(item, join("*"), found));
+        }
+        _ => found.push(path),
+    }
+}
