@@ -145,9 +145,9 @@ impl Guest {
         self.name_machine(&settings.hostname);
         let addresses = self.steps.wait("network", net::configure(&settings.interfaces, &settings.hostname)).await?;
         let store = self.steps.run("catalog", || Store::open(Path::new(disk::ROOT)))?;
-        let auth = self.steps.run("auth", || access::auth(&settings))?;
-        let registry = Registry::new(store, self.events.clone(), Limits::default()).with_auth(auth);
-        let clients = access::client_ca(&settings)?;
+        let (auth, clients) =
+            self.steps.run("auth", || Ok::<_, Fault>((access::auth(&settings)?, access::client_ca(&settings)?)))?;
+        let registry = Registry::new(store, self.events.clone(), Limits::default()).with_auth(auth, clients.as_ref());
         let identity = self.steps.run("tls", || tls::identity(&settings, &addresses, &registry, clients.as_ref()))?;
         let registry = Arc::new(match identity.ca_pem.as_str() {
             "" => registry,

@@ -14,6 +14,7 @@ use super::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::files;
 use super::report::Report;
 use crate::registry::answer::Registry;
+use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::client::Surface;
 use crate::registry::events::Events;
 use crate::registry::limits::Limits;
@@ -161,8 +162,9 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         Some(path) => Some(record(path, queue)?),
         None => None,
     };
-    let registry = Registry::new(store, events, Limits::default()).with_auth(args.access.auth()?);
-    let (transport, ca) = transport(args, &registry)?;
+    let clients = args.access.client_ca()?;
+    let registry = Registry::new(store, events, Limits::default()).with_auth(args.access.auth()?, clients.as_ref());
+    let (transport, ca) = transport(args, &registry, clients.as_ref())?;
     let registry = Arc::new(match ca {
         Some(ca) => registry.with_ca(ca),
         None => registry,
@@ -218,18 +220,17 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 }
 
 /// What is spoken, and the CA that clients have to trust. The CA is written where it was asked for.
-fn transport(args: &Args, registry: &Registry) -> Result<(Transport, Option<String>), Error> {
-    let clients = args.access.client_ca()?;
+fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Result<(Transport, Option<String>), Error> {
     let (config, ca) = match (args.tls, &args.cert, &args.key) {
         (TlsMode::Off, ..) => return Ok((Transport::Plain, None)),
-        (TlsMode::Provided, Some(chain), Some(key)) => tls::provided(&read(chain)?, &read(key)?, clients.as_ref())?,
+        (TlsMode::Provided, Some(chain), Some(key)) => tls::provided(&read(chain)?, &read(key)?, clients)?,
         _ => {
             let authority = Arc::new(Authority::generate("localregistry")?);
             let own = args.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
             let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
             names.extend(own.chain(args.san.iter().cloned()));
             names.dedup();
-            let config = authority.server_config(&names, registry.upstreams(), clients.as_ref())?;
+            let config = authority.server_config(&names, registry.upstreams(), clients)?;
             (config, authority.ca_pem().to_owned())
         }
     };

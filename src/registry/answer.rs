@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Response, Version};
 
 use super::auth::Auth;
+use super::auth::client_certificate::{ClientCa, Presence};
 use super::auth::scope::Scope;
 use super::body::Body;
 use super::catalog::{Blob, BlobId, RepositoryId};
@@ -39,6 +40,8 @@ pub struct Registry {
     exposition: Exposition,
     health: Health,
     auth: Auth,
+    /// Whether a client's certificate stands in for credentials.
+    certificates_admit: bool,
     /// The CA that nodes have to trust, PEM.
     ca_pem: Option<String>,
     /// Upstream hosts that repositories of the store are filed under.
@@ -56,14 +59,25 @@ impl Registry {
         let metrics = Arc::new(Metrics::new(catalog));
         let store = Arc::new(store);
         let exposition = Exposition::new(Arc::clone(&metrics), Arc::clone(&store), events.clone());
-        let (health, auth) = (Health::default(), Auth::default());
-        Self { store, events, metrics, exposition, health, auth, ca_pem: None, upstreams, limits }
+        Self {
+            store,
+            events,
+            metrics,
+            exposition,
+            health: Health::default(),
+            auth: Auth::default(),
+            certificates_admit: false,
+            ca_pem: None,
+            upstreams,
+            limits,
+        }
     }
 
-    /// The same, for those whom `auth` lets in.
+    /// The same, for those whom `auth` lets in; and for those with a certificate of `clients`, where that is optional.
     #[must_use]
-    pub fn with_auth(self, auth: Auth) -> Self {
-        Self { auth, ..self }
+    pub fn with_auth(self, auth: Auth, clients: Option<&ClientCa>) -> Self {
+        let certificates_admit = clients.is_some_and(|clients| clients.presence() == Presence::Optional);
+        Self { auth, certificates_admit, ..self }
     }
 
     /// The same, handing out this CA certificate (PEM).
@@ -111,11 +125,12 @@ impl Registry {
 
     /// Answers a request of `client` by its head.
     pub async fn answer(&self, head: &Parts, client: &Client) -> Response<Body> {
+        let client = Client { certified: client.certified && self.certificates_admit, ..*client };
         let mut entry = Entry::new(request_event(head, client.peer), self.events.clone(), Arc::clone(&self.metrics));
         let answered = match check(head).and_then(|()| route::parse(&head.method, &head.uri)) {
             Ok(asked) => {
                 describe(&asked, &mut entry);
-                self.asked(&asked, head, client, &mut entry).await
+                self.asked(&asked, head, &client, &mut entry).await
             }
             Err(error) => Err(error),
         };

@@ -28,7 +28,7 @@ pub struct Client {
     pub local: SocketAddr,
     /// Whether it speaks TLS.
     pub encrypted: bool,
-    /// Whether it has shown a certificate of the client CA.
+    /// Whether it has shown a certificate of the client CA; to what decides who may pull, whether that stands in for credentials.
     pub certified: bool,
     /// What it is answered.
     pub surface: Surface,

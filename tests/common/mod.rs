@@ -5,4 +5,6 @@
 pub mod http;
 pub mod layout;
 pub mod pack;
+pub mod serve;
 pub mod server;
+pub mod tls;

@@ -56,7 +56,7 @@ impl Server {
         let (events, queue) = Events::queue();
         let authority = Arc::new(Authority::generate("test").unwrap());
         let registry = Registry::new(Store::open(layout).unwrap(), events, setup.limits);
-        let registry = Arc::new(registry.with_auth(setup.auth).with_ca(authority.ca_pem()));
+        let registry = Arc::new(registry.with_auth(setup.auth, setup.clients.as_ref()).with_ca(authority.ca_pem()));
         let names = ["localhost", "127.0.0.1", "registry.test"].map(str::to_owned);
         let config = authority.server_config(&names, registry.upstreams(), setup.clients.as_ref()).unwrap();
         let beside = if setup.own_port { Surface::Registry } else { Surface::All };

@@ -20,13 +20,16 @@ pub const LARGEST: u64 = 1 << 20;
 pub enum Presence {
     /// It may: then no credentials are asked of it. A wrong certificate is refused all the same.
     Optional,
-    /// It must, whatever else it has to show.
+    /// It must, and credentials are asked of it besides.
     Required,
 }
 
 /// Who signs clients' certificates.
 #[derive(Debug, Clone)]
-pub struct ClientCa(Arc<dyn ClientCertVerifier>);
+pub struct ClientCa {
+    verifier: Arc<dyn ClientCertVerifier>,
+    presence: Presence,
+}
 
 impl ClientCa {
     /// One or more CA certificates, PEM.
@@ -47,12 +50,19 @@ impl ClientCa {
             Presence::Optional => builder.allow_unauthenticated(),
             Presence::Required => builder,
         };
-        builder.build().map(Self).map_err(TlsError::ClientVerifier)
+        let verifier = builder.build().map_err(TlsError::ClientVerifier)?;
+        Ok(Self { verifier, presence })
+    }
+
+    /// Whether a client has to have a certificate.
+    #[must_use]
+    pub fn presence(&self) -> Presence {
+        self.presence
     }
 
     /// For the TLS listener.
     pub(in crate::registry) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.verifier)
     }
 }
 
