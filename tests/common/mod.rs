@@ -4,6 +4,7 @@
 
 pub mod http;
 pub mod layout;
+pub mod openmetrics;
 pub mod pack;
 pub mod serve;
 pub mod server;
