@@ -45,12 +45,12 @@ fn users() -> Users {
 }
 
 fn with_users() -> Fixture {
-    serve(Setup { auth: Auth::Basic(users()), ..Setup::default() })
+    serve(Setup { auth: Auth::Basic(Box::new(users())), ..Setup::default() })
 }
 
 fn with_tokens(users: Option<Users>, anonymous: bool, lifetime: Duration) -> Fixture {
     let signer = Signer::new(lifetime).unwrap();
-    serve(Setup { auth: Auth::Token(Tokens { users, anonymous, signer }), ..Setup::default() })
+    serve(Setup { auth: Auth::Token(Box::new(Tokens { users, anonymous, signer })), ..Setup::default() })
 }
 
 fn basic(user: &str, password: &str) -> String {
@@ -289,7 +289,7 @@ fn tokens_for_everybody() {
 fn a_certificate_is_required() {
     let (authority, stranger) = (ClientAuthority::new("nodes"), ClientAuthority::new("strangers"));
     let clients = ClientCa::parse(authority.pem().as_bytes(), Presence::Required).unwrap();
-    let f = serve(Setup { clients: Some(clients), auth: Auth::Basic(users()), ..Setup::default() });
+    let f = serve(Setup { clients: Some(clients), auth: Auth::Basic(Box::new(users())), ..Setup::default() });
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let ask = |own: Option<&Identity>, authorization: &str| {
             let config = tls::client(&f.server.ca_pem, version, own);
@@ -312,8 +312,10 @@ fn a_certificate_stands_in_for_a_password() {
     for tokens in [false, true] {
         let clients = ClientCa::parse(authority.pem().as_bytes(), Presence::Optional).unwrap();
         let auth = match tokens {
-            false => Auth::Basic(users()),
-            true => Auth::Token(Tokens { users: Some(users()), anonymous: false, signer: Signer::new(LIFETIME).unwrap() }),
+            false => Auth::Basic(Box::new(users())),
+            true => {
+                Auth::Token(Box::new(Tokens { users: Some(users()), anonymous: false, signer: Signer::new(LIFETIME).unwrap() }))
+            }
         };
         let f = serve(Setup { clients: Some(clients), auth, ..Setup::default() });
         for version in [&rustls::version::TLS12, &rustls::version::TLS13] {

@@ -73,9 +73,9 @@ fn auth_from(folder: &Path, mode: AuthMode) -> Result<Auth, AccessError> {
     };
     Ok(match (mode, users) {
         (AuthMode::Token { anonymous, lifetime }, users) => {
-            Auth::Token(Tokens { users, anonymous, signer: Signer::new(lifetime)? })
+            Auth::Token(Box::new(Tokens { users, anonymous, signer: Signer::new(lifetime)? }))
         }
-        (_, Some(users)) => Auth::Basic(users),
+        (_, Some(users)) => Auth::Basic(Box::new(users)),
         (_, None) => Auth::Anonymous,
     })
 }
@@ -137,7 +137,7 @@ mod tests {
         assert!(matches!(auth_from(with.path(), AuthMode::Anonymous), Ok(Auth::Anonymous)), "what is not asked for is not read");
         assert!(matches!(auth_from(with.path(), AuthMode::Basic), Ok(Auth::Basic(_))));
         let anonymous = |folder: &TempDir| match auth_from(folder.path(), token(true)) {
-            Ok(Auth::Token(Tokens { users, anonymous, .. })) => (users.is_some(), anonymous),
+            Ok(Auth::Token(tokens)) => (tokens.users.is_some(), tokens.anonymous),
             other => panic!("{other:?}"),
         };
         assert_eq!((anonymous(&with), anonymous(&without)), ((true, true), (false, true)));

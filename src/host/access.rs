@@ -94,9 +94,9 @@ impl Access {
         let users = self.users()?;
         if self.token {
             let signer = Signer::new(TOKEN_LIFETIME)?;
-            return Ok(Auth::Token(Tokens { users, anonymous: self.anonymous_pull, signer }));
+            return Ok(Auth::Token(Box::new(Tokens { users, anonymous: self.anonymous_pull, signer })));
         }
-        Ok(users.map_or(Auth::Anonymous, Auth::Basic))
+        Ok(users.map_or(Auth::Anonymous, |users| Auth::Basic(Box::new(users))))
     }
 
     fn users(&self) -> Result<Option<Users>, AccessError> {

@@ -90,7 +90,6 @@ impl Source {
                 }
             }
         }
-        drop(family);
         let help = "Requests under way";
         let mut gauge = encoder.encode_descriptor("requests_in_flight", help, None, MetricType::Gauge)?;
         gauge.encode_gauge(&load(&self.metrics.in_flight.0))
@@ -137,16 +136,13 @@ impl Source {
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut gauge = encoder.encode_descriptor("connections", "Open connections", None, MetricType::Gauge)?;
         gauge.encode_gauge(&load(&self.metrics.connections.0))?;
-        drop(gauge);
         let help = "Connections that were accepted";
         let mut accepted = counters(encoder, "connections_accepted", help, None)?;
         accepted.encode_counter::<NoLabelSet, u64, f64>(&load(&self.metrics.accepted), None)?;
-        drop(accepted);
         let mut family = counters(encoder, "tls_handshakes", "TLS handshakes that came to their end", None)?;
         for (version, counter) in TLS_VERSIONS.iter().zip(&self.metrics.handshakes) {
             add(&mut family, &[("version", version)], load(counter))?;
         }
-        drop(family);
         let mut family = counters(encoder, "tls_handshake_failures", "TLS handshakes that did not, by reason", None)?;
         for (failure, counter) in HandshakeFailure::ALL.iter().zip(&self.metrics.handshake_failures) {
             add(&mut family, &[("reason", failure.name())], load(counter))?;
@@ -158,7 +154,6 @@ impl Source {
         let help = "Events that their reader was too slow for";
         let mut dropped = counters(encoder, "events_dropped", help, None)?;
         dropped.encode_counter::<NoLabelSet, u64, f64>(&self.events.dropped(), None)?;
-        drop(dropped);
         let help = "Panics, each of which ended one request";
         let mut panics = counters(encoder, "request_panics", help, None)?;
         panics.encode_counter::<NoLabelSet, u64, f64>(&load(&self.metrics.panics), None)
