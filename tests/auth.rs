@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use common::certificates::{self as tls, ClientAuthority, Identity};
 use common::http::{self, Response, get, send};
 use common::layout::{Layout, Stored};
 use common::server::{Server, Setup};
-use common::tls::{self, ClientAuthority, Identity};
 use localregistry::proto::event;
 use localregistry::registry::auth::client_certificate::{ClientCa, Presence};
 use localregistry::registry::auth::htpasswd::Htpasswd;

@@ -8,11 +8,11 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use common::certificates::{self as tls, ClientAuthority};
 use common::http::{self, get, send};
 use common::layout::Layout;
 use common::openmetrics::{Samples, parse};
 use common::server::{Server, Setup};
-use common::tls::{self, ClientAuthority};
 use localregistry::registry::auth::client_certificate::{ClientCa, Presence};
 use localregistry::registry::limits::Limits;
 

@@ -7,9 +7,9 @@ mod common;
 use std::fs;
 use std::process::{Command, Output};
 
+use common::certificates::ClientAuthority;
 use common::layout::{Layout, Stored};
 use common::serve::Serving;
-use common::tls::ClientAuthority;
 use localregistry::oci::Digest;
 use tempfile::TempDir;
 

@@ -111,7 +111,7 @@ fn watch_button(device: PathBuf, stop: UnboundedSender<Stop>) {
     }
 }
 
-/// Cuts the power in [`END`] from now, whatever else hangs.
+/// Cuts the power in `END` from now, whatever else hangs.
 pub fn set_deadline() {
     let cut = || {
         thread::sleep(END);

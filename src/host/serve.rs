@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
@@ -172,15 +171,15 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let surface = if args.metrics.is_some() { Surface::Registry } else { Surface::All };
     let mut listeners = Vec::new();
     for address in &args.listen {
-        listeners.push(Listener { socket: bind(*address).await?, transport: transport.clone(), surface });
+        listeners.push(bind(*address, transport.clone(), surface)?);
     }
     let scheme = if args.tls == TlsMode::Off { "http" } else { "https" };
     let addresses = listeners.iter().map(|listener| listener.socket.local_addr()).collect::<Result<Vec<_>, _>>()?;
     let mut metrics = None;
     if let Some(address) = args.metrics {
-        let socket = bind(address).await?;
-        metrics = Some(format!("http://{}", socket.local_addr()?));
-        listeners.push(Listener { socket, transport: Transport::Plain, surface: Surface::Observability });
+        let listener = bind(address, Transport::Plain, Surface::Observability)?;
+        metrics = Some(format!("http://{}", listener.socket.local_addr()?));
+        listeners.push(listener);
     }
 
     let store = registry.store();
@@ -215,8 +214,8 @@ fn stop_signal() -> io::Result<impl Future<Output = Duration>> {
     })
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|cause| Error::Listen { address, cause })
+fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<Listener, Error> {
+    Listener::bind(address, transport, surface).map_err(|cause| Error::Listen { address, cause })
 }
 
 /// What is spoken, and the CA that clients have to trust. The CA is written where it was asked for.

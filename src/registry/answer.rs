@@ -3,11 +3,14 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use http::header::{HOST, IF_NONE_MATCH, IF_RANGE, RANGE, TRANSFER_ENCODING, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, Version};
+use rustix::io::Errno;
+use tokio::time::{Instant, sleep};
 
 use super::auth::Auth;
 use super::auth::client_certificate::{ClientCa, Presence};
@@ -17,8 +20,9 @@ use super::catalog::{Blob, BlobId, RepositoryId};
 use super::client::{self, Client};
 use super::error::RegistryError;
 use super::events::Events;
+use super::flight::Budget;
 use super::health::Health;
-use super::limits::Limits;
+use super::limits::{DESCRIPTOR_PAUSE, Limits};
 use super::log::{Entry, Totals};
 use super::metrics::Metrics;
 use super::metrics::exposition::Exposition;
@@ -47,6 +51,7 @@ pub struct Registry {
     /// Upstream hosts that repositories of the store are filed under.
     upstreams: HashSet<String>,
     limits: Limits,
+    in_flight: Arc<Budget>,
 }
 
 impl Registry {
@@ -70,6 +75,7 @@ impl Registry {
             ca_pem: None,
             upstreams,
             limits,
+            in_flight: Arc::default(),
         }
     }
 
@@ -141,7 +147,7 @@ impl Registry {
             entry.request.digest = lossy(digest.as_bytes());
         }
         let body = if head.method == Method::HEAD { body.without_content() } else { body };
-        Response::from_parts(parts, body.logged(entry, self.limits))
+        Response::from_parts(parts, body.logged(entry, self.limits, Arc::clone(&self.in_flight)))
     }
 
     /// Lets the request pass, or not, and answers it.
@@ -242,15 +248,13 @@ impl Registry {
     }
 
     async fn open(&self, blob: Blob<'_>) -> Result<File, RegistryError> {
-        let opened = match self.store.open_cached(blob) {
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Unsupported) => {
-                let store = Arc::clone(&self.store);
-                let (digest, size) = (blob.digest, blob.size);
-                let opened = tokio::task::spawn_blocking(move || store.open_blob(Blob { digest, size, manifest: None })).await;
-                opened.unwrap_or_else(|stopped| Err(std::io::Error::other(stopped)))
-            }
-            opened => opened,
-        };
+        let deadline = Instant::now() + self.limits.stall;
+        let mut opened = self.try_open(blob).await;
+        // Every descriptor is in use: others end and give theirs back, and a pull under way is worth a wait.
+        while opened.as_ref().is_err_and(no_descriptor) && Instant::now() < deadline {
+            sleep(DESCRIPTOR_PAUSE).await;
+            opened = self.try_open(blob).await;
+        }
         opened.map_err(|error| {
             let message = format!("{}: {error}", blob.digest);
             tracing::warn!(digest = %blob.digest, %error, "a blob cannot be opened");
@@ -258,6 +262,22 @@ impl Registry {
             RegistryError::Disk
         })
     }
+
+    async fn try_open(&self, blob: Blob<'_>) -> io::Result<File> {
+        match self.store.open_cached(blob) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Unsupported) => {
+                let store = Arc::clone(&self.store);
+                let (digest, size) = (blob.digest, blob.size);
+                let opened = tokio::task::spawn_blocking(move || store.open_blob(Blob { digest, size, manifest: None })).await;
+                opened.unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
+            }
+            opened => opened,
+        }
+    }
+}
+
+fn no_descriptor(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// Holds a request's head against what HTTP asks of it where hyper does not (RFC 9112, sections 3.2 and 6.3).
@@ -298,7 +318,8 @@ fn range_applies(headers: &HeaderMap, etag: &str) -> bool {
 fn request_event(head: &Parts, peer: std::net::SocketAddr) -> proto::Request {
     let header = |name| head.headers.get(name).map(|value: &http::HeaderValue| lossy(value.as_bytes())).unwrap_or_default();
     proto::Request {
-        peer: peer.to_string(),
+        // On a socket of both families, an IPv4 client has an IPv6 address that holds its own.
+        peer: std::net::SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string(),
         method: clipped(head.method.as_str(), 32),
         endpoint: Endpoint::Other.name().into(),
         range: clipped(&header(RANGE), 256),

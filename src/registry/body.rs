@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio::task::JoinHandle;
 
-use super::limits::{CHUNK, Limits};
+use super::flight::{Budget, Chunk, Flight, Tails};
+use super::limits::Limits;
 use super::log::Entry;
 
 /// One stretch of a body.
@@ -43,9 +44,10 @@ impl Part {
 pub struct Body {
     parts: VecDeque<Part>,
     file: Option<Arc<File>>,
-    reading: Option<JoinHandle<io::Result<Bytes>>>,
-    /// The last buffer handed out: the connection is often done with it when the next one is wanted.
-    spare: Option<Bytes>,
+    reading: Option<JoinHandle<io::Result<Chunk>>>,
+    flight: Arc<Flight>,
+    /// Who watches over chunks that are still in flight when the body has ended.
+    tails: Option<Arc<Tails>>,
     left: u64,
     sent: u64,
     /// How slow the client may be; and when the present window began, and what had been sent by then.
@@ -69,7 +71,8 @@ impl Body {
             parts,
             file: file.map(Arc::new),
             reading: None,
-            spare: None,
+            flight: Arc::default(),
+            tails: None,
             left,
             sent: 0,
             limits: Limits::default(),
@@ -105,11 +108,19 @@ impl Body {
         self
     }
 
-    /// Attaches what is logged when the body is dropped, and how slow its client may be.
+    /// Attaches what is logged when the body is dropped, how slow its client may be, and whose bytes in flight it adds to.
     #[must_use]
-    pub fn logged(mut self, entry: Entry, limits: Limits) -> Self {
+    pub fn logged(mut self, entry: Entry, limits: Limits, budget: Arc<Budget>) -> Self {
         self.entry = Some(Box::new(entry));
         self.limits = limits;
+        self.flight = Arc::new(Flight::new(budget));
+        self
+    }
+
+    /// Leaves chunks that are still in flight at its end to `tails`.
+    #[must_use]
+    pub(super) fn watched_by(mut self, tails: Arc<Tails>) -> Self {
+        self.tails = Some(tails);
         self
     }
 
@@ -130,12 +141,13 @@ impl Body {
                 }
                 Some(Part::File(range)) => {
                     let (start, end) = (range.start, range.end);
-                    let wanted = usize::try_from(end - start).map_or(CHUNK, |left| left.min(CHUNK));
                     let Some(file) = self.file.clone() else { return Poll::Ready(Some(Err(io::ErrorKind::NotFound.into()))) };
-                    let buffer = self.spare.take().and_then(|spare| spare.try_into_mut().ok()).unwrap_or_default();
-                    match read_cached(&file, start, wanted, buffer) {
-                        Ok(Some(bytes)) => return Poll::Ready(Some(self.took(Ok(bytes)))),
-                        Ok(None) => self.reading = Some(tokio::task::spawn_blocking(move || read_blocking(&file, start, wanted))),
+                    let chunk = ready!(self.flight.poll_chunk(end - start, context));
+                    match read_cached(&file, start, chunk) {
+                        Ok(Cached::Read(chunk)) => return Poll::Ready(Some(self.took(Ok(chunk)))),
+                        Ok(Cached::NotThere(chunk)) => {
+                            self.reading = Some(tokio::task::spawn_blocking(move || read_blocking(&file, start, chunk)));
+                        }
                         Err(error) => return Poll::Ready(Some(Err(error))),
                     }
                 }
@@ -144,12 +156,11 @@ impl Body {
     }
 
     /// Accounts for bytes read from the slice in front.
-    fn took(&mut self, read: io::Result<Bytes>) -> io::Result<Bytes> {
-        let bytes = read?;
+    fn took(&mut self, read: io::Result<Chunk>) -> io::Result<Bytes> {
+        let bytes = Bytes::from_owner(read?);
         if let Some(Part::File(range)) = self.parts.front_mut() {
             range.start += bytes.len() as u64;
         }
-        self.spare = Some(bytes.clone());
         Ok(bytes)
     }
 
@@ -199,36 +210,38 @@ impl http_body::Body for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
+        if let Some(tails) = &self.tails {
+            tails.add(&self.flight);
+        }
         if let Some(entry) = self.entry.take() {
             entry.finish(self.sent, self.left == 0);
         }
     }
 }
 
-/// Reads what the page cache holds, without waiting for the disk: none where it holds nothing, or the file system cannot tell.
-fn read_cached(file: &File, at: u64, wanted: usize, mut buffer: BytesMut) -> io::Result<Option<Bytes>> {
-    buffer.resize(wanted, 0);
-    match preadv2(file, &mut [IoSliceMut::new(&mut buffer)], at, ReadWriteFlags::NOWAIT) {
+/// What came of a read that does not wait.
+enum Cached {
+    Read(Chunk),
+    /// The page cache holds nothing of it, or the file system cannot tell.
+    NotThere(Chunk),
+}
+
+/// Reads what the page cache holds, without waiting for the disk.
+fn read_cached(file: &File, at: u64, mut chunk: Chunk) -> io::Result<Cached> {
+    match preadv2(file, &mut [IoSliceMut::new(chunk.buffer())], at, ReadWriteFlags::NOWAIT) {
         Ok(0) => Err(short(at)),
-        Ok(read) => {
-            buffer.truncate(read);
-            Ok(Some(buffer.freeze()))
-        }
-        Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR | Errno::NOSYS) => Ok(None),
+        Ok(read) => Ok(Cached::Read(chunk.filled(read))),
+        Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR | Errno::NOSYS) => Ok(Cached::NotThere(chunk)),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Reads up to `wanted` bytes, waiting for the disk.
-fn read_blocking(file: &File, at: u64, wanted: usize) -> io::Result<Bytes> {
-    let mut buffer = BytesMut::zeroed(wanted);
+/// Reads as much as fits into the chunk at most, waiting for the disk.
+fn read_blocking(file: &File, at: u64, mut chunk: Chunk) -> io::Result<Chunk> {
     loop {
-        match file.read_at(&mut buffer, at) {
+        match file.read_at(chunk.buffer(), at) {
             Ok(0) => return Err(short(at)),
-            Ok(read) => {
-                buffer.truncate(read);
-                return Ok(buffer.freeze());
-            }
+            Ok(read) => return Ok(chunk.filled(read)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

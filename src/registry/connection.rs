@@ -1,9 +1,11 @@
 //! One connection, from its first byte to its end, with every deadline that a peer could otherwise overstay.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::Request;
@@ -11,16 +13,18 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::client::Client;
+use super::flight::Tails;
 use super::guard::Guarded;
-use super::limits::{HEAD, Limits, RESETS, STREAM_BUFFER};
+use super::limits::{ERRORS, HEAD, Limits, RESETS, STREAM_BUFFER, TLS_BUFFER};
 use super::metrics::HandshakeFailure;
 use super::serve::{Shared, Transport};
 
@@ -50,13 +54,24 @@ pub(super) async fn run(stream: TcpStream, client: Client, transport: Transport,
     let Ok(Some(first)) = timeout(limits.first_byte, first_bytes(&stream, &mut first)).await else { return };
     let is_tls = first.first() == Some(&TLS_HANDSHAKE);
     let http2 = first == HTTP2_PREFACE;
-    let mut stream = Guarded::new(stream, limits.stall);
+    let stream = Guarded::new(stream, limits.stall);
     let ended = match transport {
         Transport::Plain if is_tls => return refuse(stream, NOT_TLS).await,
         Transport::Tls(_) if !is_tls => return refuse(stream, NOT_PLAIN).await,
         Transport::Plain => http(stream, http2, client, shared, closing).await,
         Transport::Tls(config) => {
-            let Some(tls) = handshake(config, &mut stream, &client, shared).await else { return };
+            let shaken = timeout(limits.handshake, handshake(stream, config, &shared.handshakes)).await;
+            let metrics = shared.registry.metrics();
+            let tls = match shaken.unwrap_or_else(|late| Err(late.into())) {
+                Ok(tls) => tls,
+                Err(error) => {
+                    let reason = HandshakeFailure::of(&error);
+                    metrics.handshake_failed(reason);
+                    tracing::debug!(peer = %client.peer, reason = reason.name(), %error, "the TLS handshake failed");
+                    return;
+                }
+            };
+            metrics.handshake(tls.get_ref().1.protocol_version());
             let certified = tls.get_ref().1.peer_certificates().is_some();
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
             http(tls, http2, Client { certified, ..client }, shared, closing).await
@@ -65,31 +80,6 @@ pub(super) async fn run(stream: TcpStream, client: Client, transport: Transport,
     if let Err(error) = ended {
         tracing::debug!(peer = %client.peer, %error, "the connection ended early");
     }
-}
-
-/// The TLS handshake, bounded in time and in number; none where it came to nothing.
-async fn handshake<'a>(
-    config: Arc<rustls::ServerConfig>,
-    stream: &'a mut Guarded<TcpStream>,
-    client: &Client,
-    shared: &Shared,
-) -> Option<TlsStream<&'a mut Guarded<TcpStream>>> {
-    let metrics = shared.registry.metrics();
-    let place = shared.handshakes.acquire().await.ok()?;
-    let done = timeout(shared.registry.limits().handshake, TlsAcceptor::from(config).accept(stream)).await;
-    drop(place);
-    let error = match done {
-        Ok(Ok(tls)) => {
-            metrics.handshake(tls.get_ref().1.protocol_version());
-            return Some(tls);
-        }
-        Ok(Err(error)) => error,
-        Err(late) => late.into(),
-    };
-    let failure = HandshakeFailure::of(&error);
-    metrics.handshake_failed(failure);
-    tracing::debug!(peer = %client.peer, reason = failure.name(), %error, "the TLS handshake failed");
-    None
 }
 
 /// Looks at the first bytes without taking them: as many as tell TLS, HTTP/2 and HTTP/1 apart.
@@ -109,6 +99,26 @@ async fn first_bytes<'a>(stream: &TcpStream, buffer: &'a mut [u8]) -> Option<&'a
     }
 }
 
+/// A place among the handshakes is held while this machine computes, never while the peer is waited for: peers that stall keep no
+/// place from one that goes on.
+async fn handshake<S>(stream: S, config: Arc<ServerConfig>, places: &Semaphore) -> io::Result<TlsStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut shaking = TlsAcceptor::from(config).accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
+    let mut place = pin!(places.acquire());
+    poll_fn(|context| {
+        let held = ready!(place.as_mut().poll(context));
+        let step = Pin::new(&mut shaking).poll(context);
+        drop(held);
+        if step.is_pending() {
+            place.set(places.acquire());
+        }
+        step
+    })
+    .await
+}
+
 async fn refuse(mut stream: Guarded<TcpStream>, answer: &[u8]) {
     if stream.write_all(answer).await.is_ok() && stream.shutdown().await.is_ok() {
         // Unread bytes would turn the close into a reset, and the answer might be lost with it.
@@ -124,21 +134,34 @@ where
 {
     let registry = Arc::clone(&shared.registry);
     let limits = *registry.limits();
+    let tails = http2.then(Arc::<Tails>::default);
+    let watching = tails.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let registry = Arc::clone(&registry);
+        let (registry, tails) = (Arc::clone(&registry), watching.clone());
         // The body is dropped unread: there is nothing that a request's body could mean here.
         let (head, _) = request.into_parts();
-        async move { Ok::<_, Infallible>(registry.answer(&head, &client).await) }
+        async move {
+            let response = registry.answer(&head, &client).await;
+            Ok::<_, Infallible>(match tails {
+                Some(tails) => response.map(|body| body.watched_by(tails)),
+                None => response,
+            })
+        }
     });
     let mut told = closing.closing.clone();
     let io = TokioIo::new(stream);
-    if http2 {
+    if let Some(tails) = tails {
         let mut connection = pin!(http2_builder(&limits).serve_connection(io, service));
+        let mut overdue = pin!(tails.overdue(limits.stall));
         tokio::select! {
             ended = connection.as_mut() => return ended,
+            () = overdue.as_mut() => return Ok(()),
             _ = told.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
         }
-        connection.await
+        tokio::select! {
+            ended = connection => ended,
+            () = overdue => Ok(()),
+        }
     } else {
         let mut connection = pin!(http1_builder(&limits).serve_connection(io, service));
         tokio::select! {
@@ -163,7 +186,7 @@ fn http2_builder(limits: &Limits) -> http2::Builder<Streams> {
         .max_send_buf_size(STREAM_BUFFER)
         .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(RESETS)
-        .max_local_error_reset_streams(RESETS)
+        .max_local_error_reset_streams(ERRORS)
         .keep_alive_interval(limits.ping)
         .keep_alive_timeout(limits.ping);
     builder

@@ -19,25 +19,41 @@ pub const PING: Duration = Duration::from_secs(20);
 pub const MINIMUM_RATE: u64 = 512;
 /// Connections at once. Each costs up to 1 MiB while it sends; 1,000 nodes may pull at once.
 pub const CONNECTIONS: usize = 1024;
-/// TLS handshakes at once: each is some milliseconds of computing, and more at once only makes all of them late.
-pub const HANDSHAKES: usize = 64;
+/// Connections that the kernel completes and holds until they are accepted. 128 are usual, and of a thousand nodes that connect in one
+/// moment most would then wait a second, until they try again. The kernel bounds it by its own `somaxconn`.
+pub const BACKLOG: u32 = 4096;
+/// Bytes of one TLS connection that wait, encrypted, for the network: two records.
+pub const TLS_BUFFER: usize = 32 << 10;
+/// TLS handshakes computed at once (those that wait for their peer do not count): each is well under a millisecond, and on a machine
+/// of two processors a flood of them leaves one to those who are being served.
+pub const HANDSHAKES: usize = 1;
 /// Streams of one HTTP/2 connection at once. containerd opens at most 10 for a pull.
 pub const STREAMS: u32 = 32;
 /// Bytes of one HTTP/2 stream that wait in memory for its peer's window.
 pub const STREAM_BUFFER: usize = 256 << 10;
-/// Streams that a peer may reset before they are answered, and that we may reset for errors of its, before the connection is closed
-/// (CVE-2023-44487, CVE-2025-8671).
+/// Streams that a peer may reset before they are answered, until the connection is closed (CVE-2023-44487).
 pub const RESETS: usize = 32;
+/// Streams that we may reset for errors of the peer, until the connection is closed (CVE-2025-8671). A stream beyond [`STREAMS`] is
+/// such an error, and a client that has not seen our settings yet does not know better: Go's starts with 100.
+pub const ERRORS: usize = 128;
 /// Largest head of a request, in bytes (hyper bounds its lines to 100): a `Range` of 1,024 ranges is some 24 KiB (zstd:chunked pulls).
 pub const HEAD: usize = 64 << 10;
 /// Most ranges in one request; a client that asks for more is told to halve its list (400).
 pub const RANGES: usize = 1024;
 /// Most names in one page of a list. A client that asks for more gets this many and a `Link`.
 pub const PAGE: usize = 10_000;
-/// How long accepting pauses where the process has no file descriptor left.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// File descriptors that the process needs beside those of its connections: listeners, the runtime's, the store's, the log's.
+pub const OWN_DESCRIPTORS: usize = 32;
+/// How long accepting, and opening a blob, pause where the process has no file descriptor left.
+pub const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes read from the disk at once.
 pub const CHUNK: usize = 128 << 10;
+/// Bytes of all bodies that are read and not yet written: what 128 transfers have under way at full speed. From there on each body
+/// has [`SMALL_CHUNK`] in flight and no more, so that a thousand readers that take nothing hold some 32 MiB, and the next one is
+/// served all the same.
+pub const IN_FLIGHT: usize = 16 << 20;
+/// Bytes read at once where [`IN_FLIGHT`] is reached: the payload of one frame or TLS record.
+pub const SMALL_CHUNK: usize = 16 << 10;
 /// How long a token is good for: as short as clients take it (they count less than 60 s as 60), long enough for one layer on a slow
 /// network.
 pub const TOKEN_LIFETIME: Duration = Duration::from_secs(300);

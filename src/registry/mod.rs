@@ -12,6 +12,7 @@ pub mod client;
 mod connection;
 pub mod error;
 pub mod events;
+pub mod flight;
 mod guard;
 mod health;
 pub mod layout;

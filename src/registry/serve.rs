@@ -1,16 +1,19 @@
 //! The accept loop: listeners become connections, a shutdown becomes a drain. What enters is bound sockets; what leaves is totals. It
 //! goes on accepting whatever a peer or the process's limits do to it.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::answer::Registry;
 use super::client::{Client, Surface};
 use super::connection::{self, Closing};
-use super::limits::{ACCEPT_PAUSE, OBSERVERS};
+use super::limits::{BACKLOG, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS};
 use super::log::Totals;
 
 /// How a listener's clients speak.
@@ -33,6 +36,20 @@ pub struct Listener {
     pub surface: Surface,
 }
 
+impl Listener {
+    /// Binds `address` (port 0 takes a free one) and listens for clients of `surface`.
+    ///
+    /// # Errors
+    /// As of binding: the address is no one of this machine, or is taken.
+    pub fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // Connections of a server that has just ended do not keep the address from the next one.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(Self { socket: socket.listen(BACKLOG)?, transport, surface })
+    }
+}
+
 /// What all connections share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -44,7 +61,7 @@ pub(super) struct Shared {
 /// and cuts what is left.
 pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: impl Future<Output = Duration> + Send) -> Totals {
     let limits = registry.limits();
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = Arc::new(Semaphore::new(limits.connections.min(affordable())));
     let observers = Arc::new(Semaphore::new(OBSERVERS));
     let shared = Arc::new(Shared { handshakes: Semaphore::new(limits.handshakes), registry: Arc::clone(&registry) });
     let (close, closing) = watch::channel(false);
@@ -67,6 +84,18 @@ pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: 
     registry.totals()
 }
 
+/// Connections that the process has file descriptors for: each is one, and the blob that it is being sent is another. The limit is
+/// raised as far as the system allows it to be.
+fn affordable() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if setrlimit(Resource::Nofile, raised).is_ok() {
+        limit = raised;
+    }
+    let descriptors = limit.current.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
+    (descriptors.saturating_sub(OWN_DESCRIPTORS) / 2).max(1)
+}
+
 async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>, closing: Closing) {
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -74,9 +103,9 @@ async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>,
             Ok(accepted) => accepted,
             // The peer is gone already, or the process has no descriptor or memory left: neither ends the loop.
             Err(error) => {
-                if !matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset) {
+                if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
                     tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(DESCRIPTOR_PAUSE).await;
                 }
                 continue;
             }

@@ -71,9 +71,9 @@ impl Server {
             runtime.block_on(async move {
                 let mut bound_listeners = Vec::new();
                 for (transport, surface) in listeners {
-                    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-                    bound.send(socket.local_addr().unwrap()).unwrap();
-                    bound_listeners.push(Listener { socket, transport, surface });
+                    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), transport, surface).unwrap();
+                    bound.send(listener.socket.local_addr().unwrap()).unwrap();
+                    bound_listeners.push(listener);
                 }
                 serve(bound_listeners, registry, async { stopped.await.unwrap_or_default() }).await
             })

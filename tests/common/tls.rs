@@ -1,83 +1,155 @@
-//! TLS clients: what they trust, what they offer, and certificates of their own.
+//! TLS clients: one that trusts anybody, hellos written by hand, and a session of TLS 1.2 whose records are written by hand.
 
-use std::io::BufReader;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::cipher::{
+    AeadKey, InboundOpaqueMessage, MessageDecrypter, MessageEncrypter, OutboundChunks, OutboundPlainMessage,
 };
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ClientConnection, ConnectionTrafficSecrets, ContentType, DigitallySignedStruct, Error, ProtocolVersion,
+    SignatureScheme, StreamOwned, SupportedCipherSuite,
+};
 
-use super::http::{self, Response};
+/// Trusts anybody: these tests are not about certificates.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
 
-/// A CA that signs clients' certificates.
-pub struct ClientAuthority(CertifiedIssuer<'static, KeyPair>);
-
-/// A client's certificate and key.
-pub struct Identity {
-    pub certificate: CertificateDer<'static>,
-    pub certificate_pem: String,
-    pub key_pem: String,
-}
-
-impl ClientAuthority {
-    pub fn new(name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
     }
 
-    pub fn pem(&self) -> String {
-        self.0.pem()
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
     }
 
-    /// A certificate for a client.
-    pub fn client(&self) -> Identity {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(["node".to_owned()]).unwrap();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = params.signed_by(&key, &self.0).unwrap();
-        Identity { certificate_pem: certificate.pem(), certificate: certificate.into(), key_pem: key.serialize_pem() }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 
-/// A client that trusts the CA, with this certificate of its own.
-pub fn client(ca_pem: &str, version: &'static rustls::SupportedProtocolVersion, own: Option<&Identity>) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[version]).unwrap();
-    let builder = builder.with_root_certificates(roots);
-    Arc::new(match own {
-        None => builder.with_no_client_auth(),
-        Some(own) => {
-            let key = PrivatePkcs8KeyDer::from_pem_slice(own.key_pem.as_bytes()).unwrap();
-            builder.with_client_auth_cert(vec![own.certificate.clone()], PrivateKeyDer::from(key)).unwrap()
-        }
-    })
+fn config(suites: Vec<SupportedCipherSuite>) -> ClientConfig {
+    let provider = Arc::new(CryptoProvider { cipher_suites: suites, ..ring::default_provider() });
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(rustls::ALL_VERSIONS);
+    let only_old = provider.cipher_suites.iter().all(|suite| matches!(suite, SupportedCipherSuite::Tls12(_)));
+    let builder = if only_old {
+        ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&[&rustls::version::TLS12])
+    } else {
+        builder
+    };
+    let verifier = Arc::new(Anybody(provider));
+    builder.unwrap().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
 }
 
-/// One request over TLS; the error where the handshake, or what comes after, fails.
-pub fn send(
-    address: SocketAddr,
-    config: &Arc<ClientConfig>,
-    method: &str,
-    target: &str,
-    headers: &[(&str, &str)],
-) -> std::io::Result<Response> {
-    let name = ServerName::try_from("localhost").unwrap();
-    let connection = ClientConnection::new(Arc::clone(config), name).unwrap();
-    let mut stream: StreamOwned<ClientConnection, TcpStream> = StreamOwned::new(connection, http::connect(address));
-    let lines: String = headers.iter().map(|(key, value)| format!("{key}: {value}\r\n")).collect();
-    let request = format!("{method} {target} HTTP/1.1\r\nHost: localhost:{}\r\n{lines}\r\n", address.port());
-    std::io::Write::write_all(&mut stream, request.as_bytes())?;
-    let mut reader = BufReader::new(stream);
-    // The refusal of a certificate comes with the first thing that is read (RFC 8446, section 4.4.2.4).
-    std::io::BufRead::fill_buf(&mut reader)?;
-    http::read(&mut reader, method == "HEAD").ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
+fn connection(config: ClientConfig, stream: &mut TcpStream) -> ClientConnection {
+    let mut connection = ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap();
+    while connection.is_handshaking() {
+        connection.complete_io(stream).unwrap();
+    }
+    connection
+}
+
+/// A session with whoever is there.
+pub fn anybody(mut stream: TcpStream) -> StreamOwned<ClientConnection, TcpStream> {
+    let connection = connection(config(ring::default_provider().cipher_suites), &mut stream);
+    StreamOwned::new(connection, stream)
+}
+
+/// A record with a ClientHello (RFC 5246, section 7.4.1.2) of this version, with these cipher suites; X25519, and ECDSA with P-256.
+pub fn hello(version: u16, suites: &[u16]) -> Vec<u8> {
+    let counted = |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
+    let extension = |kind: u16, bytes: &[u8]| [&kind.to_be_bytes()[..], &counted(bytes)].concat();
+    let suites: Vec<u8> = suites.iter().flat_map(|suite| suite.to_be_bytes()).collect();
+    let extensions = [
+        extension(0x000a, &counted(&[0x00, 0x1d])),
+        extension(0x000b, &[1, 0]),
+        extension(0x000d, &counted(&[0x04, 0x03])),
+        extension(0xff01, &[0]),
+    ];
+    let body = [&version.to_be_bytes()[..], &[7; 32], &[0], &counted(&suites), &[1, 0], &counted(&extensions.concat())].concat();
+    let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+    let message = [&[1][..], &length[1..], &body].concat();
+    [&[0x16, 0x03, 0x01][..], &counted(&message)].concat()
+}
+
+/// A session of TLS 1.2 whose records the test writes and reads itself.
+pub struct Session {
+    stream: TcpStream,
+    encrypter: Box<dyn MessageEncrypter>,
+    decrypter: Box<dyn MessageDecrypter>,
+    sent: u64,
+    received: u64,
+}
+
+impl Session {
+    /// Shakes hands, and takes the keys.
+    pub fn start(mut stream: TcpStream) -> Self {
+        let suite = ring::cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256;
+        let SupportedCipherSuite::Tls12(tls12) = suite else { panic!("a suite of TLS 1.2") };
+        let mut config = config(vec![suite]);
+        config.enable_secret_extraction = true;
+        let secrets = connection(config, &mut stream).dangerous_extract_secrets().unwrap();
+        let keys = |secrets: ConnectionTrafficSecrets| match secrets {
+            ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => {
+                (AeadKey::from(<[u8; 32]>::try_from(key.as_ref()).unwrap()), iv.as_ref().to_vec())
+            }
+            _ => panic!("the keys of this suite are expected"),
+        };
+        let ((sent, tx), (received, rx)) = (secrets.tx, secrets.rx);
+        let ((key, iv), (peer_key, peer_iv)) = (keys(tx), keys(rx));
+        let encrypter = tls12.aead_alg.encrypter(key, &iv, &[]);
+        Self { stream, encrypter, decrypter: tls12.aead_alg.decrypter(peer_key, &peer_iv), sent, received }
+    }
+
+    /// Sends a record: 21 is an alert, 22 a handshake, 23 data.
+    pub fn send(&mut self, kind: u8, bytes: &[u8]) {
+        let payload = OutboundChunks::Single(bytes);
+        let message = OutboundPlainMessage { typ: ContentType::from(kind), version: ProtocolVersion::TLSv1_2, payload };
+        let record = self.encrypter.encrypt(message, self.sent).unwrap();
+        self.sent += 1;
+        self.stream.write_all(&record.encode()).unwrap();
+    }
+
+    /// The next record.
+    pub fn receive(&mut self) -> (u8, Vec<u8>) {
+        let mut head = [0; 5];
+        self.stream.read_exact(&mut head).unwrap();
+        let mut payload = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+        self.stream.read_exact(&mut payload).unwrap();
+        let message = InboundOpaqueMessage::new(ContentType::from(head[0]), ProtocolVersion::TLSv1_2, &mut payload);
+        let plain = self.decrypter.decrypt(message, self.received).unwrap();
+        self.received += 1;
+        (head[0], plain.payload.to_vec())
+    }
+
+    /// Whether there is no further record, but the end of the connection.
+    pub fn closed(&mut self) -> bool {
+        self.stream.read(&mut [0]).map_or_else(|error| error.kind() == std::io::ErrorKind::ConnectionReset, |count| count == 0)
+    }
 }

@@ -1,0 +1,200 @@
+//! A disk in a VM, run by the program itself as a launcher would, and real clients.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use localregistry::proto::{self, Event, event};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::pack::PROGRAM;
+
+/// A machine that said that it is ready.
+pub struct Vm {
+    pub dir: TempDir,
+    pub address: String,
+    pub ready: Value,
+    run: Option<Child>,
+}
+
+/// How `localregistry run` ended.
+pub struct Ended {
+    pub status: Option<i32>,
+    pub stderr: String,
+    pub events: Vec<event::Event>,
+}
+
+impl Ended {
+    pub fn requests(&self) -> Vec<&proto::Request> {
+        let events = self.events.iter();
+        events.filter_map(|event| if let event::Event::Request(request) = event { Some(request) } else { None }).collect()
+    }
+
+    pub fn done(&self) -> &proto::Done {
+        match self.events.last() {
+            Some(event::Event::Done(done)) => done,
+            other => panic!("`done` is expected last, not {other:?}"),
+        }
+    }
+}
+
+fn command(dir: &Path, disk: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.current_dir(dir).args(["run", "--json", "--accel", "tcg", "--events", "events"]).arg(disk).args(arguments);
+    command.stderr(fs::File::create(dir.join("stderr")).unwrap());
+    command
+}
+
+fn ended(dir: &Path, status: Option<i32>) -> Ended {
+    let lines = fs::read_to_string(dir.join("events")).unwrap_or_default();
+    let event = |line| serde_json::from_str::<Event>(line).unwrap().event.unwrap();
+    Ended { status, stderr: fs::read_to_string(dir.join("stderr")).unwrap(), events: lines.lines().map(event).collect() }
+}
+
+/// Runs a disk that is not to become ready, to the end.
+pub fn fails(disk: &Path, arguments: &[&str]) -> Ended {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = command(dir.path(), disk, arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    // The line that says that it is ready, or nothing at the end.
+    let mut line = String::new();
+    BufReader::new(run.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    if !line.is_empty() {
+        let _ = run.kill();
+    }
+    let status = run.wait().unwrap();
+    assert_eq!(line, "", "nothing is announced");
+    assert!(!dir.path().join("ca.crt").exists(), "no CA is written");
+    ended(dir.path(), status.code())
+}
+
+/// A QEMU that starts with its arguments changed by this line of bash: for what `run` has no option to get wrong.
+pub fn qemu_changed(dir: &Path, change: &str) -> String {
+    let path = dir.join("qemu");
+    fs::write(&path, format!("#!/bin/bash\n{change}\nexec qemu-system-x86_64 \"${{args[@]}}\"\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+impl Vm {
+    /// Boots a disk and waits for the line that says that it is ready.
+    pub fn boot(disk: &Path, arguments: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let line = dir.path().join("ready");
+        let mut command = command(dir.path(), disk, arguments);
+        let mut run = command.stdin(Stdio::null()).stdout(fs::File::create(&line).unwrap()).spawn().unwrap();
+        let ready = loop {
+            let text = fs::read_to_string(&line).unwrap();
+            if text.ends_with('\n') {
+                break serde_json::from_str::<Value>(&text).unwrap();
+            }
+            if let Some(status) = run.try_wait().unwrap() {
+                panic!("{status}: {}", fs::read_to_string(dir.path().join("stderr")).unwrap());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let address = ready["address"].as_str().unwrap().to_owned();
+        Self { dir, address, ready, run: Some(run) }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.run.as_ref().unwrap().id();
+        kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
+    }
+
+    /// Sends a signal, SIGTERM or SIGINT, and waits for the end.
+    pub fn stop(mut self, by: Signal) -> Ended {
+        self.signal(by);
+        let status = self.run.take().unwrap().wait().unwrap();
+        ended(self.dir.path(), status.code())
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if let Some(mut run) = self.run.take() {
+            let _ = run.kill();
+            let _ = run.wait();
+        }
+    }
+}
+
+/// Runs a client, which has to succeed, and gives what it printed.
+pub fn succeed(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// skopeo, trusting the CAs in `certs` and no other.
+pub fn skopeo(arguments: &[&str], folder: &Path) -> Command {
+    let mut command = Command::new("skopeo");
+    command.arg("--insecure-policy").args(arguments).current_dir(folder).env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
+    command
+}
+
+/// A containerd of the test's own: its own root, state and socket, gone with it.
+pub struct Containerd {
+    dir: TempDir,
+    daemon: Child,
+}
+
+impl Containerd {
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let config = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n",
+            path("root"),
+            path("state"),
+            path("socket")
+        );
+        fs::write(dir.path().join("config.toml"), config).unwrap();
+        let mut command = Command::new("containerd");
+        command.args(["--log-level", "warn", "--config"]).arg(dir.path().join("config.toml"));
+        let log = fs::File::create(dir.path().join("log")).unwrap();
+        let daemon = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let containerd = Self { dir, daemon };
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !containerd.ctr(&["version"]).output().is_ok_and(|output| output.status.success()) {
+            assert!(Instant::now() < deadline, "{}", fs::read_to_string(containerd.dir.path().join("log")).unwrap());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        containerd
+    }
+
+    pub fn ctr(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.dir.path().join("socket")).args(arguments);
+        command
+    }
+
+    /// Pulls an image from `address`, trusting `ca` alone.
+    pub fn pull(&self, address: &str, image: &str, ca: &Path) -> Output {
+        let hosts = self.dir.path().join("certs.d");
+        fs::create_dir_all(hosts.join(address)).unwrap();
+        let toml = format!(
+            "server = \"https://{address}\"\n[host.\"https://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = {ca:?}\n"
+        );
+        fs::write(hosts.join(address).join("hosts.toml"), toml).unwrap();
+        let image = format!("{address}/{image}");
+        self.ctr(&["images", "pull", "--hosts-dir", hosts.to_str().unwrap(), &image]).output().unwrap()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(self.daemon.id().try_into().unwrap());
+        let _ = kill(pid, Signal::SIGTERM);
+        let _ = self.daemon.wait();
+    }
+}
