@@ -18,10 +18,11 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::proto::{Booting, Done, Event, Ready, Warning, event};
 use crate::registry::answer::Registry;
+use crate::registry::client::Surface;
 use crate::registry::events::Events;
 use crate::registry::limits::Limits;
 use crate::registry::log::Totals;
-use crate::registry::serve::{Listener, serve};
+use crate::registry::serve::{Listener, Transport, serve};
 use crate::registry::store::Store;
 
 use super::config::{self, Layer, Origin, Settings};
@@ -30,7 +31,7 @@ use super::events::Writer;
 use super::power::{By, Stop};
 use super::steps::Steps;
 use super::tls::Identity;
-use super::{clock, console, control, disk, machine, modules, mount, net, power, tls};
+use super::{access, clock, console, control, disk, machine, modules, mount, net, power, tls};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 4096;
@@ -77,6 +78,8 @@ struct Ended {
 struct Prepared {
     registry: Arc<Registry>,
     listener: TcpListener,
+    /// Of health, metrics and the CA, where they have a port of their own.
+    observed: Option<(TcpListener, NonZeroU16)>,
     identity: Identity,
     addresses: Vec<IpAddr>,
     port: NonZeroU16,
@@ -118,8 +121,14 @@ impl Guest {
             let _ = asked.send(stop.by);
             stop.drain
         };
-        let listener = Listener { socket: prepared.listener, transport: prepared.identity.transport };
-        let totals = serve(vec![listener], prepared.registry, shutdown).await;
+        let surface = if prepared.observed.is_some() { Surface::Registry } else { Surface::All };
+        let mut listeners = vec![Listener { socket: prepared.listener, transport: prepared.identity.transport, surface }];
+        listeners.extend(prepared.observed.map(|(socket, _)| Listener {
+            socket,
+            transport: Transport::Plain,
+            surface: Surface::Observability,
+        }));
+        let totals = serve(listeners, prepared.registry, shutdown).await;
         Ok(Ended { by: by.try_recv().unwrap_or(By::Command), totals })
     }
 
@@ -136,11 +145,19 @@ impl Guest {
         self.name_machine(&settings.hostname);
         let addresses = self.steps.wait("network", net::configure(&settings.interfaces, &settings.hostname)).await?;
         let store = self.steps.run("catalog", || Store::open(Path::new(disk::ROOT)))?;
-        let registry = Arc::new(Registry::new(store, self.events.clone(), Limits::default()));
-        let identity = self.steps.run("tls", || tls::identity(&settings, &addresses, &registry))?;
+        let (auth, clients) =
+            self.steps.run("auth", || Ok::<_, Fault>((access::auth(&settings)?, access::client_ca(&settings)?)))?;
+        let registry = Registry::new(store, self.events.clone(), Limits::default()).with_auth(auth, clients.as_ref());
+        let identity = self.steps.run("tls", || tls::identity(&settings, &addresses, &registry, clients.as_ref()))?;
+        let registry = Arc::new(match identity.ca_pem.as_str() {
+            "" => registry,
+            ca_pem => registry.with_ca(ca_pem),
+        });
+        let open = |port| listen(port).map_err(|source| Fault::Listen { port, source });
         let port = settings.port;
-        let listener = self.steps.run("listen", || listen(port)).map_err(|source| Fault::Listen { port, source })?;
-        Ok(Prepared { registry, listener, identity, addresses, port })
+        let listener = self.steps.run("listen", || open(port))?;
+        let observed = settings.metrics_port.map(|port| Ok::<_, Fault>((open(port)?, port))).transpose()?;
+        Ok(Prepared { registry, listener, observed, identity, addresses, port })
     }
 
     fn trace(&mut self, settings: &Settings) {
@@ -171,9 +188,13 @@ impl Guest {
     }
 
     fn ready(&self, prepared: &Prepared) -> Ready {
-        let Prepared { registry, identity, addresses, port, .. } = prepared;
+        let Prepared { registry, observed, identity, addresses, port, .. } = prepared;
         let (store, memory) = (registry.store(), machine::memory());
         let endpoint = |address: &IpAddr| format!("{}://{}", identity.scheme, SocketAddr::new(*address, port.get()));
+        let observed = observed.as_ref().map(|(_, port)| port);
+        let observed = observed
+            .into_iter()
+            .flat_map(|port| addresses.iter().map(|address| format!("http://{}", SocketAddr::new(*address, port.get()))));
         Ready {
             endpoints: addresses.iter().map(endpoint).collect(),
             ca_pem: identity.ca_pem.clone(),
@@ -184,6 +205,7 @@ impl Guest {
             steps: self.steps.report(),
             memory_used: memory.used,
             memory_total: memory.total,
+            metrics_endpoints: observed.collect(),
         }
     }
 

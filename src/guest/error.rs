@@ -8,6 +8,7 @@ use crate::causes;
 use crate::registry::layout::LayoutError;
 use crate::registry::store::StoreError;
 
+use super::access::AccessError;
 use super::config::ConfigError;
 use super::disk::DiskError;
 use super::modules::ModuleError;
@@ -42,6 +43,9 @@ pub enum Fault {
     /// The certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Who may pull.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// The registry's port.
     #[error("listen on TCP port {port}")]
     Listen {
@@ -68,6 +72,7 @@ impl Fault {
             Self::Net(error) => error.code(),
             Self::Store(error) => store_code(error),
             Self::Tls(_) => "BAD_TLS",
+            Self::Access(_) => "BAD_AUTH",
             Self::Listen { .. } => "NO_PORT",
             Self::Panic(_) => "PANIC",
         }

@@ -7,6 +7,7 @@
 //! Parsers and decisions are pure functions; what touches the machine is a thin shell around them. Every step that can fail has
 //! an error of its own, and [`Fault`](error::Fault) gives each a stable code.
 
+pub mod access;
 pub mod boot;
 pub mod clock;
 pub mod config;

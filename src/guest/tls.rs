@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::registry::answer::Registry;
+use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::serve::Transport;
 use crate::registry::tls::{self, Authority};
 
@@ -49,24 +50,29 @@ pub struct Identity {
     pub ca_pem: String,
 }
 
-/// Makes or takes the certificate for a guest with `addresses` that serves `registry`.
+/// Makes or takes the certificate for a guest with `addresses` that serves `registry`. `clients` is the CA of clients' certificates.
 ///
 /// # Errors
 /// When one cannot be made, or the one given is missing or bad.
-pub fn identity(settings: &Settings, addresses: &[IpAddr], registry: &Registry) -> Result<Identity, TlsError> {
+pub fn identity(
+    settings: &Settings,
+    addresses: &[IpAddr],
+    registry: &Registry,
+    clients: Option<&ClientCa>,
+) -> Result<Identity, TlsError> {
     match settings.tls {
         TlsMode::Off => Ok(Identity { transport: Transport::Plain, scheme: "http", ca_pem: String::new() }),
-        TlsMode::Generate => generate(names(settings, addresses), registry),
+        TlsMode::Generate => generate(names(settings, addresses), registry, clients),
         TlsMode::Provided => {
-            let (config, ca_pem) = tls::provided(&read("tls.crt")?, &read("tls.key")?).map_err(TlsError::Provided)?;
+            let (config, ca_pem) = tls::provided(&read("tls.crt")?, &read("tls.key")?, clients).map_err(TlsError::Provided)?;
             Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem })
         }
     }
 }
 
-fn generate(names: Vec<String>, registry: &Registry) -> Result<Identity, TlsError> {
+fn generate(names: Vec<String>, registry: &Registry, clients: Option<&ClientCa>) -> Result<Identity, TlsError> {
     let made = Authority::generate("localregistry").map(Arc::new).and_then(|authority| {
-        let config = authority.server_config(&names, registry.upstreams())?;
+        let config = authority.server_config(&names, registry.upstreams(), clients)?;
         Ok((config, authority.ca_pem().to_owned()))
     });
     match made {

@@ -33,7 +33,7 @@ enum Command {
     /// Make a small runnable image, to try everything with
     Sample(sample::Args),
     /// Serve a layout from this machine, without a VM
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Write a kernel that QEMU boots directly
     Kernel(kernel::Args),
     /// Write the archive that the guest boots from
@@ -48,14 +48,20 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let report = self.report;
         match self.command {
-            Command::Serve(args) => status(serve::run(&args, report)),
+            Command::Serve(args) => match args.conflict() {
+                Some(conflict) => usage(conflict),
+                None => status(serve::run(&args, report)),
+            },
             Command::Kernel(args) => status(kernel::run(&args, &report)),
             Command::Initramfs(args) => status(initramfs::run(&args, &report)),
             Command::Pack(args) => {
                 pack::run(args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
             Command::Sample(args) => status(sample::run(args, report)),
-            Command::Run(args) => run::run(&args, &report),
+            Command::Run(args) => match args.conflict() {
+                Some(conflict) => usage(conflict),
+                None => run::run(&args, &report),
+            },
         }
     }
 }
@@ -63,6 +69,12 @@ impl Cli {
 /// Exit code 0, or the error printed and exit code 1.
 fn status(result: Result<(), impl Error>) -> ExitCode {
     result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
+}
+
+/// Prints which flags do not go together, as the flags' parser does, and gives exit code 2.
+fn usage(conflict: &str) -> ExitCode {
+    eprintln!("error: {conflict}\n\nFor more information, try '--help'.");
+    ExitCode::from(2)
 }
 
 /// Prints `error` with its causes on one line and gives exit code `code`.

@@ -12,6 +12,8 @@ use crate::proto::Config;
 
 /// Port of the registry inside the guest where nothing else is said.
 const PORT: u16 = 5000;
+/// Ports of health, metrics and the CA inside the guest where nothing is said: the first one that is not the registry's.
+const METRICS_PORTS: [u16; 2] = [9090, 9091];
 /// Serial of the disk where nothing else is said.
 const SERIAL: &str = "localregistry";
 
@@ -154,6 +156,14 @@ impl GuestConfig {
         u16::try_from(port).ok().filter(|&port| port != 0).unwrap_or(PORT)
     }
 
+    /// Port of health, metrics and the CA inside the guest; where none is said, one is taken, and said.
+    pub fn take_metrics_port(&mut self) -> u16 {
+        let said = self.typed().ok().and_then(|config| u16::try_from(config.metrics_port).ok()).filter(|&port| port != 0);
+        let port = said.unwrap_or_else(|| METRICS_PORTS.into_iter().find(|&port| port != self.port()).unwrap_or_default());
+        self.json.insert("metricsPort".into(), port.into());
+        port
+    }
+
     /// Serial of the disk to serve.
     #[must_use]
     pub fn serial(&self) -> String {
@@ -167,13 +177,15 @@ impl GuestConfig {
         Value::Object(self.json.clone()).to_string()
     }
 
-    /// The config as its type, with a port that is one: the host forwards to it.
+    /// The config as its type, with ports that are: the host forwards to them.
     fn typed(&self) -> Result<Config, serde_json::Error> {
         let config: Config = serde_json::from_value(Value::Object(self.json.clone()))?;
-        match u16::try_from(config.port) {
-            Ok(_) => Ok(config),
-            Err(_) => Err(serde_json::Error::custom(format!("port {}, expected 1 to 65535", config.port))),
+        for (key, port) in [("port", config.port), ("metricsPort", config.metrics_port)] {
+            if port > u16::MAX.into() {
+                return Err(serde_json::Error::custom(format!("{key} {port}, expected 1 to 65535")));
+            }
         }
+        Ok(config)
     }
 }
 
@@ -271,7 +283,7 @@ mod tests {
             (
                 "hostnam=x",
                 "hostnam cannot be set to \"x\": unknown field `hostnam`, expected one of `hostname`, `names`, `port`, `tls`, \
-                 `interfaces`, `disk`, `clock`, `trace`",
+                 `interfaces`, `disk`, `clock`, `trace`, `auth`, `metrics_port`, `metricsPort`",
             ),
             ("tls.mod=OFF", "tls.mod cannot be set to \"OFF\": unknown field `mod`, expected `mode`"),
             (
@@ -279,6 +291,7 @@ mod tests {
                 "tls.mode cannot be set to \"off\": unknown variant `off`, expected one of `MODE_UNSPECIFIED`, `GENERATE`, \
                  `PROVIDED`, `OFF`",
             ),
+            ("metricsPort=70000", "metricsPort cannot be set to \"70000\": metricsPort 70000, expected 1 to 65535"),
             ("port=70000", "port cannot be set to \"70000\": port 70000, expected 1 to 65535"),
             ("trace=maybe", "trace cannot be set to \"maybe\": invalid type: string \"maybe\", expected a boolean"),
         ] {
@@ -297,6 +310,17 @@ mod tests {
         assert!(cause.ends_with("at line 2 column 6"), "{cause}");
         for text in ["", "[]", "7", "{\"port\":1,\"port\":2}", "{\"port\":-1}", "{\"port\":65536}", "\u{0}"] {
             assert!(matches!(GuestConfig::parse(text.as_bytes()), Err(ConfigError::Json(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_port_for_metrics_is_taken_where_none_is_said() {
+        for (said, taken) in
+            [("{}", 9090), (r#"{"port": 9090}"#, 9091), (r#"{"metricsPort": 81}"#, 81), (r#"{"metricsPort": 0}"#, 9090)]
+        {
+            let mut config = parsed(said);
+            assert_eq!(config.take_metrics_port(), taken, "{said}");
+            assert!(config.to_json().contains(&format!("\"metricsPort\":{taken}")), "{}", config.to_json());
         }
     }
 

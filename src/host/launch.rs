@@ -38,6 +38,7 @@ use self::qmp::Qmp;
 use self::record::Record;
 use super::accel::{self, Accel, Choice};
 use super::config::GuestConfig;
+use super::qemu::Forward;
 use super::report::Report;
 use crate::causes::chain;
 use crate::proto::{Event, Ready, event::Event as Kind};
@@ -87,10 +88,14 @@ pub struct Options {
     pub accel: Choice,
     /// Where the host listens for the registry. Port 0: a free one.
     pub publish: SocketAddrV4,
+    /// Where the host listens for health, metrics and the CA, where they are to have a port of their own. Port 0: a free one.
+    pub metrics: Option<SocketAddrV4>,
     /// What the guest is told. The addresses of `publish` are added to its names, the host's time to its clock.
     pub config: GuestConfig,
     /// Certificate chain and key, PEM files, where `config` says that they are provided.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Further files for the guest, by their names in fw_cfg: the password file and the client CA, where `config` asks for them.
+    pub secrets: Vec<(&'static str, PathBuf)>,
     /// File that keeps every event, one JSON line each.
     pub events: Option<PathBuf>,
     /// File that keeps the raw console.
@@ -116,7 +121,9 @@ pub struct Vm {
     /// The tasks that see to it that the machine ends in time.
     wardens: JoinSet<()>,
     accel: Accel,
-    address: SocketAddrV4,
+    /// Forwarded to the registry, and to health, metrics and the CA; no port is 0 once QEMU runs.
+    registry: Forward,
+    metrics: Option<Forward>,
     started: Instant,
     boot_time: Duration,
     ready: Ready,
@@ -185,12 +192,16 @@ impl Vm {
     async fn connect(&mut self) -> Result<(), LaunchError> {
         let Some(Commands { qmp, .. }) = &mut self.commands else { return Ok(()) };
         qmp.execute("qmp_capabilities", Value::Null, ANSWER).await?;
-        if self.address.port() == 0 {
+        let unknown = [Some(&mut self.registry), self.metrics.as_mut()].into_iter().flatten().filter(|f| f.host.port() == 0);
+        let mut unknown = unknown.peekable();
+        if unknown.peek().is_some() {
             let question = json!({ "command-line": "info usernet" });
             let answer = qmp.execute("human-monitor-command", question, ANSWER).await?;
             let answer = answer.as_str().unwrap_or_default();
-            let port = qmp::forwarded_port(answer).ok_or_else(|| LaunchError::NoPort { answer: answer.to_owned() })?;
-            self.address.set_port(port);
+            for forward in unknown {
+                let port = qmp::forwarded_port(answer, forward.guest_port);
+                forward.host.set_port(port.ok_or_else(|| LaunchError::NoPort { answer: answer.to_owned() })?);
+            }
         }
         Ok(())
     }
@@ -244,11 +255,13 @@ impl Vm {
     /// Where the registry is on this machine, as clients put it before an image's name.
     #[must_use]
     pub fn address(&self) -> SocketAddrV4 {
-        let mut address = self.address;
-        if address.ip().is_unspecified() {
-            address.set_ip(std::net::Ipv4Addr::LOCALHOST);
-        }
-        address
+        reachable(self.registry.host)
+    }
+
+    /// URL of health, metrics and the CA on this machine, where they have a port of their own.
+    #[must_use]
+    pub fn metrics_endpoint(&self) -> Option<String> {
+        self.metrics.map(|forward| format!("http://{}", reachable(forward.host)))
     }
 
     /// The same as a URL.
@@ -318,6 +331,14 @@ impl Vm {
         self.stop();
         self.wait().await
     }
+}
+
+/// An address of this machine that reaches whoever listens at `address`.
+fn reachable(mut address: SocketAddrV4) -> SocketAddrV4 {
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST);
+    }
+    address
 }
 
 /// Ends a machine in order, or kills it.

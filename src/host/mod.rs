@@ -1,6 +1,7 @@
 //! The launcher's tools, one module for each subcommand of `localregistry`.
 
 pub mod accel;
+pub mod access;
 pub mod cache;
 pub mod cli;
 pub mod config;

@@ -42,14 +42,21 @@ pub struct Machine {
     pub disk: PathBuf,
     /// Serial that the guest finds the disk by.
     pub serial: String,
-    /// Where the host listens. Port 0: QEMU takes a free one.
-    pub publish: SocketAddrV4,
-    /// Where the guest listens.
-    pub guest_port: u16,
+    /// The ports that are forwarded.
+    pub forwards: Vec<Forward>,
     /// Files that the guest reads through fw_cfg: name (at most 55 characters) and path.
     pub fw_cfg: Vec<(&'static str, PathBuf)>,
     /// The stream sockets that QEMU inherits.
     pub channels: Channels,
+}
+
+/// A TCP port of the host, and the guest's that it leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    /// Where the host listens. Port 0: QEMU takes a free one.
+    pub host: SocketAddrV4,
+    /// Where the guest listens.
+    pub guest_port: u16,
 }
 
 /// Descriptors of connected stream sockets that QEMU inherits: each gives end of file when QEMU ends, and leaves no name behind.
@@ -130,11 +137,11 @@ impl Machine {
         vec!["-blockdev".into(), backend, "-device".into(), device]
     }
 
-    /// User networking: one forwarded port in, nothing out.
+    /// User networking: the forwarded ports in, nothing out.
     fn network(&self) -> Vec<OsString> {
-        let (address, port) = (self.publish.ip(), self.publish.port());
-        let forward = format!("user,id=net,restrict=on,hostfwd=tcp:{address}:{port}-:{}", self.guest_port);
-        vec!["-netdev".into(), forward.into(), "-device".into(), "virtio-net-pci,netdev=net".into()]
+        let forward = |forward: &Forward| format!(",hostfwd=tcp:{}-:{}", forward.host, forward.guest_port);
+        let backend = self.forwards.iter().map(forward).fold("user,id=net,restrict=on".to_owned(), |all, one| all + &one);
+        vec!["-netdev".into(), backend.into(), "-device".into(), "virtio-net-pci,netdev=net".into()]
     }
 
     /// Console, events, control and QMP.
@@ -203,8 +210,7 @@ mod tests {
             initramfs: "/cache/initramfs.cpio".into(),
             disk: "/tmp/a,b/images.erofs".into(),
             serial: "localregistry".into(),
-            publish: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
-            guest_port: 5000,
+            forwards: vec![Forward { host: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), guest_port: 5000 }],
             fw_cfg: vec![("opt/localregistry/config", "/dev/fd/9".into())],
             channels: Channels { qmp: 5, console: 6, events: 7, control: 8 },
         }
@@ -233,8 +239,10 @@ mod tests {
             memory_mib: 512,
             cpus: 4,
             serial: "a,serial=b".into(),
-            publish: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 5001),
-            guest_port: 443,
+            forwards: vec![
+                Forward { host: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 5001), guest_port: 443 },
+                Forward { host: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), guest_port: 9090 },
+            ],
             fw_cfg: vec![],
             ..machine()
         };
@@ -244,7 +252,7 @@ mod tests {
             "-m 512M",
             "-smp 4",
             "-device virtio-blk-pci,drive=disk,serial=a,,serial=b",
-            "-netdev user,id=net,restrict=on,hostfwd=tcp:0.0.0.0:5001-:443",
+            "-netdev user,id=net,restrict=on,hostfwd=tcp:0.0.0.0:5001-:443,hostfwd=tcp:127.0.0.1:0-:9090",
         ] {
             assert!(listing.lines().any(|found| found == line), "{line} is missing in\n{listing}");
         }

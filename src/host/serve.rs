@@ -9,9 +9,12 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::files;
 use super::report::Report;
 use crate::registry::answer::Registry;
+use crate::registry::auth::client_certificate::ClientCa;
+use crate::registry::client::Surface;
 use crate::registry::events::Events;
 use crate::registry::limits::Limits;
 use crate::registry::serve::{Listener, Transport, serve};
@@ -25,7 +28,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   localregistry serve images/ --tls off
-  localregistry serve images/ --listen 127.0.0.1:5000 --ca ca.crt --san registry.test")]
+  localregistry serve images/ --listen 127.0.0.1:5000 --ca ca.crt --san registry.test
+  localregistry serve images/ --htpasswd users --token --metrics 127.0.0.1:9090")]
 pub struct Args {
     /// Folder of an OCI image layout, or of a disk's extracted content
     layout: PathBuf,
@@ -53,6 +57,13 @@ pub struct Args {
     /// Private key, PEM, with --tls provided
     #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"))]
     key: Option<PathBuf>,
+
+    #[command(flatten)]
+    access: Access,
+
+    /// Serve /healthz, /metrics and /ca.crt here, over plain HTTP and for anybody, instead of beside the registry
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics: Option<SocketAddr>,
 
     /// Keep every event in this file, one JSON message a line
     #[arg(long, value_name = "FILE")]
@@ -84,6 +95,9 @@ pub enum Error {
     /// Certificates.
     #[error("cannot set TLS up")]
     Tls(#[from] TlsError),
+    /// Who may pull.
+    #[error("cannot let anybody in")]
+    Access(#[from] AccessError),
     /// A file that was named.
     #[error("cannot {verb} {path}")]
     File {
@@ -112,11 +126,22 @@ pub enum Error {
 #[derive(Serialize)]
 struct Ready {
     endpoints: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<String>,
     images: usize,
     blobs: usize,
     blob_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     ca: Option<PathBuf>,
+}
+
+impl Args {
+    /// What two flags together do not allow, in words.
+    #[must_use]
+    pub fn conflict(&self) -> Option<&'static str> {
+        let needs_tls = self.tls == TlsMode::Off && self.access.has_client_ca();
+        needs_tls.then_some(CLIENT_CA_WITHOUT_TLS)
+    }
 }
 
 /// Serves until SIGINT or SIGTERM.
@@ -136,25 +161,38 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         Some(path) => Some(record(path, queue)?),
         None => None,
     };
-    let registry = Arc::new(Registry::new(store, events, Limits::default()));
-    let transport = transport(args, &registry)?;
+    let clients = args.access.client_ca()?;
+    let registry = Registry::new(store, events, Limits::default()).with_auth(args.access.auth()?, clients.as_ref());
+    let (transport, ca) = transport(args, &registry, clients.as_ref())?;
+    let registry = Arc::new(match ca {
+        Some(ca) => registry.with_ca(ca),
+        None => registry,
+    });
+    let surface = if args.metrics.is_some() { Surface::Registry } else { Surface::All };
     let mut listeners = Vec::new();
     for address in &args.listen {
-        let listener = Listener::bind(*address, transport.clone());
-        listeners.push(listener.map_err(|cause| Error::Listen { address: *address, cause })?);
+        listeners.push(bind(*address, transport.clone(), surface)?);
     }
-
     let scheme = if args.tls == TlsMode::Off { "http" } else { "https" };
     let addresses = listeners.iter().map(|listener| listener.socket.local_addr()).collect::<Result<Vec<_>, _>>()?;
+    let mut metrics = None;
+    if let Some(address) = args.metrics {
+        let listener = bind(address, Transport::Plain, Surface::Observability)?;
+        metrics = Some(format!("http://{}", listener.socket.local_addr()?));
+        listeners.push(listener);
+    }
+
     let store = registry.store();
     let ready = Ready {
         endpoints: addresses.iter().map(|address| format!("{scheme}://{address}")).collect(),
+        metrics,
         images: store.images(),
         blobs: store.blobs(),
         blob_bytes: store.blob_bytes(),
         ca: args.ca.clone(),
     };
-    let text = format!("serving {} images at {}", ready.images, ready.endpoints.join(", "));
+    let beside = ready.metrics.as_ref().map_or_else(String::new, |url| format!("; health and metrics at {url}"));
+    let text = format!("serving {} images at {}{beside}", ready.images, ready.endpoints.join(", "));
     report.result(&ready, &text)?;
 
     let totals = serve(listeners, registry, stopped).await;
@@ -176,23 +214,29 @@ fn stop_signal() -> io::Result<impl Future<Output = Duration>> {
     })
 }
 
-fn transport(args: &Args, registry: &Registry) -> Result<Transport, Error> {
+fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<Listener, Error> {
+    Listener::bind(address, transport, surface).map_err(|cause| Error::Listen { address, cause })
+}
+
+/// What is spoken, and the CA that clients have to trust. The CA is written where it was asked for.
+fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Result<(Transport, Option<String>), Error> {
     let (config, ca) = match (args.tls, &args.cert, &args.key) {
-        (TlsMode::Off, ..) => return Ok(Transport::Plain),
-        (TlsMode::Provided, Some(chain), Some(key)) => tls::provided(&read(chain)?, &read(key)?)?,
+        (TlsMode::Off, ..) => return Ok((Transport::Plain, None)),
+        (TlsMode::Provided, Some(chain), Some(key)) => tls::provided(&read(chain)?, &read(key)?, clients)?,
         _ => {
             let authority = Arc::new(Authority::generate("localregistry")?);
             let own = args.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
             let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
             names.extend(own.chain(args.san.iter().cloned()));
             names.dedup();
-            (authority.server_config(&names, registry.upstreams())?, authority.ca_pem().to_owned())
+            let config = authority.server_config(&names, registry.upstreams(), clients)?;
+            (config, authority.ca_pem().to_owned())
         }
     };
     if let Some(path) = &args.ca {
         files::write_atomically(path, ca.as_bytes()).map_err(|cause| Error::File { verb: "write", path: path.clone(), cause })?;
     }
-    Ok(Transport::Tls(config))
+    Ok((Transport::Tls(config), Some(ca)))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

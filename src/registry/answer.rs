@@ -12,26 +12,42 @@ use http::{HeaderMap, Method, Response, Version};
 use rustix::io::Errno;
 use tokio::time::{Instant, sleep};
 
+use super::auth::Auth;
+use super::auth::client_certificate::{ClientCa, Presence};
+use super::auth::scope::Scope;
 use super::body::Body;
 use super::catalog::{Blob, BlobId, RepositoryId};
+use super::client::{self, Client};
 use super::error::RegistryError;
 use super::events::Events;
 use super::flight::Budget;
+use super::health::Health;
 use super::limits::{DESCRIPTOR_PAUSE, Limits};
-use super::log::{Counters, Entry, Totals};
+use super::log::{Entry, Totals};
+use super::metrics::Metrics;
+use super::metrics::exposition::Exposition;
 use super::reply::{self, Content, Freshness};
-use super::route::{self, Page, Route, Target};
+use super::route::{self, Asked, Endpoint, Page, Route, Target};
 use super::store::Store;
 use super::{lists, range};
 use crate::oci::{Host, Reference, Repository};
 use crate::proto;
+
+mod beside;
 
 /// A store being served.
 #[derive(Debug)]
 pub struct Registry {
     store: Arc<Store>,
     events: Events,
-    counters: Arc<Counters>,
+    metrics: Arc<Metrics>,
+    exposition: Exposition,
+    health: Health,
+    auth: Auth,
+    /// Whether a client's certificate stands in for credentials.
+    certificates_admit: bool,
+    /// The CA that nodes have to trust, PEM.
+    ca_pem: Option<String>,
     /// Upstream hosts that repositories of the store are filed under.
     upstreams: HashSet<String>,
     limits: Limits,
@@ -45,7 +61,35 @@ impl Registry {
         let catalog = store.catalog();
         let names = catalog.repositories().filter_map(|id| catalog.repository_name(id).parse::<Repository>().ok());
         let upstreams = names.filter_map(|name| name.host().map(str::to_owned)).collect();
-        Self { store: Arc::new(store), events, counters: Arc::default(), upstreams, limits, in_flight: Arc::default() }
+        let metrics = Arc::new(Metrics::new(catalog));
+        let store = Arc::new(store);
+        let exposition = Exposition::new(Arc::clone(&metrics), Arc::clone(&store), events.clone());
+        Self {
+            store,
+            events,
+            metrics,
+            exposition,
+            health: Health::default(),
+            auth: Auth::default(),
+            certificates_admit: false,
+            ca_pem: None,
+            upstreams,
+            limits,
+            in_flight: Arc::default(),
+        }
+    }
+
+    /// The same, for those whom `auth` lets in; and for those with a certificate of `clients`, where that is optional.
+    #[must_use]
+    pub fn with_auth(self, auth: Auth, clients: Option<&ClientCa>) -> Self {
+        let certificates_admit = clients.is_some_and(|clients| clients.presence() == Presence::Optional);
+        Self { auth, certificates_admit, ..self }
+    }
+
+    /// The same, handing out this CA certificate (PEM).
+    #[must_use]
+    pub fn with_ca(self, ca_pem: impl Into<String>) -> Self {
+        Self { ca_pem: Some(ca_pem.into()), ..self }
     }
 
     /// Within which limits it serves.
@@ -70,7 +114,13 @@ impl Registry {
     /// Requests answered and bytes sent so far.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        self.counters.totals()
+        self.metrics.totals()
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// The queue that tells the launcher what happens.
@@ -79,13 +129,14 @@ impl Registry {
         &self.events
     }
 
-    /// Answers a request from `peer` by its head.
-    pub async fn answer(&self, head: &Parts, peer: std::net::SocketAddr) -> Response<Body> {
-        let mut entry = Entry::new(request_event(head, peer), self.events.clone(), Arc::clone(&self.counters));
+    /// Answers a request of `client` by its head.
+    pub async fn answer(&self, head: &Parts, client: &Client) -> Response<Body> {
+        let client = Client { certified: client.certified && self.certificates_admit, ..*client };
+        let mut entry = Entry::new(request_event(head, client.peer), self.events.clone(), Arc::clone(&self.metrics));
         let answered = match check(head).and_then(|()| route::parse(&head.method, &head.uri)) {
-            Ok(target) => {
-                describe(&target, &mut entry.request);
-                self.route(&target, head).await.map(|response| reply::namespaced(response, target.namespace.as_ref()))
+            Ok(asked) => {
+                describe(&asked, &mut entry);
+                self.asked(&asked, head, &client, &mut entry).await
             }
             Err(error) => Err(error),
         };
@@ -99,7 +150,26 @@ impl Registry {
         Response::from_parts(parts, body.logged(entry, self.limits, Arc::clone(&self.in_flight)))
     }
 
-    async fn route(&self, target: &Target, head: &Parts) -> Result<Response<Body>, RegistryError> {
+    /// Lets the request pass, or not, and answers it.
+    async fn asked(
+        &self,
+        asked: &Asked,
+        head: &Parts,
+        client: &Client,
+        entry: &mut Entry,
+    ) -> Result<Response<Body>, RegistryError> {
+        match asked {
+            _ if !asked.is_on(client.surface) => Err(RegistryError::PathUnknown),
+            Asked::Beside(asked) => self.beside(asked, head, client).await,
+            Asked::Registry(target) => {
+                self.auth.admit(scope(&target.route), head, client).await?;
+                let response = reply::namespaced(self.route(target, head, entry).await?, target.namespace.as_ref());
+                Ok(if self.auth.is_needed() { reply::private(response) } else { response })
+            }
+        }
+    }
+
+    async fn route(&self, target: &Target, head: &Parts, entry: &mut Entry) -> Result<Response<Body>, RegistryError> {
         match &target.route {
             Route::Base => Ok(reply::base()),
             Route::Catalog(page) => Ok(lists::catalog(self.store.catalog(), page)),
@@ -114,6 +184,7 @@ impl Registry {
                 let found = self.store.catalog().blob_in(repository, digest);
                 let unknown = || RegistryError::BlobUnknown(format!("no blob {digest} in {name}"));
                 let blob = found.and_then(|id| self.store.catalog().blob(id)).ok_or_else(unknown)?;
+                entry.blob_of = Some(repository);
                 self.content(Blob { manifest: None, ..blob }, Freshness::Immutable, head).await
             }
             Route::Referrers(name, digest, artifact_type) => {
@@ -144,7 +215,7 @@ impl Registry {
     /// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
     /// name, the `Host` header where the store knows that host, else none (the default namespace).
     fn repository(&self, name: &Repository, target: &Target, head: &Parts) -> Result<RepositoryId, RegistryError> {
-        let host = authority(head).and_then(|host| host.parse::<Host>().ok());
+        let host = client::host(head);
         let upstream = match (&target.namespace, name.host()) {
             // A client may say in `ns` what it connected to: then it means no upstream, but this registry.
             (Some(namespace), _) => {
@@ -224,9 +295,13 @@ fn check(head: &Parts) -> Result<(), RegistryError> {
     Ok(())
 }
 
-/// The host that the client says it speaks to.
-fn authority(head: &Parts) -> Option<&str> {
-    head.uri.authority().map(http::uri::Authority::as_str).or_else(|| head.headers.get(HOST)?.to_str().ok())
+/// What a token has to be good for.
+fn scope(route: &Route) -> Scope<'_> {
+    match route {
+        Route::Base => Scope::Any,
+        Route::Catalog(_) => Scope::Catalog,
+        Route::Tags(name, _) | Route::Manifest(name, _) | Route::Blob(name, _) | Route::Referrers(name, ..) => Scope::Pull(name),
+    }
 }
 
 /// Whether `If-None-Match` names the content (RFC 9110, section 13.1.2; weak comparison).
@@ -246,7 +321,7 @@ fn request_event(head: &Parts, peer: std::net::SocketAddr) -> proto::Request {
         // On a socket of both families, an IPv4 client has an IPv6 address that holds its own.
         peer: std::net::SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string(),
         method: clipped(head.method.as_str(), 32),
-        endpoint: "other".into(),
+        endpoint: Endpoint::Other.name().into(),
         range: clipped(&header(RANGE), 256),
         user_agent: clipped(&header(USER_AGENT), 256),
         protocol: if head.version == Version::HTTP_2 { "HTTP/2".into() } else { "HTTP/1.1".into() },
@@ -254,18 +329,18 @@ fn request_event(head: &Parts, peer: std::net::SocketAddr) -> proto::Request {
     }
 }
 
-fn describe(target: &Target, request: &mut proto::Request) {
-    let (endpoint, repository, reference) = match &target.route {
-        Route::Base => ("base", None, None),
-        Route::Catalog(_) => ("catalog", None, None),
-        Route::Tags(name, _) => ("tags", Some(name), None),
-        Route::Manifest(name, reference) => ("manifest", Some(name), Some(reference.to_string())),
-        Route::Blob(name, digest) => ("blob", Some(name), Some(digest.to_string())),
-        Route::Referrers(name, digest, _) => ("referrers", Some(name), Some(digest.to_string())),
+fn describe(asked: &Asked, entry: &mut Entry) {
+    entry.endpoint = asked.endpoint();
+    entry.request.endpoint = entry.endpoint.name().into();
+    let Asked::Registry(target) = asked else { return };
+    let (repository, reference) = match &target.route {
+        Route::Base | Route::Catalog(_) => (None, None),
+        Route::Tags(name, _) => (Some(name), None),
+        Route::Manifest(name, reference) => (Some(name), Some(reference.to_string())),
+        Route::Blob(name, digest) | Route::Referrers(name, digest, _) => (Some(name), Some(digest.to_string())),
     };
-    request.endpoint = endpoint.into();
-    request.reference = reference.unwrap_or_default();
-    request.repository = match (&target.namespace, repository) {
+    entry.request.reference = reference.unwrap_or_default();
+    entry.request.repository = match (&target.namespace, repository) {
         (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
         (None, Some(name)) => name.to_string(),
         (_, None) => String::new(),

@@ -43,6 +43,18 @@ pub enum CatalogError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RepositoryId(usize);
 
+impl RepositoryId {
+    /// The number: the place of the repository's name among all, from 0.
+    pub(super) fn number(self) -> usize {
+        self.0
+    }
+
+    /// The repository with this number.
+    pub(super) fn from_number(number: usize) -> Self {
+        Self(number)
+    }
+}
+
 /// Number of a blob in the catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlobId(u32);
@@ -94,6 +106,13 @@ impl Catalog {
     #[must_use]
     pub fn blob_totals(&self) -> (usize, u64) {
         (self.columns.sizes.len(), self.columns.sizes.iter().fold(0, |sum, size| sum.saturating_add(*size)))
+    }
+
+    /// The largest blob.
+    #[must_use]
+    pub fn largest_blob(&self) -> Option<Blob<'_>> {
+        let (number, _) = self.columns.sizes.iter().enumerate().max_by_key(|(_, size)| **size)?;
+        self.blob_at(number)
     }
 
     /// The repository of this whole name (host included).

@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -22,9 +21,11 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::client::Client;
 use super::flight::Tails;
 use super::guard::Guarded;
 use super::limits::{ERRORS, HEAD, Limits, RESETS, STREAM_BUFFER, TLS_BUFFER};
+use super::metrics::HandshakeFailure;
 use super::serve::{Shared, Transport};
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, section 5.1).
@@ -47,7 +48,7 @@ pub(super) struct Closing {
 }
 
 /// Serves one accepted connection. A client that goes away or breaks the protocol is no error of ours.
-pub(super) async fn run(stream: TcpStream, peer: SocketAddr, transport: Transport, shared: &Arc<Shared>, closing: Closing) {
+pub(super) async fn run(stream: TcpStream, client: Client, transport: Transport, shared: &Arc<Shared>, closing: Closing) {
     let mut first = [0; HTTP2_PREFACE.len()];
     let limits = *shared.registry.limits();
     let Ok(Some(first)) = timeout(limits.first_byte, first_bytes(&stream, &mut first)).await else { return };
@@ -57,18 +58,27 @@ pub(super) async fn run(stream: TcpStream, peer: SocketAddr, transport: Transpor
     let ended = match transport {
         Transport::Plain if is_tls => return refuse(stream, NOT_TLS).await,
         Transport::Tls(_) if !is_tls => return refuse(stream, NOT_PLAIN).await,
-        Transport::Plain => http(stream, http2, peer, shared, closing).await,
+        Transport::Plain => http(stream, http2, client, shared, closing).await,
         Transport::Tls(config) => {
-            let Ok(Ok(tls)) = timeout(limits.handshake, handshake(stream, config, &shared.handshakes)).await else {
-                tracing::debug!(%peer, "the TLS handshake failed");
-                return;
+            let shaken = timeout(limits.handshake, handshake(stream, config, &shared.handshakes)).await;
+            let metrics = shared.registry.metrics();
+            let tls = match shaken.unwrap_or_else(|late| Err(late.into())) {
+                Ok(tls) => tls,
+                Err(error) => {
+                    let reason = HandshakeFailure::of(&error);
+                    metrics.handshake_failed(reason);
+                    tracing::debug!(peer = %client.peer, reason = reason.name(), %error, "the TLS handshake failed");
+                    return;
+                }
             };
+            metrics.handshake(tls.get_ref().1.protocol_version());
+            let certified = tls.get_ref().1.peer_certificates().is_some();
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-            http(tls, http2, peer, shared, closing).await
+            http(tls, http2, Client { certified, ..client }, shared, closing).await
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%peer, %error, "the connection ended early");
+        tracing::debug!(peer = %client.peer, %error, "the connection ended early");
     }
 }
 
@@ -118,7 +128,7 @@ async fn refuse(mut stream: Guarded<TcpStream>, answer: &[u8]) {
     }
 }
 
-async fn http<S>(stream: S, http2: bool, peer: SocketAddr, shared: &Arc<Shared>, closing: Closing) -> hyper::Result<()>
+async fn http<S>(stream: S, http2: bool, client: Client, shared: &Arc<Shared>, closing: Closing) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -131,7 +141,7 @@ where
         // The body is dropped unread: there is nothing that a request's body could mean here.
         let (head, _) = request.into_parts();
         async move {
-            let response = registry.answer(&head, peer).await;
+            let response = registry.answer(&head, &client).await;
             Ok::<_, Infallible>(match tails {
                 Some(tails) => response.map(|body| body.watched_by(tails)),
                 None => response,

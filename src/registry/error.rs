@@ -4,6 +4,8 @@
 use http::StatusCode;
 use serde::Serialize;
 
+use super::auth::challenge::Challenge;
+
 /// A request that is not answered with content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RegistryError {
@@ -29,10 +31,14 @@ pub enum RegistryError {
     TooManyRanges,
     /// A request that breaks HTTP: no `Host` or two, plain HTTP on a TLS port.
     BadRequest(&'static str),
-    /// Credentials are needed, or were wrong.
-    Unauthorized,
+    /// Credentials or a token are needed, or were wrong.
+    Unauthorized(Challenge),
+    /// Too much is asked for at once.
+    Busy,
     /// The disk did not give what its catalog says it holds.
     Disk,
+    /// The disk does not answer, or not as its catalog says.
+    Unhealthy,
 }
 
 #[derive(Serialize)]
@@ -84,17 +90,26 @@ impl RegistryError {
                 format!("at most {} ranges are served in one request", super::limits::RANGES),
             ),
             Self::BadRequest(why) => (S::BAD_REQUEST, "UNSUPPORTED", "bad request", (*why).into()),
-            Self::Unauthorized => (
-                S::UNAUTHORIZED,
-                "UNAUTHORIZED",
-                "authentication required",
-                "send the credentials that the registry was given".into(),
+            Self::Unauthorized(challenge) => {
+                (S::UNAUTHORIZED, "UNAUTHORIZED", "authentication required", challenge.detail().into())
+            }
+            Self::Busy => (
+                S::TOO_MANY_REQUESTS,
+                "TOOMANYREQUESTS",
+                "too many requests",
+                "too many passwords wait to be verified; come again in a second".into(),
             ),
             Self::Disk => (
                 S::INTERNAL_SERVER_ERROR,
                 "UNKNOWN",
                 "the content could not be read",
                 "the registry's disk failed or is damaged; its console says more".into(),
+            ),
+            Self::Unhealthy => (
+                S::SERVICE_UNAVAILABLE,
+                "UNAVAILABLE",
+                "the disk cannot be read",
+                "a probe of the registry's disk failed or took too long; its console says more".into(),
             ),
         }
     }

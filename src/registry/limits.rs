@@ -54,6 +54,23 @@ pub const CHUNK: usize = 128 << 10;
 pub const IN_FLIGHT: usize = 16 << 20;
 /// Bytes read at once where [`IN_FLIGHT`] is reached: the payload of one frame or TLS record.
 pub const SMALL_CHUNK: usize = 16 << 10;
+/// How long a token is good for: as short as clients take it (they count less than 60 s as 60), long enough for one layer on a slow
+/// network.
+pub const TOKEN_LIFETIME: Duration = Duration::from_secs(300);
+/// Scopes of one token: clients ask for one or two. With names of 255 bytes the token is some 11 KiB, a sixth of [`HEAD`].
+pub const SCOPES: usize = 32;
+/// Passwords verified at once. Each takes a core for milliseconds to a second, as the password file's author chose.
+pub const VERIFICATIONS: usize = 1;
+/// How long a password may wait for its turn before its client is told to come again (429).
+pub const VERIFICATION_WAIT: Duration = Duration::from_secs(10);
+/// How long the disk may take to answer before it counts as failed.
+pub const PROBE: Duration = Duration::from_secs(2);
+/// Connections at once to a port of its own for health, metrics and the CA, beside [`CONNECTIONS`]: it answers while the registry is
+/// full.
+pub const OBSERVERS: usize = 64;
+/// Repositories with a line of their own in the metrics, the first ones pulled from; the others share one. More is more than a
+/// monitoring system wants of one machine.
+pub const REPOSITORY_SERIES: usize = 1000;
 
 /// The limits that can be chosen, each the constant of its name by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,17 +5,21 @@
 //! ```
 
 pub mod answer;
+pub mod auth;
 pub mod body;
 pub mod catalog;
+pub mod client;
 mod connection;
 pub mod error;
 pub mod events;
 pub mod flight;
 mod guard;
+mod health;
 pub mod layout;
 pub mod limits;
 pub mod lists;
 pub mod log;
+pub mod metrics;
 pub mod range;
 pub mod reply;
 pub mod route;

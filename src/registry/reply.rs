@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, RETRY_AFTER,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::response::Builder;
 use http::{HeaderValue, Response, StatusCode};
@@ -95,6 +96,26 @@ pub fn json(media_type: &'static str, document: Vec<u8>) -> Response<Body> {
     finish(builder.header(X_CONTENT_TYPE_OPTIONS, NOSNIFF), Body::bytes(document))
 }
 
+/// Something that is right only now, of this media type: never kept.
+#[must_use]
+pub fn momentary(media_type: &'static str, text: impl Into<Bytes>) -> Response<Body> {
+    let builder = Response::builder().header(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    let builder = builder.header(CACHE_CONTROL, HeaderValue::from_static("no-store")).header(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+    finish(builder, Body::bytes(text))
+}
+
+/// Keeps what was not for everybody out of the caches that serve others.
+#[must_use]
+pub fn private(mut response: Response<Body>) -> Response<Body> {
+    if let Some(value) = response.headers_mut().get_mut(CACHE_CONTROL) {
+        let private = value.to_str().ok().and_then(|value| value.strip_prefix("public, "));
+        if let Some(private) = private.and_then(|rest| HeaderValue::try_from(format!("private, {rest}")).ok()) {
+            *value = private;
+        }
+    }
+    response
+}
+
 /// An error, in the specification's JSON.
 #[must_use]
 pub fn error(error: &RegistryError) -> Response<Body> {
@@ -102,6 +123,8 @@ pub fn error(error: &RegistryError) -> Response<Body> {
     let builder = match error {
         RegistryError::MethodNotAllowed => builder.header(ALLOW, HeaderValue::from_static("GET, HEAD")),
         RegistryError::RangeNotSatisfiable(size) => builder.header(CONTENT_RANGE, format!("bytes */{size}")),
+        RegistryError::Unauthorized(challenge) => builder.header(WWW_AUTHENTICATE, challenge.to_string()),
+        RegistryError::Busy => builder.header(RETRY_AFTER, HeaderValue::from_static("1")),
         _ => builder,
     };
     finish(builder, Body::bytes(error.json()))

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use http::{Method, Uri};
 use percent_encoding::percent_decode_str;
 
+use super::client::Surface;
 use super::error::RegistryError;
 use crate::oci::{Digest, Host, NameError, Reference, Repository};
 
@@ -23,6 +24,113 @@ pub enum Route {
     Blob(Repository, Digest),
     /// `/v2/<name>/referrers/<digest>`, and its `artifactType`.
     Referrers(Repository, Digest, Option<String>),
+}
+
+/// An endpoint of this registry's own, beside those of the specification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Beside {
+    /// `/token`, and the scopes that a token is wanted for.
+    Token(Vec<String>),
+    /// `/healthz`.
+    Health,
+    /// `/metrics`.
+    Metrics,
+    /// `/ca.crt`.
+    Ca,
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// Something of the distribution specification.
+    Registry(Target),
+    /// Something beside it.
+    Beside(Beside),
+}
+
+/// An endpoint without its operands, as logs and metrics name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Endpoint {
+    Base,
+    Catalog,
+    Tags,
+    Manifest,
+    Blob,
+    Referrers,
+    Token,
+    Health,
+    Metrics,
+    Ca,
+    /// No endpoint's target, or a request that was refused before it was looked at.
+    Other,
+}
+
+impl Endpoint {
+    /// Every one, in the order of their declaration.
+    pub const ALL: [Self; 11] = [
+        Self::Base,
+        Self::Catalog,
+        Self::Tags,
+        Self::Manifest,
+        Self::Blob,
+        Self::Referrers,
+        Self::Token,
+        Self::Health,
+        Self::Metrics,
+        Self::Ca,
+        Self::Other,
+    ];
+
+    /// Its stable name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Catalog => "catalog",
+            Self::Tags => "tags",
+            Self::Manifest => "manifest",
+            Self::Blob => "blob",
+            Self::Referrers => "referrers",
+            Self::Token => "token",
+            Self::Health => "health",
+            Self::Metrics => "metrics",
+            Self::Ca => "ca",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl Asked {
+    /// The endpoint alone.
+    #[must_use]
+    pub fn endpoint(&self) -> Endpoint {
+        match self {
+            Self::Registry(target) => match target.route {
+                Route::Base => Endpoint::Base,
+                Route::Catalog(_) => Endpoint::Catalog,
+                Route::Tags(..) => Endpoint::Tags,
+                Route::Manifest(..) => Endpoint::Manifest,
+                Route::Blob(..) => Endpoint::Blob,
+                Route::Referrers(..) => Endpoint::Referrers,
+            },
+            Self::Beside(Beside::Token(_)) => Endpoint::Token,
+            Self::Beside(Beside::Health) => Endpoint::Health,
+            Self::Beside(Beside::Metrics) => Endpoint::Metrics,
+            Self::Beside(Beside::Ca) => Endpoint::Ca,
+        }
+    }
+
+    /// Whether it is answered on `surface`.
+    #[must_use]
+    pub fn is_on(&self, surface: Surface) -> bool {
+        let observes = matches!(self, Self::Beside(Beside::Health | Beside::Metrics | Beside::Ca));
+        match surface {
+            Surface::All => true,
+            Surface::Registry => !observes,
+            Surface::Observability => observes,
+        }
+    }
 }
 
 /// Paging of a list (distribution specification, "Listing Tags").
@@ -47,9 +155,12 @@ pub struct Target {
 ///
 /// # Errors
 /// 405 for a method that is not GET or HEAD, 400 or 404 for a target that is no endpoint's.
-pub fn parse(method: &Method, uri: &Uri) -> Result<Target, RegistryError> {
+pub fn parse(method: &Method, uri: &Uri) -> Result<Asked, RegistryError> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Err(RegistryError::MethodNotAllowed);
+    }
+    if let Some(beside) = beside(uri) {
+        return Ok(Asked::Beside(beside));
     }
     let segments = uri.path().strip_prefix("/v2").ok_or(RegistryError::PathUnknown)?;
     let segments = match segments {
@@ -61,7 +172,17 @@ pub fn parse(method: &Method, uri: &Uri) -> Result<Target, RegistryError> {
         Some(ns) => Some(ns.parse().map_err(|error: NameError| RegistryError::NameInvalid(format!("ns: {error}")))?),
         None => None,
     };
-    Ok(Target { route: route(&segments, query)?, namespace })
+    Ok(Asked::Registry(Target { route: route(&segments, query)?, namespace }))
+}
+
+fn beside(uri: &Uri) -> Option<Beside> {
+    match uri.path() {
+        "/token" => Some(Beside::Token(values(uri.query().unwrap_or_default(), "scope"))),
+        "/healthz" => Some(Beside::Health),
+        "/metrics" => Some(Beside::Metrics),
+        "/ca.crt" => Some(Beside::Ca),
+        _ => None,
+    }
 }
 
 fn route(segments: &[Cow<'_, str>], query: &str) -> Result<Route, RegistryError> {
@@ -109,6 +230,11 @@ fn page(query: &str) -> Result<Page, RegistryError> {
 /// The first value of a query parameter.
 fn value<'a>(query: &'a str, key: &str) -> Option<Cow<'a, str>> {
     form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == key).map(|(_, value)| value)
+}
+
+/// Every value of a query parameter.
+fn values(query: &str, key: &str) -> Vec<String> {
+    form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == key).map(|(_, value)| value.into_owned()).collect()
 }
 
 fn decode(segment: &str) -> Result<Cow<'_, str>, RegistryError> {

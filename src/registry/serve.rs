@@ -11,8 +11,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::answer::Registry;
+use super::client::{Client, Surface};
 use super::connection::{self, Closing};
-use super::limits::{BACKLOG, DESCRIPTOR_PAUSE, OWN_DESCRIPTORS};
+use super::limits::{BACKLOG, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS};
 use super::log::Totals;
 
 /// How a listener's clients speak.
@@ -31,19 +32,21 @@ pub struct Listener {
     pub socket: TcpListener,
     /// What is spoken.
     pub transport: Transport,
+    /// What is answered.
+    pub surface: Surface,
 }
 
 impl Listener {
-    /// Binds `address` (port 0 takes a free one) and listens.
+    /// Binds `address` (port 0 takes a free one) and listens for clients of `surface`.
     ///
     /// # Errors
     /// As of binding: the address is no one of this machine, or is taken.
-    pub fn bind(address: SocketAddr, transport: Transport) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // Connections of a server that has just ended do not keep the address from the next one.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        Ok(Self { socket: socket.listen(BACKLOG)?, transport })
+        Ok(Self { socket: socket.listen(BACKLOG)?, transport, surface })
     }
 }
 
@@ -59,6 +62,7 @@ pub(super) struct Shared {
 pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: impl Future<Output = Duration> + Send) -> Totals {
     let limits = registry.limits();
     let places = Arc::new(Semaphore::new(limits.connections.min(affordable())));
+    let observers = Arc::new(Semaphore::new(OBSERVERS));
     let shared = Arc::new(Shared { handshakes: Semaphore::new(limits.handshakes), registry: Arc::clone(&registry) });
     let (close, closing) = watch::channel(false);
     // Every connection holds a sender: the receiver ends when the last of them has ended.
@@ -66,7 +70,8 @@ pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: 
     let mut loops = tokio::task::JoinSet::new();
     for listener in listeners {
         let closing = Closing { closing: closing.clone(), _alive: alive.clone() };
-        loops.spawn(accept(listener, Arc::clone(&shared), Arc::clone(&places), closing));
+        let places = if listener.surface == Surface::Observability { &observers } else { &places };
+        loops.spawn(accept(listener, Arc::clone(&shared), Arc::clone(places), closing));
     }
     drop((alive, closing));
 
@@ -107,9 +112,19 @@ async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>,
         };
         tune(&stream);
         let (shared, transport, closing) = (Arc::clone(&shared), listener.transport.clone(), closing.clone());
+        // Where the connection is gone already, what it had connected to is of no use either.
+        let local = stream.local_addr().unwrap_or(peer);
+        let client = Client {
+            peer,
+            local,
+            encrypted: matches!(transport, Transport::Tls(_)),
+            certified: false,
+            surface: listener.surface,
+        };
+        let open = shared.registry.metrics().connection();
         tokio::spawn(async move {
-            connection::run(stream, peer, transport, &shared, closing).await;
-            drop(place);
+            connection::run(stream, client, transport, &shared, closing).await;
+            drop((open, place));
         });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::num::NonZeroU64;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -15,6 +16,8 @@ pub const UNNAMED: &str = "image";
 
 /// Largest catalog that is loaded, in bytes.
 const MAX_CATALOG: u64 = 1 << 30;
+/// Bytes that are read to see whether the disk answers: one page.
+const PROBED: usize = 4096;
 
 /// Why a folder cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +92,19 @@ impl Store {
     #[must_use]
     pub fn blob_bytes(&self) -> u64 {
         self.catalog.blob_totals().1
+    }
+
+    /// Reads a little of the largest blob from the disk itself, whatever of it the kernel remembers.
+    ///
+    /// # Errors
+    /// As of [`Store::open_blob`] and of reading.
+    pub fn probe(&self) -> io::Result<()> {
+        let Some(blob) = self.catalog.largest_blob() else { return Ok(()) };
+        let mut file = self.open_blob(blob)?;
+        let mut some = [0; PROBED];
+        // What does not forget its pages, such as a file system in memory, is read from there.
+        rustix::fs::fadvise(&file, 0, NonZeroU64::new(PROBED as u64), rustix::fs::Advice::DontNeed)?;
+        file.read(&mut some).map(|_| ())
     }
 
     /// Opens a blob's content where that cannot block: where the file's path is in the kernel's cache.

@@ -12,10 +12,12 @@ use rcgen::{
 };
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, NoClientAuth, ResolvesServerCert, VerifierBuilderError};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use super::auth::client_certificate::ClientCa;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,12 @@ pub enum TlsError {
     /// The key is not the certificate's, or of a kind that TLS cannot use.
     #[error("the given certificate chain and key do not go together")]
     Pair(#[source] rustls::Error),
+    /// A client CA that is no CA.
+    #[error("the given client CA is not a certificate that can sign clients' certificates")]
+    ClientCa(#[source] rustls::Error),
+    /// The TLS library refused the client CA.
+    #[error("clients' certificates cannot be verified with the given client CA")]
+    ClientVerifier(#[source] VerifierBuilderError),
     /// The TLS library refused its settings.
     #[error("cannot set TLS up")]
     Config(#[source] rustls::Error),
@@ -82,7 +90,7 @@ impl Authority {
     }
 
     /// TLS with a leaf for `names` (DNS names and IP addresses; the first one is its common name). A client that asks by SNI for
-    /// one of `upstreams` gets a leaf for that host, made when it is first asked for.
+    /// one of `upstreams` gets a leaf for that host, made when it is first asked for. `clients` is the CA of clients' certificates.
     ///
     /// # Errors
     /// [`TlsError`], where a name cannot be in a certificate.
@@ -90,10 +98,11 @@ impl Authority {
         self: &Arc<Self>,
         names: &[String],
         upstreams: impl IntoIterator<Item = String>,
+        clients: Option<&ClientCa>,
     ) -> Result<Arc<ServerConfig>, TlsError> {
         let default = Arc::new(self.leaf(names)?);
         let minted = upstreams.into_iter().map(|host| (host, OnceLock::new())).collect();
-        config(Arc::new(Leaves { authority: Arc::clone(self), default, minted }))
+        config(Arc::new(Leaves { authority: Arc::clone(self), default, minted }), clients)
     }
 
     fn leaf(&self, names: &[String]) -> Result<CertifiedKey, TlsError> {
@@ -150,11 +159,12 @@ impl ResolvesServerCert for Leaves {
     }
 }
 
-/// TLS with a given chain and key, PEM; and the certificate that nodes should trust: the chain's last, PEM.
+/// TLS with a given chain and key, PEM; and the certificate that nodes should trust: the chain's last, PEM. `clients` is the CA of
+/// clients' certificates.
 ///
 /// # Errors
 /// [`TlsError`], where either is not PEM, or they do not go together.
-pub fn provided(chain: &[u8], key: &[u8]) -> Result<(Arc<ServerConfig>, String), TlsError> {
+pub fn provided(chain: &[u8], key: &[u8], clients: Option<&ClientCa>) -> Result<(Arc<ServerConfig>, String), TlsError> {
     let not_chain = || TlsError::Pem { what: "certificate chain", expected: "one or more CERTIFICATE blocks, the leaf first" };
     let certificates: Vec<CertificateDer<'static>> =
         CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>().map_err(|_| not_chain())?;
@@ -162,7 +172,7 @@ pub fn provided(chain: &[u8], key: &[u8]) -> Result<(Arc<ServerConfig>, String),
         .map_err(|_| TlsError::Pem { what: "key", expected: "one PRIVATE KEY block (PKCS #8, SEC 1 or PKCS #1)" })?;
     let trust = pem_of(certificates.last().ok_or_else(not_chain)?);
     let leaf = CertifiedKey::from_der(certificates, key, &ring::default_provider()).map_err(TlsError::Pair)?;
-    Ok((config(Arc::new(rustls::sign::SingleCertAndKey::from(leaf)))?, trust))
+    Ok((config(Arc::new(rustls::sign::SingleCertAndKey::from(leaf)), clients)?, trust))
 }
 
 fn pem_of(certificate: &CertificateDer<'_>) -> String {
@@ -173,10 +183,12 @@ fn pem_of(certificate: &CertificateDer<'_>) -> String {
 }
 
 /// TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN, sessions resumed with tickets.
-fn config(certificates: Arc<dyn ResolvesServerCert>) -> Result<Arc<ServerConfig>, TlsError> {
+fn config(certificates: Arc<dyn ResolvesServerCert>, clients: Option<&ClientCa>) -> Result<Arc<ServerConfig>, TlsError> {
     let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let mut config = builder.map_err(TlsError::Config)?.with_no_client_auth().with_cert_resolver(certificates);
+    let verifier = clients.map_or_else(|| Arc::new(NoClientAuth) as _, ClientCa::verifier);
+    let builder = builder.map_err(TlsError::Config)?.with_client_cert_verifier(verifier);
+    let mut config = builder.with_cert_resolver(certificates);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = ring::Ticketer::new().map_err(TlsError::Config)?;
     Ok(Arc::new(config))
@@ -191,9 +203,9 @@ mod tests {
         let authority = Arc::new(Authority::generate("test").unwrap());
         assert!(authority.ca_pem().starts_with("-----BEGIN CERTIFICATE-----"));
         let names = ["registry.test", "10.1.0.82", "::1"].map(str::to_owned);
-        authority.server_config(&names, []).unwrap();
+        authority.server_config(&names, [], None).unwrap();
         for bad in ["", "a b", "x:5000", "é.test", "*.test"] {
-            let error = authority.server_config(&[bad.to_owned()], []).unwrap_err();
+            let error = authority.server_config(&[bad.to_owned()], [], None).unwrap_err();
             assert_eq!(error.to_string(), format!("{bad:?} is neither a DNS name nor an IP address"));
         }
     }
@@ -203,9 +215,9 @@ mod tests {
         let one = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
         let other = rcgen::generate_simple_self_signed(["b.test".to_owned()]).unwrap();
         let (pem, key) = (one.cert.pem(), one.signing_key.serialize_pem());
-        let (_, trust) = provided(pem.as_bytes(), key.as_bytes()).unwrap();
+        let (_, trust) = provided(pem.as_bytes(), key.as_bytes(), None).unwrap();
         assert_eq!(trust.replace('\r', ""), pem.replace('\r', ""));
-        let say = |chain: &str, key: &str| provided(chain.as_bytes(), key.as_bytes()).unwrap_err().to_string();
+        let say = |chain: &str, key: &str| provided(chain.as_bytes(), key.as_bytes(), None).unwrap_err().to_string();
         assert_eq!(
             say("nonsense", &key),
             "the given certificate chain is not PEM with one or more CERTIFICATE blocks, the leaf first"

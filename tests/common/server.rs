@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use localregistry::proto::{Event, Request, event};
 use localregistry::registry::answer::Registry;
+use localregistry::registry::auth::Auth;
+use localregistry::registry::auth::client_certificate::ClientCa;
+use localregistry::registry::client::Surface;
 use localregistry::registry::events::Events;
 use localregistry::registry::limits::Limits;
 use localregistry::registry::log::Totals;
@@ -19,10 +22,22 @@ use tokio::sync::oneshot;
 pub struct Server {
     pub plain: SocketAddr,
     pub tls: SocketAddr,
+    /// Of health, metrics and the CA, where they have a port of their own.
+    pub observed: Option<SocketAddr>,
     pub ca_pem: String,
     events: Receiver<Event>,
     stop: Option<oneshot::Sender<Duration>>,
     thread: Option<std::thread::JoinHandle<Totals>>,
+}
+
+/// What may be otherwise than by default.
+#[derive(Default)]
+pub struct Setup {
+    pub limits: Limits,
+    pub auth: Auth,
+    pub clients: Option<ClientCa>,
+    /// Whether health, metrics and the CA have a port of their own.
+    pub own_port: bool,
 }
 
 impl Server {
@@ -33,27 +48,47 @@ impl Server {
 
     /// The same within other limits.
     pub fn start_with(layout: &Path, limits: Limits) -> Self {
+        Self::start_as(layout, Setup { limits, ..Setup::default() })
+    }
+
+    /// The same, set up so.
+    pub fn start_as(layout: &Path, setup: Setup) -> Self {
         let (events, queue) = Events::queue();
-        let registry = Arc::new(Registry::new(Store::open(layout).unwrap(), events, limits));
         let authority = Arc::new(Authority::generate("test").unwrap());
+        let registry = Registry::new(Store::open(layout).unwrap(), events, setup.limits);
+        let registry = Arc::new(registry.with_auth(setup.auth, setup.clients.as_ref()).with_ca(authority.ca_pem()));
         let names = ["localhost", "127.0.0.1", "registry.test"].map(str::to_owned);
-        let config = authority.server_config(&names, registry.upstreams()).unwrap();
+        let config = authority.server_config(&names, registry.upstreams(), setup.clients.as_ref()).unwrap();
+        let beside = if setup.own_port { Surface::Registry } else { Surface::All };
+        let mut listeners = vec![(Transport::Plain, beside), (Transport::Tls(config), beside)];
+        if setup.own_port {
+            listeners.push((Transport::Plain, Surface::Observability));
+        }
         let (stop, stopped) = oneshot::channel();
         let (bound, addresses) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async move {
-                let mut listeners = Vec::new();
-                for transport in [Transport::Plain, Transport::Tls(config)] {
-                    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), transport).unwrap();
+                let mut bound_listeners = Vec::new();
+                for (transport, surface) in listeners {
+                    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), transport, surface).unwrap();
                     bound.send(listener.socket.local_addr().unwrap()).unwrap();
-                    listeners.push(listener);
+                    bound_listeners.push(listener);
                 }
-                serve(listeners, registry, async { stopped.await.unwrap_or_default() }).await
+                serve(bound_listeners, registry, async { stopped.await.unwrap_or_default() }).await
             })
         });
         let (plain, tls) = (addresses.recv().unwrap(), addresses.recv().unwrap());
-        Self { plain, tls, ca_pem: authority.ca_pem().to_owned(), events: queue, stop: Some(stop), thread: Some(thread) }
+        let observed = setup.own_port.then(|| addresses.recv().unwrap());
+        Self {
+            plain,
+            tls,
+            observed,
+            ca_pem: authority.ca_pem().to_owned(),
+            events: queue,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
     }
 
     /// The next request that is logged, of any client.

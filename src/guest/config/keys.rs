@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::proto::tls::Mode;
+use crate::proto::{auth, tls};
 
 /// What kind of value a key takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +17,12 @@ pub enum Kind {
     Real,
     /// true or false.
     Bool,
-    /// The name of a [`Mode`].
-    Mode,
+    /// The name of a [`tls::Mode`].
+    TlsMode,
+    /// The name of an [`auth::Mode`].
+    AuthMode,
+    /// The name of an [`auth::ClientCertificate`].
+    ClientCertificate,
 }
 
 /// One key.
@@ -34,27 +38,32 @@ pub struct Key {
 
 /// The keys of `Config` in `proto/localregistry/v1/config.proto`.
 #[rustfmt::skip]
-pub const KEYS: [Key; 13] = [
-    Key { path: "hostname",                    kind: Kind::Text,   expected: "a DNS name of at most 64 characters" },
-    Key { path: "names",                       kind: Kind::Texts,  expected: "a list of DNS names and IP addresses" },
-    Key { path: "port",                        kind: Kind::Number, expected: "a TCP port from 1 to 65535" },
-    Key { path: "tls.mode",                    kind: Kind::Mode,   expected: "GENERATE, PROVIDED or OFF" },
-    Key { path: "interfaces.*.mac",            kind: Kind::Text,   expected: "a MAC address such as 52:54:00:12:34:56" },
-    Key { path: "interfaces.*.addresses",      kind: Kind::Texts,  expected: "a list of addresses with their prefix, such as 10.1.0.82/16" },
-    Key { path: "interfaces.*.gateway",        kind: Kind::Text,   expected: "the IP address of a gateway, beside addresses of its family" },
-    Key { path: "interfaces.*.mtu",            kind: Kind::Number, expected: "a packet size in bytes from 1280 to 65535" },
-    Key { path: "interfaces.*.timeoutSeconds", kind: Kind::Number, expected: "seconds, at most 3600" },
-    Key { path: "disk.serial",                 kind: Kind::Text,   expected: "the serial of a virtio disk: 1 to 20 printable ASCII characters" },
-    Key { path: "disk.waitSeconds",            kind: Kind::Number, expected: "seconds, at most 3600" },
-    Key { path: "clock.epochSeconds",          kind: Kind::Real,   expected: "seconds since 1970, at most 253402300799 (the year 9999)" },
-    Key { path: "trace",                       kind: Kind::Bool,   expected: "true or false" },
+pub const KEYS: [Key; 17] = [
+    Key { path: "hostname",                    kind: Kind::Text,              expected: "a DNS name of at most 64 characters" },
+    Key { path: "names",                       kind: Kind::Texts,             expected: "a list of DNS names and IP addresses" },
+    Key { path: "port",                        kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
+    Key { path: "tls.mode",                    kind: Kind::TlsMode,           expected: "GENERATE, PROVIDED or OFF" },
+    Key { path: "interfaces.*.mac",            kind: Kind::Text,              expected: "a MAC address such as 52:54:00:12:34:56" },
+    Key { path: "interfaces.*.addresses",      kind: Kind::Texts,             expected: "a list of addresses with their prefix, such as 10.1.0.82/16" },
+    Key { path: "interfaces.*.gateway",        kind: Kind::Text,              expected: "the IP address of a gateway, beside addresses of its family" },
+    Key { path: "interfaces.*.mtu",            kind: Kind::Number,            expected: "a packet size in bytes from 1280 to 65535" },
+    Key { path: "interfaces.*.timeoutSeconds", kind: Kind::Number,            expected: "seconds, at most 3600" },
+    Key { path: "disk.serial",                 kind: Kind::Text,              expected: "the serial of a virtio disk: 1 to 20 printable ASCII characters" },
+    Key { path: "disk.waitSeconds",            kind: Kind::Number,            expected: "seconds, at most 3600" },
+    Key { path: "clock.epochSeconds",          kind: Kind::Real,              expected: "seconds since 1970, at most 253402300799 (the year 9999)" },
+    Key { path: "auth.mode",                   kind: Kind::AuthMode,          expected: "ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN" },
+    Key { path: "auth.tokenSeconds",           kind: Kind::Number,            expected: "seconds, at most 86400" },
+    Key { path: "auth.clientCertificate",      kind: Kind::ClientCertificate, expected: "IGNORED, OPTIONAL or REQUIRED" },
+    Key { path: "metricsPort",                 kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
+    Key { path: "trace",                       kind: Kind::Bool,              expected: "true or false" },
 ];
 
 /// The places that hold other keys and no value of their own.
-pub const OBJECTS: [(&str, &str); 4] = [
+pub const OBJECTS: [(&str, &str); 5] = [
     ("tls", "an object such as {\"mode\": \"OFF\"}"),
     ("disk", "an object such as {\"serial\": \"localregistry\"}"),
     ("clock", "an object such as {\"epochSeconds\": 1800000000}"),
+    ("auth", "an object such as {\"mode\": \"BASIC\"}"),
     ("interfaces.*", "an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),
 ];
 
@@ -96,7 +105,9 @@ pub fn accepts(kind: Kind, value: &Value) -> bool {
             other => other.is_number(),
         },
         Kind::Bool => value.is_boolean(),
-        Kind::Mode => value.as_str().is_some_and(|name| Mode::from_str_name(name).is_some()),
+        Kind::TlsMode => value.as_str().and_then(tls::Mode::from_str_name).is_some(),
+        Kind::AuthMode => value.as_str().and_then(auth::Mode::from_str_name).is_some(),
+        Kind::ClientCertificate => value.as_str().and_then(auth::ClientCertificate::from_str_name).is_some(),
     }
 }
 

@@ -7,7 +7,10 @@ use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::proto::auth::{self, ClientCertificate};
 use crate::proto::{self, Config, tls::Mode};
+use crate::registry::auth::client_certificate::Presence;
+use crate::registry::limits::TOKEN_LIFETIME;
 
 use super::{ConfigError, Origin, keys};
 
@@ -19,6 +22,8 @@ const NAME_MAX: usize = 253;
 const SERIAL_MAX: usize = 20;
 /// Longest wait that a config may ask for, in seconds.
 const WAIT_MAX: u32 = 3600;
+/// Longest life of a token, in seconds: a day.
+const TOKEN_SECONDS_MAX: u32 = 86_400;
 /// Latest clock: the end of the year 9999, in seconds since 1970.
 const CLOCK_MAX: f64 = 253_402_300_799.0;
 /// Range of an MTU in bytes: what IPv6 needs (RFC 8200, section 5), and what an IPv4 packet can have.
@@ -35,6 +40,12 @@ pub struct Settings {
     pub port: NonZeroU16,
     /// Where the certificate comes from.
     pub tls: TlsMode,
+    /// Who may pull.
+    pub auth: AuthMode,
+    /// Whether TLS clients are asked for certificates.
+    pub client_certificate: Option<Presence>,
+    /// TCP port of health, metrics and the CA, where they have one of their own.
+    pub metrics_port: Option<NonZeroU16>,
     /// Interfaces to bring up; never empty.
     pub interfaces: Vec<Interface>,
     /// Serial of the disk.
@@ -56,6 +67,22 @@ pub enum TlsMode {
     Provided,
     /// Plain HTTP.
     Off,
+}
+
+/// How clients say who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthMode {
+    /// They need not.
+    Anonymous,
+    /// By a user's name and password.
+    Basic,
+    /// By a token.
+    Token {
+        /// Whether a token is given without credentials, too.
+        anonymous: bool,
+        /// How long it is good for.
+        lifetime: Duration,
+    },
 }
 
 /// One interface to bring up.
@@ -117,6 +144,7 @@ impl Settings {
         let interfaces = config.interfaces.iter().enumerate().map(|(place, given)| interface(check, place, given));
         let interfaces = interfaces.collect::<Result<Vec<_>, _>>()?;
         let disk = config.disk.clone().unwrap_or_default();
+        let auth = config.auth.unwrap_or_default();
         let epoch = config.clock.unwrap_or_default().epoch_seconds;
         Ok(Self {
             hostname: match config.hostname.as_str() {
@@ -139,6 +167,16 @@ impl Settings {
                 Mode::Provided => TlsMode::Provided,
                 Mode::Off => TlsMode::Off,
             },
+            auth: auth_mode(check, auth)?,
+            client_certificate: match auth.client_certificate() {
+                ClientCertificate::Unspecified | ClientCertificate::Ignored => None,
+                ClientCertificate::Optional => Some(Presence::Optional),
+                ClientCertificate::Required => Some(Presence::Required),
+            },
+            metrics_port: match config.metrics_port {
+                0 => None,
+                port => Some(check.some(u16::try_from(port).ok().and_then(NonZeroU16::new), "metricsPort", port)?),
+            },
             interfaces: if interfaces.is_empty() { vec![Interface::default()] } else { interfaces },
             serial: match disk.serial.as_str() {
                 "" => "localregistry".to_owned(),
@@ -156,6 +194,23 @@ impl Default for Interface {
     fn default() -> Self {
         Self { select: Select::Place(0), addressing: Addressing::Dhcp, mtu: None, timeout: Duration::from_secs(30) }
     }
+}
+
+fn auth_mode(check: Check, auth: proto::Auth) -> Result<AuthMode, ConfigError> {
+    let lifetime = match auth.token_seconds {
+        0 => TOKEN_LIFETIME,
+        seconds => check.some(
+            (seconds <= TOKEN_SECONDS_MAX).then(|| Duration::from_secs(seconds.into())),
+            "auth.tokenSeconds",
+            seconds,
+        )?,
+    };
+    Ok(match auth.mode() {
+        auth::Mode::Unspecified | auth::Mode::Anonymous => AuthMode::Anonymous,
+        auth::Mode::Basic => AuthMode::Basic,
+        auth::Mode::Token => AuthMode::Token { anonymous: false, lifetime },
+        auth::Mode::AnonymousToken => AuthMode::Token { anonymous: true, lifetime },
+    })
 }
 
 fn interface(check: Check, place: usize, given: &proto::Interface) -> Result<Interface, ConfigError> {

@@ -1,12 +1,15 @@
 //! What each source takes, what it refuses and in which words, and who wins.
 
+use std::num::NonZeroU16;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
 
 use crate::proto;
 
-use super::settings::{Addressing, Interface, Select, TlsMode};
+use crate::registry::auth::client_certificate::Presence;
+
+use super::settings::{Addressing, AuthMode, Interface, Select, TlsMode};
 use super::*;
 
 fn fw_cfg(text: &str) -> Layer {
@@ -37,6 +40,7 @@ fn nothing_given_is_the_defaults() {
     assert_eq!(defaults.interfaces, [interface]);
     assert_eq!((defaults.serial.as_str(), defaults.disk_wait), ("localregistry", Duration::from_secs(5)));
     assert_eq!((defaults.clock, defaults.trace), (None, false));
+    assert_eq!((defaults.auth, defaults.client_certificate, defaults.metrics_port), (AuthMode::Anonymous, None, None));
     assert_eq!(defaults, settings(&fw_cfg("{}")));
     assert_eq!(defaults, settings(&line("console=ttyS0 quiet localregistry=1")));
 }
@@ -50,7 +54,8 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
                 {"mac": "52:54:00:AB:cd:ef", "addresses": ["10.1.0.82/16", "fd00::82/64"], "gateway": "10.1.0.1", "mtu": 9000},
                 {"timeoutSeconds": 7}
             ],
-            "disk": {"serial": "images", "waitSeconds": 2}, "clock": {"epochSeconds": 1800000000.5}, "trace": true
+            "disk": {"serial": "images", "waitSeconds": 2}, "clock": {"epochSeconds": 1800000000.5}, "trace": true,
+            "auth": {"mode": "ANONYMOUS_TOKEN", "tokenSeconds": 60, "clientCertificate": "OPTIONAL"}, "metricsPort": 9090
         }"#,
     );
     let words = line(
@@ -58,7 +63,9 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
          localregistry.interfaces.0.mac=52:54:00:AB:cd:ef localregistry.interfaces.0.addresses=10.1.0.82/16,fd00::82/64 \
          localregistry.interfaces.0.gateway=10.1.0.1 localregistry.interfaces.0.mtu=9000 \
          localregistry.interfaces.1.timeout_seconds=7 localregistry.disk.serial=images localregistry.disk.waitSeconds=2 \
-         \"localregistry.clock.epochSeconds=1800000000.5\" localregistry.trace=1",
+         \"localregistry.clock.epochSeconds=1800000000.5\" localregistry.trace=1 \
+         localregistry.auth.mode=ANONYMOUS_TOKEN localregistry.auth.token_seconds=60 \
+         localregistry.auth.clientCertificate=OPTIONAL localregistry.metricsPort=9090",
     );
     assert_eq!(settings(&json), settings(&words));
 
@@ -67,6 +74,8 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
     assert_eq!((all.port.get(), all.tls, all.trace), (443, TlsMode::Off, true));
     assert_eq!((all.serial.as_str(), all.disk_wait), ("images", Duration::from_secs(2)));
     assert_eq!(all.clock, Some(UNIX_EPOCH + Duration::from_millis(1_800_000_000_500)));
+    assert_eq!(all.auth, AuthMode::Token { anonymous: true, lifetime: Duration::from_secs(60) });
+    assert_eq!((all.client_certificate, all.metrics_port), (Some(Presence::Optional), NonZeroU16::new(9090)));
     let first = Interface {
         select: Select::Mac("52:54:00:ab:cd:ef".parse().unwrap()),
         addressing: Addressing::Static {
@@ -97,7 +106,8 @@ fn later_sources_win_key_by_key_and_lists_replace_lists() {
 #[test]
 fn an_unknown_key_is_refused_with_its_source() {
     let known = "expected one of hostname, names, port, tls.mode, interfaces.N.mac, interfaces.N.addresses, interfaces.N.gateway, \
-                 interfaces.N.mtu, interfaces.N.timeoutSeconds, disk.serial, disk.waitSeconds, clock.epochSeconds, trace";
+                 interfaces.N.mtu, interfaces.N.timeoutSeconds, disk.serial, disk.waitSeconds, clock.epochSeconds, auth.mode, \
+                 auth.tokenSeconds, auth.clientCertificate, metricsPort, trace";
     for (text, key) in [
         (r#"{"hostnam": "x"}"#, "hostnam"),
         (r#"{"tls": {"modes": "OFF"}}"#, "tls.modes"),
@@ -136,6 +146,11 @@ fn a_bad_value_is_refused_with_key_source_and_what_is_expected() {
         (r#"{"tls": "OFF"}"#, "tls is \"OFF\"; expected an object such as {\"mode\": \"OFF\"}"),
         (r#"{"tls": {"mode": "off"}}"#, "tls.mode is \"off\"; expected GENERATE, PROVIDED or OFF"),
         (r#"{"tls": {"mode": 3}}"#, "tls.mode is 3; expected GENERATE, PROVIDED or OFF"),
+        (r#"{"auth": "BASIC"}"#, "auth is \"BASIC\"; expected an object such as {\"mode\": \"BASIC\"}"),
+        (r#"{"auth": {"mode": "basic"}}"#, "auth.mode is \"basic\"; expected ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN"),
+        (r#"{"auth": {"tokenSeconds": 86401}}"#, "auth.tokenSeconds is 86401; expected seconds, at most 86400"),
+        (r#"{"auth": {"clientCertificate": true}}"#, "auth.clientCertificate is true; expected IGNORED, OPTIONAL or REQUIRED"),
+        (r#"{"metricsPort": 70000}"#, "metricsPort is 70000; expected a TCP port from 1 to 65535"),
         (r#"{"interfaces": {}}"#, "interfaces is {}; expected a list of interfaces, numbered from 0 without a gap"),
         (r#"{"interfaces": [1]}"#, "interfaces.0 is 1; expected an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),
         (
@@ -281,6 +296,12 @@ fn the_table_of_keys_is_the_contract() {
         disk: Some(proto::Disk { serial: "s".into(), wait_seconds: 1 }),
         clock: Some(proto::Clock { epoch_seconds: 1.8e9 }),
         trace: true,
+        auth: Some(proto::Auth {
+            mode: proto::auth::Mode::Token.into(),
+            token_seconds: 1,
+            client_certificate: proto::auth::ClientCertificate::Required.into(),
+        }),
+        metrics_port: 2,
     };
     let text = serde_json::to_vec(&config).unwrap();
     let layer = Layer::from_json(Origin::FwCfg, &text).unwrap();

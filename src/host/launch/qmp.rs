@@ -159,12 +159,15 @@ impl Listener {
     }
 }
 
-/// The port that QEMU forwards from, in what its monitor prints for `info usernet`: the column after the source address of the line
-/// that says HOST_FORWARD.
-pub(super) fn forwarded_port(usernet: &str) -> Option<u16> {
-    let line = usernet.lines().find(|line| line.contains("TCP[HOST_FORWARD]"))?;
-    let mut columns = line.split_whitespace().skip_while(|column| *column != "TCP[HOST_FORWARD]");
-    columns.nth(3)?.parse().ok().filter(|&port| port != 0)
+/// The port that QEMU forwards to the guest's `guest_port`, in what its monitor prints for `info usernet`: of the lines that say
+/// HOST_FORWARD the one with that destination, and its column after the source address.
+pub(super) fn forwarded_port(usernet: &str, guest_port: u16) -> Option<u16> {
+    usernet.lines().find_map(|line| {
+        let mut columns = line.split_whitespace().skip_while(|column| *column != "TCP[HOST_FORWARD]");
+        let source: u16 = columns.nth(3)?.parse().ok()?;
+        let destination: u16 = columns.nth(1)?.parse().ok()?;
+        (source != 0 && destination == guest_port).then_some(source)
+    })
 }
 
 #[cfg(test)]
@@ -175,10 +178,18 @@ mod tests {
     fn the_forwarded_port_is_read() {
         let usernet = "Hub -1 (net):\r\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n  \
                        TCP[ESTABLISHED]  31       127.0.0.1  1234       10.0.2.15  5000     0     0\r\n  \
+                       TCP[HOST_FORWARD]   4       127.0.0.1 43674       10.0.2.15  9090     0     0\r\n  \
                        TCP[HOST_FORWARD]   3       127.0.0.1 43673       10.0.2.15  5000     0     0\r\n";
-        assert_eq!(forwarded_port(usernet), Some(43673));
-        for other in ["", "TCP[HOST_FORWARD]", "TCP[HOST_FORWARD] 3 127.0.0.1 0", "TCP[HOST_FORWARD] 3 127.0.0.1 99999"] {
-            assert_eq!(forwarded_port(other), None, "{other:?}");
+        assert_eq!((forwarded_port(usernet, 5000), forwarded_port(usernet, 9090)), (Some(43673), Some(43674)));
+        assert_eq!(forwarded_port(usernet, 443), None);
+        for other in [
+            "",
+            "TCP[HOST_FORWARD]",
+            "TCP[HOST_FORWARD] 3 127.0.0.1 0 10.0.2.15 5000",
+            "TCP[HOST_FORWARD] 3 127.0.0.1 99999 10.0.2.15 5000",
+            "TCP[HOST_FORWARD] 3 127.0.0.1 43673",
+        ] {
+            assert_eq!(forwarded_port(other, 5000), None, "{other:?}");
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddrV4, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream as StdStream;
@@ -25,7 +25,7 @@ use super::record::{Copy, Record, read_console, read_events, read_stderr};
 use super::{Commands, LaunchError, Options, QUEUE, Vm, guard};
 use crate::host::accel::Accel;
 use crate::host::config::GuestConfig;
-use crate::host::qemu::{Channels, Machine};
+use crate::host::qemu::{Channels, Forward, Machine};
 use crate::proto::Ready;
 
 /// Names of the fw_cfg files that the guest reads.
@@ -42,8 +42,10 @@ pub(super) fn check(options: &Options) -> Result<(), LaunchError> {
         readable("certificate", certificate)?;
         readable("key", key)?;
     }
-    let address = options.publish;
-    TcpListener::bind(address).map_err(|source| LaunchError::Port { address, source })?;
+    options.secrets.iter().try_for_each(|(_, path)| readable("secret", path))?;
+    // Both at once: they must not be the same.
+    let listen = |address: SocketAddrV4| TcpListener::bind(address).map_err(|source| LaunchError::Port { address, source });
+    let _listeners = (listen(options.publish)?, options.metrics.map(listen).transpose()?);
     Ok(())
 }
 
@@ -87,6 +89,7 @@ pub(super) fn start(options: &Options, accel: Accel) -> Result<Vm, LaunchError> 
     let (qmp, their_qmp) = pair()?;
     let (stderr, their_stderr) = pair()?;
     let mut config = options.config.clone();
+    let metrics = options.metrics.map(|host| Forward { host, guest_port: config.take_metrics_port() });
     config.complete(options.publish, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     let config_file = in_memory(&config)?;
 
@@ -96,7 +99,9 @@ pub(super) fn start(options: &Options, accel: Accel) -> Result<Vm, LaunchError> 
         events: their_events.as_raw_fd(),
         control: their_control.as_raw_fd(),
     };
-    let machine = machine(options, accel, &config, &config_file, channels);
+    let registry = Forward { host: options.publish, guest_port: config.port() };
+    let forwards = [registry].into_iter().chain(metrics).collect();
+    let machine = machine(options, accel, &config, &config_file, forwards, channels);
     let mut command = Command::new(&options.qemu);
     command.args(machine.arguments());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(their_stderr));
@@ -127,7 +132,8 @@ pub(super) fn start(options: &Options, accel: Accel) -> Result<Vm, LaunchError> 
         readers,
         wardens,
         accel,
-        address: options.publish,
+        registry,
+        metrics,
         started,
         boot_time: Duration::ZERO,
         ready: Ready::default(),
@@ -140,11 +146,19 @@ async fn with(record: Arc<Record>, read: impl AsyncFnOnce(&Record)) {
 }
 
 /// The machine that `options` describe.
-fn machine(options: &Options, accel: Accel, config: &GuestConfig, config_file: &OwnedFd, channels: Channels) -> Machine {
+fn machine(
+    options: &Options,
+    accel: Accel,
+    config: &GuestConfig,
+    config_file: &OwnedFd,
+    forwards: Vec<Forward>,
+    channels: Channels,
+) -> Machine {
     let mut fw_cfg = vec![(CONFIG, PathBuf::from(format!("/dev/fd/{}", config_file.as_raw_fd())))];
     if let Some((certificate, key)) = &options.tls {
         fw_cfg.extend([(TLS_CERTIFICATE, certificate.clone()), (TLS_KEY, key.clone())]);
     }
+    fw_cfg.extend(options.secrets.iter().cloned());
     Machine {
         accel,
         memory_mib: options.memory_mib,
@@ -153,8 +167,7 @@ fn machine(options: &Options, accel: Accel, config: &GuestConfig, config_file: &
         initramfs: options.initramfs.clone(),
         disk: options.disk.clone(),
         serial: config.serial(),
-        publish: options.publish,
-        guest_port: config.port(),
+        forwards,
         fw_cfg,
         channels,
     }

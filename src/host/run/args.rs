@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::host::accel::Choice;
+use crate::host::access::{Access, CLIENT_CA_WITHOUT_TLS};
 use crate::host::config::{GuestConfig, Setting};
 use crate::host::launch::Options;
 use crate::host::qemu;
@@ -90,6 +91,13 @@ pub struct Args {
     #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"), requires = "cert")]
     key: Option<PathBuf>,
 
+    #[command(flatten)]
+    access: Access,
+
+    /// Where this machine listens for /healthz, /metrics and /ca.crt, over plain HTTP and for anybody, instead of beside the registry
+    #[arg(long, value_name = "[ADDR:]PORT")]
+    metrics: Option<Publish>,
+
     /// Config of the guest: a JSON file (proto/localregistry/v1/config.proto)
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
@@ -143,7 +151,13 @@ impl Args {
             Tls::Off => "OFF",
         });
         let flag = mode.map(|mode| Setting::new(&["tls", "mode"], mode));
-        self.set.iter().cloned().chain(flag).collect()
+        self.set.iter().cloned().chain(flag).chain(self.access.settings()).collect()
+    }
+
+    /// What two flags together do not allow, in words.
+    #[must_use]
+    pub fn conflict(&self) -> Option<&'static str> {
+        (self.tls == Some(Tls::Off) && self.access.has_client_ca()).then_some(CLIENT_CA_WITHOUT_TLS)
     }
 
     /// What to boot, and how.
@@ -157,8 +171,10 @@ impl Args {
             cpus: self.cpus,
             accel: self.accel,
             publish: self.publish.0,
+            metrics: self.metrics.map(|metrics| metrics.0),
             config,
             tls: self.cert.clone().zip(self.key.clone()),
+            secrets: self.access.secrets(),
             events: self.events.clone(),
             console: self.console.clone(),
             timeout: Duration::from_secs(self.timeout),

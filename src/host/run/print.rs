@@ -17,6 +17,9 @@ pub(super) struct Place {
     endpoint: String,
     /// Host and port, as they stand before an image's name.
     address: String,
+    /// URL of health, metrics and the CA, where they have a port of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<String>,
     /// The CA certificate, an absolute path; null with plain HTTP.
     ca: Option<PathBuf>,
     /// Tags on the disk.
@@ -34,6 +37,7 @@ impl Place {
         Self {
             endpoint: vm.endpoint(),
             address: vm.address().to_string(),
+            metrics: vm.metrics_endpoint(),
             ca,
             images: vm.ready().images,
             // To the millisecond: the digits after it say nothing.
@@ -55,6 +59,9 @@ impl fmt::Display for Place {
                 writeln!(f, "  skopeo copy --src-tls-verify=false docker://{address}/NAME:TAG oci:OUT")?;
                 writeln!(f, "  podman pull --tls-verify=false {address}/NAME:TAG")?;
             }
+        }
+        if let Some(metrics) = &self.metrics {
+            writeln!(f, "Health, metrics and the CA are at {metrics}/healthz, /metrics and /ca.crt")?;
         }
         write!(f, "Ctrl-C ends it.")
     }
@@ -134,6 +141,7 @@ mod tests {
         Place {
             endpoint: format!("{}://127.0.0.1:43673", if ca.is_some() { "https" } else { "http" }),
             address: "127.0.0.1:43673".into(),
+            metrics: None,
             ca: ca.map(PathBuf::from),
             images: 3,
             boot_seconds: 3.25,
@@ -162,6 +170,14 @@ mod tests {
              \x20 podman pull --tls-verify=false 127.0.0.1:43673/NAME:TAG\n\
              Ctrl-C ends it."
         );
+    }
+
+    #[test]
+    fn metrics_with_a_port_of_their_own_are_shown() {
+        let with = Place { metrics: Some("http://127.0.0.1:43674".into()), ..place(None) };
+        let line = "Health, metrics and the CA are at http://127.0.0.1:43674/healthz, /metrics and /ca.crt\n";
+        assert!(with.to_string().contains(line), "{with}");
+        assert!(serde_json::to_string(&with).unwrap().contains(r#""metrics":"http://127.0.0.1:43674""#));
     }
 
     #[test]

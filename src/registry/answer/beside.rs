@@ -1,0 +1,50 @@
+//! The endpoints beside the distribution specification's: tokens, health, metrics and the CA certificate.
+
+use std::sync::Arc;
+
+use http::Response;
+use http::request::Parts;
+
+use super::Registry;
+use crate::registry::body::Body;
+use crate::registry::client::{Client, Surface};
+use crate::registry::error::RegistryError;
+use crate::registry::limits::PROBE;
+use crate::registry::metrics::exposition;
+use crate::registry::reply;
+use crate::registry::route::Beside;
+
+const JSON: &str = "application/json";
+const PEM: &str = "application/x-pem-file";
+
+impl Registry {
+    /// Answers for health and for the CA go to anybody: both are asked for before there is anything to be let in with. On a port of
+    /// their own the metrics do, too.
+    pub(super) async fn beside(&self, asked: &Beside, head: &Parts, client: &Client) -> Result<Response<Body>, RegistryError> {
+        match asked {
+            Beside::Token(scopes) => {
+                let token = self.auth.issue(scopes, head, client).await?;
+                Ok(reply::momentary(JSON, token))
+            }
+            Beside::Health => {
+                let store = Arc::clone(&self.store);
+                let probed = self.health.check(PROBE, move || store.probe()).await;
+                probed.map_err(|error| {
+                    tracing::warn!(error, "the disk cannot be read");
+                    RegistryError::Unhealthy
+                })?;
+                Ok(reply::momentary(JSON, r#"{"status":"ok"}"#))
+            }
+            Beside::Metrics => {
+                if client.surface != Surface::Observability {
+                    self.auth.admit_operator(head, client).await?;
+                }
+                Ok(reply::momentary(exposition::MEDIA_TYPE, self.exposition.text()))
+            }
+            Beside::Ca => {
+                let ca_pem = self.ca_pem.clone().ok_or(RegistryError::PathUnknown)?;
+                Ok(reply::momentary(PEM, ca_pem))
+            }
+        }
+    }
+}

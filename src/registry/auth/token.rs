@@ -1,0 +1,142 @@
+//! Tokens: made, and read again. A token is its claims and their signature by a key of this process. To a client it is a word without
+//! meaning (token protocol, "Requesting a Token"), and nobody else reads it, so it is no JWT. Its end is counted by the monotonic
+//! clock: setting the machine's clock neither ends tokens nor prolongs them.
+
+use std::fmt;
+use std::time::{Duration, Instant, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::hmac;
+use ring::rand::SystemRandom;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::AuthError;
+use super::scope::Grants;
+
+/// Signs tokens, and knows its own again.
+pub struct Signer {
+    key: hmac::Key,
+    started: Instant,
+    lifetime: Duration,
+}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signer").field("lifetime", &self.lifetime).finish_non_exhaustive()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    /// Milliseconds from the signer's start to the token's end.
+    end: u64,
+    grants: Grants,
+}
+
+/// The answer to a token request (token protocol, "Token Response Fields").
+#[derive(Serialize)]
+struct Issued {
+    token: String,
+    access_token: String,
+    expires_in: u64,
+    issued_at: String,
+}
+
+impl Signer {
+    /// A signer with a new random key, whose tokens are good for `lifetime`.
+    ///
+    /// # Errors
+    /// [`AuthError::Entropy`], where no key could be made.
+    pub fn new(lifetime: Duration) -> Result<Self, AuthError> {
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| AuthError::Entropy)?;
+        Ok(Self { key, started: Instant::now(), lifetime })
+    }
+
+    /// The JSON answer with a new token for `grants`.
+    #[must_use]
+    pub fn issue(&self, grants: Grants) -> Vec<u8> {
+        let end = millis(self.started.elapsed() + self.lifetime);
+        let token = self.sign(&serde_json::to_vec(&Claims { end, grants }).unwrap_or_default());
+        let now = OffsetDateTime::from(SystemTime::now());
+        // Whole seconds, as the protocol's example has them.
+        let issued_at = now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default();
+        let expires_in = self.lifetime.as_secs();
+        serde_json::to_vec(&Issued { access_token: token.clone(), token, expires_in, issued_at }).unwrap_or_default()
+    }
+
+    /// What a token is good for; nothing where it is not of this signer, or its time is over.
+    #[must_use]
+    pub fn read(&self, token: &str) -> Option<Grants> {
+        let (claims, signature) = token.split_once('.')?;
+        let (claims, signature) = (URL_SAFE_NO_PAD.decode(claims).ok()?, URL_SAFE_NO_PAD.decode(signature).ok()?);
+        hmac::verify(&self.key, &claims, &signature).ok()?;
+        let claims: Claims = serde_json::from_slice(&claims).ok()?;
+        (millis(self.started.elapsed()) < claims.end).then_some(claims.grants)
+    }
+
+    fn sign(&self, claims: &[u8]) -> String {
+        let signature = hmac::sign(&self.key, claims);
+        format!("{}.{}", URL_SAFE_NO_PAD.encode(claims), URL_SAFE_NO_PAD.encode(signature))
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn issue(signer: &Signer, grants: &Grants) -> serde_json::Value {
+        serde_json::from_slice(&signer.issue(grants.clone())).unwrap()
+    }
+
+    #[test]
+    fn a_token_says_what_it_was_given_for() {
+        let signer = Signer::new(Duration::from_secs(300)).unwrap();
+        let grants = Grants::for_scopes(&["repository:x:pull".into()]).unwrap();
+        let answer = issue(&signer, &grants);
+        assert_eq!(signer.read(answer["token"].as_str().unwrap()), Some(grants));
+        assert_eq!((&answer["access_token"], &answer["expires_in"]), (&answer["token"], &300.into()));
+        let shape: String =
+            answer["issued_at"].as_str().unwrap().chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        assert_eq!(shape, "0000-00-00T00:00:00Z");
+        assert_eq!(format!("{signer:?}"), "Signer { lifetime: 300s, .. }");
+    }
+
+    #[test]
+    fn what_is_no_token_of_this_signer() {
+        let (signer, other) = (Signer::new(Duration::from_secs(300)).unwrap(), Signer::new(Duration::from_secs(300)).unwrap());
+        let grants = Grants::default();
+        let good = issue(&signer, &grants)["token"].as_str().unwrap().to_owned();
+        assert_eq!(signer.read(&good), Some(grants.clone()));
+        assert_eq!(other.read(&good), None, "another process's");
+        let (claims, signature) = good.split_once('.').unwrap();
+        let more = URL_SAFE_NO_PAD.encode(r#"{"end":18446744073709551615,"grants":{"pull":["x"],"catalog":true}}"#);
+        for forged in [
+            String::new(),
+            ".".into(),
+            claims.into(),
+            format!("{claims}."),
+            format!("{more}.{signature}"),
+            format!("{claims}.{}", URL_SAFE_NO_PAD.encode([0; 32])),
+            format!("{good}A"),
+            format!("{good}.{signature}"),
+        ] {
+            assert_eq!(signer.read(&forged), None, "{forged:?}");
+        }
+        let signed_nonsense = signer.sign(b"nonsense");
+        assert_eq!(signer.read(&signed_nonsense), None);
+    }
+
+    #[test]
+    fn a_token_ends() {
+        let signer = Signer::new(Duration::ZERO).unwrap();
+        let token = issue(&signer, &Grants::default())["token"].as_str().unwrap().to_owned();
+        assert_eq!(signer.read(&token), None);
+    }
+}
