@@ -46,7 +46,7 @@ pub enum Transport {
     /// HTTP/1.1, or HTTP/2 with prior knowledge.
     Plain,
     /// TLS, with HTTP/1.1 or HTTP/2 by ALPN.
-    Tls(Arc<rustls::ServerConfig>),
+    Tls(Arc<ServerConfig>),
 }
 
 /// What all connections share.
