@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::http::{self, connect, get, raw};
 use common::layout::{Layout, Stored};
 use common::server::Server;
-use localregistry::registry::limits::{HEAD, Limits};
+use localregistry::registry::limits::{HEAD, Limits, MINIMUM_RATE};
 
 /// Deadlines short enough to wait for.
 fn short() -> Limits {
@@ -104,7 +104,8 @@ fn a_stalled_or_broken_handshake_is_dropped() {
 
 #[test]
 fn a_reader_that_takes_nothing_is_dropped_and_others_are_served() {
-    let (server, big, _layout) = serve(short());
+    // Long enough for a good client on a busy machine.
+    let (server, big, _layout) = serve(Limits { stall: Duration::from_secs(3), minimum_rate: MINIMUM_RATE, ..short() });
     let mut stalled = Vec::new();
     for _ in 0..20 {
         let mut stream = connect(server.plain);
