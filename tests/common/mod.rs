@@ -6,6 +6,7 @@ pub mod h2;
 pub mod http;
 pub mod layout;
 pub mod pack;
+pub mod private;
 pub mod process;
 pub mod server;
 pub mod tls;

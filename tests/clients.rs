@@ -1,0 +1,265 @@
+//! Real clients pull from `localregistry serve` over TLS, each with a store of its own: an image for several platforms, which they run,
+//! an image of docker.io by way of a mirror, and nothing where they trust another CA.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::layout::{Layout, Stored};
+use common::pack::{Bench, PROGRAM};
+use common::private::{ADDRESS, privately};
+use common::process::Process;
+use common::vm::{skopeo, succeed};
+use localregistry::oci::media_type::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
+use localregistry::proto::{Event, Request, event};
+use serde_json::{Value, json};
+
+/// What a container of the image says.
+const GREETING: &str = concat!("hello from localregistry ", env!("CARGO_PKG_VERSION"), "\n");
+
+/// What is served.
+struct Images {
+    layout: Layout,
+    /// `test/multi:1` and `docker.io/library/hello:1`: an index of two manifests.
+    index: Stored,
+    /// The index's manifest for this machine.
+    amd64: String,
+    /// That manifest's config.
+    config: String,
+    /// `test/multi:artifact`, whose subject is the index.
+    artifact: Stored,
+}
+
+impl Images {
+    fn new(bench: &Bench) -> Self {
+        succeed(Command::new(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
+        let mut layout = Layout::default();
+        for blob in fs::read_dir(bench.path("sample/blobs/sha256")).unwrap() {
+            layout.blob(&fs::read(blob.unwrap().path()).unwrap());
+        }
+        let sample: Value = serde_json::from_slice(&fs::read(bench.path("sample/index.json")).unwrap()).unwrap();
+        let mut amd64 = sample["manifests"][0].clone();
+        amd64.as_object_mut().unwrap().remove("annotations");
+        amd64["platform"] = json!({"os": "linux", "architecture": "amd64"});
+        let config = layout.json(&json!({"architecture": "arm64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}));
+        let manifest =
+            json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config.descriptor(OCI_CONFIG), "layers": []});
+        let mut arm64 = layout.json(&manifest).descriptor(OCI_MANIFEST);
+        arm64["platform"] = json!({"os": "linux", "architecture": "arm64"});
+        // The other platform first: a client that takes what comes first cannot run it.
+        let index = layout.json(&json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [arm64, amd64]}));
+        let artifact = layout.artifact("application/x.report", index, b"reported");
+        layout.name(index, OCI_INDEX, "test/multi:1").name(index, OCI_INDEX, "docker.io/library/hello:1");
+        layout.name(artifact, OCI_MANIFEST, "test/multi:artifact");
+        // What a client gets that asks for the name without saying which upstream it means.
+        layout.image("library/hello:1", b"not of docker.io");
+        layout.write();
+        let amd64 = amd64["digest"].as_str().unwrap().to_owned();
+        let manifest: Value = serde_json::from_slice(&fs::read(blob(layout.path(), &amd64)).unwrap()).unwrap();
+        let config = manifest["config"]["digest"].as_str().unwrap().to_owned();
+        Self { layout, index, amd64, config, artifact }
+    }
+}
+
+fn blob(layout: &Path, digest: &str) -> PathBuf {
+    layout.join("blobs").join(digest.replace(':', "/"))
+}
+
+/// Two servers with a CA each, and a folder for a client.
+struct World {
+    bench: Bench,
+    images: Images,
+    server: Process,
+    /// `HOST:PORT`.
+    address: String,
+    other: Process,
+}
+
+impl World {
+    fn new() -> Self {
+        let bench = Bench::default();
+        let images = Images::new(&bench);
+        let ca = |name: &str| {
+            fs::create_dir(bench.path(name)).unwrap();
+            bench.path(name).join("ca.crt").display().to_string()
+        };
+        let listen = format!("{ADDRESS}:0");
+        let https = format!("{ADDRESS}:443");
+        let arguments = ["--listen", &listen, "--listen", &https, "--ca", &ca("certs")];
+        let server = Process::start_with(images.layout.path(), &arguments, None);
+        let other = Process::start_with(images.layout.path(), &["--listen", &listen, "--ca", &ca("other")], None);
+        let address = server.addresses[1].to_string();
+        Self { bench, images, server, address, other }
+    }
+
+    /// A server that the CA of the first is wrong for.
+    fn untrusted(&self) -> String {
+        self.other.addresses[1].to_string()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.bench.path(name)
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.path("certs/ca.crt")
+    }
+
+    /// For the clients that share skopeo's libraries: docker.io is to be had at the server, under a path.
+    fn mirror(&self) -> PathBuf {
+        let mirror =
+            format!("[[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"{}/docker.io\"\n", self.address);
+        self.bench.file("mirror.conf", mirror.as_bytes())
+    }
+
+    /// Ends the servers, and gives every request to the first; the other got none, since nobody trusted it.
+    fn requests(mut self) -> Vec<Request> {
+        self.other.stop();
+        assert_eq!(requests(&self.other), []);
+        self.server.stop();
+        requests(&self.server)
+    }
+}
+
+fn requests(server: &Process) -> Vec<Request> {
+    let lines = fs::read_to_string(&server.events).unwrap();
+    let events = lines.lines().filter_map(|line| serde_json::from_str::<Event>(line).unwrap().event);
+    events.filter_map(|event| if let event::Event::Request(request) = event { Some(request) } else { None }).collect()
+}
+
+/// Fails, by this message of Go's, which every client gives.
+fn refused(command: &mut Command) {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("x509: certificate signed by unknown authority"), "{command:?}: {said}");
+}
+
+/// Checks whose requests these are, that each was answered whole, and gives them as `METHOD endpoint repository reference`.
+fn asked(requests: &[Request], agent: &str) -> Vec<String> {
+    for request in requests {
+        assert!(request.user_agent.starts_with(agent) && request.complete && request.status == 200, "{request:?}");
+    }
+    requests.iter().map(|one| format!("{} {} {} {}", one.method, one.endpoint, one.repository, one.reference)).collect()
+}
+
+#[test]
+fn skopeo_copies_all_platforms_an_artifact_and_by_a_mirror() {
+    privately(|| {
+        let world = World::new();
+        world.mirror();
+        let copy = |arguments: &[&str], from: &str, to: &str| {
+            let copy = ["--registries-conf", "mirror.conf", "copy", "--quiet", "--preserve-digests", "--src-cert-dir", "certs"];
+            skopeo(&[&copy, arguments, &[from, to]].concat(), &world.path(""))
+        };
+        let images = &world.images;
+        let here = |name: &str| format!("docker://{}/{name}", world.address);
+        succeed(&mut copy(&["--all"], &here("test/multi:1"), "oci:all:1"));
+        let index: Value = serde_json::from_slice(&fs::read(world.path("all/index.json")).unwrap()).unwrap();
+        assert_eq!(index["manifests"][0]["digest"], images.index.digest.to_string());
+        let copied = fs::read_dir(world.path("all/blobs/sha256")).unwrap().map(|entry| entry.unwrap().file_name());
+        let copied: Vec<_> = copied.collect();
+        assert_eq!(copied.len(), 6, "the index, two manifests, two configs and a layer: {copied:?}");
+        for name in copied {
+            let name = Path::new("blobs/sha256").join(name);
+            assert!(fs::read(world.path("all").join(&name)).unwrap() == fs::read(images.layout.path().join(&name)).unwrap());
+        }
+
+        succeed(&mut copy(&[], &here("test/multi:artifact"), "dir:artifact"));
+        let manifest = fs::read(world.path("artifact/manifest.json")).unwrap();
+        assert_eq!(manifest, fs::read(blob(images.layout.path(), &images.artifact.digest.to_string())).unwrap());
+
+        succeed(&mut copy(&["--all"], "docker://docker.io/library/hello:1", "oci:hello:1"));
+        let index: Value = serde_json::from_slice(&fs::read(world.path("hello/index.json")).unwrap()).unwrap();
+        assert_eq!(index["manifests"][0]["digest"], images.index.digest.to_string());
+
+        refused(&mut copy(&[], &format!("docker://{}/test/multi:1", world.untrusted()), "oci:refused"));
+        assert!(!world.path("refused").join("index.json").exists());
+
+        let amd64 = images.amd64.clone();
+        let asked = asked(&world.requests(), "skopeo/");
+        assert_eq!(asked[..2], ["GET base  ", "GET manifest test/multi 1"]);
+        assert!(asked.contains(&format!("GET manifest test/multi {amd64}")), "{asked:?}");
+        assert!(asked.contains(&"GET manifest docker.io/library/hello 1".to_owned()), "{asked:?}");
+    });
+}
+
+/// podman or buildah with a store of its own.
+fn with_store(program: &str, folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .current_dir(folder)
+        .env("CONTAINERS_REGISTRIES_CONF", "mirror.conf")
+        .env_remove("SSL_CERT_FILE")
+        .env_remove("SSL_CERT_DIR");
+    command.args(["--root", "store", "--runroot", "store-run", "--storage-driver", "vfs"]);
+    command
+}
+
+/// What clients on skopeo's libraries ask for, for one image by its index.
+fn by_path(images: &Images, repository: &str, tag: &str) -> Vec<String> {
+    vec![
+        "GET base  ".to_owned(),
+        format!("GET manifest {repository} {tag}"),
+        format!("GET manifest {repository} {}", images.amd64),
+        format!("GET blob {repository} {}", images.config),
+    ]
+}
+
+fn podman(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = with_store("podman", folder);
+    command.args(["--tmpdir", "tmp", "--cgroup-manager", "cgroupfs"]).args(arguments);
+    command
+}
+
+/// Pulls an image with podman, compares it and runs it: on the host's network, within the limits that this process has.
+fn pull_and_run(folder: &Path, images: &Images, image: &str) {
+    succeed(&mut podman(folder, &["pull", "--quiet", "--cert-dir", "certs", image]));
+    let listed = succeed(&mut podman(folder, &["image", "inspect", "--format", "{{.Digest}} {{.Id}}", image]));
+    assert_eq!(listed, format!("{} {}\n", images.index.digest, images.config.strip_prefix("sha256:").unwrap()), "{image}");
+    let run =
+        ["run", "--rm", "--network", "host", "--ulimit", "nofile=1024", "--ulimit", "nproc=1024", "--log-driver", "none", image];
+    assert_eq!(succeed(&mut podman(folder, &run)), GREETING, "{image}");
+}
+
+#[test]
+fn podman_pulls_and_runs() {
+    privately(|| {
+        let world = World::new();
+        world.mirror();
+        pull_and_run(&world.path(""), &world.images, &format!("{}/test/multi:1", world.address));
+        pull_and_run(&world.path(""), &world.images, "docker.io/library/hello:1");
+        let image = format!("{}/test/multi:1", world.untrusted());
+        refused(&mut podman(&world.path(""), &["pull", "--cert-dir", "certs", &image]));
+
+        let mut expected = by_path(&world.images, "test/multi", "1");
+        expected.extend(by_path(&world.images, "docker.io/library/hello", "1"));
+        let asked = asked(&world.requests(), "containers/");
+        assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
+    });
+}
+
+#[test]
+fn buildah_pulls() {
+    privately(|| {
+        let world = World::new();
+        world.mirror();
+        for image in [&*format!("{}/test/multi:1", world.address), "docker.io/library/hello:1"] {
+            let buildah = || with_store("buildah", &world.path(""));
+            succeed(buildah().args(["pull", "--quiet", "--cert-dir", "certs", image]));
+            let listed = succeed(buildah().args(["images", "--no-trunc", "--format", "{{.Name}}:{{.Tag}} {{.Digest}} {{.ID}}"]));
+            let (index, config) = (world.images.index.digest.to_string(), world.images.config.as_str());
+            let line = [image, &index, config];
+            assert!(listed.lines().any(|one| one.split_whitespace().eq(line)), "{listed}");
+        }
+        let image = format!("{}/test/multi:1", world.untrusted());
+        refused(with_store("buildah", &world.path("")).args(["pull", "--cert-dir", "certs", &image]));
+
+        let mut expected = by_path(&world.images, "test/multi", "1");
+        expected.extend(by_path(&world.images, "docker.io/library/hello", "1"));
+        let asked = asked(&world.requests(), "Buildah/");
+        assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
+    });
+}
