@@ -85,7 +85,9 @@ impl Registry {
         let answered = match check(head).and_then(|()| route::parse(&head.method, &head.uri)) {
             Ok(target) => {
                 describe(&target, &mut entry.request);
-                self.route(&target, head).await.map(|response| reply::namespaced(response, target.namespace.as_ref()))
+                self.route(&target, head, &mut entry.request)
+                    .await
+                    .map(|response| reply::namespaced(response, target.namespace.as_ref()))
             }
             Err(error) => Err(error),
         };
@@ -99,34 +101,33 @@ impl Registry {
         Response::from_parts(parts, body.logged(entry, self.limits, Arc::clone(&self.in_flight)))
     }
 
-    async fn route(&self, target: &Target, head: &Parts) -> Result<Response<Body>, RegistryError> {
+    /// Answers, and notes in `said` under which name the store has the repository that was meant.
+    async fn route(&self, target: &Target, head: &Parts, said: &mut proto::Request) -> Result<Response<Body>, RegistryError> {
+        let catalog = self.store.catalog();
+        let mut repository = |name: &Repository| {
+            let found = self.repository(name, target, head)?;
+            catalog.repository_name(found).clone_into(&mut said.repository);
+            Ok::<_, RegistryError>(found)
+        };
         match &target.route {
             Route::Base => Ok(reply::base()),
-            Route::Catalog(page) => Ok(lists::catalog(self.store.catalog(), page)),
-            Route::Tags(name, page) => self.tags(name, page, target, head),
+            Route::Catalog(page) => Ok(lists::catalog(catalog, page)),
+            Route::Tags(name, page) => Ok(lists::tags(catalog, repository(name)?, name, target.namespace.as_ref(), page)),
             Route::Manifest(name, reference) => {
-                let repository = self.repository(name, target, head)?;
-                let (manifest, freshness) = self.manifest(repository, reference)?;
+                let (manifest, freshness) = self.manifest(repository(name)?, reference)?;
                 self.content(manifest, freshness, head).await
             }
             Route::Blob(name, digest) => {
-                let repository = self.repository(name, target, head)?;
-                let found = self.store.catalog().blob_in(repository, digest);
+                let found = catalog.blob_in(repository(name)?, digest);
                 let unknown = || RegistryError::BlobUnknown(format!("no blob {digest} in {name}"));
-                let blob = found.and_then(|id| self.store.catalog().blob(id)).ok_or_else(unknown)?;
+                let blob = found.and_then(|id| catalog.blob(id)).ok_or_else(unknown)?;
                 self.content(Blob { manifest: None, ..blob }, Freshness::Immutable, head).await
             }
             Route::Referrers(name, digest, artifact_type) => {
                 // A registry must answer 200 with an empty list for a digest that it does not know; only an unknown repository is a 404.
-                let repository = self.repository(name, target, head)?;
-                lists::referrers(&self.store, repository, digest, artifact_type.as_deref()).await
+                lists::referrers(&self.store, repository(name)?, digest, artifact_type.as_deref()).await
             }
         }
-    }
-
-    fn tags(&self, name: &Repository, page: &Page, target: &Target, head: &Parts) -> Result<Response<Body>, RegistryError> {
-        let repository = self.repository(name, target, head)?;
-        Ok(lists::tags(self.store.catalog(), repository, name, target.namespace.as_ref(), page))
     }
 
     fn manifest(&self, repository: RepositoryId, reference: &Reference) -> Result<(Blob<'_>, Freshness), RegistryError> {
@@ -142,7 +143,8 @@ impl Registry {
     }
 
     /// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
-    /// name, the `Host` header where the store knows that host, else none (the default namespace).
+    /// name, the `Host` header where the store knows that host, else none: then it is in the default namespace, or of docker.io,
+    /// whose mirrors dockerd asks without a word of that.
     fn repository(&self, name: &Repository, target: &Target, head: &Parts) -> Result<RepositoryId, RegistryError> {
         let host = authority(head).and_then(|host| host.parse::<Host>().ok());
         let upstream = match (&target.namespace, name.host()) {
@@ -157,7 +159,10 @@ impl Registry {
             Some(upstream) => format!("{}/{name}", route::upstream(upstream)),
             None => name.to_string(),
         };
-        self.store.catalog().repository(&full).ok_or(RegistryError::NameUnknown(full))
+        let catalog = self.store.catalog();
+        let unsaid = target.namespace.is_none() && upstream.is_none() && name.host().is_none();
+        let mirrored = || catalog.repository(&format!("{}/{full}", route::MIRRORED)).filter(|_| unsaid);
+        catalog.repository(&full).or_else(mirrored).ok_or(RegistryError::NameUnknown(full))
     }
 
     /// Sends a blob or manifest, or the part of it that was asked for, or nothing new.
