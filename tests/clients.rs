@@ -8,11 +8,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::cri;
+use common::docker::Dockerd;
 use common::layout::{Layout, Stored};
 use common::pack::{Bench, PROGRAM};
 use common::private::{ADDRESS, privately};
 use common::process::Process;
-use common::vm::{skopeo, succeed};
+use common::vm::{Containerd, skopeo, succeed};
 use localregistry::oci::media_type::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
 use localregistry::proto::{Event, Request, event};
 use serde_json::{Value, json};
@@ -23,7 +25,7 @@ const GREETING: &str = concat!("hello from localregistry ", env!("CARGO_PKG_VERS
 /// What is served.
 struct Images {
     layout: Layout,
-    /// `test/multi:1` and `docker.io/library/hello:1`: an index of two manifests.
+    /// `test/multi:1`, `docker.io/library/hello:1` and `docker.io/library/mirrored:1`: an index of two manifests.
     index: Stored,
     /// The index's manifest for this machine.
     amd64: String,
@@ -53,7 +55,7 @@ impl Images {
         let index = layout.json(&json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [arm64, amd64]}));
         let artifact = layout.artifact("application/x.report", index, b"reported");
         layout.name(index, OCI_INDEX, "test/multi:1").name(index, OCI_INDEX, "docker.io/library/hello:1");
-        layout.name(artifact, OCI_MANIFEST, "test/multi:artifact");
+        layout.name(index, OCI_INDEX, "docker.io/library/mirrored:1").name(artifact, OCI_MANIFEST, "test/multi:artifact");
         // What a client gets that asks for the name without saying which upstream it means.
         layout.image("library/hello:1", b"not of docker.io");
         layout.write();
@@ -116,7 +118,7 @@ impl World {
     }
 
     /// Ends the servers, and gives every request to the first; the other got none, since nobody trusted it.
-    fn requests(mut self) -> Vec<Request> {
+    fn requests(&mut self) -> Vec<Request> {
         self.other.stop();
         assert_eq!(requests(&self.other), []);
         self.server.stop();
@@ -148,7 +150,7 @@ fn asked(requests: &[Request], agent: &str) -> Vec<String> {
 #[test]
 fn skopeo_copies_all_platforms_an_artifact_and_by_a_mirror() {
     privately(|| {
-        let world = World::new();
+        let mut world = World::new();
         world.mirror();
         let copy = |arguments: &[&str], from: &str, to: &str| {
             let copy = ["--registries-conf", "mirror.conf", "copy", "--quiet", "--preserve-digests", "--src-cert-dir", "certs"];
@@ -227,7 +229,7 @@ fn pull_and_run(folder: &Path, images: &Images, image: &str) {
 #[test]
 fn podman_pulls_and_runs() {
     privately(|| {
-        let world = World::new();
+        let mut world = World::new();
         world.mirror();
         pull_and_run(&world.path(""), &world.images, &format!("{}/test/multi:1", world.address));
         pull_and_run(&world.path(""), &world.images, "docker.io/library/hello:1");
@@ -244,7 +246,7 @@ fn podman_pulls_and_runs() {
 #[test]
 fn buildah_pulls() {
     privately(|| {
-        let world = World::new();
+        let mut world = World::new();
         world.mirror();
         for image in [&*format!("{}/test/multi:1", world.address), "docker.io/library/hello:1"] {
             let buildah = || with_store("buildah", &world.path(""));
@@ -261,5 +263,128 @@ fn buildah_pulls() {
         expected.extend(by_path(&world.images, "docker.io/library/hello", "1"));
         let asked = asked(&world.requests(), "Buildah/");
         assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
+    });
+}
+
+/// What containerd asks for first, for one image by its index: no `/v2/`, and HEAD before GET.
+fn by_head(images: &Images, repository: &str, tag: &str) -> [String; 3] {
+    let get = |digest: &str| format!("GET manifest {repository} {digest}");
+    [format!("HEAD manifest {repository} {tag}"), get(&images.index.digest.to_string()), get(&images.amd64)]
+}
+
+#[test]
+fn containerd_pulls_an_image_an_artifact_and_by_a_mirror() {
+    privately(|| {
+        let mut world = World::new();
+        let containerd = Containerd::start();
+        let Images { index, artifact, layout, .. } = &world.images;
+        // The mirror is asked with `ns=docker.io`; without, the name means another image.
+        containerd.host("docker.io", &world.address, &world.ca());
+        succeed(&mut containerd.fetch(&["images", "pull"], "docker.io/library/hello:1"));
+        containerd.host(&world.address, &world.address, &world.ca());
+        let image = format!("{}/test/multi:1", world.address);
+        succeed(&mut containerd.fetch(&["images", "pull"], &image));
+        for image in ["docker.io/library/hello:1", &image] {
+            let listed = succeed(&mut containerd.ctr(&["images", "list", &format!("name=={image}")]));
+            assert!(listed.contains(&index.digest.to_string()), "{listed}");
+            assert_eq!(succeed(&mut containerd.ctr(&["run", "--rm", image, "hello"])), GREETING);
+        }
+
+        // Nothing to unpack.
+        succeed(&mut containerd.fetch(&["content", "fetch"], &format!("{}/test/multi:artifact", world.address)));
+        let digest = artifact.digest.to_string();
+        let stored = succeed(&mut containerd.ctr(&["content", "get", &digest]));
+        assert_eq!(stored.as_bytes(), fs::read(blob(layout.path(), &digest)).unwrap());
+
+        let other = world.untrusted();
+        containerd.host(&other, &other, &world.ca());
+        refused(&mut containerd.fetch(&["images", "pull"], &format!("{other}/test/multi:1")));
+
+        let expected = by_head(&world.images, "docker.io/library/hello", "1");
+        let asked = asked(&world.requests(), "containerd/");
+        assert_eq!(asked[..3], expected, "{asked:#?}");
+        assert!(asked.contains(&"HEAD manifest test/multi 1".to_owned()), "{asked:#?}");
+        assert!(asked.contains(&"HEAD manifest test/multi artifact".to_owned()), "{asked:#?}");
+    });
+}
+
+/// Pulled, and not run: for that, the plugin wants a network plugin and a pause image.
+#[test]
+fn containerd_pulls_for_kubernetes() {
+    privately(|| {
+        let mut world = World::new();
+        let containerd = Containerd::start_with_cri();
+        containerd.host("docker.io", &world.address, &world.ca());
+        assert_eq!(cri::pull(&containerd.socket(), "docker.io/library/hello:1"), Ok(world.images.config.clone()));
+        containerd.host(&world.address, &world.address, &world.ca());
+        let image = format!("{}/test/multi:1", world.address);
+        assert_eq!(cri::pull(&containerd.socket(), &image), Ok(world.images.config.clone()));
+        let listed = succeed(&mut containerd.ctr(&["--namespace", "k8s.io", "images", "list", &format!("name=={image}")]));
+        assert!(listed.contains(&world.images.index.digest.to_string()), "{listed}");
+
+        let other = world.untrusted();
+        containerd.host(&other, &other, &world.ca());
+        let refused = cri::pull(&containerd.socket(), &format!("{other}/test/multi:1")).unwrap_err();
+        assert!(refused.contains("x509: certificate signed by unknown authority"), "{refused}");
+
+        let expected = by_head(&world.images, "docker.io/library/hello", "1");
+        let asked = asked(&world.requests(), "containerd/");
+        assert_eq!(asked[..3], expected, "{asked:#?}");
+        assert!(asked.contains(&"HEAD manifest test/multi 1".to_owned()), "{asked:#?}");
+    });
+}
+
+/// What dockerd asks for first, for one image by its index.
+fn by_dockerd(images: &Images, repository: &str, tag: &str) -> Vec<String> {
+    [&["GET base  ".to_owned()], &by_head(images, repository, tag)[..]].concat()
+}
+
+/// Pulls an image, compares it and runs it, on the host's network.
+fn docker_pulls_and_runs(dockerd: &Dockerd, images: &Images, image: &str) {
+    succeed(&mut dockerd.docker(&["pull", "--quiet", image]));
+    let format = "{{index .RepoDigests 0}} {{.Id}}";
+    let listed = succeed(&mut dockerd.docker(&["image", "inspect", "--format", format, image]));
+    assert!(listed.ends_with(&format!("@{} {}\n", images.index.digest, images.config)), "{listed}");
+    assert_eq!(succeed(&mut dockerd.docker(&["run", "--rm", "--network", "host", image])), GREETING, "{image}");
+}
+
+#[test]
+fn dockerd_pulls_and_runs_from_a_registry_and_a_mirror() {
+    privately(|| {
+        let mut world = World::new();
+        for address in [&world.address, &world.untrusted()] {
+            let folder = Path::new("/etc/docker/certs.d").join(address);
+            fs::create_dir_all(&folder).unwrap();
+            fs::copy(world.ca(), folder.join("ca.crt")).unwrap();
+        }
+        let dockerd = Dockerd::start(&["--registry-mirror", &format!("https://{}", world.address)], None);
+        docker_pulls_and_runs(&dockerd, &world.images, &format!("{}/test/multi:1", world.address));
+        succeed(&mut dockerd.docker(&["image", "prune", "--all", "--force"]));
+        docker_pulls_and_runs(&dockerd, &world.images, "mirrored:1");
+        refused(&mut dockerd.docker(&["pull", &format!("{}/test/multi:1", world.untrusted())]));
+
+        let asked = asked(&world.requests(), "docker/");
+        assert_eq!(asked[..4], by_dockerd(&world.images, "test/multi", "1"), "{asked:#?}");
+        // The digest is known from the first image; what it refers to is not, since that was removed.
+        let head = "HEAD manifest docker.io/library/mirrored 1".to_owned();
+        let config = format!("GET blob docker.io/library/mirrored {}", world.images.config);
+        assert!(asked.contains(&head) && asked.contains(&config), "{asked:#?}");
+    });
+}
+
+/// The network says that the upstream is here, and its certificate is made when dockerd asks for it by name.
+#[test]
+fn dockerd_pulls_from_the_upstream_itself() {
+    privately(|| {
+        let mut world = World::new();
+        let hosts = format!("{}{ADDRESS} registry-1.docker.io\n", fs::read_to_string("/etc/hosts").unwrap());
+        fs::write("/etc/hosts", hosts).unwrap();
+        let untrusting = Dockerd::start(&[], None);
+        refused(&mut untrusting.docker(&["pull", "hello:1"]));
+        let dockerd = Dockerd::start(&[], Some(&world.ca()));
+        docker_pulls_and_runs(&dockerd, &world.images, "hello:1");
+        let expected = by_dockerd(&world.images, "docker.io/library/hello", "1");
+        let asked = asked(&world.requests(), "docker/");
+        assert_eq!(asked[..4], expected, "{asked:#?}");
     });
 }

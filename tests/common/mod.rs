@@ -2,6 +2,8 @@
 //! given.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+pub mod cri;
+pub mod docker;
 pub mod h2;
 pub mod http;
 pub mod layout;
