@@ -20,7 +20,7 @@ use super::flight::Budget;
 use super::limits::{DESCRIPTOR_PAUSE, Limits};
 use super::log::{Counters, Entry, Totals};
 use super::reply::{self, Content, Freshness};
-use super::route::{self, Page, Route, Target};
+use super::route::{self, Route, Target};
 use super::store::Store;
 use super::{lists, range};
 use crate::oci::{Host, Reference, Repository};

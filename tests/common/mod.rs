@@ -13,3 +13,4 @@ pub mod process;
 pub mod server;
 pub mod tls;
 pub mod vm;
+pub mod world;

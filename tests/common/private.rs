@@ -13,7 +13,8 @@ use super::vm::succeed;
 pub const ADDRESS: &str = "192.0.2.1";
 
 /// Runs a test on a thread, and its children, with mounts and a network of their own: `/etc` and `/var/lib` may be written, `/run` is
-/// empty, and [`ADDRESS`] and the loopback are the whole network.
+/// empty, and [`ADDRESS`] and the loopback are the whole network. What stays are the cgroups that runtimes keep their containers' in,
+/// empty (`docker`, `libpod_parent`, `default`): other tests may be using them.
 pub fn privately(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("root is needed");
