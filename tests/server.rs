@@ -43,6 +43,7 @@ fn fixture() -> Fixture {
     }));
     layout.name(index, media_type::OCI_INDEX, "test/multi:1");
     let upstream = layout.image("docker.io/library/busybox:1.36", b"busybox");
+    layout.name(upstream, media_type::OCI_MANIFEST, "docker.io/library/mirrored:1");
     let other = layout.image("library/busybox:1.36", b"not the upstream's");
     let server = Server::start(layout.write());
     Fixture { server, image, index, layer, layer_stored, empty, long, upstream, other, _layout: layout }
@@ -225,12 +226,36 @@ fn one_disk_stands_in_for_many_upstreams() {
         let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         assert_eq!(digest(raw(f.server.plain, request.as_bytes())), upstream, "{host}");
     }
+    let mirrored = "/v2/library/mirrored/manifests/1";
+    assert_eq!(digest(get(f.server.plain, mirrored)), upstream, "dockerd's mirrors");
+    let elsewhere = get(f.server.plain, &format!("{mirrored}?ns=quay.io"));
+    assert_eq!((elsewhere.status, elsewhere.code().as_str()), (404, "NAME_UNKNOWN"));
     let itself = format!("{path}?ns={}", f.server.plain.to_string().replace(':', "%3A"));
     assert_eq!(digest(get(f.server.plain, &itself)), own, "ns naming this registry");
     let unknown = get(f.server.plain, &format!("{path}?ns=quay.io"));
     assert_eq!((unknown.status, unknown.code().as_str()), (404, "NAME_UNKNOWN"), "never another upstream's image");
     let bad = get(f.server.plain, &format!("{path}?ns=a%20b"));
     assert_eq!((bad.status, bad.code().as_str()), (400, "NAME_INVALID"));
+}
+
+/// The repository by the name that the disk has for it, or, where there is none, as the client wrote it.
+#[test]
+fn the_log_names_the_upstream_however_the_client_did() {
+    let f = fixture();
+    let own = f.server.plain.to_string().replace(':', "%3A");
+    for (target, host, repository) in [
+        ("/v2/library/busybox/manifests/1.36?ns=docker.io".to_owned(), "x", "docker.io/library/busybox"),
+        ("/v2/docker.io/library/busybox/manifests/1.36".into(), "x", "docker.io/library/busybox"),
+        ("/v2/library/busybox/tags/list".into(), "registry-1.docker.io", "docker.io/library/busybox"),
+        ("/v2/library/mirrored/manifests/1".into(), "x", "docker.io/library/mirrored"),
+        ("/v2/library/busybox/manifests/1.36".into(), "x", "library/busybox"),
+        ("/v2/library/none/manifests/1".into(), "x", "library/none"),
+    ] {
+        raw(f.server.plain, format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes());
+        assert_eq!(f.server.logged().repository, repository, "{target} at {host}");
+    }
+    get(f.server.plain, &format!("/v2/library/busybox/manifests/1.36?ns={own}"));
+    assert_eq!(f.server.logged().repository, "library/busybox", "ns naming this registry");
 }
 
 #[test]

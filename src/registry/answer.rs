@@ -27,7 +27,7 @@ use super::log::{Entry, Totals};
 use super::metrics::Metrics;
 use super::metrics::exposition::Exposition;
 use super::reply::{self, Content, Freshness};
-use super::route::{self, Asked, Endpoint, Page, Route, Target};
+use super::route::{self, Asked, Endpoint, Route, Target};
 use super::store::Store;
 use super::{lists, range};
 use crate::oci::{Host, Reference, Repository};
@@ -169,35 +169,36 @@ impl Registry {
         }
     }
 
+    /// Answers, and notes in `entry` under which name the store has the repository that was meant.
     async fn route(&self, target: &Target, head: &Parts, entry: &mut Entry) -> Result<Response<Body>, RegistryError> {
+        let catalog = self.store.catalog();
+        let said = &mut entry.request.repository;
+        let mut repository = |name: &Repository| {
+            let found = self.repository(name, target, head)?;
+            catalog.repository_name(found).clone_into(said);
+            Ok::<_, RegistryError>(found)
+        };
         match &target.route {
             Route::Base => Ok(reply::base()),
-            Route::Catalog(page) => Ok(lists::catalog(self.store.catalog(), page)),
-            Route::Tags(name, page) => self.tags(name, page, target, head),
+            Route::Catalog(page) => Ok(lists::catalog(catalog, page)),
+            Route::Tags(name, page) => Ok(lists::tags(catalog, repository(name)?, name, target.namespace.as_ref(), page)),
             Route::Manifest(name, reference) => {
-                let repository = self.repository(name, target, head)?;
-                let (manifest, freshness) = self.manifest(repository, reference)?;
+                let (manifest, freshness) = self.manifest(repository(name)?, reference)?;
                 self.content(manifest, freshness, head).await
             }
             Route::Blob(name, digest) => {
-                let repository = self.repository(name, target, head)?;
-                let found = self.store.catalog().blob_in(repository, digest);
+                let holder = repository(name)?;
+                let found = catalog.blob_in(holder, digest);
                 let unknown = || RegistryError::BlobUnknown(format!("no blob {digest} in {name}"));
-                let blob = found.and_then(|id| self.store.catalog().blob(id)).ok_or_else(unknown)?;
-                entry.blob_of = Some(repository);
+                let blob = found.and_then(|id| catalog.blob(id)).ok_or_else(unknown)?;
+                entry.blob_of = Some(holder);
                 self.content(Blob { manifest: None, ..blob }, Freshness::Immutable, head).await
             }
             Route::Referrers(name, digest, artifact_type) => {
                 // A registry must answer 200 with an empty list for a digest that it does not know; only an unknown repository is a 404.
-                let repository = self.repository(name, target, head)?;
-                lists::referrers(&self.store, repository, digest, artifact_type.as_deref()).await
+                lists::referrers(&self.store, repository(name)?, digest, artifact_type.as_deref()).await
             }
         }
-    }
-
-    fn tags(&self, name: &Repository, page: &Page, target: &Target, head: &Parts) -> Result<Response<Body>, RegistryError> {
-        let repository = self.repository(name, target, head)?;
-        Ok(lists::tags(self.store.catalog(), repository, name, target.namespace.as_ref(), page))
     }
 
     fn manifest(&self, repository: RepositoryId, reference: &Reference) -> Result<(Blob<'_>, Freshness), RegistryError> {
@@ -213,7 +214,8 @@ impl Registry {
     }
 
     /// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
-    /// name, the `Host` header where the store knows that host, else none (the default namespace).
+    /// name, the `Host` header where the store knows that host, else none: then it is in the default namespace, or of docker.io,
+    /// whose mirrors dockerd asks without a word of that.
     fn repository(&self, name: &Repository, target: &Target, head: &Parts) -> Result<RepositoryId, RegistryError> {
         let host = client::host(head);
         let upstream = match (&target.namespace, name.host()) {
@@ -228,7 +230,10 @@ impl Registry {
             Some(upstream) => format!("{}/{name}", route::upstream(upstream)),
             None => name.to_string(),
         };
-        self.store.catalog().repository(&full).ok_or(RegistryError::NameUnknown(full))
+        let catalog = self.store.catalog();
+        let unsaid = target.namespace.is_none() && upstream.is_none() && name.host().is_none();
+        let mirrored = || catalog.repository(&format!("{}/{full}", route::MIRRORED)).filter(|_| unsaid);
+        catalog.repository(&full).or_else(mirrored).ok_or(RegistryError::NameUnknown(full))
     }
 
     /// Sends a blob or manifest, or the part of it that was asked for, or nothing new.

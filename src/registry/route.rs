@@ -243,7 +243,10 @@ fn decode(segment: &str) -> Result<Cow<'_, str>, RegistryError> {
 }
 
 /// Hosts that stand for another: where a client that was told `docker.io` really connects.
-const ALIASES: [(&str, &str); 2] = [("registry-1.docker.io", "docker.io"), ("index.docker.io", "docker.io")];
+const ALIASES: [(&str, &str); 2] = [("registry-1.docker.io", MIRRORED), ("index.docker.io", MIRRORED)];
+
+/// The upstream of dockerd's `registry-mirrors`, which are asked without naming it.
+pub const MIRRORED: &str = "docker.io";
 
 /// Every alias with the upstream that it means.
 pub fn aliases() -> impl Iterator<Item = (&'static str, &'static str)> {

@@ -3,13 +3,17 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 pub mod certificates;
+pub mod cri;
+pub mod docker;
 pub mod h2;
 pub mod http;
 pub mod layout;
 pub mod openmetrics;
 pub mod pack;
+pub mod private;
 pub mod process;
 pub mod serve;
 pub mod server;
 pub mod tls;
 pub mod vm;
+pub mod world;

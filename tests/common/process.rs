@@ -11,6 +11,8 @@ pub const GROWTH: u64 = 64 << 20;
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
+    /// Every address that it listens on, in the order asked for; the first is of the loopback.
+    pub addresses: Vec<SocketAddr>,
     /// One event a line.
     pub events: PathBuf,
     _dir: tempfile::TempDir,
@@ -35,9 +37,10 @@ impl Process {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
-        let endpoint = ready["endpoints"][0].as_str().unwrap();
-        let address = endpoint.split_once("://").unwrap().1.parse().unwrap();
-        let mut process = Self { child, address, events, _dir: dir, before: 0 };
+        let endpoints = ready["endpoints"].as_array().unwrap().iter();
+        let addresses: Vec<SocketAddr> =
+            endpoints.map(|endpoint| endpoint.as_str().unwrap().split_once("://").unwrap().1.parse().unwrap()).collect();
+        let mut process = Self { child, address: addresses[0], addresses, events, _dir: dir, before: 0 };
         process.before = process.memory("VmRSS");
         process
     }

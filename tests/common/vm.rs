@@ -150,15 +150,24 @@ pub struct Containerd {
 
 impl Containerd {
     pub fn start() -> Self {
+        Self::start_with("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n", "")
+    }
+
+    /// The same with the CRI plugin, which reads the hosts that [`Self::host`] describes.
+    pub fn start_with_cri() -> Self {
+        Self::start_with("", "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"CERTS\"\n")
+    }
+
+    fn start_with(head: &str, tables: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
+        let (root, state, socket) = (path("root"), path("state"), path("socket"));
         let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n",
-            path("root"),
-            path("state"),
-            path("socket")
+            "version = 2\nroot = {root:?}\nstate = {state:?}\n{head}[grpc]\naddress = {socket:?}\n{}",
+            tables.replace("CERTS", &path("certs.d"))
         );
-        fs::write(dir.path().join("config.toml"), config).unwrap();
+        fs::create_dir(path("certs.d")).unwrap();
+        fs::write(path("config.toml"), config).unwrap();
         let mut command = Command::new("containerd");
         command.args(["--log-level", "warn", "--config"]).arg(dir.path().join("config.toml"));
         let log = fs::File::create(dir.path().join("log")).unwrap();
@@ -178,16 +187,32 @@ impl Containerd {
         command
     }
 
+    /// Where the daemon listens.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    /// Has images of `registry` come from `address`, trusting `ca` alone.
+    pub fn host(&self, registry: &str, address: &str, ca: &Path) {
+        let folder = self.dir.path().join("certs.d").join(registry);
+        fs::create_dir_all(&folder).unwrap();
+        let toml = format!(
+            "server = \"https://{registry}\"\n[host.\"https://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = {ca:?}\n"
+        );
+        fs::write(folder.join("hosts.toml"), toml).unwrap();
+    }
+
+    /// `ctr ARGUMENTS --hosts-dir … IMAGE`, with the hosts that were described.
+    pub fn fetch(&self, arguments: &[&str], image: &str) -> Command {
+        let mut command = self.ctr(arguments);
+        command.arg("--hosts-dir").arg(self.dir.path().join("certs.d")).arg(image);
+        command
+    }
+
     /// Pulls an image from `address`, trusting `ca` alone.
     pub fn pull(&self, address: &str, image: &str, ca: &Path) -> Output {
-        let hosts = self.dir.path().join("certs.d");
-        fs::create_dir_all(hosts.join(address)).unwrap();
-        let toml = format!(
-            "server = \"https://{address}\"\n[host.\"https://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = {ca:?}\n"
-        );
-        fs::write(hosts.join(address).join("hosts.toml"), toml).unwrap();
-        let image = format!("{address}/{image}");
-        self.ctr(&["images", "pull", "--hosts-dir", hosts.to_str().unwrap(), &image]).output().unwrap()
+        self.host(address, address, ca);
+        self.fetch(&["images", "pull"], &format!("{address}/{image}")).output().unwrap()
     }
 }
 

@@ -1,0 +1,54 @@
+//! A dockerd of the test's own.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// The daemon, with its own root and socket, and a containerd of its own, which ends with it. It has no bridge and leaves the firewall
+/// as it is.
+pub struct Dockerd {
+    dir: TempDir,
+    daemon: Child,
+}
+
+impl Dockerd {
+    /// Starts it with these arguments, trusting the CAs in `system` where it has no others for a registry.
+    pub fn start(arguments: &[&str], system: Option<&Path>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let mut command = Command::new("dockerd");
+        command.args(["--data-root", &path("root"), "--exec-root", &path("state"), "--pidfile", &path("pid")]);
+        command.args(["--host", &format!("unix://{}", path("socket")), "--bridge", "none", "--storage-driver", "vfs"]);
+        command.args(["--iptables=false", "--ip6tables=false"]).args(arguments);
+        command.env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
+        command.envs(system.map(|file| ("SSL_CERT_FILE", file)));
+        let log = fs::File::create(dir.path().join("log")).unwrap();
+        let daemon = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let dockerd = Self { dir, daemon };
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !dockerd.docker(&["version"]).output().is_ok_and(|output| output.status.success()) {
+            assert!(Instant::now() < deadline, "{}", fs::read_to_string(dockerd.dir.path().join("log")).unwrap());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        dockerd
+    }
+
+    pub fn docker(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command.env("DOCKER_CONFIG", self.dir.path().join("config")).env_remove("DOCKER_CONTENT_TRUST");
+        command.arg("--host").arg(format!("unix://{}/socket", self.dir.path().display())).args(arguments);
+        command
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.daemon.id().try_into().unwrap()), Signal::SIGTERM);
+        let _ = self.daemon.wait();
+    }
+}

@@ -1,0 +1,40 @@
+//! A machine of the test's own, as far as clients can tell: they and their daemons write to fixed places (`/etc/docker`, `/run`,
+//! `/var/lib/containers`) and reach for the internet. Here all of that is the test's, and gone with it.
+
+use std::path::Path;
+use std::process::Command;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use super::vm::succeed;
+
+/// An address for documentation (RFC 5737). Loopback addresses will not do: dockerd does not check certificates there.
+pub const ADDRESS: &str = "192.0.2.1";
+
+/// Runs a test on a thread, and its children, with mounts and a network of their own: `/etc` and `/var/lib` may be written, `/run` is
+/// empty, and [`ADDRESS`] and the loopback are the whole network. What stays are the cgroups that runtimes keep their containers' in,
+/// empty (`docker`, `libpod_parent`, `default`): other tests may be using them.
+pub fn privately(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("root is needed");
+        mount_on(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None);
+        // The file system that writes go to is out of sight once `/run` is covered, and is gone with the last process here.
+        mount_on(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None);
+        for (index, lower) in ["/etc", "/var/lib"].into_iter().enumerate() {
+            let (upper, work) = (format!("/run/upper{index}"), format!("/run/work{index}"));
+            [&upper, &work].into_iter().for_each(|path| std::fs::create_dir(path).unwrap());
+            let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+            mount_on(Some("overlay"), lower, Some("overlay"), MsFlags::empty(), Some(&options));
+        }
+        mount_on(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None);
+        succeed(Command::new("ip").args(["link", "set", "lo", "up"]));
+        succeed(Command::new("ip").args(["address", "add", &format!("{ADDRESS}/32"), "dev", "lo"]));
+        test();
+    });
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn mount_on(source: Option<&str>, target: &str, kind: Option<&str>, flags: MsFlags, options: Option<&str>) {
+    mount(source, Path::new(target), kind, flags, options).unwrap_or_else(|error| panic!("mount {kind:?} on {target}: {error}"));
+}
