@@ -180,6 +180,11 @@ impl Containerd {
 
     /// Pulls an image from `address`, trusting `ca` alone.
     pub fn pull(&self, address: &str, image: &str, ca: &Path) -> Output {
+        self.pull_with(address, image, ca, &[])
+    }
+
+    /// The same, with further arguments.
+    pub fn pull_with(&self, address: &str, image: &str, ca: &Path, arguments: &[&str]) -> Output {
         let hosts = self.dir.path().join("certs.d");
         fs::create_dir_all(hosts.join(address)).unwrap();
         let toml = format!(
@@ -187,7 +192,8 @@ impl Containerd {
         );
         fs::write(hosts.join(address).join("hosts.toml"), toml).unwrap();
         let image = format!("{address}/{image}");
-        self.ctr(&["images", "pull", "--hosts-dir", hosts.to_str().unwrap(), &image]).output().unwrap()
+        let hosts = ["images", "pull", "--hosts-dir", hosts.to_str().unwrap()];
+        self.ctr(&[&hosts[..], arguments, &[&image]].concat()).output().unwrap()
     }
 }
 
