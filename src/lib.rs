@@ -17,6 +17,8 @@
 //!
 //! `guest` and `host` never import each other. Both stand on the first three.
 
+#[cfg(any(feature = "guest", feature = "host"))]
+mod causes;
 pub mod oci;
 pub mod proto;
 pub mod registry;

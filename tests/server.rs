@@ -283,3 +283,41 @@ fn nothing_writes() {
         }
     }
 }
+
+#[test]
+fn manifests_up_to_4_mib_are_served_whole_and_larger_ones_refused() {
+    let manifest = |layout: &Layout, size: usize| {
+        let config = layout.json(&json!({}));
+        let text = |padding: usize| {
+            let value = json!({
+                "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "layers": [],
+                "config": config.descriptor(media_type::OCI_CONFIG), "annotations": {"padding": "x".repeat(padding)},
+            });
+            serde_json::to_vec(&value).unwrap()
+        };
+        layout.blob(&text(size - text(0).len()))
+    };
+    let mut layout = Layout::default();
+    let largest = manifest(&layout, 4 << 20);
+    layout.name(largest, media_type::OCI_MANIFEST, "test/large:1");
+    let server = Server::start(layout.write());
+    for target in [format!("/v2/test/large/manifests/{}", largest.digest), "/v2/test/large/manifests/1".into()] {
+        let response = get(server.plain, &target);
+        assert_eq!((response.status, response.body.len()), (200, 4 << 20));
+        assert_eq!(localregistry::oci::Digest::sha256_of(&response.body), largest.digest);
+    }
+
+    let mut layout = Layout::default();
+    let larger = manifest(&layout, (4 << 20) + 1);
+    layout.name(larger, media_type::OCI_MANIFEST, "test/large:1");
+    layout.write();
+    let output = std::process::Command::new(common::pack::PROGRAM)
+        .args(["--quiet", "pack", ".", "-o", "../never.erofs"])
+        .current_dir(layout.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let expected = format!("manifest {} has 4194305 bytes; at most 4194304 are served\n", larger.digest);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.starts_with("localregistry: cannot pack .: ") && said.ends_with(&expected), "{said}");
+}

@@ -14,6 +14,7 @@ use common::server::Server;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use localregistry::proto::event::Event;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -223,4 +224,34 @@ fn a_drain_that_is_over_cuts_what_is_left() {
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest);
     assert!(rest.len() < (64 << 20) - 4096, "never passed off as whole: Content-Length says more");
+}
+
+#[test]
+fn a_file_that_is_shorter_than_the_catalog_says_is_never_passed_off_as_whole() {
+    let mut layout = Layout::default();
+    let content = vec![7; 64 << 20];
+    layout.image("test/hello:latest", &content);
+    let big = layout.blob(&content);
+    let server = Server::start(layout.write());
+    let file = std::fs::File::options().write(true).open(layout.path().join(big.digest.blob_path())).unwrap();
+    let target = format!("/v2/test/hello/blobs/{}", big.digest);
+
+    // It shrinks while it is being sent: the response ends early, and that is told.
+    let mut stream = http::connect(server.plain);
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut first = [0; 4096];
+    stream.read_exact(&mut first).unwrap();
+    file.set_len(1 << 20).unwrap();
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    assert!(rest.len() < 64 << 20);
+    let Event::Warning(warning) = server.event() else { panic!("a warning is expected first") };
+    assert_eq!(warning.code, "READ_ERROR");
+    assert!(warning.message.starts_with(&format!("{}: the file ends at byte ", big.digest)), "{}", warning.message);
+    assert!(!server.logged().complete);
+
+    // Asked for again, it is known to be short before anything is sent.
+    let response = http::get(server.plain, &target);
+    assert_eq!((response.status, response.code().as_str()), (500, "UNKNOWN"));
+    assert_eq!(http::get(server.plain, "/v2/test/hello/manifests/latest").status, 200, "and the rest is served");
 }

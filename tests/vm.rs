@@ -102,16 +102,34 @@ fn real_clients_pull_over_tls_and_the_image_runs() {
 }
 
 #[test]
-fn a_static_address_and_plain_http() {
+fn a_static_address_with_a_given_certificate_and_plain_http() {
     let bench = Bench::default();
     let disk = disk(&bench);
+    let given = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    fs::create_dir(bench.path("certs")).unwrap();
+    fs::write(bench.path("certs/ca.crt"), given.cert.pem()).unwrap();
+    fs::write(bench.path("key.pem"), given.signing_key.serialize_pem()).unwrap();
+    let (cert, key) = (bench.path("certs/ca.crt").display().to_string(), bench.path("key.pem").display().to_string());
     let set = "interfaces=[{\"addresses\":[\"10.0.2.15/24\"],\"gateway\":\"10.0.2.2\"}]";
-    let vm = Vm::boot(&disk, &["--tls", "off", "--set", set]);
-    let address = vm.address.parse().unwrap();
-    assert_eq!(common::http::get(address, "/v2/").status, 200);
-    assert!(!vm.path("ca.crt").exists(), "there is no CA without TLS");
+    let vm = Vm::boot(&disk, &["--tls", "provided", "--cert", &cert, "--key", &key, "--set", set]);
+    let image = format!("docker://{}/test/hello:latest", vm.address);
+    let certs = bench.path("certs").display().to_string();
+    let digest = succeed(&mut skopeo(&["inspect", "--cert-dir", &certs, "--format", "{{.Digest}}", &image], vm.dir.path()));
+    assert_eq!(digest.trim(), manifest_digest(&bench.path("sample")));
+    assert_eq!(fs::read_to_string(vm.path("ca.crt")).unwrap().replace('\r', ""), given.cert.pem().replace('\r', ""));
     let ended = vm.stop(Signal::SIGINT);
     assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+
+    let plain = Vm::boot(&disk, &["--tls", "off", "--set", set]);
+    assert_eq!(common::http::get(plain.address.parse().unwrap(), "/v2/").status, 200);
+    assert!(!plain.path("ca.crt").exists(), "there is no CA without TLS");
+    assert_eq!(plain.stop(Signal::SIGTERM).status, Some(0));
+
+    let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    fs::write(bench.path("key.pem"), other.signing_key.serialize_pem()).unwrap();
+    let ended = vm::fails(&disk, &["--tls", "provided", "--cert", &cert, "--key", &key]);
+    assert_eq!((ended.status, ended.done().code.as_str()), (Some(3), "BAD_TLS"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the given certificate chain and key do not go together"), "{}", ended.stderr);
 }
 
 #[test]

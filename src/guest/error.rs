@@ -1,10 +1,10 @@
 //! What ends a boot. What enters is the error of a step; what leaves is its stable code and one line of words. It never decides
 //! what happens then: [`boot`](super::boot) does.
 
-use std::error::Error;
 use std::io;
 use std::num::NonZeroU16;
 
+use crate::causes;
 use crate::registry::layout::LayoutError;
 use crate::registry::store::StoreError;
 
@@ -81,14 +81,7 @@ impl Fault {
     /// The fault with its causes, joined by ": ".
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut line = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            line.push_str(": ");
-            line.push_str(&error.to_string());
-            cause = error.source();
-        }
-        line
+        causes::chain(self)
     }
 }
 

@@ -221,7 +221,7 @@ mod tests {
         let path = |name: &str| folder.path().join(name).display().to_string();
         std::fs::write(path("users"), "anna:secret\n").unwrap();
         std::fs::write(path("ca"), "nonsense").unwrap();
-        let say = |error: AccessError| super::super::cli::chain(&error);
+        let say = |error: AccessError| crate::causes::chain(&error);
         let error = say(access(&format!("--htpasswd {}", path("none"))).auth().unwrap_err());
         assert_eq!(error, format!("cannot read {}: No such file or directory (os error 2)", path("none")));
         let error = say(access(&format!("--htpasswd {}", path("users"))).auth().unwrap_err());

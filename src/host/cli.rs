@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::causes::chain;
+
 use super::initramfs;
 use super::kernel;
 use super::pack;
@@ -79,16 +81,4 @@ fn usage(conflict: &str) -> ExitCode {
 fn fail(error: &dyn Error, code: u8) -> ExitCode {
     eprintln!("localregistry: {}", chain(error));
     ExitCode::from(code)
-}
-
-/// An error and its causes, joined by ": ".
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
 }

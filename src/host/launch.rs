@@ -37,10 +37,10 @@ use self::process::{Killer, Process};
 use self::qmp::Qmp;
 use self::record::Record;
 use super::accel::{self, Accel, Choice};
-use super::cli::chain;
 use super::config::GuestConfig;
 use super::qemu::Forward;
 use super::report::Report;
+use crate::causes::chain;
 use crate::proto::{Event, Ready, event::Event as Kind};
 
 pub use self::error::LaunchError;

@@ -22,11 +22,11 @@ use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::access::AccessError;
-use super::cli::chain;
 use super::config::{ConfigError, GuestConfig};
 use super::launch::{self, Ended, LaunchError, Options, Vm};
 use super::report::Report;
 use super::{files, initramfs, kernel};
+use crate::causes::chain;
 use crate::proto::event::Event as Kind;
 
 pub use args::{Args, Publish, PublishError};

@@ -65,7 +65,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,
 
-    /// Append every event to this file, one JSON message a line
+    /// Keep every event in this file, one JSON message a line
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
 }
@@ -245,7 +245,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 
 /// Writes events to a file, each as one line, on a thread of its own.
 fn record(path: &Path, queue: std::sync::mpsc::Receiver<crate::proto::Event>) -> Result<std::thread::JoinHandle<()>, Error> {
-    let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    let opened = std::fs::File::create(path);
     let mut file = opened.map_err(|cause| Error::File { verb: "open", path: path.to_owned(), cause })?;
     Ok(std::thread::spawn(move || {
         for event in queue {

@@ -21,12 +21,12 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::answer::Registry;
 use super::client::Client;
 use super::flight::Tails;
 use super::guard::Guarded;
 use super::limits::{ERRORS, HEAD, Limits, RESETS, STREAM_BUFFER, TLS_BUFFER};
 use super::metrics::HandshakeFailure;
-use super::serve::{Shared, Transport};
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, section 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -39,6 +39,22 @@ The client sent a TLS handshake to a port that speaks plain HTTP.\n";
 /// To a plain client on a TLS port.
 const NOT_PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
 The client sent an HTTP request to a port that speaks HTTPS only.\n";
+
+/// How a listener's clients speak.
+#[derive(Debug, Clone)]
+pub enum Transport {
+    /// HTTP/1.1, or HTTP/2 with prior knowledge.
+    Plain,
+    /// TLS, with HTTP/1.1 or HTTP/2 by ALPN.
+    Tls(Arc<ServerConfig>),
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub registry: Arc<Registry>,
+    pub handshakes: Semaphore,
+}
 
 /// Tells a connection to end after the response under way; it holds the drain open while it lives.
 #[derive(Debug, Clone)]

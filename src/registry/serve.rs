@@ -12,18 +12,11 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::answer::Registry;
 use super::client::{Client, Surface};
-use super::connection::{self, Closing};
+use super::connection::{self, Closing, Shared};
 use super::limits::{BACKLOG, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS};
 use super::log::Totals;
 
-/// How a listener's clients speak.
-#[derive(Debug, Clone)]
-pub enum Transport {
-    /// HTTP/1.1, or HTTP/2 with prior knowledge.
-    Plain,
-    /// TLS, with HTTP/1.1 or HTTP/2 by ALPN.
-    Tls(Arc<rustls::ServerConfig>),
-}
+pub use super::connection::Transport;
 
 /// A bound socket and what is spoken on it.
 #[derive(Debug)]
@@ -48,13 +41,6 @@ impl Listener {
         socket.bind(address)?;
         Ok(Self { socket: socket.listen(BACKLOG)?, transport, surface })
     }
-}
-
-/// What all connections share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub registry: Arc<Registry>,
-    pub handshakes: Semaphore,
 }
 
 /// Serves until `shutdown` gives the time that transfers under way may still take; then stops accepting, waits that long at most,
