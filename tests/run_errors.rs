@@ -97,8 +97,17 @@ fn bad_files_exit_1() {
         (
             &["disk", "--config", "bad.json"],
             "the config bad.json cannot be used: it is not a config of the appliance (proto3 JSON of localregistry.v1.Config): \
-             unknown field `prot`, expected one of `hostname`, `names`, `port`, `tls`, `interfaces`, `disk`, `clock`, `trace` at \
-             line 2 column 7",
+             unknown field `prot`, expected one of `hostname`, `names`, `port`, `tls`, `interfaces`, `disk`, `clock`, `trace`, \
+             `auth`, `metrics_port`, `metricsPort` at line 2 column 7",
+        ),
+        (
+            &["disk", "--htpasswd", "no-users"],
+            "cannot let anybody in: cannot read no-users: No such file or directory (os error 2)",
+        ),
+        (&["disk", "--htpasswd", "disk"], "cannot let anybody in: disk:1: there is no colon; expected USER:HASH"),
+        (
+            &["disk", "--client-ca", "disk"],
+            "cannot let anybody in: disk cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
         ),
         (&["disk", "--events", "no/events"], "cannot create no/events for the events: No such file or directory (os error 2)"),
         (&["disk", "--console", "dir"], "cannot create dir for the console: Is a directory (os error 21)"),
@@ -144,7 +153,7 @@ fn a_taken_port_is_named() {
     let port = taken.local_addr().unwrap().port().to_string();
     let (status, stderr) = boot(folder.path(), &["disk", "--publish", &port]);
     let message = format!(
-        "localregistry: cannot listen on 127.0.0.1:{port} (--publish takes another, without it a free port is taken): Address \
+        "localregistry: cannot listen on 127.0.0.1:{port} (--publish takes another; with port 0 a free one is taken): Address \
          already in use (os error 98)\n"
     );
     assert_eq!((status, stderr), (Some(1), message));

@@ -99,6 +99,15 @@ impl Access {
         Ok(users.map_or(Auth::Anonymous, |users| Auth::Basic(Box::new(users))))
     }
 
+    /// Whether the files can be used: a guest that cannot use them says so only after its boot.
+    ///
+    /// # Errors
+    /// [`AccessError`], where one cannot.
+    pub fn check(&self) -> Result<(), AccessError> {
+        self.auth()?;
+        self.client_ca().map(drop)
+    }
+
     fn users(&self) -> Result<Option<Users>, AccessError> {
         let Some(path) = &self.htpasswd else { return Ok(None) };
         let file = Htpasswd::parse(&read(path, htpasswd::LARGEST)?, &path.display().to_string())?;

@@ -222,7 +222,7 @@ impl Vm {
         // The port was free when `spawn::check` looked, so somebody has just taken it.
         if stderr.iter().any(|line| line.contains("Could not set up host forwarding rule")) {
             let source = std::io::ErrorKind::AddrInUse.into();
-            return LaunchError::Port { address: options.publish, source };
+            return LaunchError::Port { flag: "--publish", address: options.publish, source };
         }
         LaunchError::Start { exit, stderr }
     }

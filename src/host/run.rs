@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::access::AccessError;
 use super::config::{ConfigError, GuestConfig};
 use super::launch::{self, Ended, LaunchError, Options, Vm};
 use super::report::Report;
@@ -42,6 +43,8 @@ enum RunError {
     Config { path: PathBuf, source: ConfigError },
     #[error("--set does not fit what was set before")]
     Set(#[source] ConfigError),
+    #[error("cannot let anybody in")]
+    Access(#[source] AccessError),
     #[error("there is no kernel to boot")]
     Kernel(#[source] kernel::Error),
     #[error("there is no initramfs to boot with")]
@@ -93,6 +96,7 @@ fn appliance(args: &Args, report: &Report) -> Result<Ended, RunError> {
     let config = config(args)?;
     // Before a kernel is downloaded for a disk that is not there.
     launch::check_disk(&args.disk)?;
+    args.access.check().map_err(RunError::Access)?;
     let (kernel, initramfs) = boot_files(args, report)?;
     let options = args.options(kernel, initramfs, config, *report);
     // One thread: there is one machine to wait for.

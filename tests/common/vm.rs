@@ -211,8 +211,13 @@ impl Containerd {
 
     /// Pulls an image from `address`, trusting `ca` alone.
     pub fn pull(&self, address: &str, image: &str, ca: &Path) -> Output {
+        self.pull_with(address, image, ca, &[])
+    }
+
+    /// The same, with further arguments.
+    pub fn pull_with(&self, address: &str, image: &str, ca: &Path, arguments: &[&str]) -> Output {
         self.host(address, address, ca);
-        self.fetch(&["images", "pull"], &format!("{address}/{image}")).output().unwrap()
+        self.fetch(&[&["images", "pull"], arguments].concat(), &format!("{address}/{image}")).output().unwrap()
     }
 }
 

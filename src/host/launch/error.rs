@@ -55,8 +55,10 @@ pub enum LaunchError {
     #[error("KVM cannot be used (--accel tcg works everywhere)")]
     NoKvm(#[from] NoKvm),
     /// The address to publish on cannot be had.
-    #[error("cannot listen on {address} (--publish takes another, without it a free port is taken)")]
+    #[error("cannot listen on {address} ({flag} takes another; with port 0 a free one is taken)")]
     Port {
+        /// The flag that chooses it.
+        flag: &'static str,
         /// Which.
         address: SocketAddrV4,
         /// Why.

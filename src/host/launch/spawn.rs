@@ -44,8 +44,11 @@ pub(super) fn check(options: &Options) -> Result<(), LaunchError> {
     }
     options.secrets.iter().try_for_each(|(_, path)| readable("secret", path))?;
     // Both at once: they must not be the same.
-    let listen = |address: SocketAddrV4| TcpListener::bind(address).map_err(|source| LaunchError::Port { address, source });
-    let _listeners = (listen(options.publish)?, options.metrics.map(listen).transpose()?);
+    let listen =
+        |flag, address: SocketAddrV4| TcpListener::bind(address).map_err(|source| LaunchError::Port { flag, address, source });
+    let registry = listen("--publish", options.publish)?;
+    let metrics = options.metrics.map(|address| listen("--metrics", address)).transpose()?;
+    drop((registry, metrics));
     Ok(())
 }
 

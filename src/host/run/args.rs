@@ -92,7 +92,7 @@ pub struct Args {
     key: Option<PathBuf>,
 
     #[command(flatten)]
-    access: Access,
+    pub(super) access: Access,
 
     /// Where this machine listens for /healthz, /metrics and /ca.crt, over plain HTTP and for anybody, instead of beside the registry
     #[arg(long, value_name = "[ADDR:]PORT")]

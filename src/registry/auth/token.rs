@@ -3,15 +3,13 @@
 //! clock: setting the machine's clock neither ends tokens nor prolongs them.
 
 use std::fmt;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 use ring::rand::SystemRandom;
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::AuthError;
 use super::scope::Grants;
@@ -60,9 +58,7 @@ impl Signer {
     pub fn issue(&self, grants: Grants) -> Vec<u8> {
         let end = millis(self.started.elapsed() + self.lifetime);
         let token = self.sign(&serde_json::to_vec(&Claims { end, grants }).unwrap_or_default());
-        let now = OffsetDateTime::from(SystemTime::now());
-        // Whole seconds, as the protocol's example has them.
-        let issued_at = now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default();
+        let issued_at = rfc3339(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
         let expires_in = self.lifetime.as_secs();
         serde_json::to_vec(&Issued { access_token: token.clone(), token, expires_in, issued_at }).unwrap_or_default()
     }
@@ -81,6 +77,18 @@ impl Signer {
         let signature = hmac::sign(&self.key, claims);
         format!("{}.{}", URL_SAFE_NO_PAD.encode(claims), URL_SAFE_NO_PAD.encode(signature))
     }
+}
+
+/// A time in seconds since 1970 as RFC 3339 writes it. Years are counted from March, so that the leap day is their last.
+fn rfc3339(seconds: u64) -> String {
+    let (days, clock) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = (era * 400 + year + month / 10, (month + 2) % 12 + 1);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", clock / 3600, clock / 60 % 60, clock % 60)
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -131,6 +139,23 @@ mod tests {
         }
         let signed_nonsense = signer.sign(b"nonsense");
         assert_eq!(signer.read(&signed_nonsense), None);
+    }
+
+    #[test]
+    fn times_are_written_as_rfc_3339_has_them() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_709_164_800, "2024-02-29T00:00:00Z"),
+            (1_793_491_200, "2026-11-01T00:00:00Z"),
+            (4_107_542_399, "2100-02-28T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (253_402_300_799, "9999-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(rfc3339(seconds), text);
+        }
     }
 
     #[test]

@@ -1,0 +1,92 @@
+//! An appliance that not everybody may pull from, and its health and metrics, in a VM under TCG with real clients.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
+
+use common::certificates::ClientAuthority;
+use common::http::get;
+use common::openmetrics;
+use common::pack::{Bench, PROGRAM};
+use common::vm::{self, Containerd, Vm, skopeo, succeed};
+use nix::sys::signal::Signal;
+
+/// A packed disk with the sample image, test/hello:latest, and a password file for anna.
+fn bench() -> Bench {
+    let bench = Bench::default();
+    succeed(Command::new(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
+    bench.pack(&["sample"]);
+    bench.file("users", format!("anna:{}\n", bcrypt::hash("secret", 5).unwrap()).as_bytes());
+    bench
+}
+
+#[test]
+fn users_get_tokens_and_metrics_have_a_port_of_their_own() {
+    let bench = bench();
+    let users = bench.path("users").display().to_string();
+    let vm = Vm::boot(&bench.path("disk.erofs"), &["--htpasswd", &users, "--token", "--metrics", "127.0.0.1:0"]);
+    fs::create_dir(vm.path("certs")).unwrap();
+    fs::copy(vm.path("ca.crt"), vm.path("certs/ca.crt")).unwrap();
+    let from = format!("docker://{}/test/hello:latest", vm.address);
+    let copy = |credentials: &str, to: &str| {
+        skopeo(&["copy", "--src-cert-dir", "certs", "--src-creds", credentials, &from, to], vm.dir.path())
+    };
+    succeed(&mut copy("anna:secret", "dir:pulled"));
+    let refused = copy("anna:wrong", "dir:refused").output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && said.contains("invalid username/password"), "{said}");
+
+    let containerd = Containerd::start();
+    let pull = |arguments: &[&str]| containerd.pull_with(&vm.address, "test/hello:latest", &vm.path("ca.crt"), arguments);
+    let refused = pull(&[]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && said.contains("401 Unauthorized"), "{said}");
+    let pulled = pull(&["--user", "anna:secret"]);
+    assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
+
+    let metrics: SocketAddr = vm.ready["metrics"].as_str().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
+    assert_eq!((get(metrics, "/healthz").status, get(metrics, "/v2/").status), (200, 404));
+    assert_eq!(get(metrics, "/ca.crt").body, fs::read(vm.path("ca.crt")).unwrap());
+    let samples = openmetrics::parse(&String::from_utf8(get(metrics, "/metrics").body).unwrap());
+    let sent = samples.get(r#"localregistry_blob_sent_bytes_total{repository="test/hello"}"#);
+    assert!(sent > 100_000.0, "two pulls: {sent}");
+
+    let ended = vm.stop(Signal::SIGTERM);
+    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    let tokens = ended.requests().into_iter().filter(|request| request.endpoint == "token");
+    let statuses: Vec<u32> = tokens.map(|request| request.status).collect();
+    assert!(statuses.contains(&200) && statuses.contains(&401), "{statuses:?}");
+}
+
+#[test]
+fn certificates_stand_in_for_passwords() {
+    let bench = bench();
+    let authority = ClientAuthority::new("nodes");
+    let (users, ca) = (bench.path("users"), bench.file("nodes.crt", authority.pem().as_bytes()));
+    let (users, ca) = (users.display().to_string(), ca.display().to_string());
+    let arguments = ["--htpasswd", &users, "--client-ca", &ca, "--client-certificate", "optional"];
+    let vm = Vm::boot(&bench.path("disk.erofs"), &arguments);
+    fs::create_dir(vm.path("certs")).unwrap();
+    fs::copy(vm.path("ca.crt"), vm.path("certs/ca.crt")).unwrap();
+    let from = format!("docker://{}/test/hello:latest", vm.address);
+    let mut copy = skopeo(&["copy", "--src-cert-dir", "certs", "--src-no-creds", &from, "dir:pulled"], vm.dir.path());
+    assert!(!copy.output().unwrap().status.success(), "neither certificate nor password");
+    let own = authority.client();
+    fs::write(vm.path("certs/client.cert"), own.certificate_pem).unwrap();
+    fs::write(vm.path("certs/client.key"), own.key_pem).unwrap();
+    succeed(&mut copy);
+}
+
+#[test]
+fn a_guest_without_its_secrets_says_which() {
+    let bench = bench();
+    for (setting, name) in [("auth.mode=BASIC", "htpasswd"), ("auth.clientCertificate=REQUIRED", "client-ca.crt")] {
+        let ended = vm::fails(&bench.path("disk.erofs"), &["--set", setting]);
+        let (done, file) = (ended.done(), format!("give QEMU -fw_cfg name=opt/localregistry/{name},file=…"));
+        assert_eq!((ended.status, done.code.as_str()), (Some(3), "BAD_AUTH"), "{}", ended.stderr);
+        assert!(done.reason.contains(&file), "{}", done.reason);
+    }
+}
