@@ -79,7 +79,7 @@ fn no_mkfs() {
 
 #[test]
 fn signals_leave_nothing_behind() {
-    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let (bench, _, _) = hello(b"a layer");
         fs::create_dir(bench.path("bin")).unwrap();
         // The signal comes while the file system is made, which then would take for ever.
@@ -93,6 +93,42 @@ fn signals_leave_nothing_behind() {
         assert_eq!(text(&output.stderr), format!("localregistry: disk.erofs is not written: interrupted by SIG{signal}\n"));
         assert_eq!((output.status.code(), bench.everything()), (Some(code), before));
     }
+}
+
+#[test]
+fn signals_one_after_the_other_leave_nothing_behind_either() {
+    let (bench, _, _) = hello(b"a layer");
+    fs::create_dir(bench.path("bin")).unwrap();
+    let script = "#!/bin/sh\nkill -INT $PPID; kill -TERM $PPID; kill -HUP $PPID; kill -INT $PPID\nexec sleep 1000\n";
+    let mkfs = bench.file("bin/mkfs.erofs", script.as_bytes());
+    fs::set_permissions(mkfs, fs::Permissions::from_mode(0o755)).unwrap();
+    let before = bench.everything();
+    let path = format!("{}:/usr/bin:/bin", bench.path("bin").display());
+    let output = bench.command(&["-q", "pack", "layout", "-o", "disk.erofs"]).env("PATH", path).output().unwrap();
+    // They may be taken in any order: the first one taken counts.
+    assert!(matches!(output.status.code(), Some(129 | 130 | 143)), "{}", text(&output.stderr));
+    assert_eq!(bench.everything(), before);
+}
+
+#[test]
+fn what_a_killed_pack_left_is_removed_by_the_next_one() {
+    let (bench, _, _) = hello(b"a layer");
+    fs::create_dir(bench.path("bin")).unwrap();
+    let mkfs = bench.file("bin/mkfs.erofs", b"#!/bin/sh\nkill -KILL $PPID\n");
+    fs::set_permissions(mkfs, fs::Permissions::from_mode(0o755)).unwrap();
+    let before = bench.everything();
+    let path = format!("{}:/usr/bin:/bin", bench.path("bin").display());
+    let output = bench.command(&["-q", "pack", "layout", "-o", "disk.erofs"]).env("PATH", path).output().unwrap();
+    assert_eq!(output.status.code(), None, "killed");
+    let left = |bench: &Bench| {
+        let names = fs::read_dir(bench.path("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with(".disk.erofs.pack-")).count()
+    };
+    assert_eq!(left(&bench), 1);
+    bench.pack(&["layout"]);
+    assert_eq!(left(&bench), 0);
+    fs::remove_file(bench.path("disk.erofs")).unwrap();
+    assert_eq!(bench.everything(), before);
 }
 
 #[test]

@@ -66,6 +66,10 @@ fn bad_flags_exit_2() {
         (&["disk", "--kernel", "kernel"], "the following required arguments were not provided:\n  --initramfs <FILE>"),
         (&["disk", "--tls", "provided"], "the following required arguments were not provided:\n  --cert <FILE>\n  --key <FILE>"),
         (&["disk", "--cert", "a"], "the following required arguments were not provided:\n  --key <FILE>"),
+        (
+            &["disk", "--tls", "off", "--cert", "a", "--key", "b"],
+            "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them",
+        ),
         (&["disk", "more"], "unexpected argument 'more' found"),
     ] {
         let output = run(folder.path(), arguments);
@@ -167,4 +171,25 @@ fn a_file_that_is_no_kernel_gives_qemu_s_words() {
     let message = "localregistry: QEMU exited with status 1 before it started the machine: qemu";
     assert!(stderr.starts_with(message), "{stderr}");
     assert_eq!(status, Some(1));
+}
+
+#[test]
+fn serve_refuses_flags_that_it_would_not_use() {
+    let folder = folder();
+    for (arguments, message) in [
+        (
+            &["--cert", "a", "--key", "b"][..],
+            "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them",
+        ),
+        (
+            &["--tls", "off", "--ca", "ca"],
+            "the argument '--ca <FILE>' cannot be used with '--tls off': without TLS there is no CA",
+        ),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));
+        let output = command.current_dir(folder.path()).args(["serve", "."]).args(arguments).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with(&format!("error: {message}\n")), "{arguments:?}: {stderr}");
+    }
 }

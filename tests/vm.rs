@@ -190,3 +190,16 @@ fn an_init_that_dies_is_a_kernel_panic() {
     assert!(ended.stderr.contains("Kernel panic - not syncing: Attempted to kill init!"), "{}", ended.stderr);
     assert!(ended.events.is_empty());
 }
+
+#[test]
+fn a_guest_that_powers_off_without_a_word_exits_7() {
+    let bench = Bench::default();
+    let disk = disk(&bench);
+    let noop = bench.path("noop").display().to_string();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/noop.c");
+    succeed(Command::new("musl-gcc").args(["-static", "-Os", "-s", "-o", &noop, source]));
+    let ended = vm::fails(&disk, &["--init", &noop]);
+    assert_eq!(ended.status, Some(7), "{}", ended.stderr);
+    let said = "localregistry: the guest powered off before the registry was ready\n";
+    assert!(ended.stderr.contains(said), "{}", ended.stderr);
+}

@@ -18,6 +18,7 @@ mod print;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -136,6 +137,9 @@ fn boot_files(args: &Args, report: &Report) -> Result<(PathBuf, PathBuf), RunErr
     Ok((kernel.elf, initramfs))
 }
 
+/// A signal that comes this soon after another is the same wish.
+const ECHO: Duration = Duration::from_secs(1);
+
 /// SIGINT and SIGTERM.
 struct Signals {
     interrupt: Signal,
@@ -185,21 +189,26 @@ fn write_ca(pem: &str, path: &Path) -> Result<PathBuf, RunError> {
     path.canonicalize().map_err(failed)
 }
 
-/// Follows the machine to its end. The first signal ends it in order, the second at once.
+/// Follows the machine to its end. The first signal ends it in order, a later one at once.
 async fn follow(mut vm: Vm, mut signals: Signals, log: bool, report: &Report) -> Ended {
-    let mut asked = false;
+    let mut asked: Option<Instant> = None;
     let mut bad = 0;
     loop {
         tokio::select! {
             name = signals.next() => {
-                if asked {
-                    report.step(format!("{name}: killing QEMU"));
-                    vm.kill();
-                } else {
-                    report.step(format!("{name}: stopping in order (once more kills)"));
-                    vm.stop();
+                match asked {
+                    None => {
+                        report.step(format!("{name}: stopping in order (once more kills)"));
+                        vm.stop();
+                        asked = Some(Instant::now());
+                    }
+                    // A terminal and a wrapper may each pass the same one on.
+                    Some(when) if when.elapsed() < ECHO => {}
+                    Some(_) => {
+                        report.step(format!("{name}: killing QEMU"));
+                        vm.kill();
+                    }
                 }
-                asked = true;
             }
             event = vm.next_event() => match event {
                 Some(Ok(event)) => match &event.event {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
+use super::access::{Access, AccessError, CA_WITHOUT_TLS, CERTIFICATE_UNUSED, CLIENT_CA_WITHOUT_TLS};
 use super::files;
 use super::report::Report;
 use crate::registry::answer::Registry;
@@ -139,8 +139,13 @@ impl Args {
     /// What two flags together do not allow, in words.
     #[must_use]
     pub fn conflict(&self) -> Option<&'static str> {
-        let needs_tls = self.tls == TlsMode::Off && self.access.has_client_ca();
-        needs_tls.then_some(CLIENT_CA_WITHOUT_TLS)
+        let off = self.tls == TlsMode::Off;
+        let conflicts = [
+            (off && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),
+            (off && self.ca.is_some(), CA_WITHOUT_TLS),
+            (self.tls != TlsMode::Provided && (self.cert.is_some() || self.key.is_some()), CERTIFICATE_UNUSED),
+        ];
+        conflicts.into_iter().find_map(|(holds, conflict)| holds.then_some(conflict))
     }
 }
 

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM while packing: they are noted, a program that is running for the pack is ended, and the work stops at its next
+//! SIGINT, SIGTERM and SIGHUP while packing: they are noted, a program that is running for the pack is ended, and the work stops at its next
 //! check, so that everything half made is removed on the way out. Nothing is removed here.
 
 use std::io;
@@ -13,7 +13,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 /// The signals that ask a program to end.
-const SIGNALS: [Signal; 2] = [Signal::SIGINT, Signal::SIGTERM];
+const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// A signal asked for the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -36,7 +36,7 @@ struct Shared {
 
 impl Interrupt {
     /// From here on the signals are noted. To be called before other threads are started: they inherit that the signals are not
-    /// theirs. A second signal ends the process at once.
+    /// theirs.
     ///
     /// # Errors
     /// When no thread can be started.
@@ -47,9 +47,8 @@ impl Interrupt {
         let shared = Arc::clone(&interrupt.shared);
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
             while let Ok(signal) = signals.wait() {
-                if shared.signal.swap(signal as i32, Ordering::SeqCst) != 0 {
-                    std::process::exit(128 + signal as i32);
-                }
+                // The first one counts. Those after it change nothing: the way out is a matter of milliseconds, and must be walked.
+                let _ = shared.signal.compare_exchange(0, signal as i32, Ordering::SeqCst, Ordering::SeqCst);
                 if let Some(child) = *shared.child() {
                     // It has not been waited for, so the number is still its own.
                     let _ = killpg(child, Signal::SIGKILL);

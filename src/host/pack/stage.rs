@@ -104,11 +104,23 @@ pub enum StageError {
     Interrupted(#[from] Interrupted),
 }
 
+/// Removes working folders that a killed pack of the same disk left in `folder`. What cannot be removed stays: it hinders nothing.
+fn remove_left(folder: &Path, prefix: &str) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(prefix);
+        if ours && File::open(entry.path()).is_ok_and(|left| left.try_lock().is_ok()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// A working folder beside the disk that is being made, hidden, with the disk's content below [`Stage::root`].
 #[derive(Debug)]
 pub struct Stage {
     work: TempDir,
     disk: PathBuf,
+    /// Held while this process works in the folder: what is not held was left by one that was killed.
+    _held: File,
 }
 
 impl Stage {
@@ -118,16 +130,20 @@ impl Stage {
     /// When nothing can be written there.
     pub fn new(disk: &Path, folder: &Path) -> Result<Self, StageError> {
         let name = disk.file_name().unwrap_or_default().to_string_lossy();
-        let made = tempfile::Builder::new().prefix(&format!(".{name}.pack-")).tempdir_in(folder).and_then(|work| {
+        let prefix = format!(".{name}.pack-");
+        remove_left(folder, &prefix);
+        let made = tempfile::Builder::new().prefix(&prefix).tempdir_in(folder).and_then(|work| {
+            let held = File::open(work.path())?;
+            held.try_lock()?;
             let root = work.path().join(ROOT);
             let folders = Algorithm::ALL.map(|algorithm| root.join("blobs").join(algorithm.name()));
             for folder in folders.iter().chain([&root.join("localregistry")]) {
                 DirBuilder::new().recursive(true).mode(OPEN_FOLDER_MODE).create(folder)?;
             }
-            Ok(work)
+            Ok((work, held))
         });
-        let work = made.map_err(|source| StageError::Folder { folder: folder.to_owned(), source })?;
-        Ok(Self { work, disk: disk.to_owned() })
+        let (work, held) = made.map_err(|source| StageError::Folder { folder: folder.to_owned(), source })?;
+        Ok(Self { work, disk: disk.to_owned(), _held: held })
     }
 
     /// The folder with the disk's content.

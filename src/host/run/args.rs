@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::host::accel::Choice;
-use crate::host::access::{Access, CLIENT_CA_WITHOUT_TLS};
+use crate::host::access::{Access, CERTIFICATE_UNUSED, CLIENT_CA_WITHOUT_TLS};
 use crate::host::config::{GuestConfig, Setting};
 use crate::host::launch::Options;
 use crate::host::qemu;
@@ -145,7 +145,9 @@ enum Tls {
 impl Args {
     /// The single settings, those of the flags last.
     pub(super) fn settings(&self) -> Vec<Setting> {
-        let mode = self.tls.map(|tls| match tls {
+        // A certificate that is given is meant to be served with.
+        let tls = self.tls.or(self.cert.is_some().then_some(Tls::Provided));
+        let mode = tls.map(|tls| match tls {
             Tls::Generate => "GENERATE",
             Tls::Provided => "PROVIDED",
             Tls::Off => "OFF",
@@ -157,6 +159,10 @@ impl Args {
     /// What two flags together do not allow, in words.
     #[must_use]
     pub fn conflict(&self) -> Option<&'static str> {
+        let generated_or_off = matches!(self.tls, Some(Tls::Generate | Tls::Off));
+        if generated_or_off && self.cert.is_some() {
+            return Some(CERTIFICATE_UNUSED);
+        }
         (self.tls == Some(Tls::Off) && self.access.has_client_ca()).then_some(CLIENT_CA_WITHOUT_TLS)
     }
 
