@@ -48,10 +48,10 @@ pub const OWN_DESCRIPTORS: usize = 32;
 pub const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes read from the disk at once.
 pub const CHUNK: usize = 128 << 10;
-/// Bytes of all bodies that are read and not yet written: what 128 transfers have under way at full speed. From there on each body
-/// has [`SMALL_CHUNK`] in flight and no more, so that a thousand readers that take nothing hold some 32 MiB, and the next one is
+/// Bytes of all bodies that are read and not yet written: 64 chunks. From there on each body
+/// has [`SMALL_CHUNK`] in flight and no more, so that a thousand readers that take nothing hold some 24 MiB, and the next one is
 /// served all the same.
-pub const IN_FLIGHT: usize = 16 << 20;
+pub const IN_FLIGHT: usize = 8 << 20;
 /// Bytes read at once where [`IN_FLIGHT`] is reached: the payload of one frame or TLS record.
 pub const SMALL_CHUNK: usize = 16 << 10;
 /// How long a token is good for: as short as clients take it (they count less than 60 s as 60), long enough for one layer on a slow
