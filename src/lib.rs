@@ -19,6 +19,8 @@
 
 #[cfg(any(feature = "guest", feature = "host"))]
 mod causes;
+#[cfg(any(feature = "guest", feature = "host"))]
+mod layers;
 pub mod oci;
 pub mod proto;
 pub mod registry;

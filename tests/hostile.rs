@@ -28,10 +28,7 @@ fn short() -> Limits {
 }
 
 fn serve(limits: Limits) -> (Server, Stored, Layout) {
-    let mut layout = Layout::default();
-    let content = vec![7; 64 << 20];
-    layout.image("test/hello:latest", &content);
-    let big = layout.blob(&content);
+    let (layout, big, _) = Layout::large();
     (Server::start_with(layout.write(), limits), big, layout)
 }
 

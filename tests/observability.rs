@@ -160,10 +160,7 @@ fn no_label_is_a_clients() {
 
 #[test]
 fn transfers_under_way_and_connections_are_counted_while_they_last() {
-    let mut layout = Layout::default();
-    let content = vec![7; 64 << 20];
-    layout.image("test/hello:latest", &content);
-    let big = layout.blob(&content);
+    let (layout, big, _) = Layout::large();
     let server = Server::start(layout.write());
     let mut stream = http::connect(server.plain);
     write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();

@@ -168,11 +168,7 @@ fn every_request_is_logged_once_when_it_ends() {
 
 #[test]
 fn a_client_that_goes_away_is_logged_as_incomplete() {
-    // More than the sockets' buffers take.
-    let mut layout = Layout::default();
-    let content = vec![7; 64 << 20];
-    layout.image("test/hello:latest", &content);
-    let big = layout.blob(&content);
+    let (layout, big, _) = Layout::large();
     let server = Server::start(layout.write());
     let mut stream = http::connect(server.plain);
     write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
@@ -186,10 +182,7 @@ fn a_client_that_goes_away_is_logged_as_incomplete() {
 
 #[test]
 fn a_shutdown_lets_transfers_finish_and_takes_no_new_ones() {
-    let mut layout = Layout::default();
-    let content = vec![7; 64 << 20];
-    layout.image("test/hello:latest", &content);
-    let big = layout.blob(&content);
+    let (layout, big, content) = Layout::large();
     let server = Server::start(layout.write());
     let (address, mut stream) = (server.plain, http::connect(server.plain));
     write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
@@ -210,10 +203,7 @@ fn a_shutdown_lets_transfers_finish_and_takes_no_new_ones() {
 
 #[test]
 fn a_drain_that_is_over_cuts_what_is_left() {
-    let mut layout = Layout::default();
-    let content = vec![7; 64 << 20];
-    layout.image("test/hello:latest", &content);
-    let big = layout.blob(&content);
+    let (layout, big, _) = Layout::large();
     let server = Server::start(layout.write());
     let mut stream = http::connect(server.plain);
     write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
@@ -228,10 +218,7 @@ fn a_drain_that_is_over_cuts_what_is_left() {
 
 #[test]
 fn a_file_that_is_shorter_than_the_catalog_says_is_never_passed_off_as_whole() {
-    let mut layout = Layout::default();
-    let content = vec![7; 64 << 20];
-    layout.image("test/hello:latest", &content);
-    let big = layout.blob(&content);
+    let (layout, big, _) = Layout::large();
     let server = Server::start(layout.write());
     let file = std::fs::File::options().write(true).open(layout.path().join(big.digest.blob_path())).unwrap();
     let target = format!("/v2/test/hello/blobs/{}", big.digest);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde_json::{Map, Value, json};
 
+use crate::layers::lay;
 use crate::proto::Config;
 
 /// Port of the registry inside the guest where nothing else is said.
@@ -186,18 +187,6 @@ impl GuestConfig {
             }
         }
         Ok(config)
-    }
-}
-
-/// `over` laid over `under`: objects are merged, everything else is replaced.
-fn lay(under: &mut Map<String, Value>, over: Map<String, Value>) {
-    for (key, value) in over {
-        match (under.get_mut(&key), value) {
-            (Some(Value::Object(under)), Value::Object(over)) => lay(under, over),
-            (_, value) => {
-                under.insert(key, value);
-            }
-        }
     }
 }
 

@@ -17,7 +17,7 @@ pub const STALL: Duration = Duration::from_secs(30);
 pub const PING: Duration = Duration::from_secs(20);
 /// Slowest reader that is served, in bytes a second over each [`STALL`]: a tenth of a 56k modem.
 pub const MINIMUM_RATE: u64 = 512;
-/// Connections at once. Each costs up to 1 MiB while it sends; 1,000 nodes may pull at once.
+/// Connections at once: 1,000 nodes may pull. What their bodies hold together is bounded by [`IN_FLIGHT`].
 pub const CONNECTIONS: usize = 1024;
 /// Connections that the kernel completes and holds until they are accepted. 128 are usual, and of a thousand nodes that connect in one
 /// moment most would then wait a second, until they try again. The kernel bounds it by its own `somaxconn`.
@@ -48,9 +48,8 @@ pub const OWN_DESCRIPTORS: usize = 32;
 pub const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes read from the disk at once.
 pub const CHUNK: usize = 128 << 10;
-/// Bytes of all bodies that are read and not yet written: 64 chunks. From there on each body
-/// has [`SMALL_CHUNK`] in flight and no more, so that a thousand readers that take nothing hold some 24 MiB, and the next one is
-/// served all the same.
+/// Bytes of all bodies that are read and not yet written: 64 chunks. From there on each body has [`SMALL_CHUNK`] in flight and no
+/// more, so that a thousand readers that take nothing hold some 24 MiB, and the next one is served all the same.
 pub const IN_FLIGHT: usize = 8 << 20;
 /// Bytes read at once where [`IN_FLIGHT`] is reached: the payload of one frame or TLS record.
 pub const SMALL_CHUNK: usize = 16 << 10;

@@ -96,6 +96,15 @@ impl Layout {
         manifest
     }
 
+    /// A layout of one image, `test/hello:latest`, whose layer is larger than the sockets' buffers: the layer, and its bytes.
+    pub fn large() -> (Self, Stored, Vec<u8>) {
+        let mut layout = Self::default();
+        let content = vec![7; 64 << 20];
+        layout.image("test/hello:latest", &content);
+        let layer = layout.blob(&content);
+        (layout, layer, content)
+    }
+
     /// Writes `index.json`.
     pub fn write(&self) -> &Path {
         let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": self.index});

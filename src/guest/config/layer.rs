@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::layers::lay;
 use crate::proto::Config;
 
 use super::keys::{self, Kind};
@@ -156,17 +157,6 @@ fn item<'a>(map: &'a mut Map<String, Value>, list: &str, place: &str) -> Option<
         items.push(Value::Object(Map::new()));
     }
     items.get_mut(place)?.as_object_mut()
-}
-
-fn lay(under: &mut Map<String, Value>, over: Map<String, Value>) {
-    for (key, value) in over {
-        match (under.get_mut(&key), value) {
-            (Some(Value::Object(under)), Value::Object(over)) => lay(under, over),
-            (_, value) => {
-                under.insert(key, value);
-            }
-        }
-    }
 }
 
 /// `wait_seconds` as `waitSeconds`.
