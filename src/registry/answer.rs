@@ -18,15 +18,18 @@ use super::auth::scope::Scope;
 use super::body::Body;
 use super::catalog::{Blob, BlobId, RepositoryId};
 use super::client::{self, Client};
+use super::documents::{Documents, Room};
 use super::error::RegistryError;
 use super::events::Events;
 use super::flight::Budget;
 use super::health::Health;
-use super::limits::{DESCRIPTOR_PAUSE, Limits};
+use super::kept::{self, Kept};
+use super::limits::{DESCRIPTOR_PAUSE, Limits, REFERRERS, SMALL_CHUNK};
 use super::log::{Entry, Totals};
 use super::metrics::Metrics;
 use super::metrics::exposition::Exposition;
-use super::reply::{self, Content, Freshness};
+use super::range::Ranges;
+use super::reply::{self, Content, Freshness, Source};
 use super::route::{self, Asked, Endpoint, Route, Target};
 use super::store::Store;
 use super::{lists, range};
@@ -52,6 +55,8 @@ pub struct Registry {
     upstreams: HashSet<String>,
     limits: Limits,
     in_flight: Arc<Budget>,
+    documents: Documents,
+    kept: Kept,
 }
 
 impl Registry {
@@ -76,6 +81,8 @@ impl Registry {
             upstreams,
             limits,
             in_flight: Arc::default(),
+            documents: Documents::default(),
+            kept: Kept::default(),
         }
     }
 
@@ -147,7 +154,7 @@ impl Registry {
             entry.request.digest = lossy(digest.as_bytes());
         }
         let body = if head.method == Method::HEAD { body.without_content() } else { body };
-        Response::from_parts(parts, body.logged(entry, self.limits, Arc::clone(&self.in_flight)))
+        Response::from_parts(parts, body.logged(entry, &self.limits, &self.in_flight))
     }
 
     /// Lets the request pass, or not, and answers it.
@@ -180,37 +187,40 @@ impl Registry {
         };
         match &target.route {
             Route::Base => Ok(reply::base()),
-            Route::Catalog(page) => Ok(lists::catalog(catalog, page)),
-            Route::Tags(name, page) => Ok(lists::tags(catalog, repository(name)?, name, target.namespace.as_ref(), page)),
+            Route::Catalog(page) => Ok(lists::catalog(catalog, page, self.documents.room(lists::longest(page)).await?)),
+            Route::Tags(name, page) => {
+                let (holder, list) = (repository(name)?, lists::Of { name, namespace: target.namespace.as_ref(), page });
+                Ok(lists::tags(catalog, holder, &list, self.documents.room(lists::longest(page)).await?))
+            }
             Route::Manifest(name, reference) => {
-                let (manifest, freshness) = self.manifest(repository(name)?, reference)?;
-                self.content(manifest, freshness, head).await
+                let (id, freshness) = self.manifest(repository(name)?, reference)?;
+                self.content(id, freshness, head, Endpoint::Manifest).await
             }
             Route::Blob(name, digest) => {
                 let holder = repository(name)?;
                 let found = catalog.blob_in(holder, digest);
                 let unknown = || RegistryError::BlobUnknown(format!("no blob {digest} in {name}"));
-                let blob = found.and_then(|id| catalog.blob(id)).ok_or_else(unknown)?;
                 entry.blob_of = Some(holder);
-                self.content(Blob { manifest: None, ..blob }, Freshness::Immutable, head).await
+                self.content(found.ok_or_else(unknown)?, Freshness::Immutable, head, Endpoint::Blob).await
             }
-            Route::Referrers(name, digest, artifact_type) => {
+            Route::Referrers(name, asked) => {
                 // A registry must answer 200 with an empty list for a digest that it does not know; only an unknown repository is a 404.
-                lists::referrers(&self.store, repository(name)?, digest, artifact_type.as_deref()).await
+                let (holder, list) = (repository(name)?, lists::Of { name, namespace: target.namespace.as_ref(), page: &asked.page });
+                lists::referrers(&self.store, holder, &list, asked, self.documents.room(2 * REFERRERS).await?).await
             }
         }
     }
 
-    fn manifest(&self, repository: RepositoryId, reference: &Reference) -> Result<(Blob<'_>, Freshness), RegistryError> {
+    fn manifest(&self, repository: RepositoryId, reference: &Reference) -> Result<(BlobId, Freshness), RegistryError> {
         let catalog = self.store.catalog();
         let (found, freshness): (Option<BlobId>, _) = match reference {
             Reference::Tag(tag) => (catalog.tag(repository, tag.as_str()), Freshness::Tag),
             Reference::Digest(digest) => (catalog.blob_in(repository, digest), Freshness::Immutable),
         };
-        let blob = found.and_then(|id| catalog.blob(id)).filter(|blob| blob.manifest.is_some());
+        let is_manifest = |id: &BlobId| catalog.blob(*id).is_some_and(|blob| blob.manifest.is_some());
         let name = catalog.repository_name(repository);
-        blob.map(|blob| (blob, freshness))
-            .ok_or_else(|| RegistryError::ManifestUnknown(format!("no manifest {reference} in {name}")))
+        let unknown = || RegistryError::ManifestUnknown(format!("no manifest {reference} in {name}"));
+        found.filter(is_manifest).map(|id| (id, freshness)).ok_or_else(unknown)
     }
 
     /// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
@@ -236,20 +246,68 @@ impl Registry {
         catalog.repository(&full).or_else(mirrored).ok_or(RegistryError::NameUnknown(full))
     }
 
-    /// Sends a blob or manifest, or the part of it that was asked for, or nothing new.
-    async fn content(&self, blob: Blob<'_>, freshness: Freshness, head: &Parts) -> Result<Response<Body>, RegistryError> {
+    /// Sends a blob or manifest, or the part of it that was asked for, or nothing new. The blob endpoint sends manifests, too, as plain
+    /// bytes.
+    async fn content(
+        &self,
+        id: BlobId,
+        freshness: Freshness,
+        head: &Parts,
+        endpoint: Endpoint,
+    ) -> Result<Response<Body>, RegistryError> {
+        let mut blob = self.store.catalog().blob(id).ok_or(RegistryError::Disk)?;
+        if endpoint == Endpoint::Blob {
+            blob.manifest = None;
+        }
         let content = Content { blob, freshness };
-        if matches_etag(&head.headers, &content.etag()) {
+        if matches_etag(&head.headers, || content.etag()) {
             return Ok(reply::not_modified(&content));
         }
         let wanted = match head.headers.get(RANGE).and_then(|value| value.to_str().ok()) {
-            Some(header) if head.method == Method::GET && range_applies(&head.headers, &content.etag()) => {
+            Some(header) if head.method == Method::GET && range_applies(&head.headers, || content.etag()) => {
                 range::parse(header, blob.size)
             }
-            _ => range::Ranges::Whole,
+            _ => Ranges::Whole,
         };
+        let room = self.room_for(&wanted).await?;
+        let source = match self.kept(id, blob).await? {
+            Some(manifest) => Source::Kept(manifest),
+            None => Source::File(self.open(blob).await?),
+        };
+        reply::content(&content, wanted, room, source)
+    }
+
+    /// A list of many ranges is counted among the documents.
+    async fn room_for(&self, ranges: &Ranges) -> Result<Option<Room>, RegistryError> {
+        match ranges {
+            Ranges::Many(list) if size_of_val(list.as_slice()) > SMALL_CHUNK => {
+                self.documents.room(size_of_val(list.as_slice())).await.map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The manifest in memory, where it is kept there: it is read when it is first asked for.
+    async fn kept(&self, id: BlobId, blob: Blob<'_>) -> Result<Option<&kept::Manifest>, RegistryError> {
+        if blob.manifest.is_none() {
+            return Ok(None);
+        }
+        if let Some(manifest) = self.kept.get(id) {
+            return Ok(Some(manifest));
+        }
+        if !self.kept.takes(&blob) {
+            return Ok(None);
+        }
         let file = self.open(blob).await?;
-        reply::content(&content, wanted, file)
+        let (digest, size) = (blob.digest, blob.size);
+        let read = tokio::task::spawn_blocking(move || kept::read(&file, digest, size)).await;
+        match read.unwrap_or_else(|stopped| Err(io::Error::other(stopped))) {
+            Ok(Some(content)) => self.kept.keep(id, content, reply::ready_head(&Content { blob, freshness: Freshness::Tag })),
+            // Sent as it is, for the client to refuse.
+            Ok(None) => tracing::warn!(%digest, "a manifest on the disk has another digest"),
+            Err(error) => return Err(self.unreadable(blob, &error)),
+        }
+        Ok(self.kept.get(id))
     }
 
     async fn open(&self, blob: Blob<'_>) -> Result<File, RegistryError> {
@@ -260,12 +318,14 @@ impl Registry {
             sleep(DESCRIPTOR_PAUSE).await;
             opened = self.try_open(blob).await;
         }
-        opened.map_err(|error| {
-            let message = format!("{}: {error}", blob.digest);
-            tracing::warn!(digest = %blob.digest, %error, "a blob cannot be opened");
-            self.events.emit(proto::event::Event::Warning(proto::Warning { code: "READ_ERROR".into(), message }));
-            RegistryError::Disk
-        })
+        opened.map_err(|error| self.unreadable(blob, &error))
+    }
+
+    fn unreadable(&self, blob: Blob<'_>, error: &io::Error) -> RegistryError {
+        let message = format!("{}: {error}", blob.digest);
+        tracing::warn!(digest = %blob.digest, %error, "a blob cannot be read");
+        self.events.emit(proto::event::Event::Warning(proto::Warning { code: "READ_ERROR".into(), message }));
+        RegistryError::Disk
     }
 
     async fn try_open(&self, blob: Blob<'_>) -> io::Result<File> {
@@ -310,14 +370,15 @@ fn scope(route: &Route) -> Scope<'_> {
 }
 
 /// Whether `If-None-Match` names the content (RFC 9110, section 13.1.2; weak comparison).
-fn matches_etag(headers: &HeaderMap, etag: &str) -> bool {
+fn matches_etag(headers: &HeaderMap, etag: impl Fn() -> String) -> bool {
     let lists = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    lists.flat_map(|list| list.split(',')).map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+    let mut tags = lists.flat_map(|list| list.split(',')).map(str::trim);
+    tags.any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag())
 }
 
 /// Whether `If-Range` lets the range stand (RFC 9110, section 13.1.5; strong comparison; no dates are kept here).
-fn range_applies(headers: &HeaderMap, etag: &str) -> bool {
-    headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag.as_bytes())
+fn range_applies(headers: &HeaderMap, etag: impl Fn() -> String) -> bool {
+    headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag().as_bytes())
 }
 
 fn request_event(head: &Parts, peer: std::net::SocketAddr) -> proto::Request {
@@ -342,7 +403,8 @@ fn describe(asked: &Asked, entry: &mut Entry) {
         Route::Base | Route::Catalog(_) => (None, None),
         Route::Tags(name, _) => (Some(name), None),
         Route::Manifest(name, reference) => (Some(name), Some(reference.to_string())),
-        Route::Blob(name, digest) | Route::Referrers(name, digest, _) => (Some(name), Some(digest.to_string())),
+        Route::Blob(name, digest) => (Some(name), Some(digest.to_string())),
+        Route::Referrers(name, asked) => (Some(name), Some(asked.subject.to_string())),
     };
     entry.request.reference = reference.unwrap_or_default();
     entry.request.repository = match (&target.namespace, repository) {
