@@ -102,7 +102,7 @@ fn bad_files_exit_1() {
             &["disk", "--config", "bad.json"],
             "the config bad.json cannot be used: it is not a config of the appliance (proto3 JSON of localregistry.v1.Config): \
              unknown field `prot`, expected one of `hostname`, `names`, `port`, `tls`, `interfaces`, `disk`, `clock`, `trace`, \
-             `auth`, `metrics_port`, `metricsPort` at line 2 column 7",
+             `auth`, `metrics_port`, `metricsPort`, `limits` at line 2 column 7",
         ),
         (
             &["disk", "--htpasswd", "no-users"],

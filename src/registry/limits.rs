@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+pub mod chosen;
+
 /// How long a new connection may send nothing: a client that connects speaks at once.
 pub const FIRST_BYTE: Duration = Duration::from_secs(5);
 /// How long a TLS handshake may take. A node under emulation needs some hundred milliseconds.

@@ -10,15 +10,6 @@ use super::metrics::{Answered, Metrics, Present};
 use super::route::Endpoint;
 use crate::proto::{self, event};
 
-/// Requests answered and bytes sent in their bodies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Totals {
-    /// Requests.
-    pub requests: u64,
-    /// Bytes of bodies.
-    pub bytes: u64,
-}
-
 /// A request under way. When it is dropped, the request is over, one way or another.
 #[derive(Debug)]
 pub struct Entry {
@@ -86,6 +77,7 @@ impl Drop for Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::metrics::Totals;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     fn entry() -> (Entry, Arc<Metrics>, std::sync::mpsc::Receiver<proto::Event>) {

@@ -15,7 +15,6 @@ pub use handshake::HandshakeFailure;
 use self::histogram::Histogram;
 use self::repositories::Repositories;
 use super::catalog::{Catalog, RepositoryId};
-use super::log::Totals;
 use super::route::Endpoint;
 
 /// Statuses with a series of their own: every one that this server sends. 0 stands for a request whose client left, or which was
@@ -80,6 +79,15 @@ pub struct Answered {
     pub duration: Duration,
     /// The repository, where the body was a blob.
     pub repository: Option<RepositoryId>,
+}
+
+/// Requests answered and bytes sent in their bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Requests.
+    pub requests: u64,
+    /// Bytes of bodies.
+    pub bytes: u64,
 }
 
 impl Metrics {

@@ -15,7 +15,7 @@ use super::answer::Registry;
 use super::client::{Client, Surface};
 use super::connection::{self, Closing, Shared};
 use super::limits::{BACKLOG, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS};
-use super::log::Totals;
+use super::metrics::Totals;
 
 pub use super::connection::Transport;
 

@@ -13,7 +13,7 @@ use localregistry::registry::auth::client_certificate::ClientCa;
 use localregistry::registry::client::Surface;
 use localregistry::registry::events::Events;
 use localregistry::registry::limits::Limits;
-use localregistry::registry::log::Totals;
+use localregistry::registry::metrics::Totals;
 use localregistry::registry::serve::{Listener, Transport, serve};
 use localregistry::registry::store::Store;
 use localregistry::registry::tls::Authority;
