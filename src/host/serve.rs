@@ -167,10 +167,12 @@ pub fn run(args: &Args, report: Report) -> Result<(), Error> {
 async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let stopped = stop_signal()?;
     let store = Store::open(&args.layout).map_err(|cause| Error::Store { path: args.layout.clone(), cause: Box::new(cause) })?;
-    let (events, queue) = Events::queue();
-    let recorder = match &args.events {
-        Some(path) => Some(record(path, queue)?),
-        None => None,
+    let (events, recorder) = match &args.events {
+        Some(path) => {
+            let (events, queue) = Events::queue();
+            (events, Some(record(path, queue)?))
+        }
+        None => (Events::unheard(), None),
     };
     let clients = args.access.client_ca()?;
     let limits = args.limit.iter().fold(Limits::default(), |limits, chosen| chosen.over(limits));

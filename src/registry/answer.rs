@@ -25,7 +25,7 @@ use super::flight::Budget;
 use super::health::Health;
 use super::kept::{self, Kept};
 use super::limits::{DESCRIPTOR_PAUSE, Limits, REFERRERS, SMALL_CHUNK};
-use super::log::Entry;
+use super::log::{Books, Entry};
 use super::metrics::{Metrics, Totals};
 use super::metrics::exposition::Exposition;
 use super::range::Ranges;
@@ -42,8 +42,7 @@ mod beside;
 #[derive(Debug)]
 pub struct Registry {
     store: Arc<Store>,
-    events: Events,
-    metrics: Arc<Metrics>,
+    books: Arc<Books>,
     exposition: Exposition,
     health: Health,
     auth: Auth,
@@ -71,8 +70,7 @@ impl Registry {
         let exposition = Exposition::new(Arc::clone(&metrics), Arc::clone(&store), events.clone());
         Self {
             store,
-            events,
-            metrics,
+            books: Arc::new(Books { events, metrics }),
             exposition,
             health: Health::default(),
             auth: Auth::default(),
@@ -121,38 +119,37 @@ impl Registry {
     /// Requests answered and bytes sent so far.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        self.metrics.totals()
+        self.books.metrics.totals()
     }
 
     /// What it counts.
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
+        &self.books.metrics
     }
 
     /// The queue that tells the launcher what happens.
     #[must_use]
     pub fn events(&self) -> &Events {
-        &self.events
+        &self.books.events
     }
 
     /// Answers a request of `client` by its head.
     pub async fn answer(&self, head: &Parts, client: &Client) -> Response<Body> {
         let client = Client { certified: client.certified && self.certificates_admit, ..*client };
-        let mut entry = Entry::new(request_event(head, client.peer), self.events.clone(), Arc::clone(&self.metrics));
+        let mut entry = Entry::new(client.peer, &self.books);
+        entry.note(|request| describe_head(head, request));
         let answered = match check(head).and_then(|()| route::parse(&head.method, &head.uri)) {
             Ok(asked) => {
-                describe(&asked, &mut entry);
+                entry.endpoint = asked.endpoint();
+                entry.note(|request| describe(&asked, request));
                 self.asked(&asked, head, &client, &mut entry).await
             }
             Err(error) => Err(error),
         };
         let response = answered.unwrap_or_else(|error| reply::error(&error));
         let (parts, body) = response.into_parts();
-        entry.request.status = parts.status.as_u16().into();
-        if let Some(digest) = parts.headers.get(reply::CONTENT_DIGEST) {
-            entry.request.digest = lossy(digest.as_bytes());
-        }
+        entry.status = parts.status.as_u16();
         let body = if head.method == Method::HEAD { body.without_content() } else { body };
         Response::from_parts(parts, body.logged(entry, &self.limits, &self.in_flight))
     }
@@ -179,10 +176,9 @@ impl Registry {
     /// Answers, and notes in `entry` under which name the store has the repository that was meant.
     async fn route(&self, target: &Target, head: &Parts, entry: &mut Entry) -> Result<Response<Body>, RegistryError> {
         let catalog = self.store.catalog();
-        let said = &mut entry.request.repository;
         let mut repository = |name: &Repository| {
             let found = self.repository(name, target, head)?;
-            catalog.repository_name(found).clone_into(said);
+            entry.note(|request| catalog.repository_name(found).clone_into(&mut request.repository));
             Ok::<_, RegistryError>(found)
         };
         match &target.route {
@@ -194,14 +190,14 @@ impl Registry {
             }
             Route::Manifest(name, reference) => {
                 let (id, freshness) = self.manifest(repository(name)?, reference)?;
-                self.content(id, freshness, head, Endpoint::Manifest).await
+                self.content(id, freshness, head, entry).await
             }
             Route::Blob(name, digest) => {
                 let holder = repository(name)?;
                 let found = catalog.blob_in(holder, digest);
                 let unknown = || RegistryError::BlobUnknown(format!("no blob {digest} in {name}"));
                 entry.blob_of = Some(holder);
-                self.content(found.ok_or_else(unknown)?, Freshness::Immutable, head, Endpoint::Blob).await
+                self.content(found.ok_or_else(unknown)?, Freshness::Immutable, head, entry).await
             }
             Route::Referrers(name, asked) => {
                 // A registry must answer 200 with an empty list for a digest that it does not know; only an unknown repository is a 404.
@@ -253,14 +249,15 @@ impl Registry {
         id: BlobId,
         freshness: Freshness,
         head: &Parts,
-        endpoint: Endpoint,
+        entry: &mut Entry,
     ) -> Result<Response<Body>, RegistryError> {
         let mut blob = self.store.catalog().blob(id).ok_or(RegistryError::Disk)?;
-        if endpoint == Endpoint::Blob {
+        if entry.endpoint == Endpoint::Blob {
             blob.manifest = None;
         }
         let content = Content { blob, freshness };
         if matches_etag(&head.headers, || content.etag()) {
+            entry.digest = Some(blob.digest);
             return Ok(reply::not_modified(&content));
         }
         let wanted = match head.headers.get(RANGE).and_then(|value| value.to_str().ok()) {
@@ -274,7 +271,9 @@ impl Registry {
             Some(manifest) => Source::Kept(manifest),
             None => Source::File(self.open(blob).await?),
         };
-        reply::content(&content, wanted, room, source)
+        let response = reply::content(&content, wanted, room, source)?;
+        entry.digest = Some(blob.digest);
+        Ok(response)
     }
 
     /// A list of many ranges is counted among the documents.
@@ -324,7 +323,7 @@ impl Registry {
     fn unreadable(&self, blob: Blob<'_>, error: &io::Error) -> RegistryError {
         let message = format!("{}: {error}", blob.digest);
         tracing::warn!(digest = %blob.digest, %error, "a blob cannot be read");
-        self.events.emit(proto::event::Event::Warning(proto::Warning { code: "READ_ERROR".into(), message }));
+        self.books.events.emit(proto::event::Event::Warning(proto::Warning { code: "READ_ERROR".into(), message }));
         RegistryError::Disk
     }
 
@@ -381,23 +380,15 @@ fn range_applies(headers: &HeaderMap, etag: impl Fn() -> String) -> bool {
     headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag().as_bytes())
 }
 
-fn request_event(head: &Parts, peer: std::net::SocketAddr) -> proto::Request {
+fn describe_head(head: &Parts, request: &mut proto::Request) {
     let header = |name| head.headers.get(name).map(|value: &http::HeaderValue| lossy(value.as_bytes())).unwrap_or_default();
-    proto::Request {
-        // On a socket of both families, an IPv4 client has an IPv6 address that holds its own.
-        peer: std::net::SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string(),
-        method: clipped(head.method.as_str(), 32),
-        endpoint: Endpoint::Other.name().into(),
-        range: clipped(&header(RANGE), 256),
-        user_agent: clipped(&header(USER_AGENT), 256),
-        protocol: if head.version == Version::HTTP_2 { "HTTP/2".into() } else { "HTTP/1.1".into() },
-        ..Default::default()
-    }
+    request.method = clipped(head.method.as_str(), 32);
+    request.range = clipped(&header(RANGE), 256);
+    request.user_agent = clipped(&header(USER_AGENT), 256);
+    request.protocol = if head.version == Version::HTTP_2 { "HTTP/2".into() } else { "HTTP/1.1".into() };
 }
 
-fn describe(asked: &Asked, entry: &mut Entry) {
-    entry.endpoint = asked.endpoint();
-    entry.request.endpoint = entry.endpoint.name().into();
+fn describe(asked: &Asked, request: &mut proto::Request) {
     let Asked::Registry(target) = asked else { return };
     let (repository, reference) = match &target.route {
         Route::Base | Route::Catalog(_) => (None, None),
@@ -406,8 +397,8 @@ fn describe(asked: &Asked, entry: &mut Entry) {
         Route::Blob(name, digest) => (Some(name), Some(digest.to_string())),
         Route::Referrers(name, asked) => (Some(name), Some(asked.subject.to_string())),
     };
-    entry.request.reference = reference.unwrap_or_default();
-    entry.request.repository = match (&target.namespace, repository) {
+    request.reference = reference.unwrap_or_default();
+    request.repository = match (&target.namespace, repository) {
         (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
         (None, Some(name)) => name.to_string(),
         (_, None) => String::new(),

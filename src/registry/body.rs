@@ -20,6 +20,7 @@ use super::flight::{Budget, Chunk, Flight, Tails};
 use super::limits::{Limits, MINIMUM_RATE, SMALL_CHUNK, STALL};
 use super::log::Entry;
 use super::multipart::Multipart;
+use super::streams::Open;
 
 /// One stretch of a body.
 #[derive(Debug)]
@@ -68,6 +69,8 @@ pub struct Body {
     flight: Option<Arc<Flight>>,
     /// Who watches over chunks that are still in flight when the body has ended.
     tails: Option<Arc<Tails>>,
+    /// What tells the connection that this response is under way.
+    open: Option<Open>,
     left: u64,
     sent: u64,
     /// How slow the client may be; and, once something has been sent and more is to come, when the present window began, and what
@@ -105,6 +108,7 @@ impl Body {
             budget: None,
             flight: None,
             tails: None,
+            open: None,
             left,
             sent: 0,
             stall: STALL,
@@ -146,6 +150,13 @@ impl Body {
     #[must_use]
     pub(super) fn watched_by(mut self, tails: Arc<Tails>) -> Self {
         self.tails = Some(tails);
+        self
+    }
+
+    /// Keeps the connection from being idle until its end.
+    #[must_use]
+    pub(super) fn keeping(mut self, open: Open) -> Self {
+        self.open = Some(open);
         self
     }
 

@@ -174,16 +174,22 @@ where
 {
     let limits = *shared.registry.limits();
     let (tails, activity) = (Arc::<Tails>::default(), Arc::<Activity>::default());
-    let service = service(Arc::clone(&shared.registry), client, http2.then(|| Arc::clone(&tails)));
+    let overseer = if http2 { Overseer::Http2(Arc::clone(&tails)) } else { Overseer::Http1(Arc::clone(&activity)) };
+    let service = service(Arc::clone(&shared.registry), client, overseer);
     let mut told = closing.closing.clone();
     let io = TokioIo::new(stream);
     if !http2 {
-        let mut connection = pin!(http1_builder(&limits).serve_connection(io, service));
+        let mut connection = pin!(http1_builder().serve_connection(io, service));
+        let mut no_head = pin!(activity.idle(limits.request_head));
         tokio::select! {
             ended = connection.as_mut() => return ended,
+            () = no_head.as_mut() => return Ok(()),
             _ = told.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
         }
-        return connection.await;
+        return tokio::select! {
+            ended = connection => ended,
+            () = no_head => Ok(()),
+        };
     }
     let streams = Streams { stall: limits.stall, activity: Arc::clone(&activity) };
     let (_counted, most) = shared.multiplexed();
@@ -208,32 +214,43 @@ where
     }
 }
 
-/// Answers the requests of one client; `tails` watches over what they leave, where it is HTTP/2.
+/// Who watches over the responses of a connection.
+#[derive(Debug, Clone)]
+enum Overseer {
+    /// A connection has to be told when one is under way.
+    Http1(Arc<Activity>),
+    /// Streams know, and only what they leave has to be watched.
+    Http2(Arc<Tails>),
+}
+
+/// Answers the requests of one client.
 fn service(
     registry: Arc<Registry>,
     client: Client,
-    tails: Option<Arc<Tails>>,
+    overseer: Overseer,
 ) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static> + Send {
     service_fn(move |request: Request<Incoming>| {
-        let (registry, tails) = (Arc::clone(&registry), tails.clone());
+        let (registry, overseer) = (Arc::clone(&registry), overseer.clone());
         // The body is dropped unread: there is nothing that a request's body could mean here.
         let (head, _) = request.into_parts();
         // On the heap, so that its memory is free again while the answer is being read, and in vain.
         Box::pin(async move {
+            let open = if let Overseer::Http1(activity) = &overseer { Some(Activity::open(activity)) } else { None };
             let response = registry.answer(&head, &client).await;
-            Ok::<_, Infallible>(match tails {
-                Some(tails) => response.map(|body| body.watched_by(tails)),
-                None => response,
-            })
+            Ok::<_, Infallible>(response.map(|body| match (overseer, open) {
+                (Overseer::Http2(tails), _) => body.watched_by(tails),
+                (_, Some(open)) => body.keeping(open),
+                (_, None) => body,
+            }))
         })
     })
 }
 
-fn http1_builder(limits: &Limits) -> http1::Builder {
+fn http1_builder() -> http1::Builder {
     let mut builder = http1::Builder::new();
     // A client that has said all it wants to say, and said so, is answered all the same.
     builder.half_close(true);
-    builder.timer(TokioTimer::new()).header_read_timeout(limits.request_head).max_header_size(HEAD).max_buf_size(HEAD);
+    builder.max_header_size(HEAD).max_buf_size(HEAD);
     builder
 }
 

@@ -1,5 +1,5 @@
-//! The streams of one HTTP/2 connection: each is run, watched while it waits for its peer, and counted, so that a connection without
-//! any is known to be idle. What enters are futures that hyper makes; nothing of what they send is looked at.
+//! The streams of one HTTP/2 connection: each is run, watched while it waits for its peer, and counted (as are the requests of
+//! HTTP/1.1), so that a connection without any is known to be idle. What enters are futures that hyper makes; nothing of what they send is looked at.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,7 +55,7 @@ impl<F: Future> Future for Watched<F> {
     }
 }
 
-/// How many streams are open, and since when there is none.
+/// How many streams are open, and since when there is none. One timer watches over a connection, however many they are.
 #[derive(Debug)]
 pub(super) struct Activity(Mutex<(usize, Instant)>);
 
@@ -66,7 +66,8 @@ impl Default for Activity {
 }
 
 impl Activity {
-    fn open(activity: &Arc<Self>) -> Open {
+    /// Counts a stream, or a request of HTTP/1.1, as long as what is returned lives.
+    pub fn open(activity: &Arc<Self>) -> Open {
         activity.state().0 += 1;
         Open(Arc::clone(activity))
     }
@@ -90,7 +91,7 @@ impl Activity {
 
 /// A stream, as long as it is open.
 #[derive(Debug)]
-struct Open(Arc<Activity>);
+pub(super) struct Open(Arc<Activity>);
 
 impl Drop for Open {
     fn drop(&mut self) {
