@@ -285,7 +285,7 @@ mod tests {
             ("port=70000", "port cannot be set to \"70000\": port 70000, expected 1 to 65535"),
             (
                 "limits.stallSeconds=long",
-                "limits.stallSeconds cannot be set to \"long\": invalid value: string \"long\", expected a 32-bit unsigned number",
+                "limits.stallSeconds cannot be set to \"long\": invalid digit found in string",
             ),
             ("trace=maybe", "trace cannot be set to \"maybe\": invalid type: string \"maybe\", expected a boolean"),
         ] {

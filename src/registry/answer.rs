@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use http::header::{HOST, IF_NONE_MATCH, IF_RANGE, RANGE, TRANSFER_ENCODING, USER_AGENT};
+use http::header::{HOST, IF_NONE_MATCH, IF_RANGE, RANGE, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, Version};
 use rustix::io::Errno;
@@ -37,6 +37,7 @@ use crate::oci::{Host, Reference, Repository};
 use crate::proto;
 
 mod beside;
+mod describe;
 
 /// A store being served.
 #[derive(Debug)]
@@ -138,11 +139,11 @@ impl Registry {
     pub async fn answer(&self, head: &Parts, client: &Client) -> Response<Body> {
         let client = Client { certified: client.certified && self.certificates_admit, ..*client };
         let mut entry = Entry::new(client.peer, &self.books);
-        entry.note(|request| describe_head(head, request));
+        entry.note(|request| describe::head(head, request));
         let answered = match check(head).and_then(|()| route::parse(&head.method, &head.uri)) {
             Ok(asked) => {
                 entry.endpoint = asked.endpoint();
-                entry.note(|request| describe(&asked, request));
+                entry.note(|request| describe::asked(&asked, request));
                 self.asked(&asked, head, &client, &mut entry).await
             }
             Err(error) => Err(error),
@@ -380,42 +381,5 @@ fn range_applies(headers: &HeaderMap, etag: impl Fn() -> String) -> bool {
     headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag().as_bytes())
 }
 
-fn describe_head(head: &Parts, request: &mut proto::Request) {
-    let header = |name| head.headers.get(name).map(|value: &http::HeaderValue| lossy(value.as_bytes())).unwrap_or_default();
-    request.method = clipped(head.method.as_str(), 32);
-    request.range = clipped(&header(RANGE), 256);
-    request.user_agent = clipped(&header(USER_AGENT), 256);
-    request.protocol = if head.version == Version::HTTP_2 { "HTTP/2".into() } else { "HTTP/1.1".into() };
-}
-
-fn describe(asked: &Asked, request: &mut proto::Request) {
-    let Asked::Registry(target) = asked else { return };
-    let (repository, reference) = match &target.route {
-        Route::Base | Route::Catalog(_) => (None, None),
-        Route::Tags(name, _) => (Some(name), None),
-        Route::Manifest(name, reference) => (Some(name), Some(reference.to_string())),
-        Route::Blob(name, digest) => (Some(name), Some(digest.to_string())),
-        Route::Referrers(name, asked) => (Some(name), Some(asked.subject.to_string())),
-    };
-    request.reference = reference.unwrap_or_default();
-    request.repository = match (&target.namespace, repository) {
-        (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
-        (None, Some(name)) => name.to_string(),
-        (_, None) => String::new(),
-    };
-}
-
-/// Text of a header, whatever its bytes; control characters (of both ranges: a terminal obeys U+009B as it obeys ESC [) are written
-/// as escapes.
-fn lossy(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    if !text.contains(char::is_control) {
-        return text.into_owned();
-    }
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
-}
-
-/// At most `limit` bytes of a text that a client chose the length of.
-fn clipped(text: &str, limit: usize) -> String {
-    text.get(..text.floor_char_boundary(limit)).unwrap_or_default().to_owned()
-}
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ const OTHER_REPOSITORIES: &str = "(other)";
 
 /// Where the numbers come from.
 #[derive(Debug)]
-pub struct Exposition(Registry);
+pub struct Exposition(pub(in crate::registry) Registry);
 
 #[derive(Debug)]
 struct Source {
