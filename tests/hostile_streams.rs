@@ -102,9 +102,16 @@ fn the_end_of_a_response_that_has_no_window_is_not_kept_for_ever() {
     assert_eq!(Peer::new(server.plain).served(1, &small), 100_000);
 }
 
+/// Something to ask for.
+struct Asked {
+    what: &'static str,
+    path: String,
+    range: Option<String>,
+}
+
 /// A layout whose lists are long: a repository of a thousand long tags, and a subject of a hundred referrers; and paths of what a
 /// server answers with more than a few bytes.
-fn long_lists() -> (Layout, Vec<(&'static str, String, Vec<(&'static str, String)>)>) {
+fn long_lists() -> (Layout, [Asked; 6]) {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", &vec![7; 1 << 20]);
     for at in 0..1000 {
@@ -117,21 +124,22 @@ fn long_lists() -> (Layout, Vec<(&'static str, String, Vec<(&'static str, String
     layout.write();
     let blob = format!("/v2/test/hello/blobs/{}", layout.blob(&vec![7; 1 << 20]).digest);
     let ranges = (0..1000).map(|at| format!("{at}-{at}")).collect::<Vec<_>>().join(",");
-    let asked = vec![
-        ("tags", "/v2/test/hello/tags/list".to_owned(), vec![]),
-        ("referrers", format!("/v2/test/hello/referrers/{}", image.digest), vec![]),
-        ("metrics", "/metrics".to_owned(), vec![]),
-        ("a blob", blob.clone(), vec![]),
-        ("a thousand ranges", blob, vec![("range", format!("bytes={ranges}"))]),
-        ("a manifest", "/v2/test/hello/manifests/latest".to_owned(), vec![]),
+    let of = |what, path: &str| Asked { what, path: path.to_owned(), range: None };
+    let asked = [
+        of("tags", "/v2/test/hello/tags/list"),
+        of("referrers", &format!("/v2/test/hello/referrers/{}", image.digest)),
+        of("metrics", "/metrics"),
+        of("a blob", &blob),
+        Asked { range: Some(format!("bytes={ranges}")), ..of("a thousand ranges", &blob) },
+        of("a manifest", "/v2/test/hello/manifests/latest"),
     ];
     (layout, asked)
 }
 
 /// Connections without a window, each with as many streams as it may have, all of which ask for the same.
-fn stalled(address: SocketAddr, connections: usize, path: &str, fields: &[(&str, String)]) -> Vec<Peer> {
-    let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let head = block("GET", path, &fields);
+fn stalled(address: SocketAddr, connections: usize, asked: &Asked) -> Vec<Peer> {
+    let fields: Vec<(&str, &str)> = asked.range.iter().map(|range| ("range", range.as_str())).collect();
+    let head = block("GET", &asked.path, &fields);
     assert!(head.len() <= 16_384, "one frame");
     let ask = |at| frame(HEADERS, END_HEADERS | END_STREAM, id(at), &head);
     let mut held = Vec::new();
@@ -151,12 +159,12 @@ fn stalled(address: SocketAddr, connections: usize, path: &str, fields: &[(&str,
 #[test]
 fn a_hundred_connections_of_stalled_streams_hold_little_whatever_they_ask_for() {
     let (layout, asked) = long_lists();
-    for (what, path, fields) in &asked {
+    for asked in &asked {
         let mut process = Process::start(layout.path());
-        let held = stalled(process.address, 128, path, fields);
+        let held = stalled(process.address, 128, asked);
         let image = http::get(process.address, "/v2/test/hello/manifests/latest");
-        assert_eq!(image.status, 200, "{what}: another client is served");
-        process.check(&format!("128 connections of stalled streams that ask for {what}"));
+        assert_eq!(image.status, 200, "{}: another client is served", asked.what);
+        process.check(&format!("128 connections of stalled streams that ask for {}", asked.what));
         drop(held);
     }
 }
@@ -165,8 +173,8 @@ fn a_hundred_connections_of_stalled_streams_hold_little_whatever_they_ask_for() 
 fn lists_that_nobody_reads_put_other_lists_off_and_nothing_else() {
     let (layout, asked) = long_lists();
     let process = Process::start(layout.path());
-    let (_, tags, _) = &asked[0];
-    let held = stalled(process.address, 64, tags, &[]);
+    let held = stalled(process.address, 64, &asked[0]);
+    let tags = &asked[0].path;
     let list = http::get(process.address, tags);
     assert_eq!((list.status, list.header("retry-after")), (429, Some("1")));
     assert_eq!(list.code(), "TOOMANYREQUESTS");
@@ -175,7 +183,7 @@ fn lists_that_nobody_reads_put_other_lists_off_and_nothing_else() {
         "too many lists wait to be read; come again in a second",
         "in words that help"
     );
-    for path in ["/v2/", "/v2/test/hello/manifests/latest", &asked[3].1] {
+    for path in ["/v2/", "/v2/test/hello/manifests/latest", &asked[3].path] {
         assert_eq!(http::get(process.address, path).status, 200, "{path}");
     }
     drop(held);
@@ -208,7 +216,7 @@ fn connections_in_a_crowd_have_fewer_streams_and_are_served() {
 fn a_connection_without_streams_ends_and_one_that_pulls_again_goes_on() {
     let (layout, _, small) = layout();
     let idle = Duration::from_secs(3);
-    let server = Server::start_with(layout.path(), Limits { idle, ping: Duration::from_millis(500), stall: idle, ..Limits::default() });
+    let server = Server::start_with(layout.path(), Limits { idle, ping: idle / 2, stall: idle, ..Limits::default() });
     let mut lazy = Peer::new(server.plain);
     let mut busy = Peer::new(server.plain);
     let ending = std::thread::spawn(move || {

@@ -158,7 +158,8 @@ fn referrers_are_paged_in_order_of_their_digests() {
     let page = |target: &str| {
         let page = get(server.plain, target);
         assert_eq!((page.status, page.header("oci-filters-applied")), (200, Some("artifactType")), "{target}");
-        let link = page.header("link").map(|link| link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap().to_owned());
+        let link =
+            page.header("link").map(|link| link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap().to_owned());
         let json = page.json();
         let found = json["manifests"].as_array().unwrap().iter().map(|one| one["digest"].as_str().unwrap().to_owned());
         (found.collect::<Vec<_>>(), link)

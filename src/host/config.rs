@@ -283,10 +283,7 @@ mod tests {
             ),
             ("metricsPort=70000", "metricsPort cannot be set to \"70000\": metricsPort 70000, expected 1 to 65535"),
             ("port=70000", "port cannot be set to \"70000\": port 70000, expected 1 to 65535"),
-            (
-                "limits.stallSeconds=long",
-                "limits.stallSeconds cannot be set to \"long\": invalid digit found in string",
-            ),
+            ("limits.stallSeconds=long", "limits.stallSeconds cannot be set to \"long\": invalid digit found in string"),
             ("trace=maybe", "trace cannot be set to \"maybe\": invalid type: string \"maybe\", expected a boolean"),
         ] {
             assert_eq!(setting.parse::<Setting>().unwrap_err().to_string(), message);

@@ -26,8 +26,8 @@ use super::health::Health;
 use super::kept::{self, Kept};
 use super::limits::{DESCRIPTOR_PAUSE, Limits, REFERRERS, SMALL_CHUNK};
 use super::log::{Books, Entry};
-use super::metrics::{Metrics, Totals};
 use super::metrics::exposition::Exposition;
+use super::metrics::{Metrics, Totals};
 use super::range::Ranges;
 use super::reply::{self, Content, Freshness, Source};
 use super::route::{self, Asked, Endpoint, Route, Target};
@@ -202,7 +202,8 @@ impl Registry {
             }
             Route::Referrers(name, asked) => {
                 // A registry must answer 200 with an empty list for a digest that it does not know; only an unknown repository is a 404.
-                let (holder, list) = (repository(name)?, lists::Of { name, namespace: target.namespace.as_ref(), page: &asked.page });
+                let (holder, list) =
+                    (repository(name)?, lists::Of { name, namespace: target.namespace.as_ref(), page: &asked.page });
                 lists::referrers(&self.store, holder, &list, asked, self.documents.room(2 * REFERRERS).await?).await
             }
         }

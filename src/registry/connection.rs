@@ -193,12 +193,14 @@ where
     }
     let streams = Streams { stall: limits.stall, activity: Arc::clone(&activity) };
     let (_counted, most) = shared.multiplexed();
+    // Where there are many connections, an idle one makes room for the next.
+    let patience = if most < limits.streams { limits.idle.min(limits.request_head) } else { limits.idle };
     let mut connection = pin!(http2_builder(&limits, streams, most).serve_connection(io, service));
     let mut overdue = pin!(tails.overdue(limits.stall));
     let idle = tokio::select! {
         ended = connection.as_mut() => return ended,
         () = overdue.as_mut() => return Ok(()),
-        () = activity.idle(limits.idle) => true,
+        () = activity.idle(patience) => true,
         _ = told.wait_for(|closing| *closing) => false,
     };
     // The client is told. A stream that it opened before it knew is still served.

@@ -9,12 +9,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::error::RegistryError;
-use super::limits::{DOCUMENT_WAIT, DOCUMENTS, SMALL_CHUNK};
+use super::limits::{DOCUMENT_WAIT, DOCUMENT_WAITERS, DOCUMENTS, SMALL_CHUNK};
 
 /// The room that is left, in bytes.
 #[derive(Debug)]
 pub(super) struct Documents {
     room: Arc<Semaphore>,
+    /// Places for those who wait.
+    waiters: Semaphore,
     patience: Duration,
 }
 
@@ -30,17 +32,22 @@ impl Default for Documents {
 
 impl Documents {
     fn new(bytes: usize, patience: Duration) -> Self {
-        Self { room: Arc::new(Semaphore::new(bytes)), patience }
+        Self { room: Arc::new(Semaphore::new(bytes)), waiters: Semaphore::new(DOCUMENT_WAITERS), patience }
     }
 
     /// Room for a document of at most so many bytes.
     ///
     /// # Errors
-    /// 429, where others' documents take all of it for too long.
+    /// 429, where others' documents take all of it for too long, or too many wait already.
     pub async fn room(&self, bytes: usize) -> Result<Room, RegistryError> {
         let bytes = u32::try_from(bytes.min(DOCUMENTS)).unwrap_or(u32::MAX);
+        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(bytes) {
+            return Ok(Room(room));
+        }
+        const BUSY: RegistryError = RegistryError::Busy("too many lists wait to be read");
+        let _waiter = self.waiters.try_acquire().map_err(|_| BUSY)?;
         let room = timeout(self.patience, Arc::clone(&self.room).acquire_many_owned(bytes)).await;
-        room.ok().and_then(Result::ok).map(Room).ok_or(RegistryError::Busy("too many lists wait to be read"))
+        room.ok().and_then(Result::ok).map(Room).ok_or(BUSY)
     }
 }
 
@@ -84,6 +91,26 @@ mod tests {
         assert_eq!(documents.room.available_permits(), 40_000, "part of it is still being written");
         drop(part);
         assert_eq!(documents.room.available_permits(), 100_000);
+    }
+
+    #[tokio::test]
+    async fn so_many_wait_and_no_more() {
+        let documents = Arc::new(Documents::new(10, Duration::from_secs(600)));
+        let held = documents.room(10).await.unwrap();
+        let waiting: Vec<_> = (0..DOCUMENT_WAITERS)
+            .map(|_| {
+                let documents = Arc::clone(&documents);
+                tokio::spawn(async move { documents.room(1).await.map(drop) })
+            })
+            .collect();
+        while documents.waiters.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(documents.room(1).await.unwrap_err(), RegistryError::Busy("too many lists wait to be read"));
+        drop(held);
+        for waiter in waiting {
+            assert_eq!(waiter.await.unwrap(), Ok(()));
+        }
     }
 
     #[tokio::test]

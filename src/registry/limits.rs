@@ -35,9 +35,10 @@ pub const TLS_BUFFER: usize = 32 << 10;
 pub const HANDSHAKES: usize = 1;
 /// Streams of one HTTP/2 connection at once. containerd opens at most 10 for a pull.
 pub const STREAMS: u32 = 32;
-/// HTTP/2 connections at once of which each may have [`STREAMS`]; what comes after them has [`CROWDED_STREAMS`], so that a thousand
-/// connections with all their streams stalled cost as much memory as they may. A client that needs more opens another connection.
-pub const UNCROWDED: usize = 64;
+/// HTTP/2 connections at once of which each may have [`STREAMS`]. Those that come while there are as many have [`CROWDED_STREAMS`], and
+/// may be idle for no longer than [`REQUEST_HEAD`]: so a thousand connections with every stream stalled cost some 60 MiB, of which
+/// the connections alone are 40. Go's clients, which all runtimes have, open another connection for more.
+pub const UNCROWDED: usize = 32;
 /// Streams at once of an HTTP/2 connection that finds [`UNCROWDED`] others.
 pub const CROWDED_STREAMS: u32 = 2;
 /// Bytes of one HTTP/2 stream that wait in memory for its peer's window.
@@ -61,6 +62,8 @@ pub const REFERRERS: usize = 1 << 20;
 pub const DOCUMENTS: usize = 8 << 20;
 /// How long a list may wait for room among the [`DOCUMENTS`].
 pub const DOCUMENT_WAIT: Duration = Duration::from_secs(10);
+/// Requests that may wait so, each with a head of [`HEAD`] bytes at most. Further ones are told at once to come again.
+pub const DOCUMENT_WAITERS: usize = 128;
 /// File descriptors that the process needs beside those of its connections: listeners, the runtime's, the store's, the log's.
 pub const OWN_DESCRIPTORS: usize = 32;
 /// How long accepting, and opening a blob, pause where the process has no file descriptor left.
@@ -68,13 +71,13 @@ pub const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes read from the disk at once.
 pub const CHUNK: usize = 128 << 10;
 /// Bytes of all bodies that are read and not yet written. The nearer they come to it, the smaller each body's next chunk is: a
-/// [`SHARE`]th of what is left, so that 64 clients still read 64 KiB at once, and a thousand 8 KiB.
-pub const IN_FLIGHT: usize = 8 << 20;
+/// [`SHARE`]th of what is left, so that 24 clients still read [`CHUNK`] at once, 64 read 32 KiB and more, and a thousand 2 KiB.
+pub const IN_FLIGHT: usize = 4 << 20;
 /// Which part of the room left in [`IN_FLIGHT`] one chunk may take.
-pub const SHARE: usize = 16;
+pub const SHARE: usize = 8;
 /// Bytes read at once where [`IN_FLIGHT`] is reached. Then each body has one such chunk in flight and no more: thousands of streams
 /// that take nothing hold some megabytes, and the next one is served all the same.
-pub const SMALL_CHUNK: usize = 2 << 10;
+pub const SMALL_CHUNK: usize = 1 << 10;
 /// Largest manifest that is kept in memory from its first request on, in bytes: most have one to four KiB.
 pub const KEPT_MANIFEST: u64 = 16 << 10;
 /// Manifests that are kept in memory, 8 MiB at most. The first ones stay, and all others come from the disk: what one client asks for

@@ -229,9 +229,8 @@ fn limits(check: Check, given: proto::Limits) -> Result<Limits, ConfigError> {
         ("streams", given.streams),
     ];
     let said = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
-    said.into_iter().try_fold(Limits::default(), |limits, (key, value)| {
-        check.some(limits.with(key, value), &format!("limits.{key}"), value)
-    })
+    said.into_iter()
+        .try_fold(Limits::default(), |limits, (key, value)| check.some(limits.with(key, value), &format!("limits.{key}"), value))
 }
 
 fn interface(check: Check, place: usize, given: &proto::Interface) -> Result<Interface, ConfigError> {

@@ -178,7 +178,10 @@ fn a_bad_value_is_refused_with_key_source_and_what_is_expected() {
         (r#"{"limits": {"idleSeconds": 3601}}"#, "limits.idleSeconds is 3601; expected seconds from 1 to 3600"),
         (r#"{"limits": {"pingSeconds": "soon"}}"#, "limits.pingSeconds is \"soon\"; expected seconds from 1 to 3600"),
         (r#"{"limits": {"minimumRate": 0}}"#, "limits.minimumRate is 0; expected bytes a second from 1 to 1073741824"),
-        (r#"{"limits": {"connections": 16385}}"#, "limits.connections is 16385; expected a number of connections from 1 to 16384"),
+        (
+            r#"{"limits": {"connections": 16385}}"#,
+            "limits.connections is 16385; expected a number of connections from 1 to 16384",
+        ),
         (r#"{"limits": {"streams": 257}}"#, "limits.streams is 257; expected a number of streams from 1 to 256"),
         (r#"{"interfaces": {}}"#, "interfaces is {}; expected a list of interfaces, numbered from 0 without a gap"),
         (r#"{"interfaces": [1]}"#, "interfaces.0 is 1; expected an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),

@@ -121,7 +121,10 @@ mod tests {
                 assert!(!seen.contains(&limits), "{chosen:?}");
                 seen.push(limits);
             }
-            assert_eq!((Limits::default().with(choice.key, 0), Limits::default().with(choice.key, choice.most + 1)), (None, None));
+            assert_eq!(
+                (Limits::default().with(choice.key, 0), Limits::default().with(choice.key, choice.most + 1)),
+                (None, None)
+            );
             assert!(choice.expected.ends_with(&format!("from 1 to {}", choice.most)), "{choice:?}");
         }
         let two = ["stallSeconds=1", "streams=2"].map(|text| text.parse::<Chosen>().unwrap());
