@@ -229,6 +229,8 @@ fn a_connection_without_streams_ends_and_one_that_pulls_again_goes_on() {
         }
         (pings, told)
     });
+    // Its window is for all of its responses.
+    busy.send(&window(0, 0x7fff_0000 - 65_535));
     // Three times as long as the limit in all, and never as long at once.
     for at in 0..30 {
         std::thread::sleep(idle / 10);
