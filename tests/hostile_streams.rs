@@ -255,3 +255,26 @@ fn a_kept_connection_ends_without_a_word() {
     reader.read_to_end(&mut rest).unwrap();
     assert_eq!(rest, b"");
 }
+
+#[test]
+fn a_connection_is_not_idle_while_its_client_still_reads_the_last_bytes() {
+    let (layout, big, content) = Layout::large();
+    let request_head = Duration::from_secs(1);
+    let server = Server::start_with(layout.write(), Limits { request_head, ..Limits::default() });
+    let mut stream = http::connect(server.plain);
+    write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
+    // Slowly, until the server has nothing more to say, and its last words wait for this client.
+    let (mut all, mut some) = (Vec::new(), vec![0; 1 << 20]);
+    while server.logged_already().is_none() {
+        let count = stream.read(&mut some).unwrap();
+        all.extend_from_slice(&some[..count]);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(3 * request_head);
+    let head = all.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+    let mut rest = vec![0; head + content.len() - all.len()];
+    assert!(!rest.is_empty(), "the client is behind");
+    stream.read_exact(&mut rest).expect("the last bytes come");
+    all.extend_from_slice(&rest);
+    assert!(all[head..] == content, "and the response is whole");
+}

@@ -94,11 +94,12 @@ pub(super) async fn run(stream: TcpStream, client: Client, transport: Transport,
     let Ok(Some(first)) = timeout(limits.first_byte, first_bytes(&stream, &mut first)).await else { return };
     let is_tls = first.first() == Some(&TLS_HANDSHAKE);
     let http2 = first == HTTP2_PREFACE;
-    let stream = Guarded::new(stream, limits.stall);
+    let activity = Arc::<Activity>::default();
+    let stream = Guarded::new(stream, limits.stall, Arc::clone(&activity));
     let ended = match transport {
         Transport::Plain if is_tls => return refuse(stream, NOT_TLS).await,
         Transport::Tls(_) if !is_tls => return refuse(stream, NOT_PLAIN).await,
-        Transport::Plain => http(stream, http2, client, shared, closing).await,
+        Transport::Plain => http(stream, http2, client, shared, (activity, closing)).await,
         Transport::Tls(config) => {
             let shaken = timeout(limits.handshake, handshake(stream, config, &shared.handshakes)).await;
             let metrics = shared.registry.metrics();
@@ -114,7 +115,7 @@ pub(super) async fn run(stream: TcpStream, client: Client, transport: Transport,
             metrics.handshake(tls.get_ref().1.protocol_version());
             let certified = tls.get_ref().1.peer_certificates().is_some();
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-            http(tls, http2, Client { certified, ..client }, shared, closing).await
+            http(tls, http2, Client { certified, ..client }, shared, (activity, closing)).await
         }
     };
     if let Err(error) = ended {
@@ -168,12 +169,19 @@ async fn refuse(mut stream: Guarded<TcpStream>, answer: &[u8]) {
     }
 }
 
-async fn http<S>(stream: S, http2: bool, client: Client, shared: &Arc<Shared>, closing: Closing) -> hyper::Result<()>
+async fn http<S>(
+    stream: S,
+    http2: bool,
+    client: Client,
+    shared: &Arc<Shared>,
+    (activity, closing): (Arc<Activity>, Closing),
+) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let limits = *shared.registry.limits();
-    let (tails, activity) = (Arc::<Tails>::default(), Arc::<Activity>::default());
+    let tails = Arc::<Tails>::default();
+    activity.begin();
     let overseer = if http2 { Overseer::Http2(Arc::clone(&tails)) } else { Overseer::Http1(Arc::clone(&activity)) };
     let service = service(Arc::clone(&shared.registry), client, overseer);
     let mut told = closing.closing.clone();

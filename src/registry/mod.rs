@@ -1,7 +1,7 @@
 //! The server, used by both programs.
 //!
 //! ```text
-//! listener ─ serve ─▶ connection ─ tls ─▶ answer ─ route ─▶ catalog ─▶ store ─ reply ─▶ body ─ flight ─ log ─▶ events
+//! listener ─ serve ─▶ connection ─ tls ─▶ streams ─▶ answer ─ route ─▶ catalog ─▶ kept or store ─ reply ─▶ body ─ flight ─ log ─▶ events
 //! ```
 
 pub mod answer;

@@ -72,6 +72,11 @@ impl Activity {
         Open(Arc::clone(activity))
     }
 
+    /// Counts from now on: what a handshake took is nothing to whoever comes after it.
+    pub fn begin(&self) {
+        self.state().1 = Instant::now();
+    }
+
     /// Ends when there has been no stream for `patience`.
     pub async fn idle(&self, patience: Duration) {
         loop {

@@ -100,6 +100,14 @@ impl Server {
         }
     }
 
+    /// The next request, where one is logged already.
+    pub fn logged_already(&self) -> Option<Request> {
+        self.events.try_iter().find_map(|event| match event.event {
+            Some(event::Event::Request(request)) => Some(request),
+            _ => None,
+        })
+    }
+
     /// The next event of any kind.
     pub fn event(&self) -> event::Event {
         self.events.recv_timeout(Duration::from_secs(60)).unwrap().event.unwrap()
