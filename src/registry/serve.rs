@@ -114,6 +114,8 @@ async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>,
             connection::run(stream, client, transport, &shared, closing).await;
             drop((open, place));
         });
+        // Whoever is connected already comes first: a flood of connections is taken up one at a time, with what they wait for between.
+        tokio::task::yield_now().await;
     }
 }
 
