@@ -193,3 +193,18 @@ fn serve_refuses_flags_that_it_would_not_use() {
         assert!(stderr.starts_with(&format!("error: {message}\n")), "{arguments:?}: {stderr}");
     }
 }
+
+#[test]
+fn limits_that_are_none_are_refused_before_anything_is_served() {
+    for (limit, why) in [
+        ("stallSeconds=0", "stallSeconds is 0; expected seconds from 1 to 3600"),
+        ("streams=1000", "streams is 1000; expected a number of streams from 1 to 256"),
+        ("idle", "expected KEY=NUMBER, such as stallSeconds=60"),
+    ] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_localregistry"));
+        let output = command.args(["serve", "no-such-layout", "--limit", limit]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let expected = format!("error: invalid value '{limit}' for '--limit <KEY=NUMBER>': {why}\n");
+        assert_eq!((output.status.code(), said.starts_with(&expected)), (Some(2), true), "{said}");
+    }
+}
