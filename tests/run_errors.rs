@@ -201,7 +201,7 @@ fn limits_that_are_none_are_refused_before_anything_is_served() {
         ("streams=1000", "streams is 1000; expected a number of streams from 1 to 256"),
         ("idle", "expected KEY=NUMBER, such as stallSeconds=60"),
     ] {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_localregistry"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));
         let output = command.args(["serve", "no-such-layout", "--limit", limit]).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         let expected = format!("error: invalid value '{limit}' for '--limit <KEY=NUMBER>': {why}\n");
