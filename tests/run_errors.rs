@@ -102,7 +102,7 @@ fn bad_files_exit_1() {
             &["disk", "--config", "bad.json"],
             "the config bad.json cannot be used: it is not a config of the appliance (proto3 JSON of localregistry.v1.Config): \
              unknown field `prot`, expected one of `hostname`, `names`, `port`, `tls`, `interfaces`, `disk`, `clock`, `trace`, \
-             `auth`, `metrics_port`, `metricsPort` at line 2 column 7",
+             `auth`, `metrics_port`, `metricsPort`, `limits` at line 2 column 7",
         ),
         (
             &["disk", "--htpasswd", "no-users"],
@@ -191,5 +191,20 @@ fn serve_refuses_flags_that_it_would_not_use() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
         assert!(stderr.starts_with(&format!("error: {message}\n")), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn limits_that_are_none_are_refused_before_anything_is_served() {
+    for (limit, why) in [
+        ("stallSeconds=0", "stallSeconds is 0; expected seconds from 1 to 3600"),
+        ("streams=1000", "streams is 1000; expected a number of streams from 1 to 256"),
+        ("idle", "expected KEY=NUMBER, such as stallSeconds=60"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));
+        let output = command.args(["serve", "no-such-layout", "--limit", limit]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let expected = format!("error: invalid value '{limit}' for '--limit <KEY=NUMBER>': {why}\n");
+        assert_eq!((output.status.code(), said.starts_with(&expected)), (Some(2), true), "{said}");
     }
 }

@@ -5,12 +5,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use crate::registry::auth::client_certificate::{self, ClientCa};
+use crate::registry::auth::client_certificate::{self, ClientCa, ClientCaError};
 use crate::registry::auth::htpasswd::{self, Htpasswd, HtpasswdError};
 use crate::registry::auth::token::Signer;
 use crate::registry::auth::users::Users;
 use crate::registry::auth::{Auth, AuthError, Tokens};
-use crate::registry::tls::TlsError;
 
 use super::config::FW_CFG;
 use super::config::settings::{AuthMode, Settings, TlsMode};
@@ -38,7 +37,7 @@ pub enum AccessError {
     Htpasswd(#[from] HtpasswdError),
     /// The CA of clients' certificates.
     #[error("fw_cfg opt/localregistry/{CLIENT_CA} cannot be used")]
-    ClientCa(#[source] TlsError),
+    ClientCa(#[source] ClientCaError),
     /// Certificates without TLS.
     #[error("auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE or PROVIDED with it")]
     NoTls,

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::config::Setting;
 use super::files;
-use crate::registry::auth::client_certificate::{self, ClientCa, Presence};
+use crate::registry::auth::client_certificate::{self, ClientCa, ClientCaError, Presence};
 use crate::registry::auth::htpasswd::{self, Htpasswd, HtpasswdError};
 use crate::registry::auth::token::Signer;
 use crate::registry::auth::users::Users;
 use crate::registry::auth::{Auth, AuthError, Tokens};
 use crate::registry::limits::TOKEN_LIFETIME;
-use crate::registry::tls::TlsError;
 
 /// What is wrong with a certificate where none is to be used.
 pub const CERTIFICATE_UNUSED: &str =
@@ -78,7 +77,7 @@ pub enum AccessError {
         path: PathBuf,
         /// Why.
         #[source]
-        cause: TlsError,
+        cause: ClientCaError,
     },
     /// Keys.
     #[error(transparent)]

@@ -17,6 +17,7 @@ use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::client::Surface;
 use crate::registry::events::Events;
 use crate::registry::limits::Limits;
+use crate::registry::limits::chosen::Chosen;
 use crate::registry::serve::{Listener, Transport, serve};
 use crate::registry::store::{Store, StoreError};
 use crate::registry::tls::{self, Authority, TlsError};
@@ -64,6 +65,11 @@ pub struct Args {
     /// Serve /healthz, /metrics and /ca.crt here, over plain HTTP and for anybody, instead of beside the registry
     #[arg(long, value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,
+
+    /// How much a client may take, where it is to be otherwise: a key of `limits` in the appliance's config, such as stallSeconds=60
+    /// (repeatable)
+    #[arg(long, value_name = "KEY=NUMBER")]
+    limit: Vec<Chosen>,
 
     /// Keep every event in this file, one JSON message a line
     #[arg(long, value_name = "FILE")]
@@ -161,13 +167,16 @@ pub fn run(args: &Args, report: Report) -> Result<(), Error> {
 async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let stopped = stop_signal()?;
     let store = Store::open(&args.layout).map_err(|cause| Error::Store { path: args.layout.clone(), cause: Box::new(cause) })?;
-    let (events, queue) = Events::queue();
-    let recorder = match &args.events {
-        Some(path) => Some(record(path, queue)?),
-        None => None,
+    let (events, recorder) = match &args.events {
+        Some(path) => {
+            let (events, queue) = Events::queue();
+            (events, Some(record(path, queue)?))
+        }
+        None => (Events::unheard(), None),
     };
     let clients = args.access.client_ca()?;
-    let registry = Registry::new(store, events, Limits::default()).with_auth(args.access.auth()?, clients.as_ref());
+    let limits = args.limit.iter().fold(Limits::default(), |limits, chosen| chosen.over(limits));
+    let registry = Registry::new(store, events, limits).with_auth(args.access.auth()?, clients.as_ref());
     let (transport, ca) = transport(args, &registry, clients.as_ref())?;
     let registry = Arc::new(match ca {
         Some(ca) => registry.with_ca(ca),

@@ -59,6 +59,19 @@ impl RepositoryId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlobId(u32);
 
+impl BlobId {
+    /// The number: the place of the blob's digest among all, from 0.
+    pub(super) fn number(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The blob with this number.
+    #[cfg(test)]
+    pub(super) fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+}
+
 /// What the catalog says of one blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blob<'a> {

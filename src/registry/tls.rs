@@ -12,7 +12,7 @@ use rcgen::{
 };
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::server::{ClientHello, NoClientAuth, ResolvesServerCert, VerifierBuilderError};
+use rustls::server::{ClientHello, NoClientAuth, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -45,12 +45,6 @@ pub enum TlsError {
     /// The key is not the certificate's, or of a kind that TLS cannot use.
     #[error("the given certificate chain and key do not go together")]
     Pair(#[source] rustls::Error),
-    /// A client CA that is no CA.
-    #[error("the given client CA is not a certificate that can sign clients' certificates")]
-    ClientCa(#[source] rustls::Error),
-    /// The TLS library refused the client CA.
-    #[error("clients' certificates cannot be verified with the given client CA")]
-    ClientVerifier(#[source] VerifierBuilderError),
     /// The TLS library refused its settings.
     #[error("cannot set TLS up")]
     Config(#[source] rustls::Error),
@@ -176,10 +170,8 @@ pub fn provided(chain: &[u8], key: &[u8], clients: Option<&ClientCa>) -> Result<
 }
 
 fn pem_of(certificate: &CertificateDer<'_>) -> String {
-    use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| str::from_utf8(line).ok()).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", certificate.to_vec()), lines)
 }
 
 /// TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN, sessions resumed with tickets.

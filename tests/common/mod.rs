@@ -14,6 +14,7 @@ pub mod private;
 pub mod process;
 pub mod serve;
 pub mod server;
+pub mod target;
 pub mod tls;
 pub mod vm;
 pub mod world;
