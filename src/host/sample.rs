@@ -108,7 +108,7 @@ fn is_free(folder: &Path) -> bool {
         return true;
     }
     let Ok(tree) = Directory::open(folder) else { return false };
-    let images = layout::images(&tree, Reading { unnamed: None, verify: false });
+    let images = layout::images(&tree, Reading { unnamed: None, verify: false, lenient: false });
     images.is_ok_and(|images| images.iter().all(|image| image.name() == NAME))
 }
 

@@ -148,6 +148,12 @@ impl Catalog {
         self.columns.tag_manifests.get(range.start + found).map(|number| BlobId(*number))
     }
 
+    /// The manifest that answers to every tag of a repository which has no other.
+    #[must_use]
+    pub fn every_tag(&self, repository: RepositoryId) -> Option<BlobId> {
+        self.columns.repository_every_tag.get(repository.0)?.checked_sub(1).map(BlobId)
+    }
+
     /// A repository's tags after `last` (all for none), in order, with their manifests.
     pub fn tags_after(
         &self,
@@ -290,6 +296,10 @@ fn check(c: &proto::Catalog) -> Result<(), CatalogError> {
     ends("tag_name_ends", &c.tag_name_ends, c.tag_manifests.len(), c.tag_names.len())?;
     let is_manifest = |blob: &u32| c.kinds.get(*blob as usize).is_some_and(|kind| *kind > 0);
     expect("tag_manifests", c.tag_manifests.iter().all(is_manifest), "a tag names something that is no manifest")?;
+    let every = &c.repository_every_tag;
+    expect("repository_every_tag", every.is_empty() || every.len() == repositories, "one for each repository is expected")?;
+    let answers = every.iter().filter_map(|number| number.checked_sub(1));
+    expect("repository_every_tag", answers.into_iter().all(|blob| is_manifest(&blob)), "it names something that is no manifest")?;
     expect("referrer_manifests", c.referrer_manifests.iter().all(is_manifest), "a referrer is no manifest")?;
     expect("referrer_subjects", c.referrer_subjects.len() == c.referrer_manifests.len(), "one for each referrer is expected")?;
     expect("referrer_subjects", c.referrer_subjects.iter().all(|s| (*s as usize) < subjects), "a subject number is too large")

@@ -1,6 +1,7 @@
 //! The disk's content as a folder: every blob copied from its source and hashed on the way, then the files that make it an image
 //! layout and a disk of this program. It is removed with everything in it when it is dropped.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::num::NonZero;
@@ -20,7 +21,7 @@ use super::source::Source;
 use super::union::{Contents, Wanted};
 use crate::oci::{Algorithm, Digest, Hasher};
 use crate::registry::catalog;
-use crate::registry::layout::REF_NAME;
+use crate::registry::layout::{EVERY_TAG, REF_NAME};
 
 /// Modes of the disk's files and folders: read-only for everyone, as the disk is.
 const FILE_MODE: u32 = 0o444;
@@ -320,11 +321,13 @@ fn index(contents: &Contents) -> Result<String, oci_spec::OciSpecError> {
         let blob = repository.and_then(|repository| catalog.blob_in(repository, &image.digest)).and_then(|id| catalog.blob(id));
         let Some(blob) = blob else { continue };
         let digest: oci_spec::image::Digest = image.digest.to_string().parse()?;
+        let every_tag = image.every_tag.then(|| (EVERY_TAG.to_owned(), "true".to_owned()));
+        let annotations: HashMap<_, _> = every_tag.into_iter().chain([(REF_NAME.to_owned(), name.clone())]).collect();
         let descriptor = DescriptorBuilder::default()
             .media_type(MediaType::from(blob.manifest.unwrap_or_default()))
             .digest(digest)
             .size(blob.size)
-            .annotations([(REF_NAME.to_owned(), name.clone())])
+            .annotations(annotations)
             .build()?;
         manifests.push(descriptor);
     }

@@ -1,21 +1,22 @@
 //! The images of all sources as one set: what each tag means, and which content the disk has to hold, each once and from where. Pure.
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use serde::Serialize;
 
 use super::source::Source;
-use crate::oci::Digest;
+use crate::oci::{Digest, Repository, Tag};
 use crate::registry::catalog::Catalog;
-use crate::registry::layout::{self, Image, LayoutError};
+use crate::registry::layout::{self, Blob, Image, LayoutError};
 
 /// Why sources cannot stand on one disk.
 #[derive(Debug, thiserror::Error)]
 pub enum UnionError {
     /// Two manifests claim one tag.
     #[error(
-        "image {image}: the tag is claimed by {first} in {} and by {second} in {}; one manifest for each tag is expected",
-        first_source.display(),
-        second_source.display()
+        "image {image}: the tag is claimed by {first} in {first_source} and by {second} in {second_source}; one manifest for each \
+         tag is expected{}",
+        if first_source == second_source { "" } else { ", or --replace, which takes that of the later source" }
     )]
     Conflict {
         /// The image's name.
@@ -23,18 +24,16 @@ pub enum UnionError {
         /// What the first source has for it.
         first: Digest,
         /// The first source.
-        first_source: PathBuf,
+        first_source: String,
         /// What the second has.
         second: Digest,
         /// The second source; the first again where it disagrees with itself.
-        second_source: PathBuf,
+        second_source: String,
     },
     /// Two sources describe one blob with different sizes.
     #[error(
-        "blob {digest} has {first} bytes for image {first_image} in {} and {second} bytes for image {second_image} in {}; \
-         one size is expected",
-        first_source.display(),
-        second_source.display()
+        "blob {digest} has {first} bytes for image {first_image} in {first_source} and {second} bytes for image {second_image} in \
+         {second_source}; one size is expected"
     )]
     Size {
         /// The blob.
@@ -44,13 +43,13 @@ pub enum UnionError {
         /// An image that has it there.
         first_image: String,
         /// The first source.
-        first_source: PathBuf,
+        first_source: String,
         /// Its size in the second, in bytes.
         second: u64,
         /// An image that has it there.
         second_image: String,
         /// The second source.
-        second_source: PathBuf,
+        second_source: String,
     },
     /// The catalog's own rules.
     #[error(transparent)]
@@ -68,6 +67,24 @@ pub struct Wanted {
     pub source: usize,
     /// An image that has it, for messages.
     pub image: String,
+    /// The numbers of the other sources that have it, each with an image there.
+    pub also: Vec<(usize, String)>,
+}
+
+/// Content that an image names and no source has.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Missing {
+    /// The image.
+    pub image: String,
+    /// The digest.
+    #[serde(serialize_with = "digest_text")]
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+fn digest_text<S: serde::Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(digest)
 }
 
 /// Everything that the disk is to hold.
@@ -77,54 +94,109 @@ pub struct Contents {
     pub images: BTreeMap<String, Image>,
     /// The blobs, each once, in order of their digests.
     pub blobs: Vec<Wanted>,
+    /// What is left out since it is nowhere.
+    pub missing: Vec<Missing>,
     /// The index of it all.
     pub catalog: Catalog,
 }
 
-/// Unites the images of `sources`.
+/// Unites the images of `sources`. With `replace`, a later source takes tags from an earlier one.
 ///
 /// # Errors
 /// [`UnionError`], where they contradict each other.
-pub fn unite(sources: &[Source]) -> Result<Contents, UnionError> {
-    let images = by_name(sources)?;
-    let blobs = blobs(sources, &images)?;
-    let images: BTreeMap<String, Image> = images.into_iter().map(|(name, (image, _))| (name, image)).collect();
+pub fn unite(sources: &[Source], replace: bool) -> Result<Contents, UnionError> {
+    let mut union = Union { sources, replace, images: ByName::new(), every: HashMap::new() };
+    for (number, source) in sources.iter().enumerate() {
+        source.images.iter().try_for_each(|image| union.add(image, number))?;
+    }
+    let images = union.finish();
+    let wanted = blobs(sources, &images)?;
+    let mut images: BTreeMap<String, Image> = images.into_iter().map(|(name, (image, _))| (name, image)).collect();
+    let missing = fill(&mut images, &wanted);
     let list: Vec<Image> = images.values().cloned().collect();
     let catalog = layout::catalog(&list)?;
-    Ok(Contents { images, blobs, catalog })
+    Ok(Contents { images, blobs: wanted.into_values().collect(), missing, catalog })
 }
 
+/// Images by their names, with the numbers of their sources.
 type ByName = BTreeMap<String, (Image, usize)>;
 
-/// The images with the numbers of their sources.
-fn by_name(sources: &[Source]) -> Result<ByName, UnionError> {
-    let mut images = ByName::new();
-    let mut tagged = HashSet::new();
-    for (number, source) in sources.iter().enumerate() {
-        for image in &source.images {
-            let name = image.name();
-            if image.tag.is_some() {
-                tagged.insert((image.repository.clone(), image.digest));
-            }
-            let (holder, holder_source) = images.entry(name.clone()).or_insert_with(|| (image.clone(), number));
-            if holder.digest != image.digest {
-                let path = |number: usize| sources.get(number).map(|source| source.path.clone()).unwrap_or_default();
-                return Err(UnionError::Conflict {
-                    image: name,
-                    first: holder.digest,
-                    first_source: path(*holder_source),
-                    second: image.digest,
-                    second_source: path(number),
-                });
-            }
-        }
-    }
-    // What has a tag need not be listed a second time without one.
-    images.retain(|_, (image, _)| image.tag.is_some() || !tagged.contains(&(image.repository.clone(), image.digest)));
-    Ok(images)
+struct Union<'a> {
+    sources: &'a [Source],
+    replace: bool,
+    images: ByName,
+    /// By repository, the name of the image that answers to every tag.
+    every: HashMap<Repository, String>,
 }
 
-fn blobs(sources: &[Source], images: &ByName) -> Result<Vec<Wanted>, UnionError> {
+impl Union<'_> {
+    fn add(&mut self, image: &Image, number: usize) -> Result<(), UnionError> {
+        let name = image.name();
+        let rivals = self.rivals(image, &name);
+        for (rival, holds) in rivals {
+            let Some((holder, holder_number)) = self.images.get(&rival) else { continue };
+            if holder.digest == image.digest {
+                continue;
+            }
+            if !self.replace || *holder_number == number {
+                let contested = if holds { &name } else { &rival };
+                return Err(self.conflict(contested, (holder.digest, *holder_number), (image.digest, number)));
+            }
+            // One that answers to every tag keeps those that the later one does not take.
+            if !holds || rival == name {
+                self.images.remove(&rival);
+            }
+        }
+        if image.every_tag {
+            self.every.insert(image.repository.clone(), name.clone());
+        }
+        let (held, _) = self.images.entry(name).or_insert_with(|| (image.clone(), number));
+        held.every_tag |= image.every_tag;
+        Ok(())
+    }
+
+    /// The names of the images that may claim a tag which `image` claims, and whether they do by answering to every tag.
+    fn rivals(&self, image: &Image, name: &str) -> Vec<(String, bool)> {
+        let mut rivals = vec![(name.to_owned(), false)];
+        let goes_along = image.tag.as_ref().is_none_or(Tag::accompanies);
+        if let Some(holder) = self.every.get(&image.repository).filter(|holder| !goes_along && *holder != name) {
+            rivals.push((holder.clone(), true));
+        }
+        if image.every_tag {
+            let first = format!("{}:", image.repository);
+            let tagged = self.images.range(first.clone()..).take_while(|(other, _)| other.starts_with(&first));
+            let others = tagged.filter(|(other, (held, _))| *other != name && !held.tag.as_ref().is_none_or(Tag::accompanies));
+            rivals.extend(others.map(|(other, _)| (other.clone(), false)));
+        }
+        rivals
+    }
+
+    fn conflict(&self, image: &str, first: (Digest, usize), second: (Digest, usize)) -> UnionError {
+        let label = |number: usize| label(self.sources, number);
+        UnionError::Conflict {
+            image: image.to_owned(),
+            first: first.0,
+            first_source: label(first.1),
+            second: second.0,
+            second_source: label(second.1),
+        }
+    }
+
+    fn finish(self) -> ByName {
+        let mut images = self.images;
+        let tagged = images.values().filter(|(image, _)| image.tag.is_some());
+        let tagged: HashSet<_> = tagged.map(|(image, _)| (image.repository.clone(), image.digest)).collect();
+        // What has a tag need not be listed a second time without one.
+        images.retain(|_, (image, _)| image.tag.is_some() || !tagged.contains(&(image.repository.clone(), image.digest)));
+        images
+    }
+}
+
+fn label(sources: &[Source], number: usize) -> String {
+    sources.get(number).map(|source| source.path.display().to_string()).unwrap_or_default()
+}
+
+fn blobs(sources: &[Source], images: &ByName) -> Result<BTreeMap<Digest, Wanted>, UnionError> {
     let mut wanted: BTreeMap<Digest, Wanted> = BTreeMap::new();
     for (name, (image, source)) in images {
         for blob in image.blobs.iter() {
@@ -133,20 +205,44 @@ fn blobs(sources: &[Source], images: &ByName) -> Result<Vec<Wanted>, UnionError>
                 size: blob.size,
                 source: *source,
                 image: name.clone(),
+                also: Vec::new(),
             });
             if known.size != blob.size {
-                let path = |number: usize| sources.get(number).map(|source| source.path.clone()).unwrap_or_default();
                 return Err(UnionError::Size {
                     digest: blob.digest,
                     first: known.size,
                     first_image: known.image.clone(),
-                    first_source: path(known.source),
+                    first_source: label(sources, known.source),
                     second: blob.size,
                     second_image: name.clone(),
-                    second_source: path(*source),
+                    second_source: label(sources, *source),
                 });
+            }
+            if known.source != *source && known.also.iter().all(|(number, _)| number != source) {
+                known.also.push((*source, name.clone()));
             }
         }
     }
-    Ok(wanted.into_values().collect())
+    Ok(wanted)
+}
+
+/// Gives images the layers that they lack and another source has, and lists the rest.
+fn fill(images: &mut BTreeMap<String, Image>, wanted: &BTreeMap<Digest, Wanted>) -> Vec<Missing> {
+    let manifests: HashSet<Digest> = images
+        .values()
+        .flat_map(|image| image.blobs.iter())
+        .filter(|blob| blob.manifest.is_some())
+        .map(|blob| blob.digest)
+        .collect();
+    let mut nowhere = Vec::new();
+    for (name, image) in images.iter_mut().filter(|(_, image)| !image.missing.is_empty()) {
+        let missing = std::mem::take(&mut image.missing);
+        let is_elsewhere = |blob: &&Blob| {
+            wanted.get(&blob.digest).is_some_and(|there| there.size == blob.size) && !manifests.contains(&blob.digest)
+        };
+        let (found, left): (Vec<&Blob>, Vec<&Blob>) = missing.iter().partition(is_elsewhere);
+        image.blobs = image.blobs.iter().chain(found).cloned().collect();
+        nowhere.extend(left.into_iter().map(|blob| Missing { image: name.clone(), digest: blob.digest, bytes: blob.size }));
+    }
+    nowhere
 }

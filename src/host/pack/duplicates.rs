@@ -1,0 +1,122 @@
+//! Content that several sources have: it is on the disk once, from one of them, and each of the others is held against its digest here, so
+//! that no damaged source goes unnoticed. What is the same file is read once.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use super::interrupt::{Interrupt, Interrupted};
+use super::source::Source;
+use super::union::Wanted;
+use crate::oci::{Digest, Hasher};
+
+/// Bytes read at once.
+const CHUNK: usize = 1 << 20;
+
+/// Why a source's content is not what another's is.
+#[derive(Debug, thiserror::Error)]
+pub enum DuplicateError {
+    /// It cannot be read.
+    #[error("cannot pack {source_label}: image {image}: cannot read {path}, of {size} bytes")]
+    Read {
+        /// The source.
+        source_label: String,
+        /// An image that has the blob there.
+        image: String,
+        /// Where the blob is in the source.
+        path: String,
+        /// Its size in bytes.
+        size: u64,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It is damaged.
+    #[error("cannot pack {source_label}: image {image}: {path} has the content of {found}; {expected} is expected")]
+    Digest {
+        /// The source.
+        source_label: String,
+        /// An image that has the blob there.
+        image: String,
+        /// Where the blob is in the source.
+        path: String,
+        /// Its digest.
+        expected: Digest,
+        /// The digest of what it holds.
+        found: Digest,
+    },
+    /// A signal came.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+/// Reads every blob of `blobs` in the sources that it was not taken from.
+///
+/// # Errors
+/// [`DuplicateError`], of the first blob that is not what its digest says.
+pub fn check(blobs: &[Wanted], sources: &[Source], interrupt: &Interrupt) -> Result<(), DuplicateError> {
+    let work: Vec<(&Wanted, &Source, &str)> = blobs.iter().flat_map(|wanted| others(wanted, sources)).collect();
+    let next = AtomicUsize::new(0);
+    let failure: Mutex<Option<(usize, DuplicateError)>> = Mutex::new(None);
+    let worker = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some((wanted, source, image)) = work.get(number) else { return };
+            let Err(error) = verify(wanted, source, image, interrupt) else { continue };
+            // No more is begun.
+            next.store(work.len(), Ordering::Relaxed);
+            let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+            if failure.as_ref().is_none_or(|(before, _)| number < *before) {
+                *failure = Some((number, error));
+            }
+            return;
+        }
+    };
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(work.len());
+    thread::scope(|scope| {
+        (1..workers).for_each(|_| drop(scope.spawn(worker)));
+        worker();
+    });
+    interrupt.check()?;
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// The sources to read `wanted` in again, each with an image that has it there.
+fn others<'a>(wanted: &'a Wanted, sources: &'a [Source]) -> Vec<(&'a Wanted, &'a Source, &'a str)> {
+    if wanted.also.is_empty() {
+        return Vec::new();
+    }
+    let path = wanted.digest.blob_path();
+    let identity = |number: usize| sources.get(number).and_then(|source| source.tree.identity(&path));
+    let mut read: HashSet<_> = identity(wanted.source).into_iter().collect();
+    let unread = wanted.also.iter().filter(|(number, _)| identity(*number).is_none_or(|identity| read.insert(identity)));
+    unread.filter_map(|(number, image)| Some((wanted, sources.get(*number)?, image.as_str()))).collect()
+}
+
+/// Holds a blob of a source against its digest.
+fn verify(wanted: &Wanted, source: &Source, image: &str, interrupt: &Interrupt) -> Result<(), DuplicateError> {
+    let (expected, size) = (wanted.digest, wanted.size);
+    let layout_path = expected.blob_path();
+    let (source_label, image, path) = (source.path.display().to_string(), image.to_owned(), source.tree.place(&layout_path));
+    let mut hasher = Hasher::new(expected.algorithm());
+    let read = source.tree.open(&layout_path).and_then(|content| {
+        // One byte more shows what has grown.
+        let mut reader = content.reader.take(size.saturating_add(1));
+        let mut buffer = vec![0; CHUNK.min(usize::try_from(size).unwrap_or(CHUNK).saturating_add(1))];
+        loop {
+            interrupt.check_io()?;
+            let count = reader.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(());
+            }
+            hasher.update(buffer.get(..count).unwrap_or_default());
+        }
+    });
+    if let Err(source) = read {
+        return Err(DuplicateError::Read { source_label, image, path, size, source });
+    }
+    let found = hasher.finish();
+    if found == expected { Ok(()) } else { Err(DuplicateError::Digest { source_label, image, path, expected, found }) }
+}
