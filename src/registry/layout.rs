@@ -122,7 +122,7 @@ pub fn images(tree: &dyn Tree, reading: Reading<'_>) -> Result<Vec<Image>, Layou
                 let named = repository.is_some();
                 let repository = repository.or_else(|| reading.unnamed.cloned());
                 let repository = repository.ok_or(LayoutError::Unnamed { digest: descriptor.digest })?;
-                let every_tag = tag.is_some() && descriptor.annotations.get(EVERY_TAG).is_some_and(|value| value == "true");
+                let every_tag = descriptor.annotations.get(EVERY_TAG).is_some_and(|value| value == "true");
                 images.push(Image { named, every_tag, ..walk.image(repository, tag, descriptor)? });
             }
         }
@@ -192,16 +192,16 @@ pub fn catalog(images: &[Image]) -> Result<catalog::Catalog, LayoutError> {
                 builder.referrer(&image.repository, subject, blob.digest);
             }
         }
-        let Some(tag) = &image.tag else { continue };
         let conflict = |conflict: catalog::TagConflict| LayoutError::Conflict {
             image: image.name(),
             first: Box::new(conflict.holder),
             second: Box::new(image.digest),
         };
-        builder.tag(&image.repository, tag, image.digest).map_err(conflict)?;
         if image.every_tag {
             builder.every_tag(&image.repository, image.digest).map_err(conflict)?;
         }
+        let Some(tag) = &image.tag else { continue };
+        builder.tag(&image.repository, tag, image.digest).map_err(conflict)?;
         // The referrers tag schema (distribution specification, "Referrers Tag Schema"): an index tagged with its subject's digest.
         if let Some(subject) = tag.subject() {
             let listed = image.blobs.iter().skip(1).filter(|blob| blob.manifest.is_some());

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgMatches, FromArgMatches};
 
 use super::platform::Platform;
@@ -33,7 +34,7 @@ Examples:
 )]
 struct Flags {
     /// What to pack: an OCI image layout or a docker save archive
-    #[arg(value_name = "SOURCE", required_unless_present_any = ["name", "artifact", "spec"], value_parser = Request::source)]
+    #[arg(value_name = "SOURCE", required_unless_present_any = ["name", "artifact", "spec"], value_parser = OsStringValueParser::new().map(Request::source))]
     sources: Vec<Request>,
 
     /// Pack SOURCE, and give its image the name REF: repository[:tag]. For an image without a name, or in place of the only one.

@@ -31,6 +31,7 @@ mod docker;
 mod duplicates;
 mod erofs;
 mod files;
+mod index;
 pub mod interrupt;
 mod made;
 mod naming;

@@ -1,6 +1,7 @@
 //! What is asked to be packed: where each source is, and what its images are to be called. Texts of the command line become types
 //! here; nothing is opened.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -87,12 +88,10 @@ impl Request {
         Self { origin, place: None, naming: Naming::default(), upstream: None, platform: None }
     }
 
-    /// Reads `SOURCE`.
-    ///
-    /// # Errors
-    /// Never: any text may be a path.
-    pub fn source(text: &str) -> Result<Self, String> {
-        Ok(Self::of(Origin::Path { path: text.into(), links: false }))
+    /// The layout or archive at `path`.
+    #[must_use]
+    pub fn source(path: OsString) -> Self {
+        Self::of(Origin::Path { path: path.into(), links: false })
     }
 
     /// Reads `REF=SOURCE`.

@@ -1,7 +1,6 @@
 //! The disk's content as a folder: every blob copied from its source and hashed on the way, then the files that make it an image
 //! layout and a disk of this program. It is removed with everything in it when it is dropped.
 
-use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::num::NonZero;
@@ -13,15 +12,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use indicatif::ProgressBar;
-use oci_spec::image::{DescriptorBuilder, ImageIndexBuilder, MediaType, OciLayoutBuilder};
+use oci_spec::image::OciLayoutBuilder;
 use tempfile::TempDir;
 
+use super::index;
 use super::interrupt::{Interrupt, Interrupted};
 use super::source::Source;
 use super::union::{Contents, Wanted};
 use crate::oci::{Algorithm, Digest, Hasher};
 use crate::registry::catalog;
-use crate::registry::layout::{EVERY_TAG, REF_NAME};
 
 /// Modes of the disk's files and folders: read-only for everyone, as the disk is.
 const FILE_MODE: u32 = 0o444;
@@ -246,9 +245,9 @@ impl Stage {
         };
         let layout = OciLayoutBuilder::default().image_layout_version("1.0.0").build().map_err(invalid("oci-layout"))?;
         let layout = layout.to_string().map_err(invalid("oci-layout"))?;
-        let index = index(contents).map_err(invalid("index.json"))?;
+        let index = index::json(contents).map_err(|error| self.write_error("index.json", error.into()))?;
         for (path, content) in
-            [("oci-layout", layout.as_bytes()), ("index.json", index.as_bytes()), (catalog::PATH, &contents.catalog.encode())]
+            [("oci-layout", layout.as_bytes()), ("index.json", index.as_slice()), (catalog::PATH, &contents.catalog.encode())]
         {
             let written = self.write(path, |file| file.write_all(content).map_err(Fault::Write));
             written.map_err(|fault| self.write_error(path, fault.into_inner()))?;
@@ -310,26 +309,4 @@ impl Fault {
             Self::Read(error) | Self::Write(error) => error,
         }
     }
-}
-
-/// `index.json`: one descriptor for each image, in order of their names.
-fn index(contents: &Contents) -> Result<String, oci_spec::OciSpecError> {
-    let mut manifests = Vec::with_capacity(contents.images.len());
-    for (name, image) in &contents.images {
-        let catalog = &contents.catalog;
-        let repository = catalog.repository(image.repository.as_str());
-        let blob = repository.and_then(|repository| catalog.blob_in(repository, &image.digest)).and_then(|id| catalog.blob(id));
-        let Some(blob) = blob else { continue };
-        let digest: oci_spec::image::Digest = image.digest.to_string().parse()?;
-        let every_tag = image.every_tag.then(|| (EVERY_TAG.to_owned(), "true".to_owned()));
-        let annotations: HashMap<_, _> = every_tag.into_iter().chain([(REF_NAME.to_owned(), name.clone())]).collect();
-        let descriptor = DescriptorBuilder::default()
-            .media_type(MediaType::from(blob.manifest.unwrap_or_default()))
-            .digest(digest)
-            .size(blob.size)
-            .annotations(annotations)
-            .build()?;
-        manifests.push(descriptor);
-    }
-    ImageIndexBuilder::default().schema_version(2_u32).media_type(MediaType::ImageIndex).manifests(manifests).build()?.to_string()
 }

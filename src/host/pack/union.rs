@@ -1,6 +1,6 @@
 //! The images of all sources as one set: what each tag means, and which content the disk has to hold, each once and from where. Pure.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 
@@ -105,7 +105,7 @@ pub struct Contents {
 /// # Errors
 /// [`UnionError`], where they contradict each other.
 pub fn unite(sources: &[Source], replace: bool) -> Result<Contents, UnionError> {
-    let mut union = Union { sources, replace, images: ByName::new(), every: HashMap::new() };
+    let mut union = Union { sources, replace, images: ByName::new(), every: BTreeMap::new() };
     for (number, source) in sources.iter().enumerate() {
         source.images.iter().try_for_each(|image| union.add(image, number))?;
     }
@@ -125,69 +125,71 @@ struct Union<'a> {
     sources: &'a [Source],
     replace: bool,
     images: ByName,
-    /// By repository, the name of the image that answers to every tag.
-    every: HashMap<Repository, String>,
+    /// By repository, who answers to every tag that no other has.
+    every: BTreeMap<Repository, (Image, usize)>,
 }
 
 impl Union<'_> {
     fn add(&mut self, image: &Image, number: usize) -> Result<(), UnionError> {
         let name = image.name();
-        let rivals = self.rivals(image, &name);
-        for (rival, holds) in rivals {
-            let Some((holder, holder_number)) = self.images.get(&rival) else { continue };
-            if holder.digest == image.digest {
-                continue;
-            }
-            if !self.replace || *holder_number == number {
-                let contested = if holds { &name } else { &rival };
-                return Err(self.conflict(contested, (holder.digest, *holder_number), (image.digest, number)));
-            }
-            // One that answers to every tag keeps those that the later one does not take.
-            if !holds || rival == name {
-                self.images.remove(&rival);
-            }
+        self.contest(&name, self.images.get(&name), image, number)?;
+        if image.tag.as_ref().is_some_and(|tag| !tag.accompanies()) {
+            self.contest(&name, self.every.get(&image.repository), image, number)?;
         }
         if image.every_tag {
-            self.every.insert(image.repository.clone(), name.clone());
+            self.contest(&name, self.every.get(&image.repository), image, number)?;
+            for rival in self.tagged(&image.repository) {
+                self.contest(&rival, self.images.get(&rival), image, number)?;
+                if self.images.get(&rival).is_some_and(|(holder, _)| holder.digest != image.digest) {
+                    self.images.remove(&rival);
+                }
+            }
+            self.every.insert(image.repository.clone(), (image.clone(), number));
         }
-        let (held, _) = self.images.entry(name).or_insert_with(|| (image.clone(), number));
-        held.every_tag |= image.every_tag;
+        let known = self.images.get(&name).is_some_and(|(holder, _)| holder.digest == image.digest);
+        if !known {
+            self.images.insert(name, (Image { every_tag: false, ..image.clone() }, number));
+        }
         Ok(())
     }
 
-    /// The names of the images that may claim a tag which `image` claims, and whether they do by answering to every tag.
-    fn rivals(&self, image: &Image, name: &str) -> Vec<(String, bool)> {
-        let mut rivals = vec![(name.to_owned(), false)];
-        let goes_along = image.tag.as_ref().is_none_or(Tag::accompanies);
-        if let Some(holder) = self.every.get(&image.repository).filter(|holder| !goes_along && *holder != name) {
-            rivals.push((holder.clone(), true));
+    /// Refuses `image` a name that is held by another, unless it may replace that.
+    fn contest(&self, name: &str, holder: Option<&(Image, usize)>, image: &Image, number: usize) -> Result<(), UnionError> {
+        let Some((holder, holder_number)) = holder.filter(|(holder, _)| holder.digest != image.digest) else { return Ok(()) };
+        if self.replace && *holder_number != number {
+            return Ok(());
         }
-        if image.every_tag {
-            let first = format!("{}:", image.repository);
-            let tagged = self.images.range(first.clone()..).take_while(|(other, _)| other.starts_with(&first));
-            let others = tagged.filter(|(other, (held, _))| *other != name && !held.tag.as_ref().is_none_or(Tag::accompanies));
-            rivals.extend(others.map(|(other, _)| (other.clone(), false)));
-        }
-        rivals
+        Err(UnionError::Conflict {
+            image: name.to_owned(),
+            first: holder.digest,
+            first_source: label(self.sources, *holder_number),
+            second: image.digest,
+            second_source: label(self.sources, number),
+        })
     }
 
-    fn conflict(&self, image: &str, first: (Digest, usize), second: (Digest, usize)) -> UnionError {
-        let label = |number: usize| label(self.sources, number);
-        UnionError::Conflict {
-            image: image.to_owned(),
-            first: first.0,
-            first_source: label(first.1),
-            second: second.0,
-            second_source: label(second.1),
-        }
+    /// The names with a tag of a repository, but for those of what goes along with an image.
+    fn tagged(&self, repository: &Repository) -> Vec<String> {
+        let first = format!("{repository}:");
+        let tagged = self.images.range(first.clone()..).take_while(|(name, _)| name.starts_with(&first));
+        tagged.filter(|(_, (image, _))| !image.tag.as_ref().is_none_or(Tag::accompanies)).map(|(name, _)| name.clone()).collect()
     }
 
-    fn finish(self) -> ByName {
+    fn finish(mut self) -> ByName {
+        for (repository, (image, number)) in std::mem::take(&mut self.every) {
+            let named = self.tagged(&repository);
+            let own = named.into_iter().find(|name| self.images.get(name).is_some_and(|(held, _)| held.digest == image.digest));
+            // Its own tag may be another's by now.
+            let holder = Image { tag: None, ..image };
+            let name = own.unwrap_or_else(|| holder.name());
+            self.images.entry(name).or_insert((holder, number)).0.every_tag = true;
+        }
         let mut images = self.images;
         let tagged = images.values().filter(|(image, _)| image.tag.is_some());
         let tagged: HashSet<_> = tagged.map(|(image, _)| (image.repository.clone(), image.digest)).collect();
         // What has a tag need not be listed a second time without one.
-        images.retain(|_, (image, _)| image.tag.is_some() || !tagged.contains(&(image.repository.clone(), image.digest)));
+        let is_listed = |image: &Image| tagged.contains(&(image.repository.clone(), image.digest));
+        images.retain(|_, (image, _)| image.tag.is_some() || image.every_tag || !is_listed(image));
         images
     }
 }
