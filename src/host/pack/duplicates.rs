@@ -120,3 +120,49 @@ fn verify(wanted: &Wanted, source: &Source, image: &str, interrupt: &Interrupt) 
     let found = hasher.finish();
     if found == expected { Ok(()) } else { Err(DuplicateError::Digest { source_label, image, path, expected, found }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::super::request::{Origin, Request};
+    use super::super::union;
+    use super::*;
+
+    /// Two artifacts of one content, opened.
+    fn sources(folder: &Path) -> Vec<Source> {
+        let open = |name: &str| {
+            let file = folder.join(name);
+            fs::write(&file, "content").unwrap();
+            let mut request = Request::artifact(&format!("test/{name}:1=x")).unwrap();
+            request.origin = Origin::Artifact { file, media_type: None };
+            Source::open(&request, false, folder, &Interrupt::default()).unwrap()
+        };
+        vec![open("a"), open("b")]
+    }
+
+    #[test]
+    fn a_source_that_changes_while_it_is_read_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let sources = sources(dir.path());
+        let contents = union::unite(&sources, false).unwrap();
+        let check = || check(&contents.blobs, &sources, &Interrupt::default()).map_err(|error| error.to_string());
+        assert_eq!(check(), Ok(()));
+        let path = dir.path().join("b");
+        let expected = Digest::sha256_of(b"content");
+        for content in ["Content", "content and more", "con"] {
+            fs::write(&path, content).unwrap();
+            let path = path.display();
+            // No more is read than one byte behind the end.
+            let found = Digest::sha256_of(&content.as_bytes()[..content.len().min(8)]);
+            let message = format!("image test/b:1: {path} has the content of {found}; {expected} is expected");
+            assert_eq!(check(), Err(format!("cannot pack {path}: {message}")));
+        }
+        // Once it is the same file, there is nothing to compare.
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(dir.path().join("a"), &path).unwrap();
+        fs::write(&path, "Content").unwrap();
+        assert_eq!(check(), Ok(()));
+    }
+}
