@@ -335,3 +335,42 @@ fn names(column: &'static str, bytes: &[u8], ends: &[u32], rows: Range<usize>) -
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_answers_to_every_tag() {
+        let (a, b): (crate::oci::Repository, crate::oci::Repository) = ("test/a".parse().unwrap(), "test/b".parse().unwrap());
+        let (manifest, other) = (Digest::sha256_of(b"manifest"), Digest::sha256_of(b"other"));
+        let build = |every: Option<Digest>| {
+            let mut builder = Builder::default();
+            builder.blob(&a, manifest, 8, None);
+            builder.blob(&b, other, 5, Some("application/vnd.oci.image.manifest.v1+json"));
+            every.into_iter().for_each(|digest| builder.every_tag(&b, digest).unwrap());
+            (builder.every_tag(&b, manifest).is_err(), builder.finish())
+        };
+        let (conflict, catalog) = build(Some(other));
+        assert!(conflict);
+        let catalog = Catalog::decode(catalog.encode().into()).unwrap();
+        let every = |name: &str| catalog.every_tag(catalog.repository(name).unwrap()).and_then(|id| catalog.blob(id));
+        assert_eq!((every("test/a"), every("test/b").map(|blob| blob.digest)), (None, Some(other)));
+        assert_eq!((catalog.tag_count(), catalog.tag(catalog.repository("test/b").unwrap(), "latest")), (0, None));
+
+        // A layer in the place of a manifest, and a column that is too short.
+        let (_, damaged) = build(None);
+        let error = Catalog::decode(damaged.encode().into()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the catalog is damaged: column repository_every_tag: it names something that is no manifest; pack the disk again"
+        );
+        let mut short = catalog;
+        short.columns.repository_every_tag.pop();
+        let error = Catalog::decode(short.encode().into()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the catalog is damaged: column repository_every_tag: one for each repository is expected; pack the disk again"
+        );
+    }
+}

@@ -101,7 +101,7 @@ pub struct Args {
 
 #[derive(Debug)]
 enum Asked {
-    Request(Request),
+    Request(Box<Request>),
     Spec(PathBuf),
 }
 
@@ -119,7 +119,7 @@ impl Args {
         let mut requests = Vec::new();
         for asked in &self.asked {
             match asked {
-                Asked::Request(request) => requests.push(request.clone()),
+                Asked::Request(request) => requests.push(request.as_ref().clone()),
                 Asked::Spec(path) => requests.extend(spec::read(path, self.base.as_deref())?),
             }
         }
@@ -137,7 +137,7 @@ impl Args {
 impl FromArgMatches for Args {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let flags = Flags::from_arg_matches(matches)?;
-        let requests = |requests: Vec<Request>| requests.into_iter().map(Asked::Request).collect();
+        let requests = |requests: Vec<Request>| requests.into_iter().map(Box::new).map(Asked::Request).collect();
         let given: [(&str, Vec<Asked>); 4] = [
             ("sources", requests(flags.sources)),
             ("name", requests(flags.name)),

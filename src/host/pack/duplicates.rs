@@ -89,9 +89,9 @@ fn others<'a>(wanted: &'a Wanted, sources: &'a [Source]) -> Vec<(&'a Wanted, &'a
         return Vec::new();
     }
     let path = wanted.digest.blob_path();
-    let identity = |number: usize| sources.get(number).and_then(|source| source.tree.identity(&path));
-    let mut read: HashSet<_> = identity(wanted.source).into_iter().collect();
-    let unread = wanted.also.iter().filter(|(number, _)| identity(*number).is_none_or(|identity| read.insert(identity)));
+    let identity = |number: &usize| sources.get(*number).and_then(|source| source.tree.identity(&path));
+    let mut read: HashSet<_> = identity(&wanted.source).into_iter().collect();
+    let unread = wanted.also.iter().filter(|(number, _)| identity(number).is_none_or(|identity| read.insert(identity)));
     unread.filter_map(|(number, image)| Some((wanted, sources.get(*number)?, image.as_str()))).collect()
 }
 

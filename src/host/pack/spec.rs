@@ -56,11 +56,11 @@ pub fn read(path: &Path, base: Option<&Path>) -> Result<Vec<Request>, SpecError>
 }
 
 fn parse(content: &[u8], path: &Path, base: &Path) -> Result<Vec<Request>, SpecError> {
-    let place = |at: usize| {
-        let (line, column) = scan::position(content, at);
-        format!("{}:{line}:{column}", path.display())
+    let place = |(line, column): (usize, usize)| format!("{}:{line}:{column}", path.display());
+    let fault = |at: usize, fault: String| {
+        let position = scan::positions(content, &[at]).pop().unwrap_or((1, 1));
+        SpecError::Fault { place: place(position), fault }
     };
-    let fault = |at: usize, fault: String| SpecError::Fault { place: place(at), fault };
     let text = str::from_utf8(content).map_err(|error| fault(error.valid_up_to(), "it is not UTF-8".to_owned()))?;
     let starts = scan::entries(text).map_err(|deep| fault(deep.at, deep.to_string()))?;
 
@@ -72,12 +72,12 @@ fn parse(content: &[u8], path: &Path, base: &Path) -> Result<Vec<Request>, SpecE
         fault(label.map_or(text.len(), |label| label.offset()), error.to_string())
     })?;
     let list: proto::Images = parsed.transcode_to().map_err(|error| SpecError::Schema(error.into()))?;
-    let entries = list.images.into_iter().enumerate();
-    let request = |(number, entry)| {
-        let at = starts.get(number).copied().unwrap_or_default();
-        request(entry, place(at), base).map_err(|said| fault(at, said))
-    };
-    entries.map(request).collect()
+    if starts.len() != list.images.len() {
+        return Err(SpecError::Schema(format!("{} entries are found, and {} read", starts.len(), list.images.len()).into()));
+    }
+    let places = scan::positions(content, &starts).into_iter().map(place);
+    let entries = list.images.into_iter().zip(places);
+    entries.map(|(entry, place)| request(entry, place.clone(), base).map_err(|fault| SpecError::Fault { place, fault })).collect()
 }
 
 /// The request that an entry is, or what is wrong with it.

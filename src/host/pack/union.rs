@@ -68,7 +68,7 @@ pub struct Wanted {
     /// An image that has it, for messages.
     pub image: String,
     /// The numbers of the other sources that have it, each with an image there.
-    pub also: Vec<(usize, String)>,
+    pub also: BTreeMap<usize, String>,
 }
 
 /// Content that an image names and no source has.
@@ -207,7 +207,7 @@ fn blobs(sources: &[Source], images: &ByName) -> Result<BTreeMap<Digest, Wanted>
                 size: blob.size,
                 source: *source,
                 image: name.clone(),
-                also: Vec::new(),
+                also: BTreeMap::new(),
             });
             if known.size != blob.size {
                 return Err(UnionError::Size {
@@ -220,8 +220,8 @@ fn blobs(sources: &[Source], images: &ByName) -> Result<BTreeMap<Digest, Wanted>
                     second_source: label(sources, *source),
                 });
             }
-            if known.source != *source && known.also.iter().all(|(number, _)| number != source) {
-                known.also.push((*source, name.clone()));
+            if known.source != *source {
+                known.also.entry(*source).or_insert_with(|| name.clone());
             }
         }
     }
