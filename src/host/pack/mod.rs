@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
+use super::pull::{self, PullError};
 use super::report::Report;
 use erofs::ErofsError;
 use interrupt::{Interrupt, Interrupted};
@@ -46,13 +47,16 @@ Examples:
 )]
 pub struct Args {
     /// What to pack: an OCI image layout or a docker save archive
-    #[arg(value_name = "SOURCE", required_unless_present = "name")]
+    #[arg(value_name = "SOURCE", required_unless_present_any = ["name", "pull"])]
     sources: Vec<PathBuf>,
 
     /// Pack SOURCE, and give its image the name REF: repository[:tag]. For an image without a name, or in place of the only one.
     /// Without a tag, the image keeps its own, or gets latest. May be given several times
     #[arg(long, value_name = "REF=SOURCE")]
     name: Vec<Request>,
+
+    #[command(flatten)]
+    pull: pull::Args,
 
     /// The disk to write
     #[arg(long, short, value_name = "DISK")]
@@ -78,6 +82,9 @@ pub enum PackError {
         /// What is wrong with it.
         source: SourceError,
     },
+    /// An image cannot be pulled.
+    #[error(transparent)]
+    Pull(#[from] PullError),
     /// Sources contradict each other.
     #[error(transparent)]
     Union(#[from] UnionError),
@@ -141,16 +148,22 @@ pub fn run(args: Args, report: Report) -> Result<(), PackError> {
     let interrupt = Interrupt::catch().map_err(|source| PackError::Disk { disk: disk.clone(), source })?;
     let plain = args.sources.into_iter().map(|path| Request { path, name: None });
     let requests = plain.chain(args.name).collect();
-    let (summary, contents) = pack(requests, &disk, report, &interrupt)?;
+    let (summary, contents) = pack(requests, &args.pull, &disk, report, &interrupt)?;
     report.result(&summary, &text(&summary, &contents)).map_err(PackError::Print)
 }
 
-/// Packs `requests` into the disk at `disk`.
+/// Packs `requests`, and what is pulled, into the disk at `disk`.
 ///
 /// # Errors
 /// [`PackError`]; the disk's path is then as it was, and nothing is left beside it.
-fn pack(requests: Vec<Request>, disk: &Path, report: Report, interrupt: &Interrupt) -> Result<(Summary, Contents), PackError> {
-    let packed = steps(requests, disk, report, interrupt);
+fn pack(
+    requests: Vec<Request>,
+    pull: &pull::Args,
+    disk: &Path,
+    report: Report,
+    interrupt: &Interrupt,
+) -> Result<(Summary, Contents), PackError> {
+    let packed = steps(requests, pull, disk, report, interrupt);
     match interrupt.check() {
         Err(cause) if packed.is_err() => Err(PackError::Interrupted { disk: disk.to_owned(), cause }),
         _ => packed,
@@ -159,6 +172,7 @@ fn pack(requests: Vec<Request>, disk: &Path, report: Report, interrupt: &Interru
 
 fn steps(
     mut requests: Vec<Request>,
+    pull: &pull::Args,
     disk: &Path,
     report: Report,
     interrupt: &Interrupt,
@@ -177,6 +191,10 @@ fn steps(
         report.step(format!("reading {}", request.path.display()));
         let opened = Source::open(request, folder, interrupt);
         sources.push(opened.map_err(|source| PackError::Source { path: request.path.clone(), source })?);
+    }
+    for (reference, pulled) in pull.run(None, (folder, &stage::prefix(disk)), report, interrupt)? {
+        let opened = Source::pulled(&reference, pulled);
+        sources.push(opened.map_err(|source| PullError { image: reference.to_string(), source: source.into() })?);
     }
     let contents = union::unite(&sources)?;
 

@@ -10,6 +10,7 @@ use super::archive::{Archive, ArchiveError};
 use super::docker::{self, DockerError, Saved};
 use super::interrupt::Interrupt;
 use super::unpack::{self, Compression, UnpackError};
+use crate::host::pull::{Pulled, Reference};
 use crate::oci::{ImageName, Tag};
 use crate::registry::layout::{self, Directory, Image, LayoutError, Reading, Tree};
 
@@ -116,6 +117,17 @@ impl Source {
             None => images,
         };
         Ok(Self { path: request.path.clone(), tree, images })
+    }
+}
+
+impl Source {
+    /// What was pulled as `reference`.
+    ///
+    /// # Errors
+    /// Where it does not hold together.
+    pub fn pulled(reference: &Reference, tree: Pulled) -> Result<Self, LayoutError> {
+        let images = layout::images(&tree, Reading { unnamed: Some(&reference.repository), verify: true })?;
+        Ok(Self { path: reference.to_string().into(), tree: Box::new(tree), images })
     }
 }
 
