@@ -10,17 +10,26 @@ use super::manifest::Platform;
 #[error("a platform has the form os/architecture or os/architecture/variant, in lower case: linux/amd64, linux/arm/v7")]
 pub struct PlatformError;
 
+/// The variant that an architecture has where none is said, as containerd has it.
+const VARIANTS: [(&str, &str); 3] = [("amd64", "v1"), ("arm", "v7"), ("arm64", "v8")];
+
 impl Platform {
-    /// Whether `other` is this platform. Without a variant, any variant is; `arm64` and `arm64/v8` are the same.
+    /// Whether an image for `other` is meant.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
-        let variant = |platform: &Self| match (platform.architecture.as_str(), platform.variant.as_deref()) {
-            ("arm64", None | Some("")) => Some("v8".to_owned()),
-            (_, variant) => variant.filter(|variant| !variant.is_empty()).map(str::to_owned),
-        };
-        self.os == other.os
-            && self.architecture == other.architecture
-            && (self.variant.is_none() || variant(self) == variant(other))
+        self.is_alike(other) && self.level() == other.level()
+    }
+
+    /// Whether it is `other` but for the variant.
+    #[must_use]
+    pub fn is_alike(&self, other: &Self) -> bool {
+        (&self.os, &self.architecture) == (&other.os, &other.architecture)
+    }
+
+    /// The variant, said or not.
+    fn level(&self) -> Option<&str> {
+        let silent = || VARIANTS.iter().find(|(name, _)| *name == self.architecture).map(|(_, variant)| *variant);
+        self.variant.as_deref().filter(|variant| !variant.is_empty()).or_else(silent)
     }
 }
 
@@ -72,6 +81,8 @@ mod tests {
             ("linux/amd64", "linux/arm64", false),
             ("linux/amd64", "windows/amd64", false),
             ("linux/arm", "linux/arm/v7", true),
+            ("linux/arm", "linux/arm/v6", false),
+            ("linux/amd64", "linux/amd64/v3", false),
             ("linux/arm/v6", "linux/arm/v7", false),
             ("linux/arm64", "linux/arm64/v8", true),
             ("linux/arm64/v8", "linux/arm64", true),

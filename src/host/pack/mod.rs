@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
-use super::pull::{self, PullError};
+use super::pull::{PullError, Pulling};
 use super::report::Report;
 use erofs::ErofsError;
 use interrupt::{Interrupt, Interrupted};
@@ -19,6 +19,7 @@ use stage::{Stage, StageError};
 use union::{Contents, UnionError};
 
 use crate::oci::Digest;
+use crate::oci::manifest::Platform;
 use crate::registry::layout::Image;
 
 mod archive;
@@ -56,7 +57,11 @@ pub struct Args {
     name: Vec<Request>,
 
     #[command(flatten)]
-    pull: pull::Args,
+    pull: Pulling,
+
+    /// Of each index that is pulled, keep only this platform's manifest, in its place: os/architecture[/variant]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
 
     /// The disk to write
     #[arg(long, short, value_name = "DISK")]
@@ -148,7 +153,7 @@ pub fn run(args: Args, report: Report) -> Result<(), PackError> {
     let interrupt = Interrupt::catch().map_err(|source| PackError::Disk { disk: disk.clone(), source })?;
     let plain = args.sources.into_iter().map(|path| Request { path, name: None });
     let requests = plain.chain(args.name).collect();
-    let (summary, contents) = pack(requests, &args.pull, &disk, report, &interrupt)?;
+    let (summary, contents) = pack(requests, (&args.pull, args.platform.as_ref()), &disk, report, &interrupt)?;
     report.result(&summary, &text(&summary, &contents)).map_err(PackError::Print)
 }
 
@@ -158,12 +163,12 @@ pub fn run(args: Args, report: Report) -> Result<(), PackError> {
 /// [`PackError`]; the disk's path is then as it was, and nothing is left beside it.
 fn pack(
     requests: Vec<Request>,
-    pull: &pull::Args,
+    (pull, platform): (&Pulling, Option<&Platform>),
     disk: &Path,
     report: Report,
     interrupt: &Interrupt,
 ) -> Result<(Summary, Contents), PackError> {
-    let packed = steps(requests, pull, disk, report, interrupt);
+    let packed = steps(requests, (pull, platform), disk, report, interrupt);
     match interrupt.check() {
         Err(cause) if packed.is_err() => Err(PackError::Interrupted { disk: disk.to_owned(), cause }),
         _ => packed,
@@ -172,7 +177,7 @@ fn pack(
 
 fn steps(
     mut requests: Vec<Request>,
-    pull: &pull::Args,
+    (pull, platform): (&Pulling, Option<&Platform>),
     disk: &Path,
     report: Report,
     interrupt: &Interrupt,
@@ -192,7 +197,7 @@ fn steps(
         let opened = Source::open(request, folder, interrupt);
         sources.push(opened.map_err(|source| PackError::Source { path: request.path.clone(), source })?);
     }
-    for (reference, pulled) in pull.run(None, (folder, &stage::prefix(disk)), report, interrupt)? {
+    for (reference, pulled) in pull.run(platform, (folder, &stage::prefix(disk)), report, interrupt)? {
         let opened = Source::pulled(&reference, pulled);
         sources.push(opened.map_err(|source| PullError { image: reference.to_string(), source: source.into() })?);
     }

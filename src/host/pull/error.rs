@@ -274,14 +274,6 @@ pub enum Fault {
         /// What there is.
         there: Vec<String>,
     },
-    /// More than one manifest for a platform.
-    #[error("{wanted} can be any of {}; say which with --platform", there.join(", "))]
-    Ambiguous {
-        /// What was asked for.
-        wanted: String,
-        /// What it can be.
-        there: Vec<String>,
-    },
     /// Indexes within indexes, or manifests without end.
     #[error("it has more than {0}")]
     Endless(&'static str),

@@ -141,17 +141,15 @@ impl Walk<'_> {
             names.dedup();
             names
         };
-        let (mut fitting, others): (Vec<_>, Vec<_>) = listed.into_iter().partition(|(_, listed)| platform.matches(listed));
-        fitting.dedup_by_key(|(descriptor, _)| descriptor.digest);
-        let wanted = platform.to_string();
-        match fitting.as_slice() {
-            [] => Err(Fault::Platform { wanted, there: names(&others) }),
-            [(one, _)] => {
-                self.found.left_out = names(&others);
-                self.fetch(&Name::Digest(one.digest), Some(one))
-            }
-            several => Err(Fault::Ambiguous { wanted, there: names(several) }),
-        }
+        // Where two are for it (as of several releases of Windows), the first, as clients choose; without a variant, also the only one
+        // that there is of its architecture.
+        let alike: Vec<&(Descriptor, Platform)> = listed.iter().filter(|(_, listed)| platform.is_alike(listed)).collect();
+        let only = || alike.first().filter(|_| alike.len() == 1 && platform.variant.is_none());
+        let Some((one, kept)) = listed.iter().find(|(_, listed)| platform.matches(listed)).or_else(|| only().copied()) else {
+            return Err(Fault::Platform { wanted: platform.to_string(), there: names(&listed) });
+        };
+        self.found.left_out = names(&listed).into_iter().filter(|name| *name != kept.to_string()).collect();
+        self.fetch(&Name::Digest(one.digest), Some(one))
     }
 
     /// The manifests with their platforms that an index lists, itself or by way of others. What is for no platform is passed over.

@@ -43,7 +43,7 @@ pub use tree::Pulled;
 /// What `pack` takes for pulling.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Pulling")]
-pub struct Args {
+pub struct Pulling {
     /// Pull the image REF (as docker pull takes it: busybox, quay.io/org/app:v1, host:5000/app@sha256:…) and pack it under its upstream,
     /// with what refers to it. Credentials are those of docker login and podman login. May be given several times
     #[arg(long, value_name = "REF")]
@@ -62,7 +62,7 @@ pub struct Args {
     pull_timeout: u64,
 }
 
-impl Args {
+impl Pulling {
     /// Pulls what is asked for into a working folder in `folder` whose name starts with `prefix`: each image as a layout, with its name,
     /// in order of their names.
     ///
