@@ -16,7 +16,7 @@ use common::pack::{Bench, text};
 use common::private::{ADDRESS, privately};
 use common::serve::Serving;
 use common::server::Server;
-use common::upstream::DockerRegistry;
+use common::upstream::{DockerRegistry, proxy};
 use localregistry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -166,7 +166,8 @@ fn by_digest_and_beside_other_sources() {
     let mut other = Layout::default();
     other.image("test/other:1", b"shared");
     bench.layout("other", &other);
-    let (by_digest, both) = (format!("{host}/test/hello@{}", images.arm64.digest), format!("{host}/test/hello:mine@{}", images.amd64.digest));
+    let (by_digest, both) =
+        (format!("{host}/test/hello@{}", images.arm64.digest), format!("{host}/test/hello:mine@{}", images.amd64.digest));
     bench.pack(&["other", "--pull", &by_digest, "--pull", &both]);
     let disk = bench.extract("disk.erofs");
     assert_eq!(
@@ -214,7 +215,9 @@ fn with_a_password() {
     log_in(&bench, &host, basic("anna", "wrong"));
     bench.refused(
         &["--pull", &name],
-        &format!("cannot pull {name}: {host} refuses the credentials for it in {config} (401: UNAUTHORIZED: authentication required)"),
+        &format!(
+            "cannot pull {name}: {host} refuses the credentials for it in {config} (401: UNAUTHORIZED: authentication required)"
+        ),
     );
     log_in(&bench, &host, basic("anna", "secret"));
     bench.pack(&["--pull", &name]);
@@ -301,7 +304,10 @@ fn over_tls() {
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "invalid peer certificate: BadEncoding"),
     ] {
         bench.file("bad.crt", content);
-        bench.refused(&["--pull", &name, "--registry-ca", "bad.crt"], &format!("cannot pull {name}: cannot trust the CA in bad.crt: {why}"));
+        bench.refused(
+            &["--pull", &name, "--registry-ca", "bad.crt"],
+            &format!("cannot pull {name}: cannot trust the CA in bad.crt: {why}"),
+        );
     }
     bench.refused(
         &["--pull", &name, "--registry-ca", "none.crt"],
@@ -322,6 +328,18 @@ fn elsewhere_than_on_this_machine() {
         fs::copy(serving.folder.path().join("ca.crt"), format!("/etc/docker/certs.d/{address}/ca.crt")).unwrap();
         bench.pack(&["--pull", &name]);
         assert_served(&bench, images.layout.path(), &address, "test/hello", &[("v1", images.index)]);
+
+        // By way of a proxy, unless that is ruled out.
+        let (proxy, asked) = proxy();
+        let pack = ["--quiet", "pack", "--pull", &name, "-o", "disk.erofs"];
+        let output = bench.command(&pack).env("HTTPS_PROXY", format!("http://{proxy}")).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert_eq!(asked.lock().unwrap().first(), Some(&format!("CONNECT {address}")));
+        asked.lock().unwrap().clear();
+        let mut command = bench.command(&pack);
+        let output = command.env("HTTPS_PROXY", format!("http://{proxy}")).env("NO_PROXY", ADDRESS).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert_eq!(*asked.lock().unwrap(), [""; 0]);
 
         // Plain HTTP only where it is asked for.
         let address = format!("{ADDRESS}:5080");

@@ -43,7 +43,10 @@ fn refused_with(target: &str, fault: Answer, expected: &str) {
     let target = target.to_owned();
     let (_layout, _, upstream) = registry(move |asked| (asked.target == target).then(|| fault.clone()));
     let (bench, host) = (Bench::default(), upstream.address.to_string());
-    bench.refused(&["--pull", &format!("{host}/a/b:1")], &format!("cannot pull {host}/a/b:1: {}", expected.replace("HOST", &host)));
+    bench.refused(
+        &["--pull", &format!("{host}/a/b:1")],
+        &format!("cannot pull {host}/a/b:1: {}", expected.replace("HOST", &host)),
+    );
 }
 
 const MANIFEST: &str = "/v2/a/b/manifests/1";
@@ -56,7 +59,10 @@ fn statuses() {
             "HOST has no manifest 1 of a/b (404: MANIFEST_UNKNOWN: manifest unknown)",
         ),
         (Answer::new(404, &[], b"<html>"), "HOST has no manifest 1 of a/b (404)"),
-        (Answer::error(403, "DENIED", "not \u{1b}[1myou"), "HOST denies access to manifest 1 of a/b (403: DENIED: not \\u{1b}[1myou)"),
+        (
+            Answer::error(403, "DENIED", "not \u{1b}[1myou"),
+            "HOST denies access to manifest 1 of a/b (403: DENIED: not \\u{1b}[1myou)",
+        ),
         (
             Answer::new(401, &[("WWW-Authenticate", "Negotiate")], b""),
             "HOST answers 401 with no challenge that is understood (\"Negotiate\"); Basic or Bearer with a realm is expected",
@@ -64,7 +70,7 @@ fn statuses() {
         (Answer::new(418, &[], b""), "HOST answers 418 to the request for manifest 1 of a/b"),
         (
             Answer::new(429, &[("Retry-After", "3600")], b""),
-            "HOST limits the rate of requests (429) and asks to wait 3600 s; it was asked 1 times. Credentials often raise the limit",
+            "HOST limits the rate of requests (429) and asks to wait 3600 s; it was asked once. Credentials often raise the limit",
         ),
         (
             Answer::new(429, &[("Retry-After", "0")], b""),
@@ -124,8 +130,16 @@ fn bodies_that_are_not_the_blob() {
         Answer::new(200, &[], &wrong),
         &format!("HOST gives blob {digest} of a/b with the content of {found}; {digest} is expected"),
     );
-    refused_with(&blob, Answer::new(200, &[], &long), &format!("HOST gives blob {digest} of a/b with 1000001 bytes; 1000000 are expected"));
-    refused_with(&blob, Answer::new(200, &[], b"short"), &format!("HOST gives blob {digest} of a/b with 5 bytes; 1000000 are expected"));
+    refused_with(
+        &blob,
+        Answer::new(200, &[], &long),
+        &format!("HOST gives blob {digest} of a/b with 1000001 bytes; 1000000 are expected"),
+    );
+    refused_with(
+        &blob,
+        Answer::new(200, &[], b"short"),
+        &format!("HOST gives blob {digest} of a/b with 5 bytes; 1000000 are expected"),
+    );
     refused_with(
         &blob,
         Answer::error(404, "BLOB_UNKNOWN", "blob unknown"),
@@ -133,9 +147,8 @@ fn bodies_that_are_not_the_blob() {
     );
     // Cut at the same place each time.
     let target = blob.clone();
-    let (_layout, _, upstream) = registry(move |asked| {
-        (asked.target == target).then(|| Answer { cut: Some(0), ..Answer::new(200, &[], &layer()) })
-    });
+    let (_layout, _, upstream) =
+        registry(move |asked| (asked.target == target).then(|| Answer { cut: Some(0), ..Answer::new(200, &[], &layer()) }));
     let (bench, host) = (Bench::default(), upstream.address.to_string());
     bench.refused(
         &["--pull", &format!("{host}/a/b:1")],
@@ -188,7 +201,10 @@ fn indexes_and_descriptors_that_lie() {
     let upstream = Upstream::start(move |asked| images.answer(asked));
     let (bench, host) = (Bench::default(), upstream.address.to_string());
     for (tag, expected) in [
-        ("wrong", format!("{host} gives manifest {} of a/b with {} bytes; {} are expected", image.digest, image.size, image.size + 1)),
+        (
+            "wrong",
+            format!("{host} gives manifest {} of a/b with {} bytes; {} are expected", image.digest, image.size, image.size + 1),
+        ),
         ("large", format!("manifest {} has 5242880 bytes; at most 4194304 are pulled", image.digest)),
         ("deep", "it has more than 8 levels of indexes".to_owned()),
     ] {
@@ -206,12 +222,9 @@ fn what_passes_is_waited_for() {
             1 => Some(Answer::new(502, &[], b"")),
             _ => None,
         },
-        // Cut twice on the way, the second time by a server that then answers from the start.
-        target if target == blob => match blobs.fetch_add(1, Ordering::SeqCst) {
-            0 => Some(Answer { cut: Some(600_000), ..Answer::new(200, &[], &layer()) }),
-            1 => None,
-            _ => panic!("the blob is there"),
-        },
+        target if target == blob && blobs.fetch_add(1, Ordering::SeqCst) == 0 => {
+            Some(Answer { cut: Some(600_000), ..Answer::new(200, &[], &layer()) })
+        }
         _ => None,
     });
     let (bench, host) = (Bench::default(), upstream.address.to_string());
@@ -277,7 +290,11 @@ fn a_challenge_from_where_a_redirect_leads_is_not_answered() {
     log_in(&bench, &host, json!({"auth": ANNA}));
     bench.refused(
         &["--pull", &format!("{host}/a/b:1")],
-        &format!("cannot pull {host}/a/b:1: {} denies access to blob {} of a/b (401)", elsewhere.address, Digest::sha256_of(&layer())),
+        &format!(
+            "cannot pull {host}/a/b:1: {} denies access to blob {} of a/b (401)",
+            elsewhere.address,
+            Digest::sha256_of(&layer())
+        ),
     );
     assert!(elsewhere.asked().iter().all(|asked| asked.header("authorization").is_none()));
 }
@@ -332,7 +349,6 @@ fn tokens_by_password_and_by_refresh_token() {
     assert_eq!(
         asked[1].body,
         "service=the+registry&scope=repository%3Aa%2Fb%3Apull&grant_type=refresh_token&client_id=localregistry&refresh_token=r%2B1"
-            .replace("the+registry", if asked[1].body.contains("the%20registry") { "the%20registry" } else { "the+registry" })
     );
     // What was asked of the registry before there was a token, showed none.
     assert!(upstream.asked().iter().all(|asked| matches!(asked.header("authorization"), None | Some("Bearer t"))));
@@ -349,15 +365,21 @@ fn tokens_by_password_and_by_refresh_token() {
 
 #[test]
 fn token_services_that_cannot_be_asked_or_give_none() {
-    let (bench, none) = (Bench::default(), [""; 0]);
+    let bench = Bench::default();
     let pull = |realm: &str, expected: &str| {
         let (_layout, _, upstream) = with_tokens(realm.to_owned());
         let host = upstream.address.to_string();
         log_in(&bench, &host, json!({"auth": ANNA}));
-        bench.refused(&["--pull", &format!("{host}/a/b:1")], &format!("cannot pull {host}/a/b:1: {}", expected.replace("HOST", &host)));
+        bench.refused(
+            &["--pull", &format!("{host}/a/b:1")],
+            &format!("cannot pull {host}/a/b:1: {}", expected.replace("HOST", &host)),
+        );
         assert!(upstream.asked().iter().all(|asked| asked.header("authorization").is_none()));
     };
-    pull("http://registry.test/t?x=secret", "HOST sends for its tokens to http://registry.test/t, which is plain HTTP; nothing is sent there");
+    pull(
+        "http://registry.test/t?x=secret",
+        "HOST sends for its tokens to http://registry.test/t, which is plain HTTP; nothing is sent there",
+    );
     pull(
         "https://registry.test/t",
         "HOST sends for its tokens to https://registry.test/t, another host, and is itself plain HTTP; nothing is sent there",
@@ -375,8 +397,6 @@ fn token_services_that_cannot_be_asked_or_give_none() {
     let service = Upstream::start(|_| Answer::new(200, &[], &vec![b' '; (1 << 20) + 1]));
     let realm = service.address.to_string();
     pull(&format!("http://{realm}/t"), &format!("{realm} gives a token with more than 1048576 bytes"));
-    let closed = Upstream::start(|_| panic!("nothing is sent here"));
-    assert_eq!(closed.targets(), none);
 }
 
 #[test]
@@ -433,8 +453,14 @@ fn flags_that_are_wrong_exit_2() {
             &["--pull", "https://quay.io/a"][..],
             "error: invalid value 'https://quay.io/a' for '--pull <REF>': a registry's host is a DNS name or an address, with an optional port",
         ),
-        (&["--pull", "a", "--plain-http", "a/b"], "error: invalid value 'a/b' for '--plain-http <HOST>': a registry's host is a DNS name or an address, with an optional port"),
-        (&["--pull", "a", "--pull-timeout", "0"], "error: invalid value '0' for '--pull-timeout <SECONDS>': 0 is not in 1..=3600"),
+        (
+            &["--pull", "a", "--plain-http", "a/b"],
+            "error: invalid value 'a/b' for '--plain-http <HOST>': a registry's host is a DNS name or an address, with an optional port",
+        ),
+        (
+            &["--pull", "a", "--pull-timeout", "0"],
+            "error: invalid value '0' for '--pull-timeout <SECONDS>': 0 is not in 1..=3600",
+        ),
         (
             &["--pull", "a", "--platform", "amd64"],
             "error: invalid value 'amd64' for '--platform <PLATFORM>': a platform has the form os/architecture or \

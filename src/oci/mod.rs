@@ -8,5 +8,5 @@ mod name;
 mod platform;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
-pub use platform::PlatformError;
 pub use name::{Host, ImageName, MAX_REPOSITORY, MAX_TAG, NameError, Reference, Repository, Tag};
+pub use platform::PlatformError;

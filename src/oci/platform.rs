@@ -38,7 +38,8 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         let word = |part: &&str| {
-            !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b'-'))
+            !part.is_empty()
+                && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b'-'))
         };
         let parts: Vec<&str> = text.split('/').collect();
         if !parts.iter().all(|part| word(part)) {

@@ -128,7 +128,8 @@ fn talk(stream: impl Read + Write, log: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Ask
     let sent = &body[..cut.unwrap_or(body.len()).min(body.len())];
     // A client may have gone.
     let stream = stream.get_mut();
-    let _ = stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(sent)).and_then(|()| stream.flush());
+    let _ =
+        stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(sent)).and_then(|()| stream.flush());
 }
 
 fn request(stream: &mut impl BufRead) -> Option<Asked> {
@@ -148,6 +149,26 @@ fn request(stream: &mut impl BufRead) -> Option<Asked> {
     stream.read_exact(&mut body).ok()?;
     asked.body = String::from_utf8(body).unwrap();
     Some(asked)
+}
+
+/// A proxy that connects (RFC 9110, section 9.3.6) wherever it is asked to, and the first lines of what it was asked.
+pub fn proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let head = request(&mut BufReader::new(client.try_clone().unwrap())).unwrap();
+            log.lock().unwrap().push(format!("{} {}", head.method, head.target));
+            let mut server = TcpStream::connect(&head.target).unwrap();
+            client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            std::thread::spawn(move || std::io::copy(&mut client, &mut server));
+        }
+    });
+    (address, asked)
 }
 
 /// What a registry has: the blobs of a layout, and tags.

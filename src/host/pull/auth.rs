@@ -122,7 +122,11 @@ pub fn token(endpoint: &Endpoint, response: Response, realm: &Uri) -> Result<Str
     let answer: Answer = serde_json::from_slice(&body).map_err(|_| none("the answer is not JSON of that kind"))?;
     let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
     let token = token.ok_or_else(|| none("the answer has neither \"token\" nor \"access_token\""))?;
-    if token.bytes().all(|byte| byte.is_ascii_graphic()) { Ok(format!("Bearer {token}")) } else { Err(none("it has other characters than a header may have")) }
+    if token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(format!("Bearer {token}"))
+    } else {
+        Err(none("it has other characters than a header may have"))
+    }
 }
 
 #[cfg(test)]

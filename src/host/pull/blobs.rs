@@ -112,7 +112,8 @@ impl Download<'_> {
             }
         }
         let (expected, host) = (self.size, host_of(&at));
-        let announced = header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok()).map(|length| length.saturating_add(self.at));
+        let announced =
+            header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok()).map(|length| length.saturating_add(self.at));
         if let Some(found) = announced.filter(|announced| *announced != expected) {
             return Err(Fault::Size { host, what: self.what.clone(), expected, found });
         }

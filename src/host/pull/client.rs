@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,7 +26,9 @@ pub type Response = http::Response<Body>;
 /// Longest time for a name's address, and for a connection with its handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often something is asked for before it counts as failed.
-pub const TRIES: u32 = 5;
+const TRIES: u32 = 5;
+/// The same where nothing was answered at all.
+const SILENT_TRIES: u32 = 2;
 /// The pause before the second try; it doubles with each.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The longest that a registry is let ask to wait.
@@ -54,6 +57,7 @@ pub struct Client {
     pub settings: Settings,
     interrupt: Interrupt,
     endpoints: Mutex<HashMap<String, Endpoint>>,
+    stopped: AtomicBool,
 }
 
 /// A host that answers.
@@ -69,7 +73,7 @@ impl Client {
     /// A client that stops at a signal.
     #[must_use]
     pub fn new(settings: Settings, interrupt: Interrupt) -> Self {
-        Self { settings, interrupt, endpoints: Mutex::default() }
+        Self { settings, interrupt, endpoints: Mutex::default(), stopped: AtomicBool::new(false) }
     }
 
     /// The host's endpoint. A host of this machine is asked whether it speaks TLS, as docker does; another has to, or to be allowed
@@ -94,12 +98,13 @@ impl Client {
 
     /// Ends every request under way, and lets none begin.
     pub fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
         self.endpoints().values().for_each(|endpoint| endpoint.agent.clone().shutdown());
     }
 
-    /// Stops at a signal; returns once `done` says so.
-    pub fn watch(&self, done: &dyn Fn() -> bool) {
-        while !done() {
+    /// Stops at a signal; returns once `done` is set.
+    pub fn watch(&self, done: &AtomicBool) {
+        while !done.load(Ordering::SeqCst) {
             if self.interrupt.check().is_err() {
                 self.stop();
             }
@@ -128,7 +133,10 @@ impl Client {
             // What a signal cut off is not told as the registry's fault.
             self.check()?;
             let wait = fault.after().unwrap_or(pause);
-            if !fault.is_passing() || tried == TRIES || wait > LONGEST_PAUSE {
+            // Each silence was long.
+            let most = if matches!(fault, Fault::Timeout { .. }) { SILENT_TRIES } else { TRIES };
+            let over = tried >= most || wait > LONGEST_PAUSE || self.stopped.load(Ordering::SeqCst);
+            if over || !fault.is_passing() {
                 return Err(match fault {
                     Fault::RateLimited { host, said, after, .. } => Fault::RateLimited { host, said, after, tries: tried },
                     other => other,
@@ -201,12 +209,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// Where no response comes; its status is the caller's to judge.
-    pub fn get(
-        &self,
-        url: &str,
-        headers: &[(&str, &str)],
-        authorization: Option<&str>,
-    ) -> Result<(Response, Uri), Fault> {
+    pub fn get(&self, url: &str, headers: &[(&str, &str)], authorization: Option<&str>) -> Result<(Response, Uri), Fault> {
         let first = uri(url)?;
         let mut at = first.clone();
         for _ in 0..=MAX_REDIRECTS {
@@ -291,7 +294,9 @@ fn resolve(base: &Uri, location: &str) -> Result<Uri, Fault> {
 
 fn same_origin(a: &Uri, b: &Uri) -> bool {
     let port = |uri: &Uri| uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 });
-    a.scheme() == b.scheme() && a.host().map(str::to_ascii_lowercase) == b.host().map(str::to_ascii_lowercase) && port(a) == port(b)
+    a.scheme() == b.scheme()
+        && a.host().map(str::to_ascii_lowercase) == b.host().map(str::to_ascii_lowercase)
+        && port(a) == port(b)
 }
 
 /// Host and port of a URL, for messages.

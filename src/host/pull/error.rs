@@ -156,7 +156,7 @@ pub enum Fault {
         said: String,
     },
     /// Too many requests.
-    #[error("{host} limits the rate of requests (429{said}){}; it was asked {tries} times. Credentials often raise the limit", wait(*after))]
+    #[error("{host} limits the rate of requests (429{said}){}; it was asked {}. Credentials often raise the limit", wait(*after), times(*tries))]
     RateLimited {
         /// Host and port.
         host: String,
@@ -278,7 +278,9 @@ pub enum Fault {
     #[error("it has more than {0}")]
     Endless(&'static str),
     /// A layer that the registry does not have and that its maker keeps elsewhere.
-    #[error("{host} does not have {what}, a layer whose type says that it is not distributed; the URLs of such layers are not fetched")]
+    #[error(
+        "{host} does not have {what}, a layer whose type says that it is not distributed; the URLs of such layers are not fetched"
+    )]
     Foreign {
         /// Host and port.
         host: String,
@@ -340,6 +342,10 @@ impl Fault {
 
 fn wait(after: Option<Duration>) -> String {
     after.map_or_else(String::new, |after| format!(" and asks to wait {} s", after.as_secs()))
+}
+
+fn times(count: u32) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
 fn places(files: &[PathBuf]) -> String {

@@ -236,7 +236,8 @@ impl Walk<'_> {
         while let Some(target) = next {
             let fetched = self.client.patiently(|| {
                 let (response, at) = self.upstream.get(&target, &what, &[("Accept", media_type::OCI_INDEX)])?;
-                let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+                let header =
+                    |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
                 let (kind, link) = (header(CONTENT_TYPE), header(LINK));
                 Ok((kind, link, self.upstream.read(response, &at, &what, MAX_MANIFEST)?))
             });
@@ -270,7 +271,8 @@ impl Walk<'_> {
         }
         let (kind, given, content) = self.client.patiently(|| {
             let (response, at) = self.upstream.get(&format!("manifests/{name}"), &what, &[("Accept", ACCEPT)])?;
-            let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+            let header =
+                |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
             let (kind, given) = (header("content-type"), header("docker-content-digest"));
             Ok((kind, given, self.upstream.read(response, &at, &what, MAX_MANIFEST)?))
         })?;

@@ -85,14 +85,13 @@ impl Pulling {
         let pull = Pull { client, store: Arc::new(store), platform, report };
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
-            scope.spawn(|| pull.client.watch(&|| done.load(Ordering::Relaxed)));
+            scope.spawn(|| pull.client.watch(&done));
+            let _done = Done(&done);
             let pulled = references.into_iter().map(|reference| match pull.one(&reference) {
                 Ok(pulled) => Ok((reference, pulled)),
                 Err(source) => Err(PullError { image: reference.to_string(), source }),
             });
-            let pulled = pulled.collect();
-            done.store(true, Ordering::Relaxed);
-            pulled
+            pulled.collect()
         })
     }
 
@@ -108,6 +107,15 @@ impl Pulling {
 
 fn no_folder(folder: &Path, source: io::Error) -> Fault {
     Fault::Folder { folder: folder.to_owned(), source }
+}
+
+/// Says that the work is done when it is dropped, by a panic too.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 struct Pull<'a> {

@@ -37,7 +37,8 @@ pub fn roots(host: &str, given: &[PathBuf]) -> Result<RootCerts, Fault> {
 fn kept(host: &str) -> Vec<PathBuf> {
     let folders = HOST_FOLDERS.iter().map(|folder| Path::new(folder).join(host));
     let entries = folders.filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
-    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "crt")).collect();
+    let mut files: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "crt")).collect();
     files.sort();
     files
 }
