@@ -253,6 +253,24 @@ fn a_server_without_ranges_begins_anew() {
     assert_eq!(bench.extract("disk.erofs").blob(&Digest::sha256_of(&layer()).to_string()), layer());
 }
 
+#[test]
+fn what_is_here_already_is_not_fetched() {
+    let (layout, image, upstream) = registry(|_| None);
+    let (bench, host) = (Bench::default(), upstream.address.to_string());
+    let mut other = Layout::default();
+    other.image("test/other:1", &layer());
+    bench.layout("other", &other);
+    // One layer by two names, from one registry.
+    let (first, second) = (format!("{host}/a/b:1"), format!("{host}/c/d@{}", image.digest));
+    bench.pack(&["other", "--pull", &first, "--pull", &second]);
+    assert_eq!(bench.extract("disk.erofs").names(), [first.clone(), second.clone(), "test/other:1".to_owned()]);
+    let fetched = |upstream: &Upstream| upstream.targets().iter().filter(|target| target.contains("/blobs/")).count();
+    assert_eq!(fetched(&upstream), 0, "the config is in the other image too");
+    bench.pack(&["--pull", &first, "--pull", &second]);
+    assert_eq!(fetched(&upstream), 2, "once each: {:?}", upstream.targets());
+    drop(layout);
+}
+
 /// Docker's config with a password for `host`.
 fn log_in(bench: &Bench, host: &str, entry: serde_json::Value) {
     fs::create_dir_all(bench.path(".docker")).unwrap();

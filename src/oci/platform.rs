@@ -42,7 +42,7 @@ impl FromStr for Platform {
                 && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b'-'))
         };
         let parts: Vec<&str> = text.split('/').collect();
-        if !parts.iter().all(|part| word(part)) {
+        if !parts.iter().all(word) {
             return Err(PlatformError);
         }
         let (os, architecture, variant) = match parts.as_slice() {

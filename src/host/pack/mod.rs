@@ -197,7 +197,8 @@ fn steps(
         let opened = Source::open(request, folder, interrupt);
         sources.push(opened.map_err(|source| PackError::Source { path: request.path.clone(), source })?);
     }
-    for (reference, pulled) in pull.run(platform, (folder, &stage::prefix(disk)), report, interrupt)? {
+    let near: Vec<_> = sources.iter().map(|source| source.tree.as_ref()).collect();
+    for (reference, pulled) in pull.run(platform, &near, (folder, &stage::prefix(disk)), report, interrupt)? {
         let opened = Source::pulled(&reference, pulled);
         sources.push(opened.map_err(|source| PullError { image: reference.to_string(), source: source.into() })?);
     }

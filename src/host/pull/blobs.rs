@@ -15,20 +15,29 @@ use super::image::Wanted;
 use super::store::Store;
 use super::upstream::Upstream;
 use crate::oci::{Digest, Hasher};
+use crate::registry::layout::Tree;
 
 /// How many are fetched at once: what docker and containerd do.
 const AT_ONCE: usize = 3;
 /// Bytes read at once.
 const CHUNK: usize = 256 << 10;
 
-/// Fetches `wanted` into `store`, the largest first.
+/// What may have a blob already, on this machine.
+pub type Near<'a> = &'a (dyn Tree + Send + Sync);
+
+/// Whether there is a blob of this digest's name and of this size in `tree`.
+pub fn is_in(tree: Near<'_>, digest: &Digest, size: u64) -> bool {
+    tree.open(&digest.blob_path()).is_ok_and(|content| content.size == size)
+}
+
+/// Fetches `wanted` into `store`, the largest first. What is good in `near` is copied from there.
 ///
 /// # Errors
 /// [`Fault`], of the first that fails; the others are given up.
 pub fn fetch(
     client: &Client,
     upstream: &Upstream<'_>,
-    store: &Store,
+    (store, near): (&Store, &[Near<'_>]),
     mut wanted: Vec<(Digest, Wanted)>,
     bar: &ProgressBar,
 ) -> Result<(), Fault> {
@@ -37,7 +46,7 @@ pub fn fetch(
     let failure: Mutex<Option<Fault>> = Mutex::new(None);
     let worker = || {
         while let Some((digest, blob)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let Err(fault) = fetch_one(client, upstream, store, digest, blob, bar) else { continue };
+            let Err(fault) = fetch_one(client, upstream, (store, near), digest, blob, bar) else { continue };
             next.store(wanted.len(), Ordering::Relaxed);
             let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
             // What stopping does to the others is not what is told.
@@ -59,7 +68,7 @@ pub fn fetch(
 fn fetch_one(
     client: &Client,
     upstream: &Upstream<'_>,
-    store: &Store,
+    (store, near): (&Store, &[Near<'_>]),
     digest: &Digest,
     blob: &Wanted,
     bar: &ProgressBar,
@@ -69,10 +78,12 @@ fn fetch_one(
     let hasher = Hasher::new(digest.algorithm());
     let what = format!("blob {digest} of {}", upstream.path);
     let mut download = Download { upstream, digest, size: blob.size, what, file, hasher, at: 0, bar };
-    client.patiently(|| download.go_on()).map_err(|fault| match fault {
-        Fault::NotFound { host, what, .. } if blob.foreign => Fault::Foreign { host, what },
-        other => other,
-    })?;
+    if !download.copy(client, near)? {
+        client.patiently(|| download.go_on()).map_err(|fault| match fault {
+            Fault::NotFound { host, what, .. } if blob.foreign => Fault::Foreign { host, what },
+            other => other,
+        })?;
+    }
     let (expected, found) = (*digest, download.hasher.finish());
     if found != expected {
         return Err(Fault::Digest { host: upstream.host.clone(), what: download.what, expected, found });
@@ -94,6 +105,25 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
+    /// Copies the blob from the first of `near` that has it, and says whether it is there then, whole and good.
+    fn copy(&mut self, client: &Client, near: &[Near<'_>]) -> Result<bool, Fault> {
+        let (digest, size) = (self.digest, self.size);
+        for tree in near.iter().filter(|tree| is_in(**tree, digest, size)) {
+            let Ok(content) = tree.open(&self.digest.blob_path()) else { continue };
+            let mut reader = content.reader.take(self.size);
+            let mut buffer = vec![0; CHUNK];
+            while let Ok(count @ 1..) = reader.read(&mut buffer) {
+                client.check()?;
+                self.take(buffer.get(..count).unwrap_or_default(), "this machine")?;
+            }
+            if self.at == self.size && self.hasher.clone().finish() == *self.digest {
+                return Ok(true);
+            }
+            self.begin_anew()?;
+        }
+        Ok(false)
+    }
+
     /// Asks for what is missing.
     fn go_on(&mut self) -> Result<(), Fault> {
         if self.at == self.size && self.at > 0 {

@@ -19,6 +19,7 @@ use super::pack::interrupt::Interrupt;
 use super::report::Report;
 use crate::oci::manifest::Platform;
 use crate::oci::{Digest, Host};
+use blobs::Near;
 use client::{Client, Settings};
 use image::{Found, Wanted};
 use store::Store;
@@ -64,13 +65,14 @@ pub struct Pulling {
 
 impl Pulling {
     /// Pulls what is asked for into a working folder in `folder` whose name starts with `prefix`: each image as a layout, with its name,
-    /// in order of their names.
+    /// in order of their names. Blobs that one of `near` has are not fetched.
     ///
     /// # Errors
     /// [`PullError`], of the first that fails; nothing is left then.
     pub fn run(
         &self,
         platform: Option<&Platform>,
+        near: &[Near<'_>],
         (folder, prefix): (&Path, &str),
         report: Report,
         interrupt: &Interrupt,
@@ -82,7 +84,7 @@ impl Pulling {
         let made = Store::new(folder, prefix);
         let store = made.map_err(|source| PullError { image: first.to_string(), source: no_folder(folder, source) })?;
         let client = Client::new(self.settings(), interrupt.clone());
-        let pull = Pull { client, store: Arc::new(store), platform, report };
+        let pull = Pull { client, store: Arc::new(store), platform, near, report };
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| pull.client.watch(&done));
@@ -122,6 +124,7 @@ struct Pull<'a> {
     client: Client,
     store: Arc<Store>,
     platform: Option<&'a Platform>,
+    near: &'a [Near<'a>],
     report: Report,
 }
 
@@ -135,12 +138,18 @@ impl Pull<'_> {
         }
         let all = blobs.len();
         let wanted: Vec<(Digest, Wanted)> = blobs.into_iter().filter(|(digest, _)| !self.store.has(digest)).collect();
-        let bytes = wanted.iter().fold(0_u64, |sum, (_, blob)| sum.saturating_add(blob.size));
-        self.report.step(format!("fetching {} of {all} blobs, {}", wanted.len(), HumanBytes(bytes)));
-        let bar = self.report.bytes_bar("pulling", bytes);
-        let fetched = blobs::fetch(&self.client, &upstream, &self.store, wanted, &bar);
+        let is_near = |(digest, blob): &(Digest, Wanted)| self.near.iter().any(|near| blobs::is_in(*near, digest, blob.size));
+        let far: Vec<&(Digest, Wanted)> = wanted.iter().filter(|one| !is_near(one)).collect();
+        self.report.step(format!("fetching {} of {all} blobs, {}", far.len(), HumanBytes(total(far.iter().copied()))));
+        let bar = self.report.bytes_bar("pulling", total(wanted.iter()));
+        let fetched = blobs::fetch(&self.client, &upstream, (&self.store, self.near), wanted, &bar);
         bar.finish_and_clear();
         fetched?;
         Ok(Pulled::new(Arc::clone(&self.store), &listed))
     }
+}
+
+/// The size of blobs together, in bytes.
+fn total<'a>(blobs: impl Iterator<Item = &'a (Digest, Wanted)>) -> u64 {
+    blobs.fold(0, |sum, (_, blob)| sum.saturating_add(blob.size))
 }
