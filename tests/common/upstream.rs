@@ -13,7 +13,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use tempfile::TempDir;
 
-use super::layout::Layout;
+use super::layout::{Layout, Stored};
+use super::pack::Bench;
+use localregistry::oci::Digest;
 
 /// A request as it came.
 #[derive(Debug, Clone)]
@@ -213,6 +215,39 @@ impl Images {
     fn blob(&self, digest: &str) -> Option<Vec<u8>> {
         fs::read(self.blobs.join("blobs").join(digest.replace(':', "/"))).ok()
     }
+}
+
+/// The layer of the image: larger than what is read at once.
+pub fn layer() -> Vec<u8> {
+    (0..1_000_000_u32).flat_map(|n| [(n % 251) as u8]).collect()
+}
+
+/// A registry with the image `a/b:1` that answers as `fault` has it, and where that has nothing, as it should.
+pub fn registry(fault: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static) -> (Layout, Stored, Upstream) {
+    let layout = Layout::default();
+    let image = layout.manifest(&[&layer()]);
+    let images = Images::new(&layout, &[("1", &image.digest.to_string())]);
+    let upstream = Upstream::start(move |asked| fault(asked).unwrap_or_else(|| images.answer(asked)));
+    (layout, image, upstream)
+}
+
+/// Where the layer is.
+pub fn blob_target() -> String {
+    format!("/v2/a/b/blobs/{}", Digest::sha256_of(&layer()))
+}
+
+/// Where the image is.
+pub const MANIFEST: &str = "/v2/a/b/manifests/1";
+
+/// `fault` as the answer to the request for `target`.
+pub fn refused_with(target: &str, fault: Answer, expected: &str) {
+    let target = target.to_owned();
+    let (_layout, _, upstream) = registry(move |asked| (asked.target == target).then(|| fault.clone()));
+    let (bench, host) = (Bench::default(), upstream.address.to_string());
+    bench.refused(
+        &["--pull", &format!("{host}/a/b:1")],
+        &format!("cannot pull {host}/a/b:1: {}", expected.replace("HOST", &host)),
+    );
 }
 
 /// Debian's docker-registry, started by hand on a free port, with its storage in a folder that goes with it.

@@ -6,9 +6,10 @@ use base64::engine::general_purpose::STANDARD;
 use http::Uri;
 use serde::Deserialize;
 
-use super::client::{Client, Endpoint, Response, host_of, without_query};
+use super::client::{Client, Endpoint, Response};
 use super::credentials::Credentials;
 use super::error::Fault;
+use super::url::{host_of, without_query};
 
 /// Largest answer of a token service, in bytes.
 const MAX_TOKEN: u64 = 1 << 20;

@@ -9,11 +9,12 @@ use std::thread;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
 use indicatif::ProgressBar;
 
-use super::client::{Client, host_of};
+use super::client::Client;
 use super::error::Fault;
 use super::image::Wanted;
 use super::store::Store;
 use super::upstream::Upstream;
+use super::url::host_of;
 use crate::oci::{Digest, Hasher};
 use crate::registry::layout::Tree;
 

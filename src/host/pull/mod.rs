@@ -36,6 +36,7 @@ mod store;
 mod tree;
 mod trust;
 mod upstream;
+mod url;
 
 pub use error::{Fault, PullError};
 pub use reference::Reference;

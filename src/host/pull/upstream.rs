@@ -10,10 +10,11 @@ use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use serde::Deserialize;
 
 use super::auth::{self, Challenge};
-use super::client::{Client, Endpoint, Response, host_of};
+use super::client::{Client, Endpoint, Response};
 use super::credentials::{self, Credentials};
 use super::error::Fault;
 use super::reference::Reference;
+use super::url::host_of;
 
 /// Longest error body that is read, in bytes.
 const MAX_ERROR: u64 = 16 << 10;
