@@ -302,7 +302,7 @@ fn flags_that_make_no_sense_exit_2() {
         (&["--base", "x", "y"][..], "error: the following required arguments were not provided:"),
         (
             &["--platform", "arm", "x"],
-            "error: invalid value 'arm' for '--platform <PLATFORM>': \"arm\": os/architecture or os/architecture/variant is expected, such as linux/amd64 or linux/arm/v7",
+            "error: invalid value 'arm' for '--platform <PLATFORM>': a platform has the form os/architecture or os/architecture/variant, in lower case: linux/amd64, linux/arm/v7",
         ),
         (
             &["--tag", "a b", "x"],

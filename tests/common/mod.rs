@@ -15,5 +15,6 @@ pub mod process;
 pub mod serve;
 pub mod server;
 pub mod tls;
+pub mod upstream;
 pub mod vm;
 pub mod world;

@@ -46,10 +46,16 @@ impl Bench {
         self.path(name)
     }
 
-    /// `localregistry ARGUMENTS`, run here.
+    /// `localregistry ARGUMENTS`, run here, with nobody's credentials and proxies but those that are here.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
-        command.args(arguments).current_dir(self.dir.path());
+        command.args(arguments).current_dir(self.dir.path()).env("HOME", self.dir.path());
+        for variable in ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"] {
+            command.env_remove(variable);
+        }
+        for variable in ["all_proxy", "https_proxy", "http_proxy", "no_proxy"] {
+            command.env_remove(variable).env_remove(variable.to_uppercase());
+        }
         command
     }
 

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgMatches, FromArgMatches};
 
-use super::platform::Platform;
-use super::request::{Request, Tags};
+use super::request::{Origin, Request, Tags};
 use super::spec::{self, SpecError};
+use crate::host::pull::Pulling;
+use crate::oci::manifest::Platform;
 use crate::oci::{Host, Tag};
 
 /// Pack container images into a disk
@@ -34,7 +35,7 @@ Examples:
 )]
 struct Flags {
     /// What to pack: an OCI image layout or a docker save archive
-    #[arg(value_name = "SOURCE", required_unless_present_any = ["name", "artifact", "spec"], value_parser = OsStringValueParser::new().map(Request::source))]
+    #[arg(value_name = "SOURCE", required_unless_present_any = ["name", "artifact", "spec", "pull"], value_parser = OsStringValueParser::new().map(Request::source))]
     sources: Vec<Request>,
 
     /// Pack SOURCE, and give its image the name REF: repository[:tag]. For an image without a name, or in place of the only one.
@@ -78,6 +79,9 @@ struct Flags {
     #[arg(long)]
     allow_missing: bool,
 
+    #[command(flatten)]
+    pulling: Pulling,
+
     /// The disk to write
     #[arg(long, short, value_name = "DISK")]
     output: PathBuf,
@@ -95,6 +99,8 @@ pub struct Args {
     pub replace: bool,
     /// Whether images may lack layers.
     pub allow_missing: bool,
+    /// How images are pulled.
+    pub pulling: Pulling,
     /// The disk to write.
     pub output: PathBuf,
 }
@@ -138,10 +144,12 @@ impl FromArgMatches for Args {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let flags = Flags::from_arg_matches(matches)?;
         let requests = |requests: Vec<Request>| requests.into_iter().map(Box::new).map(Asked::Request).collect();
-        let given: [(&str, Vec<Asked>); 4] = [
+        let pulls = flags.pulling.references().iter().cloned().map(Origin::Pull).map(Request::of).collect();
+        let given: [(&str, Vec<Asked>); 5] = [
             ("sources", requests(flags.sources)),
             ("name", requests(flags.name)),
             ("artifact", requests(flags.artifact)),
+            ("pull", requests(pulls)),
             ("spec", flags.spec.into_iter().map(Asked::Spec).collect()),
         ];
         let indexed = given.into_iter().flat_map(|(id, asked)| matches.indices_of(id).into_iter().flatten().zip(asked));
@@ -155,6 +163,7 @@ impl FromArgMatches for Args {
             platform: flags.platform,
             replace: flags.replace,
             allow_missing: flags.allow_missing,
+            pulling: flags.pulling,
             output: flags.output,
         })
     }

@@ -137,7 +137,7 @@ mod tests {
             fs::write(&file, "content").unwrap();
             let mut request = Request::artifact(&format!("test/{name}:1=x")).unwrap();
             request.origin = Origin::Artifact { file, media_type: None };
-            Source::open(&request, false, folder, &Interrupt::default()).unwrap()
+            Source::open(&request, None, false, folder, &Interrupt::default()).unwrap()
         };
         vec![open("a"), open("b")]
     }

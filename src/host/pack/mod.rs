@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
+use super::pull::PullError;
 use super::report::{Report, counted, escaped};
 pub use args::Args;
 use duplicates::DuplicateError;
@@ -35,6 +36,7 @@ mod index;
 pub mod interrupt;
 mod made;
 mod naming;
+mod open;
 mod platform;
 mod request;
 pub mod source;
@@ -68,6 +70,9 @@ pub enum PackError {
         /// What is wrong with it.
         source: SourceError,
     },
+    /// An image cannot be pulled.
+    #[error(transparent)]
+    Pull(#[from] PullError),
     /// Sources contradict each other.
     #[error(transparent)]
     Union(#[from] UnionError),
@@ -180,7 +185,7 @@ fn pack(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(Summary, 
     let target = target(disk, read).map_err(wrong_disk)?;
     let folder = folder(&target);
 
-    let sources = open(args, requests, folder, report, interrupt)?;
+    let sources = open::all(args, requests, folder, report, interrupt)?;
     let left_out: Vec<OnePlatform> = sources.iter().flat_map(OnePlatform::of).collect();
     for one in left_out.iter().filter(|one| !one.left_out.is_empty()) {
         report.step(format!("image {}: {} is kept, and left out: {}", one.image, one.platform, one.left_out.join(", ")));
@@ -210,28 +215,6 @@ fn pack(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(Summary, 
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
     let (images, missing) = (contents.images.len(), contents.missing.clone());
     Ok((Summary { disk: disk.to_owned(), bytes, images, blobs, blob_bytes, left_out, missing }, contents))
-}
-
-/// Opens every source, in the order given where that matters, else in one order whatever the one given: of messages, and of which source
-/// a shared blob is read from.
-fn open(
-    args: &Args,
-    mut requests: Vec<Request>,
-    folder: &Path,
-    report: Report,
-    interrupt: &Interrupt,
-) -> Result<Vec<Source>, PackError> {
-    if !args.replace {
-        requests.sort_by_cached_key(|request| (request.label(), format!("{request:?}")));
-        requests.dedup();
-    }
-    let mut sources = Vec::with_capacity(requests.len());
-    for request in &requests {
-        report.step(format!("reading {}", request.label()));
-        let opened = Source::open(request, args.allow_missing, folder, interrupt);
-        sources.push(opened.map_err(|source| PackError::Source { label: request.label(), source })?);
-    }
-    Ok(sources)
 }
 
 /// The path that the disk is renamed to: through a symbolic link, not over it. It is none of `sources` and in none of them.

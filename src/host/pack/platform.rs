@@ -3,13 +3,12 @@
 //! and no index is written anew. What cannot be read here stays as it is: who reads the layout says what is wrong.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::io::{self, Read};
 
 use serde_json::Value;
 
 use super::made::held;
-use crate::oci::manifest::{self, Descriptor, MAX_MANIFEST, Manifest};
+use crate::oci::manifest::{Descriptor, MAX_MANIFEST, Manifest, Platform};
 use crate::oci::{Digest, Hasher, media_type};
 use crate::registry::layout::{Content, Identity, Tree};
 
@@ -21,53 +20,6 @@ const MAX_LEAVES: usize = 10_000;
 const MAX_INDEX: u64 = 64 << 20;
 /// The annotation by which BuildKit's attestations say of which manifest they are.
 const ATTESTATION: &str = "vnd.docker.reference.type";
-/// Other names of architectures.
-const ARCHITECTURES: [(&str, &str); 4] = [("x86_64", "amd64"), ("aarch64", "arm64"), ("armhf", "arm"), ("i386", "386")];
-/// The variant that an architecture has where none is said, as containerd has it.
-const VARIANTS: [(&str, &str); 3] = [("amd64", "v1"), ("arm", "v7"), ("arm64", "v8")];
-
-/// A platform, in the words of Go: `linux/arm/v7`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Platform {
-    os: String,
-    architecture: String,
-    variant: Option<String>,
-}
-
-impl Platform {
-    /// The platform of these parts.
-    #[must_use]
-    pub fn new(os: &str, architecture: &str, variant: Option<&str>) -> Self {
-        let known = ARCHITECTURES.iter().find(|(other, _)| *other == architecture);
-        let architecture = known.map_or(architecture, |(_, name)| name);
-        Self { os: os.to_owned(), architecture: architecture.to_owned(), variant: variant.map(str::to_owned) }
-    }
-
-    /// Whether an image for `other` is meant.
-    fn matches(&self, other: &Self) -> bool {
-        (&self.os, &self.architecture, self.level()) == (&other.os, &other.architecture, other.level())
-    }
-
-    /// The variant, said or not.
-    fn level(&self) -> Option<&str> {
-        let silent = || VARIANTS.iter().find(|(name, _)| *name == self.architecture).map(|(_, variant)| *variant);
-        self.variant.as_deref().or_else(silent)
-    }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        self.variant.iter().try_for_each(|variant| write!(f, "/{variant}"))
-    }
-}
-
-impl From<&manifest::Platform> for Platform {
-    fn from(given: &manifest::Platform) -> Self {
-        Self::new(&given.os, &given.architecture, given.variant.as_deref().filter(|variant| !variant.is_empty()))
-    }
-}
-
 /// An index that has nothing for the platform.
 #[derive(Debug, thiserror::Error)]
 #[error("image {image} has nothing for {wanted}, only for {}", there.join(", "))]
@@ -133,7 +85,7 @@ pub fn keep(tree: Kind, wanted: &Platform) -> Result<(Kind, Vec<LeftOut>), Platf
         if let (Some(object), Some(annotations)) = (root.as_object_mut(), annotations) {
             object.insert("annotations".to_owned(), annotations);
         }
-        let platform = found.platform.as_ref().map(|platform| Platform::from(platform).to_string()).unwrap_or_default();
+        let platform = found.platform.as_ref().map(ToString::to_string).unwrap_or_default();
         let one = LeftOut { kept: found.digest, platform, rest: rest(&leaves, found.digest) };
         if !left_out.contains(&one) {
             left_out.push(one);
@@ -170,8 +122,8 @@ fn leaves(tree: &dyn Tree, root: &Descriptor) -> Option<Vec<Descriptor>> {
 
 /// The manifest for `wanted`; none of an index that is not for platforms.
 fn select(root: &Descriptor, leaves: &[Descriptor], wanted: &Platform) -> Result<Option<Descriptor>, PlatformError> {
-    let for_platforms: Vec<(&Descriptor, Platform)> =
-        leaves.iter().filter(|leaf| !is_for_none(leaf)).filter_map(|leaf| Some((leaf, leaf.platform.as_ref()?.into()))).collect();
+    let for_platforms: Vec<(&Descriptor, &Platform)> =
+        leaves.iter().filter(|leaf| !is_for_none(leaf)).filter_map(|leaf| Some((leaf, leaf.platform.as_ref()?))).collect();
     if for_platforms.is_empty() {
         return Ok(None);
     }
@@ -179,16 +131,14 @@ fn select(root: &Descriptor, leaves: &[Descriptor], wanted: &Platform) -> Result
     let found = for_platforms.iter().find(|(_, platform)| wanted.matches(platform));
     // Without a variant, the only one of its architecture.
     let alike = || {
-        let mut alike = for_platforms.iter().filter(|(_, platform)| {
-            wanted.variant.is_none() && (&wanted.os, &wanted.architecture) == (&platform.os, &platform.architecture)
-        });
+        let mut alike = for_platforms.iter().filter(|(_, platform)| wanted.variant.is_none() && wanted.is_alike(platform));
         alike.next().filter(|_| alike.next().is_none())
     };
     let found = found.or_else(alike);
     let missing = || {
         let name = root.annotations.get(crate::registry::layout::REF_NAME);
         let image = name.map_or_else(|| root.digest.to_string(), Clone::clone);
-        PlatformError { image, wanted: wanted.to_string(), there: platforms(for_platforms.iter().map(|(_, platform)| platform)) }
+        PlatformError { image, wanted: wanted.to_string(), there: platforms(for_platforms.iter().map(|(_, platform)| *platform)) }
     };
     found.map(|(leaf, _)| Some((*leaf).clone())).ok_or_else(missing)
 }
@@ -202,9 +152,8 @@ fn platforms<'a>(all: impl Iterator<Item = &'a Platform>) -> Vec<String> {
 /// What stands beside the kept manifest.
 fn rest(leaves: &[Descriptor], kept: Digest) -> Vec<String> {
     let others = || leaves.iter().filter(|leaf| leaf.digest != kept);
-    let for_platforms: Vec<Platform> =
-        others().filter(|leaf| !is_for_none(leaf)).filter_map(|leaf| leaf.platform.as_ref().map(Platform::from)).collect();
-    let mut rest = platforms(for_platforms.iter());
+    let for_platforms = others().filter(|leaf| !is_for_none(leaf)).filter_map(|leaf| leaf.platform.as_ref());
+    let mut rest = platforms(for_platforms);
     let attestations = others().filter(|leaf| leaf.annotations.contains_key(ATTESTATION)).count();
     let unknown = others().filter(|leaf| is_for_none(leaf) || leaf.platform.is_none()).count() - attestations;
     for (count, one) in [(attestations, "attestation"), (unknown, "manifest for no platform")] {
@@ -266,25 +215,20 @@ mod tests {
     use super::*;
 
     fn leaf(platform: &str, content: &str) -> Descriptor {
-        let platform: Platform = platform.parse().unwrap();
         Descriptor {
             media_type: media_type::OCI_MANIFEST.to_owned(),
             digest: Digest::sha256_of(content.as_bytes()),
             size: 1,
             annotations: Default::default(),
             artifact_type: None,
-            platform: Some(manifest::Platform {
-                os: platform.os,
-                architecture: platform.architecture,
-                variant: platform.variant,
-            }),
+            platform: Some(platform.parse().unwrap()),
         }
     }
 
     fn chosen(wanted: &str, there: &[&str]) -> Result<String, String> {
         let leaves: Vec<Descriptor> = there.iter().enumerate().map(|(n, platform)| leaf(platform, &n.to_string())).collect();
         let found = select(&leaf("linux/amd64", "root"), &leaves, &wanted.parse().unwrap()).map_err(|error| error.to_string())?;
-        Ok(Platform::from(found.unwrap().platform.as_ref().unwrap()).to_string())
+        Ok(found.unwrap().platform.unwrap().to_string())
     }
 
     #[test]

@@ -3,9 +3,9 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use super::platform::Platform;
+use crate::host::pull::Reference;
+use crate::oci::manifest::Platform;
 use crate::oci::{Host, ImageName, Repository, Tag};
 
 /// A source as it is asked for.
@@ -47,6 +47,8 @@ pub enum Origin {
         /// Its type, where one is given.
         media_type: Option<String>,
     },
+    /// An image of a registry.
+    Pull(Reference),
 }
 
 /// A file and the file that has its digest.
@@ -127,6 +129,9 @@ impl Request {
         let path = match &self.origin {
             Origin::Path { path, .. } => Some(path),
             Origin::Artifact { file, .. } => Some(file),
+            Origin::Pull(reference) => {
+                return self.place.iter().cloned().chain([reference.to_string()]).collect::<Vec<_>>().join(": ");
+            }
             // Which of its files it is about, each message says.
             Origin::Parts { .. } => None,
         };
@@ -140,6 +145,7 @@ impl Request {
         match &self.origin {
             Origin::Path { path, .. } => vec![path],
             Origin::Artifact { file, .. } => vec![file],
+            Origin::Pull(_) => Vec::new(),
             Origin::Parts { config, layers } => {
                 [config].into_iter().chain(layers).flat_map(|part| [part.file.as_path(), &part.digest]).collect()
             }
@@ -168,24 +174,6 @@ pub fn is_media_type(text: &str) -> bool {
         starts && part.len() <= 127 && part.chars().all(|c| c.is_ascii_alphanumeric() || "!#$&-^_.+".contains(c))
     };
     text.split_once('/').is_some_and(|(kind, subtype)| name(kind) && name(subtype))
-}
-
-impl FromStr for Platform {
-    type Err = String;
-
-    /// Reads `os/architecture[/variant]`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let word = |part: &&str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
-        let parts: Vec<String> = text.split('/').filter(word).map(str::to_ascii_lowercase).collect();
-        match parts.as_slice() {
-            [os, architecture, rest @ ..] if parts.len() == text.split('/').count() && rest.len() <= 1 => {
-                Ok(Self::new(os, architecture, rest.first().map(String::as_str)))
-            }
-            _ => Err(format!(
-                "{text:?}: os/architecture or os/architecture/variant is expected, such as linux/amd64 or linux/arm/v7"
-            )),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -233,22 +221,5 @@ mod tests {
         }
         assert_eq!(Request::artifact("x=:text/plain").unwrap_err(), "there is no file's name before the colon");
         assert_eq!(Request::artifact("x").unwrap_err(), "REF=FILE[:media/type] is expected");
-    }
-
-    #[test]
-    fn platforms_by_their_form() {
-        for (text, expected) in [
-            ("linux/amd64", "linux/amd64"),
-            ("Linux/x86_64", "linux/amd64"),
-            ("linux/aarch64", "linux/arm64"),
-            ("linux/arm/v6", "linux/arm/v6"),
-        ] {
-            assert_eq!(text.parse::<Platform>().unwrap().to_string(), expected);
-        }
-        for text in ["", "linux", "linux/", "/amd64", "linux/arm/v7/x", "linux/arm/", "linux/a b"] {
-            let expected =
-                format!("{text:?}: os/architecture or os/architecture/variant is expected, such as linux/amd64 or linux/arm/v7");
-            assert_eq!(text.parse::<Platform>().unwrap_err(), expected);
-        }
     }
 }

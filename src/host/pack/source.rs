@@ -13,6 +13,7 @@ use super::naming::{self, NamingError};
 use super::platform::{self, LeftOut, PlatformError};
 use super::request::{Origin, Request};
 use super::unpack::{self, Compression, UnpackError};
+use crate::host::pull::Pulled;
 use crate::registry::layout::{self, Directory, Image, LayoutError, Reading, Tree};
 
 /// First bytes of compressions that are not understood here, to say so.
@@ -60,6 +61,9 @@ pub enum SourceError {
     /// An index without the platform that is to be kept.
     #[error(transparent)]
     Platform(#[from] PlatformError),
+    /// An image of a registry that was not pulled before.
+    #[error("it is not pulled")]
+    NotPulled,
     /// No image at all.
     #[error("it holds no image")]
     NoImage,
@@ -87,18 +91,25 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens a source and finds its images. Manifests are verified; other blobs only have their size checked. What must be
+    /// Opens a source, of which `pulled` is what was pulled of it, and finds its images. Manifests are verified; other blobs only have their size checked. What must be
     /// decompressed first goes to `folder`. Where it is `lenient`, images may lack layers.
     ///
     /// # Errors
     /// [`SourceError`], at the first thing that is wrong.
-    pub fn open(request: &Request, lenient: bool, folder: &Path, interrupt: &Interrupt) -> Result<Self, SourceError> {
-        let tree = tree(request, folder, interrupt)?;
+    pub fn open(
+        request: &Request,
+        pulled: Option<Pulled>,
+        lenient: bool,
+        folder: &Path,
+        interrupt: &Interrupt,
+    ) -> Result<Self, SourceError> {
+        let tree = tree(request, pulled, folder, interrupt)?;
         let (tree, left_out) = match &request.platform {
             Some(platform) => platform::keep(tree, platform)?,
             None => (tree, Vec::new()),
         };
-        let unnamed = request.naming.repository.as_ref();
+        let pulled_as = if let Origin::Pull(reference) = &request.origin { Some(&reference.repository) } else { None };
+        let unnamed = request.naming.repository.as_ref().or(pulled_as);
         let images = layout::images(tree.as_ref(), Reading { unnamed, verify: true, lenient })?;
         if images.is_empty() {
             return Err(SourceError::NoImage);
@@ -108,8 +119,14 @@ impl Source {
     }
 }
 
-fn tree(request: &Request, folder: &Path, interrupt: &Interrupt) -> Result<Box<dyn Tree + Send + Sync>, SourceError> {
+fn tree(
+    request: &Request,
+    pulled: Option<Pulled>,
+    folder: &Path,
+    interrupt: &Interrupt,
+) -> Result<Box<dyn Tree + Send + Sync>, SourceError> {
     match &request.origin {
+        Origin::Pull(_) => Ok(Box::new(pulled.ok_or(SourceError::NotPulled)?)),
         Origin::Parts { config, layers } => Ok(Box::new(files::image(config, layers)?)),
         Origin::Artifact { file, media_type } => Ok(Box::new(files::artifact(file, media_type.as_deref(), interrupt)?)),
         Origin::Path { path, links } => {

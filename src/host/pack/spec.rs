@@ -85,7 +85,8 @@ fn request(entry: proto::Image, place: String, base: &Path) -> Result<Request, S
     let naming = naming(&entry)?;
     let named = naming.repository.is_some();
     let upstream = entry.upstream.as_deref().map(|host| host.parse().map_err(|error| format!("upstream {host:?}: {error}")));
-    let platform = entry.platform.as_deref().map(|platform| platform.parse().map_err(|error| format!("platform {error}")));
+    let platform =
+        entry.platform.as_deref().map(|platform| platform.parse().map_err(|error| format!("platform {platform:?}: {error}")));
     let origin = origin(entry, base, named)?;
     Ok(Request {
         place: Some(place),
@@ -151,7 +152,7 @@ fn origin(entry: proto::Image, base: &Path, named: bool) -> Result<Origin, Strin
             }
             Ok(Origin::Artifact { file: file(artifact.file_path, "file_path in artifact")?, media_type })
         }
-        (.., Some(reference)) => Err(format!("pull {reference:?}: images of registries are not packed yet")),
+        (.., Some(reference)) => reference.parse().map(Origin::Pull).map_err(|error| format!("pull {reference:?}: {error}")),
         _ => {
             let config = part(entry.config.ok_or("it has layers and no config")?, "config")?;
             let layers = entry.layers.into_iter().enumerate();
@@ -243,7 +244,11 @@ mod tests {
             ),
             (
                 "images { platform: \"arm\" path: \"x\" }",
-                "1:1: platform \"arm\": os/architecture or os/architecture/variant is expected, such as linux/amd64 or linux/arm/v7",
+                "1:1: platform \"arm\": a platform has the form os/architecture or os/architecture/variant, in lower case: linux/amd64, linux/arm/v7",
+            ),
+            (
+                "images { pull: \"A\" }",
+                "1:1: pull \"A\": a repository name has lower-case letters and digits, joined by one of . _ __ - and split by /",
             ),
             (
                 "images { name: \"a\" artifact { file_path: \"x\" media_type: \"text\" } }",

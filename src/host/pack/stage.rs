@@ -104,6 +104,12 @@ pub enum StageError {
     Interrupted(#[from] Interrupted),
 }
 
+/// How the names of working folders for `disk` start.
+#[must_use]
+pub fn prefix(disk: &Path) -> String {
+    format!(".{}.pack-", disk.file_name().unwrap_or_default().to_string_lossy())
+}
+
 /// Removes working folders that a killed pack of the same disk left in `folder`. What cannot be removed stays: it hinders nothing.
 fn remove_left(folder: &Path, prefix: &str) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -129,8 +135,7 @@ impl Stage {
     /// # Errors
     /// When nothing can be written there.
     pub fn new(disk: &Path, folder: &Path) -> Result<Self, StageError> {
-        let name = disk.file_name().unwrap_or_default().to_string_lossy();
-        let prefix = format!(".{name}.pack-");
+        let prefix = prefix(disk);
         remove_left(folder, &prefix);
         let made = tempfile::Builder::new().prefix(&prefix).tempdir_in(folder).and_then(|work| {
             let held = File::open(work.path())?;
