@@ -1,4 +1,4 @@
-//! `localregistry pack`: images from builds to one disk. What enters are image layouts and archives; what leaves is an EROFS image
+//! `localregistry pack`: images from builds to one disk. What enters are image layouts and archives; what leaves is a file system
 //! whose root is an OCI image layout, with a catalog beside it. Sources are only read, and the disk's path holds the old disk or the
 //! whole new one.
 
@@ -11,23 +11,30 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::report::Report;
-use erofs::ErofsError;
+use cache::{Cache, CacheError};
 use interrupt::{Interrupt, Interrupted};
+use make::{MakeError, Making};
+use mkfs::{Format, MkfsError};
 use source::{Request, Source, SourceError};
-use stage::{Stage, StageError};
 use union::{Contents, UnionError};
 
-use crate::oci::Digest;
 use crate::registry::layout::Image;
 
 mod archive;
+mod cache;
+mod copy;
+mod describe;
 mod docker;
 mod erofs;
 pub mod interrupt;
+mod make;
+mod mkfs;
 pub mod source;
 mod stage;
+mod target;
 mod union;
 mod unpack;
+mod work;
 
 /// Most images that the result lists for a person.
 const LISTED: usize = 20;
@@ -57,6 +64,15 @@ pub struct Args {
     /// The disk to write
     #[arg(long, short, value_name = "DISK")]
     output: PathBuf,
+
+    /// The disk's file system
+    #[arg(long, value_enum, default_value_t = Format::Erofs)]
+    fs: Format,
+
+    /// Keep verified blobs in the folder DIR, and read those that are there from there: packing again reads what is new. Made where
+    /// it is missing; any number of packs may share it; remove it at will
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
 }
 
 /// Why no disk is made.
@@ -81,16 +97,19 @@ pub enum PackError {
     /// Sources contradict each other.
     #[error(transparent)]
     Union(#[from] UnionError),
-    /// The content cannot be staged.
+    /// The cache cannot be used.
     #[error(transparent)]
-    Stage(#[from] StageError),
-    /// The file system cannot be made.
+    Cache(#[from] CacheError),
+    /// The disk cannot be made.
+    #[error(transparent)]
+    Make(#[from] MakeError),
+    /// The programs for its file system are missing.
     #[error("cannot make {}", disk.display())]
-    Erofs {
+    Mkfs {
         /// The disk.
         disk: PathBuf,
         /// Why not.
-        source: ErofsError,
+        source: MkfsError,
     },
     /// A signal came.
     #[error("{} is not written: {cause}", disk.display())]
@@ -129,6 +148,19 @@ pub struct Summary {
     pub blobs: usize,
     /// Their size in bytes.
     pub blob_bytes: u64,
+    /// How many of these bytes were read from sources, and hashed.
+    pub read_bytes: u64,
+    /// How many were taken from the cache.
+    pub cached_bytes: u64,
+}
+
+/// What is to be packed, and how.
+struct Packing<'a> {
+    requests: Vec<Request>,
+    disk: &'a Path,
+    format: Format,
+    cache: Option<PathBuf>,
+    report: Report,
 }
 
 /// Runs the subcommand.
@@ -141,33 +173,31 @@ pub fn run(args: Args, report: Report) -> Result<(), PackError> {
     let interrupt = Interrupt::catch().map_err(|source| PackError::Disk { disk: disk.clone(), source })?;
     let plain = args.sources.into_iter().map(|path| Request { path, name: None });
     let requests = plain.chain(args.name).collect();
-    let (summary, contents) = pack(requests, &disk, report, &interrupt)?;
+    let packing = Packing { requests, disk: &disk, format: args.fs, cache: args.cache, report };
+    let (summary, contents) = pack(packing, &interrupt)?;
     report.result(&summary, &text(&summary, &contents)).map_err(PackError::Print)
 }
 
-/// Packs `requests` into the disk at `disk`.
+/// Packs.
 ///
 /// # Errors
 /// [`PackError`]; the disk's path is then as it was, and nothing is left beside it.
-fn pack(requests: Vec<Request>, disk: &Path, report: Report, interrupt: &Interrupt) -> Result<(Summary, Contents), PackError> {
-    let packed = steps(requests, disk, report, interrupt);
+fn pack(packing: Packing<'_>, interrupt: &Interrupt) -> Result<(Summary, Contents), PackError> {
+    let disk = packing.disk.to_owned();
+    let packed = steps(packing, interrupt);
     match interrupt.check() {
-        Err(cause) if packed.is_err() => Err(PackError::Interrupted { disk: disk.to_owned(), cause }),
+        Err(cause) if packed.is_err() => Err(PackError::Interrupted { disk, cause }),
         _ => packed,
     }
 }
 
-fn steps(
-    mut requests: Vec<Request>,
-    disk: &Path,
-    report: Report,
-    interrupt: &Interrupt,
-) -> Result<(Summary, Contents), PackError> {
+fn steps(packing: Packing<'_>, interrupt: &Interrupt) -> Result<(Summary, Contents), PackError> {
+    let Packing { mut requests, disk, format, cache, report } = packing;
     let wrong_disk = |source| PackError::Disk { disk: disk.to_owned(), source };
-    let no_file_system = |source| PackError::Erofs { disk: disk.to_owned(), source };
-    erofs::check().map_err(no_file_system)?;
+    format.check().map_err(|source| PackError::Mkfs { disk: disk.to_owned(), source })?;
     let target = target(disk, &requests).map_err(wrong_disk)?;
     let folder = folder(&target);
+    let cache = cache.map(|folder| Cache::open(&folder)).transpose()?;
 
     // One order, whatever the order that they are given in: of messages, and of which source a shared blob is read from.
     requests.sort_by_key(|request| (request.path.clone(), request.name.as_ref().map(ToString::to_string)));
@@ -179,25 +209,16 @@ fn steps(
         sources.push(opened.map_err(|source| PackError::Source { path: request.path.clone(), source })?);
     }
     let contents = union::unite(&sources)?;
-
-    let (blobs, blob_bytes) = contents.catalog.blob_totals();
-    report.step(format!("copying and verifying {}, {}", counted(blobs, "blob"), HumanBytes(blob_bytes)));
-    let stage = Stage::new(disk, folder)?;
-    let bar = report.bytes_bar("packing", blob_bytes);
-    let copied = stage.copy(&contents, &sources, &bar, interrupt);
-    bar.finish_and_clear();
-    copied?;
-    stage.describe(&contents)?;
-
-    report.step(format!("making the file system {}", disk.display()));
-    let unfinished = stage.unfinished_disk();
-    let identity = Digest::sha256_of(&contents.catalog.encode());
-    let bytes = erofs::make(&stage.root(), &unfinished, &identity, interrupt).map_err(no_file_system)?;
+    let making = Making { disk, format, cache: cache.as_ref(), report, interrupt };
+    let made = making.make(&contents, &sources, folder)?;
     interrupt.check().map_err(|cause| PackError::Interrupted { disk: disk.to_owned(), cause })?;
-    fs::rename(&unfinished, &target).map_err(wrong_disk)?;
+    fs::rename(made.file(), &target).map_err(wrong_disk)?;
     // The disk is there now, whatever comes of this: some file systems do not flush folders.
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    let summary = Summary { disk: disk.to_owned(), bytes, images: contents.images.len(), blobs, blob_bytes };
+    let (blobs, blob_bytes) = contents.catalog.blob_totals();
+    let (read_bytes, cached_bytes) = made.counts.totals();
+    let images = contents.images.len();
+    let summary = Summary { disk: disk.to_owned(), bytes: made.bytes, images, blobs, blob_bytes, read_bytes, cached_bytes };
     Ok((summary, contents))
 }
 
