@@ -235,7 +235,7 @@ impl Copying<'_> {
                 } else {
                     file.write_all(part).map_err(Fault::Write)?;
                 }
-                kept.iter_mut().try_for_each(|kept| kept.write_all(part)).map_err(Fault::Keep)?;
+                kept.iter_mut().try_for_each(|kept| kept.as_file_mut().write_all(part)).map_err(Fault::Keep)?;
                 self.bar.inc(count as u64);
             }
         })();

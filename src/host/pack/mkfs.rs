@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -39,6 +40,9 @@ const EXT4_FIRST: u64 = 11;
 /// What ext4 gets at first for its own use, in bytes, and as a part of the content; the rest is taken off again.
 const EXT4_ROOM: u64 = 32 << 20;
 const EXT4_PART: u64 = 32;
+
+/// Blocks that an ext4 image may have beyond those that are used.
+const EXT4_SPARE: u64 = 16;
 
 /// Most of a program's words that are read, in bytes.
 const MAX_SAID: u64 = 1 << 20;
@@ -155,12 +159,25 @@ pub fn ext4(content: Content<'_>, image: &Path, interrupt: &Interrupt) -> Result
     if said.lines().any(|line| !line.starts_with("debugfs ")) {
         return Err(MkfsError::Failed { program: DEBUGFS.name, status, said: tools::last_words(said.as_bytes()) });
     }
-    run(RESIZE2FS, &["-M".as_ref(), image.as_os_str()], image, interrupt).map(drop)
+    // Not `-M`, which leaves a fifteenth free. It cannot fail for want of space: a smaller image needs less for itself.
+    let blocks = ext4_used(image).map_err(|source| MkfsError::Run { program: RESIZE2FS.name, source })? + EXT4_SPARE;
+    run(RESIZE2FS, &["-f".as_ref(), image.as_os_str(), blocks.to_string().as_ref()], image, interrupt).map(drop)
+}
+
+/// How many of its blocks an ext4 image uses: `s_blocks_count` less `s_free_blocks_count` of `struct ext4_super_block` (Linux,
+/// `fs/ext4/ext4.h`), whose upper halves are elsewhere.
+fn ext4_used(image: &Path) -> io::Result<u64> {
+    let mut superblock = [0; 1024];
+    File::open(image)?.read_exact_at(&mut superblock, 1024)?;
+    let field = |at: usize| superblock.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes)));
+    let (all, free) = (field(0x150) << 32 | field(4), field(0x158) << 32 | field(12));
+    Ok(all.saturating_sub(free))
 }
 
 /// What debugfs is to do: every inode gets one time, and root as its owner.
 fn ext4_script(files: u64) -> String {
-    let mut script = String::new();
+    // mke2fs makes the root as the user's umask has it.
+    let mut script = format!("sif <{EXT4_ROOT}> mode 040555\n");
     for inode in [EXT4_ROOT].into_iter().chain(EXT4_FIRST..=EXT4_FIRST + files) {
         for (field, value) in [("atime", "@1"), ("ctime", "@1"), ("mtime", "@1"), ("uid", "0"), ("gid", "0")] {
             let _ = writeln!(script, "sif <{inode}> {field} {value}");
