@@ -267,16 +267,16 @@ fn the_result_for_people_and_for_programs() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());
     let output = bench.command(&["pack", "layout", "-o", "disk.erofs"]).output().unwrap();
-    assert_eq!(
-        text(&output.stderr),
-        "reading layout\ncopying and verifying 13 blobs, 2.92 KiB\n"
-    );
+    assert_eq!(text(&output.stderr), "reading layout\ncopying and verifying 13 blobs, 2.92 KiB\n");
     assert_eq!(text(&output.stdout), include_str!("golden/pack.txt"));
     let bytes = fs::metadata(bench.path("disk.erofs")).unwrap().len();
     let summary: Value = serde_json::from_str(&bench.pack(&["layout", "--json"])).unwrap();
-    assert_eq!(summary, json!({
-        "disk": "disk.erofs", "bytes": bytes, "images": 5, "blobs": 13, "blob_bytes": 2992, "read_bytes": 2992, "cached_bytes": 0,
-    }));
+    assert_eq!(
+        summary,
+        json!({
+            "disk": "disk.erofs", "bytes": bytes, "images": 5, "blobs": 13, "blob_bytes": 2992, "read_bytes": 2992, "cached_bytes": 0,
+        })
+    );
 }
 
 #[test]

@@ -120,7 +120,13 @@ fn files(bench: &Bench, folder: &str) -> usize {
 fn packs_at_once_share_a_cache() {
     let bench = Bench::default();
     bench.layout("layout", &layout(&[1, 2, 3, 4, 5, 6]));
-    let start = |number: u8| bench.command(&["-q", "pack", "layout", "--cache", "cache", "-o", &format!("{number}")]).stdout(Stdio::null()).spawn().unwrap();
+    let start = |number: u8| {
+        bench
+            .command(&["-q", "pack", "layout", "--cache", "cache", "-o", &format!("{number}")])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
     let packs: Vec<Child> = (0..6).map(start).collect();
     for mut pack in packs {
         assert!(pack.wait().unwrap().success());
@@ -179,7 +185,8 @@ fn caches_that_cannot_be_used() {
     bench.refused(&["layout", "--cache", "file"], "cannot use the cache file: Not a directory (os error 20)");
     on_tmpfs(&bench.path("small"), "size=256k", || {
         let digest = Digest::sha256_of(&layer(1));
-        let message = format!("cannot keep {digest}, of 1048576 bytes, in the cache small: No space left on device (os error 28)");
+        let message =
+            format!("cannot keep {digest}, of 1048576 bytes, in the cache small: No space left on device (os error 28)");
         fs::create_dir_all(bench.path("small/sha256")).unwrap();
         fs::create_dir_all(bench.path("small/sha512")).unwrap();
         bench.refused(&["layout", "--cache", "small"], &message);

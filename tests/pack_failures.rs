@@ -134,10 +134,7 @@ fn a_program_that_fails_is_quoted() {
     let path = in_place_of_mksquashfs(&bench, "#!/bin/sh\necho part >\"$2\"\necho some reason >&2\nexit 3\n");
     let before = bench.everything();
     let output = bench.command(&PACK).env("PATH", path).output().unwrap();
-    assert_eq!(
-        text(&output.stderr),
-        "localregistry: cannot make disk.erofs: mksquashfs failed (exit status: 3): some reason\n"
-    );
+    assert_eq!(text(&output.stderr), "localregistry: cannot make disk.erofs: mksquashfs failed (exit status: 3): some reason\n");
     assert_eq!((output.status.code(), bench.everything()), (Some(1), before));
 }
 

@@ -135,7 +135,8 @@ impl Cache {
         let kept = (|| {
             file.as_file().sync_data()?;
             file.as_file().set_permissions(Permissions::from_mode(ENTRY_MODE))?;
-            file.as_file().set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(KEPT.unsigned_abs())))?;
+            file.as_file()
+                .set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(KEPT.unsigned_abs())))?;
             file.persist(self.path(digest)).map_err(|error| error.error)
         })();
         kept.map(drop).map_err(|source| self.keep_error(digest, size, source))

@@ -261,3 +261,57 @@ impl Copying<'_> {
         CopyError::Write { file: file.to_owned(), disk: self.disk.to_owned(), source }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::host::pack::stage::Stage;
+    use crate::registry::layout::{Content, Tree};
+
+    /// A source whose only blob had the content `was` when its size was looked at, and has `is` when it is read.
+    struct Changing {
+        was: &'static [u8],
+        is: &'static [u8],
+    }
+
+    impl Tree for Changing {
+        fn open(&self, _: &str) -> io::Result<Content<'_>> {
+            Ok(Content { reader: Box::new(self.is), size: self.was.len() as u64 })
+        }
+    }
+
+    fn copied(was: &'static [u8], is: &'static [u8]) -> Result<Vec<u8>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let target = Target::Folder(Stage::new(folder.path().join("root")).unwrap());
+        let source = Source { path: "images".into(), tree: Box::new(Changing { was, is }), images: Vec::new() };
+        let digest = Digest::sha256_of(was);
+        let blobs = [Wanted { digest, size: was.len() as u64, source: 0, image: "x:1".to_owned() }];
+        let (counts, bar, interrupt) = (Counts::default(), ProgressBar::hidden(), Interrupt::default());
+        let disk = Path::new("disk");
+        let copying = Copying { disk, target: &target, cache: None, counts: &counts, bar: &bar, interrupt: &interrupt };
+        copying.all(&blobs, &[source]).map_err(|error| error.to_string())?;
+        assert_eq!(counts.totals(), (was.len() as u64, 0));
+        Ok(fs::read(folder.path().join("root").join(digest.blob_path())).unwrap())
+    }
+
+    #[test]
+    fn a_source_that_changes_while_it_is_read_is_noticed() {
+        assert_eq!(copied(b"content", b"content"), Ok(b"content".to_vec()));
+        let path = Digest::sha256_of(b"content").blob_path();
+        for (is, found) in [(&b"cont"[..], 4), (b"", 0), (b"content and more", 8)] {
+            assert_eq!(
+                copied(b"content", is).unwrap_err(),
+                format!(
+                    "cannot pack images: image x:1: {path} gave {found} bytes, and 7 are expected; does something write to it?"
+                )
+            );
+        }
+        let (expected, found) = (Digest::sha256_of(b"content"), Digest::sha256_of(b"another"));
+        assert_eq!(
+            copied(b"content", b"another").unwrap_err(),
+            format!("cannot pack images: image x:1: {path} has the content of {found}; {expected} is expected")
+        );
+    }
+}

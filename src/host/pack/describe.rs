@@ -14,11 +14,7 @@ use crate::registry::layout::REF_NAME;
 pub fn files(contents: &Contents) -> Result<[(&'static str, Vec<u8>); 3], OciSpecError> {
     let layout = OciLayoutBuilder::default().image_layout_version("1.0.0").build()?.to_string()?;
     let index = index(contents)?;
-    Ok([
-        ("index.json", index.into_bytes()),
-        (catalog::PATH, contents.catalog.encode()),
-        ("oci-layout", layout.into_bytes()),
-    ])
+    Ok([("index.json", index.into_bytes()), (catalog::PATH, contents.catalog.encode()), ("oci-layout", layout.into_bytes())])
 }
 
 /// `index.json`: one descriptor for each image, in order of their names.

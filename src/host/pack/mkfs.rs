@@ -22,8 +22,24 @@ const RESIZE2FS: Tool = Tool { name: "resize2fs", package: "e2fsprogs" };
 
 /// Nothing is compressed, nothing is left to the machine, the user or the clock.
 const SQUASHFS_ARGUMENTS: &[&str] = &[
-    "-noappend", "-quiet", "-no-progress", "-comp", "gzip", "-noI", "-noId", "-noD", "-noF", "-noX", "-no-xattrs", "-no-exports",
-    "-no-duplicates", "-all-root", "-mkfs-time", "0", "-all-time", "0",
+    "-noappend",
+    "-quiet",
+    "-no-progress",
+    "-comp",
+    "gzip",
+    "-noI",
+    "-noId",
+    "-noD",
+    "-noF",
+    "-noX",
+    "-no-xattrs",
+    "-no-exports",
+    "-no-duplicates",
+    "-all-root",
+    "-mkfs-time",
+    "0",
+    "-all-time",
+    "0",
 ];
 /// What a file system needs that is never written to, and no more: no journal, nothing in reserve. Folders are searched from one end
 /// to the other: the hashes of an index would have to be made by another program yet.
@@ -143,7 +159,8 @@ pub fn ext4(content: Content<'_>, image: &Path, interrupt: &Interrupt) -> Result
     let bytes = content.bytes + content.bytes / EXT4_PART + inodes * (EXT4_INODE + EXT4_NAME) + EXT4_ROOM;
     let (blocks, inode_count) = ((bytes / EXT4_BLOCK).to_string(), inodes.to_string());
     let extended = format!("lazy_itable_init=0,nodiscard,hash_seed={uuid},root_owner=0:0");
-    let made = ["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-N", &inode_count, "-U", &uuid, "-O", EXT4_FEATURES];
+    let made =
+        ["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-N", &inode_count, "-U", &uuid, "-O", EXT4_FEATURES];
     let mut arguments: Vec<&OsStr> = made.iter().map(OsStr::new).collect();
     arguments.extend(["-E", &extended, "-d"].map(OsStr::new));
     arguments.extend([content.root.as_os_str(), image.as_os_str(), OsStr::new(&blocks)]);
@@ -169,7 +186,8 @@ pub fn ext4(content: Content<'_>, image: &Path, interrupt: &Interrupt) -> Result
 fn ext4_used(image: &Path) -> io::Result<u64> {
     let mut superblock = [0; 1024];
     File::open(image)?.read_exact_at(&mut superblock, 1024)?;
-    let field = |at: usize| superblock.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes)));
+    let field =
+        |at: usize| superblock.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes)));
     let (all, free) = (field(0x150) << 32 | field(4), field(0x158) << 32 | field(12));
     Ok(all.saturating_sub(free))
 }
