@@ -172,13 +172,13 @@ impl Copying<'_> {
 
     fn one(&self, number: usize, wanted: &Wanted, source: &Source, buffer: &mut [u8]) -> Result<(), CopyError> {
         match self.cache {
-            Some(cache) if self.from_cache(cache, number, wanted)? => Ok(()),
-            _ => self.from_source(number, wanted, source, buffer),
+            Some(cache) if self.take(cache, number, wanted)? => Ok(()),
+            _ => self.read(number, wanted, source, buffer),
         }
     }
 
     /// Takes the blob from the cache, where it is there: linked, or copied by the kernel, which on some file systems copies nothing.
-    fn from_cache(&self, cache: &Cache, number: usize, wanted: &Wanted) -> Result<bool, CopyError> {
+    fn take(&self, cache: &Cache, number: usize, wanted: &Wanted) -> Result<bool, CopyError> {
         let (digest, size, path) = (&wanted.digest, wanted.size, wanted.digest.blob_path());
         let Some(mut entry) = cache.find(digest, size)? else { return Ok(false) };
         let write_error = |source| self.write_error(&path, source);
@@ -206,7 +206,7 @@ impl Copying<'_> {
         Ok(true)
     }
 
-    fn from_source(&self, number: usize, wanted: &Wanted, source: &Source, buffer: &mut [u8]) -> Result<(), CopyError> {
+    fn read(&self, number: usize, wanted: &Wanted, source: &Source, buffer: &mut [u8]) -> Result<(), CopyError> {
         let layout_path = wanted.digest.blob_path();
         let (path, image, source_path) = (source.tree.place(&layout_path), wanted.image.clone(), source.path.clone());
         let (expected, size) = (wanted.digest, wanted.size);
