@@ -324,3 +324,14 @@ fn flags_that_make_no_sense_exit_2() {
     let version = bench.command(&["pack", "--version"]).output().unwrap();
     assert_eq!(text(&version.stdout), concat!("localregistry ", env!("CARGO_PKG_VERSION"), "\n"));
 }
+
+#[test]
+fn a_working_folder_that_cannot_be_made_is_told_without_its_name() {
+    let (bench, _, _) = hello(b"a layer");
+    let output = bench.command(&["-q", "pack", "layout", "-o", "/proc/disk"]).output().unwrap();
+    assert_eq!(
+        text(&output.stderr),
+        "localregistry: cannot make a working folder in /proc: No such file or directory (os error 2)\n"
+    );
+    assert_eq!(output.status.code(), Some(1));
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgMatches, FromArgMatches};
 
+use super::mkfs::Format;
 use super::request::{Origin, Request, Tags};
 use super::spec::{self, SpecError};
 use crate::host::pull::Pulling;
@@ -85,6 +86,15 @@ struct Flags {
     /// The disk to write
     #[arg(long, short, value_name = "DISK")]
     output: PathBuf,
+
+    /// The disk's file system
+    #[arg(long, value_enum, default_value_t = Format::Erofs)]
+    fs: Format,
+
+    /// Keep verified blobs in the folder DIR, and read those that are there from there: packing again reads what is new. Made where
+    /// it is missing; any number of packs may share it; remove it at will
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
 }
 
 /// What is asked for on the command line.
@@ -103,6 +113,10 @@ pub struct Args {
     pub pulling: Pulling,
     /// The disk to write.
     pub output: PathBuf,
+    /// Its file system.
+    pub format: Format,
+    /// The folder of verified blobs.
+    pub cache: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -165,6 +179,8 @@ impl FromArgMatches for Args {
             allow_missing: flags.allow_missing,
             pulling: flags.pulling,
             output: flags.output,
+            format: flags.fs,
+            cache: flags.cache,
         })
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use super::cache::Cache;
 use super::interrupt::{Interrupt, Interrupted};
 use super::source::Source;
 use super::union::Wanted;
@@ -52,12 +53,15 @@ pub enum DuplicateError {
     Interrupted(#[from] Interrupted),
 }
 
-/// Reads every blob of `blobs` in the sources that it was not taken from.
+/// Reads every blob of `blobs` in the sources that it is not taken from; none that is in `cache`, which is taken from no source.
 ///
 /// # Errors
 /// [`DuplicateError`], of the first blob that is not what its digest says.
-pub fn check(blobs: &[Wanted], sources: &[Source], interrupt: &Interrupt) -> Result<(), DuplicateError> {
-    let work: Vec<(&Wanted, &Source, &str)> = blobs.iter().flat_map(|wanted| others(wanted, sources)).collect();
+pub fn check(blobs: &[Wanted], sources: &[Source], cache: Option<&Cache>, interrupt: &Interrupt) -> Result<(), DuplicateError> {
+    let is_cached =
+        |wanted: &&Wanted| cache.is_some_and(|cache| cache.find(&wanted.digest, wanted.size).is_ok_and(|found| found.is_some()));
+    let shared = blobs.iter().filter(|wanted| !wanted.also.is_empty() && !is_cached(wanted));
+    let work: Vec<(&Wanted, &Source, &str)> = shared.flat_map(|wanted| others(wanted, sources)).collect();
     let next = AtomicUsize::new(0);
     let failure: Mutex<Option<(usize, DuplicateError)>> = Mutex::new(None);
     let worker = || {
@@ -85,9 +89,6 @@ pub fn check(blobs: &[Wanted], sources: &[Source], interrupt: &Interrupt) -> Res
 
 /// The sources to read `wanted` in again, each with an image that has it there.
 fn others<'a>(wanted: &'a Wanted, sources: &'a [Source]) -> Vec<(&'a Wanted, &'a Source, &'a str)> {
-    if wanted.also.is_empty() {
-        return Vec::new();
-    }
     let path = wanted.digest.blob_path();
     let identity = |number: &usize| sources.get(*number).and_then(|source| source.tree.identity(&path));
     let mut read: HashSet<_> = identity(&wanted.source).into_iter().collect();
@@ -147,7 +148,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sources = sources(dir.path());
         let contents = union::unite(&sources, false).unwrap();
-        let check = || check(&contents.blobs, &sources, &Interrupt::default()).map_err(|error| error.to_string());
+        let check = || check(&contents.blobs, &sources, None, &Interrupt::default()).map_err(|error| error.to_string());
         assert_eq!(check(), Ok(()));
         let path = dir.path().join("b");
         let expected = Digest::sha256_of(b"content");

@@ -1,4 +1,4 @@
-//! `localregistry pack`: images from builds to one disk. What enters are image layouts and archives; what leaves is an EROFS image
+//! `localregistry pack`: images from builds to one disk. What enters are image layouts and archives; what leaves is a file system
 //! whose root is an OCI image layout, with a catalog beside it. Sources are only read, and the disk's path holds the old disk or the
 //! whole new one.
 
@@ -13,21 +13,24 @@ use serde::Serialize;
 use super::pull::PullError;
 use super::report::{Report, counted, escaped};
 pub use args::Args;
+use cache::{Cache, CacheError};
 use duplicates::DuplicateError;
-use erofs::ErofsError;
 use interrupt::{Interrupt, Interrupted};
+use make::{MakeError, Making};
+use mkfs::MkfsError;
 use platform::LeftOut;
 use request::Request;
 use source::{Source, SourceError};
 use spec::SpecError;
-use stage::{Stage, StageError};
 use union::{Contents, Missing, UnionError};
 
-use crate::oci::Digest;
 use crate::registry::layout::Image;
 
 mod archive;
 mod args;
+mod cache;
+mod copy;
+mod describe;
 mod docker;
 mod duplicates;
 mod erofs;
@@ -35,6 +38,8 @@ mod files;
 mod index;
 pub mod interrupt;
 mod made;
+mod make;
+mod mkfs;
 mod naming;
 mod open;
 mod platform;
@@ -42,8 +47,10 @@ mod request;
 pub mod source;
 mod spec;
 mod stage;
+mod target;
 mod union;
 mod unpack;
+mod work;
 
 /// Most images that the result lists for a person.
 const LISTED: usize = 20;
@@ -79,16 +86,19 @@ pub enum PackError {
     /// A source has damaged content that another source has whole.
     #[error(transparent)]
     Duplicate(#[from] DuplicateError),
-    /// The content cannot be staged.
+    /// The cache cannot be used.
     #[error(transparent)]
-    Stage(#[from] StageError),
-    /// The file system cannot be made.
+    Cache(#[from] CacheError),
+    /// The disk cannot be made.
+    #[error(transparent)]
+    Make(#[from] MakeError),
+    /// The programs for its file system are missing.
     #[error("cannot make {}", disk.display())]
-    Erofs {
+    Mkfs {
         /// The disk.
         disk: PathBuf,
         /// Why not.
-        source: ErofsError,
+        source: MkfsError,
     },
     /// A signal came.
     #[error("{} is not written: {cause}", disk.display())]
@@ -127,6 +137,10 @@ pub struct Summary {
     pub blobs: usize,
     /// Their size in bytes.
     pub blob_bytes: u64,
+    /// How many of these bytes were read from sources, and hashed.
+    pub read_bytes: u64,
+    /// How many were taken from the cache.
+    pub cached_bytes: u64,
     /// Of which images one platform is kept, and what is left out for that.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<OnePlatform>,
@@ -178,12 +192,12 @@ pub fn run(args: &Args, report: Report) -> Result<(), PackError> {
 fn pack(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(Summary, Contents), PackError> {
     let disk = args.output.as_path();
     let wrong_disk = |source| PackError::Disk { disk: disk.to_owned(), source };
-    let no_file_system = |source| PackError::Erofs { disk: disk.to_owned(), source };
-    erofs::check().map_err(no_file_system)?;
+    args.format.check().map_err(|source| PackError::Mkfs { disk: disk.to_owned(), source })?;
     let requests = args.requests()?;
     let read = requests.iter().flat_map(Request::paths).chain(args.specs().map(PathBuf::as_path));
     let target = target(disk, read).map_err(wrong_disk)?;
     let folder = folder(&target);
+    let cache = args.cache.as_deref().map(Cache::open).transpose()?;
 
     let sources = open::all(args, requests, folder, report, interrupt)?;
     let left_out: Vec<OnePlatform> = sources.iter().flat_map(OnePlatform::of).collect();
@@ -194,27 +208,27 @@ fn pack(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(Summary, 
     for one in &contents.missing {
         report.step(format!("image {}: {}, of {} bytes, is missing and left out", one.image, one.digest, one.bytes));
     }
-
-    let (blobs, blob_bytes) = contents.catalog.blob_totals();
-    report.step(format!("copying and verifying {}, {}", counted(blobs, "blob"), HumanBytes(blob_bytes)));
-    let stage = Stage::new(disk, folder)?;
-    let bar = report.bytes_bar("packing", blob_bytes);
-    let copied = stage.copy(&contents, &sources, &bar, interrupt);
-    bar.finish_and_clear();
-    copied?;
-    duplicates::check(&contents.blobs, &sources, interrupt)?;
-    stage.describe(&contents)?;
-
-    report.step(format!("making the file system {}", disk.display()));
-    let unfinished = stage.unfinished_disk();
-    let identity = Digest::sha256_of(&contents.catalog.encode());
-    let bytes = erofs::make(&stage.root(), &unfinished, &identity, interrupt).map_err(no_file_system)?;
+    duplicates::check(&contents.blobs, &sources, cache.as_ref(), interrupt)?;
+    let making = Making { disk, format: args.format, cache: cache.as_ref(), report, interrupt };
+    let made = making.make(&contents, &sources, folder)?;
     interrupt.check().map_err(|cause| PackError::Interrupted { disk: disk.to_owned(), cause })?;
-    fs::rename(&unfinished, &target).map_err(wrong_disk)?;
+    fs::rename(made.file(), &target).map_err(wrong_disk)?;
     // The disk is there now, whatever comes of this: some file systems do not flush folders.
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    let (images, missing) = (contents.images.len(), contents.missing.clone());
-    Ok((Summary { disk: disk.to_owned(), bytes, images, blobs, blob_bytes, left_out, missing }, contents))
+    let (blobs, blob_bytes) = contents.catalog.blob_totals();
+    let (read_bytes, cached_bytes) = made.counts.totals();
+    let summary = Summary {
+        disk: disk.to_owned(),
+        bytes: made.bytes,
+        images: contents.images.len(),
+        blobs,
+        blob_bytes,
+        read_bytes,
+        cached_bytes,
+        left_out,
+        missing: contents.missing.clone(),
+    };
+    Ok((summary, contents))
 }
 
 /// The path that the disk is renamed to: through a symbolic link, not over it. It is none of `sources` and in none of them.

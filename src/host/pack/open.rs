@@ -7,7 +7,7 @@ use super::args::Args;
 use super::interrupt::Interrupt;
 use super::request::{Origin, Request};
 use super::source::Source;
-use super::{PackError, stage};
+use super::{PackError, work};
 use crate::host::pull::{PullError, Pulled, Reference};
 use crate::host::report::Report;
 use crate::oci::manifest::Platform;
@@ -72,7 +72,7 @@ fn pull(
             continue;
         }
         let alike = wanted.iter().filter(|(_, other)| other == platform).map(|(reference, _)| (*reference).clone()).collect();
-        let place = (folder, &*stage::prefix(&args.output));
+        let place = (folder, &*work::prefix(&args.output));
         let pulled = args.pulling.run(alike, *platform, &near, place, report, interrupt)?;
         found.extend(pulled.into_iter().map(|(reference, pulled)| (*platform, reference, pulled)));
     }
