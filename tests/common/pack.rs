@@ -14,6 +14,7 @@ use tar::EntryType;
 use tempfile::TempDir;
 
 use super::layout::{Layout, Stored};
+use super::server::Server;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_localregistry");
 
@@ -91,6 +92,12 @@ impl Bench {
             found.insert(path.to_owned(), if metadata.is_file() { fs::read(path).unwrap() } else { Vec::new() });
         });
         found
+    }
+
+    /// Serves the content of disk.erofs.
+    pub fn serve(&self) -> Server {
+        self.extract("disk.erofs");
+        Server::start(&self.path("disk.erofs.extracted"))
     }
 
     /// The content of the disk as `fsck.erofs` extracts it.
