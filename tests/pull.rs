@@ -247,7 +247,7 @@ fn with_a_password() {
     assert_eq!(
         text(&output.stderr),
         format!(
-            "localregistry: cannot pull {name}: the credential helper that {} names for {host} fails; try it with \
+            "localregistry: cannot pull {name}: the credential helper that {} names for {host} is not there or fails; try it with \
              `echo {host} | docker-credential-NAME get`\n",
             bench.path("config/config.json").display()
         )

@@ -12,6 +12,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use common::certificates;
 use common::layout::Layout;
 use common::pack::{Bench, text};
 use common::upstream::{Answer, Images, MANIFEST, Upstream, blob_target, layer, refused_with, registry};
@@ -254,6 +255,22 @@ fn nobody_there_and_silence() {
         &["--pull", &format!("{address}/a/b:1"), "--plain-http", &address.to_string(), "--pull-timeout", "1"],
         &format!("cannot pull {address}/a/b:1: {address} says nothing for 1 s (receive response)"),
     );
+}
+
+#[test]
+fn a_certificate_for_another_name() {
+    let (ca, certificate, key) = certificates::server();
+    let upstream = Upstream::start_on("127.0.0.1:0", Some((&certificate, &key)), |_| Answer::new(200, &[], b""));
+    let (bench, host) = (Bench::default(), format!("localhost:{}", upstream.address.port()));
+    bench.file("ca.crt", ca.as_bytes());
+    bench.refused(
+        &["--pull", &format!("{host}/a/b:1"), "--registry-ca", "ca.crt"],
+        &format!(
+            "cannot pull {host}/a/b:1: no TLS with {host}: invalid peer certificate: certificate not valid for name \"localhost\"; \
+             certificate is only valid for IpAddress(127.0.0.1)"
+        ),
+    );
+    assert_eq!(upstream.targets(), [""; 0]);
 }
 
 #[test]

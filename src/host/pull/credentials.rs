@@ -97,8 +97,10 @@ fn judge(
         Err(CredentialRetrievalError::NoCredentialConfigured) => Ok(None),
         // The words are the helpers' protocol.
         Err(CredentialRetrievalError::HelperFailure { stdout, .. }) if stdout.contains("credentials not found") => Ok(None),
-        Err(CredentialRetrievalError::HelperFailure { .. }) => helper("fails"),
-        Err(CredentialRetrievalError::HelperCommunicationError) => helper("cannot be run"),
+        // One that ends before it has read the host is told as one that is not there.
+        Err(CredentialRetrievalError::HelperFailure { .. } | CredentialRetrievalError::HelperCommunicationError) => {
+            helper("is not there or fails")
+        }
         Err(CredentialRetrievalError::MalformedHelperResponse) => helper("answers with something else than its protocol's JSON"),
         Err(CredentialRetrievalError::CredentialDecodingError | CredentialRetrievalError::CredentialMismatchError) => {
             Err(CredentialsError::Entry { host: host.to_owned(), file: file.to_owned() })
@@ -161,7 +163,7 @@ mod tests {
             ),
             (
                 r#"{"credHelpers":{"quay.io":"no-such-helper"}}"#,
-                "the credential helper that FILE names for quay.io cannot be run; try it with `echo quay.io | docker-credential-NAME get`",
+                "the credential helper that FILE names for quay.io is not there or fails; try it with `echo quay.io | docker-credential-NAME get`",
             ),
         ] {
             assert_eq!(found(config, "quay.io").unwrap_err(), expected);
