@@ -141,11 +141,8 @@ fn a_program_that_fails_is_quoted() {
 #[test]
 fn a_signal_while_blobs_are_copied_leaves_nothing_behind() {
     let (bench, layout, _) = hello(b"a layer");
-    // Long enough to be interrupted, whatever the machine: only who gets to its end sees that it is the wrong content.
-    let path = layout.join(blob(b"a layer"));
-    let size: u64 = 8 << 30;
-    fs::File::options().write(true).open(path).unwrap().set_len(size).unwrap();
-    rewrite(&layout, &format!("\"size\":{}}}", b"a layer".len()), &format!("\"size\":{size}}}"));
+    // Long enough to be interrupted, whatever the machine.
+    grow(&layout, 8 << 30);
     bench.file("disk.erofs", b"the old disk");
     let names = || {
         let names = fs::read_dir(bench.path("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -161,6 +158,35 @@ fn a_signal_while_blobs_are_copied_leaves_nothing_behind() {
     assert_eq!(pack.wait().unwrap().code(), Some(130));
     assert_eq!(names(), before);
     assert_eq!(fs::read(bench.path("disk.erofs")).unwrap(), b"the old disk");
+}
+
+/// Makes the layer of [`hello`] a hole of `size` bytes: only who gets to its end sees that it is the wrong content.
+fn grow(layout: &Path, size: u64) {
+    let path = layout.join(blob(b"a layer"));
+    fs::File::options().write(true).open(path).unwrap().set_len(size).unwrap();
+    rewrite(layout, &format!("\"size\":{}}}", b"a layer".len()), &format!("\"size\":{size}}}"));
+}
+
+#[test]
+fn a_bar_on_a_terminal_and_nowhere_else() {
+    let (bench, layout, _) = hello(b"a layer");
+    grow(&layout, 2 << 30);
+    // `script` runs a command on a terminal.
+    let on_terminal = |quiet: &str| {
+        let command = format!("{PROGRAM} {quiet} pack layout -o disk.erofs");
+        let script = Command::new("script").args(["-qec", &command, "/dev/null"]).current_dir(bench.path("")).output().unwrap();
+        assert_eq!(script.status.code(), Some(1));
+        text(&script.stdout)
+    };
+    let said = on_terminal("");
+    assert!(said.contains("packing [") && said.contains("2.00 GiB") && said.contains(" has the content of "), "{said}");
+    let said = on_terminal("--quiet");
+    assert!(!said.contains("packing") && said.contains(" has the content of "), "{said}");
+    let output = bench.command(&["pack", "layout", "-o", "disk.erofs"]).output().unwrap();
+    let said = text(&output.stderr);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..2], ["reading layout", "copying and verifying 3 blobs, 2.00 GiB"]);
+    assert_eq!(lines.len(), 3, "{said}");
 }
 
 /// Changes the only manifest of a layout, and what names it.
