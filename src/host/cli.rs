@@ -10,14 +10,17 @@ use crate::causes::chain;
 use super::initramfs;
 use super::kernel;
 use super::pack;
-use super::report::Report;
+use super::report::{Report, escaped};
 use super::run;
 use super::sample;
 use super::serve;
 
+/// The program, also where a subcommand is asked for its version.
+const NAME: &str = "localregistry";
+
 /// Pack container images into a disk, boot it as a registry, pull from it.
 #[derive(Debug, Parser)]
-#[command(name = "localregistry", version, propagate_version = true)]
+#[command(name = NAME, version, propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -29,16 +32,22 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Pack container images into a disk
-    Pack(pack::Args),
+    #[command(display_name = NAME)]
+    Pack(Box<pack::Args>),
     /// Make a small runnable image, to try everything with
+    #[command(display_name = NAME)]
     Sample(sample::Args),
     /// Serve a layout from this machine, without a VM
+    #[command(display_name = NAME)]
     Serve(Box<serve::Args>),
     /// Write a kernel that QEMU boots directly
+    #[command(display_name = NAME)]
     Kernel(kernel::Args),
     /// Write the archive that the guest boots from
+    #[command(display_name = NAME)]
     Initramfs(initramfs::Args),
     /// Boot a packed disk and serve its images until a signal ends it
+    #[command(display_name = NAME)]
     Run(Box<run::Args>),
 }
 
@@ -55,7 +64,7 @@ impl Cli {
             Command::Kernel(args) => status(kernel::run(&args, &report)),
             Command::Initramfs(args) => status(initramfs::run(&args, &report)),
             Command::Pack(args) => {
-                pack::run(args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
+                pack::run(&args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
             Command::Sample(args) => status(sample::run(args, report)),
             Command::Run(args) => match args.conflict() {
@@ -79,6 +88,6 @@ fn usage(conflict: &str) -> ExitCode {
 
 /// Prints `error` with its causes on one line and gives exit code `code`.
 fn fail(error: &dyn Error, code: u8) -> ExitCode {
-    eprintln!("localregistry: {}", chain(error));
+    eprintln!("localregistry: {}", escaped(&chain(error)));
     ExitCode::from(code)
 }

@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod launch;
 pub mod modules;
 pub mod pack;
+pub mod pull;
 pub mod qemu;
 pub mod report;
 pub mod run;

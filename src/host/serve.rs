@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::access::{Access, AccessError, CA_WITHOUT_TLS, CERTIFICATE_UNUSED, CLIENT_CA_WITHOUT_TLS};
 use super::files;
-use super::report::Report;
+use super::report::{Report, counted};
 use crate::registry::answer::Registry;
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::client::Surface;
@@ -206,7 +206,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         ca: args.ca.clone(),
     };
     let beside = ready.metrics.as_ref().map_or_else(String::new, |url| format!("; health and metrics at {url}"));
-    let text = format!("serving {} images at {}{beside}", ready.images, ready.endpoints.join(", "));
+    let text = format!("serving {} at {}{beside}", counted(ready.images, "image"), ready.endpoints.join(", "));
     report.result(&ready, &text)?;
 
     let totals = serve(listeners, registry, stopped).await;

@@ -212,7 +212,9 @@ impl Registry {
     fn manifest(&self, repository: RepositoryId, reference: &Reference) -> Result<(BlobId, Freshness), RegistryError> {
         let catalog = self.store.catalog();
         let (found, freshness): (Option<BlobId>, _) = match reference {
-            Reference::Tag(tag) => (catalog.tag(repository, tag.as_str()), Freshness::Tag),
+            Reference::Tag(tag) => {
+                (catalog.tag(repository, tag.as_str()).or_else(|| catalog.every_tag(repository)), Freshness::Tag)
+            }
             Reference::Digest(digest) => (catalog.blob_in(repository, digest), Freshness::Immutable),
         };
         let is_manifest = |id: &BlobId| catalog.blob(*id).is_some_and(|blob| blob.manifest.is_some());

@@ -16,5 +16,6 @@ pub mod serve;
 pub mod server;
 pub mod target;
 pub mod tls;
+pub mod upstream;
 pub mod vm;
 pub mod world;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::host::launch::{Ended, Vm, printable};
-use crate::host::report::Report;
+use crate::host::report::{Report, counted};
 use crate::proto::{Request, Warning};
 
 /// Where the registry is. Its fields are the JSON line of `--json`.
@@ -51,7 +51,11 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { endpoint, address, images, boot_seconds, accel, .. } = self;
-        writeln!(f, "The registry is ready at {endpoint} ({images} images, {boot_seconds:.1} s under {accel})")?;
+        writeln!(
+            f,
+            "The registry is ready at {endpoint} ({}, {boot_seconds:.1} s under {accel})",
+            counted(*images as usize, "image")
+        )?;
         match &self.ca {
             Some(ca) => trusting(f, address, ca)?,
             None => {
