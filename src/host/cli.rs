@@ -7,7 +7,9 @@ use clap::{Parser, Subcommand};
 
 use crate::causes::chain;
 
+use super::diff;
 use super::initramfs;
+use super::inspect;
 use super::kernel;
 use super::pack;
 use super::report::Report;
@@ -30,6 +32,10 @@ pub struct Cli {
 enum Command {
     /// Pack container images into a disk
     Pack(pack::Args),
+    /// Show what a disk holds, verify it, write its layout back out
+    Inspect(inspect::Args),
+    /// Show which images of two disks differ
+    Diff(diff::Args),
     /// Make a small runnable image, to try everything with
     Sample(sample::Args),
     /// Serve a layout from this machine, without a VM
@@ -57,6 +63,10 @@ impl Cli {
             Command::Pack(args) => {
                 pack::run(args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
+            Command::Inspect(args) => {
+                inspect::run(&args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
+            }
+            Command::Diff(args) => diff::run(&args, &report).unwrap_or_else(|error| fail(&error, error.exit_code())),
             Command::Sample(args) => status(sample::run(args, report)),
             Command::Run(args) => match args.conflict() {
                 Some(conflict) => usage(conflict),

@@ -119,7 +119,11 @@ impl Source {
     }
 }
 
-fn tree(request: &Request, folder: &Path, interrupt: &Interrupt) -> Result<Box<dyn Tree + Send + Sync>, SourceError> {
+/// The files of the source, whatever its form. What must be decompressed first goes to `folder`.
+///
+/// # Errors
+/// [`SourceError`], where it is neither a folder nor a whole archive of images.
+pub fn tree(request: &Request, folder: &Path, interrupt: &Interrupt) -> Result<Box<dyn Tree + Send + Sync>, SourceError> {
     let metadata = fs::metadata(&request.path).map_err(SourceError::Read)?;
     if metadata.is_dir() {
         return Ok(Box::new(Directory::open(&request.path).map_err(SourceError::Read)?));
