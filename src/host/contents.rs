@@ -71,10 +71,17 @@ pub struct Root {
     pub platforms: Box<[Arc<str>]>,
     /// The type of artifact that it is, where it is no image.
     pub artifact_type: Option<Arc<str>>,
-    /// The manifest that it refers to.
-    pub subject: Option<Digest>,
-    /// Manifests below it that refer to others, with what they refer to, itself included: by their numbers.
+    /// The manifests among them that refer to others, with what they refer to.
     pub referrers: Box<[(u32, Digest)]>,
+}
+
+impl Root {
+    /// The manifest that it refers to itself.
+    #[must_use]
+    pub fn subject(&self) -> Option<Digest> {
+        let (number, subject) = self.referrers.first()?;
+        (Some(number) == self.blobs.first()).then_some(*subject)
+    }
 }
 
 /// An entry of the index.
@@ -172,6 +179,8 @@ impl Contents {
             contents: Self::default(),
             numbers: HashMap::new(),
             roots: HashMap::new(),
+            typed: HashSet::new(),
+            faulty: HashSet::new(),
             texts: HashSet::new(),
         };
         for Entry { descriptor, repository, tag } in entries {
@@ -242,6 +251,9 @@ struct Walk<'a> {
     contents: Contents,
     numbers: HashMap<Digest, u32>,
     roots: HashMap<Digest, u32>,
+    /// Manifests whose media type is known from their content.
+    typed: HashSet<u32>,
+    faulty: HashSet<u32>,
     /// Texts that many images have, each once.
     texts: HashSet<Arc<str>>,
 }
@@ -295,14 +307,12 @@ impl Walk<'_> {
             }
         }
         let artifact_type = top.as_ref().and_then(artifact_type).map(|text| self.text(&text));
-        let subject = top.and_then(|manifest| manifest.subject).map(|subject| subject.digest);
         let number = column(self.contents.roots.len());
         let Found { blobs, platforms, referrers, .. } = found;
         self.contents.roots.push(Root {
             blobs: blobs.into(),
             platforms: platforms.into(),
             artifact_type,
-            subject,
             referrers: referrers.into(),
         });
         self.roots.insert(descriptor.digest, number);
@@ -318,8 +328,13 @@ impl Walk<'_> {
         manifest: &Manifest,
     ) -> Result<(), ContentsError> {
         let media_type = self.text(&layout::served_type(descriptor, manifest));
+        let first = self.typed.insert(number);
         if let Some(blob) = self.contents.blobs.get_mut(number as usize) {
-            blob.kind = Kind::Manifest(media_type);
+            // Where it is described with several types the least of them stands, as in the catalog.
+            let least = |known: &Kind| if let Kind::Manifest(known) = known { *media_type < **known } else { true };
+            if first || least(&blob.kind) {
+                blob.kind = Kind::Manifest(media_type);
+            }
         }
         found.referrers.extend(manifest.subject.as_ref().map(|subject| (number, subject.digest)));
         let mut config = None;
@@ -363,11 +378,13 @@ impl Walk<'_> {
                 return Ok(None);
             }
         }
-        if let Some(blob) = self.contents.blobs.get_mut(number as usize) {
-            blob.judged |= self.verify;
-        }
         match parsed {
-            Ok(manifest) => Ok(Some(manifest)),
+            Ok(manifest) => {
+                if let Some(blob) = self.contents.blobs.get_mut(number as usize) {
+                    blob.judged |= self.verify;
+                }
+                Ok(Some(manifest))
+            }
             Err(error) => {
                 self.fault(number, Fault::Manifest(chain(&error)));
                 Ok(None)
@@ -424,9 +441,12 @@ impl Walk<'_> {
 
     /// Notes what is wrong with a blob: the first thing counts.
     fn fault(&mut self, number: u32, fault: Fault) {
-        let Some(blob) = self.contents.blobs.get_mut(number as usize).filter(|blob| !blob.judged) else { return };
-        blob.judged = true;
-        self.contents.faults.push((number, fault));
+        if let Some(blob) = self.contents.blobs.get_mut(number as usize) {
+            blob.judged = true;
+        }
+        if self.faulty.insert(number) {
+            self.contents.faults.push((number, fault));
+        }
     }
 
     fn text(&mut self, text: &str) -> Arc<str> {

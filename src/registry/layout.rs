@@ -108,8 +108,10 @@ pub fn entries(tree: &dyn Tree) -> Result<Vec<Entry>, LayoutError> {
         return Err(LayoutError::Version(marker.image_layout_version));
     }
     let index: Index = json(tree, "index.json", MAX_INDEX)?;
-    let named = |descriptor| {
+    let named = |mut descriptor: Descriptor| {
         let (repository, tag) = name_of(&descriptor)?;
+        // They have said what they have to say, and take the most memory of it all.
+        descriptor.annotations = HashMap::new();
         Ok(Entry { descriptor, repository, tag })
     };
     index.manifests.into_iter().map(named).collect()

@@ -200,7 +200,7 @@ fn row<'a>(contents: &'a Contents, image: &'a Image) -> Option<Row<'a>> {
         let blobs = contents.blobs_of(root).filter(|blob| !shared || blob.roots > 1);
         blobs.fold(0_u64, |sum, blob| sum.saturating_add(blob.size))
     };
-    let artifact = root.artifact_type.is_some() || root.subject.is_some();
+    let artifact = root.artifact_type.is_some() || root.subject().is_some();
     Some(Row {
         name: contents.name(image),
         upstream: image.repository.as_ref().and_then(|repository| repository.host()),
@@ -214,7 +214,7 @@ fn row<'a>(contents: &'a Contents, image: &'a Image) -> Option<Row<'a>> {
         },
         media_type: kind,
         artifact_type: root.artifact_type.as_deref(),
-        subject: root.subject.map(|subject| subject.to_string()),
+        subject: root.subject().map(|subject| subject.to_string()),
         platforms: root.platforms.iter().map(AsRef::as_ref).collect(),
         blobs: root.blobs.len(),
         bytes: sum(false),
