@@ -9,7 +9,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::layout::{Layout, Stored};
 use common::pack::{Bench, archive, blob, hello, text};
@@ -17,6 +17,8 @@ use localregistry::host::contents::Contents;
 use localregistry::host::disk::Disk;
 use localregistry::host::pack::interrupt::Interrupt;
 use localregistry::oci::{Digest, media_type};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tar::EntryType::Regular;
@@ -398,6 +400,39 @@ fn an_export_replaces_nothing() {
         ),
         "{said}"
     );
+}
+
+#[test]
+fn a_signal_ends_an_export_without_a_trace() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    // A layer of a terabyte of nothing, which takes longer than any test.
+    let layer = layout.blob(b"a layer");
+    let config = layout.blob(b"{}");
+    let mut huge = layer.descriptor("application/vnd.oci.image.layer.v1.tar");
+    huge["size"] = json!(1_u64 << 40);
+    let manifest = layout.json(&json!({
+        "schemaVersion": 2, "config": config.descriptor("application/vnd.oci.empty.v1+json"), "layers": [huge],
+    }));
+    layout.name(manifest, media_type::OCI_MANIFEST, "test/huge:1");
+    fs::OpenOptions::new().write(true).open(layout.path().join(layer.digest.blob_path())).unwrap().set_len(1 << 40).unwrap();
+    let path = layout.write().to_owned();
+    let names = || {
+        let entries = fs::read_dir(bench.path("")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let mut command = bench.command(&["-q", "inspect", path.to_str().unwrap(), "--export", "out"]);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        while names().is_empty() {
+            assert_eq!(child.try_wait().unwrap(), None);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(text(&output.stderr), format!("localregistry: interrupted by {}\n", signal.as_str()));
+        assert_eq!((output.status.code(), names()), (Some(code), Vec::<String>::new()));
+    }
 }
 
 /// Opens the disk and reads all that it has. Whatever is wrong with it, that has to end, and in words.

@@ -14,6 +14,8 @@ use inode::{Inode, Kind};
 
 mod directory;
 mod inode;
+#[cfg(test)]
+mod tests;
 
 /// Where the superblock is, in bytes.
 const SUPERBLOCK: u64 = 1024;

@@ -100,7 +100,12 @@ fn cells(row: &Row<'_>) -> [String; 5] {
         (None, None) => row.platforms.join(","),
     };
     let shared = if row.shared_bytes == 0 { "-".to_owned() } else { HumanBytes(row.shared_bytes).to_string() };
-    [row.name.clone(), plain(&content), digest, HumanBytes(row.bytes).to_string(), shared]
+    // Without a tag the name has the digest, which stands beside it.
+    let name = match row.name.split_once('@') {
+        Some((repository, _)) => repository.to_owned(),
+        None => row.name.clone(),
+    };
+    [name, plain(&content), digest, HumanBytes(row.bytes).to_string(), shared]
 }
 
 /// A digest with as many digits as tell it from others at a glance.

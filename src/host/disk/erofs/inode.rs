@@ -127,6 +127,9 @@ impl Erofs {
                 let last = self.last_block(inode.size);
                 match last.checked_sub(from).filter(|whole| *whole > 0) {
                     Some(whole) => (Some(at.checked_add(from).ok_or_else(beyond)?), whole),
+                    None if tail % self.block_size() + (inode.size - last) > self.block_size() => {
+                        return Err(fault("has a tail that leaves its block"));
+                    }
                     None => (Some(tail.checked_add(from - last).ok_or_else(beyond)?), left),
                 }
             }
