@@ -78,8 +78,8 @@ fn the_result_for_people() {
     let output = bench.command(&["inspect", "disk.erofs", "--verify"]).output().unwrap();
     assert_eq!(text(&output.stderr), "reading disk.erofs\nverifying 20 blobs, 3.00 MiB\n");
     let size = fs::metadata(bench.path("disk.erofs")).unwrap().len();
-    let expected = include_str!("golden/inspect.txt").replace("SIZE", &size.to_string());
-    assert_eq!(text(&output.stdout), expected.replace("DIGEST", &digest_of(&bench.path("disk.erofs"))));
+    let expected = include_str!("golden/inspect.txt").replacen("SIZE", &size.to_string(), 1);
+    assert_eq!(text(&output.stdout), expected.replacen("DIGEST", &digest_of(&bench.path("disk.erofs")), 1));
 }
 
 #[test]

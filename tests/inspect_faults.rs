@@ -224,7 +224,7 @@ fn wrong_bytes() {
     let layer = layer();
     let (bench, _, manifest) = hello(&layer);
     bench.pack(&["layout", "--name", "docker.io/library/other:1=layout"]);
-    let (digest, images) = (Digest::sha256_of(&layer), "it is part of test/hello:latest, docker.io/library/other:1");
+    let (digest, images) = (Digest::sha256_of(&layer), "it is part of docker.io/library/other:1, test/hello:latest");
     for disk in ["disk.erofs"].into_iter().chain(disks(&bench, "layout")) {
         let images = if disk == "disk.erofs" { images } else { "it is part of test/hello:latest" };
         spoil(&bench.path(disk), &layer);
@@ -235,12 +235,13 @@ fn wrong_bytes() {
         assert_eq!(said, format!("localregistry: cannot export to out: blob {digest} has the content of {found}\n"));
         assert!(bench.command(&["-q", "inspect", disk]).output().unwrap().status.success());
     }
-    bench.pack(&["layout"]);
+    // A manifest, which may lie in the block that the superblock's checksum covers, where there is one.
+    make(&bench, "mkfs.erofs", &["--quiet", "-Enosbcrc", "plain.erofs", "layout"]);
     let content = fs::read(bench.path("layout").join(manifest.digest.blob_path())).unwrap();
-    spoil(&bench.path("disk.erofs"), &content);
+    spoil(&bench.path("plain.erofs"), &content);
     let fault = format!("blob {} has the content of {}; it is part of test/hello:latest", manifest.digest, spoilt(&content));
-    let (said, _) = failed(&bench, &["disk.erofs"]);
-    assert_eq!(said, format!("disk.erofs: {fault}\nlocalregistry: disk.erofs has 1 fault\n"));
+    let (said, _) = failed(&bench, &["plain.erofs"]);
+    assert_eq!(said, format!("plain.erofs: {fault}\nlocalregistry: plain.erofs has 1 fault\n"));
 }
 
 #[test]

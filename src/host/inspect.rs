@@ -158,8 +158,6 @@ fn inspect(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(), Ins
     report.step(format!("reading {}", args.disk.display()));
     let disk = Disk::open(&args.disk, interrupt).map_err(|source| InspectError::Disk { disk: named(), source })?;
     let tree = disk.tree.as_ref();
-    let catalog = load(tree, &args.disk)?;
-
     let bar = report.bytes_bar("hashing the disk", disk.bytes.unwrap_or_default());
     let (digest, contents) = thread::scope(|scope| {
         let digest = scope.spawn(|| digest(&args.disk, disk.form, &bar, interrupt));
@@ -169,6 +167,8 @@ fn inspect(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(), Ins
     bar.finish_and_clear();
     let mut contents = contents.map_err(|source| InspectError::Contents { disk: named(), source })?;
     let digest = digest.map_err(|source| InspectError::Read { disk: named(), file: "the whole of it", source })?;
+    // Last, when the memory that reading the index took is free again.
+    let catalog = load(tree, &args.disk)?;
 
     let mut verified = None;
     let mut differences = Vec::new();

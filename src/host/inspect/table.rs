@@ -194,10 +194,10 @@ mod tests {
         for (width, expected) in [
             (
                 110,
-                "registry.k8s.io/a/very/long/name/of/an/image:v1.2.3  linux/arm…ux/amd64  sha256:0123456789ab  1.00 KiB       -",
+                "registry.k8s.io/a/very/long/name/of/an/image:v1.2.3  linux/ar…nux/amd64  sha256:0123456789ab  1.00 KiB       -",
             ),
-            (80, "registry.k8s…image:v1.2.3  linux…amd64  sha256:0123456789ab  1.00 KiB       -"),
-            (20, "registry.k8…mage:v1.2.3  linux…amd64  sha256:0123456789ab  1.00 KiB       -"),
+            (80, "registry.k8s.…n/image:v1.2.3  linux…amd64  sha256:0123456789ab  1.00 KiB       -"),
+            (20, "registry.k8…image:v1.2.3  linux…amd64  sha256:0123456789ab  1.00 KiB       -"),
         ] {
             let lines = fitted(&rows, Style { width: Some(width), colour: false });
             assert_eq!(lines[1], expected, "{width}");
