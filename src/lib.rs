@@ -24,6 +24,8 @@ mod layers;
 pub mod oci;
 pub mod proto;
 pub mod registry;
+#[cfg(any(feature = "guest", feature = "host"))]
+mod superblock;
 
 #[cfg(feature = "guest")]
 pub mod guest;

@@ -7,7 +7,9 @@ use clap::{Parser, Subcommand};
 
 use crate::causes::chain;
 
+use super::diff;
 use super::initramfs;
+use super::inspect;
 use super::kernel;
 use super::pack;
 use super::report::{Report, escaped};
@@ -34,6 +36,12 @@ enum Command {
     /// Pack container images into a disk
     #[command(display_name = NAME)]
     Pack(Box<pack::Args>),
+    /// Show what a disk holds, verify it, write its layout back out
+    #[command(display_name = NAME)]
+    Inspect(inspect::Args),
+    /// Show which images of two disks differ
+    #[command(display_name = NAME)]
+    Diff(diff::Args),
     /// Make a small runnable image, to try everything with
     #[command(display_name = NAME)]
     Sample(sample::Args),
@@ -66,6 +74,10 @@ impl Cli {
             Command::Pack(args) => {
                 pack::run(&args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
+            Command::Inspect(args) => {
+                inspect::run(&args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
+            }
+            Command::Diff(args) => diff::run(&args, &report).unwrap_or_else(|error| fail(&error, error.exit_code())),
             Command::Sample(args) => status(sample::run(args, report)),
             Command::Run(args) => match args.conflict() {
                 Some(conflict) => usage(conflict),

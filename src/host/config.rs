@@ -182,7 +182,7 @@ impl GuestConfig {
     fn typed(&self) -> Result<Config, serde_json::Error> {
         let config: Config = serde_json::from_value(Value::Object(self.json.clone()))?;
         for (key, port) in [("port", config.port), ("metricsPort", config.metrics_port)] {
-            if port > u16::MAX.into() {
+            if port > u32::from(u16::MAX) {
                 return Err(serde_json::Error::custom(format!("{key} {port}, expected 1 to 65535")));
             }
         }

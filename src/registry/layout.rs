@@ -21,9 +21,9 @@ pub use tree::{Content, Directory, Identity, Tree};
 /// Largest `index.json`, in bytes: some 200,000 images.
 const MAX_INDEX: u64 = 64 << 20;
 /// Deepest nesting of indexes: an index of indexes is rare, and eight levels are a mistake or an attack.
-const MAX_DEPTH: usize = 8;
+pub const MAX_DEPTH: usize = 8;
 /// Most manifests below one image.
-const MAX_MANIFESTS: usize = 10_000;
+pub const MAX_MANIFESTS: usize = 10_000;
 
 /// The annotation that names an image in `index.json` (image specification, "Pre-Defined Annotation Keys").
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -102,28 +102,56 @@ struct Named {
     missing: Arc<[Blob]>,
 }
 
-/// Every image of the layout in `tree`, in the order of its `index.json`.
+/// An entry of `index.json`, with the name that its annotations give it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// What it describes.
+    pub descriptor: Descriptor,
+    /// The repository, where it is named.
+    pub repository: Option<Repository>,
+    /// The tag, where it has one.
+    pub tag: Option<Tag>,
+    /// Whether it answers to every other tag of the repository as well.
+    pub every_tag: bool,
+}
+
+/// The entries of the layout's `index.json`, in its order.
 ///
 /// # Errors
-/// [`LayoutError`], at the first thing that is wrong.
-pub fn images(tree: &dyn Tree, reading: Reading<'_>) -> Result<Vec<Image>, LayoutError> {
+/// [`LayoutError`], where it is no layout, or a name is none.
+pub fn entries(tree: &dyn Tree) -> Result<Vec<Entry>, LayoutError> {
     let marker: Marker = json(tree, "oci-layout", 4096)?;
     if marker.image_layout_version != "1.0.0" {
         return Err(LayoutError::Version(marker.image_layout_version));
     }
     let index: Index = json(tree, "index.json", MAX_INDEX)?;
+    let named = |mut descriptor: Descriptor| {
+        let (repository, tag) = name_of(&descriptor)?;
+        let every_tag = descriptor.annotations.get(EVERY_TAG).is_some_and(|value| value == "true");
+        // They have said what they have to say, and take the most memory of it all.
+        descriptor.annotations = HashMap::new();
+        Ok(Entry { descriptor, repository, tag, every_tag })
+    };
+    index.manifests.into_iter().map(named).collect()
+}
+
+/// Every image of the layout in `tree`, in the order of its `index.json`.
+///
+/// # Errors
+/// [`LayoutError`], at the first thing that is wrong.
+pub fn images(tree: &dyn Tree, reading: Reading<'_>) -> Result<Vec<Image>, LayoutError> {
+    let entries = entries(tree)?;
     let mut walk = Walk { tree, reading, seen: HashMap::new() };
     let mut images = Vec::new();
     let mut unnamed = Vec::new();
-    for descriptor in &index.manifests {
-        match name_of(descriptor)? {
+    for Entry { descriptor, repository, tag, every_tag } in &entries {
+        match (repository.clone(), tag.clone()) {
             (None, None) => unnamed.push(descriptor),
             (repository, tag) => {
                 let named = repository.is_some();
                 let repository = repository.or_else(|| reading.unnamed.cloned());
                 let repository = repository.ok_or(LayoutError::Unnamed { digest: descriptor.digest })?;
-                let every_tag = descriptor.annotations.get(EVERY_TAG).is_some_and(|value| value == "true");
-                images.push(Image { named, every_tag, ..walk.image(repository, tag, descriptor)? });
+                images.push(Image { named, every_tag: *every_tag, ..walk.image(repository, tag, descriptor)? });
             }
         }
     }
@@ -359,7 +387,8 @@ fn blob_error(image: &str, what: &'static str, descriptor: &Descriptor, cause: i
 
 /// The media type that a manifest is served with: what it says of itself (clients hold the two against each other), else what
 /// its descriptor says.
-fn served_type(descriptor: &Descriptor, manifest: &Manifest) -> String {
+#[must_use]
+pub fn served_type(descriptor: &Descriptor, manifest: &Manifest) -> String {
     let described = &descriptor.media_type;
     let same_kind =
         media_type::is_manifest(described) && media_type::is_index(described) == media_type::is_index(&manifest.media_type);

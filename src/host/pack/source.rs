@@ -144,8 +144,12 @@ fn tree(
     }
 }
 
-/// The archive at `path` as a layout; `nameless` says whether its images may be without names.
-fn archived(
+/// The archive at `path` as a layout; `nameless` says whether its images may be without names. What must be decompressed first goes
+/// to `folder`.
+///
+/// # Errors
+/// [`SourceError`], where it is no whole archive of images.
+pub fn archived(
     path: &Path,
     nameless: bool,
     folder: &Path,

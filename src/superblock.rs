@@ -1,10 +1,10 @@
 //! What is on a disk, from its first bytes. What enters is the start of a device; what leaves is the file system there and the
-//! size that it says it has. It never decides whether that is good: [`disk`](super::disk) does.
+//! size that it says it has. It never decides whether that is good.
 
 /// Bytes of the device's start that [`Superblock::find`] wants.
 pub const START: usize = 4096;
 
-/// A file system that the guest can serve.
+/// A file system that the guest can serve, and the host look into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileSystem {
     /// What `localregistry pack` makes.
