@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::mount::{self, Mount, MountError};
-use super::superblock::{START, Superblock};
+use crate::superblock::{START, Superblock};
 
 /// Where the disk is mounted.
 pub const ROOT: &str = "/disk";

@@ -1,5 +1,5 @@
 //! What is on a disk, from its first bytes. What enters is the start of a device; what leaves is the file system there and the
-//! size that it says it has. It never decides whether that is good: [`disk`](super::disk) does.
+//! size that it says it has. It never decides whether that is good: the guest does before it mounts, the launcher before it boots.
 
 /// Bytes of the device's start that [`Superblock::find`] wants.
 pub const START: usize = 4096;
