@@ -12,6 +12,7 @@ use super::kernel;
 use super::pack;
 use super::report::Report;
 use super::run;
+use super::runs::{ps, stop};
 use super::sample;
 use super::serve;
 
@@ -40,6 +41,10 @@ enum Command {
     Initramfs(initramfs::Args),
     /// Boot a packed disk and serve its images until a signal ends it
     Run(Box<run::Args>),
+    /// List the runs of this user
+    Ps(ps::Args),
+    /// End a run in order
+    Stop(stop::Args),
 }
 
 impl Cli {
@@ -58,8 +63,10 @@ impl Cli {
                 pack::run(args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
             Command::Sample(args) => status(sample::run(args, report)),
-            Command::Run(args) => match args.conflict() {
-                Some(conflict) => usage(conflict),
+            Command::Ps(args) => status(ps::run(&args, &report)),
+            Command::Stop(args) => stop::run(&args, &report).map_or_else(|error| fail(&error, 1), ExitCode::from),
+            Command::Run(args) => match args.conflict(&report) {
+                Some(conflict) => usage(&conflict),
                 None => run::run(&args, &report),
             },
         }
