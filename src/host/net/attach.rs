@@ -35,8 +35,11 @@ pub async fn attach(nets: &[(Net, Mac)]) -> Result<Vec<Option<OwnedFd>>, NoNetwo
     Ok(open_now)
 }
 
-/// The tap `name`, which is there.
-fn open(name: &str) -> Result<OwnedFd, NoNetwork> {
+/// The tap `name`, which is there. It is taken as long as the descriptor is open.
+///
+/// # Errors
+/// It belongs to another user, or another process has it.
+pub fn open(name: &str) -> Result<OwnedFd, NoNetwork> {
     let opened = sys::open_tap(name).map(|(tap, _)| tap);
     opened.map_err(|source| match source.raw_os_error() {
         Some(EPERM) => NoNetwork::NotOurs { name: name.to_owned() },

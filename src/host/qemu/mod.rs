@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_the_golden_one() {
-        assert_eq!(listing(&machine()), include_str!("../../tests/golden/qemu-argv.txt"));
+        assert_eq!(listing(&machine()), include_str!("../../../tests/golden/qemu-argv.txt"));
     }
 
     #[test]
