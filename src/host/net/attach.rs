@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use nix::libc::{EBUSY, EPERM};
+use nix::libc::{EACCES, EBUSY, EPERM};
 use rtnetlink::LinkUnspec;
 
 use super::check::{self, NoNetwork};
@@ -43,6 +43,7 @@ pub fn open(name: &str) -> Result<OwnedFd, NoNetwork> {
     let opened = sys::open_tap(name).map(|(tap, _)| tap);
     opened.map_err(|source| match source.raw_os_error() {
         Some(EPERM) => NoNetwork::NotOurs { name: name.to_owned() },
+        Some(EACCES) => NoNetwork::NoDevice { name: name.to_owned(), source },
         Some(EBUSY) => NoNetwork::Busy { name: name.to_owned() },
         _ => refused(format!("open the tap {name}"), source),
     })
@@ -53,7 +54,7 @@ async fn on_bridge(name: &str, mac: Mac, mtu: Option<u32>) -> Result<OwnedFd, No
     let links = check::netlink()?;
     let bridge = check::bridge(&links, name, mtu).await?;
     let (tap, tap_name) = sys::open_tap(TAPS).map_err(|source| match source.raw_os_error() {
-        Some(EPERM) => NoNetwork::NoPermission { name: name.to_owned() },
+        Some(EPERM | EACCES) => NoNetwork::NoPermission { name: name.to_owned() },
         _ => refused(format!("make a tap for the bridge {name}"), source),
     })?;
     let Some(link) = check::find(&links, &tap_name).await? else {

@@ -63,6 +63,14 @@ pub enum NoNetwork {
         /// The tap.
         name: String,
     },
+    /// The user may not open taps at all.
+    #[error("cannot open /dev/net/tun for the tap {name} (as root: chmod 0666 /dev/net/tun, as most systems have it)")]
+    NoDevice {
+        /// The tap.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
     /// Another process has the tap.
     #[error("the tap {name} is in use by another process: give each machine its own")]
     Busy {
