@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use command_fds::CommandFdExt;
@@ -53,31 +53,33 @@ fn a_bridge_has_a_tap_as_long_as_the_appliance_lives() {
         ip("link add br0 type bridge");
         ip("address add 10.77.0.1/24 dev br0");
         ip("link set br0 up");
-        let before = ip("-brief link show br0");
+        // A bridge has the lowest address of its ports.
+        ip("link add port0 type veth peer name port1");
+        ip("link set port0 master br0");
+        let address = || ip("-brief link show br0").split_whitespace().nth(2).map(str::to_owned);
+        let before = address();
+        let taps = || ip("-brief link show master br0").lines().filter(|line| line.starts_with("lreg")).count();
         let vm = Vm::boot(&disk, &["--net", "bridge=br0,ip=10.77.0.82/24,gw=10.77.0.1,mtu=1400"]);
         assert_eq!(vm.ready["endpoint"], "https://10.77.0.82:5000");
         assert_eq!(vm.ready["endpoints"].as_array().unwrap()[0], "https://10.77.0.82:5000");
         pull(&vm);
-        let ports = ip("-brief link show master br0");
-        assert!(ports.starts_with("lreg0 ") && ports.lines().count() == 1, "{ports}");
+        assert_eq!((taps(), address()), (1, before.clone()), "the bridge is who it was");
         assert!(ip("-oneline link show lreg0").contains(" mtu 1500 "), "the bridge's, whatever the guest's");
         let ended = vm.stop(Signal::SIGTERM);
         assert_eq!(ended.status, Some(0), "{}", ended.stderr);
         assert!(ended.requests().iter().any(|request| request.peer.starts_with("10.77.0.1:") && request.status == 200));
-        assert_eq!(ip("-brief link show master br0"), "", "the tap is gone");
-        let address = |line: &str| line.split_whitespace().nth(2).map(str::to_owned);
-        assert_eq!(address(&ip("-brief link show br0")), address(&before), "the bridge is who it was");
+        assert_eq!((taps(), address()), (0, before), "the tap is gone");
 
         // Two on one bridge; one launcher is killed, and its tap goes with it.
         let one = Vm::boot(&disk, &["--net", "bridge=br0,ip=10.77.0.82/24"]);
         let other = Vm::boot(&disk, &["--net", "bridge=br0,ip=10.77.0.83/24"]);
-        assert_eq!(ip("-brief link show master br0").lines().count(), 2);
+        assert_eq!(taps(), 2);
         let qemu = one.ready["qemu_pid"].as_u64().unwrap();
         drop(one);
         while PathBuf::from(format!("/proc/{qemu}")).exists() {
             std::thread::sleep(Duration::from_millis(10));
         }
-        assert_eq!(ip("-brief link show master br0").lines().count(), 1);
+        assert_eq!(taps(), 1);
         pull(&other);
         assert_eq!(other.stop(Signal::SIGTERM).status, Some(0));
     });
@@ -107,6 +109,16 @@ fn a_tap_that_is_there_is_used_and_stays() {
         assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
         assert!(ip("-brief link").contains("tap0"));
     });
+}
+
+/// A process that does not outlive the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// An ARP request (RFC 826) for `target`, from a peer at `sender` with the address 02:00:00:00:00:01 on the link.
@@ -184,6 +196,7 @@ fn frames_pass_both_ways_on_every_network_without_rights() {
         let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         // The network is the test's own: no other group is here.
         let group: SocketAddrV4 = "239.1.2.3:4000".parse().unwrap();
+        ip("route add 239.0.0.0/8 dev lo");
         let member = in_group(group);
 
         let mut command = Command::new(PROGRAM);
@@ -197,10 +210,11 @@ fn frames_pass_both_ways_on_every_network_without_rights() {
             format!("mcast={group},ip=10.85.0.2/24,mac=52:54:00:00:00:05,mtu=1400"),
         ];
         nets.iter().for_each(|net| drop(command.args(["--net", net])));
-        let mut run = command.arg(&disk).stdout(Stdio::piped()).preserved_fds(vec![theirs.into()]).spawn().unwrap();
+        let run = command.arg(&disk).stdout(Stdio::piped()).preserved_fds(vec![theirs.into()]).spawn().unwrap();
+        let mut run = Killed(run);
         drop(command);
         let mut line = String::new();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(run.stdout.take().unwrap()), &mut line).unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(run.0.stdout.take().unwrap()), &mut line).unwrap();
         let ready: Value = serde_json::from_str(&line).unwrap();
         let endpoints: Vec<&str> = ready["endpoints"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
         assert_eq!(endpoints[0], ready["endpoint"]);
@@ -218,8 +232,8 @@ fn frames_pass_both_ways_on_every_network_without_rights() {
         let send = |frame: &[u8]| drop(member.send_to(frame, group).unwrap());
         assert_eq!(resolve("10.85.0.2", send, || received(member.recv(&mut buffer), &buffer)), "52:54:00:00:00:05");
 
-        kill(Pid::from_raw(run.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-        assert_eq!(run.wait().unwrap().code(), Some(0));
+        kill(Pid::from_raw(run.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        assert_eq!(run.0.wait().unwrap().code(), Some(0));
         assert!(!path("local").exists(), "the socket that QEMU made is gone");
         assert!(path("switch").exists() && path("peer").exists(), "and ours are not");
     });

@@ -14,7 +14,10 @@ use crate::host::net::check::NoNetwork;
 use crate::host::qemu::version::Lacks;
 use crate::registry::tls::TlsError;
 
-/// Exit statuses of `localregistry run` for what is wrong before a boot; those of the boot are [`Outcome`]'s.
+// Exit statuses of `localregistry run` for what is wrong before a boot; those of the boot are `Outcome`'s.
+
+/// What was asked for does not go together.
+const USAGE: u8 = 2;
 /// QEMU is missing, too old, or none.
 pub const NO_QEMU: u8 = 8;
 /// The disk is missing or none of ours.
@@ -208,6 +211,7 @@ impl LaunchError {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Ended(ended) => ended.outcome.exit_status(),
+            Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::NeedsUs { .. } => USAGE,
             Self::NoQemu { .. } | Self::NotQemu { .. } | Self::TooOld { .. } | Self::Spawn { .. } => NO_QEMU,
             Self::NoFileSystem { .. } | Self::Truncated { .. } => NO_DISK,
             Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. } if *what == "disk" => NO_DISK,
