@@ -168,7 +168,8 @@ fn the_example_runs() {
     said.read_line(&mut line).unwrap();
     let address = line.strip_prefix("pull from ").unwrap().strip_suffix(", trusting boot-ca.crt\n").unwrap();
     let url = format!("https://{address}/v2/test/hello/manifests/latest");
-    let curl = Command::new("curl").args(["--silent", "--fail", "--cacert", "boot-ca.crt", &url]).current_dir(folder.path()).output();
+    let curl =
+        Command::new("curl").args(["--silent", "--fail", "--cacert", "boot-ca.crt", &url]).current_dir(folder.path()).output();
     assert!(curl.unwrap().status.success());
     let mut rest = String::new();
     said.read_to_string(&mut rest).unwrap();

@@ -160,7 +160,11 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
             &["disk", "--client-ca", "kernel"],
             "cannot let anybody in: kernel cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
         ),
-        (12, &["disk", "--events", "no/events"], "cannot create no/events for the events: No such file or directory (os error 2)"),
+        (
+            12,
+            &["disk", "--events", "no/events"],
+            "cannot create no/events for the events: No such file or directory (os error 2)",
+        ),
         (12, &["disk", "--console", "dir"], "cannot create dir for the console: Is a directory (os error 21)"),
         (
             8,
@@ -196,18 +200,18 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
             "cert.pem and other.key cannot be served with: the given certificate chain and key do not go together: keys may \
              not be consistent: KeyMismatch",
         ),
-        (12, &["disk", "--ca", "no/ca.crt"], "cannot write the CA certificate to no/ca.crt: No such file or directory (os error 2)"),
+        (
+            12,
+            &["disk", "--ca", "no/ca.crt"],
+            "cannot write the CA certificate to no/ca.crt: No such file or directory (os error 2)",
+        ),
         (12, &["disk", "--ca", "dir"], "cannot write the CA certificate to dir: it is there already and not a regular file"),
         (
             12,
             &["disk", "--ready-file", "no/ready"],
             "cannot write where the registry is to no/ready: No such file or directory (os error 2)",
         ),
-        (
-            12,
-            &["disk", "--pid-file", "kernel/pid"],
-            "cannot write the process's number to kernel/pid: not a directory",
-        ),
+        (12, &["disk", "--pid-file", "kernel/pid"], "cannot write the process's number to kernel/pid: not a directory"),
         (
             12,
             &["disk", "--run-dir", "/proc/none"],
@@ -246,11 +250,7 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
             &["disk", "--net", "dgram=./kernel,./peer"],
             "./kernel is there already and no socket: QEMU would put its own in its place",
         ),
-        (
-            11,
-            &["disk", "--net", "dgram=no/a,./peer"],
-            "QEMU cannot make the socket no/a: No such file or directory (os error 2)",
-        ),
+        (11, &["disk", "--net", "dgram=no/a,./peer"], "QEMU cannot make the socket no/a: No such file or directory (os error 2)"),
         (
             8,
             &["disk", "--net", "stream=no.sock,reconnect=1"],
@@ -318,7 +318,10 @@ fn first_line(program: &str) -> String {
 /// A program that says that it is this version of QEMU, and would leave a mark if it were started as one.
 fn qemu_of_version(folder: &Path, version: &str) -> String {
     let path = folder.join(format!("qemu-{version}"));
-    let script = format!("#!/bin/sh\n[ \"$1\" = --version ] || touch {}/started\necho QEMU emulator version {version}\n", folder.display());
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] || touch {}/started\necho QEMU emulator version {version}\n",
+        folder.display()
+    );
     fs::write(&path, script).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path.display().to_string()

@@ -59,8 +59,9 @@ fn qemu_of(run: &Child) -> Pid {
         for task in fs::read_dir(format!("/proc/{}/task", run.id())).unwrap().flatten() {
             let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
             for child in children.split_whitespace() {
-                let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-                if name.starts_with("qemu-system") {
+                let arguments = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+                // Not the one that is asked for its version.
+                if arguments.starts_with("qemu-system") && arguments.contains("\0-machine\0") {
                     return Pid::from_raw(child.parse().unwrap());
                 }
             }

@@ -53,7 +53,7 @@ use super::qemu::Forward;
 use crate::causes::chain;
 use crate::proto::{Event, Ready, event::Event as Kind};
 
-pub use self::builder::{Builder, BuildError};
+pub use self::builder::{BuildError, Builder};
 pub use self::error::LaunchError;
 pub use self::event::BadEvent;
 pub use self::lines::printable;

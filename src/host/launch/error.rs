@@ -153,7 +153,9 @@ pub enum LaunchError {
     #[error("the config has interfaces, and so have the networks (--net): say them in one place")]
     Interfaces,
     /// A network that lives with this program.
-    #[error("{network} needs a tap that this program makes and keeps: make one (ip tuntap add dev TAP mode tap user USER) and give tap=TAP")]
+    #[error(
+        "{network} needs a tap that this program makes and keeps: make one (ip tuntap add dev TAP mode tap user USER) and give tap=TAP"
+    )]
     NeedsUs {
         /// The network.
         network: String,
@@ -219,7 +221,9 @@ impl LaunchError {
             Self::Network(_) => NO_NETWORK,
             Self::Create { .. } => NO_PLACE,
             Self::Pem { .. } => NO_ACCESS,
-            Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. } if matches!(*what, "certificate" | "key") => {
+            Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. }
+                if matches!(*what, "certificate" | "key") =>
+            {
                 NO_ACCESS
             }
             _ => 1,

@@ -52,4 +52,3 @@ pub struct Options {
     /// Where progress is told.
     pub report: Report,
 }
-

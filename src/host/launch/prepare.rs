@@ -85,7 +85,8 @@ impl Prepared {
     /// The network interfaces, where `open` are the descriptors of those that QEMU inherits.
     fn networks(&self, open: &[Option<i32>]) -> Vec<Network> {
         let nets = self.nets.iter().enumerate();
-        nets.map(|(place, (net, mac))| Network { backend: self.backend(net, open.get(place).copied().flatten()), mac: *mac }).collect()
+        nets.map(|(place, (net, mac))| Network { backend: self.backend(net, open.get(place).copied().flatten()), mac: *mac })
+            .collect()
     }
 
     fn backend(&self, net: &Net, open: Option<i32>) -> Backend {

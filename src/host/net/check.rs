@@ -58,7 +58,9 @@ pub enum NoNetwork {
         name: String,
     },
     /// The user may not open the tap.
-    #[error("no permission to open the tap {name}: it belongs to another user (as root: ip tuntap add dev {name} mode tap user USER)")]
+    #[error(
+        "no permission to open the tap {name}: it belongs to another user (as root: ip tuntap add dev {name} mode tap user USER)"
+    )]
     NotOurs {
         /// The tap.
         name: String,
@@ -239,7 +241,8 @@ impl Link {
             match attribute {
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::LinkInfo(infos) => {
-                    link.kind = infos.into_iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None });
+                    link.kind =
+                        infos.into_iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None });
                 }
                 _ => {}
             }

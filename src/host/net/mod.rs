@@ -257,7 +257,8 @@ mod tests {
 
     #[test]
     fn only_addresses_that_others_reach_are_told() {
-        let all = ["https://10.0.2.15:5000", "https://[fec0::5054:ff:fe12:3456]:5000", "https://10.1.0.82:5000"].map(str::to_owned);
+        let all =
+            ["https://10.0.2.15:5000", "https://[fec0::5054:ff:fe12:3456]:5000", "https://10.1.0.82:5000"].map(str::to_owned);
         assert_eq!(reachable(&[net("user"), net("tap=a")], &all), ["https://10.1.0.82:5000"]);
         assert_eq!(reachable(&[net("tap=a")], &all), all);
         assert_eq!(reachable(&[net("user"), net("tap=a,ip=10.0.2.15/24")], &all), [all[0].clone(), all[2].clone()]);

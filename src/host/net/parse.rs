@@ -25,7 +25,9 @@ pub enum NetError {
         kind: String,
     },
     /// passt.
-    #[error("passt is part of QEMU only since 10.1: start `passt --socket PATH` and give stream=PATH, which every version since 7.2 takes")]
+    #[error(
+        "passt is part of QEMU only since 10.1: start `passt --socket PATH` and give stream=PATH, which every version since 7.2 takes"
+    )]
     Passt,
     /// The kind's own value.
     #[error("{kind} needs {expected}, not {value:?}")]
@@ -295,7 +297,10 @@ mod tests {
             ("tap=a,reconnect=1", format!("\"reconnect\" {keys}")),
             ("tap=a,up", format!("\"up\" {keys}")),
             ("tap=a,", format!("\"\" {keys}")),
-            ("user,ip=2001:db8::1/64", "ip=2001:db8::1/64 is IPv6: QEMU's user network forwards to IPv4 addresses only".to_owned()),
+            (
+                "user,ip=2001:db8::1/64",
+                "ip=2001:db8::1/64 is IPv6: QEMU's user network forwards to IPv4 addresses only".to_owned(),
+            ),
         ] {
             assert_eq!(text.parse::<Net>().unwrap_err().to_string(), message, "{text}");
         }

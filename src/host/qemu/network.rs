@@ -91,9 +91,8 @@ impl Backend {
                 argument
             }
             Self::Dgram(Datagrams::Udp { local, remote }) => {
-                let end = |name, end: &SocketAddrV4| {
-                    format!(",{name}.type=inet,{name}.host={},{name}.port={}", end.ip(), end.port())
-                };
+                let end =
+                    |name, end: &SocketAddrV4| format!(",{name}.type=inet,{name}.host={},{name}.port={}", end.ip(), end.port());
                 format!("dgram,id={id}{}{}", end("local", local), end("remote", remote)).into()
             }
             // On the loopback: a test's frames are nobody else's.

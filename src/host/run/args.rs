@@ -13,9 +13,9 @@ use crate::host::access::{Access, CERTIFICATE_UNUSED, CLIENT_CA_WITHOUT_TLS};
 use crate::host::config::{GuestConfig, Setting};
 use crate::host::launch::Options;
 use crate::host::net::{self, Net};
+use crate::host::qemu;
 use crate::host::report::Report;
 use crate::host::runs::{Wanted, is_name};
-use crate::host::qemu;
 
 /// Longest config file, in bytes: what the guest takes too.
 pub(super) const LARGEST_CONFIG: u64 = 1 << 20;
@@ -221,7 +221,9 @@ fn san(text: &str) -> Result<String, &'static str> {
 
 /// The name of a run.
 fn name(text: &str) -> Result<String, &'static str> {
-    is_name(text).then(|| text.to_owned()).ok_or("expected 1 to 64 letters, digits, dots, hyphens and underscores, a letter or digit first")
+    is_name(text)
+        .then(|| text.to_owned())
+        .ok_or("expected 1 to 64 letters, digits, dots, hyphens and underscores, a letter or digit first")
 }
 
 /// How the registry is served.
@@ -257,7 +259,10 @@ impl Args {
         let fixed = [
             (generated_or_off && self.cert.is_some(), CERTIFICATE_UNUSED),
             (self.tls == Some(Tls::Off) && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),
-            (self.publish.is_some() && !forwards, "the argument '--publish <[ADDR:]PORT>' needs '--net user': nothing else forwards"),
+            (
+                self.publish.is_some() && !forwards,
+                "the argument '--publish <[ADDR:]PORT>' needs '--net user': nothing else forwards",
+            ),
             (
                 self.metrics.is_some() && !forwards,
                 "the argument '--metrics <[ADDR:]PORT>' needs '--net user': nothing else forwards; on other networks say the guest's own \

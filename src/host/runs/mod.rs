@@ -318,11 +318,13 @@ fn place(wanted: &Wanted<'_>) -> Result<(PathBuf, String), RunsError> {
     }
     match DirBuilder::new().mode(0o700).create(&path) {
         Ok(()) => Ok((path, name)),
-        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => match fs::read_dir(&path).map(|mut entries| entries.next()) {
-            Ok(None) => Ok((path, name)),
-            Ok(Some(_)) => Err(RunsError::NotEmpty { path }),
-            Err(source) => Err(RunsError::Make { path, source }),
-        },
+        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
+            match fs::read_dir(&path).map(|mut entries| entries.next()) {
+                Ok(None) => Ok((path, name)),
+                Ok(Some(_)) => Err(RunsError::NotEmpty { path }),
+                Err(source) => Err(RunsError::Make { path, source }),
+            }
+        }
         Err(source) => Err(RunsError::Make { path, source }),
     }
 }
@@ -407,7 +409,8 @@ mod tests {
 
     #[test]
     fn names() {
-        for (name, good) in [("a", true), ("node-1.x_y", true), ("", false), (".a", false), ("-a", false), ("a/b", false), ("ä", false)]
+        for (name, good) in
+            [("a", true), ("node-1.x_y", true), ("", false), (".a", false), ("-a", false), ("a/b", false), ("ä", false)]
         {
             assert_eq!(is_name(name), good, "{name}");
         }
