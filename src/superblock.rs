@@ -25,15 +25,6 @@ impl FileSystem {
             Self::Squashfs => "squashfs",
         }
     }
-
-    /// Options for mount(2). ext4's journal cannot be replayed on a disk that is read-only.
-    #[must_use]
-    pub const fn options(self) -> Option<&'static str> {
-        match self {
-            Self::Ext4 => Some("noload"),
-            Self::Erofs | Self::Squashfs => None,
-        }
-    }
 }
 
 /// What a superblock says.

@@ -137,8 +137,8 @@ fn answer(frame: &[u8], target: Ipv4Addr) -> Option<String> {
     is_answer.then(|| mac.join(":"))
 }
 
-/// Asks `target` for its address on the link, over frames that `send` and `receive` pass. Asked once: QEMU queues nothing away.
-fn resolve(target: &str, mut send: impl FnMut(&[u8]), mut receive: impl FnMut() -> Vec<u8>) -> String {
+/// Asks `target` for its address on the link, over frames that `send` and `receive` pass. Asked once: no network here loses frames.
+fn resolve(target: &str, mut send: impl FnMut(&[u8]) -> usize, mut receive: impl FnMut() -> Vec<u8>) -> String {
     let target: Ipv4Addr = target.parse().unwrap();
     let [a, b, c, _] = target.octets();
     send(&who_has(target, Ipv4Addr::new(a, b, c, 1)));
@@ -156,6 +156,7 @@ fn resolve_over(mut stream: UnixStream, target: &str) -> String {
     let send = |frame: &[u8]| {
         writer.write_all(&u32::try_from(frame.len()).unwrap().to_be_bytes()).unwrap();
         writer.write_all(frame).unwrap();
+        frame.len()
     };
     resolve(target, send, || {
         let mut length = [0; 4];
@@ -209,7 +210,9 @@ fn frames_pass_both_ways_on_every_network_without_rights() {
             format!("dgram={free},{},ip=10.84.0.2/24,mac=52:54:00:00:00:04", udp.local_addr().unwrap()),
             format!("mcast={group},ip=10.85.0.2/24,mac=52:54:00:00:00:05,mtu=1400"),
         ];
-        nets.iter().for_each(|net| drop(command.args(["--net", net])));
+        for net in &nets {
+            command.args(["--net", net]);
+        }
         let run = command.arg(&disk).stdout(Stdio::piped()).preserved_fds(vec![theirs.into()]).spawn().unwrap();
         let mut run = Killed(run);
         drop(command);
@@ -225,11 +228,11 @@ fn frames_pass_both_ways_on_every_network_without_rights() {
         assert_eq!(resolve_over(ours, "10.81.0.2"), "52:54:00:00:00:01");
         assert_eq!(resolve_over(listener.accept().unwrap().0, "10.82.0.2"), "52:54:00:00:00:02");
         let mut buffer = [0; 65536];
-        let send = |frame: &[u8]| drop(unix.send_to(frame, path("local")).unwrap());
+        let send = |frame: &[u8]| unix.send_to(frame, path("local")).unwrap();
         assert_eq!(resolve("10.83.0.2", send, || received(unix.recv(&mut buffer), &buffer)), "52:54:00:00:00:03");
-        let send = |frame: &[u8]| drop(udp.send_to(frame, free).unwrap());
+        let send = |frame: &[u8]| udp.send_to(frame, free).unwrap();
         assert_eq!(resolve("10.84.0.2", send, || received(udp.recv(&mut buffer), &buffer)), "52:54:00:00:00:04");
-        let send = |frame: &[u8]| drop(member.send_to(frame, group).unwrap());
+        let send = |frame: &[u8]| member.send_to(frame, group).unwrap();
         assert_eq!(resolve("10.85.0.2", send, || received(member.recv(&mut buffer), &buffer)), "52:54:00:00:00:05");
 
         kill(Pid::from_raw(run.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
