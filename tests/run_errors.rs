@@ -182,8 +182,8 @@ fn serve_refuses_flags_that_it_would_not_use() {
             "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them",
         ),
         (
-            &["--tls", "off", "--ca", "ca"],
-            "the argument '--ca <FILE>' cannot be used with '--tls off': without TLS there is no CA",
+            &["--tls", "off", "--ca-out", "ca"],
+            "the argument '--ca-out <FILE>' cannot be used with '--tls off': without TLS there is no CA",
         ),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));

@@ -10,10 +10,12 @@ use crate::causes::chain;
 use super::initramfs;
 use super::kernel;
 use super::pack;
+use super::pulls;
 use super::report::Report;
 use super::run;
 use super::sample;
 use super::serve;
+use super::trust;
 
 /// Pack container images into a disk, boot it as a registry, pull from it.
 #[derive(Debug, Parser)]
@@ -40,6 +42,12 @@ enum Command {
     Initramfs(initramfs::Args),
     /// Boot a packed disk and serve its images until a signal ends it
     Run(Box<run::Args>),
+    /// Write the files that nodes need to trust a registry
+    Trust(trust::Args),
+    /// Show who pulled what, from a log of events
+    Events(pulls::events::Args),
+    /// Hold a log of events against what should have been pulled
+    Assert(pulls::assert::Args),
 }
 
 impl Cli {
@@ -62,6 +70,9 @@ impl Cli {
                 Some(conflict) => usage(conflict),
                 None => run::run(&args, &report),
             },
+            Command::Trust(args) => status(trust::run(&args, &report)),
+            Command::Events(args) => status(pulls::events::run(&args, &report)),
+            Command::Assert(args) => pulls::assert::run(&args, &report),
         }
     }
 }

@@ -45,7 +45,9 @@ use crate::proto::{Event, Ready, event::Event as Kind};
 
 pub use self::error::LaunchError;
 pub use self::event::BadEvent;
+pub(super) use self::event::{LONGEST as LONGEST_EVENT, parse as parse_event};
 pub use self::lines::printable;
+pub(super) use self::lines::{Line, Lines};
 pub use self::outcome::{Exit, Killed, Outcome};
 pub use self::qmp::QmpError;
 pub use self::record::Ended;

@@ -2,6 +2,7 @@
 
 pub mod accel;
 pub mod access;
+pub mod ca;
 pub mod cache;
 pub mod cli;
 pub mod config;
@@ -13,6 +14,7 @@ pub mod kernel;
 pub mod launch;
 pub mod modules;
 pub mod pack;
+pub mod pulls;
 pub mod qemu;
 pub mod report;
 pub mod run;
@@ -20,3 +22,4 @@ pub mod sample;
 pub mod serve;
 mod sys;
 pub mod tools;
+pub mod trust;

@@ -26,7 +26,8 @@ use super::access::AccessError;
 use super::config::{ConfigError, GuestConfig};
 use super::launch::{self, Ended, LaunchError, Options, Vm};
 use super::report::Report;
-use super::{files, initramfs, kernel};
+use super::trust::{self, Bundle, Contents, Endpoint, Format, TrustError};
+use super::{ca, files, initramfs, kernel};
 use crate::causes::chain;
 use crate::proto::event::Event as Kind;
 
@@ -46,6 +47,10 @@ enum RunError {
     Set(#[source] ConfigError),
     #[error("cannot let anybody in")]
     Access(#[source] AccessError),
+    #[error("cannot use the CA")]
+    OwnCa(#[source] ca::Error),
+    #[error("cannot make the trust files")]
+    Trust(#[source] TrustError),
     #[error("there is no kernel to boot")]
     Kernel(#[source] kernel::Error),
     #[error("there is no initramfs to boot with")]
@@ -98,11 +103,13 @@ fn appliance(args: &Args, report: &Report) -> Result<Ended, RunError> {
     // Before a kernel is downloaded for a disk that is not there.
     launch::check_disk(&args.disk)?;
     args.access.check().map_err(RunError::Access)?;
+    let contents = args.trust.as_deref().map(|dir| trust::prepare(dir, &args.disk)).transpose().map_err(RunError::Trust)?;
+    let ca = args.certificates.secrets().map_err(RunError::OwnCa)?;
     let (kernel, initramfs) = boot_files(args, report)?;
-    let options = args.options(kernel, initramfs, config, *report);
+    let options = args.options(kernel, initramfs, config, ca, *report);
     // One thread: there is one machine to wait for.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
-    runtime.block_on(boot_and_follow(args, options))
+    runtime.block_on(boot_and_follow(args, options, contents))
 }
 
 /// The guest's config: the file, the single settings over it, and over these the flags of their own.
@@ -160,7 +167,7 @@ impl Signals {
     }
 }
 
-async fn boot_and_follow(args: &Args, options: Options) -> Result<Ended, RunError> {
+async fn boot_and_follow(args: &Args, options: Options, contents: Option<Contents>) -> Result<Ended, RunError> {
     let report = options.report;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let vm = tokio::select! {
@@ -168,14 +175,27 @@ async fn boot_and_follow(args: &Args, options: Options) -> Result<Ended, RunErro
         // Nothing is being served yet: the future is dropped, and QEMU with it.
         name = signals.next() => return Err(RunError::Interrupted { name }),
     };
-    announce(&vm, args, &report)?;
+    announce(&vm, args, contents, &report)?;
     Ok(follow(vm, signals, args.log, &report).await)
 }
 
-/// Writes the CA and prints where the registry is.
-fn announce(vm: &Vm, args: &Args, report: &Report) -> Result<(), RunError> {
-    let ca = if vm.endpoint().starts_with("http://") { None } else { Some(write_ca(&vm.ready().ca_pem, &args.ca)?) };
-    let place = print::Place::of(vm, ca);
+/// Where the CA certificate is written where nothing is said.
+const CA_OUT: &str = "ca.crt";
+
+/// Writes the CA and the trust files, and prints where the registry is.
+fn announce(vm: &Vm, args: &Args, contents: Option<Contents>, report: &Report) -> Result<(), RunError> {
+    let plain = vm.endpoint().starts_with("http://");
+    let output = args.certificates.output().unwrap_or(Path::new(CA_OUT));
+    let ca = if plain { None } else { Some(write_ca(&vm.ready().ca_pem, output)?) };
+    let trusted = args.trust.as_deref().zip(contents).map(|(dir, contents)| {
+        let endpoint: Endpoint = vm.endpoint().parse().map_err(TrustError::Endpoint)?;
+        let ca = (!plain).then_some(vm.ready().ca_pem.as_str());
+        let bundle = Bundle::of_run(endpoint, &args.trust_host, ca, contents, dir)?;
+        trust::write(&trust::tree(&bundle, &[Format::All]), dir)?;
+        Ok(PathBuf::from(bundle.dir))
+    });
+    let trusted = trusted.transpose().map_err(RunError::Trust)?;
+    let place = print::Place::of(vm, ca, trusted);
     report.result(&place, &place.to_string()).map_err(RunError::Print)
 }
 

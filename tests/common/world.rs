@@ -85,9 +85,9 @@ impl World {
         };
         let listen = format!("{ADDRESS}:0");
         let https = format!("{ADDRESS}:443");
-        let arguments = ["--listen", &listen, "--listen", &https, "--ca", &ca("certs")];
+        let arguments = ["--listen", &listen, "--listen", &https, "--ca-out", &ca("certs")];
         let server = Process::start_with(images.layout.path(), &arguments, None);
-        let other = Process::start_with(images.layout.path(), &["--listen", &listen, "--ca", &ca("other")], None);
+        let other = Process::start_with(images.layout.path(), &["--listen", &listen, "--ca-out", &ca("other")], None);
         let address = server.addresses[1].to_string();
         Self { bench, images, server, address, other }
     }

@@ -67,6 +67,8 @@ pub enum TlsMode {
     Provided,
     /// Plain HTTP.
     Off,
+    /// A leaf made at boot, signed by a CA through fw_cfg.
+    Sign,
 }
 
 /// How clients say who they are.
@@ -166,6 +168,7 @@ impl Settings {
                 Mode::Unspecified | Mode::Generate => TlsMode::Generate,
                 Mode::Provided => TlsMode::Provided,
                 Mode::Off => TlsMode::Off,
+                Mode::Sign => TlsMode::Sign,
             },
             auth: auth_mode(check, auth)?,
             client_certificate: match auth.client_certificate() {

@@ -6,11 +6,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::host::accel::Choice;
-use crate::host::access::{Access, CERTIFICATE_UNUSED, CLIENT_CA_WITHOUT_TLS};
+use crate::host::access::{Access, CLIENT_CA_WITHOUT_TLS};
+use crate::host::ca::{Certificates, Tls};
 use crate::host::config::{GuestConfig, Setting};
 use crate::host::launch::Options;
 use crate::host::qemu;
 use crate::host::report::Report;
+use crate::host::trust::Endpoint;
 
 /// Longest config file, in bytes: what the guest takes too.
 pub(super) const LARGEST_CONFIG: u64 = 1 << 20;
@@ -27,8 +29,10 @@ Examples:
       Boots the disk, writes ./ca.crt and prints where the registry is; Ctrl-C ends it
   localregistry run images.erofs --publish 0.0.0.0:5000 --san registry.test --san 10.1.0.82
       On a fixed port of every address, under further names
-  localregistry run images.erofs --json --quiet --ca /tmp/t1/ca.crt --events /tmp/t1/events.jsonl
-      For programs: one JSON line when ready, every event in a file
+  localregistry run images.erofs --json --quiet --trust /tmp/t1/trust --events /tmp/t1/events.jsonl
+      For programs: one JSON line when ready, everything that nodes need in a folder, every event in a file
+  localregistry run images.erofs --ca-dir ~/.local/share/localregistry-ca
+      Under a CA that later runs have too: node images can be built with it in them
   localregistry run images.erofs --tls off --set trace=true --console console.txt
       Plain HTTP, each boot step with its time on the console, the console kept
 
@@ -79,17 +83,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub(super) san: Vec<String>,
 
-    /// Where certificates come from (default: generate, unless the config says otherwise)
-    #[arg(long, value_name = "MODE", value_enum)]
-    tls: Option<Tls>,
-
-    /// Certificate chain, PEM, leaf first, with --tls provided
-    #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"), requires = "key")]
-    cert: Option<PathBuf>,
-
-    /// Private key, PEM, with --tls provided
-    #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"), requires = "cert")]
-    key: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) certificates: Certificates,
 
     #[command(flatten)]
     pub(super) access: Access,
@@ -106,9 +101,13 @@ pub struct Args {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<Setting>,
 
-    /// Write the CA certificate here once the registry is ready
-    #[arg(long, value_name = "FILE", default_value = "ca.crt")]
-    pub(super) ca: PathBuf,
+    /// Write the files that nodes need to trust the registry to this folder, before it is said to be ready (see `trust`)
+    #[arg(long, value_name = "DIR")]
+    pub(super) trust: Option<PathBuf>,
+
+    /// With --trust: where nodes reach the registry, if not where this machine does; without a port, on the registry's (repeatable)
+    #[arg(long, value_name = "HOST[:PORT]", requires = "trust")]
+    pub(super) trust_host: Vec<Endpoint>,
 
     /// Keep every event of the guest in this file, one JSON line each
     #[arg(long, value_name = "FILE")]
@@ -131,43 +130,28 @@ pub struct Args {
     qemu: PathBuf,
 }
 
-/// How the registry is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Tls {
-    /// A CA and a certificate are made at boot
-    Generate,
-    /// The certificate and its key are given
-    Provided,
-    /// No TLS: plain HTTP
-    Off,
-}
-
 impl Args {
     /// The single settings, those of the flags last.
     pub(super) fn settings(&self) -> Vec<Setting> {
-        // A certificate that is given is meant to be served with.
-        let tls = self.tls.or(self.cert.is_some().then_some(Tls::Provided));
-        let mode = tls.map(|tls| match tls {
-            Tls::Generate => "GENERATE",
-            Tls::Provided => "PROVIDED",
-            Tls::Off => "OFF",
-        });
-        let flag = mode.map(|mode| Setting::new(&["tls", "mode"], mode));
-        self.set.iter().cloned().chain(flag).chain(self.access.settings()).collect()
+        self.set.iter().cloned().chain(self.certificates.setting()).chain(self.access.settings()).collect()
     }
 
     /// What two flags together do not allow, in words.
     #[must_use]
     pub fn conflict(&self) -> Option<&'static str> {
-        let generated_or_off = matches!(self.tls, Some(Tls::Generate | Tls::Off));
-        if generated_or_off && self.cert.is_some() {
-            return Some(CERTIFICATE_UNUSED);
-        }
-        (self.tls == Some(Tls::Off) && self.access.has_client_ca()).then_some(CLIENT_CA_WITHOUT_TLS)
+        let no_tls = self.certificates.mode() == Some(Tls::Off) && self.access.has_client_ca();
+        self.certificates.conflict().or(no_tls.then_some(CLIENT_CA_WITHOUT_TLS))
     }
 
     /// What to boot, and how.
-    pub(super) fn options(&self, kernel: PathBuf, initramfs: PathBuf, config: GuestConfig, report: Report) -> Options {
+    pub(super) fn options(
+        &self,
+        kernel: PathBuf,
+        initramfs: PathBuf,
+        config: GuestConfig,
+        ca: Vec<(&'static str, PathBuf)>,
+        report: Report,
+    ) -> Options {
         Options {
             disk: self.disk.clone(),
             kernel,
@@ -179,8 +163,8 @@ impl Args {
             publish: self.publish.0,
             metrics: self.metrics.map(|metrics| metrics.0),
             config,
-            tls: self.cert.clone().zip(self.key.clone()),
-            secrets: self.access.secrets(),
+            tls: self.certificates.provided(),
+            secrets: self.access.secrets().into_iter().chain(ca).collect(),
             events: self.events.clone(),
             console: self.console.clone(),
             timeout: Duration::from_secs(self.timeout),

@@ -22,6 +22,9 @@ pub(super) struct Place {
     metrics: Option<String>,
     /// The CA certificate, an absolute path; null with plain HTTP.
     ca: Option<PathBuf>,
+    /// The folder with the trust files, an absolute path, where they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trust: Option<PathBuf>,
     /// Tags on the disk.
     images: u32,
     /// Seconds from QEMU's start to ready.
@@ -33,12 +36,13 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn of(vm: &Vm, ca: Option<PathBuf>) -> Self {
+    pub(super) fn of(vm: &Vm, ca: Option<PathBuf>, trust: Option<PathBuf>) -> Self {
         Self {
             endpoint: vm.endpoint(),
             address: vm.address().to_string(),
             metrics: vm.metrics_endpoint(),
             ca,
+            trust,
             images: vm.ready().images,
             // To the millisecond: the digits after it say nothing.
             boot_seconds: (vm.boot_time().as_secs_f64() * 1000.0).round() / 1000.0,
@@ -62,6 +66,9 @@ impl fmt::Display for Place {
         }
         if let Some(metrics) = &self.metrics {
             writeln!(f, "Health, metrics and the CA are at {metrics}/healthz, /metrics and /ca.crt")?;
+        }
+        if let Some(trust) = &self.trust {
+            writeln!(f, "What nodes need to trust it is in {}", trust.display())?;
         }
         write!(f, "Ctrl-C ends it.")
     }
@@ -143,6 +150,7 @@ mod tests {
             address: "127.0.0.1:43673".into(),
             metrics: None,
             ca: ca.map(PathBuf::from),
+            trust: None,
             images: 3,
             boot_seconds: 3.25,
             qemu_pid: 17,
