@@ -112,6 +112,19 @@ impl World {
         self.bench.file("mirror.conf", mirror.as_bytes())
     }
 
+    /// The trust bundle of the first server, in the folder `trust`.
+    pub fn trust(&self) -> PathBuf {
+        let mut command =
+            self.bench.command(&["trust", "--endpoint", &self.address, "--ca", "certs/ca.crt", "--output", "trust"]);
+        succeed(command.arg("--disk").arg(self.images.layout.path()));
+        self.path("trust")
+    }
+
+    /// The first server's log.
+    pub fn events(&self) -> &Path {
+        &self.server.events
+    }
+
     /// Ends the servers, and gives every request to the first; the other got none, since nobody trusted it.
     pub fn requests(&mut self) -> Vec<Request> {
         self.other.stop();

@@ -56,7 +56,8 @@ fn to_be_signed(reader: &mut BERReaderSeq<'_, '_>) -> ASN1Result<Certificate> {
     certificate.subject = reader.next().read_der()?;
     certificate.public_key = reader.next().read_der()?;
     for unique_id in [1, 2] {
-        reader.read_optional(|reader| reader.read_tagged_implicit(Tag::context(unique_id), |reader| reader.read_bitvec_bytes()))?;
+        reader
+            .read_optional(|reader| reader.read_tagged_implicit(Tag::context(unique_id), |reader| reader.read_bitvec_bytes()))?;
     }
     reader.read_optional(|reader| {
         reader.read_tagged(Tag::context(3), |reader| {
