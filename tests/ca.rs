@@ -57,15 +57,32 @@ fn a_ca_of_openssl_signs_the_leaf_and_those_of_upstreams() {
         (&["-newkey", "ed25519"], "/CN=Ed"),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        let request = ["req", "-x509", "-nodes", "-utf8", "-days", "2", "-subj", subject, "-keyout", "ca.key", "-out", "ca.crt"];
+        // The strictest of clients want it.
+        let usage = "keyUsage=critical,keyCertSign,cRLSign";
+        let request = [
+            "req",
+            "-x509",
+            "-nodes",
+            "-utf8",
+            "-days",
+            "2",
+            "-addext",
+            usage,
+            "-subj",
+            subject,
+            "-keyout",
+            "given.key",
+            "-out",
+            "given.crt",
+        ];
         openssl(folder.path(), &[&request[..], algorithm].concat());
-        let serving = Serving::start(layout.path(), folder, &["--ca", "ca.crt", "--key", "ca.key", "--ca-out", "out.crt"]);
+        let serving = Serving::start(layout.path(), folder, &["--ca", "given.crt", "--key", "given.key"]);
         for name in ["localhost", "docker.io", "registry-1.docker.io"] {
             let said = handshake(serving.folder.path(), &serving.address(), name);
             assert!(said.contains("Verify return code: 0 (ok)"), "{subject} {name}: {said}");
         }
-        let out = fs::read_to_string(serving.folder.path().join("out.crt")).unwrap();
-        assert_eq!(out, fs::read_to_string(serving.folder.path().join("ca.crt")).unwrap(), "{subject}");
+        let out = fs::read_to_string(serving.folder.path().join("ca.crt")).unwrap();
+        assert_eq!(out, fs::read_to_string(serving.folder.path().join("given.crt")).unwrap(), "{subject}");
     }
 }
 
@@ -76,7 +93,7 @@ fn a_kept_ca_is_the_same_the_next_time() {
     let bench = Bench::default();
     let kept = bench.path("kept").display().to_string();
     for to in ["first", "second"] {
-        let serving = Serving::start(layout.path(), tempfile::tempdir().unwrap(), &["--ca-dir", &kept, "--ca-out", "ca.crt"]);
+        let serving = Serving::start(layout.path(), tempfile::tempdir().unwrap(), &["--ca-dir", &kept]);
         if to == "first" {
             fs::create_dir(bench.path("certs")).unwrap();
             fs::copy(serving.folder.path().join("ca.crt"), bench.path("certs/ca.crt")).unwrap();

@@ -90,7 +90,8 @@ fn containerd_s_parser_reads_them() {
                 }
                 let mut expected = how.clone();
                 expected["server"] = json!(server);
-                expected["host"] = json!({ server: how });
+                // A table of that name would be more than containerd 1.6 can read, none at all less.
+                expected["host"] = if server.contains('[') { json!({}) } else { json!({ server: how }) };
                 assert_eq!(toml(&tree, &format!("{place}/certs.d/{folder}/hosts.toml")), expected);
             }
         }
@@ -373,8 +374,8 @@ fn bad_files_exit_1_and_leave_what_is_there() {
         ),
         (
             endpoint(&["--ca", "ca.crt", "--disk", "folder", "-o", "t"]),
-            "it is not known which images there are: folder is no image layout that can be served: cannot read oci-layout: No such \
-             file or directory (os error 2)",
+            "it is not known which images there are: folder is no image layout that can be served: cannot read oci-layout; an OCI image \
+             layout with oci-layout, index.json and blobs/ is expected: No such file or directory (os error 2)",
         ),
         (
             endpoint(&["--ca", "ca.crt", "-o", "other"]),

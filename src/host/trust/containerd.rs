@@ -29,11 +29,13 @@ fn folders(host: &str) -> Vec<String> {
 }
 
 fn hosts_toml(url: &str, tls: bool) -> String {
-    let url = quoted(url);
     // Relative to this file's folder.
     let ca = if tls { "ca = \"ca.crt\"\n" } else { "" };
     let how = format!("capabilities = [\"pull\", \"resolve\"]\n{ca}");
-    format!("server = {url}\n{how}\n[host.{url}]\n{how}")
+    let server = format!("server = {}\n{how}", quoted(url));
+    // containerd 1.6 can neither read a table with a bracket in its name nor do without `host`, and with a file that it cannot read it
+    // asks the upstream itself. `server` with its own lines is enough.
+    if url.contains('[') { format!("{server}\n[host]\n") } else { format!("{server}\n[host.{}]\n{how}", quoted(url)) }
 }
 
 #[cfg(test)]
