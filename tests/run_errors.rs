@@ -178,7 +178,7 @@ fn serve_refuses_flags_that_it_would_not_use() {
     let folder = folder();
     for (arguments, message) in [
         (
-            &["--cert", "a", "--key", "b"][..],
+            &["--tls", "generate", "--cert", "a", "--key", "b"][..],
             "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them",
         ),
         (
