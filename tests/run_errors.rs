@@ -202,10 +202,10 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
         ),
         (
             12,
-            &["disk", "--ca", "no/ca.crt"],
+            &["disk", "--ca-out", "no/ca.crt"],
             "cannot write the CA certificate to no/ca.crt: No such file or directory (os error 2)",
         ),
-        (12, &["disk", "--ca", "dir"], "cannot write the CA certificate to dir: it is there already and not a regular file"),
+        (12, &["disk", "--ca-out", "dir"], "cannot write the CA certificate to dir: it is there already and not a regular file"),
         (
             12,
             &["disk", "--ready-file", "no/ready"],
@@ -419,12 +419,12 @@ fn serve_refuses_flags_that_it_would_not_use() {
     let folder = folder();
     for (arguments, message) in [
         (
-            &["--cert", "a", "--key", "b"][..],
+            &["--tls", "generate", "--cert", "a", "--key", "b"][..],
             "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them",
         ),
         (
-            &["--tls", "off", "--ca", "ca"],
-            "the argument '--ca <FILE>' cannot be used with '--tls off': without TLS there is no CA",
+            &["--tls", "off", "--ca-out", "ca"],
+            "the argument '--ca-out <FILE>' cannot be used with '--tls off': without TLS there is no CA",
         ),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));

@@ -10,11 +10,13 @@ use crate::causes::chain;
 use super::initramfs;
 use super::kernel;
 use super::pack;
+use super::pulls;
 use super::report::Report;
 use super::run;
 use super::runs::{ps, stop};
 use super::sample;
 use super::serve;
+use super::trust;
 
 /// Pack container images into a disk, boot it as a registry, pull from it.
 #[derive(Debug, Parser)]
@@ -45,6 +47,12 @@ enum Command {
     Ps(ps::Args),
     /// End a run in order
     Stop(stop::Args),
+    /// Write the files that nodes need to trust a registry
+    Trust(trust::Args),
+    /// Show who pulled what, from a log of events
+    Events(pulls::events::Args),
+    /// Hold a log of events against what should have been pulled
+    Assert(pulls::assert::Args),
 }
 
 impl Cli {
@@ -69,6 +77,9 @@ impl Cli {
                 Some(conflict) => usage(&conflict),
                 None => run::run(&args, &report),
             },
+            Command::Trust(args) => status(trust::run(&args, &report)),
+            Command::Events(args) => status(pulls::events::run(&args, &report)),
+            Command::Assert(args) => pulls::assert::run(&args, &report),
         }
     }
 }

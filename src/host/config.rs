@@ -292,7 +292,7 @@ mod tests {
             (
                 "tls.mode=off",
                 "tls.mode cannot be set to \"off\": unknown variant `off`, expected one of `MODE_UNSPECIFIED`, `GENERATE`, \
-                 `PROVIDED`, `OFF`",
+                 `PROVIDED`, `OFF`, `SIGN`",
             ),
             ("metricsPort=70000", "metricsPort cannot be set to \"70000\": metricsPort 70000, expected 1 to 65535"),
             ("port=70000", "port cannot be set to \"70000\": port 70000, expected 1 to 65535"),

@@ -2,6 +2,7 @@
 
 pub mod accel;
 pub mod access;
+pub mod ca;
 pub mod cache;
 pub mod cli;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod launch;
 pub mod modules;
 pub mod net;
 pub mod pack;
+pub mod pulls;
 pub mod qemu;
 pub mod report;
 pub mod run;
@@ -22,3 +24,4 @@ pub mod sample;
 pub mod serve;
 mod sys;
 pub mod tools;
+pub mod trust;

@@ -63,6 +63,8 @@ pub enum TlsMode {
     Provided,
     /// Plain HTTP.
     Off,
+    /// A leaf made at boot, signed by a CA through fw_cfg.
+    Sign,
 }
 
 /// How clients say who they are.
@@ -149,6 +151,7 @@ impl Settings {
                 Mode::Unspecified | Mode::Generate => TlsMode::Generate,
                 Mode::Provided => TlsMode::Provided,
                 Mode::Off => TlsMode::Off,
+                Mode::Sign => TlsMode::Sign,
             },
             auth: auth_mode(check, auth)?,
             client_certificate: match auth.client_certificate() {
