@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::layout::Layout;
-use common::pack::{Bench, PROGRAM, text};
+use common::pack::{Bench, PROGRAM, superblock, text};
 use common::serve::Serving;
 use common::vm::{skopeo, succeed};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd};
@@ -108,9 +108,10 @@ fn a_kept_ca_is_the_same_the_next_time() {
 /// A folder with everything that a boot needs, good enough to get as far as QEMU, and CAs of all sorts.
 fn bench() -> Bench {
     let bench = Bench::default();
-    for name in ["disk", "kernel", "initramfs", "junk"] {
+    for name in ["kernel", "initramfs", "junk"] {
         bench.file(name, b"not really");
     }
+    bench.file("disk", &superblock());
     let pair = |name: &str, (certificate, key): (String, String)| {
         bench.file(&format!("{name}.crt"), certificate.as_bytes());
         bench.file(&format!("{name}.key"), key.as_bytes());
@@ -225,7 +226,7 @@ fn a_ca_that_cannot_sign_is_refused_before_the_boot() {
         // A QEMU that would be seen.
         let output = command.args(["--qemu", "./no-such-qemu"]).args(&arguments).output().unwrap();
         assert_eq!(text(&output.stderr), format!("localregistry: cannot use the CA: {message}\n"));
-        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(1), ""));
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(13), ""));
         let output = Command::new(PROGRAM).current_dir(bench.path("")).args(["serve", "junk"]).args(&arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
     }
@@ -244,25 +245,25 @@ fn a_folder_that_cannot_keep_one_is_refused_before_the_boot() {
     // The first use makes it, and comes as far as QEMU.
     let missing = "./no-such-qemu is not installed";
     let (status, said) = run("kept");
-    assert!(status == Some(1) && said.contains(missing), "{said}");
+    assert!(status == Some(8) && said.contains(missing), "{said}");
     let key = bench.path("kept/ca.key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
     let before = bench.everything();
     let message = "localregistry: cannot use the CA: others may read the CA's key kept/ca.key (mode 0640): they could stand in for any \
                    registry that nodes ask; `chmod 600` it, or remove it with its certificate to have a new CA made\n";
-    assert_eq!(run("kept"), (Some(1), message.to_owned()));
+    assert_eq!(run("kept"), (Some(13), message.to_owned()));
     let message =
         "localregistry: cannot use the CA: cannot make the CA's folder no/where: No such file or directory (os error 2)\n";
-    assert_eq!(run("no/where"), (Some(1), message.to_owned()));
+    assert_eq!(run("no/where"), (Some(13), message.to_owned()));
     let message = "localregistry: cannot use the CA: cannot look at junk/ca.crt: Not a directory (os error 20)\n";
-    assert_eq!(run("junk"), (Some(1), message.to_owned()));
+    assert_eq!(run("junk"), (Some(13), message.to_owned()));
     assert_eq!(bench.everything(), before);
     // What is in it is held against itself, too.
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     fs::copy(bench.path("other.crt"), bench.path("kept/ca.crt")).unwrap();
     let message = "localregistry: cannot use the CA: cannot sign with the CA kept/ca.crt and the key kept/ca.key: the key is not the \
                    certificate's\n";
-    assert_eq!(run("kept"), (Some(1), message.to_owned()));
+    assert_eq!(run("kept"), (Some(13), message.to_owned()));
 }
 
 #[test]

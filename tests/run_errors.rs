@@ -105,6 +105,7 @@ fn bad_flags_exit_2() {
         ),
         (&["disk", "--follow"], "the argument '--follow' needs '--json'"),
         (&["disk", "--json", "--follow", "--detach"], "the argument '--follow' cannot be used with '--detach'"),
+        (&["disk", "--print-command", "--trust", "t"], "the argument '--print-command' cannot be used with '--trust <DIR>'"),
         (&["disk", "--print-command", "--detach"], "the argument '--print-command' cannot be used with '--detach'"),
     ] {
         let output = run(folder.path(), arguments);
@@ -118,6 +119,8 @@ fn bad_flags_exit_2() {
 fn what_cannot_be_used_is_named_before_anything_starts() {
     let folder = folder();
     fs::create_dir(folder.path().join("dir")).unwrap();
+    fs::create_dir(folder.path().join("full")).unwrap();
+    fs::write(folder.path().join("full/mine"), "").unwrap();
     fs::write(folder.path().join("empty"), "").unwrap();
     fs::write(folder.path().join("bad.json"), "{\n \"prot\": 1}").unwrap();
     let other = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
@@ -204,6 +207,18 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
             12,
             &["disk", "--ca-out", "no/ca.crt"],
             "cannot write the CA certificate to no/ca.crt: No such file or directory (os error 2)",
+        ),
+        (
+            12,
+            &["disk", "--trust", "full"],
+            "cannot make the trust files: full holds \"mine\", which no trust bundle has; expected a folder that is empty, not there \
+             yet, or an earlier bundle's",
+        ),
+        (12, &["disk", "--trust", "kernel"], "cannot make the trust files: kernel is there and is not a folder"),
+        (
+            13,
+            &["disk", "--ca", "cert.pem", "--key", "no-key"],
+            "cannot use the CA: cannot read the CA key no-key: No such file or directory (os error 2)",
         ),
         (12, &["disk", "--ca-out", "dir"], "cannot write the CA certificate to dir: it is there already and not a regular file"),
         (

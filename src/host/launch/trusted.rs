@@ -18,12 +18,7 @@ impl Appliance {
     }
 
     /// The same where nodes reach the registry at `hosts`, if any are given, and `contents` are known; gives the folder's absolute path.
-    pub(in crate::host) fn write_trust(
-        &self,
-        dir: &Path,
-        hosts: &[Endpoint],
-        contents: Contents,
-    ) -> Result<PathBuf, TrustError> {
+    pub(in crate::host) fn write_trust(&self, dir: &Path, hosts: &[Endpoint], contents: Contents) -> Result<PathBuf, TrustError> {
         let places = self.endpoints().iter().map(|endpoint| endpoint.parse()).collect::<Result<_, _>>();
         let plain = self.endpoint().starts_with("http://");
         let ca = (!plain).then_some(self.ready.ca_pem.as_str());

@@ -291,9 +291,12 @@ mod tests {
         let mut place = place(None);
         place.endpoints.push("http://10.1.0.82:5000".into());
         place.detached = true;
+        place.trust = Some("/tmp/trust".into());
+        assert!(place.json().contains(r#""ca":null,"trust":"/tmp/trust","images":3"#), "{}", place.json());
         let text = place.to_string();
         assert!(text.contains("under tcg)\nand at http://10.1.0.82:5000\n"), "{text}");
-        assert!(text.ends_with("\n`localregistry stop one` ends it."), "{text}");
+        let end = "\nWhat nodes need to trust it is in /tmp/trust\n`localregistry stop one` ends it.";
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]
