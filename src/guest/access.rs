@@ -39,7 +39,7 @@ pub enum AccessError {
     #[error("fw_cfg opt/localregistry/{CLIENT_CA} cannot be used")]
     ClientCa(#[source] ClientCaError),
     /// Certificates without TLS.
-    #[error("auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE or PROVIDED with it")]
+    #[error("auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE, SIGN or PROVIDED with it")]
     NoTls,
     /// Keys.
     #[error(transparent)]
@@ -164,7 +164,7 @@ mod tests {
         let plain = settings(r#"{"auth": {"clientCertificate": "OPTIONAL"}, "tls": {"mode": "OFF"}}"#);
         assert_eq!(
             say(&with, &plain),
-            "auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE or PROVIDED with it"
+            "auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE, SIGN or PROVIDED with it"
         );
         assert!(say(&fw_cfg(&[]), &required).starts_with("auth.clientCertificate asks for certificates; give QEMU -fw_cfg"));
     }

@@ -12,12 +12,6 @@ use crate::registry::auth::users::Users;
 use crate::registry::auth::{Auth, AuthError, Tokens};
 use crate::registry::limits::TOKEN_LIFETIME;
 
-/// What is wrong with a certificate where none is to be used.
-pub const CERTIFICATE_UNUSED: &str =
-    "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them";
-/// What is wrong with a CA's file where there is none.
-pub const CA_WITHOUT_TLS: &str = "the argument '--ca <FILE>' cannot be used with '--tls off': without TLS there is no CA";
-
 /// What is said where certificates are asked for and there is no TLS.
 pub const CLIENT_CA_WITHOUT_TLS: &str =
     "the argument '--client-ca <FILE>' cannot be used with '--tls off': certificates need TLS";

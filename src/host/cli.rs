@@ -12,10 +12,13 @@ use super::initramfs;
 use super::inspect;
 use super::kernel;
 use super::pack;
+use super::pulls;
 use super::report::{Report, escaped};
 use super::run;
+use super::runs::{ps, stop};
 use super::sample;
 use super::serve;
+use super::trust;
 
 /// The program, also where a subcommand is asked for its version.
 const NAME: &str = "localregistry";
@@ -57,6 +60,21 @@ enum Command {
     /// Boot a packed disk and serve its images until a signal ends it
     #[command(display_name = NAME)]
     Run(Box<run::Args>),
+    /// List the runs of this user
+    #[command(display_name = NAME)]
+    Ps(ps::Args),
+    /// End a run in order
+    #[command(display_name = NAME)]
+    Stop(stop::Args),
+    /// Write the files that nodes need to trust a registry
+    #[command(display_name = NAME)]
+    Trust(trust::Args),
+    /// Show who pulled what, from a log of events
+    #[command(display_name = NAME)]
+    Events(pulls::events::Args),
+    /// Hold a log of events against what should have been pulled
+    #[command(display_name = NAME)]
+    Assert(pulls::assert::Args),
 }
 
 impl Cli {
@@ -79,10 +97,15 @@ impl Cli {
             }
             Command::Diff(args) => diff::run(&args, &report).unwrap_or_else(|error| fail(&error, error.exit_code())),
             Command::Sample(args) => status(sample::run(args, report)),
-            Command::Run(args) => match args.conflict() {
-                Some(conflict) => usage(conflict),
+            Command::Ps(args) => status(ps::run(&args, &report)),
+            Command::Stop(args) => stop::run(&args, &report).map_or_else(|error| fail(&error, 1), ExitCode::from),
+            Command::Run(args) => match args.conflict(&report) {
+                Some(conflict) => usage(&conflict),
                 None => run::run(&args, &report),
             },
+            Command::Trust(args) => status(trust::run(&args, &report)),
+            Command::Events(args) => status(pulls::events::run(&args, &report)),
+            Command::Assert(args) => pulls::assert::run(&args, &report),
         }
     }
 }

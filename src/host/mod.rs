@@ -2,6 +2,7 @@
 
 pub mod accel;
 pub mod access;
+pub mod ca;
 pub mod cache;
 pub mod cli;
 pub mod config;
@@ -16,13 +17,17 @@ pub mod inspect;
 pub mod kernel;
 pub mod launch;
 pub mod modules;
+pub mod net;
 pub mod pack;
 pub mod pull;
+pub mod pulls;
 pub mod qemu;
 pub mod report;
 pub mod run;
+pub mod runs;
 pub mod sample;
 pub mod serve;
 mod sys;
 pub mod tools;
+pub mod trust;
 pub mod workers;

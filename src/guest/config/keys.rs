@@ -43,7 +43,7 @@ pub const KEYS: [Key; 26] = [
     Key { path: "hostname",                    kind: Kind::Text,              expected: "a DNS name of at most 64 characters" },
     Key { path: "names",                       kind: Kind::Texts,             expected: "a list of DNS names and IP addresses" },
     Key { path: "port",                        kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
-    Key { path: "tls.mode",                    kind: Kind::TlsMode,           expected: "GENERATE, PROVIDED or OFF" },
+    Key { path: "tls.mode",                    kind: Kind::TlsMode,           expected: "GENERATE, SIGN, PROVIDED or OFF" },
     Key { path: "interfaces.*.mac",            kind: Kind::Text,              expected: "a MAC address such as 52:54:00:12:34:56" },
     Key { path: "interfaces.*.addresses",      kind: Kind::Texts,             expected: "a list of addresses with their prefix, such as 10.1.0.82/16" },
     Key { path: "interfaces.*.gateway",        kind: Kind::Text,              expected: "the IP address of a gateway, beside addresses of its family" },
