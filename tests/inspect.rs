@@ -237,6 +237,38 @@ fn an_image_without_a_name_is_shown_by_its_digest() {
 }
 
 #[test]
+fn who_answers_to_every_tag_is_shown_and_told_apart() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    let manifest = layout.image("test/hello:latest", b"a layer");
+    bench.layout("layout", &layout);
+    bench.file("list.textproto", b"images { name: 'test/hello' path: 'layout' }");
+    bench.pack(&["--spec", "list.textproto"]);
+    run(&bench, &["pack", "layout", "-o", "plain.erofs"]);
+    let of = |disk: &str| inspect(&bench, disk)["images"].clone();
+    let (every, plain) = (of("disk.erofs"), of("plain.erofs"));
+    let expected = |every_tag: bool| json!(["test/hello:latest", "latest", every_tag, manifest.digest.to_string()]);
+    for (found, every_tag) in [(&every, true), (&plain, false)] {
+        assert_eq!(found.as_array().unwrap().len(), 1);
+        assert_eq!(json!([found[0]["name"], found[0]["tag"], found[0]["every_tag"], found[0]["digest"]]), expected(every_tag));
+        assert_eq!(found[0].get("label"), None);
+    }
+    let shown = run(&bench, &["inspect", "disk.erofs"]);
+    assert!(shown.contains("\ntest/hello:*  linux/amd64  sha256:"), "{shown}");
+    assert!(run(&bench, &["inspect", "plain.erofs"]).contains("\ntest/hello:latest  linux/amd64  sha256:"));
+
+    // The same bytes answer to other names.
+    let output = bench.command(&["-q", "diff", "plain.erofs", "disk.erofs"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let names: Vec<String> = text(&output.stdout).lines().map(|line| line.split("  ").next().unwrap().to_owned()).collect();
+    assert_eq!(names, ["- test/hello:latest", "+ test/hello:*", "1 removed, 1 added, 0 changed, 0 the same"]);
+
+    run(&bench, &["inspect", "disk.erofs", "--export", "exported"]);
+    run(&bench, &["pack", "exported", "-o", "again.erofs"]);
+    assert_eq!(digest_of(&bench.path("again.erofs")), digest_of(&bench.path("disk.erofs")));
+}
+
+#[test]
 fn nobody_may_inspect_verify_and_export() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());

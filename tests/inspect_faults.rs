@@ -381,6 +381,36 @@ fn a_catalog_that_disagrees() {
 }
 
 #[test]
+fn what_was_left_out_is_missing_and_the_catalog_right() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    let gone = layout.blob(b"gone");
+    let manifest = layout.manifest(&[b"a layer", b"gone"]);
+    layout.name(manifest, media_type::OCI_MANIFEST, "test/hello:1");
+    let folder = bench.layout("layout", &layout);
+    fs::remove_file(folder.join(gone.digest.blob_path())).unwrap();
+    bench.pack(&["layout", "--allow-missing"]);
+    faulty(&bench, "disk.erofs", &[format!("blob {} is missing; it is part of test/hello:1", gone.digest)]);
+}
+
+#[test]
+fn a_catalog_that_disagrees_on_who_answers_to_every_tag() {
+    let disk = Remade::new();
+    let mut index: Value = serde_json::from_slice(&disk.read("index.json")).unwrap();
+    index["manifests"][0]["annotations"]["localregistry.every-tag"] = json!("true");
+    let bench = disk.with("index.json", &serde_json::to_vec(&index).unwrap());
+    faulty(
+        bench,
+        "made.erofs",
+        &[format!(
+            "localregistry/catalog.binpb disagrees with index.json and the manifests: in the repository test/hello nothing answers to \
+             every tag by it, and {} by index.json",
+            disk.manifest.digest
+        )],
+    );
+}
+
+#[test]
 fn an_export_replaces_nothing() {
     let (bench, _, _) = hello(b"a layer");
     bench.pack(&["layout"]);
