@@ -96,7 +96,7 @@ pub enum DiffError {
 }
 
 impl DiffError {
-    /// The status that the process ends with: 128 and its number after a signal, as a shell has it, else [`TROUBLE`].
+    /// The status that the process ends with: 128 and its number after a signal, as a shell has it, else `TROUBLE`.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -147,7 +147,7 @@ struct Layer {
 /// Runs the subcommand, and gives the exit code 0 or 1.
 ///
 /// # Errors
-/// [`DiffError`], for the exit code [`TROUBLE`].
+/// [`DiffError`], for the exit code `TROUBLE`.
 pub fn run(args: &Args, report: &Report) -> Result<ExitCode, DiffError> {
     let interrupt = Interrupt::catch().map_err(DiffError::Signals)?;
     let compared = compare(args, report, &interrupt);

@@ -134,7 +134,7 @@ impl Args {
     /// Everything that is asked for, in the order that it is given in.
     ///
     /// # Errors
-    /// [`SpecError`], of a list of images.
+    /// `SpecError`, of a list of images.
     pub fn requests(&self) -> Result<Vec<Request>, SpecError> {
         let mut requests = Vec::new();
         for asked in &self.asked {
