@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::proto::{Booting, Done, Event, Ready, Warning, event};
+use crate::proto::{self, Booting, Done, Event, Ready, Warning, event};
 use crate::registry::answer::Registry;
 use crate::registry::client::Surface;
 use crate::registry::events::Events;
@@ -28,6 +28,7 @@ use super::config::{self, Layer, Origin, Settings};
 use super::error::Fault;
 use super::events::Writer;
 use super::power::{By, Stop};
+use super::readdress::{self, Place};
 use super::steps::Steps;
 use super::tls::Identity;
 use super::{access, clock, console, control, disk, machine, modules, mount, net, power, tls};
@@ -80,7 +81,7 @@ struct Prepared {
     /// Of health, metrics and the CA, where they have a port of their own.
     observed: Option<(TcpListener, NonZeroU16)>,
     identity: Identity,
-    addresses: Vec<IpAddr>,
+    network: net::Network,
     port: NonZeroU16,
 }
 
@@ -113,7 +114,8 @@ impl Guest {
             stop = next(&mut stops) => return Ok(Ended { by: stop.by, totals: Totals::default() }),
             prepared = self.prepare() => prepared?,
         };
-        self.say_ready(&prepared);
+        let place = self.say_ready(&prepared);
+        tokio::spawn(readdress::follow(prepared.network, place, prepared.identity.renewal, self.events.clone()));
         let (asked, mut by) = tokio::sync::oneshot::channel();
         let shutdown = async move {
             let stop = next(&mut stops).await;
@@ -142,12 +144,13 @@ impl Guest {
         let clock = self.steps.run("clock", || clock::settle(settings.clock));
         clock.into_iter().for_each(|message| self.warn("CLOCK", message));
         self.name_machine(&settings.hostname);
-        let addresses = self.steps.wait("network", net::configure(&settings.interfaces, &settings.hostname)).await?;
+        let network = net::start(&settings.interfaces, &settings.hostname, &self.events);
+        let network = self.steps.wait("network", network).await?;
         let store = self.steps.run("catalog", || Store::open(Path::new(disk::ROOT)))?;
         let (auth, clients) =
             self.steps.run("auth", || Ok::<_, Fault>((access::auth(&settings)?, access::client_ca(&settings)?)))?;
         let registry = Registry::new(store, self.events.clone(), settings.limits).with_auth(auth, clients.as_ref());
-        let identity = self.steps.run("tls", || tls::identity(&settings, &addresses, &registry, clients.as_ref()))?;
+        let identity = self.steps.run("tls", || tls::identity(&settings, network.addresses(), &registry, clients.as_ref()))?;
         let registry = Arc::new(match identity.ca_pem.as_str() {
             "" => registry,
             ca_pem => registry.with_ca(ca_pem),
@@ -156,7 +159,7 @@ impl Guest {
         let port = settings.port;
         let listener = self.steps.run("listen", || open(port))?;
         let observed = settings.metrics_port.map(|port| Ok::<_, Fault>((open(port)?, port))).transpose()?;
-        Ok(Prepared { registry, listener, observed, identity, addresses, port })
+        Ok(Prepared { registry, listener, observed, identity, network, port })
     }
 
     fn trace(&mut self, settings: &Settings) {
@@ -179,23 +182,22 @@ impl Guest {
         self.events.emit(event::Event::Booting(Booting { version, kernel: machine::kernel_release() }));
     }
 
-    fn say_ready(&self, prepared: &Prepared) {
-        let ready = self.ready(prepared);
+    fn say_ready(&self, prepared: &Prepared) -> Place {
+        let metrics_port = prepared.observed.as_ref().map(|(_, port)| *port);
+        let place = Place { scheme: prepared.identity.scheme, port: prepared.port, metrics_port };
+        let ready = self.ready(prepared, place);
         let (endpoints, uptime) = (ready.endpoints.join(" "), ready.uptime);
         console::say(&format!("ready after {uptime:.2} s: {} images at {endpoints}", ready.images));
         self.events.emit(event::Event::Ready(ready));
+        place
     }
 
-    fn ready(&self, prepared: &Prepared) -> Ready {
-        let Prepared { registry, observed, identity, addresses, port, .. } = prepared;
+    fn ready(&self, prepared: &Prepared, place: Place) -> Ready {
+        let Prepared { registry, identity, network, .. } = prepared;
         let (store, memory) = (registry.store(), machine::memory());
-        let endpoint = |address: &IpAddr| format!("{}://{}", identity.scheme, SocketAddr::new(*address, port.get()));
-        let observed = observed.as_ref().map(|(_, port)| port);
-        let observed = observed
-            .into_iter()
-            .flat_map(|port| addresses.iter().map(|address| format!("http://{}", SocketAddr::new(*address, port.get()))));
+        let proto::Endpoints { endpoints, metrics_endpoints } = place.endpoints(network.addresses());
         Ready {
-            endpoints: addresses.iter().map(endpoint).collect(),
+            endpoints,
             ca_pem: identity.ca_pem.clone(),
             images: u32::try_from(store.images()).unwrap_or(u32::MAX),
             blobs: u32::try_from(store.blobs()).unwrap_or(u32::MAX),
@@ -204,7 +206,7 @@ impl Guest {
             steps: self.steps.report(),
             memory_used: memory.used,
             memory_total: memory.total,
-            metrics_endpoints: observed.collect(),
+            metrics_endpoints,
         }
     }
 

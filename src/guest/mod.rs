@@ -22,5 +22,6 @@ pub mod mount;
 pub mod net;
 pub mod ports;
 pub mod power;
+pub mod readdress;
 pub mod steps;
 pub mod tls;

@@ -11,7 +11,7 @@ use crate::registry::answer::Registry;
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::serve::Transport;
 use crate::registry::tls::given::{self, CaError};
-use crate::registry::tls::{self, Authority};
+use crate::registry::tls::{self, Authority, Leaves};
 use zeroize::Zeroizing;
 
 use super::config::FW_CFG;
@@ -55,6 +55,27 @@ pub struct Identity {
     pub scheme: &'static str,
     /// The CA in PEM; empty without TLS.
     pub ca_pem: String,
+    /// What makes the certificate anew, where it is one of ours.
+    pub renewal: Option<Renewal>,
+}
+
+/// Makes the certificate anew when the guest's addresses change.
+#[derive(Debug)]
+pub struct Renewal {
+    leaves: Arc<Leaves>,
+    /// What it is for besides the addresses.
+    names: Vec<String>,
+}
+
+impl Renewal {
+    /// Serves with a leaf for `addresses` from now on.
+    ///
+    /// # Errors
+    /// When one cannot be made.
+    pub fn renew(&self, addresses: &[IpAddr]) -> Result<(), TlsError> {
+        let names = with_addresses(self.names.clone(), addresses);
+        self.leaves.rename(&names).map_err(|source| TlsError::Generate { names, source })
+    }
 }
 
 /// Makes or takes the certificate for a guest with `addresses` that serves `registry`. `clients` is the CA of clients' certificates.
@@ -68,35 +89,40 @@ pub fn identity(
     clients: Option<&ClientCa>,
 ) -> Result<Identity, TlsError> {
     match settings.tls {
-        TlsMode::Off => Ok(Identity { transport: Transport::Plain, scheme: "http", ca_pem: String::new() }),
-        TlsMode::Generate => issue(Authority::generate("localregistry"), names(settings, addresses), registry, clients),
+        TlsMode::Off => Ok(Identity { transport: Transport::Plain, scheme: "http", ca_pem: String::new(), renewal: None }),
+        TlsMode::Generate => issue(Authority::generate("localregistry"), names(settings), addresses, registry, clients),
         TlsMode::Sign => {
             let key = Zeroizing::new(read("SIGN", "ca.key")?);
             // The guest's clock may be years off; the launcher has looked at the validity.
             let authority = given::authority(&read("SIGN", "ca.crt")?, &key, None).map_err(TlsError::Sign)?;
-            issue(Ok(authority), names(settings, addresses), registry, clients)
+            issue(Ok(authority), names(settings), addresses, registry, clients)
         }
         TlsMode::Provided => {
             let (config, ca_pem) = tls::provided(&read("PROVIDED", "tls.crt")?, &read("PROVIDED", "tls.key")?, clients)
                 .map_err(TlsError::Provided)?;
-            Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem })
+            Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem, renewal: None })
         }
     }
 }
 
-/// Serves with a leaf for `names` of `authority`.
+/// Serves with a leaf of `authority` for `own` names and `addresses`.
 fn issue(
     authority: Result<Authority, tls::TlsError>,
-    names: Vec<String>,
+    own: Vec<String>,
+    addresses: &[IpAddr],
     registry: &Registry,
     clients: Option<&ClientCa>,
 ) -> Result<Identity, TlsError> {
+    let names = with_addresses(own.clone(), addresses);
     let made = authority.map(Arc::new).and_then(|authority| {
-        let config = authority.server_config(&names, registry.upstreams(), clients)?;
-        Ok((config, authority.ca_pem().to_owned()))
+        let leaves = authority.leaves(&names, registry.upstreams())?;
+        Ok((leaves.server_config(clients)?, authority.ca_pem().to_owned(), leaves))
     });
     match made {
-        Ok((config, ca_pem)) => Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem }),
+        Ok((config, ca_pem, leaves)) => {
+            let renewal = Some(Renewal { leaves, names: own });
+            Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem, renewal })
+        }
         Err(source) => Err(TlsError::Generate { names, source }),
     }
 }
@@ -105,14 +131,19 @@ fn read(mode: &'static str, name: &'static str) -> Result<Vec<u8>, TlsError> {
     fs::read(Path::new(FW_CFG).join(name).join("raw")).map_err(|source| TlsError::Missing { mode, name, source })
 }
 
-/// Everything that a node may reach the guest by, each once.
-fn names(settings: &Settings, addresses: &[IpAddr]) -> Vec<String> {
+/// Every name that a node may reach the guest by, and the addresses that do not change, each once.
+fn names(settings: &Settings) -> Vec<String> {
     let own = [settings.hostname.clone(), "localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-    let mut names = Vec::new();
-    for name in own.into_iter().chain(settings.names.iter().cloned()).chain(addresses.iter().map(ToString::to_string)) {
-        if !names.contains(&name) {
-            names.push(name);
-        }
+    own.into_iter().chain(settings.names.iter().cloned()).fold(Vec::new(), with)
+}
+
+fn with_addresses(names: Vec<String>, addresses: &[IpAddr]) -> Vec<String> {
+    addresses.iter().map(ToString::to_string).fold(names, with)
+}
+
+fn with(mut names: Vec<String>, name: String) -> Vec<String> {
+    if !names.contains(&name) {
+        names.push(name);
     }
     names
 }
@@ -128,7 +159,7 @@ mod tests {
         let layer = Layer::from_json(Origin::FwCfg, br#"{"hostname": "reg", "names": ["r.example.com", "localhost"]}"#).unwrap();
         let settings = layer.settings(Origin::FwCfg).unwrap();
         assert_eq!(
-            names(&settings, &["10.0.2.15".parse().unwrap(), "fec0::5".parse().unwrap()]),
+            with_addresses(names(&settings), &["10.0.2.15".parse().unwrap(), "fec0::5".parse().unwrap(), "::1".parse().unwrap()]),
             ["reg", "localhost", "127.0.0.1", "::1", "r.example.com", "10.0.2.15", "fec0::5"]
         );
     }

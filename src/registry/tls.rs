@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -105,9 +105,21 @@ impl Authority {
         upstreams: impl IntoIterator<Item = String>,
         clients: Option<&ClientCa>,
     ) -> Result<Arc<ServerConfig>, TlsError> {
-        let default = Arc::new(self.leaf(names)?);
+        self.leaves(names, upstreams)?.server_config(clients)
+    }
+
+    /// The same leaves, of which the first can be replaced while they are served.
+    ///
+    /// # Errors
+    /// [`TlsError`], where a name cannot be in a certificate.
+    pub fn leaves(
+        self: &Arc<Self>,
+        names: &[String],
+        upstreams: impl IntoIterator<Item = String>,
+    ) -> Result<Arc<Leaves>, TlsError> {
+        let default = RwLock::new(Arc::new(self.leaf(names)?));
         let minted = upstreams.into_iter().map(|host| (host, OnceLock::new())).collect();
-        config(Arc::new(Leaves { authority: Arc::clone(self), default, minted }), clients)
+        Ok(Arc::new(Leaves { authority: Arc::clone(self), default, minted }))
     }
 
     fn leaf(&self, names: &[String]) -> Result<CertifiedKey, TlsError> {
@@ -147,10 +159,31 @@ fn alternative_name(name: &str) -> Result<SanType, TlsError> {
 
 /// Leaves of one authority: the default one, and those minted for upstream hosts.
 #[derive(Debug)]
-struct Leaves {
+pub struct Leaves {
     authority: Arc<Authority>,
-    default: Arc<CertifiedKey>,
+    /// Read once in each handshake, and written where the machine's addresses change.
+    default: RwLock<Arc<CertifiedKey>>,
     minted: HashMap<String, OnceLock<Option<Arc<CertifiedKey>>>>,
+}
+
+impl Leaves {
+    /// TLS with these leaves. `clients` is the CA of clients' certificates.
+    ///
+    /// # Errors
+    /// [`TlsError::Config`].
+    pub fn server_config(self: &Arc<Self>, clients: Option<&ClientCa>) -> Result<Arc<ServerConfig>, TlsError> {
+        config(Arc::clone(self) as _, clients)
+    }
+
+    /// Has handshakes from now on get a leaf for `names` in the place of the default one.
+    ///
+    /// # Errors
+    /// [`TlsError`], where a name cannot be in a certificate: the leaf stays as it was.
+    pub fn rename(&self, names: &[String]) -> Result<(), TlsError> {
+        let leaf = Arc::new(self.authority.leaf(names)?);
+        *self.default.write().unwrap_or_else(PoisonError::into_inner) = leaf;
+        Ok(())
+    }
 }
 
 impl ResolvesServerCert for Leaves {
@@ -160,7 +193,7 @@ impl ResolvesServerCert for Leaves {
             let mint = || self.authority.leaf(&[name.to_owned()]).ok().map(Arc::new);
             place.get_or_init(mint).clone()
         });
-        Some(minted.unwrap_or_else(|| Arc::clone(&self.default)))
+        Some(minted.unwrap_or_else(|| Arc::clone(&self.default.read().unwrap_or_else(PoisonError::into_inner))))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::proto::{auth, tls};
+use crate::proto::{auth, interface, tls};
 use crate::registry::limits::chosen;
 
 /// What kind of value a key takes.
@@ -24,6 +24,8 @@ pub enum Kind {
     AuthMode,
     /// The name of an [`auth::ClientCertificate`].
     ClientCertificate,
+    /// The name of an [`interface::Autoconf`].
+    Autoconf,
 }
 
 /// One key.
@@ -39,7 +41,7 @@ pub struct Key {
 
 /// The keys of `Config` in `proto/localregistry/v1/config.proto`.
 #[rustfmt::skip]
-pub const KEYS: [Key; 26] = [
+pub const KEYS: [Key; 30] = [
     Key { path: "hostname",                    kind: Kind::Text,              expected: "a DNS name of at most 64 characters" },
     Key { path: "names",                       kind: Kind::Texts,             expected: "a list of DNS names and IP addresses" },
     Key { path: "port",                        kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
@@ -49,6 +51,10 @@ pub const KEYS: [Key; 26] = [
     Key { path: "interfaces.*.gateway",        kind: Kind::Text,              expected: "the IP address of a gateway, beside addresses of its family" },
     Key { path: "interfaces.*.mtu",            kind: Kind::Number,            expected: "a packet size in bytes from 1280 to 65535" },
     Key { path: "interfaces.*.timeoutSeconds", kind: Kind::Number,            expected: "seconds, at most 3600" },
+    Key { path: "interfaces.*.gateways",       kind: Kind::Texts,             expected: "IP addresses of gateways, one for each family that has addresses" },
+    Key { path: "interfaces.*.vlan",           kind: Kind::Number,            expected: "the number of a VLAN from 1 to 4094" },
+    Key { path: "interfaces.*.autoconf",       kind: Kind::Autoconf,          expected: "DHCP, SLAAC, DHCP_SLAAC or LINK_LOCAL" },
+    Key { path: "interfaces.*.place",          kind: Kind::Number,            expected: "a place among the interfaces, from 0 to 255" },
     Key { path: "disk.serial",                 kind: Kind::Text,              expected: "the serial of a virtio disk: 1 to 20 printable ASCII characters" },
     Key { path: "disk.waitSeconds",            kind: Kind::Number,            expected: "seconds, at most 3600" },
     Key { path: "clock.epochSeconds",          kind: Kind::Real,              expected: "seconds since 1970, at most 253402300799 (the year 9999)" },
@@ -118,6 +124,7 @@ pub fn accepts(kind: Kind, value: &Value) -> bool {
         Kind::Bool => value.is_boolean(),
         Kind::TlsMode => value.as_str().and_then(tls::Mode::from_str_name).is_some(),
         Kind::AuthMode => value.as_str().and_then(auth::Mode::from_str_name).is_some(),
+        Kind::Autoconf => value.as_str().and_then(interface::Autoconf::from_str_name).is_some(),
         Kind::ClientCertificate => value.as_str().and_then(auth::ClientCertificate::from_str_name).is_some(),
     }
 }

@@ -8,7 +8,7 @@ use crate::proto::Config;
 
 use super::keys::{self, Kind};
 use super::settings::Settings;
-use super::{ConfigError, LARGEST, Origin, cmdline};
+use super::{ConfigError, LARGEST, Origin, cmdline, kernel_ip};
 
 /// Longest value shown in an error, in characters.
 const SHOWN: usize = 80;
@@ -41,15 +41,21 @@ impl Layer {
         Ok(layer)
     }
 
-    /// The config in the options of `line` that start with `localregistry.`; of a key that is there twice the last counts, as
+    /// The config in the options of `line` that start with `localregistry.`, laid over what `ip=` says; of a key that is there twice the last counts, as
     /// with the kernel's own options.
     ///
     /// # Errors
     /// When one has a key or value that no config has.
     pub fn from_command_line(line: &str) -> Result<Self, ConfigError> {
         let origin = Origin::CommandLine;
-        let mut map = Map::new();
-        for (name, value) in cmdline::options(line) {
+        let options = cmdline::options(line);
+        let mut map = kernel_ip::layer(&options).map_err(|value| ConfigError::BadValue {
+            origin,
+            key: kernel_ip::KEY.to_owned(),
+            value: shown(&value.into()),
+            expected: kernel_ip::EXPECTED,
+        })?;
+        for (name, value) in options {
             let Some(name) = name.strip_prefix(PREFIX) else { continue };
             let path = name.split('.').map(camel_case).collect::<Vec<_>>().join(".");
             let key = keys::find(&path).ok_or_else(|| ConfigError::UnknownKey { origin, key: name.to_owned() })?;

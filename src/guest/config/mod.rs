@@ -8,6 +8,7 @@
 //! ```
 
 pub mod cmdline;
+pub mod kernel_ip;
 pub mod keys;
 pub mod layer;
 pub mod settings;

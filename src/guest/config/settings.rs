@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use crate::address::{Cidr, Mac};
 use crate::address::{MTU, is_dns_name, is_san};
 use crate::proto::auth::{self, ClientCertificate};
+use crate::proto::interface::Autoconf;
 use crate::proto::{self, Config, tls::Mode};
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::limits::{Limits, TOKEN_LIFETIME};
@@ -18,6 +19,8 @@ use super::{ConfigError, Origin, keys};
 const HOSTNAME_MAX: usize = 64;
 /// Longest serial of a virtio disk, in bytes (VIRTIO 1.2, section 5.2.6: `VIRTIO_BLK_T_GET_ID`).
 const SERIAL_MAX: usize = 20;
+/// Numbers of VLANs (IEEE 802.1Q, section 9.6: 0 is none, 4095 is reserved).
+const VLANS: std::ops::RangeInclusive<u16> = 1..=4094;
 /// Longest wait that a config may ask for, in seconds.
 const WAIT_MAX: u32 = 3600;
 /// Longest life of a token, in seconds: a day.
@@ -90,12 +93,31 @@ pub enum AuthMode {
 pub struct Interface {
     /// Which one.
     pub select: Select,
-    /// Where its addresses come from.
-    pub addressing: Addressing,
+    /// The VLAN on it that is meant.
+    pub vlan: Option<u16>,
+    /// Static addresses.
+    pub addresses: Vec<Cidr>,
+    /// Default gateways, one for each family at most.
+    pub gateways: Vec<IpAddr>,
+    /// Whether DHCPv4 gives it an address.
+    pub dhcp: bool,
+    /// Which IPv6 addresses it gives itself.
+    pub ipv6: Ipv6,
     /// Largest packet, where it is not left to the link or DHCP.
     pub mtu: Option<u32>,
-    /// How long to wait for its link and for DHCP.
+    /// How long to wait for its link and for its addresses.
     pub timeout: Duration,
+}
+
+/// Which of the addresses that IPv6 gives by itself are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ipv6 {
+    /// None; those that come are taken.
+    Taken,
+    /// One of a network that a router advertises.
+    Advertised,
+    /// The link-local one.
+    LinkLocal,
 }
 
 /// Which interface is meant.
@@ -105,20 +127,6 @@ pub enum Select {
     Mac(Mac),
     /// The one at this place among those the kernel found, from 0.
     Place(usize),
-}
-
-/// Where an interface's addresses come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Addressing {
-    /// From DHCPv4.
-    Dhcp,
-    /// From the config.
-    Static {
-        /// The addresses; never empty.
-        addresses: Vec<Cidr>,
-        /// Default gateway.
-        gateway: Option<IpAddr>,
-    },
 }
 
 impl Settings {
@@ -181,7 +189,16 @@ impl Settings {
 impl Default for Interface {
     /// The first interface, by DHCP.
     fn default() -> Self {
-        Self { select: Select::Place(0), addressing: Addressing::Dhcp, mtu: None, timeout: Duration::from_secs(30) }
+        Self {
+            select: Select::Place(0),
+            vlan: None,
+            addresses: Vec::new(),
+            gateways: Vec::new(),
+            dhcp: true,
+            ipv6: Ipv6::Taken,
+            mtu: None,
+            timeout: Duration::from_secs(30),
+        }
     }
 }
 
@@ -223,19 +240,40 @@ fn interface(check: Check, place: usize, given: &proto::Interface) -> Result<Int
     let key = |field: &str| format!("interfaces.{place}.{field}");
     let addresses = given.addresses.iter().map(|text| check.some(text.parse().ok(), &key("addresses"), text.as_str()));
     let addresses = addresses.collect::<Result<Vec<Cidr>, _>>()?;
-    let gateway = match given.gateway.as_str() {
-        "" => None,
-        text => {
-            let fits = |gateway: &IpAddr| addresses.iter().any(|own| own.address.is_ipv4() == gateway.is_ipv4());
-            Some(check.some(text.parse().ok().filter(fits), &key("gateway"), text)?)
-        }
-    };
+    let mut gateways: Vec<IpAddr> = Vec::new();
+    let first = [("gateway", &given.gateway)].into_iter().filter(|(_, text)| !text.is_empty());
+    for (field, text) in first.chain(given.gateways.iter().map(|text| ("gateways", text))) {
+        let fits = |gateway: &IpAddr| {
+            addresses.iter().any(|own| own.address.is_ipv4() == gateway.is_ipv4())
+                && !gateways.iter().any(|other| other.is_ipv4() == gateway.is_ipv4())
+        };
+        gateways.push(check.some(text.parse().ok().filter(fits), &key(field), text.as_str())?);
+    }
+    let autoconf = given.autoconf();
     Ok(Interface {
-        select: match given.mac.as_str() {
-            "" => Select::Place(place),
-            text => Select::Mac(check.some(text.parse().ok(), &key("mac"), text)?),
+        select: match (given.mac.as_str(), given.place) {
+            ("", None) => Select::Place(place),
+            ("", Some(other)) => {
+                let small = u8::try_from(other).ok().map(usize::from);
+                Select::Place(check.some(small, &key("place"), other)?)
+            }
+            (text, _) => Select::Mac(check.some(text.parse().ok(), &key("mac"), text)?),
         },
-        addressing: if addresses.is_empty() { Addressing::Dhcp } else { Addressing::Static { addresses, gateway } },
+        vlan: match given.vlan {
+            0 => None,
+            id => Some(check.some(u16::try_from(id).ok().filter(|id| VLANS.contains(id)), &key("vlan"), id)?),
+        },
+        dhcp: match autoconf {
+            Autoconf::Unspecified => addresses.is_empty(),
+            other => matches!(other, Autoconf::Dhcp | Autoconf::DhcpSlaac),
+        },
+        ipv6: match autoconf {
+            Autoconf::Unspecified | Autoconf::Dhcp => Ipv6::Taken,
+            Autoconf::Slaac | Autoconf::DhcpSlaac => Ipv6::Advertised,
+            Autoconf::LinkLocal => Ipv6::LinkLocal,
+        },
+        addresses,
+        gateways,
         mtu: match given.mtu {
             0 => None,
             mtu => Some(check.some(MTU.contains(&mtu).then_some(mtu), &key("mtu"), mtu)?),

@@ -10,7 +10,7 @@ use crate::proto;
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::limits::Limits;
 
-use super::settings::{Addressing, AuthMode, Interface, Select, TlsMode};
+use super::settings::{AuthMode, Interface, Ipv6, Select, TlsMode};
 use super::*;
 
 fn fw_cfg(text: &str) -> Layer {
@@ -36,8 +36,16 @@ fn nothing_given_is_the_defaults() {
     assert_eq!(defaults.names, Vec::<String>::new());
     assert_eq!(defaults.port.get(), 5000);
     assert_eq!(defaults.tls, TlsMode::Generate);
-    let interface =
-        Interface { select: Select::Place(0), addressing: Addressing::Dhcp, mtu: None, timeout: Duration::from_secs(30) };
+    let interface = Interface {
+        select: Select::Place(0),
+        vlan: None,
+        addresses: vec![],
+        gateways: vec![],
+        dhcp: true,
+        ipv6: Ipv6::Taken,
+        mtu: None,
+        timeout: Duration::from_secs(30),
+    };
     assert_eq!(defaults.interfaces, [interface]);
     assert_eq!((defaults.serial.as_str(), defaults.disk_wait), ("localregistry", Duration::from_secs(5)));
     assert_eq!((defaults.clock, defaults.trace), (None, false));
@@ -52,8 +60,9 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
         r#"{
             "hostname": "reg", "names": ["reg.test", "10.0.0.9", "fd00::1"], "port": 443, "tls": {"mode": "OFF"},
             "interfaces": [
-                {"mac": "52:54:00:AB:cd:ef", "addresses": ["10.1.0.82/16", "fd00::82/64"], "gateway": "10.1.0.1", "mtu": 9000},
-                {"timeoutSeconds": 7}
+                {"mac": "52:54:00:AB:cd:ef", "addresses": ["10.1.0.82/16", "fd00::82/64"], "gateway": "10.1.0.1", "mtu": 9000,
+                    "gateways": ["fd00::1"], "vlan": 7},
+                {"timeoutSeconds": 7, "place": 4, "autoconf": "DHCP_SLAAC"}
             ],
             "disk": {"serial": "images", "waitSeconds": 2}, "clock": {"epochSeconds": 1800000000.5}, "trace": true,
             "auth": {"mode": "ANONYMOUS_TOKEN", "tokenSeconds": 60, "clientCertificate": "OPTIONAL"}, "metricsPort": 9090,
@@ -65,6 +74,8 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
         "localregistry.hostname=reg localregistry.names=reg.test,10.0.0.9,fd00::1 localregistry.port=443 localregistry.tls.mode=OFF \
          localregistry.interfaces.0.mac=52:54:00:AB:cd:ef localregistry.interfaces.0.addresses=10.1.0.82/16,fd00::82/64 \
          localregistry.interfaces.0.gateway=10.1.0.1 localregistry.interfaces.0.mtu=9000 \
+         localregistry.interfaces.0.gateways=fd00::1 localregistry.interfaces.0.vlan=7 \
+         localregistry.interfaces.1.place=4 localregistry.interfaces.1.autoconf=DHCP_SLAAC \
          localregistry.interfaces.1.timeout_seconds=7 localregistry.disk.serial=images localregistry.disk.waitSeconds=2 \
          \"localregistry.clock.epochSeconds=1800000000.5\" localregistry.trace=1 \
          localregistry.auth.mode=ANONYMOUS_TOKEN localregistry.auth.token_seconds=60 \
@@ -98,14 +109,19 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
     assert_eq!((all.limits, settings(&Layer::default()).limits), (limits, Limits::default()));
     let first = Interface {
         select: Select::Mac("52:54:00:ab:cd:ef".parse().unwrap()),
-        addressing: Addressing::Static {
-            addresses: vec!["10.1.0.82/16".parse().unwrap(), "fd00::82/64".parse().unwrap()],
-            gateway: Some("10.1.0.1".parse().unwrap()),
-        },
+        vlan: Some(7),
+        addresses: vec!["10.1.0.82/16".parse().unwrap(), "fd00::82/64".parse().unwrap()],
+        gateways: vec!["10.1.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+        dhcp: false,
         mtu: Some(9000),
-        timeout: Duration::from_secs(30),
+        ..Interface::default()
     };
-    let second = Interface { select: Select::Place(1), timeout: Duration::from_secs(7), ..Interface::default() };
+    let second = Interface {
+        select: Select::Place(4),
+        timeout: Duration::from_secs(7),
+        ipv6: Ipv6::Advertised,
+        ..Interface::default()
+    };
     assert_eq!(all.interfaces, [first, second]);
 }
 
@@ -126,7 +142,8 @@ fn later_sources_win_key_by_key_and_lists_replace_lists() {
 #[test]
 fn an_unknown_key_is_refused_with_its_source() {
     let known = "expected one of hostname, names, port, tls.mode, interfaces.N.mac, interfaces.N.addresses, interfaces.N.gateway, \
-                 interfaces.N.mtu, interfaces.N.timeoutSeconds, disk.serial, disk.waitSeconds, clock.epochSeconds, auth.mode, \
+                 interfaces.N.mtu, interfaces.N.timeoutSeconds, interfaces.N.gateways, interfaces.N.vlan, interfaces.N.autoconf, \
+                 interfaces.N.place, disk.serial, disk.waitSeconds, clock.epochSeconds, auth.mode, \
                  auth.tokenSeconds, auth.clientCertificate, metricsPort, limits.firstByteSeconds, limits.handshakeSeconds, \
                  limits.requestHeadSeconds, limits.stallSeconds, limits.pingSeconds, limits.idleSeconds, limits.minimumRate, \
                  limits.connections, limits.streams, trace";
@@ -209,6 +226,16 @@ fn a_bad_value_is_refused_with_key_source_and_what_is_expected() {
             r#"{"interfaces": [{"addresses": ["10.0.0.2/8"], "gateway": "fd00::1"}]}"#,
             "interfaces.0.gateway is \"fd00::1\"; expected the IP address of a gateway, beside addresses of its family",
         ),
+        (
+            r#"{"interfaces": [{"addresses": ["10.0.0.2/8"], "gateway": "10.0.0.1", "gateways": ["10.0.0.3"]}]}"#,
+            "interfaces.0.gateways is \"10.0.0.3\"; expected IP addresses of gateways, one for each family that has addresses",
+        ),
+        (r#"{"interfaces": [{"vlan": 4095}]}"#, "interfaces.0.vlan is 4095; expected the number of a VLAN from 1 to 4094"),
+        (
+            r#"{"interfaces": [{"autoconf": "AUTO"}]}"#,
+            "interfaces.0.autoconf is \"AUTO\"; expected DHCP, SLAAC, DHCP_SLAAC or LINK_LOCAL",
+        ),
+        (r#"{"interfaces": [{"place": 256}]}"#, "interfaces.0.place is 256; expected a place among the interfaces, from 0 to 255"),
         (r#"{"interfaces": [{"mtu": 100}]}"#, "interfaces.0.mtu is 100; expected a packet size in bytes from 1280 to 65535"),
         (r#"{"interfaces": [{"timeoutSeconds": 3601}]}"#, "interfaces.0.timeoutSeconds is 3601; expected seconds, at most 3600"),
         (

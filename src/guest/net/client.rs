@@ -6,10 +6,15 @@ use std::time::Duration;
 
 use crate::guest::config::settings::{Cidr, Mac};
 
-use super::packet::{Kind, Reply, Request};
+use super::packet::{Ask, Kind, Reply, Request};
 
 /// Smallest MTU that a server may give, in bytes (RFC 2132, section 5.1, has 68, with which nothing works).
 const SMALLEST_MTU: u16 = 576;
+
+/// Shortest lease that is taken, in seconds: asking again takes time, too.
+const SHORTEST_LEASE: u32 = 2;
+/// A lease that never ends (RFC 2131, section 3.3).
+const FOR_EVER: u32 = u32::MAX;
 
 /// What a server leased.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,10 +25,21 @@ pub struct Lease {
     pub router: Option<Ipv4Addr>,
     /// Largest packet on this network, in bytes.
     pub mtu: Option<u16>,
-    /// How long the address is ours.
-    pub time: Option<Duration>,
+    /// How long the address is ours. None: for ever.
+    pub times: Option<Times>,
     /// Who leased it.
     pub server: Ipv4Addr,
+}
+
+/// The times of a lease, each from when it was asked for (RFC 2131, section 4.4.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// T1, when its server is asked for more.
+    pub renewal: Duration,
+    /// T2, when every server is asked.
+    pub rebinding: Duration,
+    /// When the address is not ours any more.
+    pub end: Duration,
 }
 
 /// Why there is no lease.
@@ -66,18 +82,32 @@ pub struct Client {
     mac: Mac,
     hostname: String,
     transaction: u32,
-    /// The server that made an offer, and the address offered.
-    offer: Option<(Ipv4Addr, Ipv4Addr)>,
+    ask: Ask,
+    /// Whose answers count, where it is not everybody's.
+    server: Option<Ipv4Addr>,
 }
 
 impl Client {
     /// A client that has no offer yet. `transaction` tells its packets from those of others and should be random.
     #[must_use]
     pub fn new(mac: Mac, hostname: &str, transaction: u32) -> Self {
-        Self { mac, hostname: hostname.to_owned(), transaction, offer: None }
+        Self { mac, hostname: hostname.to_owned(), transaction, ask: Ask::Discover, server: None }
     }
 
-    /// The packet to send now, `elapsed` after the first: DISCOVER, or REQUEST once there is an offer.
+    /// A client that has `address` and asks `server` for more time, or every server.
+    #[must_use]
+    pub fn extending(mac: Mac, hostname: &str, transaction: u32, address: Ipv4Addr, server: Option<Ipv4Addr>) -> Self {
+        Self { mac, hostname: hostname.to_owned(), transaction, ask: Ask::Extend { address }, server }
+    }
+
+    /// Where the packets go: to a server by its address only where the client has one itself.
+    #[must_use]
+    pub fn destination(&self) -> Ipv4Addr {
+        let asked = if matches!(self.ask, Ask::Extend { .. }) { self.server } else { None };
+        asked.unwrap_or(Ipv4Addr::BROADCAST)
+    }
+
+    /// The packet to send now, `elapsed` after the first: DISCOVER, or REQUEST once there is an offer or an address.
     #[must_use]
     pub fn packet(&self, elapsed: Duration) -> Vec<u8> {
         let request = Request {
@@ -85,20 +115,20 @@ impl Client {
             seconds: u16::try_from(elapsed.as_secs()).unwrap_or(u16::MAX),
             mac: self.mac,
             hostname: &self.hostname,
-            offer: self.offer,
+            ask: self.ask,
         };
         request.encode()
     }
 
     /// Forgets an offer whose server does not answer any more.
     pub fn restart(&mut self) {
-        self.offer = None;
+        (self.ask, self.server) = (Ask::Discover, None);
     }
 
     /// Whether there is an offer.
     #[must_use]
     pub const fn is_requesting(&self) -> bool {
-        self.offer.is_some()
+        matches!(self.ask, Ask::Select { .. })
     }
 
     /// Takes a packet from the network.
@@ -108,13 +138,15 @@ impl Client {
     pub fn receive(&mut self, packet: &[u8]) -> Result<Outcome, Refusal> {
         let reply = Reply::parse(packet).filter(|reply| reply.transaction == self.transaction && reply.mac == self.mac);
         let Some(reply) = reply else { return Ok(Outcome::Ignored) };
-        match (reply.kind, self.offer) {
-            (Kind::Offer, None) => {
-                self.offer = Some((reply.server, reply.address));
+        let (server, address) = (reply.server, reply.address);
+        let counts = self.server.is_none_or(|asked| asked == server);
+        match (reply.kind, self.ask) {
+            (Kind::Offer, Ask::Discover) => {
+                (self.ask, self.server) = (Ask::Select { server, address }, Some(server));
                 Ok(Outcome::Send)
             }
-            (Kind::Ack, Some((server, _))) if server == reply.server => lease(&reply).map(Outcome::Bound),
-            (Kind::Nak, Some((server, address))) if server == reply.server => Err(Refusal::Nak { server, address }),
+            (Kind::Ack, Ask::Select { .. } | Ask::Extend { .. }) if counts => lease(&reply).map(Outcome::Bound),
+            (Kind::Nak, Ask::Select { address, .. } | Ask::Extend { address }) if counts => Err(Refusal::Nak { server, address }),
             _ => Ok(Outcome::Ignored),
         }
     }
@@ -128,9 +160,22 @@ fn lease(reply: &Reply) -> Result<Lease, Refusal> {
         address: Cidr { address: address.into(), prefix },
         router: reply.router,
         mtu: reply.mtu.filter(|mtu| *mtu >= SMALLEST_MTU),
-        time: reply.lease.map(|seconds| Duration::from_secs(seconds.into())),
+        times: reply.lease.filter(|seconds| *seconds != FOR_EVER).map(|seconds| times(seconds, reply.renewal, reply.rebinding)),
         server,
     })
+}
+
+/// The times of a lease of `end` seconds: those that the server gave, where they are in order, else half of it and seven eighths.
+fn times(end: u32, renewal: Option<u32>, rebinding: Option<u32>) -> Times {
+    let end = end.max(SHORTEST_LEASE);
+    let default = Duration::from_secs(end.into());
+    let (renewal, rebinding) = match (renewal, rebinding) {
+        (Some(renewal), Some(rebinding)) if (1..=rebinding).contains(&renewal) && rebinding <= end => {
+            (Duration::from_secs(renewal.into()), Duration::from_secs(rebinding.into()))
+        }
+        _ => (default / 2, default * 7 / 8),
+    };
+    Times { renewal, rebinding, end: default }
 }
 
 /// Bits of the prefix that `mask` means: ones, then zeros.
@@ -166,16 +211,17 @@ mod tests {
     #[test]
     fn an_offer_is_requested_and_an_ack_binds() {
         let Reply { mac, transaction, server, address, .. } = offer();
-        let request = |seconds, offer| Request { transaction, seconds, mac, hostname: "localregistry", offer }.encode();
-        assert_eq!(client().packet(Duration::from_secs(3)), request(3, None));
+        let request = |seconds, ask| Request { transaction, seconds, mac, hostname: "localregistry", ask }.encode();
+        assert_eq!(client().packet(Duration::from_secs(3)), request(3, Ask::Discover));
 
         let mut client = requesting();
-        assert_eq!(client.packet(Duration::from_secs(100_000)), request(u16::MAX, Some((server, address))));
+        assert_eq!(client.packet(Duration::from_secs(100_000)), request(u16::MAX, Ask::Select { server, address }));
+        assert_eq!(client.destination(), Ipv4Addr::BROADCAST);
         let lease = Lease {
             address: "10.0.2.15/24".parse().unwrap(),
             router: Some(Ipv4Addr::new(10, 0, 2, 1)),
             mtu: Some(1400),
-            time: Some(Duration::from_secs(86_400)),
+            times: Some(times(86_400, None, None)),
             server,
         };
         assert_eq!(client.receive(&encode(&ack())), Ok(Outcome::Bound(lease)));
@@ -230,6 +276,42 @@ mod tests {
         ] {
             assert_eq!(requesting().receive(&encode(&reply)).unwrap_err().to_string(), message);
         }
+    }
+
+    #[test]
+    fn an_address_is_extended_by_its_server_or_by_any() {
+        let Reply { mac, transaction, server, address, .. } = offer();
+        let extending = |server| Client::extending(mac, "localregistry", transaction, address, server);
+        let mut renewing = extending(Some(server));
+        assert_eq!((renewing.destination(), extending(None).destination()), (server, Ipv4Addr::BROADCAST));
+        let request = Request { transaction, seconds: 0, mac, hostname: "localregistry", ask: Ask::Extend { address } };
+        assert_eq!(renewing.packet(Duration::ZERO), request.encode());
+        let other = Reply { server: Ipv4Addr::new(10, 0, 2, 66), ..ack() };
+        assert_eq!(renewing.receive(&encode(&other)), Ok(Outcome::Ignored));
+        assert_eq!(renewing.receive(&encode(&offer())), Ok(Outcome::Ignored));
+        assert!(matches!(extending(None).receive(&encode(&other)), Ok(Outcome::Bound(lease)) if lease.server == other.server));
+        let moved = Reply { address: Ipv4Addr::new(10, 0, 2, 99), ..ack() };
+        let bound = renewing.receive(&encode(&moved));
+        assert!(matches!(bound, Ok(Outcome::Bound(lease)) if lease.address.to_string() == "10.0.2.99/24"));
+        let nak = encode(&Reply { kind: Kind::Nak, ..offer() });
+        assert_eq!(renewing.receive(&nak), Err(Refusal::Nak { server, address }));
+    }
+
+    #[test]
+    fn times_are_the_server_s_where_they_are_in_order() {
+        let millis = |(end, renewal, rebinding)| {
+            let times = times(end, renewal, rebinding);
+            [times.renewal, times.rebinding, times.end].map(|time| time.as_millis())
+        };
+        assert_eq!(millis((80, None, None)), [40_000, 70_000, 80_000]);
+        assert_eq!(millis((80, Some(3), Some(9))), [3_000, 9_000, 80_000]);
+        for odd in [(80, Some(9), Some(3)), (80, Some(3), Some(81)), (80, Some(0), Some(3)), (80, Some(3), None)] {
+            assert_eq!(millis(odd), [40_000, 70_000, 80_000], "{odd:?}");
+        }
+        assert_eq!(millis((0, None, None)), [1_000, 1_750, 2_000], "no lease makes the client spin");
+        assert_eq!(millis((u32::MAX - 1, None, None))[2], 4_294_967_294_000);
+        let for_ever = requesting().receive(&encode(&Reply { lease: Some(u32::MAX), ..ack() }));
+        assert!(matches!(for_ever, Ok(Outcome::Bound(Lease { times: None, .. }))), "{for_ever:?}");
     }
 
     #[test]

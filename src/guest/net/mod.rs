@@ -1,213 +1,169 @@
-//! The network. What enters are the interfaces of the settings; what leaves is each of them up with its addresses and routes, and
-//! the list of all addresses of the guest. It never leaves an interface half done without saying so.
+//! The network. What enters are the interfaces of the settings; what leaves is each of them up with its addresses and routes, as long
+//! as the guest lives, and the list of all addresses of the guest whenever it changes. It never leaves an interface half done without
+//! saying so.
+//!
+//! ```text
+//! netlink notifications ─ changes ─┬─▶ keeper of each interface ─ conflict, dhcp ─▶ link (addresses, routes)
+//!                                  └─▶ Network::changed ─▶ the certificate and the launcher
+//! ```
 
+pub mod arp;
+pub mod changes;
 pub mod client;
+pub mod conflict;
 pub mod dhcp;
+pub mod error;
+pub mod keeper;
 pub mod link;
 pub mod packet;
+pub mod pick;
+pub mod wire;
 
-use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
-use super::config::settings::{Addressing, Cidr, Interface, Select};
-use client::{Lease, Refusal};
-use link::{Link, Links};
+use crate::registry::events::Events;
 
-/// How long the kernel may take to find an interface.
+use super::config::settings::{Interface, Ipv6};
+pub use error::NetError;
+use keeper::{Keeper, Shared, Status};
+use link::{Assigned, Links, State};
+
+/// How long an interface may take to be found, and to be connected where others are there to serve by.
 const NIC_WAIT: Duration = Duration::from_secs(1);
-/// Time between two looks for an interface or its carrier.
+/// Time between two looks at how far the interfaces are.
 const POLL: Duration = Duration::from_millis(10);
+/// How long changes may go on before they are looked at: an interface that comes up gets several addresses.
+const SETTLE: Duration = Duration::from_millis(250);
 
-/// A network that cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    /// There is no such interface.
-    #[error("no network interface {}; the interfaces here are {}; give QEMU -device virtio-net-pci", which(*select), seen(found))]
-    NoNic {
-        /// The one meant.
-        select: Select,
-        /// Those there are.
-        found: Vec<Link>,
-    },
-    /// No DHCP server answered.
-    #[error(
-        "{link}: no DHCP server answered {sent} packets in {} s; expected one on this network, or interfaces.N.addresses in the config",
-        timeout.as_secs()
-    )]
-    DhcpSilent {
-        /// The interface.
-        link: Link,
-        /// Packets sent.
-        sent: u32,
-        /// How long.
-        timeout: Duration,
-    },
-    /// A DHCP server said no, or gave something that is no address.
-    #[error("{link}: the DHCP server gave no address")]
-    DhcpRefused {
-        /// The interface.
-        link: Link,
-        /// Why.
-        source: Refusal,
-    },
-    /// The link did not come up.
-    #[error("{link}: no carrier after {} s", timeout.as_secs())]
-    NoCarrier {
-        /// The interface.
-        link: Link,
-        /// How long.
-        timeout: Duration,
-    },
-    /// The kernel refused something.
-    #[error("{action}")]
-    Kernel {
-        /// What was being done, with its operands.
-        action: String,
-        /// Why.
-        source: io::Error,
-    },
+/// The network as it is, for who wants to know of its addresses.
+#[derive(Debug)]
+pub struct Network {
+    shared: Arc<Shared>,
+    changes: watch::Receiver<()>,
+    addresses: Vec<IpAddr>,
 }
 
-impl NetError {
-    /// Stable name of the fault.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::NoNic { .. } => "NO_NIC",
-            Self::DhcpSilent { .. } | Self::DhcpRefused { .. } | Self::NoCarrier { .. } => "NO_ADDRESS",
-            Self::Kernel { .. } => "BAD_NETWORK",
-        }
-    }
-}
-
-/// Brings up the loopback and `interfaces`, in order, and gives every address by which others reach the guest.
+/// Brings up the loopback and `interfaces`, and keeps them so from now on. Waits until each has its addresses; an interface that is
+/// not there, or not connected, is waited for only where no other has any. Must be called within the runtime.
 ///
 /// # Errors
-/// The first interface that is missing, gets no address, or that the kernel does not set up.
-pub async fn configure(interfaces: &[Interface], hostname: &str) -> Result<Vec<IpAddr>, NetError> {
+/// The first interface that is missing where no other serves, gets no address, or that the kernel does not set up.
+pub async fn start(interfaces: &[Interface], hostname: &str, events: &Events) -> Result<Network, NetError> {
     let links = Links::open()?;
-    links.up_loopback().await?;
-    for interface in interfaces {
-        let link = find(&links, interface.select).await?;
-        bring_up(&links, &link, interface, hostname).await?;
+    let changes = changes::listen()?;
+    links.up_loopback()?;
+    let shared = Arc::new(Shared::new(links, hostname, interfaces, events.clone()));
+    for place in 0..interfaces.len() {
+        tokio::spawn(Keeper::new(place, Arc::clone(&shared), changes.clone()).run());
     }
-    links.addresses().await
+    settle(&shared).await?;
+    let addresses = shared.addresses()?;
+    Ok(Network { shared, changes, addresses })
 }
 
-async fn find(links: &Links, select: Select) -> Result<Link, NetError> {
-    let deadline = Instant::now() + NIC_WAIT;
+/// Waits until the interfaces are up, as far as they are waited for.
+async fn settle(shared: &Shared) -> Result<(), NetError> {
+    let start = Instant::now();
     loop {
-        let found = links.ethernet().await?;
-        if let Some(link) = pick(&found, select) {
-            return Ok(link.clone());
-        }
-        if Instant::now() >= deadline {
-            return Err(NetError::NoNic { select, found });
+        if let Some(outcome) = shared.outcome(start.elapsed()) {
+            let late = outcome?;
+            shared.start_serving();
+            late.into_iter().for_each(|error| shared.warn(&error));
+            return Ok(());
         }
         sleep(POLL).await;
     }
 }
 
-async fn bring_up(links: &Links, link: &Link, interface: &Interface, hostname: &str) -> Result<(), NetError> {
-    let timeout = interface.timeout;
-    let deadline = Instant::now() + timeout;
-    links.up(link, interface.mtu).await?;
-    let carrier = async {
-        while !links.has_carrier(link).await? {
-            sleep(POLL).await;
-        }
-        Ok(())
-    };
-    timeout_at(deadline, carrier).await.unwrap_or_else(|_| Err(NetError::NoCarrier { link: link.clone(), timeout }))?;
-    match &interface.addressing {
-        Addressing::Static { addresses, gateway } => apply(links, link, addresses, *gateway).await,
-        Addressing::Dhcp => {
-            let lease = dhcp::acquire(link, hostname, deadline, timeout).await?;
-            let Lease { address, router, mtu, .. } = lease;
-            if let (Some(mtu), None) = (mtu, interface.mtu) {
-                links.up(link, Some(mtu.into())).await?;
+impl Network {
+    /// Every address by which others reach the guest.
+    #[must_use]
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Waits until the addresses are others, and gives them.
+    pub async fn changed(&mut self) -> &[IpAddr] {
+        loop {
+            if self.changes.changed().await.is_err() {
+                // Nobody listens any more: the runtime ends.
+                std::future::pending::<()>().await;
             }
-            apply(links, link, &[address], router.map(IpAddr::V4)).await
+            sleep(SETTLE).await;
+            self.changes.mark_unchanged();
+            match self.shared.addresses() {
+                Ok(now) if now != self.addresses => {
+                    self.addresses = now;
+                    return &self.addresses;
+                }
+                Ok(_) => {}
+                Err(error) => self.shared.warn(&error),
+            }
         }
     }
 }
 
-async fn apply(links: &Links, link: &Link, addresses: &[Cidr], gateway: Option<IpAddr>) -> Result<(), NetError> {
-    for address in addresses {
-        links.add_address(link, *address).await?;
+impl Shared {
+    /// How the first look at the interfaces ends, `elapsed` after the start: not yet; with the fault that ends the boot; or with what is
+    /// to be said of the interfaces that are late.
+    fn outcome(&self, elapsed: Duration) -> Option<Result<Vec<NetError>, NetError>> {
+        let mut statuses = self.statuses();
+        if let Some(status) = statuses.iter_mut().find(|status| matches!(status, Status::Failed(_))) {
+            return match std::mem::replace(status, Status::Working) {
+                Status::Failed(error) => Some(Err(error)),
+                _ => None,
+            };
+        }
+        if statuses.iter().any(|status| matches!(status, Status::Working)) {
+            return None;
+        }
+        let serves = statuses.iter().any(|status| matches!(status, Status::Up));
+        let mut late = Vec::new();
+        for (interface, status) in self.interfaces.iter().zip(statuses.iter()) {
+            let (patience, error) = match status {
+                Status::Up | Status::Working | Status::Failed(_) => continue,
+                Status::Missing(found) => (NIC_WAIT, NetError::NoNic { select: interface.select, found: found.clone() }),
+                Status::NoCarrier(link) => {
+                    let patience = if serves { NIC_WAIT.min(interface.timeout) } else { interface.timeout };
+                    (patience, NetError::NoCarrier { link: link.clone(), timeout: patience })
+                }
+            };
+            if elapsed < patience {
+                return None;
+            }
+            late.push(error);
+        }
+        if serves { Some(Ok(late)) } else { late.into_iter().next().map(Err) }
     }
-    match gateway {
-        Some(gateway) => links.add_default_route(link, gateway).await,
-        None => Ok(()),
+
+    /// Every address by which others reach the guest, in the kernel's order: none that may yet turn out to be another's, no loopback,
+    /// and no link-local one, which means nothing without an interface, but those that the settings ask for.
+    fn addresses(&self) -> Result<Vec<IpAddr>, NetError> {
+        let local = self.link_local();
+        let found = self.links.addresses()?.into_iter();
+        Ok(found.filter(|one| one.state == State::Ours && is_told(one, &local)).map(|one| one.address).collect())
+    }
+
+    /// The indices of the interfaces whose link-local address is asked for.
+    fn link_local(&self) -> Vec<u32> {
+        let asked = self.interfaces.iter().zip(self.indices()).filter(|(interface, _)| interface.ipv6 == Ipv6::LinkLocal);
+        asked.filter_map(|(_, index)| index).collect()
     }
 }
 
-fn pick(found: &[Link], select: Select) -> Option<&Link> {
-    match select {
-        Select::Mac(mac) => found.iter().find(|link| link.mac == mac),
-        Select::Place(place) => found.get(place),
+fn is_told(one: &Assigned, local: &[u32]) -> bool {
+    match one.address {
+        IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
+        IpAddr::V6(address) => {
+            !address.is_loopback() && (!address.is_unicast_link_local() || local.contains(&one.index))
+        }
     }
-}
-
-fn which(select: Select) -> String {
-    match select {
-        Select::Mac(mac) => format!("with the MAC address {mac}"),
-        Select::Place(place) => format!("number {place} (they count from 0)"),
-    }
-}
-
-fn seen(found: &[Link]) -> String {
-    if found.is_empty() {
-        return "none".to_owned();
-    }
-    found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::guest::config::settings::Mac;
-
-    fn link(index: u32, name: &str, last: u8) -> Link {
-        Link { index, name: name.to_owned(), mac: Mac([0x52, 0x54, 0, 0, 0, last]) }
-    }
-
-    #[test]
-    fn an_interface_is_picked_by_place_or_mac() {
-        let found = [link(2, "eth0", 1), link(3, "eth1", 2)];
-        assert_eq!(pick(&found, Select::Place(0)), found.first());
-        assert_eq!(pick(&found, Select::Place(2)), None);
-        assert_eq!(pick(&found, Select::Mac(Mac([0x52, 0x54, 0, 0, 0, 2]))), found.get(1));
-        assert_eq!(pick(&found, Select::Mac(Mac([0; 6]))), None);
-    }
-
-    #[test]
-    fn a_missing_interface_names_those_that_are_there() {
-        let no_nic = |select, found| NetError::NoNic { select, found };
-        let none = no_nic(Select::Place(0), vec![]);
-        assert_eq!(none.code(), "NO_NIC");
-        assert_eq!(
-            none.to_string(),
-            "no network interface number 0 (they count from 0); the interfaces here are none; give QEMU -device virtio-net-pci"
-        );
-        assert_eq!(
-            no_nic(Select::Mac(Mac([2, 0, 0, 0, 0, 9])), vec![link(2, "eth0", 1), link(3, "eth1", 2)]).to_string(),
-            "no network interface with the MAC address 02:00:00:00:00:09; the interfaces here are \
-             eth0 (52:54:00:00:00:01), eth1 (52:54:00:00:00:02); give QEMU -device virtio-net-pci"
-        );
-    }
-
-    #[test]
-    fn a_silent_network_says_what_was_tried() {
-        let error = NetError::DhcpSilent { link: link(2, "eth0", 1), sent: 5, timeout: Duration::from_secs(30) };
-        assert_eq!(error.code(), "NO_ADDRESS");
-        assert_eq!(
-            error.to_string(),
-            "eth0 (52:54:00:00:00:01): no DHCP server answered 5 packets in 30 s; \
-             expected one on this network, or interfaces.N.addresses in the config"
-        );
-    }
-}
+mod tests;

@@ -37,12 +37,22 @@ mod option {
     pub const SERVER: u8 = 54;
     pub const WANTED: u8 = 55;
     pub const LARGEST_PACKET: u8 = 57;
+    pub const RENEWAL_TIME: u8 = 58;
+    pub const REBINDING_TIME: u8 = 59;
     pub const CLIENT: u8 = 61;
     pub const END: u8 = 255;
 }
 
 /// Options that the client asks for.
-const WANTED: [u8; 5] = [option::SUBNET_MASK, option::ROUTER, option::INTERFACE_MTU, option::LEASE_TIME, option::SERVER];
+const WANTED: [u8; 7] = [
+    option::SUBNET_MASK,
+    option::ROUTER,
+    option::INTERFACE_MTU,
+    option::LEASE_TIME,
+    option::SERVER,
+    option::RENEWAL_TIME,
+    option::REBINDING_TIME,
+];
 
 /// What a packet is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +64,8 @@ pub enum Kind {
     Offer = 2,
     /// A client asks for the address offered.
     Request = 3,
+    /// A client found another machine with the address that it was given.
+    Decline = 4,
     /// A server gives it.
     Ack = 5,
     /// A server does not.
@@ -71,8 +83,34 @@ pub struct Request<'a> {
     pub mac: Mac,
     /// The host name, which some servers list.
     pub hostname: &'a str,
-    /// The server and the address that are asked for, after an offer.
-    pub offer: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// What it is for.
+    pub ask: Ask,
+}
+
+/// What a client wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// An offer.
+    Discover,
+    /// The address that the server offered.
+    Select {
+        /// The server.
+        server: Ipv4Addr,
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// More time for the address that the client has.
+    Extend {
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// Nothing more to do with an address that another machine has.
+    Decline {
+        /// The server that gave it.
+        server: Ipv4Addr,
+        /// The address.
+        address: Ipv4Addr,
+    },
 }
 
 /// A packet of a server, with the options that matter here.
@@ -96,30 +134,42 @@ pub struct Reply {
     pub mtu: Option<u16>,
     /// Seconds that the address is leased for.
     pub lease: Option<u32>,
+    /// Seconds until the client asks the server for more.
+    pub renewal: Option<u32>,
+    /// Seconds until it asks every server.
+    pub rebinding: Option<u32>,
 }
 
 impl Request<'_> {
-    /// The packet's bytes: DISCOVER, or REQUEST where there is an offer.
+    /// The packet's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
+        let (kind, own, server) = match self.ask {
+            Ask::Discover => (Kind::Discover, None, None),
+            Ask::Select { server, address } => (Kind::Request, None, Some((server, address))),
+            Ask::Extend { address } => (Kind::Request, Some(address), None),
+            Ask::Decline { server, address } => (Kind::Decline, None, Some((server, address))),
+        };
         let mut packet = vec![BOOT_REQUEST, ETHERNET, MAC_LENGTH, 0];
         packet.extend(self.transaction.to_be_bytes());
         packet.extend(self.seconds.to_be_bytes());
-        packet.extend(BROADCAST.to_be_bytes());
-        // Client, your, server and gateway address: all unknown yet.
-        packet.extend([0; 16]);
+        packet.extend(if own.is_some() { 0 } else { BROADCAST }.to_be_bytes());
+        packet.extend(own.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+        // Your, server and gateway address: the server's to fill in.
+        packet.extend([0; 12]);
         packet.extend(self.mac.0);
         // The rest of the hardware address, the server's name and the boot file.
         packet.resize(HEAD - COOKIE.len(), 0);
         packet.extend(COOKIE);
 
-        let kind = if self.offer.is_some() { Kind::Request } else { Kind::Discover };
         add(&mut packet, option::MESSAGE_TYPE, &[kind as u8]);
         add(&mut packet, option::CLIENT, &[&[ETHERNET], self.mac.0.as_slice()].concat());
-        add(&mut packet, option::HOST_NAME, self.hostname.as_bytes());
-        add(&mut packet, option::LARGEST_PACKET, &LARGEST.to_be_bytes());
-        add(&mut packet, option::WANTED, &WANTED);
-        if let Some((server, address)) = self.offer {
+        if !matches!(self.ask, Ask::Decline { .. }) {
+            add(&mut packet, option::HOST_NAME, self.hostname.as_bytes());
+            add(&mut packet, option::LARGEST_PACKET, &LARGEST.to_be_bytes());
+            add(&mut packet, option::WANTED, &WANTED);
+        }
+        if let Some((server, address)) = server {
             add(&mut packet, option::SERVER, &server.octets());
             add(&mut packet, option::REQUESTED_ADDRESS, &address.octets());
         }
@@ -149,6 +199,8 @@ impl Reply {
             router: address(option::ROUTER),
             mtu: read(options, option::INTERFACE_MTU).map(u16::from_be_bytes),
             lease: read(options, option::LEASE_TIME).map(u32::from_be_bytes),
+            renewal: read(options, option::RENEWAL_TIME).map(u32::from_be_bytes),
+            rebinding: read(options, option::REBINDING_TIME).map(u32::from_be_bytes),
         })
     }
 }
@@ -212,7 +264,13 @@ pub(super) mod tests {
         reply.mask.iter().for_each(|mask| add(&mut packet, option::SUBNET_MASK, &mask.octets()));
         reply.router.iter().for_each(|router| add(&mut packet, option::ROUTER, &[router.octets(), [9, 9, 9, 9]].concat()));
         reply.mtu.iter().for_each(|mtu| add(&mut packet, option::INTERFACE_MTU, &mtu.to_be_bytes()));
-        reply.lease.iter().for_each(|lease| add(&mut packet, option::LEASE_TIME, &lease.to_be_bytes()));
+        let times = [
+            (option::LEASE_TIME, reply.lease),
+            (option::RENEWAL_TIME, reply.renewal),
+            (option::REBINDING_TIME, reply.rebinding),
+        ];
+        let times = times.into_iter().filter_map(|(code, time)| Some((code, time?)));
+        times.for_each(|(code, time)| add(&mut packet, code, &time.to_be_bytes()));
         packet.push(option::END);
         packet
     }
@@ -228,13 +286,15 @@ pub(super) mod tests {
             router: Some(Ipv4Addr::new(10, 0, 2, 1)),
             mtu: Some(1400),
             lease: Some(86_400),
+            renewal: None,
+            rebinding: None,
         }
     }
 
     #[test]
     fn a_discover_is_what_the_rfc_draws() {
         let mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-        let request = Request { transaction: 0x0102_0304, seconds: 5, mac, hostname: "reg", offer: None };
+        let request = Request { transaction: 0x0102_0304, seconds: 5, mac, hostname: "reg", ask: Ask::Discover };
         let packet = request.encode();
         assert_eq!(packet[..12], [1, 1, 6, 0, 1, 2, 3, 4, 0, 5, 0x80, 0]);
         assert_eq!(packet[12..28], [0; 16]);
@@ -243,7 +303,7 @@ pub(super) mod tests {
         let options = [
             &[99, 130, 83, 99, 53, 1, 1, 61, 7, 1, 0x52, 0x54, 0, 0x12, 0x34, 0x56, 12, 3][..],
             b"reg",
-            &[57, 2, 5, 192, 55, 5, 1, 3, 26, 51, 54, 255],
+            &[57, 2, 5, 192, 55, 7, 1, 3, 26, 51, 54, 58, 59, 255],
         ]
         .concat();
         assert_eq!(packet[236..236 + options.len()], options);
@@ -251,19 +311,34 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_request_names_the_offer() {
-        let offer = (Ipv4Addr::new(10, 0, 2, 2), Ipv4Addr::new(10, 0, 2, 15));
-        let packet = Request { transaction: 1, seconds: 0, mac: Mac([0; 6]), hostname: "h", offer: Some(offer) }.encode();
+    fn a_request_says_what_it_is_for() {
+        let (server, address) = (Ipv4Addr::new(10, 0, 2, 2), Ipv4Addr::new(10, 0, 2, 15));
+        let encode = |ask| Request { transaction: 1, seconds: 0, mac: Mac([0; 6]), hostname: "h", ask }.encode();
+        for (ask, kind, listed) in
+            [(Ask::Select { server, address }, 3, true), (Ask::Decline { server, address }, 4, false)]
+        {
+            let packet = encode(ask);
+            let options = &packet[HEAD..];
+            assert_eq!(packet[10..16], [0x80, 0, 0, 0, 0, 0], "a broadcast is asked for, and no address is ours");
+            assert_eq!(read(options, option::MESSAGE_TYPE), Some([kind]));
+            assert_eq!(read(options, option::SERVER), Some(server.octets()));
+            assert_eq!(read(options, option::REQUESTED_ADDRESS), Some(address.octets()));
+            assert_eq!(read::<1>(options, option::WANTED).is_some(), listed);
+            assert_eq!(read::<1>(options, option::HOST_NAME).is_some(), listed);
+        }
+        let packet = encode(Ask::Extend { address });
         let options = &packet[HEAD..];
+        assert_eq!(packet[10..20], [0, 0, 10, 0, 2, 15, 0, 0, 0, 0], "the answer comes to the address");
         assert_eq!(read(options, option::MESSAGE_TYPE), Some([3]));
-        assert_eq!(read(options, option::SERVER), Some([10, 0, 2, 2]));
-        assert_eq!(read(options, option::REQUESTED_ADDRESS), Some([10, 0, 2, 15]));
+        assert_eq!((read::<4>(options, option::SERVER), read::<4>(options, option::REQUESTED_ADDRESS)), (None, None));
     }
 
     #[test]
     fn a_reply_is_read_back() {
         let full = offer();
         assert_eq!(Reply::parse(&encode(&full)), Some(full));
+        let timed = Reply { renewal: Some(2), rebinding: Some(3), ..offer() };
+        assert_eq!(Reply::parse(&encode(&timed)), Some(timed));
         let bare = Reply { kind: Kind::Nak, mask: None, router: None, mtu: None, lease: None, ..offer() };
         assert_eq!(Reply::parse(&encode(&bare)), Some(bare));
     }

@@ -1,0 +1,111 @@
+//! ARP for finding out who has an address (RFC 826; RFC 5227). What enters are frames from a network that may be hostile, or an
+//! address; what leaves is who has it, or a frame. It has no socket: [`conflict`](super::conflict) has.
+
+use std::net::Ipv4Addr;
+
+use crate::guest::config::settings::Mac;
+
+/// What stands in every ARP packet of IPv4 over Ethernet, before the operation.
+const HEAD: [u8; 6] = [0, 1, 8, 0, 6, 4];
+/// ARP's number in an Ethernet frame (IEEE 802 Numbers).
+pub const ETHERTYPE: u16 = 0x0806;
+/// Bytes of an Ethernet frame before its packet.
+const FRAME_HEAD: usize = 14;
+const REQUEST: u16 = 1;
+
+/// A frame that asks who has `address`, and claims nothing (RFC 5227, section 2.1.1).
+#[must_use]
+pub fn probe(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
+    request(mac, Ipv4Addr::UNSPECIFIED, address)
+}
+
+/// A frame that tells everybody that `address` is here (RFC 5227, section 2.3).
+#[must_use]
+pub fn announcement(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
+    request(mac, address, address)
+}
+
+fn request(mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let head = [&[0xff; 6][..], &mac.0, &ETHERTYPE.to_be_bytes(), &HEAD, &REQUEST.to_be_bytes()].concat();
+    [&head[..], &mac.0, &sender.octets(), &[0; 6], &target.octets()].concat()
+}
+
+/// Who else has `address`, or is asking for it too, where `frame` says so; `own` is the interface that asks (RFC 5227, section 2.1.1).
+#[must_use]
+pub fn other(frame: &[u8], own: Mac, address: Ipv4Addr) -> Option<Mac> {
+    let packet: &[u8; 28] = frame.get(FRAME_HEAD..)?.first_chunk()?;
+    if frame.get(12..FRAME_HEAD)? != ETHERTYPE.to_be_bytes() || !packet.starts_with(&HEAD) {
+        return None;
+    }
+    let address_at = |place: usize| Some(Ipv4Addr::from_octets(*packet.get(place..)?.first_chunk()?));
+    let sender = Mac(*packet.get(8..)?.first_chunk()?);
+    let is_request = packet.get(6..8)? == REQUEST.to_be_bytes();
+    let has_it = address_at(14)? == address;
+    let asks_too = is_request && address_at(14)?.is_unspecified() && address_at(24)? == address;
+    (sender != own && (has_it || asks_too)).then_some(sender)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const OWN: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
+    const OTHER: Mac = Mac([2, 0, 0, 0, 0, 9]);
+
+    fn address(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, 0, last)
+    }
+
+    #[test]
+    fn a_probe_is_what_the_rfc_draws() {
+        let frame = probe(OWN, address(7));
+        assert_eq!(frame[..14], [255, 255, 255, 255, 255, 255, 0x52, 0x54, 0, 0, 0, 1, 8, 6]);
+        assert_eq!(frame[14..28], [0, 1, 8, 0, 6, 4, 0, 1, 0x52, 0x54, 0, 0, 0, 1]);
+        assert_eq!(frame[28..], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 7]);
+        assert_eq!(announcement(OWN, address(7))[28..32], [10, 0, 0, 7]);
+    }
+
+    #[test]
+    fn who_has_an_address_or_asks_for_it_is_the_other() {
+        let reply = |mut frame: Vec<u8>| {
+            frame[21] = 2;
+            frame
+        };
+        let elsewhere = request(OTHER, address(9), address(7));
+        for (frame, expected) in [
+            (announcement(OTHER, address(7)), Some(OTHER)),
+            (reply(request(OTHER, address(7), Ipv4Addr::UNSPECIFIED)), Some(OTHER)),
+            (probe(OTHER, address(7)), Some(OTHER)),
+            (announcement(OWN, address(7)), None),
+            (probe(OWN, address(7)), None),
+            (announcement(OTHER, address(8)), None),
+            (elsewhere, None),
+            (reply(probe(OTHER, address(7))), None),
+        ] {
+            assert_eq!(other(&frame, OWN, address(7)), expected, "{frame:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_arp_is_nobody() {
+        let good = announcement(OTHER, address(7));
+        for at in [12, 14, 17, 18, 19] {
+            let mut frame = good.clone();
+            frame[at] ^= 0x40;
+            assert_eq!(other(&frame, OWN, address(7)), None, "{at}");
+        }
+        for length in 0..good.len() {
+            assert_eq!(other(&good[..length], OWN, address(7)), None, "{length}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_frame_panics(bytes in proptest::collection::vec(any::<u8>(), 0..80), shaped in any::<bool>()) {
+            let head = if shaped { [&[0; 12][..], &ETHERTYPE.to_be_bytes(), &HEAD].concat() } else { vec![] };
+            let _ = other(&[head, bytes].concat(), OWN, address(7));
+        }
+    }
+}

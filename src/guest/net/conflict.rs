@@ -1,0 +1,127 @@
+//! Whether another machine has an address. What enters is an interface and an address that is to be its own; what leaves is the other
+//! machine. It claims nothing before it has asked.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU32;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::{LinkAddr, MsgFlags, recvfrom, sendto};
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, timeout_at};
+
+use crate::guest::config::settings::Mac;
+
+use super::arp;
+use super::link::Link;
+
+/// How often it is asked, and how long an answer is waited for each time. RFC 5227 (section 1.1) has 3 questions 1 to 2 s apart and
+/// 2 s after the last: it is for links that take seconds to come up and machines that sleep, and somebody waits for this one.
+const PROBES: u32 = 3;
+const PROBE_WAIT: Duration = Duration::from_millis(150);
+/// Longest frame that is looked at, in bytes: an ARP packet has 42.
+const LONGEST: usize = 64;
+/// Records of the kernel's log that are looked at.
+const RECORDS: usize = 10_000;
+
+/// The other machine on `link` that has `address`, if one answers within half a second.
+///
+/// # Errors
+/// When frames cannot be sent or received.
+pub async fn other(link: &Link, address: Ipv4Addr) -> io::Result<Option<Mac>> {
+    let (socket, place) = open(link)?;
+    for _ in 0..PROBES {
+        send(&socket, &place, &arp::probe(link.mac, address))?;
+        if let Ok(found) = timeout_at(Instant::now() + PROBE_WAIT, listen(&socket, link, address)).await {
+            return found.map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// Tells everybody on `link` that `address` is here: who had it before is forgotten.
+///
+/// # Errors
+/// When the frame cannot be sent.
+pub fn announce(link: &Link, address: Ipv4Addr) -> io::Result<()> {
+    let (socket, place) = open(link)?;
+    send(&socket, &place, &arp::announcement(link.mac, address))
+}
+
+/// The machine that made the kernel give `address` up, where its log says so (`net/ipv6/ndisc.c`).
+#[must_use]
+pub fn culprit(address: Ipv6Addr) -> Option<Mac> {
+    let mut log = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open("/dev/kmsg").ok()?;
+    let mut record = [0; 8192];
+    let mut found = None;
+    // At the log's end the read would block.
+    for _ in 0..RECORDS {
+        match log.read(&mut record) {
+            Ok(length) => {
+                let text = String::from_utf8_lossy(record.get(..length).unwrap_or_default());
+                found = culprit_in(&text, address).or(found);
+            }
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(_) => break,
+        }
+    }
+    found
+}
+
+/// The machine in a record "… IPv6 duplicate address ADDRESS used by MAC detected!".
+fn culprit_in(record: &str, address: Ipv6Addr) -> Option<Mac> {
+    let (_, rest) = record.split_once(&format!("IPv6 duplicate address {address} used by "))?;
+    rest.split_once(" detected")?.0.parse().ok()
+}
+
+/// A socket for ARP frames, and the interface as their way out. Not bound, since that would hear nothing: what comes in on other
+/// interfaces is told apart.
+fn open(link: &Link) -> io::Result<(AsyncFd<OwnedFd>, LinkAddr)> {
+    let arp = NonZeroU32::new(arp::ETHERTYPE.to_be().into()).map(Protocol::from_raw);
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, arp)?;
+    let places = getifaddrs()?.filter_map(|one| one.address?.as_link_addr().copied());
+    let place = places.into_iter().find(|place| place.ifindex() == link.index as usize).ok_or(io::ErrorKind::NotFound)?;
+    Ok((AsyncFd::new(socket)?, place))
+}
+
+fn send(socket: &AsyncFd<OwnedFd>, place: &LinkAddr, frame: &[u8]) -> io::Result<()> {
+    Ok(sendto(socket.as_raw_fd(), frame, place, MsgFlags::empty()).map(drop)?)
+}
+
+/// Waits for a frame that says that another machine has `address`.
+async fn listen(socket: &AsyncFd<OwnedFd>, link: &Link, address: Ipv4Addr) -> io::Result<Mac> {
+    let mut frame = [0; LONGEST];
+    loop {
+        let mut ready = socket.readable().await?;
+        let received = ready.try_io(|socket| Ok(recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut frame)?));
+        let Ok(received) = received else { continue };
+        let (length, from) = received?;
+        let here = from.is_some_and(|from| from.ifindex() == link.index as usize);
+        let other = arp::other(frame.get(..length.min(LONGEST)).unwrap_or_default(), link.mac, address);
+        if let Some(other) = other.filter(|_| here) {
+            return Ok(other);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_s_log_names_who_has_an_ipv6_address() {
+        let address = "fd00::1".parse().unwrap();
+        let record = |middle: &str| format!("6,230,1000,-;IPv6: eth0: IPv6 duplicate address {middle} detected!\n");
+        let found = culprit_in(&record("fd00::1 used by 02:00:00:00:00:09"), address);
+        assert_eq!(found, Some(Mac([2, 0, 0, 0, 0, 9])));
+        for other in ["fd00::12 used by 02:00:00:00:00:09", "fd00::1 used by nobody", "fd00::1"] {
+            assert_eq!(culprit_in(&record(other), address), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+use super::*;
+use crate::guest::config::settings::{Mac, Select};
+use link::Link;
+
+fn link() -> Link {
+    Link { index: 2, name: "eth0".to_owned(), mac: Mac([0x52, 0x54, 0, 0, 0, 1]), carrier: false, made: false }
+}
+
+/// How it ends with these statuses after `millis`: "" for not yet.
+fn end(statuses: [Status; 2], millis: u64) -> String {
+    let timeout = Duration::from_secs(3);
+    let interfaces = [0, 1].map(|place| Interface { select: Select::Place(place), timeout, ..Interface::default() });
+    let (events, _queue) = Events::queue();
+    let shared = Shared::new(Links::open().unwrap(), "reg", &interfaces, events);
+    *shared.statuses() = statuses.into();
+    let words = |error: &NetError| format!("{} {error}", error.code());
+    match shared.outcome(Duration::from_millis(millis)) {
+        None => String::new(),
+        Some(Err(error)) => format!("fatal {}", words(&error)),
+        Some(Ok(late)) => format!("ready {}", late.iter().map(words).collect::<Vec<_>>().join("; ")),
+    }
+}
+
+#[test]
+fn boot_waits_for_what_can_come_and_fails_where_nothing_serves() {
+    let missing = || Status::Missing(vec![]);
+    let unplugged = || Status::NoCarrier(link());
+    let failed = || Status::Failed(NetError::LinkDown { link: link() });
+    let no_nic = |place| {
+        let there = "the interfaces here are none; give QEMU -device virtio-net-pci";
+        format!("NO_NIC no network interface number {place} (they count from 0); {there}")
+    };
+    let no_carrier = |seconds| format!("NO_ADDRESS eth0 (52:54:00:00:00:01): no carrier after {seconds} s");
+    for (statuses, millis, expected) in [
+        ([Status::Up, Status::Up], 0, "ready ".to_owned()),
+        ([Status::Up, Status::Working], 9_000, String::new()),
+        ([missing(), Status::Working], 9_000, String::new()),
+        ([Status::Up, failed()], 0, "fatal LINK_DOWN eth0 (52:54:00:00:00:01): the interface was unplugged, or has no carrier any more".to_owned()),
+        ([missing(), missing()], 999, String::new()),
+        ([missing(), missing()], 1_000, format!("fatal {}", no_nic(0))),
+        ([Status::Up, missing()], 999, String::new()),
+        ([Status::Up, missing()], 1_000, format!("ready {}", no_nic(1))),
+        ([unplugged(), missing()], 2_999, String::new()),
+        ([unplugged(), missing()], 3_000, format!("fatal {}", no_carrier(3))),
+        ([Status::Up, unplugged()], 999, String::new()),
+        ([Status::Up, unplugged()], 1_000, format!("ready {}", no_carrier(1))),
+    ] {
+        let shown = format!("{statuses:?} after {millis} ms");
+        assert_eq!(end(statuses, millis), expected, "{shown}");
+    }
+}
+
+#[test]
+fn only_addresses_that_others_reach_are_told() {
+    for (address, local, told) in [
+        ("127.0.0.1", false, false),
+        ("169.254.1.1", false, false),
+        ("::1", false, false),
+        ("fe80::1", false, false),
+        ("fe80::1", true, true),
+        ("10.0.2.15", false, true),
+        ("fec0::5", false, true),
+        ("2001:db8::1", false, true),
+    ] {
+        let one = Assigned { index: 2, address: address.parse().unwrap(), state: State::Ours };
+        assert_eq!(is_told(&one, if local { &[2] } else { &[3] }), told, "{address}");
+    }
+}
