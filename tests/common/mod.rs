@@ -14,6 +14,8 @@ pub mod pack;
 pub mod podman;
 pub mod private;
 pub mod process;
+pub mod qmp;
+pub mod segment;
 pub mod serve;
 pub mod server;
 pub mod target;

@@ -1,5 +1,6 @@
 //! A disk in a VM, run by the program itself as a launcher would, and real clients.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -20,6 +21,8 @@ pub struct Vm {
     pub dir: TempDir,
     pub address: String,
     pub ready: Value,
+    /// Events that were waited for.
+    seen: Cell<usize>,
     run: Option<Child>,
 }
 
@@ -103,11 +106,28 @@ impl Vm {
             std::thread::sleep(Duration::from_millis(50));
         };
         let address = ready["address"].as_str().unwrap().to_owned();
-        Self { dir, address, ready, run: Some(run) }
+        Self { dir, address, ready, seen: Cell::new(0), run: Some(run) }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Waits for the next event, after those that were waited for before, of which something can be made.
+    pub fn event<T>(&self, what: &str, of: impl Fn(&event::Event) -> Option<T>) -> T {
+        let deadline = Instant::now() + Duration::from_secs(180);
+        loop {
+            let text = fs::read_to_string(self.path("events")).unwrap();
+            let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).enumerate().skip(self.seen.get());
+            for (place, line) in whole {
+                self.seen.set(place + 1);
+                if let Some(made) = of(&serde_json::from_str::<Event>(line).unwrap().event.unwrap()) {
+                    return made;
+                }
+            }
+            assert!(Instant::now() < deadline, "{what} did not come:\n{text}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -7,13 +7,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{LinkAddr, MsgFlags, recvfrom, sendto};
+use nix::sys::socket::{LinkAddr, MsgFlags, recvfrom, sendto, setsockopt, sockopt::ReceiveTimeout};
+use nix::sys::time::{TimeVal, TimeValLike};
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
-use tokio::io::unix::AsyncFd;
-use tokio::time::{Instant, timeout_at};
 
 use crate::guest::config::settings::Mac;
 
@@ -29,16 +29,16 @@ const LONGEST: usize = 64;
 /// Records of the kernel's log that are looked at.
 const RECORDS: usize = 10_000;
 
-/// The other machine on `link` that has `address`, if one answers within half a second.
+/// The other machine on `link` that has `address`, if one answers within half a second. It blocks as long.
 ///
 /// # Errors
 /// When frames cannot be sent or received.
-pub async fn other(link: &Link, address: Ipv4Addr) -> io::Result<Option<Mac>> {
+pub fn other(link: &Link, address: Ipv4Addr) -> io::Result<Option<Mac>> {
     let (socket, place) = open(link)?;
     for _ in 0..PROBES {
         send(&socket, &place, &arp::probe(link.mac, address))?;
-        if let Ok(found) = timeout_at(Instant::now() + PROBE_WAIT, listen(&socket, link, address)).await {
-            return found.map(Some);
+        if let Some(other) = listen(&socket, link, address, Instant::now() + PROBE_WAIT)? {
+            return Ok(Some(other));
         }
     }
     Ok(None)
@@ -81,31 +81,39 @@ fn culprit_in(record: &str, address: Ipv6Addr) -> Option<Mac> {
 
 /// A socket for ARP frames, and the interface as their way out. Not bound, since that would hear nothing: what comes in on other
 /// interfaces is told apart.
-fn open(link: &Link) -> io::Result<(AsyncFd<OwnedFd>, LinkAddr)> {
+fn open(link: &Link) -> io::Result<(OwnedFd, LinkAddr)> {
     let arp = NonZeroU32::new(arp::ETHERTYPE.to_be().into()).map(Protocol::from_raw);
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, arp)?;
+    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, arp)?;
     let places = getifaddrs()?.filter_map(|one| one.address?.as_link_addr().copied());
     let place = places.into_iter().find(|place| place.ifindex() == link.index as usize).ok_or(io::ErrorKind::NotFound)?;
-    Ok((AsyncFd::new(socket)?, place))
+    Ok((socket, place))
 }
 
-fn send(socket: &AsyncFd<OwnedFd>, place: &LinkAddr, frame: &[u8]) -> io::Result<()> {
+fn send(socket: &OwnedFd, place: &LinkAddr, frame: &[u8]) -> io::Result<()> {
     Ok(sendto(socket.as_raw_fd(), frame, place, MsgFlags::empty()).map(drop)?)
 }
 
-/// Waits for a frame that says that another machine has `address`.
-async fn listen(socket: &AsyncFd<OwnedFd>, link: &Link, address: Ipv4Addr) -> io::Result<Mac> {
+/// Waits until `deadline` for a frame that says that another machine has `address`.
+fn listen(socket: &OwnedFd, link: &Link, address: Ipv4Addr, deadline: Instant) -> io::Result<Option<Mac>> {
     let mut frame = [0; LONGEST];
     loop {
-        let mut ready = socket.readable().await?;
-        let received = ready.try_io(|socket| Ok(recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut frame)?));
-        let Ok(received) = received else { continue };
-        let (length, from) = received?;
-        let here = from.is_some_and(|from| from.ifindex() == link.index as usize);
-        let other = arp::other(frame.get(..length.min(LONGEST)).unwrap_or_default(), link.mac, address);
-        if let Some(other) = other.filter(|_| here) {
-            return Ok(other);
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        // A timeout of 0 would be none.
+        let left = TimeVal::microseconds(i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1));
+        setsockopt(socket, ReceiveTimeout, &left)?;
+        match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut frame) {
+            Ok((length, from)) => {
+                let here = from.is_some_and(|from| from.ifindex() == link.index as usize);
+                let other = arp::other(frame.get(..length.min(LONGEST)).unwrap_or_default(), link.mac, address);
+                if here && other.is_some() {
+                    return Ok(other);
+                }
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

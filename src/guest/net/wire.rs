@@ -5,11 +5,10 @@
 //! take a tenth of it.
 
 /// Kinds of messages (uapi/linux/rtnetlink.h, uapi/linux/netlink.h).
-pub mod kind {
+pub(super) mod kind {
     pub const ERROR: u16 = 2;
     pub const DONE: u16 = 3;
     pub const NEW_LINK: u16 = 16;
-    pub const DELETE_LINK: u16 = 17;
     pub const GET_LINK: u16 = 18;
     pub const NEW_ADDRESS: u16 = 20;
     pub const DELETE_ADDRESS: u16 = 21;
@@ -18,7 +17,7 @@ pub mod kind {
 }
 
 /// What is to be done with a request (uapi/linux/netlink.h).
-pub mod flag {
+pub(super) mod flag {
     pub const REQUEST: u16 = 1;
     pub const ACKNOWLEDGE: u16 = 4;
     pub const REPLACE: u16 = 0x100;

@@ -24,7 +24,7 @@ fn ethernet_interfaces_are_read() {
     let vlan = link_message(kind::NEW_LINK, number::ETHERNET, number::LOWER_UP);
     let vlan = vlan.with(number::LINK_INFO, &attribute(number::INFO_KIND, b"vlan\0")).finish(1);
     assert_eq!(ethernet(&only(&vlan)), Some(Link { made: true, ..expected }));
-    for other in [link_message(kind::NEW_LINK, 772, 0), link_message(kind::DELETE_LINK, number::ETHERNET, 0)] {
+    for other in [link_message(kind::NEW_LINK, 772, 0), link_message(17, number::ETHERNET, 0)] {
         assert_eq!(ethernet(&only(&other.finish(1))), None);
     }
     let bare = Request::new(kind::NEW_LINK, 0, &[0, 0, 1, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).finish(1);
