@@ -184,7 +184,7 @@ fn static_addresses_of_both_families_a_vlan_and_an_interface_that_comes_and_goes
     let set = format!("interfaces={interfaces}");
     let netdev = format!("--qemu-arg=stream,id=b,server=off,addr.type=unix,addr.path={}", segment.path.display());
     let device = format!("--qemu-arg=virtio-net-pci,netdev=b,mac={nic}");
-    let port = "--qemu-arg=pcie-root-port,id=port,chassis=9,slot=9";
+    let port = "--qemu-arg=pcie-root-port,id=slot9,chassis=9,slot=9";
     let (of_netdev, of_device) = ("--qemu-arg=-netdev", "--qemu-arg=-device");
     let vm = Vm::boot(
         &disk,
@@ -209,7 +209,7 @@ fn static_addresses_of_both_families_a_vlan_and_an_interface_that_comes_and_goes
     assert!(text.contains(&format!("no network interface with the MAC address {plugged}; the interfaces here are")), "{text}");
     let addr = json!({ "type": "unix", "path": late.path });
     qmp.run("netdev_add", json!({ "type": "stream", "id": "c", "server": false, "addr": addr }));
-    let add = json!({ "driver": "virtio-net-pci", "netdev": "c", "mac": plugged, "bus": "port", "id": "nic" });
+    let add = json!({ "driver": "virtio-net-pci", "netdev": "c", "mac": plugged, "bus": "slot9", "id": "nic" });
     for time in 0..2 {
         qmp.run("device_add", add.clone());
         moves(&vm, "[fe80::5054:ff:fe00:c]:", true);

@@ -3,10 +3,11 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -118,11 +119,13 @@ pub async fn decline(link: &Link, lease: &Lease) {
 
 /// A socket for broadcasts and packets on `link` alone, which may have no address yet.
 fn open(link: &Link) -> io::Result<UdpSocket> {
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, CLIENT_PORT))?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
+    // Before it has a port: those of other interfaces have the same.
     setsockopt(&socket, sockopt::BindToDevice, &link.name.clone().into())?;
-    socket.set_broadcast(true)?;
-    socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket)
+    setsockopt(&socket, sockopt::Broadcast, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT)))?;
+    UdpSocket::from_std(socket.into())
 }
 
 async fn send(socket: &UdpSocket, client: &Client, elapsed: Duration) -> io::Result<()> {
