@@ -170,27 +170,46 @@ fn a_lease_is_kept_and_what_it_becomes_is_followed() {
 fn static_addresses_of_both_families_a_vlan_and_an_interface_that_comes_and_goes() {
     let bench = Bench::default();
     let disk = disk(&bench);
-    let (segment, late) = (Segment::at(&bench.path("switch")), Segment::at(&bench.path("late")));
-    segment.set(|machine| machine.taken = vec!["10.92.0.1".parse().unwrap()]);
-    let (nic, plugged) = ("52:54:00:00:00:0b", "52:54:00:00:00:0c");
+    let [segment, other, late] = ["switch", "other", "late"].map(|name| Segment::at(&bench.path(name)));
+    segment.set(|machine| {
+        machine.taken = vec!["10.92.0.1".parse().unwrap()];
+        machine.router = Some("fd95::".parse().unwrap());
+    });
+    let [nic, unplugged, plugged] = ["52:54:00:00:00:0b", "52:54:00:00:00:0d", "52:54:00:00:00:0c"];
     let interfaces = json!([
-        { "mac": nic, "addresses": ["10.92.0.2/24", "10.92.1.2/24", "fd92::2/64"], "gateways": ["10.92.0.1", "fd92::1"], "mtu": 1400 },
+        { "mac": nic, "addresses": ["10.92.0.2/24", "10.92.1.2/24", "fd92::2/64"], "gateways": ["10.92.0.1", "fd92::1"], "mtu": 1400,
+          "autoconf": "SLAAC" },
         { "mac": nic, "vlan": 7, "addresses": ["10.93.0.2/24"] },
         { "place": 0 },
+        { "mac": unplugged, "addresses": ["10.96.0.2/24"] },
         { "mac": plugged, "autoconf": "LINK_LOCAL" },
     ]);
     let socket = bench.path("qmp");
     let [qmp, listen] = qmp::arguments(&socket);
     let set = format!("interfaces={interfaces}");
-    let netdev = format!("--qemu-arg=stream,id=b,server=off,addr.type=unix,addr.path={}", segment.path.display());
-    let device = format!("--qemu-arg=virtio-net-pci,netdev=b,mac={nic}");
-    let port = "--qemu-arg=pcie-root-port,id=slot9,chassis=9,slot=9";
-    let (of_netdev, of_device) = ("--qemu-arg=-netdev", "--qemu-arg=-device");
-    let vm = Vm::boot(
-        &disk,
-        &["--set", &set, &qmp, &listen, of_netdev, &netdev, of_device, &device, of_device, port, "--set", "hostname=reg.test"],
-    );
-    let mut qmp = Qmp::connect(&socket);
+    let on = |id: &str, segment: &Segment, mac: &str| {
+        let netdev = format!("--qemu-arg=stream,id={id},server=off,addr.type=unix,addr.path={}", segment.path.display());
+        [
+            "--qemu-arg=-netdev".to_owned(),
+            netdev,
+            "--qemu-arg=-device".to_owned(),
+            format!("--qemu-arg=virtio-net-pci,netdev={id},mac={mac}"),
+        ]
+    };
+    let nics = [on("b", &segment, nic), on("d", &other, unplugged)].concat();
+    let nics: Vec<&str> = nics.iter().map(String::as_str).collect();
+    let port = ["--qemu-arg=-device", "--qemu-arg=pcie-root-port,id=slot9,chassis=9,slot=9"];
+    let own = ["--set", &set, &qmp, &listen, "--set", "hostname=reg.test"];
+    let arguments = [&own[..], &nics, &port].concat();
+    // Without a carrier from the start.
+    let (vm, mut qmp) = std::thread::scope(|scope| {
+        let qmp = scope.spawn(|| {
+            let mut qmp = Qmp::connect(&socket);
+            qmp.run("set_link", json!({ "name": "d", "up": false }));
+            qmp
+        });
+        (Vm::boot(&disk, &arguments), qmp.join().unwrap())
+    });
     let endpoints = vm.event("ready", |event| if let Event::Ready(ready) = event { Some(ready.endpoints.clone()) } else { None });
     for own in ["10.92.0.2", "10.92.1.2", "10.93.0.2", "10.0.2.15", "[fd92::2]"] {
         assert!(endpoints.contains(&format!("https://{own}:5000")), "{own}: {endpoints:?}");
@@ -201,11 +220,22 @@ fn static_addresses_of_both_families_a_vlan_and_an_interface_that_comes_and_goes
     for (address, vlan) in [("10.92.0.2", None), ("10.92.1.2", None), ("10.93.0.2", Some(7))] {
         assert_eq!(segment.resolve(address.parse().unwrap(), vlan), mac, "{address}");
     }
+    let advertised =
+        endpoints.iter().find(|url| url.starts_with("https://[fd95:")).expect("boot waited for the router's network");
+    assert!(connect(&vm, advertised.trim_start_matches("https://[").split(']').next().unwrap()).is_some());
+    segment.echo(("fd92::2".parse().unwrap(), mac), "fd92::1".parse().unwrap());
     let (to, largest) = segment.syn(("10.92.0.2".parse().unwrap(), mac));
     assert_eq!((to, largest), (MAC, 1360), "by the gateway, in packets of 1400 bytes");
 
-    // The interface that the settings name, and that was not there; unplugged and plugged in again.
+    // The one without a carrier.
     let text = fs::read_to_string(vm.path("events")).unwrap();
+    assert!(text.contains(&format!("({unplugged}): no carrier after 1 s")), "{text}");
+    assert!(connect(&vm, "10.96.0.2").is_none());
+    qmp.run("set_link", json!({ "name": "d", "up": true }));
+    moves(&vm, "10.96.0.2:", true);
+    assert!(connect(&vm, "10.96.0.2").is_some());
+
+    // The interface that the settings name, and that was not there; unplugged and plugged in again.
     assert!(text.contains(&format!("no network interface with the MAC address {plugged}; the interfaces here are")), "{text}");
     let addr = json!({ "type": "unix", "path": late.path });
     qmp.run("netdev_add", json!({ "type": "stream", "id": "c", "server": false, "addr": addr }));
@@ -259,11 +289,20 @@ fn networks_that_cannot_be_had_end_the_boot_and_say_why() {
     assert!(sent > 1, "{reason}");
     fatal(&ended, "NO_ADDRESS", &message);
 
+    let socket = bench.path("qmp");
+    let [qmp, listen] = qmp::arguments(&socket);
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| Qmp::connect(&socket).run("set_link", json!({ "name": "net0", "up": false })));
+        vm::fails(&disk, &["--qemu", &silent, "--net", &net, &qmp, &listen])
+    });
+    fatal(&ended, "NO_ADDRESS", "eth0 (52:54:00:00:00:0b): no carrier after 2 s");
+
     segment.set(|machine| {
         machine.lease = Some((Ipv4Addr::new(10, 91, 0, 5), [60, 30, 50]));
         machine.naks = true;
     });
-    let message = "eth0 (52:54:00:00:00:0b): the DHCP server gave no address: 10.91.0.1 answered the request for 10.91.0.5 with NAK";
+    let message =
+        "eth0 (52:54:00:00:00:0b): the DHCP server gave no address: 10.91.0.1 answered the request for 10.91.0.5 with NAK";
     fatal(&vm::fails(&disk, &["--net", &net]), "NO_ADDRESS", message);
 
     let taken: [IpAddr; 2] = ["10.94.0.2".parse().unwrap(), "fd94::2".parse().unwrap()];

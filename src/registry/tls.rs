@@ -258,6 +258,17 @@ mod tests {
     }
 
     #[test]
+    fn the_default_leaf_is_replaced_where_the_new_names_are_good() {
+        let leaves = Arc::new(Authority::generate("test").unwrap()).leaves(&["a.test".to_owned()], []).unwrap();
+        let served = || leaves.default.read().unwrap().cert[0].clone();
+        let first = served();
+        assert!(leaves.rename(&["a b".to_owned()]).is_err());
+        assert_eq!(served(), first);
+        leaves.rename(&["10.1.0.82".to_owned()]).unwrap();
+        assert_ne!(served(), first);
+    }
+
+    #[test]
     fn given_pem_is_checked() {
         let one = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
         let other = rcgen::generate_simple_self_signed(["b.test".to_owned()]).unwrap();

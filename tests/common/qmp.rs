@@ -15,8 +15,15 @@ pub fn arguments(path: &Path) -> [String; 2] {
 pub struct Qmp(BufReader<UnixStream>);
 
 impl Qmp {
+    /// Connects as soon as QEMU listens.
     pub fn connect(path: &Path) -> Self {
-        let mut qmp = Self(BufReader::new(UnixStream::connect(path).unwrap()));
+        let stream = loop {
+            match UnixStream::connect(path) {
+                Ok(stream) => break stream,
+                Err(_) => std::thread::sleep(std::time::Duration::from_millis(20)),
+            }
+        };
+        let mut qmp = Self(BufReader::new(stream));
         qmp.line();
         qmp.run("qmp_capabilities", json!({}));
         qmp

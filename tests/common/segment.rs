@@ -27,6 +27,8 @@ pub struct Behaviour {
     pub nak: Option<Ipv4Addr>,
     /// Every request is.
     pub naks: bool,
+    /// The network of 64 bits that it advertises to who asks for routers.
+    pub router: Option<Ipv6Addr>,
     /// Addresses that it says are its own.
     pub taken: Vec<IpAddr>,
     /// What the DHCP clients said.
@@ -46,12 +48,7 @@ impl Segment {
     pub fn at(path: &Path) -> Self {
         let listener = UnixListener::bind(path).unwrap();
         let (sender, frames) = channel();
-        let segment = Self {
-            path: path.to_owned(),
-            behaviour: Arc::default(),
-            wire: Arc::default(),
-            frames: Mutex::new(frames),
-        };
+        let segment = Self { path: path.to_owned(), behaviour: Arc::default(), wire: Arc::default(), frames: Mutex::new(frames) };
         let (behaviour, wire) = (Arc::clone(&segment.behaviour), Arc::clone(&segment.wire));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -116,10 +113,18 @@ impl Segment {
 
     /// Advertises the network `prefix`, 64 bits long, as a router does (RFC 4861, section 4.2).
     pub fn advertise(&self, prefix: Ipv6Addr) {
-        let mut message = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
-        message.extend([3, 4, 64, 0xc0, 0, 0, 14, 16, 0, 0, 14, 16, 0, 0, 0, 0]);
-        message.extend(prefix.octets());
-        self.send(IPV6, &icmp6("fe80::9".parse().unwrap(), message));
+        self.send(IPV6, &advertisement(prefix));
+    }
+
+    /// Asks `to` for an echo from elsewhere (RFC 4443, section 4.1), and waits until it is asked who `gateway` is.
+    pub fn echo(&self, to: (Ipv6Addr, [u8; 6]), gateway: Ipv6Addr) {
+        self.forget();
+        let from = "2001:db8::7".parse().unwrap();
+        write(&self.wire, &frame(to.1, IPV6, &icmp6_to(from, to.0, vec![128, 0, 0, 0, 0, 1, 0, 1])));
+        self.receive(&format!("the question for {gateway}"), |frame| {
+            let asked = frame.get(12..14)? == IPV6 && frame.get(54)? == &135 && frame.get(62..78)? == gateway.octets();
+            asked.then_some(())
+        });
     }
 
     /// Opens a TCP connection to `to`, port 5000, from elsewhere: where the answer is sent to on the link, and the largest segment
@@ -179,6 +184,9 @@ fn answer(frame: &[u8], behaviour: &mut Behaviour) -> Option<Vec<u8>> {
             let length = u16::try_from(8 + reply.0.len()).unwrap().to_be_bytes();
             let datagram = [&[0, 67, 0, 68][..], &length, &[0, 0], &reply.0].concat();
             Some(self::frame(mac, IPV4, &ip4(17, server(), to, &datagram)))
+        }
+        IPV6 if content.get(6)? == &58 && content.get(40)? == &133 => {
+            behaviour.router.map(|prefix| self::frame(BROADCAST, IPV6, &advertisement(prefix)))
         }
         IPV6 if content.get(6)? == &58 && content.get(40)? == &135 => {
             let target = Ipv6Addr::from(<[u8; 16]>::try_from(content.get(48..64)?).ok()?);
@@ -266,16 +274,26 @@ fn arp(operation: u8, sender: Ipv4Addr, target_mac: [u8; 6], target: Ipv4Addr) -
 
 fn ip4(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, content: &[u8]) -> Vec<u8> {
     let length = u16::try_from(20 + content.len()).unwrap().to_be_bytes();
-    let mut head =
-        [&[0x45, 0][..], &length, &[0, 0, 0, 0, 64, protocol, 0, 0], &from.octets(), &to.octets()].concat();
+    let mut head = [&[0x45, 0][..], &length, &[0, 0, 0, 0, 64, protocol, 0, 0], &from.octets(), &to.octets()].concat();
     let sum = checksum(&head);
     head[10..12].copy_from_slice(&sum);
     [&head[..], content].concat()
 }
 
 /// A message to all nodes (RFC 4443).
-fn icmp6(from: Ipv6Addr, mut message: Vec<u8>) -> Vec<u8> {
-    let to: Ipv6Addr = "ff02::1".parse().unwrap();
+fn icmp6(from: Ipv6Addr, message: Vec<u8>) -> Vec<u8> {
+    icmp6_to(from, "ff02::1".parse().unwrap(), message)
+}
+
+/// That the network `prefix`, of 64 bits, is here.
+fn advertisement(prefix: Ipv6Addr) -> Vec<u8> {
+    let mut message = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    message.extend([3, 4, 64, 0xc0, 0, 0, 14, 16, 0, 0, 14, 16, 0, 0, 0, 0]);
+    message.extend(prefix.octets());
+    icmp6("fe80::9".parse().unwrap(), message)
+}
+
+fn icmp6_to(from: Ipv6Addr, to: Ipv6Addr, mut message: Vec<u8>) -> Vec<u8> {
     let length = u16::try_from(message.len()).unwrap().to_be_bytes();
     let pseudo = [&from.octets()[..], &to.octets(), &[0, 0], &length, &[0, 0, 0, 58]].concat();
     let sum = checksum(&[&pseudo[..], &message].concat());

@@ -119,7 +119,10 @@ mod tests {
             ("off", r#"{"interfaces":[{"autoconf":"LINK_LOCAL"}]}"#),
             ("none", r#"{"interfaces":[{"autoconf":"LINK_LOCAL"}]}"#),
             ("::::reg:eth1:dhcp", r#"{"hostname":"reg","interfaces":[{"autoconf":"DHCP","place":1}]}"#),
-            ("10.1.0.82::10.1.0.1:255.255.0.0::eth0:off", r#"{"interfaces":[{"addresses":["10.1.0.82/16"],"gateways":["10.1.0.1"],"place":0}]}"#),
+            (
+                "10.1.0.82::10.1.0.1:255.255.0.0::eth0:off",
+                r#"{"interfaces":[{"addresses":["10.1.0.82/16"],"gateways":["10.1.0.1"],"place":0}]}"#,
+            ),
             ("192.168.7.9", r#"{"interfaces":[{"addresses":["192.168.7.9/24"]}]}"#),
             ("172.16.0.9:10.0.0.1:::::none:10.0.0.2:10.0.0.3:10.0.0.4", r#"{"interfaces":[{"addresses":["172.16.0.9/16"]}]}"#),
         ] {
@@ -157,6 +160,9 @@ mod tests {
         let settings = Layer::from_command_line(line).unwrap().settings(Origin::CommandLine).unwrap();
         assert_eq!(settings.hostname, "other");
         let interface = &settings.interfaces[0];
-        assert_eq!((interface.mtu, interface.addresses[0].to_string().as_str(), interface.dhcp), (Some(1400), "10.1.0.82/8", false));
+        assert_eq!(
+            (interface.mtu, interface.addresses[0].to_string().as_str(), interface.dhcp),
+            (Some(1400), "10.1.0.82/8", false)
+        );
     }
 }

@@ -116,12 +116,8 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
         mtu: Some(9000),
         ..Interface::default()
     };
-    let second = Interface {
-        select: Select::Place(4),
-        timeout: Duration::from_secs(7),
-        ipv6: Ipv6::Advertised,
-        ..Interface::default()
-    };
+    let second =
+        Interface { select: Select::Place(4), timeout: Duration::from_secs(7), ipv6: Ipv6::Advertised, ..Interface::default() };
     assert_eq!(all.interfaces, [first, second]);
 }
 
@@ -235,7 +231,10 @@ fn a_bad_value_is_refused_with_key_source_and_what_is_expected() {
             r#"{"interfaces": [{"autoconf": "AUTO"}]}"#,
             "interfaces.0.autoconf is \"AUTO\"; expected DHCP, SLAAC, DHCP_SLAAC or LINK_LOCAL",
         ),
-        (r#"{"interfaces": [{"place": 256}]}"#, "interfaces.0.place is 256; expected a place among the interfaces, from 0 to 255"),
+        (
+            r#"{"interfaces": [{"place": 256}]}"#,
+            "interfaces.0.place is 256; expected a place among the interfaces, from 0 to 255",
+        ),
         (r#"{"interfaces": [{"mtu": 100}]}"#, "interfaces.0.mtu is 100; expected a packet size in bytes from 1280 to 65535"),
         (r#"{"interfaces": [{"timeoutSeconds": 3601}]}"#, "interfaces.0.timeoutSeconds is 3601; expected seconds, at most 3600"),
         (
@@ -347,10 +346,14 @@ fn the_table_of_keys_is_the_contract() {
         tls: Some(proto::Tls { mode: proto::tls::Mode::Off.into() }),
         interfaces: vec![proto::Interface {
             mac: "02:00:00:00:00:01".into(),
-            addresses: vec!["10.0.0.2/8".into()],
+            addresses: vec!["10.0.0.2/8".into(), "fd00::2/64".into()],
             gateway: "10.0.0.1".into(),
             mtu: 1400,
             timeout_seconds: 1,
+            gateways: vec!["fd00::1".into()],
+            vlan: 7,
+            autoconf: proto::interface::Autoconf::Slaac.into(),
+            place: Some(1),
         }],
         disk: Some(proto::Disk { serial: "s".into(), wait_seconds: 1 }),
         clock: Some(proto::Clock { epoch_seconds: 1.8e9 }),

@@ -157,7 +157,11 @@ mod tests {
                  interfaces.N.autoconf in the config",
             ),
             (
-                NetError::Conflict { link: link.clone(), address: "10.0.0.1".parse().unwrap(), other: Some(Mac([2, 0, 0, 0, 0, 9])) },
+                NetError::Conflict {
+                    link: link.clone(),
+                    address: "10.0.0.1".parse().unwrap(),
+                    other: Some(Mac([2, 0, 0, 0, 0, 9])),
+                },
                 "IP_CONFLICT",
                 "the address 10.0.0.1 belongs to another machine, 02:00:00:00:00:09; give each its own",
             ),

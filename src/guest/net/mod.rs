@@ -159,9 +159,7 @@ impl Shared {
 fn is_told(one: &Assigned, local: &[u32]) -> bool {
     match one.address {
         IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
-        IpAddr::V6(address) => {
-            !address.is_loopback() && (!address.is_unicast_link_local() || local.contains(&one.index))
-        }
+        IpAddr::V6(address) => !address.is_loopback() && (!address.is_unicast_link_local() || local.contains(&one.index)),
     }
 }
 

@@ -264,11 +264,8 @@ pub(super) mod tests {
         reply.mask.iter().for_each(|mask| add(&mut packet, option::SUBNET_MASK, &mask.octets()));
         reply.router.iter().for_each(|router| add(&mut packet, option::ROUTER, &[router.octets(), [9, 9, 9, 9]].concat()));
         reply.mtu.iter().for_each(|mtu| add(&mut packet, option::INTERFACE_MTU, &mtu.to_be_bytes()));
-        let times = [
-            (option::LEASE_TIME, reply.lease),
-            (option::RENEWAL_TIME, reply.renewal),
-            (option::REBINDING_TIME, reply.rebinding),
-        ];
+        let times =
+            [(option::LEASE_TIME, reply.lease), (option::RENEWAL_TIME, reply.renewal), (option::REBINDING_TIME, reply.rebinding)];
         let times = times.into_iter().filter_map(|(code, time)| Some((code, time?)));
         times.for_each(|(code, time)| add(&mut packet, code, &time.to_be_bytes()));
         packet.push(option::END);
@@ -314,9 +311,7 @@ pub(super) mod tests {
     fn a_request_says_what_it_is_for() {
         let (server, address) = (Ipv4Addr::new(10, 0, 2, 2), Ipv4Addr::new(10, 0, 2, 15));
         let encode = |ask| Request { transaction: 1, seconds: 0, mac: Mac([0; 6]), hostname: "h", ask }.encode();
-        for (ask, kind, listed) in
-            [(Ask::Select { server, address }, 3, true), (Ask::Decline { server, address }, 4, false)]
-        {
+        for (ask, kind, listed) in [(Ask::Select { server, address }, 3, true), (Ask::Decline { server, address }, 4, false)] {
             let packet = encode(ask);
             let options = &packet[HEAD..];
             assert_eq!(packet[10..16], [0x80, 0, 0, 0, 0, 0], "a broadcast is asked for, and no address is ours");

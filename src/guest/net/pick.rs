@@ -18,14 +18,16 @@ pub fn pick<'a>(found: &'a [Link], interfaces: &[Interface], had: &[Option<Mac>]
     let mine = had.get(own).copied().flatten();
     let of_another = |link: &Link| {
         let others = interfaces.iter().zip(had).enumerate().filter(|(other, _)| *other != own);
-        others.into_iter().any(|(_, (other, had))| {
-            other.vlan.is_none() && (other.select == Select::Mac(link.mac) || *had == Some(link.mac))
-        })
+        others
+            .into_iter()
+            .any(|(_, (other, had))| other.vlan.is_none() && (other.select == Select::Mac(link.mac) || *had == Some(link.mac)))
     };
     match mine {
         Some(mac) => plain.clone().find(|link| link.mac == mac).or_else(|| plain.find(|link| !of_another(link))),
         // The list numbers them all, whoever else is named by its address.
-        None => plain.nth(place).filter(|link| !had.iter().enumerate().any(|(other, had)| other != own && *had == Some(link.mac))),
+        None => {
+            plain.nth(place).filter(|link| !had.iter().enumerate().any(|(other, had)| other != own && *had == Some(link.mac)))
+        }
     }
 }
 

@@ -35,7 +35,11 @@ fn boot_waits_for_what_can_come_and_fails_where_nothing_serves() {
         ([Status::Up, Status::Up], 0, "ready ".to_owned()),
         ([Status::Up, Status::Working], 9_000, String::new()),
         ([missing(), Status::Working], 9_000, String::new()),
-        ([Status::Up, failed()], 0, "fatal LINK_DOWN eth0 (52:54:00:00:00:01): the interface was unplugged, or has no carrier any more".to_owned()),
+        (
+            [Status::Up, failed()],
+            0,
+            "fatal LINK_DOWN eth0 (52:54:00:00:00:01): the interface was unplugged, or has no carrier any more".to_owned(),
+        ),
         ([missing(), missing()], 999, String::new()),
         ([missing(), missing()], 1_000, format!("fatal {}", no_nic(0))),
         ([Status::Up, missing()], 999, String::new()),

@@ -1,6 +1,7 @@
 use super::*;
 
-const LINK: fn() -> Link = || Link { index: 2, name: "eth0".to_owned(), mac: Mac([2, 0, 0, 0, 0, 1]), carrier: true, made: false };
+const LINK: fn() -> Link =
+    || Link { index: 2, name: "eth0".to_owned(), mac: Mac([2, 0, 0, 0, 0, 1]), carrier: true, made: false };
 
 fn only(bytes: &[u8]) -> Message<'_> {
     let mut messages = wire::messages(bytes);
