@@ -40,12 +40,13 @@ fn packed() -> (TempDir, PathBuf) {
 
 /// Options for `disk` over plain HTTP, with the cached kernel and this project's init.
 fn options(disk: &Path) -> Options {
-    let kernel = kernel::cached_or_download(&QUIET).unwrap();
+    let kernel = kernel::cached_or_download(kernel::Flavor::Cloud, &QUIET).unwrap();
     Options {
+        board: qemu::Board::Q35,
         disk: disk.to_owned(),
-        initramfs: initramfs::cached(None, &kernel, &QUIET).unwrap(),
+        initramfs: initramfs::cached(None, &kernel.modules, &QUIET).unwrap(),
         kernel: kernel.elf,
-        qemu: qemu::PROGRAM.into(),
+        qemu: qemu::Board::Q35.program().into(),
         memory_mib: 256,
         cpus: 1,
         accel: Choice::Tcg,

@@ -38,7 +38,7 @@ use self::qmp::Qmp;
 use self::record::Record;
 use super::accel::{self, Accel, Choice};
 use super::config::GuestConfig;
-use super::qemu::Forward;
+use super::qemu::{Board, Forward};
 use super::report::Report;
 use crate::causes::chain;
 use crate::proto::{Event, Ready, event::Event as Kind};
@@ -72,6 +72,8 @@ const SHUTDOWN: &[u8] = b"{\"shutdown\":{}}\n";
 /// What to boot, and how.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The board.
+    pub board: Board,
     /// The packed disk.
     pub disk: PathBuf,
     /// The kernel: a bootable ELF or a bzImage.

@@ -65,10 +65,12 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// There is no QEMU.
-    #[error("{} is not installed (on Debian and Ubuntu: apt-get install qemu-system-x86)", .program.display())]
+    #[error("{} is not installed (on Debian and Ubuntu: apt-get install {package})", .program.display())]
     NoQemu {
         /// The program that was looked for.
         program: PathBuf,
+        /// The package that has it.
+        package: &'static str,
     },
     /// QEMU cannot be started.
     #[error("cannot start {}", .program.display())]

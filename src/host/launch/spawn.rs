@@ -25,7 +25,8 @@ use super::record::{Copy, Record, read_console, read_events, read_stderr};
 use super::{Commands, LaunchError, Options, QUEUE, Vm, guard};
 use crate::host::accel::Accel;
 use crate::host::config::GuestConfig;
-use crate::host::qemu::{Channels, Forward, Machine};
+use crate::host::qemu::{Board, Channels, Forward, Machine};
+use crate::host::sys;
 use crate::proto::Ready;
 
 /// Names of the fw_cfg files that the guest reads.
@@ -114,7 +115,7 @@ pub(super) fn start(options: &Options, accel: Accel) -> Result<Vm, LaunchError> 
     command.preserved_fds(vec![their_console, their_events, their_control, their_qmp, config_file]);
 
     let started = Instant::now();
-    let process = Process::start(command).map_err(|source| spawn_error(&options.qemu, source))?;
+    let process = Process::start(command).map_err(|source| spawn_error(options, source))?;
     let record = Arc::new(Record::default());
     let (qmp, listener) = Qmp::over(qmp);
     let (sender, receiver) = mpsc::channel(QUEUE);
@@ -162,7 +163,11 @@ fn machine(
         fw_cfg.extend([(TLS_CERTIFICATE, certificate.clone()), (TLS_KEY, key.clone())]);
     }
     fw_cfg.extend(options.secrets.iter().cloned());
+    // Emulated, the counter runs at the rate of the host's own.
+    let unmeasurable = options.board == Board::Microvm && accel == Accel::Tcg;
     Machine {
+        board: options.board,
+        tsc_khz: unmeasurable.then(sys::tsc_khz),
         accel,
         memory_mib: options.memory_mib,
         cpus: options.cpus,
@@ -193,10 +198,10 @@ fn pair() -> Result<(UnixStream, OwnedFd), LaunchError> {
     Ok((UnixStream::from_std(ours).map_err(failed)?, theirs.into()))
 }
 
-fn spawn_error(program: &Path, source: io::Error) -> LaunchError {
-    let program = program.to_owned();
+fn spawn_error(options: &Options, source: io::Error) -> LaunchError {
+    let program = options.qemu.clone();
     match source.kind() {
-        io::ErrorKind::NotFound => LaunchError::NoQemu { program },
+        io::ErrorKind::NotFound => LaunchError::NoQemu { program, package: options.board.package() },
         _ => LaunchError::Spawn { program, source },
     }
 }
