@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::causes::chain;
 
+use super::doctor;
 use super::initramfs;
 use super::kernel;
 use super::pack;
@@ -40,6 +41,8 @@ enum Command {
     Initramfs(initramfs::Args),
     /// Boot a packed disk and serve its images until a signal ends it
     Run(Box<run::Args>),
+    /// Say what of this machine packing and booting need, and what is missing
+    Doctor(doctor::Args),
 }
 
 impl Cli {
@@ -57,6 +60,11 @@ impl Cli {
             Command::Pack(args) => {
                 pack::run(args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
+            Command::Doctor(args) => match doctor::run(&args, &report) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(error) => fail(&error, 1),
+            },
             Command::Sample(args) => status(sample::run(args, report)),
             Command::Run(args) => match args.conflict() {
                 Some(conflict) => usage(conflict),

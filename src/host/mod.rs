@@ -6,6 +6,7 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod decompress;
+pub mod doctor;
 pub mod elf;
 pub mod files;
 pub mod initramfs;
