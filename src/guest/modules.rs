@@ -134,9 +134,14 @@ mod tests {
         let modules = tempfile::tempdir().unwrap();
         std::fs::create_dir(modules.path().join("virtio_rng")).unwrap();
         let filesystems = "nodev\tsysfs\n\text4\n\terofs\n";
-        for (file, present) in
-            [("virtio-rng.ko", true), ("erofs.ko", true), ("sysfs.ko", true), ("ext.ko", false), ("nodev.ko", false), ("virtio.ko", false)]
-        {
+        for (file, present) in [
+            ("virtio-rng.ko", true),
+            ("erofs.ko", true),
+            ("sysfs.ko", true),
+            ("ext.ko", false),
+            ("nodev.ko", false),
+            ("virtio.ko", false),
+        ] {
             assert_eq!(is_present(file, filesystems, modules.path()), present, "{file}");
         }
     }

@@ -221,7 +221,7 @@ fn modules_in(tree: &Path) -> Check {
 
 /// The guest's program.
 fn guest_init() -> Check {
-    match init::find() {
+    match init::find().and_then(|path| init::read(&path).map(|_| path)) {
         Ok(path) => Check::ok("init", path.display().to_string()),
         Err(error) => Check::fail("init", chain(&error), "`qemu/build` builds it"),
     }

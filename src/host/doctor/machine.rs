@@ -39,7 +39,12 @@ pub const MKFS: [Mkfs; 3] = [
         needed: false,
         why: "only disks with squashfs need it",
     },
-    Mkfs { tool: Tool { name: "mkfs.ext4", package: "e2fsprogs" }, flag: "-V", needed: false, why: "only disks with ext4 need it" },
+    Mkfs {
+        tool: Tool { name: "mkfs.ext4", package: "e2fsprogs" },
+        flag: "-V",
+        needed: false,
+        why: "only disks with ext4 need it",
+    },
 ];
 
 /// Whether QEMU is there, new enough, and runs a machine.

@@ -25,7 +25,7 @@ const START: [u8; 16] = [0xb0, 0x10, 0xe6, 0xf4, 0xf4, 0, 0, 0, 0, 0, 0, 0, 0, 0
 /// What QEMU's `isa-debug-exit` makes of 0x10: twice that and 1.
 const STATUS: i32 = 0x21;
 /// How long it may take. A working machine needs a tenth of a second, on a busy host some seconds.
-const DEADLINE: Duration = Duration::from_secs(15);
+const DEADLINE: Duration = Duration::from_secs(10);
 /// Time between two looks whether QEMU has ended.
 const POLL: Duration = Duration::from_millis(10);
 

@@ -90,7 +90,8 @@ impl Options {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let lines = text.lines().filter_map(|line| line.trim_end().strip_prefix("CONFIG_")?.split_once('='));
-        let set: BTreeSet<String> = lines.filter(|(_, value)| matches!(*value, "y" | "m")).map(|(name, _)| name.to_owned()).collect();
+        let set: BTreeSet<String> =
+            lines.filter(|(_, value)| matches!(*value, "y" | "m")).map(|(name, _)| name.to_owned()).collect();
         text.contains("CONFIG_64BIT").then_some(Self(set))
     }
 
@@ -163,7 +164,9 @@ mod tests {
         );
         let strings = "CONFIG_64BIT=y\nCONFIG_EROFS_FS=\"y\"\nCONFIG_PROC_FS=yes\nCONFIG_TMPFS=n\nCONFIG_SYSFS=y\r\n";
         let missing = missing(strings, Board::Q35);
-        assert!(["EROFS_FS", "PROC_FS", "TMPFS"].iter().all(|name| missing.iter().any(|m| m.starts_with(&format!("CONFIG_{name} ")))));
+        assert!(
+            ["EROFS_FS", "PROC_FS", "TMPFS"].iter().all(|name| missing.iter().any(|m| m.starts_with(&format!("CONFIG_{name} "))))
+        );
         assert!(!missing.iter().any(|m| m.starts_with("CONFIG_SYSFS")));
     }
 
