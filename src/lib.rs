@@ -9,14 +9,17 @@
 //!
 //! | room | holds |
 //! |---|---|
+//! | `address` | addresses and names of machines |
 //! | [`oci`] | digests, names, media types: pure, parsed once at the edge |
 //! | [`proto`] | the contracts between host and guest, generated from `proto/` |
 //! | [`registry`] | the server: catalog, routes, ranges, replies, TLS, the accept loop. Both programs serve with it |
 //! | `guest` | PID 1's duties, in `localregistry-init` |
-//! | `host` | the launcher's tools, in `localregistry` |
+//! | `host` | the launcher's tools, in `localregistry`; `launch` is the API for launchers |
 //!
-//! `guest` and `host` never import each other. Both stand on the first three.
+//! `guest` and `host` never import each other. Both stand on the others.
 
+#[cfg(any(feature = "guest", feature = "host"))]
+pub mod address;
 #[cfg(any(feature = "guest", feature = "host"))]
 mod causes;
 #[cfg(any(feature = "guest", feature = "host"))]
@@ -24,8 +27,12 @@ mod layers;
 pub mod oci;
 pub mod proto;
 pub mod registry;
+#[cfg(any(feature = "guest", feature = "host"))]
+mod superblock;
 
 #[cfg(feature = "guest")]
 pub mod guest;
 #[cfg(feature = "host")]
 pub mod host;
+#[cfg(feature = "host")]
+pub use host::launch;

@@ -1,7 +1,10 @@
-//! `localregistry run` with bad flags (exit 2) and bad files (exit 1): each one message, and nothing started.
+//! `localregistry run` with bad flags (exit 2), and with what is missing or cannot be used (exit 1 and 8 to 13): each one message, and
+//! nothing started or left.
 
 #![cfg(feature = "host")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+
+mod common;
 
 use std::fs;
 use std::net::TcpListener;
@@ -9,6 +12,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use common::pack::superblock;
+use common::private::privately;
+use common::vm::succeed;
 use tempfile::TempDir;
 
 /// A folder with a disk, a kernel and an initramfs that are good enough to get as far as QEMU.
@@ -17,13 +23,18 @@ fn folder() -> TempDir {
     for name in ["disk", "kernel", "initramfs"] {
         fs::write(folder.path().join(name), "not really").unwrap();
     }
+    fs::write(folder.path().join("disk"), superblock()).unwrap();
+    fs::create_dir(folder.path().join("runtime")).unwrap();
     folder
 }
 
 fn run(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));
-    command.current_dir(folder).arg("run").args(arguments);
-    command.output().unwrap()
+    command.current_dir(folder).env("XDG_RUNTIME_DIR", folder.join("runtime")).arg("run").args(arguments);
+    let output = command.output().unwrap();
+    let runs = fs::read_dir(folder.join("runtime/localregistry")).into_iter().flatten().count();
+    assert_eq!(runs, 0, "the run's folder is gone: {output:?}");
+    output
 }
 
 /// Runs with the folder's kernel and initramfs, and gives exit status and standard error.
@@ -86,6 +97,30 @@ fn bad_flags_exit_2() {
             "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them",
         ),
         (&["disk", "more"], "unexpected argument 'more' found"),
+        (&["disk", "--san", "a b"], "invalid value 'a b' for '--san <NAME>': expected a DNS name or an IP address"),
+        (
+            &["disk", "--name", "a/b"],
+            "invalid value 'a/b' for '--name <NAME>': expected 1 to 64 letters, digits, dots, hyphens and underscores, a letter or \
+             digit first",
+        ),
+        (
+            &["disk", "--net", "tap=a,ip=10.1.0.82/16,gw=10.2.0.1"],
+            "invalid value 'tap=a,ip=10.1.0.82/16,gw=10.2.0.1' for '--net <KIND[,…]>': gw=10.2.0.1 is not in the network of \
+             ip=10.1.0.82/16",
+        ),
+        (&["disk", "--net", "user", "--net", "user"], "--net: user is given to two networks; give each its own"),
+        (
+            &["disk", "--net", "tap=a", "--publish", "5000"],
+            "the argument '--publish <[ADDR:]PORT>' needs '--net user': nothing else forwards",
+        ),
+        (
+            &["disk", "--net", "tap=a", "--metrics", "0"],
+            "the argument '--metrics <[ADDR:]PORT>' needs '--net user': nothing else forwards; on other networks say the guest's own \
+             port, --set metricsPort=PORT",
+        ),
+        (&["disk", "--follow"], "the argument '--follow' needs '--json'"),
+        (&["disk", "--json", "--follow", "--detach"], "the argument '--follow' cannot be used with '--detach'"),
+        (&["disk", "--print-command", "--detach"], "the argument '--print-command' cannot be used with '--detach'"),
     ] {
         let output = run(folder.path(), arguments);
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -95,50 +130,153 @@ fn bad_flags_exit_2() {
 }
 
 #[test]
-fn bad_files_exit_1() {
+fn what_cannot_be_used_is_named_before_anything_starts() {
     let folder = folder();
     fs::create_dir(folder.path().join("dir")).unwrap();
     fs::write(folder.path().join("empty"), "").unwrap();
     fs::write(folder.path().join("bad.json"), "{\n \"prot\": 1}").unwrap();
-    for (arguments, message) in [
-        (&["no-disk"][..], "cannot read the disk no-disk: No such file or directory (os error 2)"),
-        (&["dir"], "the disk dir is a directory, expected a file"),
-        (&["empty"], "the disk empty is empty"),
-        (&["/dev/null"], "the disk /dev/null is a special file, expected a file"),
-        (&["disk", "--kernel", "no-kernel"], "cannot read the kernel no-kernel: No such file or directory (os error 2)"),
-        (&["disk", "--kernel", "empty"], "the kernel empty is empty"),
-        (&["disk", "--initramfs", "dir"], "the initramfs dir is a directory, expected a file"),
+    let other = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    let this = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    fs::write(folder.path().join("cert.pem"), this.cert.pem()).unwrap();
+    fs::write(folder.path().join("other.key"), other.signing_key.serialize_pem()).unwrap();
+    let mut half = superblock();
+    half[1060] = 2;
+    fs::write(folder.path().join("half"), half).unwrap();
+    fs::write(folder.path().join("interfaces.json"), "{\"interfaces\": []}").unwrap();
+    for (status, arguments, message) in [
+        (9, &["no-disk"][..], "cannot read the disk no-disk: No such file or directory (os error 2)"),
+        (9, &["dir"], "the disk dir is a directory, expected a file"),
+        (9, &["empty"], "the disk empty is empty"),
+        (9, &["/dev/null"], "the disk /dev/null is a special file, expected a file"),
+        (1, &["disk", "--kernel", "no-kernel"], "cannot read the kernel no-kernel: No such file or directory (os error 2)"),
+        (1, &["disk", "--kernel", "empty"], "the kernel empty is empty"),
+        (1, &["disk", "--initramfs", "dir"], "the initramfs dir is a directory, expected a file"),
         (
-            &["disk", "--tls", "provided", "--cert", "kernel", "--key", "no-key"],
+            13,
+            &["disk", "--tls", "provided", "--cert", "cert.pem", "--key", "no-key"],
             "cannot read the key no-key: No such file or directory (os error 2)",
         ),
-        (&["disk", "--config", "no.json"], "cannot read the config no.json: No such file or directory (os error 2)"),
+        (1, &["disk", "--config", "no.json"], "cannot read the config no.json: No such file or directory (os error 2)"),
         (
+            1,
             &["disk", "--config", "bad.json"],
             "the config bad.json cannot be used: it is not a config of the appliance (proto3 JSON of localregistry.v1.Config): \
              unknown field `prot`, expected one of `hostname`, `names`, `port`, `tls`, `interfaces`, `disk`, `clock`, `trace`, \
              `auth`, `metrics_port`, `metricsPort` at line 2 column 7",
         ),
         (
+            13,
             &["disk", "--htpasswd", "no-users"],
             "cannot let anybody in: cannot read no-users: No such file or directory (os error 2)",
         ),
-        (&["disk", "--htpasswd", "disk"], "cannot let anybody in: disk:1: there is no colon; expected USER:HASH"),
+        (13, &["disk", "--htpasswd", "kernel"], "cannot let anybody in: kernel:1: there is no colon; expected USER:HASH"),
         (
-            &["disk", "--client-ca", "disk"],
-            "cannot let anybody in: disk cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
+            13,
+            &["disk", "--client-ca", "kernel"],
+            "cannot let anybody in: kernel cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
         ),
-        (&["disk", "--events", "no/events"], "cannot create no/events for the events: No such file or directory (os error 2)"),
-        (&["disk", "--console", "dir"], "cannot create dir for the console: Is a directory (os error 21)"),
         (
+            12,
+            &["disk", "--events", "no/events"],
+            "cannot create no/events for the events: No such file or directory (os error 2)",
+        ),
+        (12, &["disk", "--console", "dir"], "cannot create dir for the console: Is a directory (os error 21)"),
+        (
+            8,
             &["disk", "--qemu", "no-such-qemu"],
             "no-such-qemu is not installed (on Debian and Ubuntu: apt-get install qemu-system-x86)",
         ),
         (
+            8,
             &["disk", "--machine", "virt", "--qemu", "no-such-qemu"],
             "no-such-qemu is not installed (on Debian and Ubuntu: apt-get install qemu-system-arm)",
         ),
-        (&["disk", "--qemu", "./disk"], "cannot start ./disk: Permission denied (os error 13)"),
+        (8, &["disk", "--qemu", "./disk"], "cannot start ./disk: Permission denied (os error 13)"),
+        (
+            8,
+            &["disk", "--qemu", "cat"],
+            &format!("cat is no QEMU: its --version says {:?}, expected \"QEMU emulator version …\"", first_line("cat")),
+        ),
+        (
+            9,
+            &["kernel"],
+            "kernel (10 bytes) is no disk of ours: it has none of the file systems EROFS, ext4 and squashfs; make one with \
+             `localregistry pack`",
+        ),
+        (
+            9,
+            &["half"],
+            "the disk half has 4096 bytes, and its erofs file system 8192: it was copied in part; copy or pack it anew",
+        ),
+        (
+            13,
+            &["disk", "--cert", "kernel", "--key", "other.key"],
+            "kernel and other.key cannot be served with: the given certificate chain is not PEM with one or more CERTIFICATE blocks, \
+             the leaf first",
+        ),
+        (
+            13,
+            &["disk", "--cert", "cert.pem", "--key", "other.key"],
+            "cert.pem and other.key cannot be served with: the given certificate chain and key do not go together: keys may \
+             not be consistent: KeyMismatch",
+        ),
+        (
+            12,
+            &["disk", "--ca", "no/ca.crt"],
+            "cannot write the CA certificate to no/ca.crt: No such file or directory (os error 2)",
+        ),
+        (12, &["disk", "--ca", "dir"], "cannot write the CA certificate to dir: it is there already and not a regular file"),
+        (
+            12,
+            &["disk", "--ready-file", "no/ready"],
+            "cannot write where the registry is to no/ready: No such file or directory (os error 2)",
+        ),
+        (12, &["disk", "--pid-file", "kernel/pid"], "cannot write the process's number to kernel/pid: not a directory"),
+        (
+            12,
+            &["disk", "--run-dir", "/proc/none"],
+            "cannot make the run's folder /proc/none (--run-dir takes another): No such file or directory (os error 2)",
+        ),
+        (
+            12,
+            &["disk", "--run-dir", "/usr"],
+            "/usr is there already and not empty: expected a folder for this run alone, which is removed at its end",
+        ),
+        (
+            2,
+            &["disk", "--config", "interfaces.json", "--net", "user"],
+            "the config has interfaces, and so have the networks (--net): say them in one place",
+        ),
+        (
+            2,
+            &["disk", "--net", "bridge=br0", "--print-command"],
+            "bridge=br0 needs a tap that this program makes and keeps: make one (ip tuntap add dev TAP mode tap user USER) and give \
+             tap=TAP",
+        ),
+        (
+            11,
+            &["disk", "--net", "socket-fd=987"],
+            "socket-fd=987 is no open socket: the launcher has to leave it open for this program (without close-on-exec): Bad file \
+             descriptor (os error 9)",
+        ),
+        (
+            11,
+            &["disk", "--net", "stream=no.sock"],
+            "no.sock is no socket to connect to: start what listens there first: No such file or directory (os error 2)",
+        ),
+        (11, &["disk", "--net", "stream=kernel"], "kernel is no socket to connect to: start what listens there first"),
+        (
+            11,
+            &["disk", "--net", "dgram=./kernel,./peer"],
+            "./kernel is there already and no socket: QEMU would put its own in its place",
+        ),
+        (11, &["disk", "--net", "dgram=no/a,./peer"], "QEMU cannot make the socket no/a: No such file or directory (os error 2)"),
+        (
+            8,
+            &["disk", "--net", "stream=no.sock,reconnect=1"],
+            "qemu-system-x86_64 is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86; --qemu takes another): \
+             stream=…,reconnect=… needs QEMU 8.0 or later, and this is 7.2",
+        ),
     ] {
         let mut given = vec!["--accel", "tcg"];
         for (flag, file) in [("--kernel", "kernel"), ("--initramfs", "initramfs")] {
@@ -149,7 +287,7 @@ fn bad_files_exit_1() {
         given.extend(arguments);
         let output = run(folder.path(), &given);
         assert_eq!(String::from_utf8(output.stderr).unwrap(), format!("localregistry: {message}\n"));
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}");
         assert!(output.stdout.is_empty());
     }
 }
@@ -234,7 +372,7 @@ fn a_taken_port_is_named() {
         "localregistry: cannot listen on 127.0.0.1:{port} (--publish takes another; with port 0 a free one is taken): Address \
          already in use (os error 98)\n"
     );
-    assert_eq!((status, stderr), (Some(1), message));
+    assert_eq!((status, stderr), (Some(10), message));
 }
 
 #[test]
@@ -245,6 +383,110 @@ fn a_file_that_is_no_kernel_gives_qemu_s_words() {
     let message = "localregistry: QEMU exited with status 1 before it started the machine: qemu";
     assert!(stderr.starts_with(message), "{stderr}");
     assert_eq!(status, Some(1));
+}
+
+/// The first line that `program --version` prints.
+fn first_line(program: &str) -> String {
+    succeed(Command::new(program).arg("--version")).lines().next().unwrap().to_owned()
+}
+
+/// A program that says that it is this version of QEMU, and would leave a mark if it were started as one.
+fn qemu_of_version(folder: &Path, version: &str) -> String {
+    let path = folder.join(format!("qemu-{version}"));
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] || touch {}/started\necho QEMU emulator version {version}\n",
+        folder.display()
+    );
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn a_qemu_that_is_too_old_is_not_started() {
+    let folder = folder();
+    for (version, network, lacking) in [
+        ("6.2.0", "user", "this program needs QEMU 7.1 or later, and this is 6.2"),
+        ("7.1.0", "dgram=./a,./b", "the network dgram=… needs QEMU 7.2 or later, and this is 7.1"),
+        ("7.1.0", "stream=./s,reconnect=1", "stream=…,reconnect=… needs QEMU 8.0 or later, and this is 7.1"),
+    ] {
+        let qemu = qemu_of_version(folder.path(), version);
+        let (status, stderr) = boot(folder.path(), &["disk", "--qemu", &qemu, "--net", network]);
+        let message = format!(
+            "localregistry: {qemu} is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86; --qemu takes \
+             another): {lacking}\n"
+        );
+        assert_eq!((status, stderr), (Some(8), message));
+    }
+    assert!(!folder.path().join("started").exists());
+}
+
+#[test]
+fn networks_that_are_missing_are_named() {
+    privately(|| {
+        let folder = folder();
+        let ip = |arguments: &str| succeed(Command::new("ip").args(arguments.split(' ')));
+        ip("link add br0 type bridge");
+        ip("link add plain0 type veth peer name plain1");
+        for (network, message) in [
+            ("bridge=br9", "there is no bridge br9 (as root: ip link add br9 type bridge && ip link set br9 up)".to_owned()),
+            ("bridge=plain0", "plain0 is no bridge, but an interface of the kind veth".to_owned()),
+            ("bridge=lo", "lo is no bridge, but a plain interface".to_owned()),
+            ("bridge=br0,mtu=9000", "mtu=9000 is more than the bridge br0 takes, 1500".to_owned()),
+            (
+                "tap=tap9",
+                "there is no tap tap9 (as root: ip tuntap add dev tap9 mode tap user USER && ip link set tap9 up)".to_owned(),
+            ),
+            ("tap=br0", "br0 is no tap, but an interface of the kind bridge".to_owned()),
+        ] {
+            let (status, stderr) = boot(folder.path(), &["disk", "--net", network]);
+            assert_eq!((status, stderr), (Some(11), format!("localregistry: {message}\n")));
+        }
+        let links = ip("-brief link");
+        assert!(!links.contains("lreg"), "no tap is left: {links}");
+    });
+}
+
+#[test]
+fn a_tap_of_another_user_and_one_in_use_are_named() {
+    privately(|| {
+        let folder = folder();
+        // The folder, and the programs in the user's home, are root's: what is run as somebody else is a copy.
+        let program = folder.path().join("localregistry");
+        fs::copy(env!("CARGO_BIN_EXE_localregistry"), &program).unwrap();
+        for path in [folder.path(), &folder.path().join("runtime")] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        let ip = |arguments: &str| succeed(Command::new("ip").args(arguments.split(' ')));
+        ip("link add br0 type bridge");
+        ip("tuntap add dev tap0 mode tap user 12345");
+        // Most systems let everybody open it.
+        succeed(Command::new("mknod").args(["--mode=666", "/run/tun", "c", "10", "200"]));
+        succeed(Command::new("mount").args(["--bind", "/run/tun", "/dev/net/tun"]));
+        let as_nobody = |network: &str| {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program).current_dir(folder.path());
+            command.args(["run", "disk", "--accel", "tcg", "--kernel", "kernel", "--initramfs", "initramfs", "--net", network]);
+            let output = command.env("XDG_RUNTIME_DIR", folder.path().join("runtime")).output().unwrap();
+            assert!(output.stdout.is_empty(), "{output:?}");
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        };
+        let message = "localregistry: no permission to make a tap on the bridge br0: it takes CAP_NET_ADMIN (run it as root, or have \
+                       root make a tap for you, ip tuntap add dev TAP mode tap user USER, and give tap=TAP)\n";
+        assert_eq!(as_nobody("bridge=br0"), (Some(11), message.to_owned()));
+        let message = "localregistry: no permission to open the tap tap0: it belongs to another user (as root: ip tuntap add dev tap0 \
+                       mode tap user USER)\n";
+        assert_eq!(as_nobody("tap=tap0"), (Some(11), message.to_owned()));
+        let runs = fs::read_dir(folder.path().join("runtime/localregistry")).unwrap().count();
+        assert_eq!(runs, 0);
+
+        // It is that user's.
+        fs::remove_dir(folder.path().join("runtime/localregistry")).unwrap();
+        let _held = localregistry::host::net::attach::open("tap0").unwrap();
+        let (status, stderr) = boot(folder.path(), &["disk", "--net", "tap=tap0"]);
+        let message = "localregistry: the tap tap0 is in use by another process: give each machine its own\n";
+        assert_eq!((status, stderr.as_str()), (Some(11), message));
+    });
 }
 
 #[test]

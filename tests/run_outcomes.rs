@@ -4,6 +4,8 @@
 #![cfg(feature = "host")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
+mod common;
+
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::pack::superblock;
 use localregistry::host::kernel;
 use localregistry::host::report::Report;
 use nix::sys::signal::{Signal, kill};
@@ -20,7 +23,8 @@ use tempfile::TempDir;
 /// A folder with a disk that nobody reads, and an initramfs without an init: the kernel panics after its boot.
 fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("disk"), [0; 4096]).unwrap();
+    fs::write(folder.path().join("disk"), superblock()).unwrap();
+    fs::create_dir(folder.path().join("runtime")).unwrap();
     // An archive's end alone: no file at all.
     let mut archive = b"070701".to_vec();
     for field in [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 11, 0] {
@@ -37,6 +41,7 @@ fn start(folder: &Path, arguments: &[&str]) -> Child {
     let kernel: PathBuf = kernel::cached_or_download(kernel::Flavor::Cloud, &report).unwrap().elf;
     let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));
     command.current_dir(folder).args(["run", "disk", "--accel", "tcg", "--initramfs", "initramfs", "--kernel"]).arg(kernel);
+    command.env("XDG_RUNTIME_DIR", folder.join("runtime"));
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -54,8 +59,9 @@ fn qemu_of(run: &Child) -> Pid {
         for task in fs::read_dir(format!("/proc/{}/task", run.id())).unwrap().flatten() {
             let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
             for child in children.split_whitespace() {
-                let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-                if name.starts_with("qemu-system") {
+                let arguments = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+                // Not the one that is asked for its version.
+                if arguments.starts_with("qemu-system") && arguments.contains("\0-machine\0") {
                     return Pid::from_raw(child.parse().unwrap());
                 }
             }
@@ -75,6 +81,11 @@ fn gone(pid: Pid) {
         assert!(Instant::now() < deadline, "QEMU {pid} is still running");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Folders of runs that there are.
+fn runs(folder: &Path) -> usize {
+    fs::read_dir(folder.join("runtime/localregistry")).unwrap().count()
 }
 
 #[test]
@@ -137,7 +148,8 @@ fn a_signal_before_ready_kills_qemu_and_exits_6() {
         gone(qemu);
         let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, ["disk", "initramfs"]);
+        assert_eq!(left, ["disk", "initramfs", "runtime"]);
+        assert_eq!(runs(folder.path()), 0);
     }
 }
 
@@ -149,6 +161,12 @@ fn a_killed_launcher_takes_qemu_with_it() {
     run.kill().unwrap();
     run.wait().unwrap();
     gone(qemu);
+    // The dead remove nothing; whoever comes next does.
+    assert_eq!(runs(folder.path()), 1);
+    let next = start(folder.path(), &["--timeout", "1"]);
+    kill(qemu_of(&next), Signal::SIGSTOP).unwrap();
+    assert_eq!(end(next).0, Some(5));
+    assert_eq!(runs(folder.path()), 0);
     let mut stderr = String::new();
     run.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
     assert_eq!(stderr, "");

@@ -128,14 +128,18 @@ fn a_static_address_with_a_given_certificate_and_plain_http() {
     let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     fs::write(bench.path("key.pem"), other.signing_key.serialize_pem()).unwrap();
     let ended = vm::fails(&disk, &["--tls", "provided", "--cert", &cert, "--key", &key]);
-    assert_eq!((ended.status, ended.done().code.as_str()), (Some(3), "BAD_TLS"), "{}", ended.stderr);
+    assert_eq!((ended.status, ended.events.len()), (Some(13), 0), "{}", ended.stderr);
     assert!(ended.stderr.contains("the given certificate chain and key do not go together"), "{}", ended.stderr);
 }
 
 #[test]
 fn boots_that_fail_say_why() {
     let bench = Bench::default();
-    let disk = fs::read(disk(&bench)).unwrap();
+    let path = disk(&bench);
+    let disk = fs::read(&path).unwrap();
+    // `run` sees of a disk what can be seen without a kernel, and boots none that is bad so: here QEMU gets another one.
+    fs::create_dir(bench.path("bad")).unwrap();
+    let bad = vm::qemu_changed(&bench.path("bad"), "args=(\"${@/disk.erofs/broken.erofs}\")");
     let other = vm::qemu_changed(&bench.path(""), "args=(\"${@/serial=localregistry/serial=other}\")");
     let broken = bench.path("broken.erofs");
     let cases: [(&[&str], Vec<u8>, &str, &str); 5] = [
@@ -147,25 +151,25 @@ fn boots_that_fail_say_why() {
              -device virtio-blk-pci,serial=localregistry",
         ),
         (
-            &[],
+            &["--qemu", &bad],
             vec![0; 1 << 20],
             "BAD_DISK",
             "/dev/vda, the disk with the serial \"localregistry\", 1048576 bytes: no file system known; expected EROFS, ext4 or \
              squashfs, as `localregistry pack` makes",
         ),
         (
-            &[],
+            &["--qemu", &bad],
             corrupt(disk.clone()),
             "BAD_DISK",
             "the disk with the serial \"localregistry\" is damaged, or the kernel lacks its file system: mount /dev/vda on /disk \
              (type erofs, MS_RDONLY|MS_NOSUID|MS_NODEV|MS_NOEXEC, options \"\"): EBADMSG: Not a data message",
         ),
-        (&[], disk.get(..disk.len() / 2 / 4096 * 4096).unwrap().to_vec(), "TRUNCATED", "its erofs file system has"),
+        (&["--qemu", &bad], disk.get(..disk.len() / 2 / 4096 * 4096).unwrap().to_vec(), "TRUNCATED", "its erofs file system has"),
         (&["--set", "hostname=-"], disk, "BAD_CONFIG", "fw_cfg opt/localregistry/config: hostname is \"-\"; expected"),
     ];
     for (arguments, content, code, message) in cases {
         fs::write(&broken, content).unwrap();
-        let ended = vm::fails(&broken, arguments);
+        let ended = vm::fails(&path, arguments);
         assert_eq!(ended.status, Some(3), "{code}: {}", ended.stderr);
         assert!(ended.stderr.contains(&format!("FATAL code={code} ")) && ended.stderr.contains(message), "{}", ended.stderr);
         assert_eq!((ended.done().status, ended.done().code.as_str()), (1, code));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::mount::{self, Mount, MountError};
-use super::superblock::{START, Superblock};
+use crate::superblock::{FileSystem, START, Superblock};
 
 /// Where the disk is mounted.
 pub const ROOT: &str = "/disk";
@@ -107,9 +107,17 @@ pub async fn attach(serial: &str, wait: Duration) -> Result<(), DiskError> {
         target: ROOT,
         fs: superblock.fs.name(),
         flags: mount::DISK_FLAGS,
-        data: superblock.fs.options(),
+        data: mount_options(superblock.fs),
     })
     .map_err(|source| DiskError::Mount { serial: serial.to_owned(), source })
+}
+
+/// Options for mount(2). ext4's journal cannot be replayed on a disk that is read-only.
+const fn mount_options(fs: FileSystem) -> Option<&'static str> {
+    match fs {
+        FileSystem::Ext4 => Some("noload"),
+        FileSystem::Erofs | FileSystem::Squashfs => None,
+    }
 }
 
 async fn find(serial: &str, wait: Duration) -> Result<String, DiskError> {

@@ -23,5 +23,4 @@ pub mod net;
 pub mod ports;
 pub mod power;
 pub mod steps;
-pub mod superblock;
 pub mod tls;

@@ -13,6 +13,7 @@ use super::kernel;
 use super::pack;
 use super::report::Report;
 use super::run;
+use super::runs::{ps, stop};
 use super::sample;
 use super::serve;
 
@@ -43,6 +44,10 @@ enum Command {
     Run(Box<run::Args>),
     /// Say what of this machine packing and booting need, and what is missing
     Doctor(doctor::Args),
+    /// List the runs of this user
+    Ps(ps::Args),
+    /// End a run in order
+    Stop(stop::Args),
 }
 
 impl Cli {
@@ -66,8 +71,10 @@ impl Cli {
                 Err(error) => fail(&error, 1),
             },
             Command::Sample(args) => status(sample::run(args, report)),
-            Command::Run(args) => match args.conflict() {
-                Some(conflict) => usage(conflict),
+            Command::Ps(args) => status(ps::run(&args, &report)),
+            Command::Stop(args) => stop::run(&args, &report).map_or_else(|error| fail(&error, 1), ExitCode::from),
+            Command::Run(args) => match args.conflict(&report) {
+                Some(conflict) => usage(&conflict),
                 None => run::run(&args, &report),
             },
         }

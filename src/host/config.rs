@@ -137,14 +137,28 @@ impl GuestConfig {
         }
     }
 
-    /// Adds what the host knows: the names that it reaches the guest by, the port that is forwarded (said even where it is the usual
-    /// one, so that a config on the disk cannot move the registry away from it), and the time where none is given.
-    pub fn complete(&mut self, publish: SocketAddrV4, now: Duration) {
-        for name in ["127.0.0.1", "localhost"] {
-            self.add_name(name);
-        }
-        if !publish.ip().is_unspecified() {
-            self.add_name(&publish.ip().to_string());
+    /// Whether it says anything of interfaces.
+    #[must_use]
+    pub fn has_interfaces(&self) -> bool {
+        self.json.contains_key("interfaces")
+    }
+
+    /// Says which interfaces there are, in place of what it said of them.
+    pub fn set_interfaces(&mut self, interfaces: Value) {
+        self.json.insert("interfaces".into(), interfaces);
+    }
+
+    /// Adds what the host knows: the names that it reaches the guest by where a port of it is forwarded, the port of the registry (said
+    /// even where it is the usual one, so that a config on the disk cannot move the registry away from it), and the time where none
+    /// is given.
+    pub fn complete(&mut self, publish: Option<SocketAddrV4>, now: Duration) {
+        if let Some(publish) = publish {
+            for name in ["127.0.0.1", "localhost"] {
+                self.add_name(name);
+            }
+            if !publish.ip().is_unspecified() {
+                self.add_name(&publish.ip().to_string());
+            }
         }
         self.json.insert("port".into(), self.port().into());
         self.json.entry("clock").or_insert_with(|| json!({ "epochSeconds": now.as_secs_f64() }));
@@ -316,17 +330,25 @@ mod tests {
     #[test]
     fn the_host_adds_its_names_its_port_and_its_time() {
         let mut config = parsed(r#"{"names": ["localhost", "registry.example"]}"#);
-        config.complete(SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), 443), Duration::from_millis(1_793_491_200_250));
+        config.complete(Some(SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), 443)), Duration::from_millis(1_793_491_200_250));
         let json = r#"{"clock":{"epochSeconds":1793491200.25},"names":["localhost","registry.example","127.0.0.1","127.0.0.2"],"port":5000}"#;
         assert_eq!(config.to_json(), json);
 
         let mut config = parsed(r#"{"clock": {"epochSeconds": 7}, "port": 443, "disk": {"serial": "other"}}"#);
-        config.complete(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 443), Duration::ZERO);
+        config.complete(Some(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 443)), Duration::ZERO);
         let json = r#"{"clock":{"epochSeconds":7},"disk":{"serial":"other"},"names":["127.0.0.1","localhost"],"port":443}"#;
         assert_eq!(config.to_json(), json);
         assert_eq!((config.port(), config.serial().as_str()), (443, "other"));
         assert_eq!(GuestConfig::default().serial(), "localregistry");
-        config.complete(PUBLISH, Duration::ZERO);
+        config.complete(Some(PUBLISH), Duration::ZERO);
         assert_eq!(config.to_json(), json);
+
+        let mut config = parsed(r#"{"names": ["registry.example"]}"#);
+        assert!(!config.has_interfaces());
+        config.set_interfaces(json!([{ "mac": "52:00:00:00:00:01" }]));
+        assert!(config.has_interfaces());
+        config.complete(None, Duration::from_secs(9));
+        let json = r#"{"clock":{"epochSeconds":9.0},"interfaces":[{"mac":"52:00:00:00:00:01"}],"names":["registry.example"],"port":5000}"#;
+        assert_eq!(config.to_json(), json, "nothing is forwarded");
     }
 }

@@ -2,116 +2,82 @@
 //! way it ended. It starts one QEMU, makes no file of its own, has no global state and prints nothing but progress.
 //!
 //! ```text
-//! Options ─ Vm::boot ─▶ Vm ─┬─ ready, endpoint, next_event …
-//!                           ├─ shutdown ─▶ Ended
-//!                           └─ drop: QEMU is killed and reaped
+//! Appliance::builder … boot ─▶ Appliance ─┬─ ready, endpoint, ca_pem, next_event …
+//!                                         ├─ shutdown ─▶ Ended
+//!                                         └─ drop: QEMU is killed and reaped
 //! ```
 //!
 //! QEMU is reached through inherited socketpairs (console, events, control, QMP) and reads its config from anonymous memory: no
-//! directory, no named socket, nothing to remove whatever happens. It dies with this program.
+//! directory, no named socket, nothing to remove whatever happens. It dies with this program. For launchers that start QEMU
+//! themselves there is [`command`], which writes that config to a file and gives the arguments.
 
+mod builder;
+pub mod command;
 mod console;
-mod error;
+mod ending;
+pub mod error;
 mod event;
 mod lines;
+mod options;
 mod outcome;
+mod prepare;
 mod process;
 mod qmp;
 mod record;
 mod spawn;
+mod version;
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddrV4;
-use std::path::PathBuf;
+use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::Stream;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
-use self::process::{Killer, Process};
-use self::qmp::Qmp;
+use self::ending::{Commands, stop};
+use self::prepare::Prepared;
+use self::process::Process;
 use self::record::Record;
 use super::accel::{self, Accel, Choice};
-use super::config::GuestConfig;
-use super::qemu::{Board, Forward};
-use super::report::Report;
+use super::files;
+use super::net::{self, Net};
+use super::qemu::Forward;
 use crate::causes::chain;
 use crate::proto::{Event, Ready, event::Event as Kind};
 
+pub use self::builder::{BuildError, Builder};
 pub use self::error::LaunchError;
 pub use self::event::BadEvent;
 pub use self::lines::printable;
+pub use self::options::Options;
 pub use self::outcome::{Exit, Killed, Outcome};
+pub use self::prepare::check_disk;
 pub use self::qmp::QmpError;
 pub use self::record::Ended;
-pub use self::spawn::check_disk;
 
-/// Events that wait for [`Vm::next_event`] at most.
+/// Events that wait for [`Appliance::next_event`] at most.
 const QUEUE: usize = 1024;
 /// How long a guest under KVM may show no sign of life before automatic choice takes TCG. A working one prints within a second.
 const SILENCE: Duration = Duration::from_secs(10);
 /// How long QEMU may take to answer a command.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How long the guest may take to say `done` once asked to stop: transfers under way have 10 s.
-const DRAIN: Duration = Duration::from_secs(15);
-/// How long it may take after the power button.
-const BUTTON: Duration = Duration::from_secs(5);
-/// How long QEMU may take to end after `done` or a panic.
-const GRACE: Duration = Duration::from_secs(10);
 /// How long after QEMU's end its sockets may still be read.
 const LEFTOVERS: Duration = Duration::from_secs(5);
 
-/// The command that stops the guest, as it goes through the control port.
-const SHUTDOWN: &[u8] = b"{\"shutdown\":{}}\n";
-
-/// What to boot, and how.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The board.
-    pub board: Board,
-    /// The packed disk.
-    pub disk: PathBuf,
-    /// The kernel: a bootable ELF or a bzImage.
-    pub kernel: PathBuf,
-    /// The initramfs, with `localregistry-init` as `/init`.
-    pub initramfs: PathBuf,
-    /// QEMU's program: a path, or a name that is looked up in `PATH`.
-    pub qemu: PathBuf,
-    /// Memory in MiB.
-    pub memory_mib: u32,
-    /// Virtual processors.
-    pub cpus: u32,
-    /// What runs the guest's instructions.
-    pub accel: Choice,
-    /// Where the host listens for the registry. Port 0: a free one.
-    pub publish: SocketAddrV4,
-    /// Where the host listens for health, metrics and the CA, where they are to have a port of their own. Port 0: a free one.
-    pub metrics: Option<SocketAddrV4>,
-    /// What the guest is told. The addresses of `publish` are added to its names, the host's time to its clock.
-    pub config: GuestConfig,
-    /// Certificate chain and key, PEM files, where `config` says that they are provided.
-    pub tls: Option<(PathBuf, PathBuf)>,
-    /// Further files for the guest, by their names in fw_cfg: the password file and the client CA, where `config` asks for them.
-    pub secrets: Vec<(&'static str, PathBuf)>,
-    /// File that keeps every event, one JSON line each.
-    pub events: Option<PathBuf>,
-    /// File that keeps the raw console.
-    pub console: Option<PathBuf>,
-    /// How long the boot may take, from QEMU's start to `ready`.
-    pub timeout: Duration,
-    /// Where progress is told.
-    pub report: Report,
-}
-
 /// A running appliance whose registry is ready. Dropping it kills QEMU and returns when that is gone.
 #[derive(Debug)]
-pub struct Vm {
+pub struct Appliance {
     process: Process,
+    /// After the process: it is dropped after it.
+    _leftovers: spawn::Leftovers,
     record: Arc<Record>,
     events: mpsc::Receiver<Result<Event, BadEvent>>,
     /// Events that came before `ready`, it included.
@@ -123,22 +89,16 @@ pub struct Vm {
     /// The tasks that see to it that the machine ends in time.
     wardens: JoinSet<()>,
     accel: Accel,
+    nets: Vec<Net>,
     /// Forwarded to the registry, and to health, metrics and the CA; no port is 0 once QEMU runs.
-    registry: Forward,
+    registry: Option<Forward>,
     metrics: Option<Forward>,
     started: Instant,
     boot_time: Duration,
     ready: Ready,
 }
 
-/// The ways to talk to a machine.
-#[derive(Debug)]
-struct Commands {
-    control: UnixStream,
-    qmp: Qmp,
-}
-
-impl Vm {
+impl Appliance {
     /// Boots an appliance and waits until its registry is ready. Dropping the future before that kills QEMU.
     ///
     /// Automatic choice of the accelerator falls from KVM to TCG where QEMU cannot start under KVM or crashes before the guest shows a
@@ -147,25 +107,27 @@ impl Vm {
     /// # Errors
     /// See [`LaunchError`]. No QEMU is left running.
     pub async fn boot(options: Options) -> Result<Self, LaunchError> {
-        spawn::check(&options)?;
+        let prepared = Prepared::of(options).await?;
+        let options = &prepared.options;
         let kvm = if options.accel == Choice::Tcg { Ok(()) } else { accel::probe() };
         let (accel, why_not) = accel::choose(options.accel, kvm)?;
         if let Some(why) = why_not {
             options.report.step(format!("Booting under TCG, KVM cannot be used: {}", chain(&why)));
         }
         let may_fall = options.accel == Choice::Auto && accel == Accel::Kvm;
-        match Self::attempt(&options, accel, may_fall.then_some(SILENCE)).await {
+        match Self::attempt(&prepared, accel, may_fall.then_some(SILENCE)).await {
             Err(error) if may_fall && error.blames_accelerator() => {
                 options.report.step(format!("Booting under TCG, KVM cannot be used: {}", chain(&error)));
-                Self::attempt(&options, Accel::Tcg, None).await
+                Self::attempt(&prepared, Accel::Tcg, None).await
             }
             result => result,
         }
     }
 
     /// Starts QEMU and waits for `ready`, but no longer than `silence` for a sign of life.
-    async fn attempt(options: &Options, accel: Accel, silence: Option<Duration>) -> Result<Self, LaunchError> {
-        let mut vm = spawn::start(options, accel)?;
+    async fn attempt(prepared: &Prepared, accel: Accel, silence: Option<Duration>) -> Result<Self, LaunchError> {
+        let options = &prepared.options;
+        let mut vm = spawn::start(prepared, accel).await?;
         let record = Arc::clone(&vm.record);
         let silent = async {
             match silence {
@@ -194,7 +156,7 @@ impl Vm {
     async fn connect(&mut self) -> Result<(), LaunchError> {
         let Some(Commands { qmp, .. }) = &mut self.commands else { return Ok(()) };
         qmp.execute("qmp_capabilities", Value::Null, ANSWER).await?;
-        let unknown = [Some(&mut self.registry), self.metrics.as_mut()].into_iter().flatten().filter(|f| f.host.port() == 0);
+        let unknown = [self.registry.as_mut(), self.metrics.as_mut()].into_iter().flatten().filter(|f| f.host.port() == 0);
         let mut unknown = unknown.peekable();
         if unknown.peek().is_some() {
             let question = json!({ "command-line": "info usernet" });
@@ -208,7 +170,7 @@ impl Vm {
         Ok(())
     }
 
-    /// What `error` of [`Vm::connect`] means: mostly that QEMU refused to make the machine, and said why.
+    /// What `error` of [`Appliance::connect`] means: mostly that QEMU refused to make the machine, and said why.
     async fn start_error(self, error: LaunchError, options: &Options) -> LaunchError {
         if !matches!(error, LaunchError::Qmp(QmpError::Closed { .. })) {
             return error;
@@ -223,7 +185,7 @@ impl Vm {
         let stderr = ended.stderr;
         // The port was free when `spawn::check` looked, so somebody has just taken it.
         if stderr.iter().any(|line| line.contains("Could not set up host forwarding rule")) {
-            let source = std::io::ErrorKind::AddrInUse.into();
+            let source = io::ErrorKind::AddrInUse.into();
             return LaunchError::Port { flag: "--publish", address: options.publish, source };
         }
         LaunchError::Start { exit, stderr }
@@ -254,23 +216,59 @@ impl Vm {
         &self.ready
     }
 
-    /// Where the registry is on this machine, as clients put it before an image's name.
+    /// Where clients reach the registry, as they put it before an image's name: on this machine where the first network is QEMU's
+    /// user network, else the guest's own address.
     #[must_use]
-    pub fn address(&self) -> SocketAddrV4 {
-        reachable(self.registry.host)
-    }
-
-    /// URL of health, metrics and the CA on this machine, where they have a port of their own.
-    #[must_use]
-    pub fn metrics_endpoint(&self) -> Option<String> {
-        self.metrics.map(|forward| format!("http://{}", reachable(forward.host)))
+    pub fn address(&self) -> String {
+        let endpoint = self.endpoint();
+        endpoint.split_once("://").map_or(endpoint.clone(), |(_, address)| address.to_owned())
     }
 
     /// The same as a URL.
     #[must_use]
     pub fn endpoint(&self) -> String {
+        // The guest gave at least one, or it would not have been ready.
+        self.endpoints().into_iter().next().unwrap_or_default()
+    }
+
+    /// Every URL that clients reach the registry by, those of the first network first: the forwarded one of QEMU's user network, the
+    /// guest's own of the others.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
         let plain = self.ready.endpoints.first().is_some_and(|endpoint| endpoint.starts_with("http://"));
-        format!("{}://{}", if plain { "http" } else { "https" }, self.address())
+        let forwarded = self.registry.map(|forward| url(if plain { "http" } else { "https" }, forward.host));
+        self.reached(forwarded, &self.ready.endpoints)
+    }
+
+    /// URLs of health, metrics and the CA, where they have a port of their own.
+    #[must_use]
+    pub fn metrics_endpoints(&self) -> Vec<String> {
+        self.reached(self.metrics.map(|forward| url("http", forward.host)), &self.ready.metrics_endpoints)
+    }
+
+    /// What clients reach, of a URL that is forwarded and the guest's own.
+    fn reached(&self, forwarded: Option<String>, own: &[String]) -> Vec<String> {
+        let own = net::reachable(&self.nets, own);
+        if self.nets.first().is_some_and(Net::is_user) {
+            forwarded.into_iter().chain(own).collect()
+        } else {
+            own.into_iter().chain(forwarded).collect()
+        }
+    }
+
+    /// The CA certificate to trust, PEM. None with plain HTTP.
+    #[must_use]
+    pub fn ca_pem(&self) -> Option<&str> {
+        Some(self.ready.ca_pem.as_str()).filter(|pem| !pem.is_empty())
+    }
+
+    /// Writes the CA certificate to `path`, whole or not at all.
+    ///
+    /// # Errors
+    /// It cannot be written, or there is none: plain HTTP.
+    pub fn write_ca(&self, path: &Path) -> io::Result<()> {
+        let pem = self.ca_pem().ok_or_else(|| io::Error::other("the registry serves plain HTTP: it has no CA"))?;
+        files::write_atomically(path, pem.as_bytes())
     }
 
     /// What runs the guest's instructions.
@@ -300,15 +298,20 @@ impl Vm {
         }
     }
 
+    /// The events as a stream: what [`Appliance::next_event`] gives, one after another.
+    pub fn events(&mut self) -> Events<'_> {
+        Events(self)
+    }
+
     /// Asks the guest to end in order: by its control port, after 15 s by the power button, after 5 s more QEMU is killed. Returns
-    /// at once; [`Vm::next_event`] and [`Vm::wait`] go on. Asking again changes nothing. Call it within a Tokio runtime.
+    /// at once; [`Appliance::next_event`] and [`Appliance::wait`] go on. Asking again changes nothing. Call it within a Tokio runtime.
     pub fn stop(&mut self) {
         if let Some(commands) = self.commands.take() {
             self.wardens.spawn(stop(commands, Arc::clone(&self.record), self.process.killer()));
         }
     }
 
-    /// Kills QEMU. [`Vm::wait`] tells the rest.
+    /// Kills QEMU. [`Appliance::wait`] tells the rest.
     pub fn kill(&mut self) {
         self.kill_for(Killed::Wanted);
     }
@@ -328,44 +331,32 @@ impl Vm {
         self.record.ended(exit)
     }
 
-    /// Ends the appliance in order ([`Vm::stop`]), waits and tells how it ended.
+    /// Ends the appliance in order ([`Appliance::stop`]), waits and tells how it ended.
     pub async fn shutdown(mut self) -> Ended {
         self.stop();
         self.wait().await
     }
 }
 
-/// An address of this machine that reaches whoever listens at `address`.
-fn reachable(mut address: SocketAddrV4) -> SocketAddrV4 {
+/// The events of an appliance as a stream.
+#[derive(Debug)]
+pub struct Events<'a>(&'a mut Appliance);
+
+impl Stream for Events<'_> {
+    type Item = Result<Event, BadEvent>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.0.early.pop_front() {
+            Some(event) => Poll::Ready(Some(event)),
+            None => self.0.events.poll_recv(context),
+        }
+    }
+}
+
+/// The URL at which this machine reaches whoever listens at `address`.
+fn url(scheme: &str, mut address: SocketAddrV4) -> String {
     if address.ip().is_unspecified() {
         address.set_ip(std::net::Ipv4Addr::LOCALHOST);
     }
-    address
-}
-
-/// Ends a machine in order, or kills it.
-async fn stop(commands: Commands, record: Arc<Record>, killer: Killer) {
-    let Commands { mut control, mut qmp } = commands;
-    let asked = async {
-        control.write_all(SHUTDOWN).await.ok()?;
-        Some(record.end().await)
-    };
-    // A control port that cannot be written to, or that nobody reads, leaves the power button.
-    if let Ok(Some(_)) = timeout(DRAIN, asked).await {
-        return;
-    }
-    // An answer is of no use: either the guest ends now, or it is killed.
-    let _refused = qmp.execute("system_powerdown", Value::Null, ANSWER).await;
-    if timeout(BUTTON, record.end()).await.is_err() {
-        record.kills(Killed::Asked);
-        killer.kill();
-    }
-}
-
-/// Kills a machine that is about to end and does not.
-async fn guard(record: Arc<Record>, killer: Killer) {
-    let why = record.end().await;
-    sleep(GRACE).await;
-    record.kills(why);
-    killer.kill();
+    format!("{scheme}://{address}")
 }

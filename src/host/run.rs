@@ -1,41 +1,37 @@
 //! `localregistry run`: a thin shell over [`super::launch`]. Arguments enter; where the registry is leaves on standard output, what
-//! went wrong on standard error, and an exit status that tells the truth:
-//!
-//! | status | meaning |
-//! |---|---|
-//! | 0 | the guest ended in order, as asked (`done` with status 0) |
-//! | 1 | an error before the boot, or in what this program itself does |
-//! | 2 | the command line is wrong |
-//! | 3 | the guest stopped with a fault, named by its code |
-//! | 4 | the guest's kernel panicked |
-//! | 5 | the registry was not ready in time |
-//! | 6 | QEMU died or was killed |
-//! | 7 | QEMU ended in order, the guest did not: it reset or powered off by itself |
+//! went wrong on standard error, and an exit status that tells the truth (see `run --help`). What it writes is in the run's own folder
+//! ([`super::runs`]) or where flags say, and gone at its end.
 
 mod args;
+mod detach;
+mod follow;
+mod notes;
 mod print;
+mod publish;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
-
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::access::AccessError;
 use super::config::{ConfigError, GuestConfig};
-use super::launch::{self, Ended, LaunchError, Options, Vm};
+use super::launch::error::{NO_ACCESS, NO_PLACE};
+use super::launch::{self, Appliance, Ended, LaunchError, Options, command};
 use super::modules::Need;
 use super::qemu::Board;
 use super::report::Report;
+use super::runs::{RunDir, RunsError};
 use super::{files, initramfs, kernel};
 use crate::causes::chain;
-use crate::proto::event::Event as Kind;
 
-pub use args::{Args, Publish, PublishError};
+use self::follow::{Shown, Signals, follow};
+use self::notes::{Note, writable};
 
-/// Bad events that are shown: a guest gone mad must not fill the terminal.
-const BAD_EVENTS: u32 = 10;
+pub use args::Args;
+pub use publish::{Publish, PublishError};
+
+/// Exit status where a signal ended it before it was ready: QEMU was killed.
+const INTERRUPTED: u8 = 6;
 
 /// Why `run` failed, apart from how the machine ended.
 #[derive(Debug, thiserror::Error)]
@@ -58,18 +54,22 @@ enum RunError {
     Unfit { kernel: PathBuf, board: &'static str, missing: String },
     #[error("there is no initramfs to boot with")]
     Initramfs(#[source] initramfs::Error),
+    #[error(transparent)]
+    Runs(#[from] RunsError),
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
     #[error("cannot listen for signals")]
     Signals(#[source] io::Error),
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    #[error("cannot write the CA certificate to {}", .path.display())]
-    Ca { path: PathBuf, source: io::Error },
+    #[error("cannot write {what} to {}", .path.display())]
+    Write { what: &'static str, path: PathBuf, source: io::Error },
     #[error("the guest serves over TLS and gave no CA certificate")]
     NoCa,
     #[error("cannot print where the registry is")]
     Print(#[source] io::Error),
+    #[error("cannot go into the background")]
+    Background(#[source] io::Error),
     #[error("stopped by {name} before the registry was ready; QEMU was killed")]
     Interrupted { name: &'static str },
 }
@@ -79,38 +79,89 @@ impl RunError {
     fn status(&self) -> u8 {
         match self {
             Self::Launch(error) => error.exit_status(),
-            Self::Interrupted { .. } => 6,
+            Self::Interrupted { .. } => INTERRUPTED,
+            Self::Access(_) => NO_ACCESS,
+            Self::Runs(_) | Self::Write { .. } => NO_PLACE,
             _ => 1,
         }
     }
+
+    /// Says it on standard error.
+    fn tell(&self) -> u8 {
+        eprintln!("localregistry: {}", chain(self));
+        if let Self::Launch(LaunchError::Ended(ended)) = self {
+            print::last_lines(ended);
+        }
+        self.status()
+    }
+}
+
+/// What a run writes. Dropping it removes all that is not to be kept.
+struct Site {
+    folder: RunDir,
+    ready: Option<Note>,
+    _pid: Option<Note>,
 }
 
 /// Runs an appliance until it ends or a signal ends it, and gives the exit status.
 #[must_use]
 pub fn run(args: &Args, report: &Report) -> ExitCode {
-    match appliance(args, report) {
-        Ok(ended) => ExitCode::from(print::ended(&ended, report)),
-        Err(error) => {
-            eprintln!("localregistry: {}", chain(&error));
-            if let RunError::Launch(LaunchError::Ended(ended)) = &error {
-                print::last_lines(ended);
-            }
-            ExitCode::from(error.status())
-        }
+    if args.program.detach && !args.program.supervised {
+        return detach::detach();
     }
+    if args.program.print_command {
+        return printed(args, report).map_or_else(|error| ExitCode::from(error.tell()), |()| ExitCode::SUCCESS);
+    }
+    let mut site = None;
+    let status = match appliance(args, report, &mut site) {
+        Ok(ended) => print::ended(&ended, report),
+        Err(error) => error.tell(),
+    };
+    if let Some(site) = &mut site {
+        site.folder.ended(status);
+    }
+    ExitCode::from(status)
 }
 
 /// Makes ready what is needed, and runs.
-fn appliance(args: &Args, report: &Report) -> Result<Ended, RunError> {
-    let config = config(args)?;
-    // Before a kernel is downloaded for a disk that is not there.
-    launch::check_disk(&args.disk)?;
-    args.access.check().map_err(RunError::Access)?;
+fn appliance(args: &Args, report: &Report, site: &mut Option<Site>) -> Result<Ended, RunError> {
+    if args.program.supervised {
+        detach::leave_session().map_err(RunError::Background)?;
+    }
+    let config = checked(args)?;
+    let site = site.insert(Site::make(args)?);
     let (kernel, initramfs) = boot_files(args, report)?;
     let options = args.options(kernel, initramfs, config, *report);
-    // One thread: there is one machine to wait for.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
-    runtime.block_on(boot_and_follow(args, options))
+    runtime()?.block_on(boot_and_follow(args, options, site))
+}
+
+/// QEMU's command line, printed, and its files written.
+fn printed(args: &Args, report: &Report) -> Result<(), RunError> {
+    let config = checked(args)?;
+    let (kernel, initramfs) = boot_files(args, report)?;
+    let options = args.options(kernel, initramfs, config, *report);
+    let folder = RunDir::make_for_others(&args.program.folder())?;
+    let command = runtime()?.block_on(command::command(options, folder.folder()))?;
+    let printed = print::Printed::of(&command, folder.folder());
+    report.result(&printed, &printed.to_string()).map_err(RunError::Print)?;
+    folder.leave();
+    Ok(())
+}
+
+/// One thread: there is one machine to wait for.
+fn runtime() -> Result<tokio::runtime::Runtime, RunError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)
+}
+
+/// Checks what can be checked before a kernel is downloaded, and gives the guest's config.
+fn checked(args: &Args) -> Result<GuestConfig, RunError> {
+    let config = config(args)?;
+    launch::check_disk(&args.disk)?;
+    args.access.check().map_err(RunError::Access)?;
+    if let Some(path) = &args.ca {
+        writable(path).map_err(|source| RunError::Write { what: "the CA certificate", path: path.clone(), source })?;
+    }
+    Ok(config)
 }
 
 /// The guest's config: the file, the single settings over it, and over these the flags of their own.
@@ -159,94 +210,71 @@ fn fits(kernel: &Path, options: Option<kernel::Options>, board: Board) -> Result
     if missing.is_empty() { Ok(()) } else { Err(RunError::Unfit { kernel, board: board.name(), missing: missing.join(", ") }) }
 }
 
-/// A signal that comes this soon after another is the same wish.
-const ECHO: Duration = Duration::from_secs(1);
-
-/// SIGINT and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// The name of the next one. Cancel-safe.
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
+impl Site {
+    /// Makes the run's folder, and writes which process this is.
+    fn make(args: &Args) -> Result<Self, RunError> {
+        let program = &args.program;
+        let note = |what, path: &Option<PathBuf>| {
+            let failed = |path: &Path, source| RunError::Write { what, path: path.to_owned(), source };
+            path.as_ref().map(|path| Note::at(path).map_err(|source| failed(path, source))).transpose()
+        };
+        let ready = note(READY_FILE, &program.ready_file)?;
+        let pid = note(PID_FILE, &program.pid_file)?;
+        let folder = RunDir::make(&program.folder(), &args.disk, program.keep)?;
+        if let Some(pid) = &pid {
+            let written = pid.write(&format!("{}\n", std::process::id()));
+            written.map_err(|source| RunError::Write { what: PID_FILE, path: pid.path().to_owned(), source })?;
         }
+        Ok(Self { folder, ready, _pid: pid })
+    }
+
+    /// Writes the CA, and gives its path: the one that was asked for, else the one in the run's folder.
+    fn write_ca(&self, pem: &str, path: Option<&Path>) -> Result<PathBuf, RunError> {
+        if !pem.starts_with("-----BEGIN CERTIFICATE-----") {
+            return Err(RunError::NoCa);
+        }
+        let own = self.folder.write("ca.crt", pem.as_bytes())?;
+        let Some(path) = path else { return Ok(own) };
+        let failed = |source| RunError::Write { what: "the CA certificate", path: path.to_owned(), source };
+        files::write_atomically(path, pem.as_bytes()).map_err(failed)?;
+        path.canonicalize().map_err(failed)
     }
 }
 
-async fn boot_and_follow(args: &Args, options: Options) -> Result<Ended, RunError> {
+/// What the files are for.
+const READY_FILE: &str = "where the registry is";
+const PID_FILE: &str = "the process's number";
+
+async fn boot_and_follow(args: &Args, options: Options, site: &Site) -> Result<Ended, RunError> {
     let report = options.report;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let vm = tokio::select! {
-        vm = Vm::boot(options) => vm?,
+        vm = Appliance::boot(options) => vm?,
         // Nothing is being served yet: the future is dropped, and QEMU with it.
         name = signals.next() => return Err(RunError::Interrupted { name }),
     };
-    announce(&vm, args, &report)?;
-    Ok(follow(vm, signals, args.log, &report).await)
+    announce(&vm, args, site, &report)?;
+    let shown = Shown { requests: args.log, events: args.program.follow };
+    Ok(follow(vm, signals, shown, &report).await)
 }
 
-/// Writes the CA and prints where the registry is.
-fn announce(vm: &Vm, args: &Args, report: &Report) -> Result<(), RunError> {
-    let ca = if vm.endpoint().starts_with("http://") { None } else { Some(write_ca(&vm.ready().ca_pem, &args.ca)?) };
-    let place = print::Place::of(vm, ca);
-    report.result(&place, &place.to_string()).map_err(RunError::Print)
-}
-
-/// Writes `pem` to `path`, whole or not at all, and gives its absolute path.
-fn write_ca(pem: &str, path: &Path) -> Result<PathBuf, RunError> {
-    if !pem.starts_with("-----BEGIN CERTIFICATE-----") {
-        return Err(RunError::NoCa);
+/// Writes the CA, and tells everybody where the registry is.
+fn announce(vm: &Appliance, args: &Args, site: &Site, report: &Report) -> Result<(), RunError> {
+    let plain = vm.endpoint().starts_with("http://");
+    let ca = if plain { None } else { Some(site.write_ca(&vm.ready().ca_pem, args.ca.as_deref())?) };
+    let place = print::Place::of(vm, ca, &site.folder, args.program.detach);
+    let line = place.json() + "\n";
+    site.folder.ready(&line)?;
+    if let Some(ready) = &site.ready {
+        let written = ready.write(&line);
+        written.map_err(|source| RunError::Write { what: READY_FILE, path: ready.path().to_owned(), source })?;
     }
-    let failed = |source| RunError::Ca { path: path.to_owned(), source };
-    files::write_atomically(path, pem.as_bytes()).map_err(failed)?;
-    path.canonicalize().map_err(failed)
-}
-
-/// Follows the machine to its end. The first signal ends it in order, a later one at once.
-async fn follow(mut vm: Vm, mut signals: Signals, log: bool, report: &Report) -> Ended {
-    let mut asked: Option<Instant> = None;
-    let mut bad = 0;
-    loop {
-        tokio::select! {
-            name = signals.next() => {
-                match asked {
-                    None => {
-                        report.step(format!("{name}: stopping in order (once more kills)"));
-                        vm.stop();
-                        asked = Some(Instant::now());
-                    }
-                    // A terminal and a wrapper may each pass the same one on.
-                    Some(when) if when.elapsed() < ECHO => {}
-                    Some(_) => {
-                        report.step(format!("{name}: killing QEMU"));
-                        vm.kill();
-                    }
-                }
-            }
-            event = vm.next_event() => match event {
-                Some(Ok(event)) => match &event.event {
-                    Some(Kind::Request(request)) if log => eprintln!("{}", print::request(request)),
-                    Some(Kind::Warning(warning)) => report.step(print::warning(warning)),
-                    _ => {}
-                },
-                Some(Err(error)) => {
-                    bad += 1;
-                    if bad <= BAD_EVENTS {
-                        report.step(format!("warning: {}", chain(&error)));
-                    }
-                }
-                None => break,
-            },
-        }
+    if args.program.supervised {
+        detach::outlive_parent().map_err(RunError::Background)?;
     }
-    vm.wait().await
+    report.result(&place, &place.to_string()).map_err(RunError::Print)?;
+    if args.program.supervised {
+        detach::let_go(&site.folder.path("log")).map_err(RunError::Background)?;
+    }
+    Ok(())
 }

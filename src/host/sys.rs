@@ -1,27 +1,69 @@
-//! What of the host's half Rust cannot check: what a child does between `fork` and `exec`, and the processor's counter of ticks.
+//! The few calls of the host's half that Rust cannot check: what a child does between `fork` and `exec`, opening a tap, taking a
+//! descriptor by its number, and reading the processor's counter of ticks.
 #![allow(unsafe_code)]
 
+use std::ffi::c_char;
+use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{getpid, getppid};
 
-/// Has the kernel kill the child of `command` (SIGKILL) when the **thread** that spawns it ends, and so at the latest when this
+/// The device that taps are opened by.
+const TUN: &str = "/dev/net/tun";
+
+/// Has the kernel send `signal` to the child of `command` when the **thread** that spawns it ends, and so at the latest when this
 /// process does, in whatever way. Spawn on a thread that outlives the child.
-pub fn die_with_parent(command: &mut Command) {
+pub fn signal_with_parent(command: &mut Command, signal: Signal) {
     let parent = getpid();
     let before_exec = move || {
-        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        prctl::set_pdeathsig(signal)?;
         // The parent may have gone before the line above: then the signal never comes.
-        if getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(nix::libc::ESRCH)) }
+        if getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
     };
     // SAFETY: the closure runs in the forked child, where only async-signal-safe calls are allowed. It makes two system calls
-    // (prctl, getppid), allocates nothing, takes no lock and panics nowhere; `parent` is a copied number.
+    // (prctl, getppid), allocates nothing, takes no lock and panics nowhere; `parent` and `signal` are copied numbers.
     unsafe { command.pre_exec(before_exec) };
+}
+
+/// Opens the tap `name`, or makes one: `%d` in the name is replaced by a number that is free. A tap that is made so goes with the last
+/// descriptor of it. Gives the tap's name, too. Frames have no head but virtio's own, which QEMU takes.
+///
+/// # Errors
+/// The device is missing, or the kernel refuses.
+pub fn open_tap(name: &str) -> io::Result<(OwnedFd, String)> {
+    let tun = OpenOptions::new().read(true).write(true).open(TUN)?;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+    let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
+    // The last byte stays 0.
+    let place = request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1);
+    place.zip(name.bytes()).for_each(|(to, byte)| *to = c_char::from_ne_bytes([byte]));
+    // SAFETY: the descriptor is open; TUNSETIFF reads and writes one `ifreq`, which `request` is, for the length of the call.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    nix::errno::Errno::result(result)?;
+    let name: Vec<u8> = request.ifr_name.iter().take_while(|byte| **byte != 0).flat_map(|byte| byte.to_ne_bytes()).collect();
+    Ok((tun.into(), String::from_utf8_lossy(&name).into_owned()))
+}
+
+/// A copy of the open socket `number`, which this program was started with.
+///
+/// # Errors
+/// Nothing is open by that number, or it is no socket.
+pub fn inherited_socket(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl takes any number, and refuses one that is not open; F_DUPFD_CLOEXEC touches no memory.
+    let copy = nix::errno::Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows of it.
+    let copy = unsafe { OwnedFd::from_raw_fd(copy) };
+    getsockopt(&copy, sockopt::SockType)?;
+    Ok(copy)
 }
 
 /// How long the counter is watched.

@@ -17,6 +17,16 @@ use super::layout::{Layout, Stored};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_localregistry");
 
+/// A disk of one block with an EROFS superblock and nothing else: what a launcher can see of a disk is right.
+pub fn superblock() -> Vec<u8> {
+    let mut disk = vec![0; 4096];
+    disk[1024..1028].copy_from_slice(&0xE0F5_E1E2_u32.to_le_bytes());
+    // Blocks of 2^12 bytes, and one of them.
+    disk[1036] = 12;
+    disk[1060] = 1;
+    disk
+}
+
 /// The folder.
 pub struct Bench {
     dir: TempDir,

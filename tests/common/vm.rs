@@ -46,7 +46,11 @@ impl Ended {
 
 fn command(dir: &Path, disk: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
-    command.current_dir(dir).args(["run", "--json", "--accel", "tcg", "--events", "events"]).arg(disk).args(arguments);
+    command
+        .current_dir(dir)
+        .args(["run", "--json", "--accel", "tcg", "--events", "events", "--ca", "ca.crt"])
+        .arg(disk)
+        .args(arguments);
     command.stderr(fs::File::create(dir.join("stderr")).unwrap());
     command
 }

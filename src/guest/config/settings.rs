@@ -1,12 +1,12 @@
 //! The config as types: what enters is a decoded [`Config`], what leaves is a [`Settings`] in which every value is good and every
 //! default filled in. It never reads anything.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use crate::address::{Cidr, Mac};
+use crate::address::{MTU, is_dns_name, is_san};
 use crate::proto::auth::{self, ClientCertificate};
 use crate::proto::{self, Config, tls::Mode};
 use crate::registry::auth::client_certificate::Presence;
@@ -16,8 +16,6 @@ use super::{ConfigError, Origin, keys};
 
 /// Longest host name that Linux takes, in bytes.
 const HOSTNAME_MAX: usize = 64;
-/// Longest DNS name, in bytes (RFC 1035, section 2.3.4, without the root's dot and the length byte).
-const NAME_MAX: usize = 253;
 /// Longest serial of a virtio disk, in bytes (VIRTIO 1.2, section 5.2.6: `VIRTIO_BLK_T_GET_ID`).
 const SERIAL_MAX: usize = 20;
 /// Longest wait that a config may ask for, in seconds.
@@ -26,8 +24,6 @@ const WAIT_MAX: u32 = 3600;
 const TOKEN_SECONDS_MAX: u32 = 86_400;
 /// Latest clock: the end of the year 9999, in seconds since 1970.
 const CLOCK_MAX: f64 = 253_402_300_799.0;
-/// Range of an MTU in bytes: what IPv6 needs (RFC 8200, section 5), and what an IPv4 packet can have.
-const MTU: std::ops::RangeInclusive<u32> = 1280..=65535;
 
 /// Everything the appliance is told, parsed.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,19 +115,6 @@ pub enum Addressing {
         /// Default gateway.
         gateway: Option<IpAddr>,
     },
-}
-
-/// An Ethernet address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mac(pub [u8; 6]);
-
-/// An address with the length of its network's prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cidr {
-    /// The address.
-    pub address: IpAddr,
-    /// Bits of the prefix.
-    pub prefix: u8,
 }
 
 impl Settings {
@@ -275,65 +258,4 @@ fn clock(epoch: f64) -> Option<Option<SystemTime>> {
 
 fn is_serial(text: &str) -> bool {
     (1..=SERIAL_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-/// A name that a certificate can be for.
-fn is_san(text: &str) -> bool {
-    text.parse::<IpAddr>().is_ok() || is_dns_name(text)
-}
-
-/// A DNS name of letters, digits and hyphens (RFC 1123, section 2.1), whose last label is no number.
-fn is_dns_name(text: &str) -> bool {
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-    };
-    let last_is_number = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
-    text.len() <= NAME_MAX && text.split('.').all(is_label) && !last_is_number
-}
-
-/// A text that is no MAC address or no address with a prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NotAnAddress;
-
-impl FromStr for Mac {
-    type Err = NotAnAddress;
-
-    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
-        let byte = |part: &str| {
-            let good = part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
-            good.then(|| u8::from_str_radix(part, 16).ok()).flatten()
-        };
-        let bytes: Option<Vec<_>> = text.split(':').map(byte).collect();
-        bytes.and_then(|bytes| bytes.try_into().ok()).map(Self).ok_or(NotAnAddress)
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl FromStr for Cidr {
-    type Err = NotAnAddress;
-
-    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
-        let (address, prefix) = text.split_once('/').ok_or(NotAnAddress)?;
-        let address: IpAddr = address.parse().map_err(|_| NotAnAddress)?;
-        let longest = if address.is_ipv4() { 32 } else { 128 };
-        let plain = !prefix.is_empty() && prefix.bytes().all(|byte| byte.is_ascii_digit());
-        let prefix = Some(prefix).filter(|_| plain).and_then(|prefix| prefix.parse().ok()).filter(|prefix| *prefix <= longest);
-        let usable = !address.is_unspecified() && !address.is_multicast();
-        prefix.filter(|_| usable).map(|prefix| Self { address, prefix }).ok_or(NotAnAddress)
-    }
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
 }

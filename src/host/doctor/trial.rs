@@ -11,6 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use command_fds::CommandFdExt;
+use nix::sys::signal::Signal;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::host::accel::Accel;
@@ -65,7 +66,7 @@ pub fn run(program: &Path, accel: Accel) -> Result<(), TrialError> {
     let mut command = Command::new(program);
     command.args(arguments(accel, file.as_raw_fd()));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    sys::die_with_parent(&mut command);
+    sys::signal_with_parent(&mut command, Signal::SIGKILL);
     command.preserved_fds(vec![file.into()]);
     let mut child = command.spawn().map_err(start)?;
     let deadline = Instant::now() + DEADLINE;

@@ -9,8 +9,29 @@ use super::outcome::{Exit, Outcome};
 use super::qmp::QmpError;
 use super::record::Ended;
 use crate::host::accel::NoKvm;
+use crate::host::net::NetError;
+use crate::host::net::check::NoNetwork;
+use crate::host::qemu::version::Lacks;
+use crate::registry::tls::TlsError;
 
-/// Why [`super::Vm::boot`] gives no machine. Whatever the reason, nothing of the machine is left.
+// Exit statuses of `localregistry run` for what is wrong before a boot; those of the boot are `Outcome`'s.
+
+/// What was asked for does not go together.
+const USAGE: u8 = 2;
+/// QEMU is missing, too old, or none.
+pub const NO_QEMU: u8 = 8;
+/// The disk is missing or none of ours.
+pub const NO_DISK: u8 = 9;
+/// A port is taken.
+pub const NO_PORT: u8 = 10;
+/// A bridge, a tap or a socket is missing or may not be used.
+pub const NO_NETWORK: u8 = 11;
+/// Something that is to be written cannot be: the run's folder, or a file.
+pub const NO_PLACE: u8 = 12;
+/// A certificate, a key, or a file that says who may pull cannot be used.
+pub const NO_ACCESS: u8 = 13;
+
+/// Why [`super::Appliance::boot`] gives no machine. Whatever the reason, nothing of the machine is left.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// A file that the machine boots from cannot be read.
@@ -40,6 +61,41 @@ pub enum LaunchError {
         what: &'static str,
         /// Which.
         path: PathBuf,
+    },
+    /// The disk has no file system that the guest reads.
+    #[error(
+        "{} ({bytes} bytes) is no disk of ours: it has none of the file systems EROFS, ext4 and squashfs; make one with \
+         `localregistry pack`", .path.display()
+    )]
+    NoFileSystem {
+        /// The disk.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Some of the disk is missing.
+    #[error(
+        "the disk {} has {bytes} bytes, and its {fs} file system {expected}: it was copied in part; copy or pack it anew", .path.display()
+    )]
+    Truncated {
+        /// The disk.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// Type of the file system.
+        fs: &'static str,
+        /// The file system's size.
+        expected: u64,
+    },
+    /// A certificate, or its key, that cannot be served with.
+    #[error("{} and {} cannot be served with", .certificate.display(), .key.display())]
+    Pem {
+        /// The chain's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// Why.
+        source: TlsError,
     },
     /// A file that is to keep the console or the events cannot be created.
     #[error("cannot create {} for the {what}", .path.display())]
@@ -72,6 +128,43 @@ pub enum LaunchError {
         /// The package that has it.
         package: &'static str,
     },
+    /// The program is something else.
+    #[error("{} is no QEMU: its --version says {said:?}, expected \"QEMU emulator version …\"", .program.display())]
+    NotQemu {
+        /// The program.
+        program: PathBuf,
+        /// The first line that it printed.
+        said: String,
+    },
+    /// QEMU is too old.
+    #[error("{} is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86; --qemu takes another)", .program.display())]
+    TooOld {
+        /// The program.
+        program: PathBuf,
+        /// What it lacks.
+        #[source]
+        lacks: Lacks,
+    },
+    /// A network cannot be had.
+    #[error(transparent)]
+    Network(#[from] NoNetwork),
+    /// Networks that do not go together.
+    #[error(transparent)]
+    Nets(#[from] NetError),
+    /// Two say which interfaces there are.
+    #[error("the config has interfaces, and so have the networks (--net): say them in one place")]
+    Interfaces,
+    /// A network that lives with this program.
+    #[error(
+        "{network} needs a tap that this program makes and keeps: make one (ip tuntap add dev TAP mode tap user USER) and give tap=TAP"
+    )]
+    NeedsUs {
+        /// The network.
+        network: String,
+    },
+    /// There is nothing to forward with.
+    #[error("a port can be forwarded only with the network user (the guest's own port for metrics is metricsPort of its config)")]
+    NothingForwarded,
     /// QEMU cannot be started.
     #[error("cannot start {}", .program.display())]
     Spawn {
@@ -122,6 +215,19 @@ impl LaunchError {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Ended(ended) => ended.outcome.exit_status(),
+            Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::NeedsUs { .. } => USAGE,
+            Self::NoQemu { .. } | Self::NotQemu { .. } | Self::TooOld { .. } | Self::Spawn { .. } => NO_QEMU,
+            Self::NoFileSystem { .. } | Self::Truncated { .. } => NO_DISK,
+            Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. } if *what == "disk" => NO_DISK,
+            Self::Port { .. } => NO_PORT,
+            Self::Network(_) => NO_NETWORK,
+            Self::Create { .. } => NO_PLACE,
+            Self::Pem { .. } => NO_ACCESS,
+            Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. }
+                if matches!(*what, "certificate" | "key") =>
+            {
+                NO_ACCESS
+            }
             _ => 1,
         }
     }
@@ -166,6 +272,6 @@ mod tests {
         assert!(!died(Exit::Signal(9), None, &[]).blames_accelerator(), "somebody killed it");
         assert!(!died(Exit::Told, None, &[]).blames_accelerator());
         assert!(!died(Exit::Signal(6), Some(Killed::Wanted), &[]).blames_accelerator());
-        assert!(!LaunchError::NoQemu { program: "qemu".into() }.blames_accelerator());
+        assert!(!LaunchError::NoQemu { program: "qemu".into(), package: "qemu-system-x86" }.blames_accelerator());
     }
 }

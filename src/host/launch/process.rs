@@ -36,13 +36,13 @@ impl Killer {
 impl Process {
     /// Starts `command`.
     ///
-    /// A thread starts it, waits for it and reaps it. It is the thread whose end the kernel watches ([`sys::die_with_parent`]), so
+    /// A thread starts it, waits for it and reaps it. It is the thread whose end the kernel watches ([`sys::signal_with_parent`]), so
     /// that neither the caller's thread nor its runtime matters, and only this program's end ends the child.
     ///
     /// # Errors
     /// The program cannot be started.
     pub(super) fn start(mut command: Command) -> io::Result<Self> {
-        sys::die_with_parent(&mut command);
+        sys::signal_with_parent(&mut command, nix::sys::signal::Signal::SIGKILL);
         let (started, start) = mpsc::sync_channel(1);
         let (end, ended) = watch::channel(None);
         let keeper = thread::Builder::new().name("qemu".into()).spawn(move || {

@@ -1,17 +1,22 @@
 //! The arguments of `run`. Words enter, options of [`super::super::launch`] leave.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
+
+use super::publish::Publish;
+use crate::address::is_san;
 
 use crate::host::accel::Choice;
 use crate::host::access::{Access, CERTIFICATE_UNUSED, CLIENT_CA_WITHOUT_TLS};
 use crate::host::config::{GuestConfig, Setting};
 use crate::host::kernel::Flavor;
 use crate::host::launch::Options;
+use crate::host::net::{self, Net};
 use crate::host::qemu::Board;
 use crate::host::report::Report;
+use crate::host::runs::{Wanted, is_name};
 
 /// Longest config file, in bytes: what the guest takes too.
 pub(super) const LARGEST_CONFIG: u64 = 1 << 20;
@@ -29,11 +34,15 @@ const VIRT_WITHOUT_KERNEL: &str =
 #[command(after_help = "\
 Examples:
   localregistry run images.erofs
-      Boots the disk, writes ./ca.crt and prints where the registry is; Ctrl-C ends it
+      Boots the disk and prints where the registry is and how to trust it; Ctrl-C ends it
   localregistry run images.erofs --publish 0.0.0.0:5000 --san registry.test --san 10.1.0.82
       On a fixed port of every address, under further names
-  localregistry run images.erofs --json --quiet --ca /tmp/t1/ca.crt --events /tmp/t1/events.jsonl
-      For programs: one JSON line when ready, every event in a file
+  localregistry run images.erofs --net bridge=br0,ip=10.1.0.82/16 --san registry.test
+      As one more machine on a bridge
+  localregistry run images.erofs --json --quiet --follow
+      For programs: one JSON line when ready, then one for each event
+  localregistry run images.erofs --detach --name one; localregistry stop one
+      In the background
   localregistry run images.erofs --flavor own --machine microvm
       On our own kernel, built by image/kernel, and the least machine: the fastest boot
   localregistry run images.erofs --kernel /boot/vmlinuz-6.1.0-30-amd64 --modules /lib/modules/6.1.0-30-amd64
@@ -41,15 +50,30 @@ Examples:
   localregistry run images.erofs --tls off --set trace=true --console console.txt
       Plain HTTP, each boot step with its time on the console, the console kept
 
+Networks (--net KIND[,mac=MAC][,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mtu=BYTES]), without ip= by DHCP:
+  user                 QEMU's own: forwarded ports (--publish, --metrics) in, nothing out; the default
+  tap=NAME             a tap that is there
+  bridge=NAME          a bridge, by a tap of the run's own (needs CAP_NET_ADMIN), gone with QEMU
+  socket-fd=N          an open socket that this program was started with
+  stream=PATH          a Unix socket that passt or a switch listens at; ,reconnect=SECONDS with QEMU 8.0 or later
+  dgram=LOCAL,REMOTE   Unix sockets by path, or IPv4:PORT both
+  mcast=GROUP:PORT     a multicast group on the loopback
+
 Exit status:
-  0  the guest ended in order, as asked by SIGINT, SIGTERM or itself
-  1  an error before the boot (a file, a port, no QEMU), or in writing a file
-  2  the command line is wrong
-  3  the guest stopped with a fault: FATAL code=NAME
-  4  the guest's kernel panicked
-  5  the registry was not ready within --timeout
-  6  QEMU died or was killed
-  7  QEMU ended in order, the guest did not: it reset or powered off by itself
+   0  the guest ended in order, as asked by SIGINT, SIGTERM, `localregistry stop` or itself; with --detach: it is ready
+   1  another error before the boot, or in writing a file
+   2  the command line is wrong
+   3  the guest stopped with a fault: FATAL code=NAME
+   4  the guest's kernel panicked
+   5  the registry was not ready within --timeout
+   6  QEMU died or was killed
+   7  QEMU ended in order, the guest did not: it reset or powered off by itself
+   8  QEMU is missing, too old, or none
+   9  the disk is missing, or none of ours
+  10  a port is taken
+  11  a bridge, a tap or a socket of --net is missing or may not be used
+  12  the run's folder, or a file that is to be written, cannot be
+  13  a certificate, a key or a file that says who may pull cannot be used
 Where it is neither 0 nor 2, standard error says what happened and shows the console's last lines.")]
 pub struct Args {
     /// The packed disk (it is only read: any number of machines may share it)
@@ -92,12 +116,16 @@ pub struct Args {
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
     accel: Choice,
 
-    /// Where this machine listens for the registry: an IPv4 address and a port (0: a free one)
-    #[arg(long, value_name = "[ADDR:]PORT", default_value = "127.0.0.1:0")]
-    publish: Publish,
+    /// A network to be on, one interface each (repeatable; see below)
+    #[arg(long, value_name = "KIND[,…]")]
+    net: Vec<Net>,
+
+    /// Where this machine listens for the registry, with --net user: an IPv4 address and a port (0: a free one) [default: 127.0.0.1:0]
+    #[arg(long, value_name = "[ADDR:]PORT")]
+    publish: Option<Publish>,
 
     /// A further name or address that clients use: it goes into the certificate (repeatable)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = san)]
     pub(super) san: Vec<String>,
 
     /// Where certificates come from (default: generate, unless the config says otherwise)
@@ -127,9 +155,9 @@ pub struct Args {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<Setting>,
 
-    /// Write the CA certificate here once the registry is ready
-    #[arg(long, value_name = "FILE", default_value = "ca.crt")]
-    pub(super) ca: PathBuf,
+    /// Write the CA certificate here, too, once the registry is ready [default: ca.crt in the run's folder alone]
+    #[arg(long, value_name = "FILE")]
+    pub(super) ca: Option<PathBuf>,
 
     /// Keep every event of the guest in this file, one JSON line each
     #[arg(long, value_name = "FILE")]
@@ -150,6 +178,73 @@ pub struct Args {
     /// The QEMU to start [default: qemu-system-x86_64, for virt qemu-system-aarch64]
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<PathBuf>,
+
+    /// A further argument for QEMU, after this program's own (repeatable)
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    qemu_arg: Vec<OsString>,
+
+    #[command(flatten)]
+    pub(super) program: Program,
+}
+
+/// What programs want of a run.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "For programs")]
+pub(super) struct Program {
+    /// Name of the run, for `ps` and `stop` [default: a random one]
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    name: Option<String>,
+
+    /// Folder of the run, for it alone and removed at its end [default: $XDG_RUNTIME_DIR/localregistry/NAME]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+
+    /// Keep that folder at the end
+    #[arg(long)]
+    pub(super) keep: bool,
+
+    /// After the line that says that it is ready, print each event, too: one JSON line each (needs --json)
+    #[arg(long, conflicts_with_all = ["detach", "print_command"])]
+    pub(super) follow: bool,
+
+    /// Write the JSON line here once it is ready; removed at the end
+    #[arg(long, value_name = "FILE", conflicts_with = "print_command")]
+    pub(super) ready_file: Option<PathBuf>,
+
+    /// Write the number of the process that runs it here, before the boot; removed at the end
+    #[arg(long, value_name = "FILE", conflicts_with = "print_command")]
+    pub(super) pid_file: Option<PathBuf>,
+
+    /// Return once it is ready, and leave it running: `localregistry stop` ends it
+    #[arg(long, conflicts_with = "print_command")]
+    pub(super) detach: bool,
+
+    /// Boot nothing: write the files that QEMU needs into the run's folder, which stays, and print QEMU's command line
+    #[arg(long)]
+    pub(super) print_command: bool,
+
+    /// Set by --detach for the process that it leaves
+    #[arg(long, hide = true)]
+    pub(super) supervised: bool,
+}
+
+impl Program {
+    /// Which folder it is to have.
+    pub(super) fn folder(&self) -> Wanted<'_> {
+        Wanted { name: self.name.as_deref(), folder: self.run_dir.as_deref() }
+    }
+}
+
+/// A name that a certificate can be for.
+fn san(text: &str) -> Result<String, &'static str> {
+    is_san(text).then(|| text.to_owned()).ok_or("expected a DNS name or an IP address")
+}
+
+/// The name of a run.
+fn name(text: &str) -> Result<String, &'static str> {
+    is_name(text)
+        .then(|| text.to_owned())
+        .ok_or("expected 1 to 64 letters, digits, dots, hyphens and underscores, a letter or digit first")
 }
 
 /// How the registry is served.
@@ -177,17 +272,29 @@ impl Args {
         self.set.iter().cloned().chain(flag).chain(self.access.settings()).collect()
     }
 
-    /// What two flags together do not allow, in words.
+    /// What flags together do not allow, in words.
     #[must_use]
-    pub fn conflict(&self) -> Option<&'static str> {
-        if self.machine == Board::Virt && (self.kernel.is_none() || self.initramfs.is_none()) {
-            return Some(VIRT_WITHOUT_KERNEL);
-        }
+    pub fn conflict(&self, report: &Report) -> Option<String> {
         let generated_or_off = matches!(self.tls, Some(Tls::Generate | Tls::Off));
-        if generated_or_off && self.cert.is_some() {
-            return Some(CERTIFICATE_UNUSED);
-        }
-        (self.tls == Some(Tls::Off) && self.access.has_client_ca()).then_some(CLIENT_CA_WITHOUT_TLS)
+        let forwards = self.net.is_empty() || self.net.iter().any(Net::is_user);
+        let virt_alone = self.machine == Board::Virt && (self.kernel.is_none() || self.initramfs.is_none());
+        let fixed = [
+            (virt_alone, VIRT_WITHOUT_KERNEL),
+            (generated_or_off && self.cert.is_some(), CERTIFICATE_UNUSED),
+            (self.tls == Some(Tls::Off) && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),
+            (
+                self.publish.is_some() && !forwards,
+                "the argument '--publish <[ADDR:]PORT>' needs '--net user': nothing else forwards",
+            ),
+            (
+                self.metrics.is_some() && !forwards,
+                "the argument '--metrics <[ADDR:]PORT>' needs '--net user': nothing else forwards; on other networks say the guest's own \
+                 port, --set metricsPort=PORT",
+            ),
+            (self.program.follow && !report.json, "the argument '--follow' needs '--json'"),
+        ];
+        let fixed = fixed.into_iter().find_map(|(holds, words)| holds.then(|| words.to_owned()));
+        fixed.or_else(|| net::together(&self.net).err().map(|error| format!("--net: {error}")))
     }
 
     /// What to boot, and how.
@@ -201,92 +308,17 @@ impl Args {
             memory_mib: self.memory,
             cpus: self.cpus,
             accel: self.accel,
-            publish: self.publish.0,
+            nets: self.net.clone(),
+            publish: self.publish.map_or(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), |publish| publish.0),
             metrics: self.metrics.map(|metrics| metrics.0),
             config,
             tls: self.cert.clone().zip(self.key.clone()),
             secrets: self.access.secrets(),
+            qemu_arguments: self.qemu_arg.clone(),
             events: self.events.clone(),
             console: self.console.clone(),
             timeout: Duration::from_secs(self.timeout),
             report,
-        }
-    }
-}
-
-/// Where the host listens: `[ADDR:]PORT`, without an address 127.0.0.1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Publish(SocketAddrV4);
-
-/// Why a text is no place to listen at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PublishError {
-    /// The address is none.
-    #[error("ADDR is an IPv4 address of this machine, such as 127.0.0.1 or 0.0.0.0")]
-    Address,
-    /// QEMU's user network cannot.
-    #[error("QEMU's user network forwards from IPv4 addresses only: give one, such as 127.0.0.1")]
-    Version6,
-    /// The port is none.
-    #[error("PORT is a number from 0 to 65535")]
-    Port,
-}
-
-impl FromStr for Publish {
-    type Err = PublishError;
-
-    fn from_str(text: &str) -> Result<Self, PublishError> {
-        let (address, port) = match text.rsplit_once(':') {
-            Some((address, port)) => (Some(address), port),
-            None => (None, text),
-        };
-        let address = match address {
-            None => Ipv4Addr::LOCALHOST,
-            Some(address) => match address.trim_start_matches('[').trim_end_matches(']').parse() {
-                Ok(IpAddr::V4(address)) => address,
-                Ok(IpAddr::V6(_)) => return Err(PublishError::Version6),
-                Err(_) => return Err(PublishError::Address),
-            },
-        };
-        let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-        let port = port.parse().ok().filter(|_| digits).ok_or(PublishError::Port)?;
-        Ok(Self(SocketAddrV4::new(address, port)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_to_listen_is_read() {
-        for (text, place) in [
-            ("0", "127.0.0.1:0"),
-            ("5000", "127.0.0.1:5000"),
-            ("127.0.0.1:0", "127.0.0.1:0"),
-            ("0.0.0.0:65535", "0.0.0.0:65535"),
-            ("10.1.0.82:443", "10.1.0.82:443"),
-        ] {
-            assert_eq!(text.parse::<Publish>().unwrap().0.to_string(), place);
-        }
-    }
-
-    #[test]
-    fn what_is_no_place_is_refused() {
-        for (text, error) in [
-            ("", PublishError::Port),
-            ("+5", PublishError::Port),
-            ("65536", PublishError::Port),
-            ("-1", PublishError::Port),
-            ("127.0.0.1", PublishError::Port),
-            ("127.0.0.1:", PublishError::Port),
-            (":5000", PublishError::Address),
-            ("localhost:5000", PublishError::Address),
-            ("127.0.0.1:5000:5000", PublishError::Address),
-            ("[::1]:5000", PublishError::Version6),
-            (":::5000", PublishError::Version6),
-        ] {
-            assert_eq!(text.parse::<Publish>(), Err(error), "{text:?}");
         }
     }
 }

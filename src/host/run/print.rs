@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::host::launch::{Ended, Vm, printable};
+use crate::host::launch::command::QemuCommand;
+use crate::host::launch::{Appliance, Ended, printable};
 use crate::host::report::Report;
+use crate::host::runs::RunDir;
 use crate::proto::{Request, Warning};
 
 /// Where the registry is. Its fields are the JSON line of `--json`.
@@ -17,6 +19,8 @@ pub(super) struct Place {
     endpoint: String,
     /// Host and port, as they stand before an image's name.
     address: String,
+    /// Every URL that it is reached by, that one first.
+    endpoints: Vec<String>,
     /// URL of health, metrics and the CA, where they have a port of their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<String>,
@@ -30,21 +34,39 @@ pub(super) struct Place {
     qemu_pid: u32,
     /// "kvm" or "tcg".
     accel: &'static str,
+    /// The run's name, its folder, and the process that runs it.
+    name: String,
+    run_dir: PathBuf,
+    pid: u32,
+    /// Whether it is in the background.
+    #[serde(skip)]
+    detached: bool,
 }
 
 impl Place {
-    pub(super) fn of(vm: &Vm, ca: Option<PathBuf>) -> Self {
+    pub(super) fn of(vm: &Appliance, ca: Option<PathBuf>, run: &RunDir, detached: bool) -> Self {
         Self {
             endpoint: vm.endpoint(),
-            address: vm.address().to_string(),
-            metrics: vm.metrics_endpoint(),
+            address: vm.address(),
+            endpoints: vm.endpoints(),
+            metrics: vm.metrics_endpoints().into_iter().next(),
             ca,
             images: vm.ready().images,
             // To the millisecond: the digits after it say nothing.
             boot_seconds: (vm.boot_time().as_secs_f64() * 1000.0).round() / 1000.0,
             qemu_pid: vm.pid(),
             accel: vm.accel().as_str(),
+            name: run.name().to_owned(),
+            run_dir: run.folder().to_owned(),
+            pid: std::process::id(),
+            detached,
         }
+    }
+
+    /// The line of `--json`.
+    pub(super) fn json(&self) -> String {
+        // Texts and numbers: nothing in it can fail.
+        serde_json::to_string(self).unwrap_or_default()
     }
 }
 
@@ -52,6 +74,9 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { endpoint, address, images, boot_seconds, accel, .. } = self;
         writeln!(f, "The registry is ready at {endpoint} ({images} images, {boot_seconds:.1} s under {accel})")?;
+        for other in self.endpoints.iter().skip(1) {
+            writeln!(f, "and at {other}")?;
+        }
         match &self.ca {
             Some(ca) => trusting(f, address, ca)?,
             None => {
@@ -63,7 +88,7 @@ impl fmt::Display for Place {
         if let Some(metrics) = &self.metrics {
             writeln!(f, "Health, metrics and the CA are at {metrics}/healthz, /metrics and /ca.crt")?;
         }
-        write!(f, "Ctrl-C ends it.")
+        if self.detached { write!(f, "`localregistry stop {}` ends it.", self.name) } else { write!(f, "Ctrl-C ends it.") }
     }
 }
 
@@ -79,11 +104,71 @@ fn trusting(f: &mut fmt::Formatter<'_>, address: &str, ca: &Path) -> fmt::Result
     Ok(())
 }
 
+/// QEMU's command line for those who start it themselves. Its fields are the JSON line of `--print-command --json`.
+#[derive(Debug, Serialize)]
+pub(super) struct Printed {
+    /// The program and its arguments.
+    command: Vec<String>,
+    /// Where the registry will be forwarded from; null where nothing is forwarded.
+    address: Option<String>,
+    /// The same for health, metrics and the CA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<String>,
+    /// The folder with the files, which stays.
+    run_dir: PathBuf,
+    /// The guest's config.
+    config: PathBuf,
+    /// Sockets that QEMU listens at.
+    events: PathBuf,
+    control: PathBuf,
+    qmp: PathBuf,
+    /// The file that QEMU writes the console to.
+    console: PathBuf,
+}
+
+impl Printed {
+    pub(super) fn of(command: &QemuCommand, folder: &Path) -> Self {
+        let QemuCommand { program, arguments, config, events, control, qmp, console, registry, metrics } = command.clone();
+        let arguments = arguments.iter().map(|argument| argument.to_string_lossy().into_owned());
+        Self {
+            command: [program.display().to_string()].into_iter().chain(arguments).collect(),
+            address: registry.map(|address| address.to_string()),
+            metrics: metrics.map(|address| address.to_string()),
+            run_dir: folder.to_owned(),
+            config,
+            events,
+            control,
+            qmp,
+            console,
+        }
+    }
+}
+
+impl fmt::Display for Printed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "# In {}, which is yours to remove:", self.run_dir.display())?;
+        writeln!(f, "#   config.json   the guest's config, read at the start")?;
+        writeln!(f, "#   events.sock   made by QEMU: one JSON event a line, `ready` with the CA among them")?;
+        writeln!(f, "#   control.sock  made by QEMU: takes {{\"shutdown\":{{}}}} and a line's end")?;
+        writeln!(f, "#   qmp.sock, console  made by QEMU: its own control, and the guest's console")?;
+        match &self.address {
+            Some(address) => writeln!(f, "# The registry will be forwarded from {address}.")?,
+            None => writeln!(f, "# The event `ready` says where the registry is.")?,
+        }
+        let words: Vec<String> = self.command.iter().map(|word| word_quoted(word)).collect();
+        writeln!(f, "{}", words.join(" "))
+    }
+}
+
 /// `path` as a shell takes it.
 fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte));
-    if plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    word_quoted(&path.display().to_string())
+}
+
+/// One word as a shell takes it.
+fn word_quoted(text: &str) -> String {
+    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte));
+    if plain { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// One request on one line: who, what, how it went.
@@ -141,12 +226,17 @@ mod tests {
         Place {
             endpoint: format!("{}://127.0.0.1:43673", if ca.is_some() { "https" } else { "http" }),
             address: "127.0.0.1:43673".into(),
+            endpoints: vec![format!("{}://127.0.0.1:43673", if ca.is_some() { "https" } else { "http" })],
             metrics: None,
             ca: ca.map(PathBuf::from),
             images: 3,
             boot_seconds: 3.25,
             qemu_pid: 17,
             accel: "tcg",
+            name: "one".into(),
+            run_dir: "/run/one".into(),
+            pid: 16,
+            detached: false,
         }
     }
 
@@ -177,14 +267,47 @@ mod tests {
         let with = Place { metrics: Some("http://127.0.0.1:43674".into()), ..place(None) };
         let line = "Health, metrics and the CA are at http://127.0.0.1:43674/healthz, /metrics and /ca.crt\n";
         assert!(with.to_string().contains(line), "{with}");
-        assert!(serde_json::to_string(&with).unwrap().contains(r#""metrics":"http://127.0.0.1:43674""#));
+        assert!(with.json().contains(r#""metrics":"http://127.0.0.1:43674""#));
     }
 
     #[test]
     fn a_program_reads_one_json_line() {
         assert_eq!(
-            serde_json::to_string(&place(Some("/tmp/ca.crt"))).unwrap(),
-            r#"{"endpoint":"https://127.0.0.1:43673","address":"127.0.0.1:43673","ca":"/tmp/ca.crt","images":3,"boot_seconds":3.25,"qemu_pid":17,"accel":"tcg"}"#
+            place(Some("/tmp/ca.crt")).json(),
+            r#"{"endpoint":"https://127.0.0.1:43673","address":"127.0.0.1:43673","endpoints":["https://127.0.0.1:43673"],"ca":"/tmp/ca.crt","images":3,"boot_seconds":3.25,"qemu_pid":17,"accel":"tcg","name":"one","run_dir":"/run/one","pid":16}"#
+        );
+    }
+
+    #[test]
+    fn further_endpoints_and_the_background_are_told() {
+        let mut place = place(None);
+        place.endpoints.push("http://10.1.0.82:5000".into());
+        place.detached = true;
+        let text = place.to_string();
+        assert!(text.contains("under tcg)\nand at http://10.1.0.82:5000\n"), "{text}");
+        assert!(text.ends_with("\n`localregistry stop one` ends it."), "{text}");
+    }
+
+    #[test]
+    fn a_printed_command_is_one_for_a_shell() {
+        let command = QemuCommand {
+            program: "qemu".into(),
+            arguments: vec!["-append".into(), "a b".into(), "it's".into()],
+            config: "/r/config.json".into(),
+            events: "/r/events.sock".into(),
+            control: "/r/control.sock".into(),
+            qmp: "/r/qmp.sock".into(),
+            console: "/r/console".into(),
+            registry: Some("127.0.0.1:5001".parse().unwrap()),
+            metrics: None,
+        };
+        let printed = Printed::of(&command, Path::new("/r"));
+        let text = printed.to_string();
+        assert!(text.lines().take(6).all(|line| line.starts_with("# ")), "{text}");
+        assert_eq!(text.lines().last(), Some("qemu -append 'a b' 'it'\\''s'"));
+        assert_eq!(
+            serde_json::to_string(&printed).unwrap(),
+            r#"{"command":["qemu","-append","a b","it's"],"address":"127.0.0.1:5001","run_dir":"/r","config":"/r/config.json","events":"/r/events.sock","control":"/r/control.sock","qmp":"/r/qmp.sock","console":"/r/console"}"#
         );
     }
 

@@ -2,16 +2,19 @@
 //! reads nothing.
 
 mod board;
+pub mod network;
+pub mod version;
 
 use std::ffi::{OsStr, OsString};
-use std::net::SocketAddrV4;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-pub use board::Board;
-
 use super::accel::Accel;
+
+pub use board::Board;
+pub use network::{Backend, Forward, Network};
+pub use version::Version;
 
 /// Name of the virtio-serial port that events come out of.
 const EVENTS_PORT: &str = "localregistry.events";
@@ -47,34 +50,53 @@ pub struct Machine {
     pub disk: PathBuf,
     /// Serial that the guest finds the disk by.
     pub serial: String,
-    /// The ports that are forwarded.
-    pub forwards: Vec<Forward>,
+    /// The network interfaces, in order.
+    pub networks: Vec<Network>,
     /// Files that the guest reads through fw_cfg: name (at most 55 characters) and path.
     pub fw_cfg: Vec<(&'static str, PathBuf)>,
-    /// The stream sockets that QEMU inherits.
+    /// The ways to talk to it.
     pub channels: Channels,
+    /// Further arguments, which come last and win where QEMU lets them.
+    pub further: Vec<OsString>,
 }
 
-/// A TCP port of the host, and the guest's that it leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forward {
-    /// Where the host listens. Port 0: QEMU takes a free one.
-    pub host: SocketAddrV4,
-    /// Where the guest listens.
-    pub guest_port: u16,
-}
-
-/// Descriptors of connected stream sockets that QEMU inherits: each gives end of file when QEMU ends, and leaves no name behind.
-#[derive(Debug, Clone, Copy)]
+/// The ways to talk to QEMU and the guest.
+#[derive(Debug, Clone)]
 pub struct Channels {
     /// QEMU's own control (QMP).
-    pub qmp: RawFd,
+    pub qmp: Channel,
     /// The serial console.
-    pub console: RawFd,
+    pub console: Channel,
     /// The port that events come out of.
-    pub events: RawFd,
+    pub events: Channel,
     /// The port that commands go into.
-    pub control: RawFd,
+    pub control: Channel,
+}
+
+/// One of them.
+#[derive(Debug, Clone)]
+pub enum Channel {
+    /// A connected stream socket that QEMU inherits: it gives end of file when QEMU ends, and leaves no name behind.
+    Inherited(RawFd),
+    /// A Unix socket that QEMU listens at; the guest waits for nobody, and what it says waits for the first who connects.
+    Listening(PathBuf),
+    /// A file that is written to.
+    File(PathBuf),
+}
+
+impl Channel {
+    /// The argument of `-chardev`.
+    fn argument(&self, id: &str) -> OsString {
+        match self {
+            Self::Inherited(fd) => format!("socket,id={id},fd={fd}").into(),
+            Self::Listening(path) => {
+                let mut argument = keyed(&format!("socket,id={id},path="), path.as_os_str());
+                argument.push(",server=on,wait=off");
+                argument
+            }
+            Self::File(path) => keyed(&format!("file,id={id},path="), path.as_os_str()),
+        }
+    }
 }
 
 impl Machine {
@@ -82,7 +104,7 @@ impl Machine {
     #[must_use]
     pub fn arguments(&self) -> Vec<OsString> {
         let groups = [self.board(), self.guest(), self.storage(), self.network(), self.ports(), self.firmware()];
-        groups.into_iter().flatten().collect()
+        groups.into_iter().flatten().chain(self.further.iter().cloned()).collect()
     }
 
     /// The board and how it ends.
@@ -147,35 +169,32 @@ impl Machine {
         vec!["-blockdev".into(), backend, "-device".into(), device]
     }
 
-    /// User networking: the forwarded ports in, nothing out.
+    /// The network interfaces.
     fn network(&self) -> Vec<OsString> {
-        let forward = |forward: &Forward| format!(",hostfwd=tcp:{}-:{}", forward.host, forward.guest_port);
-        let backend = self.forwards.iter().map(forward).fold("user,id=net,restrict=on".to_owned(), |all, one| all + &one);
-        vec!["-netdev".into(), backend.into(), "-device".into(), format!("{},netdev=net", self.board.virtio("net")).into()]
+        self.networks.iter().enumerate().flat_map(|(place, network)| network.arguments(place, self.board)).collect()
     }
 
     /// Console, events, control and QMP.
     fn ports(&self) -> Vec<OsString> {
-        let Channels { qmp, console, events, control } = self.channels;
-        let socket = |id: &str, fd: RawFd| OsString::from(format!("socket,id={id},fd={fd}"));
+        let Channels { qmp, console, events, control } = &self.channels;
         let port = |id: &str, name: &str| OsString::from(format!("virtserialport,chardev={id},name={name}"));
         vec![
             "-chardev".into(),
-            socket("console", console),
+            console.argument("console"),
             "-serial".into(),
             "chardev:console".into(),
             "-device".into(),
             self.board.virtio("serial").into(),
             "-chardev".into(),
-            socket("events", events),
+            events.argument("events"),
             "-device".into(),
             port("events", EVENTS_PORT),
             "-chardev".into(),
-            socket("control", control),
+            control.argument("control"),
             "-device".into(),
             port("control", CONTROL_PORT),
             "-chardev".into(),
-            socket("qmp", qmp),
+            qmp.argument("qmp"),
             "-mon".into(),
             "chardev=qmp,mode=control".into(),
         ]
@@ -207,9 +226,20 @@ fn escaped(value: &OsStr) -> OsString {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
+    use crate::address::Mac;
+
+    fn forward(host: &str, guest_port: u16) -> Forward {
+        Forward { host: host.parse().unwrap(), guest_port }
+    }
+
+    fn user(forwards: Vec<Forward>) -> Backend {
+        Backend::User { forwards, guest: None, gateway: None }
+    }
+
+    fn on(backend: Backend, last: u8) -> Network {
+        Network { backend, mac: Mac([0x52, 0, 0, 0, 0, last]) }
+    }
 
     fn machine() -> Machine {
         Machine {
@@ -222,9 +252,15 @@ mod tests {
             initramfs: "/cache/initramfs.cpio".into(),
             disk: "/tmp/a,b/images.erofs".into(),
             serial: "localregistry".into(),
-            forwards: vec![Forward { host: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), guest_port: 5000 }],
+            networks: vec![on(user(vec![forward("127.0.0.1:0", 5000)]), 1)],
             fw_cfg: vec![("opt/localregistry/config", "/dev/fd/9".into())],
-            channels: Channels { qmp: 5, console: 6, events: 7, control: 8 },
+            channels: Channels {
+                qmp: Channel::Inherited(5),
+                console: Channel::Inherited(6),
+                events: Channel::Inherited(7),
+                control: Channel::Inherited(8),
+            },
+            further: vec![],
         }
     }
 
@@ -243,9 +279,9 @@ mod tests {
     fn the_command_line_is_the_golden_one() {
         let microvm = Machine { board: Board::Microvm, tsc_khz: Some(2_596_142), ..machine() };
         let virt = Machine { board: Board::Virt, ..machine() };
-        assert_eq!(listing(&machine()), include_str!("../../tests/golden/qemu-argv.txt"));
-        assert_eq!(listing(&microvm), include_str!("../../tests/golden/qemu-argv-microvm.txt"));
-        assert_eq!(listing(&virt), include_str!("../../tests/golden/qemu-argv-virt.txt"));
+        assert_eq!(listing(&machine()), include_str!("../../../tests/golden/qemu-argv.txt"));
+        assert_eq!(listing(&microvm), include_str!("../../../tests/golden/qemu-argv-microvm.txt"));
+        assert_eq!(listing(&virt), include_str!("../../../tests/golden/qemu-argv-virt.txt"));
     }
 
     #[test]
@@ -255,10 +291,16 @@ mod tests {
             memory_mib: 512,
             cpus: 4,
             serial: "a,serial=b".into(),
-            forwards: vec![
-                Forward { host: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 5001), guest_port: 443 },
-                Forward { host: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), guest_port: 9090 },
+            networks: vec![
+                on(user(vec![forward("0.0.0.0:5001", 443), forward("127.0.0.1:0", 9090)]), 1),
+                on(Backend::TapFd(9), 2),
             ],
+            channels: Channels {
+                qmp: Channel::Listening("/run/a,b/qmp.sock".into()),
+                console: Channel::File("/run/a,b/console".into()),
+                ..machine().channels
+            },
+            further: vec!["-device".into(), "virtio-balloon-pci".into()],
             fw_cfg: vec![],
             ..machine()
         };
@@ -268,10 +310,16 @@ mod tests {
             "-m 512M",
             "-smp 4",
             "-device virtio-blk-pci,drive=disk,serial=a,,serial=b",
-            "-netdev user,id=net,restrict=on,hostfwd=tcp:0.0.0.0:5001-:443,hostfwd=tcp:127.0.0.1:0-:9090",
+            "-netdev user,id=net0,restrict=on,hostfwd=tcp:0.0.0.0:5001-:443,hostfwd=tcp:127.0.0.1:0-:9090",
+            "-device virtio-net-pci,netdev=net0,mac=52:00:00:00:00:01",
+            "-netdev tap,id=net1,fd=9",
+            "-device virtio-net-pci,netdev=net1,mac=52:00:00:00:00:02",
+            "-chardev socket,id=qmp,path=/run/a,,b/qmp.sock,server=on,wait=off",
+            "-chardev file,id=console,path=/run/a,,b/console",
         ] {
             assert!(listing.lines().any(|found| found == line), "{line} is missing in\n{listing}");
         }
         assert!(!listing.contains("-fw_cfg"));
+        assert!(listing.ends_with("\n-device virtio-balloon-pci\n"), "{listing}");
     }
 }

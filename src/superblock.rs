@@ -1,5 +1,5 @@
 //! What is on a disk, from its first bytes. What enters is the start of a device; what leaves is the file system there and the
-//! size that it says it has. It never decides whether that is good: [`disk`](super::disk) does.
+//! size that it says it has. It never decides whether that is good: the guest does before it mounts, the launcher before it boots.
 
 /// Bytes of the device's start that [`Superblock::find`] wants.
 pub const START: usize = 4096;
@@ -23,15 +23,6 @@ impl FileSystem {
             Self::Erofs => "erofs",
             Self::Ext4 => "ext4",
             Self::Squashfs => "squashfs",
-        }
-    }
-
-    /// Options for mount(2). ext4's journal cannot be replayed on a disk that is read-only.
-    #[must_use]
-    pub const fn options(self) -> Option<&'static str> {
-        match self {
-            Self::Ext4 => Some("noload"),
-            Self::Erofs | Self::Squashfs => None,
         }
     }
 }

@@ -1,0 +1,262 @@
+//! What a launcher in Rust says before a boot, with a default for everything but the disk.
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Appliance, LaunchError, Options};
+use crate::address::is_san;
+use crate::host::accel::Choice;
+use crate::host::config::{ConfigError, GuestConfig, Setting};
+use crate::host::kernel::Flavor;
+use crate::host::net::Net;
+use crate::host::qemu::Board;
+use crate::host::report::Report;
+use crate::host::{initramfs, kernel};
+
+/// How long a boot may take where nothing is said.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Why a builder gives no appliance.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A name that no certificate can be for.
+    #[error("{0:?} is no DNS name and no IP address: the certificate cannot be for it")]
+    Name(String),
+    /// A setting that the config does not know.
+    #[error("the setting does not fit what was set before")]
+    Set(#[source] ConfigError),
+    /// There is no kernel.
+    #[error("there is no kernel to boot")]
+    Kernel(#[source] kernel::Error),
+    /// There is no initramfs.
+    #[error("there is no initramfs to boot with")]
+    Initramfs(#[source] initramfs::Error),
+    /// The thread that looked for them ended.
+    #[error("the search for the kernel and the initramfs was broken off")]
+    BrokenOff(#[source] tokio::task::JoinError),
+    /// The boot.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+}
+
+/// What to boot, said step by step: see [`Appliance::builder`].
+#[derive(Debug, Clone)]
+pub struct Builder {
+    /// Its kernel and initramfs are empty where none are given.
+    options: Options,
+    kernel: Option<PathBuf>,
+    initramfs: Option<PathBuf>,
+    init: Option<PathBuf>,
+    names: Vec<String>,
+    settings: Vec<Setting>,
+}
+
+impl Appliance {
+    /// Says what to boot: the packed disk `disk`, and what is to differ from the defaults. Nothing is done before [`Builder::boot`].
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use localregistry::launch::Appliance;
+    ///
+    /// let appliance = Appliance::builder("images.erofs").name("registry.test").boot().await?;
+    /// appliance.write_ca("ca.crt".as_ref())?;
+    /// println!("{}", appliance.endpoint());
+    /// appliance.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    /// `examples/boot.rs` is a whole program.
+    #[must_use]
+    pub fn builder(disk: impl Into<PathBuf>) -> Builder {
+        let options = Options {
+            board: Board::default(),
+            disk: disk.into(),
+            kernel: PathBuf::new(),
+            initramfs: PathBuf::new(),
+            qemu: Board::default().program().into(),
+            memory_mib: 256,
+            cpus: 1,
+            accel: Choice::Auto,
+            nets: Vec::new(),
+            publish: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
+            metrics: None,
+            config: GuestConfig::default(),
+            tls: None,
+            secrets: Vec::new(),
+            qemu_arguments: Vec::new(),
+            events: None,
+            console: None,
+            timeout: TIMEOUT,
+            report: Report { json: false, quiet: true },
+        };
+        Builder { options, kernel: None, initramfs: None, init: None, names: Vec::new(), settings: Vec::new() }
+    }
+}
+
+impl Builder {
+    /// Boots this kernel, with this initramfs, instead of the cached ones or those that are made.
+    #[must_use]
+    pub fn kernel(mut self, kernel: impl Into<PathBuf>, initramfs: impl Into<PathBuf>) -> Self {
+        self.kernel = Some(kernel.into());
+        self.initramfs = Some(initramfs.into());
+        self
+    }
+
+    /// Takes this `localregistry-init` into the initramfs that is made.
+    #[must_use]
+    pub fn init(mut self, init: impl Into<PathBuf>) -> Self {
+        self.init = Some(init.into());
+        self
+    }
+
+    /// The QEMU to start, a path or a name in `PATH`. Default: `qemu-system-x86_64`.
+    #[must_use]
+    pub fn qemu(mut self, program: impl Into<PathBuf>) -> Self {
+        self.options.qemu = program.into();
+        self
+    }
+
+    /// A further argument for QEMU, after this library's own.
+    #[must_use]
+    pub fn qemu_argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.options.qemu_arguments.push(argument.into());
+        self
+    }
+
+    /// Memory in MiB. Default: 256.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.options.memory_mib = mib;
+        self
+    }
+
+    /// Virtual processors. Default: 1.
+    #[must_use]
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.options.cpus = count;
+        self
+    }
+
+    /// What runs the guest's instructions. Default: KVM where it can work, else TCG.
+    #[must_use]
+    pub fn accel(mut self, accel: Choice) -> Self {
+        self.options.accel = accel;
+        self
+    }
+
+    /// Puts it on a further network. Default, where none is said: QEMU's user network.
+    #[must_use]
+    pub fn net(mut self, net: Net) -> Self {
+        self.options.nets.push(net);
+        self
+    }
+
+    /// Where this machine listens for the registry, on QEMU's user network. Default: a free port of 127.0.0.1.
+    #[must_use]
+    pub fn publish(mut self, address: SocketAddrV4) -> Self {
+        self.options.publish = address;
+        self
+    }
+
+    /// Gives health, metrics and the CA a port of their own, forwarded from `address`.
+    #[must_use]
+    pub fn metrics(mut self, address: SocketAddrV4) -> Self {
+        self.options.metrics = Some(address);
+        self
+    }
+
+    /// A further name or address that clients use: it goes into the certificate.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.names.push(name.into());
+        self
+    }
+
+    /// The guest's config, in place of what was set before.
+    #[must_use]
+    pub fn config(mut self, config: GuestConfig) -> Self {
+        self.options.config = config;
+        self
+    }
+
+    /// One key of the guest's config, over [`Builder::config`].
+    #[must_use]
+    pub fn set(mut self, setting: Setting) -> Self {
+        self.settings.push(setting);
+        self
+    }
+
+    /// Serves plain HTTP.
+    #[must_use]
+    pub fn plain_http(self) -> Self {
+        self.set(Setting::new(&["tls", "mode"], "OFF"))
+    }
+
+    /// Serves with this certificate chain and key, PEM files, instead of ones that the guest makes.
+    #[must_use]
+    pub fn certificate(mut self, chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.options.tls = Some((chain.into(), key.into()));
+        self.set(Setting::new(&["tls", "mode"], "PROVIDED"))
+    }
+
+    /// Keeps every event in this file, one JSON line each.
+    #[must_use]
+    pub fn events_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.options.events = Some(path.into());
+        self
+    }
+
+    /// Keeps the guest's console in this file.
+    #[must_use]
+    pub fn console_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.options.console = Some(path.into());
+        self
+    }
+
+    /// How long the boot may take, from QEMU's start to ready. Default: 120 s.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = timeout;
+        self
+    }
+
+    /// Tells progress on standard error. Default: nothing is printed.
+    #[must_use]
+    pub fn verbose(mut self) -> Self {
+        self.options.report.quiet = false;
+        self
+    }
+
+    /// Boots the appliance and waits until its registry is ready. Dropping the future before that ends QEMU, and so does dropping the
+    /// appliance. Call it within a Tokio runtime with time and I/O.
+    ///
+    /// # Errors
+    /// See [`BuildError`]. No process and no file is left.
+    pub async fn boot(self) -> Result<Appliance, BuildError> {
+        let Self { mut options, kernel, initramfs, init, names, settings } = self;
+        for setting in &settings {
+            options.config.set(setting).map_err(BuildError::Set)?;
+        }
+        for name in names {
+            if !is_san(&name) {
+                return Err(BuildError::Name(name));
+            }
+            options.config.add_name(&name);
+        }
+        super::check_disk(&options.disk)?;
+        let report = options.report;
+        // It may download and unpack, which takes a while and is no async code.
+        let found = tokio::task::spawn_blocking(move || match (kernel, initramfs) {
+            (Some(kernel), Some(initramfs)) => Ok::<_, BuildError>((kernel, initramfs)),
+            _ => {
+                let kernel = kernel::cached_or_download(Flavor::default(), &report).map_err(BuildError::Kernel)?;
+                let initramfs = initramfs::cached(init.as_deref(), &kernel.modules, &report).map_err(BuildError::Initramfs)?;
+                Ok((kernel.elf, initramfs))
+            }
+        });
+        (options.kernel, options.initramfs) = found.await.map_err(BuildError::BrokenOff)??;
+        Ok(Appliance::boot(options).await?)
+    }
+}

@@ -1,0 +1,204 @@
+//! From options to what can be started: everything that can be checked before QEMU is started is checked here, so that the message is
+//! ours, and what QEMU and the guest are to be told is put together.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::net::{SocketAddrV4, TcpListener};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{LaunchError, Options, version};
+use crate::address::Mac;
+use crate::host::accel::Accel;
+use crate::host::config::GuestConfig;
+use crate::host::files;
+use crate::host::net::check::check as check_networks;
+use crate::host::net::{self, Kind, Net};
+use crate::host::qemu::{Backend, Board, Channels, Forward, Machine, Network, Version};
+use crate::host::sys;
+use crate::registry::tls;
+use crate::superblock::{START, Superblock};
+
+/// Names of the fw_cfg files that the guest reads.
+const CONFIG: &str = "opt/localregistry/config";
+const TLS_CERTIFICATE: &str = "opt/localregistry/tls.crt";
+const TLS_KEY: &str = "opt/localregistry/tls.key";
+
+/// Longest file with a certificate chain or a key, in bytes.
+const LARGEST_PEM: u64 = 1 << 20;
+
+/// Options that have been checked, with what follows from them.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub options: Options,
+    /// The networks, each with its address on the link.
+    pub nets: Vec<(Net, Mac)>,
+    version: Version,
+    /// The whole config of the guest.
+    pub config: GuestConfig,
+    /// What is forwarded to the registry, and to health, metrics and the CA.
+    pub registry: Option<Forward>,
+    pub metrics: Option<Forward>,
+}
+
+impl Prepared {
+    /// Checks `options`.
+    ///
+    /// # Errors
+    /// What is missing, cannot be used, or does not go together. Nothing is left of it.
+    pub(super) async fn of(mut options: Options) -> Result<Self, LaunchError> {
+        check_files(&options)?;
+        net::together(&options.nets)?;
+        let mut config = options.config.clone();
+        let said = !options.nets.is_empty();
+        if said && config.has_interfaces() {
+            return Err(LaunchError::Interfaces);
+        }
+        if !said {
+            options.nets.push(Net::user());
+        }
+        let version = version::ask(&options.qemu, options.board).await?;
+        check_networks(&mut options.nets).await?;
+        let nets = net::with_macs(&options.nets);
+        let nets = nets.map_err(|source| LaunchError::Resource { what: "choose addresses on the link", source })?;
+        if said {
+            config.set_interfaces(net::interfaces(&nets));
+        }
+        let user = options.nets.iter().any(Net::is_user);
+        if !user && options.metrics.is_some() {
+            return Err(LaunchError::NothingForwarded);
+        }
+        if user {
+            check_ports(&options)?;
+        }
+        let metrics = options.metrics.map(|host| Forward { host, guest_port: config.take_metrics_port() });
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        config.complete(user.then_some(options.publish), now);
+        let registry = user.then_some(Forward { host: options.publish, guest_port: config.port() });
+        let prepared = Self { options, nets, version, config, registry, metrics };
+        // By names alone: what a network lacks does not hang on a descriptor.
+        let lacks = version.suffices(&prepared.networks(&[]));
+        lacks.map_err(|lacks| LaunchError::TooOld { program: prepared.options.qemu.clone(), lacks })?;
+        Ok(prepared)
+    }
+
+    /// The network interfaces, where `open` are the descriptors of those that QEMU inherits.
+    fn networks(&self, open: &[Option<i32>]) -> Vec<Network> {
+        let nets = self.nets.iter().enumerate();
+        nets.map(|(place, (net, mac))| Network { backend: self.backend(net, open.get(place).copied().flatten()), mac: *mac })
+            .collect()
+    }
+
+    fn backend(&self, net: &Net, open: Option<i32>) -> Backend {
+        match (&net.kind, open) {
+            (Kind::User, _) => {
+                let forwards = [self.registry, self.metrics].into_iter().flatten().collect();
+                Backend::User { forwards, guest: net.address, gateway: net.gateway }
+            }
+            (Kind::Tap(_) | Kind::Bridge(_), Some(open)) => Backend::TapFd(open),
+            (Kind::Tap(name) | Kind::Bridge(name), None) => Backend::Tap(name.clone()),
+            (Kind::Socket(socket), open) => Backend::SocketFd(open.unwrap_or(socket.number)),
+            (Kind::Stream { path, reconnect }, _) => {
+                Backend::Stream { path: path.clone(), reconnect: *reconnect, version: self.version }
+            }
+            (Kind::Dgram(both), _) => Backend::Dgram(both.clone()),
+            (Kind::Multicast(group), _) => Backend::Multicast(*group),
+        }
+    }
+
+    /// The machine, where `config` is the file with the guest's config, and `open` the descriptors of the networks that QEMU inherits.
+    pub(super) fn machine(&self, accel: Accel, config: PathBuf, open: &[Option<i32>], channels: Channels) -> Machine {
+        let options = &self.options;
+        let mut fw_cfg = vec![(CONFIG, config)];
+        if let Some((certificate, key)) = &options.tls {
+            fw_cfg.extend([(TLS_CERTIFICATE, certificate.clone()), (TLS_KEY, key.clone())]);
+        }
+        fw_cfg.extend(options.secrets.iter().cloned());
+        // Emulated, the counter runs at the rate of the host's own.
+        let unmeasurable = options.board == Board::Microvm && accel == Accel::Tcg;
+        Machine {
+            board: options.board,
+            tsc_khz: unmeasurable.then(sys::tsc_khz),
+            accel,
+            memory_mib: options.memory_mib,
+            cpus: options.cpus,
+            kernel: options.kernel.clone(),
+            initramfs: options.initramfs.clone(),
+            disk: options.disk.clone(),
+            serial: self.config.serial(),
+            networks: self.networks(open),
+            fw_cfg,
+            channels,
+            further: options.qemu_arguments.clone(),
+        }
+    }
+}
+
+fn check_files(options: &Options) -> Result<(), LaunchError> {
+    check_disk(&options.disk)?;
+    readable("kernel", &options.kernel)?;
+    readable("initramfs", &options.initramfs)?;
+    if let Some((certificate, key)) = &options.tls {
+        check_pem(certificate, key)?;
+    }
+    options.secrets.iter().try_for_each(|(_, path)| readable("secret", path).map(drop))
+}
+
+/// Checks that the guest can serve with the chain and the key: it would say otherwise only after its boot.
+fn check_pem(certificate: &Path, key: &Path) -> Result<(), LaunchError> {
+    let read = |what, path: &Path| {
+        readable(what, path)?;
+        files::read(path, LARGEST_PEM).map_err(|source| LaunchError::Read { what, path: path.to_owned(), source })
+    };
+    let (chain, secret) = (read("certificate", certificate)?, read("key", key)?);
+    let served = tls::provided(&chain, &secret, None).map(drop);
+    served.map_err(|source| LaunchError::Pem { certificate: certificate.to_owned(), key: key.to_owned(), source })
+}
+
+/// Checks that the ports can be listened at.
+fn check_ports(options: &Options) -> Result<(), LaunchError> {
+    // Both at once: they must not be the same.
+    let listen =
+        |flag, address: SocketAddrV4| TcpListener::bind(address).map_err(|source| LaunchError::Port { flag, address, source });
+    let registry = listen("--publish", options.publish)?;
+    let metrics = options.metrics.map(|address| listen("--metrics", address)).transpose()?;
+    drop((registry, metrics));
+    Ok(())
+}
+
+/// Checks that the file at `path` is a disk that the guest can read: it has a file system that is known, and all of it.
+/// [`super::Appliance::boot`] does so too; this is for those who have more to prepare before it.
+///
+/// # Errors
+/// It cannot be read, is neither a file nor a block device, has no such file system, or less of it than there should be.
+pub fn check_disk(path: &Path) -> Result<(), LaunchError> {
+    let mut file = readable("disk", path)?;
+    let read = |source| LaunchError::Read { what: "disk", path: path.to_owned(), source };
+    let mut start = Vec::with_capacity(START);
+    Read::by_ref(&mut file).take(START as u64).read_to_end(&mut start).map_err(read)?;
+    // Of a device too, whose metadata say nothing.
+    let bytes = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(read)?;
+    let path = path.to_owned();
+    let Some(found) = Superblock::find(&start) else { return Err(LaunchError::NoFileSystem { path, bytes }) };
+    match found.bytes {
+        Some(expected) if expected > bytes => Err(LaunchError::Truncated { path, bytes, fs: found.fs.name(), expected }),
+        _ => Ok(()),
+    }
+}
+
+/// The file, or block device, at `path`, which can be read and is not empty.
+fn readable(what: &'static str, path: &Path) -> Result<File, LaunchError> {
+    let read = |source| LaunchError::Read { what, path: path.to_owned(), source };
+    let metadata = fs::metadata(path).map_err(read)?;
+    let kind = metadata.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        let found = if kind.is_dir() { "a directory" } else { "a special file" };
+        return Err(LaunchError::NotAFile { what, path: path.to_owned(), found });
+    }
+    let file = File::open(path).map_err(read)?;
+    if kind.is_file() && metadata.len() == 0 {
+        return Err(LaunchError::Empty { what, path: path.to_owned() });
+    }
+    Ok(file)
+}

@@ -1,0 +1,267 @@
+//! The networks that an appliance is put on. The words of `--net` enter ([`parse`]), networks leave: what QEMU connects to, and what
+//! the guest is told of it. [`check`] looks at what can be looked at before a boot, [`attach`] opens taps.
+
+pub mod attach;
+pub mod check;
+mod parse;
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::{Value, json};
+
+use crate::address::{Cidr, Mac};
+
+pub use parse::NetError;
+
+/// What QEMU's user network gives a guest by DHCP (QEMU's manual, `-netdev user`, option `dhcpstart`).
+const USER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+/// The IPv6 network of QEMU's user network (the same, option `ipv6-net`): nobody else reaches it.
+const USER_NETWORK_6: &str = "fec0::/64";
+
+/// One network interface of the appliance.
+#[derive(Debug, Clone)]
+pub struct Net {
+    /// What it is connected to.
+    pub kind: Kind,
+    /// Its address on the link. None: a random one, which no other run has.
+    pub mac: Option<Mac>,
+    /// Its static address. None: by DHCP.
+    pub address: Option<Cidr>,
+    /// Default gateway, with a static address.
+    pub gateway: Option<IpAddr>,
+    /// Largest packet in bytes. None: what the link or the DHCP server says.
+    pub mtu: Option<u32>,
+}
+
+/// What an interface is connected to.
+#[derive(Debug, Clone)]
+pub enum Kind {
+    /// QEMU's own network: forwarded ports in, nothing out. It needs no rights.
+    User,
+    /// A tap that is there, which the user may open.
+    Tap(String),
+    /// A bridge of this machine, by a tap of its own that is gone with QEMU. Needs `CAP_NET_ADMIN`.
+    Bridge(String),
+    /// A socket that the peer has the other end of: frames one a datagram, or each after its length in 4 bytes in a stream.
+    Socket(SocketFd),
+    /// A Unix socket that somebody listens at, such as passt or a switch: frames each after its length.
+    Stream {
+        /// The socket's path.
+        path: PathBuf,
+        /// Seconds between attempts to connect where the peer is not there or goes away. Needs QEMU 8.0.
+        reconnect: Option<u32>,
+    },
+    /// Frames one a datagram, from one place to another.
+    Dgram(Datagrams),
+    /// Frames one a datagram to an IPv4 multicast group of the loopback: every machine of the group is on one network.
+    Multicast(SocketAddrV4),
+}
+
+/// A descriptor that QEMU inherits, by the number that it was named with.
+#[derive(Debug, Clone)]
+pub struct SocketFd {
+    /// The number, for messages.
+    pub number: i32,
+    /// The socket. None: the number is not looked up before the boot.
+    pub socket: Option<Arc<OwnedFd>>,
+}
+
+/// Both ends of a network of datagrams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Datagrams {
+    /// Unix sockets, by their paths. QEMU makes the first; it is removed when QEMU has ended.
+    Unix {
+        /// QEMU's.
+        local: PathBuf,
+        /// The peer's.
+        remote: PathBuf,
+    },
+    /// UDP.
+    Udp {
+        /// QEMU's.
+        local: SocketAddrV4,
+        /// The peer's.
+        remote: SocketAddrV4,
+    },
+}
+
+impl Net {
+    /// An interface on `kind`, by DHCP, with a random address on the link.
+    #[must_use]
+    pub fn new(kind: Kind) -> Self {
+        Self { kind, mac: None, address: None, gateway: None, mtu: None }
+    }
+
+    /// QEMU's user network.
+    #[must_use]
+    pub fn user() -> Self {
+        Self::new(Kind::User)
+    }
+
+    /// Whether it is QEMU's user network.
+    #[must_use]
+    pub fn is_user(&self) -> bool {
+        matches!(self.kind, Kind::User)
+    }
+
+    /// What `--net` calls it, without its options.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.kind {
+            Kind::User => "user".to_owned(),
+            Kind::Tap(name) => format!("tap={name}"),
+            Kind::Bridge(name) => format!("bridge={name}"),
+            Kind::Socket(socket) => format!("socket-fd={}", socket.number),
+            Kind::Stream { path, .. } => format!("stream={}", path.display()),
+            Kind::Dgram(Datagrams::Unix { local, remote }) => format!("dgram={},{}", local.display(), remote.display()),
+            Kind::Dgram(Datagrams::Udp { local, remote }) => format!("dgram={local},{remote}"),
+            Kind::Multicast(group) => format!("mcast={group}"),
+        }
+    }
+
+    /// What it alone may use of this machine: two interfaces must not have the same.
+    fn resource(&self) -> Option<String> {
+        match &self.kind {
+            // One switch may have several cables to one appliance.
+            Kind::Bridge(_) | Kind::Stream { .. } | Kind::Multicast(_) => None,
+            Kind::Dgram(Datagrams::Unix { local, .. }) => Some(format!("dgram={}", local.display())),
+            Kind::Dgram(Datagrams::Udp { local, .. }) => Some(format!("dgram={local}")),
+            _ => Some(self.name()),
+        }
+    }
+
+    /// The address by which QEMU's user network reaches the guest.
+    #[must_use]
+    pub fn user_address(&self) -> IpAddr {
+        self.address.map_or(IpAddr::V4(USER_ADDRESS), |own| own.address)
+    }
+
+    /// What the guest's config says of it, with the address that it has on the link.
+    fn interface(&self, mac: Mac) -> Value {
+        let mut said = json!({ "mac": mac.to_string() });
+        if let Some(said) = said.as_object_mut() {
+            said.extend(self.address.map(|own| ("addresses".to_owned(), json!([own.to_string()]))));
+            said.extend(self.gateway.map(|gateway| ("gateway".to_owned(), gateway.to_string().into())));
+            said.extend(self.mtu.map(|mtu| ("mtu".to_owned(), mtu.into())));
+        }
+        said
+    }
+}
+
+/// `interfaces` of the guest's config for `nets`, whose addresses on the link are known.
+#[must_use]
+pub fn interfaces(nets: &[(Net, Mac)]) -> Value {
+    nets.iter().map(|(net, mac)| net.interface(*mac)).collect()
+}
+
+/// Gives each of `nets` the address that it has on the link.
+///
+/// # Errors
+/// The system gives no random numbers.
+pub fn with_macs(nets: &[Net]) -> Result<Vec<(Net, Mac)>, std::io::Error> {
+    nets.iter().map(|net| Ok((net.clone(), net.mac.map_or_else(random_mac, Ok)?))).collect()
+}
+
+/// A random address of the locally administered ones (IEEE 802, section 8.4.2): 40 bits, so that runs side by side do not meet.
+fn random_mac() -> Result<Mac, std::io::Error> {
+    let mut mac = [0; 6];
+    SystemRandom::new().fill(&mut mac).map_err(|_| std::io::Error::other("no random numbers"))?;
+    mac[0] = 0x52;
+    Ok(Mac(mac))
+}
+
+/// Whether `nets` go together.
+///
+/// # Errors
+/// Two of them want the same thing.
+pub fn together(nets: &[Net]) -> Result<(), NetError> {
+    let mut seen = HashSet::new();
+    for net in nets {
+        let mac = net.mac.map(|mac| format!("mac={mac}"));
+        let address = net.address.map(|own| format!("ip={}", own.address));
+        for one in [net.resource(), mac, address].into_iter().flatten() {
+            if !seen.insert(one.clone()) {
+                return Err(NetError::Twice { what: one });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Of `endpoints`, URLs of the guest's own addresses, those that others reach: all but those of QEMU's user network.
+#[must_use]
+pub fn reachable(nets: &[Net], endpoints: &[String]) -> Vec<String> {
+    let user = nets.iter().find(|net| net.is_user());
+    let network_6: Option<Cidr> = USER_NETWORK_6.parse().ok();
+    let only_user = |address: IpAddr| {
+        let of_user = user.is_some_and(|net| net.user_address() == address)
+            || (user.is_some() && network_6.is_some_and(|network| network.contains(address)));
+        let of_another = nets.iter().any(|net| !net.is_user() && net.address.is_some_and(|own| own.address == address));
+        of_user && !of_another
+    };
+    let address = |url: &String| {
+        let (_, place) = url.split_once("://")?;
+        Some(place.parse::<std::net::SocketAddr>().ok()?.ip())
+    };
+    endpoints.iter().filter(|url| address(url).is_some_and(|address| !only_user(address))).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> Net {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_guest_is_told_by_mac() {
+        let nets = [
+            (net("user"), Mac([0x52, 0, 0, 0, 0, 1])),
+            (net("bridge=br0,ip=10.1.0.82/16,gw=10.1.0.1,mtu=1400"), Mac([0x52, 0, 0, 0, 0, 2])),
+        ];
+        let told = r#"[{"mac":"52:00:00:00:00:01"},{"addresses":["10.1.0.82/16"],"gateway":"10.1.0.1","mac":"52:00:00:00:00:02","mtu":1400}]"#;
+        assert_eq!(interfaces(&nets).to_string(), told);
+    }
+
+    #[test]
+    fn random_addresses_are_usable_and_differ() {
+        let nets = vec![Net::user(); 100];
+        let macs: HashSet<_> = with_macs(&nets).unwrap().into_iter().map(|(_, mac)| mac.0).collect();
+        assert_eq!(macs.len(), 100);
+        assert!(macs.iter().all(|mac| Mac(*mac).is_usable() && mac[0] & 2 == 2), "locally administered");
+        let given = with_macs(&[net("user,mac=52:54:00:00:00:01")]).unwrap();
+        assert_eq!(given[0].1.to_string(), "52:54:00:00:00:01");
+    }
+
+    #[test]
+    fn what_two_interfaces_want_is_refused() {
+        for (one, other, twice) in [
+            ("user", "user", "user"),
+            ("tap=a", "tap=a", "tap=a"),
+            ("socket-fd=3", "socket-fd=3", "socket-fd=3"),
+            ("dgram=/a,/b", "dgram=/a,/c", "dgram=/a"),
+            ("user,mac=52:54:00:00:00:01", "tap=a,mac=52:54:00:00:00:01", "mac=52:54:00:00:00:01"),
+            ("tap=a,ip=10.0.0.1/8", "bridge=b,ip=10.0.0.1/16", "ip=10.0.0.1"),
+        ] {
+            let error = together(&[net(one), net(other)]).unwrap_err();
+            assert_eq!(error.to_string(), format!("{twice} is given to two networks; give each its own"));
+        }
+        assert!(together(&[net("bridge=a"), net("bridge=a"), net("user"), net("tap=b,ip=10.0.0.1/8")]).is_ok());
+    }
+
+    #[test]
+    fn only_addresses_that_others_reach_are_told() {
+        let all =
+            ["https://10.0.2.15:5000", "https://[fec0::5054:ff:fe12:3456]:5000", "https://10.1.0.82:5000"].map(str::to_owned);
+        assert_eq!(reachable(&[net("user"), net("tap=a")], &all), ["https://10.1.0.82:5000"]);
+        assert_eq!(reachable(&[net("tap=a")], &all), all);
+        assert_eq!(reachable(&[net("user"), net("tap=a,ip=10.0.2.15/24")], &all), [all[0].clone(), all[2].clone()]);
+        assert_eq!(reachable(&[net("user,ip=10.1.0.82/16")], &all), [all[0].clone()]);
+    }
+}

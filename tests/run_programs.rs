@@ -1,0 +1,305 @@
+//! `localregistry run` as programs use it: one line, files, the background, `ps` and `stop`, and QEMU started by somebody else.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::pack::{Bench, PROGRAM};
+use common::vm::{skopeo, succeed};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// A folder with a packed disk, and a runtime folder of its own.
+struct Place {
+    bench: Bench,
+}
+
+impl Place {
+    fn new() -> Self {
+        let bench = Bench::default();
+        succeed(Command::new(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
+        bench.pack(&["sample"]);
+        fs::create_dir(bench.path("runtime")).unwrap();
+        Self { bench }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.bench.path(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.bench.command(arguments);
+        command.env("XDG_RUNTIME_DIR", self.path("runtime")).stdin(Stdio::null());
+        command
+    }
+
+    fn output(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// `run disk.erofs` under TCG, with these arguments.
+    fn run(&self, arguments: &[&str]) -> Command {
+        self.command(&[&["run", "disk.erofs", "--accel", "tcg", "--timeout", "600"], arguments].concat())
+    }
+
+    /// Names of the runs' folders.
+    fn runs(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("runtime/localregistry")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// What `ps --json` says.
+    fn ps(&self) -> Vec<Value> {
+        let listing = succeed(&mut self.command(&["ps", "--json"]));
+        serde_json::from_str::<Value>(&listing).unwrap()["runs"].as_array().unwrap().clone()
+    }
+}
+
+/// A process that does not outlive the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn number(value: &Value) -> Pid {
+    Pid::from_raw(value.as_i64().unwrap().try_into().unwrap())
+}
+
+/// Waits until no process has this number, or only one that its new parent has not reaped.
+fn gone(pid: Pid) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) {
+        if stat.rsplit(')').next().unwrap().trim_start().starts_with('Z') {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{pid} is still running");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_program_gets_a_line_events_and_files_and_nothing_is_left() {
+    let place = Place::new();
+    fs::write(place.path("ready"), "an old one").unwrap();
+    let arguments =
+        ["--json", "--quiet", "--follow", "--ready-file", "ready", "--pid-file", "pid", "--name", "one", "--qemu-arg"];
+    let mut command = place.run(&[&arguments[..], &["-name", "--qemu-arg", "guest=one"]].concat());
+    let mut run = Killed(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(run.0.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+    let line = lines.next().unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(fs::read_to_string(place.path("ready")).unwrap(), line.clone() + "\n");
+    assert_eq!(fs::read_to_string(place.path("pid")).unwrap(), format!("{}\n", run.0.id()));
+    let folder = place.path("runtime/localregistry/one");
+    assert_eq!((&ready["name"], ready["run_dir"].as_str()), (&"one".into(), folder.to_str()));
+    assert_eq!((&ready["pid"], ready["ca"].as_str()), (&run.0.id().into(), folder.join("ca.crt").to_str()));
+    assert_eq!(fs::read_to_string(folder.join("ready.json")).unwrap(), line + "\n");
+    let arguments = fs::read_to_string(format!("/proc/{}/cmdline", ready["qemu_pid"])).unwrap();
+    assert!(arguments.ends_with("\0-name\0guest=one\0"), "{arguments}");
+
+    // The same name again is refused, and harms nothing.
+    let again = place.run(&["--name", "one"]).output().unwrap();
+    let message = format!(
+        "localregistry: {} is the folder of a run that lives: choose another name, or end that one with `localregistry stop`\n",
+        folder.display()
+    );
+    assert_eq!((again.status.code(), String::from_utf8(again.stderr).unwrap()), (Some(12), message));
+
+    let url = format!("{}/v2/test/hello/tags/list", ready["endpoint"].as_str().unwrap());
+    succeed(Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(folder.join("ca.crt")).arg(&url));
+    let listed = place.ps();
+    assert_eq!((listed.len(), &listed[0]["state"], &listed[0]["endpoint"]), (1, &"ready".into(), &ready["endpoint"]));
+
+    let stopped = place.output(&["stop", "one", "--json"]);
+    assert_eq!(String::from_utf8(stopped.stdout).unwrap(), "{\"name\":\"one\",\"status\":0}\n");
+    assert_eq!((stopped.status.code(), run.0.wait().unwrap().code()), (Some(0), Some(0)));
+    let events: Vec<Value> = lines.map(|line| serde_json::from_str(&line).unwrap()).collect();
+    let kinds: Vec<&str> = ["booting", "ready", "request", "done"]
+        .into_iter()
+        .filter(|kind| events.iter().any(|one| one[kind].is_object()))
+        .collect();
+    assert_eq!(kinds, ["booting", "ready", "request", "done"], "{events:?}");
+    assert!(events.last().unwrap()["done"].is_object(), "{events:?}");
+    assert_eq!(place.runs(), Vec::<String>::new());
+    assert!(!place.path("ready").exists() && !place.path("pid").exists() && !place.path("ca.crt").exists());
+}
+
+#[test]
+fn a_run_in_the_background_is_listed_and_stopped() {
+    let place = Place::new();
+    let started = place.run(&["--json", "--quiet", "--detach", "--name", "back"]).output().unwrap();
+    assert_eq!(started.status.code(), Some(0), "{started:?}");
+    let ready: Value = serde_json::from_slice(&started.stdout).unwrap();
+    assert!(Path::new(ready["ca"].as_str().unwrap()).exists());
+    let listed = place.ps();
+    assert_eq!((listed.len(), &listed[0]["name"], &listed[0]["pid"]), (1, &"back".into(), &ready["pid"]));
+    let table = succeed(&mut place.command(&["ps"]));
+    assert!(table.lines().nth(1).unwrap().starts_with("back  ready  "), "{table}");
+    let stopped = place.output(&["stop", "back"]);
+    assert_eq!((stopped.status.code(), String::from_utf8(stopped.stdout).unwrap().as_str()), (Some(0), "back ended in order\n"));
+    gone(number(&ready["pid"]));
+    gone(number(&ready["qemu_pid"]));
+    assert_eq!(place.runs(), Vec::<String>::new());
+
+    let nobody = place.output(&["stop", "back"]);
+    let folder = place.path("runtime/localregistry/back");
+    let message = format!(
+        "localregistry: there is no run back: {} is no folder of one (`localregistry ps` lists them)\n",
+        folder.display()
+    );
+    assert_eq!((nobody.status.code(), String::from_utf8(nobody.stderr).unwrap()), (Some(1), message));
+}
+
+#[test]
+fn a_killed_background_run_takes_qemu_with_it_and_is_cleaned_up() {
+    let place = Place::new();
+    let started = place.run(&["--json", "--quiet", "--detach", "--name", "back"]).output().unwrap();
+    let ready: Value = serde_json::from_slice(&started.stdout).unwrap();
+    kill(number(&ready["pid"]), Signal::SIGKILL).unwrap();
+    gone(number(&ready["pid"]));
+    gone(number(&ready["qemu_pid"]));
+    assert_eq!(place.ps()[0]["state"], "dead");
+    assert_eq!((place.ps(), place.runs()), (vec![], vec![]));
+}
+
+#[test]
+fn a_background_run_that_fails_says_why_and_leaves_nothing() {
+    let place = Place::new();
+    fs::write(place.path("none"), "x").unwrap();
+    let given = ["--quiet", "--detach", "--kernel", "none", "--initramfs", "none"];
+    let failed = place.run(&given).output().unwrap();
+    let said = String::from_utf8(failed.stderr).unwrap();
+    assert!(said.starts_with("localregistry: QEMU exited with status 1 before it started the machine: qemu"), "{said}");
+    assert_eq!((failed.status.code(), failed.stdout.len(), place.runs()), (Some(1), 0, vec![]));
+
+    // A machine that is not let run is never ready.
+    let mut late =
+        place.command(&["run", "disk.erofs", "--accel", "tcg", "--detach", "--quiet", "--timeout", "1", "--qemu-arg", "-S"]);
+    let failed = late.output().unwrap();
+    let said = String::from_utf8(failed.stderr).unwrap();
+    assert!(said.starts_with("localregistry: the registry was not ready within 1 s; QEMU was killed"), "{said}");
+    assert_eq!((failed.status.code(), failed.stdout.len(), place.runs()), (Some(5), 0, vec![]));
+}
+
+#[test]
+fn a_folder_of_one_s_own_is_kept_where_that_is_wanted() {
+    let place = Place::new();
+    let folder = place.path("own").display().to_string();
+    let started = place.run(&["--json", "--quiet", "--detach", "--run-dir", &folder, "--keep", "--tls", "off"]).output().unwrap();
+    assert_eq!(started.status.code(), Some(0), "{started:?}");
+    assert_eq!(place.ps(), Vec::<Value>::new(), "it is elsewhere");
+    let listed: Value = serde_json::from_str(&succeed(&mut place.command(&["ps", "--json", &folder]))).unwrap();
+    assert_eq!((&listed["runs"][0]["state"], &listed["runs"][0]["run_dir"]), (&"ready".into(), &folder.clone().into()));
+    assert_eq!(place.output(&["stop", &folder]).status.code(), Some(0));
+    let listed: Value = serde_json::from_str(&succeed(&mut place.command(&["ps", "--json", &folder]))).unwrap();
+    assert_eq!((&listed["runs"][0]["state"], &listed["runs"][0]["status"]), (&"ended".into(), &0.into()));
+    assert!(Path::new(&folder).join("ready.json").exists());
+    let log = fs::read_to_string(Path::new(&folder).join("log")).unwrap();
+    assert_eq!(log, "", "--quiet, and nothing went wrong");
+}
+
+#[test]
+fn a_printed_command_works_when_a_shell_runs_it() {
+    let place = Place::new();
+    // A path that a shell and QEMU each read in their own way.
+    let folder = place.path("it's a, folder").display().to_string();
+    let printed = place.run(&["--print-command", "--quiet", "--run-dir", &folder, "--san", "registry.test"]).output().unwrap();
+    assert_eq!(printed.status.code(), Some(0), "{printed:?}");
+    let script = String::from_utf8(printed.stdout).unwrap();
+    let said = |start: &str| script.lines().find_map(|line| line.strip_prefix(start)).unwrap().trim_end_matches('.').to_owned();
+    let address = said("# The registry will be forwarded from ");
+    let files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(files, ["config.json"]);
+
+    let mut qemu = Command::new("sh");
+    // In its place: what is killed is QEMU.
+    let script = script.replace("\nqemu-system", "\nexec qemu-system");
+    let mut qemu = Killed(qemu.args(["-c", &script]).current_dir("/").stdin(Stdio::null()).spawn().unwrap());
+    let connect = |name: &str| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match UnixStream::connect(Path::new(&folder).join(name)) {
+                Ok(stream) => return stream,
+                Err(error) => assert!(Instant::now() < deadline, "{name}: {error}"),
+            }
+            sleep(Duration::from_millis(10));
+        }
+    };
+    let mut events =
+        BufReader::new(connect("events.sock")).lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let ready = events.find(|event| event["ready"].is_object()).unwrap();
+    fs::create_dir(place.path("certs")).unwrap();
+    fs::write(place.path("certs/ca.crt"), ready["ready"]["caPem"].as_str().unwrap()).unwrap();
+    let from = format!("docker://{address}/test/hello:latest");
+    succeed(&mut skopeo(&["copy", "--quiet", "--src-cert-dir", "certs", &from, "oci:pulled"], &place.path("")));
+    connect("control.sock").write_all(b"{\"shutdown\":{}}\n").unwrap();
+    let done = events.find(|event| event["done"].is_object()).unwrap();
+    assert_eq!(done["done"]["status"].as_u64().unwrap_or(0), 0, "{done}");
+    assert_eq!(qemu.0.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_printed_command_is_json_for_programs_and_leaves_nothing_when_refused() {
+    let place = Place::new();
+    let net = "mcast=239.1.2.3:4000,ip=10.1.0.2/24";
+    let mut command = place.run(&["--print-command", "--json", "--quiet", "--tls", "off", "--net", net]);
+    let printed: Value = serde_json::from_str(&succeed(&mut command)).unwrap();
+    assert_eq!((&printed["command"][0], &printed["address"]), (&"qemu-system-x86_64".into(), &Value::Null));
+    let config: Value = serde_json::from_slice(&fs::read(printed["config"].as_str().unwrap()).unwrap()).unwrap();
+    let mac = config["interfaces"][0]["mac"].as_str().unwrap();
+    let device = format!("virtio-net-pci,netdev=net0,mac={mac}");
+    assert!(printed["command"].as_array().unwrap().contains(&device.clone().into()), "{printed}");
+    assert_eq!(config["interfaces"][0]["addresses"][0], "10.1.0.2/24");
+    fs::remove_dir_all(printed["run_dir"].as_str().unwrap()).unwrap();
+
+    let refused = place.run(&["--print-command", "--quiet", "--net", "tap=no-such-tap"]).output().unwrap();
+    assert_eq!((refused.status.code(), refused.stdout.len(), place.runs()), (Some(11), 0, vec![]));
+}
+
+#[test]
+fn runs_side_by_side_in_one_folder_do_not_notice_each_other() {
+    let place = Place::new();
+    let start = || Killed(place.run(&["--json", "--quiet"]).stdout(Stdio::piped()).spawn().unwrap());
+    let mut runs = [start(), start(), start()];
+    let ready = runs.each_mut().map(|run| {
+        let mut line = String::new();
+        BufReader::new(run.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        serde_json::from_str::<Value>(&line).unwrap()
+    });
+    for (place, one) in ready.iter().enumerate() {
+        for key in ["address", "ca", "name", "run_dir", "pid", "qemu_pid"] {
+            assert!(ready[place + 1..].iter().all(|other| other[key] != one[key]), "{key}: {ready:?}");
+        }
+    }
+    // Each is trusted by its own CA, and by no other's.
+    let get = |of: &Value, ca: &Value| {
+        let url = format!("{}/v2/", of["endpoint"].as_str().unwrap());
+        Command::new("curl")
+            .args(["--silent", "--fail", "--cacert", ca["ca"].as_str().unwrap(), &url])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    };
+    assert!(ready.iter().all(|one| get(one, one)));
+    assert!(!get(&ready[0], &ready[1]));
+    drop(runs);
+    ready.iter().for_each(|one| gone(number(&one["qemu_pid"])));
+    let listed = place.ps();
+    assert!(listed.len() == 3 && listed.iter().all(|run| run["state"] == "dead"), "{listed:?}");
+    assert_eq!(place.runs(), Vec::<String>::new());
+    let address: std::net::SocketAddr = ready[0]["address"].as_str().unwrap().parse().unwrap();
+    assert!(std::net::TcpStream::connect(address).is_err());
+}
