@@ -11,11 +11,10 @@ use crate::causes::chain;
 use crate::host::accel::{self, Accel};
 use crate::host::cache;
 use crate::host::launch::printable;
-use crate::host::qemu::Board;
+use crate::host::qemu::version::OLDEST;
+use crate::host::qemu::{Board, Version};
 use crate::host::tools::Tool;
 
-/// The oldest QEMU that has what `run` uses: sockets by inherited descriptors that end with QEMU.
-const OLDEST_QEMU: (u32, u32) = (7, 0);
 /// Bytes of memory that the default machine and its QEMU take.
 const MEMORY: u64 = 320 << 20;
 
@@ -58,13 +57,12 @@ pub fn qemu(board: Board, program: &Path) -> Check {
         }
         Err(error) => return Check::fail("qemu", format!("cannot run {name}: {error}"), install),
     };
-    let (major, minor) = OLDEST_QEMU;
-    let Some(version) = qemu_version(&said) else {
+    let Some(version) = Version::parse(&said) else {
         return Check::fail("qemu", format!("{name} says {said:?}, which is no version of QEMU"), install);
     };
-    let found = format!("{name} {}.{}", version.0, version.1);
-    if version < OLDEST_QEMU {
-        return Check::fail("qemu", found, format!("{major}.{minor} or newer is needed: take a newer distribution's"));
+    let found = format!("{name} {version}");
+    if version < OLDEST {
+        return Check::fail("qemu", found, format!("{OLDEST} or newer is needed: take a newer distribution's"));
     }
     if board == Board::Virt {
         return Check::ok("qemu", found);
@@ -73,13 +71,6 @@ pub fn qemu(board: Board, program: &Path) -> Check {
         Ok(()) => Check::ok("qemu", format!("{found} runs a machine")),
         Err(error) => Check::fail("qemu", format!("{found} runs no machine: {}", chain(&error)), install),
     }
-}
-
-/// Major and minor version in the first line of `qemu --version`.
-fn qemu_version(line: &str) -> Option<(u32, u32)> {
-    let version = line.strip_prefix("QEMU emulator version ")?.split_whitespace().next()?;
-    let mut numbers = version.split('.').map(str::parse::<u32>);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 /// Whether KVM can be used, by a machine that runs under it.
@@ -155,19 +146,6 @@ fn first_line(program: &Path, flag: &str) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_version_is_read() {
-        for (line, version) in [
-            ("QEMU emulator version 7.2.19 (Debian 1:7.2+dfsg-7+deb12u18)", Some((7, 2))),
-            ("QEMU emulator version 10.0.2", Some((10, 0))),
-            ("QEMU emulator version 8", None),
-            ("QEMU emulator version ", None),
-            ("nothing", None),
-        ] {
-            assert_eq!(qemu_version(line), version, "{line}");
-        }
-    }
 
     #[test]
     fn memory_is_enough_or_not() {

@@ -137,10 +137,12 @@ pub enum LaunchError {
         said: String,
     },
     /// QEMU is too old.
-    #[error("{} is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86; --qemu takes another)", .program.display())]
+    #[error("{} is too old (on Debian: apt-get install -t bookworm-backports {package}; --qemu takes another)", .program.display())]
     TooOld {
         /// The program.
         program: PathBuf,
+        /// The package that has it.
+        package: &'static str,
         /// What it lacks.
         #[source]
         lacks: Lacks,

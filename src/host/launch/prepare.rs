@@ -79,7 +79,8 @@ impl Prepared {
         let prepared = Self { options, nets, version, config, registry, metrics };
         // By names alone: what a network lacks does not hang on a descriptor.
         let lacks = version.suffices(&prepared.networks(&[]));
-        lacks.map_err(|lacks| LaunchError::TooOld { program: prepared.options.qemu.clone(), lacks })?;
+        let Options { qemu, board, .. } = &prepared.options;
+        lacks.map_err(|lacks| LaunchError::TooOld { program: qemu.clone(), package: board.package(), lacks })?;
         Ok(prepared)
     }
 
