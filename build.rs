@@ -2,12 +2,16 @@
 
 use std::error::Error;
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 5] = [
     "localregistry/v1/catalog.proto",
     "localregistry/v1/config.proto",
     "localregistry/v1/control.proto",
     "localregistry/v1/event.proto",
+    IMAGES,
 ];
+
+/// What `pack --spec` reads, by its descriptors.
+const IMAGES: &str = "localregistry/v1/images.proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -17,6 +21,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let encoded = prost::Message::encode_to_vec(&descriptors);
     prost_build::Config::new().bytes([".localregistry.v1.Catalog"]).compile_fds(descriptors)?;
     pbjson_build::Builder::new().register_descriptors(&encoded)?.build(&[".localregistry.v1"])?;
+
+    let images = prost::Message::encode_to_vec(&protox::compile([IMAGES], ["proto"])?);
+    std::fs::write(std::path::Path::new(&std::env::var("OUT_DIR")?).join("images.binpb"), images)?;
 
     println!("cargo:rustc-env=BUILD_EPOCH={}", build_epoch());
     println!("cargo:rustc-env=BUILD_TARGET={}", std::env::var("TARGET")?);

@@ -4,7 +4,7 @@
 /// Bytes of the device's start that [`Superblock::find`] wants.
 pub const START: usize = 4096;
 
-/// A file system that the guest can serve.
+/// A file system that the guest can serve, and the host look into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileSystem {
     /// What `localregistry pack` makes.

@@ -10,6 +10,7 @@ use std::process::Command;
 
 use common::cri;
 use common::docker::Dockerd;
+use common::podman;
 use common::private::{ADDRESS, privately};
 use common::vm::{Containerd, Vm, skopeo, succeed};
 use common::world::{GREETING, Images, World, blob, refused};
@@ -66,18 +67,6 @@ fn skopeo_copies_all_platforms_an_artifact_and_by_a_mirror() {
     });
 }
 
-/// podman or buildah with a store of its own.
-fn with_store(program: &str, folder: &Path) -> Command {
-    let mut command = Command::new(program);
-    command
-        .current_dir(folder)
-        .env("CONTAINERS_REGISTRIES_CONF", "mirror.conf")
-        .env_remove("SSL_CERT_FILE")
-        .env_remove("SSL_CERT_DIR");
-    command.args(["--root", "store", "--runroot", "store-run", "--storage-driver", "vfs"]);
-    command
-}
-
 /// What clients on skopeo's libraries ask for, for one image by its index.
 fn by_path(images: &Images, repository: &str, tag: &str) -> Vec<String> {
     vec![
@@ -88,9 +77,13 @@ fn by_path(images: &Images, repository: &str, tag: &str) -> Vec<String> {
     ]
 }
 
+/// podman with a store of its own, and the mirror.
 fn podman(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = with_store("podman", folder);
-    command.args(["--tmpdir", "tmp", "--cgroup-manager", "cgroupfs"]).args(arguments);
+    with_mirror(podman::podman(folder, arguments))
+}
+
+fn with_mirror(mut command: Command) -> Command {
+    command.env("CONTAINERS_REGISTRIES_CONF", "mirror.conf");
     command
 }
 
@@ -127,7 +120,7 @@ fn buildah_pulls() {
         let mut world = World::new();
         world.mirror();
         for image in [&*format!("{}/test/multi:1", world.address), "docker.io/library/hello:1"] {
-            let buildah = || with_store("buildah", &world.path(""));
+            let buildah = || with_mirror(podman::with_store("buildah", &world.path("")));
             succeed(buildah().args(["pull", "--quiet", "--cert-dir", "certs", image]));
             let listed = succeed(buildah().args(["images", "--no-trunc", "--format", "{{.Name}}:{{.Tag}} {{.Digest}} {{.ID}}"]));
             let (index, config) = (world.images.index.digest.to_string(), world.images.config.as_str());
@@ -135,7 +128,7 @@ fn buildah_pulls() {
             assert!(listed.lines().any(|one| one.split_whitespace().eq(line)), "{listed}");
         }
         let image = format!("{}/test/multi:1", world.untrusted());
-        refused(with_store("buildah", &world.path("")).args(["pull", "--cert-dir", "certs", &image]));
+        refused(with_mirror(podman::with_store("buildah", &world.path(""))).args(["pull", "--cert-dir", "certs", &image]));
 
         let mut expected = by_path(&world.images, "test/multi", "1");
         expected.extend(by_path(&world.images, "docker.io/library/hello", "1"));

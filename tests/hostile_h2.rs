@@ -6,67 +6,15 @@
 mod common;
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::h2::{
     ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, End, GOAWAY, HEADERS, INITIAL_WINDOW_SIZE, PING,
     PRIORITY, Peer, REFUSED_STREAM, RST_STREAM, block, field, frame, get, id, post, reset, setting, string, window,
 };
-use common::http;
-use common::layout::{Layout, Stored};
-use common::process::Process;
 use common::server::Server;
-use localregistry::registry::limits::{HEAD, Limits, STREAMS};
-
-const BIG: usize = 8 << 20;
-
-struct Target {
-    process: Process,
-    /// Path of a blob of [`BIG`] bytes, and of one of 100,000.
-    big: String,
-    small: String,
-    _layout: Layout,
-}
-
-fn layout() -> (Layout, String, String) {
-    let mut layout = Layout::default();
-    let path = |stored: Stored| format!("/v2/test/hello/blobs/{}", stored.digest);
-    let big = layout.blob(&vec![7; BIG]);
-    let small = layout.blob(&vec![8; 100_000]);
-    let image = layout.manifest(&[&vec![7; BIG], &vec![8; 100_000]]);
-    layout.name(image, localregistry::oci::media_type::OCI_MANIFEST, "test/hello:latest").write();
-    (layout, path(big), path(small))
-}
-
-fn target() -> Target {
-    let (layout, big, small) = layout();
-    Target { process: Process::start(layout.path()), big, small, _layout: layout }
-}
-
-impl Target {
-    /// Runs an attack while another client asks and is served.
-    fn survives<T: Send>(&mut self, what: &str, attack: impl FnOnce(SocketAddr) -> T + Send) -> T {
-        let address = self.process.address;
-        let result = std::thread::scope(|scope| {
-            let attack = scope.spawn(move || attack(address));
-            loop {
-                assert_eq!(http::get(address, &self.small).body.len(), 100_000, "{what}: another client is served");
-                if attack.is_finished() {
-                    return attack.join().unwrap();
-                }
-            }
-        });
-        self.process.check(what);
-        result
-    }
-
-    /// A flood of what `next` gives for each number from 0 up, `count` at most.
-    fn flood(&mut self, what: &str, count: u32, mut next: impl FnMut(u32) -> Vec<u8> + Send) -> End {
-        let mut at = 0..count;
-        self.survives(what, |address| Peer::new(address).flood(|| at.next().map(&mut next)))
-    }
-}
+use common::target::{layout, short, target};
+use localregistry::registry::limits::{HEAD, STREAMS};
 
 const CALM: End = End { goaway: Some(ENHANCE_YOUR_CALM), closed: true };
 
@@ -303,50 +251,6 @@ fn endless_frames_of_a_peer_that_reads_nothing_cost_no_memory() {
 }
 
 #[test]
-fn streams_without_a_window_hold_little_and_let_others_pass() {
-    let mut t = target();
-    let (big, small) = (t.big.clone(), t.small.clone());
-    // 100 streams on each of 8 connections; none of a stream's bytes, one byte, or all of a small one's may be sent.
-    for (window, path) in [(0, &big), (1, &big), (1, &small)] {
-        let held = t.survives("no window", |address| {
-            let mut held = Vec::new();
-            for _ in 0..8 {
-                let mut peer = Peer::connect(address, &setting(INITIAL_WINDOW_SIZE, window));
-                peer.send(&(0..100).flat_map(|at| get(id(at), path)).collect::<Vec<u8>>());
-                peer.status(id(STREAMS - 1));
-                held.push(peer);
-            }
-            held
-        });
-        drop(held);
-    }
-}
-
-#[test]
-fn streams_of_a_peer_that_reads_nothing_hold_little() {
-    let mut t = target();
-    let big = t.big.clone();
-    // The windows are as wide as they can be; it is the connection that takes nothing.
-    let wide = [setting(INITIAL_WINDOW_SIZE, 0x7fff_ffff), window(0, 0x7fff_0000 - 65_535)].concat();
-    let held = t.survives("wide windows", |address| {
-        let mut held = Vec::new();
-        for _ in 0..16 {
-            let mut peer = Peer::connect(address, &wide);
-            peer.send(&(0..STREAMS).flat_map(|at| get(id(at), &big)).collect::<Vec<u8>>());
-            peer.status(1);
-            held.push(peer);
-        }
-        held
-    });
-    t.survives("wide windows", |_| ());
-    drop(held);
-    let mut peer = Peer::connect(t.process.address, &wide);
-    for at in 0..4 {
-        assert_eq!(peer.served(id(at), &t.big), BIG);
-    }
-}
-
-#[test]
 fn streams_beyond_the_limit_are_refused_and_the_connection_goes_on() {
     let t = target();
     // A client that has not seen yet how many streams there may be; Go's starts with 100.
@@ -366,49 +270,6 @@ fn streams_beyond_the_limit_are_refused_and_the_connection_goes_on() {
     // One that goes on so is not.
     let end = peer.flood(|| Some((101..10_000).flat_map(|at| get(id(at), &t.small)).collect()));
     assert_eq!(end, CALM);
-}
-
-#[test]
-fn a_stream_without_a_window_is_reset_in_time_and_the_others_go_on() {
-    let (layout, big, small) = layout();
-    let server = Server::start_with(layout.path(), short());
-    let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 0));
-    peer.send(&(0..32).flat_map(|at| get(id(at), &big)).collect::<Vec<u8>>());
-    let mut cut: Vec<u32> = (0..32).map(|_| peer.until(|frame| frame.kind == RST_STREAM).stream).collect();
-    cut.sort_unstable();
-    assert_eq!(cut, (0..32).map(id).collect::<Vec<u32>>(), "each of them, once");
-    for _ in 0..32 {
-        assert!(!server.logged().complete);
-    }
-    peer.send(&setting(INITIAL_WINDOW_SIZE, 65_535));
-    assert_eq!(peer.served(id(32), &small), 100_000, "the connection is as good as before");
-    assert!(server.logged().complete);
-    // A small window that is opened again and again: slow, and whole.
-    let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 1000));
-    assert_eq!(peer.served(1, &small), 100_000);
-}
-
-#[test]
-fn the_end_of_a_response_that_has_no_window_is_not_kept_for_ever() {
-    let (layout, _, small) = layout();
-    let server = Server::start_with(layout.path(), short());
-    // The window lets the body's only chunk into the connection's memory, and not out of it.
-    let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 1));
-    peer.send(&get(1, &small));
-    let end = loop {
-        let Some(frame) = peer.next() else { break None };
-        peer.acknowledge(&frame);
-        if matches!(frame.kind, RST_STREAM | GOAWAY) {
-            break Some(frame.kind);
-        }
-    };
-    assert!(end.is_none_or(|kind| kind == RST_STREAM || kind == GOAWAY));
-    assert_eq!(Peer::new(server.plain).served(1, &small), 100_000);
-}
-
-/// Deadlines short enough to wait for, and long enough for a good client on a busy machine.
-fn short() -> Limits {
-    Limits { stall: Duration::from_secs(3), ping: Duration::from_secs(3), ..Limits::default() }
 }
 
 #[test]

@@ -122,6 +122,17 @@ async fn appliances_share_a_disk_and_not_their_fate() {
     let found = curl.unwrap();
     assert_eq!(String::from_utf8(found.stdout).unwrap().trim(), r#"{"repositories":["test/hello"]}"#);
 
+    let trust = folder.path().join("trust");
+    other.trust(&trust).unwrap();
+    let address = other.address();
+    assert_eq!(fs::read_to_string(trust.join("ca.crt")).unwrap(), other.ca_pem().unwrap().replace('\r', ""));
+    assert_eq!(fs::read_to_string(trust.join("images.txt")).unwrap(), format!("{address}/test/hello:latest\n"));
+    let hosts = fs::read_to_string(trust.join("containerd/certs.d").join(&address).join("hosts.toml")).unwrap();
+    assert!(hosts.contains(&format!("server = \"https://{address}\"")), "{hosts}");
+    let error = other.trust(folder.path()).unwrap_err();
+    let message = "which no trust bundle has; expected a folder that is empty, not there yet, or an earlier bundle's";
+    assert!(error.to_string().ends_with(message), "{error}");
+
     kill(Pid::from_raw(other.pid().try_into().unwrap()), Signal::SIGKILL).unwrap();
     let ended = other.wait().await;
     assert_eq!(ended.outcome, Outcome::Died { exit: Exit::Signal(9), killed: None, done: false });

@@ -138,3 +138,60 @@ fn referrers_by_subject_by_type_and_by_tag_schema() {
     assert_eq!(get(server.plain, &format!("/v2/test/hello/manifests/{}", report.digest)).status, 200);
     assert_eq!(get(server.plain, &format!("/v2/other/manifests/{}", report.digest)).status, 404);
 }
+
+#[test]
+fn referrers_are_paged_in_order_of_their_digests() {
+    let mut layout = Layout::default();
+    let image = layout.image("docker.io/test/hello:latest", b"layer");
+    let mut digests: Vec<String> = (0..5)
+        .map(|at: u8| {
+            let kind = if at == 4 { "application/x.other" } else { "application/x.report" };
+            let artifact = layout.artifact(kind, image, &[at]);
+            layout.name(artifact, media_type::OCI_MANIFEST, &format!("docker.io/test/hello:a{at}"));
+            artifact.digest.to_string()
+        })
+        .collect();
+    let other = digests.pop().unwrap();
+    layout.write();
+    let server = Server::start(layout.path());
+    let first = format!("/v2/test/hello/referrers/{}?artifactType=application/x.report&n=3&ns=docker.io", image.digest);
+    let page = |target: &str| {
+        let page = get(server.plain, target);
+        assert_eq!((page.status, page.header("oci-filters-applied")), (200, Some("artifactType")), "{target}");
+        let link =
+            page.header("link").map(|link| link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap().to_owned());
+        let json = page.json();
+        let found = json["manifests"].as_array().unwrap().iter().map(|one| one["digest"].as_str().unwrap().to_owned());
+        (found.collect::<Vec<_>>(), link)
+    };
+    digests.sort();
+    let (found, link) = page(&first);
+    assert_eq!(found, digests[..3]);
+    let (found, end) = page(&link.unwrap());
+    assert_eq!((found, end), (digests[3..].to_vec(), None));
+    assert_eq!(page(&format!("{first}&last={}", digests[3])), (vec![], None));
+    assert_eq!(page(&first.replace("n=3", "n=0")), (vec![], None));
+    let all = get(server.plain, &format!("/v2/test/hello/referrers/{}?ns=docker.io", image.digest)).json();
+    assert!(all["manifests"].as_array().unwrap().iter().any(|one| one["digest"] == other.as_str()));
+    for (query, code) in [("last=a0", "DIGEST_INVALID"), ("n=-1", "PAGINATION_NUMBER_INVALID")] {
+        let refused = get(server.plain, &format!("/v2/test/hello/referrers/{}?{query}", image.digest));
+        assert_eq!((refused.status, refused.code().as_str()), (400, code), "{query}");
+    }
+}
+
+#[test]
+fn a_page_has_at_most_a_thousand_entries() {
+    let mut layout = Layout::default();
+    let image = layout.image("test/hello:latest", b"layer");
+    for at in 0..1000 {
+        layout.name(image, media_type::OCI_MANIFEST, &format!("test/hello:a{at:03}"));
+    }
+    let server = Server::start(layout.write());
+    for query in ["", "?n=1000", "?n=5000"] {
+        let page = get(server.plain, &format!("/v2/test/hello/tags/list{query}"));
+        assert_eq!(strings(&page.json()["tags"]).len(), 1000);
+        assert_eq!(page.header("link"), Some("</v2/test/hello/tags/list?n=1000&last=a999>; rel=\"next\""));
+    }
+    let rest = get(server.plain, "/v2/test/hello/tags/list?n=1000&last=a999");
+    assert_eq!((strings(&rest.json()["tags"]), rest.header("link")), (vec!["latest"], None));
+}

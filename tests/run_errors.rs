@@ -120,6 +120,7 @@ fn bad_flags_exit_2() {
         ),
         (&["disk", "--follow"], "the argument '--follow' needs '--json'"),
         (&["disk", "--json", "--follow", "--detach"], "the argument '--follow' cannot be used with '--detach'"),
+        (&["disk", "--print-command", "--trust", "t"], "the argument '--print-command' cannot be used with '--trust <DIR>'"),
         (&["disk", "--print-command", "--detach"], "the argument '--print-command' cannot be used with '--detach'"),
     ] {
         let output = run(folder.path(), arguments);
@@ -133,6 +134,8 @@ fn bad_flags_exit_2() {
 fn what_cannot_be_used_is_named_before_anything_starts() {
     let folder = folder();
     fs::create_dir(folder.path().join("dir")).unwrap();
+    fs::create_dir(folder.path().join("full")).unwrap();
+    fs::write(folder.path().join("full/mine"), "").unwrap();
     fs::write(folder.path().join("empty"), "").unwrap();
     fs::write(folder.path().join("bad.json"), "{\n \"prot\": 1}").unwrap();
     let other = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
@@ -162,7 +165,7 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
             &["disk", "--config", "bad.json"],
             "the config bad.json cannot be used: it is not a config of the appliance (proto3 JSON of localregistry.v1.Config): \
              unknown field `prot`, expected one of `hostname`, `names`, `port`, `tls`, `interfaces`, `disk`, `clock`, `trace`, \
-             `auth`, `metrics_port`, `metricsPort` at line 2 column 7",
+             `auth`, `metrics_port`, `metricsPort`, `limits` at line 2 column 7",
         ),
         (
             13,
@@ -222,10 +225,22 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
         ),
         (
             12,
-            &["disk", "--ca", "no/ca.crt"],
+            &["disk", "--ca-out", "no/ca.crt"],
             "cannot write the CA certificate to no/ca.crt: No such file or directory (os error 2)",
         ),
-        (12, &["disk", "--ca", "dir"], "cannot write the CA certificate to dir: it is there already and not a regular file"),
+        (
+            12,
+            &["disk", "--trust", "full"],
+            "cannot make the trust files: full holds \"mine\", which no trust bundle has; expected a folder that is empty, not there \
+             yet, or an earlier bundle's",
+        ),
+        (12, &["disk", "--trust", "kernel"], "cannot make the trust files: kernel is there and is not a folder"),
+        (
+            13,
+            &["disk", "--ca", "cert.pem", "--key", "no-key"],
+            "cannot use the CA: cannot read the CA key no-key: No such file or directory (os error 2)",
+        ),
+        (12, &["disk", "--ca-out", "dir"], "cannot write the CA certificate to dir: it is there already and not a regular file"),
         (
             12,
             &["disk", "--ready-file", "no/ready"],
@@ -494,12 +509,12 @@ fn serve_refuses_flags_that_it_would_not_use() {
     let folder = folder();
     for (arguments, message) in [
         (
-            &["--cert", "a", "--key", "b"][..],
+            &["--tls", "generate", "--cert", "a", "--key", "b"][..],
             "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them",
         ),
         (
-            &["--tls", "off", "--ca", "ca"],
-            "the argument '--ca <FILE>' cannot be used with '--tls off': without TLS there is no CA",
+            &["--tls", "off", "--ca-out", "ca"],
+            "the argument '--ca-out <FILE>' cannot be used with '--tls off': without TLS there is no CA",
         ),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));
@@ -507,5 +522,20 @@ fn serve_refuses_flags_that_it_would_not_use() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
         assert!(stderr.starts_with(&format!("error: {message}\n")), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn limits_that_are_none_are_refused_before_anything_is_served() {
+    for (limit, why) in [
+        ("stallSeconds=0", "stallSeconds is 0; expected seconds from 1 to 3600"),
+        ("streams=1000", "streams is 1000; expected a number of streams from 1 to 256"),
+        ("idle", "expected KEY=NUMBER, such as stallSeconds=60"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));
+        let output = command.args(["serve", "no-such-layout", "--limit", limit]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let expected = format!("error: invalid value '{limit}' for '--limit <KEY=NUMBER>': {why}\n");
+        assert_eq!((output.status.code(), said.starts_with(&expected)), (Some(2), true), "{said}");
     }
 }

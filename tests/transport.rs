@@ -242,3 +242,33 @@ fn a_file_that_is_shorter_than_the_catalog_says_is_never_passed_off_as_whole() {
     assert_eq!((response.status, response.code().as_str()), (500, "UNKNOWN"));
     assert_eq!(http::get(server.plain, "/v2/test/hello/manifests/latest").status, 200, "and the rest is served");
 }
+
+#[test]
+fn a_client_that_has_said_all_is_answered_all_the_same() {
+    let (layout, big, content) = Layout::large();
+    let server = Server::start(layout.write());
+    let request = format!("GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest);
+    let whole = |stream: &mut dyn Read| {
+        let response = http::read(&mut BufReader::new(stream), false).unwrap();
+        assert_eq!((response.status, response.body == content), (200, true), "the whole of it");
+    };
+    let mut plain = http::connect(server.plain);
+    plain.write_all(request.as_bytes()).unwrap();
+    plain.shutdown(std::net::Shutdown::Write).unwrap();
+    whole(&mut plain);
+
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let config = Arc::new(client(&server.ca_pem, &["http/1.1"], &[version]));
+        for also_of_tcp in [false, true] {
+            let mut stream = tls(server.tls, &config, "localhost").unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            stream.conn.send_close_notify();
+            stream.flush().unwrap();
+            if also_of_tcp {
+                stream.sock.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            whole(&mut stream);
+        }
+    }
+    assert_eq!(http::get(server.plain, "/v2/").status, 200);
+}

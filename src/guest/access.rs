@@ -5,12 +5,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use crate::registry::auth::client_certificate::{self, ClientCa};
+use crate::registry::auth::client_certificate::{self, ClientCa, ClientCaError};
 use crate::registry::auth::htpasswd::{self, Htpasswd, HtpasswdError};
 use crate::registry::auth::token::Signer;
 use crate::registry::auth::users::Users;
 use crate::registry::auth::{Auth, AuthError, Tokens};
-use crate::registry::tls::TlsError;
 
 use super::config::FW_CFG;
 use super::config::settings::{AuthMode, Settings, TlsMode};
@@ -38,9 +37,9 @@ pub enum AccessError {
     Htpasswd(#[from] HtpasswdError),
     /// The CA of clients' certificates.
     #[error("fw_cfg opt/localregistry/{CLIENT_CA} cannot be used")]
-    ClientCa(#[source] TlsError),
+    ClientCa(#[source] ClientCaError),
     /// Certificates without TLS.
-    #[error("auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE or PROVIDED with it")]
+    #[error("auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE, SIGN or PROVIDED with it")]
     NoTls,
     /// Keys.
     #[error(transparent)]
@@ -165,7 +164,7 @@ mod tests {
         let plain = settings(r#"{"auth": {"clientCertificate": "OPTIONAL"}, "tls": {"mode": "OFF"}}"#);
         assert_eq!(
             say(&with, &plain),
-            "auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE or PROVIDED with it"
+            "auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE, SIGN or PROVIDED with it"
         );
         assert!(say(&fw_cfg(&[]), &required).starts_with("auth.clientCertificate asks for certificates; give QEMU -fw_cfg"));
     }

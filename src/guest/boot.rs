@@ -20,8 +20,7 @@ use crate::proto::{Booting, Done, Event, Ready, Warning, event};
 use crate::registry::answer::Registry;
 use crate::registry::client::Surface;
 use crate::registry::events::Events;
-use crate::registry::limits::Limits;
-use crate::registry::log::Totals;
+use crate::registry::metrics::Totals;
 use crate::registry::serve::{Listener, Transport, serve};
 use crate::registry::store::Store;
 
@@ -147,7 +146,7 @@ impl Guest {
         let store = self.steps.run("catalog", || Store::open(Path::new(disk::ROOT)))?;
         let (auth, clients) =
             self.steps.run("auth", || Ok::<_, Fault>((access::auth(&settings)?, access::client_ca(&settings)?)))?;
-        let registry = Registry::new(store, self.events.clone(), Limits::default()).with_auth(auth, clients.as_ref());
+        let registry = Registry::new(store, self.events.clone(), settings.limits).with_auth(auth, clients.as_ref());
         let identity = self.steps.run("tls", || tls::identity(&settings, &addresses, &registry, clients.as_ref()))?;
         let registry = Arc::new(match identity.ca_pem.as_str() {
             "" => registry,

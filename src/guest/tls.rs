@@ -10,7 +10,9 @@ use std::sync::Arc;
 use crate::registry::answer::Registry;
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::serve::Transport;
+use crate::registry::tls::given::{self, CaError};
 use crate::registry::tls::{self, Authority};
+use zeroize::Zeroizing;
 
 use super::config::FW_CFG;
 use super::config::settings::{Settings, TlsMode};
@@ -19,8 +21,10 @@ use super::config::settings::{Settings, TlsMode};
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file that the launcher should have given.
-    #[error("tls.mode is PROVIDED; give QEMU -fw_cfg name=opt/localregistry/{name},file=…; read {FW_CFG}/{name}/raw")]
+    #[error("tls.mode is {mode}; give QEMU -fw_cfg name=opt/localregistry/{name},file=…; read {FW_CFG}/{name}/raw")]
     Missing {
+        /// The mode that wants it.
+        mode: &'static str,
         /// Its name in fw_cfg.
         name: &'static str,
         /// Why.
@@ -29,6 +33,9 @@ pub enum TlsError {
     /// The files that the launcher gave.
     #[error("fw_cfg opt/localregistry/tls.crt and opt/localregistry/tls.key cannot be served with")]
     Provided(#[source] tls::TlsError),
+    /// The CA that the launcher gave.
+    #[error("fw_cfg opt/localregistry/ca.crt and opt/localregistry/ca.key cannot be signed with")]
+    Sign(#[source] CaError),
     /// Making our own.
     #[error("make a certificate for {}", names.join(", "))]
     Generate {
@@ -62,16 +69,29 @@ pub fn identity(
 ) -> Result<Identity, TlsError> {
     match settings.tls {
         TlsMode::Off => Ok(Identity { transport: Transport::Plain, scheme: "http", ca_pem: String::new() }),
-        TlsMode::Generate => generate(names(settings, addresses), registry, clients),
+        TlsMode::Generate => issue(Authority::generate("localregistry"), names(settings, addresses), registry, clients),
+        TlsMode::Sign => {
+            let key = Zeroizing::new(read("SIGN", "ca.key")?);
+            // The guest's clock may be years off; the launcher has looked at the validity.
+            let authority = given::authority(&read("SIGN", "ca.crt")?, &key, None).map_err(TlsError::Sign)?;
+            issue(Ok(authority), names(settings, addresses), registry, clients)
+        }
         TlsMode::Provided => {
-            let (config, ca_pem) = tls::provided(&read("tls.crt")?, &read("tls.key")?, clients).map_err(TlsError::Provided)?;
+            let (config, ca_pem) = tls::provided(&read("PROVIDED", "tls.crt")?, &read("PROVIDED", "tls.key")?, clients)
+                .map_err(TlsError::Provided)?;
             Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem })
         }
     }
 }
 
-fn generate(names: Vec<String>, registry: &Registry, clients: Option<&ClientCa>) -> Result<Identity, TlsError> {
-    let made = Authority::generate("localregistry").map(Arc::new).and_then(|authority| {
+/// Serves with a leaf for `names` of `authority`.
+fn issue(
+    authority: Result<Authority, tls::TlsError>,
+    names: Vec<String>,
+    registry: &Registry,
+    clients: Option<&ClientCa>,
+) -> Result<Identity, TlsError> {
+    let made = authority.map(Arc::new).and_then(|authority| {
         let config = authority.server_config(&names, registry.upstreams(), clients)?;
         Ok((config, authority.ca_pem().to_owned()))
     });
@@ -81,8 +101,8 @@ fn generate(names: Vec<String>, registry: &Registry, clients: Option<&ClientCa>)
     }
 }
 
-fn read(name: &'static str) -> Result<Vec<u8>, TlsError> {
-    fs::read(Path::new(FW_CFG).join(name).join("raw")).map_err(|source| TlsError::Missing { name, source })
+fn read(mode: &'static str, name: &'static str) -> Result<Vec<u8>, TlsError> {
+    fs::read(Path::new(FW_CFG).join(name).join("raw")).map_err(|source| TlsError::Missing { mode, name, source })
 }
 
 /// Everything that a node may reach the guest by, each once.
@@ -115,11 +135,14 @@ mod tests {
 
     #[test]
     fn a_certificate_that_was_not_given_is_named() {
-        let error = read("tls.crt").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "tls.mode is PROVIDED; give QEMU -fw_cfg name=opt/localregistry/tls.crt,file=…; \
-             read /sys/firmware/qemu_fw_cfg/by_name/opt/localregistry/tls.crt/raw"
-        );
+        for (mode, name) in [("PROVIDED", "tls.crt"), ("SIGN", "ca.key")] {
+            assert_eq!(
+                read(mode, name).unwrap_err().to_string(),
+                format!(
+                    "tls.mode is {mode}; give QEMU -fw_cfg name=opt/localregistry/{name},file=…; \
+                     read /sys/firmware/qemu_fw_cfg/by_name/opt/localregistry/{name}/raw"
+                )
+            );
+        }
     }
 }

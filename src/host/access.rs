@@ -5,19 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::config::Setting;
 use super::files;
-use crate::registry::auth::client_certificate::{self, ClientCa, Presence};
+use crate::registry::auth::client_certificate::{self, ClientCa, ClientCaError, Presence};
 use crate::registry::auth::htpasswd::{self, Htpasswd, HtpasswdError};
 use crate::registry::auth::token::Signer;
 use crate::registry::auth::users::Users;
 use crate::registry::auth::{Auth, AuthError, Tokens};
 use crate::registry::limits::TOKEN_LIFETIME;
-use crate::registry::tls::TlsError;
-
-/// What is wrong with a certificate where none is to be used.
-pub const CERTIFICATE_UNUSED: &str =
-    "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them";
-/// What is wrong with a CA's file where there is none.
-pub const CA_WITHOUT_TLS: &str = "the argument '--ca <FILE>' cannot be used with '--tls off': without TLS there is no CA";
 
 /// What is said where certificates are asked for and there is no TLS.
 pub const CLIENT_CA_WITHOUT_TLS: &str =
@@ -78,7 +71,7 @@ pub enum AccessError {
         path: PathBuf,
         /// Why.
         #[source]
-        cause: TlsError,
+        cause: ClientCaError,
     },
     /// Keys.
     #[error(transparent)]

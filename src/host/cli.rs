@@ -7,19 +7,26 @@ use clap::{Parser, Subcommand};
 
 use crate::causes::chain;
 
+use super::diff;
 use super::doctor;
 use super::initramfs;
+use super::inspect;
 use super::kernel;
 use super::pack;
-use super::report::Report;
+use super::pulls;
+use super::report::{Report, escaped};
 use super::run;
 use super::runs::{ps, stop};
 use super::sample;
 use super::serve;
+use super::trust;
+
+/// The program, also where a subcommand is asked for its version.
+const NAME: &str = "localregistry";
 
 /// Pack container images into a disk, boot it as a registry, pull from it.
 #[derive(Debug, Parser)]
-#[command(name = "localregistry", version, propagate_version = true)]
+#[command(name = NAME, version, propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -31,23 +38,47 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Pack container images into a disk
-    Pack(pack::Args),
+    #[command(display_name = NAME)]
+    Pack(Box<pack::Args>),
+    /// Show what a disk holds, verify it, write its layout back out
+    #[command(display_name = NAME)]
+    Inspect(inspect::Args),
+    /// Show which images of two disks differ
+    #[command(display_name = NAME)]
+    Diff(diff::Args),
     /// Make a small runnable image, to try everything with
+    #[command(display_name = NAME)]
     Sample(sample::Args),
     /// Serve a layout from this machine, without a VM
+    #[command(display_name = NAME)]
     Serve(Box<serve::Args>),
     /// Write a kernel that QEMU boots directly
+    #[command(display_name = NAME)]
     Kernel(kernel::Args),
     /// Write the archive that the guest boots from
+    #[command(display_name = NAME)]
     Initramfs(initramfs::Args),
     /// Boot a packed disk and serve its images until a signal ends it
+    #[command(display_name = NAME)]
     Run(Box<run::Args>),
     /// Say what of this machine packing and booting need, and what is missing
+    #[command(display_name = NAME)]
     Doctor(doctor::Args),
     /// List the runs of this user
+    #[command(display_name = NAME)]
     Ps(ps::Args),
     /// End a run in order
+    #[command(display_name = NAME)]
     Stop(stop::Args),
+    /// Write the files that nodes need to trust a registry
+    #[command(display_name = NAME)]
+    Trust(trust::Args),
+    /// Show who pulled what, from a log of events
+    #[command(display_name = NAME)]
+    Events(pulls::events::Args),
+    /// Hold a log of events against what should have been pulled
+    #[command(display_name = NAME)]
+    Assert(pulls::assert::Args),
 }
 
 impl Cli {
@@ -63,13 +94,17 @@ impl Cli {
             Command::Kernel(args) => status(kernel::run(&args, &report)),
             Command::Initramfs(args) => status(initramfs::run(&args, &report)),
             Command::Pack(args) => {
-                pack::run(args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
+                pack::run(&args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
             Command::Doctor(args) => match doctor::run(&args, &report) {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => fail(&error, 1),
             },
+            Command::Inspect(args) => {
+                inspect::run(&args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
+            }
+            Command::Diff(args) => diff::run(&args, &report).unwrap_or_else(|error| fail(&error, error.exit_code())),
             Command::Sample(args) => status(sample::run(args, report)),
             Command::Ps(args) => status(ps::run(&args, &report)),
             Command::Stop(args) => stop::run(&args, &report).map_or_else(|error| fail(&error, 1), ExitCode::from),
@@ -77,6 +112,9 @@ impl Cli {
                 Some(conflict) => usage(&conflict),
                 None => run::run(&args, &report),
             },
+            Command::Trust(args) => status(trust::run(&args, &report)),
+            Command::Events(args) => status(pulls::events::run(&args, &report)),
+            Command::Assert(args) => pulls::assert::run(&args, &report),
         }
     }
 }
@@ -94,6 +132,6 @@ fn usage(conflict: &str) -> ExitCode {
 
 /// Prints `error` with its causes on one line and gives exit code `code`.
 fn fail(error: &dyn Error, code: u8) -> ExitCode {
-    eprintln!("localregistry: {}", chain(error));
+    eprintln!("localregistry: {}", escaped(&chain(error)));
     ExitCode::from(code)
 }

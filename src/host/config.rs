@@ -196,7 +196,7 @@ impl GuestConfig {
     fn typed(&self) -> Result<Config, serde_json::Error> {
         let config: Config = serde_json::from_value(Value::Object(self.json.clone()))?;
         for (key, port) in [("port", config.port), ("metricsPort", config.metrics_port)] {
-            if port > u16::MAX.into() {
+            if port > u32::from(u16::MAX) {
                 return Err(serde_json::Error::custom(format!("{key} {port}, expected 1 to 65535")));
             }
         }
@@ -263,6 +263,7 @@ mod tests {
             ("names=", json!({ "names": [] })),
             (r#"names=["a"]"#, json!({ "names": ["a"] })),
             (r#"interfaces=[{"mtu":1400}]"#, json!({ "interfaces": [{ "mtu": 1400 }] })),
+            ("limits.stall_seconds=60", json!({ "limits": { "stallSeconds": 60 } })),
             ("hostname=a=b", json!({ "hostname": "a=b" })),
         ] {
             assert_eq!(set(&[setting]), json, "{setting}");
@@ -286,16 +287,17 @@ mod tests {
             (
                 "hostnam=x",
                 "hostnam cannot be set to \"x\": unknown field `hostnam`, expected one of `hostname`, `names`, `port`, `tls`, \
-                 `interfaces`, `disk`, `clock`, `trace`, `auth`, `metrics_port`, `metricsPort`",
+                 `interfaces`, `disk`, `clock`, `trace`, `auth`, `metrics_port`, `metricsPort`, `limits`",
             ),
             ("tls.mod=OFF", "tls.mod cannot be set to \"OFF\": unknown field `mod`, expected `mode`"),
             (
                 "tls.mode=off",
                 "tls.mode cannot be set to \"off\": unknown variant `off`, expected one of `MODE_UNSPECIFIED`, `GENERATE`, \
-                 `PROVIDED`, `OFF`",
+                 `PROVIDED`, `OFF`, `SIGN`",
             ),
             ("metricsPort=70000", "metricsPort cannot be set to \"70000\": metricsPort 70000, expected 1 to 65535"),
             ("port=70000", "port cannot be set to \"70000\": port 70000, expected 1 to 65535"),
+            ("limits.stallSeconds=long", "limits.stallSeconds cannot be set to \"long\": invalid digit found in string"),
             ("trace=maybe", "trace cannot be set to \"maybe\": invalid type: string \"maybe\", expected a boolean"),
         ] {
             assert_eq!(setting.parse::<Setting>().unwrap_err().to_string(), message);

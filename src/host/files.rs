@@ -25,6 +25,14 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// When the folder cannot be written to, or `path` is there and is not a regular file (renaming over a device would replace it).
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    write_private(path, content, 0o666)
+}
+
+/// The same with this mode, less the umask: the file never has another.
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn write_private(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let target = match fs::metadata(path) {
         Ok(old) if !old.is_file() => return Err(io::Error::other("it is there already and not a regular file")),
         // Through a symbolic link, not over it.
@@ -35,7 +43,7 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     // Whose error does not name the passing file.
     fs::metadata(&folder)?;
     let mut file =
-        tempfile::Builder::new().prefix(".localregistry-").permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
+        tempfile::Builder::new().prefix(".localregistry-").permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
     file.write_all(content)?;
     file.as_file().sync_all()?;
     file.persist(&target).map_err(|error| error.error)?;

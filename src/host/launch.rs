@@ -1,8 +1,9 @@
 //! The launcher: a disk and what to boot it with enter, a running appliance leaves, with its address, its CA, its events and the
-//! way it ended. It starts one QEMU, makes no file of its own, has no global state and prints nothing but progress.
+//! way it ended. It starts one QEMU, makes no file that is not asked for, has no global state and prints nothing but progress.
 //!
 //! ```text
 //! Appliance::builder … boot ─▶ Appliance ─┬─ ready, endpoint, ca_pem, next_event …
+//!                                         ├─ write_ca, trust ─▶ files for nodes
 //!                                         ├─ shutdown ─▶ Ended
 //!                                         └─ drop: QEMU is killed and reaped
 //! ```
@@ -25,12 +26,13 @@ mod process;
 mod qmp;
 mod record;
 mod spawn;
+mod trusted;
 mod version;
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddrV4;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -56,7 +58,9 @@ use crate::proto::{Event, Ready, event::Event as Kind};
 pub use self::builder::{BuildError, Builder};
 pub use self::error::LaunchError;
 pub use self::event::BadEvent;
+pub(super) use self::event::{LONGEST as LONGEST_EVENT, parse as parse_event};
 pub use self::lines::printable;
+pub(super) use self::lines::{Line, Lines};
 pub use self::options::Options;
 pub use self::outcome::{Exit, Killed, Outcome};
 pub use self::prepare::check_disk;
@@ -89,6 +93,7 @@ pub struct Appliance {
     /// The tasks that see to it that the machine ends in time.
     wardens: JoinSet<()>,
     accel: Accel,
+    disk: PathBuf,
     nets: Vec<Net>,
     /// Forwarded to the registry, and to health, metrics and the CA; no port is 0 once QEMU runs.
     registry: Option<Forward>,

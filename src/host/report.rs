@@ -7,6 +7,18 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+/// `text` on one line of a terminal, which obeys control characters: names of files and what archives hold may have any.
+#[must_use]
+pub fn escaped(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+/// `count` of what `noun` names: `1 image`, `2 images`.
+#[must_use]
+pub fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// How a subcommand reports, from the flags that every subcommand has.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Report {
@@ -23,7 +35,7 @@ impl Report {
     /// Says in one line what is being done, where progress is wanted.
     pub fn step(&self, line: impl AsRef<str>) {
         if !self.quiet {
-            eprintln!("{}", line.as_ref());
+            eprintln!("{}", escaped(line.as_ref()));
         }
     }
 

@@ -21,7 +21,8 @@ use super::modules::Need;
 use super::qemu::Board;
 use super::report::Report;
 use super::runs::{RunDir, RunsError};
-use super::{files, initramfs, kernel};
+use super::trust::{self, Contents, TrustError};
+use super::{ca, files, initramfs, kernel};
 use crate::causes::chain;
 
 use self::follow::{Shown, Signals, follow};
@@ -44,6 +45,10 @@ enum RunError {
     Set(#[source] ConfigError),
     #[error("cannot let anybody in")]
     Access(#[source] AccessError),
+    #[error("cannot use the CA")]
+    OwnCa(#[source] ca::Error),
+    #[error("cannot make the trust files")]
+    Trust(#[source] TrustError),
     #[error("there is no kernel to boot")]
     Kernel(#[source] kernel::Error),
     #[error(
@@ -80,8 +85,8 @@ impl RunError {
         match self {
             Self::Launch(error) => error.exit_status(),
             Self::Interrupted { .. } => INTERRUPTED,
-            Self::Access(_) => NO_ACCESS,
-            Self::Runs(_) | Self::Write { .. } => NO_PLACE,
+            Self::Access(_) | Self::OwnCa(_) => NO_ACCESS,
+            Self::Runs(_) | Self::Write { .. } | Self::Trust(TrustError::Write(_)) => NO_PLACE,
             _ => 1,
         }
     }
@@ -128,18 +133,18 @@ fn appliance(args: &Args, report: &Report, site: &mut Option<Site>) -> Result<En
     if args.program.supervised {
         detach::leave_session().map_err(RunError::Background)?;
     }
-    let config = checked(args)?;
+    let Checked { config, ca, contents } = checked(args)?;
     let site = site.insert(Site::make(args)?);
     let (kernel, initramfs) = boot_files(args, report)?;
-    let options = args.options(kernel, initramfs, config, *report);
-    runtime()?.block_on(boot_and_follow(args, options, site))
+    let options = args.options(kernel, initramfs, config, ca, *report);
+    runtime()?.block_on(boot_and_follow(args, options, contents, site))
 }
 
 /// QEMU's command line, printed, and its files written.
 fn printed(args: &Args, report: &Report) -> Result<(), RunError> {
-    let config = checked(args)?;
+    let Checked { config, ca, .. } = checked(args)?;
     let (kernel, initramfs) = boot_files(args, report)?;
-    let options = args.options(kernel, initramfs, config, *report);
+    let options = args.options(kernel, initramfs, config, ca, *report);
     let folder = RunDir::make_for_others(&args.program.folder())?;
     let command = runtime()?.block_on(command::command(options, folder.folder()))?;
     let printed = print::Printed::of(&command, folder.folder());
@@ -153,15 +158,27 @@ fn runtime() -> Result<tokio::runtime::Runtime, RunError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)
 }
 
-/// Checks what can be checked before a kernel is downloaded, and gives the guest's config.
-fn checked(args: &Args) -> Result<GuestConfig, RunError> {
+/// What has been checked, and found by it.
+struct Checked {
+    /// The guest's config.
+    config: GuestConfig,
+    /// The files of the CA that signs, by their names in fw_cfg.
+    ca: Vec<(&'static str, PathBuf)>,
+    /// What the trust files are to say of the disk, where they are asked for.
+    contents: Option<Contents>,
+}
+
+/// Checks what can be checked before a kernel is downloaded. A CA that a folder is to keep is made, as the last of it.
+fn checked(args: &Args) -> Result<Checked, RunError> {
     let config = config(args)?;
     launch::check_disk(&args.disk)?;
     args.access.check().map_err(RunError::Access)?;
-    if let Some(path) = &args.ca {
-        writable(path).map_err(|source| RunError::Write { what: "the CA certificate", path: path.clone(), source })?;
+    if let Some(path) = args.certificates.output() {
+        writable(path).map_err(|source| RunError::Write { what: "the CA certificate", path: path.to_owned(), source })?;
     }
-    Ok(config)
+    let contents = args.trust.as_deref().map(|dir| trust::prepare(dir, &args.disk)).transpose().map_err(RunError::Trust)?;
+    let ca = args.certificates.secrets().map_err(RunError::OwnCa)?;
+    Ok(Checked { config, ca, contents })
 }
 
 /// The guest's config: the file, the single settings over it, and over these the flags of their own.
@@ -245,7 +262,7 @@ impl Site {
 const READY_FILE: &str = "where the registry is";
 const PID_FILE: &str = "the process's number";
 
-async fn boot_and_follow(args: &Args, options: Options, site: &Site) -> Result<Ended, RunError> {
+async fn boot_and_follow(args: &Args, options: Options, contents: Option<Contents>, site: &Site) -> Result<Ended, RunError> {
     let report = options.report;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let vm = tokio::select! {
@@ -253,16 +270,18 @@ async fn boot_and_follow(args: &Args, options: Options, site: &Site) -> Result<E
         // Nothing is being served yet: the future is dropped, and QEMU with it.
         name = signals.next() => return Err(RunError::Interrupted { name }),
     };
-    announce(&vm, args, site, &report)?;
+    announce(&vm, args, contents, site, &report)?;
     let shown = Shown { requests: args.log, events: args.program.follow };
     Ok(follow(vm, signals, shown, &report).await)
 }
 
-/// Writes the CA, and tells everybody where the registry is.
-fn announce(vm: &Appliance, args: &Args, site: &Site, report: &Report) -> Result<(), RunError> {
+/// Writes the CA and the trust files, and tells everybody where the registry is.
+fn announce(vm: &Appliance, args: &Args, contents: Option<Contents>, site: &Site, report: &Report) -> Result<(), RunError> {
     let plain = vm.endpoint().starts_with("http://");
-    let ca = if plain { None } else { Some(site.write_ca(&vm.ready().ca_pem, args.ca.as_deref())?) };
-    let place = print::Place::of(vm, ca, &site.folder, args.program.detach);
+    let ca = if plain { None } else { Some(site.write_ca(&vm.ready().ca_pem, args.certificates.output())?) };
+    let trusted = args.trust.as_deref().zip(contents).map(|(dir, contents)| vm.write_trust(dir, &args.trust_host, contents));
+    let trusted = trusted.transpose().map_err(RunError::Trust)?;
+    let place = print::Place::of(vm, ca, trusted, &site.folder, args.program.detach);
     let line = place.json() + "\n";
     site.folder.ready(&line)?;
     if let Some(ready) = &site.ready {

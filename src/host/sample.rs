@@ -108,7 +108,7 @@ fn is_free(folder: &Path) -> bool {
         return true;
     }
     let Ok(tree) = Directory::open(folder) else { return false };
-    let images = layout::images(&tree, Reading { unnamed: None, verify: false });
+    let images = layout::images(&tree, Reading { unnamed: None, verify: false, lenient: false });
     images.is_ok_and(|images| images.iter().all(|image| image.name() == NAME))
 }
 
@@ -203,7 +203,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let expected = made(folder.path(), b"program").digest;
         let tree = Directory::open(folder.path()).unwrap();
-        let images = layout::images(&tree, Reading { unnamed: None, verify: true }).unwrap();
+        let images = layout::images(&tree, Reading { unnamed: None, verify: true, lenient: false }).unwrap();
         let [image] = images.as_slice() else { panic!("one image is expected: {images:?}") };
         assert_eq!((image.name().as_str(), image.digest, image.blobs.len()), (NAME, expected, 3));
 

@@ -9,14 +9,16 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::access::{Access, AccessError, CA_WITHOUT_TLS, CERTIFICATE_UNUSED, CLIENT_CA_WITHOUT_TLS};
+use super::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
+use super::ca::{self, Certificates, Tls};
 use super::files;
-use super::report::Report;
+use super::report::{Report, counted};
 use crate::registry::answer::Registry;
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::client::Surface;
 use crate::registry::events::Events;
 use crate::registry::limits::Limits;
+use crate::registry::limits::chosen::Chosen;
 use crate::registry::serve::{Listener, Transport, serve};
 use crate::registry::store::{Store, StoreError};
 use crate::registry::tls::{self, Authority, TlsError};
@@ -28,7 +30,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   localregistry serve images/ --tls off
-  localregistry serve images/ --listen 127.0.0.1:5000 --ca ca.crt --san registry.test
+  localregistry serve images/ --listen 127.0.0.1:5000 --ca-out ca.crt --san registry.test
   localregistry serve images/ --htpasswd users --token --metrics 127.0.0.1:9090")]
 pub struct Args {
     /// Folder of an OCI image layout, or of a disk's extracted content
@@ -38,25 +40,12 @@ pub struct Args {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:5000")]
     listen: Vec<SocketAddr>,
 
-    /// Where certificates come from
-    #[arg(long, value_enum, default_value_t = TlsMode::Generate)]
-    tls: TlsMode,
-
-    /// Write the CA that clients have to trust to this file
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
-
     /// A further DNS name or IP address in the generated certificate. May be given several times
     #[arg(long, value_name = "NAME")]
     san: Vec<String>,
 
-    /// Certificate chain, PEM, with --tls provided
-    #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"))]
-    cert: Option<PathBuf>,
-
-    /// Private key, PEM, with --tls provided
-    #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"))]
-    key: Option<PathBuf>,
+    #[command(flatten)]
+    certificates: Certificates,
 
     #[command(flatten)]
     access: Access,
@@ -65,19 +54,14 @@ pub struct Args {
     #[arg(long, value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,
 
+    /// How much a client may take, where it is to be otherwise: a key of `limits` in the appliance's config, such as stallSeconds=60
+    /// (repeatable)
+    #[arg(long, value_name = "KEY=NUMBER")]
+    limit: Vec<Chosen>,
+
     /// Keep every event in this file, one JSON message a line
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum TlsMode {
-    /// Make a CA and a certificate
-    Generate,
-    /// Use --cert and --key
-    Provided,
-    /// Plain HTTP
-    Off,
 }
 
 /// Why nothing is served.
@@ -95,6 +79,9 @@ pub enum Error {
     /// Certificates.
     #[error("cannot set TLS up")]
     Tls(#[from] TlsError),
+    /// A CA that was given.
+    #[error("cannot use the CA")]
+    OwnCa(#[from] ca::Error),
     /// Who may pull.
     #[error("cannot let anybody in")]
     Access(#[from] AccessError),
@@ -139,13 +126,8 @@ impl Args {
     /// What two flags together do not allow, in words.
     #[must_use]
     pub fn conflict(&self) -> Option<&'static str> {
-        let off = self.tls == TlsMode::Off;
-        let conflicts = [
-            (off && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),
-            (off && self.ca.is_some(), CA_WITHOUT_TLS),
-            (self.tls != TlsMode::Provided && (self.cert.is_some() || self.key.is_some()), CERTIFICATE_UNUSED),
-        ];
-        conflicts.into_iter().find_map(|(holds, conflict)| holds.then_some(conflict))
+        let no_tls = self.certificates.mode() == Some(Tls::Off) && self.access.has_client_ca();
+        self.certificates.conflict().or(no_tls.then_some(CLIENT_CA_WITHOUT_TLS))
     }
 }
 
@@ -161,13 +143,16 @@ pub fn run(args: &Args, report: Report) -> Result<(), Error> {
 async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let stopped = stop_signal()?;
     let store = Store::open(&args.layout).map_err(|cause| Error::Store { path: args.layout.clone(), cause: Box::new(cause) })?;
-    let (events, queue) = Events::queue();
-    let recorder = match &args.events {
-        Some(path) => Some(record(path, queue)?),
-        None => None,
+    let (events, recorder) = match &args.events {
+        Some(path) => {
+            let (events, queue) = Events::queue();
+            (events, Some(record(path, queue)?))
+        }
+        None => (Events::unheard(), None),
     };
     let clients = args.access.client_ca()?;
-    let registry = Registry::new(store, events, Limits::default()).with_auth(args.access.auth()?, clients.as_ref());
+    let limits = args.limit.iter().fold(Limits::default(), |limits, chosen| chosen.over(limits));
+    let registry = Registry::new(store, events, limits).with_auth(args.access.auth()?, clients.as_ref());
     let (transport, ca) = transport(args, &registry, clients.as_ref())?;
     let registry = Arc::new(match ca {
         Some(ca) => registry.with_ca(ca),
@@ -178,7 +163,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     for address in &args.listen {
         listeners.push(bind(*address, transport.clone(), surface)?);
     }
-    let scheme = if args.tls == TlsMode::Off { "http" } else { "https" };
+    let scheme = if args.certificates.mode() == Some(Tls::Off) { "http" } else { "https" };
     let addresses = listeners.iter().map(|listener| listener.socket.local_addr()).collect::<Result<Vec<_>, _>>()?;
     let mut metrics = None;
     if let Some(address) = args.metrics {
@@ -194,10 +179,10 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         images: store.images(),
         blobs: store.blobs(),
         blob_bytes: store.blob_bytes(),
-        ca: args.ca.clone(),
+        ca: args.certificates.output().map(Path::to_owned),
     };
     let beside = ready.metrics.as_ref().map_or_else(String::new, |url| format!("; health and metrics at {url}"));
-    let text = format!("serving {} images at {}{beside}", ready.images, ready.endpoints.join(", "));
+    let text = format!("serving {} at {}{beside}", counted(ready.images, "image"), ready.endpoints.join(", "));
     report.result(&ready, &text)?;
 
     let totals = serve(listeners, registry, stopped).await;
@@ -225,11 +210,15 @@ fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<L
 
 /// What is spoken, and the CA that clients have to trust. The CA is written where it was asked for.
 fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Result<(Transport, Option<String>), Error> {
-    let (config, ca) = match (args.tls, &args.cert, &args.key) {
-        (TlsMode::Off, ..) => return Ok((Transport::Plain, None)),
-        (TlsMode::Provided, Some(chain), Some(key)) => tls::provided(&read(chain)?, &read(key)?, clients)?,
+    let (config, ca) = match (args.certificates.mode(), args.certificates.provided()) {
+        (Some(Tls::Off), _) => return Ok((Transport::Plain, None)),
+        (Some(Tls::Provided), Some((chain, key))) => tls::provided(&read(&chain)?, &read(&key)?, clients)?,
         _ => {
-            let authority = Arc::new(Authority::generate("localregistry")?);
+            let authority = match args.certificates.ca()? {
+                Some(ca) => ca.authority,
+                None => Authority::generate("localregistry")?,
+            };
+            let authority = Arc::new(authority);
             let own = args.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
             let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
             names.extend(own.chain(args.san.iter().cloned()));
@@ -238,8 +227,9 @@ fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Re
             (config, authority.ca_pem().to_owned())
         }
     };
-    if let Some(path) = &args.ca {
-        files::write_atomically(path, ca.as_bytes()).map_err(|cause| Error::File { verb: "write", path: path.clone(), cause })?;
+    if let Some(path) = args.certificates.output() {
+        let failed = |cause| Error::File { verb: "write", path: path.to_owned(), cause };
+        files::write_atomically(path, ca.as_bytes()).map_err(failed)?;
     }
     Ok((Transport::Tls(config), Some(ca)))
 }

@@ -6,6 +6,8 @@ pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// OCI artifact manifest, dropped from the specification before 1.1 and still found.
 pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
+/// Content of two bytes, `{}`, where a manifest has nothing to put (image specification, "Guidance for an Empty Descriptor").
+pub const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 /// OCI image configuration.
 pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Docker manifest list (distribution, "Image Manifest V2, Schema 2").
@@ -31,4 +33,12 @@ pub fn is_index(media_type: &str) -> bool {
 #[must_use]
 pub fn is_manifest(media_type: &str) -> bool {
     is_index(media_type) || matches!(media_type, OCI_MANIFEST | OCI_ARTIFACT | DOCKER_MANIFEST)
+}
+
+/// Whether content of this type is, by its licence, not for registries to give away (image specification, "Non-Distributable Layers";
+/// Docker calls such layers foreign).
+#[must_use]
+pub fn is_nondistributable(media_type: &str) -> bool {
+    media_type.starts_with("application/vnd.oci.image.layer.nondistributable.")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.")
 }

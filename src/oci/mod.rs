@@ -5,6 +5,8 @@ mod digest;
 pub mod manifest;
 pub mod media_type;
 mod name;
+mod platform;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use name::{Host, ImageName, MAX_REPOSITORY, MAX_TAG, NameError, Reference, Repository, Tag};
+pub use platform::PlatformError;

@@ -169,6 +169,9 @@ fn is_component(component: &str) -> bool {
         .all(|joint| matches!(joint, "" | "." | "_" | "__") || joint.bytes().all(|b| b == b'-'))
 }
 
+/// What cosign appends to a digest to name a signature, an attestation, a bill of materials.
+const COSIGN_SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
+
 /// A tag.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(String);
@@ -185,6 +188,14 @@ impl Tag {
     #[must_use]
     pub fn subject(&self) -> Option<Digest> {
         self.0.replacen('-', ":", 1).parse().ok()
+    }
+
+    /// Whether what it names goes along with other content: an index of referrers, or what cosign files beside an image, by the
+    /// image's digest.
+    #[must_use]
+    pub fn accompanies(&self) -> bool {
+        let digest = COSIGN_SUFFIXES.iter().find_map(|suffix| self.0.strip_suffix(suffix)).unwrap_or(&self.0);
+        digest.replacen('-', ":", 1).parse::<Digest>().is_ok()
     }
 
     /// The tag that clients assume where none is given.
@@ -314,6 +325,15 @@ mod tests {
         for bad in ["", ".a", "-a", "a b", "a/b", "a:b", "é", &"a".repeat(129)] {
             assert_eq!(bad.parse::<Tag>(), Err(NameError::Tag), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn tags_of_what_goes_along() {
+        let digest = "sha256-e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        for (suffix, expected) in [("", true), (".sig", true), (".att", true), (".sbom", true), (".other", false), ("0", false)] {
+            assert_eq!(format!("{digest}{suffix}").parse::<Tag>().unwrap().accompanies(), expected, "{suffix}");
+        }
+        assert!(!Tag::latest().accompanies());
     }
 
     #[test]

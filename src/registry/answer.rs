@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use http::header::{HOST, IF_NONE_MATCH, IF_RANGE, RANGE, TRANSFER_ENCODING, USER_AGENT};
+use http::header::{HOST, IF_NONE_MATCH, IF_RANGE, RANGE, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, Version};
 use rustix::io::Errno;
@@ -18,15 +18,18 @@ use super::auth::scope::Scope;
 use super::body::Body;
 use super::catalog::{Blob, BlobId, RepositoryId};
 use super::client::{self, Client};
+use super::documents::{Documents, Room};
 use super::error::RegistryError;
 use super::events::Events;
 use super::flight::Budget;
 use super::health::Health;
-use super::limits::{DESCRIPTOR_PAUSE, Limits};
-use super::log::{Entry, Totals};
-use super::metrics::Metrics;
+use super::kept::{self, Kept};
+use super::limits::{DESCRIPTOR_PAUSE, Limits, REFERRERS, SMALL_CHUNK};
+use super::log::{Books, Entry};
 use super::metrics::exposition::Exposition;
-use super::reply::{self, Content, Freshness};
+use super::metrics::{Metrics, Totals};
+use super::range::Ranges;
+use super::reply::{self, Content, Freshness, Source};
 use super::route::{self, Asked, Endpoint, Route, Target};
 use super::store::Store;
 use super::{lists, range};
@@ -34,13 +37,13 @@ use crate::oci::{Host, Reference, Repository};
 use crate::proto;
 
 mod beside;
+mod describe;
 
 /// A store being served.
 #[derive(Debug)]
 pub struct Registry {
     store: Arc<Store>,
-    events: Events,
-    metrics: Arc<Metrics>,
+    books: Arc<Books>,
     exposition: Exposition,
     health: Health,
     auth: Auth,
@@ -52,6 +55,8 @@ pub struct Registry {
     upstreams: HashSet<String>,
     limits: Limits,
     in_flight: Arc<Budget>,
+    documents: Documents,
+    kept: Kept,
 }
 
 impl Registry {
@@ -66,8 +71,7 @@ impl Registry {
         let exposition = Exposition::new(Arc::clone(&metrics), Arc::clone(&store), events.clone());
         Self {
             store,
-            events,
-            metrics,
+            books: Arc::new(Books { events, metrics }),
             exposition,
             health: Health::default(),
             auth: Auth::default(),
@@ -76,6 +80,8 @@ impl Registry {
             upstreams,
             limits,
             in_flight: Arc::default(),
+            documents: Documents::default(),
+            kept: Kept::default(),
         }
     }
 
@@ -114,40 +120,39 @@ impl Registry {
     /// Requests answered and bytes sent so far.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        self.metrics.totals()
+        self.books.metrics.totals()
     }
 
     /// What it counts.
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
+        &self.books.metrics
     }
 
     /// The queue that tells the launcher what happens.
     #[must_use]
     pub fn events(&self) -> &Events {
-        &self.events
+        &self.books.events
     }
 
     /// Answers a request of `client` by its head.
     pub async fn answer(&self, head: &Parts, client: &Client) -> Response<Body> {
         let client = Client { certified: client.certified && self.certificates_admit, ..*client };
-        let mut entry = Entry::new(request_event(head, client.peer), self.events.clone(), Arc::clone(&self.metrics));
+        let mut entry = Entry::new(client.peer, &self.books);
+        entry.note(|request| describe::head(head, request));
         let answered = match check(head).and_then(|()| route::parse(&head.method, &head.uri)) {
             Ok(asked) => {
-                describe(&asked, &mut entry);
+                entry.endpoint = asked.endpoint();
+                entry.note(|request| describe::asked(&asked, request));
                 self.asked(&asked, head, &client, &mut entry).await
             }
             Err(error) => Err(error),
         };
         let response = answered.unwrap_or_else(|error| reply::error(&error));
         let (parts, body) = response.into_parts();
-        entry.request.status = parts.status.as_u16().into();
-        if let Some(digest) = parts.headers.get(reply::CONTENT_DIGEST) {
-            entry.request.digest = lossy(digest.as_bytes());
-        }
+        entry.status = parts.status.as_u16();
         let body = if head.method == Method::HEAD { body.without_content() } else { body };
-        Response::from_parts(parts, body.logged(entry, self.limits, Arc::clone(&self.in_flight)))
+        Response::from_parts(parts, body.logged(entry, &self.limits, &self.in_flight))
     }
 
     /// Lets the request pass, or not, and answers it.
@@ -172,45 +177,50 @@ impl Registry {
     /// Answers, and notes in `entry` under which name the store has the repository that was meant.
     async fn route(&self, target: &Target, head: &Parts, entry: &mut Entry) -> Result<Response<Body>, RegistryError> {
         let catalog = self.store.catalog();
-        let said = &mut entry.request.repository;
         let mut repository = |name: &Repository| {
             let found = self.repository(name, target, head)?;
-            catalog.repository_name(found).clone_into(said);
+            entry.note(|request| catalog.repository_name(found).clone_into(&mut request.repository));
             Ok::<_, RegistryError>(found)
         };
         match &target.route {
             Route::Base => Ok(reply::base()),
-            Route::Catalog(page) => Ok(lists::catalog(catalog, page)),
-            Route::Tags(name, page) => Ok(lists::tags(catalog, repository(name)?, name, target.namespace.as_ref(), page)),
+            Route::Catalog(page) => Ok(lists::catalog(catalog, page, self.documents.room(lists::longest(page)).await?)),
+            Route::Tags(name, page) => {
+                let (holder, list) = (repository(name)?, lists::Of { name, namespace: target.namespace.as_ref(), page });
+                Ok(lists::tags(catalog, holder, &list, self.documents.room(lists::longest(page)).await?))
+            }
             Route::Manifest(name, reference) => {
-                let (manifest, freshness) = self.manifest(repository(name)?, reference)?;
-                self.content(manifest, freshness, head).await
+                let (id, freshness) = self.manifest(repository(name)?, reference)?;
+                self.content(id, freshness, head, entry).await
             }
             Route::Blob(name, digest) => {
                 let holder = repository(name)?;
                 let found = catalog.blob_in(holder, digest);
                 let unknown = || RegistryError::BlobUnknown(format!("no blob {digest} in {name}"));
-                let blob = found.and_then(|id| catalog.blob(id)).ok_or_else(unknown)?;
                 entry.blob_of = Some(holder);
-                self.content(Blob { manifest: None, ..blob }, Freshness::Immutable, head).await
+                self.content(found.ok_or_else(unknown)?, Freshness::Immutable, head, entry).await
             }
-            Route::Referrers(name, digest, artifact_type) => {
+            Route::Referrers(name, asked) => {
                 // A registry must answer 200 with an empty list for a digest that it does not know; only an unknown repository is a 404.
-                lists::referrers(&self.store, repository(name)?, digest, artifact_type.as_deref()).await
+                let (holder, list) =
+                    (repository(name)?, lists::Of { name, namespace: target.namespace.as_ref(), page: &asked.page });
+                lists::referrers(&self.store, holder, &list, asked, self.documents.room(2 * REFERRERS).await?).await
             }
         }
     }
 
-    fn manifest(&self, repository: RepositoryId, reference: &Reference) -> Result<(Blob<'_>, Freshness), RegistryError> {
+    fn manifest(&self, repository: RepositoryId, reference: &Reference) -> Result<(BlobId, Freshness), RegistryError> {
         let catalog = self.store.catalog();
         let (found, freshness): (Option<BlobId>, _) = match reference {
-            Reference::Tag(tag) => (catalog.tag(repository, tag.as_str()), Freshness::Tag),
+            Reference::Tag(tag) => {
+                (catalog.tag(repository, tag.as_str()).or_else(|| catalog.every_tag(repository)), Freshness::Tag)
+            }
             Reference::Digest(digest) => (catalog.blob_in(repository, digest), Freshness::Immutable),
         };
-        let blob = found.and_then(|id| catalog.blob(id)).filter(|blob| blob.manifest.is_some());
+        let is_manifest = |id: &BlobId| catalog.blob(*id).is_some_and(|blob| blob.manifest.is_some());
         let name = catalog.repository_name(repository);
-        blob.map(|blob| (blob, freshness))
-            .ok_or_else(|| RegistryError::ManifestUnknown(format!("no manifest {reference} in {name}")))
+        let unknown = || RegistryError::ManifestUnknown(format!("no manifest {reference} in {name}"));
+        found.filter(is_manifest).map(|id| (id, freshness)).ok_or_else(unknown)
     }
 
     /// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
@@ -236,20 +246,71 @@ impl Registry {
         catalog.repository(&full).or_else(mirrored).ok_or(RegistryError::NameUnknown(full))
     }
 
-    /// Sends a blob or manifest, or the part of it that was asked for, or nothing new.
-    async fn content(&self, blob: Blob<'_>, freshness: Freshness, head: &Parts) -> Result<Response<Body>, RegistryError> {
+    /// Sends a blob or manifest, or the part of it that was asked for, or nothing new. The blob endpoint sends manifests, too, as plain
+    /// bytes.
+    async fn content(
+        &self,
+        id: BlobId,
+        freshness: Freshness,
+        head: &Parts,
+        entry: &mut Entry,
+    ) -> Result<Response<Body>, RegistryError> {
+        let mut blob = self.store.catalog().blob(id).ok_or(RegistryError::Disk)?;
+        if entry.endpoint == Endpoint::Blob {
+            blob.manifest = None;
+        }
         let content = Content { blob, freshness };
-        if matches_etag(&head.headers, &content.etag()) {
+        if matches_etag(&head.headers, || content.etag()) {
+            entry.digest = Some(blob.digest);
             return Ok(reply::not_modified(&content));
         }
         let wanted = match head.headers.get(RANGE).and_then(|value| value.to_str().ok()) {
-            Some(header) if head.method == Method::GET && range_applies(&head.headers, &content.etag()) => {
+            Some(header) if head.method == Method::GET && range_applies(&head.headers, || content.etag()) => {
                 range::parse(header, blob.size)
             }
-            _ => range::Ranges::Whole,
+            _ => Ranges::Whole,
         };
+        let room = self.room_for(&wanted).await?;
+        let source = match self.kept(id, blob).await? {
+            Some(manifest) => Source::Kept(manifest),
+            None => Source::File(self.open(blob).await?),
+        };
+        let response = reply::content(&content, wanted, room, source)?;
+        entry.digest = Some(blob.digest);
+        Ok(response)
+    }
+
+    /// A list of many ranges is counted among the documents.
+    async fn room_for(&self, ranges: &Ranges) -> Result<Option<Room>, RegistryError> {
+        match ranges {
+            Ranges::Many(list) if size_of_val(list.as_slice()) > SMALL_CHUNK => {
+                self.documents.room(size_of_val(list.as_slice())).await.map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The manifest in memory, where it is kept there: it is read when it is first asked for.
+    async fn kept(&self, id: BlobId, blob: Blob<'_>) -> Result<Option<&kept::Manifest>, RegistryError> {
+        if blob.manifest.is_none() {
+            return Ok(None);
+        }
+        if let Some(manifest) = self.kept.get(id) {
+            return Ok(Some(manifest));
+        }
+        if !self.kept.takes(&blob) {
+            return Ok(None);
+        }
         let file = self.open(blob).await?;
-        reply::content(&content, wanted, file)
+        let (digest, size) = (blob.digest, blob.size);
+        let read = tokio::task::spawn_blocking(move || kept::read(&file, digest, size)).await;
+        match read.unwrap_or_else(|stopped| Err(io::Error::other(stopped))) {
+            Ok(Some(content)) => self.kept.keep(id, content, reply::ready_head(&Content { blob, freshness: Freshness::Tag })),
+            // Sent as it is, for the client to refuse.
+            Ok(None) => tracing::warn!(%digest, "a manifest on the disk has another digest"),
+            Err(error) => return Err(self.unreadable(blob, &error)),
+        }
+        Ok(self.kept.get(id))
     }
 
     async fn open(&self, blob: Blob<'_>) -> Result<File, RegistryError> {
@@ -260,12 +321,14 @@ impl Registry {
             sleep(DESCRIPTOR_PAUSE).await;
             opened = self.try_open(blob).await;
         }
-        opened.map_err(|error| {
-            let message = format!("{}: {error}", blob.digest);
-            tracing::warn!(digest = %blob.digest, %error, "a blob cannot be opened");
-            self.events.emit(proto::event::Event::Warning(proto::Warning { code: "READ_ERROR".into(), message }));
-            RegistryError::Disk
-        })
+        opened.map_err(|error| self.unreadable(blob, &error))
+    }
+
+    fn unreadable(&self, blob: Blob<'_>, error: &io::Error) -> RegistryError {
+        let message = format!("{}: {error}", blob.digest);
+        tracing::warn!(digest = %blob.digest, %error, "a blob cannot be read");
+        self.books.events.emit(proto::event::Event::Warning(proto::Warning { code: "READ_ERROR".into(), message }));
+        RegistryError::Disk
     }
 
     async fn try_open(&self, blob: Blob<'_>) -> io::Result<File> {
@@ -310,59 +373,16 @@ fn scope(route: &Route) -> Scope<'_> {
 }
 
 /// Whether `If-None-Match` names the content (RFC 9110, section 13.1.2; weak comparison).
-fn matches_etag(headers: &HeaderMap, etag: &str) -> bool {
+fn matches_etag(headers: &HeaderMap, etag: impl Fn() -> String) -> bool {
     let lists = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    lists.flat_map(|list| list.split(',')).map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+    let mut tags = lists.flat_map(|list| list.split(',')).map(str::trim);
+    tags.any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag())
 }
 
 /// Whether `If-Range` lets the range stand (RFC 9110, section 13.1.5; strong comparison; no dates are kept here).
-fn range_applies(headers: &HeaderMap, etag: &str) -> bool {
-    headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag.as_bytes())
+fn range_applies(headers: &HeaderMap, etag: impl Fn() -> String) -> bool {
+    headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag().as_bytes())
 }
 
-fn request_event(head: &Parts, peer: std::net::SocketAddr) -> proto::Request {
-    let header = |name| head.headers.get(name).map(|value: &http::HeaderValue| lossy(value.as_bytes())).unwrap_or_default();
-    proto::Request {
-        // On a socket of both families, an IPv4 client has an IPv6 address that holds its own.
-        peer: std::net::SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string(),
-        method: clipped(head.method.as_str(), 32),
-        endpoint: Endpoint::Other.name().into(),
-        range: clipped(&header(RANGE), 256),
-        user_agent: clipped(&header(USER_AGENT), 256),
-        protocol: if head.version == Version::HTTP_2 { "HTTP/2".into() } else { "HTTP/1.1".into() },
-        ..Default::default()
-    }
-}
-
-fn describe(asked: &Asked, entry: &mut Entry) {
-    entry.endpoint = asked.endpoint();
-    entry.request.endpoint = entry.endpoint.name().into();
-    let Asked::Registry(target) = asked else { return };
-    let (repository, reference) = match &target.route {
-        Route::Base | Route::Catalog(_) => (None, None),
-        Route::Tags(name, _) => (Some(name), None),
-        Route::Manifest(name, reference) => (Some(name), Some(reference.to_string())),
-        Route::Blob(name, digest) | Route::Referrers(name, digest, _) => (Some(name), Some(digest.to_string())),
-    };
-    entry.request.reference = reference.unwrap_or_default();
-    entry.request.repository = match (&target.namespace, repository) {
-        (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
-        (None, Some(name)) => name.to_string(),
-        (_, None) => String::new(),
-    };
-}
-
-/// Text of a header, whatever its bytes; control characters (of both ranges: a terminal obeys U+009B as it obeys ESC [) are written
-/// as escapes.
-fn lossy(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    if !text.contains(char::is_control) {
-        return text.into_owned();
-    }
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
-}
-
-/// At most `limit` bytes of a text that a client chose the length of.
-fn clipped(text: &str, limit: usize) -> String {
-    text.get(..text.floor_char_boundary(limit)).unwrap_or_default().to_owned()
-}
+#[cfg(test)]
+mod tests;

@@ -117,6 +117,6 @@ async fn verify(users: Option<&Users>, head: &Parts) -> Result<(), RegistryError
     match users.verify(credentials).await {
         Ok(true) => Ok(()),
         Ok(false) => refused,
-        Err(users::Busy) => Err(RegistryError::Busy),
+        Err(users::Busy) => Err(RegistryError::Busy("too many passwords wait to be verified")),
     }
 }

@@ -2,7 +2,6 @@
 //! more than one chunk, whole blobs are never in memory, and a file that turns out short ends the connection: never a short body
 //! passed off as a whole one.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
@@ -10,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -18,16 +17,33 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio::task::JoinHandle;
 
 use super::flight::{Budget, Chunk, Flight, Tails};
-use super::limits::Limits;
+use super::limits::{Limits, MINIMUM_RATE, SMALL_CHUNK, STALL};
 use super::log::Entry;
+use super::multipart::Multipart;
+use super::streams::Open;
 
 /// One stretch of a body.
-#[derive(Debug, Clone)]
-pub enum Part {
+#[derive(Debug)]
+pub(super) enum Part {
     /// Bytes in memory.
     Bytes(Bytes),
     /// A slice of the body's file.
     File(Range<u64>),
+}
+
+/// What slices of a body are of.
+#[derive(Debug, Clone)]
+pub(super) enum Content {
+    File(Arc<File>),
+    Memory(Bytes),
+}
+
+impl Content {
+    fn slice(&self, range: Range<u64>) -> Part {
+        let Self::Memory(bytes) = self else { return Part::File(range) };
+        let place = |at: u64| usize::try_from(at).map_or(bytes.len(), |at| at.min(bytes.len()));
+        Part::Bytes(bytes.slice(place(range.start)..place(range.end)))
+    }
 }
 
 impl Part {
@@ -42,50 +58,64 @@ impl Part {
 /// The body of a response. When it is dropped, its request is over and is logged.
 #[derive(Debug)]
 pub struct Body {
-    parts: VecDeque<Part>,
-    file: Option<Arc<File>>,
+    /// The part that is being sent, and those after it.
+    part: Option<Part>,
+    more: Option<Box<Multipart>>,
+    content: Content,
     reading: Option<JoinHandle<io::Result<Chunk>>>,
-    flight: Arc<Flight>,
+    /// Whose bytes in flight it adds to; none where it counts for itself.
+    budget: Option<Arc<Budget>>,
+    /// What is in flight, once something is that has to be watched.
+    flight: Option<Arc<Flight>>,
     /// Who watches over chunks that are still in flight when the body has ended.
     tails: Option<Arc<Tails>>,
+    /// What tells the connection that this response is under way.
+    open: Option<Open>,
     left: u64,
     sent: u64,
-    /// How slow the client may be; and when the present window began, and what had been sent by then.
-    limits: Limits,
-    window: (Instant, u64),
+    /// How slow the client may be; and, once something has been sent and more is to come, when the present window began, and what
+    /// had been sent by then.
+    stall: Duration,
+    minimum_rate: u64,
+    window: Option<(Instant, u64)>,
     entry: Option<Box<Entry>>,
 }
 
 impl Body {
     /// A body of these bytes.
     pub fn bytes(bytes: impl Into<Bytes>) -> Self {
-        Self::parts(VecDeque::from([Part::Bytes(bytes.into())]), None)
+        let bytes = bytes.into();
+        Self::new(bytes.len() as u64, Some(Part::Bytes(bytes)), None, Content::Memory(Bytes::new()))
     }
 
-    /// A body of these parts; slices are of `file`.
-    #[must_use]
-    pub fn parts(parts: VecDeque<Part>, file: Option<File>) -> Self {
-        let left = parts.iter().map(Part::len).sum();
-        let window = (Instant::now(), 0);
+    /// A slice of the content.
+    pub(super) fn slice(content: Content, range: Range<u64>) -> Self {
+        let part = content.slice(range);
+        Self::new(part.len(), Some(part), None, content)
+    }
+
+    /// Many slices of the content.
+    pub(super) fn multipart(content: Content, parts: Multipart) -> Self {
+        Self::new(parts.len(), None, Some(Box::new(parts)), content)
+    }
+
+    fn new(left: u64, part: Option<Part>, more: Option<Box<Multipart>>, content: Content) -> Self {
         Self {
-            parts,
-            file: file.map(Arc::new),
+            part,
+            more,
+            content,
             reading: None,
-            flight: Arc::default(),
+            budget: None,
+            flight: None,
             tails: None,
+            open: None,
             left,
             sent: 0,
-            limits: Limits::default(),
-            window,
+            stall: STALL,
+            minimum_rate: MINIMUM_RATE,
+            window: None,
             entry: None,
         }
-    }
-
-    /// The same body, slicing `file`.
-    #[must_use]
-    pub fn with_file(mut self, file: File) -> Self {
-        self.file = Some(Arc::new(file));
-        self
     }
 
     /// Length in bytes.
@@ -103,17 +133,16 @@ impl Body {
     /// The same head with no content, as HEAD and 304 have it.
     #[must_use]
     pub fn without_content(mut self) -> Self {
-        self.parts.clear();
-        self.left = 0;
+        (self.part, self.more, self.left) = (None, None, 0);
         self
     }
 
     /// Attaches what is logged when the body is dropped, how slow its client may be, and whose bytes in flight it adds to.
     #[must_use]
-    pub fn logged(mut self, entry: Entry, limits: Limits, budget: Arc<Budget>) -> Self {
+    pub fn logged(mut self, entry: Entry, limits: &Limits, budget: &Arc<Budget>) -> Self {
         self.entry = Some(Box::new(entry));
-        self.limits = limits;
-        self.flight = Arc::new(Flight::new(budget));
+        (self.stall, self.minimum_rate) = (limits.stall, limits.minimum_rate);
+        self.budget = Some(Arc::clone(budget));
         self
     }
 
@@ -124,6 +153,13 @@ impl Body {
         self
     }
 
+    /// Keeps the connection from being idle until its end.
+    #[must_use]
+    pub(super) fn keeping(mut self, open: Open) -> Self {
+        self.open = Some(open);
+        self
+    }
+
     fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         loop {
             if let Some(reading) = &mut self.reading {
@@ -131,18 +167,24 @@ impl Body {
                 self.reading = None;
                 return Poll::Ready(Some(self.took(read.unwrap_or_else(|stopped| Err(io::Error::other(stopped))))));
             }
-            match self.parts.front() {
-                None => return Poll::Ready(None),
-                Some(part) if part.len() == 0 => drop(self.parts.pop_front()),
+            match &self.part {
+                None => match self.more.as_mut().and_then(|more| more.next(|range| self.content.slice(range))) {
+                    None => return Poll::Ready(None),
+                    part => self.part = part,
+                },
+                Some(part) if part.len() == 0 => self.part = None,
                 Some(Part::Bytes(bytes)) => {
                     let bytes = bytes.clone();
-                    self.parts.pop_front();
-                    return Poll::Ready(Some(Ok(bytes)));
+                    self.part = None;
+                    let watched = self.tails.is_some() && bytes.len() > SMALL_CHUNK;
+                    return Poll::Ready(Some(Ok(if watched { self.flight().hold(bytes) } else { bytes })));
                 }
                 Some(Part::File(range)) => {
                     let (start, end) = (range.start, range.end);
-                    let Some(file) = self.file.clone() else { return Poll::Ready(Some(Err(io::ErrorKind::NotFound.into()))) };
-                    let chunk = ready!(self.flight.poll_chunk(end - start, context));
+                    let Content::File(file) = self.content.clone() else {
+                        return Poll::Ready(Some(Err(io::ErrorKind::NotFound.into())));
+                    };
+                    let chunk = ready!(self.flight().poll_chunk(end - start, context));
                     match read_cached(&file, start, chunk) {
                         Ok(Cached::Read(chunk)) => return Poll::Ready(Some(self.took(Ok(chunk)))),
                         Ok(Cached::NotThere(chunk)) => {
@@ -155,10 +197,15 @@ impl Body {
         }
     }
 
+    fn flight(&mut self) -> &Arc<Flight> {
+        let budget = &self.budget;
+        self.flight.get_or_insert_with(|| Arc::new(Flight::new(budget.clone().unwrap_or_default())))
+    }
+
     /// Accounts for bytes read from the slice in front.
     fn took(&mut self, read: io::Result<Chunk>) -> io::Result<Bytes> {
         let bytes = Bytes::from_owner(read?);
-        if let Some(Part::File(range)) = self.parts.front_mut() {
+        if let Some(Part::File(range)) = &mut self.part {
             range.start += bytes.len() as u64;
         }
         Ok(bytes)
@@ -166,13 +213,13 @@ impl Body {
 
     /// Refuses a client that takes less than the minimum rate over the time of a stall.
     fn check_rate(&mut self) -> io::Result<()> {
-        let (since, sent) = self.window;
+        let Some((since, sent)) = self.window else { return Ok(()) };
         let elapsed = since.elapsed();
-        if elapsed < self.limits.stall {
+        if elapsed < self.stall {
             return Ok(());
         }
-        self.window = (Instant::now(), self.sent);
-        if ((self.sent - sent) as f64) < self.limits.minimum_rate as f64 * elapsed.as_secs_f64() {
+        self.window = Some((Instant::now(), self.sent));
+        if ((self.sent - sent) as f64) < self.minimum_rate as f64 * elapsed.as_secs_f64() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads too slowly"));
         }
         Ok(())
@@ -196,6 +243,9 @@ impl http_body::Body for Body {
         let len = chunk.len() as u64;
         self.left = self.left.saturating_sub(len);
         self.sent += len;
+        if self.left > 0 && self.window.is_none() {
+            self.window = Some((Instant::now(), self.sent));
+        }
         Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
 
@@ -210,8 +260,8 @@ impl http_body::Body for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if let Some(tails) = &self.tails {
-            tails.add(&self.flight);
+        if let (Some(tails), Some(flight)) = (&self.tails, &self.flight) {
+            tails.add(flight);
         }
         if let Some(entry) = self.entry.take() {
             entry.finish(self.sent, self.left == 0);

@@ -59,6 +59,19 @@ impl RepositoryId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlobId(u32);
 
+impl BlobId {
+    /// The number: the place of the blob's digest among all, from 0.
+    pub(super) fn number(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The blob with this number.
+    #[cfg(test)]
+    pub(super) fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+}
+
 /// What the catalog says of one blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blob<'a> {
@@ -146,6 +159,12 @@ impl Catalog {
         let range = slice(&self.columns.repository_tag_ends, repository.0);
         let found = search(range.len(), |at| self.tag_bytes(range.start + at).cmp(tag.as_bytes()))?;
         self.columns.tag_manifests.get(range.start + found).map(|number| BlobId(*number))
+    }
+
+    /// The manifest that answers to every tag of a repository which has no other.
+    #[must_use]
+    pub fn every_tag(&self, repository: RepositoryId) -> Option<BlobId> {
+        self.columns.repository_every_tag.get(repository.0)?.checked_sub(1).map(BlobId)
     }
 
     /// A repository's tags after `last` (all for none), in order, with their manifests.
@@ -290,6 +309,10 @@ fn check(c: &proto::Catalog) -> Result<(), CatalogError> {
     ends("tag_name_ends", &c.tag_name_ends, c.tag_manifests.len(), c.tag_names.len())?;
     let is_manifest = |blob: &u32| c.kinds.get(*blob as usize).is_some_and(|kind| *kind > 0);
     expect("tag_manifests", c.tag_manifests.iter().all(is_manifest), "a tag names something that is no manifest")?;
+    let every = &c.repository_every_tag;
+    expect("repository_every_tag", every.is_empty() || every.len() == repositories, "one for each repository is expected")?;
+    let answers = every.iter().filter_map(|number| number.checked_sub(1));
+    expect("repository_every_tag", answers.into_iter().all(|blob| is_manifest(&blob)), "it names something that is no manifest")?;
     expect("referrer_manifests", c.referrer_manifests.iter().all(is_manifest), "a referrer is no manifest")?;
     expect("referrer_subjects", c.referrer_subjects.len() == c.referrer_manifests.len(), "one for each referrer is expected")?;
     expect("referrer_subjects", c.referrer_subjects.iter().all(|s| (*s as usize) < subjects), "a subject number is too large")
@@ -324,4 +347,43 @@ fn names(column: &'static str, bytes: &[u8], ends: &[u32], rows: Range<usize>) -
         before = Some(name);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_answers_to_every_tag() {
+        let (a, b): (crate::oci::Repository, crate::oci::Repository) = ("test/a".parse().unwrap(), "test/b".parse().unwrap());
+        let (manifest, other) = (Digest::sha256_of(b"manifest"), Digest::sha256_of(b"other"));
+        let build = |every: Option<Digest>| {
+            let mut builder = Builder::default();
+            builder.blob(&a, manifest, 8, None);
+            builder.blob(&b, other, 5, Some("application/vnd.oci.image.manifest.v1+json"));
+            every.into_iter().for_each(|digest| builder.every_tag(&b, digest).unwrap());
+            (builder.every_tag(&b, manifest).is_err(), builder.finish())
+        };
+        let (conflict, catalog) = build(Some(other));
+        assert!(conflict);
+        let catalog = Catalog::decode(catalog.encode().into()).unwrap();
+        let every = |name: &str| catalog.every_tag(catalog.repository(name).unwrap()).and_then(|id| catalog.blob(id));
+        assert_eq!((every("test/a"), every("test/b").map(|blob| blob.digest)), (None, Some(other)));
+        assert_eq!((catalog.tag_count(), catalog.tag(catalog.repository("test/b").unwrap(), "latest")), (0, None));
+
+        // A layer in the place of a manifest, and a column that is too short.
+        let (_, damaged) = build(None);
+        let error = Catalog::decode(damaged.encode().into()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the catalog is damaged: column repository_every_tag: it names something that is no manifest; pack the disk again"
+        );
+        let mut short = catalog;
+        short.columns.repository_every_tag.pop();
+        let error = Catalog::decode(short.encode().into()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the catalog is damaged: column repository_every_tag: one for each repository is expected; pack the disk again"
+        );
+    }
 }

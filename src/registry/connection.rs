@@ -5,28 +5,31 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::ready;
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::answer::Registry;
+use super::body::Body;
 use super::client::Client;
 use super::flight::Tails;
 use super::guard::Guarded;
-use super::limits::{ERRORS, HEAD, Limits, RESETS, STREAM_BUFFER, TLS_BUFFER};
+use super::limits::{CROWDED_STREAMS, ERRORS, HEAD, Limits, RESETS, STREAM_BUFFER, TLS_BUFFER, UNCROWDED};
 use super::metrics::HandshakeFailure;
+use super::streams::{Activity, Streams};
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, section 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -54,6 +57,27 @@ pub enum Transport {
 pub(super) struct Shared {
     pub registry: Arc<Registry>,
     pub handshakes: Semaphore,
+    /// Connections that have HTTP/2 at present.
+    pub multiplexed: AtomicUsize,
+}
+
+/// A connection with HTTP/2, as long as it lasts.
+#[derive(Debug)]
+struct Multiplexed<'a>(&'a AtomicUsize);
+
+impl Shared {
+    /// Counts a connection with HTTP/2, and says how many streams it may have.
+    fn multiplexed(&self) -> (Multiplexed<'_>, u32) {
+        let others = self.multiplexed.fetch_add(1, Ordering::Relaxed);
+        let most = self.registry.limits().streams;
+        (Multiplexed(&self.multiplexed), if others < UNCROWDED { most } else { most.min(CROWDED_STREAMS) })
+    }
+}
+
+impl Drop for Multiplexed<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Tells a connection to end after the response under way; it holds the drain open while it lives.
@@ -70,11 +94,12 @@ pub(super) async fn run(stream: TcpStream, client: Client, transport: Transport,
     let Ok(Some(first)) = timeout(limits.first_byte, first_bytes(&stream, &mut first)).await else { return };
     let is_tls = first.first() == Some(&TLS_HANDSHAKE);
     let http2 = first == HTTP2_PREFACE;
-    let stream = Guarded::new(stream, limits.stall);
+    let activity = Arc::<Activity>::default();
+    let stream = Guarded::new(stream, limits.stall, Arc::clone(&activity));
     let ended = match transport {
         Transport::Plain if is_tls => return refuse(stream, NOT_TLS).await,
         Transport::Tls(_) if !is_tls => return refuse(stream, NOT_PLAIN).await,
-        Transport::Plain => http(stream, http2, client, shared, closing).await,
+        Transport::Plain => http(stream, http2, client, shared, (activity, closing)).await,
         Transport::Tls(config) => {
             let shaken = timeout(limits.handshake, handshake(stream, config, &shared.handshakes)).await;
             let metrics = shared.registry.metrics();
@@ -90,7 +115,7 @@ pub(super) async fn run(stream: TcpStream, client: Client, transport: Transport,
             metrics.handshake(tls.get_ref().1.protocol_version());
             let certified = tls.get_ref().1.peer_certificates().is_some();
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-            http(tls, http2, Client { certified, ..client }, shared, closing).await
+            http(tls, http2, Client { certified, ..client }, shared, (activity, closing)).await
         }
     };
     if let Err(error) = ended {
@@ -144,61 +169,106 @@ async fn refuse(mut stream: Guarded<TcpStream>, answer: &[u8]) {
     }
 }
 
-async fn http<S>(stream: S, http2: bool, client: Client, shared: &Arc<Shared>, closing: Closing) -> hyper::Result<()>
+async fn http<S>(
+    stream: S,
+    http2: bool,
+    client: Client,
+    shared: &Arc<Shared>,
+    (activity, closing): (Arc<Activity>, Closing),
+) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let registry = Arc::clone(&shared.registry);
-    let limits = *registry.limits();
-    let tails = http2.then(Arc::<Tails>::default);
-    let watching = tails.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (registry, tails) = (Arc::clone(&registry), watching.clone());
-        // The body is dropped unread: there is nothing that a request's body could mean here.
-        let (head, _) = request.into_parts();
-        async move {
-            let response = registry.answer(&head, &client).await;
-            Ok::<_, Infallible>(match tails {
-                Some(tails) => response.map(|body| body.watched_by(tails)),
-                None => response,
-            })
-        }
-    });
+    let limits = *shared.registry.limits();
+    let tails = Arc::<Tails>::default();
+    activity.begin();
+    let overseer = if http2 { Overseer::Http2(Arc::clone(&tails)) } else { Overseer::Http1(Arc::clone(&activity)) };
+    let service = service(Arc::clone(&shared.registry), client, overseer);
     let mut told = closing.closing.clone();
     let io = TokioIo::new(stream);
-    if let Some(tails) = tails {
-        let mut connection = pin!(http2_builder(&limits).serve_connection(io, service));
-        let mut overdue = pin!(tails.overdue(limits.stall));
+    if !http2 {
+        let mut connection = pin!(http1_builder().serve_connection(io, service));
+        let mut no_head = pin!(activity.idle(limits.request_head));
         tokio::select! {
             ended = connection.as_mut() => return ended,
-            () = overdue.as_mut() => return Ok(()),
+            () = no_head.as_mut() => return Ok(()),
             _ = told.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
         }
-        tokio::select! {
+        return tokio::select! {
             ended = connection => ended,
-            () = overdue => Ok(()),
-        }
-    } else {
-        let mut connection = pin!(http1_builder(&limits).serve_connection(io, service));
-        tokio::select! {
-            ended = connection.as_mut() => return ended,
-            _ = told.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
-        }
-        connection.await
+            () = no_head => Ok(()),
+        };
+    }
+    let streams = Streams { stall: limits.stall, activity: Arc::clone(&activity) };
+    let (_counted, most) = shared.multiplexed();
+    // Where there are many connections, an idle one makes room for the next.
+    let patience = if most < limits.streams { limits.idle.min(limits.request_head) } else { limits.idle };
+    let mut connection = pin!(http2_builder(&limits, streams, most).serve_connection(io, service));
+    let mut overdue = pin!(tails.overdue(limits.stall));
+    let idle = tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = overdue.as_mut() => return Ok(()),
+        () = activity.idle(patience) => true,
+        _ = told.wait_for(|closing| *closing) => false,
+    };
+    // The client is told. A stream that it opened before it knew is still served.
+    connection.as_mut().graceful_shutdown();
+    let silent = async {
+        sleep(limits.stall).await;
+        activity.idle(limits.stall).await;
+    };
+    tokio::select! {
+        ended = connection => ended,
+        () = overdue => Ok(()),
+        () = silent, if idle => Ok(()),
     }
 }
 
-fn http1_builder(limits: &Limits) -> http1::Builder {
+/// Who watches over the responses of a connection.
+#[derive(Debug, Clone)]
+enum Overseer {
+    /// A connection has to be told when one is under way.
+    Http1(Arc<Activity>),
+    /// Streams know, and only what they leave has to be watched.
+    Http2(Arc<Tails>),
+}
+
+/// Answers the requests of one client.
+fn service(
+    registry: Arc<Registry>,
+    client: Client,
+    overseer: Overseer,
+) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static> + Send {
+    service_fn(move |request: Request<Incoming>| {
+        let (registry, overseer) = (Arc::clone(&registry), overseer.clone());
+        // The body is dropped unread: there is nothing that a request's body could mean here.
+        let (head, _) = request.into_parts();
+        // On the heap, so that its memory is free again while the answer is being read, and in vain.
+        Box::pin(async move {
+            let open = if let Overseer::Http1(activity) = &overseer { Some(Activity::open(activity)) } else { None };
+            let response = registry.answer(&head, &client).await;
+            Ok::<_, Infallible>(response.map(|body| match (overseer, open) {
+                (Overseer::Http2(tails), _) => body.watched_by(tails),
+                (_, Some(open)) => body.keeping(open),
+                (_, None) => body,
+            }))
+        })
+    })
+}
+
+fn http1_builder() -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(limits.request_head).max_header_size(HEAD).max_buf_size(HEAD);
+    // A client that has said all it wants to say, and said so, is answered all the same.
+    builder.half_close(true);
+    builder.max_header_size(HEAD).max_buf_size(HEAD);
     builder
 }
 
-fn http2_builder(limits: &Limits) -> http2::Builder<Streams> {
-    let mut builder = http2::Builder::new(Streams { stall: limits.stall });
+fn http2_builder(limits: &Limits, streams: Streams, count: u32) -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(streams);
     builder
         .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.streams)
+        .max_concurrent_streams(count)
         .max_send_buf_size(STREAM_BUFFER)
         .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(RESETS)
@@ -206,42 +276,4 @@ fn http2_builder(limits: &Limits) -> http2::Builder<Streams> {
         .keep_alive_interval(limits.ping)
         .keep_alive_timeout(limits.ping);
     builder
-}
-
-/// Runs the streams of an HTTP/2 connection. A stream that nothing happens on for `stall` (its peer gives it no window) is dropped,
-/// which resets it; the others go on.
-#[derive(Debug, Clone, Copy)]
-struct Streams {
-    stall: Duration,
-}
-
-impl<F> hyper::rt::Executor<F> for Streams
-where
-    F: Future + Send + 'static,
-    F::Output: Send,
-{
-    fn execute(&self, stream: F) {
-        tokio::spawn(Watched { stream: Box::pin(stream), patience: self.stall, stalled: Box::pin(sleep(self.stall)) });
-    }
-}
-
-struct Watched<F> {
-    stream: Pin<Box<F>>,
-    patience: Duration,
-    stalled: Pin<Box<Sleep>>,
-}
-
-impl<F: Future> Future for Watched<F> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.stalled.as_mut().poll(context).is_ready() || self.stream.as_mut().poll(context).is_ready() {
-            return Poll::Ready(());
-        }
-        let deadline = tokio::time::Instant::now() + self.patience;
-        self.stalled.as_mut().reset(deadline);
-        // A reset timer must be polled to be armed.
-        let _ = self.stalled.as_mut().poll(context);
-        Poll::Pending
-    }
 }

@@ -33,8 +33,8 @@ pub enum RegistryError {
     BadRequest(&'static str),
     /// Credentials or a token are needed, or were wrong.
     Unauthorized(Challenge),
-    /// Too much is asked for at once.
-    Busy,
+    /// Too much is asked for at once: of what.
+    Busy(&'static str),
     /// The disk did not give what its catalog says it holds.
     Disk,
     /// The disk does not answer, or not as its catalog says.
@@ -93,12 +93,9 @@ impl RegistryError {
             Self::Unauthorized(challenge) => {
                 (S::UNAUTHORIZED, "UNAUTHORIZED", "authentication required", challenge.detail().into())
             }
-            Self::Busy => (
-                S::TOO_MANY_REQUESTS,
-                "TOOMANYREQUESTS",
-                "too many requests",
-                "too many passwords wait to be verified; come again in a second".into(),
-            ),
+            Self::Busy(what) => {
+                (S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many requests", format!("{what}; come again in a second"))
+            }
             Self::Disk => (
                 S::INTERNAL_SERVER_ERROR,
                 "UNKNOWN",

@@ -14,7 +14,8 @@ pub const QUEUE: usize = 4096;
 /// The sending end of the queue.
 #[derive(Debug, Clone)]
 pub struct Events {
-    queue: SyncSender<Event>,
+    /// None where nobody listens, and nobody misses anything.
+    queue: Option<SyncSender<Event>>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -23,13 +24,26 @@ impl Events {
     #[must_use]
     pub fn queue() -> (Self, Receiver<Event>) {
         let (queue, receiver) = sync_channel(QUEUE);
-        (Self { queue, dropped: Arc::default() }, receiver)
+        (Self { queue: Some(queue), dropped: Arc::default() }, receiver)
+    }
+
+    /// Events that nobody listens to.
+    #[must_use]
+    pub fn unheard() -> Self {
+        Self { queue: None, dropped: Arc::default() }
+    }
+
+    /// Whether somebody listens.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.queue.is_some()
     }
 
     /// Queues `event`, stamped with the present time; where the queue is full it is counted as dropped.
     pub fn emit(&self, event: event::Event) {
+        let Some(queue) = &self.queue else { return };
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        if self.queue.try_send(Event { time, event: Some(event) }).is_err() {
+        if queue.try_send(Event { time, event: Some(event) }).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }

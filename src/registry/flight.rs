@@ -7,15 +7,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::limits::{CHUNK, IN_FLIGHT, SMALL_CHUNK};
+use bytes::Bytes;
+
+use super::limits::{CHUNK, IN_FLIGHT, SHARE, SMALL_CHUNK};
 
 /// Bytes that all bodies of a server have in flight.
 #[derive(Debug, Default)]
 pub struct Budget(AtomicUsize);
 
 impl Budget {
+    /// How large the next chunk of a body may be: a power of two, so that buffers are used again.
+    fn allowance(&self) -> usize {
+        let left = IN_FLIGHT.saturating_sub(self.0.load(Ordering::Relaxed));
+        let share = (left / SHARE).clamp(SMALL_CHUNK, CHUNK);
+        1 << share.ilog2()
+    }
+
     fn is_spent(&self) -> bool {
-        self.0.load(Ordering::Relaxed) >= IN_FLIGHT
+        self.allowance() == SMALL_CHUNK
     }
 }
 
@@ -43,23 +52,46 @@ impl Flight {
     /// been written.
     pub fn poll_chunk(self: &Arc<Self>, wanted: u64, context: &Context<'_>) -> Poll<Chunk> {
         let mut state = self.state();
-        let largest = match self.budget.is_spent() {
-            true if state.chunks > 0 => {
-                state.waiting = Some(context.waker().clone());
-                return Poll::Pending;
-            }
-            true => SMALL_CHUNK,
-            false => CHUNK,
-        };
+        let largest = self.budget.allowance();
+        if largest == SMALL_CHUNK && state.chunks > 0 {
+            state.waiting = Some(context.waker().clone());
+            return Poll::Pending;
+        }
         let size = usize::try_from(wanted).map_or(largest, |wanted| wanted.min(largest));
-        let buffer = state.spare.take().filter(|spare| spare.len() == size).unwrap_or_else(|| vec![0; size]);
+        // A buffer that is a little larger does as well; a much larger one would take what others need.
+        let spare = state.spare.take().filter(|spare| (size..=size * 2).contains(&spare.len()));
+        let buffer = spare.unwrap_or_else(|| vec![0; size]);
         state.chunks += 1;
-        self.budget.0.fetch_add(size, Ordering::Relaxed);
+        self.budget.0.fetch_add(buffer.len(), Ordering::Relaxed);
         Poll::Ready(Chunk { buffer, filled: 0, flight: Arc::clone(self) })
+    }
+
+    /// The same bytes, in flight as long as anybody has them. They are in memory already, and add nothing to the budget.
+    pub fn hold(self: &Arc<Self>, bytes: Bytes) -> Bytes {
+        self.state().chunks += 1;
+        Bytes::from_owner(Held { bytes, flight: Arc::clone(self) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+struct Held {
+    bytes: Bytes,
+    flight: Arc<Flight>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.flight.state().chunks -= 1;
     }
 }
 
@@ -134,5 +166,75 @@ impl Tails {
 
     fn ended(&self) -> MutexGuard<'_, Vec<(Instant, Weak<Flight>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(flight: &Arc<Flight>) -> Option<Chunk> {
+        match flight.poll_chunk(u64::MAX, &Context::from_waker(Waker::noop())) {
+            Poll::Ready(chunk) => Some(chunk),
+            Poll::Pending => None,
+        }
+    }
+
+    /// So many bodies, each of which takes all that it gets and gives nothing back.
+    fn greedy(bodies: usize) -> (Vec<Arc<Flight>>, Vec<Chunk>) {
+        let budget = Arc::<Budget>::default();
+        let flights: Vec<_> = (0..bodies).map(|_| Arc::new(Flight::new(Arc::clone(&budget)))).collect();
+        let mut taken = Vec::new();
+        while let Some(round) = Some(flights.iter().filter_map(chunk).collect::<Vec<_>>()).filter(|round| !round.is_empty()) {
+            taken.extend(round);
+        }
+        (flights, taken)
+    }
+
+    #[test]
+    fn bodies_that_take_all_they_get_hold_the_budget_and_one_small_chunk_each() {
+        for bodies in [1, 64, 1000, 4096] {
+            let (flights, taken) = greedy(bodies);
+            let held: usize = taken.iter().map(|chunk| chunk.buffer.len()).sum();
+            assert!(held <= IN_FLIGHT + bodies * SMALL_CHUNK, "{bodies}: {held}");
+            assert!(flights.iter().all(|flight| flight.state().chunks > 0), "{bodies}: each got something");
+        }
+    }
+
+    #[test]
+    fn sixty_four_bodies_that_are_read_have_large_chunks() {
+        let budget = Arc::<Budget>::default();
+        let flights: Vec<_> = (0..64).map(|_| Arc::new(Flight::new(Arc::clone(&budget)))).collect();
+        let mut held: Vec<Option<Chunk>> = flights.iter().map(chunk).collect();
+        for _ in 0..20 {
+            for (flight, place) in flights.iter().zip(&mut held) {
+                *place = None;
+                *place = chunk(flight);
+            }
+        }
+        let sizes: Vec<usize> = held.iter().flatten().map(|chunk| chunk.buffer.len()).collect();
+        assert!(sizes.len() == 64 && sizes.iter().all(|size| *size >= 32 << 10), "{sizes:?}");
+    }
+
+    #[test]
+    fn what_is_given_back_is_there_again() {
+        let (flights, taken) = greedy(100);
+        assert!(chunk(&flights[0]).is_none());
+        drop(taken);
+        assert_eq!(flights[0].budget.0.load(Ordering::Relaxed), 0);
+        assert_eq!(chunk(&flights[0]).unwrap().buffer.len(), CHUNK);
+    }
+
+    #[test]
+    fn bytes_of_a_body_that_has_ended_are_watched() {
+        let flight = Arc::new(Flight::new(Arc::default()));
+        let held = flight.hold(Bytes::from_static(b"list"));
+        assert_eq!((&held[..], flight.state().chunks), (&b"list"[..], 1));
+        let tails = Tails::default();
+        tails.add(&flight);
+        drop(flight);
+        assert_eq!(tails.ended()[0].1.strong_count(), 1);
+        drop(held);
+        assert_eq!(tails.ended()[0].1.strong_count(), 0);
     }
 }

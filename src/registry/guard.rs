@@ -2,25 +2,29 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::streams::{Activity, Open};
+
 /// `stream`, with a bound on how long a write may wait.
 #[derive(Debug)]
 pub(super) struct Guarded<S> {
     stream: S,
     patience: Duration,
-    /// Set while a write waits.
-    waiting: Option<Pin<Box<Sleep>>>,
+    activity: Arc<Activity>,
+    /// Set while a write waits. The connection is not idle then: its peer still reads what was said last.
+    waiting: Option<(Pin<Box<Sleep>>, Open)>,
 }
 
 impl<S> Guarded<S> {
     /// Lets each write on `stream` wait for `patience` at most.
-    pub fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, waiting: None }
+    pub fn new(stream: S, patience: Duration, activity: Arc<Activity>) -> Self {
+        Self { stream, patience, activity, waiting: None }
     }
 
     /// Passes on what a write came to, or fails it where it has waited too long.
@@ -29,8 +33,8 @@ impl<S> Guarded<S> {
             self.waiting = None;
             return written;
         }
-        let patience = self.patience;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let (patience, activity) = (self.patience, &self.activity);
+        let (waiting, _) = self.waiting.get_or_insert_with(|| (Box::pin(sleep(patience)), Activity::open(activity)));
         if waiting.deadline() > Instant::now() && waiting.as_mut().poll(context).is_pending() {
             return Poll::Pending;
         }

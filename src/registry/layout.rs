@@ -16,17 +16,19 @@ mod error;
 mod tree;
 
 pub use error::LayoutError;
-pub use tree::{Content, Directory, Tree};
+pub use tree::{Content, Directory, Identity, Tree};
 
 /// Largest `index.json`, in bytes: some 200,000 images.
 const MAX_INDEX: u64 = 64 << 20;
 /// Deepest nesting of indexes: an index of indexes is rare, and eight levels are a mistake or an attack.
-const MAX_DEPTH: usize = 8;
+pub const MAX_DEPTH: usize = 8;
 /// Most manifests below one image.
-const MAX_MANIFESTS: usize = 10_000;
+pub const MAX_MANIFESTS: usize = 10_000;
 
 /// The annotation that names an image in `index.json` (image specification, "Pre-Defined Annotation Keys").
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The annotation, beside one that names it, of an image that answers to every tag of its repository which no other has: `true`.
+pub const EVERY_TAG: &str = "localregistry.every-tag";
 /// The annotation by which containerd names an image in full.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
@@ -50,12 +52,16 @@ pub struct Image {
     pub repository: Repository,
     /// Its tag, where it has one.
     pub tag: Option<Tag>,
+    /// Whether it answers to every other tag of the repository as well.
+    pub every_tag: bool,
     /// Whether the layout gives its repository; else it is filed by [`Reading::unnamed`] or beside what it refers to.
     pub named: bool,
     /// Digest of the manifest or index that is the image.
     pub digest: Digest,
     /// Everything reachable from it, itself first, each once.
     pub blobs: Arc<[Blob]>,
+    /// What it names and the layout does not have ([`Reading::lenient`]).
+    pub missing: Arc<[Blob]>,
 }
 
 impl Image {
@@ -85,6 +91,48 @@ pub struct Reading<'a> {
     pub unnamed: Option<&'a Repository>,
     /// Whether manifests are hashed as they are read. (Other blobs are never opened here.)
     pub verify: bool,
+    /// Whether an image may lack layers, and an index manifests: they then are in [`Image::missing`], and else an error.
+    pub lenient: bool,
+}
+
+/// What an image names.
+#[derive(Debug, Clone, Default)]
+struct Named {
+    there: Arc<[Blob]>,
+    missing: Arc<[Blob]>,
+}
+
+/// An entry of `index.json`, with the name that its annotations give it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// What it describes.
+    pub descriptor: Descriptor,
+    /// The repository, where it is named.
+    pub repository: Option<Repository>,
+    /// The tag, where it has one.
+    pub tag: Option<Tag>,
+    /// Whether it answers to every other tag of the repository as well.
+    pub every_tag: bool,
+}
+
+/// The entries of the layout's `index.json`, in its order.
+///
+/// # Errors
+/// [`LayoutError`], where it is no layout, or a name is none.
+pub fn entries(tree: &dyn Tree) -> Result<Vec<Entry>, LayoutError> {
+    let marker: Marker = json(tree, "oci-layout", 4096)?;
+    if marker.image_layout_version != "1.0.0" {
+        return Err(LayoutError::Version(marker.image_layout_version));
+    }
+    let index: Index = json(tree, "index.json", MAX_INDEX)?;
+    let named = |mut descriptor: Descriptor| {
+        let (repository, tag) = name_of(&descriptor)?;
+        let every_tag = descriptor.annotations.get(EVERY_TAG).is_some_and(|value| value == "true");
+        // They have said what they have to say, and take the most memory of it all.
+        descriptor.annotations = HashMap::new();
+        Ok(Entry { descriptor, repository, tag, every_tag })
+    };
+    index.manifests.into_iter().map(named).collect()
 }
 
 /// Every image of the layout in `tree`, in the order of its `index.json`.
@@ -92,22 +140,18 @@ pub struct Reading<'a> {
 /// # Errors
 /// [`LayoutError`], at the first thing that is wrong.
 pub fn images(tree: &dyn Tree, reading: Reading<'_>) -> Result<Vec<Image>, LayoutError> {
-    let marker: Marker = json(tree, "oci-layout", 4096)?;
-    if marker.image_layout_version != "1.0.0" {
-        return Err(LayoutError::Version(marker.image_layout_version));
-    }
-    let index: Index = json(tree, "index.json", MAX_INDEX)?;
-    let mut walk = Walk { tree, verify: reading.verify, seen: HashMap::new() };
+    let entries = entries(tree)?;
+    let mut walk = Walk { tree, reading, seen: HashMap::new() };
     let mut images = Vec::new();
     let mut unnamed = Vec::new();
-    for descriptor in &index.manifests {
-        match name_of(descriptor)? {
+    for Entry { descriptor, repository, tag, every_tag } in &entries {
+        match (repository.clone(), tag.clone()) {
             (None, None) => unnamed.push(descriptor),
             (repository, tag) => {
                 let named = repository.is_some();
                 let repository = repository.or_else(|| reading.unnamed.cloned());
                 let repository = repository.ok_or(LayoutError::Unnamed { digest: descriptor.digest })?;
-                images.push(Image { named, ..walk.image(repository, tag, descriptor)? });
+                images.push(Image { named, every_tag: *every_tag, ..walk.image(repository, tag, descriptor)? });
             }
         }
     }
@@ -123,31 +167,25 @@ fn file_unnamed(
     unnamed: &[&Descriptor],
     default: Option<&Repository>,
 ) -> Result<(), LayoutError> {
-    let mut waiting: Vec<(Arc<[Blob]>, &Descriptor)> = Vec::new();
+    let mut waiting: Vec<(Named, &Descriptor)> = Vec::new();
     for descriptor in unnamed {
         waiting.push((walk.content(&descriptor.digest.to_string(), descriptor)?, descriptor));
     }
     loop {
         let before = waiting.len();
         let mut left = Vec::new();
-        for (blobs, descriptor) in waiting {
-            let subject = blobs.first().and_then(|root| root.subject);
+        for (content, descriptor) in waiting {
+            let subject = content.there.first().and_then(|root| root.subject);
             let holders: HashSet<Repository> = images
                 .iter()
                 .filter(|image| image.blobs.iter().any(|blob| Some(blob.digest) == subject))
                 .map(|image| image.repository.clone())
                 .collect();
             if holders.is_empty() {
-                left.push((blobs, descriptor));
+                left.push((content, descriptor));
                 continue;
             }
-            images.extend(holders.into_iter().map(|repository| Image {
-                repository,
-                tag: None,
-                named: false,
-                digest: descriptor.digest,
-                blobs: Arc::clone(&blobs),
-            }));
+            images.extend(holders.into_iter().map(|repository| unnamed_image(repository, descriptor, content.clone())));
         }
         waiting = left;
         if waiting.len() == before {
@@ -156,12 +194,17 @@ fn file_unnamed(
     }
     let only = images.first().map(|image| image.repository.clone());
     let only = only.filter(|only| images.iter().all(|image| image.repository == *only));
-    for (blobs, descriptor) in waiting {
+    for (content, descriptor) in waiting {
         let repository = default.cloned().or_else(|| only.clone());
         let repository = repository.ok_or(LayoutError::Unnamed { digest: descriptor.digest })?;
-        images.push(Image { repository, tag: None, named: false, digest: descriptor.digest, blobs });
+        images.push(unnamed_image(repository, descriptor, content));
     }
     Ok(())
+}
+
+fn unnamed_image(repository: Repository, descriptor: &Descriptor, content: Named) -> Image {
+    let (blobs, missing) = (content.there, content.missing);
+    Image { repository, tag: None, every_tag: false, named: false, digest: descriptor.digest, blobs, missing }
 }
 
 /// The catalog of these images.
@@ -177,12 +220,16 @@ pub fn catalog(images: &[Image]) -> Result<catalog::Catalog, LayoutError> {
                 builder.referrer(&image.repository, subject, blob.digest);
             }
         }
-        let Some(tag) = &image.tag else { continue };
-        builder.tag(&image.repository, tag, image.digest).map_err(|conflict| LayoutError::Conflict {
+        let conflict = |conflict: catalog::TagConflict| LayoutError::Conflict {
             image: image.name(),
             first: Box::new(conflict.holder),
             second: Box::new(image.digest),
-        })?;
+        };
+        if image.every_tag {
+            builder.every_tag(&image.repository, image.digest).map_err(conflict)?;
+        }
+        let Some(tag) = &image.tag else { continue };
+        builder.tag(&image.repository, tag, image.digest).map_err(conflict)?;
         // The referrers tag schema (distribution specification, "Referrers Tag Schema"): an index tagged with its subject's digest.
         if let Some(subject) = tag.subject() {
             let listed = image.blobs.iter().skip(1).filter(|blob| blob.manifest.is_some());
@@ -225,24 +272,25 @@ fn read(content: Content<'_>, limit: u64) -> io::Result<Vec<u8>> {
 
 struct Walk<'a> {
     tree: &'a dyn Tree,
-    verify: bool,
+    reading: Reading<'a>,
     /// Content of the images walked so far: many tags name one manifest.
-    seen: HashMap<Digest, Arc<[Blob]>>,
+    seen: HashMap<Digest, Named>,
 }
 
 impl Walk<'_> {
     fn image(&mut self, repository: Repository, tag: Option<Tag>, root: &Descriptor) -> Result<Image, LayoutError> {
-        let mut image = Image { repository, tag, named: true, digest: root.digest, blobs: Arc::default() };
-        image.blobs = self.content(&image.name(), root)?;
+        let mut image = Image { tag, named: true, ..unnamed_image(repository, root, Named::default()) };
+        let content = self.content(&image.name(), root)?;
+        (image.blobs, image.missing) = (content.there, content.missing);
         Ok(image)
     }
 
     /// Everything that `root` names, itself first.
-    fn content(&mut self, image: &str, root: &Descriptor) -> Result<Arc<[Blob]>, LayoutError> {
+    fn content(&mut self, image: &str, root: &Descriptor) -> Result<Named, LayoutError> {
         if let Some(known) = self.seen.get(&root.digest) {
-            return Ok(Arc::clone(known));
+            return Ok(known.clone());
         }
-        let mut found = Vec::new();
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
         let mut listed = HashSet::new();
         let mut manifests = vec![(root.clone(), 0)];
         let mut count = 0;
@@ -257,34 +305,49 @@ impl Walk<'_> {
             if depth > MAX_DEPTH {
                 return Err(LayoutError::Depth { image: image.to_owned(), digest: descriptor.digest });
             }
-            let manifest = self.manifest(image, &descriptor)?;
+            let manifest = match self.manifest(image, &descriptor, depth) {
+                Err(error) if depth > 0 && self.is_forgiven(&error) => {
+                    missing.push(content_of(&descriptor));
+                    continue;
+                }
+                manifest => manifest?,
+            };
             found.push(Blob {
-                digest: descriptor.digest,
-                size: descriptor.size,
                 manifest: Some(served_type(&descriptor, &manifest)),
                 subject: manifest.subject.as_ref().map(|subject| subject.digest),
+                ..content_of(&descriptor)
             });
             for blob in &manifest.blobs {
                 if listed.insert(blob.digest) {
-                    self.expect(image, "layer or config", blob)?;
-                    found.push(Blob { digest: blob.digest, size: blob.size, manifest: None, subject: None });
+                    match self.expect(image, kind(blob), blob) {
+                        Err(error) if self.is_forgiven(&error) => missing.push(content_of(blob)),
+                        opened => {
+                            opened?;
+                            found.push(content_of(blob));
+                        }
+                    }
                 }
             }
             manifests.extend(manifest.manifests.into_iter().rev().map(|child| (child, depth + 1)));
         }
-        let found: Arc<[Blob]> = found.into();
-        self.seen.insert(root.digest, Arc::clone(&found));
-        Ok(found)
+        let named = Named { there: found.into(), missing: missing.into() };
+        self.seen.insert(root.digest, named.clone());
+        Ok(named)
     }
 
-    fn manifest(&self, image: &str, descriptor: &Descriptor) -> Result<Manifest, LayoutError> {
+    fn is_forgiven(&self, error: &LayoutError) -> bool {
+        self.reading.lenient && error.is_missing()
+    }
+
+    fn manifest(&self, image: &str, descriptor: &Descriptor, depth: usize) -> Result<Manifest, LayoutError> {
         let path = descriptor.digest.blob_path();
         if descriptor.size > MAX_MANIFEST {
             return Err(LayoutError::TooLarge { image: image.to_owned(), digest: descriptor.digest, size: descriptor.size });
         }
-        let content = self.expect(image, "manifest", descriptor)?;
-        let content = read(content, MAX_MANIFEST).map_err(|cause| blob_error(image, "manifest", descriptor, cause))?;
-        if self.verify {
+        let what = if depth == 0 { error::ROOT } else { "manifest of its index" };
+        let content = self.expect(image, what, descriptor)?;
+        let content = read(content, MAX_MANIFEST).map_err(|cause| blob_error(image, what, descriptor, cause))?;
+        if self.reading.verify {
             let mut hasher = crate::oci::Hasher::new(descriptor.digest.algorithm());
             hasher.update(&content);
             let found = hasher.finish();
@@ -307,6 +370,16 @@ impl Walk<'_> {
     }
 }
 
+/// What is known of content without opening it.
+fn content_of(descriptor: &Descriptor) -> Blob {
+    Blob { digest: descriptor.digest, size: descriptor.size, manifest: None, subject: None }
+}
+
+/// What messages call content of an image.
+fn kind(descriptor: &Descriptor) -> &'static str {
+    if media_type::is_nondistributable(&descriptor.media_type) { "non-distributable layer" } else { "layer or config" }
+}
+
 fn blob_error(image: &str, what: &'static str, descriptor: &Descriptor, cause: io::Error) -> LayoutError {
     let (path, size) = (descriptor.digest.blob_path(), descriptor.size);
     LayoutError::Blob { image: image.to_owned(), what, path, size, cause }
@@ -314,7 +387,8 @@ fn blob_error(image: &str, what: &'static str, descriptor: &Descriptor, cause: i
 
 /// The media type that a manifest is served with: what it says of itself (clients hold the two against each other), else what
 /// its descriptor says.
-fn served_type(descriptor: &Descriptor, manifest: &Manifest) -> String {
+#[must_use]
+pub fn served_type(descriptor: &Descriptor, manifest: &Manifest) -> String {
     let described = &descriptor.media_type;
     let same_kind =
         media_type::is_manifest(described) && media_type::is_index(described) == media_type::is_index(&manifest.media_type);

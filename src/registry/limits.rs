@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+pub mod chosen;
+
 /// How long a new connection may send nothing: a client that connects speaks at once.
 pub const FIRST_BYTE: Duration = Duration::from_secs(5);
 /// How long a TLS handshake may take. A node under emulation needs some hundred milliseconds.
@@ -15,6 +17,10 @@ pub const REQUEST_HEAD: Duration = Duration::from_secs(10);
 pub const STALL: Duration = Duration::from_secs(30);
 /// How often an HTTP/2 peer that is silent is asked whether it is there, and how long it has to answer.
 pub const PING: Duration = Duration::from_secs(20);
+/// How long an HTTP/2 connection may have no stream, however well its peer answers. A node pulls again within seconds or not at all,
+/// Go's clients close theirs after 90 s, and a client is told (GOAWAY) before its connection ends, so that it loses no request. An
+/// idle HTTP/1.1 connection ends after [`REQUEST_HEAD`]: longer than Apache's 5 s, with which every client copes.
+pub const IDLE: Duration = Duration::from_secs(60);
 /// Slowest reader that is served, in bytes a second over each [`STALL`]: a tenth of a 56k modem.
 pub const MINIMUM_RATE: u64 = 512;
 /// Connections at once: 1,000 nodes may pull. What their bodies hold together is bounded by [`IN_FLIGHT`].
@@ -29,6 +35,12 @@ pub const TLS_BUFFER: usize = 32 << 10;
 pub const HANDSHAKES: usize = 1;
 /// Streams of one HTTP/2 connection at once. containerd opens at most 10 for a pull.
 pub const STREAMS: u32 = 32;
+/// HTTP/2 connections at once of which each may have [`STREAMS`]. Those that come while there are as many have [`CROWDED_STREAMS`], and
+/// may be idle for no longer than [`REQUEST_HEAD`]: so a thousand connections with every stream stalled cost some 60 MiB, of which
+/// the connections alone are 40. Go's clients, which all runtimes have, open another connection for more.
+pub const UNCROWDED: usize = 32;
+/// Streams at once of an HTTP/2 connection that finds [`UNCROWDED`] others.
+pub const CROWDED_STREAMS: u32 = 2;
 /// Bytes of one HTTP/2 stream that wait in memory for its peer's window.
 pub const STREAM_BUFFER: usize = 256 << 10;
 /// Streams that a peer may reset before they are answered, until the connection is closed (CVE-2023-44487).
@@ -40,19 +52,37 @@ pub const ERRORS: usize = 128;
 pub const HEAD: usize = 64 << 10;
 /// Most ranges in one request; a client that asks for more is told to halve its list (400).
 pub const RANGES: usize = 1024;
-/// Most names in one page of a list. A client that asks for more gets this many and a `Link`.
-pub const PAGE: usize = 10_000;
+/// Most entries in one page of a list. A client that asks for more gets this many and a `Link`. With names of 255 bytes a page is a
+/// quarter of a megabyte.
+pub const PAGE: usize = 1000;
+/// Bytes of referrers' manifests after which a page of them ends: clients take indexes of 4 MiB at most, and many less.
+pub const REFERRERS: usize = 1 << 20;
+/// Bytes of all lists and metrics that are made and not yet written. Who asks for one while there is no room waits for
+/// [`DOCUMENT_WAIT`], and is then told to come again (429); images are served as ever.
+pub const DOCUMENTS: usize = 8 << 20;
+/// How long a list may wait for room among the [`DOCUMENTS`].
+pub const DOCUMENT_WAIT: Duration = Duration::from_secs(10);
+/// Requests that may wait so, each with a head of [`HEAD`] bytes at most. Further ones are told at once to come again.
+pub const DOCUMENT_WAITERS: usize = 128;
 /// File descriptors that the process needs beside those of its connections: listeners, the runtime's, the store's, the log's.
 pub const OWN_DESCRIPTORS: usize = 32;
 /// How long accepting, and opening a blob, pause where the process has no file descriptor left.
 pub const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes read from the disk at once.
 pub const CHUNK: usize = 128 << 10;
-/// Bytes of all bodies that are read and not yet written: 64 chunks. From there on each body has [`SMALL_CHUNK`] in flight and no
-/// more, so that a thousand readers that take nothing hold some 24 MiB, and the next one is served all the same.
-pub const IN_FLIGHT: usize = 8 << 20;
-/// Bytes read at once where [`IN_FLIGHT`] is reached: the payload of one frame or TLS record.
-pub const SMALL_CHUNK: usize = 16 << 10;
+/// Bytes of all bodies that are read and not yet written. The nearer they come to it, the smaller each body's next chunk is: a
+/// [`SHARE`]th of what is left, so that 24 clients still read [`CHUNK`] at once, 64 read 32 KiB and more, and a thousand 2 KiB.
+pub const IN_FLIGHT: usize = 4 << 20;
+/// Which part of the room left in [`IN_FLIGHT`] one chunk may take.
+pub const SHARE: usize = 8;
+/// Bytes read at once where [`IN_FLIGHT`] is reached. Then each body has one such chunk in flight and no more: thousands of streams
+/// that take nothing hold some megabytes, and the next one is served all the same.
+pub const SMALL_CHUNK: usize = 1 << 10;
+/// Largest manifest that is kept in memory from its first request on, in bytes: most have one to four KiB.
+pub const KEPT_MANIFEST: u64 = 16 << 10;
+/// Manifests that are kept in memory, 8 MiB at most. The first ones stay, and all others come from the disk: what one client asks for
+/// takes nothing from another.
+pub const KEPT: usize = 512;
 /// How long a token is good for: as short as clients take it (they count less than 60 s as 60), long enough for one layer on a slow
 /// network.
 pub const TOKEN_LIFETIME: Duration = Duration::from_secs(300);
@@ -84,6 +114,8 @@ pub struct Limits {
     pub stall: Duration,
     /// [`PING`].
     pub ping: Duration,
+    /// [`IDLE`].
+    pub idle: Duration,
     /// [`MINIMUM_RATE`], in bytes a second.
     pub minimum_rate: u64,
     /// [`CONNECTIONS`].
@@ -102,6 +134,7 @@ impl Default for Limits {
             request_head: REQUEST_HEAD,
             stall: STALL,
             ping: PING,
+            idle: IDLE,
             minimum_rate: MINIMUM_RATE,
             connections: CONNECTIONS,
             handshakes: HANDSHAKES,

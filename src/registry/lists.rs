@@ -10,19 +10,37 @@ use serde::Serialize;
 
 use super::body::Body;
 use super::catalog::{Catalog, RepositoryId};
+use super::documents::Room;
 use super::error::RegistryError;
-use super::limits::PAGE;
+use super::limits::{PAGE, REFERRERS};
 use super::reply;
-use super::route::Page;
+use super::route::{Page, Referrers};
 use super::store::Store;
 use crate::oci::manifest::{MAX_MANIFEST, Manifest};
 use crate::oci::{Digest, Host, Repository, media_type};
 
 const FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 
+/// A list of something of a repository, as it was asked for.
+#[derive(Debug)]
+pub(super) struct Of<'a> {
+    /// The repository's name, as the client has it.
+    pub name: &'a Repository,
+    /// The upstream that the client named.
+    pub namespace: Option<&'a Host>,
+    /// Which part of the list.
+    pub page: &'a Page,
+}
+
+/// Most bytes of a page of names: each may have 255, quoted.
+pub(super) fn longest(page: &Page) -> usize {
+    const ENTRY: usize = 258;
+    (size(page) + 2) * ENTRY
+}
+
 /// `/v2/_catalog`: the repositories' whole names.
 #[must_use]
-pub fn catalog(catalog: &Catalog, page: &Page) -> Response<Body> {
+pub(super) fn catalog(catalog: &Catalog, page: &Page, room: Room) -> Response<Body> {
     #[derive(Serialize)]
     struct Repositories<'a> {
         repositories: Vec<&'a str>,
@@ -30,44 +48,38 @@ pub fn catalog(catalog: &Catalog, page: &Page) -> Response<Body> {
     let all = catalog.repositories_after(page.last.as_deref().unwrap_or_default());
     let total = all.len();
     let repositories: Vec<&str> = all.take(size(page)).map(|id| catalog.repository_name(id)).collect();
-    let next = next(page, total, repositories.last().copied(), "/v2/_catalog", None);
-    linked(reply::json("application/json", document(&Repositories { repositories })), next)
+    let last = repositories.last().copied().filter(|_| total > repositories.len());
+    let link = last.map(|last| link("/v2/_catalog", page, last, &[]));
+    linked(reply::json("application/json", room.hold(document(&Repositories { repositories }))), link)
 }
 
 /// `/v2/<name>/tags/list`.
 #[must_use]
-pub fn tags(
-    catalog: &Catalog,
-    repository: RepositoryId,
-    name: &Repository,
-    namespace: Option<&Host>,
-    page: &Page,
-) -> Response<Body> {
+pub(super) fn tags(catalog: &Catalog, repository: RepositoryId, asked: &Of<'_>, room: Room) -> Response<Body> {
     #[derive(Serialize)]
     struct Tags<'a> {
         name: &'a str,
         tags: Vec<&'a str>,
     }
+    let Of { name, namespace, page } = asked;
     let all = catalog.tags_after(repository, page.last.as_deref());
     let total = all.len();
     let tags: Vec<&str> = all.take(size(page)).map(|(tag, _)| tag).collect();
-    let next = next(page, total, tags.last().copied(), &format!("/v2/{name}/tags/list"), namespace);
-    linked(reply::json("application/json", document(&Tags { name: name.as_str(), tags })), next)
+    let last = tags.last().copied().filter(|_| total > tags.len());
+    let namespace = namespace.map(|namespace| ("ns", namespace.as_str()));
+    let link = last.map(|last| link(&format!("/v2/{name}/tags/list"), page, last, namespace.as_slice()));
+    linked(reply::json("application/json", room.hold(document(&Tags { name: name.as_str(), tags }))), link)
 }
 
 fn size(page: &Page) -> usize {
     page.n.unwrap_or(PAGE).min(PAGE)
 }
 
-/// The target of the next page, where there is one: relative, so that it keeps scheme and host whatever stands between.
-fn next(page: &Page, total: usize, last: Option<&str>, path: &str, namespace: Option<&Host>) -> Option<String> {
-    let last = last.filter(|_| total > size(page))?;
+/// The target of the page after `last`: relative, so that it keeps scheme and host whatever stands between.
+fn link(path: &str, page: &Page, last: &str, more: &[(&str, &str)]) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
-    query.append_pair("n", &size(page).to_string()).append_pair("last", last);
-    if let Some(namespace) = namespace {
-        query.append_pair("ns", namespace.as_str());
-    }
-    Some(format!("<{path}?{}>; rel=\"next\"", query.finish()))
+    query.append_pair("n", &size(page).to_string()).append_pair("last", last).extend_pairs(more);
+    format!("<{path}?{}>; rel=\"next\"", query.finish())
 }
 
 fn linked(mut response: Response<Body>, link: Option<String>) -> Response<Body> {
@@ -83,7 +95,7 @@ fn document(value: &impl Serialize) -> Vec<u8> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Referrers {
+struct Index {
     schema_version: u8,
     media_type: &'static str,
     manifests: Vec<Referrer>,
@@ -101,49 +113,64 @@ struct Referrer {
     annotations: std::collections::BTreeMap<String, String>,
 }
 
-/// `/v2/<name>/referrers/<digest>`: an index of the manifests whose subject is `subject`, empty where there are none.
+/// `/v2/<name>/referrers/<digest>`: an index of the manifests whose subject is asked for, in order of their digests, empty where there
+/// are none.
 ///
 /// # Errors
 /// 500, where a referrer's manifest cannot be read.
-pub async fn referrers(
+pub(super) async fn referrers(
     store: &Arc<Store>,
     repository: RepositoryId,
-    subject: &Digest,
-    artifact_type: Option<&str>,
+    list: &Of<'_>,
+    asked: &Referrers,
+    room: Room,
 ) -> Result<Response<Body>, RegistryError> {
-    let (store, subject) = (Arc::clone(store), *subject);
-    let found = tokio::task::spawn_blocking(move || read_referrers(&store, repository, &subject)).await;
-    let found = found.unwrap_or_else(|stopped| Err(io::Error::other(stopped)));
-    let mut manifests = found.map_err(|error| {
-        tracing::warn!(%subject, %error, "a referrer cannot be read");
+    let reading = (Arc::clone(store), asked.clone());
+    let found = tokio::task::spawn_blocking(move || read_referrers(&reading.0, repository, &reading.1)).await;
+    let (manifests, more) = found.unwrap_or_else(|stopped| Err(io::Error::other(stopped))).map_err(|error| {
+        tracing::warn!(subject = %asked.subject, %error, "a referrer cannot be read");
         RegistryError::Disk
     })?;
-    if let Some(wanted) = artifact_type {
-        manifests.retain(|referrer| referrer.artifact_type.as_deref() == Some(wanted));
-    }
-    let index = Referrers { schema_version: 2, media_type: media_type::OCI_INDEX, manifests };
-    let mut response = reply::json(media_type::OCI_INDEX, document(&index));
+    let last = manifests.last().filter(|_| more).map(|referrer| referrer.digest.clone());
+    let index = Index { schema_version: 2, media_type: media_type::OCI_INDEX, manifests };
+    let mut response = reply::json(media_type::OCI_INDEX, room.hold(document(&index)));
+    let artifact_type = asked.artifact_type.as_deref().map(|wanted| ("artifactType", wanted));
     if artifact_type.is_some() {
         response.headers_mut().insert(FILTERS, HeaderValue::from_static("artifactType"));
     }
-    Ok(response)
+    let namespace = list.namespace.map(|namespace| ("ns", namespace.as_str()));
+    let more: Vec<_> = artifact_type.into_iter().chain(namespace).collect();
+    let path = format!("/v2/{}/referrers/{}", list.name, asked.subject);
+    Ok(linked(response, last.map(|last| link(&path, list.page, &last, &more))))
 }
 
-fn read_referrers(store: &Store, repository: RepositoryId, subject: &Digest) -> io::Result<Vec<Referrer>> {
-    let catalog = store.catalog();
-    let blobs = catalog.referrers(repository, subject).filter_map(|id| catalog.blob(id));
-    blobs
-        .map(|blob| {
-            let mut content = Vec::new();
-            store.open_blob(blob)?.take(MAX_MANIFEST).read_to_end(&mut content)?;
-            let manifest = Manifest::parse(&content).map_err(io::Error::other)?;
-            Ok(Referrer {
-                media_type: blob.manifest.unwrap_or(media_type::OCI_MANIFEST).to_owned(),
-                digest: blob.digest.to_string(),
-                size: blob.size,
-                artifact_type: manifest.artifact_type,
-                annotations: manifest.annotations.into_iter().collect(),
-            })
-        })
-        .collect()
+/// The referrers of a page, and whether there are more after them.
+fn read_referrers(store: &Store, repository: RepositoryId, asked: &Referrers) -> io::Result<(Vec<Referrer>, bool)> {
+    let (catalog, wanted) = (store.catalog(), asked.artifact_type.as_deref());
+    let last: Option<Digest> = asked.page.last.as_deref().and_then(|last| last.parse().ok());
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    for blob in catalog.referrers(repository, &asked.subject).filter_map(|id| catalog.blob(id)) {
+        if last.is_some_and(|last| blob.digest <= last) {
+            continue;
+        }
+        let mut content = Vec::new();
+        store.open_blob(blob)?.take(MAX_MANIFEST).read_to_end(&mut content)?;
+        let manifest = Manifest::parse(&content).map_err(io::Error::other)?;
+        if wanted.is_some_and(|wanted| manifest.artifact_type.as_deref() != Some(wanted)) {
+            continue;
+        }
+        let size = content.len();
+        if found.len() == self::size(&asked.page) || (bytes + size > REFERRERS && !found.is_empty()) {
+            return Ok((found, true));
+        }
+        bytes += size;
+        found.push(Referrer {
+            media_type: blob.manifest.unwrap_or(media_type::OCI_MANIFEST).to_owned(),
+            digest: blob.digest.to_string(),
+            size: blob.size,
+            artifact_type: manifest.artifact_type,
+            annotations: manifest.annotations.into_iter().collect(),
+        });
+    }
+    Ok((found, false))
 }

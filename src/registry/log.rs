@@ -1,97 +1,117 @@
 //! One `request` event for each request, when its response has ended.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::catalog::RepositoryId;
 use super::events::Events;
-use super::metrics::{Answered, Metrics, Present};
+use super::metrics::{Answered, Metrics};
 use super::route::Endpoint;
+use crate::oci::Digest;
 use crate::proto::{self, event};
 
-/// Requests answered and bytes sent in their bodies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Totals {
-    /// Requests.
-    pub requests: u64,
-    /// Bytes of bodies.
-    pub bytes: u64,
+/// Where requests are told of and counted.
+#[derive(Debug)]
+pub struct Books {
+    /// The queue that tells the launcher what happens.
+    pub events: Events,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// A request under way. When it is dropped, the request is over, one way or another.
 #[derive(Debug)]
 pub struct Entry {
-    /// What is known of it so far.
-    pub request: proto::Request,
+    /// HTTP status, 0 before there is one.
+    pub status: u16,
+    /// Digest of the content.
+    pub digest: Option<Digest>,
     /// What it is for.
     pub endpoint: Endpoint,
     /// The repository, where a blob is sent.
     pub blob_of: Option<RepositoryId>,
+    peer: SocketAddr,
+    /// What is told of it, where somebody listens.
+    told: Option<Box<proto::Request>>,
+    sent: (u64, bool),
     started: Instant,
-    events: Events,
-    metrics: Arc<Metrics>,
-    _in_flight: Present,
+    books: Arc<Books>,
 }
 
 impl Entry {
-    /// Starts the entry of a request whose head has just arrived.
-    pub fn new(request: proto::Request, events: Events, metrics: Arc<Metrics>) -> Self {
-        let (endpoint, in_flight) = (Endpoint::Other, metrics.request());
-        Self { request, endpoint, blob_of: None, started: Instant::now(), events, metrics, _in_flight: in_flight }
+    /// Starts the entry of a request of `peer` whose head has just arrived.
+    #[must_use]
+    pub fn new(peer: SocketAddr, books: &Arc<Books>) -> Self {
+        books.metrics.request_begun();
+        Self {
+            status: 0,
+            digest: None,
+            endpoint: Endpoint::Other,
+            blob_of: None,
+            peer,
+            told: books.events.is_heard().then(Box::default),
+            sent: (0, false),
+            started: Instant::now(),
+            books: Arc::clone(books),
+        }
+    }
+
+    /// Notes what only the event has. Nothing is made of it where nobody listens.
+    pub fn note(&mut self, note: impl FnOnce(&mut proto::Request)) {
+        if let Some(request) = self.told.as_deref_mut() {
+            note(request);
+        }
     }
 
     /// Says on the log why the body could not be sent whole.
     pub fn failed(&self, error: &io::Error) {
-        tracing::warn!(
-            peer = self.request.peer,
-            repository = self.request.repository,
-            digest = self.request.digest,
-            %error,
-            "the response was cut"
-        );
+        let digest = self.digest.map(|digest| digest.to_string()).unwrap_or_default();
+        tracing::warn!(peer = %self.peer, endpoint = self.endpoint.name(), digest, %error, "the response was cut");
         if error.kind() != io::ErrorKind::TimedOut {
-            let message = format!("{}: {error}", self.request.digest);
-            self.events.emit(event::Event::Warning(proto::Warning { code: "READ_ERROR".into(), message }));
+            let message = format!("{digest}: {error}");
+            self.books.events.emit(event::Event::Warning(proto::Warning { code: "READ_ERROR".into(), message }));
         }
     }
 
     /// Ends the entry: `sent` bytes of the body were handed to the connection, all of it or not.
     pub fn finish(mut self, sent: u64, complete: bool) {
-        self.request.bytes = sent;
-        self.request.complete = complete;
+        self.sent = (sent, complete);
     }
 }
 
 impl Drop for Entry {
     /// A request that never got as far as a body (its client left, or it panicked) is counted and told of like any other.
     fn drop(&mut self) {
+        let Self { endpoint, status, sent: (bytes, complete), .. } = *self;
         if std::thread::panicking() {
-            self.metrics.panicked();
+            self.books.metrics.panicked();
         }
         let duration = self.started.elapsed();
-        let mut request = std::mem::take(&mut self.request);
+        self.books.metrics.answered(Answered { endpoint, status, bytes, duration, repository: self.blob_of });
+        let Some(mut request) = self.told.take() else { return };
+        // On a socket of both families, an IPv4 client has an IPv6 address that holds its own.
+        request.peer = SocketAddr::new(self.peer.ip().to_canonical(), self.peer.port()).to_string();
+        request.endpoint = endpoint.name().into();
+        request.digest = self.digest.map(|digest| digest.to_string()).unwrap_or_default();
+        (request.status, request.bytes, request.complete) = (status.into(), bytes, complete);
         request.duration = duration.as_secs_f64();
-        self.metrics.answered(Answered {
-            endpoint: self.endpoint,
-            status: u16::try_from(request.status).unwrap_or(u16::MAX),
-            bytes: request.bytes,
-            duration,
-            repository: self.blob_of,
-        });
-        self.events.emit(event::Event::Request(request));
+        self.books.events.emit(event::Event::Request(*request));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::metrics::Totals;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     fn entry() -> (Entry, Arc<Metrics>, std::sync::mpsc::Receiver<proto::Event>) {
         let metrics = Arc::new(Metrics::new(&crate::registry::catalog::Builder::default().finish()));
         let (events, queue) = Events::queue();
-        (Entry::new(proto::Request::default(), events, Arc::clone(&metrics)), metrics, queue)
+        let books = Arc::new(Books { events, metrics: Arc::clone(&metrics) });
+        (Entry::new(([10, 1, 0, 7], 40_112).into(), &books), metrics, queue)
     }
 
     #[test]
@@ -109,6 +129,16 @@ mod tests {
             };
             assert_eq!((request.bytes, request.complete), expected);
         }
+    }
+
+    #[test]
+    fn where_nobody_listens_it_is_counted_alone() {
+        let metrics = Arc::new(Metrics::new(&crate::registry::catalog::Builder::default().finish()));
+        let books = Arc::new(Books { events: Events::unheard(), metrics: Arc::clone(&metrics) });
+        let mut entry = Entry::new(([10, 1, 0, 7], 40_112).into(), &books);
+        entry.note(|_| panic!("nothing is made of it"));
+        entry.finish(7, true);
+        assert_eq!((metrics.totals(), books.events.dropped()), (Totals { requests: 1, bytes: 7 }, 0));
     }
 
     #[test]

@@ -15,7 +15,6 @@ pub use handshake::HandshakeFailure;
 use self::histogram::Histogram;
 use self::repositories::Repositories;
 use super::catalog::{Catalog, RepositoryId};
-use super::log::Totals;
 use super::route::Endpoint;
 
 /// Statuses with a series of their own: every one that this server sends. 0 stands for a request whose client left, or which was
@@ -54,16 +53,13 @@ struct Traffic {
 #[repr(align(128))]
 struct Gauge(AtomicU64);
 
-/// Something counted as long as it lives.
+/// An open connection, counted as long as it lives.
 #[derive(Debug)]
-pub struct Present {
-    metrics: Arc<Metrics>,
-    gauge: fn(&Metrics) -> &Gauge,
-}
+pub struct Present(Arc<Metrics>);
 
 impl Drop for Present {
     fn drop(&mut self) {
-        (self.gauge)(&self.metrics).0.fetch_sub(1, Ordering::Relaxed);
+        self.0.connections.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -82,6 +78,15 @@ pub struct Answered {
     pub repository: Option<RepositoryId>,
 }
 
+/// Requests answered and bytes sent in their bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Requests.
+    pub requests: u64,
+    /// Bytes of bodies.
+    pub bytes: u64,
+}
+
 impl Metrics {
     /// Counts for a server of `catalog`.
     #[must_use]
@@ -98,26 +103,22 @@ impl Metrics {
         }
     }
 
-    /// Counts a request as under way.
-    #[must_use]
-    pub fn request(self: &Arc<Self>) -> Present {
-        self.present(|metrics| &metrics.in_flight)
+    /// Counts a request as under way, until [`Metrics::answered`].
+    pub fn request_begun(&self) {
+        self.in_flight.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a connection as open.
     #[must_use]
     pub fn connection(self: &Arc<Self>) -> Present {
         self.accepted.fetch_add(1, Ordering::Relaxed);
-        self.present(|metrics| &metrics.connections)
-    }
-
-    fn present(self: &Arc<Self>, gauge: fn(&Self) -> &Gauge) -> Present {
-        gauge(self).0.fetch_add(1, Ordering::Relaxed);
-        Present { metrics: Arc::clone(self), gauge }
+        self.connections.0.fetch_add(1, Ordering::Relaxed);
+        Present(Arc::clone(self))
     }
 
     /// Counts a request that is over.
     pub fn answered(&self, request: Answered) {
+        self.in_flight.0.fetch_sub(1, Ordering::Relaxed);
         let place = STATUSES.iter().position(|status| *status == request.status).unwrap_or(STATUSES.len());
         if let Some(traffic) = self.traffic.get(request.endpoint as usize) {
             traffic.bytes.fetch_add(request.bytes, Ordering::Relaxed);
@@ -176,6 +177,7 @@ mod tests {
         let metrics = Arc::new(Metrics::new(&crate::registry::catalog::Builder::default().finish()));
         let answered =
             |endpoint, status, bytes| Answered { endpoint, status, bytes, duration: Duration::from_millis(1), repository: None };
+        (0..2).for_each(|_| metrics.request_begun());
         metrics.answered(answered(Endpoint::Blob, 200, 10));
         metrics.answered(answered(Endpoint::Other, 418, 5));
         assert_eq!(metrics.totals(), Totals { requests: 2, bytes: 15 });
@@ -190,9 +192,9 @@ mod tests {
     #[test]
     fn what_is_present_is_counted_while_it_lives() {
         let metrics = Arc::new(Metrics::new(&crate::registry::catalog::Builder::default().finish()));
-        let (one, two) = (metrics.request(), metrics.request());
-        assert_eq!(load(&metrics.in_flight.0), 2);
+        let (one, two) = (metrics.connection(), metrics.connection());
+        assert_eq!(load(&metrics.connections.0), 2);
         drop((one, two));
-        assert_eq!(load(&metrics.in_flight.0), 0);
+        assert_eq!((load(&metrics.connections.0), load(&metrics.accepted)), (0, 2));
     }
 }

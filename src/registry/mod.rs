@@ -1,7 +1,7 @@
 //! The server, used by both programs.
 //!
 //! ```text
-//! listener ─ serve ─▶ connection ─ tls ─▶ answer ─ route ─▶ catalog ─▶ store ─ reply ─▶ body ─ flight ─ log ─▶ events
+//! listener ─ serve ─▶ connection ─ tls ─▶ streams ─▶ answer ─ route ─▶ catalog ─▶ kept or store ─ reply ─▶ body ─ flight ─ log ─▶ events
 //! ```
 
 pub mod answer;
@@ -10,19 +10,23 @@ pub mod body;
 pub mod catalog;
 pub mod client;
 mod connection;
+mod documents;
 pub mod error;
 pub mod events;
 pub mod flight;
 mod guard;
 mod health;
+mod kept;
 pub mod layout;
 pub mod limits;
 pub mod lists;
 pub mod log;
 pub mod metrics;
+mod multipart;
 pub mod range;
 pub mod reply;
 pub mod route;
 pub mod serve;
 pub mod store;
+mod streams;
 pub mod tls;

@@ -1,8 +1,7 @@
 //! Responses: what is found becomes a status, headers and a body. Pure but for the open file that a body slices.
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{
@@ -10,11 +9,14 @@ use http::header::{
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::response::Builder;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
-use super::body::{Body, Part};
+use super::body::{self, Body};
 use super::catalog::Blob;
+use super::documents::Room;
 use super::error::RegistryError;
+use super::kept::Manifest;
+use super::multipart::{Multipart, content_range};
 use super::range::Ranges;
 use crate::oci::Host;
 
@@ -29,9 +31,6 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const OCTETS: &str = "application/octet-stream";
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 const BYTES: HeaderValue = HeaderValue::from_static("bytes");
-/// Separates the parts of a `multipart/byteranges` body. A client finds the parts' ends by their `Content-Range`, and by this.
-const BOUNDARY: &str = "localregistry-8d1f0c6b5e3a4792";
-
 /// How long a client may keep what it got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
@@ -80,6 +79,10 @@ impl Content<'_> {
             .header(ACCEPT_RANGES, BYTES)
             .header(X_CONTENT_TYPE_OPTIONS, NOSNIFF)
     }
+
+    fn whole(&self) -> Builder {
+        self.head(StatusCode::OK).header(CONTENT_TYPE, self.media_type())
+    }
 }
 
 /// The answer to `/v2/`.
@@ -91,7 +94,7 @@ pub fn base() -> Response<Body> {
 
 /// A JSON document of this media type.
 #[must_use]
-pub fn json(media_type: &'static str, document: Vec<u8>) -> Response<Body> {
+pub fn json(media_type: &'static str, document: impl Into<Bytes>) -> Response<Body> {
     let builder = Response::builder().header(CONTENT_TYPE, HeaderValue::from_static(media_type));
     finish(builder.header(X_CONTENT_TYPE_OPTIONS, NOSNIFF), Body::bytes(document))
 }
@@ -124,7 +127,7 @@ pub fn error(error: &RegistryError) -> Response<Body> {
         RegistryError::MethodNotAllowed => builder.header(ALLOW, HeaderValue::from_static("GET, HEAD")),
         RegistryError::RangeNotSatisfiable(size) => builder.header(CONTENT_RANGE, format!("bytes */{size}")),
         RegistryError::Unauthorized(challenge) => builder.header(WWW_AUTHENTICATE, challenge.to_string()),
-        RegistryError::Busy => builder.header(RETRY_AFTER, HeaderValue::from_static("1")),
+        RegistryError::Busy(_) => builder.header(RETRY_AFTER, HeaderValue::from_static("1")),
         _ => builder,
     };
     finish(builder, Body::bytes(error.json()))
@@ -136,30 +139,62 @@ pub fn not_modified(content: &Content<'_>) -> Response<Body> {
     content.head(StatusCode::NOT_MODIFIED).body(Body::bytes(Bytes::new())).unwrap_or_else(unbuilt)
 }
 
-/// The content, or the ranges of it.
+/// Where content's bytes are.
+#[derive(Debug)]
+pub(super) enum Source<'a> {
+    /// On the disk.
+    File(File),
+    /// In memory.
+    Kept(&'a Manifest),
+}
+
+impl Source<'_> {
+    fn content(self) -> body::Content {
+        match self {
+            Self::File(file) => body::Content::File(Arc::new(file)),
+            Self::Kept(manifest) => body::Content::Memory(manifest.content.clone()),
+        }
+    }
+}
+
+/// The content, or the slice of it that was asked for, and the same whether it comes from the disk or from memory.
 ///
 /// # Errors
 /// 416 and 400, as the ranges ask for.
-pub fn content(content: &Content<'_>, ranges: Ranges, file: File) -> Result<Response<Body>, RegistryError> {
+pub(super) fn content(
+    content: &Content<'_>,
+    ranges: Ranges,
+    room: Option<Room>,
+    source: Source<'_>,
+) -> Result<Response<Body>, RegistryError> {
     let size = content.blob.size;
-    let slice = |range: Range<u64>| Body::parts(VecDeque::from([Part::File(range)]), None);
-    Ok(match ranges {
-        Ranges::Unsatisfiable => return Err(RegistryError::RangeNotSatisfiable(size)),
-        Ranges::TooMany => return Err(RegistryError::TooManyRanges),
-        Ranges::Whole => {
-            let head = content.head(StatusCode::OK).header(CONTENT_TYPE, content.media_type());
-            finish(head, slice(0..size).with_file(file))
+    Ok(match (ranges, source) {
+        (Ranges::Unsatisfiable, _) => return Err(RegistryError::RangeNotSatisfiable(size)),
+        (Ranges::TooMany, _) => return Err(RegistryError::TooManyRanges),
+        (Ranges::Whole, Source::Kept(manifest)) => {
+            let mut response = Response::new(Body::bytes(manifest.content.clone()));
+            *response.headers_mut() = manifest.head.clone();
+            response.headers_mut().insert(CACHE_CONTROL, content.freshness.header());
+            response
         }
-        Ranges::One(range) => {
+        (Ranges::Whole, source) => finish(content.whole(), Body::slice(source.content(), 0..size)),
+        (Ranges::One(range), source) => {
             let head = content.head(StatusCode::PARTIAL_CONTENT).header(CONTENT_TYPE, content.media_type());
-            finish(head.header(CONTENT_RANGE, content_range(&range, size)), slice(range).with_file(file))
+            finish(head.header(CONTENT_RANGE, content_range(&range, size)), Body::slice(source.content(), range))
         }
-        Ranges::Many(list) => {
-            let head = content.head(StatusCode::PARTIAL_CONTENT);
-            let head = head.header(CONTENT_TYPE, format!("multipart/byteranges; boundary={BOUNDARY}"));
-            finish(head, Body::parts(multipart(content, list), Some(file)))
+        (Ranges::Many(list), source) => {
+            let head = content.head(StatusCode::PARTIAL_CONTENT).header(CONTENT_TYPE, Multipart::media_type());
+            let parts = Multipart::new(content.media_type(), size, list, room);
+            finish(head, Body::multipart(source.content(), parts))
         }
     })
+}
+
+/// The head of a response with the whole content, for whoever asks for it again.
+#[must_use]
+pub fn ready_head(content: &Content<'_>) -> HeaderMap {
+    let response = content.whole().header(CONTENT_LENGTH, content.blob.size).body(());
+    response.map(|response| response.into_parts().0.headers).unwrap_or_default()
 }
 
 /// Echoes the upstream that the client named.
@@ -169,25 +204,6 @@ pub fn namespaced(mut response: Response<Body>, namespace: Option<&Host>) -> Res
         response.headers_mut().insert(NAMESPACE, value);
     }
     response
-}
-
-/// The parts of a `multipart/byteranges` body (RFC 9110, section 14.6): in the order asked for, never merged.
-fn multipart(content: &Content<'_>, list: Vec<Range<u64>>) -> VecDeque<Part> {
-    let (media_type, size) = (content.media_type(), content.blob.size);
-    let mut parts = VecDeque::with_capacity(list.len() * 2 + 1);
-    for (count, range) in list.into_iter().enumerate() {
-        let before = if count == 0 { "" } else { "\r\n" };
-        let range_header = content_range(&range, size);
-        let head = format!("{before}--{BOUNDARY}\r\nContent-Type: {media_type}\r\nContent-Range: {range_header}\r\n\r\n");
-        parts.push_back(Part::Bytes(head.into()));
-        parts.push_back(Part::File(range));
-    }
-    parts.push_back(Part::Bytes(format!("\r\n--{BOUNDARY}--\r\n").into()));
-    parts
-}
-
-fn content_range(range: &Range<u64>, size: u64) -> String {
-    format!("bytes {}-{}/{size}", range.start, range.end - 1)
 }
 
 fn finish(builder: Builder, body: Body) -> Response<Body> {

@@ -22,8 +22,19 @@ pub enum Route {
     Manifest(Repository, Reference),
     /// `/v2/<name>/blobs/<digest>`.
     Blob(Repository, Digest),
-    /// `/v2/<name>/referrers/<digest>`, and its `artifactType`.
-    Referrers(Repository, Digest, Option<String>),
+    /// `/v2/<name>/referrers/<digest>`.
+    Referrers(Repository, Referrers),
+}
+
+/// Whose referrers are asked for, and which of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Referrers {
+    /// What they refer to.
+    pub subject: Digest,
+    /// The type that they are to have.
+    pub artifact_type: Option<String>,
+    /// How many, and after which.
+    pub page: Page,
 }
 
 /// An endpoint of this registry's own, beside those of the specification.
@@ -194,7 +205,12 @@ fn route(segments: &[Cow<'_, str>], query: &str) -> Result<Route, RegistryError>
         [name @ .., "manifests", reference] => Ok(Route::Manifest(repository(name)?, manifest_reference(reference)?)),
         [name @ .., "blobs", digest] => Ok(Route::Blob(repository(name)?, parse_digest(digest)?)),
         [name @ .., "referrers", digest] => {
-            Ok(Route::Referrers(repository(name)?, parse_digest(digest)?, value(query, "artifactType").map(Cow::into_owned)))
+            let (name, subject) = (repository(name)?, parse_digest(digest)?);
+            let artifact_type = value(query, "artifactType").map(Cow::into_owned);
+            let page = page(query)?;
+            // They are in order of their digests, and so the last one of a page is named by its own.
+            page.last.as_deref().map(parse_digest).transpose()?;
+            Ok(Route::Referrers(name, Referrers { subject, artifact_type, page }))
         }
         _ => Err(RegistryError::PathUnknown),
     }

@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -14,7 +15,7 @@ use super::answer::Registry;
 use super::client::{Client, Surface};
 use super::connection::{self, Closing, Shared};
 use super::limits::{BACKLOG, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS};
-use super::log::Totals;
+use super::metrics::Totals;
 
 pub use super::connection::Transport;
 
@@ -49,7 +50,8 @@ pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: 
     let limits = registry.limits();
     let places = Arc::new(Semaphore::new(limits.connections.min(affordable())));
     let observers = Arc::new(Semaphore::new(OBSERVERS));
-    let shared = Arc::new(Shared { handshakes: Semaphore::new(limits.handshakes), registry: Arc::clone(&registry) });
+    let handshakes = Semaphore::new(limits.handshakes);
+    let shared = Arc::new(Shared { handshakes, registry: Arc::clone(&registry), multiplexed: AtomicUsize::default() });
     let (close, closing) = watch::channel(false);
     // Every connection holds a sender: the receiver ends when the last of them has ended.
     let (alive, mut all_done) = mpsc::channel::<()>(1);
@@ -112,6 +114,8 @@ async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>,
             connection::run(stream, client, transport, &shared, closing).await;
             drop((open, place));
         });
+        // Whoever is connected already comes first: a flood of connections is taken up one at a time, with what they wait for between.
+        tokio::task::yield_now().await;
     }
 }
 

@@ -144,6 +144,6 @@ fn load(mut file: File, size: u64) -> Result<Catalog, StoreError> {
 
 fn walk(root: &Directory) -> Result<Catalog, StoreError> {
     let unnamed: Option<Repository> = UNNAMED.parse().ok();
-    let images = layout::images(root, Reading { unnamed: unnamed.as_ref(), verify: false })?;
+    let images = layout::images(root, Reading { unnamed: unnamed.as_ref(), verify: false, lenient: false })?;
     Ok(layout::catalog(&images)?)
 }

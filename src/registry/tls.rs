@@ -2,22 +2,26 @@
 //! are given. The keys never leave this module.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd,
 };
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::server::{ClientHello, NoClientAuth, ResolvesServerCert, VerifierBuilderError};
+use rustls::server::{ClientHello, NoClientAuth, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::auth::client_certificate::ClientCa;
+
+pub mod given;
+mod x509;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -45,22 +49,23 @@ pub enum TlsError {
     /// The key is not the certificate's, or of a kind that TLS cannot use.
     #[error("the given certificate chain and key do not go together")]
     Pair(#[source] rustls::Error),
-    /// A client CA that is no CA.
-    #[error("the given client CA is not a certificate that can sign clients' certificates")]
-    ClientCa(#[source] rustls::Error),
-    /// The TLS library refused the client CA.
-    #[error("clients' certificates cannot be verified with the given client CA")]
-    ClientVerifier(#[source] VerifierBuilderError),
     /// The TLS library refused its settings.
     #[error("cannot set TLS up")]
     Config(#[source] rustls::Error),
 }
 
-/// A certificate authority that lives as long as the process.
-#[derive(Debug)]
+/// A certificate authority: made here, to live as long as the process, or given ([`given`]).
 pub struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
     pem: String,
+}
+
+impl fmt::Debug for Authority {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").field("pem", &self.pem).finish_non_exhaustive()
+    }
 }
 
 impl Authority {
@@ -78,9 +83,9 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, format!("{name} CA {fingerprint}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-        let issuer = CertifiedIssuer::self_signed(params, key).map_err(made)?;
-        let pem = issuer.pem();
-        Ok(Self { issuer, pem })
+        let certificate = params.self_signed(&key).map_err(made)?;
+        let pem = certificate.pem();
+        Ok(Self { issuer: Issuer::new(params, key), certificate: certificate.into(), pem })
     }
 
     /// The CA's certificate, PEM: what nodes have to trust.
@@ -117,7 +122,7 @@ impl Authority {
         // A strict client refuses a leaf that does not name its issuer's key.
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.issuer).map_err(made)?;
-        let chain = vec![certificate.der().clone(), self.issuer.der().clone()];
+        let chain = vec![certificate.der().clone(), self.certificate.clone()];
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(TlsError::Pair)
     }
@@ -175,11 +180,20 @@ pub fn provided(chain: &[u8], key: &[u8], clients: Option<&ClientCa>) -> Result<
     Ok((config(Arc::new(rustls::sign::SingleCertAndKey::from(leaf)), clients)?, trust))
 }
 
+/// The certificates in `pem`, as PEM with nothing else in it.
+///
+/// # Errors
+/// [`TlsError::Pem`], where there is none.
+pub fn certificates(pem: &[u8]) -> Result<String, TlsError> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certificates = certificates.ok().filter(|certificates| !certificates.is_empty());
+    let certificates = certificates.ok_or(TlsError::Pem { what: "CA", expected: "one or more CERTIFICATE blocks" })?;
+    Ok(certificates.iter().map(pem_of).collect())
+}
+
 fn pem_of(certificate: &CertificateDer<'_>) -> String {
-    use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| str::from_utf8(line).ok()).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", certificate.to_vec()), lines)
 }
 
 /// TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN, sessions resumed with tickets.

@@ -46,6 +46,15 @@ impl ClientAuthority {
     }
 }
 
+/// A CA, and a certificate by it for a server at 127.0.0.1, with its key: all in PEM.
+pub fn server() -> (String, String, String) {
+    let (authority, key) = (ClientAuthority::new("registries"), KeyPair::generate().unwrap());
+    let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let certificate = params.signed_by(&key, &authority.0).unwrap();
+    (authority.pem(), certificate.pem(), key.serialize_pem())
+}
+
 /// A client that trusts the CA, with this certificate of its own.
 pub fn client(ca_pem: &str, version: &'static rustls::SupportedProtocolVersion, own: Option<&Identity>) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();

@@ -14,6 +14,7 @@ use tar::EntryType;
 use tempfile::TempDir;
 
 use super::layout::{Layout, Stored};
+use super::server::Server;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_localregistry");
 
@@ -56,10 +57,16 @@ impl Bench {
         self.path(name)
     }
 
-    /// `localregistry ARGUMENTS`, run here.
+    /// `localregistry ARGUMENTS`, run here, with nobody's credentials and proxies but those that are here.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
-        command.args(arguments).current_dir(self.dir.path());
+        command.args(arguments).current_dir(self.dir.path()).env("HOME", self.dir.path());
+        for variable in ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"] {
+            command.env_remove(variable);
+        }
+        for variable in ["all_proxy", "https_proxy", "http_proxy", "no_proxy"] {
+            command.env_remove(variable).env_remove(variable.to_uppercase());
+        }
         command
     }
 
@@ -95,6 +102,12 @@ impl Bench {
             found.insert(path.to_owned(), if metadata.is_file() { fs::read(path).unwrap() } else { Vec::new() });
         });
         found
+    }
+
+    /// Serves the content of disk.erofs.
+    pub fn serve(&self) -> Server {
+        self.extract("disk.erofs");
+        Server::start(&self.path("disk.erofs.extracted"))
     }
 
     /// The content of the disk as `fsck.erofs` extracts it.

@@ -38,3 +38,21 @@ pub fn privately(test: impl FnOnce() + Send + 'static) {
 fn mount_on(source: Option<&str>, target: &str, kind: Option<&str>, flags: MsFlags, options: Option<&str>) {
     mount(source, Path::new(target), kind, flags, options).unwrap_or_else(|error| panic!("mount {kind:?} on {target}: {error}"));
 }
+
+/// Runs a test on a thread, and its children, with a `tmpfs` mounted on `folder` for them alone, with these options.
+pub fn on_tmpfs(folder: &Path, options: &str, test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let run = || {
+            unshare(CloneFlags::CLONE_NEWNS).expect("root is needed");
+            mount_on(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None);
+            mount_on(Some("tmpfs"), folder.to_str().unwrap(), Some("tmpfs"), MsFlags::empty(), Some(options));
+            test();
+        };
+        scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+/// Makes the mount on `folder` read-only; to be called in [`on_tmpfs`].
+pub fn read_only(folder: &Path) {
+    mount_on(None, folder.to_str().unwrap(), None, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None);
+}

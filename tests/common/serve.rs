@@ -24,7 +24,7 @@ impl Serving {
         let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));
         command.current_dir(folder.path()).args(["serve", "--json", "--quiet", "--listen", "127.0.0.1:0"]);
         if !arguments.contains(&"--tls") {
-            command.args(["--ca", "ca.crt"]);
+            command.args(["--ca-out", "ca.crt"]);
         }
         let mut child = command.args(arguments).arg(layout).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();

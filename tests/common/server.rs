@@ -13,7 +13,7 @@ use localregistry::registry::auth::client_certificate::ClientCa;
 use localregistry::registry::client::Surface;
 use localregistry::registry::events::Events;
 use localregistry::registry::limits::Limits;
-use localregistry::registry::log::Totals;
+use localregistry::registry::metrics::Totals;
 use localregistry::registry::serve::{Listener, Transport, serve};
 use localregistry::registry::store::Store;
 use localregistry::registry::tls::Authority;
@@ -98,6 +98,14 @@ impl Server {
                 return request;
             }
         }
+    }
+
+    /// The next request, where one is logged already.
+    pub fn logged_already(&self) -> Option<Request> {
+        self.events.try_iter().find_map(|event| match event.event {
+            Some(event::Event::Request(request)) => Some(request),
+            _ => None,
+        })
     }
 
     /// The next event of any kind.

@@ -46,11 +46,11 @@ impl Ended {
 
 fn command(dir: &Path, disk: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
-    command
-        .current_dir(dir)
-        .args(["run", "--json", "--accel", "tcg", "--events", "events", "--ca", "ca.crt"])
-        .arg(disk)
-        .args(arguments);
+    command.current_dir(dir).args(["run", "--json", "--accel", "tcg", "--events", "events"]).arg(disk).args(arguments);
+    // Without TLS there is none to write.
+    if !arguments.contains(&"off") {
+        command.args(["--ca-out", "ca.crt"]);
+    }
     command.stderr(fs::File::create(dir.join("stderr")).unwrap());
     command
 }
@@ -132,6 +132,12 @@ impl Drop for Vm {
     }
 }
 
+/// Copies what is in the folder `from` into `to`, which is made.
+pub fn copy_into(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    succeed(Command::new("cp").arg("-r").arg(from.join(".")).arg(to));
+}
+
 /// Runs a client, which has to succeed, and gives what it printed.
 pub fn succeed(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -206,6 +212,11 @@ impl Containerd {
             "server = \"https://{registry}\"\n[host.\"https://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = {ca:?}\n"
         );
         fs::write(folder.join("hosts.toml"), toml).unwrap();
+    }
+
+    /// Has the hosts described by the folders in `certs`, as a trust bundle has them.
+    pub fn take_hosts(&self, certs: &Path) {
+        copy_into(certs, &self.dir.path().join("certs.d"));
     }
 
     /// `ctr ARGUMENTS --hosts-dir … IMAGE`, with the hosts that were described.

@@ -85,9 +85,9 @@ impl World {
         };
         let listen = format!("{ADDRESS}:0");
         let https = format!("{ADDRESS}:443");
-        let arguments = ["--listen", &listen, "--listen", &https, "--ca", &ca("certs")];
+        let arguments = ["--listen", &listen, "--listen", &https, "--ca-out", &ca("certs")];
         let server = Process::start_with(images.layout.path(), &arguments, None);
-        let other = Process::start_with(images.layout.path(), &["--listen", &listen, "--ca", &ca("other")], None);
+        let other = Process::start_with(images.layout.path(), &["--listen", &listen, "--ca-out", &ca("other")], None);
         let address = server.addresses[1].to_string();
         Self { bench, images, server, address, other }
     }
@@ -110,6 +110,19 @@ impl World {
         let mirror =
             format!("[[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"{}/docker.io\"\n", self.address);
         self.bench.file("mirror.conf", mirror.as_bytes())
+    }
+
+    /// The trust bundle of the first server, in the folder `trust`.
+    pub fn trust(&self) -> PathBuf {
+        let mut command =
+            self.bench.command(&["trust", "--endpoint", &self.address, "--ca", "certs/ca.crt", "--output", "trust"]);
+        succeed(command.arg("--disk").arg(self.images.layout.path()));
+        self.path("trust")
+    }
+
+    /// The first server's log.
+    pub fn events(&self) -> &Path {
+        &self.server.events
     }
 
     /// Ends the servers, and gives every request to the first; the other got none, since nobody trusted it.

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::proto::{auth, tls};
+use crate::registry::limits::chosen;
 
 /// What kind of value a key takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +39,11 @@ pub struct Key {
 
 /// The keys of `Config` in `proto/localregistry/v1/config.proto`.
 #[rustfmt::skip]
-pub const KEYS: [Key; 17] = [
+pub const KEYS: [Key; 26] = [
     Key { path: "hostname",                    kind: Kind::Text,              expected: "a DNS name of at most 64 characters" },
     Key { path: "names",                       kind: Kind::Texts,             expected: "a list of DNS names and IP addresses" },
     Key { path: "port",                        kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
-    Key { path: "tls.mode",                    kind: Kind::TlsMode,           expected: "GENERATE, PROVIDED or OFF" },
+    Key { path: "tls.mode",                    kind: Kind::TlsMode,           expected: "GENERATE, SIGN, PROVIDED or OFF" },
     Key { path: "interfaces.*.mac",            kind: Kind::Text,              expected: "a MAC address such as 52:54:00:12:34:56" },
     Key { path: "interfaces.*.addresses",      kind: Kind::Texts,             expected: "a list of addresses with their prefix, such as 10.1.0.82/16" },
     Key { path: "interfaces.*.gateway",        kind: Kind::Text,              expected: "the IP address of a gateway, beside addresses of its family" },
@@ -55,15 +56,25 @@ pub const KEYS: [Key; 17] = [
     Key { path: "auth.tokenSeconds",           kind: Kind::Number,            expected: "seconds, at most 86400" },
     Key { path: "auth.clientCertificate",      kind: Kind::ClientCertificate, expected: "IGNORED, OPTIONAL or REQUIRED" },
     Key { path: "metricsPort",                 kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
+    Key { path: "limits.firstByteSeconds",     kind: Kind::Number,            expected: chosen::SECONDS },
+    Key { path: "limits.handshakeSeconds",     kind: Kind::Number,            expected: chosen::SECONDS },
+    Key { path: "limits.requestHeadSeconds",   kind: Kind::Number,            expected: chosen::SECONDS },
+    Key { path: "limits.stallSeconds",         kind: Kind::Number,            expected: chosen::SECONDS },
+    Key { path: "limits.pingSeconds",          kind: Kind::Number,            expected: chosen::SECONDS },
+    Key { path: "limits.idleSeconds",          kind: Kind::Number,            expected: chosen::SECONDS },
+    Key { path: "limits.minimumRate",          kind: Kind::Number,            expected: chosen::RATE },
+    Key { path: "limits.connections",          kind: Kind::Number,            expected: chosen::CONNECTIONS },
+    Key { path: "limits.streams",              kind: Kind::Number,            expected: chosen::STREAMS },
     Key { path: "trace",                       kind: Kind::Bool,              expected: "true or false" },
 ];
 
 /// The places that hold other keys and no value of their own.
-pub const OBJECTS: [(&str, &str); 5] = [
+pub const OBJECTS: [(&str, &str); 6] = [
     ("tls", "an object such as {\"mode\": \"OFF\"}"),
     ("disk", "an object such as {\"serial\": \"localregistry\"}"),
     ("clock", "an object such as {\"epochSeconds\": 1800000000}"),
     ("auth", "an object such as {\"mode\": \"BASIC\"}"),
+    ("limits", "an object such as {\"stallSeconds\": 60}"),
     ("interfaces.*", "an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),
 ];
 

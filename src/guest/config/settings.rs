@@ -10,7 +10,7 @@ use crate::address::{MTU, is_dns_name, is_san};
 use crate::proto::auth::{self, ClientCertificate};
 use crate::proto::{self, Config, tls::Mode};
 use crate::registry::auth::client_certificate::Presence;
-use crate::registry::limits::TOKEN_LIFETIME;
+use crate::registry::limits::{Limits, TOKEN_LIFETIME};
 
 use super::{ConfigError, Origin, keys};
 
@@ -42,6 +42,8 @@ pub struct Settings {
     pub client_certificate: Option<Presence>,
     /// TCP port of health, metrics and the CA, where they have one of their own.
     pub metrics_port: Option<NonZeroU16>,
+    /// How much a client may take.
+    pub limits: Limits,
     /// Interfaces to bring up; never empty.
     pub interfaces: Vec<Interface>,
     /// Serial of the disk.
@@ -63,6 +65,8 @@ pub enum TlsMode {
     Provided,
     /// Plain HTTP.
     Off,
+    /// A leaf made at boot, signed by a CA through fw_cfg.
+    Sign,
 }
 
 /// How clients say who they are.
@@ -149,6 +153,7 @@ impl Settings {
                 Mode::Unspecified | Mode::Generate => TlsMode::Generate,
                 Mode::Provided => TlsMode::Provided,
                 Mode::Off => TlsMode::Off,
+                Mode::Sign => TlsMode::Sign,
             },
             auth: auth_mode(check, auth)?,
             client_certificate: match auth.client_certificate() {
@@ -160,6 +165,7 @@ impl Settings {
                 0 => None,
                 port => Some(check.some(u16::try_from(port).ok().and_then(NonZeroU16::new), "metricsPort", port)?),
             },
+            limits: limits(check, config.limits.unwrap_or_default())?,
             interfaces: if interfaces.is_empty() { vec![Interface::default()] } else { interfaces },
             serial: match disk.serial.as_str() {
                 "" => "localregistry".to_owned(),
@@ -194,6 +200,23 @@ fn auth_mode(check: Check, auth: proto::Auth) -> Result<AuthMode, ConfigError> {
         auth::Mode::Token => AuthMode::Token { anonymous: false, lifetime },
         auth::Mode::AnonymousToken => AuthMode::Token { anonymous: true, lifetime },
     })
+}
+
+fn limits(check: Check, given: proto::Limits) -> Result<Limits, ConfigError> {
+    let given = [
+        ("firstByteSeconds", given.first_byte_seconds),
+        ("handshakeSeconds", given.handshake_seconds),
+        ("requestHeadSeconds", given.request_head_seconds),
+        ("stallSeconds", given.stall_seconds),
+        ("pingSeconds", given.ping_seconds),
+        ("idleSeconds", given.idle_seconds),
+        ("minimumRate", given.minimum_rate),
+        ("connections", given.connections),
+        ("streams", given.streams),
+    ];
+    let said = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    said.into_iter()
+        .try_fold(Limits::default(), |limits, (key, value)| check.some(limits.with(key, value), &format!("limits.{key}"), value))
 }
 
 fn interface(check: Check, place: usize, given: &proto::Interface) -> Result<Interface, ConfigError> {

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::proto;
 
 use crate::registry::auth::client_certificate::Presence;
+use crate::registry::limits::Limits;
 
 use super::settings::{Addressing, AuthMode, Interface, Select, TlsMode};
 use super::*;
@@ -55,7 +56,9 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
                 {"timeoutSeconds": 7}
             ],
             "disk": {"serial": "images", "waitSeconds": 2}, "clock": {"epochSeconds": 1800000000.5}, "trace": true,
-            "auth": {"mode": "ANONYMOUS_TOKEN", "tokenSeconds": 60, "clientCertificate": "OPTIONAL"}, "metricsPort": 9090
+            "auth": {"mode": "ANONYMOUS_TOKEN", "tokenSeconds": 60, "clientCertificate": "OPTIONAL"}, "metricsPort": 9090,
+            "limits": {"firstByteSeconds": 1, "handshakeSeconds": 2, "requestHeadSeconds": 3, "stallSeconds": 4, "pingSeconds": 5,
+                "idleSeconds": 6, "minimumRate": 7, "connections": 8, "streams": 9}
         }"#,
     );
     let words = line(
@@ -65,7 +68,10 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
          localregistry.interfaces.1.timeout_seconds=7 localregistry.disk.serial=images localregistry.disk.waitSeconds=2 \
          \"localregistry.clock.epochSeconds=1800000000.5\" localregistry.trace=1 \
          localregistry.auth.mode=ANONYMOUS_TOKEN localregistry.auth.token_seconds=60 \
-         localregistry.auth.clientCertificate=OPTIONAL localregistry.metricsPort=9090",
+         localregistry.auth.clientCertificate=OPTIONAL localregistry.metricsPort=9090 \
+         localregistry.limits.firstByteSeconds=1 localregistry.limits.handshake_seconds=2 localregistry.limits.requestHeadSeconds=3 \
+         localregistry.limits.stallSeconds=4 localregistry.limits.pingSeconds=5 localregistry.limits.idleSeconds=6 \
+         localregistry.limits.minimumRate=7 localregistry.limits.connections=8 localregistry.limits.streams=9",
     );
     assert_eq!(settings(&json), settings(&words));
 
@@ -76,6 +82,20 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
     assert_eq!(all.clock, Some(UNIX_EPOCH + Duration::from_millis(1_800_000_000_500)));
     assert_eq!(all.auth, AuthMode::Token { anonymous: true, lifetime: Duration::from_secs(60) });
     assert_eq!((all.client_certificate, all.metrics_port), (Some(Presence::Optional), NonZeroU16::new(9090)));
+    let seconds = Duration::from_secs;
+    let limits = Limits {
+        first_byte: seconds(1),
+        handshake: seconds(2),
+        request_head: seconds(3),
+        stall: seconds(4),
+        ping: seconds(5),
+        idle: seconds(6),
+        minimum_rate: 7,
+        connections: 8,
+        streams: 9,
+        ..Limits::default()
+    };
+    assert_eq!((all.limits, settings(&Layer::default()).limits), (limits, Limits::default()));
     let first = Interface {
         select: Select::Mac("52:54:00:ab:cd:ef".parse().unwrap()),
         addressing: Addressing::Static {
@@ -107,7 +127,9 @@ fn later_sources_win_key_by_key_and_lists_replace_lists() {
 fn an_unknown_key_is_refused_with_its_source() {
     let known = "expected one of hostname, names, port, tls.mode, interfaces.N.mac, interfaces.N.addresses, interfaces.N.gateway, \
                  interfaces.N.mtu, interfaces.N.timeoutSeconds, disk.serial, disk.waitSeconds, clock.epochSeconds, auth.mode, \
-                 auth.tokenSeconds, auth.clientCertificate, metricsPort, trace";
+                 auth.tokenSeconds, auth.clientCertificate, metricsPort, limits.firstByteSeconds, limits.handshakeSeconds, \
+                 limits.requestHeadSeconds, limits.stallSeconds, limits.pingSeconds, limits.idleSeconds, limits.minimumRate, \
+                 limits.connections, limits.streams, trace";
     for (text, key) in [
         (r#"{"hostnam": "x"}"#, "hostnam"),
         (r#"{"tls": {"modes": "OFF"}}"#, "tls.modes"),
@@ -144,13 +166,23 @@ fn a_bad_value_is_refused_with_key_source_and_what_is_expected() {
         (r#"{"port": true}"#, "port is true; expected a TCP port from 1 to 65535"),
         (r#"{"port": "http"}"#, "port is \"http\"; expected a TCP port from 1 to 65535"),
         (r#"{"tls": "OFF"}"#, "tls is \"OFF\"; expected an object such as {\"mode\": \"OFF\"}"),
-        (r#"{"tls": {"mode": "off"}}"#, "tls.mode is \"off\"; expected GENERATE, PROVIDED or OFF"),
-        (r#"{"tls": {"mode": 3}}"#, "tls.mode is 3; expected GENERATE, PROVIDED or OFF"),
+        (r#"{"tls": {"mode": "off"}}"#, "tls.mode is \"off\"; expected GENERATE, SIGN, PROVIDED or OFF"),
+        (r#"{"tls": {"mode": 3}}"#, "tls.mode is 3; expected GENERATE, SIGN, PROVIDED or OFF"),
         (r#"{"auth": "BASIC"}"#, "auth is \"BASIC\"; expected an object such as {\"mode\": \"BASIC\"}"),
         (r#"{"auth": {"mode": "basic"}}"#, "auth.mode is \"basic\"; expected ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN"),
         (r#"{"auth": {"tokenSeconds": 86401}}"#, "auth.tokenSeconds is 86401; expected seconds, at most 86400"),
         (r#"{"auth": {"clientCertificate": true}}"#, "auth.clientCertificate is true; expected IGNORED, OPTIONAL or REQUIRED"),
         (r#"{"metricsPort": 70000}"#, "metricsPort is 70000; expected a TCP port from 1 to 65535"),
+        (r#"{"limits": 5}"#, "limits is 5; expected an object such as {\"stallSeconds\": 60}"),
+        (r#"{"limits": {"stallSeconds": 0}}"#, "limits.stallSeconds is 0; expected seconds from 1 to 3600"),
+        (r#"{"limits": {"idleSeconds": 3601}}"#, "limits.idleSeconds is 3601; expected seconds from 1 to 3600"),
+        (r#"{"limits": {"pingSeconds": "soon"}}"#, "limits.pingSeconds is \"soon\"; expected seconds from 1 to 3600"),
+        (r#"{"limits": {"minimumRate": 0}}"#, "limits.minimumRate is 0; expected bytes a second from 1 to 1073741824"),
+        (
+            r#"{"limits": {"connections": 16385}}"#,
+            "limits.connections is 16385; expected a number of connections from 1 to 16384",
+        ),
+        (r#"{"limits": {"streams": 257}}"#, "limits.streams is 257; expected a number of streams from 1 to 256"),
         (r#"{"interfaces": {}}"#, "interfaces is {}; expected a list of interfaces, numbered from 0 without a gap"),
         (r#"{"interfaces": [1]}"#, "interfaces.0 is 1; expected an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),
         (
@@ -211,7 +243,7 @@ fn the_command_line_is_refused_in_the_same_words() {
         ("localregistry.trace", "trace is not given; expected true or false"),
         ("localregistry.trace=yes", "trace is \"yes\"; expected true or false"),
         ("localregistry.names=a,,b", "names is \"\"; expected a list of DNS names and IP addresses"),
-        ("localregistry.tls.mode=off", "tls.mode is \"off\"; expected GENERATE, PROVIDED or OFF"),
+        ("localregistry.tls.mode=off", "tls.mode is \"off\"; expected GENERATE, SIGN, PROVIDED or OFF"),
         (
             "localregistry.interfaces.1.mtu=1400",
             "interfaces.1.mtu is \"1400\"; expected a list of interfaces, numbered from 0 without a gap",
@@ -302,6 +334,17 @@ fn the_table_of_keys_is_the_contract() {
             client_certificate: proto::auth::ClientCertificate::Required.into(),
         }),
         metrics_port: 2,
+        limits: Some(proto::Limits {
+            first_byte_seconds: Some(1),
+            handshake_seconds: Some(1),
+            request_head_seconds: Some(1),
+            stall_seconds: Some(1),
+            ping_seconds: Some(1),
+            idle_seconds: Some(1),
+            minimum_rate: Some(1),
+            connections: Some(1),
+            streams: Some(1),
+        }),
     };
     let text = serde_json::to_vec(&config).unwrap();
     let layer = Layer::from_json(Origin::FwCfg, &text).unwrap();

@@ -5,7 +5,7 @@ use super::lines::{Line, printable};
 use crate::proto::Event;
 
 /// Longest event, in bytes. The longest honest one is `ready`, with a CA of about 1 KiB.
-pub(super) const LONGEST: usize = 64 * 1024;
+pub(in crate::host) const LONGEST: usize = 64 * 1024;
 /// Bytes of a bad line that are shown.
 const SHOWN: usize = 120;
 
@@ -35,7 +35,7 @@ pub enum BadEvent {
 }
 
 /// The event in `line`.
-pub(super) fn parse(line: Line<'_>) -> Result<Event, BadEvent> {
+pub(in crate::host) fn parse(line: Line<'_>) -> Result<Event, BadEvent> {
     let start = || printable(line.bytes.get(..SHOWN).unwrap_or(line.bytes));
     if line.cut {
         return Err(BadEvent::TooLong { start: start() });

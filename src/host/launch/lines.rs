@@ -3,7 +3,7 @@
 
 /// Cuts a stream into lines.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(in crate::host) struct Lines {
     /// Longest line that is kept whole, in bytes.
     limit: usize,
     pending: Vec<u8>,
@@ -13,7 +13,7 @@ pub(super) struct Lines {
 
 /// One line, without its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Line<'a> {
+pub(in crate::host) struct Line<'a> {
     /// The line's first bytes, as many as the limit allows.
     pub bytes: &'a [u8],
     /// Whether there were more.
@@ -22,12 +22,12 @@ pub(super) struct Line<'a> {
 
 impl Lines {
     /// Lines of at most `limit` bytes.
-    pub(super) fn new(limit: usize) -> Self {
+    pub(in crate::host) fn new(limit: usize) -> Self {
         Self { limit, pending: Vec::new(), cut: false }
     }
 
     /// Takes `bytes` and gives each line that they complete to `each`.
-    pub(super) fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(Line<'_>)) {
+    pub(in crate::host) fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(Line<'_>)) {
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
             let (piece, ended) = match piece.split_last() {
                 Some((b'\n', line)) => (line, true),
@@ -46,7 +46,7 @@ impl Lines {
     }
 
     /// What has come of a line whose end has not.
-    pub(super) fn rest(&self) -> Line<'_> {
+    pub(in crate::host) fn rest(&self) -> Line<'_> {
         Line { bytes: &self.pending, cut: self.cut }
     }
 }

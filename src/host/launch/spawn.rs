@@ -99,6 +99,7 @@ pub(super) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
         readers,
         wardens,
         accel,
+        disk: options.disk.clone(),
         nets: options.nets.clone(),
         registry: prepared.registry,
         metrics: prepared.metrics,

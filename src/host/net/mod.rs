@@ -1,4 +1,4 @@
-//! The networks that an appliance is put on. The words of `--net` enter ([`parse`]), networks leave: what QEMU connects to, and what
+//! The networks that an appliance is put on. The words of `--net` enter (`parse`), networks leave: what QEMU connects to, and what
 //! the guest is told of it. [`check`] looks at what can be looked at before a boot, [`attach`] opens taps.
 
 pub mod attach;

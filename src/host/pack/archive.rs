@@ -4,11 +4,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use tar::EntryType;
 
-use crate::registry::layout::{Content, Tree};
+use crate::registry::layout::{Content, Identity, Tree};
 
 /// Bytes of a tar block: headers are one, and content is padded to whole ones (POSIX pax, "ustar Interchange Format").
 const BLOCK: u64 = 512;
@@ -187,6 +187,12 @@ impl Archive {
 impl Tree for Archive {
     fn open(&self, path: &str) -> io::Result<Content<'_>> {
         self.member(path)
+    }
+
+    fn identity(&self, path: &str) -> Option<Identity> {
+        let (at, _) = self.find(path).ok()?;
+        let metadata = self.file.metadata().ok()?;
+        Some(Identity { device: metadata.dev(), inode: metadata.ino(), at })
     }
 }
 

@@ -2,16 +2,17 @@
 //! image layout: `manifest.json` names configs, tags and layers, and each image gets a Docker schema 2 manifest made here, so that it
 //! has a digest. Layers stay as they are. Nothing is copied.
 
-use std::collections::HashMap;
-use std::io::{self, BufReader, Cursor, Read};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, BufReader, Read};
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::archive::Archive;
 use super::interrupt::Interrupt;
+use super::made::{Descriptor, Manifest, held};
 use super::unpack::{self, Compression, UnpackError};
 use crate::oci::{Algorithm, Digest, Hasher, ImageName, NameError, Tag, media_type};
-use crate::registry::layout::{Content, REF_NAME, Tree};
+use crate::registry::layout::{Content, Identity, REF_NAME, Tree};
 
 /// The file that lists the images.
 pub const MANIFEST: &str = "manifest.json";
@@ -116,26 +117,6 @@ struct RootFs {
     diff_ids: Vec<Digest>,
 }
 
-/// A Docker schema 2 manifest, its fields in the order that Docker writes them.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Manifest {
-    schema_version: u8,
-    media_type: &'static str,
-    config: Descriptor,
-    layers: Vec<Descriptor>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptor {
-    media_type: &'static str,
-    size: u64,
-    digest: String,
-    #[serde(skip_serializing_if = "HashMap::is_empty")]
-    annotations: HashMap<&'static str, String>,
-}
-
 /// Where a blob's content is.
 #[derive(Debug)]
 enum Origin {
@@ -173,8 +154,8 @@ impl Saved {
             }
             let manifest = reading.image(&label, entry)?;
             let annotations: Vec<_> = match names.is_empty() {
-                true => vec![HashMap::new()],
-                false => names.into_iter().map(|name| HashMap::from([(REF_NAME, name)])).collect(),
+                true => vec![BTreeMap::new()],
+                false => names.into_iter().map(|name| BTreeMap::from([(REF_NAME, name)])).collect(),
             };
             images.extend(annotations.into_iter().map(|annotations| Descriptor { annotations, ..manifest.clone() }));
         }
@@ -201,10 +182,11 @@ impl Tree for Saved {
             _ => path.to_owned(),
         }
     }
-}
 
-fn held(content: &[u8]) -> Content<'_> {
-    Content { reader: Box::new(Cursor::new(content)), size: content.len() as u64 }
+    fn identity(&self, path: &str) -> Option<Identity> {
+        let Some(Origin::Member(member)) = self.blobs.get(path) else { return None };
+        self.archive.identity(member)
+    }
 }
 
 fn whole(content: Content<'_>) -> io::Result<Vec<u8>> {
@@ -259,7 +241,8 @@ impl Reading<'_> {
         for (member, diff_id) in entry.layers.iter().zip(diff_ids) {
             layers.push(self.layer(image, member, diff_id)?);
         }
-        let manifest = Manifest { schema_version: 2, media_type: media_type::DOCKER_MANIFEST, config, layers };
+        let manifest =
+            Manifest { schema_version: 2, media_type: media_type::DOCKER_MANIFEST, artifact_type: None, config, layers };
         let manifest = serde_json::to_vec(&manifest).map_err(DockerError::Manifest)?;
         let digest = Digest::sha256_of(&manifest);
         Ok(self.blob(media_type::DOCKER_MANIFEST, digest, manifest.len() as u64, Origin::Made(manifest)))
@@ -323,7 +306,7 @@ impl Reading<'_> {
 
     fn blob(&mut self, media_type: &'static str, digest: Digest, size: u64, origin: Origin) -> Descriptor {
         self.blobs.insert(digest.blob_path(), origin);
-        Descriptor { media_type, size, digest: digest.to_string(), annotations: HashMap::new() }
+        Descriptor::new(media_type, digest, size)
     }
 }
 

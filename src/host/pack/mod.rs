@@ -1,4 +1,4 @@
-//! `localregistry pack`: images from builds to one disk. What enters are image layouts and archives; what leaves is an EROFS image
+//! `localregistry pack`: images from builds to one disk. What enters are image layouts and archives; what leaves is a file system
 //! whose root is an OCI image layout, with a catalog beside it. Sources are only read, and the disk's path holds the old disk or the
 //! whole new one.
 
@@ -10,54 +10,50 @@ use std::path::{Path, PathBuf};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
-use super::report::Report;
-use erofs::ErofsError;
+use super::pull::PullError;
+use super::report::{Report, counted, escaped};
+pub use args::Args;
+use cache::{Cache, CacheError};
+use duplicates::DuplicateError;
 use interrupt::{Interrupt, Interrupted};
-use source::{Request, Source, SourceError};
-use stage::{Stage, StageError};
-use union::{Contents, UnionError};
+use make::{MakeError, Making};
+use mkfs::MkfsError;
+use platform::LeftOut;
+use request::Request;
+use source::{Source, SourceError};
+use spec::SpecError;
+use union::{Contents, Missing, UnionError};
 
-use crate::oci::Digest;
 use crate::registry::layout::Image;
 
 mod archive;
+mod args;
+mod cache;
+mod copy;
+mod describe;
 mod docker;
+mod duplicates;
 mod erofs;
+mod files;
+mod index;
 pub mod interrupt;
+mod made;
+mod make;
+mod mkfs;
+mod naming;
+mod open;
+mod platform;
+mod request;
 pub mod source;
+mod spec;
 mod stage;
+mod target;
 mod union;
 mod unpack;
+mod work;
 
 /// Most images that the result lists for a person.
 const LISTED: usize = 20;
-
-/// Pack container images into a disk
-#[derive(Debug, clap::Args)]
-#[command(
-    after_help = "A SOURCE is an OCI image layout (a folder, or a tar archive of one) or what docker save writes. Archives may be \
-compressed with gzip or zstd. Names are taken as the source gives them: busybox:latest is the repository busybox, \
-docker.io/library/busybox:latest the repository library/busybox of docker.io.
-
-Examples:
-  localregistry pack images/ -o disk.erofs
-  localregistry pack web.tar db.tar.gz -o disk.erofs --json
-  localregistry pack --name test/app:v1=build/app-layout -o disk.erofs"
-)]
-pub struct Args {
-    /// What to pack: an OCI image layout or a docker save archive
-    #[arg(value_name = "SOURCE", required_unless_present = "name")]
-    sources: Vec<PathBuf>,
-
-    /// Pack SOURCE, and give its image the name REF: repository[:tag]. For an image without a name, or in place of the only one.
-    /// Without a tag, the image keeps its own, or gets latest. May be given several times
-    #[arg(long, value_name = "REF=SOURCE")]
-    name: Vec<Request>,
-
-    /// The disk to write
-    #[arg(long, short, value_name = "DISK")]
-    output: PathBuf,
-}
 
 /// Why no disk is made.
 #[derive(Debug, thiserror::Error)]
@@ -70,27 +66,39 @@ pub enum PackError {
         /// Why not.
         source: io::Error,
     },
+    /// A list of images cannot be used.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// A source cannot be packed.
-    #[error("cannot pack {}", path.display())]
+    #[error("cannot pack {label}")]
     Source {
-        /// The source.
-        path: PathBuf,
+        /// What messages call the source.
+        label: String,
         /// What is wrong with it.
         source: SourceError,
     },
+    /// An image cannot be pulled.
+    #[error(transparent)]
+    Pull(#[from] PullError),
     /// Sources contradict each other.
     #[error(transparent)]
     Union(#[from] UnionError),
-    /// The content cannot be staged.
+    /// A source has damaged content that another source has whole.
     #[error(transparent)]
-    Stage(#[from] StageError),
-    /// The file system cannot be made.
+    Duplicate(#[from] DuplicateError),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The disk cannot be made.
+    #[error(transparent)]
+    Make(#[from] MakeError),
+    /// The programs for its file system are missing.
     #[error("cannot make {}", disk.display())]
-    Erofs {
+    Mkfs {
         /// The disk.
         disk: PathBuf,
         /// Why not.
-        source: ErofsError,
+        source: MkfsError,
     },
     /// A signal came.
     #[error("{} is not written: {cause}", disk.display())]
@@ -129,98 +137,135 @@ pub struct Summary {
     pub blobs: usize,
     /// Their size in bytes.
     pub blob_bytes: u64,
+    /// How many of these bytes were read from sources, and hashed.
+    pub read_bytes: u64,
+    /// How many were taken from the cache.
+    pub cached_bytes: u64,
+    /// Of which images one platform is kept, and what is left out for that.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<OnePlatform>,
+    /// Content that images name and that is left out since no source has it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<Missing>,
+}
+
+/// An image of which one platform is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OnePlatform {
+    /// The image.
+    pub image: String,
+    /// The platform.
+    pub platform: String,
+    /// What else there was.
+    pub left_out: Vec<String>,
+}
+
+impl OnePlatform {
+    /// Those of a source, by the names that its images have got.
+    fn of(source: &Source) -> impl Iterator<Item = Self> {
+        let named = |one: &LeftOut| source.images.iter().filter(|image| image.digest == one.kept).map(Image::name).collect();
+        source.left_out.iter().flat_map(move |one| {
+            let images: Vec<String> = named(one);
+            let made = |image| Self { image, platform: one.platform.clone(), left_out: one.rest.clone() };
+            images.into_iter().map(made).collect::<Vec<_>>()
+        })
+    }
 }
 
 /// Runs the subcommand.
 ///
 /// # Errors
 /// [`PackError`]; the disk's path is then as it was.
-pub fn run(args: Args, report: Report) -> Result<(), PackError> {
-    let disk = args.output;
+pub fn run(args: &Args, report: Report) -> Result<(), PackError> {
+    let disk = &args.output;
     // Before any thread is started: each inherits that signals are not its own.
     let interrupt = Interrupt::catch().map_err(|source| PackError::Disk { disk: disk.clone(), source })?;
-    let plain = args.sources.into_iter().map(|path| Request { path, name: None });
-    let requests = plain.chain(args.name).collect();
-    let (summary, contents) = pack(requests, &disk, report, &interrupt)?;
+    let packed = pack(args, report, &interrupt);
+    let (summary, contents) = match interrupt.check() {
+        Err(cause) if packed.is_err() => return Err(PackError::Interrupted { disk: disk.clone(), cause }),
+        _ => packed?,
+    };
     report.result(&summary, &text(&summary, &contents)).map_err(PackError::Print)
 }
 
-/// Packs `requests` into the disk at `disk`.
-///
-/// # Errors
-/// [`PackError`]; the disk's path is then as it was, and nothing is left beside it.
-fn pack(requests: Vec<Request>, disk: &Path, report: Report, interrupt: &Interrupt) -> Result<(Summary, Contents), PackError> {
-    let packed = steps(requests, disk, report, interrupt);
-    match interrupt.check() {
-        Err(cause) if packed.is_err() => Err(PackError::Interrupted { disk: disk.to_owned(), cause }),
-        _ => packed,
-    }
-}
-
-fn steps(
-    mut requests: Vec<Request>,
-    disk: &Path,
-    report: Report,
-    interrupt: &Interrupt,
-) -> Result<(Summary, Contents), PackError> {
+/// Packs. Where it fails, the disk's path is as it was, and nothing is left beside it.
+fn pack(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(Summary, Contents), PackError> {
+    let disk = args.output.as_path();
     let wrong_disk = |source| PackError::Disk { disk: disk.to_owned(), source };
-    let no_file_system = |source| PackError::Erofs { disk: disk.to_owned(), source };
-    erofs::check().map_err(no_file_system)?;
-    let target = target(disk, &requests).map_err(wrong_disk)?;
+    args.format.check().map_err(|source| PackError::Mkfs { disk: disk.to_owned(), source })?;
+    let requests = args.requests()?;
+    let read = requests.iter().flat_map(Request::paths).chain(args.specs().map(PathBuf::as_path));
+    let target = target(disk, read).map_err(wrong_disk)?;
     let folder = folder(&target);
+    let cache = args.cache.as_deref().map(Cache::open).transpose()?;
 
-    // One order, whatever the order that they are given in: of messages, and of which source a shared blob is read from.
-    requests.sort_by_key(|request| (request.path.clone(), request.name.as_ref().map(ToString::to_string)));
-    requests.dedup();
-    let mut sources = Vec::with_capacity(requests.len());
-    for request in &requests {
-        report.step(format!("reading {}", request.path.display()));
-        let opened = Source::open(request, folder, interrupt);
-        sources.push(opened.map_err(|source| PackError::Source { path: request.path.clone(), source })?);
+    let sources = open::all(args, requests, folder, report, interrupt)?;
+    let left_out: Vec<OnePlatform> = sources.iter().flat_map(OnePlatform::of).collect();
+    for one in left_out.iter().filter(|one| !one.left_out.is_empty()) {
+        report.step(format!("image {}: {} is kept, and left out: {}", one.image, one.platform, one.left_out.join(", ")));
     }
-    let contents = union::unite(&sources)?;
-
-    let (blobs, blob_bytes) = contents.catalog.blob_totals();
-    report.step(format!("copying and verifying {}, {}", counted(blobs, "blob"), HumanBytes(blob_bytes)));
-    let stage = Stage::new(disk, folder)?;
-    let bar = report.bytes_bar("packing", blob_bytes);
-    let copied = stage.copy(&contents, &sources, &bar, interrupt);
-    bar.finish_and_clear();
-    copied?;
-    stage.describe(&contents)?;
-
-    report.step(format!("making the file system {}", disk.display()));
-    let unfinished = stage.unfinished_disk();
-    let identity = Digest::sha256_of(&contents.catalog.encode());
-    let bytes = erofs::make(&stage.root(), &unfinished, &identity, interrupt).map_err(no_file_system)?;
+    let contents = union::unite(&sources, args.replace)?;
+    for one in &contents.missing {
+        report.step(format!("image {}: {}, of {} bytes, is missing and left out", one.image, one.digest, one.bytes));
+    }
+    duplicates::check(&contents.blobs, &sources, cache.as_ref(), interrupt)?;
+    let making = Making { disk, format: args.format, cache: cache.as_ref(), report, interrupt };
+    let made = making.make(&contents, &sources, folder)?;
     interrupt.check().map_err(|cause| PackError::Interrupted { disk: disk.to_owned(), cause })?;
-    fs::rename(&unfinished, &target).map_err(wrong_disk)?;
+    fs::rename(made.file(), &target).map_err(wrong_disk)?;
     // The disk is there now, whatever comes of this: some file systems do not flush folders.
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    let summary = Summary { disk: disk.to_owned(), bytes, images: contents.images.len(), blobs, blob_bytes };
+    let (blobs, blob_bytes) = contents.catalog.blob_totals();
+    let (read_bytes, cached_bytes) = made.counts.totals();
+    let summary = Summary {
+        disk: disk.to_owned(),
+        bytes: made.bytes,
+        images: contents.images.len(),
+        blobs,
+        blob_bytes,
+        read_bytes,
+        cached_bytes,
+        left_out,
+        missing: contents.missing.clone(),
+    };
     Ok((summary, contents))
 }
 
-/// The path that the disk is renamed to: through a symbolic link, not over it.
-fn target(disk: &Path, requests: &[Request]) -> io::Result<PathBuf> {
-    let old = match fs::metadata(disk) {
+/// The path that the disk is renamed to: through a symbolic link, not over it. It is none of `sources` and in none of them.
+fn target<'a>(disk: &Path, sources: impl Iterator<Item = &'a Path>) -> io::Result<PathBuf> {
+    let target = match fs::metadata(disk) {
         Ok(old) if !old.is_file() => return Err(io::Error::other("it is there already and not a regular file")),
-        Ok(old) => old,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let folder = folder(disk);
-            return match fs::metadata(folder) {
-                Ok(metadata) if metadata.is_dir() => Ok(disk.to_owned()),
-                Ok(_) => Err(io::Error::other(format!("{} is not a folder", folder.display()))),
-                Err(error) => Err(io::Error::new(error.kind(), format!("its folder {}: {error}", folder.display()))),
-            };
-        }
+        Ok(_) => disk.canonicalize()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => new_target(disk)?,
         Err(error) => return Err(error),
     };
-    let same = |request: &Request| fs::metadata(&request.path).is_ok_and(|m| (m.dev(), m.ino()) == (old.dev(), old.ino()));
-    if let Some(request) = requests.iter().find(|request| same(request)) {
-        return Err(io::Error::other(format!("it is the source {} as well", request.path.display())));
+    for source in sources {
+        let Ok(found) = source.canonicalize() else { continue };
+        if found == target || is_same_file(&found, &target) {
+            return Err(io::Error::other(format!("it is the source {} as well", source.display())));
+        }
+        if target.starts_with(&found) {
+            return Err(io::Error::other(format!("it is in the source {}; a path outside of it is expected", source.display())));
+        }
     }
-    disk.canonicalize()
+    Ok(target)
+}
+
+/// The path of a disk that is not there yet.
+fn new_target(disk: &Path) -> io::Result<PathBuf> {
+    let name = disk.file_name().filter(|_| !disk.as_os_str().as_encoded_bytes().ends_with(b"/"));
+    let name = name.ok_or_else(|| io::Error::other("it ends like a folder's path; that of a file is expected"))?;
+    let folder = folder(disk);
+    match folder.canonicalize() {
+        Ok(found) if found.is_dir() => Ok(found.join(name)),
+        Ok(_) => Err(io::Error::other(format!("{} is not a folder", folder.display()))),
+        Err(error) => Err(io::Error::new(error.kind(), format!("its folder {}: {error}", folder.display()))),
+    }
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    identity(one).is_some_and(|one| identity(other) == Some(one))
 }
 
 /// The folder that `path` lies in.
@@ -243,15 +288,16 @@ fn text(summary: &Summary, contents: &Contents) -> String {
     }
     let (images, blobs) = (counted(summary.images, "image"), counted(summary.blobs, "blob"));
     let (blob_bytes, bytes) = (HumanBytes(summary.blob_bytes), HumanBytes(summary.bytes));
-    lines.push(format!("{}: {images}, {blobs} of {blob_bytes}, {bytes} on the disk", summary.disk.display()));
+    let disk = escaped(&summary.disk.display().to_string());
+    lines.push(format!("{disk}: {images}, {blobs} of {blob_bytes}, {bytes} on the disk"));
     lines.join("\n")
 }
 
 /// An image's name, without the digest that stands beside it.
 fn label(image: &Image) -> String {
-    if image.tag.is_some() { image.name() } else { image.repository.to_string() }
-}
-
-fn counted(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+    match (&image.tag, image.every_tag) {
+        (_, true) => format!("{}:*", image.repository),
+        (Some(_), false) => image.name(),
+        (None, false) => image.repository.to_string(),
+    }
 }

@@ -9,7 +9,8 @@ use super::publish::Publish;
 use crate::address::is_san;
 
 use crate::host::accel::Choice;
-use crate::host::access::{Access, CERTIFICATE_UNUSED, CLIENT_CA_WITHOUT_TLS};
+use crate::host::access::{Access, CLIENT_CA_WITHOUT_TLS};
+use crate::host::ca::{Certificates, Tls};
 use crate::host::config::{GuestConfig, Setting};
 use crate::host::kernel::Flavor;
 use crate::host::launch::Options;
@@ -17,6 +18,7 @@ use crate::host::net::{self, Net};
 use crate::host::qemu::Board;
 use crate::host::report::Report;
 use crate::host::runs::{Wanted, is_name};
+use crate::host::trust::Endpoint;
 
 /// Longest config file, in bytes: what the guest takes too.
 pub(super) const LARGEST_CONFIG: u64 = 1 << 20;
@@ -39,8 +41,10 @@ Examples:
       On a fixed port of every address, under further names
   localregistry run images.erofs --net bridge=br0,ip=10.1.0.82/16 --san registry.test
       As one more machine on a bridge
-  localregistry run images.erofs --json --quiet --follow
-      For programs: one JSON line when ready, then one for each event
+  localregistry run images.erofs --json --quiet --follow --trust /tmp/t1/trust
+      For programs: everything that nodes need in a folder, one JSON line when ready, then one for each event
+  localregistry run images.erofs --ca-dir ~/.local/share/localregistry-ca
+      Under a CA that later runs have too: node images can be built with it in them
   localregistry run images.erofs --detach --name one; localregistry stop one
       In the background
   localregistry run images.erofs --flavor own --machine microvm
@@ -72,8 +76,8 @@ Exit status:
    9  the disk is missing, or none of ours
   10  a port is taken
   11  a bridge, a tap or a socket of --net is missing or may not be used
-  12  the run's folder, or a file that is to be written, cannot be
-  13  a certificate, a key or a file that says who may pull cannot be used
+  12  the run's folder, a file or a folder that is to be written, cannot be
+  13  a certificate, a key, a CA or a file that says who may pull cannot be used
 Where it is neither 0 nor 2, standard error says what happened and shows the console's last lines.")]
 pub struct Args {
     /// The packed disk (it is only read: any number of machines may share it)
@@ -128,17 +132,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = san)]
     pub(super) san: Vec<String>,
 
-    /// Where certificates come from (default: generate, unless the config says otherwise)
-    #[arg(long, value_name = "MODE", value_enum)]
-    tls: Option<Tls>,
-
-    /// Certificate chain, PEM, leaf first, with --tls provided
-    #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"), requires = "key")]
-    cert: Option<PathBuf>,
-
-    /// Private key, PEM, with --tls provided
-    #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"), requires = "cert")]
-    key: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) certificates: Certificates,
 
     #[command(flatten)]
     pub(super) access: Access,
@@ -155,9 +150,13 @@ pub struct Args {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<Setting>,
 
-    /// Write the CA certificate here, too, once the registry is ready [default: ca.crt in the run's folder alone]
-    #[arg(long, value_name = "FILE")]
-    pub(super) ca: Option<PathBuf>,
+    /// Write the files that nodes need to trust the registry to this folder, before it is said to be ready (see `trust`)
+    #[arg(long, value_name = "DIR", conflicts_with = "print_command")]
+    pub(super) trust: Option<PathBuf>,
+
+    /// With --trust: where nodes reach the registry, if not where this machine does; without a port, on the registry's (repeatable)
+    #[arg(long, value_name = "HOST[:PORT]", requires = "trust")]
+    pub(super) trust_host: Vec<Endpoint>,
 
     /// Keep every event of the guest in this file, one JSON line each
     #[arg(long, value_name = "FILE")]
@@ -247,41 +246,21 @@ fn name(text: &str) -> Result<String, &'static str> {
         .ok_or("expected 1 to 64 letters, digits, dots, hyphens and underscores, a letter or digit first")
 }
 
-/// How the registry is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Tls {
-    /// A CA and a certificate are made at boot
-    Generate,
-    /// The certificate and its key are given
-    Provided,
-    /// No TLS: plain HTTP
-    Off,
-}
-
 impl Args {
     /// The single settings, those of the flags last.
     pub(super) fn settings(&self) -> Vec<Setting> {
-        // A certificate that is given is meant to be served with.
-        let tls = self.tls.or(self.cert.is_some().then_some(Tls::Provided));
-        let mode = tls.map(|tls| match tls {
-            Tls::Generate => "GENERATE",
-            Tls::Provided => "PROVIDED",
-            Tls::Off => "OFF",
-        });
-        let flag = mode.map(|mode| Setting::new(&["tls", "mode"], mode));
-        self.set.iter().cloned().chain(flag).chain(self.access.settings()).collect()
+        self.set.iter().cloned().chain(self.certificates.setting()).chain(self.access.settings()).collect()
     }
 
     /// What flags together do not allow, in words.
     #[must_use]
     pub fn conflict(&self, report: &Report) -> Option<String> {
-        let generated_or_off = matches!(self.tls, Some(Tls::Generate | Tls::Off));
+        let no_tls = self.certificates.mode() == Some(Tls::Off);
         let forwards = self.net.is_empty() || self.net.iter().any(Net::is_user);
         let virt_alone = self.machine == Board::Virt && (self.kernel.is_none() || self.initramfs.is_none());
         let fixed = [
             (virt_alone, VIRT_WITHOUT_KERNEL),
-            (generated_or_off && self.cert.is_some(), CERTIFICATE_UNUSED),
-            (self.tls == Some(Tls::Off) && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),
+            (no_tls && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),
             (
                 self.publish.is_some() && !forwards,
                 "the argument '--publish <[ADDR:]PORT>' needs '--net user': nothing else forwards",
@@ -293,12 +272,20 @@ impl Args {
             ),
             (self.program.follow && !report.json, "the argument '--follow' needs '--json'"),
         ];
-        let fixed = fixed.into_iter().find_map(|(holds, words)| holds.then(|| words.to_owned()));
+        let fixed = fixed.into_iter().find_map(|(holds, words)| holds.then_some(words));
+        let fixed = self.certificates.conflict().or(fixed).map(str::to_owned);
         fixed.or_else(|| net::together(&self.net).err().map(|error| format!("--net: {error}")))
     }
 
     /// What to boot, and how.
-    pub(super) fn options(&self, kernel: PathBuf, initramfs: PathBuf, config: GuestConfig, report: Report) -> Options {
+    pub(super) fn options(
+        &self,
+        kernel: PathBuf,
+        initramfs: PathBuf,
+        config: GuestConfig,
+        ca: Vec<(&'static str, PathBuf)>,
+        report: Report,
+    ) -> Options {
         Options {
             board: self.machine,
             disk: self.disk.clone(),
@@ -312,8 +299,8 @@ impl Args {
             publish: self.publish.map_or(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), |publish| publish.0),
             metrics: self.metrics.map(|metrics| metrics.0),
             config,
-            tls: self.cert.clone().zip(self.key.clone()),
-            secrets: self.access.secrets(),
+            tls: self.certificates.provided(),
+            secrets: self.access.secrets().into_iter().chain(ca).collect(),
             qemu_arguments: self.qemu_arg.clone(),
             events: self.events.clone(),
             console: self.console.clone(),

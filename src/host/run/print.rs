@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::host::launch::command::QemuCommand;
 use crate::host::launch::{Appliance, Ended, printable};
-use crate::host::report::Report;
+use crate::host::report::{Report, counted};
 use crate::host::runs::RunDir;
 use crate::proto::{Request, Warning};
 
@@ -26,6 +26,9 @@ pub(super) struct Place {
     metrics: Option<String>,
     /// The CA certificate, an absolute path; null with plain HTTP.
     ca: Option<PathBuf>,
+    /// The folder with the trust files, an absolute path, where they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trust: Option<PathBuf>,
     /// Tags on the disk.
     images: u32,
     /// Seconds from QEMU's start to ready.
@@ -44,13 +47,14 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn of(vm: &Appliance, ca: Option<PathBuf>, run: &RunDir, detached: bool) -> Self {
+    pub(super) fn of(vm: &Appliance, ca: Option<PathBuf>, trust: Option<PathBuf>, run: &RunDir, detached: bool) -> Self {
         Self {
             endpoint: vm.endpoint(),
             address: vm.address(),
             endpoints: vm.endpoints(),
             metrics: vm.metrics_endpoints().into_iter().next(),
             ca,
+            trust,
             images: vm.ready().images,
             // To the millisecond: the digits after it say nothing.
             boot_seconds: (vm.boot_time().as_secs_f64() * 1000.0).round() / 1000.0,
@@ -73,7 +77,11 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { endpoint, address, images, boot_seconds, accel, .. } = self;
-        writeln!(f, "The registry is ready at {endpoint} ({images} images, {boot_seconds:.1} s under {accel})")?;
+        writeln!(
+            f,
+            "The registry is ready at {endpoint} ({}, {boot_seconds:.1} s under {accel})",
+            counted(*images as usize, "image")
+        )?;
         for other in self.endpoints.iter().skip(1) {
             writeln!(f, "and at {other}")?;
         }
@@ -87,6 +95,9 @@ impl fmt::Display for Place {
         }
         if let Some(metrics) = &self.metrics {
             writeln!(f, "Health, metrics and the CA are at {metrics}/healthz, /metrics and /ca.crt")?;
+        }
+        if let Some(trust) = &self.trust {
+            writeln!(f, "What nodes need to trust it is in {}", trust.display())?;
         }
         if self.detached { write!(f, "`localregistry stop {}` ends it.", self.name) } else { write!(f, "Ctrl-C ends it.") }
     }
@@ -229,6 +240,7 @@ mod tests {
             endpoints: vec![format!("{}://127.0.0.1:43673", if ca.is_some() { "https" } else { "http" })],
             metrics: None,
             ca: ca.map(PathBuf::from),
+            trust: None,
             images: 3,
             boot_seconds: 3.25,
             qemu_pid: 17,
@@ -283,9 +295,12 @@ mod tests {
         let mut place = place(None);
         place.endpoints.push("http://10.1.0.82:5000".into());
         place.detached = true;
+        place.trust = Some("/tmp/trust".into());
+        assert!(place.json().contains(r#""ca":null,"trust":"/tmp/trust","images":3"#), "{}", place.json());
         let text = place.to_string();
         assert!(text.contains("under tcg)\nand at http://10.1.0.82:5000\n"), "{text}");
-        assert!(text.ends_with("\n`localregistry stop one` ends it."), "{text}");
+        let end = "\nWhat nodes need to trust it is in /tmp/trust\n`localregistry stop one` ends it.";
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]

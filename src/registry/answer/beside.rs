@@ -39,7 +39,8 @@ impl Registry {
                 if client.surface != Surface::Observability {
                     self.auth.admit_operator(head, client).await?;
                 }
-                Ok(reply::momentary(exposition::MEDIA_TYPE, self.exposition.text()))
+                let room = self.documents.room(exposition::LONGEST).await?;
+                Ok(reply::momentary(exposition::MEDIA_TYPE, room.hold(self.exposition.text().into())))
             }
             Beside::Ca => {
                 let ca_pem = self.ca_pem.clone().ok_or(RegistryError::PathUnknown)?;

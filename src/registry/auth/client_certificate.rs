@@ -5,15 +5,27 @@ use std::sync::Arc;
 
 use rustls::RootCertStore;
 use rustls::crypto::ring;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::registry::tls::TlsError;
-
 /// Largest file with client CAs, in bytes.
 pub const LARGEST: u64 = 1 << 20;
+
+/// Why a CA of clients' certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientCaError {
+    /// PEM that is none.
+    #[error("the given client CA is not PEM with one or more CERTIFICATE blocks")]
+    Pem,
+    /// It is no CA.
+    #[error("the given client CA is not a certificate that can sign clients' certificates")]
+    NoCa(#[source] rustls::Error),
+    /// The TLS library refused it.
+    #[error("clients' certificates cannot be verified with the given client CA")]
+    Verifier(#[source] VerifierBuilderError),
+}
 
 /// Whether a client has to have a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,22 +47,21 @@ impl ClientCa {
     /// One or more CA certificates, PEM.
     ///
     /// # Errors
-    /// [`TlsError`], where there is no certificate in the text, or one that signs nothing.
-    pub fn parse(pem: &[u8], presence: Presence) -> Result<Self, TlsError> {
-        let not_pem = || TlsError::Pem { what: "client CA", expected: "one or more CERTIFICATE blocks" };
+    /// [`ClientCaError`], where there is no certificate in the text, or one that signs nothing.
+    pub fn parse(pem: &[u8], presence: Presence) -> Result<Self, ClientCaError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(pem) {
-            roots.add(certificate.map_err(|_| not_pem())?).map_err(TlsError::ClientCa)?;
+            roots.add(certificate.map_err(|_| ClientCaError::Pem)?).map_err(ClientCaError::NoCa)?;
         }
         if roots.is_empty() {
-            return Err(not_pem());
+            return Err(ClientCaError::Pem);
         }
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider()));
         let builder = match presence {
             Presence::Optional => builder.allow_unauthenticated(),
             Presence::Required => builder,
         };
-        let verifier = builder.build().map_err(TlsError::ClientVerifier)?;
+        let verifier = builder.build().map_err(ClientCaError::Verifier)?;
         Ok(Self { verifier, presence })
     }
 

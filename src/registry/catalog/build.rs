@@ -17,6 +17,7 @@ pub struct TagConflict {
 struct Shelf {
     blobs: BTreeSet<Digest>,
     tags: BTreeMap<String, Digest>,
+    every_tag: Option<Digest>,
     referrers: BTreeSet<(Digest, Digest)>,
 }
 
@@ -50,6 +51,15 @@ impl Builder {
         if holder == manifest { Ok(()) } else { Err(TagConflict { holder }) }
     }
 
+    /// Lets a manifest answer to every tag of the repository that no other has.
+    ///
+    /// # Errors
+    /// [`TagConflict`], where another manifest does so already.
+    pub fn every_tag(&mut self, repository: &Repository, manifest: Digest) -> Result<(), TagConflict> {
+        let holder = *self.shelf(repository).every_tag.get_or_insert(manifest);
+        if holder == manifest { Ok(()) } else { Err(TagConflict { holder }) }
+    }
+
     /// Records that a manifest of the repository names `subject` as its subject.
     pub fn referrer(&mut self, repository: &Repository, subject: Digest, manifest: Digest) {
         self.shelf(repository).referrers.insert((subject, manifest));
@@ -78,6 +88,11 @@ impl Builder {
         let subject_numbers = numbered(subjects.iter().copied());
         (columns.subject_sha256, columns.subject_sha512) = digest_columns(&subjects);
 
+        if self.repositories.values().any(|shelf| shelf.every_tag.is_some()) {
+            let number =
+                |shelf: &Shelf| shelf.every_tag.and_then(|manifest| numbers.get(&manifest)).map_or(0, |number| number + 1);
+            columns.repository_every_tag = self.repositories.values().map(number).collect();
+        }
         let (mut repository_names, mut tag_names) = (Vec::new(), Vec::new());
         for (name, shelf) in &self.repositories {
             repository_names.extend_from_slice(name.as_bytes());

@@ -6,6 +6,9 @@ use super::{CONTAINERD_NAME, MAX_DEPTH, MAX_MANIFESTS, REF_NAME};
 use crate::oci::manifest::{MAX_MANIFEST, ManifestError};
 use crate::oci::{Digest, NameError};
 
+/// What messages call the manifest or index that is an image itself.
+pub(super) const ROOT: &str = "manifest";
+
 /// Why a layout cannot be served. Paths are those within the layout.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
@@ -129,4 +132,12 @@ pub enum LayoutError {
         /// The other.
         second: Box<Digest>,
     },
+}
+
+impl LayoutError {
+    /// Whether content is missing that an image can be served without: not the image's own manifest.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Blob { what, cause, .. } if *what != ROOT && cause.kind() == io::ErrorKind::NotFound)
+    }
 }

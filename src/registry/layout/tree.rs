@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
@@ -13,6 +14,17 @@ pub struct Content<'a> {
     pub reader: Box<dyn Read + Send + 'a>,
     /// How many, in bytes.
     pub size: u64,
+}
+
+/// Where content lies: two paths with the same identity have the same bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Number of the device.
+    pub device: u64,
+    /// Number of the file on it.
+    pub inode: u64,
+    /// Where the content starts in the file, in bytes.
+    pub at: u64,
 }
 
 /// Files by their paths, such as `blobs/sha256/e3b0…`.
@@ -26,6 +38,11 @@ pub trait Tree {
     /// What messages call the file at `path`: its path, but for a tree that gathers its files from elsewhere.
     fn place(&self, path: &str) -> String {
         path.to_owned()
+    }
+
+    /// Where the content at `path` lies, where that is known.
+    fn identity(&self, _path: &str) -> Option<Identity> {
+        None
     }
 }
 
@@ -82,5 +99,10 @@ impl Tree for Directory {
     fn open(&self, path: &str) -> io::Result<Content<'_>> {
         let (file, size) = self.file(path)?;
         Ok(Content { reader: Box::new(file), size })
+    }
+
+    fn identity(&self, path: &str) -> Option<Identity> {
+        let metadata = self.file(path).ok()?.0.metadata().ok()?;
+        Some(Identity { device: metadata.dev(), inode: metadata.ino(), at: 0 })
     }
 }

@@ -16,6 +16,8 @@ use crate::registry::store::Store;
 
 /// Media type of the text.
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Longest text, in bytes: a line of 350 for each of a thousand repositories (their names have 255), and some kilobytes.
+pub const LONGEST: usize = 512 << 10;
 /// What every name starts with.
 const PREFIX: &str = "localregistry";
 /// Stands for all repositories without a line of their own. No repository has such a name.
@@ -23,7 +25,7 @@ const OTHER_REPOSITORIES: &str = "(other)";
 
 /// Where the numbers come from.
 #[derive(Debug)]
-pub struct Exposition(Registry);
+pub struct Exposition(pub(in crate::registry) Registry);
 
 #[derive(Debug)]
 struct Source {

@@ -1,0 +1,218 @@
+//! The result of `inspect` for people: a table that fits the terminal. Pure, but for asking the terminal.
+
+use std::io::IsTerminal;
+
+use indicatif::HumanBytes;
+
+use super::counted;
+use super::document::{Document, Row};
+
+/// Spaces between columns.
+const GAP: usize = 2;
+/// Digits of a digest that are shown.
+const DIGITS: usize = 12;
+/// What a column that is shortened keeps, in characters: names say more than platforms.
+const MIN_CONTENT: usize = 11;
+const MIN_NAME: usize = 24;
+
+/// How a table is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Style {
+    /// Characters in a line; none for as many as it takes.
+    pub width: Option<usize>,
+    /// Whether the head is set apart by a terminal's means.
+    pub colour: bool,
+}
+
+impl Style {
+    /// What standard output bears: on a terminal its width, and colour unless `NO_COLOR` is set (no-color.org).
+    #[must_use]
+    pub fn of_stdout() -> Self {
+        let out = std::io::stdout();
+        if !out.is_terminal() {
+            return Self { width: None, colour: false };
+        }
+        let width = rustix::termios::tcgetwinsize(&out).map(|size| usize::from(size.ws_col)).ok();
+        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self { width: width.filter(|width| *width > 0), colour }
+    }
+}
+
+/// A column's side: text to the left, numbers to the right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Left,
+    Right,
+}
+
+const COLUMNS: [(&str, Side); 5] =
+    [("NAME", Side::Left), ("CONTENT", Side::Left), ("DIGEST", Side::Left), ("SIZE", Side::Right), ("SHARED", Side::Right)];
+
+/// The whole result.
+#[must_use]
+pub fn disk(document: &Document<'_>, style: Style) -> String {
+    let mut lines = vec![heading(document)];
+    if !document.upstreams.is_empty() {
+        lines.push(format!("stands in for {}", document.upstreams.join(", ")));
+    }
+    let rows: Vec<[String; 5]> = document.images.iter().map(|row| cells(&row)).collect();
+    if !rows.is_empty() {
+        lines.push(String::new());
+        lines.extend(fitted(&rows, style));
+        lines.push(String::new());
+    }
+    lines.extend(sums(document));
+    lines.join("\n")
+}
+
+fn heading(document: &Document<'_>) -> String {
+    let bytes = document.bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
+    let digest = document.digest.as_ref().map(|digest| format!(", {digest}")).unwrap_or_default();
+    let catalog = if document.catalog.is_some() { "" } else { ", no catalog" };
+    format!("{}: {}{bytes}{digest}{catalog}", document.disk.display(), document.form)
+}
+
+fn sums(document: &Document<'_>) -> Vec<String> {
+    let totals = document.totals;
+    let images = counted(totals.images, "image");
+    let in_repositories =
+        format!("{} {}", totals.repositories, if totals.repositories == 1 { "repository" } else { "repositories" });
+    let mut lines =
+        vec![format!("{images} in {in_repositories}, {} of {}", counted(totals.blobs, "blob"), HumanBytes(totals.blob_bytes))];
+    if totals.shared_blobs > 0 {
+        let (bytes, saved) = (HumanBytes(totals.shared_bytes), HumanBytes(totals.saved_bytes));
+        lines.push(format!("shared: {} of {bytes}, which saves {saved}", counted(totals.shared_blobs, "blob")));
+    }
+    if let Some(verified) = document.verified {
+        let result = if document.faults.is_empty() { "all as they should be" } else { "with faults" };
+        lines.push(format!("verified: {} of {}, {result}", counted(verified.blobs, "blob"), HumanBytes(verified.bytes)));
+    }
+    lines.extend(document.exported.map(|folder| format!("exported to {}", folder.display())));
+    lines
+}
+
+fn cells(row: &Row<'_>) -> [String; 5] {
+    let digest = short(&row.digest);
+    let content = match (row.artifact_type, &row.subject) {
+        (kind, Some(subject)) => format!("{} of {}", kind.unwrap_or("referrer"), short(subject)),
+        (Some(kind), None) => kind.to_owned(),
+        (None, None) if row.platforms.is_empty() => "-".to_owned(),
+        (None, None) => row.platforms.join(","),
+    };
+    let shared = if row.shared_bytes == 0 { "-".to_owned() } else { HumanBytes(row.shared_bytes).to_string() };
+    // Without a tag the name has the digest, which stands beside it.
+    let name = match row.label.split_once('@') {
+        Some((repository, _)) => repository.to_owned(),
+        None => row.label.clone(),
+    };
+    [name, plain(&content), digest, HumanBytes(row.bytes).to_string(), shared]
+}
+
+/// A digest with as many digits as tell it from others at a glance.
+#[must_use]
+pub fn short(digest: &str) -> String {
+    let (algorithm, hex) = digest.split_once(':').unwrap_or(("", digest));
+    format!("{algorithm}:{}", hex.get(..DIGITS).unwrap_or(hex))
+}
+
+/// Text from the disk without what a terminal would obey.
+fn plain(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+/// Head and rows, each in its column, in lines of the style's width.
+fn fitted(rows: &[[String; 5]], style: Style) -> Vec<String> {
+    let mut widths = COLUMNS.map(|(head, _)| head.len());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    if let Some(limit) = style.width {
+        let mut surplus = (widths.iter().sum::<usize>() + GAP * (COLUMNS.len() - 1)).saturating_sub(limit);
+        for (column, least) in [(1, MIN_CONTENT), (0, MIN_NAME)] {
+            let Some(width) = widths.get_mut(column) else { continue };
+            let cut = surplus.min(width.saturating_sub(least));
+            *width -= cut;
+            surplus -= cut;
+        }
+    }
+    let head = line(&COLUMNS.map(|(head, _)| head.to_owned()), &widths);
+    let head = if style.colour { format!("\x1b[1m{head}\x1b[0m") } else { head };
+    std::iter::once(head).chain(rows.iter().map(|row| line(row, &widths))).collect()
+}
+
+fn line(cells: &[String; 5], widths: &[usize; 5]) -> String {
+    let padded = cells.iter().zip(widths).zip(COLUMNS).map(|((cell, width), (_, side))| {
+        let cell = shortened(cell, *width);
+        match side {
+            Side::Left => format!("{cell:width$}"),
+            Side::Right => format!("{cell:>width$}"),
+        }
+    });
+    padded.collect::<Vec<_>>().join(&" ".repeat(GAP)).trim_end().to_owned()
+}
+
+/// `text` in at most `width` characters: the middle is left out, since names differ at their ends.
+fn shortened(text: &str, width: usize) -> String {
+    let count = text.chars().count();
+    if count <= width {
+        return text.to_owned();
+    }
+    let kept = width.saturating_sub(1);
+    let front = kept / 2;
+    let start: String = text.chars().take(front).collect();
+    let end: String = text.chars().skip(count - (kept - front)).collect();
+    format!("{start}…{end}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str, content: &str) -> [String; 5] {
+        [name, content, "sha256:0123456789ab", "1.00 KiB", "-"].map(str::to_owned)
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_content() {
+        let rows = [row("a", "linux/amd64"), row("test/longer:1", "linux/arm64,linux/amd64")];
+        let lines = fitted(&rows, Style { width: None, colour: false });
+        assert_eq!(
+            lines,
+            [
+                "NAME           CONTENT                  DIGEST                   SIZE  SHARED",
+                "a              linux/amd64              sha256:0123456789ab  1.00 KiB       -",
+                "test/longer:1  linux/arm64,linux/amd64  sha256:0123456789ab  1.00 KiB       -",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_narrow_terminal_shortens_content_and_then_names() {
+        let rows = [row("registry.k8s.io/a/very/long/name/of/an/image:v1.2.3", "linux/arm64,linux/amd64")];
+        for (width, expected) in [
+            (
+                110,
+                "registry.k8s.io/a/very/long/name/of/an/image:v1.2.3  linux/ar…nux/amd64  sha256:0123456789ab  1.00 KiB       -",
+            ),
+            (80, "registry.k8s.…n/image:v1.2.3  linux…amd64  sha256:0123456789ab  1.00 KiB       -"),
+            (20, "registry.k8…image:v1.2.3  linux…amd64  sha256:0123456789ab  1.00 KiB       -"),
+        ] {
+            let lines = fitted(&rows, Style { width: Some(width), colour: false });
+            assert_eq!(lines[1], expected, "{width}");
+            assert!(width < 79 || lines.iter().all(|line| line.chars().count() <= width));
+        }
+    }
+
+    #[test]
+    fn colour_is_the_heads_alone() {
+        let lines = fitted(&[row("a", "b")], Style { width: None, colour: true });
+        assert!(lines[0].starts_with("\x1b[1mNAME") && lines[0].ends_with("SHARED\x1b[0m") && !lines[1].contains('\x1b'));
+    }
+
+    #[test]
+    fn nothing_from_the_disk_commands_the_terminal() {
+        assert_eq!(plain("a\x1b[2Jb\nc"), "a\\u{1b}[2Jb\\nc");
+    }
+}

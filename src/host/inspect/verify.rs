@@ -1,0 +1,232 @@
+//! Holds what a disk has against what it says: each blob against its digest, the catalog against index.json and the manifests.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io::{self, Read};
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::ProgressBar;
+
+use crate::host::contents::{Blob, Contents, ContentsError, Fault, Kind, unreadable};
+use crate::host::pack::interrupt::{Interrupt, Interrupted};
+use crate::host::workers;
+use crate::oci::{Digest, Hasher, Repository};
+use crate::registry::catalog::{Catalog, RepositoryId};
+use crate::registry::layout::Tree;
+
+/// Bytes read at once.
+pub const CHUNK: usize = 1 << 20;
+/// Most differences of a catalog that are named: one mistake in its making may be in each of its rows.
+const MAX_NAMED: usize = 20;
+
+/// Hashes every blob that was not judged yet, on all processors, and adds what is wrong to the faults of `contents`.
+///
+/// # Errors
+/// [`ContentsError::Unsupported`] and [`ContentsError::Interrupted`].
+pub fn blobs(
+    tree: &(dyn Tree + Sync),
+    contents: &mut Contents,
+    bar: &ProgressBar,
+    interrupt: &Interrupt,
+) -> Result<(), ContentsError> {
+    let mut work: Vec<(u32, &Blob)> = (0..).zip(&contents.blobs).filter(|(_, blob)| !blob.judged).collect();
+    // The largest first, so that no processor is left with a long one at the end.
+    work.sort_by_key(|(_, blob)| std::cmp::Reverse(blob.size));
+    let faults = Mutex::new(Vec::new());
+    workers::each(&work, |(number, blob)| {
+        let fault = fault(tree, blob, bar, interrupt)?;
+        faults.lock().unwrap_or_else(PoisonError::into_inner).extend(fault.map(|fault| (*number, fault)));
+        Ok::<(), ContentsError>(())
+    })?;
+    contents.faults.extend(faults.into_inner().unwrap_or_else(PoisonError::into_inner));
+    let digest = |number: &u32| contents.blobs.get(*number as usize).map(|blob| blob.digest);
+    contents.faults.sort_by_key(|(number, _)| digest(number));
+    Ok(())
+}
+
+fn fault(tree: &dyn Tree, blob: &Blob, bar: &ProgressBar, interrupt: &Interrupt) -> Result<Option<Fault>, ContentsError> {
+    match hash(tree, blob, bar, interrupt, |_| Ok(())) {
+        Ok((found, _)) if found != blob.size => Ok(Some(Fault::Size { expected: blob.size, found })),
+        Ok((_, found)) if found != blob.digest => Ok(Some(Fault::Content { found })),
+        Ok(_) => Ok(None),
+        Err(error) => {
+            interrupt.check()?;
+            let path = blob.digest.blob_path();
+            Ok(Some(unreadable(error).map_err(|source| ContentsError::Unsupported { path, source })?))
+        }
+    }
+}
+
+/// Reads a blob through `each`, and gives how many bytes it has, at least, and their digest. It stops beyond the expected size.
+///
+/// # Errors
+/// As of opening and reading it; those of `each`; after a signal.
+pub fn hash(
+    tree: &dyn Tree,
+    blob: &Blob,
+    bar: &ProgressBar,
+    interrupt: &Interrupt,
+    mut each: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<(u64, Digest)> {
+    let content = tree.open(&blob.digest.blob_path())?;
+    let mut hasher = Hasher::new(blob.digest.algorithm());
+    if content.size != blob.size {
+        return Ok((content.size, hasher.finish()));
+    }
+    let mut reader = content.reader.take(blob.size.saturating_add(1));
+    let mut buffer = vec![0; usize::try_from(blob.size).unwrap_or(CHUNK).saturating_add(1).min(CHUNK)];
+    let mut len = 0;
+    loop {
+        interrupt.check_io()?;
+        let count = reader.read(&mut buffer)?;
+        if count == 0 {
+            return Ok((len, hasher.finish()));
+        }
+        let part = buffer.get(..count).unwrap_or_default();
+        hasher.update(part);
+        each(part)?;
+        len += count as u64;
+        bar.inc(count as u64);
+    }
+}
+
+/// What the catalog says otherwise than index.json and the manifests do.
+///
+/// # Errors
+/// After a signal.
+pub fn catalog(catalog: &Catalog, contents: &Contents, interrupt: &Interrupt) -> Result<Vec<String>, Interrupted> {
+    let mut differences = Differences::default();
+    // Images are in order of their repositories.
+    // What the disk does not have was named already, and a catalog that does not promise it is right (`pack --allow-missing`).
+    let missing = contents.faults.iter().filter(|(_, fault)| *fault == Fault::Missing).map(|(number, _)| *number).collect();
+    let named: Vec<_> = contents.images.iter().filter_map(|image| Some((image.repository.as_ref()?, image))).collect();
+    let mut expected = HashSet::new();
+    for images in named.chunk_by(|(a, _), (b, _)| a == b) {
+        interrupt.check()?;
+        let Some((repository, _)) = images.first() else { continue };
+        expected.insert(repository.as_str());
+        let Some(id) = catalog.repository(repository.as_str()) else {
+            differences.add(|| format!("it lacks the repository {repository}"));
+            continue;
+        };
+        let images: Vec<_> = images.iter().map(|(_, image)| *image).collect();
+        tags(catalog, contents, (repository, id), &images, &mut differences);
+        every_tag(catalog, contents, (repository, id), &images, &mut differences);
+        content(catalog, contents, (repository, id), &images, &missing, &mut differences);
+    }
+    for id in catalog.repositories() {
+        let name = catalog.repository_name(id);
+        if !expected.contains(name) {
+            differences.add(|| format!("it has the repository {}, which index.json has not", name.escape_default()));
+        }
+    }
+    Ok(differences.named())
+}
+
+type Filed<'a> = (&'a Repository, RepositoryId);
+
+fn tags(catalog: &Catalog, contents: &Contents, (name, id): Filed<'_>, images: &[&super::Image], differences: &mut Differences) {
+    let expected = images.iter().filter_map(|image| Some((image.tag.as_ref()?.as_str(), contents.head(image)?.digest)));
+    let mut expected: BTreeMap<&str, Digest> = expected.collect();
+    for (tag, blob) in catalog.tags_after(id, None) {
+        let found = catalog.blob(blob).map(|blob| blob.digest);
+        match (expected.remove(tag), found) {
+            (None, _) => differences.add(|| format!("it has the tag {name}:{}, which index.json has not", tag.escape_default())),
+            (Some(expected), Some(found)) if expected != found => {
+                differences.add(|| format!("its tag {name}:{tag} names {found}, and index.json's names {expected}"));
+            }
+            _ => {}
+        }
+    }
+    for tag in expected.keys() {
+        differences.add(|| format!("it lacks the tag {name}:{tag}"));
+    }
+}
+
+fn every_tag(
+    catalog: &Catalog,
+    contents: &Contents,
+    (name, id): Filed<'_>,
+    images: &[&super::Image],
+    differences: &mut Differences,
+) {
+    let expected = images.iter().find(|image| image.every_tag).and_then(|image| contents.head(image)).map(|blob| blob.digest);
+    let found = catalog.every_tag(id).and_then(|blob| catalog.blob(blob)).map(|blob| blob.digest);
+    if expected != found {
+        let said = |digest: Option<Digest>| digest.map_or_else(|| "nothing".to_owned(), |digest| digest.to_string());
+        differences.add(|| {
+            format!("in the repository {name} {} answers to every tag by it, and {} by index.json", said(found), said(expected))
+        });
+    }
+}
+
+fn content(
+    catalog: &Catalog,
+    contents: &Contents,
+    (name, id): Filed<'_>,
+    images: &[&super::Image],
+    missing: &HashSet<u32>,
+    differences: &mut Differences,
+) {
+    let mut expected = BTreeSet::new();
+    let mut referrers = BTreeSet::new();
+    for image in images {
+        let Some(root) = contents.root(image) else { continue };
+        let left_out = |number: &u32| {
+            let digest = contents.blobs.get(*number as usize).map(|blob| blob.digest);
+            missing.contains(number) && digest.is_some_and(|digest| catalog.blob_in(id, &digest).is_none())
+        };
+        expected.extend(root.blobs.iter().copied().filter(|number| !left_out(number)));
+        referrers.extend(root.referrers.iter().map(|(number, subject)| (*subject, *number)));
+    }
+    for number in &expected {
+        let Some(blob) = contents.blobs.get(*number as usize) else { continue };
+        let digest = blob.digest;
+        let Some(found) = catalog.blob_in(id, &digest).and_then(|found| catalog.blob(found)) else {
+            differences.add(|| format!("it lacks blob {digest} in the repository {name}"));
+            continue;
+        };
+        if found.size != blob.size {
+            differences.add(|| format!("it gives blob {digest} {} bytes, and manifests give it {}", found.size, blob.size));
+        }
+        let kind = if let Kind::Manifest(media_type) = &blob.kind { Some(media_type.as_ref()) } else { None };
+        if kind != found.manifest {
+            let said = |kind: Option<&str>| kind.unwrap_or("no manifest").escape_default().to_string();
+            differences.add(|| format!("blob {digest} is {} to it, and {} by its content", said(found.manifest), said(kind)));
+        }
+    }
+    let surplus = catalog.blobs_of(id).len().saturating_sub(expected.len());
+    if surplus > 0 {
+        differences.add(|| format!("it has {surplus} more blobs in the repository {name} than the images there have"));
+    }
+    for (subject, number) in referrers {
+        let Some(referrer) = contents.blobs.get(number as usize).map(|blob| blob.digest) else { continue };
+        let mut known = catalog.referrers(id, &subject).filter_map(|blob| catalog.blob(blob));
+        if !known.any(|known| known.digest == referrer) {
+            differences.add(|| format!("it does not say that {referrer} refers to {subject} in the repository {name}"));
+        }
+    }
+}
+
+/// Differences, of which so many are kept.
+#[derive(Default)]
+struct Differences {
+    kept: Vec<String>,
+    more: u64,
+}
+
+impl Differences {
+    fn add(&mut self, difference: impl FnOnce() -> String) {
+        if self.kept.len() < MAX_NAMED {
+            self.kept.push(difference());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn named(mut self) -> Vec<String> {
+        if self.more > 0 {
+            self.kept.push(format!("it differs in {} more places", self.more));
+        }
+        self.kept
+    }
+}

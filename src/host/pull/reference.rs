@@ -1,0 +1,118 @@
+//! What `--pull` names: an image by the name that people write, filled in as docker fills it in. Pure.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::oci::{Digest, Host, ImageName, NameError, Repository, Tag};
+
+/// The registry that a name without a host means.
+const DEFAULT_HOST: &str = "docker.io";
+/// Another name of it, from docker's beginnings.
+const OLD_DEFAULT_HOST: &str = "index.docker.io";
+/// Where its registry answers.
+const DEFAULT_ENDPOINT: &str = "registry-1.docker.io";
+/// Where its images without a namespace are.
+const DEFAULT_NAMESPACE: &str = "library";
+
+/// An image in an upstream registry: its host, its repository, and a tag or a digest or both.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reference {
+    /// The upstream, as images name it and clients ask for it: `docker.io`.
+    pub host: Host,
+    /// The repository with the host before it, which it is filed under.
+    pub repository: Repository,
+    /// The tag that it is filed under; `latest` where neither tag nor digest is given.
+    pub tag: Option<Tag>,
+    /// The manifest that is meant, where it is given: then the tag is not asked for.
+    pub digest: Option<Digest>,
+}
+
+impl Reference {
+    /// Host and port that answer for the upstream.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        if self.host.as_str() == DEFAULT_HOST { DEFAULT_ENDPOINT } else { self.host.as_str() }
+    }
+
+    /// What the registry is asked for: the digest where there is one, else the tag.
+    #[must_use]
+    pub fn manifest(&self) -> crate::oci::Reference {
+        match (&self.digest, &self.tag) {
+            (Some(digest), _) => crate::oci::Reference::Digest(*digest),
+            (None, Some(tag)) => crate::oci::Reference::Tag(tag.clone()),
+            (None, None) => crate::oci::Reference::Tag(Tag::latest()),
+        }
+    }
+}
+
+impl FromStr for Reference {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let ImageName { repository, tag, digest } = text.parse()?;
+        let host = repository.host().filter(|host| *host != OLD_DEFAULT_HOST).unwrap_or(DEFAULT_HOST);
+        let host: Host = host.parse()?;
+        let path = repository.path();
+        let repository = if host.as_str() == DEFAULT_HOST && !path.contains('/') {
+            Repository::under(&host, &format!("{DEFAULT_NAMESPACE}/{path}"))?
+        } else {
+            Repository::under(&host, path)?
+        };
+        let tag = tag.or_else(|| digest.is_none().then(Tag::latest));
+        Ok(Self { host, repository, tag, digest })
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = ImageName { repository: self.repository.clone(), tag: self.tag.clone(), digest: self.digest };
+        name.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_filled_in_as_docker_does() {
+        let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        for (text, full, endpoint) in [
+            ("busybox", "docker.io/library/busybox:latest", "registry-1.docker.io"),
+            ("busybox:1.36", "docker.io/library/busybox:1.36", "registry-1.docker.io"),
+            ("a/b", "docker.io/a/b:latest", "registry-1.docker.io"),
+            ("docker.io/busybox", "docker.io/library/busybox:latest", "registry-1.docker.io"),
+            ("index.docker.io/a/b:1", "docker.io/a/b:1", "registry-1.docker.io"),
+            ("docker.io/library/busybox:1.36", "docker.io/library/busybox:1.36", "registry-1.docker.io"),
+            ("host:5000/a/b", "host:5000/a/b:latest", "host:5000"),
+            ("Quay.io/a/b:1", "quay.io/a/b:1", "quay.io"),
+            ("localhost/a", "localhost/a:latest", "localhost"),
+            (&format!("host:5000/a/b@{digest}"), &format!("host:5000/a/b@{digest}"), "host:5000"),
+            (&format!("busybox:1@{digest}"), &format!("docker.io/library/busybox:1@{digest}"), "registry-1.docker.io"),
+        ] {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!((reference.to_string().as_str(), reference.endpoint()), (full, endpoint), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_digest_is_asked_for_before_a_tag() {
+        let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let asked = |text: &str| text.parse::<Reference>().unwrap().manifest().to_string();
+        assert_eq!(asked("a"), "latest");
+        assert_eq!(asked("a:b"), "b");
+        assert_eq!(asked(&format!("a:b@{digest}")), digest);
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused() {
+        for (text, expected) in [
+            ("", NameError::Repository),
+            ("https://quay.io/a", NameError::Host),
+            ("A", NameError::Repository),
+            ("a:", NameError::Tag),
+        ] {
+            assert_eq!(text.parse::<Reference>().unwrap_err(), expected, "{text:?}");
+        }
+    }
+}

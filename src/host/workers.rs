@@ -1,0 +1,51 @@
+//! Work spread over all processors.
+
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+/// Does `work` on each of `items`, on all processors. After an error no more is begun.
+///
+/// # Errors
+/// That of the first item, in their order, whose work failed.
+pub fn each<T: Sync, E: Send>(items: &[T], work: impl Fn(&T) -> Result<(), E> + Sync) -> Result<(), E> {
+    let next = AtomicUsize::new(0);
+    let failure: Mutex<Option<(usize, E)>> = Mutex::new(None);
+    let worker = || {
+        while let number = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(item) = items.get(number)
+        {
+            let Err(error) = work(item) else { continue };
+            next.store(items.len(), Ordering::Relaxed);
+            let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+            if failure.as_ref().is_none_or(|(before, _)| number < *before) {
+                *failure = Some((number, error));
+            }
+        }
+    };
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(items.len());
+    thread::scope(|scope| {
+        (1..workers).for_each(|_| drop(scope.spawn(worker)));
+        worker();
+    });
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |(_, error)| Err(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_item_once_and_the_first_error() {
+        let items: Vec<usize> = (0..1000).collect();
+        let sum = AtomicUsize::new(0);
+        let all: Result<(), usize> = each(&items, |item| {
+            sum.fetch_add(*item, Ordering::Relaxed);
+            Ok(())
+        });
+        assert_eq!((all, sum.into_inner()), (Ok(()), 499_500));
+        assert_eq!(each(&items, |item| if *item < 3 { Ok(()) } else { Err(*item) }), Err(3));
+        assert_eq!(each(&[] as &[usize], |_| Err(())), Ok(()));
+    }
+}
