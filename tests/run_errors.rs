@@ -1,4 +1,4 @@
-//! `localregistry run` with bad flags (exit 2), and with what is missing or cannot be used (exit 1 and 8 to 13): each one message, and
+//! `localregistry run` with bad flags (exit 2), and with what is missing or cannot be used (exit 1 and 8 to 14): each one message, and
 //! nothing started or left.
 
 #![cfg(feature = "host")]
@@ -347,7 +347,7 @@ fn a_kernel_without_what_the_guest_needs_is_refused() {
             "localregistry: the kernel vmlinuz-1 cannot run the guest on {machine}: by its config it lacks {missing}; boot one that \
              has it (`localregistry doctor` checks one)\n"
         );
-        assert_eq!((status, stderr), (Some(1), message));
+        assert_eq!((status, stderr), (Some(14), message));
     }
     // With all of it, or where nothing is known, QEMU has the word.
     for config in [config(&[]), "no config".to_owned()] {
@@ -374,7 +374,7 @@ fn our_own_kernel_has_to_be_built() {
         folder.path().display(),
         &digest[..12]
     );
-    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(1), message));
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(14), message));
 }
 
 #[test]
