@@ -1,4 +1,4 @@
-//! `localregistry run` with bad flags (exit 2), and with what is missing or cannot be used (exit 1 and 8 to 13): each one message, and
+//! `localregistry run` with bad flags (exit 2), and with what is missing or cannot be used (exit 1 and 8 to 14): each one message, and
 //! nothing started or left.
 
 #![cfg(feature = "host")]
@@ -39,7 +39,8 @@ fn run(folder: &Path, arguments: &[&str]) -> Output {
 
 /// Runs with the folder's kernel and initramfs, and gives exit status and standard error.
 fn boot(folder: &Path, arguments: &[&str]) -> (Option<i32>, String) {
-    let given = [&["--accel", "tcg", "--kernel", "kernel", "--initramfs", "initramfs"], arguments].concat();
+    let kernel: &[&str] = if arguments.contains(&"--kernel") { &[] } else { &["--kernel", "kernel"] };
+    let given = [&["--accel", "tcg", "--initramfs", "initramfs"], kernel, arguments].concat();
     let output = run(folder, &given);
     assert!(output.stdout.is_empty(), "{output:?}");
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -74,7 +75,21 @@ fn bad_flags_exit_2() {
             "invalid value 'tls.mod=OFF' for '--set <KEY=VALUE>': tls.mod cannot be set to \"OFF\": unknown field `mod`, expected \
              `mode`",
         ),
-        (&["disk", "--kernel", "kernel"], "the following required arguments were not provided:\n  --initramfs <FILE>"),
+        (
+            &["disk", "--kernel", "kernel"],
+            "the following required arguments were not provided:\n  <--modules <DIR>|--initramfs <FILE>>",
+        ),
+        (&["disk", "--modules", "dir"], "the following required arguments were not provided:\n  --kernel <FILE>"),
+        (
+            &["disk", "--kernel", "kernel", "--initramfs", "initramfs", "--flavor", "own"],
+            "the argument '--kernel <FILE>' cannot be used with '--flavor <WHICH>'",
+        ),
+        (&["disk", "--flavor", "tiny"], "invalid value 'tiny' for '--flavor <WHICH>'\n  [possible values: cloud, full, own]"),
+        (&["disk", "--machine", "pc"], "invalid value 'pc' for '--machine <WHICH>'\n  [possible values: q35, microvm, virt]"),
+        (
+            &["disk", "--machine", "virt"],
+            "the argument '--machine virt' needs '--kernel <FILE>' and '--initramfs <FILE>': there is no flavor for 64-bit ARM",
+        ),
         (&["disk", "--tls", "provided"], "the following required arguments were not provided:\n  --cert <FILE>\n  --key <FILE>"),
         (&["disk", "--cert", "a"], "the following required arguments were not provided:\n  --key <FILE>"),
         (
@@ -173,6 +188,11 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
             8,
             &["disk", "--qemu", "no-such-qemu"],
             "no-such-qemu is not installed (on Debian and Ubuntu: apt-get install qemu-system-x86)",
+        ),
+        (
+            8,
+            &["disk", "--machine", "virt", "--qemu", "no-such-qemu"],
+            "no-such-qemu is not installed (on Debian and Ubuntu: apt-get install qemu-system-arm)",
         ),
         (8, &["disk", "--qemu", "./disk"], "cannot start ./disk: Permission denied (os error 13)"),
         (
@@ -300,6 +320,61 @@ fn a_disk_without_read_permission_is_named() {
     let (status, stderr) = boot(folder.path(), &["disk"]);
     assert!(stderr.starts_with(message), "{stderr}");
     assert_eq!(status, Some(1));
+}
+
+#[test]
+fn a_kernel_without_what_the_guest_needs_is_refused() {
+    let folder = folder();
+    let file = |name: &str, content: &str| fs::write(folder.path().join(name), content).unwrap();
+    file("vmlinuz-1", "not really");
+    let names = "BLK_DEV_INITRD BINFMT_ELF PRINTK TTY DEVTMPFS PROC_FS SYSFS TMPFS EPOLL EVENTFD FUTEX UNIX NET INET PACKET \
+                 VIRTIO_BLK VIRTIO_NET VIRTIO_CONSOLE FW_CFG_SYSFS EROFS_FS SERIAL_8250_CONSOLE ACPI VIRTIO_PCI VIRTIO_MMIO 64BIT";
+    let config = |without: &[&str]| {
+        let names = names.split_whitespace().filter(|name| !without.contains(name));
+        names.map(|name| format!("CONFIG_{name}=y\n")).collect::<String>()
+    };
+    for (machine, without, missing) in [
+        (
+            "q35",
+            &["EROFS_FS", "VIRTIO_PCI", "VIRTIO_MMIO"][..],
+            "CONFIG_EROFS_FS (the disk's file system), CONFIG_VIRTIO_PCI (the virtio devices on PCI)",
+        ),
+        ("microvm", &["VIRTIO_PCI", "VIRTIO_MMIO"], "CONFIG_VIRTIO_MMIO (the virtio devices of a microvm)"),
+    ] {
+        file("config-1", &config(without));
+        let (status, stderr) = boot(folder.path(), &["disk", "--machine", machine, "--kernel", "vmlinuz-1"]);
+        let message = format!(
+            "localregistry: the kernel vmlinuz-1 cannot run the guest on {machine}: by its config it lacks {missing}; boot one that \
+             has it (`localregistry doctor` checks one)\n"
+        );
+        assert_eq!((status, stderr), (Some(14), message));
+    }
+    // With all of it, or where nothing is known, QEMU has the word.
+    for config in [config(&[]), "no config".to_owned()] {
+        file("config-1", &config);
+        let (status, stderr) = boot(folder.path(), &["disk", "--kernel", "vmlinuz-1"]);
+        assert!(stderr.starts_with("localregistry: QEMU exited with status 1 before it started the machine: "), "{stderr}");
+        assert_eq!(status, Some(1));
+    }
+}
+
+#[test]
+fn our_own_kernel_has_to_be_built() {
+    let folder = folder();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));
+    command
+        .current_dir(folder.path())
+        .args(["run", "disk", "--flavor", "own"])
+        .env("LOCALREGISTRY_CACHE", folder.path().join("cache"));
+    let output = command.output().unwrap();
+    let digest = localregistry::oci::Digest::sha256_of(include_bytes!("../image/kernel.config")).hex();
+    let message = format!(
+        "localregistry: there is no kernel to boot: there is no kernel of our own in {}/cache/kernel/own that is built from this \
+         version's config ({}): build it with image/kernel (about ten minutes of one processor), or take --flavor cloud\n",
+        folder.path().display(),
+        &digest[..12]
+    );
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(14), message));
 }
 
 #[test]

@@ -9,9 +9,11 @@ use super::{Appliance, LaunchError, Options};
 use crate::address::is_san;
 use crate::host::accel::Choice;
 use crate::host::config::{ConfigError, GuestConfig, Setting};
+use crate::host::kernel::Flavor;
 use crate::host::net::Net;
+use crate::host::qemu::Board;
 use crate::host::report::Report;
-use crate::host::{initramfs, kernel, qemu};
+use crate::host::{initramfs, kernel};
 
 /// How long a boot may take where nothing is said.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -69,10 +71,11 @@ impl Appliance {
     #[must_use]
     pub fn builder(disk: impl Into<PathBuf>) -> Builder {
         let options = Options {
+            board: Board::default(),
             disk: disk.into(),
             kernel: PathBuf::new(),
             initramfs: PathBuf::new(),
-            qemu: qemu::PROGRAM.into(),
+            qemu: Board::default().program().into(),
             memory_mib: 256,
             cpus: 1,
             accel: Choice::Auto,
@@ -248,8 +251,8 @@ impl Builder {
         let found = tokio::task::spawn_blocking(move || match (kernel, initramfs) {
             (Some(kernel), Some(initramfs)) => Ok::<_, BuildError>((kernel, initramfs)),
             _ => {
-                let kernel = kernel::cached_or_download(&report).map_err(BuildError::Kernel)?;
-                let initramfs = initramfs::cached(init.as_deref(), &kernel, &report).map_err(BuildError::Initramfs)?;
+                let kernel = kernel::cached_or_download(Flavor::default(), &report).map_err(BuildError::Kernel)?;
+                let initramfs = initramfs::cached(init.as_deref(), &kernel.modules, &report).map_err(BuildError::Initramfs)?;
                 Ok((kernel.elf, initramfs))
             }
         });

@@ -11,7 +11,7 @@ use super::record::Ended;
 use crate::host::accel::NoKvm;
 use crate::host::net::NetError;
 use crate::host::net::check::NoNetwork;
-use crate::host::qemu::version::Lacks;
+use crate::host::qemu::version::{Lacks, newer};
 use crate::registry::tls::TlsError;
 
 // Exit statuses of `localregistry run` for what is wrong before a boot; those of the boot are `Outcome`'s.
@@ -30,6 +30,8 @@ pub const NO_NETWORK: u8 = 11;
 pub const NO_PLACE: u8 = 12;
 /// A certificate, a key, or a file that says who may pull cannot be used.
 pub const NO_ACCESS: u8 = 13;
+/// There is no kernel, or it lacks what the guest needs.
+pub const NO_KERNEL: u8 = 14;
 
 /// Why [`super::Appliance::boot`] gives no machine. Whatever the reason, nothing of the machine is left.
 #[derive(Debug, thiserror::Error)]
@@ -121,10 +123,12 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// There is no QEMU.
-    #[error("{} is not installed (on Debian and Ubuntu: apt-get install qemu-system-x86)", .program.display())]
+    #[error("{} is not installed (on Debian and Ubuntu: apt-get install {package})", .program.display())]
     NoQemu {
         /// The program that was looked for.
         program: PathBuf,
+        /// The package that has it.
+        package: &'static str,
     },
     /// The program is something else.
     #[error("{} is no QEMU: its --version says {said:?}, expected \"QEMU emulator version …\"", .program.display())]
@@ -135,10 +139,12 @@ pub enum LaunchError {
         said: String,
     },
     /// QEMU is too old.
-    #[error("{} is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86; --qemu takes another)", .program.display())]
+    #[error("{} is too old ({})", .program.display(), newer(.package))]
     TooOld {
         /// The program.
         program: PathBuf,
+        /// The package that has it.
+        package: &'static str,
         /// What it lacks.
         #[source]
         lacks: Lacks,
@@ -270,6 +276,6 @@ mod tests {
         assert!(!died(Exit::Signal(9), None, &[]).blames_accelerator(), "somebody killed it");
         assert!(!died(Exit::Told, None, &[]).blames_accelerator());
         assert!(!died(Exit::Signal(6), Some(Killed::Wanted), &[]).blames_accelerator());
-        assert!(!LaunchError::NoQemu { program: "qemu".into() }.blames_accelerator());
+        assert!(!LaunchError::NoQemu { program: "qemu".into(), package: "qemu-system-x86" }.blames_accelerator());
     }
 }
