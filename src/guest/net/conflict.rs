@@ -20,24 +20,27 @@ use crate::guest::config::settings::Mac;
 use super::arp;
 use super::link::Link;
 
-/// How often it is asked, and how long an answer is waited for each time. RFC 5227 (section 1.1) has 3 questions 1 to 2 s apart and
-/// 2 s after the last: it is for links that take seconds to come up and machines that sleep, and somebody waits for this one.
+/// How often it is asked. RFC 5227 (section 1.1) has 3 questions 1 to 2 s apart and 2 s after the last: it is for links that take
+/// seconds to come up and machines that sleep, and somebody waits for this one.
 const PROBES: u32 = 3;
-const PROBE_WAIT: Duration = Duration::from_millis(150);
+/// How long an answer is waited for each time, where the address is static: nobody else has looked.
+pub const STATIC_WAIT: Duration = Duration::from_millis(150);
+/// The same, where a server gave it, which should have looked.
+pub const LEASED_WAIT: Duration = Duration::from_millis(50);
 /// Longest frame that is looked at, in bytes: an ARP packet has 42.
 const LONGEST: usize = 64;
 /// Records of the kernel's log that are looked at.
 const RECORDS: usize = 10_000;
 
-/// The other machine on `link` that has `address`, if one answers within half a second. It blocks as long.
+/// The other machine on `link` that has `address`, if one answers within `wait` of one of the questions. It blocks as long.
 ///
 /// # Errors
 /// When frames cannot be sent or received.
-pub fn other(link: &Link, address: Ipv4Addr) -> io::Result<Option<Mac>> {
+pub fn other(link: &Link, address: Ipv4Addr, wait: Duration) -> io::Result<Option<Mac>> {
     let (socket, place) = open(link)?;
     for _ in 0..PROBES {
         send(&socket, &place, &arp::probe(link.mac, address))?;
-        if let Some(other) = listen(&socket, link, address, Instant::now() + PROBE_WAIT)? {
+        if let Some(other) = listen(&socket, link, address, Instant::now() + wait)? {
             return Ok(Some(other));
         }
     }

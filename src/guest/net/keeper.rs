@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::causes;
 use crate::guest::config::settings::{Cidr, Interface, Ipv6, Mac};
-use crate::guest::console;
+use crate::guest::{console, modules};
 use crate::proto::{Warning, event};
 use crate::registry::events::Events;
 
@@ -204,6 +204,10 @@ impl Keeper {
         let link = found.iter().find(|link| link.made && link.name == name);
         if link.is_none() {
             self.shared.links.up(base, None)?;
+            // What is lacking then, the kernel says.
+            if let Err(error) = modules::load_vlans() {
+                console::say(&causes::chain(&error));
+            }
             // It is found in the next look, of which the kernel's notification is the cause.
             self.shared.links.add_vlan(base, id)?;
         }
@@ -234,7 +238,7 @@ impl Keeper {
     async fn hold(&mut self, link: &Link) -> Result<(), NetError> {
         let deadline = Instant::now() + self.interface.timeout;
         let addresses = self.interface.addresses.clone();
-        self.refuse_conflicts(link, &addresses).await?;
+        self.refuse_conflicts(link, &addresses, conflict::STATIC_WAIT).await?;
         for address in &addresses {
             self.add(link, *address)?;
         }
@@ -266,12 +270,12 @@ impl Keeper {
     }
 
     /// Looks for other machines with any of the IPv4 addresses, all at once. IPv6 looks by itself.
-    async fn refuse_conflicts(&self, link: &Link, addresses: &[Cidr]) -> Result<(), NetError> {
+    async fn refuse_conflicts(&self, link: &Link, addresses: &[Cidr], wait: Duration) -> Result<(), NetError> {
         let mut looks = tokio::task::JoinSet::new();
         for own in addresses {
             if let IpAddr::V4(address) = own.address {
                 let link = link.clone();
-                looks.spawn_blocking(move || (address, conflict::other(&link, address)));
+                looks.spawn_blocking(move || (address, conflict::other(&link, address, wait)));
             }
         }
         while let Some(looked) = looks.join_next().await {
@@ -309,7 +313,7 @@ impl Keeper {
                 Ok(lease) => lease,
                 Err(error) => return Err(conflict.unwrap_or(error)),
             };
-            match self.refuse_conflicts(link, &[lease.address]).await {
+            match self.refuse_conflicts(link, &[lease.address], conflict::LEASED_WAIT).await {
                 Ok(()) => return self.apply(link, lease, asked, None),
                 Err(error) => {
                     self.shared.warn(&error);

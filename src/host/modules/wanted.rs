@@ -23,7 +23,7 @@ pub enum Need {
 use Need::{Optional, Required};
 
 /// The table. The panic device first, so that the launcher learns of a panic in any of the others.
-pub const WANTED: [Wanted; 17] = [
+pub const WANTED: [Wanted; 18] = [
     wanted("pvpanic", Optional, "tells QEMU of a kernel panic"),
     wanted("pvpanic_pci", Optional, "tells QEMU of a kernel panic, on a machine with PCI"),
     wanted("pvpanic_mmio", Optional, "tells QEMU of a kernel panic, on a microvm"),
@@ -35,7 +35,7 @@ pub const WANTED: [Wanted; 17] = [
     wanted("virtio_blk", Required, "the disk of images"),
     wanted("virtio_net", Required, "the network"),
     wanted("af_packet", Required, "DHCP, before there is an address, and asking who else has one"),
-    wanted("8021q", Optional, "VLANs"),
+    wanted("8021q", Optional, "VLANs, loaded where the config has one"),
     // erofs and ext4 ask for it by the crypto API's name, which modules.dep does not know and a guest without modprobe cannot
     // follow. Built in, or a plain library, in many kernels.
     wanted("crc32c_generic", Optional, "checksums of erofs and ext4"),
