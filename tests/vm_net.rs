@@ -90,10 +90,10 @@ fn a_lease_is_kept_and_what_it_becomes_is_followed() {
     let disk = disk(&bench);
     let segment = Segment::at(&bench.path("switch"));
     let at = |last| Ipv4Addr::new(10, 91, 0, last);
-    // Two seconds to T1, ten to the end; and then an hour.
-    let (short, long) = ([10, 2, 5], [3600, 1800, 3000]);
+    // Seconds to the end, to T1, to T2.
+    let (often, short, long) = ([300, 2, 200], [12, 2, 5], [3600, 1800, 3000]);
     segment.set(|machine| {
-        machine.lease = Some((at(5), short));
+        machine.lease = Some((at(5), often));
         machine.taken = vec![server().into()];
     });
     let socket = bench.path("qmp");
@@ -109,7 +109,7 @@ fn a_lease_is_kept_and_what_it_becomes_is_followed() {
     answers(&mut held);
 
     // At renewal the server gives another address: the certificate follows, and what is open goes on.
-    segment.set(|machine| machine.lease = Some((at(6), short)));
+    segment.set(|machine| machine.lease = Some((at(6), often)));
     let endpoints = moves(&vm, "10.91.0.6:", true);
     assert!(!endpoints.iter().any(|url| url.contains("10.91.0.5")), "{endpoints:?}");
     assert!(segment.heard().contains(&"REQUEST from 10.91.0.5 to 10.91.0.1".to_owned()), "asked of its server alone");
@@ -117,7 +117,10 @@ fn a_lease_is_kept_and_what_it_becomes_is_followed() {
     answers(&mut held);
 
     // The server takes it back.
-    segment.set(|machine| machine.nak = Some(at(7)));
+    segment.set(|machine| {
+        machine.lease = Some((at(6), short));
+        machine.nak = Some(at(7));
+    });
     warned(&vm, "NO_ADDRESS", "the DHCP server gave no address: 10.91.0.1 answered the request for 10.91.0.6 with NAK");
     moves(&vm, "10.91.0.7:", true);
 
@@ -281,7 +284,8 @@ fn networks_that_cannot_be_had_end_the_boot_and_say_why() {
     let silent = line("localregistry.interfaces.0.timeout_seconds=2");
     let ended = vm::fails(&disk, &["--qemu", &silent, "--net", &net]);
     let reason = ended.done().reason.clone();
-    let sent = segment.heard().len();
+    let sent: u32 = reason.split("answered ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
+    assert_eq!(segment.heard()[0], "DISCOVER");
     let message = format!(
         "eth0 (52:54:00:00:00:0b): no DHCP server answered {sent} packets in 2 s; expected one on this network, or \
          interfaces.N.addresses in the config"
@@ -305,11 +309,21 @@ fn networks_that_cannot_be_had_end_the_boot_and_say_why() {
         "eth0 (52:54:00:00:00:0b): the DHCP server gave no address: 10.91.0.1 answered the request for 10.91.0.5 with NAK";
     fatal(&vm::fails(&disk, &["--net", &net]), "NO_ADDRESS", message);
 
-    let taken: [IpAddr; 2] = ["10.94.0.2".parse().unwrap(), "fd94::2".parse().unwrap()];
-    segment.set(|machine| machine.taken = taken.to_vec());
     let conflict = |address: &str| {
         format!("eth0 (52:54:00:00:00:0b): the address {address} belongs to another machine, {OTHER}; give each its own")
     };
+    segment.heard();
+    segment.set(|machine| {
+        machine.naks = false;
+        machine.stubborn = true;
+        machine.taken = vec!["10.91.0.5".parse().unwrap()];
+    });
+    let ended = vm::fails(&disk, &["--qemu", &silent, "--net", &net]);
+    fatal(&ended, "IP_CONFLICT", &conflict("10.91.0.5"));
+    assert_eq!(segment.heard()[..3], ["DISCOVER", "REQUEST for 10.91.0.5", "DECLINE of 10.91.0.5"]);
+
+    let taken: [IpAddr; 2] = ["10.94.0.2".parse().unwrap(), "fd94::2".parse().unwrap()];
+    segment.set(|machine| machine.taken = taken.to_vec());
     let kernel = line("ip=10.94.0.2:::255.255.255.0::eth0:off");
     fatal(&vm::fails(&disk, &["--qemu", &kernel, "--net", &net]), "IP_CONFLICT", &conflict("10.94.0.2"));
     fatal(&vm::fails(&disk, &["--net", &format!("{net},ip=fd94::2/64")]), "IP_CONFLICT", &conflict("fd94::2"));

@@ -27,6 +27,8 @@ pub struct Behaviour {
     pub nak: Option<Ipv4Addr>,
     /// Every request is.
     pub naks: bool,
+    /// An address that was declined is given again.
+    pub stubborn: bool,
     /// The network of 64 bits that it advertises to who asks for routers.
     pub router: Option<Ipv6Addr>,
     /// Addresses that it says are its own.
@@ -233,7 +235,7 @@ fn dhcp(packet: &[u8], to: Ipv4Addr, behaviour: &mut Behaviour) -> Option<(Vec<u
         3 if refused => 6,
         3 => 5,
         4 => {
-            lease.0 = Ipv4Addr::from_bits(lease.0.to_bits() + 1);
+            lease.0 = Ipv4Addr::from_bits(lease.0.to_bits() + u32::from(!behaviour.stubborn));
             return None;
         }
         _ => return None,

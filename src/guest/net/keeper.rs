@@ -334,10 +334,11 @@ impl Keeper {
         let own = lease.address;
         let router = lease.router.map(IpAddr::V4);
         self.held = Some(Held { lease, since, index: link.index });
-        self.add(link, own)?;
+        // First: a kernel that cannot be told otherwise takes an address's whole network away with it.
         if let Some(had) = had {
             self.shared.links.remove_address(link, had.lease.address)?;
         }
+        self.add(link, own)?;
         match router {
             Some(router) => self.shared.links.add_default_route(link, router, self.priority(), !own.contains(router)),
             None => Ok(()),

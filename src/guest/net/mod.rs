@@ -19,6 +19,7 @@ pub mod packet;
 pub mod pick;
 pub mod wire;
 
+use std::fs;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,12 +30,15 @@ use tokio::time::{Instant, sleep};
 use crate::registry::events::Events;
 
 use super::config::settings::{Interface, Ipv6};
+use super::console;
 pub use error::NetError;
 use keeper::{Keeper, Shared, Status};
 use link::{Assigned, Links, State};
 
 /// How long an interface may take to be found, and to be connected where others are there to serve by.
 const NIC_WAIT: Duration = Duration::from_secs(1);
+/// Whether the other addresses of a network stay when the first goes (Documentation/networking/ip-sysctl.rst).
+const PROMOTE: &str = "/proc/sys/net/ipv4/conf/all/promote_secondaries";
 /// Time between two looks at how far the interfaces are.
 const POLL: Duration = Duration::from_millis(10);
 /// How long changes may go on before they are looked at: an interface that comes up gets several addresses.
@@ -57,6 +61,9 @@ pub async fn start(interfaces: &[Interface], hostname: &str, events: &Events) ->
     let links = Links::open()?;
     let changes = changes::listen()?;
     links.up_loopback()?;
+    if let Err(error) = fs::write(PROMOTE, "1") {
+        console::say(&format!("an address that goes may take others of its network with it: write {PROMOTE}: {error}"));
+    }
     let shared = Arc::new(Shared::new(links, hostname, interfaces, events.clone()));
     for place in 0..interfaces.len() {
         tokio::spawn(Keeper::new(place, Arc::clone(&shared), changes.clone()).run());
