@@ -2,23 +2,25 @@
 //! leaves is the interface with its addresses and routes whenever it is there, and how far it is. What fails after boot is a warning,
 //! and tried again.
 
+mod ipv6;
+
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use crate::causes;
-use crate::guest::config::settings::{Cidr, Interface, Ipv6, Mac};
+use crate::guest::config::settings::{Cidr, Interface, Mac};
 use crate::guest::{console, modules};
 use crate::proto::{Warning, event};
 use crate::registry::events::Events;
 
 use super::client::Lease;
 use super::dhcp::{self, Kept};
-use super::link::{Link, Links, State};
+use super::link::{Link, Links};
 use super::pick::pick;
 use super::{NetError, conflict};
 
@@ -361,51 +363,6 @@ impl Keeper {
             self.shared.links.remove_address(link, held.lease.address)?;
             self.shared.warn(&lost);
             self.lease(link, Instant::now() + self.interface.timeout).await?;
-        }
-    }
-
-    /// Waits until the IPv6 addresses are ours: the static ones, and those that the settings wait for.
-    async fn wait_for_ipv6(&mut self, link: &Link, deadline: Instant) -> Result<(), NetError> {
-        loop {
-            self.changes.mark_unchanged();
-            let waited_for = self.missing_ipv6(link)?;
-            let Some(what) = waited_for else { return Ok(()) };
-            if timeout_at(deadline, self.change()).await.is_err() {
-                return Err(NetError::NoIpv6 { link: link.clone(), what, timeout: self.interface.timeout });
-            }
-        }
-    }
-
-    /// Which IPv6 address is not there yet, in words.
-    fn missing_ipv6(&self, link: &Link) -> Result<Option<&'static str>, NetError> {
-        let found = self.shared.links.addresses()?;
-        let own: Vec<_> = found.iter().filter(|one| one.index == link.index).collect();
-        for given in self.interface.addresses.iter().filter(|given| given.address.is_ipv6()) {
-            match own.iter().find(|one| one.address == given.address).map(|one| one.state) {
-                Some(State::Ours) => {}
-                Some(State::Duplicate) => return Err(self.conflict_6(link, *given)),
-                Some(State::Tentative) | None => return Ok(Some("answer whether a static IPv6 address is free")),
-            }
-        }
-        let is_given = |address: IpAddr| self.interface.addresses.iter().any(|given| given.address == address);
-        let mut ours = own.iter().filter(|one| one.state == State::Ours && !is_given(one.address));
-        let is_local = |address: IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-        Ok(match self.interface.ipv6 {
-            Ipv6::Advertised if !ours.any(|one| one.address.is_ipv6() && !is_local(one.address)) => {
-                Some("IPv6 address of a network that a router advertises")
-            }
-            Ipv6::LinkLocal if !ours.any(|one| is_local(one.address)) => Some("IPv6 link-local address"),
-            _ => None,
-        })
-    }
-
-    /// Another machine has the static address `given`, which is taken back, so that it is asked for anew the next time.
-    fn conflict_6(&self, link: &Link, given: Cidr) -> NetError {
-        let address = given.address;
-        let other = if let IpAddr::V6(address) = address { conflict::culprit(address) } else { None };
-        match self.shared.links.remove_address(link, given) {
-            Ok(()) => NetError::Conflict { link: link.clone(), address, other },
-            Err(error) => error,
         }
     }
 }
