@@ -266,6 +266,12 @@ fn a_kernel_that_lacks_options_or_modules() {
          give the modules of a kernel that has it (--modules), and boot that kernel; give those of the kernel (--modules)"
     );
     machine.differs(&mut machine.command(&[]), &[("kernel", &line), ("modules", &modules)], 1);
+
+    let tree = machine.kernel(&format!("lib/modules/{RELEASE}"));
+    machine.file(&format!("{tree}/modules.dep"), b"kernel/fs/erofs.ko:\n");
+    machine.file(&format!("{tree}/kernel/fs/erofs.ko"), &elf::elf(&[]));
+    let modules = format!("ok    modules     1 to load, {} bytes (ROOT/{tree})", elf::elf(&[]).len());
+    machine.differs(&mut machine.command(&[]), &[("kernel", &line), ("modules", &modules)], 0);
 }
 
 #[test]
