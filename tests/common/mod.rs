@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 pub mod certificates;
+pub mod child;
 pub mod cri;
 pub mod docker;
 pub mod h2;
@@ -14,6 +15,7 @@ pub mod pack;
 pub mod podman;
 pub mod private;
 pub mod process;
+pub mod refused;
 pub mod serve;
 pub mod server;
 pub mod target;
