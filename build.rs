@@ -14,8 +14,7 @@ const PROTOS: [&str; 5] = [
 const IMAGES: &str = "localregistry/v1/images.proto";
 
 /// What passes between launcher and guest, which `schema` describes: with its comments.
-const MESSAGES: [&str; 3] =
-    ["localregistry/v1/event.proto", "localregistry/v1/control.proto", "localregistry/v1/config.proto"];
+const MESSAGES: [&str; 3] = ["localregistry/v1/event.proto", "localregistry/v1/control.proto", "localregistry/v1/config.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

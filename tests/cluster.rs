@@ -124,7 +124,8 @@ fn three_nodes_on_a_bridge_pull_at_once_with_the_trust_bundle_alone() {
         assert!(configs.iter().all(|config| content.contains_key(config) && *config == configs[0]), "{configs:?}");
         let manifests = content.keys().filter_map(|digest| Some((digest, nodes[0].containerd.json(digest)?)));
         let (manifest, json) = { manifests }.find(|(_, json)| json["config"]["digest"] == configs[0]).unwrap();
-        let layers: BTreeSet<String> = json["layers"].as_array().unwrap().iter().map(|layer| layer["digest"].as_str().unwrap().to_owned()).collect();
+        let layers: BTreeSet<String> =
+            json["layers"].as_array().unwrap().iter().map(|layer| layer["digest"].as_str().unwrap().to_owned()).collect();
         let image: BTreeSet<String> = layers.iter().cloned().chain([manifest.clone(), configs[0].clone()]).collect();
         assert_eq!((layers.len(), content.into_keys().collect::<BTreeSet<_>>()), (5, image));
 
@@ -177,7 +178,8 @@ fn ready(bench: &Bench, name: &str, mut run: Killed) -> One {
 /// What the registry of `one` says that it has, to a client that trusts the CA of `trusted` alone.
 fn catalog(one: &One, trusted: &One) -> Option<String> {
     let url = format!("{}/v2/_catalog", one.ready["endpoint"].as_str().unwrap());
-    let curl = Command::new("curl").args(["--silent", "--fail", "--cacert", trusted.ready["ca"].as_str().unwrap(), &url]).output();
+    let curl =
+        Command::new("curl").args(["--silent", "--fail", "--cacert", trusted.ready["ca"].as_str().unwrap(), &url]).output();
     let output = curl.unwrap();
     output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
 }

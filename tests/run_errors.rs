@@ -277,4 +277,3 @@ fn a_qemu_that_is_too_old_is_not_started() {
     }
     assert!(!folder.path("started").exists());
 }
-
