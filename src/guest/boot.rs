@@ -13,7 +13,6 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::runtime::Runtime;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::proto::{Booting, Done, Event, Ready, Warning, event};
@@ -21,7 +20,7 @@ use crate::registry::answer::Registry;
 use crate::registry::client::Surface;
 use crate::registry::events::Events;
 use crate::registry::metrics::Totals;
-use crate::registry::serve::{Listener, Transport, serve};
+use crate::registry::serve::{Listener, Transport, runtime, serve};
 use crate::registry::store::Store;
 
 use super::config::{self, Layer, Origin, Settings};
@@ -96,7 +95,7 @@ impl Guest {
         self.steps.run("modules", modules::load)?;
         self.say_booting();
         self.open_outbox().map_err(Fault::Runtime)?;
-        let runtime = self.steps.run("runtime", Runtime::new).map_err(Fault::Runtime)?;
+        let runtime = self.steps.run("runtime", runtime).map_err(Fault::Runtime)?;
         // Not dropped by a panic: that waits for every thread, however long its disk hangs.
         let runtime = ManuallyDrop::new(runtime);
         let end = runtime.block_on(self.serve_until_told());

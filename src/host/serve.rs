@@ -19,7 +19,7 @@ use crate::registry::client::Surface;
 use crate::registry::events::Events;
 use crate::registry::limits::Limits;
 use crate::registry::limits::chosen::Chosen;
-use crate::registry::serve::{Listener, Transport, serve};
+use crate::registry::serve::{Listener, Transport, runtime, serve};
 use crate::registry::store::{Store, StoreError};
 use crate::registry::tls::{self, Authority, TlsError};
 
@@ -136,7 +136,7 @@ impl Args {
 /// # Errors
 /// [`Error`], where serving could not start.
 pub fn run(args: &Args, report: Report) -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = runtime()?;
     runtime.block_on(serve_layout(args, report))
 }
 

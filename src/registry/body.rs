@@ -17,7 +17,7 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio::task::JoinHandle;
 
 use super::flight::{Budget, Chunk, Flight, Tails};
-use super::limits::{Limits, MINIMUM_RATE, SMALL_CHUNK, STALL};
+use super::limits::{Limits, MINIMUM_RATE, SMALL_CHUNK, STALL, TURN};
 use super::log::Entry;
 use super::multipart::Multipart;
 use super::streams::Open;
@@ -73,6 +73,8 @@ pub struct Body {
     open: Option<Open>,
     left: u64,
     sent: u64,
+    /// Bytes given in this turn.
+    turn: u64,
     /// How slow the client may be; and, once something has been sent and more is to come, when the present window began, and what
     /// had been sent by then.
     stall: Duration,
@@ -111,6 +113,7 @@ impl Body {
             open: None,
             left,
             sent: 0,
+            turn: 0,
             stall: STALL,
             minimum_rate: MINIMUM_RATE,
             window: None,
@@ -232,6 +235,11 @@ impl http_body::Body for Body {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         self.check_rate()?;
+        if self.turn >= TURN {
+            self.turn = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let Some(chunk) = ready!(self.poll_chunk(context)) else { return Poll::Ready(None) };
         let chunk = match chunk {
             Ok(chunk) => chunk,
@@ -243,6 +251,7 @@ impl http_body::Body for Body {
         let len = chunk.len() as u64;
         self.left = self.left.saturating_sub(len);
         self.sent += len;
+        self.turn += len;
         if self.left > 0 && self.window.is_none() {
             self.window = Some((Instant::now(), self.sent));
         }
@@ -300,4 +309,47 @@ fn read_blocking(file: &File, at: u64, mut chunk: Chunk) -> io::Result<Chunk> {
 
 fn short(at: u64) -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, format!("the file ends at byte {at}, before its slice does"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    use http_body::Body as _;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whoever is served must not wait until another's socket is full.
+    #[test]
+    fn a_body_lets_others_have_their_turn_and_goes_on() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 * TURN).unwrap();
+        let mut body = Body::slice(Content::File(Arc::new(file)), 0..4 * TURN);
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(Arc::clone(&woken));
+        let (mut turns, mut in_turn, mut sent) = (1, 0, 0);
+        while sent < 4 * TURN {
+            match Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker)) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let len = frame.data_ref().unwrap().len() as u64;
+                    (in_turn, sent) = (in_turn + len, sent + len);
+                    assert!(in_turn < 2 * TURN, "{in_turn} bytes in one turn");
+                }
+                Poll::Pending => (turns, in_turn) = (turns + 1, 0),
+                other => panic!("{other:?} after {sent} bytes"),
+            }
+        }
+        assert_eq!((turns, woken.0.load(Ordering::Relaxed)), (4, 3), "it is polled again at once after each turn but the last");
+        assert!(body.is_end_stream());
+    }
 }

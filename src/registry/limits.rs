@@ -28,6 +28,9 @@ pub const CONNECTIONS: usize = 1024;
 /// Connections that the kernel completes and holds until they are accepted. 128 are usual, and of a thousand nodes that connect in one
 /// moment most would then wait a second, until they try again. The kernel bounds it by its own `somaxconn`.
 pub const BACKLOG: u32 = 4096;
+/// Bytes of one connection that the kernel takes beyond what its peer has room for (`TCP_NOTSENT_LOWAT`, tcp(7)). By itself it takes up
+/// to four megabytes for each reader that takes nothing, in a machine that has 256 for all.
+pub const UNSENT: u32 = 256 << 10;
 /// Bytes of one TLS connection that wait, encrypted, for the network: two records.
 pub const TLS_BUFFER: usize = 32 << 10;
 /// TLS handshakes computed at once (those that wait for their peer do not count): each is well under a millisecond, and on a machine
@@ -70,6 +73,12 @@ pub const OWN_DESCRIPTORS: usize = 32;
 pub const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes read from the disk at once.
 pub const CHUNK: usize = 128 << 10;
+/// Bytes that a body gives its connection in one go, before all others have their turn: a socket whose buffers are empty would otherwise
+/// take megabytes, and whoever waits for a manifest would wait for that, three hundred times over.
+pub const TURN: u64 = 128 << 10;
+/// Turns of connections between two looks for what has arrived from the network. tokio's own 61 suit tasks of some microseconds; one
+/// [`TURN`] takes a tenth of a millisecond.
+pub const TURNS_BETWEEN_EVENTS: u32 = 8;
 /// Bytes of all bodies that are read and not yet written. The nearer they come to it, the smaller each body's next chunk is: a
 /// [`SHARE`]th of what is left, so that 24 clients still read [`CHUNK`] at once, 64 read 32 KiB and more, and a thousand 2 KiB.
 pub const IN_FLIGHT: usize = 4 << 20;

@@ -8,13 +8,15 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::{self, Runtime};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::answer::Registry;
 use super::client::{Client, Surface};
 use super::connection::{self, Closing, Shared};
-use super::limits::{BACKLOG, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS};
+use super::limits::{BACKLOG, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS, TURNS_BETWEEN_EVENTS, UNSENT};
 use super::metrics::Totals;
 
 pub use super::connection::Transport;
@@ -44,6 +46,14 @@ impl Listener {
     }
 }
 
+/// A runtime as serving wants it: a thread for each processor, and no connection that has others wait for long.
+///
+/// # Errors
+/// As of starting threads and making an epoll instance.
+pub fn runtime() -> io::Result<Runtime> {
+    runtime::Builder::new_multi_thread().enable_all().event_interval(TURNS_BETWEEN_EVENTS).build()
+}
+
 /// Serves until `shutdown` gives the time that transfers under way may still take; then stops accepting, waits that long at most,
 /// and cuts what is left.
 pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: impl Future<Output = Duration> + Send) -> Totals {
@@ -58,6 +68,7 @@ pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: 
     let mut loops = tokio::task::JoinSet::new();
     for listener in listeners {
         let closing = Closing { closing: closing.clone(), _alive: alive.clone() };
+        bound_unsent(&listener.socket);
         let places = if listener.surface == Surface::Observability { &observers } else { &places };
         loops.spawn(accept(listener, Arc::clone(&shared), Arc::clone(places), closing));
     }
@@ -82,6 +93,13 @@ fn affordable() -> usize {
     }
     let descriptors = limit.current.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
     (descriptors.saturating_sub(OWN_DESCRIPTORS) / 2).max(1)
+}
+
+/// Bounds what the kernel holds for clients that take nothing. Connections have it of their listener.
+fn bound_unsent(socket: &TcpListener) {
+    if let Err(error) = SockRef::from(socket).set_tcp_notsent_lowat(UNSENT) {
+        tracing::debug!(%error, "TCP_NOTSENT_LOWAT could not be set");
+    }
 }
 
 async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>, closing: Closing) {
@@ -123,5 +141,19 @@ async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>,
 fn tune(stream: &TcpStream) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_have_the_bound_on_unsent_bytes_of_their_listener() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        bound_unsent(&listener);
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        assert_eq!(SockRef::from(&accepted).tcp_notsent_lowat().unwrap(), UNSENT);
     }
 }
