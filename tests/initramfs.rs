@@ -20,11 +20,12 @@ use tempfile::TempDir;
 const RELEASE: &str = "6.1.0-9-made-up";
 
 /// The files of the tree, with what each needs, as depmod lists it: all of it, the last first.
-const MODULES: [(&str, &str); 18] = [
+const MODULES: [(&str, &str); 19] = [
     ("kernel/drivers/block/virtio_blk.ko.zst", "kernel/drivers/virtio/virtio_ring.ko.xz kernel/drivers/virtio/virtio.ko"),
     ("kernel/drivers/char/hw_random/virtio-rng.ko", "kernel/drivers/virtio/virtio_ring.ko.xz kernel/drivers/virtio/virtio.ko"),
     ("kernel/drivers/char/virtio_console.ko.gz", "kernel/drivers/virtio/virtio_ring.ko.xz kernel/drivers/virtio/virtio.ko"),
     ("kernel/drivers/input/evdev.ko", ""),
+    ("kernel/drivers/misc/pvpanic/pvpanic-mmio.ko", "kernel/drivers/misc/pvpanic/pvpanic.ko"),
     ("kernel/drivers/misc/pvpanic/pvpanic-pci.ko.xz", "kernel/drivers/misc/pvpanic/pvpanic.ko"),
     ("kernel/drivers/misc/pvpanic/pvpanic.ko", ""),
     ("kernel/drivers/net/dummy.ko", ""),
@@ -62,7 +63,7 @@ impl Machine {
     }
 
     /// The tree, with its files made and listed in the order of `modules`.
-    fn with(modules: [(&str, &str); 18]) -> Self {
+    fn with(modules: [(&str, &str); 19]) -> Self {
         let machine = Self { folder: tempfile::tempdir().unwrap() };
         let mut list = String::new();
         for (file, needs) in modules {
@@ -197,7 +198,7 @@ fn the_archive_holds_the_init_and_just_the_needed_modules_in_load_order() {
     let archive = fs::read(machine.output()).unwrap();
     assert_eq!(
         String::from_utf8(output.stdout).unwrap(),
-        format!("{}: the init and 17 modules, {} bytes\n", machine.output().display(), archive.len())
+        format!("{}: the init and 18 modules, {} bytes\n", machine.output().display(), archive.len())
     );
     assert_eq!(listing(&archive), include_str!("golden/initramfs.txt"));
 }
@@ -213,7 +214,7 @@ fn the_result_is_one_json_line_where_asked_for() {
     assert_eq!(result["file"], machine.output().to_str().unwrap());
     assert_eq!(result["bytes"], fs::metadata(machine.output()).unwrap().len());
     assert_eq!(result["modules"][1], "pvpanic-pci.ko");
-    assert_eq!(result["modules"].as_array().unwrap().len(), 17);
+    assert_eq!(result["modules"].as_array().unwrap().len(), 18);
     assert_eq!(result["absent"], serde_json::json!(["button"]));
 }
 
@@ -242,7 +243,7 @@ fn the_same_contents_give_the_same_bytes() {
 #[test]
 fn without_modules_those_of_the_cached_kernel_are_taken() {
     let machine = Machine::new();
-    let folder = machine.folder.path().join("cache/kernel/linux-image-made-up_6.1.9-1");
+    let folder = machine.folder.path().join("cache/kernel/cloud/linux-image-made-up_6.1.9-1");
     fs::create_dir_all(&folder).unwrap();
     fs::rename(machine.folder.path().join("lib"), folder.join("lib")).unwrap();
     fs::write(folder.join("vmlinux"), "").unwrap();

@@ -116,7 +116,7 @@ impl Machine {
         assert_eq!(output.status.code(), Some(1));
         assert_eq!(output.stdout, b"");
         assert_eq!(fs::read(self.path("vmlinux")).unwrap(), b"old");
-        let kernels = fs::read_dir(self.path("cache/kernel")).into_iter().flatten();
+        let kernels = fs::read_dir(self.path("cache/kernel/cloud")).into_iter().flatten();
         let left: Vec<_> = kernels.map(|entry| entry.unwrap().file_name()).filter(|name| name != ".lock").collect();
         assert!(left.is_empty(), "{left:?}");
     }
@@ -149,13 +149,13 @@ fn the_distributions_kernel_is_unpacked_into_the_cache_and_used_from_there() {
     assert_eq!(
         machine.said(&output),
         format!(
-            "downloading Debian's kernel {PACKAGE} {VERSION} into ROOT/cache/kernel\nextracting the bootable ELF of Linux {RELEASE}\n"
+            "downloading Debian's kernel {PACKAGE} {VERSION} into ROOT/cache/kernel/cloud\nextracting the bootable ELF of Linux {RELEASE}\n"
         )
     );
     assert!(output.status.success());
     assert!(fs::read(machine.path("vmlinux")).unwrap() == kernel());
 
-    let folder = machine.path("cache/kernel").join(format!("{PACKAGE}_{VERSION}"));
+    let folder = machine.path("cache/kernel/cloud").join(format!("{PACKAGE}_{VERSION}"));
     assert!(fs::read(folder.join("vmlinux")).unwrap() == kernel());
     assert_eq!(fs::read(folder.join(format!("lib/modules/{RELEASE}/modules.dep"))).unwrap(), b"");
     let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -180,7 +180,7 @@ fn modules_below_usr_are_found() {
     machine.publish(&machine.package(&files().into_iter().map(merged).collect::<Vec<_>>()));
     let output = machine.command().output().unwrap();
     assert!(output.status.success(), "{}", machine.said(&output));
-    let folder = machine.path("cache/kernel").join(format!("{PACKAGE}_{VERSION}"));
+    let folder = machine.path("cache/kernel/cloud").join(format!("{PACKAGE}_{VERSION}"));
     assert!(folder.join(format!("lib/modules/{RELEASE}/modules.dep")).is_file());
 }
 

@@ -1,4 +1,4 @@
-//! `localregistry run` with what is missing or cannot be used (exit 1 and 8 to 13): each one message that says what to do, and nothing
+//! `localregistry run` with what is missing or cannot be used (exit 1 and 8 to 14): each one message that says what to do, and nothing
 //! started or left. Networks (exit 11) are in `run_networks.rs`, CAs in `ca.rs`, and what comes after the start in `run_outcomes.rs`.
 
 #![cfg(feature = "host")]
@@ -37,9 +37,9 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
         (9, &["dir"], "the disk dir is a directory, expected a file"),
         (9, &["empty"], "the disk empty is empty"),
         (9, &["/dev/null"], "the disk /dev/null is a special file, expected a file"),
-        (1, &["disk", "--kernel", "no-kernel"], "cannot read the kernel no-kernel: No such file or directory (os error 2)"),
-        (1, &["disk", "--kernel", "empty"], "the kernel empty is empty"),
-        (1, &["disk", "--initramfs", "dir"], "the initramfs dir is a directory, expected a file"),
+        (14, &["disk", "--kernel", "no-kernel"], "cannot read the kernel no-kernel: No such file or directory (os error 2)"),
+        (14, &["disk", "--kernel", "empty"], "the kernel empty is empty"),
+        (14, &["disk", "--initramfs", "dir"], "the initramfs dir is a directory, expected a file"),
         (
             13,
             &["disk", "--tls", "provided", "--cert", "cert.pem", "--key", "no-key"],
@@ -74,6 +74,11 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
             8,
             &["disk", "--qemu", "no-such-qemu"],
             "no-such-qemu is not installed (on Debian and Ubuntu: apt-get install qemu-system-x86)",
+        ),
+        (
+            8,
+            &["disk", "--machine", "virt", "--qemu", "no-such-qemu"],
+            "no-such-qemu is not installed (on Debian and Ubuntu: apt-get install qemu-system-arm)",
         ),
         (8, &["disk", "--qemu", "./disk"], "cannot start ./disk: Permission denied (os error 13)"),
         (
@@ -217,6 +222,58 @@ fn a_disk_without_read_permission_is_named() {
     let (status, stderr) = boot(&folder, &["disk"]);
     assert!(stderr.starts_with(message), "{stderr}");
     assert_eq!(status, Some(1));
+}
+
+#[test]
+fn a_kernel_without_what_the_guest_needs_is_refused() {
+    let folder = folder();
+    let file = |name: &str, content: &str| fs::write(folder.path(name), content).unwrap();
+    file("vmlinuz-1", "not really");
+    let names = "BLK_DEV_INITRD BINFMT_ELF PRINTK TTY DEVTMPFS PROC_FS SYSFS TMPFS EPOLL EVENTFD FUTEX UNIX NET INET PACKET \
+                 VIRTIO_BLK VIRTIO_NET VIRTIO_CONSOLE FW_CFG_SYSFS EROFS_FS SERIAL_8250_CONSOLE ACPI VIRTIO_PCI VIRTIO_MMIO 64BIT";
+    let config = |without: &[&str]| {
+        let names = names.split_whitespace().filter(|name| !without.contains(name));
+        names.map(|name| format!("CONFIG_{name}=y\n")).collect::<String>()
+    };
+    for (machine, without, missing) in [
+        (
+            "q35",
+            &["EROFS_FS", "VIRTIO_PCI", "VIRTIO_MMIO"][..],
+            "CONFIG_EROFS_FS (the disk's file system), CONFIG_VIRTIO_PCI (the virtio devices on PCI)",
+        ),
+        ("microvm", &["VIRTIO_PCI", "VIRTIO_MMIO"], "CONFIG_VIRTIO_MMIO (the virtio devices of a microvm)"),
+    ] {
+        file("config-1", &config(without));
+        let (status, stderr) = boot(&folder, &["disk", "--machine", machine, "--kernel", "vmlinuz-1"]);
+        let message = format!(
+            "localregistry: the kernel vmlinuz-1 cannot run the guest on {machine}: by its config it lacks {missing}; boot one that \
+             has it (`localregistry doctor` checks one)\n"
+        );
+        assert_eq!((status, stderr), (Some(14), message));
+    }
+    // With all of it, or where nothing is known, QEMU has the word.
+    for config in [config(&[]), "no config".to_owned()] {
+        file("config-1", &config);
+        let (status, stderr) = boot(&folder, &["disk", "--kernel", "vmlinuz-1"]);
+        assert!(stderr.starts_with("localregistry: QEMU exited with status 1 before it started the machine: "), "{stderr}");
+        assert_eq!(status, Some(1));
+    }
+}
+
+#[test]
+fn our_own_kernel_has_to_be_built() {
+    let folder = folder();
+    let mut command = folder.command(&["run", "disk", "--flavor", "own"]);
+    command.env("LOCALREGISTRY_CACHE", folder.path("cache")).env("XDG_RUNTIME_DIR", folder.path("runtime"));
+    let output = command.output().unwrap();
+    let digest = localregistry::oci::Digest::sha256_of(include_bytes!("../image/kernel.config")).hex();
+    let message = format!(
+        "localregistry: there is no kernel to boot: there is no kernel of our own in {}/cache/kernel/own that is built from this \
+         version's config ({}): build it with image/kernel (about ten minutes of one processor), or take --flavor cloud\n",
+        folder.path("").display().to_string().trim_end_matches('/'),
+        &digest[..12]
+    );
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(14), message));
 }
 
 #[test]

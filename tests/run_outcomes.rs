@@ -39,7 +39,7 @@ fn folder() -> TempDir {
 /// Starts `localregistry run` on the folder's files.
 fn start(folder: &Path, arguments: &[&str]) -> Child {
     let report = Report { json: false, quiet: true };
-    let kernel: PathBuf = kernel::cached_or_download(&report).unwrap().elf;
+    let kernel: PathBuf = kernel::cached_or_download(kernel::Flavor::Cloud, &report).unwrap().elf;
     let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));
     command.current_dir(folder).args(["run", "disk", "--accel", "tcg", "--initramfs", "initramfs", "--kernel"]).arg(kernel);
     command.env("XDG_RUNTIME_DIR", folder.join("runtime"));

@@ -39,7 +39,21 @@ fn bad_flags_exit_2() {
             "invalid value 'tls.mod=OFF' for '--set <KEY=VALUE>': tls.mod cannot be set to \"OFF\": unknown field `mod`, expected \
              `mode`",
         ),
-        (&["disk", "--kernel", "kernel"], "the following required arguments were not provided:\n  --initramfs <FILE>"),
+        (
+            &["disk", "--kernel", "kernel"],
+            "the following required arguments were not provided:\n  <--modules <DIR>|--initramfs <FILE>>",
+        ),
+        (&["disk", "--modules", "dir"], "the following required arguments were not provided:\n  --kernel <FILE>"),
+        (
+            &["disk", "--kernel", "kernel", "--initramfs", "initramfs", "--flavor", "own"],
+            "the argument '--kernel <FILE>' cannot be used with '--flavor <WHICH>'",
+        ),
+        (&["disk", "--flavor", "tiny"], "invalid value 'tiny' for '--flavor <WHICH>'\n  [possible values: cloud, full, own]"),
+        (&["disk", "--machine", "pc"], "invalid value 'pc' for '--machine <WHICH>'\n  [possible values: q35, microvm, virt]"),
+        (
+            &["disk", "--machine", "virt"],
+            "the argument '--machine virt' needs '--kernel <FILE>' and '--initramfs <FILE>': there is no flavor for 64-bit ARM",
+        ),
         (&["disk", "--tls", "provided"], "the following required arguments were not provided:\n  --cert <FILE>\n  --key <FILE>"),
         (&["disk", "--cert", "a"], "the following required arguments were not provided:\n  --key <FILE>"),
         (

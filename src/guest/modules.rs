@@ -1,5 +1,6 @@
-//! Kernel modules. What enters is `/lib/modules/order`, a file name a line, dependencies first; what leaves is each of them
-//! loaded. It never looks for modules itself: what a kernel needs is decided where the initramfs is made.
+//! Kernel modules. What enters is `/lib/modules/order`, a file name a line, dependencies first; what leaves is each of them in the
+//! kernel: loaded here, or found there already, since the kernel that boots may have built in what another has as a module. It never
+//! looks for modules itself: what a kernel needs is decided where the initramfs is made.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,6 +8,8 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
+
+use super::console;
 
 const DIRECTORY: &str = "/lib/modules";
 
@@ -52,8 +55,8 @@ pub enum ModuleError {
     },
 }
 
-/// Loads the modules of the initramfs and gives how many it listed. Without a list everything is built in. A module that the
-/// kernel has already is skipped.
+/// Loads those modules of the initramfs that the kernel does not have yet, and gives how many these were. Without a list everything is
+/// built in. A kernel that cannot load any is taken for one that needs none: what it lacks is named by the step that needs it.
 ///
 /// # Errors
 /// The first module that cannot be found or loaded.
@@ -64,13 +67,32 @@ pub fn load() -> Result<usize, ModuleError> {
         Err(error) => return Err(ModuleError::Order(error)),
     };
     let names = parse_order(&text)?;
-    for (index, name) in names.iter().enumerate() {
-        insert(name, index + 1, names.len())?;
+    let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let present = |name: &str| is_present(name, &filesystems, Path::new("/sys/module"));
+    let mut loaded = 0;
+    for (index, name) in names.iter().enumerate().filter(|(_, name)| !present(name)) {
+        match insert(name, index + 1, names.len())? {
+            Inserted::Loaded => loaded += 1,
+            Inserted::Present => {}
+            Inserted::NoLoader => {
+                console::say("this kernel loads no modules: what the guest needs has to be built in");
+                break;
+            }
+        }
     }
-    Ok(names.len())
+    Ok(loaded)
 }
 
-fn insert(name: &str, place: usize, count: usize) -> Result<(), ModuleError> {
+/// What became of a module.
+enum Inserted {
+    Loaded,
+    /// The kernel has it already.
+    Present,
+    /// The kernel is built without CONFIG_MODULES.
+    NoLoader,
+}
+
+fn insert(name: &str, place: usize, count: usize) -> Result<Inserted, ModuleError> {
     let file = File::open(Path::new(DIRECTORY).join(name)).map_err(|source| ModuleError::Open {
         name: name.to_owned(),
         place,
@@ -78,9 +100,19 @@ fn insert(name: &str, place: usize, count: usize) -> Result<(), ModuleError> {
         source,
     })?;
     match finit_module(file, c"", ModuleInitFlags::empty()) {
-        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Ok(()) => Ok(Inserted::Loaded),
+        Err(Errno::EEXIST) => Ok(Inserted::Present),
+        Err(Errno::ENOSYS) => Ok(Inserted::NoLoader),
         Err(source) => Err(ModuleError::Load { name: name.to_owned(), place, count, source }),
     }
+}
+
+/// Whether the kernel has the module in the file `file`, built in or loaded, as far as it can be seen: each loaded one and most that are
+/// built in have a folder in `/sys/module`, each file system a line in `/proc/filesystems`. What is not seen is loaded, and a second of
+/// the same is no error.
+fn is_present(file: &str, filesystems: &str, modules: &Path) -> bool {
+    let name = file.trim_end_matches(".ko").replace('-', "_");
+    modules.join(&name).is_dir() || filesystems.lines().any(|line| line.split_whitespace().next_back() == Some(&name))
 }
 
 fn parse_order(text: &str) -> Result<Vec<&str>, ModuleError> {
@@ -95,7 +127,24 @@ fn parse_order(text: &str) -> Result<Vec<&str>, ModuleError> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_order;
+    use super::{is_present, parse_order};
+
+    #[test]
+    fn what_the_kernel_has_is_seen() {
+        let modules = tempfile::tempdir().unwrap();
+        std::fs::create_dir(modules.path().join("virtio_rng")).unwrap();
+        let filesystems = "nodev\tsysfs\n\text4\n\terofs\n";
+        for (file, present) in [
+            ("virtio-rng.ko", true),
+            ("erofs.ko", true),
+            ("sysfs.ko", true),
+            ("ext.ko", false),
+            ("nodev.ko", false),
+            ("virtio.ko", false),
+        ] {
+            assert_eq!(is_present(file, filesystems, modules.path()), present, "{file}");
+        }
+    }
 
     #[test]
     fn order_is_a_name_a_line() {

@@ -28,7 +28,7 @@ pub enum CacheError {
 ///
 /// # Errors
 /// When no variable says where, or the folder cannot be made.
-pub fn folder(name: &str) -> Result<PathBuf, CacheError> {
+pub fn folder(name: impl AsRef<Path>) -> Result<PathBuf, CacheError> {
     let path = root(|variable| std::env::var_os(variable)).ok_or(CacheError::Nowhere)?.join(name);
     let made = fs::create_dir_all(&path).and_then(|()| std::path::absolute(&path));
     made.map_err(|source| CacheError::Create { path, source })

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::causes::chain;
 
 use super::diff;
+use super::doctor;
 use super::initramfs;
 use super::inspect;
 use super::kernel;
@@ -61,6 +62,9 @@ enum Command {
     /// Boot a packed disk and serve its images until a signal ends it
     #[command(display_name = NAME)]
     Run(Box<run::Args>),
+    /// Say what of this machine packing and booting need, and what is missing
+    #[command(display_name = NAME)]
+    Doctor(doctor::Args),
     /// List the runs of this user
     #[command(display_name = NAME)]
     Ps(ps::Args),
@@ -96,6 +100,11 @@ impl Cli {
             Command::Pack(args) => {
                 pack::run(&args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
+            Command::Doctor(args) => match doctor::run(&args, &report) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(error) => fail(&error, 1),
+            },
             Command::Inspect(args) => {
                 inspect::run(&args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }

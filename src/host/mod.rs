@@ -10,6 +10,7 @@ pub mod contents;
 pub mod decompress;
 pub mod diff;
 pub mod disk;
+pub mod doctor;
 pub mod elf;
 pub mod files;
 pub mod initramfs;

@@ -17,6 +17,8 @@ use super::access::AccessError;
 use super::config::{ConfigError, GuestConfig};
 use super::launch::error::{NO_ACCESS, NO_PLACE};
 use super::launch::{self, Appliance, Ended, LaunchError, Options, command};
+use super::modules::Need;
+use super::qemu::Board;
 use super::report::Report;
 use super::runs::{RunDir, RunsError};
 use super::trust::{self, Contents, TrustError};
@@ -49,6 +51,12 @@ enum RunError {
     Trust(#[source] TrustError),
     #[error("there is no kernel to boot")]
     Kernel(#[source] kernel::Error),
+    #[error(
+        "the kernel {} cannot run the guest on {board}: by its config it lacks {missing}; boot one that has it (`localregistry \
+         doctor` checks one)",
+        .kernel.display()
+    )]
+    Unfit { kernel: PathBuf, board: &'static str, missing: String },
     #[error("there is no initramfs to boot with")]
     Initramfs(#[source] initramfs::Error),
     #[error(transparent)]
@@ -194,15 +202,29 @@ fn config(args: &Args) -> Result<GuestConfig, RunError> {
 
 /// The kernel and the initramfs: those given, else the cached ones.
 fn boot_files(args: &Args, report: &Report) -> Result<(PathBuf, PathBuf), RunError> {
-    if let (Some(kernel), Some(initramfs)) = (&args.kernel, &args.initramfs) {
-        return Ok((kernel.clone(), initramfs.clone()));
-    }
-    let kernel = kernel::cached_or_download(report).map_err(RunError::Kernel)?;
+    let (kernel, options, tree) = match &args.kernel {
+        Some(kernel) => (kernel.clone(), kernel::options_of(kernel), args.modules.clone()),
+        None => {
+            let kernel = kernel::cached_or_download(args.flavor, report).map_err(RunError::Kernel)?;
+            let options = kernel.options();
+            (kernel.elf, options, Some(kernel.modules))
+        }
+    };
+    fits(&kernel, options, args.machine)?;
     let initramfs = match &args.initramfs {
         Some(given) => given.clone(),
-        None => initramfs::cached(args.init.as_deref(), &kernel, report).map_err(RunError::Initramfs)?,
+        // Without an initramfs, a given kernel comes with its modules.
+        None => initramfs::cached(args.init.as_deref(), &tree.unwrap_or_default(), report).map_err(RunError::Initramfs)?,
     };
-    Ok((kernel.elf, initramfs))
+    Ok((kernel, initramfs))
+}
+
+/// Refuses a kernel that is known to lack what the guest cannot do without.
+fn fits(kernel: &Path, options: Option<kernel::Options>, board: Board) -> Result<(), RunError> {
+    let missing = options.map(|options| options.missing(board)).unwrap_or_default();
+    let missing: Vec<String> = missing.iter().filter(|option| option.need == Need::Required).map(ToString::to_string).collect();
+    let kernel = kernel.to_owned();
+    if missing.is_empty() { Ok(()) } else { Err(RunError::Unfit { kernel, board: board.name(), missing: missing.join(", ") }) }
 }
 
 impl Site {

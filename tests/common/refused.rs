@@ -9,7 +9,7 @@ use super::child::nobody_in;
 use super::pack::{Bench, PROGRAM, superblock, text};
 
 /// What a boot is given.
-const BOOT: [&str; 7] = ["run", "--accel", "tcg", "--kernel", "kernel", "--initramfs", "initramfs"];
+const BOOT: [&str; 5] = ["run", "--accel", "tcg", "--initramfs", "initramfs"];
 
 /// A user without rights.
 const NOBODY: u32 = 65534;
@@ -37,9 +37,9 @@ pub fn run(bench: &Bench, arguments: &[&str]) -> Output {
     nothing_left(bench, command.env("XDG_RUNTIME_DIR", bench.path("runtime")))
 }
 
-/// Runs with the folder's kernel and initramfs, and gives exit status and standard error.
+/// Runs with the folder's initramfs and its kernel, where no other is said, and gives exit status and standard error.
 pub fn boot(bench: &Bench, arguments: &[&str]) -> (Option<i32>, String) {
-    let mut command = bench.command(&[&BOOT, arguments].concat());
+    let mut command = bench.command(&[&BOOT, kernel(arguments), arguments].concat());
     said(&nothing_left(bench, command.env("XDG_RUNTIME_DIR", bench.path("runtime"))))
 }
 
@@ -53,8 +53,12 @@ pub fn as_nobody(bench: &Bench, runtime: &str, arguments: &[&str]) -> (Option<i3
     }
     let mut command = Command::new("setpriv");
     let user = NOBODY.to_string();
-    command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]).arg(&program).args(BOOT).args(arguments);
+    command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]).arg(&program).args(BOOT).args(kernel(arguments)).args(arguments);
     said(&nothing_left(bench, command.current_dir(bench.path("")).env("XDG_RUNTIME_DIR", bench.path(runtime))))
+}
+
+fn kernel(arguments: &[&str]) -> &'static [&'static str] {
+    if arguments.contains(&"--kernel") { &[] } else { &["--kernel", "kernel"] }
 }
 
 fn nothing_left(bench: &Bench, command: &mut Command) -> Output {

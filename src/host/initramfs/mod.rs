@@ -16,7 +16,7 @@ pub use init::InitError;
 
 use super::cache::{self, CacheError};
 use super::files;
-use super::kernel::{self, Kernel};
+use super::kernel::{self, Flavor};
 use super::modules::{self, Modules, ModulesError};
 use super::report::Report;
 use crate::oci::Digest;
@@ -41,8 +41,12 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     init: Option<PathBuf>,
 
-    /// The modules of the kernel that is booted, a folder lib/modules/RELEASE [default: those of the cached kernel]
-    #[arg(long, value_name = "DIR")]
+    /// The kernel that is booted, as `localregistry kernel` gives it
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
+    flavor: Flavor,
+
+    /// The modules of the kernel that is booted, a folder lib/modules/RELEASE, instead of a flavor's
+    #[arg(long, value_name = "DIR", conflicts_with = "flavor")]
     modules: Option<PathBuf>,
 }
 
@@ -96,7 +100,7 @@ pub fn run(args: &Args, report: &Report) -> Result<(), Error> {
     let init = read_init(args.init.as_deref())?;
     let tree = match &args.modules {
         Some(tree) => tree.clone(),
-        None => kernel::cached_or_download(report).map_err(Error::Kernel)?.modules,
+        None => kernel::cached_or_download(args.flavor, report).map_err(Error::Kernel)?.modules,
     };
     let modules = collect(&tree, report)?;
     let archive = archive::archive(&init, &modules.load).map_err(Error::Archive)?;
@@ -120,15 +124,15 @@ pub fn build(init: &Path, modules: &Path) -> Result<Vec<u8>, Error> {
     archive::archive(&init, &modules.load).map_err(Error::Archive)
 }
 
-/// The archive for `kernel` in the cache, named by the digest of its content, so that it is never stale: built anew each time, which
+/// The archive for the kernel with the module tree `tree` in the cache, named by the digest of its content, so that it is never stale: built anew each time, which
 /// reads a few megabytes, and written only where it is not there. `init` is this project's where none is given.
 ///
 /// # Errors
 /// As [`build`], or when there is no init or no cache.
-pub fn cached(init: Option<&Path>, kernel: &Kernel, report: &Report) -> Result<PathBuf, Error> {
+pub fn cached(init: Option<&Path>, tree: &Path, report: &Report) -> Result<PathBuf, Error> {
     let folder = cache::folder("initramfs").map_err(Error::Cache)?;
     let init = read_init(init)?;
-    let modules = collect(&kernel.modules, report)?;
+    let modules = collect(tree, report)?;
     let archive = archive::archive(&init, &modules.load).map_err(Error::Archive)?;
     store(&folder, &archive)
 }

@@ -12,14 +12,16 @@ use crate::host::files;
 use crate::host::report::Report;
 use crate::host::tools::{Tool, ToolError};
 
-/// Debian's package that depends on the newest kernel for virtual machines.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
-
 const APT_CACHE: Tool = Tool { name: "apt-cache", package: "apt" };
 const APT_GET: Tool = Tool { name: "apt-get", package: "apt" };
 const DPKG_DEB: Tool = Tool { name: "dpkg-deb", package: "dpkg" };
 /// The package has no `modules.dep`: its installation makes it.
 const DEPMOD: Tool = Tool { name: "depmod", package: "kmod" };
+
+/// What unpacks a package.
+const UNPACK: [Tool; 2] = [DPKG_DEB, DEPMOD];
+/// All that a download needs.
+pub const TOOLS: [Tool; 4] = [APT_CACHE, APT_GET, DPKG_DEB, DEPMOD];
 
 /// How unfinished folders start; what a killed run left is removed by the next.
 const UNFINISHED: &str = ".new-";
@@ -36,16 +38,16 @@ pub enum DownloadError {
         source: ToolError,
     },
     /// apt does not know the package, or not from where.
-    #[error("apt finds no package {META_PACKAGE}: run `apt-get update` as root first, or name a kernel that is there ({OTHER})")]
+    #[error("apt finds no package {meta}: run `apt-get update` as root first, or name a kernel that is there ({OTHER})")]
     Unknown {
+        /// The package that depends on the newest kernel.
+        meta: &'static str,
         /// What apt says.
         source: ToolError,
     },
     /// The package's record is not as expected.
-    #[error(
-        "apt's record of {META_PACKAGE} names no kernel package (`Depends: linux-image-… (= VERSION)`): name a kernel ({OTHER})"
-    )]
-    Depends,
+    #[error("apt's record of {0} names no kernel package (`Depends: linux-image-… (= VERSION)`): name a kernel ({OTHER})")]
+    Depends(&'static str),
     /// apt cannot get the package.
     #[error("cannot download {package} {version}; where apt's lists are old, run `apt-get update` as root first")]
     Fetch {
@@ -90,8 +92,9 @@ pub enum DownloadError {
 
 const OTHER: &str = "`localregistry kernel --kernel`, `localregistry initramfs --modules`";
 
-/// The newest kernel of the cache folder `store`, or where there is none, the distribution's, put there.
-pub fn cached_or_download(store: &Path, report: &Report) -> Result<Kernel, DownloadError> {
+/// The newest kernel of the cache folder `store`, or where there is none, the one that the distribution's package `meta` depends on,
+/// put there.
+pub fn cached_or_download(store: &Path, meta: &'static str, report: &Report) -> Result<Kernel, DownloadError> {
     if let Some(kernel) = store::newest(store) {
         return Ok(kernel);
     }
@@ -101,7 +104,7 @@ pub fn cached_or_download(store: &Path, report: &Report) -> Result<Kernel, Downl
         return Ok(kernel);
     }
     remove_unfinished(store)?;
-    download(store, report)
+    download(store, meta, report)
 }
 
 /// Waits until no other run downloads into `store`. The lock ends with the file.
@@ -121,12 +124,12 @@ fn remove_unfinished(store: &Path) -> Result<(), DownloadError> {
     Ok(())
 }
 
-fn download(store: &Path, report: &Report) -> Result<Kernel, DownloadError> {
+fn download(store: &Path, meta: &'static str, report: &Report) -> Result<Kernel, DownloadError> {
     // Before a download that could not be used.
-    for tool in [DPKG_DEB, DEPMOD] {
+    for tool in UNPACK {
         tool.find().map_err(|source| DownloadError::Tool { doing: "unpack the distribution's kernel package", source })?;
     }
-    let (package, version) = find_package()?;
+    let (package, version) = find_package(meta)?;
     report.step(format!("downloading Debian's kernel {package} {version} into {}", store.display()));
     let unfinished = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(store);
     let unfinished = unfinished.map_err(cache_error("create a folder in", store))?;
@@ -144,13 +147,13 @@ fn download(store: &Path, report: &Report) -> Result<Kernel, DownloadError> {
 }
 
 /// The kernel package that the distribution's meta package stands for at present, and its version.
-fn find_package() -> Result<(String, String), DownloadError> {
-    let arguments = ["show", "--no-all-versions", META_PACKAGE].map(OsStr::new);
+fn find_package(meta: &'static str) -> Result<(String, String), DownloadError> {
+    let arguments = ["show", "--no-all-versions", meta].map(OsStr::new);
     let record = APT_CACHE.run(Path::new("/"), &arguments).map_err(|source| match source {
-        ToolError::Failed { .. } => DownloadError::Unknown { source },
+        ToolError::Failed { .. } => DownloadError::Unknown { meta, source },
         _ => DownloadError::Tool { doing: "find the distribution's kernel package", source },
     })?;
-    dependency(&record).ok_or(DownloadError::Depends)
+    dependency(&record).ok_or(DownloadError::Depends(meta))
 }
 
 /// The kernel package and its version out of a meta package's record.

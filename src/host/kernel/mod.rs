@@ -1,8 +1,10 @@
-//! `localregistry kernel`: a kernel that QEMU boots directly. In goes the distribution's kernel package, or any bzImage; out come the
-//! bootable ELF and the tree of its modules. Nothing is installed, and nothing outside the cache and the named output is written.
+//! `localregistry kernel`: a kernel that QEMU boots directly. In goes one of the distribution's kernel packages, our own kernel
+//! that `image/kernel` has built, or any bzImage; out come the bootable ELF and the tree of its modules. Nothing is installed, and
+//! nothing outside the cache and the named output is written.
 
 mod bzimage;
 mod download;
+mod options;
 mod store;
 
 use std::io;
@@ -11,31 +13,77 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use bzimage::{ImageError, MAX_KERNEL, vmlinux};
-pub use download::DownloadError;
+pub use download::{DownloadError, TOOLS};
+pub use options::{Options, Wanted};
 
 use super::cache::{self, CacheError};
 use super::files;
 use super::report::Report;
+use crate::oci::Digest;
 
 /// The command line of `localregistry kernel`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   localregistry kernel -o vmlinux
       Debian's cloud kernel: downloaded into the cache once, never installed
+  localregistry kernel --flavor own -o vmlinux
+      our own kernel, which image/kernel has built: everything built in
   localregistry kernel --kernel /boot/vmlinuz-6.1.0-30-amd64 -o vmlinux
       any other kernel, from its bzImage
 
 The cache is $LOCALREGISTRY_CACHE, else $XDG_CACHE_HOME/localregistry, else ~/.cache/localregistry.
-Delete the folder kernel/ in it to download the newest kernel again.")]
+Delete the folder kernel/FLAVOR in it to download the newest kernel again.")]
 pub struct Args {
     /// Write the bootable ELF to this file
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
 
-    /// Take this kernel (a bzImage, or an ELF with the PVH entry) instead of the distribution's
-    #[arg(long, value_name = "BZIMAGE")]
+    /// Which kernel
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
+    flavor: Flavor,
+
+    /// Take this kernel (a bzImage, or an ELF with the PVH entry) instead
+    #[arg(long, value_name = "BZIMAGE", conflicts_with = "flavor")]
     kernel: Option<PathBuf>,
 }
+
+/// The kernels that the cache can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Flavor {
+    /// Debian's for virtual machines, downloaded
+    #[default]
+    Cloud,
+    /// Debian's for every machine, downloaded
+    Full,
+    /// Our own, built by image/kernel: small, everything built in
+    Own,
+}
+
+impl Flavor {
+    /// Its name on the command line and in the cache.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cloud => "cloud",
+            Self::Full => "full",
+            Self::Own => "own",
+        }
+    }
+
+    /// Debian's package that depends on the newest kernel of this kind; none where it is not the distribution's.
+    #[must_use]
+    pub const fn package(self) -> Option<&'static str> {
+        match self {
+            Self::Cloud => Some("linux-image-cloud-amd64"),
+            Self::Full => Some("linux-image-amd64"),
+            Self::Own => None,
+        }
+    }
+}
+
+/// The config that our own kernel is built from. Its digest is in the name of what is built, so that a kernel of an older config is
+/// not taken for one of this.
+const OWN_CONFIG: &[u8] = include_bytes!("../../../image/kernel.config");
 
 /// A kernel that can be booted with the modules that belong to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +94,16 @@ pub struct Kernel {
     pub modules: PathBuf,
     /// The release, as `uname -r` prints it.
     pub release: String,
+    /// What it was built from, where that is known.
+    pub config: Option<PathBuf>,
+}
+
+impl Kernel {
+    /// What it was built with, where that is known.
+    #[must_use]
+    pub fn options(&self) -> Option<Options> {
+        self.config.as_deref().and_then(read_options).or_else(|| options_of(&self.elf))
+    }
 }
 
 /// Why there is no kernel.
@@ -81,6 +139,16 @@ pub enum Error {
     /// The distribution's kernel cannot be had.
     #[error(transparent)]
     Download(DownloadError),
+    /// Our own is not built.
+    #[error(
+        "there is no kernel of our own in {} that is built from this version's config ({}): build it with image/kernel (about ten \
+         minutes of one processor), or take --flavor cloud",
+        store.display(), own_config()
+    )]
+    NotBuilt {
+        /// The folder that it was looked for in.
+        store: PathBuf,
+    },
     /// The result cannot be printed.
     #[error("cannot print the result")]
     Print(#[source] io::Error),
@@ -103,7 +171,7 @@ pub fn run(args: &Args, report: &Report) -> Result<(), Error> {
     let (elf, release) = match &args.kernel {
         Some(path) => extract(path)?,
         None => {
-            let kernel = cached_or_download(report)?;
+            let kernel = cached_or_download(args.flavor, report)?;
             (read(&kernel.elf)?, Some(kernel.release))
         }
     };
@@ -114,13 +182,55 @@ pub fn run(args: &Args, report: &Report) -> Result<(), Error> {
     report.result(&Written { file, bytes: elf.len(), release: release.as_deref() }, &text).map_err(Error::Print)
 }
 
-/// The newest kernel of the cache; where it has none, the distribution's is downloaded into it first.
+/// What the kernel at `path`, an ELF or a bzImage, was built with, where that can be known: by the config beside it, which distributions
+/// install as `config-RELEASE` beside `vmlinuz-RELEASE`, or by the one that it carries.
+#[must_use]
+pub fn options_of(path: &Path) -> Option<Options> {
+    let name = path.file_name()?.to_str()?;
+    let version = name.strip_prefix("vmlinuz").or_else(|| name.strip_prefix("vmlinux"));
+    let beside = version.and_then(|version| read_options(&path.with_file_name(format!("config{version}"))));
+    beside.or_else(|| Options::embedded(&vmlinux(&read(path).ok()?).ok()?))
+}
+
+fn read_options(config: &Path) -> Option<Options> {
+    Options::parse(&String::from_utf8_lossy(&files::read(config, options::LARGEST_CONFIG as u64).ok()?))
+}
+
+/// The newest kernel of a flavor in the cache; where it has none, the distribution's is downloaded into it first.
 ///
 /// # Errors
-/// When there is no cache, or the package cannot be found, downloaded, unpacked or made into a bootable kernel.
-pub fn cached_or_download(report: &Report) -> Result<Kernel, Error> {
-    let store = cache::folder("kernel").map_err(Error::Cache)?;
-    download::cached_or_download(&store, report).map_err(Error::Download)
+/// When there is no cache, or the package cannot be found, downloaded, unpacked or made into a bootable kernel; when our own is not
+/// built.
+pub fn cached_or_download(flavor: Flavor, report: &Report) -> Result<Kernel, Error> {
+    let store = store(flavor)?;
+    match flavor.package() {
+        Some(package) => download::cached_or_download(&store, package, report).map_err(Error::Download),
+        None => own(&store).ok_or(Error::NotBuilt { store }),
+    }
+}
+
+/// The newest kernel of a flavor in the cache, where it has one.
+///
+/// # Errors
+/// When there is no cache.
+pub fn cached(flavor: Flavor) -> Result<Option<Kernel>, Error> {
+    let store = store(flavor)?;
+    Ok(if flavor == Flavor::Own { own(&store) } else { store::newest(&store) })
+}
+
+/// The cache's folder of a flavor.
+fn store(flavor: Flavor) -> Result<PathBuf, Error> {
+    cache::folder(Path::new("kernel").join(flavor.name())).map_err(Error::Cache)
+}
+
+/// Our own kernel of the newest source, built from the config of this version.
+fn own(store: &Path) -> Option<Kernel> {
+    store::newest(&store.join(own_config()))
+}
+
+/// The first digits of the digest of our own kernel's config, as `image/kernel` names its folder.
+fn own_config() -> String {
+    Digest::sha256_of(OWN_CONFIG).hex().chars().take(12).collect()
 }
 
 /// The bootable ELF of the kernel at `path`, and its release where that is known.

@@ -1,9 +1,13 @@
 //! The kernels in the cache, each in a folder `<package>_<version>` that is complete from the moment it has that name:
 //!
 //! ```text
-//! <cache>/kernel/linux-image-6.1.0-56-cloud-amd64_6.1.192-2/
+//! <cache>/kernel/cloud/linux-image-6.1.0-56-cloud-amd64_6.1.192-2/
 //!     boot/vmlinuz-RELEASE …          as the package has them
 //!     lib/modules/RELEASE/            with what depmod adds
+//!     vmlinux                         the bootable ELF
+//! <cache>/kernel/own/<digest of image/kernel.config>/linux-source-6.1_6.1.192-2/
+//!     boot/config-RELEASE             what it was built from
+//!     lib/modules/RELEASE/            the list of what is built in, and no modules
 //!     vmlinux                         the bootable ELF
 //! ```
 
@@ -27,7 +31,8 @@ pub fn newest(store: &Path) -> Option<Kernel> {
 pub fn open(folder: &Path) -> Option<Kernel> {
     let (release, modules) = release(folder).ok()??;
     let elf = folder.join("vmlinux");
-    (is_file(&elf) && is_file(&modules.join("modules.dep"))).then_some(Kernel { elf, modules, release })
+    let config = Some(folder.join("boot").join(format!("config-{release}"))).filter(|path| is_file(path));
+    (is_file(&elf) && is_file(&modules.join("modules.dep"))).then_some(Kernel { elf, modules, release, config })
 }
 
 /// The one release below `lib/modules` of an unpacked package, and its folder; none where there is not exactly one.

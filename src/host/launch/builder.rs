@@ -10,9 +10,11 @@ use crate::address::is_san;
 use crate::host::accel::Choice;
 use crate::host::ca::{self, Ca};
 use crate::host::config::{ConfigError, GuestConfig, Setting};
+use crate::host::kernel::Flavor;
 use crate::host::net::Net;
+use crate::host::qemu::Board;
 use crate::host::report::Report;
-use crate::host::{initramfs, kernel, qemu};
+use crate::host::{initramfs, kernel};
 
 /// How long a boot may take where nothing is said.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -93,10 +95,11 @@ impl Appliance {
     #[must_use]
     pub fn builder(disk: impl Into<PathBuf>) -> Builder {
         let options = Options {
+            board: Board::default(),
             disk: disk.into(),
             kernel: PathBuf::new(),
             initramfs: PathBuf::new(),
-            qemu: qemu::PROGRAM.into(),
+            qemu: Board::default().program().into(),
             memory_mib: 256,
             cpus: 1,
             accel: Choice::Auto,
@@ -295,8 +298,8 @@ impl Builder {
             if let (Some(kernel), Some(initramfs)) = (&kernel, &initramfs) {
                 return Ok::<_, BuildError>((kernel.clone(), initramfs.clone(), secrets));
             }
-            let kernel = kernel::cached_or_download(&report).map_err(BuildError::Kernel)?;
-            let initramfs = initramfs::cached(init.as_deref(), &kernel, &report).map_err(BuildError::Initramfs)?;
+            let kernel = kernel::cached_or_download(Flavor::default(), &report).map_err(BuildError::Kernel)?;
+            let initramfs = initramfs::cached(init.as_deref(), &kernel.modules, &report).map_err(BuildError::Initramfs)?;
             Ok((kernel.elf, initramfs, secrets))
         });
         let (kernel, initramfs, secrets) = found.await.map_err(BuildError::BrokenOff)??;

@@ -121,10 +121,12 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// There is no QEMU.
-    #[error("{} is not installed (on Debian and Ubuntu: apt-get install qemu-system-x86)", .program.display())]
+    #[error("{} is not installed (on Debian and Ubuntu: apt-get install {package})", .program.display())]
     NoQemu {
         /// The program that was looked for.
         program: PathBuf,
+        /// The package that has it.
+        package: &'static str,
     },
     /// The program is something else.
     #[error("{} is no QEMU: its --version says {said:?}, expected \"QEMU emulator version …\"", .program.display())]
@@ -135,10 +137,12 @@ pub enum LaunchError {
         said: String,
     },
     /// QEMU is too old.
-    #[error("{} is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86; --qemu takes another)", .program.display())]
+    #[error("{} is too old (on Debian: apt-get install -t bookworm-backports {package}; --qemu takes another)", .program.display())]
     TooOld {
         /// The program.
         program: PathBuf,
+        /// The package that has it.
+        package: &'static str,
         /// What it lacks.
         #[source]
         lacks: Lacks,
@@ -270,6 +274,6 @@ mod tests {
         assert!(!died(Exit::Signal(9), None, &[]).blames_accelerator(), "somebody killed it");
         assert!(!died(Exit::Told, None, &[]).blames_accelerator());
         assert!(!died(Exit::Signal(6), Some(Killed::Wanted), &[]).blames_accelerator());
-        assert!(!LaunchError::NoQemu { program: "qemu".into() }.blames_accelerator());
+        assert!(!LaunchError::NoQemu { program: "qemu".into(), package: "qemu-system-x86" }.blames_accelerator());
     }
 }

@@ -8,11 +8,14 @@ use std::time::Duration;
 use crate::host::accel::Choice;
 use crate::host::config::GuestConfig;
 use crate::host::net::Net;
+use crate::host::qemu::Board;
 use crate::host::report::Report;
 
 /// What to boot, and how.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The board.
+    pub board: Board,
     /// The packed disk.
     pub disk: PathBuf,
     /// The kernel: a bootable ELF or a bzImage.

@@ -15,7 +15,8 @@ use crate::host::config::GuestConfig;
 use crate::host::files;
 use crate::host::net::check::check as check_networks;
 use crate::host::net::{self, Kind, Net};
-use crate::host::qemu::{Backend, Channels, Forward, Machine, Network, Version};
+use crate::host::qemu::{Backend, Board, Channels, Forward, Machine, Network, Version};
+use crate::host::sys;
 use crate::registry::tls;
 use crate::superblock::{START, Superblock};
 
@@ -57,7 +58,7 @@ impl Prepared {
         if !said {
             options.nets.push(Net::user());
         }
-        let version = version::ask(&options.qemu).await?;
+        let version = version::ask(&options.qemu, options.board).await?;
         check_networks(&mut options.nets).await?;
         let nets = net::with_macs(&options.nets);
         let nets = nets.map_err(|source| LaunchError::Resource { what: "choose addresses on the link", source })?;
@@ -78,7 +79,8 @@ impl Prepared {
         let prepared = Self { options, nets, version, config, registry, metrics };
         // By names alone: what a network lacks does not hang on a descriptor.
         let lacks = version.suffices(&prepared.networks(&[]));
-        lacks.map_err(|lacks| LaunchError::TooOld { program: prepared.options.qemu.clone(), lacks })?;
+        let Options { qemu, board, .. } = &prepared.options;
+        lacks.map_err(|lacks| LaunchError::TooOld { program: qemu.clone(), package: board.package(), lacks })?;
         Ok(prepared)
     }
 
@@ -114,7 +116,11 @@ impl Prepared {
             fw_cfg.extend([(TLS_CERTIFICATE, certificate.clone()), (TLS_KEY, key.clone())]);
         }
         fw_cfg.extend(options.secrets.iter().cloned());
+        // Emulated, the counter runs at the rate of the host's own.
+        let unmeasurable = options.board == Board::Microvm && accel == Accel::Tcg;
         Machine {
+            board: options.board,
+            tsc_khz: unmeasurable.then(sys::tsc_khz),
             accel,
             memory_mib: options.memory_mib,
             cpus: options.cpus,

@@ -77,7 +77,7 @@ pub(super) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
     command.preserved_fds(kept);
 
     let started = Instant::now();
-    let process = Process::start(command).map_err(|source| version::spawn_error(&options.qemu, source))?;
+    let process = Process::start(command).map_err(|source| version::spawn_error(&options.qemu, options.board, source))?;
     let record = Arc::new(Record::default());
     let (qmp, listener) = Qmp::over(qmp);
     let (sender, receiver) = mpsc::channel(QUEUE);

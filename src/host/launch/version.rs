@@ -15,25 +15,25 @@ use super::LaunchError;
 use super::lines::printable;
 use super::outcome::Exit;
 use super::process::Process;
-use crate::host::qemu::Version;
+use crate::host::qemu::{Board, Version};
 
 /// How long a program may take to say its version.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of what it says that are read at most.
 const LARGEST: u64 = 4096;
 
-/// The version of `program`.
+/// The version of `program`, which is to make `board`.
 ///
 /// # Errors
 /// It is missing, cannot be started, or is no QEMU.
-pub(super) async fn ask(program: &Path) -> Result<Version, LaunchError> {
+pub(super) async fn ask(program: &Path, board: Board) -> Result<Version, LaunchError> {
     let failed = |source| LaunchError::Resource { what: "make a socket", source };
     let (ours, theirs) = StdStream::pair().map_err(failed)?;
     ours.set_nonblocking(true).map_err(failed)?;
     let mut ours = UnixStream::from_std(ours).map_err(failed)?;
     let mut command = Command::new(program);
     command.arg("--version").stdin(Stdio::null()).stdout(OwnedFd::from(theirs)).stderr(Stdio::null());
-    let process = Process::start(command).map_err(|source| spawn_error(program, source))?;
+    let process = Process::start(command).map_err(|source| spawn_error(program, board, source))?;
     let mut said = Vec::new();
     let answer = async {
         let _broken_off = (&mut ours).take(LARGEST).read_to_end(&mut said).await;
@@ -48,11 +48,11 @@ pub(super) async fn ask(program: &Path) -> Result<Version, LaunchError> {
     })
 }
 
-/// Why `program` was not started.
-pub(super) fn spawn_error(program: &Path, source: io::Error) -> LaunchError {
+/// Why `program`, which was to make `board`, was not started.
+pub(super) fn spawn_error(program: &Path, board: Board, source: io::Error) -> LaunchError {
     let program = program.to_owned();
     match source.kind() {
-        io::ErrorKind::NotFound => LaunchError::NoQemu { program },
+        io::ErrorKind::NotFound => LaunchError::NoQemu { program, package: board.package() },
         _ => LaunchError::Spawn { program, source },
     }
 }

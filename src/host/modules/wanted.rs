@@ -23,9 +23,10 @@ pub enum Need {
 use Need::{Optional, Required};
 
 /// The table. The panic device first, so that the launcher learns of a panic in any of the others.
-pub const WANTED: [Wanted; 16] = [
+pub const WANTED: [Wanted; 17] = [
     wanted("pvpanic", Optional, "tells QEMU of a kernel panic"),
     wanted("pvpanic_pci", Optional, "tells QEMU of a kernel panic, on a machine with PCI"),
+    wanted("pvpanic_mmio", Optional, "tells QEMU of a kernel panic, on a microvm"),
     wanted("virtio_pci", Required, "finds the virtio devices on PCI"),
     wanted("virtio_mmio", Optional, "finds the virtio devices of a microvm"),
     wanted("virtio_console", Required, "the ports for events and control"),

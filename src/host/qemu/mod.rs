@@ -1,6 +1,7 @@
 //! QEMU's command line. A machine's description enters, the arguments leave, each with its reason. It never starts anything and
 //! reads nothing.
 
+mod board;
 pub mod network;
 pub mod version;
 
@@ -11,28 +12,30 @@ use std::path::PathBuf;
 
 use super::accel::Accel;
 
+pub use board::Board;
 pub use network::{Backend, Forward, Network};
 pub use version::Version;
-
-/// The program, looked up in `PATH`.
-pub const PROGRAM: &str = "qemu-system-x86_64";
 
 /// Name of the virtio-serial port that events come out of.
 const EVENTS_PORT: &str = "localregistry.events";
 /// Name of the virtio-serial port that commands go into.
 const CONTROL_PORT: &str = "localregistry.control";
 
-/// What the kernel is told.
+/// What every kernel is told, beside its console:
 ///
-/// - `console=ttyS0`: the serial port is the console.
 /// - `panic=-1`: a panic resets the machine at once, and `-no-reboot` makes that QEMU's end.
 /// - `loglevel=5`: errors and warnings only. Every character is an exit from the guest: the full log of a stock kernel costs
 ///   0.4 s of boot under TCG. A panic raises the level by itself and prints all of its report.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 panic=-1 loglevel=5";
+const KERNEL_ARGUMENTS: &str = "panic=-1 loglevel=5";
 
 /// One appliance as QEMU sees it.
 #[derive(Debug, Clone)]
 pub struct Machine {
+    /// The board.
+    pub board: Board,
+    /// The rate of the processor's time stamp counter in kHz, where the guest's kernel cannot measure it: it waits forever for an
+    /// interrupt on a microvm with ACPI that is emulated.
+    pub tsc_khz: Option<u64>,
     /// What runs the guest's instructions.
     pub accel: Accel,
     /// Memory in MiB.
@@ -107,9 +110,8 @@ impl Machine {
     /// The board and how it ends.
     fn board(&self) -> Vec<OsString> {
         vec![
-            // The board with PCI Express and ACPI: the stock kernel finds every device and can power off.
             "-machine".into(),
-            "q35".into(),
+            self.board.machine().into(),
             "-accel".into(),
             self.accel.as_str().into(),
             // Every feature that the accelerator can give: under TCG that is RDRAND, so that entropy does not wait.
@@ -128,7 +130,7 @@ impl Machine {
             "-no-reboot".into(),
             // A guest panic gives QEMU a status of its own where the guest's kernel has the driver.
             "-device".into(),
-            "pvpanic-pci".into(),
+            self.board.panic_device().into(),
             "-action".into(),
             "panic=exit-failure".into(),
             // Certificates need a date.
@@ -136,7 +138,7 @@ impl Machine {
             "base=utc".into(),
             // Keys must not wait for entropy.
             "-device".into(),
-            "virtio-rng-pci".into(),
+            self.board.virtio("rng").into(),
         ]
     }
 
@@ -148,8 +150,14 @@ impl Machine {
             "-initrd".into(),
             self.initramfs.clone().into(),
             "-append".into(),
-            KERNEL_ARGUMENTS.into(),
+            self.kernel_arguments().into(),
         ]
+    }
+
+    /// What the kernel is told.
+    fn kernel_arguments(&self) -> String {
+        let rate = self.tsc_khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
+        format!("console={} {KERNEL_ARGUMENTS}{rate}", self.board.console())
     }
 
     /// The packed disk. Without QEMU's file locks: nobody writes, and any number of machines share one disk.
@@ -157,13 +165,13 @@ impl Machine {
         let mut backend =
             OsString::from("driver=raw,node-name=disk,read-only=on,file.driver=file,file.locking=off,file.filename=");
         backend.push(escaped(self.disk.as_os_str()));
-        let device = keyed("virtio-blk-pci,drive=disk,serial=", OsStr::new(&self.serial));
+        let device = keyed(&format!("{},drive=disk,serial=", self.board.virtio("blk")), OsStr::new(&self.serial));
         vec!["-blockdev".into(), backend, "-device".into(), device]
     }
 
     /// The network interfaces.
     fn network(&self) -> Vec<OsString> {
-        self.networks.iter().enumerate().flat_map(|(place, network)| network.arguments(place)).collect()
+        self.networks.iter().enumerate().flat_map(|(place, network)| network.arguments(place, self.board)).collect()
     }
 
     /// Console, events, control and QMP.
@@ -176,7 +184,7 @@ impl Machine {
             "-serial".into(),
             "chardev:console".into(),
             "-device".into(),
-            "virtio-serial-pci".into(),
+            self.board.virtio("serial").into(),
             "-chardev".into(),
             events.argument("events"),
             "-device".into(),
@@ -235,6 +243,8 @@ mod tests {
 
     fn machine() -> Machine {
         Machine {
+            board: Board::Q35,
+            tsc_khz: None,
             accel: Accel::Tcg,
             memory_mib: 256,
             cpus: 1,
@@ -267,7 +277,11 @@ mod tests {
 
     #[test]
     fn the_command_line_is_the_golden_one() {
+        let microvm = Machine { board: Board::Microvm, tsc_khz: Some(2_596_142), ..machine() };
+        let virt = Machine { board: Board::Virt, ..machine() };
         assert_eq!(listing(&machine()), include_str!("../../../tests/golden/qemu-argv.txt"));
+        assert_eq!(listing(&microvm), include_str!("../../../tests/golden/qemu-argv-microvm.txt"));
+        assert_eq!(listing(&virt), include_str!("../../../tests/golden/qemu-argv-virt.txt"));
     }
 
     #[test]

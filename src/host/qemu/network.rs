@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddrV4};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
+use super::board::Board;
 use super::escaped;
 use super::version::{RECONNECT_MS, Version};
 use crate::address::{Cidr, Mac};
@@ -62,9 +63,9 @@ pub struct Forward {
 }
 
 impl Network {
-    /// Its arguments, as the network number `place`.
-    pub(super) fn arguments(&self, place: usize) -> [OsString; 4] {
-        let device = format!("virtio-net-pci,netdev=net{place},mac={}", self.mac);
+    /// Its arguments on `board`, as the network number `place`.
+    pub(super) fn arguments(&self, place: usize, board: Board) -> [OsString; 4] {
+        let device = format!("{},netdev=net{place},mac={}", board.virtio("net"), self.mac);
         ["-netdev".into(), self.backend.argument(&format!("net{place}")), "-device".into(), device.into()]
     }
 }

@@ -12,9 +12,10 @@ use crate::host::accel::Choice;
 use crate::host::access::{Access, CLIENT_CA_WITHOUT_TLS};
 use crate::host::ca::{Certificates, Tls};
 use crate::host::config::{GuestConfig, Setting};
+use crate::host::kernel::Flavor;
 use crate::host::launch::Options;
 use crate::host::net::{self, Net};
-use crate::host::qemu;
+use crate::host::qemu::Board;
 use crate::host::report::Report;
 use crate::host::runs::{Wanted, is_name};
 use crate::host::trust::Endpoint;
@@ -25,6 +26,10 @@ pub(super) const LARGEST_CONFIG: u64 = 1 << 20;
 const LEAST_MEMORY: i64 = 80;
 /// Longest time to wait for `ready`, in seconds: a day.
 const LONGEST_TIMEOUT: u64 = 24 * 60 * 60;
+
+/// Why `--machine virt` alone is not enough.
+const VIRT_WITHOUT_KERNEL: &str =
+    "the argument '--machine virt' needs '--kernel <FILE>' and '--initramfs <FILE>': there is no flavor for 64-bit ARM";
 
 /// The command line of `localregistry run`.
 #[derive(Debug, clap::Args)]
@@ -42,6 +47,10 @@ Examples:
       Under a CA that later runs have too: node images can be built with it in them
   localregistry run images.erofs --detach --name one; localregistry stop one
       In the background
+  localregistry run images.erofs --flavor own --machine microvm
+      On our own kernel, built by image/kernel, and the least machine: the fastest boot
+  localregistry run images.erofs --kernel /boot/vmlinuz-6.1.0-30-amd64 --modules /lib/modules/6.1.0-30-amd64
+      On any other kernel
   localregistry run images.erofs --tls off --set trace=true --console console.txt
       Plain HTTP, each boot step with its time on the console, the console kept
 
@@ -75,12 +84,24 @@ pub struct Args {
     #[arg(value_name = "DISK")]
     pub(super) disk: PathBuf,
 
-    /// Boot this kernel (ELF or bzImage) instead of the cached or downloaded one
-    #[arg(long, value_name = "FILE", requires = "initramfs")]
+    /// The board
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
+    pub(super) machine: Board,
+
+    /// The kernel, as `localregistry kernel` gives it
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
+    pub(super) flavor: Flavor,
+
+    /// Boot this kernel (ELF or bzImage) instead of a flavor's
+    #[arg(long, value_name = "FILE", requires = "beside_kernel", conflicts_with = "flavor")]
     pub(super) kernel: Option<PathBuf>,
 
+    /// The modules of that kernel, a folder lib/modules/RELEASE: the initramfs is made with them
+    #[arg(long, value_name = "DIR", requires = "kernel", group = "beside_kernel")]
+    pub(super) modules: Option<PathBuf>,
+
     /// Boot with this initramfs instead of one made for the kernel
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "beside_kernel")]
     pub(super) initramfs: Option<PathBuf>,
 
     /// Take this localregistry-init into the initramfs
@@ -153,9 +174,9 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=LONGEST_TIMEOUT))]
     timeout: u64,
 
-    /// The QEMU to start
-    #[arg(long, value_name = "PROGRAM", default_value = qemu::PROGRAM)]
-    qemu: PathBuf,
+    /// The QEMU to start [default: qemu-system-x86_64, for virt qemu-system-aarch64]
+    #[arg(long, value_name = "PROGRAM")]
+    qemu: Option<PathBuf>,
 
     /// A further argument for QEMU, after this program's own (repeatable)
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
@@ -236,7 +257,9 @@ impl Args {
     pub fn conflict(&self, report: &Report) -> Option<String> {
         let no_tls = self.certificates.mode() == Some(Tls::Off);
         let forwards = self.net.is_empty() || self.net.iter().any(Net::is_user);
+        let virt_alone = self.machine == Board::Virt && (self.kernel.is_none() || self.initramfs.is_none());
         let fixed = [
+            (virt_alone, VIRT_WITHOUT_KERNEL),
             (no_tls && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),
             (
                 self.publish.is_some() && !forwards,
@@ -264,10 +287,11 @@ impl Args {
         report: Report,
     ) -> Options {
         Options {
+            board: self.machine,
             disk: self.disk.clone(),
             kernel,
             initramfs,
-            qemu: self.qemu.clone(),
+            qemu: self.qemu.clone().unwrap_or_else(|| self.machine.program().into()),
             memory_mib: self.memory,
             cpus: self.cpus,
             accel: self.accel,

@@ -1,0 +1,163 @@
+//! The checks of the machine itself: QEMU, KVM, memory, the cache, the programs that make file systems. Programs are asked for their
+//! version and nothing else.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::{Check, trial};
+use crate::causes::chain;
+use crate::host::accel::{self, Accel};
+use crate::host::cache;
+use crate::host::launch::printable;
+use crate::host::qemu::version::OLDEST;
+use crate::host::qemu::{Board, Version};
+use crate::host::tools::Tool;
+
+/// Bytes of memory that the default machine and its QEMU take.
+const MEMORY: u64 = 320 << 20;
+
+/// A program that makes a file system.
+pub struct Mkfs {
+    tool: Tool,
+    /// The flag that asks for its version.
+    flag: &'static str,
+    /// Whether `pack` needs it.
+    needed: bool,
+    /// What it is for.
+    why: &'static str,
+}
+
+/// The programs that make file systems.
+pub const MKFS: [Mkfs; 3] = [
+    Mkfs { tool: Tool { name: "mkfs.erofs", package: "erofs-utils" }, flag: "-V", needed: true, why: "`pack` needs it" },
+    Mkfs {
+        tool: Tool { name: "mksquashfs", package: "squashfs-tools" },
+        flag: "-version",
+        needed: false,
+        why: "only disks with squashfs need it",
+    },
+    Mkfs {
+        tool: Tool { name: "mkfs.ext4", package: "e2fsprogs" },
+        flag: "-V",
+        needed: false,
+        why: "only disks with ext4 need it",
+    },
+];
+
+/// Whether QEMU is there, new enough, and runs a machine.
+pub fn qemu(board: Board, program: &Path) -> Check {
+    let name = program.display();
+    let install = format!("install Debian's package {} (`apt-get install {}`)", board.package(), board.package());
+    let said = match first_line(program, "--version") {
+        Ok(said) => said,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Check::fail("qemu", format!("{name} is not on this machine"), install);
+        }
+        Err(error) => return Check::fail("qemu", format!("cannot run {name}: {error}"), install),
+    };
+    let Some(version) = Version::parse(&said) else {
+        return Check::fail("qemu", format!("{name} says {said:?}, which is no version of QEMU"), install);
+    };
+    let found = format!("{name} {version}");
+    if version < OLDEST {
+        return Check::fail("qemu", found, format!("{OLDEST} or newer is needed: take a newer distribution's"));
+    }
+    if board == Board::Virt {
+        return Check::ok("qemu", found);
+    }
+    match trial::run(program, Accel::Tcg) {
+        Ok(()) => Check::ok("qemu", format!("{found} runs a machine")),
+        Err(error) => Check::fail("qemu", format!("{found} runs no machine: {}", chain(&error)), install),
+    }
+}
+
+/// Whether KVM can be used, by a machine that runs under it.
+pub fn kvm(board: Board, program: &Path) -> Check {
+    let slower = "boots are emulated (TCG), which works and is some times slower";
+    if board == Board::Virt && !cfg!(target_arch = "aarch64") {
+        return Check::note("kvm", "another processor's machine is always emulated", slower);
+    }
+    if let Err(error) = accel::probe() {
+        return Check::note("kvm", format!("cannot be used: {}", chain(&error)), slower);
+    }
+    match trial::run(program, Accel::Kvm) {
+        Ok(()) => Check::ok("kvm", "runs a machine"),
+        Err(error) => Check::note("kvm", format!("cannot be used: {}", chain(&error)), slower),
+    }
+}
+
+/// Whether a machine fits into the memory that is free.
+pub fn memory() -> Check {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    match available(&text) {
+        Some(bytes) => enough(bytes),
+        None => Check::note("memory", "/proc/meminfo does not say how much is available", "a machine takes 256 MiB"),
+    }
+}
+
+/// The bytes that `meminfo` says are available.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn enough(bytes: u64) -> Check {
+    let found = format!("{} MiB available", bytes >> 20);
+    if bytes >= MEMORY {
+        return Check::ok("memory", found);
+    }
+    Check::fail("memory", found, "a machine takes 256 MiB: end something, or give it less (--memory)")
+}
+
+/// Whether downloads can be kept.
+pub fn cache() -> Check {
+    let advice = "set LOCALREGISTRY_CACHE to a folder that can be written to";
+    let folder = match cache::folder("") {
+        Ok(folder) => folder,
+        Err(error) => return Check::fail("cache", chain(&error), advice),
+    };
+    match tempfile::tempfile_in(&folder) {
+        Ok(_) => Check::ok("cache", folder.components().collect::<std::path::PathBuf>().display().to_string()),
+        Err(error) => Check::fail("cache", format!("cannot write to {}: {error}", folder.display()), advice),
+    }
+}
+
+/// Whether a program that makes a file system is there, and which version.
+pub fn mkfs(mkfs: &Mkfs) -> Check {
+    let Mkfs { tool, flag, needed, why } = mkfs;
+    match tool.find().map(|path| first_line(&path, flag)) {
+        Ok(Ok(version)) => Check::ok(tool.name, version),
+        Ok(Err(error)) => Check::fail(tool.name, format!("cannot be run: {error}"), *why),
+        Err(error) if *needed => Check::fail(tool.name, error.to_string(), *why),
+        Err(error) => Check::note(tool.name, error.to_string(), *why),
+    }
+}
+
+/// The first line that a program says to `flag`, on standard output or else on standard error.
+fn first_line(program: &Path, flag: &str) -> io::Result<String> {
+    let output = Command::new(program).arg(flag).env("LC_ALL", "C").stdin(Stdio::null()).output()?;
+    let said = [output.stdout, output.stderr].concat();
+    let line = said.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).find(|line| !line.is_empty());
+    Ok(printable(line.unwrap_or(b"nothing")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_enough_or_not() {
+        let meminfo = "MemTotal:        8000000 kB\nMemFree:  1 kB\nMemAvailable:     409600 kB\n";
+        assert_eq!(available(meminfo), Some(409_600 << 10));
+        for text in ["", "MemAvailable: x kB\n", "MemAvailable: 5\n", "MemAvailable: 18446744073709551615 kB\n"] {
+            assert_eq!(available(text), None, "{text:?}");
+        }
+        assert_eq!(enough(400 << 20).line(), "ok    memory      400 MiB available");
+        assert_eq!(
+            enough(319 << 20).line(),
+            "FAIL  memory      319 MiB available; a machine takes 256 MiB: end something, or give it less (--memory)"
+        );
+    }
+}

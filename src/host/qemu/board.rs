@@ -1,0 +1,80 @@
+//! The boards that QEMU makes, and in what their devices differ. A board enters, words of QEMU's command line and of the kernel's
+//! leave.
+
+/// A board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Board {
+    /// A PC with PCI Express: disks and network cards can be plugged in
+    #[default]
+    Q35,
+    /// The least x86 machine, without PCI: boots fastest, nothing can be plugged in
+    Microvm,
+    /// 64-bit ARM
+    Virt,
+}
+
+impl Board {
+    /// Its name, as QEMU and `--machine` have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q35 => "q35",
+            Self::Microvm => "microvm",
+            Self::Virt => "virt",
+        }
+    }
+
+    /// The QEMU that makes it, looked up in `PATH`.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Q35 | Self::Microvm => "qemu-system-x86_64",
+            Self::Virt => "qemu-system-aarch64",
+        }
+    }
+
+    /// The Debian package that has that QEMU.
+    #[must_use]
+    pub const fn package(self) -> &'static str {
+        match self {
+            Self::Q35 | Self::Microvm => "qemu-system-x86",
+            Self::Virt => "qemu-system-arm",
+        }
+    }
+
+    /// What `-machine` is given.
+    pub(super) const fn machine(self) -> &'static str {
+        match self {
+            Self::Q35 => "q35",
+            // ACPI: the devices are found, the power button works, the power can be cut. Without the RTC the guest boots in 1970.
+            Self::Microvm => "microvm,acpi=on,rtc=on",
+            // The newest interrupt controller that the accelerator has.
+            Self::Virt => "virt,gic-version=max",
+        }
+    }
+
+    /// The model of a virtio device: `virtio-KIND-BUS`.
+    pub(super) fn virtio(self, kind: &str) -> String {
+        let bus = match self {
+            Self::Q35 | Self::Virt => "pci",
+            Self::Microvm => "device",
+        };
+        format!("virtio-{kind}-{bus}")
+    }
+
+    /// The device by which the guest's kernel tells QEMU of its panic.
+    pub(super) const fn panic_device(self) -> &'static str {
+        match self {
+            Self::Q35 | Self::Virt => "pvpanic-pci",
+            Self::Microvm => "pvpanic",
+        }
+    }
+
+    /// The serial port that is the console, as Linux calls it.
+    pub(super) const fn console(self) -> &'static str {
+        match self {
+            Self::Q35 | Self::Microvm => "ttyS0",
+            Self::Virt => "ttyAMA0",
+        }
+    }
+}

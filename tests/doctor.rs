@@ -1,0 +1,304 @@
+//! `localregistry doctor` on made-up machines: programs of their own in `PATH`, a cache of their own. Exact lines, exact status.
+
+#![cfg(feature = "host")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+
+#[path = "support/elf.rs"]
+mod elf;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const RELEASE: &str = "6.1.0-9-made-up";
+const QEMU: &str = "case $1 in --version) echo 'QEMU emulator version 7.2.19 (made up)' ;; *) exit 33 ;; esac";
+const OPTIONS: &str = "64BIT BLK_DEV_INITRD BINFMT_ELF PRINTK TTY DEVTMPFS PROC_FS SYSFS TMPFS EPOLL EVENTFD FUTEX UNIX NET INET PACKET \
+                       VIRTIO_BLK VIRTIO_NET VIRTIO_CONSOLE FW_CFG_SYSFS EROFS_FS SERIAL_8250_CONSOLE ACPI VIRTIO_PCI SQUASHFS EXT4_FS \
+                       IPV6 VLAN_8021Q HW_RANDOM_VIRTIO RTC_HCTOSYS PVPANIC INPUT_EVDEV SMP";
+const BUILTIN: &str = "pvpanic pvpanic_pci pvpanic_mmio virtio_pci virtio_mmio virtio_console virtio_rng qemu_fw_cfg virtio_blk virtio_net \
+                       af_packet crc32c_generic erofs squashfs ext4 button evdev";
+
+/// A machine on which all is well.
+struct Machine {
+    folder: TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let machine = Self { folder: tempfile::tempdir().unwrap() };
+        machine.program("qemu-system-x86_64", QEMU);
+        machine.program("mkfs.erofs", "echo mkfs.erofs 1.5");
+        machine.program("mksquashfs", "echo mksquashfs version 4.5.1; echo more");
+        machine.program("mkfs.ext4", "echo 'mke2fs 1.47.0' >&2");
+        machine.file("init", &elf::elf(&[]));
+        machine.file(&machine.kernel("vmlinux"), b"");
+        machine.file(&machine.kernel(&format!("lib/modules/{RELEASE}/modules.dep")), b"");
+        machine.config(&[]);
+        machine.builtin(&[]);
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn kernel(&self, name: &str) -> String {
+        format!("cache/kernel/cloud/linux-image_6.1.9-1/{name}")
+    }
+
+    fn file(&self, name: &str, content: &[u8]) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    fn program(&self, name: &str, script: &str) {
+        self.file(&format!("bin/{name}"), format!("#!/bin/sh\n{script}\n").as_bytes());
+        fs::set_permissions(self.path(&format!("bin/{name}")), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The kernel's config, without these options.
+    fn config(&self, without: &[&str]) {
+        let options = OPTIONS.split_whitespace().filter(|name| !without.contains(name));
+        let text: String = options.map(|name| format!("CONFIG_{name}=y\n")).collect();
+        self.file(&self.kernel(&format!("boot/config-{RELEASE}")), text.as_bytes());
+    }
+
+    /// The list of what is built in, without these modules.
+    fn builtin(&self, without: &[&str]) {
+        let modules = BUILTIN.split_whitespace().filter(|name| !without.contains(name));
+        let text: String = modules.map(|name| format!("kernel/{name}.ko\n")).collect();
+        self.file(&self.kernel(&format!("lib/modules/{RELEASE}/modules.builtin")), text.as_bytes());
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_localregistry"));
+        command.current_dir(self.folder.path()).arg("doctor").args(arguments).env("PATH", self.path("bin"));
+        command.env("LOCALREGISTRY_CACHE", self.path("cache")).env("LOCALREGISTRY_INIT", self.path("init"));
+        command
+    }
+
+    /// Every line but those of KVM and memory, which tell of the machine that the test runs on, with this folder's name taken out; and
+    /// the exit status.
+    #[track_caller]
+    fn lines(&self, command: &mut Command) -> (Vec<String>, Option<i32>) {
+        let output = command.output().unwrap();
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+        let text = String::from_utf8(output.stdout).unwrap().replace(self.folder.path().to_str().unwrap(), "ROOT");
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        assert!(lines[1].starts_with("ok    kvm         ") || lines[1].starts_with("note  kvm         "), "{text}");
+        assert!(lines[2].starts_with("ok    memory      ") && lines[2].ends_with(" MiB available"), "{text}");
+        let others = lines.into_iter().enumerate().filter(|(index, _)| ![1, 2].contains(index));
+        (others.map(|(_, line)| line).collect(), output.status.code())
+    }
+
+    /// Asserts that the lines are those of a machine on which all is well, but for these, by their names; and the exit status.
+    #[track_caller]
+    fn differs(&self, command: &mut Command, changed: &[(&str, &str)], status: i32) {
+        let (lines, found) = self.lines(command);
+        let line = |(name, line): (&str, String)| {
+            let changed = changed.iter().find(|(changed, _)| *changed == name);
+            changed.map_or(line, |(_, line)| (*line).to_owned())
+        };
+        assert_eq!(lines, well().into_iter().map(line).collect::<Vec<_>>());
+        assert_eq!(found, Some(status));
+    }
+}
+
+/// The lines of a machine on which all is well.
+fn well() -> [(&'static str, String); 8] {
+    let kernel = "ROOT/cache/kernel/cloud/linux-image_6.1.9-1";
+    [
+        ("qemu", "ok    qemu        qemu-system-x86_64 7.2 runs a machine".to_owned()),
+        ("cache", "ok    cache       ROOT/cache".to_owned()),
+        ("kernel", format!("ok    kernel      cloud Linux {RELEASE} ({kernel}/vmlinux) has every option that q35 needs")),
+        ("modules", format!("ok    modules     none to load, all is built in ({kernel}/lib/modules/{RELEASE})")),
+        ("init", "ok    init        ROOT/init".to_owned()),
+        ("mkfs.erofs", "ok    mkfs.erofs  mkfs.erofs 1.5".to_owned()),
+        ("mksquashfs", "ok    mksquashfs  mksquashfs version 4.5.1".to_owned()),
+        ("mkfs.ext4", "ok    mkfs.ext4   mke2fs 1.47.0".to_owned()),
+    ]
+}
+
+#[test]
+fn a_machine_on_which_all_is_well() {
+    let machine = Machine::new();
+    machine.differs(&mut machine.command(&[]), &[], 0);
+
+    let output = machine.command(&["--json"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 1);
+    let result: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(result["ok"], true);
+    let names: Vec<_> = result["checks"].as_array().unwrap().iter().map(|check| check["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["qemu", "kvm", "memory", "cache", "kernel", "modules", "init", "mkfs.erofs", "mksquashfs", "mkfs.ext4"]);
+    let qemu = serde_json::json!({
+        "name": "qemu", "status": "ok", "found": "qemu-system-x86_64 7.2 runs a machine", "advice": null
+    });
+    assert_eq!(result["checks"][0], qemu);
+}
+
+#[test]
+fn a_qemu_that_is_missing_old_or_broken() {
+    let machine = Machine::new();
+    let install = "install Debian's package qemu-system-x86 (`apt-get install qemu-system-x86`)";
+    let version = |version: &str, else_: &str| format!("case $1 in --version) echo '{version}' ;; *) {else_} ;; esac");
+    for (script, line) in [
+        (
+            version("QEMU emulator version 6.2.0 (made up)", "exit 33"),
+            "FAIL  qemu        qemu-system-x86_64 6.2; 7.1 or newer is needed: take a newer distribution's".to_owned(),
+        ),
+        (
+            "echo hello".to_owned(),
+            format!("FAIL  qemu        qemu-system-x86_64 says \"hello\", which is no version of QEMU; {install}"),
+        ),
+        (
+            version("QEMU emulator version 9.1.0", "echo no accelerator >&2; exit 1"),
+            format!(
+                "FAIL  qemu        qemu-system-x86_64 9.1 runs no machine: QEMU ended with exit status: 1: no accelerator; {install}"
+            ),
+        ),
+        (
+            version("QEMU emulator version 9.1.0", "exec /bin/sleep 60"),
+            format!(
+                "FAIL  qemu        qemu-system-x86_64 9.1 runs no machine: the machine hangs: it had not run five bytes of code after \
+                 10 s; {install}"
+            ),
+        ),
+    ] {
+        machine.program("qemu-system-x86_64", &script);
+        machine.differs(&mut machine.command(&[]), &[("qemu", &line)], 1);
+    }
+    fs::remove_file(machine.path("bin/qemu-system-x86_64")).unwrap();
+    let line = format!("FAIL  qemu        qemu-system-x86_64 is not on this machine; {install}");
+    machine.differs(&mut machine.command(&[]), &[("qemu", &line)], 1);
+    let output = machine.command(&["--json"]).output().unwrap();
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&result["ok"], &result["checks"][0]["status"]), (&Value::Bool(false), &"fail".into()));
+    assert_eq!(result["checks"][0]["advice"], install);
+}
+
+#[test]
+fn a_kernel_that_lacks_options_or_modules() {
+    let machine = Machine::new();
+    let name = format!("cloud Linux {RELEASE} (ROOT/cache/kernel/cloud/linux-image_6.1.9-1/vmlinux)");
+    machine.config(&["EROFS_FS", "VIRTIO_PCI", "IPV6"]);
+    let line = format!(
+        "FAIL  kernel      {name} lacks CONFIG_EROFS_FS (the disk's file system), CONFIG_VIRTIO_PCI (the virtio devices on PCI); boot \
+         one that has it: --flavor cloud"
+    );
+    machine.differs(&mut machine.command(&[]), &[("kernel", &line)], 1);
+
+    machine.config(&["IPV6"]);
+    let line = format!("note  kernel      {name} lacks CONFIG_IPV6 (addresses of IPv6); the guest does without");
+    machine.differs(&mut machine.command(&[]), &[("kernel", &line)], 0);
+
+    let line = format!(
+        "FAIL  kernel      {name} lacks CONFIG_VIRTIO_MMIO (the virtio devices of a microvm); boot one that has it: --flavor cloud"
+    );
+    machine.differs(&mut machine.command(&["--machine", "microvm"]), &[("kernel", &line)], 1);
+
+    fs::remove_file(machine.path(&machine.kernel(&format!("boot/config-{RELEASE}")))).unwrap();
+    let line = format!(
+        "note  kernel      {name}: its config is not known; put it beside the kernel as config-RELEASE, or build the kernel with \
+         CONFIG_IKCONFIG"
+    );
+    machine.builtin(&["erofs"]);
+    let modules = format!(
+        "FAIL  modules     the modules in ROOT/cache/kernel/cloud/linux-image_6.1.9-1/lib/modules/{RELEASE} cannot be packed: the \
+         module erofs (the disk's file system) is neither in modules.dep nor in modules.builtin, and the guest cannot do without it; \
+         give the modules of a kernel that has it (--modules), and boot that kernel; give those of the kernel (--modules)"
+    );
+    machine.differs(&mut machine.command(&[]), &[("kernel", &line), ("modules", &modules)], 1);
+}
+
+#[test]
+fn a_kernel_of_one_s_own() {
+    let machine = Machine::new();
+    machine.file("vmlinuz-1", b"not really");
+    machine.file(
+        "config-1",
+        fs::read_to_string(machine.path(&machine.kernel(&format!("boot/config-{RELEASE}")))).unwrap().as_bytes(),
+    );
+    let modules = "note  modules     not checked; name the kernel's with --modules where it has some";
+    let line = "ok    kernel      vmlinuz-1 has every option that q35 needs";
+    machine.differs(&mut machine.command(&["--kernel", "vmlinuz-1"]), &[("kernel", line), ("modules", modules)], 0);
+
+    let tree = machine.kernel(&format!("lib/modules/{RELEASE}"));
+    let found = format!("ok    modules     none to load, all is built in ({tree})");
+    let arguments = ["--kernel", "vmlinuz-1", "--modules", &tree];
+    machine.differs(&mut machine.command(&arguments), &[("kernel", line), ("modules", &found)], 0);
+
+    let line = "FAIL  kernel      cannot read no-kernel: No such file or directory (os error 2); give one that is there";
+    machine.differs(&mut machine.command(&["--kernel", "no-kernel"]), &[("kernel", line), ("modules", modules)], 1);
+}
+
+#[test]
+fn a_kernel_that_is_not_there_yet() {
+    let machine = Machine::new();
+    fs::remove_dir_all(machine.path("cache/kernel")).unwrap();
+    let modules = ("modules", "note  modules     not known yet; they come with the kernel");
+    for tool in ["apt-cache", "apt-get", "dpkg-deb", "depmod"] {
+        machine.program(tool, "exit 1");
+    }
+    let line = "note  kernel      cloud is not in the cache; `localregistry run` downloads it when it boots for the first time";
+    machine.differs(&mut machine.command(&[]), &[("kernel", line), modules], 0);
+
+    fs::remove_file(machine.path("bin/apt-get")).unwrap();
+    let line = "FAIL  kernel      full is not in the cache, and cannot be downloaded: the program apt-get is not on this machine: \
+                install Debian's package apt (`apt-get install apt`); or name one with --kernel";
+    machine.differs(&mut machine.command(&["--flavor", "full"]), &[("kernel", line), modules], 1);
+
+    let line = "FAIL  kernel      our own is not built; build it with image/kernel, or take --flavor cloud";
+    machine.differs(&mut machine.command(&["--flavor", "own"]), &[("kernel", line), modules], 1);
+}
+
+#[test]
+fn programs_an_init_and_a_cache_that_are_missing() {
+    let machine = Machine::new();
+    fs::remove_file(machine.path("bin/mkfs.erofs")).unwrap();
+    fs::remove_file(machine.path("bin/mksquashfs")).unwrap();
+    let missing = |name: &str, package: &str| {
+        format!("the program {name} is not on this machine: install Debian's package {package} (`apt-get install {package}`)")
+    };
+    let erofs = format!("FAIL  mkfs.erofs  {}; `pack` needs it", missing("mkfs.erofs", "erofs-utils"));
+    let squashfs = format!("note  mksquashfs  {}; only disks with squashfs need it", missing("mksquashfs", "squashfs-tools"));
+    machine.differs(&mut machine.command(&[]), &[("mkfs.erofs", &erofs), ("mksquashfs", &squashfs)], 1);
+
+    let machine = Machine::new();
+    fs::remove_file(machine.path("init")).unwrap();
+    let line = "FAIL  init        cannot read the init ROOT/init: No such file or directory (os error 2); `qemu/build` builds it";
+    machine.differs(&mut machine.command(&[]), &[("init", line)], 1);
+
+    let machine = Machine::new();
+    let nowhere = "cannot create the cache folder /dev/null/cache/";
+    let line = |name: &str, folder: &str, advice: &str| {
+        format!(
+            "FAIL  {name:<10}  {nowhere}{folder} (LOCALREGISTRY_CACHE names another): Not a directory (os error 20); {advice}"
+        )
+    };
+    let cache = line("cache", "", "set LOCALREGISTRY_CACHE to a folder that can be written to");
+    let kernel = line("kernel", "kernel/cloud", "see the line of the cache");
+    let modules = "note  modules     not known yet; they come with the kernel";
+    machine.differs(
+        machine.command(&[]).env("LOCALREGISTRY_CACHE", "/dev/null/cache"),
+        &[("cache", &cache), ("kernel", &kernel), ("modules", modules)],
+        1,
+    );
+}
+
+#[test]
+fn flags_that_do_not_go_together() {
+    for (arguments, message) in [
+        (&["--modules", "m"][..], "the following required arguments were not provided:\n  --kernel <FILE>"),
+        (&["--kernel", "k", "--flavor", "full"], "the argument '--kernel <FILE>' cannot be used with '--flavor <WHICH>'"),
+    ] {
+        let output = Machine::new().command(arguments).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.starts_with(&format!("error: {message}\n")), "{stderr}");
+    }
+}
