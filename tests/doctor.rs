@@ -149,7 +149,9 @@ fn a_qemu_that_is_missing_old_or_broken() {
     for (script, line) in [
         (
             version("QEMU emulator version 6.2.0 (made up)", "exit 33"),
-            "FAIL  qemu        qemu-system-x86_64 6.2; 7.1 or newer is needed: take a newer distribution's".to_owned(),
+            "FAIL  qemu        qemu-system-x86_64 6.2 is too old: 7.1 or later is needed; on Debian: apt-get install -t bookworm-backports \
+             qemu-system-x86; --qemu takes another"
+                .to_owned(),
         ),
         (
             "echo hello".to_owned(),

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use super::access::AccessError;
 use super::config::{ConfigError, GuestConfig};
-use super::launch::error::{NO_ACCESS, NO_PLACE};
+use super::launch::error::{NO_ACCESS, NO_KERNEL, NO_PLACE};
 use super::launch::{self, Appliance, Ended, LaunchError, Options, command};
 use super::modules::Need;
 use super::qemu::Board;
@@ -86,6 +86,7 @@ impl RunError {
             Self::Launch(error) => error.exit_status(),
             Self::Interrupted { .. } => INTERRUPTED,
             Self::Access(_) | Self::OwnCa(_) => NO_ACCESS,
+            Self::Kernel(_) | Self::Unfit { .. } => NO_KERNEL,
             Self::Runs(_) | Self::Write { .. } | Self::Trust(TrustError::Write(_)) => NO_PLACE,
             _ => 1,
         }

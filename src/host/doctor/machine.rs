@@ -11,7 +11,7 @@ use crate::causes::chain;
 use crate::host::accel::{self, Accel};
 use crate::host::cache;
 use crate::host::launch::printable;
-use crate::host::qemu::version::OLDEST;
+use crate::host::qemu::version::{OLDEST, newer};
 use crate::host::qemu::{Board, Version};
 use crate::host::tools::Tool;
 
@@ -62,7 +62,7 @@ pub fn qemu(board: Board, program: &Path) -> Check {
     };
     let found = format!("{name} {version}");
     if version < OLDEST {
-        return Check::fail("qemu", found, format!("{OLDEST} or newer is needed: take a newer distribution's"));
+        return Check::fail("qemu", format!("{found} is too old: {OLDEST} or later is needed"), newer(board.package()));
     }
     if board == Board::Virt {
         return Check::ok("qemu", found);

@@ -11,7 +11,7 @@ use super::record::Ended;
 use crate::host::accel::NoKvm;
 use crate::host::net::NetError;
 use crate::host::net::check::NoNetwork;
-use crate::host::qemu::version::Lacks;
+use crate::host::qemu::version::{Lacks, newer};
 use crate::registry::tls::TlsError;
 
 // Exit statuses of `localregistry run` for what is wrong before a boot; those of the boot are `Outcome`'s.
@@ -30,6 +30,8 @@ pub const NO_NETWORK: u8 = 11;
 pub const NO_PLACE: u8 = 12;
 /// A certificate, a key, or a file that says who may pull cannot be used.
 pub const NO_ACCESS: u8 = 13;
+/// There is no kernel, or it lacks what the guest needs.
+pub const NO_KERNEL: u8 = 14;
 
 /// Why [`super::Appliance::boot`] gives no machine. Whatever the reason, nothing of the machine is left.
 #[derive(Debug, thiserror::Error)]
@@ -137,7 +139,7 @@ pub enum LaunchError {
         said: String,
     },
     /// QEMU is too old.
-    #[error("{} is too old (on Debian: apt-get install -t bookworm-backports {package}; --qemu takes another)", .program.display())]
+    #[error("{} is too old ({})", .program.display(), newer(.package))]
     TooOld {
         /// The program.
         program: PathBuf,

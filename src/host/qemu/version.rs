@@ -22,6 +22,12 @@ const RECONNECT: Version = Version { major: 8, minor: 0 };
 /// Since when it is told in milliseconds (the same, `reconnect-ms`, "since 9.2"); the seconds are gone later.
 pub(super) const RECONNECT_MS: Version = Version { major: 9, minor: 2 };
 
+/// Where there is a newer QEMU than that of the distribution, whose `package` has it.
+#[must_use]
+pub fn newer(package: &str) -> String {
+    format!("on Debian: apt-get install -t bookworm-backports {package}; --qemu takes another")
+}
+
 /// What a QEMU is too old for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} needs QEMU {needed} or later, and this is {found}")]
