@@ -5,7 +5,7 @@
 
 The kernel is one of `localregistry kernel`, the initramfs one of `localregistry initramfs`. It reads the events (proto/JSON.md) from
 their port, pulls the image's manifest over TLS with the CA that came in one of them, and shuts the machine down by the control port.
-Standard library only.
+MACHINE, APPEND and ACCEL name another definition, kernel command line and accelerators. Standard library only.
 """
 
 import json
@@ -19,7 +19,10 @@ import tempfile
 import threading
 import urllib.request
 
-MACHINE = pathlib.Path(__file__).resolve().parent.parent / "q35.cfg"
+MACHINE = os.environ.get("MACHINE", str(pathlib.Path(__file__).resolve().parent.parent / "q35.cfg"))
+APPEND = os.environ.get("APPEND", "console=ttyS0 panic=-1 loglevel=5")
+# KVM that opens and does not work shows as a boot without an end: say TCG there.
+ACCEL = os.environ.get("ACCEL", "kvm tcg").split()
 # Names that the certificate is to have: where this machine reaches the registry.
 CONFIG = {"names": ["127.0.0.1"]}
 # From QEMU's start to `ready`.
@@ -29,7 +32,7 @@ DEADLINE_SECONDS = 600
 class Machine:
     """QEMU with an appliance in it. Leaving the `with` ends QEMU, whatever happened."""
 
-    def __init__(self, disk, kernel, initramfs, accel=("kvm", "tcg")):
+    def __init__(self, disk, kernel, initramfs):
         self._files = tempfile.TemporaryDirectory()
         config = pathlib.Path(self._files.name, "config.json")
         config.write_text(json.dumps(CONFIG))
@@ -39,10 +42,10 @@ class Machine:
         for port in ("events", "control", "qmp"):
             ours[port], theirs[port] = socket.socketpair()
         command = [os.environ.get("QEMU", "qemu-system-x86_64"), "-nodefaults", "-no-user-config", "-display", "none", "-cpu", "max"]
-        for name in accel:
+        for name in ACCEL:
             command += ["-accel", name]
-        command += ["-readconfig", str(MACHINE), "-kernel", kernel, "-initrd", initramfs]
-        command += ["-append", "console=ttyS0 panic=-1 loglevel=5", "-set", f"drive.disk.file={disk}"]
+        command += ["-readconfig", MACHINE, "-kernel", kernel, "-initrd", initramfs]
+        command += ["-append", APPEND, "-set", f"drive.disk.file={disk}"]
         # A comma is doubled here, and not in -set.
         command += ["-fw_cfg", "name=opt/localregistry/config,file=" + str(config).replace(",", ",,")]
         command += ["-set", f"chardev.console.path={self.console}", "-set", "netdev.net0.hostfwd=tcp:127.0.0.1:0-:5000"]
@@ -119,9 +122,7 @@ def main():
         raise SystemExit("usage: machine.py DISK KERNEL INITRAMFS REPOSITORY:TAG")
     _, disk, kernel, initramfs, image = sys.argv
     repository, _, tag = image.rpartition(":")
-    # KVM that opens and does not work shows as a boot without an end: say TCG there.
-    accel = os.environ.get("ACCEL", "kvm tcg").split()
-    with Machine(disk, kernel, initramfs, accel) as machine:
+    with Machine(disk, kernel, initramfs) as machine:
         ready = machine.ready()
         port = machine.port()
         trusting = ssl.create_default_context(cadata=ready["caPem"])

@@ -53,7 +53,12 @@ pub fn as_nobody(bench: &Bench, runtime: &str, arguments: &[&str]) -> (Option<i3
     }
     let mut command = Command::new("setpriv");
     let user = NOBODY.to_string();
-    command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]).arg(&program).args(BOOT).args(kernel(arguments)).args(arguments);
+    command
+        .args(["--reuid", &user, "--regid", &user, "--clear-groups"])
+        .arg(&program)
+        .args(BOOT)
+        .args(kernel(arguments))
+        .args(arguments);
     said(&nothing_left(bench, command.current_dir(bench.path("")).env("XDG_RUNTIME_DIR", bench.path(runtime))))
 }
 
