@@ -6,8 +6,9 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
+use common::child::{Killed, until_in};
 use common::pack::{Bench, PROGRAM, superblock, text};
 use common::vm::succeed;
 use localregistry::host::cache;
@@ -134,18 +135,21 @@ fn the_python_launcher_starts_qemu_by_the_machine_definition() {
     nothing_left(&bench);
 }
 
-/// With the standard library alone: nothing is downloaded.
-#[test]
-fn the_go_launcher_pulls() {
-    let bench = Bench::default();
-    bench.sample_disk();
+/// Builds the launcher in Go, with the standard library alone: nothing is downloaded.
+fn build_go(bench: &Bench) {
     let source = Path::new(LAUNCHERS).join("run.go");
     let mut build = Command::new("go");
     build.args(["build", "-o"]).arg(bench.path("launcher")).arg(&source).current_dir(bench.path(""));
     build.env("GOFLAGS", "-mod=mod").env("GOPROXY", "off").env("GOCACHE", bench.path("go")).env("GOPATH", bench.path("go"));
     succeed(&mut build);
     assert_eq!(succeed(Command::new("gofmt").arg("-l").arg(&source)), "");
+}
 
+#[test]
+fn the_go_launcher_pulls() {
+    let bench = Bench::default();
+    bench.sample_disk();
+    build_go(&bench);
     let go = || launcher(&bench, &bench.path("launcher"));
     let output = go().args(["disk.erofs", "test/hello:latest"]).output().unwrap();
     let said = ended_well(&bench, &output);
@@ -153,6 +157,38 @@ fn the_go_launcher_pulls() {
     let mut missing = go();
     missing.args(["no-disk", "a:b"]);
     fails_as_run_does(&bench, missing);
+}
+
+/// Whoever kills a launcher kills its machine, however early that is.
+#[test]
+fn a_launcher_that_is_killed_leaves_no_process() {
+    let bench = Bench::default();
+    bench.sample_disk();
+    build_go(&bench);
+    succeed(&mut bench.command(&["--quiet", "kernel", "-o", "vmlinux"]));
+    succeed(&mut bench.command(&["--quiet", "initramfs", "-o", "initramfs"]));
+    let with = |mut command: Command, arguments: &[&str]| {
+        command.args(arguments);
+        command
+    };
+    for mut command in [
+        with(of(&bench, "run.sh"), &["disk.erofs", "true"]),
+        with(of(&bench, "run.py"), &["disk.erofs", "a:b"]),
+        with(of(&bench, "machine.py"), &["disk.erofs", "vmlinux", "initramfs", "a:b"]),
+        with(launcher(&bench, &bench.path("launcher")), &["disk.erofs", "a:b"]),
+    ] {
+        let mut launcher = Killed(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let folder = bench.path("");
+        until_in(&folder, |there| there.iter().any(|words| words.starts_with("qemu-system") && words.contains("\0-kernel\0")));
+        launcher.0.kill().unwrap();
+        launcher.0.wait().unwrap();
+        until_in(&folder, <[String]>::is_empty);
+    }
+    assert_eq!(
+        fs::read_dir(bench.path("runtime/localregistry")).unwrap().count(),
+        0,
+        "`run` was told to end, and did so in order"
+    );
 }
 
 /// Sections of a QEMU config file: the group, and the keys with their values.

@@ -41,7 +41,9 @@ class Machine:
         ours, theirs = {}, {}
         for port in ("events", "control", "qmp"):
             ours[port], theirs[port] = socket.socketpair()
-        command = [os.environ.get("QEMU", "qemu-system-x86_64"), "-nodefaults", "-no-user-config", "-display", "none", "-cpu", "max"]
+        # Should this program be killed, so is QEMU.
+        command = ["setpriv", "--pdeathsig", "KILL", os.environ.get("QEMU", "qemu-system-x86_64")]
+        command += ["-nodefaults", "-no-user-config", "-display", "none", "-cpu", "max"]
         for name in ACCEL:
             command += ["-accel", name]
         command += ["-readconfig", MACHINE, "-kernel", kernel, "-initrd", initramfs]

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 )
@@ -30,7 +31,12 @@ type Appliance struct {
 	run *exec.Cmd
 }
 
-// Boot returns when the registry answers. The VM dies with `run`, and `run` leaves no file.
+// What Boot asks for below comes when the thread ends that started `run`: here that is the program's end.
+func init() {
+	runtime.LockOSThread()
+}
+
+// Boot returns when the registry answers. Call it from the main goroutine. No file is left.
 func Boot(disk string, arguments ...string) (*Appliance, error) {
 	program := os.Getenv("LOCALREGISTRY")
 	if program == "" {
@@ -39,6 +45,8 @@ func Boot(disk string, arguments ...string) (*Appliance, error) {
 	run := exec.Command(program, append([]string{"run", disk, "--quiet", "--json"}, arguments...)...)
 	// What goes wrong is on standard error.
 	run.Stderr = os.Stderr
+	// Should this program be killed, `run` is told to end.
+	run.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	stdout, err := run.StdoutPipe()
 	if err != nil {
 		return nil, err

@@ -22,8 +22,8 @@ MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.ima
 def appliance(disk, *arguments):
     """A running registry: what it said when it was ready, and its events to come. It is ended in order, or an error says why not."""
     program = os.environ.get("LOCALREGISTRY", "localregistry")
-    command = [program, "run", disk, "--quiet", "--json", "--follow", *arguments]
-    # What goes wrong is on standard error; the VM dies with `run`, and `run` leaves no file.
+    # Should this program be killed, `run` is told to end. What goes wrong is on standard error, and no file is left.
+    command = ["setpriv", "--pdeathsig", "TERM", program, "run", disk, "--quiet", "--json", "--follow", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         try:
             line = run.stdout.readline()
@@ -52,8 +52,11 @@ def main():
     with appliance(disk) as (ready, events):
         found, digest = manifest(ready["endpoint"], ready["ca"], image)
         print(f"pulled {image}, {len(found['layers'])} layers, {digest}")
-        request = next(event["request"] for event in events if "request" in event)
-        print(f"{request['method']} {request['repository']} {request['reference']} -> {request['status']}")
+        for event in events:
+            if "request" in event:
+                request = event["request"]
+                print(f"{request['method']} {request['repository']} {request['reference']} -> {request['status']}")
+                break
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ localregistry=${LOCALREGISTRY:-localregistry}
 work=$(mktemp -d)
 run=
 finish() {
-    # It ends with the launcher, too, if this is never reached.
     if [ -n "$run" ]; then kill "$run" 2>/dev/null || true; wait "$run" || true; fi
     rm -rf "$work"
 }
@@ -23,8 +22,9 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# The file is there, whole, once the registry answers; until then `run` may end with an error, and has said which.
-"$localregistry" run "$disk" --quiet --json --ready-file "$work/ready" --trust "$work/trust" >"$work/line" &
+# The file is there, whole, once the registry answers; until then `run` may end with an error, and has said which. Should this shell be
+# killed, `run` is told to end.
+setpriv --pdeathsig TERM "$localregistry" run "$disk" --quiet --json --ready-file "$work/ready" --trust "$work/trust" >"$work/line" &
 run=$!
 while [ ! -s "$work/ready" ]; do
     kill -0 "$run" 2>/dev/null || { status=0; wait "$run" || status=$?; run=; exit "$status"; }

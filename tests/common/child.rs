@@ -36,12 +36,24 @@ pub fn gone(pid: Pid) {
     }
 }
 
-/// No process has its working directory here: whoever was started here has ended.
-pub fn nobody_in(folder: &Path) {
+/// Arguments of the processes that have their working directory in this folder: of whoever was started here and has not ended.
+pub fn in_folder(folder: &Path) -> Vec<String> {
     let folder = folder.canonicalize().unwrap();
-    for process in fs::read_dir("/proc").unwrap().flatten() {
-        let there = fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == folder);
-        let arguments = || fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
-        assert!(!there, "{} is left: {}", process.file_name().display(), arguments());
+    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let here = processes.filter(|process| fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == folder));
+    here.map(|process| fs::read_to_string(process.join("cmdline")).unwrap_or_default()).collect()
+}
+
+/// Nobody who was started in this folder is left.
+pub fn nobody_in(folder: &Path) {
+    assert_eq!(in_folder(folder), Vec::<String>::new());
+}
+
+/// Waits until those who were started in this folder are as `wanted`.
+pub fn until_in(folder: &Path, wanted: impl Fn(&[String]) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !wanted(&in_folder(folder)) {
+        assert!(Instant::now() < deadline, "{:?}", in_folder(folder));
+        sleep(Duration::from_millis(10));
     }
 }
