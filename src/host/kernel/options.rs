@@ -22,7 +22,7 @@ pub struct Wanted {
 }
 
 /// The table, in the order of the guest's boot.
-const WANTED: [Wanted; 37] = [
+const WANTED: [Wanted; 40] = [
     required("BLK_DEV_INITRD", "the initramfs"),
     required("BINFMT_ELF", "PID 1"),
     required("PRINTK", "the console"),
@@ -58,7 +58,10 @@ const WANTED: [Wanted; 37] = [
     optional("HW_RANDOM_VIRTIO", "entropy from the host"),
     optional("RTC_HCTOSYS", "the clock at boot"),
     optional("PVPANIC", "telling QEMU of a kernel panic"),
+    optional("ACPI_BUTTON", "the power button"),
     optional("INPUT_EVDEV", "the power button"),
+    on(Board::Q35, optional("HOTPLUG_PCI_ACPI", "disks and network cards that are plugged in later")),
+    on(Board::Microvm, optional("SERIAL_8250_PNP", "what PID 1 prints to the console by itself")),
     optional("SMP", "more than one processor"),
 ];
 
