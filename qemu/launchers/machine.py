@@ -20,7 +20,7 @@ import threading
 import urllib.request
 
 MACHINE = os.environ.get("MACHINE", str(pathlib.Path(__file__).resolve().parent.parent / "q35.cfg"))
-APPEND = os.environ.get("APPEND", "console=ttyS0 panic=-1 loglevel=5")
+APPEND = os.environ.get("APPEND", "console=ttyS0 panic=-1 loglevel=5 no_timer_check")
 # KVM that opens and does not work shows as a boot without an end: say TCG there.
 ACCEL = os.environ.get("ACCEL", "kvm tcg").split()
 # Names that the certificate is to have: where this machine reaches the registry.
