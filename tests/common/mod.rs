@@ -4,6 +4,7 @@
 
 pub mod boards;
 pub mod certificates;
+pub mod child;
 pub mod cri;
 pub mod docker;
 pub mod h2;
@@ -15,6 +16,7 @@ pub mod pack;
 pub mod podman;
 pub mod private;
 pub mod process;
+pub mod refused;
 pub mod serve;
 pub mod server;
 pub mod target;
