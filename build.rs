@@ -13,6 +13,9 @@ const PROTOS: [&str; 5] = [
 /// What `pack --spec` reads, by its descriptors.
 const IMAGES: &str = "localregistry/v1/images.proto";
 
+/// What passes between launcher and guest, which `schema` describes: with its comments.
+const MESSAGES: [&str; 3] = ["localregistry/v1/event.proto", "localregistry/v1/control.proto", "localregistry/v1/config.proto"];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-env-changed=SOURCE_DATE_EPOCH");
@@ -22,8 +25,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     prost_build::Config::new().bytes([".localregistry.v1.Catalog"]).compile_fds(descriptors)?;
     pbjson_build::Builder::new().register_descriptors(&encoded)?.build(&[".localregistry.v1"])?;
 
-    let images = prost::Message::encode_to_vec(&protox::compile([IMAGES], ["proto"])?);
-    std::fs::write(std::path::Path::new(&std::env::var("OUT_DIR")?).join("images.binpb"), images)?;
+    for (name, protos) in [("images.binpb", &[IMAGES][..]), ("messages.binpb", &MESSAGES)] {
+        let descriptors = prost::Message::encode_to_vec(&protox::compile(protos, ["proto"])?);
+        std::fs::write(std::path::Path::new(&std::env::var("OUT_DIR")?).join(name), descriptors)?;
+    }
 
     println!("cargo:rustc-env=BUILD_EPOCH={}", build_epoch());
     println!("cargo:rustc-env=BUILD_TARGET={}", std::env::var("TARGET")?);

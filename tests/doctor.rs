@@ -3,6 +3,7 @@
 #![cfg(feature = "host")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
+mod common;
 #[path = "support/elf.rs"]
 mod elf;
 
@@ -11,6 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use common::private::with_kvm;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -184,6 +186,55 @@ fn a_qemu_that_is_missing_old_or_broken() {
 }
 
 #[test]
+fn kvm_that_is_missing_or_does_not_work_or_does() {
+    let machine = Machine::new();
+    let slower = "; boots are emulated (TCG), which works and is some times slower";
+    let (intel, amd, other) = ("flags\t\t: fpu vmx sse\n", "flags\t\t: fpu svm sse\n", "flags\t\t: fpu sse\nvmx flags\t: vnmi\n");
+    let under_kvm = |then: &str| format!("case \"$*\" in *'-accel kvm'*) {then} ;; esac\n{QEMU}");
+    for (kvm, cpuinfo, qemu, line) in [
+        (true, intel, QEMU.to_owned(), "ok    kvm         runs a machine".to_owned()),
+        (true, amd, QEMU.to_owned(), "ok    kvm         runs a machine".to_owned()),
+        (
+            false,
+            intel,
+            QEMU.to_owned(),
+            format!(
+                "note  kvm         cannot be used: cannot open /dev/kvm for reading and writing: No such file or directory (os error \
+                 2){slower}"
+            ),
+        ),
+        (
+            true,
+            other,
+            QEMU.to_owned(),
+            format!("note  kvm         cannot be used: /dev/kvm opens, but /proc/cpuinfo lists neither vmx nor svm{slower}"),
+        ),
+        (
+            true,
+            intel,
+            under_kvm("echo Could not access KVM kernel module >&2; exit 1"),
+            format!(
+                "note  kvm         cannot be used: QEMU ended with exit status: 1: Could not access KVM kernel module{slower}"
+            ),
+        ),
+        (
+            true,
+            intel,
+            under_kvm("exec /bin/sleep 60"),
+            format!("note  kvm         cannot be used: the machine hangs: it had not run five bytes of code after 10 s{slower}"),
+        ),
+    ] {
+        machine.program("qemu-system-x86_64", &qemu);
+        with_kvm(machine.folder.path(), kvm, cpuinfo, || {
+            let output = machine.command(&[]).output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(text.lines().nth(1), Some(line.as_str()));
+            assert_eq!(output.status.code(), Some(0), "{text}");
+        });
+    }
+}
+
+#[test]
 fn a_kernel_that_lacks_options_or_modules() {
     let machine = Machine::new();
     let name = format!("cloud Linux {RELEASE} (ROOT/cache/kernel/cloud/linux-image_6.1.9-1/vmlinux)");
@@ -215,6 +266,12 @@ fn a_kernel_that_lacks_options_or_modules() {
          give the modules of a kernel that has it (--modules), and boot that kernel; give those of the kernel (--modules)"
     );
     machine.differs(&mut machine.command(&[]), &[("kernel", &line), ("modules", &modules)], 1);
+
+    let tree = machine.kernel(&format!("lib/modules/{RELEASE}"));
+    machine.file(&format!("{tree}/modules.dep"), b"kernel/fs/erofs.ko:\n");
+    machine.file(&format!("{tree}/kernel/fs/erofs.ko"), &elf::elf(&[]));
+    let modules = format!("ok    modules     1 to load, {} bytes (ROOT/{tree})", elf::elf(&[]).len());
+    machine.differs(&mut machine.command(&[]), &[("kernel", &line), ("modules", &modules)], 0);
 }
 
 #[test]

@@ -139,6 +139,38 @@ async fn appliances_share_a_disk_and_not_their_fate() {
 }
 
 #[tokio::test]
+async fn a_kept_ca_is_the_next_appliance_s_too_and_can_be_brought() {
+    let (folder, disk) = packed();
+    let kept = folder.path().join("kept");
+    let over_tls = || Appliance::builder(&disk).accel(Choice::Tcg).timeout(Duration::from_secs(300));
+    // The last that is said holds.
+    let first = over_tls().plain_http().ca_dir(&kept).boot().await.unwrap();
+    let pem = fs::read_to_string(kept.join("ca.crt")).unwrap();
+    assert_eq!(first.ca_pem(), Some(pem.as_str()));
+    let (certificate, key) = (kept.join("ca.crt"), kept.join("ca.key"));
+    let second = over_tls().ca(&certificate, &key).boot().await.unwrap();
+    for appliance in [&first, &second] {
+        assert_eq!(appliance.ca_pem(), Some(pem.as_str()));
+        let url = format!("{}/v2/test/hello/manifests/latest", appliance.endpoint());
+        let curl = Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(&certificate).arg(&url).output();
+        assert!(curl.unwrap().status.success());
+    }
+    let (first, second) = tokio::join!(first.shutdown(), second.shutdown());
+    assert_eq!((first.outcome.exit_status(), second.outcome.exit_status()), (0, 0));
+
+    // Half of it is somebody else's: refused before there is a QEMU.
+    let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    fs::write(folder.path().join("other.key"), other).unwrap();
+    let refused = over_tls().ca(&certificate, folder.path().join("other.key")).qemu("no-such-qemu").boot().await.unwrap_err();
+    let BuildError::OwnCa(error) = &refused else { panic!("{refused:?}") };
+    let why = std::error::Error::source(error).unwrap().to_string();
+    assert_eq!((refused.to_string().as_str(), why.as_str()), ("cannot use the CA", "the key is not the certificate's"));
+    let error = over_tls().ca_dir(folder.path().join("no/where")).boot().await.unwrap_err();
+    assert!(matches!(error, BuildError::OwnCa(_)), "{error:?}");
+    assert_eq!(children_with(&disk), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_boot_that_is_given_up_leaves_no_qemu() {
     let (_folder, disk) = packed();
     let mut boot = Box::pin(plain(&disk).boot());

@@ -10,10 +10,11 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use command_fds::CommandFdExt;
+use common::child::Killed;
 use common::pack::{Bench, PROGRAM};
 use common::private::privately;
 use common::vm::{Vm, skopeo, succeed};
@@ -24,13 +25,6 @@ use serde_json::Value;
 
 /// How long a frame may take to be answered.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The sample image, packed.
-fn disk(bench: &Bench) -> PathBuf {
-    succeed(Command::new(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
-    bench.pack(&["sample"]);
-    bench.path("disk.erofs")
-}
 
 fn ip(arguments: &str) -> String {
     succeed(Command::new("ip").args(arguments.split(' ')))
@@ -49,7 +43,7 @@ fn pull(vm: &Vm) {
 fn a_bridge_has_a_tap_as_long_as_the_appliance_lives() {
     privately(|| {
         let bench = Bench::default();
-        let disk = disk(&bench);
+        let disk = bench.sample_disk();
         ip("link add br0 type bridge");
         ip("address add 10.77.0.1/24 dev br0");
         ip("link set br0 up");
@@ -89,7 +83,7 @@ fn a_bridge_has_a_tap_as_long_as_the_appliance_lives() {
 fn a_tap_that_is_there_is_used_and_stays() {
     privately(|| {
         let bench = Bench::default();
-        let disk = disk(&bench);
+        let disk = bench.sample_disk();
         ip("tuntap add dev tap0 mode tap");
         ip("address add 10.78.0.1/24 dev tap0");
         ip("link set tap0 up");
@@ -109,16 +103,6 @@ fn a_tap_that_is_there_is_used_and_stays() {
         assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
         assert!(ip("-brief link").contains("tap0"));
     });
-}
-
-/// A process that does not outlive the test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// An ARP request (RFC 826) for `target`, from a peer at `sender` with the address 02:00:00:00:00:01 on the link.
@@ -186,7 +170,7 @@ fn received(count: std::io::Result<usize>, buffer: &[u8]) -> Vec<u8> {
 fn frames_pass_both_ways_on_every_network_without_rights() {
     privately(|| {
         let bench = Bench::default();
-        let disk = disk(&bench);
+        let disk = bench.sample_disk();
         let path = |name: &str| bench.path(name);
         let (ours, theirs) = UnixStream::pair().unwrap();
         let listener = UnixListener::bind(path("switch")).unwrap();
@@ -245,7 +229,7 @@ fn frames_pass_both_ways_on_every_network_without_rights() {
 #[test]
 fn the_user_network_takes_another_address() {
     let bench = Bench::default();
-    let vm = Vm::boot(&disk(&bench), &["--net", "user,ip=192.168.76.9/24,gw=192.168.76.1"]);
+    let vm = Vm::boot(&bench.sample_disk(), &["--net", "user,ip=192.168.76.9/24,gw=192.168.76.1"]);
     assert!(vm.address.starts_with("127.0.0.1:"), "{}", vm.address);
     assert_eq!(vm.ready["endpoints"].as_array().unwrap().len(), 1, "{}", vm.ready);
     pull(&vm);

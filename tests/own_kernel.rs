@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::boards::{disk, release, serves};
+use common::boards::{release, serves};
 use common::pack::{Bench, PROGRAM};
 use common::vm::{self, succeed};
 use localregistry::host::kernel::{self, Flavor, Kernel};
@@ -41,7 +41,7 @@ fn our_own_kernel_does_without_the_modules_that_another_s_initramfs_brings() {
 #[test]
 fn a_panic_of_our_own_kernel_is_told_on_both_machines() {
     let bench = Bench::default();
-    let disk = disk(&bench);
+    let disk = bench.sample_disk();
     own();
     // With this argument the init prints its version and returns, which PID 1 must not.
     // Last: what comes after it is not the kernel's. It writes to the console itself, which the kernel has to let it: an init that

@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::child::gone;
 use common::pack::superblock;
 use localregistry::host::kernel;
 use localregistry::host::report::Report;
@@ -69,18 +70,6 @@ fn qemu_of(run: &Child) -> Pid {
         thread::sleep(Duration::from_millis(5));
     }
     panic!("QEMU was not started");
-}
-
-/// Waits until no process has this number, or only one that has ended and that its new parent has not reaped.
-fn gone(pid: Pid) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) {
-        if stat.rsplit(')').next().unwrap().trim_start().starts_with('Z') {
-            return;
-        }
-        assert!(Instant::now() < deadline, "QEMU {pid} is still running");
-        thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Folders of runs that there are.

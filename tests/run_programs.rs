@@ -7,14 +7,14 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::pack::{Bench, PROGRAM};
+use common::child::{Killed, gone, number};
+use common::pack::Bench;
 use common::vm::{skopeo, succeed};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 
 /// A folder with a packed disk, and a runtime folder of its own.
@@ -25,8 +25,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let bench = Bench::default();
-        succeed(Command::new(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
-        bench.pack(&["sample"]);
+        bench.sample_disk();
         fs::create_dir(bench.path("runtime")).unwrap();
         Self { bench }
     }
@@ -60,32 +59,6 @@ impl Place {
     fn ps(&self) -> Vec<Value> {
         let listing = succeed(&mut self.command(&["ps", "--json"]));
         serde_json::from_str::<Value>(&listing).unwrap()["runs"].as_array().unwrap().clone()
-    }
-}
-
-/// A process that does not outlive the test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn number(value: &Value) -> Pid {
-    Pid::from_raw(value.as_i64().unwrap().try_into().unwrap())
-}
-
-/// Waits until no process has this number, or only one that its new parent has not reaped.
-fn gone(pid: Pid) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) {
-        if stat.rsplit(')').next().unwrap().trim_start().starts_with('Z') {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{pid} is still running");
-        sleep(Duration::from_millis(5));
     }
 }
 
@@ -266,40 +239,4 @@ fn a_printed_command_is_json_for_programs_and_leaves_nothing_when_refused() {
 
     let refused = place.run(&["--print-command", "--quiet", "--net", "tap=no-such-tap"]).output().unwrap();
     assert_eq!((refused.status.code(), refused.stdout.len(), place.runs()), (Some(11), 0, vec![]));
-}
-
-#[test]
-fn runs_side_by_side_in_one_folder_do_not_notice_each_other() {
-    let place = Place::new();
-    let start = || Killed(place.run(&["--json", "--quiet"]).stdout(Stdio::piped()).spawn().unwrap());
-    let mut runs = [start(), start(), start()];
-    let ready = runs.each_mut().map(|run| {
-        let mut line = String::new();
-        BufReader::new(run.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        serde_json::from_str::<Value>(&line).unwrap()
-    });
-    for (place, one) in ready.iter().enumerate() {
-        for key in ["address", "ca", "name", "run_dir", "pid", "qemu_pid"] {
-            assert!(ready[place + 1..].iter().all(|other| other[key] != one[key]), "{key}: {ready:?}");
-        }
-    }
-    // Each is trusted by its own CA, and by no other's.
-    let get = |of: &Value, ca: &Value| {
-        let url = format!("{}/v2/", of["endpoint"].as_str().unwrap());
-        Command::new("curl")
-            .args(["--silent", "--fail", "--cacert", ca["ca"].as_str().unwrap(), &url])
-            .output()
-            .unwrap()
-            .status
-            .success()
-    };
-    assert!(ready.iter().all(|one| get(one, one)));
-    assert!(!get(&ready[0], &ready[1]));
-    drop(runs);
-    ready.iter().for_each(|one| gone(number(&one["qemu_pid"])));
-    let listed = place.ps();
-    assert!(listed.len() == 3 && listed.iter().all(|run| run["state"] == "dead"), "{listed:?}");
-    assert_eq!(place.runs(), Vec::<String>::new());
-    let address: std::net::SocketAddr = ready[0]["address"].as_str().unwrap().parse().unwrap();
-    assert!(std::net::TcpStream::connect(address).is_err());
 }

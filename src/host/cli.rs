@@ -18,6 +18,7 @@ use super::report::{Report, escaped};
 use super::run;
 use super::runs::{ps, stop};
 use super::sample;
+use super::schema;
 use super::serve;
 use super::trust;
 
@@ -79,6 +80,9 @@ enum Command {
     /// Hold a log of events against what should have been pulled
     #[command(display_name = NAME)]
     Assert(pulls::assert::Args),
+    /// Describe the JSON of events, commands and config, field by field
+    #[command(display_name = NAME)]
+    Schema(schema::Args),
 }
 
 impl Cli {
@@ -115,6 +119,7 @@ impl Cli {
             Command::Trust(args) => status(trust::run(&args, &report)),
             Command::Events(args) => status(pulls::events::run(&args, &report)),
             Command::Assert(args) => pulls::assert::run(&args, &report),
+            Command::Schema(args) => status(schema::run(&args, &report)),
         }
     }
 }

@@ -27,6 +27,7 @@ pub mod report;
 pub mod run;
 pub mod runs;
 pub mod sample;
+pub mod schema;
 pub mod serve;
 mod sys;
 pub mod tools;

@@ -86,7 +86,7 @@ impl RunError {
             Self::Launch(error) => error.exit_status(),
             Self::Interrupted { .. } => INTERRUPTED,
             Self::Access(_) | Self::OwnCa(_) => NO_ACCESS,
-            Self::Kernel(_) | Self::Unfit { .. } => NO_KERNEL,
+            Self::Kernel(_) | Self::Unfit { .. } | Self::Initramfs(_) => NO_KERNEL,
             Self::Runs(_) | Self::Write { .. } | Self::Trust(TrustError::Write(_)) => NO_PLACE,
             _ => 1,
         }

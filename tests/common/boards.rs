@@ -1,25 +1,16 @@
 //! Kernels and machines: the sample image, booted, pulled by a real client and ended in order.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
 
 use localregistry::proto::event::Event;
 use nix::sys::signal::Signal;
 
-use super::pack::{Bench, PROGRAM};
+use super::pack::Bench;
 use super::vm::{Ended, Vm, skopeo, succeed};
-
-/// The sample image, packed.
-pub fn disk(bench: &Bench) -> PathBuf {
-    succeed(Command::new(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
-    bench.pack(&["sample"]);
-    bench.path("disk.erofs")
-}
 
 /// Boots, pulls every byte of the sample with skopeo, ends, and gives what was seen.
 pub fn serves(bench: &Bench, arguments: &[&str]) -> Ended {
-    let vm = Vm::boot(&disk(bench), arguments);
+    let vm = Vm::boot(&bench.sample_disk(), arguments);
     fs::create_dir(vm.path("certs")).unwrap();
     fs::copy(vm.path("ca.crt"), vm.path("certs/ca.crt")).unwrap();
     let from = format!("docker://{}/test/hello:latest", vm.address);

@@ -4,6 +4,7 @@
 
 pub mod boards;
 pub mod certificates;
+pub mod child;
 pub mod cri;
 pub mod docker;
 pub mod h2;
@@ -16,6 +17,7 @@ pub mod podman;
 pub mod private;
 pub mod process;
 pub mod qmp;
+pub mod refused;
 pub mod segment;
 pub mod serve;
 pub mod server;

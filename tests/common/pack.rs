@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use localregistry::host::cache;
 use localregistry::oci::Digest;
 use serde_json::{Value, json};
 use tar::EntryType;
@@ -15,6 +16,7 @@ use tempfile::TempDir;
 
 use super::layout::{Layout, Stored};
 use super::server::Server;
+use super::vm::succeed;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_localregistry");
 
@@ -57,10 +59,12 @@ impl Bench {
         self.path(name)
     }
 
-    /// `localregistry ARGUMENTS`, run here, with nobody's credentials and proxies but those that are here.
+    /// `localregistry ARGUMENTS`, run here, with nobody's credentials and proxies but those that are here. The downloaded kernel is
+    /// everybody's.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
         command.args(arguments).current_dir(self.dir.path()).env("HOME", self.dir.path());
+        command.env("LOCALREGISTRY_CACHE", cache::folder("").unwrap());
         for variable in ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"] {
             command.env_remove(variable);
         }
@@ -76,6 +80,13 @@ impl Bench {
         let said = text(&output.stderr);
         assert!(output.status.success() && said.is_empty(), "{}: {said}", output.status);
         text(&output.stdout)
+    }
+
+    /// Makes the sample image's disk, and gives its path.
+    pub fn sample_disk(&self) -> PathBuf {
+        succeed(&mut self.command(&["--quiet", "sample", "--output", "sample"]));
+        self.pack(&["sample"]);
+        self.path("disk.erofs")
     }
 
     /// Runs the same, which has to fail with this message and leave everything as it was, with an old disk there and without.

@@ -56,3 +56,26 @@ pub fn on_tmpfs(folder: &Path, options: &str, test: impl FnOnce() + Send) {
 pub fn read_only(folder: &Path) {
     mount_on(None, folder.to_str().unwrap(), None, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None);
 }
+
+/// Runs a test on a thread, and its children, on a machine whose processors are as `cpuinfo` says and that has a `/dev/kvm`, which opens
+/// and does nothing, or none. Of other devices it has `/dev/null`. The files for it are put into `folder`.
+pub fn with_kvm(folder: &Path, kvm: bool, cpuinfo: &str, test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let run = || {
+            unshare(CloneFlags::CLONE_NEWNS).expect("root is needed");
+            mount_on(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None);
+            let path = |name: &str| folder.join(name).display().to_string();
+            std::fs::write(path("cpuinfo"), cpuinfo).unwrap();
+            mount_on(Some(&path("cpuinfo")), "/proc/cpuinfo", None, MsFlags::MS_BIND, None);
+            std::fs::create_dir_all(path("dev")).unwrap();
+            mount_on(Some("tmpfs"), &path("dev"), Some("tmpfs"), MsFlags::empty(), None);
+            for name in ["dev/null"].into_iter().chain(kvm.then_some("dev/kvm")) {
+                std::fs::write(path(name), "").unwrap();
+                mount_on(Some("/dev/null"), &path(name), None, MsFlags::MS_BIND, None);
+            }
+            mount_on(Some(&path("dev")), "/dev", None, MsFlags::MS_BIND | MsFlags::MS_REC, None);
+            test();
+        };
+        scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}

@@ -1,6 +1,7 @@
 //! A disk in a VM, run by the program itself as a launcher would, and real clients.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::pack::PROGRAM;
+use super::pack::{PROGRAM, digest_of};
 
 /// A machine that said that it is ready.
 pub struct Vm {
@@ -182,15 +183,20 @@ pub struct Containerd {
 
 impl Containerd {
     pub fn start() -> Self {
-        Self::start_with("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n", "")
+        Self::start_with(&[], "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n", "")
     }
 
     /// The same with the CRI plugin, which reads the hosts that [`Self::host`] describes.
     pub fn start_with_cri() -> Self {
-        Self::start_with("", "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"CERTS\"\n")
+        Self::start_with_cri_by(&[])
     }
 
-    fn start_with(head: &str, tables: &str) -> Self {
+    /// The same, started by a command that takes another as its arguments and becomes it.
+    pub fn start_with_cri_by(by: &[&str]) -> Self {
+        Self::start_with(by, "", "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"CERTS\"\n")
+    }
+
+    fn start_with(by: &[&str], head: &str, tables: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         let (root, state, socket) = (path("root"), path("state"), path("socket"));
@@ -200,8 +206,9 @@ impl Containerd {
         );
         fs::create_dir(path("certs.d")).unwrap();
         fs::write(path("config.toml"), config).unwrap();
-        let mut command = Command::new("containerd");
-        command.args(["--log-level", "warn", "--config"]).arg(dir.path().join("config.toml"));
+        let words = [by, &["containerd", "--log-level", "warn", "--config"]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(dir.path().join("config.toml"));
         let log = fs::File::create(dir.path().join("log")).unwrap();
         let daemon = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let containerd = Self { dir, daemon };
@@ -217,6 +224,19 @@ impl Containerd {
         let mut command = Command::new("ctr");
         command.arg("--address").arg(self.dir.path().join("socket")).args(arguments);
         command
+    }
+
+    /// The blobs of its content store, by the digests that they are filed under, with the digests that they have.
+    pub fn content(&self) -> BTreeMap<String, String> {
+        let blobs = self.dir.path().join("root/io.containerd.content.v1.content/blobs/sha256");
+        let entries = fs::read_dir(blobs).unwrap().map(|entry| entry.unwrap());
+        entries.map(|entry| (format!("sha256:{}", entry.file_name().display()), digest_of(&entry.path()))).collect()
+    }
+
+    /// The blob of its content store with that digest, where it is JSON.
+    pub fn json(&self, digest: &str) -> Option<Value> {
+        let path = self.dir.path().join("root/io.containerd.content.v1.content/blobs").join(digest.replace(':', "/"));
+        serde_json::from_slice(&fs::read(path).unwrap()).ok()
     }
 
     /// Where the daemon listens.

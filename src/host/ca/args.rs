@@ -6,10 +6,6 @@ use std::time::SystemTime;
 use super::{Ca, Error};
 use crate::host::config::Setting;
 
-/// Names of the CA's files in fw_cfg.
-const CERTIFICATE: &str = "opt/localregistry/ca.crt";
-const KEY: &str = "opt/localregistry/ca.key";
-
 /// What is wrong with a certificate where none is to be used.
 const CERTIFICATE_UNUSED: &str =
     "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them";
@@ -124,8 +120,7 @@ impl Certificates {
     /// # Errors
     /// As [`Certificates::ca`]: a guest that cannot sign says so only after its boot.
     pub fn secrets(&self) -> Result<Vec<(&'static str, PathBuf)>, Error> {
-        let files = self.ca()?.map(|ca| [(CERTIFICATE, ca.certificate), (KEY, ca.key)]);
-        Ok(files.into_iter().flatten().collect())
+        Ok(self.ca()?.map(Ca::secrets).into_iter().flatten().collect())
     }
 
     /// Where the CA certificate is to be written, where that is said.
@@ -139,6 +134,7 @@ impl Certificates {
 mod tests {
     use clap::Parser;
 
+    use super::super::{CERTIFICATE, KEY};
     use super::*;
     use crate::host::config::GuestConfig;
 

@@ -17,6 +17,10 @@ use crate::registry::tls::given::{self, CaError, LARGEST};
 pub use args::{Certificates, Tls};
 pub use dir::DirError;
 
+/// Names of the CA's files in fw_cfg.
+const CERTIFICATE: &str = "opt/localregistry/ca.crt";
+const KEY: &str = "opt/localregistry/ca.key";
+
 /// A CA that can be used: its files, and what signs with them.
 #[derive(Debug)]
 pub struct Ca {
@@ -81,5 +85,11 @@ impl Ca {
     pub fn kept_in(dir: &Path, now: SystemTime) -> Result<Self, Error> {
         let (certificate, key) = dir::files(dir)?;
         Self::read(&certificate, &key, now)
+    }
+
+    /// Its files as a guest is given them, by their names in fw_cfg.
+    #[must_use]
+    pub fn secrets(self) -> [(&'static str, PathBuf); 2] {
+        [(CERTIFICATE, self.certificate), (KEY, self.key)]
     }
 }

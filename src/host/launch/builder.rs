@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::{Appliance, LaunchError, Options};
 use crate::address::is_san;
 use crate::host::accel::Choice;
+use crate::host::ca::{self, Ca};
 use crate::host::config::{ConfigError, GuestConfig, Setting};
 use crate::host::kernel::Flavor;
 use crate::host::net::Net;
@@ -33,12 +34,34 @@ pub enum BuildError {
     /// There is no initramfs.
     #[error("there is no initramfs to boot with")]
     Initramfs(#[source] initramfs::Error),
-    /// The thread that looked for them ended.
-    #[error("the search for the kernel and the initramfs was broken off")]
+    /// The CA that is to sign cannot.
+    #[error("cannot use the CA")]
+    OwnCa(#[source] ca::Error),
+    /// The thread that made these ready ended.
+    #[error("the search for the kernel, the initramfs and the CA was broken off")]
     BrokenOff(#[source] tokio::task::JoinError),
     /// The boot.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+}
+
+/// Where the CA is from that signs the certificate.
+#[derive(Debug, Clone)]
+enum OwnCa {
+    /// Two PEM files: the certificate, and its key.
+    Files(PathBuf, PathBuf),
+    /// A folder that keeps one.
+    KeptIn(PathBuf),
+}
+
+impl OwnCa {
+    fn read(&self) -> Result<Ca, ca::Error> {
+        let now = SystemTime::now();
+        match self {
+            Self::Files(certificate, key) => Ca::read(certificate, key, now),
+            Self::KeptIn(dir) => Ca::kept_in(dir, now),
+        }
+    }
 }
 
 /// What to boot, said step by step: see [`Appliance::builder`].
@@ -49,6 +72,7 @@ pub struct Builder {
     kernel: Option<PathBuf>,
     initramfs: Option<PathBuf>,
     init: Option<PathBuf>,
+    ca: Option<OwnCa>,
     names: Vec<String>,
     settings: Vec<Setting>,
 }
@@ -91,7 +115,7 @@ impl Appliance {
             timeout: TIMEOUT,
             report: Report { json: false, quiet: true },
         };
-        Builder { options, kernel: None, initramfs: None, init: None, names: Vec::new(), settings: Vec::new() }
+        Builder { options, kernel: None, initramfs: None, init: None, ca: None, names: Vec::new(), settings: Vec::new() }
     }
 }
 
@@ -188,17 +212,38 @@ impl Builder {
         self
     }
 
+    // Of the next four, the last that is said holds.
+
     /// Serves plain HTTP.
     #[must_use]
     pub fn plain_http(self) -> Self {
-        self.set(Setting::new(&["tls", "mode"], "OFF"))
+        self.tls("OFF", None, None)
     }
 
     /// Serves with this certificate chain and key, PEM files, instead of ones that the guest makes.
     #[must_use]
-    pub fn certificate(mut self, chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        self.options.tls = Some((chain.into(), key.into()));
-        self.set(Setting::new(&["tls", "mode"], "PROVIDED"))
+    pub fn certificate(self, chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.tls("PROVIDED", Some((chain.into(), key.into())), None)
+    }
+
+    /// Signs the registry's certificate with this CA, PEM files, the key in PKCS #8, instead of with one that the guest makes: nodes
+    /// that trust it already trust the registry. The guest gets the key; it is written nowhere.
+    #[must_use]
+    pub fn ca(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.tls("SIGN", None, Some(OwnCa::Files(certificate.into(), key.into())))
+    }
+
+    /// Signs it with the CA that the folder `dir` keeps, so that every appliance of that folder has the same. At first use one is made
+    /// there, `ca.crt` for everybody and `ca.key` for its owner; any number of first uses at once agree on one.
+    #[must_use]
+    pub fn ca_dir(self, dir: impl Into<PathBuf>) -> Self {
+        self.tls("SIGN", None, Some(OwnCa::KeptIn(dir.into())))
+    }
+
+    fn tls(mut self, mode: &str, provided: Option<(PathBuf, PathBuf)>, ca: Option<OwnCa>) -> Self {
+        self.options.tls = provided;
+        self.ca = ca;
+        self.set(Setting::new(&["tls", "mode"], mode))
     }
 
     /// Keeps every event in this file, one JSON line each.
@@ -235,7 +280,7 @@ impl Builder {
     /// # Errors
     /// See [`BuildError`]. No process and no file is left.
     pub async fn boot(self) -> Result<Appliance, BuildError> {
-        let Self { mut options, kernel, initramfs, init, names, settings } = self;
+        let Self { mut options, kernel, initramfs, init, ca, names, settings } = self;
         for setting in &settings {
             options.config.set(setting).map_err(BuildError::Set)?;
         }
@@ -247,16 +292,19 @@ impl Builder {
         }
         super::check_disk(&options.disk)?;
         let report = options.report;
-        // It may download and unpack, which takes a while and is no async code.
-        let found = tokio::task::spawn_blocking(move || match (kernel, initramfs) {
-            (Some(kernel), Some(initramfs)) => Ok::<_, BuildError>((kernel, initramfs)),
-            _ => {
-                let kernel = kernel::cached_or_download(Flavor::default(), &report).map_err(BuildError::Kernel)?;
-                let initramfs = initramfs::cached(init.as_deref(), &kernel.modules, &report).map_err(BuildError::Initramfs)?;
-                Ok((kernel.elf, initramfs))
+        // It may download, unpack and wait for another's lock, which is no async code.
+        let found = tokio::task::spawn_blocking(move || {
+            let secrets = ca.map(|ca| ca.read()).transpose().map_err(BuildError::OwnCa)?.map(Ca::secrets);
+            if let (Some(kernel), Some(initramfs)) = (&kernel, &initramfs) {
+                return Ok::<_, BuildError>((kernel.clone(), initramfs.clone(), secrets));
             }
+            let kernel = kernel::cached_or_download(Flavor::default(), &report).map_err(BuildError::Kernel)?;
+            let initramfs = initramfs::cached(init.as_deref(), &kernel.modules, &report).map_err(BuildError::Initramfs)?;
+            Ok((kernel.elf, initramfs, secrets))
         });
-        (options.kernel, options.initramfs) = found.await.map_err(BuildError::BrokenOff)??;
+        let (kernel, initramfs, secrets) = found.await.map_err(BuildError::BrokenOff)??;
+        (options.kernel, options.initramfs) = (kernel, initramfs);
+        options.secrets.extend(secrets.into_iter().flatten());
         Ok(Appliance::boot(options).await?)
     }
 }

@@ -30,7 +30,7 @@ pub const NO_NETWORK: u8 = 11;
 pub const NO_PLACE: u8 = 12;
 /// A certificate, a key, or a file that says who may pull cannot be used.
 pub const NO_ACCESS: u8 = 13;
-/// There is no kernel, or it lacks what the guest needs.
+/// The kernel or the initramfs is missing, or the kernel lacks what the guest needs.
 pub const NO_KERNEL: u8 = 14;
 
 /// Why [`super::Appliance::boot`] gives no machine. Whatever the reason, nothing of the machine is left.
@@ -222,16 +222,16 @@ impl LaunchError {
             Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::NeedsUs { .. } => USAGE,
             Self::NoQemu { .. } | Self::NotQemu { .. } | Self::TooOld { .. } | Self::Spawn { .. } => NO_QEMU,
             Self::NoFileSystem { .. } | Self::Truncated { .. } => NO_DISK,
-            Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. } if *what == "disk" => NO_DISK,
+            Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. } => match *what {
+                "disk" => NO_DISK,
+                "kernel" | "initramfs" => NO_KERNEL,
+                "certificate" | "key" | "secret" => NO_ACCESS,
+                _ => 1,
+            },
             Self::Port { .. } => NO_PORT,
             Self::Network(_) => NO_NETWORK,
             Self::Create { .. } => NO_PLACE,
             Self::Pem { .. } => NO_ACCESS,
-            Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. }
-                if matches!(*what, "certificate" | "key") =>
-            {
-                NO_ACCESS
-            }
             _ => 1,
         }
     }

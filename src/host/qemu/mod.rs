@@ -21,7 +21,7 @@ const EVENTS_PORT: &str = "localregistry.events";
 /// Name of the virtio-serial port that commands go into.
 const CONTROL_PORT: &str = "localregistry.control";
 
-/// What every kernel is told, beside its console:
+/// What every kernel is told, beside its console and what its board asks for:
 ///
 /// - `panic=-1`: a panic resets the machine at once, and `-no-reboot` makes that QEMU's end.
 /// - `loglevel=5`: errors and warnings only. Every character is an exit from the guest: the full log of a stock kernel costs
@@ -157,7 +157,7 @@ impl Machine {
     /// What the kernel is told.
     fn kernel_arguments(&self) -> String {
         let rate = self.tsc_khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
-        format!("console={} {KERNEL_ARGUMENTS}{rate}", self.board.console())
+        format!("console={} {KERNEL_ARGUMENTS}{}{rate}", self.board.console(), self.board.kernel_arguments())
     }
 
     /// The packed disk. Without QEMU's file locks: nobody writes, and any number of machines share one disk.

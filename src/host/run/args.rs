@@ -78,7 +78,7 @@ Exit status:
   11  a bridge, a tap or a socket of --net is missing or may not be used
   12  the run's folder, a file or a folder that is to be written, cannot be
   13  a certificate, a key, a CA or a file that says who may pull cannot be used
-  14  there is no kernel, or it lacks an option that the guest needs
+  14  there is no kernel or no initramfs, or the kernel lacks an option that the guest needs
 Where it is neither 0 nor 2, standard error says what happened and shows the console's last lines.")]
 pub struct Args {
     /// The packed disk (it is only read: any number of machines may share it)

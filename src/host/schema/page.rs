@@ -1,0 +1,68 @@
+//! The schema as a page in Markdown.
+
+use std::fmt::Write;
+
+use super::{Field, Schema, Type};
+
+const HEAD: &str = "\
+# The JSON between launcher and guest
+
+Made by `localregistry schema` from the comments of `proto/localregistry/v1`; write it anew with
+`localregistry schema >proto/JSON.md`. A test holds it against them.
+
+- [Event](#event): out of the virtio-serial port `localregistry.events`, what `run --events FILE` keeps and `run --json --follow` prints.
+- [Command](#command): into the port `localregistry.control`.
+- [Config](#config): the file `opt/localregistry/config` in fw_cfg, `run --config FILE`, and by keys `run --set KEY=VALUE`.
+
+It is proto3 JSON. Events and commands are one object a line. A field that has its default (0, `\"\"`, `false`, an empty list) is left out,
+and so may be left out: `{\"done\":{}}` is an end with status 0. A `decimal string` is an integer in quotes, since it may be too large for
+a JSON number. A reader that meets a field which is not here passes over it; the guest refuses one in its config or in a command.
+";
+
+/// The page of `schema`.
+pub(super) fn of(schema: &Schema) -> String {
+    let mut page = HEAD.to_owned();
+    for one in &schema.types {
+        // Writing to a text cannot fail.
+        let _written = add(&mut page, one);
+    }
+    page
+}
+
+fn add(page: &mut String, one: &Type) -> std::fmt::Result {
+    writeln!(page, "\n## {}", one.name)?;
+    if !one.about.is_empty() {
+        writeln!(page, "\n{}", one.about)?;
+    }
+    let choice: Vec<String> = one.fields.iter().filter(|field| field.one_of.is_some()).map(|f| format!("`{}`", f.name)).collect();
+    if !choice.is_empty() {
+        writeln!(page, "\nOne of {} is there.", choice.join(", "))?;
+    }
+    if !one.fields.is_empty() {
+        writeln!(page, "\n| field | type | meaning |\n|---|---|---|")?;
+    }
+    for field in &one.fields {
+        writeln!(page, "| `{}` | {} | {} |", field.name, type_of(field), cell(&field.about))?;
+    }
+    if !one.values.is_empty() {
+        writeln!(page, "\n| value | meaning |\n|---|---|")?;
+    }
+    for word in &one.values {
+        writeln!(page, "| `\"{}\"` | {} |", word.name, cell(&word.about))?;
+    }
+    Ok(())
+}
+
+fn type_of(field: &Field) -> String {
+    let kind = match field.linked {
+        // As Markdown's readers make anchors of headings.
+        true => format!("[{}](#{})", field.kind, field.kind.to_lowercase().replace('.', "")),
+        false => field.kind.clone(),
+    };
+    if field.list { format!("list of {kind}") } else { kind }
+}
+
+/// A text within a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
+}
