@@ -14,6 +14,7 @@ use common::http;
 use common::pack::Bench;
 use common::qmp::{self, Qmp};
 use common::vm::{Ended, Vm};
+use localregistry::proto::event::Event;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -101,11 +102,15 @@ impl Case {
         let _ = late.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(!late.read(&mut [0]).is_ok_and(|count| count > 0), "nobody is served who comes later");
         assert_eq!(self.fitting.until(FITTING), FITTING);
+        self.vm.event("the request's end", |event| match event {
+            Event::Request(request) => (request.endpoint == "blob" && request.complete).then_some(()),
+            _ => None,
+        });
     }
 
     /// The other one is cut, and the machine ends for `reason`.
     fn is_cut(mut self, reason: &str) -> Ended {
-        self.vm.console("the drain ended before its transfers: they were cut connections=1");
+        self.vm.console("the drain ended before its transfers: they were cut connections=");
         let sent = self.stuck.until(BLOB);
         assert!(sent < BLOB, "it was cut");
         let ended = self.vm.end();

@@ -141,7 +141,7 @@ fn a_config_that_cannot_be_is_named_and_so_is_a_port_that_is_taken() {
     for (bound, arguments) in [("5000", &[][..]), ("9090", &["--metrics", "127.0.0.1:0"])] {
         let agent = Agent::new(&bench.path(bound), "", &format!("bind {bound}"));
         let ended = vm::fails(&disk, &words(&agent.arguments(), arguments));
-        fatal(&ended, "NO_PORT", &format!("listen on TCP port {bound}: Address already in use (os error 98)"));
+        fatal(&ended, "NO_PORT", &format!("listen on TCP port {bound}: Address in use (os error 98)"));
     }
 }
 

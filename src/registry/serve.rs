@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::SockRef;
@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use super::answer::Registry;
 use super::client::{Client, Surface};
 use super::connection::{self, Closing, Phase, Shared};
-use super::limits::{BACKLOG, CUT, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS, TURNS_BETWEEN_EVENTS, UNSENT};
+use super::limits::{BACKLOG, CUT, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS, REMINDER, TURNS_BETWEEN_EVENTS, UNSENT};
 use super::metrics::Totals;
 
 pub use super::connection::Transport;
@@ -123,6 +123,7 @@ fn bound_unsent(socket: &TcpListener) {
 }
 
 async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>, closing: Closing) {
+    let mut told: Option<Instant> = None;
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, peer) = match listener.socket.accept().await {
@@ -130,7 +131,10 @@ async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>,
             // The peer is gone already, or the process has no descriptor or memory left: neither ends the loop.
             Err(error) => {
                 if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    if told.is_none_or(|at| at.elapsed() >= REMINDER) {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        told = Some(Instant::now());
+                    }
                     tokio::time::sleep(DESCRIPTOR_PAUSE).await;
                 }
                 continue;

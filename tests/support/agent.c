@@ -100,21 +100,25 @@ static void fault(void)
 
 static void orphans(int count)
 {
+	int alive[2];
+	if (pipe(alive))
+		fprintf(stderr, "agent: pipe: %s\n", strerror(errno));
 	int parent = fork();
 	if (!parent) {
-		int self = getpid();
 		for (int made = 0; made < count; made++) {
 			int child = fork();
 			if (child < 0)
 				fprintf(stderr, "agent: fork: %s\n", strerror(errno));
 			if (child)
 				continue;
-			while (getppid() == self)
-				usleep(1000);
-			_exit(0);
+			/* Its end is that of the last who could write: the parent's. */
+			close(alive[1]);
+			_exit(read(alive[0], &(char){ 0 }, 1) != 0);
 		}
 		_exit(0);
 	}
+	close(alive[0]);
+	close(alive[1]);
 	waitpid(parent, NULL, 0);
 }
 
