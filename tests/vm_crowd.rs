@@ -59,7 +59,8 @@ fn ten_thousand_connections_at_once_stop_neither_pulls_nor_accepting() {
         }
         let agent = Agent::new(&bench.path("agent"), "", "");
         let own = agent.arguments();
-        let further = ["--net", "tap=tap0,ip=10.79.0.82/24", "--tls", "off", "--console", "console", "--set", "heartbeatSeconds=1"];
+        let further =
+            ["--net", "tap=tap0,ip=10.79.0.82/24", "--tls", "off", "--console", "console", "--set", "heartbeatSeconds=1"];
         let vm = Vm::boot(&bench.path("disk.erofs"), &own.iter().map(String::as_str).chain(further).collect::<Vec<_>>());
         let address: SocketAddr = vm.address.parse().unwrap();
         let manifest = http::get(address, "/v2/test/zeros/manifests/1").json();

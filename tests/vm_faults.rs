@@ -25,7 +25,12 @@ fn words<'a>(strings: &'a [String], further: &[&'a str]) -> Vec<&'a str> {
 fn fatal(ended: &Ended, code: &str, reason: &str) {
     assert!(ended.stderr.contains(&format!("  FATAL code={code} {reason}\n")), "the console's line: {}", ended.stderr);
     let done = ended.done();
-    assert_eq!((ended.status, done.status, done.code.as_str(), done.reason.as_str()), (Some(3), 1, code, reason), "{}", ended.stderr);
+    assert_eq!(
+        (ended.status, done.status, done.code.as_str(), done.reason.as_str()),
+        (Some(3), 1, code, reason),
+        "{}",
+        ended.stderr
+    );
 }
 
 /// The numbers in `text`, and `text` with `N` for each.
@@ -85,7 +90,16 @@ fn a_clock_that_is_decades_off_is_warned_of_and_nodes_with_one_trust_the_registr
         // 1990 and 2090, by the clients' clocks.
         for time in ["631152000", "3786912000"] {
             let mut client = Command::new("openssl");
-            client.args(["s_client", "-connect", &vm.address, "-verify_return_error", "-verify_ip", "127.0.0.1", "-attime", time]);
+            client.args([
+                "s_client",
+                "-connect",
+                &vm.address,
+                "-verify_return_error",
+                "-verify_ip",
+                "127.0.0.1",
+                "-attime",
+                time,
+            ]);
             let said = succeed(client.arg("-CAfile").arg(vm.path("ca.crt")));
             assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
         }
@@ -109,9 +123,13 @@ fn a_given_certificate_that_is_over_or_of_another_key_is_refused_before_the_boot
     let disk = bench.sample_disk();
     let (good, old) = (certificate(&bench, "good", 2100), certificate(&bench, "old", 2001));
     let run = |cert: &str, key: &str, further: &[&str]| {
-        vm::fails(&disk, &[&["--tls", "provided", "--cert", &format!("{cert}.crt"), "--key", &format!("{key}.key")], further].concat())
+        vm::fails(
+            &disk,
+            &[&["--tls", "provided", "--cert", &format!("{cert}.crt"), "--key", &format!("{key}.key")], further].concat(),
+        )
     };
-    let expired = "certificate 1 of the given chain expired on Mon, 01 Jan 2001 00:00:00 GMT; make a new one, or set this machine's clock";
+    let expired =
+        "certificate 1 of the given chain expired on Mon, 01 Jan 2001 00:00:00 GMT; make a new one, or set this machine's clock";
     let ended = run(&old, &old, &[]);
     let said = format!("localregistry: {old}.crt and {old}.key cannot be served with: {expired}\n");
     assert_eq!((ended.status, ended.stderr.as_str(), ended.events.len()), (Some(13), said.as_str(), 0));
@@ -221,7 +239,10 @@ fn a_guest_that_hangs_is_told_from_an_idle_one() {
     // The command line lies over fw_cfg.
     let vm = Vm::boot(
         &disk,
-        &words(&qmp, &["--qemu", &traced, "--set", "heartbeatSeconds=7", "--set", "trace=false", "--tls", "off", "--console", "console"]),
+        &words(
+            &qmp,
+            &["--qemu", &traced, "--set", "heartbeatSeconds=7", "--set", "trace=false", "--tls", "off", "--console", "console"],
+        ),
     );
     let steps = vm.event("ready", |event| match event {
         Event::Ready(ready) => {

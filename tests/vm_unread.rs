@@ -11,9 +11,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::child::Killed;
 use common::http;
 use common::pack::{Bench, PROGRAM};
-use common::child::Killed;
 use common::vm::succeed;
 use localregistry::proto::{self, event::Event};
 use serde_json::Value;
@@ -32,7 +32,18 @@ struct Machine {
 impl Machine {
     fn start(bench: &Bench, disk: &Path, name: &str) -> Self {
         let mut run = Command::new(PROGRAM);
-        run.args(["run", "--print-command", "--json", "--quiet", "--accel", "tcg", "--tls", "off", "--set", "heartbeatSeconds=0"]);
+        run.args([
+            "run",
+            "--print-command",
+            "--json",
+            "--quiet",
+            "--accel",
+            "tcg",
+            "--tls",
+            "off",
+            "--set",
+            "heartbeatSeconds=0",
+        ]);
         let printed: Value = serde_json::from_str(&succeed(run.arg(disk).arg("--run-dir").arg(bench.path(name)))).unwrap();
         let words: Vec<&str> = printed["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
         let qemu = Killed(Command::new(words[0]).args(&words[1..]).stdin(Stdio::null()).spawn().unwrap());
@@ -105,10 +116,12 @@ fn a_launcher_that_does_not_read_costs_events_and_no_requests() {
     });
     let console = machine.end();
     let text = reader.join().unwrap();
-    let events: Vec<Event> = text.lines().map(|line| serde_json::from_str::<proto::Event>(line).unwrap().event.unwrap()).collect();
+    let events: Vec<Event> =
+        text.lines().map(|line| serde_json::from_str::<proto::Event>(line).unwrap().event.unwrap()).collect();
     let Some(Event::Done(done)) = events.last() else { panic!("{:?}", events.last()) };
     // Of what is not queued, the last one and the word of those that were dropped.
-    let beside = |event: &&Event| matches!(event, Event::Done(_)) || matches!(event, Event::Warning(w) if w.code == "DROPPED_EVENTS");
+    let beside =
+        |event: &&Event| matches!(event, Event::Done(_)) || matches!(event, Event::Warning(w) if w.code == "DROPPED_EVENTS");
     let told = events.iter().filter(|event| !beside(event)).count() as u64;
     assert!(events.iter().filter(beside).count() > 1, "it was said while it happened");
     assert!(matches!(events[..2], [Event::Booting(_), Event::Ready(_)]), "what came first is there");

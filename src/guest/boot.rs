@@ -2,7 +2,6 @@
 //! until it is told to end, and then a machine without power. It never returns: the kernel panics when PID 1 does.
 
 use std::any::Any;
-use std::cell::Cell;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,6 +14,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::timeout;
 
 use crate::proto::{self, Booting, Done, Event, Ready, Warning, event};
 use crate::registry::answer::Registry;
@@ -131,18 +131,14 @@ impl Guest {
             tokio::spawn(heartbeat::beat(every, Arc::clone(&prepared.registry), self.events.clone()));
         }
         // Who asked for the end, and who asked again.
-        let asked: [Cell<Option<By>>; 2] = Default::default();
-        let [first, again] = &asked;
-        let shutdown = async move {
+        let (mut first, mut again) = (None, None);
+        let shutdown = async {
             let Stop { by, drain } = next(&mut stops).await;
             console::say(&format!("{}: no more connections; transfers have {} s", by.words(), drain.as_secs()));
-            first.set(Some(by));
-            async move {
-                if let Ok(stop) = tokio::time::timeout(drain, next(&mut stops)).await {
-                    again.set(Some(stop.by));
-                }
-            }
+            first = Some(by);
+            (drain, stops)
         };
+        let hurry = async |(drain, mut stops)| again = timeout(drain, next(&mut stops)).await.ok().map(|stop| stop.by);
         let surface = if prepared.observed.is_some() { Surface::Registry } else { Surface::All };
         let mut listeners = vec![Listener { socket: prepared.listener, transport: prepared.identity.transport, surface }];
         listeners.extend(prepared.observed.map(|(socket, _)| Listener {
@@ -150,8 +146,8 @@ impl Guest {
             transport: Transport::Plain,
             surface: Surface::Observability,
         }));
-        let totals = serve(listeners, prepared.registry, shutdown).await;
-        Ok(Ended { by: first.get().unwrap_or(By::Command), hurried: again.get(), totals })
+        let totals = serve(listeners, prepared.registry, shutdown, hurry).await;
+        Ok(Ended { by: first.unwrap_or(By::Command), hurried: again, totals })
     }
 
     /// The steps from the config to the listening socket.

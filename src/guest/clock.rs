@@ -115,7 +115,8 @@ mod tests {
         let host = Decision { set: Some(at(MUCH_LATER)), sure: true, warning: None };
         assert_eq!(decide(at(5), false, Some(at(MUCH_LATER)), at(BUILD)), host);
         assert_eq!(decide(at(LATER), false, Some(at(MUCH_LATER)), at(BUILD)), host);
-        let warning = "the machine's clock stood at 5 seconds since 1970, before this program was made: set to the host's time, 1800005000";
+        let warning =
+            "the machine's clock stood at 5 seconds since 1970, before this program was made: set to the host's time, 1800005000";
         let host = Decision { warning: Some(warning.to_owned()), ..host };
         assert_eq!(decide(at(5), true, Some(at(MUCH_LATER)), at(BUILD)), host);
     }

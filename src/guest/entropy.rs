@@ -61,7 +61,8 @@ mod tests {
         let (release, held) = std::sync::mpsc::channel::<()>();
         let hanging = move || held.recv().map_err(io::Error::other);
         let error = within(Duration::from_millis(1), hanging).await.unwrap_err();
-        let words = "the kernel's random numbers had no seed after 0.001 s; give QEMU -device virtio-rng-pci, or a -cpu with RDRAND";
+        let words =
+            "the kernel's random numbers had no seed after 0.001 s; give QEMU -device virtio-rng-pci, or a -cpu with RDRAND";
         assert_eq!(error.to_string(), words);
         drop(release);
     }

@@ -122,7 +122,8 @@ fn watch_button(device: PathBuf, stop: UnboundedSender<Stop>) {
 pub fn set_deadline() {
     let cut = || {
         thread::sleep(END);
-        let _ = thread::Builder::new().spawn(|| console::say(&format!("the end took over {} s: cutting the power", END.as_secs())));
+        let _ =
+            thread::Builder::new().spawn(|| console::say(&format!("the end took over {} s: cutting the power", END.as_secs())));
         thread::sleep(SAY);
         let _ = reboot(RebootMode::RB_POWER_OFF);
     };

@@ -334,7 +334,8 @@ mod tests {
             provided(chain.as_bytes(), key.serialize_pem().as_bytes(), None, now).map(drop).map_err(|error| error.to_string())
         };
         let late = "certificate 1 of the given chain expired on Mon, 01 Jan 2001 00:00:00 GMT; make a new one, or set this machine's clock";
-        let early = "certificate 1 of the given chain is valid from Sat, 01 Jan 2000 00:00:00 GMT on only; set this machine's clock";
+        let early =
+            "certificate 1 of the given chain is valid from Sat, 01 Jan 2000 00:00:00 GMT on only; set this machine's clock";
         assert_eq!(at(946_684_799), Err(early.to_owned()));
         assert_eq!((at(946_684_800), at(978_307_200)), (Ok(()), Ok(())));
         assert_eq!(at(978_307_201), Err(late.to_owned()));

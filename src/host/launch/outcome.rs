@@ -193,7 +193,9 @@ impl fmt::Display for Killed {
         match self {
             Self::NotReady(after) => write!(f, "the registry was not ready within {} s", after.as_secs()),
             Self::Asked => f.write_str("the guest did not power off after it was asked to"),
-            Self::Hung => f.write_str("the guest hung: its heartbeat had stopped, and it did not power off after it was asked to"),
+            Self::Hung => {
+                f.write_str("the guest hung: its heartbeat had stopped, and it did not power off after it was asked to")
+            }
             Self::Done => f.write_str("the guest did not power off after it was done"),
             Self::Panic => f.write_str("the guest's kernel panicked and did not stop"),
             Self::Wanted => f.write_str("it was to end at once"),

@@ -46,7 +46,8 @@ impl Pulse {
         let mut heard = record.heard();
         let mut last = Instant::now();
         loop {
-            let came = timeout(self.patience, heard.changed()).await.is_ok() || timeout(self.grace, heard.changed()).await.is_ok();
+            let came =
+                timeout(self.patience, heard.changed()).await.is_ok() || timeout(self.grace, heard.changed()).await.is_ok();
             // Where nobody takes events, nobody listens to the guest either.
             let full = queue.upgrade().is_some_and(|queue| queue.capacity() == 0);
             if !came && !full {
