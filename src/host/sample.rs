@@ -13,6 +13,7 @@ use oci_spec::image::{
 };
 use serde::Serialize;
 
+use super::elf::Processor;
 use super::files;
 use super::initramfs::init;
 use super::report::Report;
@@ -90,7 +91,7 @@ pub fn run(args: Args, report: Report) -> Result<(), Error> {
         return Err(Error::Occupied(folder));
     }
     report.step(format!("making an image of {}", binary.display()));
-    let image = image(&program)?;
+    let image = image(&program.content, architecture(program.processor))?;
     // index.json comes last: until then, the folder has the earlier image.
     for (path, content) in &image.files {
         write(&folder.join(path), content)?;
@@ -124,15 +125,23 @@ struct Image {
     digest: Digest,
 }
 
+/// A processor by its name in an image's config (GOARCH).
+const fn architecture(processor: Processor) -> Arch {
+    match processor {
+        Processor::X86 => Arch::Amd64,
+        Processor::Arm => Arch::ARM64,
+    }
+}
+
 /// An image with `program`.
-fn image(program: &[u8]) -> Result<Image, OciSpecError> {
+fn image(program: &[u8], architecture: Arch) -> Result<Image, OciSpecError> {
     let mut files = Vec::new();
     let archive = layer(program)?;
     let diff_id = Digest::sha256_of(&archive);
     let layer = blob(&mut files, MediaType::ImageLayerGzip, gzip(&archive)?)?.1;
 
     let config = ImageConfigurationBuilder::default()
-        .architecture(Arch::Amd64)
+        .architecture(architecture)
         .os(Os::Linux)
         .config(ConfigBuilder::default().entrypoint(ENTRYPOINT.map(str::to_owned)).working_dir("/").build()?)
         .rootfs(RootFsBuilder::default().typ("layers").diff_ids([diff_id.to_string()]).build()?)
@@ -193,7 +202,7 @@ mod tests {
     use super::*;
 
     fn made(folder: &Path, program: &[u8]) -> Image {
-        let image = image(program).unwrap();
+        let image = image(program, Arch::Amd64).unwrap();
         image.files.iter().for_each(|(path, content)| write(&folder.join(path), content).unwrap());
         image
     }
@@ -224,8 +233,9 @@ mod tests {
 
     #[test]
     fn the_same_program_gives_the_same_bytes() {
-        assert_eq!(image(b"program").unwrap().files, image(b"program").unwrap().files);
-        assert_ne!(image(b"program").unwrap().digest, image(b"other").unwrap().digest);
+        let image = |program: &[u8]| image(program, Arch::Amd64).unwrap();
+        assert_eq!(image(b"program").files, image(b"program").files);
+        assert_ne!(image(b"program").digest, image(b"other").digest);
     }
 
     #[test]

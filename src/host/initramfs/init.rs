@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::host::cache::is_file;
-use crate::host::elf::{Elf, ElfError};
+use crate::host::elf::{Elf, ElfError, Processor};
 use crate::host::files;
 
 /// How this project's own init is built.
@@ -58,6 +58,15 @@ pub enum InitError {
     },
 }
 
+/// A static program.
+#[derive(Debug)]
+pub struct Init {
+    /// Its bytes.
+    pub content: Vec<u8>,
+    /// The processor that it is for.
+    pub processor: Processor,
+}
+
 /// Finds the init where none is given: `$LOCALREGISTRY_INIT`, else the first static one of the usual places.
 pub fn find() -> Result<PathBuf, InitError> {
     let program = std::env::current_exe().ok();
@@ -78,14 +87,14 @@ fn find_from(variable: Option<OsString>, folder: &Path) -> Result<PathBuf, InitE
 /// Reads the init at `path`.
 ///
 /// # Errors
-/// When it cannot be read, is no x86-64 program, or is not static.
-pub fn read(path: &Path) -> Result<Vec<u8>, InitError> {
+/// When it cannot be read, is no program of a processor that a guest can have, or is not static.
+pub fn read(path: &Path) -> Result<Init, InitError> {
     let path = || path.to_owned();
-    let init = files::read(&path(), MAX_INIT).map_err(|source| InitError::Read { path: path(), source })?;
-    let elf = Elf::parse(&init).map_err(|source| InitError::Elf { path: path(), source })?;
+    let content = files::read(&path(), MAX_INIT).map_err(|source| InitError::Read { path: path(), source })?;
+    let elf = Elf::parse(&content).map_err(|source| InitError::Elf { path: path(), source })?;
     match elf.interpreter() {
         Some(interpreter) => Err(InitError::Dynamic { path: path(), interpreter }),
-        None => Ok(init),
+        None => Ok(Init { processor: elf.processor(), content }),
     }
 }
 

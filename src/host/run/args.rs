@@ -28,8 +28,7 @@ const LEAST_MEMORY: i64 = 80;
 const LONGEST_TIMEOUT: u64 = 24 * 60 * 60;
 
 /// Why `--machine virt` alone is not enough.
-const VIRT_WITHOUT_KERNEL: &str =
-    "the argument '--machine virt' needs '--kernel <FILE>' and '--initramfs <FILE>': there is no flavor for 64-bit ARM";
+const VIRT_WITHOUT_KERNEL: &str = "the argument '--machine virt' needs '--kernel <FILE>': there is no flavor for 64-bit ARM";
 
 /// The command line of `localregistry run`.
 #[derive(Debug, clap::Args)]
@@ -258,7 +257,7 @@ impl Args {
     pub fn conflict(&self, report: &Report) -> Option<String> {
         let no_tls = self.certificates.mode() == Some(Tls::Off);
         let forwards = self.net.is_empty() || self.net.iter().any(Net::is_user);
-        let virt_alone = self.machine == Board::Virt && (self.kernel.is_none() || self.initramfs.is_none());
+        let virt_alone = self.machine == Board::Virt && self.kernel.is_none();
         let fixed = [
             (virt_alone, VIRT_WITHOUT_KERNEL),
             (no_tls && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),
