@@ -16,6 +16,7 @@ pub mod control;
 pub mod disk;
 pub mod error;
 pub mod events;
+pub mod listeners;
 pub mod machine;
 pub mod modules;
 pub mod mount;

@@ -51,8 +51,6 @@ pub enum TlsError {
 pub struct Identity {
     /// For the listener.
     pub transport: Transport,
-    /// `https` or `http`.
-    pub scheme: &'static str,
     /// The CA in PEM; empty without TLS.
     pub ca_pem: String,
     /// What makes the certificate anew, where it is one of ours.
@@ -89,7 +87,7 @@ pub fn identity(
     clients: Option<&ClientCa>,
 ) -> Result<Identity, TlsError> {
     match settings.tls {
-        TlsMode::Off => Ok(Identity { transport: Transport::Plain, scheme: "http", ca_pem: String::new(), renewal: None }),
+        TlsMode::Off => Ok(Identity { transport: Transport::Plain, ca_pem: String::new(), renewal: None }),
         TlsMode::Generate => issue(Authority::generate("localregistry"), names(settings), addresses, registry, clients),
         TlsMode::Sign => {
             let key = Zeroizing::new(read("SIGN", "ca.key")?);
@@ -100,7 +98,7 @@ pub fn identity(
         TlsMode::Provided => {
             let (config, ca_pem) = tls::provided(&read("PROVIDED", "tls.crt")?, &read("PROVIDED", "tls.key")?, clients)
                 .map_err(TlsError::Provided)?;
-            Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem, renewal: None })
+            Ok(Identity { transport: Transport::Tls(config), ca_pem, renewal: None })
         }
     }
 }
@@ -121,7 +119,7 @@ fn issue(
     match made {
         Ok((config, ca_pem, leaves)) => {
             let renewal = Some(Renewal { leaves, names: own });
-            Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem, renewal })
+            Ok(Identity { transport: Transport::Tls(config), ca_pem, renewal })
         }
         Err(source) => Err(TlsError::Generate { names, source }),
     }
