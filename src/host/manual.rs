@@ -96,7 +96,9 @@ fn page(command: Command, name: String) -> Result<(String, Vec<u8>), ManualError
     let mut content = Vec::new();
     let command = command.display_name(&name);
     Man::new(command).render(&mut content).map_err(|error| ManualError::Page(name.clone(), error))?;
-    Ok((format!("man/man1/{name}.1"), content))
+    // The examples, exit codes and the like that follow the options in `--help` are no extra.
+    let content = String::from_utf8_lossy(&content).replace("\n.SH EXTRA\n", "\n.SH NOTES\n");
+    Ok((format!("man/man1/{name}.1"), content.into_bytes()))
 }
 
 fn completion(shell: Shell) -> Vec<u8> {
@@ -104,5 +106,47 @@ fn completion(shell: Shell) -> Vec<u8> {
     let mut program = Cli::command();
     let name = program.get_name().to_owned();
     clap_complete::generate(shell, &mut program, name, &mut content);
-    content
+    without_hidden(&program, &String::from_utf8_lossy(&content)).into_bytes()
+}
+
+/// The completions without the flags that no help shows: each is a word of bash's lists, and a line of its own for the others.
+fn without_hidden(program: &Command, completions: &str) -> String {
+    let arguments = program.get_subcommands().flat_map(Command::get_arguments);
+    let hidden: Vec<&str> = arguments.filter(|one| one.is_hide_set()).filter_map(clap::Arg::get_long).collect();
+    let is_hidden = |line: &str| {
+        let line = line.trim_start();
+        hidden.iter().any(|flag| line.starts_with(&format!("'--{flag}[")) || line.contains(&format!(" -l {flag} ")))
+    };
+    let shown = completions.split_inclusive('\n').filter(|line| !is_hidden(line)).collect::<String>();
+    hidden.iter().fold(shown, |text, flag| text.replace(&format!(" --{flag} "), " "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_subcommand_has_a_page_and_every_shell_knows_it() {
+        let pages = pages().unwrap();
+        let completions = SHELLS.map(|(shell, _)| String::from_utf8(completion(shell)).unwrap());
+        let mut program = Cli::command();
+        program.build();
+        for one in program.get_subcommands().filter(|one| one.get_name() != "help") {
+            let path = format!("man/man1/localregistry-{}.1", one.get_name());
+            let (_, page) = pages.iter().find(|(name, _)| *name == path).unwrap();
+            let page = String::from_utf8(page.clone()).unwrap();
+            for argument in one.get_arguments().filter_map(|one| one.get_long().map(|long| (long, one.is_hide_set()))) {
+                let (long, hidden) = argument;
+                assert_eq!(page.contains(&long.replace('-', "\\-")), !hidden, "{path}: {long}");
+                for completion in &completions {
+                    let [bash, zsh, fish] = [format!(" --{long} "), format!("'--{long}[="), format!("-l {long} ")];
+                    let found = completion.contains(&bash) || completion.contains(&fish);
+                    let found = found || completion.contains(zsh.trim_end_matches('=')) || completion.contains(&format!("--{long}=["));
+                    assert_eq!(found, !hidden, "{path}: {long}");
+                }
+            }
+        }
+        assert_eq!(pages.len(), 1 + program.get_subcommands().filter(|one| one.get_name() != "help").count());
+        assert!(pages.iter().all(|(_, page)| !String::from_utf8_lossy(page).contains(".SH EXTRA")));
+    }
 }

@@ -229,7 +229,9 @@ fn deploy(args: &Args, report: &Report, interrupt: &Interrupt) -> Result<(), Dep
         fs::write(root.join(name), content).map_err(wrong(&folder.join(name)))?;
     }
     if let Some(bundle) = &bundle {
-        let tree = trust::tree(bundle, &[Format::All]);
+        let mut tree = trust::tree(bundle, &[Format::All]);
+        // The ConfigMap is among the objects, and says more there.
+        tree.retain(|path, _| !path.starts_with("kubernetes/"));
         trust::write(&tree, &root.join("trust")).map_err(|error| DeployError::Trust(Box::new(error.into())))?;
     }
     interrupt.check()?;

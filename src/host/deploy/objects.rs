@@ -67,7 +67,7 @@ pub fn kubernetes(place: &Place, server: &str) -> String {
     let names: String = names.iter().map(|name| format!("            - --san\n            - {name}\n")).collect();
     let deployment = format!(
         r#"# Needs the Secret {SECRET}, the CA that signs every replica's certificate:
-#     kubectl create secret tls {SECRET} --namespace NAMESPACE --cert ca.crt --key ca.key
+#     kubectl create secret tls {SECRET} --namespace {plain} --cert ca.crt --key ca.key
 apiVersion: apps/v1
 kind: Deployment
 metadata:
@@ -159,6 +159,7 @@ spec:
             secretName: {SECRET}
             defaultMode: 0440
 "#,
+        plain = place.namespace,
         image = quoted(server),
     );
     documents(&[deployment, service(place), config_map(place)])
