@@ -220,6 +220,8 @@ fn deploy(args: &Args, report: &Report, interrupt: &Interrupt) -> Result<(), Dep
         move |source| DeployError::Write { path, source }
     };
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Whose error does not name the passing folder.
+    fs::metadata(parent).map_err(wrong(folder))?;
     let work = tempfile::Builder::new().prefix(".localregistry-deploy-").tempdir_in(parent).map_err(wrong(folder))?;
     let root = work.path().join("root");
     report.step(format!("making images of {}", args.disk.display()));

@@ -157,7 +157,8 @@ spec:
         - name: ca
           secret:
             secretName: {SECRET}
-            defaultMode: 0440
+            # 0440
+            defaultMode: 288
 "#,
         plain = place.namespace,
         image = quoted(server),
