@@ -32,6 +32,17 @@ pub enum Processor {
     Arm,
 }
 
+impl Processor {
+    /// Its name in an image's config (OCI image configuration, "Properties", `architecture`: a GOARCH).
+    #[must_use]
+    pub const fn architecture(self) -> &'static str {
+        match self {
+            Self::X86 => "amd64",
+            Self::Arm => "arm64",
+        }
+    }
+}
+
 impl fmt::Display for Processor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

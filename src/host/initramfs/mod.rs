@@ -12,7 +12,6 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use init::Init;
 pub use init::InitError;
 
 use super::cache::{self, CacheError};
@@ -20,6 +19,7 @@ use super::elf::Processor;
 use super::files;
 use super::kernel::{self, Flavor};
 use super::modules::{self, Modules, ModulesError};
+use super::program::Program;
 use super::report::Report;
 use crate::oci::Digest;
 
@@ -139,7 +139,7 @@ pub fn build(init: &Path, modules: &Path) -> Result<Vec<u8>, Error> {
     archive(&init, &modules)
 }
 
-fn archive(init: &Init, modules: &Modules) -> Result<Vec<u8>, Error> {
+fn archive(init: &Program, modules: &Modules) -> Result<Vec<u8>, Error> {
     let other = modules.load.iter().find(|module| module.processor != init.processor);
     other.map_or(Ok(()), |module| {
         Err(Error::Processors { init: init.processor, module: module.file.clone(), other: module.processor })
@@ -174,7 +174,7 @@ fn store(folder: &Path, archive: &[u8]) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
-fn read_init(given: Option<&Path>) -> Result<Init, Error> {
+fn read_init(given: Option<&Path>) -> Result<Program, Error> {
     let path = match given {
         Some(path) => path.to_owned(),
         None => init::find().map_err(Error::Init)?,
