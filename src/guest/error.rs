@@ -12,6 +12,7 @@ use crate::registry::store::StoreError;
 use super::access::AccessError;
 use super::config::ConfigError;
 use super::disk::DiskError;
+use super::entropy::EntropyError;
 use super::modules::ModuleError;
 use super::mount::MountError;
 use super::net::NetError;
@@ -41,6 +42,9 @@ pub enum Fault {
     /// What is on the disk.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Randomness.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
     /// The certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -82,6 +86,7 @@ impl Fault {
             Self::Disk(error) => error.code(),
             Self::Net(error) => error.code(),
             Self::Store(error) => store_code(error),
+            Self::Entropy(_) => "NO_ENTROPY",
             Self::Tls(_) => "BAD_TLS",
             Self::Access(_) => "BAD_AUTH",
             Self::Listen { .. } | Self::ListenAt { .. } => "NO_PORT",

@@ -43,7 +43,7 @@ pub struct Key {
 
 /// The keys of `Config` in `proto/localregistry/v1/config.proto`.
 #[rustfmt::skip]
-pub const KEYS: [Key; 33] = [
+pub const KEYS: [Key; 34] = [
     Key { path: "hostname",                    kind: Kind::Text,              expected: "a DNS name of at most 64 characters" },
     Key { path: "names",                       kind: Kind::Texts,             expected: "a list of DNS names and IP addresses" },
     Key { path: "port",                        kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
@@ -63,7 +63,7 @@ pub const KEYS: [Key; 33] = [
     Key { path: "auth.mode",                   kind: Kind::AuthMode,          expected: "ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN" },
     Key { path: "auth.tokenSeconds",           kind: Kind::Number,            expected: "seconds, at most 86400" },
     Key { path: "auth.clientCertificate",      kind: Kind::ClientCertificate, expected: "IGNORED, OPTIONAL or REQUIRED" },
-    Key { path: "metricsPort",                 kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
+    Key { path: "metricsPort",                 kind: Kind::Number,            expected: "a TCP port from 1 to 65535, and not the registry's" },
     Key { path: "listeners.*.address",         kind: Kind::Text,              expected: "an IP address of the appliance" },
     Key { path: "listeners.*.port",            kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
     Key { path: "listeners.*.transport",       kind: Kind::Transport,         expected: "PLAIN, or with a tls.mode other than OFF also TLS" },
@@ -76,6 +76,7 @@ pub const KEYS: [Key; 33] = [
     Key { path: "limits.minimumRate",          kind: Kind::Number,            expected: chosen::RATE },
     Key { path: "limits.connections",          kind: Kind::Number,            expected: chosen::CONNECTIONS },
     Key { path: "limits.streams",              kind: Kind::Number,            expected: chosen::STREAMS },
+    Key { path: "heartbeatSeconds",            kind: Kind::Number,            expected: "seconds, at most 3600; 0 for none" },
     Key { path: "trace",                       kind: Kind::Bool,              expected: "true or false" },
 ];
 

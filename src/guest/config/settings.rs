@@ -24,6 +24,9 @@ const SERIAL_MAX: usize = 20;
 const VLANS: std::ops::RangeInclusive<u16> = 1..=4094;
 /// Longest wait that a config may ask for, in seconds.
 const WAIT_MAX: u32 = 3600;
+/// Time between two heartbeats: a launcher knows of a hung guest within half a minute, and a night's log has no more than 500 KB of
+/// them.
+const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Longest life of a token, in seconds: a day.
 const TOKEN_SECONDS_MAX: u32 = 86_400;
 /// Latest clock: the end of the year 9999, in seconds since 1970.
@@ -58,6 +61,8 @@ pub struct Settings {
     pub disk_wait: Duration,
     /// The host's time, where it was given.
     pub clock: Option<SystemTime>,
+    /// Time between two heartbeats, where there are any.
+    pub heartbeat: Option<Duration>,
     /// Whether each step is printed.
     pub trace: bool,
 }
@@ -199,8 +204,22 @@ impl Settings {
             },
             disk_wait: check.wait(disk.wait_seconds, 5, "disk.waitSeconds")?,
             clock: check.some(clock(epoch), "clock.epochSeconds", epoch)?,
+            heartbeat: heartbeat(check, config.heartbeat_seconds)?,
             trace: config.trace,
         })
+    }
+}
+
+impl Settings {
+    /// These settings, of all sources together, where their values go with each other.
+    ///
+    /// # Errors
+    /// [`ConfigError::BadValue`] where two things are to have one port.
+    pub fn consistent(self) -> Result<Self, ConfigError> {
+        let check = Check { origin: Origin::Together };
+        let port = self.metrics_port.map_or(0, NonZeroU16::get);
+        check.some((port != self.port.get()).then_some(()), "metricsPort", port)?;
+        Ok(self)
     }
 }
 
@@ -235,6 +254,14 @@ fn auth_mode(check: Check, auth: proto::Auth) -> Result<AuthMode, ConfigError> {
         auth::Mode::Token => AuthMode::Token { anonymous: false, lifetime },
         auth::Mode::AnonymousToken => AuthMode::Token { anonymous: true, lifetime },
     })
+}
+
+fn heartbeat(check: Check, seconds: Option<u32>) -> Result<Option<Duration>, ConfigError> {
+    match seconds {
+        None => Ok(Some(HEARTBEAT)),
+        Some(0) => Ok(None),
+        Some(seconds) => check.wait(seconds, 0, "heartbeatSeconds").map(Some),
+    }
 }
 
 fn limits(check: Check, given: proto::Limits) -> Result<Limits, ConfigError> {

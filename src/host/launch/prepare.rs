@@ -8,7 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{LaunchError, Options, version};
+use super::{LEAST_MEMORY, LaunchError, Options, version};
 use crate::address::Mac;
 use crate::host::accel::Accel;
 use crate::host::config::GuestConfig;
@@ -58,6 +58,9 @@ impl Prepared {
     /// What is missing, cannot be used, or does not go together. Nothing is left of it.
     pub(super) async fn of(mut options: Options) -> Result<Self, LaunchError> {
         check_files(&options)?;
+        if options.memory_mib < LEAST_MEMORY {
+            return Err(LaunchError::Memory { given: options.memory_mib });
+        }
         net::together(&options.nets)?;
         let mut config = options.config.clone();
         let said = !options.nets.is_empty();
@@ -167,7 +170,7 @@ fn check_pem(certificate: &Path, key: &Path) -> Result<(), LaunchError> {
         files::read(path, LARGEST_PEM).map_err(|source| LaunchError::Read { what, path: path.to_owned(), source })
     };
     let (chain, secret) = (read("certificate", certificate)?, read("key", key)?);
-    let served = tls::provided(&chain, &secret, None).map(drop);
+    let served = tls::provided(&chain, &secret, None, Some(SystemTime::now())).map(drop);
     served.map_err(|source| LaunchError::Pem { certificate: certificate.to_owned(), key: key.to_owned(), source })
 }
 

@@ -13,7 +13,7 @@ use crate::host::access::{Access, CLIENT_CA_WITHOUT_TLS};
 use crate::host::ca::{Certificates, Tls};
 use crate::host::config::{GuestConfig, Setting};
 use crate::host::kernel::Flavor;
-use crate::host::launch::Options;
+use crate::host::launch::{LEAST_MEMORY, Options};
 use crate::host::net::{self, Net};
 use crate::host::qemu::Board;
 use crate::host::report::Report;
@@ -22,8 +22,6 @@ use crate::host::trust::Endpoint;
 
 /// Longest config file, in bytes: what the guest takes too.
 pub(super) const LARGEST_CONFIG: u64 = 1 << 20;
-/// Least memory in MiB: with 64 the stock kernel dies without a word.
-const LEAST_MEMORY: i64 = 80;
 /// Longest time to wait for `ready`, in seconds: a day.
 const LONGEST_TIMEOUT: u64 = 24 * 60 * 60;
 
@@ -109,7 +107,7 @@ pub struct Args {
     pub(super) init: Option<PathBuf>,
 
     /// Memory of the machine in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(LEAST_MEMORY..=1 << 20))]
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(i64::from(LEAST_MEMORY)..=1 << 20))]
     memory: u32,
 
     /// Virtual processors
