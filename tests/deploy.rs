@@ -51,7 +51,8 @@ fn bench() -> Bench {
 }
 
 fn deploy(bench: &Bench, arguments: &[&str]) -> (Deployed, Value) {
-    let output = bench.command(&[&["--quiet", "--json", "deploy", "disk.erofs", "-o", "out"], arguments].concat()).output().unwrap();
+    let output =
+        bench.command(&[&["--quiet", "--json", "deploy", "disk.erofs", "-o", "out"], arguments].concat()).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(text(&output.stderr), "");
     (Deployed(bench.path("out")), serde_json::from_slice(&output.stdout).unwrap())
@@ -79,7 +80,8 @@ fn golden(name: &str, found: &str) {
 fn every_file_is_as_it_was() {
     let bench = bench();
     let (deployed, said) = deploy(&bench, &[&FLAGS[..], &["--tag", "v1"]].concat());
-    let names = ["localregistry", "localregistry-disk", "localregistry-boot"].map(|name| format!("registry.example:5000/e2e/{name}:v1"));
+    let names =
+        ["localregistry", "localregistry-disk", "localregistry-boot"].map(|name| format!("registry.example:5000/e2e/{name}:v1"));
     assert_eq!(deployed.text("images.txt"), names.join("\n") + "\n");
     assert_eq!(
         said,
@@ -93,7 +95,8 @@ fn every_file_is_as_it_was() {
     let disk = fs::metadata(bench.path("disk.erofs")).unwrap().len().to_string();
     let listing = names.map(|name| format!("{name}\n{}", deployed.image(&json!(name)).listing())).join("\n");
     golden("images.txt", &listing.replace(&format!(" {disk} "), " DISK "));
-    let mut found: Vec<String> = fs::read_dir(&deployed.0).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    let mut found: Vec<String> =
+        fs::read_dir(&deployed.0).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     found.sort();
     assert_eq!(found, ["images", "images.txt", "kubernetes.yaml", "kubevirt.yaml"]);
 }
@@ -142,7 +145,8 @@ fn the_replicas_are_what_the_server_s_image_has() {
     assert_eq!(pod["spec"]["volumes"][0]["secret"]["defaultMode"], 0o440);
     assert_eq!(pod["spec"]["volumes"][0]["secret"]["secretName"], "localregistry-ca");
     assert_eq!(context["fsGroup"], context["runAsGroup"]);
-    let names: Vec<&str> = arguments[6..].chunks(2).map(|pair| if let ["--san", name] = pair { *name } else { panic!("{pair:?}") }).collect();
+    let names: Vec<&str> =
+        arguments[6..].chunks(2).map(|pair| if let ["--san", name] = pair { *name } else { panic!("{pair:?}") }).collect();
     let service_names = ["localregistry", "localregistry.e2e", "localregistry.e2e.svc", "localregistry.e2e.svc.cluster.local"];
     assert_eq!(names, [&service_names[..], &["registry.test", "fd00::1"]].concat());
 
@@ -265,11 +269,17 @@ fn what_cannot_be_deployed_is_named_and_nothing_is_written() {
     let bench = bench();
     let on = |output: &'static str| [&["disk.erofs", "-o", output], &FLAGS[..]].concat();
     let with = |flags: &[&'static str]| [&on("out")[..], flags].concat();
-    let replaced = |old: &str, new: &'static str| on("out").into_iter().map(|one| if one == old { new } else { one }).collect::<Vec<_>>();
+    let replaced =
+        |old: &str, new: &'static str| on("out").into_iter().map(|one| if one == old { new } else { one }).collect::<Vec<_>>();
 
     bench.file("notes", b"mine");
     for taken in ["notes", "layout"] {
-        refused(&bench, &on(taken), 1, &format!("{taken} is there already, and is no empty folder; a new or an empty one is expected"));
+        refused(
+            &bench,
+            &on(taken),
+            1,
+            &format!("{taken} is there already, and is no empty folder; a new or an empty one is expected"),
+        );
     }
     let gone = "No such file or directory (os error 2)";
     refused(&bench, &on("no/where"), 1, &format!("cannot write no/where: {gone}"));

@@ -41,7 +41,8 @@ fn words(list: &Value) -> Vec<String> {
 fn healthy(address: &str, ca: &Path, what: &dyn Fn() -> String) {
     let deadline = Instant::now() + Duration::from_secs(120);
     let url = format!("https://{address}/healthz");
-    let curl = || Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(ca).arg(&url).stdin(Stdio::null()).output().unwrap();
+    let curl =
+        || Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(ca).arg(&url).stdin(Stdio::null()).output().unwrap();
     while !curl().status.success() {
         assert!(Instant::now() < deadline, "{}", what());
         std::thread::sleep(Duration::from_millis(50));
@@ -124,7 +125,8 @@ fn podman_and_containerd_run_a_replica_each() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let mount = format!("type=bind,src={secret},dst={mounted},options=rbind:ro");
         let log = fs::File::create(bench.path("ctr.log")).unwrap();
-        let mut run = containerd.ctr(&["run", "--net-host", "--read-only", "--user", &user, "--mount", &mount, image, "replica"]);
+        // Its user is the image's own: this client cannot say another.
+        let mut run = containerd.ctr(&["run", "--net-host", "--read-only", "--mount", &mount, image, "replica"]);
         let moved: Vec<&str> = arguments.iter().map(|one| if *one == "0.0.0.0:5000" { "0.0.0.0:5001" } else { *one }).collect();
         run.args(["/localregistry", "serve", "/images"]).args(&moved);
         let mut replica = Killed(run.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
@@ -165,11 +167,31 @@ fn the_machine_serves_with_nothing_but_what_kubevirt_gives_it() {
     let net = format!("user,id=net0,restrict=on,hostfwd=tcp:{forwarded}-:{port}");
     let device = format!("virtio-blk-pci,drive=images,serial={serial}");
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.current_dir(bench.path("")).args(["-machine", board, "-accel", "tcg", "-cpu", "max", "-m", memory, "-nodefaults", "-no-user-config"]);
+    qemu.current_dir(bench.path("")).args([
+        "-machine",
+        board,
+        "-accel",
+        "tcg",
+        "-cpu",
+        "max",
+        "-m",
+        memory,
+        "-nodefaults",
+        "-no-user-config",
+    ]);
     qemu.args(["-display", "none", "-serial", "file:console", "-kernel", "kernel", "-initrd", "initrd", "-append"]);
     qemu.arg(kernel["kernelArgs"].as_str().unwrap());
     qemu.args(["-drive", "file=images.img,format=raw,if=none,id=images,snapshot=on", "-device", &device]);
-    qemu.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net0", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
+    qemu.args([
+        "-netdev",
+        &net,
+        "-device",
+        "virtio-net-pci,netdev=net0",
+        "-device",
+        "virtio-rng-pci",
+        "-device",
+        "virtio-serial-pci",
+    ]);
     qemu.args(["-chardev", "null,id=agent", "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]);
     qemu.args(["-qmp", "unix:qmp,server=on,wait=off"]);
     let mut qemu = Killed(qemu.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
@@ -203,6 +225,9 @@ fn the_machine_serves_with_nothing_but_what_kubevirt_gives_it() {
     common::qmp::Qmp::connect(&bench.path("qmp")).run("system_powerdown", json!({}));
     assert_eq!(qemu.0.wait().unwrap().code(), Some(0));
     let console = String::from_utf8_lossy(&fs::read(bench.path("console")).unwrap()).into_owned();
-    let done = console.lines().filter_map(|line| serde_json::from_str::<Value>(line.trim()).ok()).find(|event| event["done"].is_object());
+    let done = console
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line.trim()).ok())
+        .find(|event| event["done"].is_object());
     assert_eq!(done.unwrap_or_else(|| panic!("{console}"))["done"]["status"].as_u64().unwrap_or(0), 0);
 }

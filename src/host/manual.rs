@@ -23,11 +23,13 @@ const SHELLS: [(Shell, &str); 3] = [
 
 /// Write man pages and shell completions
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The folder gets man/man1/ (MANPATH, /usr/share/man) and completions/{bash,zsh,fish}/: bash-completion reads
+#[command(
+    after_help = "The folder gets man/man1/ (MANPATH, /usr/share/man) and completions/{bash,zsh,fish}/: bash-completion reads
 /usr/share/bash-completion/completions, zsh its fpath, fish ~/.config/fish/completions.
 
 Example:
-  localregistry manual -o share && man -l share/man/man1/localregistry-run.1")]
+  localregistry manual -o share && man -l share/man/man1/localregistry-run.1"
+)]
 pub struct Args {
     /// The folder; files of these names there are replaced
     #[arg(long, short, value_name = "DIR")]
@@ -82,7 +84,8 @@ fn pages() -> Result<Vec<(String, Vec<u8>)>, ManualError> {
     let mut program = Cli::command();
     // Flags of every subcommand get there by this.
     program.build();
-    let subcommands: Vec<Command> = program.get_subcommands().filter(|one| !one.is_hide_set() && one.get_name() != "help").cloned().collect();
+    let subcommands: Vec<Command> =
+        program.get_subcommands().filter(|one| !one.is_hide_set() && one.get_name() != "help").cloned().collect();
     let name = program.get_name().to_owned();
     let mut pages = vec![page(program, name.clone())?];
     for one in subcommands {
@@ -141,7 +144,8 @@ mod tests {
                 for completion in &completions {
                     let [bash, zsh, fish] = [format!(" --{long} "), format!("'--{long}[="), format!("-l {long} ")];
                     let found = completion.contains(&bash) || completion.contains(&fish);
-                    let found = found || completion.contains(zsh.trim_end_matches('=')) || completion.contains(&format!("--{long}=["));
+                    let found =
+                        found || completion.contains(zsh.trim_end_matches('=')) || completion.contains(&format!("--{long}=["));
                     assert_eq!(found, !hidden, "{path}: {long}");
                 }
             }

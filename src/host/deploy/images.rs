@@ -130,7 +130,8 @@ impl Parts<'_> {
         let digests = images.iter().map(|image| image.digest.to_string()).collect::<Vec<_>>().join(" ");
         let made: String = Digest::sha256_of(digests.as_bytes()).hex().chars().take(TAG_DIGITS).collect();
         let tag = tag.map_or(made, Tag::to_string);
-        let [server, disk, boot] = ["localregistry", "localregistry-disk", "localregistry-boot"].map(|name| format!("{prefix}/{name}:{tag}"));
+        let [server, disk, boot] =
+            ["localregistry", "localregistry-disk", "localregistry-boot"].map(|name| format!("{prefix}/{name}:{tag}"));
         let names = Names { server, disk, boot };
         for (image, name) in images.into_iter().zip(names.all()) {
             layout.name(image, name);

@@ -8,12 +8,11 @@ use crate::host::elf::{Elf, ElfError};
 use crate::host::files;
 
 /// How it is built.
-const BUILD: &str = "cargo build --release --target x86_64-unknown-linux-musl --no-default-features --features host --bin localregistry";
+const BUILD: &str =
+    "cargo build --release --target x86_64-unknown-linux-musl --no-default-features --features host --bin localregistry";
 /// Where it is built in the same `target/`, seen from the folder of this program.
-const PLACES: [&str; 2] = [
-    "../x86_64-unknown-linux-musl/release/localregistry",
-    "../../x86_64-unknown-linux-musl/release/localregistry",
-];
+const PLACES: [&str; 2] =
+    ["../x86_64-unknown-linux-musl/release/localregistry", "../../x86_64-unknown-linux-musl/release/localregistry"];
 /// Largest program that is taken for one, in bytes.
 const LARGEST: u64 = 1 << 30;
 
