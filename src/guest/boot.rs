@@ -4,37 +4,32 @@
 use std::any::Any;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
 use crate::proto::{self, Booting, Done, Event, Ready, Warning, event};
 use crate::registry::answer::Registry;
-use crate::registry::client::Surface;
 use crate::registry::events::Events;
 use crate::registry::metrics::Totals;
-use crate::registry::serve::{Listener, Transport, runtime, serve};
+use crate::registry::serve::{Listener, runtime, serve};
 use crate::registry::store::Store;
 
 use super::config::{self, Layer, Origin, Settings};
 use super::error::Fault;
 use super::events::Writer;
+use super::listeners::Listeners;
 use super::power::{By, Stop};
-use super::readdress::{self, Place};
 use super::steps::Steps;
 use super::tls::Identity;
-use super::{access, clock, console, control, disk, entropy, events, heartbeat, machine, modules, mount, net, power, tls};
-
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 4096;
+use super::{
+    access, clock, console, control, disk, entropy, events, heartbeat, machine, modules, mount, net, power, readdress, tls,
+};
 
 /// How long what still runs may take to notice that it has ended.
 const STRAGGLERS: Duration = Duration::from_millis(500);
@@ -87,12 +82,11 @@ impl Ended {
 /// A registry that only has to be served.
 struct Prepared {
     registry: Arc<Registry>,
-    listener: TcpListener,
-    /// Of health, metrics and the CA, where they have a port of their own.
-    observed: Option<(TcpListener, NonZeroU16)>,
+    listeners: Listeners,
+    /// The same, bound.
+    bound: Vec<Listener>,
     identity: Identity,
     network: net::Network,
-    port: NonZeroU16,
     heartbeat: Option<Duration>,
 }
 
@@ -125,10 +119,11 @@ impl Guest {
             stop = next(&mut stops) => return Ok(Ended { by: stop.by, hurried: None, totals: Totals::default() }),
             prepared = self.prepare() => prepared?,
         };
-        let place = self.say_ready(&prepared);
-        tokio::spawn(readdress::follow(prepared.network, place, prepared.identity.renewal, self.events.clone()));
-        if let Some(every) = prepared.heartbeat {
-            tokio::spawn(heartbeat::beat(every, Arc::clone(&prepared.registry), self.events.clone()));
+        self.say_ready(&prepared);
+        let Prepared { registry, listeners, bound, identity, network, heartbeat } = prepared;
+        tokio::spawn(readdress::follow(network, listeners, identity.renewal, self.events.clone()));
+        if let Some(every) = heartbeat {
+            tokio::spawn(heartbeat::beat(every, Arc::clone(&registry), self.events.clone()));
         }
         // Who asked for the end, and who asked again.
         let (mut first, mut again) = (None, None);
@@ -139,14 +134,7 @@ impl Guest {
             (drain, stops)
         };
         let hurry = async |(drain, mut stops)| again = timeout(drain, next(&mut stops)).await.ok().map(|stop| stop.by);
-        let surface = if prepared.observed.is_some() { Surface::Registry } else { Surface::All };
-        let mut listeners = vec![Listener { socket: prepared.listener, transport: prepared.identity.transport, surface }];
-        listeners.extend(prepared.observed.map(|(socket, _)| Listener {
-            socket,
-            transport: Transport::Plain,
-            surface: Surface::Observability,
-        }));
-        let totals = serve(listeners, prepared.registry, shutdown, hurry).await;
+        let totals = serve(bound, registry, shutdown, hurry).await;
         Ok(Ended { by: first.unwrap_or(By::Command), hurried: again, totals })
     }
 
@@ -174,11 +162,9 @@ impl Guest {
             "" => registry,
             ca_pem => registry.with_ca(ca_pem),
         });
-        let open = |port| listen(port).map_err(|source| Fault::Listen { port, source });
-        let port = settings.port;
-        let listener = self.steps.run("listen", || open(port))?;
-        let observed = settings.metrics_port.map(|port| Ok::<_, Fault>((open(port)?, port))).transpose()?;
-        Ok(Prepared { registry, listener, observed, identity, network, port, heartbeat: settings.heartbeat })
+        let listeners = Listeners::of(&settings);
+        let bound = self.steps.run("listen", || listeners.open(&identity.transport))?;
+        Ok(Prepared { registry, listeners, bound, identity, network, heartbeat: settings.heartbeat })
     }
 
     fn trace(&mut self, settings: &Settings) {
@@ -201,20 +187,17 @@ impl Guest {
         self.events.emit(event::Event::Booting(Booting { version, kernel: machine::kernel_release() }));
     }
 
-    fn say_ready(&self, prepared: &Prepared) -> Place {
-        let metrics_port = prepared.observed.as_ref().map(|(_, port)| *port);
-        let place = Place { scheme: prepared.identity.scheme, port: prepared.port, metrics_port };
-        let ready = self.ready(prepared, place);
-        let (endpoints, uptime) = (ready.endpoints.join(" "), ready.uptime);
+    fn say_ready(&self, prepared: &Prepared) {
+        let ready = self.ready(prepared);
+        let (endpoints, uptime) = ([&*ready.endpoints, &*ready.further_endpoints].concat().join(" "), ready.uptime);
         console::say(&format!("ready after {uptime:.2} s: {} images at {endpoints}", ready.images));
         self.events.emit(event::Event::Ready(ready));
-        place
     }
 
-    fn ready(&self, prepared: &Prepared, place: Place) -> Ready {
-        let Prepared { registry, identity, network, .. } = prepared;
+    fn ready(&self, prepared: &Prepared) -> Ready {
+        let Prepared { registry, identity, network, listeners, .. } = prepared;
         let (store, memory) = (registry.store(), machine::memory());
-        let proto::Endpoints { endpoints, metrics_endpoints } = place.endpoints(network.addresses());
+        let proto::Endpoints { endpoints, metrics_endpoints, further_endpoints } = listeners.endpoints(network.addresses());
         Ready {
             endpoints,
             ca_pem: identity.ca_pem.clone(),
@@ -226,6 +209,7 @@ impl Guest {
             memory_used: memory.used,
             memory_total: memory.total,
             metrics_endpoints,
+            further_endpoints,
             heartbeat_seconds: prepared.heartbeat.map_or(0, |every| u32::try_from(every.as_secs()).unwrap_or(u32::MAX)),
         }
     }
@@ -269,24 +253,6 @@ impl Guest {
 
 fn config_over_disk(outside: Layer) -> Result<Settings, config::ConfigError> {
     config::on_disk(Path::new(disk::ROOT))?.under(outside).settings(Origin::Together)?.consistent()
-}
-
-/// Every address of the guest, by IPv6 and by IPv4; by IPv4 alone where the kernel has no IPv6.
-fn listen(port: NonZeroU16) -> io::Result<TcpListener> {
-    let every = |address: IpAddr| SocketAddr::new(address, port.get());
-    match TcpSocket::new_v6() {
-        Ok(socket) => bind(&socket, every(Ipv6Addr::UNSPECIFIED.into())).and_then(|()| socket.listen(BACKLOG)),
-        Err(_) => {
-            let socket = TcpSocket::new_v4()?;
-            bind(&socket, every(Ipv4Addr::UNSPECIFIED.into()))?;
-            socket.listen(BACKLOG)
-        }
-    }
-}
-
-fn bind(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)
 }
 
 /// The next request to end. The channel never closes while somebody may ask.
@@ -344,19 +310,5 @@ mod tests {
         ] {
             assert_eq!(reason(by, again), words);
         }
-    }
-
-    #[tokio::test]
-    async fn both_families_are_listened_for_and_a_port_in_use_is_refused() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let port = NonZeroU16::new(free).unwrap();
-        let listener = listen(port).unwrap();
-        for address in ["127.0.0.1", "::1"] {
-            tokio::net::TcpStream::connect((address, free)).await.unwrap();
-        }
-        let source = listen(port).unwrap_err();
-        let fault = Fault::Listen { port, source };
-        assert_eq!(fault.chain(), format!("listen on TCP port {free}: Address already in use (os error 98)"));
-        drop(listener);
     }
 }

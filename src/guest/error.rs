@@ -2,6 +2,7 @@
 //! what happens then: [`boot`](super::boot) does.
 
 use std::io;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use crate::causes;
@@ -58,6 +59,16 @@ pub enum Fault {
         /// Why.
         source: io::Error,
     },
+    /// A port of one address.
+    #[error("listen on TCP port {port} of {address}")]
+    ListenAt {
+        /// The address.
+        address: IpAddr,
+        /// The port.
+        port: NonZeroU16,
+        /// Why.
+        source: io::Error,
+    },
     /// A bug of ours.
     #[error("a bug in localregistry-init: {0}")]
     Panic(String),
@@ -78,7 +89,7 @@ impl Fault {
             Self::Entropy(_) => "NO_ENTROPY",
             Self::Tls(_) => "BAD_TLS",
             Self::Access(_) => "BAD_AUTH",
-            Self::Listen { .. } => "NO_PORT",
+            Self::Listen { .. } | Self::ListenAt { .. } => "NO_PORT",
             Self::Panic(_) => "PANIC",
         }
     }

@@ -18,6 +18,7 @@ pub mod entropy;
 pub mod error;
 pub mod events;
 pub mod heartbeat;
+pub mod listeners;
 pub mod machine;
 pub mod modules;
 pub mod mount;

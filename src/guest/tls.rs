@@ -52,8 +52,6 @@ pub enum TlsError {
 pub struct Identity {
     /// For the listener.
     pub transport: Transport,
-    /// `https` or `http`.
-    pub scheme: &'static str,
     /// The CA in PEM; empty without TLS.
     pub ca_pem: String,
     /// What makes the certificate anew, where it is one of ours.
@@ -92,7 +90,7 @@ pub fn identity(
     now: Option<SystemTime>,
 ) -> Result<Identity, TlsError> {
     match settings.tls {
-        TlsMode::Off => Ok(Identity { transport: Transport::Plain, scheme: "http", ca_pem: String::new(), renewal: None }),
+        TlsMode::Off => Ok(Identity { transport: Transport::Plain, ca_pem: String::new(), renewal: None }),
         TlsMode::Generate => issue(Authority::generate("localregistry"), names(settings), addresses, registry, clients),
         TlsMode::Sign => {
             let key = Zeroizing::new(read("SIGN", "ca.key")?);
@@ -102,7 +100,7 @@ pub fn identity(
         TlsMode::Provided => {
             let (config, ca_pem) = tls::provided(&read("PROVIDED", "tls.crt")?, &read("PROVIDED", "tls.key")?, clients, now)
                 .map_err(TlsError::Provided)?;
-            Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem, renewal: None })
+            Ok(Identity { transport: Transport::Tls(config), ca_pem, renewal: None })
         }
     }
 }
@@ -123,7 +121,7 @@ fn issue(
     match made {
         Ok((config, ca_pem, leaves)) => {
             let renewal = Some(Renewal { leaves, names: own });
-            Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem, renewal })
+            Ok(Identity { transport: Transport::Tls(config), ca_pem, renewal })
         }
         Err(source) => Err(TlsError::Generate { names, source }),
     }

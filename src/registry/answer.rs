@@ -33,7 +33,7 @@ use super::reply::{self, Content, Freshness, Source};
 use super::route::{self, Asked, Endpoint, Route, Target};
 use super::store::Store;
 use super::{lists, range};
-use crate::oci::{Host, Reference, Repository};
+use crate::oci::{Reference, Repository};
 use crate::proto;
 
 mod beside;
@@ -224,8 +224,8 @@ impl Registry {
     }
 
     /// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
-    /// name, the `Host` header where the store knows that host, else none: then it is in the default namespace, or of docker.io,
-    /// whose mirrors dockerd asks without a word of that.
+    /// name, the `Host` header where the store knows that host, with its port or without, else none: then it is in the default
+    /// namespace, or of docker.io, whose mirrors dockerd asks without a word of that.
     fn repository(&self, name: &Repository, target: &Target, head: &Parts) -> Result<RepositoryId, RegistryError> {
         let host = client::host(head);
         let upstream = match (&target.namespace, name.host()) {
@@ -234,7 +234,10 @@ impl Registry {
                 Some(namespace.as_str()).filter(|namespace| host.as_ref().is_none_or(|own| own.as_str() != *namespace))
             }
             (None, Some(_)) => None,
-            (None, None) => host.as_ref().map(Host::name).filter(|host| self.upstreams.contains(route::upstream(host))),
+            (None, None) => {
+                let names = host.as_ref().map(|host| [host.as_str(), host.name()]).into_iter().flatten();
+                { names }.find(|host| self.upstreams.contains(route::upstream(host)))
+            }
         };
         let full = match upstream {
             Some(upstream) => format!("{}/{name}", route::upstream(upstream)),

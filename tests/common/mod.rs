@@ -7,6 +7,7 @@ pub mod boards;
 pub mod certificates;
 pub mod child;
 pub mod cri;
+pub mod deployed;
 pub mod docker;
 pub mod h2;
 pub mod http;

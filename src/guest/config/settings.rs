@@ -9,6 +9,7 @@ pub use crate::address::{Cidr, Mac};
 use crate::address::{MTU, is_dns_name, is_san};
 use crate::proto::auth::{self, ClientCertificate};
 use crate::proto::interface::Autoconf;
+use crate::proto::listener::Transport;
 use crate::proto::{self, Config, tls::Mode};
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::limits::{Limits, TOKEN_LIFETIME};
@@ -40,6 +41,8 @@ pub struct Settings {
     pub names: Vec<String>,
     /// TCP port of the registry.
     pub port: NonZeroU16,
+    /// Further places that the registry is served at.
+    pub listeners: Vec<Listener>,
     /// Where the certificate comes from.
     pub tls: TlsMode,
     /// Who may pull.
@@ -93,6 +96,17 @@ pub enum AuthMode {
     },
 }
 
+/// A further place that the registry is served at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    /// The one address that it is on; none for every one.
+    pub address: Option<IpAddr>,
+    /// TCP port.
+    pub port: NonZeroU16,
+    /// Whether it speaks plain HTTP.
+    pub plain: bool,
+}
+
 /// One interface to bring up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
@@ -143,6 +157,9 @@ impl Settings {
         let check = Check { origin };
         let interfaces = config.interfaces.iter().enumerate().map(|(place, given)| interface(check, place, given));
         let interfaces = interfaces.collect::<Result<Vec<_>, _>>()?;
+        let mode = config.tls.unwrap_or_default().mode();
+        let listeners = config.listeners.iter().enumerate().map(|(place, given)| listener(check, place, given, mode));
+        let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
         let disk = config.disk.clone().unwrap_or_default();
         let auth = config.auth.unwrap_or_default();
         let epoch = config.clock.unwrap_or_default().epoch_seconds;
@@ -162,7 +179,8 @@ impl Settings {
                 0 => NonZeroU16::MIN.saturating_add(4999),
                 port => check.some(u16::try_from(port).ok().and_then(NonZeroU16::new), "port", port)?,
             },
-            tls: match config.tls.unwrap_or_default().mode() {
+            listeners,
+            tls: match mode {
                 Mode::Unspecified | Mode::Generate => TlsMode::Generate,
                 Mode::Provided => TlsMode::Provided,
                 Mode::Off => TlsMode::Off,
@@ -261,6 +279,21 @@ fn limits(check: Check, given: proto::Limits) -> Result<Limits, ConfigError> {
     let said = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
     said.into_iter()
         .try_fold(Limits::default(), |limits, (key, value)| check.some(limits.with(key, value), &format!("limits.{key}"), value))
+}
+
+fn listener(check: Check, place: usize, given: &proto::Listener, mode: Mode) -> Result<Listener, ConfigError> {
+    let key = |field: &str| format!("listeners.{place}.{field}");
+    let address = Some(given.address.as_str()).filter(|text| !text.is_empty());
+    let plain = match given.transport() {
+        Transport::Unspecified => Some(mode == Mode::Off),
+        Transport::Plain => Some(true),
+        Transport::Tls => (mode != Mode::Off).then_some(false),
+    };
+    Ok(Listener {
+        address: address.map(|text| check.some(text.parse().ok(), &key("address"), text)).transpose()?,
+        port: check.some(u16::try_from(given.port).ok().and_then(NonZeroU16::new), &key("port"), given.port)?,
+        plain: check.some(plain, &key("transport"), given.transport().as_str_name())?,
+    })
 }
 
 fn interface(check: Check, place: usize, given: &proto::Interface) -> Result<Interface, ConfigError> {

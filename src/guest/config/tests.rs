@@ -10,7 +10,7 @@ use crate::proto;
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::limits::Limits;
 
-use super::settings::{AuthMode, Interface, Ipv6, Select, TlsMode};
+use super::settings::{AuthMode, Interface, Ipv6, Listener, Select, TlsMode};
 use super::*;
 
 fn fw_cfg(text: &str) -> Layer {
@@ -52,6 +52,7 @@ fn nothing_given_is_the_defaults() {
     assert_eq!(defaults.heartbeat, Some(Duration::from_secs(10)));
     assert_eq!(settings(&fw_cfg(r#"{"heartbeatSeconds": 0}"#)).heartbeat, None);
     assert_eq!((defaults.auth, defaults.client_certificate, defaults.metrics_port), (AuthMode::Anonymous, None, None));
+    assert_eq!(defaults.listeners, []);
     assert_eq!(defaults, settings(&fw_cfg("{}")));
     assert_eq!(defaults, settings(&line("console=ttyS0 quiet localregistry=1")));
 }
@@ -69,7 +70,8 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
             "disk": {"serial": "images", "waitSeconds": 2}, "clock": {"epochSeconds": 1800000000.5}, "trace": true, "heartbeatSeconds": 3,
             "auth": {"mode": "ANONYMOUS_TOKEN", "tokenSeconds": 60, "clientCertificate": "OPTIONAL"}, "metricsPort": 9090,
             "limits": {"firstByteSeconds": 1, "handshakeSeconds": 2, "requestHeadSeconds": 3, "stallSeconds": 4, "pingSeconds": 5,
-                "idleSeconds": 6, "minimumRate": 7, "connections": 8, "streams": 9}
+                "idleSeconds": 6, "minimumRate": 7, "connections": 8, "streams": 9},
+            "listeners": [{"address": "fd00::82", "port": 80, "transport": "PLAIN"}, {"port": 8080}]
         }"#,
     );
     let words = line(
@@ -84,7 +86,9 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
          localregistry.auth.clientCertificate=OPTIONAL localregistry.metricsPort=9090 \
          localregistry.limits.firstByteSeconds=1 localregistry.limits.handshake_seconds=2 localregistry.limits.requestHeadSeconds=3 \
          localregistry.limits.stallSeconds=4 localregistry.limits.pingSeconds=5 localregistry.limits.idleSeconds=6 \
-         localregistry.limits.minimumRate=7 localregistry.limits.connections=8 localregistry.limits.streams=9",
+         localregistry.limits.minimumRate=7 localregistry.limits.connections=8 localregistry.limits.streams=9 \
+         localregistry.listeners.0.address=fd00::82 localregistry.listeners.0.port=80 localregistry.listeners.0.transport=PLAIN \
+         localregistry.listeners.1.port=8080",
     );
     assert_eq!(settings(&json), settings(&words));
 
@@ -96,6 +100,12 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
     assert_eq!(all.clock, Some(UNIX_EPOCH + Duration::from_millis(1_800_000_000_500)));
     assert_eq!(all.auth, AuthMode::Token { anonymous: true, lifetime: Duration::from_secs(60) });
     assert_eq!((all.client_certificate, all.metrics_port), (Some(Presence::Optional), NonZeroU16::new(9090)));
+    let listener = |address: Option<&str>, port| Listener {
+        address: address.map(|address| address.parse().unwrap()),
+        port: NonZeroU16::new(port).unwrap(),
+        plain: true,
+    };
+    assert_eq!(all.listeners, [listener(Some("fd00::82"), 80), listener(None, 8080)]);
     let seconds = Duration::from_secs;
     let limits = Limits {
         first_byte: seconds(1),
@@ -152,7 +162,8 @@ fn an_unknown_key_is_refused_with_its_source() {
     let known = "expected one of hostname, names, port, tls.mode, interfaces.N.mac, interfaces.N.addresses, interfaces.N.gateway, \
                  interfaces.N.mtu, interfaces.N.timeoutSeconds, interfaces.N.gateways, interfaces.N.vlan, interfaces.N.autoconf, \
                  interfaces.N.place, disk.serial, disk.waitSeconds, clock.epochSeconds, auth.mode, \
-                 auth.tokenSeconds, auth.clientCertificate, metricsPort, limits.firstByteSeconds, limits.handshakeSeconds, \
+                 auth.tokenSeconds, auth.clientCertificate, metricsPort, listeners.N.address, listeners.N.port, \
+                 listeners.N.transport, limits.firstByteSeconds, limits.handshakeSeconds, \
                  limits.requestHeadSeconds, limits.stallSeconds, limits.pingSeconds, limits.idleSeconds, limits.minimumRate, \
                  limits.connections, limits.streams, heartbeatSeconds, trace";
     for (text, key) in [
@@ -197,6 +208,22 @@ fn a_bad_value_is_refused_with_key_source_and_what_is_expected() {
         (r#"{"auth": {"mode": "basic"}}"#, "auth.mode is \"basic\"; expected ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN"),
         (r#"{"auth": {"tokenSeconds": 86401}}"#, "auth.tokenSeconds is 86401; expected seconds, at most 86400"),
         (r#"{"auth": {"clientCertificate": true}}"#, "auth.clientCertificate is true; expected IGNORED, OPTIONAL or REQUIRED"),
+        (r#"{"listeners": {}}"#, "listeners is {}; expected a list of listeners, numbered from 0 without a gap"),
+        (r#"{"listeners": [80]}"#, "listeners.0 is 80; expected an object such as {\"port\": 80, \"transport\": \"PLAIN\"}"),
+        (r#"{"listeners": [{}]}"#, "listeners.0.port is 0; expected a TCP port from 1 to 65535"),
+        (r#"{"listeners": [{"port": 80}, {"port": 65536}]}"#, "listeners.1.port is 65536; expected a TCP port from 1 to 65535"),
+        (
+            r#"{"listeners": [{"port": 80, "address": "eth0"}]}"#,
+            "listeners.0.address is \"eth0\"; expected an IP address of the appliance",
+        ),
+        (
+            r#"{"listeners": [{"port": 80, "transport": "HTTP"}]}"#,
+            "listeners.0.transport is \"HTTP\"; expected PLAIN, or with a tls.mode other than OFF also TLS",
+        ),
+        (
+            r#"{"listeners": [{"port": 443, "transport": "TLS"}], "tls": {"mode": "OFF"}}"#,
+            "listeners.0.transport is \"TLS\"; expected PLAIN, or with a tls.mode other than OFF also TLS",
+        ),
         (r#"{"metricsPort": 70000}"#, "metricsPort is 70000; expected a TCP port from 1 to 65535, and not the registry's"),
         (r#"{"heartbeatSeconds": 3601}"#, "heartbeatSeconds is 3601; expected seconds, at most 3600; 0 for none"),
         (r#"{"limits": 5}"#, "limits is 5; expected an object such as {\"stallSeconds\": 60}"),
@@ -389,6 +416,11 @@ fn the_table_of_keys_is_the_contract() {
             connections: Some(1),
             streams: Some(1),
         }),
+        listeners: vec![proto::Listener {
+            address: "10.0.0.2".into(),
+            port: 3,
+            transport: proto::listener::Transport::Plain.into(),
+        }],
     };
     let text = serde_json::to_vec(&config).unwrap();
     let layer = Layer::from_json(Origin::FwCfg, &text).unwrap();

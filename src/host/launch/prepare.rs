@@ -40,6 +40,15 @@ pub(super) struct Prepared {
     /// What is forwarded to the registry, and to health, metrics and the CA.
     pub registry: Option<Forward>,
     pub metrics: Option<Forward>,
+    pub further: Vec<Further>,
+}
+
+/// What is forwarded to a further listener of the guest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Further {
+    pub forward: Forward,
+    /// Whether it speaks plain HTTP.
+    pub plain: bool,
 }
 
 impl Prepared {
@@ -79,7 +88,11 @@ impl Prepared {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         config.complete(user.then_some(options.publish), now);
         let registry = user.then_some(Forward { host: options.publish, guest_port: config.port() });
-        let prepared = Self { options, nets, version, config, registry, metrics };
+        // From free ports: how many there are is the config's affair.
+        let host = SocketAddrV4::new(*options.publish.ip(), 0);
+        let further = config.further_ports().into_iter().filter(|_| user);
+        let further = further.map(|(guest_port, plain)| Further { forward: Forward { host, guest_port }, plain }).collect();
+        let prepared = Self { options, nets, version, config, registry, metrics, further };
         // By names alone: what a network lacks does not hang on a descriptor.
         let lacks = version.suffices(&prepared.networks(&[]));
         let Options { qemu, board, .. } = &prepared.options;
@@ -97,7 +110,8 @@ impl Prepared {
     fn backend(&self, net: &Net, open: Option<i32>) -> Backend {
         match (&net.kind, open) {
             (Kind::User, _) => {
-                let forwards = [self.registry, self.metrics].into_iter().flatten().collect();
+                let further = self.further.iter().map(|further| further.forward);
+                let forwards = [self.registry, self.metrics].into_iter().flatten().chain(further).collect();
                 Backend::User { forwards, guest: net.address, gateway: net.gateway }
             }
             (Kind::Tap(_) | Kind::Bridge(_), Some(open)) => Backend::TapFd(open),

@@ -105,6 +105,7 @@ pub(super) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
         nets: options.nets.clone(),
         registry: prepared.registry,
         metrics: prepared.metrics,
+        further: prepared.further.clone(),
         started,
         boot_time: Duration::ZERO,
         ready: Ready::default(),

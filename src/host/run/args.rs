@@ -26,8 +26,7 @@ pub(super) const LARGEST_CONFIG: u64 = 1 << 20;
 const LONGEST_TIMEOUT: u64 = 24 * 60 * 60;
 
 /// Why `--machine virt` alone is not enough.
-const VIRT_WITHOUT_KERNEL: &str =
-    "the argument '--machine virt' needs '--kernel <FILE>' and '--initramfs <FILE>': there is no flavor for 64-bit ARM";
+const VIRT_WITHOUT_KERNEL: &str = "the argument '--machine virt' needs '--kernel <FILE>': there is no flavor for 64-bit ARM";
 
 /// The command line of `localregistry run`.
 #[derive(Debug, clap::Args)]
@@ -73,10 +72,11 @@ Exit status:
    8  QEMU is missing, too old, or none
    9  the disk is missing, or none of ours
   10  a port is taken
-  11  a bridge, a tap or a socket of --net is missing or may not be used
+  11  a bridge, a tap or a socket of --net is missing, in use or something else
   12  the run's folder, a file or a folder that is to be written, cannot be
   13  a certificate, a key, a CA or a file that says who may pull cannot be used
   14  there is no kernel or no initramfs, or the kernel lacks an option that the guest needs
+  15  no permission to make or to open a tap of --net
 Where it is neither 0 nor 2, standard error says what happened and shows the console's last lines.")]
 pub struct Args {
     /// The packed disk (it is only read: any number of machines may share it)
@@ -256,7 +256,7 @@ impl Args {
     pub fn conflict(&self, report: &Report) -> Option<String> {
         let no_tls = self.certificates.mode() == Some(Tls::Off);
         let forwards = self.net.is_empty() || self.net.iter().any(Net::is_user);
-        let virt_alone = self.machine == Board::Virt && (self.kernel.is_none() || self.initramfs.is_none());
+        let virt_alone = self.machine == Board::Virt && self.kernel.is_none();
         let fixed = [
             (virt_alone, VIRT_WITHOUT_KERNEL),
             (no_tls && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),
