@@ -223,11 +223,11 @@ fn a_machine_without_a_console_serves_and_its_panic_is_told_by_the_panic_device(
 fn the_least_memory_is_enough_to_serve_and_less_is_refused() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
-    let ended = vm::fails(&disk, &["--memory", "79"]);
+    let ended = vm::fails(&disk, &["--memory", "111"]);
     assert_eq!((ended.status, ended.events.len()), (Some(2), 0), "{}", ended.stderr);
-    assert!(ended.stderr.contains("invalid value '79' for '--memory <MIB>': 79 is not in 80..=1048576"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("invalid value '111' for '--memory <MIB>': 111 is not in 112..=1048576"), "{}", ended.stderr);
 
-    let vm = Vm::boot(&disk, &["--memory", "80", "--tls", "off"]);
+    let vm = Vm::boot(&disk, &["--memory", "112", "--flavor", "full", "--tls", "off"]);
     assert_eq!(http::get(vm.address.parse().unwrap(), "/v2/test/hello/manifests/latest").status, 200);
     assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
 
