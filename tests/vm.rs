@@ -154,14 +154,14 @@ fn boots_that_fail_say_why() {
             &["--qemu", &bad],
             vec![0; 1 << 20],
             "BAD_DISK",
-            "/dev/vda, the disk with the serial \"localregistry\", 1048576 bytes: no file system known; expected EROFS, ext4 or \
-             squashfs, as `localregistry pack` makes",
+            "/dev/vda (serial \"localregistry\"), 1048576 bytes: no file system known; expected EROFS, ext4 or squashfs, as \
+             `localregistry pack` makes",
         ),
         (
             &["--qemu", &bad],
             corrupt(disk.clone()),
             "BAD_DISK",
-            "the disk with the serial \"localregistry\" is damaged, or the kernel lacks its file system: mount /dev/vda on /disk \
+            "/dev/vda (serial \"localregistry\") is damaged, or the kernel lacks its file system: mount /dev/vda on /disks/vda \
              (type erofs, MS_RDONLY|MS_NOSUID|MS_NODEV|MS_NOEXEC, options \"\"): EBADMSG: Not a data message",
         ),
         (&["--qemu", &bad], disk.get(..disk.len() / 2 / 4096 * 4096).unwrap().to_vec(), "TRUNCATED", "its erofs file system has"),

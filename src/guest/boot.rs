@@ -7,13 +7,13 @@ use std::mem::ManuallyDrop;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 
 use crate::proto::{self, Booting, Done, Event, Ready, Warning, event};
 use crate::registry::answer::Registry;
@@ -21,9 +21,10 @@ use crate::registry::client::Surface;
 use crate::registry::events::Events;
 use crate::registry::metrics::Totals;
 use crate::registry::serve::{Listener, Transport, runtime, serve};
-use crate::registry::store::Store;
+use crate::registry::store::{Disk, Store};
 
 use super::config::{self, Layer, Origin, Settings};
+use super::disk::Attached;
 use super::error::Fault;
 use super::events::Writer;
 use super::power::{By, Stop};
@@ -82,6 +83,8 @@ struct Prepared {
     identity: Identity,
     network: net::Network,
     port: NonZeroU16,
+    /// Who keeps to disks that come and go, and what tells of them.
+    disks: (disk::follow::Keeper, watch::Receiver<()>),
 }
 
 impl Guest {
@@ -115,6 +118,8 @@ impl Guest {
         };
         let place = self.say_ready(&prepared);
         tokio::spawn(readdress::follow(prepared.network, place, prepared.identity.renewal, self.events.clone()));
+        let (keeper, changes) = prepared.disks;
+        tokio::spawn(keeper.run(changes));
         let (asked, mut by) = tokio::sync::oneshot::channel();
         let shutdown = async move {
             let stop = next(&mut stops).await;
@@ -137,28 +142,32 @@ impl Guest {
         let outside = self.steps.run("config", config::outside)?;
         let early = outside.settings(Origin::Together)?;
         self.trace(&early);
-        self.steps.wait("disk", disk::attach(&early.serial, early.disk_wait)).await?;
-        let settings = self.steps.run("config on the disk", || config_over_disk(outside))?;
+        let changes = disk::notified()?;
+        let attached = self.steps.wait("disk", disk::attach(&early.disks, early.disk_wait)).await?;
+        let settings = self.steps.run("config on the disk", || config_over_disks(outside, &attached))?;
         self.trace(&settings);
         let clock = self.steps.run("clock", || clock::settle(settings.clock));
         clock.into_iter().for_each(|message| self.warn("CLOCK", message));
         self.name_machine(&settings.hostname);
         let network = net::start(&settings.interfaces, &settings.hostname, &self.events);
         let network = self.steps.wait("network", network).await?;
-        let store = self.steps.run("catalog", || Store::open(Path::new(disk::ROOT)))?;
+        let store = self.steps.run("catalog", || open(&attached))?;
         let (auth, clients) =
             self.steps.run("auth", || Ok::<_, Fault>((access::auth(&settings)?, access::client_ca(&settings)?)))?;
         let registry = Registry::new(store, self.events.clone(), settings.limits).with_auth(auth, clients.as_ref());
+        let registry = if settings.verify { registry.verifying() } else { registry };
         let identity = self.steps.run("tls", || tls::identity(&settings, network.addresses(), &registry, clients.as_ref()))?;
         let registry = Arc::new(match identity.ca_pem.as_str() {
             "" => registry,
             ca_pem => registry.with_ca(ca_pem),
         });
-        let open = |port| listen(port).map_err(|source| Fault::Listen { port, source });
+        let listening = |port| listen(port).map_err(|source| Fault::Listen { port, source });
         let port = settings.port;
-        let listener = self.steps.run("listen", || open(port))?;
-        let observed = settings.metrics_port.map(|port| Ok::<_, Fault>((open(port)?, port))).transpose()?;
-        Ok(Prepared { registry, listener, observed, identity, network, port })
+        let listener = self.steps.run("listen", || listening(port))?;
+        let observed = settings.metrics_port.map(|port| Ok::<_, Fault>((listening(port)?, port))).transpose()?;
+        let (own, renewal) = (Arc::clone(&registry), identity.renewal.clone());
+        let disks = (disk::follow::Keeper::new(own, settings.disks, attached, renewal, self.events.clone()), changes);
+        Ok(Prepared { registry, listener, observed, identity, network, port, disks })
     }
 
     fn trace(&mut self, settings: &Settings) {
@@ -193,7 +202,8 @@ impl Guest {
 
     fn ready(&self, prepared: &Prepared, place: Place) -> Ready {
         let Prepared { registry, identity, network, .. } = prepared;
-        let (store, memory) = (registry.store(), machine::memory());
+        let (holdings, memory) = (registry.holdings(), machine::memory());
+        let store = holdings.store();
         let proto::Endpoints { endpoints, metrics_endpoints } = place.endpoints(network.addresses());
         Ready {
             endpoints,
@@ -206,6 +216,7 @@ impl Guest {
             memory_used: memory.used,
             memory_total: memory.total,
             metrics_endpoints,
+            disks: store.disks().iter().map(|disk| disk.name().to_owned()).collect(),
         }
     }
 
@@ -244,8 +255,19 @@ impl Guest {
     }
 }
 
-fn config_over_disk(outside: Layer) -> Result<Settings, config::ConfigError> {
-    config::on_disk(Path::new(disk::ROOT))?.under(outside).settings(Origin::Together)
+fn config_over_disks(outside: Layer, disks: &[Attached]) -> Result<Settings, config::ConfigError> {
+    let named: Vec<_> = disks.iter().map(|disk| (disk.device.to_string(), disk.root.as_path())).collect();
+    let inside = config::on_disks(named.iter().map(|(name, root)| (name.as_str(), *root)))?;
+    inside.under(outside).settings(Origin::Together)
+}
+
+/// What the disks have, as one.
+fn open(disks: &[Attached]) -> Result<Store, Fault> {
+    let open = |Attached { device, root }: &Attached| match Disk::open(root, device.to_string()) {
+        Ok(disk) => Ok(Arc::new(disk)),
+        Err(source) => Err(Fault::Contents { disk: device.to_string(), source }),
+    };
+    Store::of(disks.iter().map(open).collect::<Result<_, _>>()?).map_err(Fault::Conflict)
 }
 
 /// Every address of the guest, by IPv6 and by IPv4; by IPv4 alone where the kernel has no IPv6.

@@ -123,11 +123,13 @@ pub fn set_deadline() {
     }
 }
 
-/// Writes back what is cached, unmounts the disk and cuts the power.
+/// Writes back what is cached, unmounts the disks and cuts the power.
 pub fn off() -> ! {
     nix::unistd::sync();
-    // Detached, so that a file that is still open does not keep the disk.
-    let _ = umount2(disk::ROOT, MntFlags::MNT_DETACH);
+    // Detached, so that a file that is still open does not keep a disk.
+    for root in fs::read_dir(disk::ROOT).into_iter().flatten().flatten() {
+        let _ = umount2(&root.path(), MntFlags::MNT_DETACH);
+    }
     let Err(error) = reboot(RebootMode::RB_POWER_OFF);
     console::say(&format!("the power cannot be cut: {error}"));
     loop {

@@ -59,6 +59,10 @@ pub struct Args {
     #[arg(long, value_name = "KEY=NUMBER")]
     limit: Vec<Chosen>,
 
+    /// Hold all that is sent against its digest: where it has another, the response is cut before its end
+    #[arg(long)]
+    verify: bool,
+
     /// Keep every event in this file, one JSON message a line
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
@@ -153,6 +157,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let clients = args.access.client_ca()?;
     let limits = args.limit.iter().fold(Limits::default(), |limits, chosen| chosen.over(limits));
     let registry = Registry::new(store, events, limits).with_auth(args.access.auth()?, clients.as_ref());
+    let registry = if args.verify { registry.verifying() } else { registry };
     let (transport, ca) = transport(args, &registry, clients.as_ref())?;
     let registry = Arc::new(match ca {
         Some(ca) => registry.with_ca(ca),
@@ -172,7 +177,8 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         listeners.push(listener);
     }
 
-    let store = registry.store();
+    let holdings = registry.holdings();
+    let store = holdings.store();
     let ready = Ready {
         endpoints: addresses.iter().map(|address| format!("{scheme}://{address}")).collect(),
         metrics,
@@ -223,7 +229,7 @@ fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Re
             let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
             names.extend(own.chain(args.san.iter().cloned()));
             names.dedup();
-            let config = authority.server_config(&names, registry.upstreams(), clients)?;
+            let config = authority.server_config(&names, registry.holdings().upstreams(), clients)?;
             (config, authority.ca_pem().to_owned())
         }
     };

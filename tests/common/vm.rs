@@ -137,8 +137,13 @@ impl Vm {
     }
 
     /// Sends a signal, SIGTERM or SIGINT, and waits for the end.
-    pub fn stop(mut self, by: Signal) -> Ended {
+    pub fn stop(self, by: Signal) -> Ended {
         self.signal(by);
+        self.ended()
+    }
+
+    /// Waits for the end.
+    pub fn ended(mut self) -> Ended {
         let status = self.run.take().unwrap().wait().unwrap();
         ended(self.dir.path(), status.code())
     }

@@ -84,8 +84,10 @@ impl Layer {
     /// # Errors
     /// When it does.
     pub fn without_disk(self) -> Result<Self, ConfigError> {
-        match self.0.get("disk").and_then(Value::as_object).and_then(|disk| disk.keys().next()) {
-            Some(key) => Err(ConfigError::DiskOnDisk { origin: Origin::Disk, key: format!("disk.{key}") }),
+        let key =
+            self.0.get("disk").and_then(Value::as_object).and_then(|disk| disk.keys().next()).map(|key| format!("disk.{key}"));
+        match key.or_else(|| self.0.contains_key("disks").then(|| "disks".to_owned())) {
+            Some(key) => Err(ConfigError::DiskOnDisk { origin: Origin::Disk, key }),
             None => Ok(self),
         }
     }
@@ -118,8 +120,8 @@ fn checked(origin: Origin, path: &str, value: &Value) -> Result<Value, ConfigErr
         let map = value.as_object().ok_or_else(|| bad(expected))?;
         return object(origin, path, map).map(Value::Object);
     }
-    if path == "interfaces" {
-        let items = value.as_array().ok_or_else(|| bad(keys::INTERFACES))?.iter().enumerate();
+    if let Some(expected) = keys::objects(path) {
+        let items = value.as_array().ok_or_else(|| bad(expected))?.iter().enumerate();
         return items.map(|(place, item)| checked(origin, &format!("{path}.{place}"), item)).collect();
     }
     let key = keys::find(path).ok_or_else(|| ConfigError::UnknownKey { origin, key: path.to_owned() })?;
@@ -149,7 +151,7 @@ fn insert(map: &mut Map<String, Value>, path: &str, value: Value) -> Result<(), 
         origin: Origin::CommandLine,
         key: path.to_owned(),
         value: shown(&value),
-        expected: keys::INTERFACES,
+        expected: keys::objects(path.split('.').next().unwrap_or_default()).unwrap_or_default(),
     })?;
     object.insert((*field).to_owned(), value);
     Ok(())
