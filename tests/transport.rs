@@ -233,8 +233,9 @@ fn a_file_that_is_shorter_than_the_catalog_says_is_never_passed_off_as_whole() {
     let _ = stream.read_to_end(&mut rest);
     assert!(rest.len() < 64 << 20);
     let Event::Warning(warning) = server.event() else { panic!("a warning is expected first") };
-    assert_eq!(warning.code, "READ_ERROR");
-    assert!(warning.message.starts_with(&format!("{}: the file ends at byte ", big.digest)), "{}", warning.message);
+    assert_eq!(warning.code, "TRUNCATED");
+    let told = format!("{} on {}: the file ends at byte ", big.digest, layout.path().display());
+    assert!(warning.message.starts_with(&told), "{}", warning.message);
     assert!(!server.logged().complete);
 
     // Asked for again, it is known to be short before anything is sent.

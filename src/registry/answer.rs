@@ -15,8 +15,8 @@ use super::auth::Auth;
 use super::auth::client_certificate::{ClientCa, Presence};
 use super::auth::scope::Scope;
 use super::body::{Body, Opened};
-use super::catalog::{Blob, BlobId, RepositoryId};
-use super::client::{self, Client};
+use super::catalog::{Blob, BlobId};
+use super::client::Client;
 use super::documents::{Documents, Room};
 use super::error::RegistryError;
 use super::events::Events;
@@ -35,10 +35,11 @@ use super::route::{self, Asked, Endpoint, Route, Target};
 use super::store::{Disk, Store};
 use super::{lists, range};
 use crate::oci::manifest::MAX_MANIFEST;
-use crate::oci::{Digest, Host, Reference, Repository};
+use crate::oci::{Digest, Repository};
 
 mod beside;
 mod describe;
+mod find;
 mod verify;
 
 /// A registry: what it serves at present, and how.
@@ -199,7 +200,7 @@ impl Registry {
     ) -> Result<Response<Body>, RegistryError> {
         let catalog = holdings.store().catalog();
         let mut repository = |name: &Repository| {
-            let found = find_repository(holdings, name, target, head)?;
+            let found = find::repository(holdings, name, target, head)?;
             entry.note(|request| catalog.repository_name(found).clone_into(&mut request.repository));
             Ok::<_, RegistryError>(found)
         };
@@ -211,7 +212,7 @@ impl Registry {
                 Ok(lists::tags(catalog, holder, &list, self.documents.room(lists::longest(page)).await?))
             }
             Route::Manifest(name, reference) => {
-                let (id, freshness) = find_manifest(holdings, repository(name)?, reference)?;
+                let (id, freshness) = find::manifest(holdings, repository(name)?, reference)?;
                 self.content(holdings, id, freshness, head, entry).await
             }
             Route::Blob(name, digest) => {
@@ -362,45 +363,6 @@ impl Registry {
             opened => opened,
         }
     }
-}
-
-fn find_manifest(
-    holdings: &Holdings,
-    repository: RepositoryId,
-    reference: &Reference,
-) -> Result<(BlobId, Freshness), RegistryError> {
-    let catalog = holdings.store().catalog();
-    let (found, freshness): (Option<BlobId>, _) = match reference {
-        Reference::Tag(tag) => (catalog.tag(repository, tag.as_str()).or_else(|| catalog.every_tag(repository)), Freshness::Tag),
-        Reference::Digest(digest) => (catalog.blob_in(repository, digest), Freshness::Immutable),
-    };
-    let is_manifest = |id: &BlobId| catalog.blob(*id).is_some_and(|blob| blob.manifest.is_some());
-    let name = catalog.repository_name(repository);
-    let unknown = || RegistryError::ManifestUnknown(format!("no manifest {reference} in {name}"));
-    found.filter(is_manifest).map(|id| (id, freshness)).ok_or_else(unknown)
-}
-
-/// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
-/// name, the `Host` header where the store knows that host, else none: then it is in the default namespace, or of docker.io,
-/// whose mirrors dockerd asks without a word of that.
-fn find_repository(holdings: &Holdings, name: &Repository, target: &Target, head: &Parts) -> Result<RepositoryId, RegistryError> {
-    let host = client::host(head);
-    let upstream = match (&target.namespace, name.host()) {
-        // A client may say in `ns` what it connected to: then it means no upstream, but this registry.
-        (Some(namespace), _) => {
-            Some(namespace.as_str()).filter(|namespace| host.as_ref().is_none_or(|own| own.as_str() != *namespace))
-        }
-        (None, Some(_)) => None,
-        (None, None) => host.as_ref().map(Host::name).filter(|host| holdings.upstreams.contains(route::upstream(host))),
-    };
-    let full = match upstream {
-        Some(upstream) => format!("{}/{name}", route::upstream(upstream)),
-        None => name.to_string(),
-    };
-    let catalog = holdings.store().catalog();
-    let unsaid = target.namespace.is_none() && upstream.is_none() && name.host().is_none();
-    let mirrored = || catalog.repository(&format!("{}/{full}", route::MIRRORED)).filter(|_| unsaid);
-    catalog.repository(&full).or_else(mirrored).ok_or(RegistryError::NameUnknown(full))
 }
 
 fn no_descriptor(error: &io::Error) -> bool {

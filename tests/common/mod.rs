@@ -6,6 +6,7 @@ pub mod boards;
 pub mod certificates;
 pub mod child;
 pub mod cri;
+pub mod disks;
 pub mod docker;
 pub mod h2;
 pub mod http;

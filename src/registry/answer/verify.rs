@@ -44,11 +44,14 @@ impl Registry {
         if holdings.is_verified(id) {
             return Ok(None);
         }
-        let hashed = self.hash(opened, blob).await.and_then(|found| match found == blob.digest {
-            true => Ok(holdings.verified(id)),
-            false => Err(wrong_digest(&found)),
-        });
-        hashed.map(|()| None).map_err(|error| self.unreadable(holdings, blob, &error))
+        match self.hash(opened, blob).await {
+            Ok(found) if found == blob.digest => {
+                holdings.verified(id);
+                Ok(None)
+            }
+            Ok(found) => Err(self.unreadable(holdings, blob, &wrong_digest(&found))),
+            Err(error) => Err(self.unreadable(holdings, blob, &error)),
+        }
     }
 
     /// The digest of all that the file has.

@@ -127,7 +127,9 @@ mod tests {
     const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
     const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
-    /// A catalog with one image: its name, its tag, its manifest and its layer.
+    /// An image: its name, its tag, its manifest and its layer.
+    type Image = (&'static str, &'static str, &'static [u8], &'static [u8]);
+
     fn image(builder: &mut Builder, name: &str, tag: &str, manifest: &[u8], layer: &[u8]) {
         let repository: Repository = name.parse().unwrap();
         builder.blob(&repository, Digest::sha256_of(manifest), manifest.len() as u64, Some(OCI));
@@ -135,7 +137,7 @@ mod tests {
         builder.tag(&repository, &tag.parse().unwrap(), Digest::sha256_of(manifest)).unwrap();
     }
 
-    fn catalog(images: &[(&str, &str, &[u8], &[u8])]) -> Catalog {
+    fn catalog(images: &[Image]) -> Catalog {
         let mut builder = Builder::default();
         images.iter().for_each(|(name, tag, manifest, layer)| image(&mut builder, name, tag, manifest, layer));
         builder.finish()
@@ -143,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_merged_catalog_is_that_of_one_disk_with_all_of_it() {
-        let parts: [&[(&str, &str, &[u8], &[u8])]; 3] = [
+        let parts: [&[Image]; 3] = [
             &[("test/b", "1", b"b1", b"layer"), ("test/a", "1", b"a1", b"own")],
             &[("test/b", "2", b"b2", b"layer"), ("test/c", "1", b"c1", b"more")],
             &[("test/b", "1", b"b1", b"layer")],
