@@ -171,7 +171,7 @@ fn a_machine_that_is_killed_leaves_its_disk_as_it_was() {
     let mut rest = Vec::new();
     let _ = reader.read_to_end(&mut rest);
     assert!(rest.len() < big.len() - (64 << 10), "it was cut");
-    let ended = vm.ended();
+    let ended = vm.end();
     assert_eq!(ended.status, Some(6), "{}", ended.stderr);
     assert_eq!(digest_of(&disk), before, "nothing is written");
 
