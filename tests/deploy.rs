@@ -7,13 +7,18 @@ mod common;
 #[path = "support/elf.rs"]
 mod elf;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use common::deployed::Deployed;
 use common::layout::Layout;
 use common::pack::{Bench, digest_of, text};
 use elf::elf;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// What is deployed: programs and a kernel that are none, from hosts of every shape.
@@ -185,7 +190,9 @@ fn the_machine_is_what_the_other_images_have() {
     assert_eq!(boot.file(kernel["container"]["kernelPath"].as_str().unwrap()), b"a kernel");
     assert_eq!(boot.file(kernel["container"]["initrdPath"].as_str().unwrap()), b"an initramfs");
     let names = "localregistry,localregistry.e2e,localregistry.e2e.svc,localregistry.e2e.svc.cluster.local,registry.test,fd00::1";
-    assert_eq!(kernel["kernelArgs"], format!("console=ttyS0 panic=-1 loglevel=5 localregistry.names={names}"));
+    // Beside the names, what `run` tells the kernel on the same board.
+    let run = include_str!("golden/qemu-argv.txt").lines().find_map(|line| line.strip_prefix("-append ")).unwrap();
+    assert_eq!(kernel["kernelArgs"], format!("{run} localregistry.names={names}"));
 
     // One disk, one file in /disk, which QEMU's user reads.
     let volume = &template["spec"]["volumes"][0];
@@ -323,6 +330,31 @@ fn a_disk_with_wrong_bytes_is_not_deployed() {
         digest_of(&found)
     );
     refused(&bench, &[&["disk.erofs", "-o", "out"], &FLAGS[..]].concat(), 1, &message);
+}
+
+#[test]
+fn a_signal_ends_it_and_leaves_nothing() {
+    let bench = bench();
+    // A hole that takes minutes to compress.
+    fs::File::create(bench.path("initramfs")).unwrap().set_len(64 << 30).unwrap();
+    let names = || {
+        let found = fs::read_dir(bench.path("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        found.collect::<BTreeSet<String>>()
+    };
+    let before = names();
+    for (signal, status) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let mut command = bench.command(&[&["--quiet", "deploy", "disk.erofs", "-o", "out"], &FLAGS[..]].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while names() == before {
+            assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "a working folder is made");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(text(&output.stderr), format!("localregistry: interrupted by {signal}\n"));
+        assert_eq!((output.status.code(), text(&output.stdout).as_str(), names()), (Some(status), "", before.clone()));
+    }
 }
 
 #[test]

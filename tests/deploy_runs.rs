@@ -125,7 +125,8 @@ fn podman_and_containerd_run_a_replica_each() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let mount = format!("type=bind,src={secret},dst={mounted},options=rbind:ro");
         let log = fs::File::create(bench.path("ctr.log")).unwrap();
-        let mut run = containerd.ctr(&["run", "--net-host", "--read-only", "--user", &user, "--mount", &mount, image, "replica"]);
+        // Its user is the image's own: this client cannot say another.
+        let mut run = containerd.ctr(&["run", "--net-host", "--read-only", "--mount", &mount, image, "replica"]);
         let moved: Vec<&str> = arguments.iter().map(|one| if *one == "0.0.0.0:5000" { "0.0.0.0:5001" } else { *one }).collect();
         run.args(["/localregistry", "serve", "/images"]).args(&moved);
         let mut replica = Killed(run.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());

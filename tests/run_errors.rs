@@ -1,5 +1,5 @@
 //! `localregistry run` with what is missing or cannot be used (exit 1 and 8 to 14): each one message that says what to do, and nothing
-//! started or left. Networks (exit 11) are in `run_networks.rs`, CAs in `ca.rs`, and what comes after the start in `run_outcomes.rs`.
+//! started or left. Networks (exit 11 and 15) are in `run_networks.rs`, CAs in `ca.rs`, and what comes after the start in `run_outcomes.rs`.
 
 #![cfg(feature = "host")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]

@@ -328,7 +328,8 @@ mod tests {
             (
                 "hostnam=x",
                 "hostnam cannot be set to \"x\": unknown field `hostnam`, expected one of `hostname`, `names`, `port`, `tls`, \
-                 `interfaces`, `disk`, `clock`, `trace`, `auth`, `metrics_port`, `metricsPort`, `limits`, `heartbeat_seconds`, `heartbeatSeconds`, `listeners`, `disks`, `verify`",
+                 `interfaces`, `disk`, `clock`, `trace`, `auth`, `metrics_port`, `metricsPort`, `limits`, \
+                 `heartbeat_seconds`, `heartbeatSeconds`, `listeners`, `disks`, `verify`",
             ),
             ("tls.mod=OFF", "tls.mod cannot be set to \"OFF\": unknown field `mod`, expected `mode`"),
             (

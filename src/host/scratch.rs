@@ -244,17 +244,17 @@ struct Compressing {
 }
 
 enum Sink {
-    Plain(Hashed),
-    Gzip(GzEncoder<Hashed>),
+    Plain(Box<Hashed>),
+    Gzip(Box<GzEncoder<Hashed>>),
 }
 
 impl Compressing {
     fn new(file: NamedTempFile, packing: Packing) -> Self {
         let hashed = Hashed { file: BufWriter::with_capacity(BUFFER, file), hasher: Hasher::new(Algorithm::Sha256) };
         let sink = match packing {
-            Packing::Plain => Sink::Plain(hashed),
+            Packing::Plain => Sink::Plain(Box::new(hashed)),
             // Its header then has neither a time nor a name.
-            Packing::Gzip => Sink::Gzip(GzEncoder::new(hashed, flate2::Compression::default())),
+            Packing::Gzip => Sink::Gzip(Box::new(GzEncoder::new(hashed, flate2::Compression::default()))),
         };
         Self { archive: Hasher::new(Algorithm::Sha256), sink }
     }
@@ -262,7 +262,7 @@ impl Compressing {
     /// The file, its digest, and that of the archive.
     fn finish(self) -> io::Result<(NamedTempFile, Digest, Digest)> {
         let hashed = match self.sink {
-            Sink::Plain(hashed) => hashed,
+            Sink::Plain(hashed) => *hashed,
             Sink::Gzip(encoder) => encoder.finish()?,
         };
         let file = hashed.file.into_inner().map_err(io::IntoInnerError::into_error)?;

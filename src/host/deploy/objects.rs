@@ -1,4 +1,5 @@
-//! Kubernetes objects as YAML: a registry's place and its images enter, documents for `kubectl apply` leave. Pure.
+//! Kubernetes objects as YAML: a registry's place and its images enter, documents for `kubectl apply` leave. Pure. The objects
+//! themselves are in the `.yaml` files beside this one, with names in braces for what is filled in.
 
 use crate::host::trust::kubernetes::hosting;
 use crate::host::trust::text::quoted;
@@ -62,213 +63,48 @@ impl Place {
 
 /// The server, twice, with its Service and the ConfigMap.
 pub fn kubernetes(place: &Place, server: &str) -> String {
-    let namespace = quoted(&place.namespace);
-    let names: Vec<String> = place.names().iter().map(|name| quoted(name)).collect();
-    let names: String = names.iter().map(|name| format!("            - --san\n            - {name}\n")).collect();
+    let san = |name: &String| format!("            - --san\n            - {}\n", quoted(name));
     let deployment = format!(
-        r#"# Needs the Secret {SECRET}, the CA that signs every replica's certificate:
-#     kubectl create secret tls {SECRET} --namespace {plain} --cert ca.crt --key ca.key
-apiVersion: apps/v1
-kind: Deployment
-metadata:
-  name: {NAME}
-  namespace: {namespace}
-  labels:
-    app.kubernetes.io/name: {NAME}
-spec:
-  replicas: 2
-  selector:
-    matchLabels:
-      app.kubernetes.io/name: {NAME}
-  strategy:
-    type: RollingUpdate
-    rollingUpdate:
-      maxUnavailable: 0
-      maxSurge: 1
-  template:
-    metadata:
-      labels:
-        app.kubernetes.io/name: {NAME}
-    spec:
-      automountServiceAccountToken: false
-      enableServiceLinks: false
-      # The server gives transfers 10 s to end.
-      terminationGracePeriodSeconds: 30
-      securityContext:
-        runAsNonRoot: true
-        runAsUser: {USER}
-        runAsGroup: {USER}
-        fsGroup: {USER}
-        seccompProfile:
-          type: RuntimeDefault
-      topologySpreadConstraints:
-        - maxSkew: 1
-          topologyKey: kubernetes.io/hostname
-          whenUnsatisfiable: ScheduleAnyway
-          labelSelector:
-            matchLabels:
-              app.kubernetes.io/name: {NAME}
-      containers:
-        - name: {NAME}
-          image: {image}
-          imagePullPolicy: IfNotPresent
-          args:
-            - --listen
-            - 0.0.0.0:{PORT}
-            - --ca
-            - {CA}/tls.crt
-            - --key
-            - {CA}/tls.key
-{names}          ports:
-            - name: registry
-              containerPort: {PORT}
-              protocol: TCP
-          securityContext:
-            allowPrivilegeEscalation: false
-            privileged: false
-            readOnlyRootFilesystem: true
-            capabilities:
-              drop:
-                - ALL
-          resources:
-            requests:
-              cpu: 50m
-              memory: 64Mi
-            limits:
-              memory: 256Mi
-          readinessProbe:
-            httpGet:
-              path: /healthz
-              port: registry
-              scheme: HTTPS
-            periodSeconds: 5
-          livenessProbe:
-            httpGet:
-              path: /healthz
-              port: registry
-              scheme: HTTPS
-            periodSeconds: 20
-            timeoutSeconds: 5
-          volumeMounts:
-            - name: ca
-              mountPath: {CA}
-              readOnly: true
-      volumes:
-        - name: ca
-          secret:
-            secretName: {SECRET}
-            # 0440
-            defaultMode: 288
-"#,
+        include_str!("deployment.yaml"),
+        name = NAME,
+        namespace = quoted(&place.namespace),
         plain = place.namespace,
         image = quoted(server),
+        sans = place.names().iter().map(san).collect::<String>(),
+        port = PORT,
+        user = USER,
+        ca = CA,
+        secret = SECRET,
     );
     documents(&[deployment, service(place), config_map(place)])
 }
 
 /// The machine, with the same Service and ConfigMap.
 pub fn kubevirt(place: &Place, disk: &str, boot: &str) -> String {
-    let namespace = quoted(&place.namespace);
     // As QEMU's arguments of `run` have it, for the board that KubeVirt takes.
-    let arguments = format!("console=ttyS0 panic=-1 loglevel=5 localregistry.names={}", place.names().join(","));
+    let arguments = format!("console=ttyS0 panic=-1 loglevel=5 no_timer_check localregistry.names={}", place.names().join(","));
     let machine = format!(
-        r#"# In place of the Deployment, not beside it. Its CA is made at each boot: the console's line `ready` has it, and so has /ca.crt.
-apiVersion: kubevirt.io/v1
-kind: VirtualMachine
-metadata:
-  name: {NAME}
-  namespace: {namespace}
-  labels:
-    app.kubernetes.io/name: {NAME}
-spec:
-  runStrategy: Always
-  template:
-    metadata:
-      labels:
-        app.kubernetes.io/name: {NAME}
-    spec:
-      terminationGracePeriodSeconds: 30
-      domain:
-        machine:
-          type: q35
-        cpu:
-          cores: 1
-        memory:
-          guest: {MEMORY}
-        firmware:
-          kernelBoot:
-            kernelArgs: {arguments}
-            container:
-              image: {boot}
-              imagePullPolicy: IfNotPresent
-              kernelPath: {KERNEL}
-              initrdPath: {INITRAMFS}
-        devices:
-          disks:
-            - name: images
-              serial: {NAME}
-              disk:
-                bus: virtio
-          interfaces:
-            - name: default
-              model: virtio
-              masquerade: {{}}
-              ports:
-                - name: registry
-                  port: {PORT}
-                  protocol: TCP
-          rng: {{}}
-      readinessProbe:
-        httpGet:
-          path: /healthz
-          port: {PORT}
-          scheme: HTTPS
-        periodSeconds: 5
-      livenessProbe:
-        httpGet:
-          path: /healthz
-          port: {PORT}
-          scheme: HTTPS
-        initialDelaySeconds: 60
-        periodSeconds: 20
-        timeoutSeconds: 5
-      networks:
-        - name: default
-          pod: {{}}
-      volumes:
-        - name: images
-          containerDisk:
-            image: {disk}
-            imagePullPolicy: IfNotPresent
-"#,
+        include_str!("machine.yaml"),
+        name = NAME,
+        namespace = quoted(&place.namespace),
+        memory = MEMORY,
         arguments = quoted(&arguments),
         boot = quoted(boot),
+        kernel = KERNEL,
+        initramfs = INITRAMFS,
         disk = quoted(disk),
+        port = PORT,
     );
     documents(&[machine, service(place), config_map(place)])
 }
 
 fn service(place: &Place) -> String {
     format!(
-        "apiVersion: v1\n\
-         kind: Service\n\
-         metadata:\n\
-         \x20 name: {NAME}\n\
-         \x20 namespace: {}\n\
-         \x20 labels:\n\
-         \x20   app.kubernetes.io/name: {NAME}\n\
-         spec:\n\
-         \x20 type: NodePort\n\
-         \x20 selector:\n\
-         \x20   app.kubernetes.io/name: {NAME}\n\
-         \x20 ports:\n\
-         \x20   - name: registry\n\
-         \x20     protocol: TCP\n\
-         \x20     port: {PORT}\n\
-         \x20     targetPort: {PORT}\n\
-         \x20     nodePort: {}\n",
-        quoted(&place.namespace),
-        place.node_port
+        include_str!("service.yaml"),
+        name = NAME,
+        namespace = quoted(&place.namespace),
+        port = PORT,
+        node_port = place.node_port
     )
 }
 

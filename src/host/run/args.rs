@@ -76,10 +76,11 @@ Exit status:
    8  QEMU is missing, too old, or none
    9  a disk is missing, or none of ours
   10  a port is taken
-  11  a bridge, a tap or a socket of --net is missing or may not be used
+  11  a bridge, a tap or a socket of --net is missing, in use or something else
   12  the run's folder, a file or a folder that is to be written, cannot be
   13  a certificate, a key, a CA or a file that says who may pull cannot be used
   14  there is no kernel or no initramfs, or the kernel lacks an option that the guest needs
+  15  no permission to make or to open a tap of --net
 Where it is neither 0 nor 2, standard error says what happened and shows the console's last lines.")]
 pub struct Args {
     /// The packed disks, served as one (they are only read: any number of machines may share them)

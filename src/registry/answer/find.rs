@@ -2,7 +2,7 @@
 
 use http::request::Parts;
 
-use crate::oci::{Host, Reference, Repository};
+use crate::oci::{Reference, Repository};
 use crate::registry::catalog::{BlobId, RepositoryId};
 use crate::registry::client;
 use crate::registry::error::RegistryError;
@@ -31,8 +31,8 @@ pub(super) fn manifest(
 }
 
 /// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
-/// name, the `Host` header where the store knows that host, else none: then it is in the default namespace, or of docker.io,
-/// whose mirrors dockerd asks without a word of that.
+/// name, the `Host` header where the store knows that host, with its port or without, else none: then it is in the default namespace, or of
+/// docker.io, whose mirrors dockerd asks without a word of that.
 pub(super) fn repository(
     holdings: &Holdings,
     name: &Repository,
@@ -46,7 +46,10 @@ pub(super) fn repository(
             Some(namespace.as_str()).filter(|namespace| host.as_ref().is_none_or(|own| own.as_str() != *namespace))
         }
         (None, Some(_)) => None,
-        (None, None) => host.as_ref().map(Host::name).filter(|host| holdings.upstreams.contains(route::upstream(host))),
+        (None, None) => {
+            let names = host.as_ref().map(|host| [host.as_str(), host.name()]).into_iter().flatten();
+            { names }.find(|host| holdings.upstreams.contains(route::upstream(host)))
+        }
     };
     let full = match upstream {
         Some(upstream) => format!("{}/{name}", route::upstream(upstream)),
