@@ -2,7 +2,6 @@
 //! until it is told to end, and then a machine without power. It never returns: the kernel panics when PID 1 does.
 
 use std::any::Any;
-use std::cell::Cell;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::proto::{self, Booting, Done, Event, Ready, Warning, event};
 use crate::registry::answer::Registry;
@@ -130,20 +130,16 @@ impl Guest {
             tokio::spawn(heartbeat::beat(every, Arc::clone(&registry), self.events.clone()));
         }
         // Who asked for the end, and who asked again.
-        let asked: [Cell<Option<By>>; 2] = Default::default();
-        let [first, again] = &asked;
-        let shutdown = async move {
+        let (mut first, mut again) = (None, None);
+        let shutdown = async {
             let Stop { by, drain } = next(&mut stops).await;
             console::say(&format!("{}: no more connections; transfers have {} s", by.words(), drain.as_secs()));
-            first.set(Some(by));
-            async move {
-                if let Ok(stop) = tokio::time::timeout(drain, next(&mut stops)).await {
-                    again.set(Some(stop.by));
-                }
-            }
+            first = Some(by);
+            (drain, stops)
         };
-        let totals = serve(bound, registry, shutdown).await;
-        Ok(Ended { by: first.get().unwrap_or(By::Command), hurried: again.get(), totals })
+        let hurry = async |(drain, mut stops)| again = timeout(drain, next(&mut stops)).await.ok().map(|stop| stop.by);
+        let totals = serve(bound, registry, shutdown, hurry).await;
+        Ok(Ended { by: first.unwrap_or(By::Command), hurried: again, totals })
     }
 
     /// The steps from the config to the listening socket.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::ca::{self, Certificates, Tls};
@@ -145,7 +145,7 @@ pub fn run(args: &Args, report: Report) -> Result<(), Error> {
 }
 
 async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
-    let stopped = stop_signal()?;
+    let signals = Signals::listen()?;
     let store = Store::open(&args.layout).map_err(|cause| Error::Store { path: args.layout.clone(), cause: Box::new(cause) })?;
     let (events, recorder) = match &args.events {
         Some(path) => {
@@ -191,29 +191,41 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let text = format!("serving {} at {}{beside}", counted(ready.images, "image"), ready.endpoints.join(", "));
     report.result(&ready, &text)?;
 
-    let totals = serve(listeners, registry, stopped).await;
+    let totals = serve(listeners, registry, signals.first(), Signals::drain).await;
     report.step(format!("served {} requests, {} bytes", totals.requests, totals.bytes));
     // The registry is gone, and its end of the queue with it: the recorder has come to its end.
     recorder.map(std::thread::JoinHandle::join);
     Ok(())
 }
 
-/// The first signal, and then what ends the drain: the next one, or its time.
-fn stop_signal() -> io::Result<impl Future<Output: Future<Output = ()>>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut next = async move || {
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
-    };
-    Ok(async move {
-        next().await;
-        async move {
-            let _ = tokio::time::timeout(DRAIN, next()).await;
-        }
-    })
+    }
+
+    /// The first one: it ends the server in order.
+    async fn first(mut self) -> Self {
+        self.next().await;
+        self
+    }
+
+    /// How long transfers may take after it: until the next one, or for [`DRAIN`].
+    async fn drain(mut self) {
+        let _ = tokio::time::timeout(DRAIN, self.next()).await;
+    }
 }
 
 fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<Listener, Error> {

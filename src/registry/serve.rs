@@ -54,12 +54,13 @@ pub fn runtime() -> io::Result<Runtime> {
     runtime::Builder::new_multi_thread().enable_all().event_interval(TURNS_BETWEEN_EVENTS).build()
 }
 
-/// Serves until `shutdown` gives a future: then stops accepting, and lets transfers under way go on until all of them have ended, or
-/// that future has. What is left then is cut, and logged as incomplete.
-pub async fn serve<Drain: Future<Output = ()>>(
+/// Serves until `shutdown`; then stops accepting, and lets transfers under way go on until all of them have ended, or `drain`, which gets
+/// what `shutdown` gave, has. What is left then is cut, and logged as incomplete.
+pub async fn serve<T>(
     listeners: Vec<Listener>,
     registry: Arc<Registry>,
-    shutdown: impl Future<Output = Drain>,
+    shutdown: impl Future<Output = T>,
+    drain: impl AsyncFnOnce(T),
 ) -> Totals {
     let limits = registry.limits();
     let places = Arc::new(Semaphore::new(limits.connections.min(affordable())));
@@ -78,13 +79,13 @@ pub async fn serve<Drain: Future<Output = ()>>(
     }
     drop((alive, closing));
 
-    let drain = shutdown.await;
+    let told = shutdown.await;
     loops.shutdown().await;
     let _ = close.send(Phase::Draining);
     let in_time = tokio::select! {
         biased;
         _ = all_done.recv() => true,
-        () = drain => false,
+        () = drain(told) => false,
     };
     if !in_time {
         let connections = registry.metrics().connections();
