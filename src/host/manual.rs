@@ -116,10 +116,8 @@ fn completion(shell: Shell) -> Vec<u8> {
 fn without_hidden(program: &Command, completions: &str) -> String {
     let arguments = program.get_subcommands().flat_map(Command::get_arguments);
     let hidden: Vec<&str> = arguments.filter(|one| one.is_hide_set()).filter_map(clap::Arg::get_long).collect();
-    let is_hidden = |line: &str| {
-        let line = line.trim_start();
-        hidden.iter().any(|flag| line.starts_with(&format!("'--{flag}[")) || line.contains(&format!(" -l {flag} ")))
-    };
+    let is_hidden =
+        |line: &str| hidden.iter().any(|flag| line.contains(&format!("--{flag}[")) || line.contains(&format!(" -l {flag} ")));
     let shown = completions.split_inclusive('\n').filter(|line| !is_hidden(line)).collect::<String>();
     hidden.iter().fold(shown, |text, flag| text.replace(&format!(" --{flag} "), " "))
 }
@@ -138,14 +136,13 @@ mod tests {
             let path = format!("man/man1/localregistry-{}.1", one.get_name());
             let (_, page) = pages.iter().find(|(name, _)| *name == path).unwrap();
             let page = String::from_utf8(page.clone()).unwrap();
-            for argument in one.get_arguments().filter_map(|one| one.get_long().map(|long| (long, one.is_hide_set()))) {
-                let (long, hidden) = argument;
+            let arguments = one.get_arguments().filter_map(|one| Some((one.get_long()?, one.is_hide_set())));
+            for (long, hidden) in arguments {
                 assert_eq!(page.contains(&long.replace('-', "\\-")), !hidden, "{path}: {long}");
                 for completion in &completions {
-                    let [bash, zsh, fish] = [format!(" --{long} "), format!("'--{long}[="), format!("-l {long} ")];
-                    let found = completion.contains(&bash) || completion.contains(&fish);
-                    let found =
-                        found || completion.contains(zsh.trim_end_matches('=')) || completion.contains(&format!("--{long}=["));
+                    let (bash, zsh, fish) =
+                        (format!(" --{long} "), [format!("--{long}["), format!("--{long}=[")], format!("-l {long} "));
+                    let found = [&bash, &zsh[0], &zsh[1], &fish].into_iter().any(|way| completion.contains(way));
                     assert_eq!(found, !hidden, "{path}: {long}");
                 }
             }
