@@ -51,6 +51,19 @@ fn skopeo_copies_all_platforms_an_artifact_and_by_a_mirror() {
         succeed(&mut copy(&[], &here("test/multi:artifact"), "dir:artifact"));
         let manifest = fs::read(world.path("artifact/manifest.json")).unwrap();
         assert_eq!(manifest, fs::read(blob(images.layout.path(), &images.artifact.digest.to_string())).unwrap());
+        // What refers to it is found by its digest, and pulled by its own.
+        let signature = images.signature.digest.to_string();
+        let found = world.get(&format!("/v2/test/multi/referrers/{}", images.artifact.digest)).json();
+        assert_eq!(found["manifests"][0]["digest"], signature);
+        assert_eq!(
+            (&found["manifests"][0]["artifactType"], &found["manifests"][1]),
+            (&"application/x.signature".into(), &Value::Null)
+        );
+        succeed(&mut copy(&[], &here(&format!("test/multi@{signature}")), "dir:signature"));
+        assert_eq!(
+            fs::read(world.path("signature/manifest.json")).unwrap(),
+            fs::read(blob(images.layout.path(), &signature)).unwrap()
+        );
 
         succeed(&mut copy(&["--all"], "docker://docker.io/library/hello:1", "oci:hello:1"));
         let index: Value = serde_json::from_slice(&fs::read(world.path("hello/index.json")).unwrap()).unwrap();
@@ -60,7 +73,8 @@ fn skopeo_copies_all_platforms_an_artifact_and_by_a_mirror() {
         assert!(!world.path("refused").join("index.json").exists());
 
         let amd64 = images.amd64.clone();
-        let asked = asked(&world.requests(), "skopeo/");
+        let requests: Vec<Request> = world.requests().into_iter().filter(|request| request.endpoint != "referrers").collect();
+        let asked = asked(&requests, "skopeo/");
         assert_eq!(asked[..2], ["GET base  ", "GET manifest test/multi 1"]);
         assert!(asked.contains(&format!("GET manifest test/multi {amd64}")), "{asked:?}");
         assert!(asked.contains(&"GET manifest docker.io/library/hello 1".to_owned()), "{asked:?}");
@@ -106,8 +120,11 @@ fn podman_pulls_and_runs() {
         pull_and_run(&world.path(""), &world.images, "docker.io/library/hello:1");
         let image = format!("{}/test/multi:1", world.untrusted());
         refused(&mut podman(&world.path(""), &["pull", "--cert-dir", "certs", &image]));
+        let artifact = format!("{}/test/multi:artifact", world.address);
+        no_image(&mut podman(&world.path(""), &["pull", "--cert-dir", "certs", &artifact]), NO_ARTIFACTS);
 
         let mut expected = by_path(&world.images, "test/multi", "1");
+        expected.push("GET manifest test/multi artifact".to_owned());
         expected.extend(by_path(&world.images, "docker.io/library/hello", "1"));
         let asked = asked(&world.requests(), "containers/");
         assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
@@ -129,12 +146,29 @@ fn buildah_pulls() {
         }
         let image = format!("{}/test/multi:1", world.untrusted());
         refused(with_mirror(podman::with_store("buildah", &world.path(""))).args(["pull", "--cert-dir", "certs", &image]));
+        let artifact = format!("{}/test/multi:artifact", world.address);
+        let mut pull = with_mirror(podman::with_store("buildah", &world.path("")));
+        no_image(pull.args(["pull", "--cert-dir", "certs", &artifact]), NO_ARTIFACTS);
 
         let mut expected = by_path(&world.images, "test/multi", "1");
+        expected.push("GET manifest test/multi artifact".to_owned());
         expected.extend(by_path(&world.images, "docker.io/library/hello", "1"));
         let asked = asked(&world.requests(), "Buildah/");
         assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
     });
+}
+
+/// What podman and buildah of this age say of an artifact, when they have its manifest: they keep images only.
+const NO_ARTIFACTS: &str = "unsupported image-specific operation on artifact with type \"application/vnd.oci.empty.v1+json\"";
+
+/// The same of dockerd.
+const NO_MEDIA_TYPE: &str = "unsupported media type application/vnd.oci.empty.v1+json";
+
+/// Fails, since what was pulled is no image: the client says so itself.
+fn no_image(command: &mut Command, words: &str) {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains(words), "{command:?}: {said}");
 }
 
 /// What containerd asks for first, for one image by its index: no `/v2/`, and HEAD before GET.
@@ -163,9 +197,13 @@ fn containerd_pulls_an_image_an_artifact_and_by_a_mirror() {
 
         // Nothing to unpack.
         succeed(&mut containerd.fetch(&["content", "fetch"], &format!("{}/test/multi:artifact", world.address)));
-        let digest = artifact.digest.to_string();
-        let stored = succeed(&mut containerd.ctr(&["content", "get", &digest]));
-        assert_eq!(stored.as_bytes(), fs::read(blob(layout.path(), &digest)).unwrap());
+        // And what refers to that.
+        let by_digest = format!("{}/test/multi@{}", world.address, world.images.signature.digest);
+        succeed(&mut containerd.fetch(&["content", "fetch"], &by_digest));
+        for digest in [artifact.digest.to_string(), world.images.signature.digest.to_string()] {
+            let stored = succeed(&mut containerd.ctr(&["content", "get", &digest]));
+            assert_eq!(stored.as_bytes(), fs::read(blob(layout.path(), &digest)).unwrap());
+        }
 
         let other = world.untrusted();
         containerd.host(&other, &other, &world.ca());
@@ -192,6 +230,9 @@ fn containerd_pulls_for_kubernetes() {
         assert_eq!(cri::pull(&containerd.socket(), &image), Ok(world.images.config.clone()));
         let listed = succeed(&mut containerd.ctr(&["--namespace", "k8s.io", "images", "list", &format!("name=={image}")]));
         assert!(listed.contains(&world.images.index.digest.to_string()), "{listed}");
+        // The plugin pulls an artifact, and finds then that there is nothing in it to run.
+        let artifact = cri::pull(&containerd.socket(), &format!("{}/test/multi:artifact", world.address)).unwrap_err();
+        assert!(artifact.contains("mismatched image rootfs and manifest layers"), "{artifact}");
 
         let other = world.untrusted();
         containerd.host(&other, &other, &world.ca());
@@ -202,6 +243,7 @@ fn containerd_pulls_for_kubernetes() {
         let asked = asked(&world.requests(), "containerd/");
         assert_eq!(asked[..3], expected, "{asked:#?}");
         assert!(asked.contains(&"HEAD manifest test/multi 1".to_owned()), "{asked:#?}");
+        assert!(asked.contains(&"HEAD manifest test/multi artifact".to_owned()), "{asked:#?}");
     });
 }
 
@@ -233,6 +275,7 @@ fn dockerd_pulls_and_runs_from_a_registry_and_a_mirror() {
         succeed(&mut dockerd.docker(&["image", "prune", "--all", "--force"]));
         docker_pulls_and_runs(&dockerd, &world.images, "mirrored:1");
         refused(&mut dockerd.docker(&["pull", &format!("{}/test/multi:1", world.untrusted())]));
+        no_image(&mut dockerd.docker(&["pull", &format!("{}/test/multi:artifact", world.address)]), NO_MEDIA_TYPE);
 
         let asked = asked(&world.requests(), "docker/");
         assert_eq!(asked[..4], by_dockerd(&world.images, "test/multi", "1"), "{asked:#?}");
@@ -240,6 +283,7 @@ fn dockerd_pulls_and_runs_from_a_registry_and_a_mirror() {
         let head = "HEAD manifest docker.io/library/mirrored 1".to_owned();
         let config = format!("GET blob docker.io/library/mirrored {}", world.images.config);
         assert!(asked.contains(&head) && asked.contains(&config), "{asked:#?}");
+        assert!(asked.contains(&"HEAD manifest test/multi artifact".to_owned()), "{asked:#?}");
     });
 }
 

@@ -255,6 +255,14 @@ fn a_head_request_with_a_body_gets_none_and_pipelined_requests_are_answered_in_o
     stream.write_all(b"HEAD /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let answer = String::from_utf8(until_closed(stream)).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
+    // What comes with a body is answered by its head alone, whether the body comes or not, and the body is no next request.
+    for body in ["", "GET /v2/none HTTP/1.1\r\nHost: x\r\n\r\n"] {
+        let mut stream = connect(server.plain);
+        write!(stream, "HEAD /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 34\r\n\r\n{body}").unwrap();
+        let answer = String::from_utf8(until_closed(stream)).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+    }
 }
 
 #[test]

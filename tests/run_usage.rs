@@ -52,7 +52,7 @@ fn bad_flags_exit_2() {
         (&["disk", "--machine", "pc"], "invalid value 'pc' for '--machine <WHICH>'\n  [possible values: q35, microvm, virt]"),
         (
             &["disk", "--machine", "virt"],
-            "the argument '--machine virt' needs '--kernel <FILE>' and '--initramfs <FILE>': there is no flavor for 64-bit ARM",
+            "the argument '--machine virt' needs '--kernel <FILE>': there is no flavor for 64-bit ARM",
         ),
         (&["disk", "--tls", "provided"], "the following required arguments were not provided:\n  --cert <FILE>\n  --key <FILE>"),
         (&["disk", "--cert", "a"], "the following required arguments were not provided:\n  --key <FILE>"),

@@ -7,11 +7,12 @@ use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 
-use common::certificates::ClientAuthority;
-use common::http::get;
+use common::certificates::{self, ClientAuthority};
+use common::http::{get, raw};
 use common::openmetrics;
 use common::pack::{Bench, PROGRAM};
 use common::vm::{self, Containerd, Vm, skopeo, succeed};
+use localregistry::proto::event::Event;
 use nix::sys::signal::Signal;
 
 /// A packed disk with the sample image, test/hello:latest, and a password file for anna.
@@ -78,6 +79,60 @@ fn certificates_stand_in_for_passwords() {
     fs::write(vm.path("certs/client.cert"), own.certificate_pem).unwrap();
     fs::write(vm.path("certs/client.key"), own.key_pem).unwrap();
     succeed(&mut copy);
+}
+
+/// What a node does that has nothing to trust yet: the CA over plain HTTP, and then all else over TLS.
+#[test]
+fn further_ports_serve_and_are_reported() {
+    let bench = bench();
+    let listeners = r#"listeners=[{"port":8080,"transport":"PLAIN"},{"port":8443,"address":"10.0.2.15"}]"#;
+    let vm = Vm::boot(&bench.path("disk.erofs"), &["--set", listeners]);
+    let further: Vec<&str> = vm.ready["further"].as_array().unwrap().iter().map(|url| url.as_str().unwrap()).collect();
+    let address = |url: &str, scheme: &str| -> SocketAddr { url.strip_prefix(scheme).unwrap().parse().unwrap() };
+    let (plain, tls) = (address(further[0], "http://"), address(further[1], "https://"));
+    assert_eq!(further.len(), 2);
+
+    let ca = get(plain, "/ca.crt");
+    assert_eq!((ca.status, ca.body.as_slice()), (200, fs::read(vm.path("ca.crt")).unwrap().as_slice()));
+    let config = certificates::client(&String::from_utf8(ca.body).unwrap(), &rustls::version::TLS13, None);
+    let image = "/v2/test/hello/manifests/latest";
+    let digest = get(plain, image).header("docker-content-digest").map(str::to_owned);
+    assert!(digest.is_some());
+    for address in [tls, vm.address.parse().unwrap()] {
+        let response = certificates::send(address, &config, "GET", image, &[]).unwrap();
+        assert_eq!((response.status, response.header("docker-content-digest")), (200, digest.as_deref()), "{address}");
+        let told = get(address, image);
+        let words = b"The client sent an HTTP request to a port that speaks HTTPS only.\n";
+        assert_eq!((told.status, told.body.as_slice()), (400, &words[..]), "{address}");
+    }
+    let told = raw(plain, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
+    assert_eq!((told.status, told.body), (400, b"The client sent a TLS handshake to a port that speaks plain HTTP.\n".to_vec()));
+
+    let ended = vm.stop(Signal::SIGTERM);
+    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    let ready = ended.events.iter().find_map(|event| if let Event::Ready(ready) = event { Some(ready) } else { None }).unwrap();
+    assert_eq!(ready.endpoints[0], "https://10.0.2.15:5000");
+    for url in ["http://10.0.2.15:8080", "https://10.0.2.15:8443"] {
+        assert!(ready.further_endpoints.iter().any(|one| one == url), "{:?}", ready.further_endpoints);
+    }
+    assert!(ready.further_endpoints.iter().filter(|url| url.ends_with(":8443")).count() == 1, "that address alone");
+}
+
+#[test]
+fn a_port_that_is_not_to_be_had_is_named() {
+    let bench = bench();
+    for (setting, reason) in [
+        ("metricsPort=5000", "listen on TCP port 5000: Address in use (os error 98)"),
+        (
+            r#"listeners=[{"port":5001,"address":"192.0.2.1"}]"#,
+            "listen on TCP port 5001 of 192.0.2.1: Address not available (os error 99)",
+        ),
+    ] {
+        let ended = vm::fails(&bench.path("disk.erofs"), &["--set", setting]);
+        let done = ended.done();
+        assert_eq!((ended.status, done.code.as_str(), done.reason.as_str()), (Some(3), "NO_PORT", reason), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&format!("FATAL code=NO_PORT {reason}")), "{}", ended.stderr);
+    }
 }
 
 #[test]

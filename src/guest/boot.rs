@@ -2,38 +2,34 @@
 //! until it is told to end, and then a machine without power. It never returns: the kernel panics when PID 1 does.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::proto::{self, Booting, Done, Event, Ready, Warning, event};
 use crate::registry::answer::Registry;
-use crate::registry::client::Surface;
 use crate::registry::events::Events;
 use crate::registry::metrics::Totals;
-use crate::registry::serve::{Listener, Transport, runtime, serve};
+use crate::registry::serve::{Listener, runtime, serve};
 use crate::registry::store::Store;
 
 use super::config::{self, Layer, Origin, Settings};
 use super::error::Fault;
 use super::events::Writer;
+use super::listeners::Listeners;
 use super::power::{By, Stop};
-use super::readdress::{self, Place};
 use super::steps::Steps;
 use super::tls::Identity;
-use super::{access, clock, console, control, disk, machine, modules, mount, net, power, tls};
-
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 4096;
+use super::{
+    access, clock, console, control, disk, entropy, events, heartbeat, machine, modules, mount, net, power, readdress, tls,
+};
 
 /// How long what still runs may take to notice that it has ended.
 const STRAGGLERS: Duration = Duration::from_millis(500);
@@ -70,18 +66,28 @@ enum Outbox {
 #[derive(Debug)]
 struct Ended {
     by: By,
+    /// Who asked again, before the transfers under way had ended.
+    hurried: Option<By>,
     totals: Totals,
+}
+
+impl Ended {
+    /// In words, for the console and the `done` event.
+    fn reason(&self) -> String {
+        let hurried = self.hurried.map_or_else(String::new, |by| format!(", and at once by {}", by.words()));
+        format!("shut down by {}{hurried}", self.by.words())
+    }
 }
 
 /// A registry that only has to be served.
 struct Prepared {
     registry: Arc<Registry>,
-    listener: TcpListener,
-    /// Of health, metrics and the CA, where they have a port of their own.
-    observed: Option<(TcpListener, NonZeroU16)>,
+    listeners: Listeners,
+    /// The same, bound.
+    bound: Vec<Listener>,
     identity: Identity,
     network: net::Network,
-    port: NonZeroU16,
+    heartbeat: Option<Duration>,
 }
 
 impl Guest {
@@ -110,26 +116,30 @@ impl Guest {
         control::listen(stop, self.events.clone());
         let prepared = tokio::select! {
             biased;
-            stop = next(&mut stops) => return Ok(Ended { by: stop.by, totals: Totals::default() }),
+            stop = next(&mut stops) => return Ok(Ended { by: stop.by, hurried: None, totals: Totals::default() }),
             prepared = self.prepare() => prepared?,
         };
-        let place = self.say_ready(&prepared);
-        tokio::spawn(readdress::follow(prepared.network, place, prepared.identity.renewal, self.events.clone()));
-        let (asked, mut by) = tokio::sync::oneshot::channel();
+        self.say_ready(&prepared);
+        let Prepared { registry, listeners, bound, identity, network, heartbeat } = prepared;
+        tokio::spawn(readdress::follow(network, listeners, identity.renewal, self.events.clone()));
+        if let Some(every) = heartbeat {
+            tokio::spawn(heartbeat::beat(every, Arc::clone(&registry), self.events.clone()));
+        }
+        // Who asked for the end, and who asked again.
+        let asked: [Cell<Option<By>>; 2] = Default::default();
+        let [first, again] = &asked;
         let shutdown = async move {
-            let stop = next(&mut stops).await;
-            let _ = asked.send(stop.by);
-            stop.drain
+            let Stop { by, drain } = next(&mut stops).await;
+            console::say(&format!("{}: no more connections; transfers have {} s", by.words(), drain.as_secs()));
+            first.set(Some(by));
+            async move {
+                if let Ok(stop) = tokio::time::timeout(drain, next(&mut stops)).await {
+                    again.set(Some(stop.by));
+                }
+            }
         };
-        let surface = if prepared.observed.is_some() { Surface::Registry } else { Surface::All };
-        let mut listeners = vec![Listener { socket: prepared.listener, transport: prepared.identity.transport, surface }];
-        listeners.extend(prepared.observed.map(|(socket, _)| Listener {
-            socket,
-            transport: Transport::Plain,
-            surface: Surface::Observability,
-        }));
-        let totals = serve(listeners, prepared.registry, shutdown).await;
-        Ok(Ended { by: by.try_recv().unwrap_or(By::Command), totals })
+        let totals = serve(bound, registry, shutdown).await;
+        Ok(Ended { by: first.get().unwrap_or(By::Command), hurried: again.get(), totals })
     }
 
     /// The steps from the config to the listening socket.
@@ -141,24 +151,24 @@ impl Guest {
         let settings = self.steps.run("config on the disk", || config_over_disk(outside))?;
         self.trace(&settings);
         let clock = self.steps.run("clock", || clock::settle(settings.clock));
-        clock.into_iter().for_each(|message| self.warn("CLOCK", message));
+        clock.warning.into_iter().for_each(|message| self.warn("CLOCK", message));
         self.name_machine(&settings.hostname);
         let network = net::start(&settings.interfaces, &settings.hostname, &self.events);
         let network = self.steps.wait("network", network).await?;
         let store = self.steps.run("catalog", || Store::open(Path::new(disk::ROOT)))?;
+        self.steps.wait("entropy", entropy::wait()).await?;
         let (auth, clients) =
             self.steps.run("auth", || Ok::<_, Fault>((access::auth(&settings)?, access::client_ca(&settings)?)))?;
         let registry = Registry::new(store, self.events.clone(), settings.limits).with_auth(auth, clients.as_ref());
-        let identity = self.steps.run("tls", || tls::identity(&settings, network.addresses(), &registry, clients.as_ref()))?;
+        let identity =
+            self.steps.run("tls", || tls::identity(&settings, network.addresses(), &registry, clients.as_ref(), clock.sure))?;
         let registry = Arc::new(match identity.ca_pem.as_str() {
             "" => registry,
             ca_pem => registry.with_ca(ca_pem),
         });
-        let open = |port| listen(port).map_err(|source| Fault::Listen { port, source });
-        let port = settings.port;
-        let listener = self.steps.run("listen", || open(port))?;
-        let observed = settings.metrics_port.map(|port| Ok::<_, Fault>((open(port)?, port))).transpose()?;
-        Ok(Prepared { registry, listener, observed, identity, network, port })
+        let listeners = Listeners::of(&settings);
+        let bound = self.steps.run("listen", || listeners.open(&identity.transport))?;
+        Ok(Prepared { registry, listeners, bound, identity, network, heartbeat: settings.heartbeat })
     }
 
     fn trace(&mut self, settings: &Settings) {
@@ -181,20 +191,17 @@ impl Guest {
         self.events.emit(event::Event::Booting(Booting { version, kernel: machine::kernel_release() }));
     }
 
-    fn say_ready(&self, prepared: &Prepared) -> Place {
-        let metrics_port = prepared.observed.as_ref().map(|(_, port)| *port);
-        let place = Place { scheme: prepared.identity.scheme, port: prepared.port, metrics_port };
-        let ready = self.ready(prepared, place);
-        let (endpoints, uptime) = (ready.endpoints.join(" "), ready.uptime);
+    fn say_ready(&self, prepared: &Prepared) {
+        let ready = self.ready(prepared);
+        let (endpoints, uptime) = ([&*ready.endpoints, &*ready.further_endpoints].concat().join(" "), ready.uptime);
         console::say(&format!("ready after {uptime:.2} s: {} images at {endpoints}", ready.images));
         self.events.emit(event::Event::Ready(ready));
-        place
     }
 
-    fn ready(&self, prepared: &Prepared, place: Place) -> Ready {
-        let Prepared { registry, identity, network, .. } = prepared;
+    fn ready(&self, prepared: &Prepared) -> Ready {
+        let Prepared { registry, identity, network, listeners, .. } = prepared;
         let (store, memory) = (registry.store(), machine::memory());
-        let proto::Endpoints { endpoints, metrics_endpoints } = place.endpoints(network.addresses());
+        let proto::Endpoints { endpoints, metrics_endpoints, further_endpoints } = listeners.endpoints(network.addresses());
         Ready {
             endpoints,
             ca_pem: identity.ca_pem.clone(),
@@ -206,6 +213,8 @@ impl Guest {
             memory_used: memory.used,
             memory_total: memory.total,
             metrics_endpoints,
+            further_endpoints,
+            heartbeat_seconds: prepared.heartbeat.map_or(0, |every| u32::try_from(every.as_secs()).unwrap_or(u32::MAX)),
         }
     }
 
@@ -225,9 +234,10 @@ impl Guest {
     /// Tells the console and the launcher how it ended.
     fn finish(mut self, end: Result<Ended, Fault>) {
         let done = match end {
-            Ok(Ended { by, totals: Totals { requests, bytes } }) => {
-                console::say(&format!("{}: {requests} requests, {bytes} bytes", by.words()));
-                Done { reason: by.words().to_owned(), requests, bytes, ..Done::default() }
+            Ok(ended) => {
+                let (reason, Totals { requests, bytes }) = (ended.reason(), ended.totals);
+                console::say(&format!("{reason}: {requests} requests, {bytes} bytes"));
+                Done { reason, requests, bytes, ..Done::default() }
             }
             Err(fault) => {
                 let (code, reason) = (fault.code(), fault.chain());
@@ -236,34 +246,17 @@ impl Guest {
             }
         };
         if let Err(error) = self.open_outbox() {
-            console::say(&format!("the last event cannot be written: {error}"));
+            console::say(&format!("no thread writes the events: {error}"));
         }
-        if let Outbox::Writing(writer) = self.outbox {
-            writer.finish(done);
+        match self.outbox {
+            Outbox::Writing(writer) => writer.finish(done),
+            Outbox::Waiting(_) | Outbox::Broken => events::write_last(done),
         }
     }
 }
 
 fn config_over_disk(outside: Layer) -> Result<Settings, config::ConfigError> {
-    config::on_disk(Path::new(disk::ROOT))?.under(outside).settings(Origin::Together)
-}
-
-/// Every address of the guest, by IPv6 and by IPv4; by IPv4 alone where the kernel has no IPv6.
-fn listen(port: NonZeroU16) -> io::Result<TcpListener> {
-    let every = |address: IpAddr| SocketAddr::new(address, port.get());
-    match TcpSocket::new_v6() {
-        Ok(socket) => bind(&socket, every(Ipv6Addr::UNSPECIFIED.into())).and_then(|()| socket.listen(BACKLOG)),
-        Err(_) => {
-            let socket = TcpSocket::new_v4()?;
-            bind(&socket, every(Ipv4Addr::UNSPECIFIED.into()))?;
-            socket.listen(BACKLOG)
-        }
-    }
-}
-
-fn bind(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)
+    config::on_disk(Path::new(disk::ROOT))?.under(outside).settings(Origin::Together)?.consistent()
 }
 
 /// The next request to end. The channel never closes while somebody may ask.
@@ -311,17 +304,15 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn both_families_are_listened_for_and_a_port_in_use_is_refused() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let port = NonZeroU16::new(free).unwrap();
-        let listener = listen(port).unwrap();
-        for address in ["127.0.0.1", "::1"] {
-            tokio::net::TcpStream::connect((address, free)).await.unwrap();
+    #[test]
+    fn the_reason_says_who_asked_and_who_asked_again() {
+        let reason = |by, hurried| Ended { by, hurried, totals: Totals::default() }.reason();
+        for (by, again, words) in [
+            (By::Command, None, "shut down by a command on the control port"),
+            (By::Terminate, Some(By::Interrupt), "shut down by SIGTERM, and at once by SIGINT (Ctrl-Alt-Del)"),
+            (By::Button, Some(By::Button), "shut down by the power button, and at once by the power button"),
+        ] {
+            assert_eq!(reason(by, again), words);
         }
-        let source = listen(port).unwrap_err();
-        let fault = Fault::Listen { port, source };
-        assert_eq!(fault.chain(), format!("listen on TCP port {free}: Address already in use (os error 98)"));
-        drop(listener);
     }
 }

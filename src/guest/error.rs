@@ -2,6 +2,7 @@
 //! what happens then: [`boot`](super::boot) does.
 
 use std::io;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use crate::causes;
@@ -11,6 +12,7 @@ use crate::registry::store::StoreError;
 use super::access::AccessError;
 use super::config::ConfigError;
 use super::disk::DiskError;
+use super::entropy::EntropyError;
 use super::modules::ModuleError;
 use super::mount::MountError;
 use super::net::NetError;
@@ -40,6 +42,9 @@ pub enum Fault {
     /// What is on the disk.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Randomness.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
     /// The certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -49,6 +54,16 @@ pub enum Fault {
     /// The registry's port.
     #[error("listen on TCP port {port}")]
     Listen {
+        /// The port.
+        port: NonZeroU16,
+        /// Why.
+        source: io::Error,
+    },
+    /// A port of one address.
+    #[error("listen on TCP port {port} of {address}")]
+    ListenAt {
+        /// The address.
+        address: IpAddr,
         /// The port.
         port: NonZeroU16,
         /// Why.
@@ -71,9 +86,10 @@ impl Fault {
             Self::Disk(error) => error.code(),
             Self::Net(error) => error.code(),
             Self::Store(error) => store_code(error),
+            Self::Entropy(_) => "NO_ENTROPY",
             Self::Tls(_) => "BAD_TLS",
             Self::Access(_) => "BAD_AUTH",
-            Self::Listen { .. } => "NO_PORT",
+            Self::Listen { .. } | Self::ListenAt { .. } => "NO_PORT",
             Self::Panic(_) => "PANIC",
         }
     }

@@ -6,6 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::registry::answer::Registry;
 use crate::registry::auth::client_certificate::ClientCa;
@@ -51,8 +52,6 @@ pub enum TlsError {
 pub struct Identity {
     /// For the listener.
     pub transport: Transport,
-    /// `https` or `http`.
-    pub scheme: &'static str,
     /// The CA in PEM; empty without TLS.
     pub ca_pem: String,
     /// What makes the certificate anew, where it is one of ours.
@@ -78,29 +77,30 @@ impl Renewal {
     }
 }
 
-/// Makes or takes the certificate for a guest with `addresses` that serves `registry`. `clients` is the CA of clients' certificates.
+/// Makes or takes the certificate for a guest with `addresses` that serves `registry`. `clients` is the CA of clients' certificates;
+/// `now` is the time, where the guest is sure of it.
 ///
 /// # Errors
-/// When one cannot be made, or the one given is missing or bad.
+/// When one cannot be made, or the one given is missing, bad, or not valid `now`.
 pub fn identity(
     settings: &Settings,
     addresses: &[IpAddr],
     registry: &Registry,
     clients: Option<&ClientCa>,
+    now: Option<SystemTime>,
 ) -> Result<Identity, TlsError> {
     match settings.tls {
-        TlsMode::Off => Ok(Identity { transport: Transport::Plain, scheme: "http", ca_pem: String::new(), renewal: None }),
+        TlsMode::Off => Ok(Identity { transport: Transport::Plain, ca_pem: String::new(), renewal: None }),
         TlsMode::Generate => issue(Authority::generate("localregistry"), names(settings), addresses, registry, clients),
         TlsMode::Sign => {
             let key = Zeroizing::new(read("SIGN", "ca.key")?);
-            // The guest's clock may be years off; the launcher has looked at the validity.
-            let authority = given::authority(&read("SIGN", "ca.crt")?, &key, None).map_err(TlsError::Sign)?;
+            let authority = given::authority(&read("SIGN", "ca.crt")?, &key, now).map_err(TlsError::Sign)?;
             issue(Ok(authority), names(settings), addresses, registry, clients)
         }
         TlsMode::Provided => {
-            let (config, ca_pem) = tls::provided(&read("PROVIDED", "tls.crt")?, &read("PROVIDED", "tls.key")?, clients)
+            let (config, ca_pem) = tls::provided(&read("PROVIDED", "tls.crt")?, &read("PROVIDED", "tls.key")?, clients, now)
                 .map_err(TlsError::Provided)?;
-            Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem, renewal: None })
+            Ok(Identity { transport: Transport::Tls(config), ca_pem, renewal: None })
         }
     }
 }
@@ -121,7 +121,7 @@ fn issue(
     match made {
         Ok((config, ca_pem, leaves)) => {
             let renewal = Some(Renewal { leaves, names: own });
-            Ok(Identity { transport: Transport::Tls(config), scheme: "https", ca_pem, renewal })
+            Ok(Identity { transport: Transport::Tls(config), ca_pem, renewal })
         }
         Err(source) => Err(TlsError::Generate { names, source }),
     }

@@ -2,6 +2,7 @@
 //! and type is known to `proto/localregistry/v1/config.proto`. Whether a value makes sense is for the guest to say.
 
 use std::net::SocketAddrV4;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,12 +10,14 @@ use serde::de::Error as _;
 use serde_json::{Map, Value, json};
 
 use crate::layers::lay;
-use crate::proto::Config;
+use crate::proto::listener::Transport;
+use crate::proto::tls::Mode;
+use crate::proto::{Config, Listener};
 
 /// Port of the registry inside the guest where nothing else is said.
 const PORT: u16 = 5000;
 /// Ports of health, metrics and the CA inside the guest where nothing is said: the first one that is not the registry's.
-const METRICS_PORTS: [u16; 2] = [9090, 9091];
+const METRICS_PORTS: RangeInclusive<u16> = 9090..=u16::MAX;
 /// Serial of the disk where nothing else is said.
 const SERIAL: &str = "localregistry";
 
@@ -174,9 +177,31 @@ impl GuestConfig {
     /// Port of health, metrics and the CA inside the guest; where none is said, one is taken, and said.
     pub fn take_metrics_port(&mut self) -> u16 {
         let said = self.typed().ok().and_then(|config| u16::try_from(config.metrics_port).ok()).filter(|&port| port != 0);
-        let port = said.unwrap_or_else(|| METRICS_PORTS.into_iter().find(|&port| port != self.port()).unwrap_or_default());
+        let further = self.further_ports();
+        let taken = |port: &u16| *port == self.port() || further.iter().any(|(other, _)| other == port);
+        let port = said.unwrap_or_else(|| METRICS_PORTS.into_iter().find(|port| !taken(port)).unwrap_or_default());
         self.json.insert("metricsPort".into(), port.into());
         port
+    }
+
+    /// Ports of the further listeners inside the guest, each once, and whether it speaks plain HTTP.
+    #[must_use]
+    pub fn further_ports(&self) -> Vec<(u16, bool)> {
+        let config = self.typed().unwrap_or_default();
+        let off = config.tls.unwrap_or_default().mode() == Mode::Off;
+        let plain = |one: &Listener| match one.transport() {
+            Transport::Unspecified => off,
+            Transport::Plain => true,
+            Transport::Tls => false,
+        };
+        let all =
+            config.listeners.iter().filter_map(|one| Some((u16::try_from(one.port).ok().filter(|&port| port != 0)?, plain(one))));
+        all.fold(Vec::new(), |mut ports, one| {
+            if !ports.iter().any(|(port, _)| *port == one.0) {
+                ports.push(one);
+            }
+            ports
+        })
     }
 
     /// Serial of the disk to serve.
@@ -195,7 +220,8 @@ impl GuestConfig {
     /// The config as its type, with ports that are: the host forwards to them.
     fn typed(&self) -> Result<Config, serde_json::Error> {
         let config: Config = serde_json::from_value(Value::Object(self.json.clone()))?;
-        for (key, port) in [("port", config.port), ("metricsPort", config.metrics_port)] {
+        let further = config.listeners.iter().map(|one| ("listeners: port", one.port));
+        for (key, port) in [("port", config.port), ("metricsPort", config.metrics_port)].into_iter().chain(further) {
             if port > u32::from(u16::MAX) {
                 return Err(serde_json::Error::custom(format!("{key} {port}, expected 1 to 65535")));
             }
@@ -287,7 +313,8 @@ mod tests {
             (
                 "hostnam=x",
                 "hostnam cannot be set to \"x\": unknown field `hostnam`, expected one of `hostname`, `names`, `port`, `tls`, \
-                 `interfaces`, `disk`, `clock`, `trace`, `auth`, `metrics_port`, `metricsPort`, `limits`",
+                 `interfaces`, `disk`, `clock`, `trace`, `auth`, `metrics_port`, `metricsPort`, `limits`, \
+                 `heartbeat_seconds`, `heartbeatSeconds`, `listeners`",
             ),
             ("tls.mod=OFF", "tls.mod cannot be set to \"OFF\": unknown field `mod`, expected `mode`"),
             (
@@ -320,13 +347,29 @@ mod tests {
 
     #[test]
     fn a_port_for_metrics_is_taken_where_none_is_said() {
-        for (said, taken) in
-            [("{}", 9090), (r#"{"port": 9090}"#, 9091), (r#"{"metricsPort": 81}"#, 81), (r#"{"metricsPort": 0}"#, 9090)]
-        {
+        for (said, taken) in [
+            ("{}", 9090),
+            (r#"{"port": 9090}"#, 9091),
+            (r#"{"metricsPort": 81}"#, 81),
+            (r#"{"metricsPort": 0}"#, 9090),
+            (r#"{"port": 9090, "listeners": [{"port": 9091}]}"#, 9092),
+        ] {
             let mut config = parsed(said);
             assert_eq!(config.take_metrics_port(), taken, "{said}");
             assert!(config.to_json().contains(&format!("\"metricsPort\":{taken}")), "{}", config.to_json());
         }
+    }
+
+    #[test]
+    fn further_ports_are_known_with_what_they_speak() {
+        let config = parsed(
+            r#"{"listeners": [{"port": 80, "transport": "PLAIN"}, {"port": 443}, {"address": "10.1.0.82", "port": 443}, {}]}"#,
+        );
+        assert_eq!(config.further_ports(), [(80, true), (443, false)]);
+        let off = parsed(r#"{"tls": {"mode": "OFF"}, "listeners": [{"port": 81}]}"#);
+        assert_eq!(off.further_ports(), [(81, true)]);
+        let error = GuestConfig::parse(br#"{"listeners": [{"port": 65536}]}"#).unwrap_err();
+        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "listeners: port 65536, expected 1 to 65535");
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod options;
 mod outcome;
 mod prepare;
 mod process;
+mod pulse;
 mod qmp;
 mod record;
 mod spawn;
@@ -45,7 +46,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use self::ending::{Commands, stop};
-use self::prepare::Prepared;
+use self::prepare::{Further, Prepared};
 use self::process::Process;
 use self::record::Record;
 use super::accel::{self, Accel, Choice};
@@ -61,7 +62,7 @@ pub use self::event::BadEvent;
 pub(super) use self::event::{LONGEST as LONGEST_EVENT, parse as parse_event};
 pub use self::lines::printable;
 pub(super) use self::lines::{Line, Lines};
-pub use self::options::Options;
+pub use self::options::{LEAST_MEMORY, Options};
 pub use self::outcome::{Exit, Killed, Outcome};
 pub use self::prepare::check_disk;
 pub use self::qmp::QmpError;
@@ -84,6 +85,8 @@ pub struct Appliance {
     _leftovers: spawn::Leftovers,
     record: Arc<Record>,
     events: mpsc::Receiver<Result<Event, BadEvent>>,
+    /// For what is told of the guest in the place of events.
+    into_events: mpsc::WeakSender<Result<Event, BadEvent>>,
     /// Events that came before `ready`, it included.
     early: VecDeque<Result<Event, BadEvent>>,
     /// Gone once the machine has been asked to stop.
@@ -98,6 +101,7 @@ pub struct Appliance {
     /// Forwarded to the registry, and to health, metrics and the CA; no port is 0 once QEMU runs.
     registry: Option<Forward>,
     metrics: Option<Forward>,
+    further: Vec<Further>,
     started: Instant,
     boot_time: Duration,
     ready: Ready,
@@ -161,8 +165,9 @@ impl Appliance {
     async fn connect(&mut self) -> Result<(), LaunchError> {
         let Some(Commands { qmp, .. }) = &mut self.commands else { return Ok(()) };
         qmp.execute("qmp_capabilities", Value::Null, ANSWER).await?;
-        let unknown = [self.registry.as_mut(), self.metrics.as_mut()].into_iter().flatten().filter(|f| f.host.port() == 0);
-        let mut unknown = unknown.peekable();
+        let further = self.further.iter_mut().map(|further| &mut further.forward);
+        let forwards = [self.registry.as_mut(), self.metrics.as_mut()].into_iter().flatten().chain(further);
+        let mut unknown = forwards.filter(|forward| forward.host.port() == 0).peekable();
         if unknown.peek().is_some() {
             let question = json!({ "command-line": "info usernet" });
             let answer = qmp.execute("human-monitor-command", question, ANSWER).await?;
@@ -207,8 +212,12 @@ impl Appliance {
                 self.early.push_back(event);
             }
             if let Some(ready) = ready {
-                self.ready = ready;
                 self.boot_time = self.started.elapsed();
+                if ready.heartbeat_seconds > 0 {
+                    let every = Duration::from_secs(ready.heartbeat_seconds.into());
+                    self.wardens.spawn(pulse::watch(Arc::clone(&self.record), every, self.into_events.clone()));
+                }
+                self.ready = ready;
                 return true;
             }
         }
@@ -242,23 +251,28 @@ impl Appliance {
     pub fn endpoints(&self) -> Vec<String> {
         let plain = self.ready.endpoints.first().is_some_and(|endpoint| endpoint.starts_with("http://"));
         let forwarded = self.registry.map(|forward| url(if plain { "http" } else { "https" }, forward.host));
-        self.reached(forwarded, &self.ready.endpoints)
+        self.reached(forwarded.as_slice(), &self.ready.endpoints)
     }
 
     /// URLs of health, metrics and the CA, where they have a port of their own.
     #[must_use]
     pub fn metrics_endpoints(&self) -> Vec<String> {
-        self.reached(self.metrics.map(|forward| url("http", forward.host)), &self.ready.metrics_endpoints)
+        let forwarded = self.metrics.map(|forward| url("http", forward.host));
+        self.reached(forwarded.as_slice(), &self.ready.metrics_endpoints)
     }
 
-    /// What clients reach, of a URL that is forwarded and the guest's own.
-    fn reached(&self, forwarded: Option<String>, own: &[String]) -> Vec<String> {
+    /// URLs of the registry's further listeners, where the config has some.
+    #[must_use]
+    pub fn further_endpoints(&self) -> Vec<String> {
+        let scheme = |plain| if plain { "http" } else { "https" };
+        let forwarded: Vec<String> = self.further.iter().map(|one| url(scheme(one.plain), one.forward.host)).collect();
+        self.reached(&forwarded, &self.ready.further_endpoints)
+    }
+
+    /// What clients reach, of URLs that are forwarded and the guest's own.
+    fn reached(&self, forwarded: &[String], own: &[String]) -> Vec<String> {
         let own = net::reachable(&self.nets, own);
-        if self.nets.first().is_some_and(Net::is_user) {
-            forwarded.into_iter().chain(own).collect()
-        } else {
-            own.into_iter().chain(forwarded).collect()
-        }
+        if self.nets.first().is_some_and(Net::is_user) { [forwarded, &own].concat() } else { [&own, forwarded].concat() }
     }
 
     /// The CA certificate to trust, PEM. None with plain HTTP.
@@ -294,8 +308,8 @@ impl Appliance {
         self.boot_time
     }
 
-    /// The next event of the guest, from `booting` on, or what came in place of one. Nothing once QEMU has ended. Cancel-safe. An
-    /// appliance whose events nobody takes goes on serving: it counts what it has to drop.
+    /// The next event of the guest, from `booting` on, or what came in place of one: a line that is none, or that the guest hangs.
+    /// Nothing once QEMU has ended. Cancel-safe. An appliance whose events nobody takes goes on serving: it counts what it has to drop.
     pub async fn next_event(&mut self) -> Option<Result<Event, BadEvent>> {
         match self.early.pop_front() {
             Some(event) => Some(event),

@@ -136,14 +136,13 @@ mod tests {
             let path = format!("man/man1/localregistry-{}.1", one.get_name());
             let (_, page) = pages.iter().find(|(name, _)| *name == path).unwrap();
             let page = String::from_utf8(page.clone()).unwrap();
-            let arguments = one.get_arguments().filter_map(|one| Some((one.get_long()?, one.is_hide_set())));
-            for (long, hidden) in arguments {
+            for argument in one.get_arguments().filter_map(|one| one.get_long().map(|long| (long, one.is_hide_set()))) {
+                let (long, hidden) = argument;
                 assert_eq!(page.contains(&long.replace('-', "\\-")), !hidden, "{path}: {long}");
+                // bash, zsh without and with a value, fish.
+                let forms = [format!(" --{long} "), format!("--{long}["), format!("--{long}=["), format!("-l {long} ")];
                 for completion in &completions {
-                    let (bash, zsh, fish) =
-                        (format!(" --{long} "), [format!("--{long}["), format!("--{long}=[")], format!("-l {long} "));
-                    let found = [&bash, &zsh[0], &zsh[1], &fish].into_iter().any(|way| completion.contains(way));
-                    assert_eq!(found, !hidden, "{path}: {long}");
+                    assert_eq!(forms.iter().any(|form| completion.contains(form)), !hidden, "{path}: {long}");
                 }
             }
         }

@@ -22,6 +22,7 @@ pub mod manual;
 pub mod modules;
 pub mod net;
 pub mod pack;
+pub mod program;
 pub mod pull;
 pub mod pulls;
 pub mod qemu;

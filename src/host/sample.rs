@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::initramfs::init;
+use super::program::Program;
 use super::report::Report;
 use super::scratch::{Layout, Packing, Rights, Start};
 use crate::oci::Digest;
@@ -100,8 +101,9 @@ fn is_free(folder: &Path) -> bool {
 
 /// Writes the layout of an image with `program` to `folder`, and gives the image's digest and the layout's size. The index comes
 /// last: until then, the folder has the earlier image.
-fn write(folder: &Path, program: &[u8]) -> io::Result<(Digest, u64)> {
-    let mut layout = Layout::new(folder)?;
+fn write(folder: &Path, program: &Program) -> io::Result<(Digest, u64)> {
+    let mut layout = Layout::new(folder, program.processor)?;
+    let program = &*program.content;
     let layer = layout.layer(Packing::Gzip, |archive| {
         archive.folder("etc", Rights::PROGRAM)?;
         archive.file("etc/os-release", Rights::FILE, OS_RELEASE.len() as u64, OS_RELEASE.as_bytes())?;
@@ -117,11 +119,16 @@ fn write(folder: &Path, program: &[u8]) -> io::Result<(Digest, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::elf::Processor;
+
+    fn program(content: &[u8]) -> Program {
+        Program { content: content.to_vec(), processor: Processor::X86 }
+    }
 
     #[test]
     fn a_layout_with_one_runnable_image() {
         let folder = tempfile::tempdir().unwrap();
-        let (expected, bytes) = write(folder.path(), b"program").unwrap();
+        let (expected, bytes) = write(folder.path(), &program(b"program")).unwrap();
         let tree = Directory::open(folder.path()).unwrap();
         let images = layout::images(&tree, Reading { unnamed: None, verify: true, lenient: false }).unwrap();
         let [image] = images.as_slice() else { panic!("one image is expected: {images:?}") };
@@ -148,7 +155,7 @@ mod tests {
 
     #[test]
     fn the_same_program_gives_the_same_bytes() {
-        let made = |program: &[u8]| write(tempfile::tempdir().unwrap().path(), program).unwrap().0;
+        let made = |content: &[u8]| write(tempfile::tempdir().unwrap().path(), &program(content)).unwrap().0;
         assert_eq!(made(b"program"), made(b"program"));
         assert_ne!(made(b"program"), made(b"other"));
     }
@@ -157,7 +164,7 @@ mod tests {
     fn replaces_an_earlier_sample_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         assert!(is_free(folder.path()) && is_free(&folder.path().join("new")));
-        write(folder.path(), b"program").unwrap();
+        write(folder.path(), &program(b"program")).unwrap();
         assert!(is_free(folder.path()));
         fs::write(folder.path().join("index.json"), r#"{"schemaVersion":2,"manifests":[]"#).unwrap();
         assert!(!is_free(folder.path()));

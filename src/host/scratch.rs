@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 use tempfile::NamedTempFile;
 
+use super::elf::Processor;
 use super::files;
 use super::pack::made::{Descriptor, Manifest};
 use crate::oci::media_type::{OCI_CONFIG, OCI_MANIFEST};
@@ -96,6 +97,8 @@ pub struct Image {
 #[derive(Debug)]
 pub struct Layout {
     root: PathBuf,
+    /// The processor that its images are for.
+    processor: Processor,
     /// The manifests, named.
     manifests: Vec<Descriptor>,
     /// Size of the blobs that were written.
@@ -103,13 +106,13 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// A layout in the folder `root`, which is made where it is missing.
+    /// A layout, of images for `processor`, in the folder `root`, which is made where it is missing.
     ///
     /// # Errors
     /// It cannot be made.
-    pub fn new(root: &Path) -> io::Result<Self> {
+    pub fn new(root: &Path, processor: Processor) -> io::Result<Self> {
         fs::create_dir_all(root.join(BLOBS))?;
-        Ok(Self { root: root.to_owned(), manifests: Vec::new(), bytes: 0 })
+        Ok(Self { root: root.to_owned(), processor, manifests: Vec::new(), bytes: 0 })
     }
 
     /// A layer of the files that `fill` adds.
@@ -139,7 +142,7 @@ impl Layout {
     pub fn image(&mut self, start: &Start, layers: &[Layer]) -> io::Result<Image> {
         let diff_ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
         let config = json!({
-            "architecture": "amd64", "os": "linux", "config": start, "rootfs": { "type": "layers", "diff_ids": diff_ids },
+            "architecture": self.processor.architecture(), "os": "linux", "config": start, "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
         let config = self.blob(OCI_CONFIG, config.to_string().as_bytes())?;
         let layers = layers.iter().map(|layer| layer.descriptor.clone()).collect();
@@ -313,7 +316,7 @@ mod tests {
 
     fn made(packing: Packing) -> (tempfile::TempDir, Digest) {
         let folder = tempfile::tempdir().unwrap();
-        let mut layout = Layout::new(folder.path()).unwrap();
+        let mut layout = Layout::new(folder.path(), Processor::X86).unwrap();
         let layer = layout
             .layer(packing, |archive| {
                 archive.folder("disk", Rights { owner: 107, mode: 0o555 })?;
@@ -350,7 +353,7 @@ mod tests {
     #[test]
     fn content_that_ends_too_early_is_an_error_and_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let mut layout = Layout::new(folder.path()).unwrap();
+        let mut layout = Layout::new(folder.path(), Processor::X86).unwrap();
         let torn = layout.layer(Packing::Plain, |archive| archive.file("file", Rights::FILE, 9, &b"content"[..]));
         assert_eq!(torn.map(|_| ()).unwrap_err().to_string(), "it ends 2 bytes too early");
         assert_eq!(fs::read_dir(folder.path().join(BLOBS)).unwrap().count(), 0);

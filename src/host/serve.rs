@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -192,15 +192,21 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     Ok(())
 }
 
-fn stop_signal() -> io::Result<impl Future<Output = Duration>> {
+/// The first signal, and then what ends the drain: the next one, or its time.
+fn stop_signal() -> io::Result<impl Future<Output: Future<Output = ()>>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
+    let mut next = async move || {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        DRAIN
+    };
+    Ok(async move {
+        next().await;
+        async move {
+            let _ = tokio::time::timeout(DRAIN, next()).await;
+        }
     })
 }
 
@@ -212,7 +218,9 @@ fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<L
 fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Result<(Transport, Option<String>), Error> {
     let (config, ca) = match (args.certificates.mode(), args.certificates.provided()) {
         (Some(Tls::Off), _) => return Ok((Transport::Plain, None)),
-        (Some(Tls::Provided), Some((chain, key))) => tls::provided(&read(&chain)?, &read(&key)?, clients)?,
+        (Some(Tls::Provided), Some((chain, key))) => {
+            tls::provided(&read(&chain)?, &read(&key)?, clients, Some(SystemTime::now()))?
+        }
         _ => {
             let authority = match args.certificates.ca()? {
                 Some(ca) => ca.authority,

@@ -54,7 +54,8 @@ struct Entry<'a> {
 }
 
 impl RegistryError {
-    /// Status, code, message and detail. One arm for each variant: a new one forces a decision.
+    /// Status, code, message and detail. One arm for each variant: a new one forces a decision. The codes of a client's mistakes are
+    /// those of the specification, which allows no others ("Error Codes").
     fn parts(&self) -> (StatusCode, &'static str, &'static str, String) {
         use StatusCode as S;
         match self {
@@ -74,18 +75,16 @@ impl RegistryError {
             Self::ManifestUnknown(what) => (S::NOT_FOUND, "MANIFEST_UNKNOWN", "manifest unknown to registry", what.clone()),
             Self::BlobUnknown(what) => (S::NOT_FOUND, "BLOB_UNKNOWN", "blob unknown to registry", what.clone()),
             Self::DigestInvalid(why) => (S::BAD_REQUEST, "DIGEST_INVALID", "invalid digest", why.clone()),
-            Self::PaginationInvalid(why) => {
-                (S::BAD_REQUEST, "PAGINATION_NUMBER_INVALID", "invalid number of results requested", why.clone())
-            }
+            Self::PaginationInvalid(why) => (S::BAD_REQUEST, "UNSUPPORTED", "invalid number of results requested", why.clone()),
             Self::RangeNotSatisfiable(size) => (
                 S::RANGE_NOT_SATISFIABLE,
-                "RANGE_INVALID",
+                "SIZE_INVALID",
                 "the range lies outside of the content",
                 format!("the content has {size} bytes"),
             ),
             Self::TooManyRanges => (
                 S::BAD_REQUEST,
-                "RANGE_INVALID",
+                "UNSUPPORTED",
                 "too many ranges",
                 format!("at most {} ranges are served in one request", super::limits::RANGES),
             ),

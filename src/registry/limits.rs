@@ -71,6 +71,10 @@ pub const DOCUMENT_WAITERS: usize = 128;
 pub const OWN_DESCRIPTORS: usize = 32;
 /// How long accepting, and opening a blob, pause where the process has no file descriptor left.
 pub const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
+/// How often the log says that connections cannot be accepted, as long as they cannot.
+pub const REMINDER: Duration = Duration::from_secs(30);
+/// How long connections that are cut may take to be gone.
+pub const CUT: Duration = Duration::from_millis(500);
 /// Bytes read from the disk at once.
 pub const CHUNK: usize = 128 << 10;
 /// Bytes that a body gives its connection in one go, before all others have their turn: a socket whose buffers are empty would otherwise

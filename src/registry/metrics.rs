@@ -152,6 +152,18 @@ impl Metrics {
         load(&self.panics)
     }
 
+    /// Connections that are open.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        load(&self.connections.0)
+    }
+
+    /// Requests under way.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        load(&self.in_flight.0)
+    }
+
     /// Requests answered and bytes sent so far, of all endpoints.
     #[must_use]
     pub fn totals(&self) -> Totals {

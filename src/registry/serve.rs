@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::SockRef;
@@ -15,8 +15,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::answer::Registry;
 use super::client::{Client, Surface};
-use super::connection::{self, Closing, Shared};
-use super::limits::{BACKLOG, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS, TURNS_BETWEEN_EVENTS, UNSENT};
+use super::connection::{self, Closing, Phase, Shared};
+use super::limits::{BACKLOG, CUT, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS, REMINDER, TURNS_BETWEEN_EVENTS, UNSENT};
 use super::metrics::Totals;
 
 pub use super::connection::Transport;
@@ -54,15 +54,19 @@ pub fn runtime() -> io::Result<Runtime> {
     runtime::Builder::new_multi_thread().enable_all().event_interval(TURNS_BETWEEN_EVENTS).build()
 }
 
-/// Serves until `shutdown` gives the time that transfers under way may still take; then stops accepting, waits that long at most,
-/// and cuts what is left.
-pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: impl Future<Output = Duration> + Send) -> Totals {
+/// Serves until `shutdown` gives a future: then stops accepting, and lets transfers under way go on until all of them have ended, or
+/// that future has. What is left then is cut, and logged as incomplete.
+pub async fn serve<Drain: Future<Output = ()>>(
+    listeners: Vec<Listener>,
+    registry: Arc<Registry>,
+    shutdown: impl Future<Output = Drain>,
+) -> Totals {
     let limits = registry.limits();
     let places = Arc::new(Semaphore::new(limits.connections.min(affordable())));
     let observers = Arc::new(Semaphore::new(OBSERVERS));
     let handshakes = Semaphore::new(limits.handshakes);
     let shared = Arc::new(Shared { handshakes, registry: Arc::clone(&registry), multiplexed: AtomicUsize::default() });
-    let (close, closing) = watch::channel(false);
+    let (close, closing) = watch::channel(Phase::Open);
     // Every connection holds a sender: the receiver ends when the last of them has ended.
     let (alive, mut all_done) = mpsc::channel::<()>(1);
     let mut loops = tokio::task::JoinSet::new();
@@ -76,11 +80,27 @@ pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: 
 
     let drain = shutdown.await;
     loops.shutdown().await;
-    let _ = close.send(true);
-    if tokio::time::timeout(drain, all_done.recv()).await.is_err() {
-        tracing::warn!(seconds = drain.as_secs(), "transfers were cut: they took longer than the drain");
+    let _ = close.send(Phase::Draining);
+    let in_time = tokio::select! {
+        biased;
+        _ = all_done.recv() => true,
+        () = drain => false,
+    };
+    if !in_time {
+        let connections = registry.metrics().connections();
+        let _ = close.send(Phase::Cut);
+        tracing::warn!(connections, "the drain ended before its transfers: they were cut");
+        let _ = tokio::time::timeout(CUT, all_cut(&mut all_done, &registry)).await;
     }
     registry.totals()
+}
+
+/// Waits until no connection is left, and nothing that one has left behind: the streams of HTTP/2 end after it.
+async fn all_cut(all_done: &mut mpsc::Receiver<()>, registry: &Registry) {
+    all_done.recv().await;
+    while registry.metrics().in_flight() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// Connections that the process has file descriptors for: each is one, and the blob that it is being sent is another. The limit is
@@ -103,6 +123,7 @@ fn bound_unsent(socket: &TcpListener) {
 }
 
 async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>, closing: Closing) {
+    let mut told: Option<Instant> = None;
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, peer) = match listener.socket.accept().await {
@@ -110,7 +131,10 @@ async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>,
             // The peer is gone already, or the process has no descriptor or memory left: neither ends the loop.
             Err(error) => {
                 if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    if told.is_none_or(|at| at.elapsed() >= REMINDER) {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        told = Some(Instant::now());
+                    }
                     tokio::time::sleep(DESCRIPTOR_PAUSE).await;
                 }
                 continue;

@@ -2,6 +2,7 @@
 //! given.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+pub mod agent;
 pub mod boards;
 pub mod certificates;
 pub mod child;

@@ -75,7 +75,7 @@ impl Server {
                     bound.send(listener.socket.local_addr().unwrap()).unwrap();
                     bound_listeners.push(listener);
                 }
-                serve(bound_listeners, registry, async { stopped.await.unwrap_or_default() }).await
+                serve(bound_listeners, registry, async { tokio::time::sleep(stopped.await.unwrap_or_default()) }).await
             })
         });
         let (plain, tls) = (addresses.recv().unwrap(), addresses.recv().unwrap());

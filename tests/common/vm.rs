@@ -137,8 +137,22 @@ impl Vm {
     }
 
     /// Sends a signal, SIGTERM or SIGINT, and waits for the end.
-    pub fn stop(mut self, by: Signal) -> Ended {
+    pub fn stop(self, by: Signal) -> Ended {
         self.signal(by);
+        self.end()
+    }
+
+    /// Waits for words on the console, which has to be kept in the file `console`.
+    pub fn console(&self, words: &str) {
+        let deadline = Instant::now() + Duration::from_secs(180);
+        while !fs::read_to_string(self.path("console")).unwrap().contains(words) {
+            assert!(Instant::now() < deadline, "{words} did not come:\n{}", fs::read_to_string(self.path("console")).unwrap());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits for the end, which comes by itself.
+    pub fn end(mut self) -> Ended {
         let status = self.run.take().unwrap().wait().unwrap();
         ended(self.dir.path(), status.code())
     }

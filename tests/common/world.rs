@@ -8,6 +8,8 @@ use localregistry::oci::media_type::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
 use localregistry::proto::{Event, Request, event};
 use serde_json::{Value, json};
 
+use super::certificates;
+use super::http::Response;
 use super::layout::{Layout, Stored};
 use super::pack::{Bench, PROGRAM};
 use super::private::ADDRESS;
@@ -28,6 +30,8 @@ pub struct Images {
     pub config: String,
     /// `test/multi:artifact`, whose subject is the index.
     pub artifact: Stored,
+    /// An artifact without a tag, whose subject is that one.
+    pub signature: Stored,
 }
 
 impl Images {
@@ -49,6 +53,8 @@ impl Images {
         // The other platform first: a client that takes what comes first cannot run it.
         let index = layout.json(&json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [arm64, amd64]}));
         let artifact = layout.artifact("application/x.report", index, b"reported");
+        let signature = layout.artifact("application/x.signature", artifact, b"signed");
+        layout.name(signature, OCI_MANIFEST, "");
         layout.name(index, OCI_INDEX, "test/multi:1").name(index, OCI_INDEX, "docker.io/library/hello:1");
         layout.name(index, OCI_INDEX, "docker.io/library/mirrored:1").name(artifact, OCI_MANIFEST, "test/multi:artifact");
         // What a client gets that asks for the name without saying which upstream it means.
@@ -57,7 +63,7 @@ impl Images {
         let amd64 = amd64["digest"].as_str().unwrap().to_owned();
         let manifest: Value = serde_json::from_slice(&fs::read(blob(layout.path(), &amd64)).unwrap()).unwrap();
         let config = manifest["config"]["digest"].as_str().unwrap().to_owned();
-        Self { layout, index, amd64, config, artifact }
+        Self { layout, index, amd64, config, artifact, signature }
     }
 }
 
@@ -110,6 +116,13 @@ impl World {
         let mirror =
             format!("[[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"{}/docker.io\"\n", self.address);
         self.bench.file("mirror.conf", mirror.as_bytes())
+    }
+
+    /// The first server's answer, by nobody's client.
+    pub fn get(&self, target: &str) -> Response {
+        let ca = fs::read_to_string(self.ca()).unwrap();
+        let config = certificates::client(&ca, &rustls::version::TLS13, None);
+        certificates::send(self.address.parse().unwrap(), &config, "GET", target, &[]).unwrap()
     }
 
     /// The trust bundle of the first server, in the folder `trust`.

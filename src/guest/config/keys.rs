@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::proto::{auth, interface, tls};
+use crate::proto::{auth, interface, listener, tls};
 use crate::registry::limits::chosen;
 
 /// What kind of value a key takes.
@@ -26,6 +26,8 @@ pub enum Kind {
     ClientCertificate,
     /// The name of an [`interface::Autoconf`].
     Autoconf,
+    /// The name of a [`listener::Transport`].
+    Transport,
 }
 
 /// One key.
@@ -41,7 +43,7 @@ pub struct Key {
 
 /// The keys of `Config` in `proto/localregistry/v1/config.proto`.
 #[rustfmt::skip]
-pub const KEYS: [Key; 30] = [
+pub const KEYS: [Key; 34] = [
     Key { path: "hostname",                    kind: Kind::Text,              expected: "a DNS name of at most 64 characters" },
     Key { path: "names",                       kind: Kind::Texts,             expected: "a list of DNS names and IP addresses" },
     Key { path: "port",                        kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
@@ -61,7 +63,10 @@ pub const KEYS: [Key; 30] = [
     Key { path: "auth.mode",                   kind: Kind::AuthMode,          expected: "ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN" },
     Key { path: "auth.tokenSeconds",           kind: Kind::Number,            expected: "seconds, at most 86400" },
     Key { path: "auth.clientCertificate",      kind: Kind::ClientCertificate, expected: "IGNORED, OPTIONAL or REQUIRED" },
-    Key { path: "metricsPort",                 kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
+    Key { path: "metricsPort",                 kind: Kind::Number,            expected: "a TCP port from 1 to 65535, and not the registry's" },
+    Key { path: "listeners.*.address",         kind: Kind::Text,              expected: "an IP address of the appliance" },
+    Key { path: "listeners.*.port",            kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
+    Key { path: "listeners.*.transport",       kind: Kind::Transport,         expected: "PLAIN, or with a tls.mode other than OFF also TLS" },
     Key { path: "limits.firstByteSeconds",     kind: Kind::Number,            expected: chosen::SECONDS },
     Key { path: "limits.handshakeSeconds",     kind: Kind::Number,            expected: chosen::SECONDS },
     Key { path: "limits.requestHeadSeconds",   kind: Kind::Number,            expected: chosen::SECONDS },
@@ -71,21 +76,26 @@ pub const KEYS: [Key; 30] = [
     Key { path: "limits.minimumRate",          kind: Kind::Number,            expected: chosen::RATE },
     Key { path: "limits.connections",          kind: Kind::Number,            expected: chosen::CONNECTIONS },
     Key { path: "limits.streams",              kind: Kind::Number,            expected: chosen::STREAMS },
+    Key { path: "heartbeatSeconds",            kind: Kind::Number,            expected: "seconds, at most 3600; 0 for none" },
     Key { path: "trace",                       kind: Kind::Bool,              expected: "true or false" },
 ];
 
 /// The places that hold other keys and no value of their own.
-pub const OBJECTS: [(&str, &str); 6] = [
+pub const OBJECTS: [(&str, &str); 7] = [
     ("tls", "an object such as {\"mode\": \"OFF\"}"),
     ("disk", "an object such as {\"serial\": \"localregistry\"}"),
     ("clock", "an object such as {\"epochSeconds\": 1800000000}"),
     ("auth", "an object such as {\"mode\": \"BASIC\"}"),
     ("limits", "an object such as {\"stallSeconds\": 60}"),
     ("interfaces.*", "an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),
+    ("listeners.*", "an object such as {\"port\": 80, \"transport\": \"PLAIN\"}"),
 ];
 
-/// What the list named `interfaces` must be.
-pub const INTERFACES: &str = "a list of interfaces, numbered from 0 without a gap";
+/// The places that hold a list of objects.
+pub const LISTS: [(&str, &str); 2] = [
+    ("interfaces", "a list of interfaces, numbered from 0 without a gap"),
+    ("listeners", "a list of listeners, numbered from 0 without a gap"),
+];
 
 /// The key named `path`, in which a number stands for a place in a list.
 #[must_use]
@@ -99,6 +109,12 @@ pub fn find(path: &str) -> Option<&'static Key> {
 pub fn object(path: &str) -> Option<&'static str> {
     let general = generalised(path);
     OBJECTS.iter().find(|(object, _)| *object == general).map(|(_, expected)| *expected)
+}
+
+/// What the list of objects named `path` must be, where there is such a list.
+#[must_use]
+pub fn list_of_objects(path: &str) -> Option<&'static str> {
+    LISTS.iter().find(|(list, _)| *list == path).map(|(_, expected)| *expected)
 }
 
 /// The names of all keys, as a person writes them.
@@ -125,6 +141,7 @@ pub fn accepts(kind: Kind, value: &Value) -> bool {
         Kind::TlsMode => value.as_str().and_then(tls::Mode::from_str_name).is_some(),
         Kind::AuthMode => value.as_str().and_then(auth::Mode::from_str_name).is_some(),
         Kind::Autoconf => value.as_str().and_then(interface::Autoconf::from_str_name).is_some(),
+        Kind::Transport => value.as_str().and_then(listener::Transport::from_str_name).is_some(),
         Kind::ClientCertificate => value.as_str().and_then(auth::ClientCertificate::from_str_name).is_some(),
     }
 }

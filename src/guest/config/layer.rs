@@ -118,8 +118,8 @@ fn checked(origin: Origin, path: &str, value: &Value) -> Result<Value, ConfigErr
         let map = value.as_object().ok_or_else(|| bad(expected))?;
         return object(origin, path, map).map(Value::Object);
     }
-    if path == "interfaces" {
-        let items = value.as_array().ok_or_else(|| bad(keys::INTERFACES))?.iter().enumerate();
+    if let Some(expected) = keys::list_of_objects(path) {
+        let items = value.as_array().ok_or_else(|| bad(expected))?.iter().enumerate();
         return items.map(|(place, item)| checked(origin, &format!("{path}.{place}"), item)).collect();
     }
     let key = keys::find(path).ok_or_else(|| ConfigError::UnknownKey { origin, key: path.to_owned() })?;
@@ -149,7 +149,7 @@ fn insert(map: &mut Map<String, Value>, path: &str, value: Value) -> Result<(), 
         origin: Origin::CommandLine,
         key: path.to_owned(),
         value: shown(&value),
-        expected: keys::INTERFACES,
+        expected: keys::list_of_objects(parts.first().copied().unwrap_or_default()).unwrap_or_default(),
     })?;
     object.insert((*field).to_owned(), value);
     Ok(())

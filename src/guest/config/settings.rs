@@ -9,6 +9,7 @@ pub use crate::address::{Cidr, Mac};
 use crate::address::{MTU, is_dns_name, is_san};
 use crate::proto::auth::{self, ClientCertificate};
 use crate::proto::interface::Autoconf;
+use crate::proto::listener::Transport;
 use crate::proto::{self, Config, tls::Mode};
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::limits::{Limits, TOKEN_LIFETIME};
@@ -23,6 +24,9 @@ const SERIAL_MAX: usize = 20;
 const VLANS: std::ops::RangeInclusive<u16> = 1..=4094;
 /// Longest wait that a config may ask for, in seconds.
 const WAIT_MAX: u32 = 3600;
+/// Time between two heartbeats: a launcher knows of a hung guest within half a minute, and a night's log has no more than 500 KB of
+/// them.
+const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Longest life of a token, in seconds: a day.
 const TOKEN_SECONDS_MAX: u32 = 86_400;
 /// Latest clock: the end of the year 9999, in seconds since 1970.
@@ -37,6 +41,8 @@ pub struct Settings {
     pub names: Vec<String>,
     /// TCP port of the registry.
     pub port: NonZeroU16,
+    /// Further places that the registry is served at.
+    pub listeners: Vec<Listener>,
     /// Where the certificate comes from.
     pub tls: TlsMode,
     /// Who may pull.
@@ -55,6 +61,8 @@ pub struct Settings {
     pub disk_wait: Duration,
     /// The host's time, where it was given.
     pub clock: Option<SystemTime>,
+    /// Time between two heartbeats, where there are any.
+    pub heartbeat: Option<Duration>,
     /// Whether each step is printed.
     pub trace: bool,
 }
@@ -86,6 +94,17 @@ pub enum AuthMode {
         /// How long it is good for.
         lifetime: Duration,
     },
+}
+
+/// A further place that the registry is served at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    /// The one address that it is on; none for every one.
+    pub address: Option<IpAddr>,
+    /// TCP port.
+    pub port: NonZeroU16,
+    /// Whether it speaks plain HTTP.
+    pub plain: bool,
 }
 
 /// One interface to bring up.
@@ -138,6 +157,9 @@ impl Settings {
         let check = Check { origin };
         let interfaces = config.interfaces.iter().enumerate().map(|(place, given)| interface(check, place, given));
         let interfaces = interfaces.collect::<Result<Vec<_>, _>>()?;
+        let mode = config.tls.unwrap_or_default().mode();
+        let listeners = config.listeners.iter().enumerate().map(|(place, given)| listener(check, place, given, mode));
+        let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
         let disk = config.disk.clone().unwrap_or_default();
         let auth = config.auth.unwrap_or_default();
         let epoch = config.clock.unwrap_or_default().epoch_seconds;
@@ -157,7 +179,8 @@ impl Settings {
                 0 => NonZeroU16::MIN.saturating_add(4999),
                 port => check.some(u16::try_from(port).ok().and_then(NonZeroU16::new), "port", port)?,
             },
-            tls: match config.tls.unwrap_or_default().mode() {
+            listeners,
+            tls: match mode {
                 Mode::Unspecified | Mode::Generate => TlsMode::Generate,
                 Mode::Provided => TlsMode::Provided,
                 Mode::Off => TlsMode::Off,
@@ -181,8 +204,22 @@ impl Settings {
             },
             disk_wait: check.wait(disk.wait_seconds, 5, "disk.waitSeconds")?,
             clock: check.some(clock(epoch), "clock.epochSeconds", epoch)?,
+            heartbeat: heartbeat(check, config.heartbeat_seconds)?,
             trace: config.trace,
         })
+    }
+}
+
+impl Settings {
+    /// These settings, of all sources together, where their values go with each other.
+    ///
+    /// # Errors
+    /// [`ConfigError::BadValue`] where two things are to have one port.
+    pub fn consistent(self) -> Result<Self, ConfigError> {
+        let check = Check { origin: Origin::Together };
+        let port = self.metrics_port.map_or(0, NonZeroU16::get);
+        check.some((port != self.port.get()).then_some(()), "metricsPort", port)?;
+        Ok(self)
     }
 }
 
@@ -219,6 +256,14 @@ fn auth_mode(check: Check, auth: proto::Auth) -> Result<AuthMode, ConfigError> {
     })
 }
 
+fn heartbeat(check: Check, seconds: Option<u32>) -> Result<Option<Duration>, ConfigError> {
+    match seconds {
+        None => Ok(Some(HEARTBEAT)),
+        Some(0) => Ok(None),
+        Some(seconds) => check.wait(seconds, 0, "heartbeatSeconds").map(Some),
+    }
+}
+
 fn limits(check: Check, given: proto::Limits) -> Result<Limits, ConfigError> {
     let given = [
         ("firstByteSeconds", given.first_byte_seconds),
@@ -234,6 +279,21 @@ fn limits(check: Check, given: proto::Limits) -> Result<Limits, ConfigError> {
     let said = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
     said.into_iter()
         .try_fold(Limits::default(), |limits, (key, value)| check.some(limits.with(key, value), &format!("limits.{key}"), value))
+}
+
+fn listener(check: Check, place: usize, given: &proto::Listener, mode: Mode) -> Result<Listener, ConfigError> {
+    let key = |field: &str| format!("listeners.{place}.{field}");
+    let address = Some(given.address.as_str()).filter(|text| !text.is_empty());
+    let plain = match given.transport() {
+        Transport::Unspecified => Some(mode == Mode::Off),
+        Transport::Plain => Some(true),
+        Transport::Tls => (mode != Mode::Off).then_some(false),
+    };
+    Ok(Listener {
+        address: address.map(|text| check.some(text.parse().ok(), &key("address"), text)).transpose()?,
+        port: check.some(u16::try_from(given.port).ok().and_then(NonZeroU16::new), &key("port"), given.port)?,
+        plain: check.some(plain, &key("transport"), given.transport().as_str_name())?,
+    })
 }
 
 fn interface(check: Check, place: usize, given: &proto::Interface) -> Result<Interface, ConfigError> {

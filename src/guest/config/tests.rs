@@ -10,7 +10,7 @@ use crate::proto;
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::limits::Limits;
 
-use super::settings::{AuthMode, Interface, Ipv6, Select, TlsMode};
+use super::settings::{AuthMode, Interface, Ipv6, Listener, Select, TlsMode};
 use super::*;
 
 fn fw_cfg(text: &str) -> Layer {
@@ -49,7 +49,10 @@ fn nothing_given_is_the_defaults() {
     assert_eq!(defaults.interfaces, [interface]);
     assert_eq!((defaults.serial.as_str(), defaults.disk_wait), ("localregistry", Duration::from_secs(5)));
     assert_eq!((defaults.clock, defaults.trace), (None, false));
+    assert_eq!(defaults.heartbeat, Some(Duration::from_secs(10)));
+    assert_eq!(settings(&fw_cfg(r#"{"heartbeatSeconds": 0}"#)).heartbeat, None);
     assert_eq!((defaults.auth, defaults.client_certificate, defaults.metrics_port), (AuthMode::Anonymous, None, None));
+    assert_eq!(defaults.listeners, []);
     assert_eq!(defaults, settings(&fw_cfg("{}")));
     assert_eq!(defaults, settings(&line("console=ttyS0 quiet localregistry=1")));
 }
@@ -64,10 +67,11 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
                     "gateways": ["fd00::1"], "vlan": 7},
                 {"timeoutSeconds": 7, "place": 4, "autoconf": "DHCP_SLAAC"}
             ],
-            "disk": {"serial": "images", "waitSeconds": 2}, "clock": {"epochSeconds": 1800000000.5}, "trace": true,
+            "disk": {"serial": "images", "waitSeconds": 2}, "clock": {"epochSeconds": 1800000000.5}, "trace": true, "heartbeatSeconds": 3,
             "auth": {"mode": "ANONYMOUS_TOKEN", "tokenSeconds": 60, "clientCertificate": "OPTIONAL"}, "metricsPort": 9090,
             "limits": {"firstByteSeconds": 1, "handshakeSeconds": 2, "requestHeadSeconds": 3, "stallSeconds": 4, "pingSeconds": 5,
-                "idleSeconds": 6, "minimumRate": 7, "connections": 8, "streams": 9}
+                "idleSeconds": 6, "minimumRate": 7, "connections": 8, "streams": 9},
+            "listeners": [{"address": "fd00::82", "port": 80, "transport": "PLAIN"}, {"port": 8080}]
         }"#,
     );
     let words = line(
@@ -77,12 +81,14 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
          localregistry.interfaces.0.gateways=fd00::1 localregistry.interfaces.0.vlan=7 \
          localregistry.interfaces.1.place=4 localregistry.interfaces.1.autoconf=DHCP_SLAAC \
          localregistry.interfaces.1.timeout_seconds=7 localregistry.disk.serial=images localregistry.disk.waitSeconds=2 \
-         \"localregistry.clock.epochSeconds=1800000000.5\" localregistry.trace=1 \
+         \"localregistry.clock.epochSeconds=1800000000.5\" localregistry.trace=1 localregistry.heartbeatSeconds=3 \
          localregistry.auth.mode=ANONYMOUS_TOKEN localregistry.auth.token_seconds=60 \
          localregistry.auth.clientCertificate=OPTIONAL localregistry.metricsPort=9090 \
          localregistry.limits.firstByteSeconds=1 localregistry.limits.handshake_seconds=2 localregistry.limits.requestHeadSeconds=3 \
          localregistry.limits.stallSeconds=4 localregistry.limits.pingSeconds=5 localregistry.limits.idleSeconds=6 \
-         localregistry.limits.minimumRate=7 localregistry.limits.connections=8 localregistry.limits.streams=9",
+         localregistry.limits.minimumRate=7 localregistry.limits.connections=8 localregistry.limits.streams=9 \
+         localregistry.listeners.0.address=fd00::82 localregistry.listeners.0.port=80 localregistry.listeners.0.transport=PLAIN \
+         localregistry.listeners.1.port=8080",
     );
     assert_eq!(settings(&json), settings(&words));
 
@@ -90,9 +96,16 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
     assert_eq!(all.names, ["reg.test", "10.0.0.9", "fd00::1"]);
     assert_eq!((all.port.get(), all.tls, all.trace), (443, TlsMode::Off, true));
     assert_eq!((all.serial.as_str(), all.disk_wait), ("images", Duration::from_secs(2)));
+    assert_eq!(all.heartbeat, Some(Duration::from_secs(3)));
     assert_eq!(all.clock, Some(UNIX_EPOCH + Duration::from_millis(1_800_000_000_500)));
     assert_eq!(all.auth, AuthMode::Token { anonymous: true, lifetime: Duration::from_secs(60) });
     assert_eq!((all.client_certificate, all.metrics_port), (Some(Presence::Optional), NonZeroU16::new(9090)));
+    let listener = |address: Option<&str>, port| Listener {
+        address: address.map(|address| address.parse().unwrap()),
+        port: NonZeroU16::new(port).unwrap(),
+        plain: true,
+    };
+    assert_eq!(all.listeners, [listener(Some("fd00::82"), 80), listener(None, 8080)]);
     let seconds = Duration::from_secs;
     let limits = Limits {
         first_byte: seconds(1),
@@ -136,13 +149,23 @@ fn later_sources_win_key_by_key_and_lists_replace_lists() {
 }
 
 #[test]
+fn one_port_for_two_things_is_refused_where_all_sources_are_together() {
+    let metrics = fw_cfg(r#"{"metricsPort": 5000}"#);
+    let refused = settings(&metrics).consistent().unwrap_err().to_string();
+    let words = "config from all sources: metricsPort is 5000; expected a TCP port from 1 to 65535, and not the registry's";
+    assert_eq!(refused, words);
+    settings(&metrics.under(line("localregistry.port=443"))).consistent().unwrap();
+}
+
+#[test]
 fn an_unknown_key_is_refused_with_its_source() {
     let known = "expected one of hostname, names, port, tls.mode, interfaces.N.mac, interfaces.N.addresses, interfaces.N.gateway, \
                  interfaces.N.mtu, interfaces.N.timeoutSeconds, interfaces.N.gateways, interfaces.N.vlan, interfaces.N.autoconf, \
                  interfaces.N.place, disk.serial, disk.waitSeconds, clock.epochSeconds, auth.mode, \
-                 auth.tokenSeconds, auth.clientCertificate, metricsPort, limits.firstByteSeconds, limits.handshakeSeconds, \
+                 auth.tokenSeconds, auth.clientCertificate, metricsPort, listeners.N.address, listeners.N.port, \
+                 listeners.N.transport, limits.firstByteSeconds, limits.handshakeSeconds, \
                  limits.requestHeadSeconds, limits.stallSeconds, limits.pingSeconds, limits.idleSeconds, limits.minimumRate, \
-                 limits.connections, limits.streams, trace";
+                 limits.connections, limits.streams, heartbeatSeconds, trace";
     for (text, key) in [
         (r#"{"hostnam": "x"}"#, "hostnam"),
         (r#"{"tls": {"modes": "OFF"}}"#, "tls.modes"),
@@ -185,7 +208,24 @@ fn a_bad_value_is_refused_with_key_source_and_what_is_expected() {
         (r#"{"auth": {"mode": "basic"}}"#, "auth.mode is \"basic\"; expected ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN"),
         (r#"{"auth": {"tokenSeconds": 86401}}"#, "auth.tokenSeconds is 86401; expected seconds, at most 86400"),
         (r#"{"auth": {"clientCertificate": true}}"#, "auth.clientCertificate is true; expected IGNORED, OPTIONAL or REQUIRED"),
-        (r#"{"metricsPort": 70000}"#, "metricsPort is 70000; expected a TCP port from 1 to 65535"),
+        (r#"{"listeners": {}}"#, "listeners is {}; expected a list of listeners, numbered from 0 without a gap"),
+        (r#"{"listeners": [80]}"#, "listeners.0 is 80; expected an object such as {\"port\": 80, \"transport\": \"PLAIN\"}"),
+        (r#"{"listeners": [{}]}"#, "listeners.0.port is 0; expected a TCP port from 1 to 65535"),
+        (r#"{"listeners": [{"port": 80}, {"port": 65536}]}"#, "listeners.1.port is 65536; expected a TCP port from 1 to 65535"),
+        (
+            r#"{"listeners": [{"port": 80, "address": "eth0"}]}"#,
+            "listeners.0.address is \"eth0\"; expected an IP address of the appliance",
+        ),
+        (
+            r#"{"listeners": [{"port": 80, "transport": "HTTP"}]}"#,
+            "listeners.0.transport is \"HTTP\"; expected PLAIN, or with a tls.mode other than OFF also TLS",
+        ),
+        (
+            r#"{"listeners": [{"port": 443, "transport": "TLS"}], "tls": {"mode": "OFF"}}"#,
+            "listeners.0.transport is \"TLS\"; expected PLAIN, or with a tls.mode other than OFF also TLS",
+        ),
+        (r#"{"metricsPort": 70000}"#, "metricsPort is 70000; expected a TCP port from 1 to 65535, and not the registry's"),
+        (r#"{"heartbeatSeconds": 3601}"#, "heartbeatSeconds is 3601; expected seconds, at most 3600; 0 for none"),
         (r#"{"limits": 5}"#, "limits is 5; expected an object such as {\"stallSeconds\": 60}"),
         (r#"{"limits": {"stallSeconds": 0}}"#, "limits.stallSeconds is 0; expected seconds from 1 to 3600"),
         (r#"{"limits": {"idleSeconds": 3601}}"#, "limits.idleSeconds is 3601; expected seconds from 1 to 3600"),
@@ -364,6 +404,7 @@ fn the_table_of_keys_is_the_contract() {
             client_certificate: proto::auth::ClientCertificate::Required.into(),
         }),
         metrics_port: 2,
+        heartbeat_seconds: Some(1),
         limits: Some(proto::Limits {
             first_byte_seconds: Some(1),
             handshake_seconds: Some(1),
@@ -375,6 +416,11 @@ fn the_table_of_keys_is_the_contract() {
             connections: Some(1),
             streams: Some(1),
         }),
+        listeners: vec![proto::Listener {
+            address: "10.0.0.2".into(),
+            port: 3,
+            transport: proto::listener::Transport::Plain.into(),
+        }],
     };
     let text = serde_json::to_vec(&config).unwrap();
     let layer = Layer::from_json(Origin::FwCfg, &text).unwrap();

@@ -11,6 +11,7 @@ use super::objects::{IMAGES, INITRAMFS, KERNEL, PORT, USER};
 use crate::host::contents::{Contents, ContentsError, Fault};
 use crate::host::disk::{Disk, DiskError, Form};
 use crate::host::pack::interrupt::Interrupt;
+use crate::host::program::Program;
 use crate::host::scratch::{self, Archive, Image, Layer, Layout, Nothing, Packing, Rights, Start};
 use crate::oci::{Digest, Hasher, ImageName, Tag};
 use crate::registry::catalog;
@@ -85,7 +86,7 @@ pub struct Parts<'a> {
     /// The packed disk.
     pub disk: &'a Path,
     /// The server's program.
-    pub server: &'a [u8],
+    pub server: &'a Program,
     /// The kernel.
     pub kernel: &'a Path,
     /// The initramfs.
@@ -121,7 +122,7 @@ impl Parts<'_> {
         if !matches!(disk.form, Form::FileSystem(_)) {
             return Err(ImagesError::Form { disk: self.disk.to_owned(), form: disk.form });
         }
-        let mut layout = Layout::new(folder)?;
+        let mut layout = Layout::new(folder, self.server.processor)?;
         let images = [
             self.server(&mut layout, disk.tree.as_ref(), interrupt)?,
             self.disk(&mut layout, interrupt)?,
@@ -143,7 +144,7 @@ impl Parts<'_> {
     /// The server, and what it serves in a layer of its own, which is as it lies on the disk.
     fn server(&self, layout: &mut Layout, tree: &(dyn Tree + Send + Sync), interrupt: &Interrupt) -> Result<Image, ImagesError> {
         let program = layout.layer::<io::Error>(Packing::Gzip, |archive| {
-            archive.file(PROGRAM, Rights::PROGRAM, self.server.len() as u64, self.server)
+            archive.file(PROGRAM, Rights::PROGRAM, self.server.content.len() as u64, &*self.server.content)
         })?;
         let content = layout.layer(Packing::Plain, |archive| self.content(archive, tree, interrupt))?;
         let start = Start {

@@ -7,7 +7,7 @@ use std::net::{SocketAddrV4, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf, absolute};
 
-use super::prepare::Prepared;
+use super::prepare::{Further, Prepared};
 use super::{LaunchError, Options};
 use crate::host::accel::{self, Choice};
 use crate::host::files;
@@ -38,6 +38,8 @@ pub struct QemuCommand {
     pub registry: Option<SocketAddrV4>,
     /// The same for health, metrics and the CA.
     pub metrics: Option<SocketAddrV4>,
+    /// The same for the registry's further listeners.
+    pub further: Vec<SocketAddrV4>,
 }
 
 /// The command line for `options`, with its files in `folder`, which is there.
@@ -63,7 +65,10 @@ pub async fn command(mut options: Options, folder: &Path) -> Result<QemuCommand,
     options.metrics = options.metrics.map(|address| with_port("--metrics", address)).transpose()?;
     let kvm = if options.accel == Choice::Tcg { Ok(()) } else { accel::probe() };
     let (accel, _) = accel::choose(options.accel, kvm)?;
-    let prepared = Prepared::of(options).await?;
+    let mut prepared = Prepared::of(options).await?;
+    for Further { forward, .. } in &mut prepared.further {
+        forward.host = with_port("--publish", forward.host)?;
+    }
 
     let config = folder.join("config.json");
     files::write_atomically(&config, prepared.config.to_json().as_bytes()).map_err(failed(&config))?;
@@ -91,6 +96,7 @@ pub async fn command(mut options: Options, folder: &Path) -> Result<QemuCommand,
         console,
         registry: prepared.registry.map(|forward| forward.host),
         metrics: prepared.metrics.map(|forward| forward.host),
+        further: prepared.further.iter().map(|further| further.forward.host).collect(),
     })
 }
 

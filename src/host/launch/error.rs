@@ -5,6 +5,7 @@ use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::options::LEAST_MEMORY;
 use super::outcome::{Exit, Outcome};
 use super::qmp::QmpError;
 use super::record::Ended;
@@ -110,6 +111,12 @@ pub enum LaunchError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Too little memory to boot in.
+    #[error("{given} MiB of memory are too little to boot in; expected at least {LEAST_MEMORY}")]
+    Memory {
+        /// What was given, in MiB.
+        given: u32,
     },
     /// KVM is asked for and cannot work.
     #[error("KVM cannot be used (--accel tcg works everywhere)")]
@@ -221,7 +228,7 @@ impl LaunchError {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Ended(ended) => ended.outcome.exit_status(),
-            Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::NeedsUs { .. } => USAGE,
+            Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::NeedsUs { .. } | Self::Memory { .. } => USAGE,
             Self::NoQemu { .. } | Self::NotQemu { .. } | Self::TooOld { .. } | Self::Spawn { .. } => NO_QEMU,
             Self::NoFileSystem { .. } | Self::Truncated { .. } => NO_DISK,
             Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. } => match *what {

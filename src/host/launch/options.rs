@@ -11,6 +11,9 @@ use crate::host::net::Net;
 use crate::host::qemu::Board;
 use crate::host::report::Report;
 
+/// Least memory of a machine in MiB: with 64 the stock kernel dies without a word.
+pub const LEAST_MEMORY: u32 = 80;
+
 /// What to boot, and how.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -24,7 +27,7 @@ pub struct Options {
     pub initramfs: PathBuf,
     /// QEMU's program: a path, or a name that is looked up in `PATH`.
     pub qemu: PathBuf,
-    /// Memory in MiB.
+    /// Memory in MiB, at least [`LEAST_MEMORY`].
     pub memory_mib: u32,
     /// Virtual processors.
     pub cpus: u32,

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{LaunchError, Options, version};
+use super::{LEAST_MEMORY, LaunchError, Options, version};
 use crate::address::Mac;
 use crate::host::accel::Accel;
 use crate::host::config::GuestConfig;
@@ -40,6 +40,15 @@ pub(super) struct Prepared {
     /// What is forwarded to the registry, and to health, metrics and the CA.
     pub registry: Option<Forward>,
     pub metrics: Option<Forward>,
+    pub further: Vec<Further>,
+}
+
+/// What is forwarded to a further listener of the guest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Further {
+    pub forward: Forward,
+    /// Whether it speaks plain HTTP.
+    pub plain: bool,
 }
 
 impl Prepared {
@@ -49,6 +58,9 @@ impl Prepared {
     /// What is missing, cannot be used, or does not go together. Nothing is left of it.
     pub(super) async fn of(mut options: Options) -> Result<Self, LaunchError> {
         check_files(&options)?;
+        if options.memory_mib < LEAST_MEMORY {
+            return Err(LaunchError::Memory { given: options.memory_mib });
+        }
         net::together(&options.nets)?;
         let mut config = options.config.clone();
         let said = !options.nets.is_empty();
@@ -76,7 +88,11 @@ impl Prepared {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         config.complete(user.then_some(options.publish), now);
         let registry = user.then_some(Forward { host: options.publish, guest_port: config.port() });
-        let prepared = Self { options, nets, version, config, registry, metrics };
+        // From free ports: how many there are is the config's affair.
+        let host = SocketAddrV4::new(*options.publish.ip(), 0);
+        let further = config.further_ports().into_iter().filter(|_| user);
+        let further = further.map(|(guest_port, plain)| Further { forward: Forward { host, guest_port }, plain }).collect();
+        let prepared = Self { options, nets, version, config, registry, metrics, further };
         // By names alone: what a network lacks does not hang on a descriptor.
         let lacks = version.suffices(&prepared.networks(&[]));
         let Options { qemu, board, .. } = &prepared.options;
@@ -94,7 +110,8 @@ impl Prepared {
     fn backend(&self, net: &Net, open: Option<i32>) -> Backend {
         match (&net.kind, open) {
             (Kind::User, _) => {
-                let forwards = [self.registry, self.metrics].into_iter().flatten().collect();
+                let further = self.further.iter().map(|further| further.forward);
+                let forwards = [self.registry, self.metrics].into_iter().flatten().chain(further).collect();
                 Backend::User { forwards, guest: net.address, gateway: net.gateway }
             }
             (Kind::Tap(_) | Kind::Bridge(_), Some(open)) => Backend::TapFd(open),
@@ -153,7 +170,7 @@ fn check_pem(certificate: &Path, key: &Path) -> Result<(), LaunchError> {
         files::read(path, LARGEST_PEM).map_err(|source| LaunchError::Read { what, path: path.to_owned(), source })
     };
     let (chain, secret) = (read("certificate", certificate)?, read("key", key)?);
-    let served = tls::provided(&chain, &secret, None).map(drop);
+    let served = tls::provided(&chain, &secret, None, Some(SystemTime::now())).map(drop);
     served.map_err(|source| LaunchError::Pem { certificate: certificate.to_owned(), key: key.to_owned(), source })
 }
 

@@ -81,6 +81,7 @@ pub(super) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
     let record = Arc::new(Record::default());
     let (qmp, listener) = Qmp::over(qmp);
     let (sender, receiver) = mpsc::channel(QUEUE);
+    let into_events = sender.downgrade();
     let mut readers = JoinSet::new();
     let own = || Arc::clone(&record);
     readers.spawn(with(own(), async move |record| read_console(console, record, console_copy).await));
@@ -94,6 +95,7 @@ pub(super) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
         _leftovers: leftovers(options),
         record,
         events: receiver,
+        into_events,
         early: std::collections::VecDeque::new(),
         commands: Some(Commands { control, qmp }),
         readers,
@@ -103,6 +105,7 @@ pub(super) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
         nets: options.nets.clone(),
         registry: prepared.registry,
         metrics: prepared.metrics,
+        further: prepared.further.clone(),
         started,
         boot_time: Duration::ZERO,
         ready: Ready::default(),

@@ -13,7 +13,7 @@ use crate::host::access::{Access, CLIENT_CA_WITHOUT_TLS};
 use crate::host::ca::{Certificates, Tls};
 use crate::host::config::{GuestConfig, Setting};
 use crate::host::kernel::Flavor;
-use crate::host::launch::Options;
+use crate::host::launch::{LEAST_MEMORY, Options};
 use crate::host::net::{self, Net};
 use crate::host::qemu::Board;
 use crate::host::report::Report;
@@ -22,14 +22,11 @@ use crate::host::trust::Endpoint;
 
 /// Longest config file, in bytes: what the guest takes too.
 pub(super) const LARGEST_CONFIG: u64 = 1 << 20;
-/// Least memory in MiB: with 64 the stock kernel dies without a word.
-const LEAST_MEMORY: i64 = 80;
 /// Longest time to wait for `ready`, in seconds: a day.
 const LONGEST_TIMEOUT: u64 = 24 * 60 * 60;
 
 /// Why `--machine virt` alone is not enough.
-const VIRT_WITHOUT_KERNEL: &str =
-    "the argument '--machine virt' needs '--kernel <FILE>' and '--initramfs <FILE>': there is no flavor for 64-bit ARM";
+const VIRT_WITHOUT_KERNEL: &str = "the argument '--machine virt' needs '--kernel <FILE>': there is no flavor for 64-bit ARM";
 
 /// The command line of `localregistry run`.
 #[derive(Debug, clap::Args)]
@@ -111,7 +108,7 @@ pub struct Args {
     pub(super) init: Option<PathBuf>,
 
     /// Memory of the machine in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(LEAST_MEMORY..=1 << 20))]
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(i64::from(LEAST_MEMORY)..=1 << 20))]
     memory: u32,
 
     /// Virtual processors
@@ -259,7 +256,7 @@ impl Args {
     pub fn conflict(&self, report: &Report) -> Option<String> {
         let no_tls = self.certificates.mode() == Some(Tls::Off);
         let forwards = self.net.is_empty() || self.net.iter().any(Net::is_user);
-        let virt_alone = self.machine == Board::Virt && (self.kernel.is_none() || self.initramfs.is_none());
+        let virt_alone = self.machine == Board::Virt && self.kernel.is_none();
         let fixed = [
             (virt_alone, VIRT_WITHOUT_KERNEL),
             (no_tls && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),

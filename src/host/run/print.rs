@@ -24,6 +24,9 @@ pub(super) struct Place {
     /// URL of health, metrics and the CA, where they have a port of their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<String>,
+    /// URLs of the registry's further listeners, where the config has some.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    further: Vec<String>,
     /// The CA certificate, an absolute path; null with plain HTTP.
     ca: Option<PathBuf>,
     /// The folder with the trust files, an absolute path, where they are asked for.
@@ -53,6 +56,7 @@ impl Place {
             address: vm.address(),
             endpoints: vm.endpoints(),
             metrics: vm.metrics_endpoints().into_iter().next(),
+            further: vm.further_endpoints(),
             ca,
             trust,
             images: vm.ready().images,
@@ -82,7 +86,7 @@ impl fmt::Display for Place {
             "The registry is ready at {endpoint} ({}, {boot_seconds:.1} s under {accel})",
             counted(*images as usize, "image")
         )?;
-        for other in self.endpoints.iter().skip(1) {
+        for other in self.endpoints.iter().skip(1).chain(&self.further) {
             writeln!(f, "and at {other}")?;
         }
         match &self.ca {
@@ -125,6 +129,9 @@ pub(super) struct Printed {
     /// The same for health, metrics and the CA.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<String>,
+    /// The same for the registry's further listeners, in the config's order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    further: Vec<String>,
     /// The folder with the files, which stays.
     run_dir: PathBuf,
     /// The guest's config.
@@ -139,12 +146,14 @@ pub(super) struct Printed {
 
 impl Printed {
     pub(super) fn of(command: &QemuCommand, folder: &Path) -> Self {
-        let QemuCommand { program, arguments, config, events, control, qmp, console, registry, metrics } = command.clone();
+        let QemuCommand { program, arguments, config, events, control, qmp, console, registry, metrics, further } =
+            command.clone();
         let arguments = arguments.iter().map(|argument| argument.to_string_lossy().into_owned());
         Self {
             command: [program.display().to_string()].into_iter().chain(arguments).collect(),
             address: registry.map(|address| address.to_string()),
             metrics: metrics.map(|address| address.to_string()),
+            further: further.iter().map(ToString::to_string).collect(),
             run_dir: folder.to_owned(),
             config,
             events,
@@ -239,6 +248,7 @@ mod tests {
             address: "127.0.0.1:43673".into(),
             endpoints: vec![format!("{}://127.0.0.1:43673", if ca.is_some() { "https" } else { "http" })],
             metrics: None,
+            further: vec![],
             ca: ca.map(PathBuf::from),
             trust: None,
             images: 3,
@@ -294,11 +304,16 @@ mod tests {
     fn further_endpoints_and_the_background_are_told() {
         let mut place = place(None);
         place.endpoints.push("http://10.1.0.82:5000".into());
+        place.further.push("http://127.0.0.1:8080".into());
         place.detached = true;
         place.trust = Some("/tmp/trust".into());
-        assert!(place.json().contains(r#""ca":null,"trust":"/tmp/trust","images":3"#), "{}", place.json());
+        assert!(
+            place.json().contains(r#""further":["http://127.0.0.1:8080"],"ca":null,"trust":"/tmp/trust","images":3"#),
+            "{}",
+            place.json()
+        );
         let text = place.to_string();
-        assert!(text.contains("under tcg)\nand at http://10.1.0.82:5000\n"), "{text}");
+        assert!(text.contains("under tcg)\nand at http://10.1.0.82:5000\nand at http://127.0.0.1:8080\n"), "{text}");
         let end = "\nWhat nodes need to trust it is in /tmp/trust\n`localregistry stop one` ends it.";
         assert!(text.ends_with(end), "{text}");
     }
@@ -315,6 +330,7 @@ mod tests {
             console: "/r/console".into(),
             registry: Some("127.0.0.1:5001".parse().unwrap()),
             metrics: None,
+            further: vec![],
         };
         let printed = Printed::of(&command, Path::new("/r"));
         let text = printed.to_string();

@@ -47,7 +47,7 @@ fn served<T: Send + 'static>(clients: impl FnOnce(SocketAddr) -> T + Send + 'sta
         });
         let until = async {
             let _ = stopped.await;
-            Duration::from_secs(60)
+            sleep(Duration::from_secs(60))
         };
         serve(vec![listener], registry, until).await;
         asking.await.unwrap()
