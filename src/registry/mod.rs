@@ -9,6 +9,7 @@ pub mod auth;
 pub mod body;
 pub mod catalog;
 pub mod client;
+mod condition;
 mod connection;
 mod documents;
 pub mod error;
