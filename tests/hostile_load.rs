@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::h2::{Peer, id};
 use common::http::{self, connect, get, raw, send};
@@ -246,7 +246,9 @@ fn what_is_logged_obeys_no_client() {
 fn ten_thousand_connections_come_and_go() {
     let (layout, path) = big();
     let mut process = Process::start(layout.path());
-    let (address, before) = (process.address, process.descriptors());
+    let address = process.address;
+    assert_eq!(get(address, "/v2/").status, 200, "all that it opens for itself is open");
+    let before = process.descriptors();
     std::thread::scope(|scope| {
         let flood = scope.spawn(move || {
             let mut open = VecDeque::new();
@@ -264,7 +266,9 @@ fn ten_thousand_connections_come_and_go() {
         assert_eq!(flood.join().unwrap(), CONNECTIONS);
     });
     assert_eq!(get(address, "/v2/").status, 200);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while process.descriptors() > before {
+        assert!(Instant::now() < deadline, "{} descriptors are open, {before} were before", process.descriptors());
         std::thread::sleep(Duration::from_millis(10));
     }
     process.check("10,000 connections");

@@ -1,7 +1,7 @@
 //! The server, used by both programs.
 //!
 //! ```text
-//! listener ─ serve ─▶ connection ─ tls ─▶ streams ─▶ answer ─ route ─▶ catalog ─▶ kept or store ─ reply ─▶ body ─ flight ─ log ─▶ events
+//! listener ─ serve ─▶ door ─▶ connection ─ tls ─▶ streams ─▶ answer ─ route ─▶ catalog ─▶ kept or store ─ reply ─▶ body ─ flight ─ log ─▶ events
 //! ```
 
 pub mod answer;
@@ -12,6 +12,7 @@ pub mod client;
 mod condition;
 mod connection;
 mod documents;
+mod door;
 pub mod error;
 pub mod events;
 pub mod flight;

@@ -1,5 +1,5 @@
-//! The accept loop: listeners become connections, a shutdown becomes a drain. What enters is bound sockets; what leaves is totals. It
-//! goes on accepting whatever a peer or the process's limits do to it.
+//! Serving: listeners become connections, a shutdown becomes a drain. What enters is bound sockets; what leaves is totals. It goes on
+//! accepting whatever a peer or the process's limits do to it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::runtime::{self, Runtime};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::answer::Registry;
-use super::client::{Client, Surface};
-use super::connection::{self, Closing, Shared};
-use super::limits::{BACKLOG, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS, TURNS_BETWEEN_EVENTS, UNSENT};
+use super::client::Surface;
+use super::connection::{Closing, Shared};
+use super::door::{Door, accept};
+use super::limits::{BACKLOG, OBSERVERS, OWN_DESCRIPTORS, TURNS_BETWEEN_EVENTS, UNSENT};
 use super::metrics::Totals;
 
 pub use super::connection::Transport;
@@ -65,22 +66,30 @@ pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: 
     let (close, closing) = watch::channel(false);
     // Every connection holds a sender: the receiver ends when the last of them has ended.
     let (alive, mut all_done) = mpsc::channel::<()>(1);
+    let door = door();
+    let at = door.as_ref().map_or_else(Handle::current, |door| door.handle().clone());
     let mut loops = tokio::task::JoinSet::new();
     for listener in listeners {
         let closing = Closing { closing: closing.clone(), _alive: alive.clone() };
         bound_unsent(&listener.socket);
         let places = if listener.surface == Surface::Observability { &observers } else { &places };
-        loops.spawn(accept(listener, Arc::clone(&shared), Arc::clone(places), closing));
+        loops.spawn_on(accept(listener, Arc::clone(&shared), Arc::clone(places), closing, Handle::current()), &at);
     }
     drop((alive, closing));
 
     let drain = shutdown.await;
     loops.shutdown().await;
+    drop(door);
     let _ = close.send(true);
     if tokio::time::timeout(drain, all_done.recv()).await.is_err() {
         tracing::warn!(seconds = drain.as_secs(), "transfers were cut: they took longer than the drain");
     }
     registry.totals()
+}
+
+/// The thread that takes connections up; none where there can be none: then those that serve do it.
+fn door() -> Option<Door> {
+    Door::open().inspect_err(|error| tracing::warn!(%error, "connections are taken up by the threads that serve")).ok()
 }
 
 /// Connections that the process has file descriptors for: each is one, and the blob that it is being sent is another. The limit is
@@ -102,48 +111,6 @@ fn bound_unsent(socket: &TcpListener) {
     }
 }
 
-async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>, closing: Closing) {
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (stream, peer) = match listener.socket.accept().await {
-            Ok(accepted) => accepted,
-            // The peer is gone already, or the process has no descriptor or memory left: neither ends the loop.
-            Err(error) => {
-                if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(DESCRIPTOR_PAUSE).await;
-                }
-                continue;
-            }
-        };
-        tune(&stream);
-        let (shared, transport, closing) = (Arc::clone(&shared), listener.transport.clone(), closing.clone());
-        // Where the connection is gone already, what it had connected to is of no use either.
-        let local = stream.local_addr().unwrap_or(peer);
-        let client = Client {
-            peer,
-            local,
-            encrypted: matches!(transport, Transport::Tls(_)),
-            certified: false,
-            surface: listener.surface,
-        };
-        let open = shared.registry.metrics().connection();
-        tokio::spawn(async move {
-            connection::run(stream, client, transport, &shared, closing).await;
-            drop((open, place));
-        });
-        // Whoever is connected already comes first: a flood of connections is taken up one at a time, with what they wait for between.
-        tokio::task::yield_now().await;
-    }
-}
-
-/// Small responses go out at once.
-fn tune(stream: &TcpStream) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY could not be set");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,7 +119,7 @@ mod tests {
     async fn connections_have_the_bound_on_unsent_bytes_of_their_listener() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         bound_unsent(&listener);
-        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let _client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         assert_eq!(SockRef::from(&accepted).tcp_notsent_lowat().unwrap(), UNSENT);
     }
