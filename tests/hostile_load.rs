@@ -296,16 +296,10 @@ fn a_process_without_descriptors_goes_on() {
         std::thread::sleep(Duration::from_millis(10));
     }
     ask(kept.get_mut(), &path);
-    let another = connect(address);
+    let mut another = connect(address);
+    ask(&mut another, &path);
     let idle: Vec<TcpStream> = (0..200).map(|_| connect(address)).collect();
-    let waiting = std::thread::spawn({
-        let path = path.clone();
-        move || {
-            let mut stream = another;
-            ask(&mut stream, &path);
-            http::read(&mut BufReader::new(stream), false).unwrap()
-        }
-    });
+    let waiting = std::thread::spawn(move || http::read(&mut BufReader::new(another), false).unwrap());
     assert_eq!(http::read(&mut transfer, false).unwrap().body.len(), BIG, "the transfer under way came whole");
     drop((idle, holders));
     let next = http::read(&mut kept, false).unwrap();

@@ -3,13 +3,14 @@
 //!
 //! A flood of connections takes this thread's time, and so one processor's at most; whoever is being served has the others.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{self, Handle};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::client::Client;
@@ -43,12 +44,64 @@ impl Door {
     }
 }
 
-/// Takes up those who connect, as places get free, and has `server` serve them. Has to be run by the door's thread.
-pub(super) async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>, closing: Closing, server: Handle) {
+/// Who may be inside at once, and who may wait at the door.
+#[derive(Debug)]
+pub(super) struct Rooms {
+    /// Places of those who are served.
+    places: Arc<Semaphore>,
+    /// Room for those who have connected and are not served yet.
+    step: Arc<Semaphore>,
+    /// Those of them who have said nothing, in the order of their coming, each with what sends it away.
+    silent: Mutex<(u64, BTreeMap<u64, oneshot::Sender<()>>)>,
+}
+
+impl Rooms {
+    /// As many places as `count`, and as much room before the door.
+    pub fn new(count: usize) -> Arc<Self> {
+        let room = || Arc::new(Semaphore::new(count));
+        Arc::new(Self { places: room(), step: room(), silent: Mutex::default() })
+    }
+
+    /// Room for one more. Where there is none, whoever has said nothing for longest makes it: who comes speaks at once, and must not wait
+    /// behind those who never do.
+    async fn enter(self: &Arc<Self>) -> Option<(OwnedSemaphorePermit, Silent, oneshot::Receiver<()>)> {
+        if self.step.available_permits() == 0 {
+            // What it sends is that it is dropped.
+            self.silent().1.pop_first();
+        }
+        let step = Arc::clone(&self.step).acquire_owned().await.ok()?;
+        let (away, sent_away) = oneshot::channel();
+        let mut silent = self.silent();
+        silent.0 += 1;
+        let number = silent.0;
+        silent.1.insert(number, away);
+        Some((step, Silent { rooms: Arc::clone(self), number }, sent_away))
+    }
+
+    fn silent(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, oneshot::Sender<()>>)> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One who has said nothing yet, as long as that is so.
+#[derive(Debug)]
+struct Silent {
+    rooms: Arc<Rooms>,
+    number: u64,
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        self.rooms.silent().1.remove(&self.number);
+    }
+}
+
+/// Takes up those who connect, and has `server` serve them when they have spoken and there is a place. Has to be run by the door's
+/// thread.
+pub(super) async fn accept(listener: Listener, shared: Arc<Shared>, rooms: Arc<Rooms>, closing: Closing, server: Handle) {
     let Listener { socket, transport, surface } = listener;
     let Some(socket) = here(socket) else { return };
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, peer) = match socket.accept().await {
             Ok(accepted) => accepted,
             // The peer is gone already, or the process has no descriptor or memory left: neither ends the loop.
@@ -60,16 +113,25 @@ pub(super) async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<
                 continue;
             }
         };
+        let Some((step, silent, sent_away)) = rooms.enter().await else { return };
         tune(&stream);
-        let (shared, transport, closing, server) = (Arc::clone(&shared), transport.clone(), closing.clone(), server.clone());
+        let (shared, transport, closing) = (Arc::clone(&shared), transport.clone(), closing.clone());
+        let (server, places) = (server.clone(), Arc::clone(&rooms.places));
         // Where the connection is gone already, what it had connected to is of no use either.
         let local = stream.local_addr().unwrap_or(peer);
         let client = Client { peer, local, encrypted: matches!(transport, Transport::Tls(_)), certified: false, surface };
         let open = shared.registry.metrics().connection();
         tokio::spawn(async move {
-            let spoken = timeout(shared.registry.limits().first_byte, connection::spoken(&stream)).await;
+            let spoken = tokio::select! {
+                biased;
+                spoken = timeout(shared.registry.limits().first_byte, connection::spoken(&stream)) => spoken.ok().flatten(),
+                _ = sent_away => None,
+            };
+            drop(silent);
+            let Some(spoken) = spoken else { return };
             // Its descriptor goes over to the threads that serve.
-            let (Ok(Some(spoken)), Ok(stream)) = (spoken, stream.into_std()) else { return };
+            let (Ok(place), Ok(stream)) = (places.acquire_owned().await, stream.into_std()) else { return };
+            drop(step);
             server.spawn(async move {
                 if let Ok(stream) = TcpStream::from_std(stream) {
                     connection::run(stream, spoken, client, transport, &shared, closing).await;

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use super::answer::Registry;
 use super::client::Surface;
 use super::connection::{Closing, Shared};
-use super::door::{Door, accept};
+use super::door::{Door, Rooms, accept};
 use super::limits::{BACKLOG, OBSERVERS, OWN_DESCRIPTORS, TURNS_BETWEEN_EVENTS, UNSENT};
 use super::metrics::Totals;
 
@@ -59,8 +59,8 @@ pub fn runtime() -> io::Result<Runtime> {
 /// and cuts what is left.
 pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: impl Future<Output = Duration> + Send) -> Totals {
     let limits = registry.limits();
-    let places = Arc::new(Semaphore::new(limits.connections.min(affordable())));
-    let observers = Arc::new(Semaphore::new(OBSERVERS));
+    let rooms = Rooms::new(limits.connections.min(affordable()));
+    let observers = Rooms::new(OBSERVERS);
     let handshakes = Semaphore::new(limits.handshakes);
     let shared = Arc::new(Shared { handshakes, registry: Arc::clone(&registry), multiplexed: AtomicUsize::default() });
     let (close, closing) = watch::channel(false);
@@ -72,8 +72,8 @@ pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: 
     for listener in listeners {
         let closing = Closing { closing: closing.clone(), _alive: alive.clone() };
         bound_unsent(&listener.socket);
-        let places = if listener.surface == Surface::Observability { &observers } else { &places };
-        loops.spawn_on(accept(listener, Arc::clone(&shared), Arc::clone(places), closing, Handle::current()), &at);
+        let rooms = if listener.surface == Surface::Observability { &observers } else { &rooms };
+        loops.spawn_on(accept(listener, Arc::clone(&shared), Arc::clone(rooms), closing, Handle::current()), &at);
     }
     drop((alive, closing));
 
@@ -92,8 +92,8 @@ fn door() -> Option<Door> {
     Door::open().inspect_err(|error| tracing::warn!(%error, "connections are taken up by the threads that serve")).ok()
 }
 
-/// Connections that the process has file descriptors for: each is one, and the blob that it is being sent is another. The limit is
-/// raised as far as the system allows it to be.
+/// Connections that the process has file descriptors for: each is one, the blob that it is being sent is another, and one more may wait at
+/// the door. The limit is raised as far as the system allows it to be.
 fn affordable() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
@@ -101,7 +101,7 @@ fn affordable() -> usize {
         limit = raised;
     }
     let descriptors = limit.current.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
-    (descriptors.saturating_sub(OWN_DESCRIPTORS) / 2).max(1)
+    (descriptors.saturating_sub(OWN_DESCRIPTORS) / 3).max(1)
 }
 
 /// Bounds what the kernel holds for clients that take nothing. Connections have it of their listener.
