@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use http::header::{HOST, IF_NONE_MATCH, IF_RANGE, RANGE, TRANSFER_ENCODING};
+use http::header::{HOST, RANGE, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{HeaderMap, Method, Response, Version};
+use http::{Method, Response, Version};
 use rustix::io::Errno;
 use tokio::time::{Instant, sleep};
 
@@ -17,6 +17,7 @@ use super::auth::scope::Scope;
 use super::body::{Body, Opened};
 use super::catalog::{Blob, BlobId};
 use super::client::Client;
+use super::condition::{self, Condition};
 use super::documents::{Documents, Room};
 use super::error::RegistryError;
 use super::events::Events;
@@ -247,12 +248,16 @@ impl Registry {
             blob.manifest = None;
         }
         let content = Content { blob, freshness };
-        if matches_etag(&head.headers, || content.etag()) {
-            entry.digest = Some(blob.digest);
-            return Ok(reply::not_modified(&content));
+        match condition::of(&head.headers, || content.etag()) {
+            Condition::Holds => {}
+            Condition::NotModified => {
+                entry.digest = Some(blob.digest);
+                return Ok(reply::not_modified(&content));
+            }
+            Condition::Failed => return Err(RegistryError::PreconditionFailed(blob.digest)),
         }
         let wanted = match head.headers.get(RANGE).and_then(|value| value.to_str().ok()) {
-            Some(header) if head.method == Method::GET && range_applies(&head.headers, || content.etag()) => {
+            Some(header) if head.method == Method::GET && condition::range_applies(&head.headers, || content.etag()) => {
                 range::parse(header, blob.size)
             }
             _ => Ranges::Whole,
@@ -391,18 +396,6 @@ fn scope(route: &Route) -> Scope<'_> {
         Route::Catalog(_) => Scope::Catalog,
         Route::Tags(name, _) | Route::Manifest(name, _) | Route::Blob(name, _) | Route::Referrers(name, ..) => Scope::Pull(name),
     }
-}
-
-/// Whether `If-None-Match` names the content (RFC 9110, section 13.1.2; weak comparison).
-fn matches_etag(headers: &HeaderMap, etag: impl Fn() -> String) -> bool {
-    let lists = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    let mut tags = lists.flat_map(|list| list.split(',')).map(str::trim);
-    tags.any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag())
-}
-
-/// Whether `If-Range` lets the range stand (RFC 9110, section 13.1.5; strong comparison; no dates are kept here).
-fn range_applies(headers: &HeaderMap, etag: impl Fn() -> String) -> bool {
-    headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag().as_bytes())
 }
 
 #[cfg(test)]
