@@ -116,10 +116,8 @@ fn completion(shell: Shell) -> Vec<u8> {
 fn without_hidden(program: &Command, completions: &str) -> String {
     let arguments = program.get_subcommands().flat_map(Command::get_arguments);
     let hidden: Vec<&str> = arguments.filter(|one| one.is_hide_set()).filter_map(clap::Arg::get_long).collect();
-    let is_hidden = |line: &str| {
-        let line = line.trim_start();
-        hidden.iter().any(|flag| line.starts_with(&format!("'--{flag}[")) || line.contains(&format!(" -l {flag} ")))
-    };
+    let is_hidden =
+        |line: &str| hidden.iter().any(|flag| line.contains(&format!("--{flag}[")) || line.contains(&format!(" -l {flag} ")));
     let shown = completions.split_inclusive('\n').filter(|line| !is_hidden(line)).collect::<String>();
     hidden.iter().fold(shown, |text, flag| text.replace(&format!(" --{flag} "), " "))
 }

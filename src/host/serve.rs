@@ -31,6 +31,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 #[command(after_help = "Examples:
   localregistry serve images/ --tls off
   localregistry serve images/ --listen 127.0.0.1:5000 --ca-out ca.crt --san registry.test
+  localregistry serve images/ --listen 10.1.0.82:443 --listen [fd00::82]:443 --plain 10.1.0.82:80
   localregistry serve images/ --htpasswd users --token --metrics 127.0.0.1:9090")]
 pub struct Args {
     /// Folder of an OCI image layout, or of a disk's extracted content
@@ -39,6 +40,10 @@ pub struct Args {
     /// Address and port to listen on; port 0 takes a free one. May be given several times
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:5000")]
     listen: Vec<SocketAddr>,
+
+    /// Address and port to serve plain HTTP on besides: /ca.crt for nodes that have nothing to trust yet. May be given several times
+    #[arg(long, value_name = "ADDR:PORT")]
+    plain: Vec<SocketAddr>,
 
     /// A further DNS name or IP address in the generated certificate. May be given several times
     #[arg(long, value_name = "NAME")]
@@ -58,6 +63,10 @@ pub struct Args {
     /// (repeatable)
     #[arg(long, value_name = "KEY=NUMBER")]
     limit: Vec<Chosen>,
+
+    /// Hold all that is sent against its digest: where it has another, the response is cut before its end
+    #[arg(long)]
+    verify: bool,
 
     /// Keep every event in this file, one JSON message a line
     #[arg(long, value_name = "FILE")]
@@ -153,6 +162,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let clients = args.access.client_ca()?;
     let limits = args.limit.iter().fold(Limits::default(), |limits, chosen| chosen.over(limits));
     let registry = Registry::new(store, events, limits).with_auth(args.access.auth()?, clients.as_ref());
+    let registry = if args.verify { registry.verifying() } else { registry };
     let (transport, ca) = transport(args, &registry, clients.as_ref())?;
     let registry = Arc::new(match ca {
         Some(ca) => registry.with_ca(ca),
@@ -163,8 +173,10 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     for address in &args.listen {
         listeners.push(bind(*address, transport.clone(), surface)?);
     }
-    let scheme = if args.certificates.mode() == Some(Tls::Off) { "http" } else { "https" };
-    let addresses = listeners.iter().map(|listener| listener.socket.local_addr()).collect::<Result<Vec<_>, _>>()?;
+    for address in &args.plain {
+        listeners.push(bind(*address, Transport::Plain, surface)?);
+    }
+    let endpoints = listeners.iter().map(url).collect::<io::Result<_>>()?;
     let mut metrics = None;
     if let Some(address) = args.metrics {
         let listener = bind(address, Transport::Plain, Surface::Observability)?;
@@ -172,9 +184,10 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         listeners.push(listener);
     }
 
-    let store = registry.store();
+    let holdings = registry.holdings();
+    let store = holdings.store();
     let ready = Ready {
-        endpoints: addresses.iter().map(|address| format!("{scheme}://{address}")).collect(),
+        endpoints,
         metrics,
         images: store.images(),
         blobs: store.blobs(),
@@ -190,6 +203,12 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     // The registry is gone, and its end of the queue with it: the recorder has come to its end.
     recorder.map(std::thread::JoinHandle::join);
     Ok(())
+}
+
+/// Where a listener is.
+fn url(listener: &Listener) -> io::Result<String> {
+    let scheme = if matches!(listener.transport, Transport::Plain) { "http" } else { "https" };
+    Ok(format!("{scheme}://{}", listener.socket.local_addr()?))
 }
 
 /// SIGINT and SIGTERM.
@@ -243,7 +262,7 @@ fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Re
             let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
             names.extend(own.chain(args.san.iter().cloned()));
             names.dedup();
-            let config = authority.server_config(&names, registry.upstreams(), clients)?;
+            let config = authority.server_config(&names, registry.holdings().upstreams(), clients)?;
             (config, authority.ca_pem().to_owned())
         }
     };
