@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::VecDeque;
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -263,6 +264,29 @@ fn a_head_request_with_a_body_gets_none_and_pipelined_requests_are_answered_in_o
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
         assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
     }
+}
+
+#[test]
+fn those_who_say_nothing_make_room_for_those_who_come() {
+    // Nothing else ends a silent connection in the time of this test.
+    let limits = Limits { connections: 8, first_byte: Duration::from_secs(600), ..Limits::default() };
+    let (server, ..) = serve(limits);
+    let mut kept = connect(server.plain);
+    let mut ask = || {
+        kept.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        http::read(&mut BufReader::new(&mut kept), false).unwrap().status
+    };
+    assert_eq!(ask(), 200);
+    let mut silent: VecDeque<TcpStream> = (0..100).map(|_| connect(server.plain)).collect();
+    for _ in 0..20 {
+        silent.push_back(connect(server.plain));
+        alive(&server);
+        assert_eq!(ask(), 200, "and who is served is left alone");
+    }
+    assert_eq!(until_closed(silent.pop_front().unwrap()), b"", "the first to come was the first to go");
+    let mut last = silent.pop_back().unwrap();
+    write!(last, "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    assert_eq!(http::read(&mut BufReader::new(last), false).unwrap().status, 200, "the last one may still speak");
 }
 
 #[test]

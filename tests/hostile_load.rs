@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::h2::{Peer, id};
 use common::http::{self, connect, get, raw, send};
@@ -246,7 +246,9 @@ fn what_is_logged_obeys_no_client() {
 fn ten_thousand_connections_come_and_go() {
     let (layout, path) = big();
     let mut process = Process::start(layout.path());
-    let (address, before) = (process.address, process.descriptors());
+    let address = process.address;
+    assert_eq!(get(address, "/v2/").status, 200, "all that it opens for itself is open");
+    let before = process.descriptors();
     std::thread::scope(|scope| {
         let flood = scope.spawn(move || {
             let mut open = VecDeque::new();
@@ -264,7 +266,9 @@ fn ten_thousand_connections_come_and_go() {
         assert_eq!(flood.join().unwrap(), CONNECTIONS);
     });
     assert_eq!(get(address, "/v2/").status, 200);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while process.descriptors() > before {
+        assert!(Instant::now() < deadline, "{} descriptors are open, {before} were before", process.descriptors());
         std::thread::sleep(Duration::from_millis(10));
     }
     process.check("10,000 connections");
@@ -292,16 +296,10 @@ fn a_process_without_descriptors_goes_on() {
         std::thread::sleep(Duration::from_millis(10));
     }
     ask(kept.get_mut(), &path);
-    let another = connect(address);
+    let mut another = connect(address);
+    ask(&mut another, &path);
     let idle: Vec<TcpStream> = (0..200).map(|_| connect(address)).collect();
-    let waiting = std::thread::spawn({
-        let path = path.clone();
-        move || {
-            let mut stream = another;
-            ask(&mut stream, &path);
-            http::read(&mut BufReader::new(stream), false).unwrap()
-        }
-    });
+    let waiting = std::thread::spawn(move || http::read(&mut BufReader::new(another), false).unwrap());
     assert_eq!(http::read(&mut transfer, false).unwrap().body.len(), BIG, "the transfer under way came whole");
     drop((idle, holders));
     let next = http::read(&mut kept, false).unwrap();

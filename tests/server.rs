@@ -206,6 +206,13 @@ fn conditions() {
         assert_eq!((response.status, response.header("etag")), (304, Some(etag.as_str())), "{value}");
     }
     assert_eq!(send(f.server.plain, "GET", target, &[("If-None-Match", "\"other\"")]).status, 200);
+    for method in ["GET", "HEAD"] {
+        let if_match = |value: &str| send(f.server.plain, method, target, &[("If-Match", value)]);
+        assert_eq!((if_match(&etag).status, if_match("*").status, if_match("\"other\"").status), (200, 200, 412), "{method}");
+    }
+    let other = send(f.server.plain, "GET", target, &[("If-Match", "\"other\"")]);
+    assert_eq!(other.code(), "DIGEST_INVALID");
+    assert_eq!(other.json()["errors"][0]["detail"], format!("If-Match names other content than {}", f.image.digest));
     let if_range = |value: &str| send(f.server.plain, "GET", target, &[("If-Range", value), ("Range", "bytes=0-1")]).status;
     assert_eq!((if_range(&etag), if_range("\"other\""), if_range(&format!("W/{etag}"))), (206, 200, 200));
 }

@@ -8,9 +8,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::http;
+use common::h2::{self, Peer};
 use common::layout::{Layout, Stored};
+use common::process::Process;
 use common::server::Server;
+use common::{certificates, http};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -144,6 +146,29 @@ fn the_wrong_protocol_is_told_so() {
     assert_eq!(http::get(server.plain, "/v2/").status, 200, "and the next client is served");
 }
 
+/// Two by TLS and two plain ones, by both families; and what a node does that has nothing to trust yet.
+#[test]
+fn any_number_of_listeners() {
+    let mut layout = Layout::default();
+    let image = layout.image("test/hello:latest", b"layer");
+    let arguments = ["--listen", "[::1]:0", "--plain", "127.0.0.1:0", "--plain", "[::1]:0"];
+    let process = Process::start_with(layout.write(), &arguments, None);
+    let [tls_4, tls_6, plain_4, plain_6] = process.addresses[..] else { panic!("{:?}", process.addresses) };
+    assert!(tls_4.is_ipv4() && tls_6.is_ipv6() && plain_4.is_ipv4() && plain_6.is_ipv6());
+    let ca = String::from_utf8(http::get(plain_4, "/ca.crt").body).unwrap();
+    assert_eq!(http::get(plain_6, "/ca.crt").body, ca.as_bytes());
+    let config = certificates::client(&ca, &rustls::version::TLS13, None);
+    let (target, digest) = ("/v2/test/hello/manifests/latest", image.digest.to_string());
+    for address in [tls_4, tls_6] {
+        let response = certificates::send(address, &config, "GET", target, &[]).unwrap();
+        assert_eq!((response.status, response.header("docker-content-digest")), (200, Some(digest.as_str())), "{address}");
+        assert_eq!(http::get(address, target).status, 400, "{address}: HTTPS only");
+    }
+    for address in [plain_4, plain_6] {
+        assert_eq!(http::get(address, target).header("docker-content-digest"), Some(digest.as_str()), "{address}");
+    }
+}
+
 #[test]
 fn every_request_is_logged_once_when_it_ends() {
     let (server, image, _layout) = serve();
@@ -209,8 +234,12 @@ fn a_drain_that_is_over_cuts_what_is_left() {
     write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
     let mut first = [0; 4096];
     stream.read_exact(&mut first).unwrap();
+    // And a stream of HTTP/2 that takes nothing.
+    let mut peer = Peer::new(server.plain);
+    peer.send(&h2::get(1, &format!("/v2/test/hello/blobs/{}", big.digest)));
+    assert_eq!(peer.status(1), 200);
     let totals = server.stop(Duration::from_millis(100));
-    assert!(totals.bytes < 64 << 20);
+    assert_eq!((totals.requests, totals.bytes < 64 << 20), (2, true), "what was cut is counted");
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest);
     assert!(rest.len() < (64 << 20) - 4096, "never passed off as whole: Content-Length says more");
@@ -233,8 +262,9 @@ fn a_file_that_is_shorter_than_the_catalog_says_is_never_passed_off_as_whole() {
     let _ = stream.read_to_end(&mut rest);
     assert!(rest.len() < 64 << 20);
     let Event::Warning(warning) = server.event() else { panic!("a warning is expected first") };
-    assert_eq!(warning.code, "READ_ERROR");
-    assert!(warning.message.starts_with(&format!("{}: the file ends at byte ", big.digest)), "{}", warning.message);
+    assert_eq!(warning.code, "TRUNCATED");
+    let told = format!("{} on {}: the file ends at byte ", big.digest, layout.path().display());
+    assert!(warning.message.starts_with(&told), "{}", warning.message);
     assert!(!server.logged().complete);
 
     // Asked for again, it is known to be short before anything is sent.

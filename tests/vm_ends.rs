@@ -7,7 +7,7 @@ mod common;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::agent::Agent;
 use common::http;
@@ -82,7 +82,7 @@ struct Case {
 }
 
 impl Case {
-    fn start(disk: &PathBuf, arguments: &[String]) -> Self {
+    fn start(disk: &Path, arguments: &[String]) -> Self {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(["--tls", "off", "--console", "console"]).collect();
         let vm = Vm::boot(disk, &arguments);
         let mut stuck = Transfer::start(&vm, "");
@@ -109,7 +109,7 @@ impl Case {
     }
 
     /// The other one is cut, and the machine ends for `reason`.
-    fn is_cut(mut self, reason: &str) -> Ended {
+    fn cut(mut self, reason: &str) -> Ended {
         self.vm.console("the drain ended before its transfers: they were cut connections=");
         let sent = self.stuck.until(BLOB);
         assert!(sent < BLOB, "it was cut");
@@ -136,7 +136,7 @@ fn the_power_button_lets_transfers_end_and_cuts_what_takes_too_long() {
     let mut case = Case::start(&disk, &qmp::arguments(&socket));
     Qmp::connect(&socket).run("system_powerdown", json!({}));
     case.fitting_is_sent("the power button");
-    case.is_cut("shut down by the power button");
+    case.cut("shut down by the power button");
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn ctrl_alt_del_and_the_power_button_after_it() {
     qmp.run("send-key", json!({ "keys": keys }));
     case.fitting_is_sent("SIGINT (Ctrl-Alt-Del)");
     qmp.run("system_powerdown", json!({}));
-    case.is_cut("shut down by SIGINT (Ctrl-Alt-Del), and at once by the power button");
+    case.cut("shut down by SIGINT (Ctrl-Alt-Del), and at once by the power button");
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn sigterm_and_sigint_after_it_and_a_thousand_orphans_before() {
     assert_eq!(agent.ask("kill 15"), "ok");
     case.fitting_is_sent("SIGTERM");
     assert_eq!(agent.ask("kill 2"), "ok");
-    case.is_cut("shut down by SIGTERM, and at once by SIGINT (Ctrl-Alt-Del)");
+    case.cut("shut down by SIGTERM, and at once by SIGINT (Ctrl-Alt-Del)");
 }
 
 #[test]

@@ -2,25 +2,26 @@
 //! until it is told to end, and then a machine without power. It never returns: the kernel panics when PID 1 does.
 
 use std::any::Any;
-use std::cell::Cell;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::proto::{self, Booting, Done, Event, Ready, Warning, event};
 use crate::registry::answer::Registry;
 use crate::registry::events::Events;
 use crate::registry::metrics::Totals;
 use crate::registry::serve::{Listener, runtime, serve};
-use crate::registry::store::Store;
+use crate::registry::store::{Disk, Store};
 
 use super::config::{self, Layer, Origin, Settings};
+use super::disk::Attached;
 use super::error::Fault;
 use super::events::Writer;
 use super::listeners::Listeners;
@@ -87,6 +88,8 @@ struct Prepared {
     bound: Vec<Listener>,
     identity: Identity,
     network: net::Network,
+    /// Who keeps to disks that come and go, and what tells of them.
+    disks: (disk::follow::Keeper, watch::Receiver<()>),
     heartbeat: Option<Duration>,
 }
 
@@ -120,26 +123,23 @@ impl Guest {
             prepared = self.prepare() => prepared?,
         };
         self.say_ready(&prepared);
-        let Prepared { registry, listeners, bound, identity, network, heartbeat } = prepared;
+        let Prepared { registry, listeners, bound, identity, network, disks: (keeper, changes), heartbeat } = prepared;
         tokio::spawn(readdress::follow(network, listeners, identity.renewal, self.events.clone()));
+        tokio::spawn(keeper.run(changes));
         if let Some(every) = heartbeat {
             tokio::spawn(heartbeat::beat(every, Arc::clone(&registry), self.events.clone()));
         }
         // Who asked for the end, and who asked again.
-        let asked: [Cell<Option<By>>; 2] = Default::default();
-        let [first, again] = &asked;
-        let shutdown = async move {
+        let (mut first, mut again) = (None, None);
+        let shutdown = async {
             let Stop { by, drain } = next(&mut stops).await;
             console::say(&format!("{}: no more connections; transfers have {} s", by.words(), drain.as_secs()));
-            first.set(Some(by));
-            async move {
-                if let Ok(stop) = tokio::time::timeout(drain, next(&mut stops)).await {
-                    again.set(Some(stop.by));
-                }
-            }
+            first = Some(by);
+            (drain, stops)
         };
-        let totals = serve(bound, registry, shutdown).await;
-        Ok(Ended { by: first.get().unwrap_or(By::Command), hurried: again.get(), totals })
+        let hurry = async |(drain, mut stops)| again = timeout(drain, next(&mut stops)).await.ok().map(|stop| stop.by);
+        let totals = serve(bound, registry, shutdown, hurry).await;
+        Ok(Ended { by: first.unwrap_or(By::Command), hurried: again, totals })
     }
 
     /// The steps from the config to the listening socket.
@@ -147,19 +147,21 @@ impl Guest {
         let outside = self.steps.run("config", config::outside)?;
         let early = outside.settings(Origin::Together)?;
         self.trace(&early);
-        self.steps.wait("disk", disk::attach(&early.serial, early.disk_wait)).await?;
-        let settings = self.steps.run("config on the disk", || config_over_disk(outside))?;
+        let changes = disk::notified()?;
+        let attached = self.steps.wait("disk", disk::attach(&early.disks, early.disk_wait)).await?;
+        let settings = self.steps.run("config on the disk", || config_over_disks(outside, &attached))?;
         self.trace(&settings);
         let clock = self.steps.run("clock", || clock::settle(settings.clock));
         clock.warning.into_iter().for_each(|message| self.warn("CLOCK", message));
         self.name_machine(&settings.hostname);
         let network = net::start(&settings.interfaces, &settings.hostname, &self.events);
         let network = self.steps.wait("network", network).await?;
-        let store = self.steps.run("catalog", || Store::open(Path::new(disk::ROOT)))?;
+        let store = self.steps.run("catalog", || open(&attached))?;
         self.steps.wait("entropy", entropy::wait()).await?;
         let (auth, clients) =
             self.steps.run("auth", || Ok::<_, Fault>((access::auth(&settings)?, access::client_ca(&settings)?)))?;
         let registry = Registry::new(store, self.events.clone(), settings.limits).with_auth(auth, clients.as_ref());
+        let registry = if settings.verify { registry.verifying() } else { registry };
         let identity =
             self.steps.run("tls", || tls::identity(&settings, network.addresses(), &registry, clients.as_ref(), clock.sure))?;
         let registry = Arc::new(match identity.ca_pem.as_str() {
@@ -168,7 +170,9 @@ impl Guest {
         });
         let listeners = Listeners::of(&settings);
         let bound = self.steps.run("listen", || listeners.open(&identity.transport))?;
-        Ok(Prepared { registry, listeners, bound, identity, network, heartbeat: settings.heartbeat })
+        let (own, renewal) = (Arc::clone(&registry), identity.renewal.clone());
+        let disks = (disk::follow::Keeper::new(own, settings.disks, attached, renewal, self.events.clone()), changes);
+        Ok(Prepared { registry, listeners, bound, identity, network, disks, heartbeat: settings.heartbeat })
     }
 
     fn trace(&mut self, settings: &Settings) {
@@ -200,7 +204,8 @@ impl Guest {
 
     fn ready(&self, prepared: &Prepared) -> Ready {
         let Prepared { registry, identity, network, listeners, .. } = prepared;
-        let (store, memory) = (registry.store(), machine::memory());
+        let (holdings, memory) = (registry.holdings(), machine::memory());
+        let store = holdings.store();
         let proto::Endpoints { endpoints, metrics_endpoints, further_endpoints } = listeners.endpoints(network.addresses());
         Ready {
             endpoints,
@@ -215,6 +220,7 @@ impl Guest {
             metrics_endpoints,
             further_endpoints,
             heartbeat_seconds: prepared.heartbeat.map_or(0, |every| u32::try_from(every.as_secs()).unwrap_or(u32::MAX)),
+            disks: store.disks().iter().map(|disk| disk.name().to_owned()).collect(),
         }
     }
 
@@ -255,8 +261,19 @@ impl Guest {
     }
 }
 
-fn config_over_disk(outside: Layer) -> Result<Settings, config::ConfigError> {
-    config::on_disk(Path::new(disk::ROOT))?.under(outside).settings(Origin::Together)?.consistent()
+fn config_over_disks(outside: Layer, disks: &[Attached]) -> Result<Settings, config::ConfigError> {
+    let named: Vec<_> = disks.iter().map(|disk| (disk.device.to_string(), disk.root.as_path())).collect();
+    let inside = config::on_disks(named.iter().map(|(name, root)| (name.as_str(), *root)))?;
+    inside.under(outside).settings(Origin::Together)?.consistent()
+}
+
+/// What the disks have, as one.
+fn open(disks: &[Attached]) -> Result<Store, Fault> {
+    let open = |Attached { device, root }: &Attached| match Disk::open(root, device.to_string()) {
+        Ok(disk) => Ok(Arc::new(disk)),
+        Err(source) => Err(Fault::Contents { disk: device.to_string(), source }),
+    };
+    Store::of(disks.iter().map(open).collect::<Result<_, _>>()?).map_err(Fault::Conflict)
 }
 
 /// The next request to end. The channel never closes while somebody may ask.

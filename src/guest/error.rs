@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 
 use crate::causes;
 use crate::registry::layout::LayoutError;
-use crate::registry::store::StoreError;
+use crate::registry::store::{Conflict, StoreError};
 
 use super::access::AccessError;
 use super::config::ConfigError;
@@ -39,9 +39,17 @@ pub enum Fault {
     /// The network.
     #[error(transparent)]
     Net(#[from] NetError),
-    /// What is on the disk.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    /// What is on a disk.
+    #[error("{disk}")]
+    Contents {
+        /// The disk.
+        disk: String,
+        /// What is wrong with it.
+        source: StoreError,
+    },
+    /// What two disks have.
+    #[error("the disks cannot be served together")]
+    Conflict(#[source] Conflict),
     /// Randomness.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
@@ -85,7 +93,8 @@ impl Fault {
             Self::Config(_) => "BAD_CONFIG",
             Self::Disk(error) => error.code(),
             Self::Net(error) => error.code(),
-            Self::Store(error) => store_code(error),
+            Self::Contents { source, .. } => store_code(source),
+            Self::Conflict(_) => "DISK_CONFLICT",
             Self::Entropy(_) => "NO_ENTROPY",
             Self::Tls(_) => "BAD_TLS",
             Self::Access(_) => "BAD_AUTH",

@@ -132,13 +132,15 @@ pub fn set_deadline() {
     }
 }
 
-/// Writes back what is cached, unmounts the disk and cuts the power.
+/// Writes back what is cached, unmounts the disks and cuts the power.
 pub fn off() -> ! {
     nix::unistd::sync();
-    // Detached, so that a file that is still open does not keep the disk. Not mounted (EINVAL), or nowhere (ENOENT): nothing to do.
-    match umount2(disk::ROOT, MntFlags::MNT_DETACH) {
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-        Err(error) => console::say(&format!("unmount {}: {error}", disk::ROOT)),
+    // Detached, so that a file that is still open does not keep a disk. Not mounted (EINVAL): nothing to do.
+    for root in fs::read_dir(disk::ROOT).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        match umount2(&root, MntFlags::MNT_DETACH) {
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(error) => console::say(&format!("unmount {}: {error}", root.display())),
+        }
     }
     let Err(error) = reboot(RebootMode::RB_POWER_OFF);
     console::say(&format!("the power cannot be cut: {error}"));

@@ -58,8 +58,8 @@ pub struct Identity {
     pub renewal: Option<Renewal>,
 }
 
-/// Makes the certificate anew when the guest's addresses change.
-#[derive(Debug)]
+/// Makes the certificate anew when the guest's addresses change, and others when it stands in for more hosts.
+#[derive(Debug, Clone)]
 pub struct Renewal {
     leaves: Arc<Leaves>,
     /// What it is for besides the addresses.
@@ -67,6 +67,11 @@ pub struct Renewal {
 }
 
 impl Renewal {
+    /// Makes leaves for these upstream hosts, too, when they are asked for.
+    pub fn stand_in(&self, upstreams: impl IntoIterator<Item = String>) {
+        self.leaves.stand_in(upstreams);
+    }
+
     /// Serves with a leaf for `addresses` from now on.
     ///
     /// # Errors
@@ -115,7 +120,7 @@ fn issue(
 ) -> Result<Identity, TlsError> {
     let names = with_addresses(own.clone(), addresses);
     let made = authority.map(Arc::new).and_then(|authority| {
-        let leaves = authority.leaves(&names, registry.upstreams())?;
+        let leaves = authority.leaves(&names, registry.holdings().upstreams())?;
         Ok((leaves.server_config(clients)?, authority.ca_pem().to_owned(), leaves))
     });
     match made {

@@ -96,7 +96,7 @@ pub struct Appliance {
     /// The tasks that see to it that the machine ends in time.
     wardens: JoinSet<()>,
     accel: Accel,
-    disk: PathBuf,
+    disks: Vec<PathBuf>,
     nets: Vec<Net>,
     /// Forwarded to the registry, and to health, metrics and the CA; no port is 0 once QEMU runs.
     registry: Option<Forward>,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::ca::{self, Certificates, Tls};
@@ -31,6 +31,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 #[command(after_help = "Examples:
   localregistry serve images/ --tls off
   localregistry serve images/ --listen 127.0.0.1:5000 --ca-out ca.crt --san registry.test
+  localregistry serve images/ --listen 10.1.0.82:443 --listen [fd00::82]:443 --plain 10.1.0.82:80
   localregistry serve images/ --htpasswd users --token --metrics 127.0.0.1:9090")]
 pub struct Args {
     /// Folder of an OCI image layout, or of a disk's extracted content
@@ -39,6 +40,10 @@ pub struct Args {
     /// Address and port to listen on; port 0 takes a free one. May be given several times
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:5000")]
     listen: Vec<SocketAddr>,
+
+    /// Address and port to serve plain HTTP on besides: /ca.crt for nodes that have nothing to trust yet. May be given several times
+    #[arg(long, value_name = "ADDR:PORT")]
+    plain: Vec<SocketAddr>,
 
     /// A further DNS name or IP address in the generated certificate. May be given several times
     #[arg(long, value_name = "NAME")]
@@ -58,6 +63,10 @@ pub struct Args {
     /// (repeatable)
     #[arg(long, value_name = "KEY=NUMBER")]
     limit: Vec<Chosen>,
+
+    /// Hold all that is sent against its digest: where it has another, the response is cut before its end
+    #[arg(long)]
+    verify: bool,
 
     /// Keep every event in this file, one JSON message a line
     #[arg(long, value_name = "FILE")]
@@ -141,7 +150,7 @@ pub fn run(args: &Args, report: Report) -> Result<(), Error> {
 }
 
 async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
-    let stopped = stop_signal()?;
+    let signals = Signals::listen()?;
     let store = Store::open(&args.layout).map_err(|cause| Error::Store { path: args.layout.clone(), cause: Box::new(cause) })?;
     let (events, recorder) = match &args.events {
         Some(path) => {
@@ -153,6 +162,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let clients = args.access.client_ca()?;
     let limits = args.limit.iter().fold(Limits::default(), |limits, chosen| chosen.over(limits));
     let registry = Registry::new(store, events, limits).with_auth(args.access.auth()?, clients.as_ref());
+    let registry = if args.verify { registry.verifying() } else { registry };
     let (transport, ca) = transport(args, &registry, clients.as_ref())?;
     let registry = Arc::new(match ca {
         Some(ca) => registry.with_ca(ca),
@@ -163,8 +173,10 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     for address in &args.listen {
         listeners.push(bind(*address, transport.clone(), surface)?);
     }
-    let scheme = if args.certificates.mode() == Some(Tls::Off) { "http" } else { "https" };
-    let addresses = listeners.iter().map(|listener| listener.socket.local_addr()).collect::<Result<Vec<_>, _>>()?;
+    for address in &args.plain {
+        listeners.push(bind(*address, Transport::Plain, surface)?);
+    }
+    let endpoints = listeners.iter().map(url).collect::<io::Result<_>>()?;
     let mut metrics = None;
     if let Some(address) = args.metrics {
         let listener = bind(address, Transport::Plain, Surface::Observability)?;
@@ -172,9 +184,10 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         listeners.push(listener);
     }
 
-    let store = registry.store();
+    let holdings = registry.holdings();
+    let store = holdings.store();
     let ready = Ready {
-        endpoints: addresses.iter().map(|address| format!("{scheme}://{address}")).collect(),
+        endpoints,
         metrics,
         images: store.images(),
         blobs: store.blobs(),
@@ -185,29 +198,47 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let text = format!("serving {} at {}{beside}", counted(ready.images, "image"), ready.endpoints.join(", "));
     report.result(&ready, &text)?;
 
-    let totals = serve(listeners, registry, stopped).await;
+    let totals = serve(listeners, registry, signals.first(), Signals::drain).await;
     report.step(format!("served {} requests, {} bytes", totals.requests, totals.bytes));
     // The registry is gone, and its end of the queue with it: the recorder has come to its end.
     recorder.map(std::thread::JoinHandle::join);
     Ok(())
 }
 
-/// The first signal, and then what ends the drain: the next one, or its time.
-fn stop_signal() -> io::Result<impl Future<Output: Future<Output = ()>>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut next = async move || {
+/// Where a listener is.
+fn url(listener: &Listener) -> io::Result<String> {
+    let scheme = if matches!(listener.transport, Transport::Plain) { "http" } else { "https" };
+    Ok(format!("{scheme}://{}", listener.socket.local_addr()?))
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
-    };
-    Ok(async move {
-        next().await;
-        async move {
-            let _ = tokio::time::timeout(DRAIN, next()).await;
-        }
-    })
+    }
+
+    /// The first one: it ends the server in order.
+    async fn first(mut self) -> Self {
+        self.next().await;
+        self
+    }
+
+    /// How long transfers may take after it: until the next one, or for [`DRAIN`].
+    async fn drain(mut self) {
+        let _ = tokio::time::timeout(DRAIN, self.next()).await;
+    }
 }
 
 fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<Listener, Error> {
@@ -231,7 +262,7 @@ fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Re
             let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
             names.extend(own.chain(args.san.iter().cloned()));
             names.dedup();
-            let config = authority.server_config(&names, registry.upstreams(), clients)?;
+            let config = authority.server_config(&names, registry.holdings().upstreams(), clients)?;
             (config, authority.ca_pem().to_owned())
         }
     };

@@ -98,19 +98,31 @@ pub(super) struct Closing {
     pub _alive: mpsc::Sender<()>,
 }
 
-/// Serves one accepted connection. A client that goes away or breaks the protocol is no error of ours.
-pub(super) async fn run(stream: TcpStream, client: Client, transport: Transport, shared: &Arc<Shared>, closing: Closing) {
-    let mut first = [0; HTTP2_PREFACE.len()];
+/// What a client speaks, by its first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spoken {
+    Tls,
+    Http2,
+    /// HTTP/1, or nothing that is known.
+    Http1,
+}
+
+/// Serves one accepted connection that has said something. A client that goes away or breaks the protocol is no error of ours.
+pub(super) async fn run(
+    stream: TcpStream,
+    spoken: Spoken,
+    client: Client,
+    transport: Transport,
+    shared: &Arc<Shared>,
+    closing: Closing,
+) {
     let limits = *shared.registry.limits();
-    let Ok(Some(first)) = timeout(limits.first_byte, first_bytes(&stream, &mut first)).await else { return };
-    let is_tls = first.first() == Some(&TLS_HANDSHAKE);
-    let http2 = first == HTTP2_PREFACE;
     let activity = Arc::<Activity>::default();
     let stream = Guarded::new(stream, limits.stall, Arc::clone(&activity));
     let ended = match transport {
-        Transport::Plain if is_tls => return refuse(stream, NOT_TLS).await,
-        Transport::Tls(_) if !is_tls => return refuse(stream, NOT_PLAIN).await,
-        Transport::Plain => http(stream, http2, client, shared, (activity, closing)).await,
+        Transport::Plain if spoken == Spoken::Tls => return refuse(stream, NOT_TLS).await,
+        Transport::Tls(_) if spoken != Spoken::Tls => return refuse(stream, NOT_PLAIN).await,
+        Transport::Plain => http(stream, spoken == Spoken::Http2, client, shared, (activity, closing)).await,
         Transport::Tls(config) => {
             let shaken = timeout(limits.handshake, handshake(stream, config, &shared.handshakes)).await;
             let metrics = shared.registry.metrics();
@@ -134,14 +146,16 @@ pub(super) async fn run(stream: TcpStream, client: Client, transport: Transport,
     }
 }
 
-/// Looks at the first bytes without taking them: as many as tell TLS, HTTP/2 and HTTP/1 apart.
-async fn first_bytes<'a>(stream: &TcpStream, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
-    let mut seen = 0;
+/// Looks at the first bytes without taking them: as many as tell TLS, HTTP/2 and HTTP/1 apart. Nothing where the client is gone.
+pub(super) async fn spoken(stream: &TcpStream) -> Option<Spoken> {
+    let (mut buffer, mut seen) = ([0; HTTP2_PREFACE.len()], 0);
     loop {
-        let count = stream.peek(buffer).await.ok().filter(|count| *count > 0)?;
-        let could_be_http2 = HTTP2_PREFACE.starts_with(buffer.get(..count)?);
-        if !could_be_http2 || count == HTTP2_PREFACE.len() {
-            return buffer.get(..count);
+        let count = stream.peek(&mut buffer).await.ok().filter(|count| *count > 0)?;
+        match buffer.get(..count)? {
+            [TLS_HANDSHAKE, ..] => return Some(Spoken::Tls),
+            HTTP2_PREFACE => return Some(Spoken::Http2),
+            first if !HTTP2_PREFACE.starts_with(first) => return Some(Spoken::Http1),
+            _ => {}
         }
         // A preface in pieces: peeking again gives the same bytes at once until more arrive.
         if count == seen {

@@ -5,6 +5,7 @@ use http::StatusCode;
 use serde::Serialize;
 
 use super::auth::challenge::Challenge;
+use crate::oci::Digest;
 
 /// A request that is not answered with content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub enum RegistryError {
     DigestInvalid(String),
     /// `n` is no number.
     PaginationInvalid(String),
+    /// The content, of this digest, is none of those that the client takes it for.
+    PreconditionFailed(Digest),
     /// The ranges all lie outside of content of this size in bytes.
     RangeNotSatisfiable(u64),
     /// Too many ranges.
@@ -76,6 +79,12 @@ impl RegistryError {
             Self::BlobUnknown(what) => (S::NOT_FOUND, "BLOB_UNKNOWN", "blob unknown to registry", what.clone()),
             Self::DigestInvalid(why) => (S::BAD_REQUEST, "DIGEST_INVALID", "invalid digest", why.clone()),
             Self::PaginationInvalid(why) => (S::BAD_REQUEST, "UNSUPPORTED", "invalid number of results requested", why.clone()),
+            Self::PreconditionFailed(digest) => (
+                S::PRECONDITION_FAILED,
+                "DIGEST_INVALID",
+                "the content is another one",
+                format!("If-Match names other content than {digest}"),
+            ),
             Self::RangeNotSatisfiable(size) => (
                 S::RANGE_NOT_SATISFIABLE,
                 "SIZE_INVALID",

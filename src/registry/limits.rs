@@ -23,7 +23,8 @@ pub const PING: Duration = Duration::from_secs(20);
 pub const IDLE: Duration = Duration::from_secs(60);
 /// Slowest reader that is served, in bytes a second over each [`STALL`]: a tenth of a 56k modem.
 pub const MINIMUM_RATE: u64 = 512;
-/// Connections at once: 1,000 nodes may pull. What their bodies hold together is bounded by [`IN_FLIGHT`].
+/// Connections served at once: 1,000 nodes may pull. What their bodies hold together is bounded by [`IN_FLIGHT`]. As many may wait at
+/// the door; of those who come when that is full too, each takes the room of whoever has been silent for longest.
 pub const CONNECTIONS: usize = 1024;
 /// Connections that the kernel completes and holds until they are accepted. 128 are usual, and of a thousand nodes that connect in one
 /// moment most would then wait a second, until they try again. The kernel bounds it by its own `somaxconn`.
@@ -107,6 +108,17 @@ pub const VERIFICATIONS: usize = 1;
 pub const VERIFICATION_WAIT: Duration = Duration::from_secs(10);
 /// How long the disk may take to answer before it counts as failed.
 pub const PROBE: Duration = Duration::from_secs(2);
+/// Reads of one disk that wait for it at once, each on a thread of its own; further ones wait for a place. A disk that hangs keeps so
+/// many threads of the runtime's 512 and, at [`CHUNK`] each, half of [`IN_FLIGHT`] at most, and those who need another disk or none
+/// go on. A disk that answers is kept busy by less.
+pub const DISK_READS: usize = 16;
+/// Warnings of disk faults of one kind within [`FAULTS_EVERY`]. Further ones are counted alone, and the next one that is told says how many: a disk
+/// that fails under a thousand nodes must not drown what else there is to tell.
+pub const FAULTS: u32 = 10;
+/// See [`FAULTS`].
+pub const FAULTS_EVERY: Duration = Duration::from_secs(10);
+/// Bytes that are read and hashed at once where a blob is verified before a part of it is sent.
+pub const VERIFIED_AT_ONCE: usize = 1 << 20;
 /// Connections at once to a port of its own for health, metrics and the CA, beside [`CONNECTIONS`]: it answers while the registry is
 /// full.
 pub const OBSERVERS: usize = 64;

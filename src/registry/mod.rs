@@ -1,7 +1,7 @@
 //! The server, used by both programs.
 //!
 //! ```text
-//! listener ─ serve ─▶ connection ─ tls ─▶ streams ─▶ answer ─ route ─▶ catalog ─▶ kept or store ─ reply ─▶ body ─ flight ─ log ─▶ events
+//! listener ─ serve ─▶ door ─▶ connection ─ tls ─▶ streams ─▶ answer ─ route ─▶ holdings (catalog, kept, store) ─ reply ─▶ body ─ flight ─ log ─▶ events
 //! ```
 
 pub mod answer;
@@ -9,13 +9,17 @@ pub mod auth;
 pub mod body;
 pub mod catalog;
 pub mod client;
+mod condition;
 mod connection;
 mod documents;
+mod door;
 pub mod error;
 pub mod events;
+pub mod faults;
 pub mod flight;
 mod guard;
 mod health;
+pub mod holdings;
 mod kept;
 pub mod layout;
 pub mod limits;

@@ -1,22 +1,23 @@
-//! The accept loop: listeners become connections, a shutdown becomes a drain. What enters is bound sockets; what leaves is totals. It
-//! goes on accepting whatever a peer or the process's limits do to it.
+//! Serving: listeners become connections, a shutdown becomes a drain. What enters is bound sockets; what leaves is totals. It goes on
+//! accepting whatever a peer or the process's limits do to it.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::runtime::{self, Runtime};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::answer::Registry;
-use super::client::{Client, Surface};
-use super::connection::{self, Closing, Phase, Shared};
-use super::limits::{BACKLOG, CUT, DESCRIPTOR_PAUSE, OBSERVERS, OWN_DESCRIPTORS, REMINDER, TURNS_BETWEEN_EVENTS, UNSENT};
+use super::client::Surface;
+use super::connection::{Closing, Phase, Shared};
+use super::door::{Door, Rooms, accept};
+use super::limits::{BACKLOG, CUT, OBSERVERS, OWN_DESCRIPTORS, TURNS_BETWEEN_EVENTS, UNSENT};
 use super::metrics::Totals;
 
 pub use super::connection::Transport;
@@ -54,37 +55,41 @@ pub fn runtime() -> io::Result<Runtime> {
     runtime::Builder::new_multi_thread().enable_all().event_interval(TURNS_BETWEEN_EVENTS).build()
 }
 
-/// Serves until `shutdown` gives a future: then stops accepting, and lets transfers under way go on until all of them have ended, or
-/// that future has. What is left then is cut, and logged as incomplete.
-pub async fn serve<Drain: Future<Output = ()>>(
+/// Serves until `shutdown`; then stops accepting, and lets transfers under way go on until all of them have ended, or `drain`, which gets
+/// what `shutdown` gave, has. What is left then is cut, and logged as incomplete.
+pub async fn serve<T>(
     listeners: Vec<Listener>,
     registry: Arc<Registry>,
-    shutdown: impl Future<Output = Drain>,
+    shutdown: impl Future<Output = T>,
+    drain: impl AsyncFnOnce(T),
 ) -> Totals {
     let limits = registry.limits();
-    let places = Arc::new(Semaphore::new(limits.connections.min(affordable())));
-    let observers = Arc::new(Semaphore::new(OBSERVERS));
+    let rooms = Rooms::new(limits.connections.min(affordable()));
+    let observers = Rooms::new(OBSERVERS);
     let handshakes = Semaphore::new(limits.handshakes);
     let shared = Arc::new(Shared { handshakes, registry: Arc::clone(&registry), multiplexed: AtomicUsize::default() });
     let (close, closing) = watch::channel(Phase::Open);
     // Every connection holds a sender: the receiver ends when the last of them has ended.
     let (alive, mut all_done) = mpsc::channel::<()>(1);
+    let door = door();
+    let at = door.as_ref().map_or_else(Handle::current, |door| door.handle().clone());
     let mut loops = tokio::task::JoinSet::new();
     for listener in listeners {
         let closing = Closing { closing: closing.clone(), _alive: alive.clone() };
         bound_unsent(&listener.socket);
-        let places = if listener.surface == Surface::Observability { &observers } else { &places };
-        loops.spawn(accept(listener, Arc::clone(&shared), Arc::clone(places), closing));
+        let rooms = if listener.surface == Surface::Observability { &observers } else { &rooms };
+        loops.spawn_on(accept(listener, Arc::clone(&shared), Arc::clone(rooms), closing, Handle::current()), &at);
     }
     drop((alive, closing));
 
-    let drain = shutdown.await;
+    let told = shutdown.await;
     loops.shutdown().await;
+    drop(door);
     let _ = close.send(Phase::Draining);
     let in_time = tokio::select! {
         biased;
         _ = all_done.recv() => true,
-        () = drain => false,
+        () = drain(told) => false,
     };
     if !in_time {
         let connections = registry.metrics().connections();
@@ -103,8 +108,13 @@ async fn all_cut(all_done: &mut mpsc::Receiver<()>, registry: &Registry) {
     }
 }
 
-/// Connections that the process has file descriptors for: each is one, and the blob that it is being sent is another. The limit is
-/// raised as far as the system allows it to be.
+/// The thread that takes connections up; none where there can be none: then those that serve do it.
+fn door() -> Option<Door> {
+    Door::open().inspect_err(|error| tracing::warn!(%error, "connections are taken up by the threads that serve")).ok()
+}
+
+/// Connections that the process has file descriptors for: each is one, the blob that it is being sent is another, and one more may wait at
+/// the door. The limit is raised as far as the system allows it to be.
 fn affordable() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
@@ -112,59 +122,13 @@ fn affordable() -> usize {
         limit = raised;
     }
     let descriptors = limit.current.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
-    (descriptors.saturating_sub(OWN_DESCRIPTORS) / 2).max(1)
+    (descriptors.saturating_sub(OWN_DESCRIPTORS) / 3).max(1)
 }
 
 /// Bounds what the kernel holds for clients that take nothing. Connections have it of their listener.
 fn bound_unsent(socket: &TcpListener) {
     if let Err(error) = SockRef::from(socket).set_tcp_notsent_lowat(UNSENT) {
         tracing::debug!(%error, "TCP_NOTSENT_LOWAT could not be set");
-    }
-}
-
-async fn accept(listener: Listener, shared: Arc<Shared>, places: Arc<Semaphore>, closing: Closing) {
-    let mut told: Option<Instant> = None;
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (stream, peer) = match listener.socket.accept().await {
-            Ok(accepted) => accepted,
-            // The peer is gone already, or the process has no descriptor or memory left: neither ends the loop.
-            Err(error) => {
-                if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-                    if told.is_none_or(|at| at.elapsed() >= REMINDER) {
-                        tracing::warn!(%error, "a connection could not be accepted");
-                        told = Some(Instant::now());
-                    }
-                    tokio::time::sleep(DESCRIPTOR_PAUSE).await;
-                }
-                continue;
-            }
-        };
-        tune(&stream);
-        let (shared, transport, closing) = (Arc::clone(&shared), listener.transport.clone(), closing.clone());
-        // Where the connection is gone already, what it had connected to is of no use either.
-        let local = stream.local_addr().unwrap_or(peer);
-        let client = Client {
-            peer,
-            local,
-            encrypted: matches!(transport, Transport::Tls(_)),
-            certified: false,
-            surface: listener.surface,
-        };
-        let open = shared.registry.metrics().connection();
-        tokio::spawn(async move {
-            connection::run(stream, client, transport, &shared, closing).await;
-            drop((open, place));
-        });
-        // Whoever is connected already comes first: a flood of connections is taken up one at a time, with what they wait for between.
-        tokio::task::yield_now().await;
-    }
-}
-
-/// Small responses go out at once.
-fn tune(stream: &TcpStream) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
 }
 
@@ -176,7 +140,7 @@ mod tests {
     async fn connections_have_the_bound_on_unsent_bytes_of_their_listener() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         bound_unsent(&listener);
-        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let _client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         assert_eq!(SockRef::from(&accepted).tcp_notsent_lowat().unwrap(), UNSENT);
     }

@@ -136,8 +136,9 @@ impl Authority {
         upstreams: impl IntoIterator<Item = String>,
     ) -> Result<Arc<Leaves>, TlsError> {
         let default = RwLock::new(Arc::new(self.leaf(names)?));
-        let minted = upstreams.into_iter().map(|host| (host, OnceLock::new())).collect();
-        Ok(Arc::new(Leaves { authority: Arc::clone(self), default, minted }))
+        let leaves = Leaves { authority: Arc::clone(self), default, minted: RwLock::default() };
+        leaves.stand_in(upstreams);
+        Ok(Arc::new(leaves))
     }
 
     fn leaf(&self, names: &[String]) -> Result<CertifiedKey, TlsError> {
@@ -181,8 +182,12 @@ pub struct Leaves {
     authority: Arc<Authority>,
     /// Read once in each handshake, and written where the machine's addresses change.
     default: RwLock<Arc<CertifiedKey>>,
-    minted: HashMap<String, OnceLock<Option<Arc<CertifiedKey>>>>,
+    /// Read once in each handshake with SNI, and written where a disk brings more hosts.
+    minted: RwLock<HashMap<String, Minted>>,
 }
+
+/// A leaf, made when it is first asked for; none where it cannot be made.
+type Minted = Arc<OnceLock<Option<Arc<CertifiedKey>>>>;
 
 impl Leaves {
     /// TLS with these leaves. `clients` is the CA of clients' certificates.
@@ -191,6 +196,19 @@ impl Leaves {
     /// [`TlsError::Config`].
     pub fn server_config(self: &Arc<Self>, clients: Option<&ClientCa>) -> Result<Arc<ServerConfig>, TlsError> {
         config(Arc::clone(self) as _, clients)
+    }
+
+    /// Has clients that ask by SNI for one of `upstreams` get a leaf for that host, from now on. Others keep theirs.
+    pub fn stand_in(&self, upstreams: impl IntoIterator<Item = String>) {
+        let mut minted = self.minted.write().unwrap_or_else(PoisonError::into_inner);
+        for host in upstreams {
+            minted.entry(host).or_default();
+        }
+    }
+
+    /// The place of the leaf for `host`.
+    fn minted(&self, host: &str) -> Option<Minted> {
+        self.minted.read().unwrap_or_else(PoisonError::into_inner).get(host).cloned()
     }
 
     /// Has handshakes from now on get a leaf for `names` in the place of the default one.
@@ -206,7 +224,7 @@ impl Leaves {
 
 impl ResolvesServerCert for Leaves {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let asked = hello.server_name().and_then(|name| Some((name, self.minted.get(name)?)));
+        let asked = hello.server_name().and_then(|name| Some((name, self.minted(name)?)));
         let minted = asked.and_then(|(name, place)| {
             let mint = || self.authority.leaf(&[name.to_owned()]).ok().map(Arc::new);
             place.get_or_init(mint).clone()
@@ -305,6 +323,17 @@ mod tests {
         assert_eq!(served(), first);
         leaves.rename(&["10.1.0.82".to_owned()]).unwrap();
         assert_ne!(served(), first);
+    }
+
+    #[test]
+    fn hosts_that_come_later_get_leaves_too() {
+        let authority = Arc::new(Authority::generate("test").unwrap());
+        let leaves = authority.leaves(&["a.test".to_owned()], ["docker.io".to_owned()]).unwrap();
+        let first = leaves.minted("docker.io").unwrap();
+        assert!(leaves.minted("quay.io").is_none());
+        leaves.stand_in(["quay.io", "docker.io"].map(str::to_owned));
+        assert!(leaves.minted("quay.io").is_some());
+        assert!(Arc::ptr_eq(&first, &leaves.minted("docker.io").unwrap()), "its leaf stays");
     }
 
     #[test]

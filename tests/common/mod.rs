@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod child;
 pub mod cri;
 pub mod deployed;
+pub mod disks;
 pub mod docker;
 pub mod h2;
 pub mod http;

@@ -14,12 +14,13 @@ use crate::proto::{self, Config, tls::Mode};
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::limits::{Limits, TOKEN_LIFETIME};
 
+use super::disks::disks;
 use super::{ConfigError, Origin, keys};
+
+pub use super::disks::{DiskBy, DiskChoice, Pattern};
 
 /// Longest host name that Linux takes, in bytes.
 const HOSTNAME_MAX: usize = 64;
-/// Longest serial of a virtio disk, in bytes (VIRTIO 1.2, section 5.2.6: `VIRTIO_BLK_T_GET_ID`).
-const SERIAL_MAX: usize = 20;
 /// Numbers of VLANs (IEEE 802.1Q, section 9.6: 0 is none, 4095 is reserved).
 const VLANS: std::ops::RangeInclusive<u16> = 1..=4094;
 /// Longest wait that a config may ask for, in seconds.
@@ -55,10 +56,12 @@ pub struct Settings {
     pub limits: Limits,
     /// Interfaces to bring up; never empty.
     pub interfaces: Vec<Interface>,
-    /// Serial of the disk.
-    pub serial: String,
-    /// How long to wait for the disk.
+    /// The disks to serve; never empty.
+    pub disks: Vec<DiskChoice>,
+    /// How long to wait for them.
     pub disk_wait: Duration,
+    /// Whether all that is sent is held against its digest.
+    pub verify: bool,
     /// The host's time, where it was given.
     pub clock: Option<SystemTime>,
     /// Time between two heartbeats, where there are any.
@@ -198,14 +201,12 @@ impl Settings {
             },
             limits: limits(check, config.limits.unwrap_or_default())?,
             interfaces: if interfaces.is_empty() { vec![Interface::default()] } else { interfaces },
-            serial: match disk.serial.as_str() {
-                "" => "localregistry".to_owned(),
-                serial => check.that(is_serial(serial), "disk.serial", serial).map(|()| serial.to_owned())?,
-            },
+            disks: disks(check, &disk.serial, &config.disks)?,
             disk_wait: check.wait(disk.wait_seconds, 5, "disk.waitSeconds")?,
             clock: check.some(clock(epoch), "clock.epochSeconds", epoch)?,
             heartbeat: heartbeat(check, config.heartbeat_seconds)?,
             trace: config.trace,
+            verify: config.verify,
         })
     }
 }
@@ -344,12 +345,12 @@ fn interface(check: Check, place: usize, given: &proto::Interface) -> Result<Int
 
 /// Turns a value that its key does not take into the error that says so.
 #[derive(Debug, Clone, Copy)]
-struct Check {
-    origin: Origin,
+pub(super) struct Check {
+    pub origin: Origin,
 }
 
 impl Check {
-    fn some<T>(self, parsed: Option<T>, key: &str, value: impl Into<serde_json::Value>) -> Result<T, ConfigError> {
+    pub fn some<T>(self, parsed: Option<T>, key: &str, value: impl Into<serde_json::Value>) -> Result<T, ConfigError> {
         parsed.ok_or_else(|| ConfigError::BadValue {
             origin: self.origin,
             key: key.to_owned(),
@@ -358,7 +359,7 @@ impl Check {
         })
     }
 
-    fn that(self, good: bool, key: &str, value: &str) -> Result<(), ConfigError> {
+    pub fn that(self, good: bool, key: &str, value: &str) -> Result<(), ConfigError> {
         self.some(good.then_some(()), key, value)
     }
 
@@ -375,8 +376,4 @@ fn clock(epoch: f64) -> Option<Option<SystemTime>> {
     }
     let seconds = Some(epoch).filter(|epoch| (0.0..=CLOCK_MAX).contains(epoch))?;
     Some(UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds).ok()?))
-}
-
-fn is_serial(text: &str) -> bool {
-    (1..=SERIAL_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }

@@ -288,7 +288,7 @@ impl Args {
     fn bundle(&self, ca_dir: &Path, place: &Place) -> Result<Bundle, DeployError> {
         let failed = |error| DeployError::Trust(Box::new(error));
         let dir = self.output.join("trust");
-        let contents = trust::contents(&self.disk).map_err(|error| failed(error.into()))?;
+        let contents = trust::contents(std::slice::from_ref(&self.disk)).map_err(|error| failed(error.into()))?;
         let ca = Ca::kept_in(ca_dir, SystemTime::now())?;
         let pem = files::read(&ca.certificate, LARGEST_CA);
         let pem = pem.map_err(|source| DeployError::ReadCa { path: ca.certificate.clone(), source })?;

@@ -19,8 +19,8 @@ pub const LEAST_MEMORY: u32 = 80;
 pub struct Options {
     /// The board.
     pub board: Board,
-    /// The packed disk.
-    pub disk: PathBuf,
+    /// The packed disks: at least one.
+    pub disks: Vec<PathBuf>,
     /// The kernel: a bootable ELF or a bzImage.
     pub kernel: PathBuf,
     /// The initramfs, with `localregistry-init` as `/init`.

@@ -101,7 +101,7 @@ pub(super) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
         readers,
         wardens,
         accel,
-        disk: options.disk.clone(),
+        disks: options.disks.clone(),
         nets: options.nets.clone(),
         registry: prepared.registry,
         metrics: prepared.metrics,

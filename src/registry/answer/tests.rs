@@ -47,9 +47,9 @@ fn served<T: Send + 'static>(clients: impl FnOnce(SocketAddr) -> T + Send + 'sta
         });
         let until = async {
             let _ = stopped.await;
-            sleep(Duration::from_secs(60))
+            Duration::from_secs(60)
         };
-        serve(vec![listener], registry, until).await;
+        serve(vec![listener], registry, until, sleep).await;
         asking.await.unwrap()
     });
     (metrics, result)

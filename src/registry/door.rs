@@ -1,0 +1,162 @@
+//! The door: one thread takes connections up, and waits with them until they say something. What enters are bound sockets; what leaves
+//! are connections whose first bytes are there. It never answers anybody.
+//!
+//! A flood of connections takes this thread's time, and so one processor's at most; whoever is being served has the others.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{self, Handle};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::client::Client;
+use super::connection::{self, Closing, Shared};
+use super::limits::{DESCRIPTOR_PAUSE, REMINDER};
+use super::serve::{Listener, Transport};
+
+/// The thread. It ends when this is dropped, and lets go of whoever has said nothing yet.
+#[derive(Debug)]
+pub(super) struct Door {
+    handle: Handle,
+    _end: oneshot::Sender<()>,
+}
+
+impl Door {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// As of starting threads and making an epoll instance.
+    pub fn open() -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (end, ended) = oneshot::channel::<()>();
+        thread::Builder::new().name("door".to_owned()).spawn(move || drop(runtime.block_on(ended)))?;
+        Ok(Self { handle, _end: end })
+    }
+
+    /// Where its work is done.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+/// Who may be inside at once, and who may wait at the door.
+#[derive(Debug)]
+pub(super) struct Rooms {
+    /// Places of those who are served.
+    places: Arc<Semaphore>,
+    /// Room for those who have connected and are not served yet.
+    step: Arc<Semaphore>,
+    /// Those of them who have said nothing, in the order of their coming, each with what sends it away.
+    silent: Mutex<(u64, BTreeMap<u64, oneshot::Sender<()>>)>,
+}
+
+impl Rooms {
+    /// As many places as `count`, and as much room before the door.
+    pub fn new(count: usize) -> Arc<Self> {
+        let room = || Arc::new(Semaphore::new(count));
+        Arc::new(Self { places: room(), step: room(), silent: Mutex::default() })
+    }
+
+    /// Room for one more. Where there is none, whoever has said nothing for longest makes it: who comes speaks at once, and must not wait
+    /// behind those who never do.
+    async fn enter(self: &Arc<Self>) -> Option<(OwnedSemaphorePermit, Silent, oneshot::Receiver<()>)> {
+        if self.step.available_permits() == 0 {
+            // What it sends is that it is dropped.
+            self.silent().1.pop_first();
+        }
+        let step = Arc::clone(&self.step).acquire_owned().await.ok()?;
+        let (away, sent_away) = oneshot::channel();
+        let mut silent = self.silent();
+        silent.0 += 1;
+        let number = silent.0;
+        silent.1.insert(number, away);
+        Some((step, Silent { rooms: Arc::clone(self), number }, sent_away))
+    }
+
+    fn silent(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, oneshot::Sender<()>>)> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One who has said nothing yet, as long as that is so.
+#[derive(Debug)]
+struct Silent {
+    rooms: Arc<Rooms>,
+    number: u64,
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        self.rooms.silent().1.remove(&self.number);
+    }
+}
+
+/// Takes up those who connect, and has `server` serve them when they have spoken and there is a place. Has to be run by the door's
+/// thread.
+pub(super) async fn accept(listener: Listener, shared: Arc<Shared>, rooms: Arc<Rooms>, closing: Closing, server: Handle) {
+    let Listener { socket, transport, surface } = listener;
+    let Some(socket) = here(socket) else { return };
+    let mut told: Option<Instant> = None;
+    loop {
+        let (stream, peer) = match socket.accept().await {
+            Ok(accepted) => accepted,
+            // The peer is gone already, or the process has no descriptor or memory left: neither ends the loop.
+            Err(error) => {
+                if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+                    if told.is_none_or(|at| at.elapsed() >= REMINDER) {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        told = Some(Instant::now());
+                    }
+                    sleep(DESCRIPTOR_PAUSE).await;
+                }
+                continue;
+            }
+        };
+        let Some((step, silent, sent_away)) = rooms.enter().await else { return };
+        tune(&stream);
+        let (shared, transport, closing) = (Arc::clone(&shared), transport.clone(), closing.clone());
+        let (server, places) = (server.clone(), Arc::clone(&rooms.places));
+        // Where the connection is gone already, what it had connected to is of no use either.
+        let local = stream.local_addr().unwrap_or(peer);
+        let client = Client { peer, local, encrypted: matches!(transport, Transport::Tls(_)), certified: false, surface };
+        let open = shared.registry.metrics().connection();
+        tokio::spawn(async move {
+            let spoken = tokio::select! {
+                biased;
+                spoken = timeout(shared.registry.limits().first_byte, connection::spoken(&stream)) => spoken.ok().flatten(),
+                _ = sent_away => None,
+            };
+            drop(silent);
+            let Some(spoken) = spoken else { return };
+            // Its descriptor goes over to the threads that serve.
+            let (Ok(place), Ok(stream)) = (places.acquire_owned().await, stream.into_std()) else { return };
+            drop(step);
+            server.spawn(async move {
+                if let Ok(stream) = TcpStream::from_std(stream) {
+                    connection::run(stream, spoken, client, transport, &shared, closing).await;
+                }
+                drop((open, place));
+            });
+        });
+        // Those who have spoken come first: a flood of connections is taken up one at a time, with what they wait for between.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The socket, watched by the thread that this runs on.
+fn here(socket: TcpListener) -> Option<TcpListener> {
+    let moved = socket.into_std().and_then(TcpListener::from_std);
+    moved.inspect_err(|error| tracing::error!(%error, "a listener could not be watched")).ok()
+}
+
+/// Small responses go out at once.
+fn tune(stream: &TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY could not be set");
+    }
+}
