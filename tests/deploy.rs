@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use common::deployed::Deployed;
 use common::layout::Layout;
 use common::pack::{Bench, digest_of, text};
+use common::vm::{skopeo, succeed};
 use elf::elf;
+use localregistry::oci::Digest;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -243,6 +245,14 @@ fn the_same_gives_the_same_and_other_content_has_other_names() {
     let tag = |said: &Value| said["images"][1].as_str().unwrap().rsplit_once(':').unwrap().1.to_owned();
     assert_ne!(tag(&other), tag(&first));
     assert!(tag(&first).len() == 12 && tag(&first).bytes().all(|byte| byte.is_ascii_hexdigit()));
+    // Who pushes them finds each by its name.
+    for (number, name) in fs::read_to_string(bench.path("out/images.txt")).unwrap().lines().enumerate() {
+        let (from, to) = (format!("oci:out/images:{name}"), format!("dir:pushed{number}"));
+        succeed(&mut skopeo(&["copy", "--quiet", "--preserve-digests", &from, &to], &bench.path("")));
+        let manifest = fs::read(bench.path(&format!("pushed{number}/manifest.json"))).unwrap();
+        let digest = Digest::sha256_of(&manifest).to_string();
+        assert!(fs::read_to_string(bench.path("out/images/index.json")).unwrap().contains(&digest), "{name}");
+    }
     // The layout can itself be packed.
     bench.pack(&["out/images"]);
     assert_eq!(bench.extract("disk.erofs").names().len(), 3);

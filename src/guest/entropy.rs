@@ -28,7 +28,7 @@ pub enum EntropyError {
 /// Waits until the kernel's generator has its seed.
 ///
 /// # Errors
-/// When that takes longer than [`WAIT`].
+/// When that takes longer than `WAIT`.
 pub async fn wait() -> Result<(), EntropyError> {
     match ask(GetRandomFlags::NONBLOCK) {
         // Only who waits has the kernel measure.

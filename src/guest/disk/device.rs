@@ -40,7 +40,7 @@ impl Device {
         attribute(&self.name, "size").parse::<u64>().map_or(0, |sectors| sectors.saturating_mul(512))
     }
 
-    /// Its first bytes, [`START`] of them or all there are.
+    /// Its first bytes, `START` of them or all there are.
     ///
     /// # Errors
     /// As of reading.

@@ -13,7 +13,7 @@ const NONE: u32 = 0;
 /// It came after the counters were taken.
 const SHARED: u32 = u32::MAX;
 
-/// For each repository of a catalog: [`NONE`], [`SHARED`], or the number of its counter, from 1.
+/// For each repository of a catalog: `NONE`, `SHARED`, or the number of its counter, from 1.
 #[derive(Debug)]
 pub struct Places(Box<[AtomicU32]>);
 
