@@ -300,9 +300,9 @@ fn what_cannot_be_deployed_is_named_and_nothing_is_written() {
 
     refused(&bench, &replaced("static", "none"), 1, &format!("cannot read the server none: {gone}"));
     refused(&bench, &replaced("static", "notes"), 1, "notes cannot be the server: it is not an ELF file");
-    let message = "dynamic cannot be the server: it is not static (it asks for /lib64/ld.so), and the image has no libraries; it is \
-                   built with `cargo build --release --target x86_64-unknown-linux-musl --no-default-features --features host --bin \
-                   localregistry`";
+    let message = "dynamic cannot be the server: it is not static (it asks for /lib64/ld.so), and the image has no libraries; this \
+                   project's is built with `cargo build --release --target x86_64-unknown-linux-musl --no-default-features \
+                   --features host --bin localregistry`";
     refused(&bench, &replaced("static", "dynamic"), 1, message);
     refused(&bench, &replaced("vmlinux", "none"), 1, &format!("cannot put none into an image: {gone}"));
     refused(&bench, &replaced("initramfs", "layout"), 1, "cannot put layout into an image: it is not a regular file");

@@ -51,7 +51,7 @@ fn numbers(text: &str) -> (Vec<u64>, String) {
 fn a_clock_that_is_decades_off_is_warned_of_and_nodes_with_one_trust_the_registry() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
-    let built: u64 = 1_793_491_200;
+    let built = localregistry::guest::clock::built().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let cases: [(&str, &[&str], &str); 3] = [
         (
             "base=1970-01-02",
@@ -208,22 +208,34 @@ fn an_init_that_faults_and_memory_that_runs_out_are_kernel_panics() {
 }
 
 #[test]
+fn a_machine_without_a_console_serves_and_its_panic_is_told_by_the_panic_device() {
+    let bench = Bench::default();
+    let disk = bench.sample_disk();
+    let agent = Agent::changing(&bench.path("agent"), &[("console=ttyS0", "console=ttyS1")], "");
+    let vm = Vm::boot(&disk, &words(&agent.arguments(), &["--console", "console"]));
+    agent.tell("fault");
+    let ended = vm.end();
+    assert_eq!((ended.status, ended.console.as_str()), (Some(4), ""), "{}", ended.stderr);
+    assert_eq!(ended.stderr, "localregistry: the guest's kernel panicked: QEMU's pvpanic device says so\n");
+}
+
+#[test]
 fn the_least_memory_is_enough_to_serve_and_less_is_refused() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
-    let ended = vm::fails(&disk, &["--memory", "79"]);
+    let ended = vm::fails(&disk, &["--memory", "111"]);
     assert_eq!((ended.status, ended.events.len()), (Some(2), 0), "{}", ended.stderr);
-    assert!(ended.stderr.contains("invalid value '79' for '--memory <MIB>': 79 is not in 80..=1048576"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("invalid value '111' for '--memory <MIB>': 111 is not in 112..=1048576"), "{}", ended.stderr);
 
-    let vm = Vm::boot(&disk, &["--memory", "80", "--tls", "off"]);
+    let vm = Vm::boot(&disk, &["--memory", "112", "--flavor", "full", "--tls", "off"]);
     assert_eq!(http::get(vm.address.parse().unwrap(), "/v2/test/hello/manifests/latest").status, 200);
     assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
 
     // Without that check.
     let less = vm::qemu_changed(&bench.path(""), "args=(\"${@/256M/64M}\")");
     let ended = vm::fails(&disk, &["--qemu", &less, "--timeout", "60"]);
-    assert_ne!(ended.status, Some(0));
-    println!("{:?} {}", ended.status, ended.stderr);
+    let panic = "localregistry: the guest's kernel panicked: Kernel panic - not syncing: System is deadlocked on memory\n";
+    assert!(ended.status == Some(4) && ended.stderr.starts_with(panic), "{:?} {}", ended.status, ended.stderr);
 }
 
 #[test]

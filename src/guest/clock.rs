@@ -77,7 +77,9 @@ fn decide(now: SystemTime, has_rtc: bool, given: Option<SystemTime>, built: Syst
     Decision { set, sure, warning }
 }
 
-fn built() -> SystemTime {
+/// The time that no clock may lie before.
+#[must_use]
+pub fn built() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(BUILT.parse().unwrap_or_default())
 }
 

@@ -24,6 +24,11 @@ impl Agent {
     /// Makes it in `folder`. `kernel` is added to the kernel's command line, `words` are for the agent: what is to be so before the init
     /// starts.
     pub fn new(folder: &Path, kernel: &str, words: &str) -> Self {
+        Self::changing(folder, &[("loglevel=5", &format!("loglevel=5 {kernel}"))], words)
+    }
+
+    /// The same, with these parts of QEMU's arguments replaced.
+    pub fn changing(folder: &Path, changes: &[(&str, &str)], words: &str) -> Self {
         let path = |name: &str| folder.join(name).display().to_string();
         fs::create_dir_all(folder).unwrap();
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/agent.c");
@@ -36,8 +41,12 @@ impl Agent {
         let mut writer = header.write(archive, agent.len().try_into().unwrap());
         writer.write_all(&agent).unwrap();
         fs::write(path("initramfs"), newc::trailer(writer.finish().unwrap()).unwrap()).unwrap();
-        let line = format!("no_timer_check rdinit=/agent {kernel} -- {words}");
-        let qemu = qemu_changed(folder, &format!("args=(\"${{@/no_timer_check/{}}}\")", line.replace('/', "\\/")));
+        // What follows `--` is the init's; nothing else may come after it.
+        let last = ("loglevel=5", "loglevel=5 rdinit=/agent".to_owned());
+        let end = ("no_timer_check", format!("no_timer_check -- {words}"));
+        let changes = changes.iter().map(|(from, to)| (*from, (*to).to_owned())).chain([last, end]);
+        let change = changes.map(|(from, to)| format!("args=(\"${{args[@]/{from}/{}}}\")", to.replace('/', "\\/")));
+        let qemu = qemu_changed(folder, &format!("args=(\"$@\")\n{}", change.collect::<Vec<_>>().join("\n")));
         Self { socket: folder.join("socket"), initramfs: path("initramfs"), qemu, stream: RefCell::new(None) }
     }
 
