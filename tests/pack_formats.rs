@@ -52,6 +52,46 @@ fn the_same_bytes_in_any_order_at_any_time_for_any_user() {
 }
 
 #[test]
+fn a_label_changes_the_superblock_alone() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    layout.image("test/hello:1", b"layer");
+    bench.layout("a", &layout);
+    let superblock = |disk: &[u8]| disk[1024..2048].to_vec();
+    for (format, at) in [("erofs", 64), ("ext4", 120)] {
+        bench.pack(&["a", "--fs", format]);
+        let without = fs::read(bench.path("disk.erofs")).unwrap();
+        bench.pack(&["a", "--fs", format, "--label", "images"]);
+        let with = fs::read(bench.path("disk.erofs")).unwrap();
+        assert_eq!(
+            (&superblock(&without)[at..at + 7], &superblock(&with)[at..at + 7]),
+            (&[0; 7][..], &b"images\0"[..]),
+            "{format}"
+        );
+        assert!(without[..1024] == with[..1024] && without[2048..] == with[2048..], "{format}");
+    }
+    // The checksum is right, which this program looks at.
+    bench.pack(&["a", "--label", "0123456789abcdef"]);
+    bench.extract("disk.erofs");
+    for (arguments, message) in [
+        (
+            &["--fs", "squashfs", "--label", "x"][..],
+            "the argument '--label <NAME>' cannot be used with '--fs squashfs': squashfs has no label",
+        ),
+        (
+            &["--label", "0123456789abcdefg"],
+            "invalid value '0123456789abcdefg' for '--label <NAME>': expected 1 to 16 printable ASCII characters",
+        ),
+        (&["--label", "a b"], "invalid value 'a b' for '--label <NAME>': expected 1 to 16 printable ASCII characters"),
+    ] {
+        let output = bench.command(&[&["pack", "a", "-o", "refused"], arguments].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).starts_with(&format!("error: {message}\n")), "{}", text(&output.stderr));
+        assert!(!bench.path("refused").exists());
+    }
+}
+
+#[test]
 fn the_bytes_do_not_depend_on_who_packs() {
     if Command::new("id").arg("-u").output().unwrap().stdout != b"0\n" {
         return;

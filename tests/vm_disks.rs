@@ -8,6 +8,7 @@ use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 
+use common::certificates;
 use common::disks::{MIB, address, begin, blob, manifest, noise, pack, throttle, until, warned};
 use common::http::{self, get};
 use common::layout::Layout;
@@ -56,16 +57,15 @@ fn several_disks_are_one_registry_and_disks_come_and_go() {
     let shared = noise(1, MIB);
     let big = noise(2, 48 * MIB);
     // Both have the layer, and an image that is the same.
-    let (labelled, one) = pack(&bench, "one", "test/one:1", &shared, &["--fs", "ext4"]);
-    succeed(Command::new("e2label").arg(&labelled).arg("images"));
-    let (second, two) = pack(&bench, "two", "docker.io/test/two:1", &shared, &[]);
+    let (labelled, one) = pack(&bench, "one", "test/one:1", &shared, &["--fs", "ext4", "--label", "images"]);
+    let (second, two) = pack(&bench, "two", "docker.io/test/two:1", &shared, &["--label", "second"]);
     let (third, three) = pack(&bench, "three", "quay.io/test/three:1", &big, &[]);
     let (same, _) = pack(&bench, "same", "test/one:1", &shared, &[]);
     let (conflicting, other) = pack(&bench, "conflicting", "test/one:1", b"other", &[]);
     fs::write(bench.path("zeros"), vec![0; MIB]).unwrap();
 
     let socket = bench.path("qmp");
-    let set = r#"disks=[{"label":"images"},{"path":"/dev/vdb"},{"serial":"more-*"}]"#;
+    let set = r#"disks=[{"label":"images"},{"label":"second"},{"serial":"more-*"}]"#;
     let own = [
         second.display().to_string(),
         "--set".into(),
@@ -79,7 +79,8 @@ fn several_disks_are_one_registry_and_disks_come_and_go() {
     let vm = Vm::boot(&labelled, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let mut qmp = Qmp::connect(&socket);
     let ready = vm.event("ready", |event| if let Event::Ready(ready) = event { Some(ready.clone()) } else { None });
-    let first = [r#"/dev/vda (serial "localregistry", label "images")"#, r#"/dev/vdb (serial "localregistry-1")"#];
+    let first =
+        [r#"/dev/vda (serial "localregistry", label "images")"#, r#"/dev/vdb (serial "localregistry-1", label "second")"#];
     assert_eq!((ready.images, ready.disks.as_slice()), (2, &first.map(str::to_owned)[..]));
     assert_eq!(ready.blobs, 3, "a manifest, a config and a layer that are on both");
     let digest = |response: &http::Response| response.header("docker-content-digest").unwrap_or_default().to_owned();
@@ -130,7 +131,7 @@ fn several_disks_are_one_registry_and_disks_come_and_go() {
             "else",
             "DISK_IGNORED",
             format!(
-                "{} came; expected one with the label \"images\", or /dev/vdb, or with the serial \"more-*\"{as_before}",
+                "{} came; expected one with the label \"images\", or with the label \"second\", or with the serial \"more-*\"{as_before}",
                 here("else")
             ),
         ),
@@ -166,6 +167,9 @@ fn several_disks_are_one_registry_and_disks_come_and_go() {
     assert!(get(address(&vm), &blob("quay.io/test/three", &big)).body == big);
     let ended = vm.stop(Signal::SIGTERM);
     assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    for line in [format!("{name} is served, too: 3 images\n"), format!("{name} is gone: 2 images\n")] {
+        assert!(ended.stderr.contains(&line), "{line} is missing in {}", ended.stderr);
+    }
     let cut = ended.requests().into_iter().filter(|request| !request.complete).count();
     assert_eq!(cut, 1, "the one whose disk went");
 }
@@ -204,7 +208,7 @@ fn boots_that_their_disks_end_say_why() {
             &disk,
             vec!["--set", r#"disks=[{"label":"images"}]"#, "--disk-wait", "1"],
             "NO_DISK",
-            format!("no disk with the label \"images\" {missing}; give a file system the label images (mkfs.erofs -L, e2label)"),
+            format!("no disk with the label \"images\" {missing}; pack one with --label images, or give QEMU another -device virtio-blk-pci"),
         ),
         (
             &disk,
@@ -266,23 +270,34 @@ fn boot_waits_for_a_disk_that_is_late_and_for_no_other() {
     let bench = Bench::default();
     let (first, _) = pack(&bench, "first", "test/first:1", b"first", &[]);
     let (late, _) = pack(&bench, "late", "test/late:1", b"late", &[]);
+    let (later, _) = pack(&bench, "later", "quay.io/test/later:1", b"later", &[]);
     let (socket, console) = (bench.path("qmp"), bench.path("console"));
-    let set = r#"disks=[{"serial":"localregistry"},{"serial":"late"},{"serial":"never","optional":true}]"#;
-    let own = ["--set", set, "--set", "trace=true", "--tls", "off", "--disk-wait", "120", "--console"].map(str::to_owned);
-    let arguments = [&own[..], &[console.display().to_string()], &qmp::arguments(&socket), &slots(&["late"])].concat();
+    let set = r#"disks=[{"path":"/dev/vda"},{"serial":"late"},{"serial":"later","optional":true}]"#;
+    let own = ["--set", set, "--set", "trace=true", "--disk-wait", "120", "--console"].map(str::to_owned);
+    let arguments = [&own[..], &[console.display().to_string()], &qmp::arguments(&socket), &slots(&["late", "later"])].concat();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let vm = std::thread::scope(|scope| {
-        scope.spawn(|| {
+    let (vm, mut qmp) = std::thread::scope(|scope| {
+        let plugged = scope.spawn(|| {
             let mut qmp = Qmp::connect(&socket);
             // It is waited for from here on.
             until("the config", || fs::read_to_string(&console).is_ok_and(|text| text.contains("step config at")));
             plug(&mut qmp, "late", &late, "late");
+            qmp
         });
-        Vm::boot(&first, &arguments)
+        (Vm::boot(&first, &arguments), plugged.join().unwrap())
     });
     let ready = vm.event("ready", |event| if let Event::Ready(ready) = event { Some(ready.clone()) } else { None });
     assert_eq!(ready.disks, [r#"/dev/vda (serial "localregistry")"#, r#"/dev/vdb (serial "late")"#]);
-    assert_eq!([manifest(&vm, "test/first:1"), manifest(&vm, "test/late:1")].map(|response| response.status), [200, 200]);
+    let client = certificates::client(&ready.ca_pem, &rustls::version::TLS13, None);
+    let status = |path: &str| certificates::send(address(&vm), &client, "GET", path, &[]).unwrap().status;
+    let manifests = ["/v2/test/first/manifests/1", "/v2/test/late/manifests/1", "/v2/quay.io/test/later/manifests/1"];
+    assert_eq!(manifests.map(status), [200, 200, 404]);
+    // A client that thinks it is talking to quay.io is shown a certificate for it once a disk has images of that.
+    assert!(certificates::shake(address(&vm), &client, "quay.io").is_err());
+    plug(&mut qmp, "later", &later, "later");
+    assert_eq!(changed(&vm).added, r#"/dev/vdc (serial "later")"#);
+    assert_eq!(manifests.map(status), [200, 200, 200]);
+    certificates::shake(address(&vm), &client, "quay.io").unwrap();
     assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
 }
 

@@ -227,7 +227,7 @@ fn meant(by: &DiskBy) -> String {
 fn remedy(by: &DiskBy) -> String {
     match by {
         DiskBy::Serial(serial) => format!("give QEMU -device virtio-blk-pci,serial={serial}"),
-        DiskBy::Label(label) => format!("give a file system the label {label} (mkfs.erofs -L, e2label)"),
+        DiskBy::Label(label) => format!("pack one with --label {label}, or give QEMU another -device virtio-blk-pci"),
         DiskBy::Device(_) => "give QEMU another -device virtio-blk-pci".to_owned(),
     }
 }

@@ -188,14 +188,19 @@ impl GuestConfig {
     /// told to wait for all.
     pub fn take_disks(&mut self, count: usize) -> Vec<String> {
         let config = self.typed().unwrap_or_default();
-        let exact = |choice: &DiskChoice| !choice.serial.is_empty() && !choice.serial.ends_with('*');
-        let mut said: Vec<String> =
-            config.disks.iter().filter(|choice| exact(choice)).map(|choice| choice.serial.clone()).collect();
-        said.extend(config.disk.map(|disk| disk.serial).filter(|serial| !serial.is_empty()));
-        let own = [SERIAL.to_owned()].into_iter().chain((1..=count).map(|number| format!("{SERIAL}-{number}")));
-        // One that is said for the first disk stands in the place of the usual one.
-        let own: Vec<String> = own.skip(said.len().min(1)).filter(|serial| !said.contains(serial)).collect();
-        let serials: Vec<String> = said.into_iter().chain(own).take(count).collect();
+        let exact =
+            |choice: &DiskChoice| Some(choice.serial.clone()).filter(|serial| !serial.is_empty() && !serial.ends_with('*'));
+        // The first disk is the one that is chosen first, and so on.
+        let mut said: Vec<Option<String>> = config.disks.iter().map(exact).collect();
+        if let Some(serial) = config.disk.map(|disk| disk.serial).filter(|serial| !serial.is_empty()) {
+            said.insert(0, Some(serial));
+        }
+        let own = [SERIAL.to_owned()].into_iter().chain((1..).map(|number| format!("{SERIAL}-{number}")));
+        // Numbered by their places, also where the first one has a name of its own.
+        let mut own = own.skip(usize::from(said.first().is_some_and(Option::is_some)));
+        let mut unsaid = || own.find(|serial| !said.iter().flatten().any(|said| said == serial)).unwrap_or_default();
+        let serials: Vec<String> =
+            (0..count).map(|place| said.get(place).cloned().flatten().unwrap_or_else(&mut unsaid)).collect();
         if count > 1 && config.disks.is_empty() {
             let exact = serials.iter().map(|serial| json!({ "serial": serial }));
             self.json.insert("disks".into(), exact.chain([json!({ "serial": format!("{SERIAL}-*") })]).collect());
@@ -378,7 +383,11 @@ mod tests {
             both("a localregistry-1", &format!(r#"{{"disk":{{"waitSeconds":9}},"disks":[{}]}}"#, list("a")))
         );
         let said = r#"{"disks":[{"label":"x"},{"serial":"b"},{"serial":"c*"}]}"#;
-        assert_eq!(take(said, 3), both("b localregistry-1 localregistry-2", said));
+        assert_eq!(take(said, 3), both("localregistry b localregistry-1", said));
+        let taken = r#"{"disks":[{"path":"/dev/vda"},{"serial":"localregistry"}]}"#;
+        assert_eq!(take(taken, 2), both("localregistry-1 localregistry", taken));
+        let late = r#"{"disks":[{"path":"/dev/vda"},{"serial":"late"}]}"#;
+        assert_eq!(take(late, 1), both("localregistry", late));
         let label = r#"{"disks":[{"label":"x"}]}"#;
         assert_eq!(take(label, 1), both("localregistry", label));
     }

@@ -71,6 +71,16 @@ pub fn client(ca_pem: &str, version: &'static rustls::SupportedProtocolVersion, 
     })
 }
 
+/// Shakes hands as a client that asks by SNI for `name` does; the error where it is shown another's certificate.
+pub fn shake(address: SocketAddr, config: &Arc<ClientConfig>, name: &'static str) -> std::io::Result<()> {
+    let mut connection = ClientConnection::new(Arc::clone(config), ServerName::try_from(name).unwrap()).unwrap();
+    let mut stream = http::connect(address);
+    while connection.is_handshaking() {
+        connection.complete_io(&mut stream)?;
+    }
+    Ok(())
+}
+
 /// One request over TLS; the error where the handshake, or what comes after, fails.
 pub fn send(
     address: SocketAddr,

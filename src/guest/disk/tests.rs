@@ -45,7 +45,7 @@ fn a_missing_disk_names_those_that_are_there() {
     assert_eq!(
         missing(DiskBy::Label(Pattern::of("images")), &[device("vda", "root", Some("other"))]),
         "no disk with the label \"images\" after 5 s; the virtio disks here are vda (\"root\", label \"other\"); \
-         give a file system the label images (mkfs.erofs -L, e2label)"
+         pack one with --label images, or give QEMU another -device virtio-blk-pci"
     );
     assert_eq!(
         missing(DiskBy::Device("vdb".into()), &[device("vda", "root", None)]),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgMatches, FromArgMatches};
 
-use super::mkfs::Format;
+use super::mkfs::{Format, Label};
 use super::request::{Origin, Request, Tags};
 use super::spec::{self, SpecError};
 use crate::host::pull::Pulling;
@@ -91,6 +91,10 @@ struct Flags {
     #[arg(long, value_enum, default_value_t = Format::Erofs)]
     fs: Format,
 
+    /// Label of that file system, for a guest whose config chooses its disks by label
+    #[arg(long, value_name = "NAME")]
+    label: Option<Label>,
+
     /// Keep verified blobs in the folder DIR, and read those that are there from there: packing again reads what is new. Made where
     /// it is missing; any number of packs may share it; remove it at will
     #[arg(long, value_name = "DIR")]
@@ -115,6 +119,8 @@ pub struct Args {
     pub output: PathBuf,
     /// Its file system.
     pub format: Format,
+    /// The label of that.
+    pub label: Option<Label>,
     /// The folder of verified blobs.
     pub cache: Option<PathBuf>,
 }
@@ -154,9 +160,15 @@ impl Args {
     }
 }
 
+/// Why a label does not go with squashfs.
+const LABELLED_SQUASHFS: &str = "the argument '--label <NAME>' cannot be used with '--fs squashfs': squashfs has no label\n";
+
 impl FromArgMatches for Args {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let flags = Flags::from_arg_matches(matches)?;
+        if flags.label.is_some() && flags.fs == Format::Squashfs {
+            return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, LABELLED_SQUASHFS));
+        }
         let requests = |requests: Vec<Request>| requests.into_iter().map(Box::new).map(Asked::Request).collect();
         let pulls = flags.pulling.references().iter().cloned().map(Origin::Pull).map(Request::of).collect();
         let given: [(&str, Vec<Asked>); 5] = [
@@ -180,6 +192,7 @@ impl FromArgMatches for Args {
             pulling: flags.pulling,
             output: flags.output,
             format: flags.fs,
+            label: flags.label,
             cache: flags.cache,
         })
     }

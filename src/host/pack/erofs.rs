@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::mkfs::Label;
 use crate::oci::Digest;
 
 /// Bytes of a block. Linux mounts none larger than its pages, and the guest's have this size.
@@ -24,6 +25,8 @@ const BLOCK: u64 = 4096;
 const SUPERBLOCK: u64 = 1024;
 const SUPERBLOCK_LEN: u64 = 128;
 const MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
+/// Where its label is, in bytes from its start.
+const LABEL: usize = 64;
 /// Inodes are numbered by their places, in slots of this many bytes.
 const SLOT: u64 = 32;
 /// Length of an inode, in bytes: compact, and extended for a file of 4 GiB or more.
@@ -83,7 +86,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`TooLarge`], above 16 TiB.
-    pub fn new(files: &[(String, u64)], identity: &Digest) -> Result<Self, TooLarge> {
+    pub fn new(files: &[(String, u64)], identity: &Digest, label: Option<&Label>) -> Result<Self, TooLarge> {
         let folders = folders(files);
         let mut places = Places { next: SUPERBLOCK + SUPERBLOCK_LEN, nodes: Vec::with_capacity(folders.len() + files.len()) };
         folders.values().for_each(|entries| places.add(content(entries, |_| 0).len() as u64));
@@ -95,7 +98,8 @@ impl Plan {
         let blocks = u32::try_from(bytes / BLOCK).map_err(|_| TooLarge { blocks: bytes / BLOCK })?;
 
         let root = nodes.first().map_or(0, Node::number);
-        let superblock = superblock(nodes.len() as u64, root, blocks, &uuid(identity));
+        let mut superblock = superblock(nodes.len() as u64, root, blocks, &uuid(identity));
+        label.iter().for_each(|label| fill(&mut superblock, LABEL, label.as_str().as_bytes()));
         let file_nodes = nodes.split_off(folders.len());
         let mut plan = Self { bytes, head, folders: Vec::new(), files: file_nodes };
         plan.put(SUPERBLOCK, &superblock);
@@ -342,7 +346,7 @@ mod tests {
     fn no_inode_and_no_small_content_crosses_a_block() {
         let sizes = [0, 1, 4064, 4065, 4096, 5000, u64::from(u32::MAX), 1 << 32, 900, 3000];
         let files: Vec<(String, u64)> = (0..1000).map(|n| (format!("a/{n:04}"), sizes[n % sizes.len()])).collect();
-        let plan = Plan::new(&files, &identity()).unwrap();
+        let plan = Plan::new(&files, &identity(), None).unwrap();
         let mut taken: Vec<(u64, u64)> = vec![(0, plan.head.len() as u64)];
         for (node, (_, size)) in plan.files.iter().zip(&files) {
             let length = if *size > u64::from(u32::MAX) { EXTENDED } else { COMPACT };
@@ -364,7 +368,7 @@ mod tests {
 
     #[test]
     fn more_than_an_image_holds() {
-        let error = Plan::new(&[("a".to_owned(), 1 << 44)], &identity()).unwrap_err();
+        let error = Plan::new(&[("a".to_owned(), 1 << 44)], &identity(), None).unwrap_err();
         assert_eq!(error.to_string(), "its content takes 4294967298 blocks of 4096 bytes; EROFS has at most 4294967295");
     }
 }

@@ -12,7 +12,7 @@ use super::copy::{CopyError, Copying, Counts};
 use super::describe;
 use super::erofs::{Plan, TooLarge};
 use super::interrupt::Interrupt;
-use super::mkfs::{self, Format, MkfsError};
+use super::mkfs::{self, Format, Label, MkfsError};
 use super::source::Source;
 use super::stage::Stage;
 use super::target::{self, Target};
@@ -81,6 +81,8 @@ pub struct Making<'a> {
     pub disk: &'a Path,
     /// Its file system.
     pub format: Format,
+    /// The label of that.
+    pub label: Option<&'a Label>,
     /// Blobs verified before.
     pub cache: Option<&'a Cache>,
     /// Says what is being done.
@@ -126,7 +128,8 @@ impl Making<'_> {
         let write_error = |source| MakeError::Write { disk: disk.clone(), source };
         let target = match self.format {
             Format::Erofs => {
-                let plan = Plan::new(&files, &identity).map_err(|source| MakeError::Plan { disk: disk.clone(), source })?;
+                let plan =
+                    Plan::new(&files, &identity, self.label).map_err(|source| MakeError::Plan { disk: disk.clone(), source })?;
                 Target::image(file.clone(), plan)
             }
             Format::Squashfs | Format::Ext4 => Stage::new(work.path().join("root")).map(Target::Folder),
@@ -164,7 +167,8 @@ impl Making<'_> {
     fn make_file_system(&self, stage: &Stage, files: &[(String, u64)], identity: &Digest, image: &Path) -> Result<(), MakeError> {
         self.report.step(format!("making the file system {}", self.disk.display()));
         let bytes = files.iter().map(|(_, size)| size.next_multiple_of(BLOCK)).sum();
-        let content = mkfs::Content { root: stage.root(), files: files.len() as u64 + FOLDERS, bytes, identity };
+        let content =
+            mkfs::Content { root: stage.root(), files: files.len() as u64 + FOLDERS, bytes, identity, label: self.label };
         let made = match self.format {
             Format::Ext4 => mkfs::ext4(content, image, self.interrupt),
             Format::Erofs | Format::Squashfs => mkfs::squashfs(content, image, self.interrupt),

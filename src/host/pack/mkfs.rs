@@ -8,6 +8,7 @@ use std::io::{self, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::str::FromStr;
 
 use super::erofs;
 use super::interrupt::Interrupt;
@@ -74,6 +75,27 @@ pub enum Format {
     Ext4,
 }
 
+/// The label of a file system: 1 to 16 printable ASCII characters, which EROFS and ext4 have room for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label(String);
+
+impl Label {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Label {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let good = (1..=16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        good.then(|| Self(text.to_owned())).ok_or("expected 1 to 16 printable ASCII characters")
+    }
+}
+
 /// Why there is no file system.
 #[derive(Debug, thiserror::Error)]
 pub enum MkfsError {
@@ -119,6 +141,8 @@ pub struct Content<'a> {
     pub bytes: u64,
     /// What tells this content from other content.
     pub identity: &'a Digest,
+    /// Its label; squashfs has none.
+    pub label: Option<&'a Label>,
 }
 
 impl Format {
@@ -162,6 +186,7 @@ pub fn ext4(content: Content<'_>, image: &Path, interrupt: &Interrupt) -> Result
     let made =
         ["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-N", &inode_count, "-U", &uuid, "-O", EXT4_FEATURES];
     let mut arguments: Vec<&OsStr> = made.iter().map(OsStr::new).collect();
+    arguments.extend(content.label.into_iter().flat_map(|label| ["-L", label.as_str()]).map(OsStr::new));
     arguments.extend(["-E", &extended, "-d"].map(OsStr::new));
     arguments.extend([content.root.as_os_str(), image.as_os_str(), OsStr::new(&blocks)]);
     run(MKE2FS, &arguments, image, interrupt)?;
@@ -242,7 +267,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (root, image) = (folder.path().join("missing"), folder.path().join("image"));
         let identity = Digest::sha256_of(b"");
-        let content = Content { root: &root, files: 1, bytes: 4096, identity: &identity };
+        let content = Content { root: &root, files: 1, bytes: 4096, identity: &identity, label: None };
         let message = ext4(content, &image, &Interrupt::default()).unwrap_err().to_string();
         assert!(message.starts_with("mke2fs failed (exit status: 1): "), "{message}");
         assert!(message.contains("No such file or directory"), "{message}");

@@ -209,7 +209,7 @@ fn pack(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(Summary, 
         report.step(format!("image {}: {}, of {} bytes, is missing and left out", one.image, one.digest, one.bytes));
     }
     duplicates::check(&contents.blobs, &sources, cache.as_ref(), interrupt)?;
-    let making = Making { disk, format: args.format, cache: cache.as_ref(), report, interrupt };
+    let making = Making { disk, format: args.format, label: args.label.as_ref(), cache: cache.as_ref(), report, interrupt };
     let made = making.make(&contents, &sources, folder)?;
     interrupt.check().map_err(|cause| PackError::Interrupted { disk: disk.to_owned(), cause })?;
     fs::rename(made.file(), &target).map_err(wrong_disk)?;

@@ -81,6 +81,7 @@ pub(super) async fn follow(mut vm: Appliance, mut signals: Signals, shown: Shown
                     match &event.event {
                         Some(Kind::Request(request)) if shown.requests => eprintln!("{}", print::request(request)),
                         Some(Kind::Warning(warning)) => report.step(print::warning(warning)),
+                        Some(Kind::Disks(disks)) => report.step(print::disks(disks)),
                         _ => {}
                     }
                 }

@@ -10,7 +10,7 @@ use crate::host::launch::command::QemuCommand;
 use crate::host::launch::{Appliance, Ended, printable};
 use crate::host::report::{Report, counted};
 use crate::host::runs::RunDir;
-use crate::proto::{Request, Warning};
+use crate::proto::{Disks, Request, Warning};
 
 /// Where the registry is. Its fields are the JSON line of `--json`.
 #[derive(Debug, Clone, Serialize)]
@@ -211,6 +211,14 @@ pub(super) fn warning(warning: &Warning) -> String {
     printable(format!("warning: {}: {}", warning.code, warning.message).as_bytes())
 }
 
+/// A disk that came, or is gone.
+pub(super) fn disks(disks: &Disks) -> String {
+    let Disks { added, removed, images, .. } = disks;
+    let now = counted(*images as usize, "image");
+    let line = if removed.is_empty() { format!("{added} is served, too: {now}") } else { format!("{removed} is gone: {now}") };
+    printable(line.as_bytes())
+}
+
 /// Says how the machine ended, and gives the exit status.
 pub(super) fn ended(ended: &Ended, report: &Report) -> u8 {
     let status = ended.outcome.exit_status();
@@ -340,6 +348,15 @@ mod tests {
             serde_json::to_string(&printed).unwrap(),
             r#"{"command":["qemu","-append","a b","it's"],"address":"127.0.0.1:5001","run_dir":"/r","config":"/r/config.json","events":"/r/events.sock","control":"/r/control.sock","qmp":"/r/qmp.sock","console":"/r/console"}"#
         );
+    }
+
+    #[test]
+    fn a_disk_is_one_line() {
+        let name = "/dev/vdb (serial \"x\")".to_owned();
+        let came = Disks { added: name.clone(), images: 3, ..Disks::default() };
+        let gone = Disks { removed: name, images: 1, ..Disks::default() };
+        assert_eq!(disks(&came), "/dev/vdb (serial \"x\") is served, too: 3 images");
+        assert_eq!(disks(&gone), "/dev/vdb (serial \"x\") is gone: 1 image");
     }
 
     #[test]
