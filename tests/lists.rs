@@ -97,9 +97,8 @@ fn referrers_by_subject_by_type_and_by_tag_schema() {
     let old = layout.manifest(&[b"attached the old way"]);
     // So does an index, and what that lists does not refer to the subject.
     let inner = layout.manifest(&[b"of one platform"]);
-    let index_of = |manifests: Value| {
-        layout.json(&json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests}))
-    };
+    let index_of =
+        |manifests: Value| layout.json(&json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests}));
     let outer = index_of(json!([inner.descriptor(media_type::OCI_MANIFEST)]));
     let index = index_of(json!([old.descriptor(media_type::OCI_MANIFEST), outer.descriptor(media_type::OCI_INDEX)]));
     layout.name(index, media_type::OCI_INDEX, &format!("test/hello:{}", image.digest.to_string().replace(':', "-")));
