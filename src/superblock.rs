@@ -36,6 +36,14 @@ pub struct Superblock {
     pub bytes: Option<u64>,
 }
 
+/// Where each file system has its label, 16 bytes padded with zeros: `volume_name` of `struct erofs_super_block`, `s_volume_name` of
+/// `struct ext4_super_block`. squashfs has none.
+#[cfg(feature = "guest")]
+const LABELS: [(FileSystem, usize); 2] = [(FileSystem::Erofs, 1024 + 64), (FileSystem::Ext4, 1024 + 120)];
+/// Bytes of a label.
+#[cfg(feature = "guest")]
+const LABEL: usize = 16;
+
 /// Where each file system has its magic number: offset from the device's start, bytes.
 const MAGICS: [(FileSystem, usize, &[u8]); 3] = [
     (FileSystem::Erofs, 1024, &0xE0F5_E1E2_u32.to_le_bytes()),
@@ -56,6 +64,17 @@ impl Superblock {
         };
         Some(Self { fs: *fs, bytes })
     }
+}
+
+/// The label of the file system in `start`, where it has one that is text.
+#[cfg(feature = "guest")]
+#[must_use]
+pub fn label(start: &[u8]) -> Option<&str> {
+    let found = Superblock::find(start)?;
+    let (_, offset) = LABELS.iter().find(|(fs, _)| *fs == found.fs)?;
+    let bytes = start.get(*offset..*offset + LABEL)?;
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(LABEL);
+    str::from_utf8(bytes.get(..end)?).ok().filter(|text| !text.is_empty())
 }
 
 /// `blocks << blkszbits` of `struct erofs_super_block` (Linux, `fs/erofs/erofs_fs.h`).
@@ -106,6 +125,18 @@ mod tests {
 
         let squashfs = disk(&[(0, b"hsqs"), (40, &9_999_u64.to_le_bytes())]);
         assert_eq!(Superblock::find(&squashfs), Some(Superblock { fs: FileSystem::Squashfs, bytes: Some(9_999) }));
+    }
+
+    #[cfg(feature = "guest")]
+    #[test]
+    fn a_label_is_text_up_to_16_bytes() {
+        let (erofs, ext4) = ([0xe2, 0xe1, 0xf5, 0xe0], [0x53, 0xef]);
+        let of = |bytes: &[u8]| disk(&[(1024, &erofs), (1088, bytes)]);
+        assert_eq!(label(&of(b"images")), Some("images"));
+        assert_eq!(label(&of(b"0123456789abcdefmore")), Some("0123456789abcdef"));
+        assert_eq!((label(&of(b"")), label(&of(&[0xff])), label(&[]), label(&of(b"x")[..1090])), (None, None, None, None));
+        assert_eq!(label(&disk(&[(1080, &ext4), (1144, b"disk-2")])), Some("disk-2"));
+        assert_eq!(label(&disk(&[(0, b"hsqs"), (1088, b"no"), (1144, b"no")])), None);
     }
 
     #[test]

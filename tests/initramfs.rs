@@ -322,6 +322,18 @@ fn an_init_that_cannot_be_pid_1_stops() {
     fs::write(machine.init(), "#!/bin/sh\n").unwrap();
     machine.fails("ROOT/init cannot be the guest's init: it is not an ELF file");
 
+    let mut arm = elf(&[(1, b"a static program")]);
+    arm[18] = 183;
+    fs::write(machine.init(), &arm).unwrap();
+    machine.fails_by(
+        machine.command().arg("--quiet").arg("--modules").arg(machine.tree()).arg("--init").arg(machine.init()),
+        "the init is for 64-bit ARM, and the module pvpanic.ko for 64-bit x86: the init, the modules and the kernel that is booted \
+         have to be for one processor (--init, --modules)",
+    );
+    arm[18] = 243;
+    fs::write(machine.init(), &arm).unwrap();
+    machine.fails("ROOT/init cannot be the guest's init: it is an ELF file, but for neither 64-bit x86 nor 64-bit ARM");
+
     fs::write(machine.init(), elf(&[(3, b"/lib64/ld-linux-x86-64.so.2\0")])).unwrap();
     machine.fails(
         "ROOT/init cannot be the guest's init: it is not static (it asks for /lib64/ld-linux-x86-64.so.2), and the guest has no \

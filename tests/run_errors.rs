@@ -1,5 +1,5 @@
 //! `localregistry run` with what is missing or cannot be used (exit 1 and 8 to 14): each one message that says what to do, and nothing
-//! started or left. Networks (exit 11) are in `run_networks.rs`, CAs in `ca.rs`, and what comes after the start in `run_outcomes.rs`.
+//! started or left. Networks (exit 11 and 15) are in `run_networks.rs`, CAs in `ca.rs`, and what comes after the start in `run_outcomes.rs`.
 
 #![cfg(feature = "host")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
@@ -34,6 +34,7 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
     fs::write(folder.path("interfaces.json"), "{\"interfaces\": []}").unwrap();
     for (status, arguments, message) in [
         (9, &["no-disk"][..], "cannot read the disk no-disk: No such file or directory (os error 2)"),
+        (9, &["disk", "no-disk"], "cannot read the disk no-disk: No such file or directory (os error 2)"),
         (9, &["dir"], "the disk dir is a directory, expected a file"),
         (9, &["empty"], "the disk empty is empty"),
         (9, &["/dev/null"], "the disk /dev/null is a special file, expected a file"),
@@ -51,7 +52,7 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
             &["disk", "--config", "bad.json"],
             "the config bad.json cannot be used: it is not a config of the appliance (proto3 JSON of localregistry.v1.Config): \
              unknown field `prot`, expected one of `hostname`, `names`, `port`, `tls`, `interfaces`, `disk`, `clock`, `trace`, \
-             `auth`, `metrics_port`, `metricsPort`, `limits`, `listeners` at line 2 column 7",
+             `auth`, `metrics_port`, `metricsPort`, `limits`, `heartbeat_seconds`, `heartbeatSeconds`, `listeners`, `disks`, `verify` at line 2 column 7",
         ),
         (
             13,

@@ -1,4 +1,5 @@
-//! `localregistry run` on networks that are missing or may not be used: exit 11 and one message each, and nothing is started or left.
+//! `localregistry run` on networks that are missing (exit 11) or may not be used (exit 15): one message each, and nothing is started or
+//! left.
 
 #![cfg(feature = "host")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
@@ -44,15 +45,18 @@ fn a_tap_of_another_user_and_one_in_use_are_named() {
         let ip = |arguments: &str| succeed(Command::new("ip").args(arguments.split(' ')));
         ip("link add br0 type bridge");
         ip("tuntap add dev tap0 mode tap user 12345");
-        // Most systems let everybody open it.
-        succeed(Command::new("mknod").args(["--mode=666", "/run/tun", "c", "10", "200"]));
+        succeed(Command::new("mknod").args(["--mode=600", "/run/tun", "c", "10", "200"]));
         succeed(Command::new("mount").args(["--bind", "/run/tun", "/dev/net/tun"]));
+        let message = "localregistry: cannot open /dev/net/tun for the tap tap0 (as root: chmod 0666 /dev/net/tun, as most systems have \
+                       it): Permission denied (os error 13)\n";
+        assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "tap=tap0"]), (Some(15), message.to_owned()));
+        succeed(Command::new("chmod").args(["666", "/run/tun"]));
         let message = "localregistry: no permission to make a tap on the bridge br0: it takes CAP_NET_ADMIN (run it as root, or have \
                        root make a tap for you, ip tuntap add dev TAP mode tap user USER, and give tap=TAP)\n";
-        assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "bridge=br0"]), (Some(11), message.to_owned()));
+        assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "bridge=br0"]), (Some(15), message.to_owned()));
         let message = "localregistry: no permission to open the tap tap0: it belongs to another user (as root: ip tuntap add dev tap0 \
                        mode tap user USER)\n";
-        assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "tap=tap0"]), (Some(11), message.to_owned()));
+        assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "tap=tap0"]), (Some(15), message.to_owned()));
 
         // It is that user's.
         let _held = localregistry::host::net::attach::open("tap0").unwrap();

@@ -237,6 +237,21 @@ fn a_printed_command_is_json_for_programs_and_leaves_nothing_when_refused() {
     assert_eq!(config["interfaces"][0]["addresses"][0], "10.1.0.2/24");
     fs::remove_dir_all(printed["run_dir"].as_str().unwrap()).unwrap();
 
+    // Several disks, each with the serial that the guest is told to wait for.
+    fs::copy(place.path("disk.erofs"), place.path("more.erofs")).unwrap();
+    let mut command = place.run(&["more.erofs", "--print-command", "--json", "--quiet", "--disk-wait", "9", "--verify"]);
+    let printed: Value = serde_json::from_str(&succeed(&mut command)).unwrap();
+    let words: Vec<&str> = printed["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    let more = place.path("more.erofs").canonicalize().unwrap();
+    let backend = "driver=raw,node-name=disk1,read-only=on,file.driver=file,file.locking=off,file.filename=";
+    assert!(words.contains(&format!("{backend}{}", more.display()).as_str()), "{printed}");
+    assert!(words.contains(&"virtio-blk-pci,drive=disk1,serial=localregistry-1"), "{printed}");
+    let config: Value = serde_json::from_slice(&fs::read(printed["config"].as_str().unwrap()).unwrap()).unwrap();
+    let serials: Vec<&Value> = config["disks"].as_array().unwrap().iter().map(|disk| &disk["serial"]).collect();
+    assert_eq!(serials, ["localregistry", "localregistry-1", "localregistry-*"]);
+    assert_eq!((&config["disk"]["waitSeconds"], &config["verify"]), (&9.into(), &true.into()));
+    fs::remove_dir_all(printed["run_dir"].as_str().unwrap()).unwrap();
+
     let refused = place.run(&["--print-command", "--quiet", "--net", "tap=no-such-tap"]).output().unwrap();
     assert_eq!((refused.status.code(), refused.stdout.len(), place.runs()), (Some(11), 0, vec![]));
 }

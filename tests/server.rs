@@ -245,6 +245,19 @@ fn one_disk_stands_in_for_many_upstreams() {
     assert_eq!((bad.status, bad.code().as_str()), (400, "NAME_INVALID"));
 }
 
+#[test]
+fn a_host_with_a_port_has_its_own_images() {
+    let mut layout = Layout::default();
+    let with = layout.image("registry.test:5000/e2e/one:1", b"at that port");
+    let without = layout.image("registry.test/e2e/one:1", b"at none");
+    let server = Server::start(layout.write());
+    for (host, expected) in [("registry.test:5000", with), ("registry.test", without), ("registry.test:5001", without)] {
+        let request = format!("GET /v2/e2e/one/manifests/1 HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        let response = raw(server.plain, request.as_bytes());
+        assert_eq!(response.header("docker-content-digest"), Some(expected.digest.to_string().as_str()), "{host}");
+    }
+}
+
 /// The repository by the name that the disk has for it, or, where there is none, as the client wrote it.
 #[test]
 fn the_log_names_the_upstream_however_the_client_did() {

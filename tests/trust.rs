@@ -290,6 +290,31 @@ fn the_command_writes_them_from_a_disk_a_layout_and_a_ready_line() {
     assert_eq!(fs::read_to_string(dir.join("images.txt")).unwrap(), "");
 }
 
+#[test]
+fn several_disks_are_named_together_or_refused() {
+    let bench = bench();
+    let (mut more, mut other) = (Layout::default(), Layout::default());
+    more.image("quay.io/test/more:1", b"more");
+    let second = other.image("test/hello:latest", b"other").digest;
+    bench.layout("more", &more);
+    bench.layout("other", &other);
+    let with = |disk: &str| {
+        let endpoint = ["--endpoint", "10.1.0.82:5000", "--ca", "ca.crt", "--disk", "disk.erofs", "--disk", disk];
+        trust(&bench, &[&endpoint[..], &["--format", "podman", "-o", "trust"]].concat())
+    };
+    assert!(with("more").status.success());
+    let trusted = written(&bench.path("trust"));
+    let conf = &trusted["podman/registries.conf.d/50-localregistry.conf"];
+    assert!(["docker.io", "quay.io", "registry.k8s.io"].iter().all(|host| conf.contains(host)), "{conf}");
+    let refused = with("other");
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    let start = "localregistry: it is not known which images there are: the tag test/hello:latest is sha256:";
+    let end = format!(" on disk.erofs, and {second} on other; expected the same, or it on one of them\n");
+    assert!(said.starts_with(start) && said.ends_with(&end), "{said}");
+    assert_eq!(written(&bench.path("trust")), trusted, "what was there stays");
+}
+
 /// A key that lies beside the certificate goes to no node.
 #[test]
 fn a_key_in_the_ca_s_file_stays_where_it_is() {

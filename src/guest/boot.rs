@@ -5,28 +5,32 @@ use std::any::Any;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::proto::{self, Booting, Done, Event, Ready, Warning, event};
 use crate::registry::answer::Registry;
 use crate::registry::events::Events;
 use crate::registry::metrics::Totals;
 use crate::registry::serve::{Listener, runtime, serve};
-use crate::registry::store::Store;
+use crate::registry::store::{Disk, Store};
 
 use super::config::{self, Layer, Origin, Settings};
+use super::disk::Attached;
 use super::error::Fault;
 use super::events::Writer;
 use super::listeners::Listeners;
 use super::power::{By, Stop};
 use super::steps::Steps;
 use super::tls::Identity;
-use super::{access, clock, console, control, disk, machine, modules, mount, net, power, readdress, tls};
+use super::{
+    access, clock, console, control, disk, entropy, events, heartbeat, machine, modules, mount, net, power, readdress, tls,
+};
 
 /// How long what still runs may take to notice that it has ended.
 const STRAGGLERS: Duration = Duration::from_millis(500);
@@ -63,7 +67,17 @@ enum Outbox {
 #[derive(Debug)]
 struct Ended {
     by: By,
+    /// Who asked again, before the transfers under way had ended.
+    hurried: Option<By>,
     totals: Totals,
+}
+
+impl Ended {
+    /// In words, for the console and the `done` event.
+    fn reason(&self) -> String {
+        let hurried = self.hurried.map_or_else(String::new, |by| format!(", and at once by {}", by.words()));
+        format!("shut down by {}{hurried}", self.by.words())
+    }
 }
 
 /// A registry that only has to be served.
@@ -74,6 +88,9 @@ struct Prepared {
     bound: Vec<Listener>,
     identity: Identity,
     network: net::Network,
+    /// Who keeps to disks that come and go, and what tells of them.
+    disks: (disk::follow::Keeper, watch::Receiver<()>),
+    heartbeat: Option<Duration>,
 }
 
 impl Guest {
@@ -102,20 +119,27 @@ impl Guest {
         control::listen(stop, self.events.clone());
         let prepared = tokio::select! {
             biased;
-            stop = next(&mut stops) => return Ok(Ended { by: stop.by, totals: Totals::default() }),
+            stop = next(&mut stops) => return Ok(Ended { by: stop.by, hurried: None, totals: Totals::default() }),
             prepared = self.prepare() => prepared?,
         };
         self.say_ready(&prepared);
-        let Prepared { registry, listeners, bound, identity, network } = prepared;
+        let Prepared { registry, listeners, bound, identity, network, disks: (keeper, changes), heartbeat } = prepared;
         tokio::spawn(readdress::follow(network, listeners, identity.renewal, self.events.clone()));
-        let (asked, mut by) = tokio::sync::oneshot::channel();
-        let shutdown = async move {
-            let stop = next(&mut stops).await;
-            let _ = asked.send(stop.by);
-            stop.drain
+        tokio::spawn(keeper.run(changes));
+        if let Some(every) = heartbeat {
+            tokio::spawn(heartbeat::beat(every, Arc::clone(&registry), self.events.clone()));
+        }
+        // Who asked for the end, and who asked again.
+        let (mut first, mut again) = (None, None);
+        let shutdown = async {
+            let Stop { by, drain } = next(&mut stops).await;
+            console::say(&format!("{}: no more connections; transfers have {} s", by.words(), drain.as_secs()));
+            first = Some(by);
+            (drain, stops)
         };
-        let totals = serve(bound, registry, shutdown).await;
-        Ok(Ended { by: by.try_recv().unwrap_or(By::Command), totals })
+        let hurry = async |(drain, mut stops)| again = timeout(drain, next(&mut stops)).await.ok().map(|stop| stop.by);
+        let totals = serve(bound, registry, shutdown, hurry).await;
+        Ok(Ended { by: first.unwrap_or(By::Command), hurried: again, totals })
     }
 
     /// The steps from the config to the listening socket.
@@ -123,26 +147,32 @@ impl Guest {
         let outside = self.steps.run("config", config::outside)?;
         let early = outside.settings(Origin::Together)?;
         self.trace(&early);
-        self.steps.wait("disk", disk::attach(&early.serial, early.disk_wait)).await?;
-        let settings = self.steps.run("config on the disk", || config_over_disk(outside))?;
+        let changes = disk::notified()?;
+        let attached = self.steps.wait("disk", disk::attach(&early.disks, early.disk_wait)).await?;
+        let settings = self.steps.run("config on the disk", || config_over_disks(outside, &attached))?;
         self.trace(&settings);
         let clock = self.steps.run("clock", || clock::settle(settings.clock));
-        clock.into_iter().for_each(|message| self.warn("CLOCK", message));
+        clock.warning.into_iter().for_each(|message| self.warn("CLOCK", message));
         self.name_machine(&settings.hostname);
         let network = net::start(&settings.interfaces, &settings.hostname, &self.events);
         let network = self.steps.wait("network", network).await?;
-        let store = self.steps.run("catalog", || Store::open(Path::new(disk::ROOT)))?;
+        let store = self.steps.run("catalog", || open(&attached))?;
+        self.steps.wait("entropy", entropy::wait()).await?;
         let (auth, clients) =
             self.steps.run("auth", || Ok::<_, Fault>((access::auth(&settings)?, access::client_ca(&settings)?)))?;
         let registry = Registry::new(store, self.events.clone(), settings.limits).with_auth(auth, clients.as_ref());
-        let identity = self.steps.run("tls", || tls::identity(&settings, network.addresses(), &registry, clients.as_ref()))?;
+        let registry = if settings.verify { registry.verifying() } else { registry };
+        let identity =
+            self.steps.run("tls", || tls::identity(&settings, network.addresses(), &registry, clients.as_ref(), clock.sure))?;
         let registry = Arc::new(match identity.ca_pem.as_str() {
             "" => registry,
             ca_pem => registry.with_ca(ca_pem),
         });
         let listeners = Listeners::of(&settings);
         let bound = self.steps.run("listen", || listeners.open(&identity.transport))?;
-        Ok(Prepared { registry, listeners, bound, identity, network })
+        let (own, renewal) = (Arc::clone(&registry), identity.renewal.clone());
+        let disks = (disk::follow::Keeper::new(own, settings.disks, attached, renewal, self.events.clone()), changes);
+        Ok(Prepared { registry, listeners, bound, identity, network, disks, heartbeat: settings.heartbeat })
     }
 
     fn trace(&mut self, settings: &Settings) {
@@ -174,7 +204,8 @@ impl Guest {
 
     fn ready(&self, prepared: &Prepared) -> Ready {
         let Prepared { registry, identity, network, listeners, .. } = prepared;
-        let (store, memory) = (registry.store(), machine::memory());
+        let (holdings, memory) = (registry.holdings(), machine::memory());
+        let store = holdings.store();
         let proto::Endpoints { endpoints, metrics_endpoints, further_endpoints } = listeners.endpoints(network.addresses());
         Ready {
             endpoints,
@@ -188,6 +219,8 @@ impl Guest {
             memory_total: memory.total,
             metrics_endpoints,
             further_endpoints,
+            heartbeat_seconds: prepared.heartbeat.map_or(0, |every| u32::try_from(every.as_secs()).unwrap_or(u32::MAX)),
+            disks: store.disks().iter().map(|disk| disk.name().to_owned()).collect(),
         }
     }
 
@@ -207,9 +240,10 @@ impl Guest {
     /// Tells the console and the launcher how it ended.
     fn finish(mut self, end: Result<Ended, Fault>) {
         let done = match end {
-            Ok(Ended { by, totals: Totals { requests, bytes } }) => {
-                console::say(&format!("{}: {requests} requests, {bytes} bytes", by.words()));
-                Done { reason: by.words().to_owned(), requests, bytes, ..Done::default() }
+            Ok(ended) => {
+                let (reason, Totals { requests, bytes }) = (ended.reason(), ended.totals);
+                console::say(&format!("{reason}: {requests} requests, {bytes} bytes"));
+                Done { reason, requests, bytes, ..Done::default() }
             }
             Err(fault) => {
                 let (code, reason) = (fault.code(), fault.chain());
@@ -218,16 +252,28 @@ impl Guest {
             }
         };
         if let Err(error) = self.open_outbox() {
-            console::say(&format!("the last event cannot be written: {error}"));
+            console::say(&format!("no thread writes the events: {error}"));
         }
-        if let Outbox::Writing(writer) = self.outbox {
-            writer.finish(done);
+        match self.outbox {
+            Outbox::Writing(writer) => writer.finish(done),
+            Outbox::Waiting(_) | Outbox::Broken => events::write_last(done),
         }
     }
 }
 
-fn config_over_disk(outside: Layer) -> Result<Settings, config::ConfigError> {
-    config::on_disk(Path::new(disk::ROOT))?.under(outside).settings(Origin::Together)
+fn config_over_disks(outside: Layer, disks: &[Attached]) -> Result<Settings, config::ConfigError> {
+    let named: Vec<_> = disks.iter().map(|disk| (disk.device.to_string(), disk.root.as_path())).collect();
+    let inside = config::on_disks(named.iter().map(|(name, root)| (name.as_str(), *root)))?;
+    inside.under(outside).settings(Origin::Together)?.consistent()
+}
+
+/// What the disks have, as one.
+fn open(disks: &[Attached]) -> Result<Store, Fault> {
+    let open = |Attached { device, root }: &Attached| match Disk::open(root, device.to_string()) {
+        Ok(disk) => Ok(Arc::new(disk)),
+        Err(source) => Err(Fault::Contents { disk: device.to_string(), source }),
+    };
+    Store::of(disks.iter().map(open).collect::<Result<_, _>>()?).map_err(Fault::Conflict)
 }
 
 /// The next request to end. The channel never closes while somebody may ask.
@@ -272,6 +318,18 @@ mod tests {
         for _ in 0..2 {
             guest.open_outbox().unwrap();
             assert!(matches!(guest.outbox, Outbox::Writing(_)));
+        }
+    }
+
+    #[test]
+    fn the_reason_says_who_asked_and_who_asked_again() {
+        let reason = |by, hurried| Ended { by, hurried, totals: Totals::default() }.reason();
+        for (by, again, words) in [
+            (By::Command, None, "shut down by a command on the control port"),
+            (By::Terminate, Some(By::Interrupt), "shut down by SIGTERM, and at once by SIGINT (Ctrl-Alt-Del)"),
+            (By::Button, Some(By::Button), "shut down by the power button, and at once by the power button"),
+        ] {
+            assert_eq!(reason(by, again), words);
         }
     }
 }

@@ -13,15 +13,23 @@ const BUILT: &str = env!("BUILD_EPOCH");
 /// A clock further from the build than this is believed, but warned of.
 const FAR: Duration = Duration::from_secs(20 * 365 * 86_400);
 
-/// Sets the kernel's clock where it must be set. What leaves is a warning for whoever launched the machine, where there is
-/// reason for one.
+/// The clock as it stands once it is settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// What whoever launched the machine should know of it.
+    pub warning: Option<String>,
+    /// The time, where there is no reason to doubt it.
+    pub sure: Option<SystemTime>,
+}
+
+/// Sets the kernel's clock where it must be set.
 #[must_use]
-pub fn settle(given: Option<SystemTime>) -> Option<String> {
+pub fn settle(given: Option<SystemTime>) -> Settled {
     let has_rtc = Path::new("/sys/class/rtc").read_dir().is_ok_and(|mut clocks| clocks.next().is_some());
-    let decision = decide(SystemTime::now(), has_rtc, given, built());
-    match decision.set.map(write) {
-        Some(Err(error)) => Some(format!("the clock could not be set: {error}")),
-        _ => decision.warning,
+    let Decision { set, sure, warning } = decide(SystemTime::now(), has_rtc, given, built());
+    match set.map(write) {
+        Some(Err(error)) => Settled { warning: Some(format!("the clock could not be set: {error}")), sure: None },
+        _ => Settled { warning, sure: sure.then(SystemTime::now) },
     }
 }
 
@@ -39,6 +47,8 @@ pub fn set(epoch: f64) -> Result<(), String> {
 #[derive(Debug, PartialEq, Eq)]
 struct Decision {
     set: Option<SystemTime>,
+    /// Whether the clock is right then, as far as can be seen.
+    sure: bool,
     warning: Option<String>,
 }
 
@@ -56,12 +66,20 @@ fn decide(now: SystemTime, has_rtc: bool, given: Option<SystemTime>, built: Syst
             "the clock stands at {} seconds since 1970, over 20 years after this program was made: is the host's clock right?",
             epoch(time)
         )),
+        Some(time) if has_rtc && now < built => Some(format!(
+            "the machine's clock stood at {} seconds since 1970, before this program was made: set to the host's time, {}",
+            epoch(now),
+            epoch(time)
+        )),
         Some(_) => None,
     };
-    Decision { set, warning }
+    let sure = good.is_some_and(|time| time <= built + FAR);
+    Decision { set, sure, warning }
 }
 
-fn built() -> SystemTime {
+/// The time that no clock may lie before.
+#[must_use]
+pub fn built() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(BUILT.parse().unwrap_or_default())
 }
 
@@ -89,16 +107,19 @@ mod tests {
     #[test]
     fn a_good_clock_stays() {
         for given in [None, Some(at(MUCH_LATER))] {
-            assert_eq!(decide(at(LATER), true, given, at(BUILD)), Decision { set: None, warning: None });
+            assert_eq!(decide(at(LATER), true, given, at(BUILD)), Decision { set: None, sure: true, warning: None });
         }
-        assert_eq!(decide(at(LATER), false, None, at(BUILD)), Decision { set: None, warning: None });
+        assert_eq!(decide(at(LATER), false, None, at(BUILD)), Decision { set: None, sure: true, warning: None });
     }
 
     #[test]
     fn without_a_good_clock_the_hosts_time_is_taken() {
-        let host = Decision { set: Some(at(MUCH_LATER)), warning: None };
+        let host = Decision { set: Some(at(MUCH_LATER)), sure: true, warning: None };
         assert_eq!(decide(at(5), false, Some(at(MUCH_LATER)), at(BUILD)), host);
         assert_eq!(decide(at(LATER), false, Some(at(MUCH_LATER)), at(BUILD)), host);
+        let warning =
+            "the machine's clock stood at 5 seconds since 1970, before this program was made: set to the host's time, 1800005000";
+        let host = Decision { warning: Some(warning.to_owned()), ..host };
         assert_eq!(decide(at(5), true, Some(at(MUCH_LATER)), at(BUILD)), host);
     }
 
@@ -106,7 +127,7 @@ mod tests {
     fn the_build_is_the_earliest_time() {
         let warning = "the clock stood at 5 seconds since 1970, before this program was made: set to 1800000000".to_owned();
         for (has_rtc, given) in [(true, None), (false, None), (false, Some(at(6)))] {
-            let decision = Decision { set: Some(at(BUILD)), warning: Some(warning.clone()) };
+            let decision = Decision { set: Some(at(BUILD)), sure: false, warning: Some(warning.clone()) };
             assert_eq!(decide(at(5), has_rtc, given, at(BUILD)), decision);
         }
     }
@@ -116,7 +137,7 @@ mod tests {
         let warning = "the clock stands at 4102444800 seconds since 1970, over 20 years after this program was made: \
                        is the host's clock right?";
         let decision = decide(at(4_102_444_800), true, None, at(BUILD));
-        assert_eq!(decision, Decision { set: None, warning: Some(warning.to_owned()) });
+        assert_eq!(decision, Decision { set: None, sure: false, warning: Some(warning.to_owned()) });
     }
 
     #[test]

@@ -1,70 +1,91 @@
-//! The disk to serve. What enters is its virtio serial; what leaves is the disk mounted read-only at [`ROOT`]. It never writes to
-//! a disk and never takes another one.
+//! The disks to serve. What enters are the choices of the settings; what leaves is each disk that they mean, mounted read-only below
+//! [`ROOT`]. It never writes to a disk, never takes one that is not meant, and waits for none for ever.
+//!
+//! ```text
+//! choices ─ device ─▶ attach ─▶ a root each ─▶ the store ─▶ the registry
+//!              ▲                                                ▲
+//! kernel's notifications ─ follow (a disk comes, is gone) ──────┘
+//! ```
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::Path;
+pub mod device;
+pub mod follow;
+
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::socket::SockProtocol;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 
+use super::config::settings::{DiskBy, DiskChoice};
+use super::console;
 use super::mount::{self, Mount, MountError};
-use crate::superblock::{FileSystem, START, Superblock};
+use super::net::changes;
+use crate::superblock::{FileSystem, Superblock};
 
-/// Where the disk is mounted.
-pub const ROOT: &str = "/disk";
+pub use device::Device;
 
-/// Time between two looks for the disk.
+/// Below it is a folder for each disk, named as its device is.
+pub const ROOT: &str = "/disks";
+
+/// Time between two looks for the disks.
 const POLL: Duration = Duration::from_millis(20);
+/// How long a disk that is there may take to be read and mounted: as long as a response waits for one.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Notifications of the kernel itself about devices (netlink(7), `NETLINK_KOBJECT_UEVENT`).
+const KERNEL_EVENTS: u32 = 1;
+
+/// A disk that is mounted.
+#[derive(Debug, Clone)]
+pub struct Attached {
+    /// What it is.
+    pub device: Device,
+    /// Where it is.
+    pub root: PathBuf,
+}
 
 /// A disk that cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// No disk has the serial.
-    #[error(
-        "no disk with the serial {serial:?} after {} s; the virtio disks here are {}; give QEMU -device virtio-blk-pci,serial={serial}",
-        wait.as_secs(), seen(found)
-    )]
+    /// There is none that is meant.
+    #[error("no disk {} after {} s; the virtio disks here are {}; {}", meant(by), wait.as_secs(), seen(found), remedy(by))]
     Missing {
-        /// The serial looked for.
-        serial: String,
+        /// Which was looked for.
+        by: DiskBy,
         /// How long.
         wait: Duration,
-        /// Name and serial of each disk there is.
-        found: Vec<(String, String)>,
+        /// Those that are there.
+        found: Vec<Device>,
     },
     /// The device cannot be read.
-    #[error("read the superblock of {device}, the disk with the serial {serial:?}")]
+    #[error("read the superblock of {device}")]
     Read {
         /// The device.
-        device: String,
-        /// Its serial.
-        serial: String,
+        device: Device,
         /// Why.
         source: io::Error,
     },
+    /// It does not answer.
+    #[error("{what} did not answer within {} s: its host has stopped it, or is far too busy", ANSWER.as_secs())]
+    Hung {
+        /// Which.
+        what: String,
+    },
     /// No superblock that is known.
-    #[error(
-        "{device}, the disk with the serial {serial:?}, {bytes} bytes: no file system known; \
-         expected EROFS, ext4 or squashfs, as `localregistry pack` makes"
-    )]
+    #[error("{device}, {bytes} bytes: no file system known; expected EROFS, ext4 or squashfs, as `localregistry pack` makes")]
     Unknown {
         /// The device.
-        device: String,
-        /// Its serial.
-        serial: String,
+        device: Device,
         /// Its size.
         bytes: u64,
     },
     /// The file system is longer than the device.
-    #[error(
-        "{device}, the disk with the serial {serial:?}, has {bytes} bytes; its {fs} file system has {expected}: copy the disk anew"
-    )]
+    #[error("{device} has {bytes} bytes; its {fs} file system has {expected}: copy the disk anew")]
     Truncated {
         /// The device.
-        device: String,
-        /// Its serial.
-        serial: String,
+        device: Device,
         /// Its size.
         bytes: u64,
         /// Type of the file system.
@@ -73,13 +94,16 @@ pub enum DiskError {
         expected: u64,
     },
     /// The kernel does not mount it.
-    #[error("the disk with the serial {serial:?} is damaged, or the kernel lacks its file system")]
+    #[error("{device} is damaged, or the kernel lacks its file system")]
     Mount {
-        /// Its serial.
-        serial: String,
+        /// The device.
+        device: Device,
         /// Why.
         source: MountError,
     },
+    /// The kernel says nothing of disks that come.
+    #[error("listen for disks that come and go")]
+    Notify(#[source] io::Error),
 }
 
 impl DiskError {
@@ -88,28 +112,87 @@ impl DiskError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Missing { .. } => "NO_DISK",
-            Self::Read { .. } | Self::Unknown { .. } | Self::Mount { .. } => "BAD_DISK",
+            Self::Read { .. } | Self::Unknown { .. } | Self::Mount { .. } | Self::Notify(_) => "BAD_DISK",
             Self::Truncated { .. } => "TRUNCATED",
+            Self::Hung { .. } => "DISK_HUNG",
         }
     }
 }
 
-/// Waits up to `wait` for the disk with `serial` and mounts it at [`ROOT`].
+/// Says whenever a device comes or goes, from now on.
 ///
 /// # Errors
-/// When there is none, or it holds nothing that can be mounted.
-pub async fn attach(serial: &str, wait: Duration) -> Result<(), DiskError> {
-    let name = find(serial, wait).await?;
-    let device = format!("/dev/{name}");
-    let superblock = examine(&device, serial, size(&name), &read_start(&device, serial)?)?;
-    mount::attach(&Mount {
-        source: &device,
-        target: ROOT,
-        fs: superblock.fs.name(),
-        flags: mount::DISK_FLAGS,
-        data: mount_options(superblock.fs),
-    })
-    .map_err(|source| DiskError::Mount { serial: serial.to_owned(), source })
+/// When the kernel does not notify.
+pub fn notified() -> Result<watch::Receiver<()>, DiskError> {
+    changes::notified(SockProtocol::NetlinkKObjectUEvent, KERNEL_EVENTS, "devices").map_err(DiskError::Notify)
+}
+
+/// Waits up to `wait` for the disks that `choices` mean, and mounts them.
+///
+/// # Errors
+/// When there is none where boot waits for one, or one holds nothing that can be mounted.
+pub async fn attach(choices: &[DiskChoice], wait: Duration) -> Result<Vec<Attached>, DiskError> {
+    let deadline = Instant::now() + wait;
+    let meant = loop {
+        let devices = look(choices, Vec::new()).await?;
+        match device::pick(choices, &devices) {
+            Ok(picked) => break picked,
+            Err(missing) if Instant::now() >= deadline => {
+                return Err(DiskError::Missing { by: missing.by.clone(), wait, found: devices });
+            }
+            Err(_) => sleep(POLL).await,
+        }
+    };
+    let mut attached = Vec::new();
+    for device in meant {
+        attached.push(mount(device).await?);
+    }
+    Ok(attached)
+}
+
+/// The devices that there are.
+async fn look(choices: &[DiskChoice], known: Vec<Device>) -> Result<Vec<Device>, DiskError> {
+    let choices = choices.to_vec();
+    in_time("a disk whose label was to be read", move || Ok(device::list(&choices, &known))).await
+}
+
+/// Mounts one disk.
+async fn mount(device: Device) -> Result<Attached, DiskError> {
+    let what = device.to_string();
+    let mounting = move || {
+        let start = device.start().map_err(|source| DiskError::Read { device: device.clone(), source })?;
+        let superblock = examine(&device, device.bytes(), &start)?;
+        let root = PathBuf::from(ROOT).join(&device.name);
+        let row = Mount {
+            source: &device.path(),
+            target: &root.to_string_lossy(),
+            fs: superblock.fs.name(),
+            flags: mount::DISK_FLAGS,
+            data: mount_options(superblock.fs),
+        };
+        mount::attach(&row).map_err(|source| DiskError::Mount { device: device.clone(), source })?;
+        Ok(Attached { device, root })
+    };
+    in_time(&what, mounting).await
+}
+
+/// Unmounts a disk. What is still open of it keeps it a while.
+fn unmount(attached: &Attached) {
+    if let Err(error) = umount2(&attached.root, MntFlags::MNT_DETACH) {
+        console::say(&format!("unmount {}: {error}", attached.root.display()));
+    }
+}
+
+/// What `work` gives, on a thread that may wait for a disk; or that the disk hangs.
+async fn in_time<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
+) -> Result<T, DiskError> {
+    let hung = || DiskError::Hung { what: what.to_owned() };
+    match timeout(ANSWER, tokio::task::spawn_blocking(work)).await {
+        Ok(done) => done.unwrap_or_else(|_| Err(hung())),
+        Err(_) => Err(hung()),
+    }
 }
 
 /// Options for mount(2). ext4's journal cannot be replayed on a disk that is read-only.
@@ -120,107 +203,45 @@ const fn mount_options(fs: FileSystem) -> Option<&'static str> {
     }
 }
 
-async fn find(serial: &str, wait: Duration) -> Result<String, DiskError> {
-    let deadline = Instant::now() + wait;
-    loop {
-        let found = disks();
-        if let Some((name, _)) = found.iter().find(|(_, own)| own == serial) {
-            return Ok(name.clone());
-        }
-        if Instant::now() >= deadline {
-            return Err(DiskError::Missing { serial: serial.to_owned(), wait, found });
-        }
-        sleep(POLL).await;
-    }
-}
-
-/// Name and serial of each virtio disk, by name.
-fn disks() -> Vec<(String, String)> {
-    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.starts_with("vd"));
-    let serial = |name: &str| fs::read_to_string(Path::new("/sys/block").join(name).join("serial")).unwrap_or_default();
-    let mut disks: Vec<_> =
-        names.map(|name| (serial(&name).trim_end().to_owned(), name)).map(|(serial, name)| (name, serial)).collect();
-    disks.sort();
-    disks
-}
-
-/// Size of a disk in bytes; sysfs counts in sectors of 512 whatever the disk's own are.
-fn size(name: &str) -> u64 {
-    let text = fs::read_to_string(Path::new("/sys/block").join(name).join("size")).unwrap_or_default();
-    text.trim_end().parse::<u64>().map_or(0, |sectors| sectors.saturating_mul(512))
-}
-
-fn read_start(device: &str, serial: &str) -> Result<Vec<u8>, DiskError> {
-    let mut start = Vec::with_capacity(START);
-    match File::open(device).and_then(|file| file.take(START as u64).read_to_end(&mut start)) {
-        Ok(_) => Ok(start),
-        Err(source) => Err(DiskError::Read { device: device.to_owned(), serial: serial.to_owned(), source }),
-    }
-}
-
 /// Judges `start`, the first bytes of a device of `bytes`.
-fn examine(device: &str, serial: &str, bytes: u64, start: &[u8]) -> Result<Superblock, DiskError> {
-    let (device, serial) = (device.to_owned(), serial.to_owned());
+fn examine(device: &Device, bytes: u64, start: &[u8]) -> Result<Superblock, DiskError> {
     match Superblock::find(start) {
-        None => Err(DiskError::Unknown { device, serial, bytes }),
+        None => Err(DiskError::Unknown { device: device.clone(), bytes }),
         Some(Superblock { fs, bytes: Some(expected) }) if expected > bytes => {
-            Err(DiskError::Truncated { device, serial, bytes, fs: fs.name(), expected })
+            Err(DiskError::Truncated { device: device.clone(), bytes, fs: fs.name(), expected })
         }
         Some(superblock) => Ok(superblock),
     }
 }
 
-fn seen(found: &[(String, String)]) -> String {
+/// Which disk is meant, in words.
+fn meant(by: &DiskBy) -> String {
+    match by {
+        DiskBy::Serial(serial) => format!("with the serial \"{serial}\""),
+        DiskBy::Label(label) => format!("with the label \"{label}\""),
+        DiskBy::Device(name) => format!("/dev/{name}"),
+    }
+}
+
+/// What to do where it is not there.
+fn remedy(by: &DiskBy) -> String {
+    match by {
+        DiskBy::Serial(serial) => format!("give QEMU -device virtio-blk-pci,serial={serial}"),
+        DiskBy::Label(label) => format!("give a file system the label {label} (mkfs.erofs -L, e2label)"),
+        DiskBy::Device(_) => "give QEMU another -device virtio-blk-pci".to_owned(),
+    }
+}
+
+fn seen(found: &[Device]) -> String {
     if found.is_empty() {
         return "none".to_owned();
     }
-    found.iter().map(|(name, serial)| format!("{name} ({serial:?})")).collect::<Vec<_>>().join(", ")
+    let one = |Device { name, serial, label, .. }: &Device| match label {
+        Some(label) => format!("{name} ({serial:?}, label {label:?})"),
+        None => format!("{name} ({serial:?})"),
+    };
+    found.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refusal(start: &[u8], bytes: u64) -> (&'static str, String) {
-        let error = examine("/dev/vda", "images", bytes, start).unwrap_err();
-        (error.code(), error.to_string())
-    }
-
-    #[test]
-    fn a_disk_without_a_file_system_is_refused() {
-        let expected = "/dev/vda, the disk with the serial \"images\", 1048576 bytes: no file system known; \
-                        expected EROFS, ext4 or squashfs, as `localregistry pack` makes";
-        assert_eq!(refusal(&[0; START], 1 << 20), ("BAD_DISK", expected.to_owned()));
-        assert_eq!(refusal(b"", 1 << 20), ("BAD_DISK", expected.to_owned()));
-    }
-
-    #[test]
-    fn a_disk_shorter_than_its_file_system_is_refused() {
-        let mut start = [0; START];
-        start[..4].copy_from_slice(b"hsqs");
-        start[40..48].copy_from_slice(&5000_u64.to_le_bytes());
-        let expected = "/dev/vda, the disk with the serial \"images\", has 4096 bytes; \
-                        its squashfs file system has 5000: copy the disk anew";
-        assert_eq!(refusal(&start, 4096), ("TRUNCATED", expected.to_owned()));
-        assert!(examine("/dev/vda", "images", 5120, &start).is_ok());
-    }
-
-    #[test]
-    fn a_missing_disk_names_those_that_are_there() {
-        let missing = |found: &[(&str, &str)]| {
-            let found = found.iter().map(|(name, serial)| ((*name).to_owned(), (*serial).to_owned())).collect();
-            DiskError::Missing { serial: "images".to_owned(), wait: Duration::from_secs(5), found }.to_string()
-        };
-        assert_eq!(
-            missing(&[]),
-            "no disk with the serial \"images\" after 5 s; the virtio disks here are none; \
-             give QEMU -device virtio-blk-pci,serial=images"
-        );
-        assert_eq!(
-            missing(&[("vda", "root"), ("vdb", "")]),
-            "no disk with the serial \"images\" after 5 s; the virtio disks here are vda (\"root\"), vdb (\"\"); \
-             give QEMU -device virtio-blk-pci,serial=images"
-        );
-    }
-}
+mod tests;

@@ -7,11 +7,12 @@ use std::num::NonZeroU16;
 
 use crate::causes;
 use crate::registry::layout::LayoutError;
-use crate::registry::store::StoreError;
+use crate::registry::store::{Conflict, StoreError};
 
 use super::access::AccessError;
 use super::config::ConfigError;
 use super::disk::DiskError;
+use super::entropy::EntropyError;
 use super::modules::ModuleError;
 use super::mount::MountError;
 use super::net::NetError;
@@ -38,9 +39,20 @@ pub enum Fault {
     /// The network.
     #[error(transparent)]
     Net(#[from] NetError),
-    /// What is on the disk.
+    /// What is on a disk.
+    #[error("{disk}")]
+    Contents {
+        /// The disk.
+        disk: String,
+        /// What is wrong with it.
+        source: StoreError,
+    },
+    /// What two disks have.
+    #[error("the disks cannot be served together")]
+    Conflict(#[source] Conflict),
+    /// Randomness.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Entropy(#[from] EntropyError),
     /// The certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -81,7 +93,9 @@ impl Fault {
             Self::Config(_) => "BAD_CONFIG",
             Self::Disk(error) => error.code(),
             Self::Net(error) => error.code(),
-            Self::Store(error) => store_code(error),
+            Self::Contents { source, .. } => store_code(source),
+            Self::Conflict(_) => "DISK_CONFLICT",
+            Self::Entropy(_) => "NO_ENTROPY",
             Self::Tls(_) => "BAD_TLS",
             Self::Access(_) => "BAD_AUTH",
             Self::Listen { .. } | Self::ListenAt { .. } => "NO_PORT",

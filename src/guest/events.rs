@@ -4,10 +4,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::OFlag;
 
 use crate::proto::{Done, Event, Warning, event};
 use crate::registry::events::Events;
@@ -61,6 +64,15 @@ impl Writer {
         // Wakes the thread where it waits for an event. Where the queue is full it is awake.
         self.events.emit(event::Event::Done(done));
         let _ = self.written.recv_timeout(LAST);
+    }
+}
+
+/// Writes `done` where there is no thread to write it, and without waiting for whoever should read it.
+pub fn write_last(done: Done) {
+    let Some(path) = ports::find(PORT) else { return };
+    let opened = OpenOptions::new().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path);
+    if let Err(error) = opened.and_then(|mut port| write_line(&mut port, &now(event::Event::Done(done)))) {
+        console::say(&format!("the last event cannot be written to {}: {error}", path.display()));
     }
 }
 

@@ -1,7 +1,7 @@
 //! PID 1's duties, one file each. [`boot`] holds the order of boot in one place; everything else is a step of it.
 //!
 //! ```text
-//! console ─ mounts ─ modules ─ events ─ settings ─ disk ─ clock ─ network ─ catalog ─ tls ─ listen ─▶ serve ─▶ power off
+//! console ─ mounts ─ modules ─ events ─ settings ─ disk ─ clock ─ network ─ catalog ─ entropy ─ tls ─ listen ─▶ serve ─▶ power off
 //! ```
 //!
 //! Parsers and decisions are pure functions; what touches the machine is a thin shell around them. Every step that can fail has
@@ -14,8 +14,10 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod disk;
+pub mod entropy;
 pub mod error;
 pub mod events;
+pub mod heartbeat;
 pub mod listeners;
 pub mod machine;
 pub mod modules;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -20,6 +21,8 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// How long the machine may take to end once it is decided.
 const END: Duration = Duration::from_secs(4);
+/// How much longer it may take to say that this was not enough: a console that nobody reads must not keep the power on.
+const SAY: Duration = Duration::from_millis(200);
 
 /// A request to end in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,14 +47,14 @@ pub enum By {
 }
 
 impl By {
-    /// In words, for the `done` event.
+    /// In words, for the console and the `done` event.
     #[must_use]
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Command => "shut down by a command on the control port",
-            Self::Terminate => "shut down by SIGTERM",
-            Self::Interrupt => "shut down by SIGINT (Ctrl-Alt-Del)",
-            Self::Button => "shut down by the power button",
+            Self::Command => "a command on the control port",
+            Self::Terminate => "SIGTERM",
+            Self::Interrupt => "SIGINT (Ctrl-Alt-Del)",
+            Self::Button => "the power button",
         }
     }
 }
@@ -84,8 +87,12 @@ pub fn watch() -> io::Result<(UnboundedSender<Stop>, UnboundedReceiver<Stop>)> {
 fn reap_orphans() -> io::Result<()> {
     let mut children = signal(SignalKind::child())?;
     tokio::spawn(async move {
-        while children.recv().await.is_some() {
+        loop {
+            // Those, too, that ended before anybody listened. One signal may stand for many.
             while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+            if children.recv().await.is_none() {
+                return;
+            }
         }
     });
     Ok(())
@@ -115,7 +122,9 @@ fn watch_button(device: PathBuf, stop: UnboundedSender<Stop>) {
 pub fn set_deadline() {
     let cut = || {
         thread::sleep(END);
-        console::say(&format!("the end took over {} s: cutting the power", END.as_secs()));
+        let _ =
+            thread::Builder::new().spawn(|| console::say(&format!("the end took over {} s: cutting the power", END.as_secs())));
+        thread::sleep(SAY);
         let _ = reboot(RebootMode::RB_POWER_OFF);
     };
     if let Err(error) = thread::Builder::new().name("deadline".to_owned()).spawn(cut) {
@@ -123,11 +132,16 @@ pub fn set_deadline() {
     }
 }
 
-/// Writes back what is cached, unmounts the disk and cuts the power.
+/// Writes back what is cached, unmounts the disks and cuts the power.
 pub fn off() -> ! {
     nix::unistd::sync();
-    // Detached, so that a file that is still open does not keep the disk.
-    let _ = umount2(disk::ROOT, MntFlags::MNT_DETACH);
+    // Detached, so that a file that is still open does not keep a disk. Not mounted (EINVAL): nothing to do.
+    for root in fs::read_dir(disk::ROOT).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        match umount2(&root, MntFlags::MNT_DETACH) {
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(error) => console::say(&format!("unmount {}: {error}", root.display())),
+        }
+    }
     let Err(error) = reboot(RebootMode::RB_POWER_OFF);
     console::say(&format!("the power cannot be cut: {error}"));
     loop {

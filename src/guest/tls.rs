@@ -6,6 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::registry::answer::Registry;
 use crate::registry::auth::client_certificate::ClientCa;
@@ -57,8 +58,8 @@ pub struct Identity {
     pub renewal: Option<Renewal>,
 }
 
-/// Makes the certificate anew when the guest's addresses change.
-#[derive(Debug)]
+/// Makes the certificate anew when the guest's addresses change, and others when it stands in for more hosts.
+#[derive(Debug, Clone)]
 pub struct Renewal {
     leaves: Arc<Leaves>,
     /// What it is for besides the addresses.
@@ -66,6 +67,11 @@ pub struct Renewal {
 }
 
 impl Renewal {
+    /// Makes leaves for these upstream hosts, too, when they are asked for.
+    pub fn stand_in(&self, upstreams: impl IntoIterator<Item = String>) {
+        self.leaves.stand_in(upstreams);
+    }
+
     /// Serves with a leaf for `addresses` from now on.
     ///
     /// # Errors
@@ -76,27 +82,28 @@ impl Renewal {
     }
 }
 
-/// Makes or takes the certificate for a guest with `addresses` that serves `registry`. `clients` is the CA of clients' certificates.
+/// Makes or takes the certificate for a guest with `addresses` that serves `registry`. `clients` is the CA of clients' certificates;
+/// `now` is the time, where the guest is sure of it.
 ///
 /// # Errors
-/// When one cannot be made, or the one given is missing or bad.
+/// When one cannot be made, or the one given is missing, bad, or not valid `now`.
 pub fn identity(
     settings: &Settings,
     addresses: &[IpAddr],
     registry: &Registry,
     clients: Option<&ClientCa>,
+    now: Option<SystemTime>,
 ) -> Result<Identity, TlsError> {
     match settings.tls {
         TlsMode::Off => Ok(Identity { transport: Transport::Plain, ca_pem: String::new(), renewal: None }),
         TlsMode::Generate => issue(Authority::generate("localregistry"), names(settings), addresses, registry, clients),
         TlsMode::Sign => {
             let key = Zeroizing::new(read("SIGN", "ca.key")?);
-            // The guest's clock may be years off; the launcher has looked at the validity.
-            let authority = given::authority(&read("SIGN", "ca.crt")?, &key, None).map_err(TlsError::Sign)?;
+            let authority = given::authority(&read("SIGN", "ca.crt")?, &key, now).map_err(TlsError::Sign)?;
             issue(Ok(authority), names(settings), addresses, registry, clients)
         }
         TlsMode::Provided => {
-            let (config, ca_pem) = tls::provided(&read("PROVIDED", "tls.crt")?, &read("PROVIDED", "tls.key")?, clients)
+            let (config, ca_pem) = tls::provided(&read("PROVIDED", "tls.crt")?, &read("PROVIDED", "tls.key")?, clients, now)
                 .map_err(TlsError::Provided)?;
             Ok(Identity { transport: Transport::Tls(config), ca_pem, renewal: None })
         }
@@ -113,7 +120,7 @@ fn issue(
 ) -> Result<Identity, TlsError> {
     let names = with_addresses(own.clone(), addresses);
     let made = authority.map(Arc::new).and_then(|authority| {
-        let leaves = authority.leaves(&names, registry.upstreams())?;
+        let leaves = authority.leaves(&names, registry.holdings().upstreams())?;
         Ok((leaves.server_config(clients)?, authority.ca_pem().to_owned(), leaves))
     });
     match made {

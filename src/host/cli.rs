@@ -7,11 +7,13 @@ use clap::{Parser, Subcommand};
 
 use crate::causes::chain;
 
+use super::deploy;
 use super::diff;
 use super::doctor;
 use super::initramfs;
 use super::inspect;
 use super::kernel;
+use super::manual;
 use super::pack;
 use super::pulls;
 use super::report::{Report, escaped};
@@ -83,6 +85,12 @@ enum Command {
     /// Describe the JSON of events, commands and config, field by field
     #[command(display_name = NAME)]
     Schema(schema::Args),
+    /// Make the images and the objects that serve a disk from a Kubernetes cluster
+    #[command(display_name = NAME)]
+    Deploy(Box<deploy::Args>),
+    /// Write man pages and shell completions
+    #[command(display_name = NAME)]
+    Manual(manual::Args),
 }
 
 impl Cli {
@@ -120,6 +128,10 @@ impl Cli {
             Command::Events(args) => status(pulls::events::run(&args, &report)),
             Command::Assert(args) => pulls::assert::run(&args, &report),
             Command::Schema(args) => status(schema::run(&args, &report)),
+            Command::Deploy(args) => {
+                deploy::run(&args, &report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
+            }
+            Command::Manual(args) => status(manual::run(&args, &report)),
         }
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::layers::lay;
 use crate::proto::listener::Transport;
 use crate::proto::tls::Mode;
-use crate::proto::{Config, Listener};
+use crate::proto::{Config, DiskChoice, Listener};
 
 /// Port of the registry inside the guest where nothing else is said.
 const PORT: u16 = 5000;
@@ -57,9 +57,9 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// The text `value` for the key at `path`.
+    /// `value` for the key at `path`.
     #[must_use]
-    pub fn new(path: &[&str], value: &str) -> Self {
+    pub fn new(path: &[&str], value: impl Into<Value>) -> Self {
         Self { path: path.iter().map(|key| (*key).to_owned()).collect(), value: value.into() }
     }
 }
@@ -184,6 +184,28 @@ impl GuestConfig {
         port
     }
 
+    /// The serials that `count` disks are to have, so that the guest serves them; where there are several and none is said, boot is
+    /// told to wait for all.
+    pub fn take_disks(&mut self, count: usize) -> Vec<String> {
+        let config = self.typed().unwrap_or_default();
+        let exact = |choice: &DiskChoice| !choice.serial.is_empty() && !choice.serial.ends_with('*');
+        let mut said: Vec<String> =
+            config.disks.iter().filter(|choice| exact(choice)).map(|choice| choice.serial.clone()).collect();
+        said.extend(config.disk.map(|disk| disk.serial).filter(|serial| !serial.is_empty()));
+        let own = [SERIAL.to_owned()].into_iter().chain((1..=count).map(|number| format!("{SERIAL}-{number}")));
+        // One that is said for the first disk stands in the place of the usual one.
+        let own: Vec<String> = own.skip(said.len().min(1)).filter(|serial| !said.contains(serial)).collect();
+        let serials: Vec<String> = said.into_iter().chain(own).take(count).collect();
+        if count > 1 && config.disks.is_empty() {
+            let exact = serials.iter().map(|serial| json!({ "serial": serial }));
+            self.json.insert("disks".into(), exact.chain([json!({ "serial": format!("{SERIAL}-*") })]).collect());
+            if let Some(disk) = self.json.get_mut("disk").and_then(Value::as_object_mut) {
+                disk.remove("serial");
+            }
+        }
+        serials
+    }
+
     /// Ports of the further listeners inside the guest, each once, and whether it speaks plain HTTP.
     #[must_use]
     pub fn further_ports(&self) -> Vec<(u16, bool)> {
@@ -202,13 +224,6 @@ impl GuestConfig {
             }
             ports
         })
-    }
-
-    /// Serial of the disk to serve.
-    #[must_use]
-    pub fn serial(&self) -> String {
-        let disk = self.typed().ok().and_then(|config| config.disk);
-        disk.map(|disk| disk.serial).filter(|serial| !serial.is_empty()).unwrap_or_else(|| SERIAL.to_owned())
     }
 
     /// The JSON.
@@ -313,7 +328,8 @@ mod tests {
             (
                 "hostnam=x",
                 "hostnam cannot be set to \"x\": unknown field `hostnam`, expected one of `hostname`, `names`, `port`, `tls`, \
-                 `interfaces`, `disk`, `clock`, `trace`, `auth`, `metrics_port`, `metricsPort`, `limits`, `listeners`",
+                 `interfaces`, `disk`, `clock`, `trace`, `auth`, `metrics_port`, `metricsPort`, `limits`, \
+                 `heartbeat_seconds`, `heartbeatSeconds`, `listeners`, `disks`, `verify`",
             ),
             ("tls.mod=OFF", "tls.mod cannot be set to \"OFF\": unknown field `mod`, expected `mode`"),
             (
@@ -342,6 +358,29 @@ mod tests {
         for text in ["", "[]", "7", "{\"port\":1,\"port\":2}", "{\"port\":-1}", "{\"port\":65536}", "\u{0}"] {
             assert!(matches!(GuestConfig::parse(text.as_bytes()), Err(ConfigError::Json(_))), "{text}");
         }
+    }
+
+    #[test]
+    fn each_disk_has_a_serial_that_the_guest_looks_for() {
+        let take = |said: &str, count: usize| {
+            let mut config = parsed(said);
+            let serials = config.take_disks(count).join(" ");
+            (serials, config.to_json())
+        };
+        let both = |serials: &str, json: &str| (serials.to_owned(), json.to_owned());
+        assert_eq!(take("{}", 1), both("localregistry", "{}"));
+        assert_eq!(take(r#"{"disk":{"serial":"a"}}"#, 1), both("a", r#"{"disk":{"serial":"a"}}"#));
+        let list =
+            |first: &str| format!(r#"{{"serial":"{first}"}},{{"serial":"localregistry-1"}},{{"serial":"localregistry-*"}}"#);
+        assert_eq!(take("{}", 2), both("localregistry localregistry-1", &format!(r#"{{"disks":[{}]}}"#, list("localregistry"))));
+        assert_eq!(
+            take(r#"{"disk":{"serial":"a","waitSeconds":9}}"#, 2),
+            both("a localregistry-1", &format!(r#"{{"disk":{{"waitSeconds":9}},"disks":[{}]}}"#, list("a")))
+        );
+        let said = r#"{"disks":[{"label":"x"},{"serial":"b"},{"serial":"c*"}]}"#;
+        assert_eq!(take(said, 3), both("b localregistry-1 localregistry-2", said));
+        let label = r#"{"disks":[{"label":"x"}]}"#;
+        assert_eq!(take(label, 1), both("localregistry", label));
     }
 
     #[test]
@@ -382,8 +421,7 @@ mod tests {
         config.complete(Some(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 443)), Duration::ZERO);
         let json = r#"{"clock":{"epochSeconds":7},"disk":{"serial":"other"},"names":["127.0.0.1","localhost"],"port":443}"#;
         assert_eq!(config.to_json(), json);
-        assert_eq!((config.port(), config.serial().as_str()), (443, "other"));
-        assert_eq!(GuestConfig::default().serial(), "localregistry");
+        assert_eq!(config.port(), 443);
         config.complete(Some(PUBLISH), Duration::ZERO);
         assert_eq!(config.to_json(), json);
 

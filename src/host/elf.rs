@@ -1,6 +1,8 @@
 //! The little of ELF that decides what may boot: which interpreter a program asks for, which notes a kernel carries. In go the
-//! bytes of a file, out come facts about its program headers. It never trusts an offset, and reads only 64-bit x86 files.
-//! Layout: System V ABI, "Program Header" and "Note Section".
+//! bytes of a file, out come its processor and facts about its program headers. It never trusts an offset, and reads only files of the
+//! processors that a guest can have. Layout: System V ABI, "ELF Header", "Program Header" and "Note Section".
+
+use std::fmt;
 
 /// Why bytes are not the ELF file that was wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -9,8 +11,8 @@ pub enum ElfError {
     #[error("it is not an ELF file")]
     NotElf,
     /// 32 bits, big endian, or another machine.
-    #[error("it is an ELF file, but not one for 64-bit x86")]
-    NotX86,
+    #[error("it is an ELF file, but for neither 64-bit x86 nor 64-bit ARM")]
+    Foreign,
     /// A program header or what it points to lies past the end.
     #[error("it is cut short: its program headers reach to byte {needed}, but it ends at byte {size}")]
     Truncated {
@@ -21,9 +23,39 @@ pub enum ElfError {
     },
 }
 
+/// A processor that a guest can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Processor {
+    /// `EM_X86_64`.
+    X86,
+    /// `EM_AARCH64`.
+    Arm,
+}
+
+impl Processor {
+    /// Its name in an image's config (OCI image configuration, "Properties", `architecture`: a GOARCH).
+    #[must_use]
+    pub const fn architecture(self) -> &'static str {
+        match self {
+            Self::X86 => "amd64",
+            Self::Arm => "arm64",
+        }
+    }
+}
+
+impl fmt::Display for Processor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::X86 => "64-bit x86",
+            Self::Arm => "64-bit ARM",
+        })
+    }
+}
+
 /// A parsed file: its program headers, each known to lie inside it.
 #[derive(Debug)]
 pub struct Elf<'a> {
+    processor: Processor,
     segments: Vec<Segment<'a>>,
 }
 
@@ -40,6 +72,7 @@ const PT_NOTE: u32 = 4;
 /// Magic, `ELFCLASS64`, `ELFDATA2LSB`.
 const IDENT: [u8; 6] = [0x7f, b'E', b'L', b'F', 2, 1];
 const EM_X86_64: u16 = 62;
+const EM_AARCH64: u16 = 183;
 /// `e_phentsize` of a 64-bit file.
 const HEADER_SIZE: u64 = 56;
 
@@ -47,21 +80,32 @@ impl<'a> Elf<'a> {
     /// Reads the program headers of `bytes`.
     ///
     /// # Errors
-    /// When `bytes` are not a whole 64-bit x86 ELF file.
+    /// When `bytes` are not a whole 64-bit ELF file for x86 or ARM.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ElfError> {
         if bytes.get(..4) != IDENT.get(..4) {
             return Err(ElfError::NotElf);
         }
-        if bytes.get(4..6) != IDENT.get(4..6) || u16_at(bytes, 18).ok_or(ElfError::NotElf)? != EM_X86_64 {
-            return Err(ElfError::NotX86);
+        if bytes.get(4..6) != IDENT.get(4..6) {
+            return Err(ElfError::Foreign);
         }
+        let processor = match u16_at(bytes, 18).ok_or(ElfError::NotElf)? {
+            EM_X86_64 => Processor::X86,
+            EM_AARCH64 => Processor::Arm,
+            _ => return Err(ElfError::Foreign),
+        };
         let table = u64_at(bytes, 32).ok_or(ElfError::NotElf)?;
         let count = u16_at(bytes, 56).ok_or(ElfError::NotElf)?;
         let segments = (0..u64::from(count)).map(|index| {
             let header = slice(bytes, table.saturating_add(index * HEADER_SIZE), HEADER_SIZE)?;
             Segment::parse(bytes, header)
         });
-        Ok(Self { segments: segments.collect::<Result<_, _>>()? })
+        Ok(Self { processor, segments: segments.collect::<Result<_, _>>()? })
+    }
+
+    /// The processor that it is for.
+    #[must_use]
+    pub const fn processor(&self) -> Processor {
+        self.processor
     }
 
     /// The interpreter (dynamic loader) that the program asks for; none for a static one.
@@ -188,20 +232,23 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_a_whole_x86_64_file() {
+    fn refuses_what_is_not_a_whole_file_of_a_guest_s_processor() {
         let good = elf(&[(1, 4096, b"load")]);
         let cases: [(&[u8], &str); 5] = [
             (b"", "it is not an ELF file"),
             (b"#!/bin/sh\n", "it is not an ELF file"),
-            (&[0x7f, b'E', b'L', b'F', 1, 1], "it is an ELF file, but not one for 64-bit x86"),
+            (&[0x7f, b'E', b'L', b'F', 1, 1], "it is an ELF file, but for neither 64-bit x86 nor 64-bit ARM"),
             (&good[..64], "it is cut short: its program headers reach to byte 120, but it ends at byte 64"),
             (&good[..121], "it is cut short: its program headers reach to byte 124, but it ends at byte 121"),
         ];
         for (bytes, expected) in cases {
             assert_eq!(Elf::parse(bytes).unwrap_err().to_string(), expected);
         }
-        let mut arm = good;
-        arm[18] = 183;
-        assert_eq!(Elf::parse(&arm).unwrap_err(), ElfError::NotX86);
+        let mut other = good;
+        assert_eq!(Elf::parse(&other).unwrap().processor(), Processor::X86);
+        other[18] = 183;
+        assert_eq!(Elf::parse(&other).unwrap().processor(), Processor::Arm);
+        other[18] = 243;
+        assert_eq!(Elf::parse(&other).unwrap_err(), ElfError::Foreign);
     }
 }

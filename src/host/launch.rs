@@ -23,6 +23,7 @@ mod options;
 mod outcome;
 mod prepare;
 mod process;
+mod pulse;
 mod qmp;
 mod record;
 mod spawn;
@@ -61,7 +62,7 @@ pub use self::event::BadEvent;
 pub(super) use self::event::{LONGEST as LONGEST_EVENT, parse as parse_event};
 pub use self::lines::printable;
 pub(super) use self::lines::{Line, Lines};
-pub use self::options::Options;
+pub use self::options::{LEAST_MEMORY, Options};
 pub use self::outcome::{Exit, Killed, Outcome};
 pub use self::prepare::check_disk;
 pub use self::qmp::QmpError;
@@ -84,6 +85,8 @@ pub struct Appliance {
     _leftovers: spawn::Leftovers,
     record: Arc<Record>,
     events: mpsc::Receiver<Result<Event, BadEvent>>,
+    /// For what is told of the guest in the place of events.
+    into_events: mpsc::WeakSender<Result<Event, BadEvent>>,
     /// Events that came before `ready`, it included.
     early: VecDeque<Result<Event, BadEvent>>,
     /// Gone once the machine has been asked to stop.
@@ -93,7 +96,7 @@ pub struct Appliance {
     /// The tasks that see to it that the machine ends in time.
     wardens: JoinSet<()>,
     accel: Accel,
-    disk: PathBuf,
+    disks: Vec<PathBuf>,
     nets: Vec<Net>,
     /// Forwarded to the registry, and to health, metrics and the CA; no port is 0 once QEMU runs.
     registry: Option<Forward>,
@@ -209,8 +212,12 @@ impl Appliance {
                 self.early.push_back(event);
             }
             if let Some(ready) = ready {
-                self.ready = ready;
                 self.boot_time = self.started.elapsed();
+                if ready.heartbeat_seconds > 0 {
+                    let every = Duration::from_secs(ready.heartbeat_seconds.into());
+                    self.wardens.spawn(pulse::watch(Arc::clone(&self.record), every, self.into_events.clone()));
+                }
+                self.ready = ready;
                 return true;
             }
         }
@@ -301,8 +308,8 @@ impl Appliance {
         self.boot_time
     }
 
-    /// The next event of the guest, from `booting` on, or what came in place of one. Nothing once QEMU has ended. Cancel-safe. An
-    /// appliance whose events nobody takes goes on serving: it counts what it has to drop.
+    /// The next event of the guest, from `booting` on, or what came in place of one: a line that is none, or that the guest hangs.
+    /// Nothing once QEMU has ended. Cancel-safe. An appliance whose events nobody takes goes on serving: it counts what it has to drop.
     pub async fn next_event(&mut self) -> Option<Result<Event, BadEvent>> {
         match self.early.pop_front() {
             Some(event) => Some(event),

@@ -172,7 +172,7 @@ struct Checked {
 /// Checks what can be checked before a kernel is downloaded. A CA that a folder is to keep is made, as the last of it.
 fn checked(args: &Args) -> Result<Checked, RunError> {
     let config = config(args)?;
-    launch::check_disk(&args.disk)?;
+    args.disk.iter().try_for_each(|disk| launch::check_disk(disk))?;
     args.access.check().map_err(RunError::Access)?;
     if let Some(path) = args.certificates.output() {
         writable(path).map_err(|source| RunError::Write { what: "the CA certificate", path: path.to_owned(), source })?;

@@ -2,22 +2,17 @@
 //! What enters is that program; what leaves is an OCI image layout. No network is used, and the same program gives the same bytes.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use flate2::write::GzEncoder;
-use oci_spec::OciSpecError;
-use oci_spec::image::{
-    Arch, ConfigBuilder, Descriptor, DescriptorBuilder, ImageConfigurationBuilder, ImageIndexBuilder, ImageManifestBuilder,
-    MediaType, OciLayoutBuilder, Os, RootFsBuilder,
-};
 use serde::Serialize;
 
-use super::files;
 use super::initramfs::init;
+use super::program::Program;
 use super::report::Report;
+use super::scratch::{Layout, Packing, Rights, Start};
 use crate::oci::Digest;
-use crate::registry::layout::{self, Directory, REF_NAME, Reading};
+use crate::registry::layout::{self, Directory, Reading};
 
 /// The image's name.
 const NAME: &str = "test/hello:latest";
@@ -54,16 +49,13 @@ pub enum Error {
     #[error("{} has something else than an earlier sample; a new or an empty folder is expected", .0.display())]
     Occupied(PathBuf),
     /// A file cannot be written.
-    #[error("cannot write {}", path.display())]
+    #[error("cannot write the image to {}", folder.display())]
     Write {
-        /// The file.
-        path: PathBuf,
+        /// The folder.
+        folder: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// The image cannot be put together.
-    #[error("cannot make the image")]
-    Make(#[from] OciSpecError),
     /// The result cannot be printed.
     #[error("the image is made, and its summary cannot be printed")]
     Print(#[source] io::Error),
@@ -90,14 +82,9 @@ pub fn run(args: Args, report: Report) -> Result<(), Error> {
         return Err(Error::Occupied(folder));
     }
     report.step(format!("making an image of {}", binary.display()));
-    let image = image(&program)?;
-    // index.json comes last: until then, the folder has the earlier image.
-    for (path, content) in &image.files {
-        write(&folder.join(path), content)?;
-    }
-    let bytes = image.files.iter().fold(0, |sum, (_, content)| sum + content.len() as u64);
-    let text = format!("{NAME}  {}\n{}: a layout of {bytes} bytes", image.digest, folder.display());
-    let summary = Summary { layout: folder, image: NAME, digest: image.digest.to_string(), bytes };
+    let (digest, bytes) = write(&folder, &program).map_err(|source| Error::Write { folder: folder.clone(), source })?;
+    let text = format!("{NAME}  {digest}\n{}: a layout of {bytes} bytes", folder.display());
+    let summary = Summary { layout: folder, image: NAME, digest: digest.to_string(), bytes };
     report.result(&summary, &text).map_err(Error::Print)
 }
 
@@ -112,100 +99,44 @@ fn is_free(folder: &Path) -> bool {
     images.is_ok_and(|images| images.iter().all(|image| image.name() == NAME))
 }
 
-fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
-    let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
-    folder.and_then(|()| files::write_atomically(path, content)).map_err(|source| Error::Write { path: path.to_owned(), source })
-}
-
-struct Image {
-    /// The layout's files with their paths.
-    files: Vec<(String, Vec<u8>)>,
-    /// The manifest's digest.
-    digest: Digest,
-}
-
-/// An image with `program`.
-fn image(program: &[u8]) -> Result<Image, OciSpecError> {
-    let mut files = Vec::new();
-    let archive = layer(program)?;
-    let diff_id = Digest::sha256_of(&archive);
-    let layer = blob(&mut files, MediaType::ImageLayerGzip, gzip(&archive)?)?.1;
-
-    let config = ImageConfigurationBuilder::default()
-        .architecture(Arch::Amd64)
-        .os(Os::Linux)
-        .config(ConfigBuilder::default().entrypoint(ENTRYPOINT.map(str::to_owned)).working_dir("/").build()?)
-        .rootfs(RootFsBuilder::default().typ("layers").diff_ids([diff_id.to_string()]).build()?)
-        .build()?;
-    let config = blob(&mut files, MediaType::ImageConfig, config.to_string()?.into_bytes())?.1;
-
-    let manifest = ImageManifestBuilder::default().schema_version(2_u32).media_type(MediaType::ImageManifest);
-    let manifest = manifest.config(config).layers([layer]).build()?.to_string()?;
-    let (digest, mut manifest) = blob(&mut files, MediaType::ImageManifest, manifest.into_bytes())?;
-
-    manifest.set_annotations(Some([(REF_NAME.to_owned(), NAME.to_owned())].into()));
-    let index = ImageIndexBuilder::default().schema_version(2_u32).media_type(MediaType::ImageIndex).manifests([manifest]);
-    let marker = OciLayoutBuilder::default().image_layout_version("1.0.0").build()?;
-    files.push(("oci-layout".to_owned(), marker.to_string()?.into_bytes()));
-    files.push(("index.json".to_owned(), index.build()?.to_string()?.into_bytes()));
-    Ok(Image { files, digest })
-}
-
-/// Adds a blob and gives its digest and descriptor.
-fn blob(files: &mut Vec<(String, Vec<u8>)>, kind: MediaType, content: Vec<u8>) -> Result<(Digest, Descriptor), OciSpecError> {
-    let digest = Digest::sha256_of(&content);
-    let named: oci_spec::image::Digest = digest.to_string().parse()?;
-    let descriptor = DescriptorBuilder::default().media_type(kind).digest(named).size(content.len() as u64).build()?;
-    files.push((digest.blob_path(), content));
-    Ok((digest, descriptor))
-}
-
-/// The image's files as a tar archive, owned by root, of time 0.
-fn layer(program: &[u8]) -> io::Result<Vec<u8>> {
-    let mut archive = tar::Builder::new(Vec::new());
-    let entries: [(&str, tar::EntryType, u32, &[u8]); 3] = [
-        ("etc/", tar::EntryType::Directory, 0o755, b""),
-        ("etc/os-release", tar::EntryType::Regular, 0o644, OS_RELEASE.as_bytes()),
-        (PROGRAM, tar::EntryType::Regular, 0o755, program),
-    ];
-    for (path, kind, mode, content) in entries {
-        let mut header = tar::Header::new_ustar();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(content.len() as u64);
-        archive.append_data(&mut header, path, content)?;
-    }
-    archive.into_inner()
-}
-
-/// Compressed with gzip, whose header then has neither a time nor a name.
-fn gzip(content: &[u8]) -> io::Result<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
-    encoder.write_all(content)?;
-    encoder.finish()
+/// Writes the layout of an image with `program` to `folder`, and gives the image's digest and the layout's size. The index comes
+/// last: until then, the folder has the earlier image.
+fn write(folder: &Path, program: &Program) -> io::Result<(Digest, u64)> {
+    let mut layout = Layout::new(folder, program.processor)?;
+    let program = &*program.content;
+    let layer = layout.layer(Packing::Gzip, |archive| {
+        archive.folder("etc", Rights::PROGRAM)?;
+        archive.file("etc/os-release", Rights::FILE, OS_RELEASE.len() as u64, OS_RELEASE.as_bytes())?;
+        archive.file(PROGRAM, Rights::PROGRAM, program.len() as u64, program)
+    })?;
+    let start = Start { entrypoint: ENTRYPOINT.map(str::to_owned).into(), working_dir: "/", ..Start::default() };
+    let image = layout.image(&start, &[layer])?;
+    let digest = image.digest;
+    layout.name(image, NAME);
+    Ok((digest, layout.finish()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::elf::Processor;
 
-    fn made(folder: &Path, program: &[u8]) -> Image {
-        let image = image(program).unwrap();
-        image.files.iter().for_each(|(path, content)| write(&folder.join(path), content).unwrap());
-        image
+    fn program(content: &[u8]) -> Program {
+        Program { content: content.to_vec(), processor: Processor::X86 }
     }
 
     #[test]
     fn a_layout_with_one_runnable_image() {
         let folder = tempfile::tempdir().unwrap();
-        let expected = made(folder.path(), b"program").digest;
+        let (expected, bytes) = write(folder.path(), &program(b"program")).unwrap();
         let tree = Directory::open(folder.path()).unwrap();
         let images = layout::images(&tree, Reading { unnamed: None, verify: true, lenient: false }).unwrap();
         let [image] = images.as_slice() else { panic!("one image is expected: {images:?}") };
         assert_eq!((image.name().as_str(), image.digest, image.blobs.len()), (NAME, expected, 3));
+
+        let blobs: u64 = image.blobs.iter().map(|blob| blob.size).sum();
+        let others = ["oci-layout", "index.json"].map(|file| fs::metadata(folder.path().join(file)).unwrap().len());
+        assert_eq!(bytes, blobs + others.iter().sum::<u64>());
 
         let content = |number: usize| fs::read(folder.path().join(image.blobs[number].digest.blob_path())).unwrap();
         let config: serde_json::Value = serde_json::from_slice(&content(1)).unwrap();
@@ -224,15 +155,16 @@ mod tests {
 
     #[test]
     fn the_same_program_gives_the_same_bytes() {
-        assert_eq!(image(b"program").unwrap().files, image(b"program").unwrap().files);
-        assert_ne!(image(b"program").unwrap().digest, image(b"other").unwrap().digest);
+        let made = |content: &[u8]| write(tempfile::tempdir().unwrap().path(), &program(content)).unwrap().0;
+        assert_eq!(made(b"program"), made(b"program"));
+        assert_ne!(made(b"program"), made(b"other"));
     }
 
     #[test]
     fn replaces_an_earlier_sample_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         assert!(is_free(folder.path()) && is_free(&folder.path().join("new")));
-        made(folder.path(), b"program");
+        write(folder.path(), &program(b"program")).unwrap();
         assert!(is_free(folder.path()));
         fs::write(folder.path().join("index.json"), r#"{"schemaVersion":2,"manifests":[]"#).unwrap();
         assert!(!is_free(folder.path()));

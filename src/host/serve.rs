@@ -4,10 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::ca::{self, Certificates, Tls};
@@ -63,6 +63,10 @@ pub struct Args {
     /// (repeatable)
     #[arg(long, value_name = "KEY=NUMBER")]
     limit: Vec<Chosen>,
+
+    /// Hold all that is sent against its digest: where it has another, the response is cut before its end
+    #[arg(long)]
+    verify: bool,
 
     /// Keep every event in this file, one JSON message a line
     #[arg(long, value_name = "FILE")]
@@ -146,7 +150,7 @@ pub fn run(args: &Args, report: Report) -> Result<(), Error> {
 }
 
 async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
-    let stopped = stop_signal()?;
+    let signals = Signals::listen()?;
     let store = Store::open(&args.layout).map_err(|cause| Error::Store { path: args.layout.clone(), cause: Box::new(cause) })?;
     let (events, recorder) = match &args.events {
         Some(path) => {
@@ -158,6 +162,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let clients = args.access.client_ca()?;
     let limits = args.limit.iter().fold(Limits::default(), |limits, chosen| chosen.over(limits));
     let registry = Registry::new(store, events, limits).with_auth(args.access.auth()?, clients.as_ref());
+    let registry = if args.verify { registry.verifying() } else { registry };
     let (transport, ca) = transport(args, &registry, clients.as_ref())?;
     let registry = Arc::new(match ca {
         Some(ca) => registry.with_ca(ca),
@@ -179,7 +184,8 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         listeners.push(listener);
     }
 
-    let store = registry.store();
+    let holdings = registry.holdings();
+    let store = holdings.store();
     let ready = Ready {
         endpoints,
         metrics,
@@ -192,7 +198,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let text = format!("serving {} at {}{beside}", counted(ready.images, "image"), ready.endpoints.join(", "));
     report.result(&ready, &text)?;
 
-    let totals = serve(listeners, registry, stopped).await;
+    let totals = serve(listeners, registry, signals.first(), Signals::drain).await;
     report.step(format!("served {} requests, {} bytes", totals.requests, totals.bytes));
     // The registry is gone, and its end of the queue with it: the recorder has come to its end.
     recorder.map(std::thread::JoinHandle::join);
@@ -205,16 +211,34 @@ fn url(listener: &Listener) -> io::Result<String> {
     Ok(format!("{scheme}://{}", listener.socket.local_addr()?))
 }
 
-fn stop_signal() -> io::Result<impl Future<Output = Duration>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
-        DRAIN
-    })
+    }
+
+    /// The first one: it ends the server in order.
+    async fn first(mut self) -> Self {
+        self.next().await;
+        self
+    }
+
+    /// How long transfers may take after it: until the next one, or for [`DRAIN`].
+    async fn drain(mut self) {
+        let _ = tokio::time::timeout(DRAIN, self.next()).await;
+    }
 }
 
 fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<Listener, Error> {
@@ -225,7 +249,9 @@ fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<L
 fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Result<(Transport, Option<String>), Error> {
     let (config, ca) = match (args.certificates.mode(), args.certificates.provided()) {
         (Some(Tls::Off), _) => return Ok((Transport::Plain, None)),
-        (Some(Tls::Provided), Some((chain, key))) => tls::provided(&read(&chain)?, &read(&key)?, clients)?,
+        (Some(Tls::Provided), Some((chain, key))) => {
+            tls::provided(&read(&chain)?, &read(&key)?, clients, Some(SystemTime::now()))?
+        }
         _ => {
             let authority = match args.certificates.ca()? {
                 Some(ca) => ca.authority,
@@ -236,7 +262,7 @@ fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Re
             let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
             names.extend(own.chain(args.san.iter().cloned()));
             names.dedup();
-            let config = authority.server_config(&names, registry.upstreams(), clients)?;
+            let config = authority.server_config(&names, registry.holdings().upstreams(), clients)?;
             (config, authority.ca_pem().to_owned())
         }
     };

@@ -1,10 +1,9 @@
 //! The registry itself: one request's head becomes one response. It looks names up in the catalog and opens files by digest; it
 //! never reads a request's body and has no way to write.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use http::header::{HOST, RANGE, TRANSFER_ENCODING};
 use http::request::Parts;
@@ -15,16 +14,18 @@ use tokio::time::{Instant, sleep};
 use super::auth::Auth;
 use super::auth::client_certificate::{ClientCa, Presence};
 use super::auth::scope::Scope;
-use super::body::Body;
-use super::catalog::{Blob, BlobId, RepositoryId};
-use super::client::{self, Client};
+use super::body::{Body, Opened};
+use super::catalog::{Blob, BlobId};
+use super::client::Client;
 use super::condition::{self, Condition};
 use super::documents::{Documents, Room};
 use super::error::RegistryError;
 use super::events::Events;
+use super::faults::wrong_digest;
 use super::flight::Budget;
 use super::health::Health;
-use super::kept::{self, Kept};
+use super::holdings::Holdings;
+use super::kept;
 use super::limits::{DESCRIPTOR_PAUSE, Limits, REFERRERS, SMALL_CHUNK};
 use super::log::{Books, Entry};
 use super::metrics::exposition::Exposition;
@@ -32,18 +33,23 @@ use super::metrics::{Metrics, Totals};
 use super::range::Ranges;
 use super::reply::{self, Content, Freshness, Source};
 use super::route::{self, Asked, Endpoint, Route, Target};
-use super::store::Store;
+use super::store::{Disk, Store};
 use super::{lists, range};
-use crate::oci::{Host, Reference, Repository};
-use crate::proto;
+use crate::oci::manifest::MAX_MANIFEST;
+use crate::oci::{Digest, Repository};
 
 mod beside;
 mod describe;
+mod find;
+mod verify;
 
-/// A store being served.
+/// A registry: what it serves at present, and how.
 #[derive(Debug)]
 pub struct Registry {
-    store: Arc<Store>,
+    /// Taken once for each request, and for no longer than that takes.
+    holdings: RwLock<Arc<Holdings>>,
+    /// Whether bytes are held against their digests.
+    verify: bool,
     books: Arc<Books>,
     exposition: Exposition,
     health: Health,
@@ -52,38 +58,37 @@ pub struct Registry {
     certificates_admit: bool,
     /// The CA that nodes have to trust, PEM.
     ca_pem: Option<String>,
-    /// Upstream hosts that repositories of the store are filed under.
-    upstreams: HashSet<String>,
     limits: Limits,
     in_flight: Arc<Budget>,
     documents: Documents,
-    kept: Kept,
 }
 
 impl Registry {
     /// Serves `store` within `limits`; tells `events` of every request.
     #[must_use]
     pub fn new(store: Store, events: Events, limits: Limits) -> Self {
-        let catalog = store.catalog();
-        let names = catalog.repositories().filter_map(|id| catalog.repository_name(id).parse::<Repository>().ok());
-        let upstreams = names.filter_map(|name| name.host().map(str::to_owned)).collect();
-        let metrics = Arc::new(Metrics::new(catalog));
-        let store = Arc::new(store);
-        let exposition = Exposition::new(Arc::clone(&metrics), Arc::clone(&store), events.clone());
+        let metrics = Arc::<Metrics>::default();
+        let exposition = Exposition::new(Arc::clone(&metrics), events.clone());
         Self {
-            store,
+            holdings: RwLock::new(Arc::new(Holdings::new(store, false))),
+            verify: false,
             books: Arc::new(Books { events, metrics }),
             exposition,
             health: Health::default(),
             auth: Auth::default(),
             certificates_admit: false,
             ca_pem: None,
-            upstreams,
             limits,
             in_flight: Arc::default(),
             documents: Documents::default(),
-            kept: Kept::default(),
         }
+    }
+
+    /// The same, holding every byte that it sends against the digest of its blob.
+    #[must_use]
+    pub fn verifying(self) -> Self {
+        let holdings = Holdings::new(self.holdings().store().clone(), true);
+        Self { holdings: RwLock::new(Arc::new(holdings)), verify: true, ..self }
     }
 
     /// The same, for those whom `auth` lets in; and for those with a certificate of `clients`, where that is optional.
@@ -105,17 +110,25 @@ impl Registry {
         &self.limits
     }
 
-    /// What it serves.
+    /// What it serves at present.
     #[must_use]
-    pub fn store(&self) -> &Store {
-        &self.store
+    pub fn holdings(&self) -> Arc<Holdings> {
+        Arc::clone(&self.holdings.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The upstream hosts that repositories are filed under, and the other names by which clients reach those.
-    pub fn upstreams(&self) -> impl Iterator<Item = String> {
-        let aliases =
-            route::aliases().filter(|(_, upstream)| self.upstreams.contains(*upstream)).map(|(alias, _)| alias.to_owned());
-        self.upstreams.iter().cloned().chain(aliases)
+    /// What follows from `store` for this registry: it takes a while where that is large, and changes nothing.
+    #[must_use]
+    pub fn holdings_of(&self, store: Store) -> Holdings {
+        Holdings::new(store, self.verify)
+    }
+
+    /// Serves `holdings` from the next request on. Those under way end with what they began with.
+    pub fn replace(&self, holdings: Holdings) {
+        let mut place = self.holdings.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *place, Arc::new(holdings));
+        drop(place);
+        // Freed, where nobody has it any more, while nobody waits for the place.
+        drop(before);
     }
 
     /// Requests answered and bytes sent so far.
@@ -141,17 +154,19 @@ impl Registry {
         let client = Client { certified: client.certified && self.certificates_admit, ..*client };
         let mut entry = Entry::new(client.peer, &self.books);
         entry.note(|request| describe::head(head, request));
+        let holdings = self.holdings();
         let answered = match check(head).and_then(|()| route::parse(&head.method, &head.uri)) {
             Ok(asked) => {
                 entry.endpoint = asked.endpoint();
                 entry.note(|request| describe::asked(&asked, request));
-                self.asked(&asked, head, &client, &mut entry).await
+                self.asked(&asked, &holdings, head, &client, &mut entry).await
             }
             Err(error) => Err(error),
         };
         let response = answered.unwrap_or_else(|error| reply::error(&error));
         let (parts, body) = response.into_parts();
         entry.status = parts.status.as_u16();
+        entry.holdings = Some(holdings);
         let body = if head.method == Method::HEAD { body.without_content() } else { body };
         Response::from_parts(parts, body.logged(entry, &self.limits, &self.in_flight))
     }
@@ -160,6 +175,7 @@ impl Registry {
     async fn asked(
         &self,
         asked: &Asked,
+        holdings: &Holdings,
         head: &Parts,
         client: &Client,
         entry: &mut Entry,
@@ -169,17 +185,23 @@ impl Registry {
             Asked::Beside(asked) => self.beside(asked, head, client).await,
             Asked::Registry(target) => {
                 self.auth.admit(scope(&target.route), head, client).await?;
-                let response = reply::namespaced(self.route(target, head, entry).await?, target.namespace.as_ref());
+                let response = reply::namespaced(self.route(target, holdings, head, entry).await?, target.namespace.as_ref());
                 Ok(if self.auth.is_needed() { reply::private(response) } else { response })
             }
         }
     }
 
     /// Answers, and notes in `entry` under which name the store has the repository that was meant.
-    async fn route(&self, target: &Target, head: &Parts, entry: &mut Entry) -> Result<Response<Body>, RegistryError> {
-        let catalog = self.store.catalog();
+    async fn route(
+        &self,
+        target: &Target,
+        holdings: &Holdings,
+        head: &Parts,
+        entry: &mut Entry,
+    ) -> Result<Response<Body>, RegistryError> {
+        let catalog = holdings.store().catalog();
         let mut repository = |name: &Repository| {
-            let found = self.repository(name, target, head)?;
+            let found = find::repository(holdings, name, target, head)?;
             entry.note(|request| catalog.repository_name(found).clone_into(&mut request.repository));
             Ok::<_, RegistryError>(found)
         };
@@ -191,72 +213,37 @@ impl Registry {
                 Ok(lists::tags(catalog, holder, &list, self.documents.room(lists::longest(page)).await?))
             }
             Route::Manifest(name, reference) => {
-                let (id, freshness) = self.manifest(repository(name)?, reference)?;
-                self.content(id, freshness, head, entry).await
+                let (id, freshness) = find::manifest(holdings, repository(name)?, reference)?;
+                self.content(holdings, id, freshness, head, entry).await
             }
             Route::Blob(name, digest) => {
                 let holder = repository(name)?;
                 let found = catalog.blob_in(holder, digest);
                 let unknown = || RegistryError::BlobUnknown(format!("no blob {digest} in {name}"));
                 entry.blob_of = Some(holder);
-                self.content(found.ok_or_else(unknown)?, Freshness::Immutable, head, entry).await
+                self.content(holdings, found.ok_or_else(unknown)?, Freshness::Immutable, head, entry).await
             }
             Route::Referrers(name, asked) => {
                 // A registry must answer 200 with an empty list for a digest that it does not know; only an unknown repository is a 404.
                 let (holder, list) =
                     (repository(name)?, lists::Of { name, namespace: target.namespace.as_ref(), page: &asked.page });
-                lists::referrers(&self.store, holder, &list, asked, self.documents.room(2 * REFERRERS).await?).await
+                let room = self.documents.room(2 * REFERRERS).await?;
+                lists::referrers(self, holdings, holder, &list, asked, room).await
             }
         }
-    }
-
-    fn manifest(&self, repository: RepositoryId, reference: &Reference) -> Result<(BlobId, Freshness), RegistryError> {
-        let catalog = self.store.catalog();
-        let (found, freshness): (Option<BlobId>, _) = match reference {
-            Reference::Tag(tag) => {
-                (catalog.tag(repository, tag.as_str()).or_else(|| catalog.every_tag(repository)), Freshness::Tag)
-            }
-            Reference::Digest(digest) => (catalog.blob_in(repository, digest), Freshness::Immutable),
-        };
-        let is_manifest = |id: &BlobId| catalog.blob(*id).is_some_and(|blob| blob.manifest.is_some());
-        let name = catalog.repository_name(repository);
-        let unknown = || RegistryError::ManifestUnknown(format!("no manifest {reference} in {name}"));
-        found.filter(is_manifest).map(|id| (id, freshness)).ok_or_else(unknown)
-    }
-
-    /// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
-    /// name, the `Host` header where the store knows that host, else none: then it is in the default namespace, or of docker.io,
-    /// whose mirrors dockerd asks without a word of that.
-    fn repository(&self, name: &Repository, target: &Target, head: &Parts) -> Result<RepositoryId, RegistryError> {
-        let host = client::host(head);
-        let upstream = match (&target.namespace, name.host()) {
-            // A client may say in `ns` what it connected to: then it means no upstream, but this registry.
-            (Some(namespace), _) => {
-                Some(namespace.as_str()).filter(|namespace| host.as_ref().is_none_or(|own| own.as_str() != *namespace))
-            }
-            (None, Some(_)) => None,
-            (None, None) => host.as_ref().map(Host::name).filter(|host| self.upstreams.contains(route::upstream(host))),
-        };
-        let full = match upstream {
-            Some(upstream) => format!("{}/{name}", route::upstream(upstream)),
-            None => name.to_string(),
-        };
-        let catalog = self.store.catalog();
-        let unsaid = target.namespace.is_none() && upstream.is_none() && name.host().is_none();
-        let mirrored = || catalog.repository(&format!("{}/{full}", route::MIRRORED)).filter(|_| unsaid);
-        catalog.repository(&full).or_else(mirrored).ok_or(RegistryError::NameUnknown(full))
     }
 
     /// Sends a blob or manifest, or the part of it that was asked for, or nothing new. The blob endpoint sends manifests, too, as plain
     /// bytes.
     async fn content(
         &self,
+        holdings: &Holdings,
         id: BlobId,
         freshness: Freshness,
         head: &Parts,
         entry: &mut Entry,
     ) -> Result<Response<Body>, RegistryError> {
-        let mut blob = self.store.catalog().blob(id).ok_or(RegistryError::Disk)?;
+        let mut blob = holdings.store().catalog().blob(id).ok_or(RegistryError::Disk)?;
         if entry.endpoint == Endpoint::Blob {
             blob.manifest = None;
         }
@@ -276,11 +263,23 @@ impl Registry {
             _ => Ranges::Whole,
         };
         let room = self.room_for(&wanted).await?;
-        let source = match self.kept(id, blob).await? {
+        let mut proof = None;
+        let source = match self.kept(holdings, id, blob).await? {
             Some(manifest) => Source::Kept(manifest),
-            None => Source::File(self.open(blob).await?),
+            None => {
+                let opened = self.open(holdings, blob).await?;
+                if self.verify && head.method == Method::GET {
+                    proof = self.prove(holdings, id, blob, &wanted, &opened).await?;
+                }
+                Source::File(opened)
+            }
         };
-        let response = reply::content(&content, wanted, room, source)?;
+        let mut response = reply::content(&content, wanted, room, source)?;
+        if head.method == Method::GET {
+            proof.into_iter().for_each(|digest| response.body_mut().verify(digest));
+            let begun = response.body_mut().begin(&self.limits, &self.in_flight).await;
+            begun.map_err(|error| self.unreadable(holdings, blob, &error))?;
+        }
         entry.digest = Some(blob.digest);
         Ok(response)
     }
@@ -296,53 +295,75 @@ impl Registry {
     }
 
     /// The manifest in memory, where it is kept there: it is read when it is first asked for.
-    async fn kept(&self, id: BlobId, blob: Blob<'_>) -> Result<Option<&kept::Manifest>, RegistryError> {
+    async fn kept<'h>(
+        &self,
+        holdings: &'h Holdings,
+        id: BlobId,
+        blob: Blob<'_>,
+    ) -> Result<Option<&'h kept::Manifest>, RegistryError> {
         if blob.manifest.is_none() {
             return Ok(None);
         }
-        if let Some(manifest) = self.kept.get(id) {
+        if let Some(manifest) = holdings.kept.get(id) {
             return Ok(Some(manifest));
         }
-        if !self.kept.takes(&blob) {
+        if !holdings.kept.takes(&blob) {
             return Ok(None);
         }
-        let file = self.open(blob).await?;
-        let (digest, size) = (blob.digest, blob.size);
-        let read = tokio::task::spawn_blocking(move || kept::read(&file, digest, size)).await;
-        match read.unwrap_or_else(|stopped| Err(io::Error::other(stopped))) {
-            Ok(Some(content)) => self.kept.keep(id, content, reply::ready_head(&Content { blob, freshness: Freshness::Tag })),
+        let (content, found) = self.read(holdings, blob).await?;
+        if found == blob.digest {
+            holdings.kept.keep(id, content, reply::ready_head(&Content { blob, freshness: Freshness::Tag }));
+        } else {
             // Sent as it is, for the client to refuse.
-            Ok(None) => tracing::warn!(%digest, "a manifest on the disk has another digest"),
-            Err(error) => return Err(self.unreadable(blob, &error)),
+            tracing::warn!(digest = %blob.digest, "a manifest on the disk has another digest");
         }
-        Ok(self.kept.get(id))
+        Ok(holdings.kept.get(id))
     }
 
-    async fn open(&self, blob: Blob<'_>) -> Result<File, RegistryError> {
+    /// The content of a manifest.
+    ///
+    /// # Errors
+    /// 500, where the disk does not give it.
+    pub(super) async fn read_manifest(&self, holdings: &Holdings, blob: Blob<'_>) -> Result<Vec<u8>, RegistryError> {
+        self.read(holdings, blob).await.map(|(content, _)| content)
+    }
+
+    /// The content of a manifest, and its digest, which is the right one where somebody looks.
+    async fn read(&self, holdings: &Holdings, blob: Blob<'_>) -> Result<(Vec<u8>, Digest), RegistryError> {
+        let Opened { file, disk } = self.open(holdings, blob).await?;
+        let (digest, size) = (blob.digest, blob.size.min(MAX_MANIFEST));
+        let read = disk.ask(self.limits.stall, move || kept::read(&file, digest, size)).await;
+        match read {
+            Ok((_, found)) if self.verify && found != digest => Err(self.unreadable(holdings, blob, &wrong_digest(&found))),
+            read => read.map_err(|error| self.unreadable(holdings, blob, &error)),
+        }
+    }
+
+    async fn open(&self, holdings: &Holdings, blob: Blob<'_>) -> Result<Opened, RegistryError> {
+        let disk = holdings.disk_of(&blob.digest).ok_or(RegistryError::Disk)?;
         let deadline = Instant::now() + self.limits.stall;
-        let mut opened = self.try_open(blob).await;
+        let mut opened = self.try_open(disk, blob).await;
         // Every descriptor is in use: others end and give theirs back, and a pull under way is worth a wait.
         while opened.as_ref().is_err_and(no_descriptor) && Instant::now() < deadline {
             sleep(DESCRIPTOR_PAUSE).await;
-            opened = self.try_open(blob).await;
+            opened = self.try_open(disk, blob).await;
         }
-        opened.map_err(|error| self.unreadable(blob, &error))
+        let file = opened.map_err(|error| self.unreadable(holdings, blob, &error))?;
+        Ok(Opened { file: Arc::new(file), disk: Arc::clone(disk) })
     }
 
-    fn unreadable(&self, blob: Blob<'_>, error: &io::Error) -> RegistryError {
-        let message = format!("{}: {error}", blob.digest);
-        tracing::warn!(digest = %blob.digest, %error, "a blob cannot be read");
-        self.books.events.emit(proto::event::Event::Warning(proto::Warning { code: "READ_ERROR".into(), message }));
+    /// What a client is told of a blob that its disk does not give; the launcher is told more.
+    pub(super) fn unreadable(&self, holdings: &Holdings, blob: Blob<'_>, error: &io::Error) -> RegistryError {
+        self.books.disk_failed(holdings, &blob.digest, error);
         RegistryError::Disk
     }
 
-    async fn try_open(&self, blob: Blob<'_>) -> io::Result<File> {
-        match self.store.open_cached(blob) {
+    async fn try_open(&self, disk: &Arc<Disk>, blob: Blob<'_>) -> io::Result<File> {
+        let (digest, size) = (blob.digest, blob.size);
+        match disk.open_cached(&digest, size) {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Unsupported) => {
-                let store = Arc::clone(&self.store);
-                let (digest, size) = (blob.digest, blob.size);
-                let opened = tokio::task::spawn_blocking(move || store.open_blob(Blob { digest, size, manifest: None })).await;
-                opened.unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
+                let opening = Arc::clone(disk);
+                disk.ask(self.limits.stall, move || opening.open_blob(&digest, size)).await
             }
             opened => opened,
         }

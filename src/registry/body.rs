@@ -2,7 +2,9 @@
 //! more than one chunk, whole blobs are never in memory, and a file that turns out short ends the connection: never a short body
 //! passed off as a whole one.
 
+use std::fmt;
 use std::fs::File;
+use std::future::poll_fn;
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -14,13 +16,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
-use tokio::task::JoinHandle;
 
+use super::faults::wrong_digest;
 use super::flight::{Budget, Chunk, Flight, Tails};
 use super::limits::{Limits, MINIMUM_RATE, SMALL_CHUNK, STALL, TURN};
 use super::log::Entry;
 use super::multipart::Multipart;
+use super::store::Disk;
 use super::streams::Open;
+use crate::oci::{Digest, Hasher};
 
 /// One stretch of a body.
 #[derive(Debug)]
@@ -34,8 +38,39 @@ pub(super) enum Part {
 /// What slices of a body are of.
 #[derive(Debug, Clone)]
 pub(super) enum Content {
-    File(Arc<File>),
+    File(Opened),
     Memory(Bytes),
+}
+
+/// A blob's open file, and the disk that it is on.
+#[derive(Debug, Clone)]
+pub(super) struct Opened {
+    pub file: Arc<File>,
+    pub disk: Arc<Disk>,
+}
+
+/// A read that waits for the disk.
+struct Reading {
+    since: Instant,
+    chunk: Pin<Box<dyn Future<Output = io::Result<Chunk>> + Send>>,
+}
+
+impl fmt::Debug for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reading").field("since", &self.since).finish_non_exhaustive()
+    }
+}
+
+/// Holds what is sent against the digest that it should have.
+struct Check {
+    expected: Digest,
+    hasher: Hasher,
+}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Check").field("expected", &self.expected).finish_non_exhaustive()
+    }
 }
 
 impl Content {
@@ -62,7 +97,10 @@ pub struct Body {
     part: Option<Part>,
     more: Option<Box<Multipart>>,
     content: Content,
-    reading: Option<JoinHandle<io::Result<Chunk>>>,
+    reading: Option<Reading>,
+    /// What was read before it was asked for.
+    first: Option<Bytes>,
+    check: Option<Box<Check>>,
     /// Whose bytes in flight it adds to; none where it counts for itself.
     budget: Option<Arc<Budget>>,
     /// What is in flight, once something is that has to be watched.
@@ -107,6 +145,8 @@ impl Body {
             more,
             content,
             reading: None,
+            first: None,
+            check: None,
             budget: None,
             flight: None,
             tails: None,
@@ -140,6 +180,25 @@ impl Body {
         self
     }
 
+    /// Holds the bytes, which are all of a blob, against its digest: where they have another, the last chunk is never given.
+    pub(super) fn verify(&mut self, expected: Digest) {
+        self.check = Some(Box::new(Check { expected, hasher: Hasher::new(expected.algorithm()) }));
+    }
+
+    /// Reads the first chunk where the disk has to be asked for it: what cannot be read at all is then answered as that.
+    ///
+    /// # Errors
+    /// As of reading.
+    pub(super) async fn begin(&mut self, limits: &Limits, budget: &Arc<Budget>) -> io::Result<()> {
+        (self.stall, self.budget) = (limits.stall, Some(Arc::clone(budget)));
+        let (Some(Part::File(range)), Content::File(opened)) = (&self.part, &self.content) else { return Ok(()) };
+        if range.is_empty() || self.check.is_none() && is_cached(&opened.file, range.start) {
+            return Ok(());
+        }
+        self.first = poll_fn(|context| self.poll_chunk(context)).await.transpose()?;
+        Ok(())
+    }
+
     /// Attaches what is logged when the body is dropped, how slow its client may be, and whose bytes in flight it adds to.
     #[must_use]
     pub fn logged(mut self, entry: Entry, limits: &Limits, budget: &Arc<Budget>) -> Self {
@@ -164,11 +223,17 @@ impl Body {
     }
 
     fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
         loop {
             if let Some(reading) = &mut self.reading {
-                let read = ready!(Pin::new(reading).poll(context));
+                let read = ready!(reading.chunk.as_mut().poll(context));
+                // The client is not to blame for the time.
+                let waited = reading.since.elapsed();
+                self.window.iter_mut().for_each(|(since, _)| *since += waited);
                 self.reading = None;
-                return Poll::Ready(Some(self.took(read.unwrap_or_else(|stopped| Err(io::Error::other(stopped))))));
+                return Poll::Ready(Some(self.took(read)));
             }
             match &self.part {
                 None => match self.more.as_mut().and_then(|more| more.next(|range| self.content.slice(range))) {
@@ -184,14 +249,16 @@ impl Body {
                 }
                 Some(Part::File(range)) => {
                     let (start, end) = (range.start, range.end);
-                    let Content::File(file) = self.content.clone() else {
+                    let Content::File(Opened { file, disk }) = self.content.clone() else {
                         return Poll::Ready(Some(Err(io::ErrorKind::NotFound.into())));
                     };
                     let chunk = ready!(self.flight().poll_chunk(end - start, context));
                     match read_cached(&file, start, chunk) {
                         Ok(Cached::Read(chunk)) => return Poll::Ready(Some(self.took(Ok(chunk)))),
                         Ok(Cached::NotThere(chunk)) => {
-                            self.reading = Some(tokio::task::spawn_blocking(move || read_blocking(&file, start, chunk)));
+                            let patience = self.stall;
+                            let read = async move { disk.ask(patience, move || read_blocking(&file, start, chunk)).await };
+                            self.reading = Some(Reading { since: Instant::now(), chunk: Box::pin(read) });
                         }
                         Err(error) => return Poll::Ready(Some(Err(error))),
                     }
@@ -208,10 +275,13 @@ impl Body {
     /// Accounts for bytes read from the slice in front.
     fn took(&mut self, read: io::Result<Chunk>) -> io::Result<Bytes> {
         let bytes = Bytes::from_owner(read?);
-        if let Some(Part::File(range)) = &mut self.part {
-            range.start += bytes.len() as u64;
+        let Some(Part::File(range)) = &mut self.part else { return Ok(bytes) };
+        range.start += bytes.len() as u64;
+        self.check.iter_mut().for_each(|check| check.hasher.update(&bytes));
+        match self.check.take_if(|_| range.is_empty()).map(|check| (check.expected, check.hasher.finish())) {
+            Some((expected, found)) if found != expected => Err(wrong_digest(&found)),
+            _ => Ok(bytes),
         }
-        Ok(bytes)
     }
 
     /// Refuses a client that takes less than the minimum rate over the time of a stall.
@@ -234,7 +304,9 @@ impl http_body::Body for Body {
     type Error = io::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        self.check_rate()?;
+        if self.reading.is_none() {
+            self.check_rate()?;
+        }
         if self.turn >= TURN {
             self.turn = 0;
             context.waker().wake_by_ref();
@@ -244,7 +316,7 @@ impl http_body::Body for Body {
         let chunk = match chunk {
             Ok(chunk) => chunk,
             Err(error) => {
-                self.entry.iter_mut().for_each(|entry| entry.failed(&error));
+                self.entry.iter().for_each(|entry| entry.failed(&error));
                 return Poll::Ready(Some(Err(error)));
             }
         };
@@ -295,6 +367,11 @@ fn read_cached(file: &File, at: u64, mut chunk: Chunk) -> io::Result<Cached> {
     }
 }
 
+/// Whether a byte can be had without waiting for the disk.
+fn is_cached(file: &File, at: u64) -> bool {
+    preadv2(file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT).is_ok_and(|read| read == 1)
+}
+
 /// Reads as much as fits into the chunk at most, waiting for the disk.
 fn read_blocking(file: &File, at: u64, mut chunk: Chunk) -> io::Result<Chunk> {
     loop {
@@ -312,44 +389,4 @@ fn short(at: u64) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::{Wake, Waker};
-
-    use http_body::Body as _;
-
-    use super::*;
-
-    #[derive(Debug, Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Whoever is served must not wait until another's socket is full.
-    #[test]
-    fn a_body_lets_others_have_their_turn_and_goes_on() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(4 * TURN).unwrap();
-        let mut body = Body::slice(Content::File(Arc::new(file)), 0..4 * TURN);
-        let woken = Arc::<Woken>::default();
-        let waker = Waker::from(Arc::clone(&woken));
-        let (mut turns, mut in_turn, mut sent) = (1, 0, 0);
-        while sent < 4 * TURN {
-            match Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker)) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let len = frame.data_ref().unwrap().len() as u64;
-                    (in_turn, sent) = (in_turn + len, sent + len);
-                    assert!(in_turn < 2 * TURN, "{in_turn} bytes in one turn");
-                }
-                Poll::Pending => (turns, in_turn) = (turns + 1, 0),
-                other => panic!("{other:?} after {sent} bytes"),
-            }
-        }
-        assert_eq!((turns, woken.0.load(Ordering::Relaxed)), (4, 3), "it is polled again at once after each turn but the last");
-        assert!(body.is_end_stream());
-    }
-}
+mod tests;

@@ -11,8 +11,10 @@ use crate::oci::{Algorithm, Digest};
 use crate::proto;
 
 mod build;
+mod merge;
 
 pub use build::{Builder, TagConflict};
+pub use merge::{About, Disagreement, merge};
 
 /// The version that this program writes and reads.
 pub const VERSION: u32 = 1;
@@ -50,6 +52,7 @@ impl RepositoryId {
     }
 
     /// The repository with this number.
+    #[cfg(test)]
     pub(super) fn from_number(number: usize) -> Self {
         Self(number)
     }
@@ -215,16 +218,22 @@ impl Catalog {
         })
     }
 
-    fn number(&self, digest: &Digest) -> Option<u32> {
+    /// Every manifest of the repository that names a subject, after its subject.
+    fn all_referrers(&self, repository: RepositoryId) -> impl Iterator<Item = (Digest, Digest)> + use<'_> {
+        let c = &self.columns;
+        slice(&c.repository_referrer_ends, repository.0).filter_map(move |at| {
+            let subject = digest_at(&c.subject_sha256, &c.subject_sha512, *c.referrer_subjects.get(at)? as usize)?;
+            Some((subject, self.blob(BlobId(*c.referrer_manifests.get(at)?))?.digest))
+        })
+    }
+
+    /// The place of the digest among all blobs.
+    pub(super) fn number(&self, digest: &Digest) -> Option<u32> {
         digest_number(&self.columns.sha256, &self.columns.sha512, digest)
     }
 
     fn blob_at(&self, number: usize) -> Option<Blob<'_>> {
-        let in_256 = self.columns.sha256.len() / 32;
-        let digest = match number.checked_sub(in_256) {
-            None => record(&self.columns.sha256, 32, number).and_then(|hash| Digest::from_bytes(Algorithm::Sha256, hash)),
-            Some(at) => record(&self.columns.sha512, 64, at).and_then(|hash| Digest::from_bytes(Algorithm::Sha512, hash)),
-        }?;
+        let digest = digest_at(&self.columns.sha256, &self.columns.sha512, number)?;
         let kind = *self.columns.kinds.get(number)? as usize;
         let manifest = kind.checked_sub(1).and_then(|at| self.columns.media_types.get(at)).map(String::as_str);
         Some(Blob { digest, size: *self.columns.sizes.get(number)?, manifest })
@@ -253,6 +262,14 @@ fn slice(ends: &[u32], at: usize) -> Range<usize> {
 fn record(column: &[u8], width: usize, at: usize) -> Option<&[u8]> {
     let start = at.checked_mul(width)?;
     column.get(start..start.checked_add(width)?)
+}
+
+/// Record `number` of a pair of digest columns, counting through both.
+fn digest_at(sha256: &[u8], sha512: &[u8], number: usize) -> Option<Digest> {
+    match number.checked_sub(sha256.len() / 32) {
+        None => record(sha256, 32, number).and_then(|hash| Digest::from_bytes(Algorithm::Sha256, hash)),
+        Some(at) => record(sha512, 64, at).and_then(|hash| Digest::from_bytes(Algorithm::Sha512, hash)),
+    }
 }
 
 /// Place of a digest in a pair of digest columns, counting through both.

@@ -80,10 +80,21 @@ impl Drop for Multiplexed<'_> {
     }
 }
 
-/// Tells a connection to end after the response under way; it holds the drain open while it lives.
+/// How far the end of the server has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// It serves.
+    Open,
+    /// Each connection ends after the responses under way.
+    Draining,
+    /// Each ends at once.
+    Cut,
+}
+
+/// Tells a connection when to end; it holds the drain open while it lives.
 #[derive(Debug, Clone)]
 pub(super) struct Closing {
-    pub closing: watch::Receiver<bool>,
+    pub closing: watch::Receiver<Phase>,
     pub _alive: mpsc::Sender<()>,
 }
 
@@ -206,11 +217,12 @@ where
         tokio::select! {
             ended = connection.as_mut() => return ended,
             () = no_head.as_mut() => return Ok(()),
-            _ = told.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
+            _ = told.wait_for(|phase| *phase >= Phase::Draining) => connection.as_mut().graceful_shutdown(),
         }
         return tokio::select! {
             ended = connection => ended,
             () = no_head => Ok(()),
+            _ = told.wait_for(|phase| *phase == Phase::Cut) => Ok(()),
         };
     }
     let streams = Streams { stall: limits.stall, activity: Arc::clone(&activity) };
@@ -223,7 +235,7 @@ where
         ended = connection.as_mut() => return ended,
         () = overdue.as_mut() => return Ok(()),
         () = activity.idle(patience) => true,
-        _ = told.wait_for(|closing| *closing) => false,
+        _ = told.wait_for(|phase| *phase >= Phase::Draining) => false,
     };
     // The client is told. A stream that it opened before it knew is still served.
     connection.as_mut().graceful_shutdown();
@@ -235,6 +247,7 @@ where
         ended = connection => ended,
         () = overdue => Ok(()),
         () = silent, if idle => Ok(()),
+        _ = told.wait_for(|phase| *phase == Phase::Cut) => Ok(()),
     }
 }
 

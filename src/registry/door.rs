@@ -11,11 +11,11 @@ use std::thread;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{self, Handle};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Client;
 use super::connection::{self, Closing, Shared};
-use super::limits::DESCRIPTOR_PAUSE;
+use super::limits::{DESCRIPTOR_PAUSE, REMINDER};
 use super::serve::{Listener, Transport};
 
 /// The thread. It ends when this is dropped, and lets go of whoever has said nothing yet.
@@ -101,13 +101,17 @@ impl Drop for Silent {
 pub(super) async fn accept(listener: Listener, shared: Arc<Shared>, rooms: Arc<Rooms>, closing: Closing, server: Handle) {
     let Listener { socket, transport, surface } = listener;
     let Some(socket) = here(socket) else { return };
+    let mut told: Option<Instant> = None;
     loop {
         let (stream, peer) = match socket.accept().await {
             Ok(accepted) => accepted,
             // The peer is gone already, or the process has no descriptor or memory left: neither ends the loop.
             Err(error) => {
                 if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    if told.is_none_or(|at| at.elapsed() >= REMINDER) {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        told = Some(Instant::now());
+                    }
                     sleep(DESCRIPTOR_PAUSE).await;
                 }
                 continue;

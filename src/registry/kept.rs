@@ -77,16 +77,16 @@ impl Kept {
     }
 }
 
-/// The content of a small manifest; nothing where its digest is another: then it is no content to keep.
+/// The content of a manifest, and the digest that it has.
 ///
 /// # Errors
 /// As of reading; also where the file is shorter than the catalog says.
-pub(super) fn read(file: &File, digest: Digest, size: u64) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn read(file: &File, digest: Digest, size: u64) -> io::Result<(Vec<u8>, Digest)> {
     let mut content = vec![0; usize::try_from(size).unwrap_or_default()];
     file.read_exact_at(&mut content, 0)?;
     let mut hasher = Hasher::new(digest.algorithm());
     hasher.update(&content);
-    Ok((hasher.finish() == digest).then_some(content))
+    Ok((content, hasher.finish()))
 }
 
 #[cfg(test)]
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_has_its_digest() {
+    fn what_is_read_comes_with_the_digest_that_it_has() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("manifest");
         let file = |content: &[u8]| {
@@ -152,8 +152,8 @@ mod tests {
             File::open(&path).unwrap()
         };
         let right = Digest::sha256_of(b"right");
-        assert_eq!(read(&file(b"right"), right, 5).unwrap(), Some(b"right".to_vec()));
-        assert_eq!(read(&file(b"wrong"), right, 5).unwrap(), None);
+        assert_eq!(read(&file(b"right"), right, 5).unwrap(), (b"right".to_vec(), right));
+        assert_eq!(read(&file(b"wrong"), right, 5).unwrap(), (b"wrong".to_vec(), Digest::sha256_of(b"wrong")));
         assert_eq!(read(&file(b"cut"), right, 5).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -72,6 +72,10 @@ pub const DOCUMENT_WAITERS: usize = 128;
 pub const OWN_DESCRIPTORS: usize = 32;
 /// How long accepting, and opening a blob, pause where the process has no file descriptor left.
 pub const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
+/// How often the log says that connections cannot be accepted, as long as they cannot.
+pub const REMINDER: Duration = Duration::from_secs(30);
+/// How long connections that are cut may take to be gone.
+pub const CUT: Duration = Duration::from_millis(500);
 /// Bytes read from the disk at once.
 pub const CHUNK: usize = 128 << 10;
 /// Bytes that a body gives its connection in one go, before all others have their turn: a socket whose buffers are empty would otherwise
@@ -104,6 +108,17 @@ pub const VERIFICATIONS: usize = 1;
 pub const VERIFICATION_WAIT: Duration = Duration::from_secs(10);
 /// How long the disk may take to answer before it counts as failed.
 pub const PROBE: Duration = Duration::from_secs(2);
+/// Reads of one disk that wait for it at once, each on a thread of its own; further ones wait for a place. A disk that hangs keeps so
+/// many threads of the runtime's 512 and, at [`CHUNK`] each, half of [`IN_FLIGHT`] at most, and those who need another disk or none
+/// go on. A disk that answers is kept busy by less.
+pub const DISK_READS: usize = 16;
+/// Warnings of disk faults of one kind within [`FAULTS_EVERY`]. Further ones are counted alone, and the next one that is told says how many: a disk
+/// that fails under a thousand nodes must not drown what else there is to tell.
+pub const FAULTS: u32 = 10;
+/// See [`FAULTS`].
+pub const FAULTS_EVERY: Duration = Duration::from_secs(10);
+/// Bytes that are read and hashed at once where a blob is verified before a part of it is sent.
+pub const VERIFIED_AT_ONCE: usize = 1 << 20;
 /// Connections at once to a port of its own for health, metrics and the CA, beside [`CONNECTIONS`]: it answers while the registry is
 /// full.
 pub const OBSERVERS: usize = 64;

@@ -1,22 +1,22 @@
 //! The endpoints that list: tags, repositories, referrers. Sorted, paged (distribution specification, "Listing Tags" and "Listing
 //! Referrers"), and bounded whatever the client asks for.
 
-use std::io::{self, Read};
-use std::sync::Arc;
+use std::io;
 
 use http::header::LINK;
 use http::{HeaderName, HeaderValue, Response};
 use serde::Serialize;
 
+use super::answer::Registry;
 use super::body::Body;
 use super::catalog::{Catalog, RepositoryId};
 use super::documents::Room;
 use super::error::RegistryError;
+use super::holdings::Holdings;
 use super::limits::{PAGE, REFERRERS};
 use super::reply;
 use super::route::{Page, Referrers};
-use super::store::Store;
-use crate::oci::manifest::{MAX_MANIFEST, Manifest};
+use crate::oci::manifest::Manifest;
 use crate::oci::{Digest, Host, Repository, media_type};
 
 const FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -119,18 +119,14 @@ struct Referrer {
 /// # Errors
 /// 500, where a referrer's manifest cannot be read.
 pub(super) async fn referrers(
-    store: &Arc<Store>,
+    registry: &Registry,
+    holdings: &Holdings,
     repository: RepositoryId,
     list: &Of<'_>,
     asked: &Referrers,
     room: Room,
 ) -> Result<Response<Body>, RegistryError> {
-    let reading = (Arc::clone(store), asked.clone());
-    let found = tokio::task::spawn_blocking(move || read_referrers(&reading.0, repository, &reading.1)).await;
-    let (manifests, more) = found.unwrap_or_else(|stopped| Err(io::Error::other(stopped))).map_err(|error| {
-        tracing::warn!(subject = %asked.subject, %error, "a referrer cannot be read");
-        RegistryError::Disk
-    })?;
+    let (manifests, more) = read_referrers(registry, holdings, repository, asked).await?;
     let last = manifests.last().filter(|_| more).map(|referrer| referrer.digest.clone());
     let index = Index { schema_version: 2, media_type: media_type::OCI_INDEX, manifests };
     let mut response = reply::json(media_type::OCI_INDEX, room.hold(document(&index)));
@@ -145,17 +141,22 @@ pub(super) async fn referrers(
 }
 
 /// The referrers of a page, and whether there are more after them.
-fn read_referrers(store: &Store, repository: RepositoryId, asked: &Referrers) -> io::Result<(Vec<Referrer>, bool)> {
-    let (catalog, wanted) = (store.catalog(), asked.artifact_type.as_deref());
+async fn read_referrers(
+    registry: &Registry,
+    holdings: &Holdings,
+    repository: RepositoryId,
+    asked: &Referrers,
+) -> Result<(Vec<Referrer>, bool), RegistryError> {
+    let (catalog, wanted) = (holdings.store().catalog(), asked.artifact_type.as_deref());
     let last: Option<Digest> = asked.page.last.as_deref().and_then(|last| last.parse().ok());
     let (mut found, mut bytes) = (Vec::new(), 0);
     for blob in catalog.referrers(repository, &asked.subject).filter_map(|id| catalog.blob(id)) {
         if last.is_some_and(|last| blob.digest <= last) {
             continue;
         }
-        let mut content = Vec::new();
-        store.open_blob(blob)?.take(MAX_MANIFEST).read_to_end(&mut content)?;
-        let manifest = Manifest::parse(&content).map_err(io::Error::other)?;
+        let content = registry.read_manifest(holdings, blob).await?;
+        let manifest =
+            Manifest::parse(&content).map_err(|error| registry.unreadable(holdings, blob, &io::Error::other(error)))?;
         if wanted.is_some_and(|wanted| manifest.artifact_type.as_deref() != Some(wanted)) {
             continue;
         }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::catalog::RepositoryId;
 use super::events::Events;
+use super::holdings::Holdings;
 use super::metrics::{Answered, Metrics};
 use super::route::Endpoint;
 use crate::oci::Digest;
@@ -21,6 +22,14 @@ pub struct Books {
     pub metrics: Arc<Metrics>,
 }
 
+impl Books {
+    /// Counts and tells of a disk that did not give a blob.
+    pub fn disk_failed(&self, holdings: &Holdings, digest: &Digest, error: &io::Error) {
+        let disk = holdings.disk_of(digest).map(|disk| disk.name()).unwrap_or_default();
+        self.metrics.faults.happened(&self.events, digest, disk, error);
+    }
+}
+
 /// A request under way. When it is dropped, the request is over, one way or another.
 #[derive(Debug)]
 pub struct Entry {
@@ -32,6 +41,8 @@ pub struct Entry {
     pub endpoint: Endpoint,
     /// The repository, where a blob is sent.
     pub blob_of: Option<RepositoryId>,
+    /// What was served when it arrived.
+    pub holdings: Option<Arc<Holdings>>,
     peer: SocketAddr,
     /// What is told of it, where somebody listens.
     told: Option<Box<proto::Request>>,
@@ -50,6 +61,7 @@ impl Entry {
             digest: None,
             endpoint: Endpoint::Other,
             blob_of: None,
+            holdings: None,
             peer,
             told: books.events.is_heard().then(Box::default),
             sent: (0, false),
@@ -65,14 +77,10 @@ impl Entry {
         }
     }
 
-    /// Says on the log why the body could not be sent whole.
+    /// Counts and tells of a disk that did not give what was to be sent.
     pub fn failed(&self, error: &io::Error) {
-        let digest = self.digest.map(|digest| digest.to_string()).unwrap_or_default();
-        tracing::warn!(peer = %self.peer, endpoint = self.endpoint.name(), digest, %error, "the response was cut");
-        if error.kind() != io::ErrorKind::TimedOut {
-            let message = format!("{digest}: {error}");
-            self.books.events.emit(event::Event::Warning(proto::Warning { code: "READ_ERROR".into(), message }));
-        }
+        let (Some(digest), Some(holdings)) = (&self.digest, &self.holdings) else { return };
+        self.books.disk_failed(holdings, digest, error);
     }
 
     /// Ends the entry: `sent` bytes of the body were handed to the connection, all of it or not.
@@ -89,7 +97,8 @@ impl Drop for Entry {
             self.books.metrics.panicked();
         }
         let duration = self.started.elapsed();
-        self.books.metrics.answered(Answered { endpoint, status, bytes, duration, repository: self.blob_of });
+        let repository = self.holdings.as_deref().zip(self.blob_of);
+        self.books.metrics.answered(Answered { endpoint, status, bytes, duration, repository });
         let Some(mut request) = self.told.take() else { return };
         // On a socket of both families, an IPv4 client has an IPv6 address that holds its own.
         request.peer = SocketAddr::new(self.peer.ip().to_canonical(), self.peer.port()).to_string();
@@ -108,7 +117,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     fn entry() -> (Entry, Arc<Metrics>, std::sync::mpsc::Receiver<proto::Event>) {
-        let metrics = Arc::new(Metrics::new(&crate::registry::catalog::Builder::default().finish()));
+        let metrics = Arc::new(Metrics::default());
         let (events, queue) = Events::queue();
         let books = Arc::new(Books { events, metrics: Arc::clone(&metrics) });
         (Entry::new(([10, 1, 0, 7], 40_112).into(), &books), metrics, queue)
@@ -133,7 +142,7 @@ mod tests {
 
     #[test]
     fn where_nobody_listens_it_is_counted_alone() {
-        let metrics = Arc::new(Metrics::new(&crate::registry::catalog::Builder::default().finish()));
+        let metrics = Arc::new(Metrics::default());
         let books = Arc::new(Books { events: Events::unheard(), metrics: Arc::clone(&metrics) });
         let mut entry = Entry::new(([10, 1, 0, 7], 40_112).into(), &books);
         entry.note(|_| panic!("nothing is made of it"));

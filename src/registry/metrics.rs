@@ -11,10 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use handshake::HandshakeFailure;
+pub use repositories::Places;
 
 use self::histogram::Histogram;
 use self::repositories::Repositories;
-use super::catalog::{Catalog, RepositoryId};
+use super::catalog::RepositoryId;
+use super::faults::Faults;
+use super::holdings::Holdings;
 use super::route::Endpoint;
 
 /// Statuses with a series of their own: every one that this server sends. 0 stands for a request whose client left, or which was
@@ -26,7 +29,7 @@ const OTHER_STATUS: &str = "other";
 const TLS_VERSIONS: [&str; 2] = ["1.2", "1.3"];
 
 /// All counts of one server.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Metrics {
     traffic: [Traffic; Endpoint::ALL.len()],
     in_flight: Gauge,
@@ -35,6 +38,8 @@ pub struct Metrics {
     handshakes: [AtomicU64; TLS_VERSIONS.len()],
     handshake_failures: [AtomicU64; HandshakeFailure::ALL.len()],
     panics: AtomicU64,
+    /// What disks did not give.
+    pub(super) faults: Faults,
     repositories: Repositories,
 }
 
@@ -65,7 +70,7 @@ impl Drop for Present {
 
 /// A request that is over.
 #[derive(Debug, Clone, Copy)]
-pub struct Answered {
+pub struct Answered<'a> {
     /// What it was for.
     pub endpoint: Endpoint,
     /// HTTP status, 0 for none.
@@ -75,7 +80,7 @@ pub struct Answered {
     /// From its head to the end of its response.
     pub duration: Duration,
     /// The repository, where the body was a blob.
-    pub repository: Option<RepositoryId>,
+    pub repository: Option<(&'a Holdings, RepositoryId)>,
 }
 
 /// Requests answered and bytes sent in their bodies.
@@ -88,21 +93,6 @@ pub struct Totals {
 }
 
 impl Metrics {
-    /// Counts for a server of `catalog`.
-    #[must_use]
-    pub fn new(catalog: &Catalog) -> Self {
-        Self {
-            traffic: Default::default(),
-            in_flight: Gauge::default(),
-            connections: Gauge::default(),
-            accepted: AtomicU64::default(),
-            handshakes: Default::default(),
-            handshake_failures: Default::default(),
-            panics: AtomicU64::default(),
-            repositories: Repositories::new(catalog.repositories().len()),
-        }
-    }
-
     /// Counts a request as under way, until [`Metrics::answered`].
     pub fn request_begun(&self) {
         self.in_flight.0.fetch_add(1, Ordering::Relaxed);
@@ -117,7 +107,7 @@ impl Metrics {
     }
 
     /// Counts a request that is over.
-    pub fn answered(&self, request: Answered) {
+    pub fn answered(&self, request: Answered<'_>) {
         self.in_flight.0.fetch_sub(1, Ordering::Relaxed);
         let place = STATUSES.iter().position(|status| *status == request.status).unwrap_or(STATUSES.len());
         if let Some(traffic) = self.traffic.get(request.endpoint as usize) {
@@ -125,8 +115,9 @@ impl Metrics {
             traffic.duration.observe(request.duration);
             traffic.statuses.get(place).into_iter().for_each(count);
         }
-        if let Some(repository) = request.repository {
-            self.repositories.add(repository, request.bytes);
+        if let Some((holdings, repository)) = request.repository {
+            let name = || holdings.store().catalog().repository_name(repository);
+            self.repositories.add(&holdings.places, repository, name, request.bytes);
         }
     }
 
@@ -152,6 +143,18 @@ impl Metrics {
         load(&self.panics)
     }
 
+    /// Connections that are open.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        load(&self.connections.0)
+    }
+
+    /// Requests under way.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        load(&self.in_flight.0)
+    }
+
     /// Requests answered and bytes sent so far, of all endpoints.
     #[must_use]
     pub fn totals(&self) -> Totals {
@@ -174,7 +177,7 @@ mod tests {
 
     #[test]
     fn requests_are_counted_and_summed() {
-        let metrics = Arc::new(Metrics::new(&crate::registry::catalog::Builder::default().finish()));
+        let metrics = Arc::new(Metrics::default());
         let answered =
             |endpoint, status, bytes| Answered { endpoint, status, bytes, duration: Duration::from_millis(1), repository: None };
         (0..2).for_each(|_| metrics.request_begun());
@@ -191,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_is_present_is_counted_while_it_lives() {
-        let metrics = Arc::new(Metrics::new(&crate::registry::catalog::Builder::default().finish()));
+        let metrics = Arc::new(Metrics::default());
         let (one, two) = (metrics.connection(), metrics.connection());
         assert_eq!(load(&metrics.connections.0), 2);
         drop((one, two));

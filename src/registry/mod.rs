@@ -1,7 +1,7 @@
 //! The server, used by both programs.
 //!
 //! ```text
-//! listener ─ serve ─▶ door ─▶ connection ─ tls ─▶ streams ─▶ answer ─ route ─▶ catalog ─▶ kept or store ─ reply ─▶ body ─ flight ─ log ─▶ events
+//! listener ─ serve ─▶ door ─▶ connection ─ tls ─▶ streams ─▶ answer ─ route ─▶ holdings (catalog, kept, store) ─ reply ─▶ body ─ flight ─ log ─▶ events
 //! ```
 
 pub mod answer;
@@ -15,9 +15,11 @@ mod documents;
 mod door;
 pub mod error;
 pub mod events;
+pub mod faults;
 pub mod flight;
 mod guard;
 mod health;
+pub mod holdings;
 mod kept;
 pub mod layout;
 pub mod limits;

@@ -1,8 +1,5 @@
 //! Responses: what is found becomes a status, headers and a body. Pure but for the open file that a body slices.
 
-use std::fs::File;
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, RETRY_AFTER,
@@ -11,7 +8,7 @@ use http::header::{
 use http::response::Builder;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
-use super::body::{self, Body};
+use super::body::{self, Body, Opened};
 use super::catalog::Blob;
 use super::documents::Room;
 use super::error::RegistryError;
@@ -143,7 +140,7 @@ pub fn not_modified(content: &Content<'_>) -> Response<Body> {
 #[derive(Debug)]
 pub(super) enum Source<'a> {
     /// On the disk.
-    File(File),
+    File(Opened),
     /// In memory.
     Kept(&'a Manifest),
 }
@@ -151,7 +148,7 @@ pub(super) enum Source<'a> {
 impl Source<'_> {
     fn content(self) -> body::Content {
         match self {
-            Self::File(file) => body::Content::File(Arc::new(file)),
+            Self::File(opened) => body::Content::File(opened),
             Self::Kept(manifest) => body::Content::Memory(manifest.content.clone()),
         }
     }

@@ -15,9 +15,9 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::answer::Registry;
 use super::client::Surface;
-use super::connection::{Closing, Shared};
+use super::connection::{Closing, Phase, Shared};
 use super::door::{Door, Rooms, accept};
-use super::limits::{BACKLOG, OBSERVERS, OWN_DESCRIPTORS, TURNS_BETWEEN_EVENTS, UNSENT};
+use super::limits::{BACKLOG, CUT, OBSERVERS, OWN_DESCRIPTORS, TURNS_BETWEEN_EVENTS, UNSENT};
 use super::metrics::Totals;
 
 pub use super::connection::Transport;
@@ -55,15 +55,20 @@ pub fn runtime() -> io::Result<Runtime> {
     runtime::Builder::new_multi_thread().enable_all().event_interval(TURNS_BETWEEN_EVENTS).build()
 }
 
-/// Serves until `shutdown` gives the time that transfers under way may still take; then stops accepting, waits that long at most,
-/// and cuts what is left.
-pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: impl Future<Output = Duration> + Send) -> Totals {
+/// Serves until `shutdown`; then stops accepting, and lets transfers under way go on until all of them have ended, or `drain`, which gets
+/// what `shutdown` gave, has. What is left then is cut, and logged as incomplete.
+pub async fn serve<T>(
+    listeners: Vec<Listener>,
+    registry: Arc<Registry>,
+    shutdown: impl Future<Output = T>,
+    drain: impl AsyncFnOnce(T),
+) -> Totals {
     let limits = registry.limits();
     let rooms = Rooms::new(limits.connections.min(affordable()));
     let observers = Rooms::new(OBSERVERS);
     let handshakes = Semaphore::new(limits.handshakes);
     let shared = Arc::new(Shared { handshakes, registry: Arc::clone(&registry), multiplexed: AtomicUsize::default() });
-    let (close, closing) = watch::channel(false);
+    let (close, closing) = watch::channel(Phase::Open);
     // Every connection holds a sender: the receiver ends when the last of them has ended.
     let (alive, mut all_done) = mpsc::channel::<()>(1);
     let door = door();
@@ -77,14 +82,30 @@ pub async fn serve(listeners: Vec<Listener>, registry: Arc<Registry>, shutdown: 
     }
     drop((alive, closing));
 
-    let drain = shutdown.await;
+    let told = shutdown.await;
     loops.shutdown().await;
     drop(door);
-    let _ = close.send(true);
-    if tokio::time::timeout(drain, all_done.recv()).await.is_err() {
-        tracing::warn!(seconds = drain.as_secs(), "transfers were cut: they took longer than the drain");
+    let _ = close.send(Phase::Draining);
+    let in_time = tokio::select! {
+        biased;
+        _ = all_done.recv() => true,
+        () = drain(told) => false,
+    };
+    if !in_time {
+        let connections = registry.metrics().connections();
+        let _ = close.send(Phase::Cut);
+        tracing::warn!(connections, "the drain ended before its transfers: they were cut");
+        let _ = tokio::time::timeout(CUT, all_cut(&mut all_done, &registry)).await;
     }
     registry.totals()
+}
+
+/// Waits until no connection is left, and nothing that one has left behind: the streams of HTTP/2 end after it.
+async fn all_cut(all_done: &mut mpsc::Receiver<()>, registry: &Registry) {
+    all_done.recv().await;
+    while registry.metrics().in_flight() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// The thread that takes connections up; none where there can be none: then those that serve do it.

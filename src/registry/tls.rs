@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -18,6 +19,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use self::x509::Certificate;
 use super::auth::client_certificate::ClientCa;
 
 pub mod given;
@@ -49,6 +51,22 @@ pub enum TlsError {
     /// The key is not the certificate's, or of a kind that TLS cannot use.
     #[error("the given certificate chain and key do not go together")]
     Pair(#[source] rustls::Error),
+    /// A certificate that is over.
+    #[error("certificate {place} of the given chain expired on {date}; make a new one, or set this machine's clock")]
+    Expired {
+        /// Its place, from 1.
+        place: usize,
+        /// When.
+        date: String,
+    },
+    /// A certificate that has not begun.
+    #[error("certificate {place} of the given chain is valid from {date} on only; set this machine's clock")]
+    NotYet {
+        /// Its place, from 1.
+        place: usize,
+        /// From when on.
+        date: String,
+    },
     /// The TLS library refused its settings.
     #[error("cannot set TLS up")]
     Config(#[source] rustls::Error),
@@ -118,8 +136,9 @@ impl Authority {
         upstreams: impl IntoIterator<Item = String>,
     ) -> Result<Arc<Leaves>, TlsError> {
         let default = RwLock::new(Arc::new(self.leaf(names)?));
-        let minted = upstreams.into_iter().map(|host| (host, OnceLock::new())).collect();
-        Ok(Arc::new(Leaves { authority: Arc::clone(self), default, minted }))
+        let leaves = Leaves { authority: Arc::clone(self), default, minted: RwLock::default() };
+        leaves.stand_in(upstreams);
+        Ok(Arc::new(leaves))
     }
 
     fn leaf(&self, names: &[String]) -> Result<CertifiedKey, TlsError> {
@@ -163,8 +182,12 @@ pub struct Leaves {
     authority: Arc<Authority>,
     /// Read once in each handshake, and written where the machine's addresses change.
     default: RwLock<Arc<CertifiedKey>>,
-    minted: HashMap<String, OnceLock<Option<Arc<CertifiedKey>>>>,
+    /// Read once in each handshake with SNI, and written where a disk brings more hosts.
+    minted: RwLock<HashMap<String, Minted>>,
 }
+
+/// A leaf, made when it is first asked for; none where it cannot be made.
+type Minted = Arc<OnceLock<Option<Arc<CertifiedKey>>>>;
 
 impl Leaves {
     /// TLS with these leaves. `clients` is the CA of clients' certificates.
@@ -173,6 +196,19 @@ impl Leaves {
     /// [`TlsError::Config`].
     pub fn server_config(self: &Arc<Self>, clients: Option<&ClientCa>) -> Result<Arc<ServerConfig>, TlsError> {
         config(Arc::clone(self) as _, clients)
+    }
+
+    /// Has clients that ask by SNI for one of `upstreams` get a leaf for that host, from now on. Others keep theirs.
+    pub fn stand_in(&self, upstreams: impl IntoIterator<Item = String>) {
+        let mut minted = self.minted.write().unwrap_or_else(PoisonError::into_inner);
+        for host in upstreams {
+            minted.entry(host).or_default();
+        }
+    }
+
+    /// The place of the leaf for `host`.
+    fn minted(&self, host: &str) -> Option<Minted> {
+        self.minted.read().unwrap_or_else(PoisonError::into_inner).get(host).cloned()
     }
 
     /// Has handshakes from now on get a leaf for `names` in the place of the default one.
@@ -188,7 +224,7 @@ impl Leaves {
 
 impl ResolvesServerCert for Leaves {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let asked = hello.server_name().and_then(|name| Some((name, self.minted.get(name)?)));
+        let asked = hello.server_name().and_then(|name| Some((name, self.minted(name)?)));
         let minted = asked.and_then(|(name, place)| {
             let mint = || self.authority.leaf(&[name.to_owned()]).ok().map(Arc::new);
             place.get_or_init(mint).clone()
@@ -198,19 +234,40 @@ impl ResolvesServerCert for Leaves {
 }
 
 /// TLS with a given chain and key, PEM; and the certificate that nodes should trust: the chain's last, PEM. `clients` is the CA of
-/// clients' certificates.
+/// clients' certificates. Whether the chain is valid is looked at where the time is known: `now`.
 ///
 /// # Errors
-/// [`TlsError`], where either is not PEM, or they do not go together.
-pub fn provided(chain: &[u8], key: &[u8], clients: Option<&ClientCa>) -> Result<(Arc<ServerConfig>, String), TlsError> {
+/// [`TlsError`], where either is not PEM, they do not go together, or a certificate of the chain is not valid `now`.
+pub fn provided(
+    chain: &[u8],
+    key: &[u8],
+    clients: Option<&ClientCa>,
+    now: Option<SystemTime>,
+) -> Result<(Arc<ServerConfig>, String), TlsError> {
     let not_chain = || TlsError::Pem { what: "certificate chain", expected: "one or more CERTIFICATE blocks, the leaf first" };
     let certificates: Vec<CertificateDer<'static>> =
         CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>().map_err(|_| not_chain())?;
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|_| TlsError::Pem { what: "key", expected: "one PRIVATE KEY block (PKCS #8, SEC 1 or PKCS #1)" })?;
     let trust = pem_of(certificates.last().ok_or_else(not_chain)?);
+    if let Some(now) = now {
+        certificates.iter().zip(1..).try_for_each(|(certificate, place)| valid(certificate, place, now))?;
+    }
     let leaf = CertifiedKey::from_der(certificates, key, &ring::default_provider()).map_err(TlsError::Pair)?;
     Ok((config(Arc::new(rustls::sign::SingleCertAndKey::from(leaf)), clients)?, trust))
+}
+
+/// Whether the certificate is valid `now`. One that cannot be parsed is left to those who use it.
+fn valid(certificate: &CertificateDer<'_>, place: usize, now: SystemTime) -> Result<(), TlsError> {
+    let Ok(Certificate { validity: (begins, ends), .. }) = Certificate::parse(certificate) else { return Ok(()) };
+    let now = given::seconds(now);
+    if now > ends {
+        return Err(TlsError::Expired { place, date: given::date(ends) });
+    }
+    if now < begins {
+        return Err(TlsError::NotYet { place, date: given::date(begins) });
+    }
+    Ok(())
 }
 
 /// The certificates in `pem`, as PEM with nothing else in it.
@@ -269,18 +326,48 @@ mod tests {
     }
 
     #[test]
+    fn hosts_that_come_later_get_leaves_too() {
+        let authority = Arc::new(Authority::generate("test").unwrap());
+        let leaves = authority.leaves(&["a.test".to_owned()], ["docker.io".to_owned()]).unwrap();
+        let first = leaves.minted("docker.io").unwrap();
+        assert!(leaves.minted("quay.io").is_none());
+        leaves.stand_in(["quay.io", "docker.io"].map(str::to_owned));
+        assert!(leaves.minted("quay.io").is_some());
+        assert!(Arc::ptr_eq(&first, &leaves.minted("docker.io").unwrap()), "its leaf stays");
+    }
+
+    #[test]
     fn given_pem_is_checked() {
         let one = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
         let other = rcgen::generate_simple_self_signed(["b.test".to_owned()]).unwrap();
         let (pem, key) = (one.cert.pem(), one.signing_key.serialize_pem());
-        let (_, trust) = provided(pem.as_bytes(), key.as_bytes(), None).unwrap();
+        let (_, trust) = provided(pem.as_bytes(), key.as_bytes(), None, None).unwrap();
         assert_eq!(trust.replace('\r', ""), pem.replace('\r', ""));
-        let say = |chain: &str, key: &str| provided(chain.as_bytes(), key.as_bytes(), None).unwrap_err().to_string();
+        let say = |chain: &str, key: &str| provided(chain.as_bytes(), key.as_bytes(), None, None).unwrap_err().to_string();
         assert_eq!(
             say("nonsense", &key),
             "the given certificate chain is not PEM with one or more CERTIFICATE blocks, the leaf first"
         );
         assert_eq!(say(&pem, "nonsense"), "the given key is not PEM with one PRIVATE KEY block (PKCS #8, SEC 1 or PKCS #1)");
         assert_eq!(say(&pem, &other.signing_key.serialize_pem()), "the given certificate chain and key do not go together");
+    }
+
+    #[test]
+    fn a_chain_that_is_over_or_has_not_begun_is_refused_where_the_time_is_known() {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(["a.test".to_owned()]).unwrap();
+        (params.not_before, params.not_after) = (date_time_ymd(2000, 1, 1), date_time_ymd(2001, 1, 1));
+        let chain = params.self_signed(&key).unwrap().pem();
+        let at = |seconds| {
+            let now = Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds));
+            provided(chain.as_bytes(), key.serialize_pem().as_bytes(), None, now).map(drop).map_err(|error| error.to_string())
+        };
+        let late = "certificate 1 of the given chain expired on Mon, 01 Jan 2001 00:00:00 GMT; make a new one, or set this machine's clock";
+        let early =
+            "certificate 1 of the given chain is valid from Sat, 01 Jan 2000 00:00:00 GMT on only; set this machine's clock";
+        assert_eq!(at(946_684_799), Err(early.to_owned()));
+        assert_eq!((at(946_684_800), at(978_307_200)), (Ok(()), Ok(())));
+        assert_eq!(at(978_307_201), Err(late.to_owned()));
+        provided(chain.as_bytes(), key.serialize_pem().as_bytes(), None, None).unwrap();
     }
 }

@@ -2,10 +2,13 @@
 //! given.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+pub mod agent;
 pub mod boards;
 pub mod certificates;
 pub mod child;
 pub mod cri;
+pub mod deployed;
+pub mod disks;
 pub mod docker;
 pub mod h2;
 pub mod http;

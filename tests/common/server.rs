@@ -25,6 +25,7 @@ pub struct Server {
     /// Of health, metrics and the CA, where they have a port of their own.
     pub observed: Option<SocketAddr>,
     pub ca_pem: String,
+    pub registry: Arc<Registry>,
     events: Receiver<Event>,
     stop: Option<oneshot::Sender<Duration>>,
     thread: Option<std::thread::JoinHandle<Totals>>,
@@ -38,6 +39,8 @@ pub struct Setup {
     pub clients: Option<ClientCa>,
     /// Whether health, metrics and the CA have a port of their own.
     pub own_port: bool,
+    /// Whether bytes are held against their digests.
+    pub verify: bool,
 }
 
 impl Server {
@@ -56,14 +59,16 @@ impl Server {
         let (events, queue) = Events::queue();
         let authority = Arc::new(Authority::generate("test").unwrap());
         let registry = Registry::new(Store::open(layout).unwrap(), events, setup.limits);
+        let registry = if setup.verify { registry.verifying() } else { registry };
         let registry = Arc::new(registry.with_auth(setup.auth, setup.clients.as_ref()).with_ca(authority.ca_pem()));
         let names = ["localhost", "127.0.0.1", "registry.test"].map(str::to_owned);
-        let config = authority.server_config(&names, registry.upstreams(), setup.clients.as_ref()).unwrap();
+        let config = authority.server_config(&names, registry.holdings().upstreams(), setup.clients.as_ref()).unwrap();
         let beside = if setup.own_port { Surface::Registry } else { Surface::All };
         let mut listeners = vec![(Transport::Plain, beside), (Transport::Tls(config), beside)];
         if setup.own_port {
             listeners.push((Transport::Plain, Surface::Observability));
         }
+        let own = Arc::clone(&registry);
         let (stop, stopped) = oneshot::channel();
         let (bound, addresses) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -75,7 +80,7 @@ impl Server {
                     bound.send(listener.socket.local_addr().unwrap()).unwrap();
                     bound_listeners.push(listener);
                 }
-                serve(bound_listeners, registry, async { stopped.await.unwrap_or_default() }).await
+                serve(bound_listeners, registry, async { stopped.await.unwrap_or_default() }, tokio::time::sleep).await
             })
         });
         let (plain, tls) = (addresses.recv().unwrap(), addresses.recv().unwrap());
@@ -85,6 +90,7 @@ impl Server {
             tls,
             observed,
             ca_pem: authority.ca_pem().to_owned(),
+            registry: own,
             events: queue,
             stop: Some(stop),
             thread: Some(thread),

@@ -31,6 +31,8 @@ pub struct Vm {
 pub struct Ended {
     pub status: Option<i32>,
     pub stderr: String,
+    /// What is in the file `console`, where there is one.
+    pub console: String,
     pub events: Vec<event::Event>,
 }
 
@@ -62,7 +64,12 @@ fn command(dir: &Path, disk: &Path, arguments: &[&str]) -> Command {
 fn ended(dir: &Path, status: Option<i32>) -> Ended {
     let lines = fs::read_to_string(dir.join("events")).unwrap_or_default();
     let event = |line| serde_json::from_str::<Event>(line).unwrap().event.unwrap();
-    Ended { status, stderr: fs::read_to_string(dir.join("stderr")).unwrap(), events: lines.lines().map(event).collect() }
+    Ended {
+        status,
+        stderr: fs::read_to_string(dir.join("stderr")).unwrap(),
+        console: fs::read_to_string(dir.join("console")).unwrap_or_default(),
+        events: lines.lines().map(event).collect(),
+    }
 }
 
 /// Runs a disk that is not to become ready, to the end.
@@ -137,8 +144,22 @@ impl Vm {
     }
 
     /// Sends a signal, SIGTERM or SIGINT, and waits for the end.
-    pub fn stop(mut self, by: Signal) -> Ended {
+    pub fn stop(self, by: Signal) -> Ended {
         self.signal(by);
+        self.end()
+    }
+
+    /// Waits for words on the console, which has to be kept in the file `console`.
+    pub fn console(&self, words: &str) {
+        let deadline = Instant::now() + Duration::from_secs(180);
+        while !fs::read_to_string(self.path("console")).unwrap().contains(words) {
+            assert!(Instant::now() < deadline, "{words} did not come:\n{}", fs::read_to_string(self.path("console")).unwrap());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits for the end, which comes by itself.
+    pub fn end(mut self) -> Ended {
         let status = self.run.take().unwrap().wait().unwrap();
         ended(self.dir.path(), status.code())
     }

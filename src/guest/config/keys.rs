@@ -43,7 +43,7 @@ pub struct Key {
 
 /// The keys of `Config` in `proto/localregistry/v1/config.proto`.
 #[rustfmt::skip]
-pub const KEYS: [Key; 33] = [
+pub const KEYS: [Key; 39] = [
     Key { path: "hostname",                    kind: Kind::Text,              expected: "a DNS name of at most 64 characters" },
     Key { path: "names",                       kind: Kind::Texts,             expected: "a list of DNS names and IP addresses" },
     Key { path: "port",                        kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
@@ -59,11 +59,15 @@ pub const KEYS: [Key; 33] = [
     Key { path: "interfaces.*.place",          kind: Kind::Number,            expected: "a place among the interfaces, from 0 to 255" },
     Key { path: "disk.serial",                 kind: Kind::Text,              expected: "the serial of a virtio disk: 1 to 20 printable ASCII characters" },
     Key { path: "disk.waitSeconds",            kind: Kind::Number,            expected: "seconds, at most 3600" },
+    Key { path: "disks.*.serial",              kind: Kind::Text,              expected: DISK },
+    Key { path: "disks.*.label",               kind: Kind::Text,              expected: DISK },
+    Key { path: "disks.*.path",                kind: Kind::Text,              expected: DISK },
+    Key { path: "disks.*.optional",            kind: Kind::Bool,              expected: "true or false" },
     Key { path: "clock.epochSeconds",          kind: Kind::Real,              expected: "seconds since 1970, at most 253402300799 (the year 9999)" },
     Key { path: "auth.mode",                   kind: Kind::AuthMode,          expected: "ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN" },
     Key { path: "auth.tokenSeconds",           kind: Kind::Number,            expected: "seconds, at most 86400" },
     Key { path: "auth.clientCertificate",      kind: Kind::ClientCertificate, expected: "IGNORED, OPTIONAL or REQUIRED" },
-    Key { path: "metricsPort",                 kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
+    Key { path: "metricsPort",                 kind: Kind::Number,            expected: "a TCP port from 1 to 65535, and not the registry's" },
     Key { path: "listeners.*.address",         kind: Kind::Text,              expected: "an IP address of the appliance" },
     Key { path: "listeners.*.port",            kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
     Key { path: "listeners.*.transport",       kind: Kind::Transport,         expected: "PLAIN, or with a tls.mode other than OFF also TLS" },
@@ -76,24 +80,31 @@ pub const KEYS: [Key; 33] = [
     Key { path: "limits.minimumRate",          kind: Kind::Number,            expected: chosen::RATE },
     Key { path: "limits.connections",          kind: Kind::Number,            expected: chosen::CONNECTIONS },
     Key { path: "limits.streams",              kind: Kind::Number,            expected: chosen::STREAMS },
+    Key { path: "heartbeatSeconds",            kind: Kind::Number,            expected: "seconds, at most 3600; 0 for none" },
     Key { path: "trace",                       kind: Kind::Bool,              expected: "true or false" },
+    Key { path: "verify",                      kind: Kind::Bool,              expected: "true or false" },
 ];
 
 /// The places that hold other keys and no value of their own.
-pub const OBJECTS: [(&str, &str); 7] = [
+pub const OBJECTS: [(&str, &str); 8] = [
     ("tls", "an object such as {\"mode\": \"OFF\"}"),
     ("disk", "an object such as {\"serial\": \"localregistry\"}"),
     ("clock", "an object such as {\"epochSeconds\": 1800000000}"),
     ("auth", "an object such as {\"mode\": \"BASIC\"}"),
     ("limits", "an object such as {\"stallSeconds\": 60}"),
+    ("disks.*", "an object such as {\"serial\": \"localregistry-1\"}"),
     ("interfaces.*", "an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),
     ("listeners.*", "an object such as {\"port\": 80, \"transport\": \"PLAIN\"}"),
 ];
 
+/// What says which disk is meant.
+const DISK: &str = "one of a serial (1 to 20 printable ASCII characters), a label (1 to 16 of them) and a path such as /dev/vdb";
+
 /// The places that hold a list of objects.
-pub const LISTS: [(&str, &str); 2] = [
+pub const LISTS: [(&str, &str); 3] = [
     ("interfaces", "a list of interfaces, numbered from 0 without a gap"),
     ("listeners", "a list of listeners, numbered from 0 without a gap"),
+    ("disks", "a list of disks, numbered from 0 without a gap"),
 ];
 
 /// The key named `path`, in which a number stands for a place in a list.

@@ -84,8 +84,10 @@ impl Layer {
     /// # Errors
     /// When it does.
     pub fn without_disk(self) -> Result<Self, ConfigError> {
-        match self.0.get("disk").and_then(Value::as_object).and_then(|disk| disk.keys().next()) {
-            Some(key) => Err(ConfigError::DiskOnDisk { origin: Origin::Disk, key: format!("disk.{key}") }),
+        let key =
+            self.0.get("disk").and_then(Value::as_object).and_then(|disk| disk.keys().next()).map(|key| format!("disk.{key}"));
+        match key.or_else(|| self.0.contains_key("disks").then(|| "disks".to_owned())) {
+            Some(key) => Err(ConfigError::DiskOnDisk { origin: Origin::Disk, key }),
             None => Ok(self),
         }
     }

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod cmdline;
+pub mod disks;
 pub mod kernel_ip;
 pub mod keys;
 pub mod layer;
@@ -98,6 +99,22 @@ pub enum ConfigError {
         /// What the key takes.
         expected: &'static str,
     },
+    /// Two disks have a file, and not the same.
+    #[error("{origin}: {one} and {other} have different ones; expected the same on each, or one alone")]
+    Disagree {
+        /// The source.
+        origin: Origin,
+        /// The one disk.
+        one: String,
+        /// The other.
+        other: String,
+    },
+    /// Two keys say which disk to take.
+    #[error("{origin}: disk.serial and disks both say which disk to serve; expected one of them")]
+    DiskTwice {
+        /// The source.
+        origin: Origin,
+    },
     /// The disk's file says which disk to take.
     #[error("{origin}: {key} chooses the disk that this file is on; expected it in fw_cfg or on the kernel command line")]
     DiskOnDisk {
@@ -130,6 +147,26 @@ pub fn on_disk(root: &Path) -> Result<Layer, ConfigError> {
         Some(text) => Layer::from_json(Origin::Disk, &text)?.without_disk(),
         None => Ok(Layer::default()),
     }
+}
+
+/// What several disks say, each given as its name and its root.
+///
+/// # Errors
+/// As of [`on_disk`]; where two of them say different things.
+pub fn on_disks<'a>(disks: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Result<Layer, ConfigError> {
+    let mut said: Option<(&str, Layer)> = None;
+    for (name, root) in disks {
+        let layer = on_disk(root)?;
+        match &said {
+            _ if layer == Layer::default() => {}
+            None => said = Some((name, layer)),
+            Some((_, known)) if *known == layer => {}
+            Some((one, _)) => {
+                return Err(ConfigError::Disagree { origin: Origin::Disk, one: (*one).to_owned(), other: name.to_owned() });
+            }
+        }
+    }
+    Ok(said.map(|(_, layer)| layer).unwrap_or_default())
 }
 
 /// The text of `path`, or nothing where there is no such file.

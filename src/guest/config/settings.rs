@@ -14,16 +14,20 @@ use crate::proto::{self, Config, tls::Mode};
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::limits::{Limits, TOKEN_LIFETIME};
 
+use super::disks::disks;
 use super::{ConfigError, Origin, keys};
+
+pub use super::disks::{DiskBy, DiskChoice, Pattern};
 
 /// Longest host name that Linux takes, in bytes.
 const HOSTNAME_MAX: usize = 64;
-/// Longest serial of a virtio disk, in bytes (VIRTIO 1.2, section 5.2.6: `VIRTIO_BLK_T_GET_ID`).
-const SERIAL_MAX: usize = 20;
 /// Numbers of VLANs (IEEE 802.1Q, section 9.6: 0 is none, 4095 is reserved).
 const VLANS: std::ops::RangeInclusive<u16> = 1..=4094;
 /// Longest wait that a config may ask for, in seconds.
 const WAIT_MAX: u32 = 3600;
+/// Time between two heartbeats: a launcher knows of a hung guest within half a minute, and a night's log has no more than 500 KB of
+/// them.
+const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Longest life of a token, in seconds: a day.
 const TOKEN_SECONDS_MAX: u32 = 86_400;
 /// Latest clock: the end of the year 9999, in seconds since 1970.
@@ -52,12 +56,16 @@ pub struct Settings {
     pub limits: Limits,
     /// Interfaces to bring up; never empty.
     pub interfaces: Vec<Interface>,
-    /// Serial of the disk.
-    pub serial: String,
-    /// How long to wait for the disk.
+    /// The disks to serve; never empty.
+    pub disks: Vec<DiskChoice>,
+    /// How long to wait for them.
     pub disk_wait: Duration,
+    /// Whether all that is sent is held against its digest.
+    pub verify: bool,
     /// The host's time, where it was given.
     pub clock: Option<SystemTime>,
+    /// Time between two heartbeats, where there are any.
+    pub heartbeat: Option<Duration>,
     /// Whether each step is printed.
     pub trace: bool,
 }
@@ -193,14 +201,26 @@ impl Settings {
             },
             limits: limits(check, config.limits.unwrap_or_default())?,
             interfaces: if interfaces.is_empty() { vec![Interface::default()] } else { interfaces },
-            serial: match disk.serial.as_str() {
-                "" => "localregistry".to_owned(),
-                serial => check.that(is_serial(serial), "disk.serial", serial).map(|()| serial.to_owned())?,
-            },
+            disks: disks(check, &disk.serial, &config.disks)?,
             disk_wait: check.wait(disk.wait_seconds, 5, "disk.waitSeconds")?,
             clock: check.some(clock(epoch), "clock.epochSeconds", epoch)?,
+            heartbeat: heartbeat(check, config.heartbeat_seconds)?,
             trace: config.trace,
+            verify: config.verify,
         })
+    }
+}
+
+impl Settings {
+    /// These settings, of all sources together, where their values go with each other.
+    ///
+    /// # Errors
+    /// [`ConfigError::BadValue`] where two things are to have one port.
+    pub fn consistent(self) -> Result<Self, ConfigError> {
+        let check = Check { origin: Origin::Together };
+        let port = self.metrics_port.map_or(0, NonZeroU16::get);
+        check.some((port != self.port.get()).then_some(()), "metricsPort", port)?;
+        Ok(self)
     }
 }
 
@@ -235,6 +255,14 @@ fn auth_mode(check: Check, auth: proto::Auth) -> Result<AuthMode, ConfigError> {
         auth::Mode::Token => AuthMode::Token { anonymous: false, lifetime },
         auth::Mode::AnonymousToken => AuthMode::Token { anonymous: true, lifetime },
     })
+}
+
+fn heartbeat(check: Check, seconds: Option<u32>) -> Result<Option<Duration>, ConfigError> {
+    match seconds {
+        None => Ok(Some(HEARTBEAT)),
+        Some(0) => Ok(None),
+        Some(seconds) => check.wait(seconds, 0, "heartbeatSeconds").map(Some),
+    }
 }
 
 fn limits(check: Check, given: proto::Limits) -> Result<Limits, ConfigError> {
@@ -317,12 +345,12 @@ fn interface(check: Check, place: usize, given: &proto::Interface) -> Result<Int
 
 /// Turns a value that its key does not take into the error that says so.
 #[derive(Debug, Clone, Copy)]
-struct Check {
-    origin: Origin,
+pub(super) struct Check {
+    pub origin: Origin,
 }
 
 impl Check {
-    fn some<T>(self, parsed: Option<T>, key: &str, value: impl Into<serde_json::Value>) -> Result<T, ConfigError> {
+    pub fn some<T>(self, parsed: Option<T>, key: &str, value: impl Into<serde_json::Value>) -> Result<T, ConfigError> {
         parsed.ok_or_else(|| ConfigError::BadValue {
             origin: self.origin,
             key: key.to_owned(),
@@ -331,7 +359,7 @@ impl Check {
         })
     }
 
-    fn that(self, good: bool, key: &str, value: &str) -> Result<(), ConfigError> {
+    pub fn that(self, good: bool, key: &str, value: &str) -> Result<(), ConfigError> {
         self.some(good.then_some(()), key, value)
     }
 
@@ -348,8 +376,4 @@ fn clock(epoch: f64) -> Option<Option<SystemTime>> {
     }
     let seconds = Some(epoch).filter(|epoch| (0.0..=CLOCK_MAX).contains(epoch))?;
     Some(UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds).ok()?))
-}
-
-fn is_serial(text: &str) -> bool {
-    (1..=SERIAL_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }

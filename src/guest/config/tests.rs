@@ -10,7 +10,7 @@ use crate::proto;
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::limits::Limits;
 
-use super::settings::{AuthMode, Interface, Ipv6, Listener, Select, TlsMode};
+use super::settings::{AuthMode, DiskBy, Interface, Ipv6, Listener, Select, TlsMode};
 use super::*;
 
 fn fw_cfg(text: &str) -> Layer {
@@ -23,6 +23,14 @@ fn refusal(text: &str) -> String {
 
 fn line(text: &str) -> Layer {
     Layer::from_command_line(text).unwrap()
+}
+
+/// The serial of the first disk.
+fn serial(settings: &Settings) -> String {
+    match &settings.disks[0].by {
+        DiskBy::Serial(serial) => serial.to_string(),
+        other => panic!("{other:?}"),
+    }
 }
 
 fn settings(layer: &Layer) -> Settings {
@@ -47,8 +55,13 @@ fn nothing_given_is_the_defaults() {
         timeout: Duration::from_secs(30),
     };
     assert_eq!(defaults.interfaces, [interface]);
-    assert_eq!((defaults.serial.as_str(), defaults.disk_wait), ("localregistry", Duration::from_secs(5)));
+    assert_eq!(
+        (serial(&defaults), defaults.disk_wait, defaults.verify),
+        ("localregistry".to_owned(), Duration::from_secs(5), false)
+    );
     assert_eq!((defaults.clock, defaults.trace), (None, false));
+    assert_eq!(defaults.heartbeat, Some(Duration::from_secs(10)));
+    assert_eq!(settings(&fw_cfg(r#"{"heartbeatSeconds": 0}"#)).heartbeat, None);
     assert_eq!((defaults.auth, defaults.client_certificate, defaults.metrics_port), (AuthMode::Anonymous, None, None));
     assert_eq!(defaults.listeners, []);
     assert_eq!(defaults, settings(&fw_cfg("{}")));
@@ -65,7 +78,7 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
                     "gateways": ["fd00::1"], "vlan": 7},
                 {"timeoutSeconds": 7, "place": 4, "autoconf": "DHCP_SLAAC"}
             ],
-            "disk": {"serial": "images", "waitSeconds": 2}, "clock": {"epochSeconds": 1800000000.5}, "trace": true,
+            "disk": {"serial": "images", "waitSeconds": 2}, "clock": {"epochSeconds": 1800000000.5}, "trace": true, "verify": true, "heartbeatSeconds": 3,
             "auth": {"mode": "ANONYMOUS_TOKEN", "tokenSeconds": 60, "clientCertificate": "OPTIONAL"}, "metricsPort": 9090,
             "limits": {"firstByteSeconds": 1, "handshakeSeconds": 2, "requestHeadSeconds": 3, "stallSeconds": 4, "pingSeconds": 5,
                 "idleSeconds": 6, "minimumRate": 7, "connections": 8, "streams": 9},
@@ -79,7 +92,7 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
          localregistry.interfaces.0.gateways=fd00::1 localregistry.interfaces.0.vlan=7 \
          localregistry.interfaces.1.place=4 localregistry.interfaces.1.autoconf=DHCP_SLAAC \
          localregistry.interfaces.1.timeout_seconds=7 localregistry.disk.serial=images localregistry.disk.waitSeconds=2 \
-         \"localregistry.clock.epochSeconds=1800000000.5\" localregistry.trace=1 \
+         \"localregistry.clock.epochSeconds=1800000000.5\" localregistry.trace=1 localregistry.verify=1 localregistry.heartbeatSeconds=3 \
          localregistry.auth.mode=ANONYMOUS_TOKEN localregistry.auth.token_seconds=60 \
          localregistry.auth.clientCertificate=OPTIONAL localregistry.metricsPort=9090 \
          localregistry.limits.firstByteSeconds=1 localregistry.limits.handshake_seconds=2 localregistry.limits.requestHeadSeconds=3 \
@@ -93,7 +106,8 @@ fn everything_can_be_given_as_json_or_on_the_command_line() {
     let all = settings(&json);
     assert_eq!(all.names, ["reg.test", "10.0.0.9", "fd00::1"]);
     assert_eq!((all.port.get(), all.tls, all.trace), (443, TlsMode::Off, true));
-    assert_eq!((all.serial.as_str(), all.disk_wait), ("images", Duration::from_secs(2)));
+    assert_eq!((serial(&all), all.disk_wait, all.verify), ("images".to_owned(), Duration::from_secs(2), true));
+    assert_eq!(all.heartbeat, Some(Duration::from_secs(3)));
     assert_eq!(all.clock, Some(UNIX_EPOCH + Duration::from_millis(1_800_000_000_500)));
     assert_eq!(all.auth, AuthMode::Token { anonymous: true, lifetime: Duration::from_secs(60) });
     assert_eq!((all.client_certificate, all.metrics_port), (Some(Presence::Optional), NonZeroU16::new(9090)));
@@ -141,19 +155,29 @@ fn later_sources_win_key_by_key_and_lists_replace_lists() {
     ));
     let all = settings(&disk.under(outside));
     assert_eq!((all.hostname.as_str(), all.names.as_slice(), all.port.get()), ("disk", &["c".to_owned()][..], 3));
-    assert_eq!((all.tls, all.serial.as_str(), all.disk_wait, all.trace), (TlsMode::Off, "x", Duration::from_secs(9), false));
+    assert_eq!((all.tls, serial(&all), all.disk_wait, all.trace), (TlsMode::Off, "x".to_owned(), Duration::from_secs(9), false));
     assert_eq!(all.interfaces.iter().map(|interface| interface.mtu).collect::<Vec<_>>(), [Some(1400)]);
+}
+
+#[test]
+fn one_port_for_two_things_is_refused_where_all_sources_are_together() {
+    let metrics = fw_cfg(r#"{"metricsPort": 5000}"#);
+    let refused = settings(&metrics).consistent().unwrap_err().to_string();
+    let words = "config from all sources: metricsPort is 5000; expected a TCP port from 1 to 65535, and not the registry's";
+    assert_eq!(refused, words);
+    settings(&metrics.under(line("localregistry.port=443"))).consistent().unwrap();
 }
 
 #[test]
 fn an_unknown_key_is_refused_with_its_source() {
     let known = "expected one of hostname, names, port, tls.mode, interfaces.N.mac, interfaces.N.addresses, interfaces.N.gateway, \
                  interfaces.N.mtu, interfaces.N.timeoutSeconds, interfaces.N.gateways, interfaces.N.vlan, interfaces.N.autoconf, \
-                 interfaces.N.place, disk.serial, disk.waitSeconds, clock.epochSeconds, auth.mode, \
+                 interfaces.N.place, disk.serial, disk.waitSeconds, disks.N.serial, disks.N.label, disks.N.path, disks.N.optional, \
+                 clock.epochSeconds, auth.mode, \
                  auth.tokenSeconds, auth.clientCertificate, metricsPort, listeners.N.address, listeners.N.port, \
                  listeners.N.transport, limits.firstByteSeconds, limits.handshakeSeconds, \
                  limits.requestHeadSeconds, limits.stallSeconds, limits.pingSeconds, limits.idleSeconds, limits.minimumRate, \
-                 limits.connections, limits.streams, trace";
+                 limits.connections, limits.streams, heartbeatSeconds, trace, verify";
     for (text, key) in [
         (r#"{"hostnam": "x"}"#, "hostnam"),
         (r#"{"tls": {"modes": "OFF"}}"#, "tls.modes"),
@@ -196,7 +220,6 @@ fn a_bad_value_is_refused_with_key_source_and_what_is_expected() {
         (r#"{"auth": {"mode": "basic"}}"#, "auth.mode is \"basic\"; expected ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN"),
         (r#"{"auth": {"tokenSeconds": 86401}}"#, "auth.tokenSeconds is 86401; expected seconds, at most 86400"),
         (r#"{"auth": {"clientCertificate": true}}"#, "auth.clientCertificate is true; expected IGNORED, OPTIONAL or REQUIRED"),
-        (r#"{"metricsPort": 70000}"#, "metricsPort is 70000; expected a TCP port from 1 to 65535"),
         (r#"{"listeners": {}}"#, "listeners is {}; expected a list of listeners, numbered from 0 without a gap"),
         (r#"{"listeners": [80]}"#, "listeners.0 is 80; expected an object such as {\"port\": 80, \"transport\": \"PLAIN\"}"),
         (r#"{"listeners": [{}]}"#, "listeners.0.port is 0; expected a TCP port from 1 to 65535"),
@@ -213,6 +236,8 @@ fn a_bad_value_is_refused_with_key_source_and_what_is_expected() {
             r#"{"listeners": [{"port": 443, "transport": "TLS"}], "tls": {"mode": "OFF"}}"#,
             "listeners.0.transport is \"TLS\"; expected PLAIN, or with a tls.mode other than OFF also TLS",
         ),
+        (r#"{"metricsPort": 70000}"#, "metricsPort is 70000; expected a TCP port from 1 to 65535, and not the registry's"),
+        (r#"{"heartbeatSeconds": 3601}"#, "heartbeatSeconds is 3601; expected seconds, at most 3600; 0 for none"),
         (r#"{"limits": 5}"#, "limits is 5; expected an object such as {\"stallSeconds\": 60}"),
         (r#"{"limits": {"stallSeconds": 0}}"#, "limits.stallSeconds is 0; expected seconds from 1 to 3600"),
         (r#"{"limits": {"idleSeconds": 3601}}"#, "limits.idleSeconds is 3601; expected seconds from 1 to 3600"),
@@ -341,6 +366,8 @@ fn the_disk_does_not_choose_itself() {
         "localregistry/config.json on the disk: disk.waitSeconds chooses the disk that this file is on; \
          expected it in fw_cfg or on the kernel command line"
     );
+    let layer = Layer::from_json(Origin::Disk, br#"{"disks": [{"label": "x"}]}"#).unwrap();
+    assert!(layer.without_disk().unwrap_err().to_string().starts_with("localregistry/config.json on the disk: disks chooses"));
 }
 
 #[test]
@@ -363,6 +390,28 @@ fn the_file_on_a_disk_is_read_where_there_is_one() {
     assert_eq!(error, format!("localregistry/config.json on the disk: read {}", path.display()));
 }
 
+#[test]
+fn the_files_on_several_disks_are_one_or_the_same() {
+    let disk = |json: Option<&str>| {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("localregistry")).unwrap();
+        json.iter().for_each(|json| std::fs::write(root.path().join("localregistry/config.json"), json).unwrap());
+        root
+    };
+    let (none, one, same) = (disk(None), disk(Some(r#"{"port": 80}"#)), disk(Some("{ \"port\": 80 }")));
+    let other = disk(Some(r#"{"port": 81}"#));
+    let on = |disks: &[&tempfile::TempDir]| {
+        let names = ["vda", "vdb", "vdc"];
+        on_disks(names.iter().copied().zip(disks.iter().map(|root| root.path())))
+    };
+    assert_eq!(settings(&on(&[&none, &one, &same]).unwrap()).port.get(), 80);
+    assert_eq!(on(&[&none]).unwrap(), Layer::default());
+    assert_eq!(
+        on(&[&one, &none, &other]).unwrap_err().to_string(),
+        "localregistry/config.json on the disk: vda and vdc have different ones; expected the same on each, or one alone"
+    );
+}
+
 /// A key that the contract has and the table lacks would be refused as unknown.
 #[test]
 fn the_table_of_keys_is_the_contract() {
@@ -382,7 +431,13 @@ fn the_table_of_keys_is_the_contract() {
             autoconf: proto::interface::Autoconf::Slaac.into(),
             place: Some(1),
         }],
-        disk: Some(proto::Disk { serial: "s".into(), wait_seconds: 1 }),
+        disk: Some(proto::Disk { serial: String::new(), wait_seconds: 1 }),
+        disks: vec![
+            proto::DiskChoice { serial: "s".into(), optional: true, ..Default::default() },
+            proto::DiskChoice { label: "l".into(), ..Default::default() },
+            proto::DiskChoice { path: "/dev/vdb".into(), ..Default::default() },
+        ],
+        verify: true,
         clock: Some(proto::Clock { epoch_seconds: 1.8e9 }),
         trace: true,
         auth: Some(proto::Auth {
@@ -391,6 +446,7 @@ fn the_table_of_keys_is_the_contract() {
             client_certificate: proto::auth::ClientCertificate::Required.into(),
         }),
         metrics_port: 2,
+        heartbeat_seconds: Some(1),
         limits: Some(proto::Limits {
             first_byte_seconds: Some(1),
             handshake_seconds: Some(1),
@@ -412,7 +468,8 @@ fn the_table_of_keys_is_the_contract() {
     let layer = Layer::from_json(Origin::FwCfg, &text).unwrap();
     assert_eq!(settings(&layer), Settings::parse(&config, Origin::FwCfg).unwrap());
 
-    let mut found = Vec::new();
+    // Not beside `disks`.
+    let mut found = vec!["disk.serial".to_owned()];
     leaves(&serde_json::from_slice(&text).unwrap(), String::new(), &mut found);
     found.sort();
     let mut expected: Vec<_> = keys::KEYS.iter().map(|key| key.path.to_owned()).collect();

@@ -1,5 +1,5 @@
 //! That something changed. What enters are the kernel's notifications about interfaces and addresses (rtnetlink(7)); what leaves is
-//! that there was one. What it was is looked up anew by whoever wants to know: a notification may be lost, the state cannot be.
+//! that there was one; so it is with other things that the kernel notifies. What it was is looked up anew by whoever wants to know: a notification may be lost, the state cannot be.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,24 +22,25 @@ const POLL: Duration = Duration::from_secs(1);
 /// # Errors
 /// When the kernel does not notify, or there is no thread for it.
 pub fn listen() -> Result<watch::Receiver<()>, NetError> {
-    let (changed, changes) = watch::channel(());
-    let listen = |socket: OwnedFd| {
-        let pass_on = move || {
-            while changed.send(()).is_ok() {
-                wait(&socket);
-            }
-        };
-        thread::Builder::new().name("netlink".to_owned()).spawn(pass_on).map(drop)
-    };
-    let listening = open().and_then(listen);
-    listening.map_err(|source| NetError::kernel("listen for changes of the network".to_owned(), source))?;
-    Ok(changes)
+    let listening = notified(SockProtocol::NetlinkRoute, GROUPS, "netlink");
+    listening.map_err(|source| NetError::kernel("listen for changes of the network".to_owned(), source))
 }
 
-fn open() -> io::Result<OwnedFd> {
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
-    Ok(socket)
+/// Says whenever the kernel notifies one of `groups` of a netlink protocol, from now on, by a thread named `name`.
+///
+/// # Errors
+/// As of opening a socket and starting a thread.
+pub(in crate::guest) fn notified(protocol: SockProtocol, groups: u32, name: &str) -> io::Result<watch::Receiver<()>> {
+    let (changed, changes) = watch::channel(());
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+    let pass_on = move || {
+        while changed.send(()).is_ok() {
+            wait(&socket);
+        }
+    };
+    thread::Builder::new().name(name.to_owned()).spawn(pass_on)?;
+    Ok(changes)
 }
 
 /// Waits for a notification.

@@ -19,12 +19,16 @@ const FOLDER: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
+const CHARACTER_DEVICE_OF_ALL: u32 = 0o020_666;
 
 /// Where PID 1 mounts, and what the modules' files need above them.
 const FOLDERS: [&str; 7] = ["dev", "disk", "lib", "lib/modules", "proc", "run", "sys"];
 
 /// `/dev/console` (Linux `Documentation/admin-guide/devices.txt`): the kernel opens it for PID 1 before anything is mounted.
 const CONSOLE: (u32, u32) = (5, 1);
+
+/// `/dev/null`: where the machine has no console, a Rust program opens it in the place of its standard streams, and aborts without it.
+const NULL: (u32, u32) = (1, 3);
 
 /// The archive with `init`, the `modules` below `lib/modules`, and their load order in `lib/modules/order`, one file name a line.
 ///
@@ -35,6 +39,7 @@ pub fn archive(init: &[u8], modules: &[Module]) -> io::Result<Vec<u8>> {
     let mut entries: Vec<Entry> = FOLDERS.map(|path| entry(path, FOLDER, &[])).into();
     entries.push(entry("init", PROGRAM, init));
     entries.push(Entry { device: CONSOLE, ..entry("dev/console", CHARACTER_DEVICE, &[]) });
+    entries.push(Entry { device: NULL, ..entry("dev/null", CHARACTER_DEVICE_OF_ALL, &[]) });
     entries.push(entry("lib/modules/order", FILE, order.as_bytes()));
     entries.extend(modules.iter().map(|module| entry(&format!("lib/modules/{}", module.file), FILE, &module.content)));
     entries.sort_by(|a, b| a.path.cmp(&b.path));

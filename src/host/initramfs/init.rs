@@ -1,16 +1,10 @@
-//! The guest's init: where it is looked for, and whether it can be PID 1 of a machine without libraries.
+//! The guest's init, PID 1 of a machine without libraries: where it is looked for.
 
 use std::ffi::OsString;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::host::cache::is_file;
-use crate::host::elf::{Elf, ElfError};
-use crate::host::files;
-
-/// How this project's own init is built.
-const BUILD: &str =
-    "cargo build --release --target x86_64-unknown-linux-musl --no-default-features --features guest --bin localregistry-init";
+use crate::host::program::{INIT, Program, ProgramError};
 
 /// Where it is, seen from the folder of this program: installed beside it, or built in the same `target/`.
 const PLACES: [&str; 3] = [
@@ -19,43 +13,15 @@ const PLACES: [&str; 3] = [
     "../../x86_64-unknown-linux-musl/release/localregistry-init",
 ];
 
-/// The largest init that is taken for one.
-const MAX_INIT: u64 = 256 << 20;
-
 /// Why there is no init.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// It is nowhere.
-    #[error("there is no static localregistry-init at {}; build it with `{BUILD}`, or name it with --init or LOCALREGISTRY_INIT", .0.join(", "))]
+    #[error("there is no static localregistry-init at {}; build it with `{}`, or name it with --init or LOCALREGISTRY_INIT", .0.join(", "), INIT.build)]
     Nowhere(Vec<String>),
-    /// It cannot be read.
-    #[error("cannot read the init {}", path.display())]
-    Read {
-        /// The init.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// It is not a program that the guest can run.
-    #[error("{} cannot be the guest's init", path.display())]
-    Elf {
-        /// The init.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: ElfError,
-    },
-    /// It needs libraries, and there are none.
-    #[error(
-        "{} cannot be the guest's init: it is not static (it asks for {interpreter}), and the guest has no libraries; \
-         this project's is built with `{BUILD}`",
-        path.display()
-    )]
-    Dynamic {
-        /// The init.
-        path: PathBuf,
-        /// The dynamic loader that it asks for.
-        interpreter: String,
-    },
+    /// It cannot be PID 1.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
 }
 
 /// Finds the init where none is given: `$LOCALREGISTRY_INIT`, else the first static one of the usual places.
@@ -78,15 +44,9 @@ fn find_from(variable: Option<OsString>, folder: &Path) -> Result<PathBuf, InitE
 /// Reads the init at `path`.
 ///
 /// # Errors
-/// When it cannot be read, is no x86-64 program, or is not static.
-pub fn read(path: &Path) -> Result<Vec<u8>, InitError> {
-    let path = || path.to_owned();
-    let init = files::read(&path(), MAX_INIT).map_err(|source| InitError::Read { path: path(), source })?;
-    let elf = Elf::parse(&init).map_err(|source| InitError::Elf { path: path(), source })?;
-    match elf.interpreter() {
-        Some(interpreter) => Err(InitError::Dynamic { path: path(), interpreter }),
-        None => Ok(init),
-    }
+/// As of [`Program::read`].
+pub fn read(path: &Path) -> Result<Program, InitError> {
+    Ok(Program::read(path, INIT)?)
 }
 
 #[cfg(test)]

@@ -15,9 +15,11 @@ use serde::Serialize;
 pub use init::InitError;
 
 use super::cache::{self, CacheError};
+use super::elf::Processor;
 use super::files;
 use super::kernel::{self, Flavor};
 use super::modules::{self, Modules, ModulesError};
+use super::program::Program;
 use super::report::Report;
 use crate::oci::Digest;
 
@@ -59,6 +61,19 @@ pub enum Error {
     /// The modules cannot be packed.
     #[error(transparent)]
     Modules(ModulesError),
+    /// One kernel cannot run them both.
+    #[error(
+        "the init is for {init}, and the module {module} for {other}: the init, the modules and the kernel that is booted have to be \
+         for one processor (--init, --modules)"
+    )]
+    Processors {
+        /// The init's processor.
+        init: Processor,
+        /// The first module that is for another one.
+        module: String,
+        /// That one.
+        other: Processor,
+    },
     /// There is no kernel to take modules from.
     #[error(transparent)]
     Kernel(kernel::Error),
@@ -103,7 +118,7 @@ pub fn run(args: &Args, report: &Report) -> Result<(), Error> {
         None => kernel::cached_or_download(args.flavor, report).map_err(Error::Kernel)?.modules,
     };
     let modules = collect(&tree, report)?;
-    let archive = archive::archive(&init, &modules.load).map_err(Error::Archive)?;
+    let archive = archive(&init, &modules)?;
     let file = &args.output;
     files::write_atomically(file, &archive).map_err(|source| Error::Write { path: file.clone(), source })?;
 
@@ -117,11 +132,19 @@ pub fn run(args: &Args, report: &Report) -> Result<(), Error> {
 /// The same contents give the same bytes.
 ///
 /// # Errors
-/// When `init` is not a static x86-64 program, or `modules` lacks a required module or is broken.
+/// When `init` is not a static program, `modules` lacks a required module or is broken, or they are for different processors.
 pub fn build(init: &Path, modules: &Path) -> Result<Vec<u8>, Error> {
     let init = init::read(init).map_err(Error::Init)?;
     let modules = modules::collect(modules).map_err(Error::Modules)?;
-    archive::archive(&init, &modules.load).map_err(Error::Archive)
+    archive(&init, &modules)
+}
+
+fn archive(init: &Program, modules: &Modules) -> Result<Vec<u8>, Error> {
+    let other = modules.load.iter().find(|module| module.processor != init.processor);
+    other.map_or(Ok(()), |module| {
+        Err(Error::Processors { init: init.processor, module: module.file.clone(), other: module.processor })
+    })?;
+    archive::archive(&init.content, &modules.load).map_err(Error::Archive)
 }
 
 /// The archive for the kernel with the module tree `tree` in the cache, named by the digest of its content, so that it is never stale: built anew each time, which
@@ -133,7 +156,7 @@ pub fn cached(init: Option<&Path>, tree: &Path, report: &Report) -> Result<PathB
     let folder = cache::folder("initramfs").map_err(Error::Cache)?;
     let init = read_init(init)?;
     let modules = collect(tree, report)?;
-    let archive = archive::archive(&init, &modules.load).map_err(Error::Archive)?;
+    let archive = archive(&init, &modules)?;
     store(&folder, &archive)
 }
 
@@ -151,7 +174,7 @@ fn store(folder: &Path, archive: &[u8]) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
-fn read_init(given: Option<&Path>) -> Result<Vec<u8>, Error> {
+fn read_init(given: Option<&Path>) -> Result<Program, Error> {
     let path = match given {
         Some(path) => path.to_owned(),
         None => init::find().map_err(Error::Init)?,

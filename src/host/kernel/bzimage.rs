@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::io;
 
 use crate::host::decompress::{Compression, LZ4_MAGIC};
-use crate::host::elf::{Elf, ElfError};
+use crate::host::elf::{Elf, ElfError, Processor};
 
 /// Why there is nothing to boot in a file.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,9 @@ pub enum ImageError {
     /// What came out is not a kernel.
     #[error("its kernel cannot be booted")]
     Elf(#[source] ElfError),
+    /// It is a kernel of another processor, whose boot loaders take it as it is.
+    #[error("its kernel is for {0}, and only one for 64-bit x86 is taken out of its file")]
+    Processor(Processor),
     /// The kernel lacks the entry that QEMU boots an ELF by.
     #[error(
         "its kernel has no Xen PVH note (XEN_ELFNOTE_PHYS32_ENTRY), so QEMU cannot boot it as ELF; give one built with CONFIG_PVH=y"
@@ -106,6 +109,9 @@ pub fn vmlinux(image: &[u8]) -> Result<Cow<'_, [u8]>, ImageError> {
         _ => Cow::Owned(decompress(payload(image)?)?),
     };
     let elf = Elf::parse(&kernel).map_err(ImageError::Elf)?;
+    if elf.processor() != Processor::X86 {
+        return Err(ImageError::Processor(elf.processor()));
+    }
     // XEN_ELFNOTE_PHYS32_ENTRY of Xen's public/elfnote.h.
     if elf.has_note("Xen", 18) { Ok(kernel) } else { Err(ImageError::NoPvhNote) }
 }
@@ -245,7 +251,7 @@ mod tests {
         }
         let mut arm = kernel();
         arm[18] = 183;
-        assert_eq!(message(&arm), "its kernel cannot be booted: it is an ELF file, but not one for 64-bit x86");
+        assert_eq!(message(&arm), "its kernel is for 64-bit ARM, and only one for 64-bit x86 is taken out of its file");
     }
 
     #[test]

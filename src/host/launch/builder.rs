@@ -96,7 +96,7 @@ impl Appliance {
     pub fn builder(disk: impl Into<PathBuf>) -> Builder {
         let options = Options {
             board: Board::default(),
-            disk: disk.into(),
+            disks: vec![disk.into()],
             kernel: PathBuf::new(),
             initramfs: PathBuf::new(),
             qemu: Board::default().program().into(),
@@ -120,6 +120,25 @@ impl Appliance {
 }
 
 impl Builder {
+    /// Serves this disk, too. What two disks disagree on ends the boot.
+    #[must_use]
+    pub fn disk(mut self, disk: impl Into<PathBuf>) -> Self {
+        self.options.disks.push(disk.into());
+        self
+    }
+
+    /// How long the guest waits for its disks. Default: 5 s.
+    #[must_use]
+    pub fn disk_wait(self, wait: Duration) -> Self {
+        self.set(Setting::new(&["disk", "waitSeconds"], wait.as_secs()))
+    }
+
+    /// Holds all that is sent against its digest: where a disk has other bytes the response is cut before its end.
+    #[must_use]
+    pub fn verify(self) -> Self {
+        self.set(Setting::new(&["verify"], true))
+    }
+
     /// Boots this kernel, with this initramfs, instead of the cached ones or those that are made.
     #[must_use]
     pub fn kernel(mut self, kernel: impl Into<PathBuf>, initramfs: impl Into<PathBuf>) -> Self {
@@ -290,7 +309,7 @@ impl Builder {
             }
             options.config.add_name(&name);
         }
-        super::check_disk(&options.disk)?;
+        options.disks.iter().try_for_each(|disk| super::check_disk(disk))?;
         let report = options.report;
         // It may download, unpack and wait for another's lock, which is no async code.
         let found = tokio::task::spawn_blocking(move || {

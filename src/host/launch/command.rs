@@ -54,7 +54,7 @@ pub async fn command(mut options: Options, folder: &Path) -> Result<QemuCommand,
     let folder = absolute(folder).map_err(failed(folder))?;
     // A launcher may start it from anywhere.
     let tls = options.tls.iter_mut().flat_map(|(certificate, key)| [certificate, key]);
-    let files = [&mut options.disk, &mut options.kernel, &mut options.initramfs].into_iter().chain(tls);
+    let files = [&mut options.kernel, &mut options.initramfs].into_iter().chain(&mut options.disks).chain(tls);
     for path in files.chain(options.secrets.iter_mut().map(|(_, path)| path)) {
         *path = absolute(&*path).map_err(failed(path))?;
     }

@@ -45,7 +45,8 @@ pub(super) async fn stop(commands: Commands, record: Arc<Record>, killer: Killer
     // An answer is of no use: either the guest ends now, or it is killed.
     let _refused = qmp.execute("system_powerdown", Value::Null, ANSWER).await;
     if timeout(BUTTON, record.end()).await.is_err() {
-        record.kills(Killed::Asked);
+        let hangs = record.facts().hangs;
+        record.kills(if hangs { Killed::Hung } else { Killed::Asked });
         killer.kill();
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::options::LEAST_MEMORY;
 use super::outcome::{Exit, Outcome};
 use super::qmp::QmpError;
 use super::record::Ended;
@@ -24,7 +25,7 @@ pub const NO_QEMU: u8 = 8;
 pub const NO_DISK: u8 = 9;
 /// A port is taken.
 pub const NO_PORT: u8 = 10;
-/// A bridge, a tap or a socket is missing or may not be used.
+/// A bridge, a tap or a socket is missing, in use or something else.
 pub const NO_NETWORK: u8 = 11;
 /// Something that is to be written cannot be: the run's folder, or a file.
 pub const NO_PLACE: u8 = 12;
@@ -32,6 +33,8 @@ pub const NO_PLACE: u8 = 12;
 pub const NO_ACCESS: u8 = 13;
 /// The kernel or the initramfs is missing, or the kernel lacks what the guest needs.
 pub const NO_KERNEL: u8 = 14;
+/// The user may not make or open a tap.
+pub const NO_PERMISSION: u8 = 15;
 
 /// Why [`super::Appliance::boot`] gives no machine. Whatever the reason, nothing of the machine is left.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +111,12 @@ pub enum LaunchError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Too little memory to boot in.
+    #[error("{given} MiB of memory are too little to boot in; expected at least {LEAST_MEMORY}")]
+    Memory {
+        /// What was given, in MiB.
+        given: u32,
     },
     /// KVM is asked for and cannot work.
     #[error("KVM cannot be used (--accel tcg works everywhere)")]
@@ -219,7 +228,7 @@ impl LaunchError {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Ended(ended) => ended.outcome.exit_status(),
-            Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::NeedsUs { .. } => USAGE,
+            Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::NeedsUs { .. } | Self::Memory { .. } => USAGE,
             Self::NoQemu { .. } | Self::NotQemu { .. } | Self::TooOld { .. } | Self::Spawn { .. } => NO_QEMU,
             Self::NoFileSystem { .. } | Self::Truncated { .. } => NO_DISK,
             Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. } => match *what {
@@ -229,6 +238,7 @@ impl LaunchError {
                 _ => 1,
             },
             Self::Port { .. } => NO_PORT,
+            Self::Network(cause) if cause.is_permission() => NO_PERMISSION,
             Self::Network(_) => NO_NETWORK,
             Self::Create { .. } => NO_PLACE,
             Self::Pem { .. } => NO_ACCESS,

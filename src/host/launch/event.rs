@@ -1,6 +1,8 @@
 //! Events as they come out of the guest's port. A line enters, an event or the reason why it is none leaves. The guest may be
 //! anything, so may the line.
 
+use std::time::Duration;
+
 use super::lines::{Line, printable};
 use crate::proto::Event;
 
@@ -9,7 +11,7 @@ pub(in crate::host) const LONGEST: usize = 64 * 1024;
 /// Bytes of a bad line that are shown.
 const SHOWN: usize = 120;
 
-/// A line of the events port that is no event.
+/// What comes in the place of an event: a line of the port that is none, or none where one is due.
 #[derive(Debug, thiserror::Error)]
 pub enum BadEvent {
     /// The line is too long.
@@ -25,6 +27,23 @@ pub enum BadEvent {
         start: String,
         /// What is wrong with it.
         source: serde_json::Error,
+    },
+    /// The guest's heartbeat has stopped.
+    #[error(
+        "the guest hangs, or is kept from running: nothing has come from it for {} s, and a heartbeat is due every {} s",
+        .silent.as_secs(), .every.as_secs()
+    )]
+    Silent {
+        /// For how long nothing has come.
+        silent: Duration,
+        /// Time between two heartbeats.
+        every: Duration,
+    },
+    /// It goes on.
+    #[error("the guest goes on, after {} s in which nothing came from it", .silent.as_secs())]
+    Back {
+        /// For how long nothing had come.
+        silent: Duration,
     },
     /// The line is an event that says nothing.
     #[error("the guest sent an event that says nothing: {start:?}")]

@@ -11,20 +11,24 @@ use crate::host::net::Net;
 use crate::host::qemu::Board;
 use crate::host::report::Report;
 
+/// Least memory of a machine in MiB. Debian's full kernel boots in 104, and in 96 only where the init is small: it and its modules are
+/// in memory twice while they are unpacked. With less it panics ("System is deadlocked on memory") or dies without a word.
+pub const LEAST_MEMORY: u32 = 112;
+
 /// What to boot, and how.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The board.
     pub board: Board,
-    /// The packed disk.
-    pub disk: PathBuf,
+    /// The packed disks: at least one.
+    pub disks: Vec<PathBuf>,
     /// The kernel: a bootable ELF or a bzImage.
     pub kernel: PathBuf,
     /// The initramfs, with `localregistry-init` as `/init`.
     pub initramfs: PathBuf,
     /// QEMU's program: a path, or a name that is looked up in `PATH`.
     pub qemu: PathBuf,
-    /// Memory in MiB.
+    /// Memory in MiB, at least [`LEAST_MEMORY`].
     pub memory_mib: u32,
     /// Virtual processors.
     pub cpus: u32,

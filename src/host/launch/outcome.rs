@@ -66,6 +66,8 @@ pub enum Killed {
     NotReady(Duration),
     /// The machine did not end after it was asked to.
     Asked,
+    /// The same, and it had missed its heartbeats by then.
+    Hung,
     /// The machine did not end after its `done` event.
     Done,
     /// The machine did not end after its kernel's panic.
@@ -191,6 +193,9 @@ impl fmt::Display for Killed {
         match self {
             Self::NotReady(after) => write!(f, "the registry was not ready within {} s", after.as_secs()),
             Self::Asked => f.write_str("the guest did not power off after it was asked to"),
+            Self::Hung => {
+                f.write_str("the guest hung: its heartbeat had stopped, and it did not power off after it was asked to")
+            }
             Self::Done => f.write_str("the guest did not power off after it was done"),
             Self::Panic => f.write_str("the guest's kernel panicked and did not stop"),
             Self::Wanted => f.write_str("it was to end at once"),
@@ -221,7 +226,7 @@ mod tests {
     #[test]
     fn every_combination_has_its_status() {
         let late = Duration::from_secs(9);
-        let kills = [Killed::NotReady(late), Killed::Asked, Killed::Done, Killed::Panic, Killed::Wanted];
+        let kills = [Killed::NotReady(late), Killed::Asked, Killed::Hung, Killed::Done, Killed::Panic, Killed::Wanted];
         let killed: Vec<Option<Killed>> = kills.into_iter().map(Some).chain([None]).collect();
         let mut zeros = 0;
         for exit in [Exit::Code(0), Exit::Code(1), Exit::Signal(9)] {
@@ -242,7 +247,7 @@ mod tests {
             }
         }
         // Exit 0, ready, done with 0, no panic, two of the reasons, and killed in any way but the deadline.
-        assert_eq!(zeros, 10);
+        assert_eq!(zeros, 12);
     }
 
     #[test]
@@ -267,6 +272,11 @@ mod tests {
             (
                 died(Exit::Signal(9), Some(Killed::Asked), false),
                 "QEMU was killed by SIGKILL, by this program: the guest did not power off after it was asked to",
+            ),
+            (
+                died(Exit::Signal(9), Some(Killed::Hung), false),
+                "QEMU was killed by SIGKILL, by this program: the guest hung: its heartbeat had stopped, and it did not power off \
+                 after it was asked to",
             ),
             (
                 died(Exit::Signal(9), Some(Killed::Done), true),

@@ -8,14 +8,14 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{LaunchError, Options, version};
+use super::{LEAST_MEMORY, LaunchError, Options, version};
 use crate::address::Mac;
 use crate::host::accel::Accel;
 use crate::host::config::GuestConfig;
 use crate::host::files;
 use crate::host::net::check::check as check_networks;
 use crate::host::net::{self, Kind, Net};
-use crate::host::qemu::{Backend, Board, Channels, Forward, Machine, Network, Version};
+use crate::host::qemu::{Backend, Board, Channels, Disk, Forward, Machine, Network, Version};
 use crate::host::sys;
 use crate::registry::tls;
 use crate::superblock::{START, Superblock};
@@ -37,6 +37,8 @@ pub(super) struct Prepared {
     version: Version,
     /// The whole config of the guest.
     pub config: GuestConfig,
+    /// The serial of each disk.
+    serials: Vec<String>,
     /// What is forwarded to the registry, and to health, metrics and the CA.
     pub registry: Option<Forward>,
     pub metrics: Option<Forward>,
@@ -58,6 +60,9 @@ impl Prepared {
     /// What is missing, cannot be used, or does not go together. Nothing is left of it.
     pub(super) async fn of(mut options: Options) -> Result<Self, LaunchError> {
         check_files(&options)?;
+        if options.memory_mib < LEAST_MEMORY {
+            return Err(LaunchError::Memory { given: options.memory_mib });
+        }
         net::together(&options.nets)?;
         let mut config = options.config.clone();
         let said = !options.nets.is_empty();
@@ -81,6 +86,7 @@ impl Prepared {
         if user {
             check_ports(&options)?;
         }
+        let serials = config.take_disks(options.disks.len());
         let metrics = options.metrics.map(|host| Forward { host, guest_port: config.take_metrics_port() });
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         config.complete(user.then_some(options.publish), now);
@@ -89,7 +95,7 @@ impl Prepared {
         let host = SocketAddrV4::new(*options.publish.ip(), 0);
         let further = config.further_ports().into_iter().filter(|_| user);
         let further = further.map(|(guest_port, plain)| Further { forward: Forward { host, guest_port }, plain }).collect();
-        let prepared = Self { options, nets, version, config, registry, metrics, further };
+        let prepared = Self { options, nets, version, config, serials, registry, metrics, further };
         // By names alone: what a network lacks does not hang on a descriptor.
         let lacks = version.suffices(&prepared.networks(&[]));
         let Options { qemu, board, .. } = &prepared.options;
@@ -140,8 +146,13 @@ impl Prepared {
             cpus: options.cpus,
             kernel: options.kernel.clone(),
             initramfs: options.initramfs.clone(),
-            disk: options.disk.clone(),
-            serial: self.config.serial(),
+            disks: options
+                .disks
+                .iter()
+                .cloned()
+                .zip(self.serials.iter().cloned())
+                .map(|(path, serial)| Disk { path, serial })
+                .collect(),
             networks: self.networks(open),
             fw_cfg,
             channels,
@@ -151,7 +162,7 @@ impl Prepared {
 }
 
 fn check_files(options: &Options) -> Result<(), LaunchError> {
-    check_disk(&options.disk)?;
+    options.disks.iter().try_for_each(|disk| check_disk(disk))?;
     readable("kernel", &options.kernel)?;
     readable("initramfs", &options.initramfs)?;
     if let Some((certificate, key)) = &options.tls {
@@ -167,7 +178,7 @@ fn check_pem(certificate: &Path, key: &Path) -> Result<(), LaunchError> {
         files::read(path, LARGEST_PEM).map_err(|source| LaunchError::Read { what, path: path.to_owned(), source })
     };
     let (chain, secret) = (read("certificate", certificate)?, read("key", key)?);
-    let served = tls::provided(&chain, &secret, None).map(drop);
+    let served = tls::provided(&chain, &secret, None, Some(SystemTime::now())).map(drop);
     served.map_err(|source| LaunchError::Pem { certificate: certificate.to_owned(), key: key.to_owned(), source })
 }
 

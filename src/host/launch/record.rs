@@ -20,11 +20,13 @@ const SHOWN: usize = 20;
 /// Bytes read at a time.
 const PIECE: usize = 16 * 1024;
 
-/// The facts, and two of them as signals.
+/// The facts, and some of them as signals.
 #[derive(Debug, Default)]
 pub(super) struct Record {
     facts: Mutex<Facts>,
     alive: watch::Sender<bool>,
+    /// How often something came out of the port of events.
+    heard: watch::Sender<u64>,
     ending: watch::Sender<Option<Killed>>,
 }
 
@@ -38,6 +40,8 @@ pub(super) struct Facts {
     pub ready: bool,
     pub done: Option<Done>,
     pub killed: Option<Killed>,
+    /// Whether it has missed its heartbeats.
+    pub hangs: bool,
     /// QEMU's reason for its end.
     pub reason: Option<String>,
     /// Files that could not be written to.
@@ -53,6 +57,7 @@ impl Default for Facts {
             ready: false,
             done: None,
             killed: None,
+            hangs: false,
             reason: None,
             unwritten: Vec::new(),
         }
@@ -86,6 +91,21 @@ impl Record {
     pub(super) async fn alive(&self) {
         // The sender lives as long as `self`.
         let _always = self.alive.subscribe().wait_for(|alive| *alive).await.map(|_| ());
+    }
+
+    /// Something came out of the port of events.
+    fn hears(&self) {
+        self.heard.send_modify(|count| *count += 1);
+    }
+
+    /// What changes whenever something comes out of the port of events.
+    pub(super) fn heard(&self) -> watch::Receiver<u64> {
+        self.heard.subscribe()
+    }
+
+    /// The guest hangs, or no longer does.
+    pub(super) fn hangs(&self, hangs: bool) {
+        self.facts().hangs = hangs;
     }
 
     /// The machine is about to end by itself; if it does not, it is to be killed for `why`.
@@ -224,8 +244,11 @@ pub(super) async fn read_events(
             events.push(event);
         });
         record.lives();
+        record.hears();
         for event in events {
             let _closed = queue.send(event).await;
+            // Where the queue was full, nobody listened to the guest.
+            record.hears();
         }
     }
 }

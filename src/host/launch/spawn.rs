@@ -81,6 +81,7 @@ pub(super) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
     let record = Arc::new(Record::default());
     let (qmp, listener) = Qmp::over(qmp);
     let (sender, receiver) = mpsc::channel(QUEUE);
+    let into_events = sender.downgrade();
     let mut readers = JoinSet::new();
     let own = || Arc::clone(&record);
     readers.spawn(with(own(), async move |record| read_console(console, record, console_copy).await));
@@ -94,12 +95,13 @@ pub(super) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
         _leftovers: leftovers(options),
         record,
         events: receiver,
+        into_events,
         early: std::collections::VecDeque::new(),
         commands: Some(Commands { control, qmp }),
         readers,
         wardens,
         accel,
-        disk: options.disk.clone(),
+        disks: options.disks.clone(),
         nets: options.nets.clone(),
         registry: prepared.registry,
         metrics: prepared.metrics,

@@ -7,13 +7,13 @@ use crate::host::trust::{self, Bundle, Contents, Endpoint, Format, TrustError};
 
 impl Appliance {
     /// Writes the files that nodes need to trust and use the registry to the folder `dir`, for every runtime, as `localregistry trust`
-    /// does: of the registry's endpoints, its CA, and the images and their upstream hosts on the disk. An earlier bundle is replaced as
-    /// a whole. It reads the disk with `dump.erofs`, and waits for that: within async code call it where a thread may wait.
+    /// does: of the registry's endpoints, its CA, and the images and their upstream hosts on the disks. An earlier bundle is replaced as
+    /// a whole. It reads the disks with `dump.erofs`, and waits for that: within async code call it where a thread may wait.
     ///
     /// # Errors
-    /// See [`TrustError`]: something else is in the folder, or it is not known what the disk has. Then `dir` is as it was.
+    /// See [`TrustError`]: something else is in the folder, or it is not known what the disks have. Then `dir` is as it was.
     pub fn trust(&self, dir: &Path) -> Result<(), TrustError> {
-        let contents = trust::prepare(dir, &self.disk)?;
+        let contents = trust::prepare(dir, &self.disks)?;
         self.write_trust(dir, &[], contents).map(drop)
     }
 

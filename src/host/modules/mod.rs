@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 pub use tree::TreeError;
 pub use wanted::{Need, WANTED, Wanted};
 
-use super::elf::{Elf, ElfError};
+use super::elf::{Elf, ElfError, Processor};
 use super::files;
 
 /// A module to pack.
@@ -20,6 +20,8 @@ pub struct Module {
     pub file: String,
     /// Its content, not compressed.
     pub content: Vec<u8>,
+    /// The processor that it is for.
+    pub processor: Processor,
 }
 
 /// What a tree gives the guest.
@@ -111,8 +113,8 @@ fn read(tree: &Path, file: &str) -> Result<Module, ModulesError> {
         Some(Ok(content)) => content,
         Some(Err(source)) => return Err(ModulesError::Decompress { path, source }),
     };
-    match Elf::parse(&content) {
-        Ok(_) => Ok(Module { file: format!("{stem}.ko"), content }),
+    match Elf::parse(&content).map(|elf| elf.processor()) {
+        Ok(processor) => Ok(Module { file: format!("{stem}.ko"), content, processor }),
         Err(source) => Err(ModulesError::Elf { path, source }),
     }
 }

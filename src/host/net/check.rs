@@ -127,6 +127,14 @@ pub enum NoNetwork {
     },
 }
 
+impl NoNetwork {
+    /// Whether it is there, and another user could have it.
+    #[must_use]
+    pub const fn is_permission(&self) -> bool {
+        matches!(self, Self::NoPermission { .. } | Self::NotOurs { .. } | Self::NoDevice { .. })
+    }
+}
+
 /// An interface of this machine.
 #[derive(Debug)]
 pub(super) struct Link {

@@ -37,7 +37,7 @@ mod erofs;
 mod files;
 mod index;
 pub mod interrupt;
-mod made;
+pub(in crate::host) mod made;
 mod make;
 mod mkfs;
 mod naming;

@@ -46,10 +46,8 @@ pub struct Machine {
     pub kernel: PathBuf,
     /// The initramfs.
     pub initramfs: PathBuf,
-    /// The packed disk: a raw image, only ever read.
-    pub disk: PathBuf,
-    /// Serial that the guest finds the disk by.
-    pub serial: String,
+    /// The packed disks, in order.
+    pub disks: Vec<Disk>,
     /// The network interfaces, in order.
     pub networks: Vec<Network>,
     /// Files that the guest reads through fw_cfg: name (at most 55 characters) and path.
@@ -58,6 +56,15 @@ pub struct Machine {
     pub channels: Channels,
     /// Further arguments, which come last and win where QEMU lets them.
     pub further: Vec<OsString>,
+}
+
+/// A packed disk.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// A raw image, only ever read.
+    pub path: PathBuf,
+    /// Serial that the guest finds it by.
+    pub serial: String,
 }
 
 /// The ways to talk to QEMU and the guest.
@@ -160,13 +167,16 @@ impl Machine {
         format!("console={} {KERNEL_ARGUMENTS}{}{rate}", self.board.console(), self.board.kernel_arguments())
     }
 
-    /// The packed disk. Without QEMU's file locks: nobody writes, and any number of machines share one disk.
+    /// The packed disks. Without QEMU's file locks: nobody writes, and any number of machines share one disk.
     fn storage(&self) -> Vec<OsString> {
-        let mut backend =
-            OsString::from("driver=raw,node-name=disk,read-only=on,file.driver=file,file.locking=off,file.filename=");
-        backend.push(escaped(self.disk.as_os_str()));
-        let device = keyed(&format!("{},drive=disk,serial=", self.board.virtio("blk")), OsStr::new(&self.serial));
-        vec!["-blockdev".into(), backend, "-device".into(), device]
+        let one = |(place, disk): (usize, &Disk)| {
+            let node = if place == 0 { "disk".to_owned() } else { format!("disk{place}") };
+            let backend = format!("driver=raw,node-name={node},read-only=on,file.driver=file,file.locking=off,file.filename=");
+            let device = format!("{},drive={node},serial=", self.board.virtio("blk"));
+            let device = keyed(&device, OsStr::new(&disk.serial));
+            ["-blockdev".into(), keyed(&backend, disk.path.as_os_str()), "-device".into(), device]
+        };
+        self.disks.iter().enumerate().flat_map(one).collect()
     }
 
     /// The network interfaces.
@@ -250,8 +260,7 @@ mod tests {
             cpus: 1,
             kernel: "/cache/vmlinux".into(),
             initramfs: "/cache/initramfs.cpio".into(),
-            disk: "/tmp/a,b/images.erofs".into(),
-            serial: "localregistry".into(),
+            disks: vec![Disk { path: "/tmp/a,b/images.erofs".into(), serial: "localregistry".into() }],
             networks: vec![on(user(vec![forward("127.0.0.1:0", 5000)]), 1)],
             fw_cfg: vec![("opt/localregistry/config", "/dev/fd/9".into())],
             channels: Channels {
@@ -290,7 +299,10 @@ mod tests {
             accel: Accel::Kvm,
             memory_mib: 512,
             cpus: 4,
-            serial: "a,serial=b".into(),
+            disks: vec![
+                Disk { path: "/tmp/one".into(), serial: "a,serial=b".into() },
+                Disk { path: "/tmp/t,wo".into(), serial: "two".into() },
+            ],
             networks: vec![
                 on(user(vec![forward("0.0.0.0:5001", 443), forward("127.0.0.1:0", 9090)]), 1),
                 on(Backend::TapFd(9), 2),
@@ -310,6 +322,8 @@ mod tests {
             "-m 512M",
             "-smp 4",
             "-device virtio-blk-pci,drive=disk,serial=a,,serial=b",
+            "-blockdev driver=raw,node-name=disk1,read-only=on,file.driver=file,file.locking=off,file.filename=/tmp/t,,wo",
+            "-device virtio-blk-pci,drive=disk1,serial=two",
             "-netdev user,id=net0,restrict=on,hostfwd=tcp:0.0.0.0:5001-:443,hostfwd=tcp:127.0.0.1:0-:9090",
             "-device virtio-net-pci,netdev=net0,mac=52:00:00:00:00:01",
             "-netdev tap,id=net1,fd=9",

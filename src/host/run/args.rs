@@ -13,7 +13,7 @@ use crate::host::access::{Access, CLIENT_CA_WITHOUT_TLS};
 use crate::host::ca::{Certificates, Tls};
 use crate::host::config::{GuestConfig, Setting};
 use crate::host::kernel::Flavor;
-use crate::host::launch::Options;
+use crate::host::launch::{LEAST_MEMORY, Options};
 use crate::host::net::{self, Net};
 use crate::host::qemu::Board;
 use crate::host::report::Report;
@@ -22,14 +22,13 @@ use crate::host::trust::Endpoint;
 
 /// Longest config file, in bytes: what the guest takes too.
 pub(super) const LARGEST_CONFIG: u64 = 1 << 20;
-/// Least memory in MiB: with 64 the stock kernel dies without a word.
-const LEAST_MEMORY: i64 = 80;
+/// Longest time that the guest waits for its disks, in seconds: what its config takes.
+const LONGEST_DISK_WAIT: i64 = 3600;
 /// Longest time to wait for `ready`, in seconds: a day.
 const LONGEST_TIMEOUT: u64 = 24 * 60 * 60;
 
 /// Why `--machine virt` alone is not enough.
-const VIRT_WITHOUT_KERNEL: &str =
-    "the argument '--machine virt' needs '--kernel <FILE>' and '--initramfs <FILE>': there is no flavor for 64-bit ARM";
+const VIRT_WITHOUT_KERNEL: &str = "the argument '--machine virt' needs '--kernel <FILE>': there is no flavor for 64-bit ARM";
 
 /// The command line of `localregistry run`.
 #[derive(Debug, clap::Args)]
@@ -37,6 +36,8 @@ const VIRT_WITHOUT_KERNEL: &str =
 Examples:
   localregistry run images.erofs
       Boots the disk and prints where the registry is and how to trust it; Ctrl-C ends it
+  localregistry run base.erofs build.erofs
+      Two disks as one registry; what they disagree on ends the boot
   localregistry run images.erofs --publish 0.0.0.0:5000 --san registry.test --san 10.1.0.82
       On a fixed port of every address, under further names
   localregistry run images.erofs --net bridge=br0,ip=10.1.0.82/16 --san registry.test
@@ -73,17 +74,26 @@ Exit status:
    6  QEMU died or was killed
    7  QEMU ended in order, the guest did not: it reset or powered off by itself
    8  QEMU is missing, too old, or none
-   9  the disk is missing, or none of ours
+   9  a disk is missing, or none of ours
   10  a port is taken
-  11  a bridge, a tap or a socket of --net is missing or may not be used
+  11  a bridge, a tap or a socket of --net is missing, in use or something else
   12  the run's folder, a file or a folder that is to be written, cannot be
   13  a certificate, a key, a CA or a file that says who may pull cannot be used
   14  there is no kernel or no initramfs, or the kernel lacks an option that the guest needs
+  15  no permission to make or to open a tap of --net
 Where it is neither 0 nor 2, standard error says what happened and shows the console's last lines.")]
 pub struct Args {
-    /// The packed disk (it is only read: any number of machines may share it)
-    #[arg(value_name = "DISK")]
-    pub(super) disk: PathBuf,
+    /// The packed disks, served as one (they are only read: any number of machines may share them)
+    #[arg(value_name = "DISK", required = true)]
+    pub(super) disk: Vec<PathBuf>,
+
+    /// Longest time that the guest waits for its disks, in seconds [default: 5]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=LONGEST_DISK_WAIT))]
+    disk_wait: Option<u32>,
+
+    /// Hold all that is sent against its digest: where a disk has other bytes the response is cut before its end
+    #[arg(long)]
+    verify: bool,
 
     /// The board
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
@@ -110,7 +120,7 @@ pub struct Args {
     pub(super) init: Option<PathBuf>,
 
     /// Memory of the machine in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(LEAST_MEMORY..=1 << 20))]
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(i64::from(LEAST_MEMORY)..=1 << 20))]
     memory: u32,
 
     /// Virtual processors
@@ -250,7 +260,10 @@ fn name(text: &str) -> Result<String, &'static str> {
 impl Args {
     /// The single settings, those of the flags last.
     pub(super) fn settings(&self) -> Vec<Setting> {
-        self.set.iter().cloned().chain(self.certificates.setting()).chain(self.access.settings()).collect()
+        let wait = self.disk_wait.map(|seconds| Setting::new(&["disk", "waitSeconds"], seconds));
+        let verify = self.verify.then(|| Setting::new(&["verify"], true));
+        let own = wait.into_iter().chain(verify).chain(self.certificates.setting()).chain(self.access.settings());
+        self.set.iter().cloned().chain(own).collect()
     }
 
     /// What flags together do not allow, in words.
@@ -258,7 +271,7 @@ impl Args {
     pub fn conflict(&self, report: &Report) -> Option<String> {
         let no_tls = self.certificates.mode() == Some(Tls::Off);
         let forwards = self.net.is_empty() || self.net.iter().any(Net::is_user);
-        let virt_alone = self.machine == Board::Virt && (self.kernel.is_none() || self.initramfs.is_none());
+        let virt_alone = self.machine == Board::Virt && self.kernel.is_none();
         let fixed = [
             (virt_alone, VIRT_WITHOUT_KERNEL),
             (no_tls && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),
@@ -289,7 +302,7 @@ impl Args {
     ) -> Options {
         Options {
             board: self.machine,
-            disk: self.disk.clone(),
+            disks: self.disk.clone(),
             kernel,
             initramfs,
             qemu: self.qemu.clone().unwrap_or_else(|| self.machine.program().into()),

@@ -80,8 +80,11 @@ pub struct Who {
     pub name: String,
     /// The process that runs it, and that QEMU dies with.
     pub pid: i32,
-    /// The disk, an absolute path.
+    /// The first disk, an absolute path.
     pub disk: PathBuf,
+    /// The disks after it, absolute paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_disks: Vec<PathBuf>,
     /// Whether the folder stays when it has ended.
     pub keep: bool,
 }
@@ -109,7 +112,7 @@ impl RunDir {
     ///
     /// # Errors
     /// It cannot be made, or is somebody else's.
-    pub fn make(wanted: &Wanted<'_>, disk: &Path, keep: bool) -> Result<Self, RunsError> {
+    pub fn make(wanted: &Wanted<'_>, disks: &[PathBuf], keep: bool) -> Result<Self, RunsError> {
         let (path, name) = place(wanted)?;
         let mut made = Self { path, name, lock: None, keep: false };
         let failed = |path: &Path| {
@@ -122,8 +125,9 @@ impl RunDir {
         lock.as_file_mut().lock().map_err(failed(&lock_path))?;
         made.lock = Some(lock.persist_noclobber(&lock_path).map_err(|error| failed(&lock_path)(error.error))?);
         let pid = i32::try_from(std::process::id()).unwrap_or_default();
-        let disk = std::path::absolute(disk).unwrap_or_else(|_| disk.to_owned());
-        let who = Who { name: made.name.clone(), pid, disk, keep };
+        let mut disks = disks.iter().map(|disk| std::path::absolute(disk).unwrap_or_else(|_| disk.clone()));
+        let disk = disks.next().unwrap_or_default();
+        let who = Who { name: made.name.clone(), pid, disk, further_disks: disks.collect(), keep };
         let who = serde_json::to_vec(&who).map_err(|error| failed(&made.path(WHO))(error.into()))?;
         made.write(WHO, &who)?;
         made.keep = keep;
@@ -289,7 +293,7 @@ mod tests {
     use super::*;
 
     fn make(folder: &Path, keep: bool) -> Result<RunDir, RunsError> {
-        RunDir::make(&Wanted { name: Some("one"), folder: Some(folder) }, Path::new("/disk"), keep)
+        RunDir::make(&Wanted { name: Some("one"), folder: Some(folder) }, &["/disk".into()], keep)
     }
 
     #[test]

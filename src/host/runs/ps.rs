@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Run, RunsError, State};
+use super::{Run, RunsError, State, Who};
 use crate::host::report::Report;
 
 /// The command line of `localregistry ps`.
@@ -58,6 +58,8 @@ struct Row {
     /// Null before it is ready.
     endpoint: Value,
     disk: PathBuf,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    further_disks: Vec<PathBuf>,
     run_dir: PathBuf,
 }
 
@@ -88,8 +90,8 @@ impl Row {
             State::Dead => ("dead", None),
         };
         let endpoint = run.ready.as_ref().and_then(|ready| ready.get("endpoint")).cloned().unwrap_or_default();
-        let who = run.who.clone();
-        Self { name: who.name, state, status, pid: who.pid, endpoint, disk: who.disk, run_dir: run.folder.clone() }
+        let Who { name, pid, disk, further_disks, .. } = run.who.clone();
+        Self { name, state, status, pid, endpoint, disk, further_disks, run_dir: run.folder.clone() }
     }
 }
 
@@ -99,7 +101,9 @@ impl fmt::Display for Listing {
         let rows = self.runs.iter().map(|row| {
             let state = row.status.map_or_else(|| row.state.to_owned(), |status| format!("{} {status}", row.state));
             let endpoint = row.endpoint.as_str().unwrap_or("-").to_owned();
-            [row.name.clone(), state, row.pid.to_string(), endpoint, row.disk.display().to_string()]
+            let disks: Vec<_> =
+                [&row.disk].into_iter().chain(&row.further_disks).map(|disk| disk.display().to_string()).collect();
+            [row.name.clone(), state, row.pid.to_string(), endpoint, disks.join(" ")]
         });
         let rows: Vec<[String; 5]> = [head].into_iter().chain(rows).collect();
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
@@ -125,6 +129,7 @@ mod tests {
             pid: 17,
             endpoint,
             disk: "/d/images.erofs".into(),
+            further_disks: vec![],
             run_dir: "/r".into(),
         };
         let listing = Listing {

@@ -45,9 +45,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 
-    /// The disk, or a layout's folder: what it has is listed, and its upstream hosts get mirror entries
+    /// The disk, or a layout's folder: what it has is listed, and its upstream hosts get mirror entries (repeatable)
     #[arg(long, value_name = "DISK")]
-    disk: Option<PathBuf>,
+    disk: Vec<PathBuf>,
 
     /// A host that the registry stands in for (repeatable)
     #[arg(long, value_name = "HOST", value_parser = host)]
@@ -171,19 +171,19 @@ impl Args {
             (None, None | Some(true), Some(host)) => return Err(TrustError::NoCa(host)),
             (path, ..) => path.as_deref().map(certificates).transpose()?,
         };
-        let mut contents = self.disk.as_deref().map(contents).transpose()?.unwrap_or_default();
+        let mut contents = contents(&self.disk)?;
         contents.upstreams.extend(self.upstream.iter().cloned());
         bundle(endpoints, ca, contents, &self.output)
     }
 }
 
-/// What the disk has, for a bundle that is later to be written to `dir`: asked before the work that would be in vain.
+/// What the disks have, for a bundle that is later to be written to `dir`: asked before the work that would be in vain.
 ///
 /// # Errors
-/// [`TrustError`], where something else is there, or it is not known what the disk has.
-pub fn prepare(dir: &Path, disk: &Path) -> Result<Contents, TrustError> {
+/// [`TrustError`], where something else is there, or it is not known what the disks have.
+pub fn prepare(dir: &Path, disks: &[PathBuf]) -> Result<Contents, TrustError> {
     check(dir)?;
-    Ok(contents(disk)?)
+    Ok(contents(disks)?)
 }
 
 impl Bundle {

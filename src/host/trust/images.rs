@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::host::tools::{Tool, ToolError};
 use crate::oci::{Host, ImageName, Repository};
-use crate::registry::catalog::{self, Catalog, CatalogError};
+use crate::registry::catalog::{self, About, Catalog, CatalogError, Disagreement};
 use crate::registry::layout::{self, Directory, LayoutError, Reading, Tree};
 
 /// The program that knows where a file of an EROFS image lies.
@@ -62,6 +62,16 @@ pub enum ContentsError {
         /// Why not.
         source: CatalogError,
     },
+    /// Two disks.
+    #[error("{about} is {} on {}, and {} on {}; expected the same, or it on one of them", one.1, one.0.display(), other.1, other.0.display())]
+    Conflict {
+        /// What they disagree on.
+        about: About,
+        /// The one, and what it says.
+        one: (PathBuf, String),
+        /// The other, and what that says.
+        other: (PathBuf, String),
+    },
     /// The layout.
     #[error("{} is no image layout that can be served", .path.display())]
     Layout {
@@ -72,14 +82,26 @@ pub enum ContentsError {
     },
 }
 
-/// What the disk, or the layout in a folder, at `path` has.
+/// What the disks, or the layouts in folders, at `paths` have together.
 ///
 /// # Errors
 /// [`ContentsError`].
-pub fn contents(path: &Path) -> Result<Contents, ContentsError> {
-    let read = |source| ContentsError::Read { path: path.to_owned(), source };
-    let catalog = if path.metadata().map_err(read)?.is_dir() { of_folder(path)? } else { of_disk(path)? };
+pub fn contents(paths: &[PathBuf]) -> Result<Contents, ContentsError> {
+    let catalogs = paths.iter().map(|path| catalog_of(path)).collect::<Result<Vec<_>, _>>()?;
+    if let [catalog] = catalogs.as_slice() {
+        return Ok(named(catalog));
+    }
+    let merged = catalog::merge(&catalogs.iter().collect::<Vec<_>>());
+    let (catalog, _) = merged.map_err(|Disagreement { about, one, other }| {
+        let named = |(place, said): (usize, String)| (paths.get(place).cloned().unwrap_or_default(), said);
+        ContentsError::Conflict { about, one: named(one), other: named(other) }
+    })?;
     Ok(named(&catalog))
+}
+
+fn catalog_of(path: &Path) -> Result<Catalog, ContentsError> {
+    let read = |source| ContentsError::Read { path: path.to_owned(), source };
+    if path.metadata().map_err(read)?.is_dir() { of_folder(path) } else { of_disk(path) }
 }
 
 fn named(catalog: &Catalog) -> Contents {

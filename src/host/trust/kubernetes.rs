@@ -5,9 +5,15 @@ use super::{Bundle, Tree};
 
 /// `local-registry-hosting.yaml`.
 pub(super) fn files(bundle: &Bundle) -> Tree {
-    let address = quoted(bundle.address());
-    let hosting = block(&format!("host: {address}\nhostFromContainerRuntime: {address}\nhostFromClusterNetwork: {address}\n"), 4);
-    let yaml = format!(
+    let address = bundle.address();
+    Tree::from([("local-registry-hosting.yaml".to_owned(), hosting(address, address))])
+}
+
+/// The ConfigMap of a registry that nodes, and whoever is outside of the cluster, reach at `nodes`, and containers at `inside`.
+pub(in crate::host) fn hosting(nodes: &str, inside: &str) -> String {
+    let (nodes, inside) = (quoted(nodes), quoted(inside));
+    let hosting = block(&format!("host: {nodes}\nhostFromContainerRuntime: {nodes}\nhostFromClusterNetwork: {inside}\n"), 4);
+    format!(
         "apiVersion: v1\n\
          kind: ConfigMap\n\
          metadata:\n\
@@ -15,6 +21,5 @@ pub(super) fn files(bundle: &Bundle) -> Tree {
          \x20 namespace: kube-public\n\
          data:\n\
          \x20 localRegistryHosting.v1: |\n{hosting}"
-    );
-    Tree::from([("local-registry-hosting.yaml".to_owned(), yaml)])
+    )
 }

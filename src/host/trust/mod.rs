@@ -17,10 +17,10 @@ mod everyone;
 mod images;
 mod k3s;
 mod kind;
-mod kubernetes;
+pub(in crate::host) mod kubernetes;
 mod minikube;
 mod talos;
-mod text;
+pub(in crate::host) mod text;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,7 +1,7 @@
 //! Values as the languages of config files write them. A value enters, a quoted one leaves.
 
 /// `text` in double quotes, as JSON, YAML (1.2, section 7.3.1) and TOML (1.0, "Basic strings") all read it.
-pub(super) fn quoted(text: &str) -> String {
+pub(in crate::host) fn quoted(text: &str) -> String {
     // JSON leaves DEL as it is, which TOML does not take.
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
@@ -12,7 +12,7 @@ pub(super) fn shell(text: &str) -> String {
 }
 
 /// The lines of `text`, each after `indent` spaces: the content of a YAML block.
-pub(super) fn block(text: &str, indent: usize) -> String {
+pub(in crate::host) fn block(text: &str, indent: usize) -> String {
     text.lines().map(|line| format!("{:indent$}{line}\n", "")).collect()
 }
 

@@ -1,7 +1,5 @@
 //! The endpoints beside the distribution specification's: tokens, health, metrics and the CA certificate.
 
-use std::sync::Arc;
-
 use http::Response;
 use http::request::Parts;
 
@@ -27,8 +25,8 @@ impl Registry {
                 Ok(reply::momentary(JSON, token))
             }
             Beside::Health => {
-                let store = Arc::clone(&self.store);
-                let probed = self.health.check(PROBE, move || store.probe()).await;
+                let holdings = self.holdings();
+                let probed = self.health.check(PROBE, move || holdings.store().probe()).await;
                 probed.map_err(|error| {
                     tracing::warn!(error, "the disk cannot be read");
                     RegistryError::Unhealthy

@@ -49,7 +49,7 @@ fn served<T: Send + 'static>(clients: impl FnOnce(SocketAddr) -> T + Send + 'sta
             let _ = stopped.await;
             Duration::from_secs(60)
         };
-        serve(vec![listener], registry, until).await;
+        serve(vec![listener], registry, until, sleep).await;
         asking.await.unwrap()
     });
     (metrics, result)

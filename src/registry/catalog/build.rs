@@ -14,19 +14,20 @@ pub struct TagConflict {
 }
 
 #[derive(Debug, Default)]
-struct Shelf {
-    blobs: BTreeSet<Digest>,
-    tags: BTreeMap<String, Digest>,
-    every_tag: Option<Digest>,
-    referrers: BTreeSet<(Digest, Digest)>,
+pub(super) struct Shelf {
+    pub blobs: BTreeSet<Digest>,
+    pub tags: BTreeMap<String, Digest>,
+    pub every_tag: Option<Digest>,
+    /// Subject and manifest.
+    pub referrers: BTreeSet<(Digest, Digest)>,
 }
 
 /// Collects content for a [`Catalog`].
 #[derive(Debug, Default)]
 pub struct Builder {
     /// Size in bytes and, for a manifest, media type.
-    blobs: BTreeMap<Digest, (u64, Option<String>)>,
-    repositories: BTreeMap<String, Shelf>,
+    pub(super) blobs: BTreeMap<Digest, (u64, Option<String>)>,
+    pub(super) repositories: BTreeMap<String, Shelf>,
 }
 
 impl Builder {

@@ -9,10 +9,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::{HandshakeFailure, Metrics, OTHER_STATUS, STATUSES, TLS_VERSIONS, load};
-use crate::registry::catalog::RepositoryId;
 use crate::registry::events::Events;
 use crate::registry::route::Endpoint;
-use crate::registry::store::Store;
 
 /// Media type of the text.
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -30,16 +28,15 @@ pub struct Exposition(pub(in crate::registry) Registry);
 #[derive(Debug)]
 struct Source {
     metrics: Arc<Metrics>,
-    store: Arc<Store>,
     events: Events,
 }
 
 impl Exposition {
     /// The text of these counts.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, store: Arc<Store>, events: Events) -> Self {
+    pub fn new(metrics: Arc<Metrics>, events: Events) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
-        registry.register_collector(Box::new(Source { metrics, store, events }));
+        registry.register_collector(Box::new(Source { metrics, events }));
         Self(registry)
     }
 
@@ -125,9 +122,8 @@ impl Source {
     fn repositories(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Bytes of blobs handed to connections, by repository";
         let mut family = counters(encoder, "blob_sent", help, Some(&Unit::Bytes))?;
-        let catalog = self.store.catalog();
-        for (number, bytes) in self.metrics.repositories.read() {
-            add(&mut family, &[("repository", catalog.repository_name(RepositoryId::from_number(number)))], bytes)?;
+        for (repository, bytes) in self.metrics.repositories.read() {
+            add(&mut family, &[("repository", &repository)], bytes)?;
         }
         match self.metrics.repositories.shared() {
             0 => Ok(()),
@@ -156,6 +152,11 @@ impl Source {
         let help = "Events that their reader was too slow for";
         let mut dropped = counters(encoder, "events_dropped", help, None)?;
         dropped.encode_counter::<NoLabelSet, u64, f64>(&self.events.dropped(), None)?;
+        let help = "Blobs that a disk did not give as its catalog says, by reason";
+        let mut family = counters(encoder, "disk_errors", help, None)?;
+        for (reason, count) in self.metrics.faults.read() {
+            add(&mut family, &[("reason", &reason.code().to_ascii_lowercase())], count)?;
+        }
         let help = "Panics, each of which ended one request";
         let mut panics = counters(encoder, "request_panics", help, None)?;
         panics.encode_counter::<NoLabelSet, u64, f64>(&load(&self.metrics.panics), None)

@@ -134,8 +134,7 @@ fn check(certificate: &Certificate, now: Option<SystemTime>) -> Result<(), CaErr
     if certificate.may_sign == Some(false) {
         return Err(CaError::KeyUsage);
     }
-    let Some(now) = now.and_then(|now| now.duration_since(UNIX_EPOCH).ok()) else { return Ok(()) };
-    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let Some(now) = now.map(seconds) else { return Ok(()) };
     let (begins, ends) = certificate.validity;
     if now > ends {
         return Err(CaError::Expired(date(ends)));
@@ -146,8 +145,13 @@ fn check(certificate: &Certificate, now: Option<SystemTime>) -> Result<(), CaErr
     Ok(())
 }
 
+/// A time in seconds since 1970; what lies before is not told from 1970.
+pub(super) fn seconds(time: SystemTime) -> i64 {
+    i64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()).unwrap_or(i64::MAX)
+}
+
 /// A time in seconds since 1970, in words; what lies before is not told from 1970.
-fn date(seconds: i64) -> String {
+pub(super) fn date(seconds: i64) -> String {
     httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 

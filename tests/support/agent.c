@@ -1,0 +1,292 @@
+/*
+ * The test's hand inside of a VM, as a child of PID 1. It is started by the kernel in the place of the init (rdinit=/agent), leaves a
+ * child behind and becomes /init, the program under test, as PID 1. The child obeys what comes through the virtio-serial port `agent`, a
+ * command a line, and answers each with a line. What is to be so before the init starts comes as arguments.
+ *
+ * Arguments:
+ *   bind PORT     listens on that TCP port first
+ *   tasks N       the init may have N threads and processes at once (cgroup's pids.max), itself among them
+ *   hold          the init's main thread is held for good where it calls sync(), as by a disk that hangs
+ *
+ * Commands:
+ *   kill N        sends PID 1 the signal N
+ *   orphans N     has N processes end whose parent has ended
+ *   zombies       how many processes have ended and not been reaped
+ *   descriptors   how many PID 1 has open
+ *   files N       lets PID 1 have descriptors below N alone
+ *   read PATH     the file's content, its lines parted by '|'
+ *   fault         has PID 1's main thread jump to address 0
+ *   exhaust       takes all memory there is, and is not to be killed for it
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void put(const char *path, const char *text)
+{
+	int file = open(path, O_WRONLY | O_CREAT, 0644);
+	if (file < 0 || write(file, text, strlen(text)) < 0)
+		fprintf(stderr, "agent: write %s to %s: %s\n", text, path, strerror(errno));
+	close(file);
+}
+
+static void bind_port(int port)
+{
+	struct sockaddr_in6 address = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
+	int listener = socket(AF_INET6, SOCK_STREAM, 0);
+	if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 1))
+		fprintf(stderr, "agent: listen on %d: %s\n", port, strerror(errno));
+}
+
+static void limit_tasks(const char *count)
+{
+	mkdir("/cgroup", 0755);
+	if (mount("cgroup2", "/cgroup", "cgroup2", 0, NULL))
+		fprintf(stderr, "agent: mount cgroup2: %s\n", strerror(errno));
+	put("/cgroup/cgroup.subtree_control", "+pids");
+	mkdir("/cgroup/init", 0755);
+	put("/cgroup/init/pids.max", count);
+	put("/cgroup/init/cgroup.procs", "1");
+}
+
+static void seize(int options)
+{
+	int status;
+	if (ptrace(PTRACE_SEIZE, 1, NULL, options) || ptrace(PTRACE_INTERRUPT, 1, NULL, NULL))
+		fprintf(stderr, "agent: ptrace: %s\n", strerror(errno));
+	waitpid(1, &status, __WALL);
+}
+
+static void hold_at_sync(void)
+{
+	struct user_regs_struct registers;
+	int status = 0, deliver = 0;
+	do {
+		ptrace(PTRACE_SYSCALL, 1, NULL, deliver);
+		if (waitpid(1, &status, __WALL) != 1)
+			return;
+		deliver = status >> 16 || WSTOPSIG(status) & 0x80 ? 0 : WSTOPSIG(status);
+		ptrace(PTRACE_GETREGS, 1, NULL, &registers);
+	} while (WSTOPSIG(status) != (SIGTRAP | 0x80) || registers.orig_rax != SYS_sync);
+	for (;;)
+		pause();
+}
+
+static void fault(void)
+{
+	struct user_regs_struct registers;
+	seize(0);
+	ptrace(PTRACE_GETREGS, 1, NULL, &registers);
+	registers.rip = 0;
+	registers.orig_rax = -1;
+	ptrace(PTRACE_SETREGS, 1, NULL, &registers);
+	ptrace(PTRACE_DETACH, 1, NULL, NULL);
+}
+
+static void orphans(int count)
+{
+	int alive[2];
+	if (pipe(alive))
+		fprintf(stderr, "agent: pipe: %s\n", strerror(errno));
+	int parent = fork();
+	if (!parent) {
+		for (int made = 0; made < count; made++) {
+			int child = fork();
+			if (child < 0)
+				fprintf(stderr, "agent: fork: %s\n", strerror(errno));
+			if (child)
+				continue;
+			/* Its end is that of the last who could write: the parent's. */
+			close(alive[1]);
+			_exit(read(alive[0], &(char){ 0 }, 1) != 0);
+		}
+		_exit(0);
+	}
+	close(alive[0]);
+	close(alive[1]);
+	waitpid(parent, NULL, 0);
+}
+
+/* Processes, all or those that have ended and not been reaped. */
+static int processes(int all)
+{
+	struct dirent *entry;
+	DIR *proc = opendir("/proc");
+	int count = 0;
+	while (proc && (entry = readdir(proc))) {
+		char path[300], text[512] = "";
+		int file;
+		if (entry->d_name[0] < '0' || entry->d_name[0] > '9')
+			continue;
+		snprintf(path, sizeof path, "/proc/%s/stat", entry->d_name);
+		if ((file = open(path, O_RDONLY)) < 0)
+			continue;
+		if (read(file, text, sizeof text - 1) > 0 && strrchr(text, ')'))
+			count += all || strrchr(text, ')')[2] == 'Z';
+		close(file);
+	}
+	closedir(proc);
+	return count;
+}
+
+static int descriptors(void)
+{
+	DIR *folder = opendir("/proc/1/fd");
+	int count = 0;
+	while (folder && readdir(folder))
+		count++;
+	closedir(folder);
+	return count - 2;
+}
+
+static void exhaust(void)
+{
+	put("/proc/self/oom_score_adj", "-1000");
+	for (;;) {
+		char *memory = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (memory != MAP_FAILED)
+			memset(memory, 1, 1 << 20);
+	}
+}
+
+static void obey(FILE *port, const char *command)
+{
+	char word[32] = "", rest[200] = "";
+	sscanf(command, "%31s %199s", word, rest);
+	int number = atoi(rest);
+	if (!strcmp(word, "kill")) {
+		kill(1, number);
+	} else if (!strcmp(word, "orphans")) {
+		orphans(number);
+	} else if (!strcmp(word, "zombies")) {
+		fprintf(port, "%d\n", processes(0));
+		return;
+	} else if (!strcmp(word, "descriptors")) {
+		fprintf(port, "%d\n", descriptors());
+		return;
+	} else if (!strcmp(word, "files")) {
+		struct rlimit limit = { number, 1 << 20 };
+		if (prlimit(1, RLIMIT_NOFILE, &limit, NULL))
+			fprintf(stderr, "agent: prlimit: %s\n", strerror(errno));
+	} else if (!strcmp(word, "read")) {
+		int file = open(rest, O_RDONLY), byte;
+		FILE *text = fdopen(file, "r");
+		while (text && (byte = fgetc(text)) != EOF)
+			fputc(byte == '\n' ? '|' : byte, port);
+		if (text)
+			fclose(text);
+		fputs("\n", port);
+		return;
+	} else if (!strcmp(word, "fault")) {
+		fault();
+	} else if (!strcmp(word, "exhaust")) {
+		exhaust();
+	} else {
+		fprintf(port, "what is %s\n", word);
+		return;
+	}
+	fputs("ok\n", port);
+}
+
+/* The port, once the init has loaded its driver. */
+static int open_port(void)
+{
+	for (;; usleep(20000)) {
+		struct dirent *entry;
+		DIR *ports = opendir("/sys/class/virtio-ports");
+		while (ports && (entry = readdir(ports))) {
+			char path[600], name[64] = "";
+			snprintf(path, sizeof path, "/sys/class/virtio-ports/%s/name", entry->d_name);
+			int file = open(path, O_RDONLY);
+			if (file < 0)
+				continue;
+			ssize_t count = read(file, name, sizeof name - 1);
+			close(file);
+			if (count <= 0 || strncmp(name, "agent", 5))
+				continue;
+			snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+			if ((file = open(path, O_RDWR)) >= 0) {
+				closedir(ports);
+				return file;
+			}
+		}
+		if (ports)
+			closedir(ports);
+	}
+}
+
+static void serve(void)
+{
+	char command[256];
+	size_t length = 0;
+	int file = open_port();
+	FILE *port = fdopen(file, "w");
+	for (;;) {
+		char byte;
+		ssize_t count = read(file, &byte, 1);
+		if (count != 1) {
+			/* Nobody holds the host's end. */
+			usleep(20000);
+		} else if (byte == '\n') {
+			command[length] = 0;
+			length = 0;
+			obey(port, command);
+			fflush(port);
+		} else if (length < sizeof command - 1) {
+			command[length++] = byte;
+		}
+	}
+}
+
+int main(int count, char **arguments)
+{
+	int ready[2], hold = 0, tasks = 0, port = 0;
+	for (int at = 1; at < count; at++) {
+		if (!strcmp(arguments[at], "hold"))
+			hold = 1;
+		else if (!strcmp(arguments[at], "tasks") && at + 1 < count)
+			tasks = ++at;
+		else if (!strcmp(arguments[at], "bind") && at + 1 < count)
+			port = atoi(arguments[++at]);
+	}
+	if (pipe(ready))
+		return 1;
+	if (!fork()) {
+		if (port)
+			bind_port(port);
+		if (hold && !fork()) {
+			seize(PTRACE_O_TRACESYSGOOD);
+			close(ready[0]);
+			close(ready[1]);
+			hold_at_sync();
+			_exit(1);
+		}
+		close(ready[0]);
+		close(ready[1]);
+		serve();
+	}
+	close(ready[1]);
+	/* Until everybody has done what comes first: whoever seizes this process interrupts it here. */
+	while (read(ready[0], &(char){ 0 }, 1) < 0 && errno == EINTR)
+		;
+	close(ready[0]);
+	if (tasks)
+		limit_tasks(arguments[tasks]);
+	execl("/init", "/init", NULL);
+	return 1;
+}
