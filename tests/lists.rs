@@ -95,9 +95,12 @@ fn referrers_by_subject_by_type_and_by_tag_schema() {
     layout.name(report_on_signature, media_type::OCI_MANIFEST, "");
     // The tag schema: an index tagged with its subject's digest lists a manifest that names no subject itself.
     let old = layout.manifest(&[b"attached the old way"]);
-    let index = layout.json(&json!({
-        "schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [old.descriptor(media_type::OCI_MANIFEST)],
-    }));
+    // So does an index, and what that lists does not refer to the subject.
+    let inner = layout.manifest(&[b"of one platform"]);
+    let index_of =
+        |manifests: Value| layout.json(&json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests}));
+    let outer = index_of(json!([inner.descriptor(media_type::OCI_MANIFEST)]));
+    let index = index_of(json!([old.descriptor(media_type::OCI_MANIFEST), outer.descriptor(media_type::OCI_INDEX)]));
     layout.name(index, media_type::OCI_INDEX, &format!("test/hello:{}", image.digest.to_string().replace(':', "-")));
     layout.image("other:1", b"other");
     let server = Server::start(layout.write());
@@ -119,7 +122,7 @@ fn referrers_by_subject_by_type_and_by_tag_schema() {
         wanted
     };
     let all = list(&format!("/v2/test/hello/referrers/{}", image.digest));
-    assert_eq!(digests(&all.json()), sorted(&[signature, report, old]));
+    assert_eq!(digests(&all.json()), sorted(&[signature, report, old, outer]));
     assert_eq!(all.header("oci-filters-applied"), None);
     let filtered = list(&format!("/v2/test/hello/referrers/{}?artifactType=application/x.report", image.digest));
     assert_eq!(filtered.header("oci-filters-applied"), Some("artifactType"));

@@ -43,6 +43,8 @@ pub struct Blob {
     pub manifest: Option<String>,
     /// The manifest that this one refers to.
     pub subject: Option<Digest>,
+    /// Whether it is a manifest of the image's own index, and not of an index in that.
+    pub listed: bool,
 }
 
 /// An image that a layout holds: its name and all of its content, itself first.
@@ -232,7 +234,7 @@ pub fn catalog(images: &[Image]) -> Result<catalog::Catalog, LayoutError> {
         builder.tag(&image.repository, tag, image.digest).map_err(conflict)?;
         // The referrers tag schema (distribution specification, "Referrers Tag Schema"): an index tagged with its subject's digest.
         if let Some(subject) = tag.subject() {
-            let listed = image.blobs.iter().skip(1).filter(|blob| blob.manifest.is_some());
+            let listed = image.blobs.iter().filter(|blob| blob.listed);
             listed.for_each(|blob| builder.referrer(&image.repository, subject, blob.digest));
         }
     }
@@ -291,7 +293,7 @@ impl Walk<'_> {
             return Ok(known.clone());
         }
         let (mut found, mut missing) = (Vec::new(), Vec::new());
-        let mut listed = HashSet::new();
+        let (mut listed, mut own) = (HashSet::new(), HashSet::new());
         let mut manifests = vec![(root.clone(), 0)];
         let mut count = 0;
         while let Some((descriptor, depth)) = manifests.pop() {
@@ -312,7 +314,11 @@ impl Walk<'_> {
                 }
                 manifest => manifest?,
             };
+            if depth == 0 {
+                own.extend(manifest.manifests.iter().map(|one| one.digest));
+            }
             found.push(Blob {
+                listed: own.contains(&descriptor.digest),
                 manifest: Some(served_type(&descriptor, &manifest)),
                 subject: manifest.subject.as_ref().map(|subject| subject.digest),
                 ..content_of(&descriptor)
@@ -372,7 +378,7 @@ impl Walk<'_> {
 
 /// What is known of content without opening it.
 fn content_of(descriptor: &Descriptor) -> Blob {
-    Blob { digest: descriptor.digest, size: descriptor.size, manifest: None, subject: None }
+    Blob { digest: descriptor.digest, size: descriptor.size, manifest: None, subject: None, listed: false }
 }
 
 /// What messages call content of an image.
