@@ -121,12 +121,18 @@ fn further_ports_serve_and_are_reported() {
 #[test]
 fn a_port_that_is_not_to_be_had_is_named() {
     let bench = bench();
-    let setting = r#"listeners=[{"port":5001,"address":"192.0.2.1"}]"#;
-    let reason = "listen on TCP port 5001 of 192.0.2.1: Address not available (os error 99)";
-    let ended = vm::fails(&bench.path("disk.erofs"), &["--set", setting]);
-    let done = ended.done();
-    assert_eq!((ended.status, done.code.as_str(), done.reason.as_str()), (Some(3), "NO_PORT", reason), "{}", ended.stderr);
-    assert!(ended.stderr.contains(&format!("FATAL code=NO_PORT {reason}")), "{}", ended.stderr);
+    for (setting, reason) in [
+        (r#"listeners=[{"port":5000}]"#, "listen on TCP port 5000: Address in use (os error 98)"),
+        (
+            r#"listeners=[{"port":5001,"address":"192.0.2.1"}]"#,
+            "listen on TCP port 5001 of 192.0.2.1: Address not available (os error 99)",
+        ),
+    ] {
+        let ended = vm::fails(&bench.path("disk.erofs"), &["--set", setting]);
+        let done = ended.done();
+        assert_eq!((ended.status, done.code.as_str(), done.reason.as_str()), (Some(3), "NO_PORT", reason), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&format!("FATAL code=NO_PORT {reason}")), "{}", ended.stderr);
+    }
 }
 
 #[test]
