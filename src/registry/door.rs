@@ -49,8 +49,14 @@ impl Door {
 #[derive(Debug)]
 pub(super) struct Rooms {
     places: Arc<Semaphore>,
-    /// Those who are silent, in the order of their coming: since when, and what sends each away.
-    silent: Mutex<(u64, BTreeMap<u64, (Instant, oneshot::Sender<()>)>)>,
+    silent: Mutex<Line>,
+}
+
+/// Those who are silent, by the numbers of their coming: since when, and what sends each away.
+#[derive(Debug, Default)]
+struct Line {
+    came: u64,
+    silent: BTreeMap<u64, (Instant, oneshot::Sender<()>)>,
 }
 
 impl Rooms {
@@ -77,28 +83,28 @@ impl Rooms {
             }
         };
         let (away, sent_away) = oneshot::channel();
-        let mut silent = self.silent();
-        silent.0 += 1;
-        let number = silent.0;
-        silent.1.insert(number, (Instant::now(), away));
+        let mut line = self.line();
+        line.came += 1;
+        let number = line.came;
+        line.silent.insert(number, (Instant::now(), away));
         Some((place, Silent { rooms: Arc::clone(self), number }, sent_away))
     }
 
     /// Sends away whoever has been silent for longest, where that is long enough; else says how much longer it may be. Nothing where nobody
     /// is silent, or a place is about to be free.
     fn send_away(&self) -> Option<Duration> {
-        let mut silent = self.silent();
-        let (since, _) = silent.1.first_key_value()?.1;
+        let mut line = self.line();
+        let (since, _) = line.silent.first_key_value()?.1;
         let patience = SILENCE.saturating_sub(since.elapsed());
         if patience.is_zero() {
             // What it is told is that its sender is gone.
-            silent.1.pop_first();
+            line.silent.pop_first();
             return None;
         }
         Some(patience)
     }
 
-    fn silent(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, (Instant, oneshot::Sender<()>)>)> {
+    fn line(&self) -> MutexGuard<'_, Line> {
         self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -112,7 +118,7 @@ struct Silent {
 
 impl Drop for Silent {
     fn drop(&mut self) {
-        self.rooms.silent().1.remove(&self.number);
+        self.rooms.line().silent.remove(&self.number);
     }
 }
 
