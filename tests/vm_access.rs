@@ -122,7 +122,7 @@ fn further_ports_serve_and_are_reported() {
 fn a_port_that_is_not_to_be_had_is_named() {
     let bench = bench();
     for (setting, reason) in [
-        ("metricsPort=5000", "listen on TCP port 5000: Address in use (os error 98)"),
+        (r#"listeners=[{"port":5000}]"#, "listen on TCP port 5000: Address in use (os error 98)"),
         (
             r#"listeners=[{"port":5001,"address":"192.0.2.1"}]"#,
             "listen on TCP port 5001 of 192.0.2.1: Address not available (os error 99)",

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{self, Handle};
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Client;
 use super::connection::{self, Closing, Shared};
-use super::limits::{DESCRIPTOR_PAUSE, REMINDER};
+use super::limits::{DESCRIPTOR_PAUSE, REMINDER, SILENCE};
 use super::serve::{Listener, Transport};
 
 /// The thread. It ends when this is dropped, and lets go of whoever has said nothing yet.
@@ -44,41 +45,60 @@ impl Door {
     }
 }
 
-/// Who may be inside at once, and who may wait at the door.
+/// Places for those who are connected, and who of them has said nothing yet.
 #[derive(Debug)]
 pub(super) struct Rooms {
-    /// Places of those who are served.
     places: Arc<Semaphore>,
-    /// Room for those who have connected and are not served yet.
-    step: Arc<Semaphore>,
-    /// Those of them who have said nothing, in the order of their coming, each with what sends it away.
-    silent: Mutex<(u64, BTreeMap<u64, oneshot::Sender<()>>)>,
+    /// Those who are silent, in the order of their coming: since when, and what sends each away.
+    silent: Mutex<(u64, BTreeMap<u64, (Instant, oneshot::Sender<()>)>)>,
 }
 
 impl Rooms {
-    /// As many places as `count`, and as much room before the door.
+    /// So many places.
     pub fn new(count: usize) -> Arc<Self> {
-        let room = || Arc::new(Semaphore::new(count));
-        Arc::new(Self { places: room(), step: room(), silent: Mutex::default() })
+        Arc::new(Self { places: Arc::new(Semaphore::new(count)), silent: Mutex::default() })
     }
 
-    /// Room for one more. Where there is none, whoever has said nothing for longest makes it: who comes speaks at once, and must not wait
-    /// behind those who never do.
+    /// A place for one more. Where there is none, whoever has said nothing for longest, and for [`SILENCE`], makes it: who comes speaks at
+    /// once, and must not wait behind those who never do.
     async fn enter(self: &Arc<Self>) -> Option<(OwnedSemaphorePermit, Silent, oneshot::Receiver<()>)> {
-        if self.step.available_permits() == 0 {
-            // What it sends is that it is dropped.
-            self.silent().1.pop_first();
-        }
-        let step = Arc::clone(&self.step).acquire_owned().await.ok()?;
+        let place = loop {
+            if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+                break place;
+            }
+            let next = Arc::clone(&self.places).acquire_owned();
+            match self.send_away() {
+                None => break next.await.ok()?,
+                Some(patience) => {
+                    if let Ok(place) = timeout(patience, next).await {
+                        break place.ok()?;
+                    }
+                }
+            }
+        };
         let (away, sent_away) = oneshot::channel();
         let mut silent = self.silent();
         silent.0 += 1;
         let number = silent.0;
-        silent.1.insert(number, away);
-        Some((step, Silent { rooms: Arc::clone(self), number }, sent_away))
+        silent.1.insert(number, (Instant::now(), away));
+        Some((place, Silent { rooms: Arc::clone(self), number }, sent_away))
     }
 
-    fn silent(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, oneshot::Sender<()>>)> {
+    /// Sends away whoever has been silent for longest, where that is long enough; else says how much longer it may be. Nothing where nobody
+    /// is silent, or a place is about to be free.
+    fn send_away(&self) -> Option<Duration> {
+        let mut silent = self.silent();
+        let (since, _) = silent.1.first_key_value()?.1;
+        let patience = SILENCE.saturating_sub(since.elapsed());
+        if patience.is_zero() {
+            // What it is told is that its sender is gone.
+            silent.1.pop_first();
+            return None;
+        }
+        Some(patience)
+    }
+
+    fn silent(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, (Instant, oneshot::Sender<()>)>)> {
         self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -96,8 +116,7 @@ impl Drop for Silent {
     }
 }
 
-/// Takes up those who connect, and has `server` serve them when they have spoken and there is a place. Has to be run by the door's
-/// thread.
+/// Takes up those who connect, as places get free, and has `server` serve them when they have spoken. Has to be run by the door's thread.
 pub(super) async fn accept(listener: Listener, shared: Arc<Shared>, rooms: Arc<Rooms>, closing: Closing, server: Handle) {
     let Listener { socket, transport, surface } = listener;
     let Some(socket) = here(socket) else { return };
@@ -117,10 +136,9 @@ pub(super) async fn accept(listener: Listener, shared: Arc<Shared>, rooms: Arc<R
                 continue;
             }
         };
-        let Some((step, silent, sent_away)) = rooms.enter().await else { return };
+        let Some((place, silent, sent_away)) = rooms.enter().await else { return };
         tune(&stream);
-        let (shared, transport, closing) = (Arc::clone(&shared), transport.clone(), closing.clone());
-        let (server, places) = (server.clone(), Arc::clone(&rooms.places));
+        let (shared, transport, closing, server) = (Arc::clone(&shared), transport.clone(), closing.clone(), server.clone());
         // Where the connection is gone already, what it had connected to is of no use either.
         let local = stream.local_addr().unwrap_or(peer);
         let client = Client { peer, local, encrypted: matches!(transport, Transport::Tls(_)), certified: false, surface };
@@ -132,10 +150,8 @@ pub(super) async fn accept(listener: Listener, shared: Arc<Shared>, rooms: Arc<R
                 _ = sent_away => None,
             };
             drop(silent);
-            let Some(spoken) = spoken else { return };
             // Its descriptor goes over to the threads that serve.
-            let (Ok(place), Ok(stream)) = (places.acquire_owned().await, stream.into_std()) else { return };
-            drop(step);
+            let (Some(spoken), Ok(stream)) = (spoken, stream.into_std()) else { return };
             server.spawn(async move {
                 if let Ok(stream) = TcpStream::from_std(stream) {
                     connection::run(stream, spoken, client, transport, &shared, closing).await;

@@ -23,9 +23,11 @@ pub const PING: Duration = Duration::from_secs(20);
 pub const IDLE: Duration = Duration::from_secs(60);
 /// Slowest reader that is served, in bytes a second over each [`STALL`]: a tenth of a 56k modem.
 pub const MINIMUM_RATE: u64 = 512;
-/// Connections served at once: 1,000 nodes may pull. What their bodies hold together is bounded by [`IN_FLIGHT`]. As many may wait at
-/// the door; of those who come when that is full too, each takes the room of whoever has been silent for longest.
+/// Connections at once: 1,000 nodes may pull. What their bodies hold together is bounded by [`IN_FLIGHT`].
 pub const CONNECTIONS: usize = 1024;
+/// How long a connection may say nothing where all places are taken and another one comes. A node under emulation speaks within some
+/// milliseconds.
+pub const SILENCE: Duration = Duration::from_millis(100);
 /// Connections that the kernel completes and holds until they are accepted. 128 are usual, and of a thousand nodes that connect in one
 /// moment most would then wait a second, until they try again. The kernel bounds it by its own `somaxconn`.
 pub const BACKLOG: u32 = 4096;

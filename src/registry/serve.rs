@@ -113,8 +113,8 @@ fn door() -> Option<Door> {
     Door::open().inspect_err(|error| tracing::warn!(%error, "connections are taken up by the threads that serve")).ok()
 }
 
-/// Connections that the process has file descriptors for: each is one, the blob that it is being sent is another, and one more may wait at
-/// the door. The limit is raised as far as the system allows it to be.
+/// Connections that the process has file descriptors for: each is one, and the blob that it is being sent is another. The limit is
+/// raised as far as the system allows it to be.
 fn affordable() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
@@ -122,7 +122,7 @@ fn affordable() -> usize {
         limit = raised;
     }
     let descriptors = limit.current.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
-    (descriptors.saturating_sub(OWN_DESCRIPTORS) / 3).max(1)
+    (descriptors.saturating_sub(OWN_DESCRIPTORS) / 2).max(1)
 }
 
 /// Bounds what the kernel holds for clients that take nothing. Connections have it of their listener.
