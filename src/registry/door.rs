@@ -45,12 +45,14 @@ impl Door {
     }
 }
 
+/// Who is silent, in the order of their coming, by number: since when, and what sends each away. The first is the next one's number.
+type InOrder = (u64, BTreeMap<u64, (Instant, oneshot::Sender<()>)>);
+
 /// Places for those who are connected, and who of them has said nothing yet.
 #[derive(Debug)]
 pub(super) struct Rooms {
     places: Arc<Semaphore>,
-    /// Those who are silent, in the order of their coming: since when, and what sends each away.
-    silent: Mutex<(u64, BTreeMap<u64, (Instant, oneshot::Sender<()>)>)>,
+    silent: Mutex<InOrder>,
 }
 
 impl Rooms {
@@ -98,7 +100,7 @@ impl Rooms {
         Some(patience)
     }
 
-    fn silent(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, (Instant, oneshot::Sender<()>)>)> {
+    fn silent(&self) -> MutexGuard<'_, InOrder> {
         self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
