@@ -132,13 +132,16 @@ impl Guest {
         // Who asked for the end, and who asked again.
         let (mut first, mut again) = (None, None);
         let shutdown = async {
-            let Stop { by, drain } = next(&mut stops).await;
-            console::say(&format!("{}: no more connections; transfers have {} s", by.words(), drain.as_secs()));
-            first = Some(by);
-            (drain, stops)
+            let stop = next(&mut stops).await;
+            first = Some(stop.by);
+            (stop, stops)
         };
-        let hurry = async |(drain, mut stops)| again = timeout(drain, next(&mut stops)).await.ok().map(|stop| stop.by);
-        let totals = serve(bound, registry, shutdown, hurry).await;
+        // Runs where there are transfers, and once nobody is accepted any more.
+        let drain = async |(Stop { by, drain }, mut stops)| {
+            console::say(&format!("{}: no more connections; transfers have {} s", by.words(), drain.as_secs()));
+            again = timeout(drain, next(&mut stops)).await.ok().map(|stop| stop.by);
+        };
+        let totals = serve(bound, registry, shutdown, drain).await;
         Ok(Ended { by: first.unwrap_or(By::Command), hurried: again, totals })
     }
 
