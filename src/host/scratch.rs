@@ -3,7 +3,7 @@
 //! machine. Content passes through and is never held.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -300,14 +300,6 @@ impl Write for Hashed {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
-}
-
-/// Opens a file to be added, and gives its size in bytes.
-///
-/// # Errors
-/// As of opening a file.
-pub fn open(path: &Path) -> io::Result<(File, u64)> {
-    super::pack::made::open_regular(path)
 }
 
 #[cfg(test)]

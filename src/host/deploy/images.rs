@@ -11,8 +11,9 @@ use super::objects::{IMAGES, INITRAMFS, KERNEL, PORT, USER};
 use crate::host::contents::{Contents, ContentsError, Fault};
 use crate::host::disk::{Disk, DiskError, Form};
 use crate::host::pack::interrupt::Interrupt;
+use crate::host::pack::made::open_regular;
 use crate::host::program::Program;
-use crate::host::scratch::{self, Archive, Image, Layer, Layout, Nothing, Packing, Rights, Start};
+use crate::host::scratch::{Archive, Image, Layer, Layout, Nothing, Packing, Rights, Start};
 use crate::oci::{Digest, Hasher, ImageName, Tag};
 use crate::registry::catalog;
 use crate::registry::layout::Tree;
@@ -246,7 +247,7 @@ fn unstarted(layout: &mut Layout, layer: Layer) -> Result<Image, ImagesError> {
 
 /// Adds the file `from` of this machine, as QEMU's.
 fn add(archive: &mut Archive, path: &str, from: &Path, interrupt: &Interrupt) -> Result<(), ImagesError> {
-    let copied = scratch::open(from).and_then(|(file, size)| {
+    let copied = open_regular(from).and_then(|(file, size)| {
         let passing = Reading { inner: file, interrupt };
         archive.file(path, QEMU, size, passing)
     });

@@ -7,6 +7,7 @@ use crate::host::program::{Program, ProgramError, SERVER};
 /// Where it is built in the same `target/`, seen from the folder of this program.
 const PLACES: [&str; 2] =
     ["../x86_64-unknown-linux-musl/release/localregistry", "../../x86_64-unknown-linux-musl/release/localregistry"];
+
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {

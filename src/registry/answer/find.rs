@@ -47,8 +47,8 @@ pub(super) fn repository(
         }
         (None, Some(_)) => None,
         (None, None) => {
-            let names = host.as_ref().map(|host| [host.as_str(), host.name()]).into_iter().flatten();
-            { names }.find(|host| holdings.upstreams.contains(route::upstream(host)))
+            let mut names = host.as_ref().map(|host| [host.as_str(), host.name()]).into_iter().flatten();
+            names.find(|host| holdings.upstreams.contains(route::upstream(host)))
         }
     };
     let full = match upstream {
