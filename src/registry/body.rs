@@ -1,13 +1,10 @@
 //! Bodies of responses: bytes in memory, or slices of a file read as the client takes them. Nothing is read ahead of the client by
-//! more than one chunk, whole blobs are never in memory, and a file that turns out short ends the connection: never a short body
-//! passed off as a whole one.
+//! more than one chunk, and whole blobs are never in memory. A body sends exactly as many bytes as its head says, or it ends in an
+//! error, which closes the connection (HTTP/1.1) or resets the stream (HTTP/2).
 
 use std::fmt;
-use std::fs::File;
 use std::future::poll_fn;
-use std::io::{self, IoSliceMut};
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -15,49 +12,55 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
+pub(super) use self::pieces::{Content, Opened};
+
+use self::pieces::Pieces;
 use super::faults::wrong_digest;
-use super::flight::{Budget, Chunk, Flight, Tails};
+use super::flight::{Budget, Flight, Tails};
 use super::limits::{Limits, MINIMUM_RATE, SMALL_CHUNK, STALL, TURN};
 use super::log::Entry;
 use super::multipart::Multipart;
-use super::store::Disk;
+use super::range::ByteRange;
 use super::streams::Open;
 use crate::oci::{Digest, Hasher};
 
-/// One stretch of a body.
+mod pieces;
+
+/// Why a body cannot be sent to its end.
 #[derive(Debug)]
-pub(super) enum Part {
-    /// Bytes in memory.
-    Bytes(Bytes),
-    /// A slice of the body's file.
-    File(Range<u64>),
+enum Fault {
+    /// The disk does not give the bytes.
+    Disk(io::Error),
+    /// There are more or fewer bytes than the head says. That is an error of this program.
+    Length,
 }
 
-/// What slices of a body are of.
-#[derive(Debug, Clone)]
-pub(super) enum Content {
-    File(Opened),
+impl From<Fault> for io::Error {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Disk(error) => error,
+            Fault::Length => Self::other("the body has another length than its head says"),
+        }
+    }
+}
+
+/// Where the bytes of a body are.
+#[derive(Debug)]
+enum Source {
+    /// In memory: they are sent as they are.
     Memory(Bytes),
+    /// In pieces, which are read into chunks.
+    Pieces(Pieces),
 }
 
-/// A blob's open file, and the disk that it is on.
-#[derive(Debug, Clone)]
-pub(super) struct Opened {
-    pub file: Arc<File>,
-    pub disk: Arc<Disk>,
-}
-
-/// A read that waits for the disk.
-struct Reading {
-    since: Instant,
-    chunk: Pin<Box<dyn Future<Output = io::Result<Chunk>> + Send>>,
-}
-
-impl fmt::Debug for Reading {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reading").field("since", &self.since).finish_non_exhaustive()
+impl Source {
+    /// Whether nothing is left.
+    fn is_at_end(&mut self) -> bool {
+        match self {
+            Self::Memory(bytes) => bytes.is_empty(),
+            Self::Pieces(pieces) => pieces.is_at_end(),
+        }
     }
 }
 
@@ -73,31 +76,10 @@ impl fmt::Debug for Check {
     }
 }
 
-impl Content {
-    fn slice(&self, range: Range<u64>) -> Part {
-        let Self::Memory(bytes) = self else { return Part::File(range) };
-        let place = |at: u64| usize::try_from(at).map_or(bytes.len(), |at| at.min(bytes.len()));
-        Part::Bytes(bytes.slice(place(range.start)..place(range.end)))
-    }
-}
-
-impl Part {
-    fn len(&self) -> u64 {
-        match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::File(range) => range.end - range.start,
-        }
-    }
-}
-
 /// The body of a response. When it is dropped, its request is over and is logged.
 #[derive(Debug)]
 pub struct Body {
-    /// The part that is being sent, and those after it.
-    part: Option<Part>,
-    more: Option<Box<Multipart>>,
-    content: Content,
-    reading: Option<Reading>,
+    source: Source,
     /// What was read before it was asked for.
     first: Option<Bytes>,
     check: Option<Box<Check>>,
@@ -109,6 +91,7 @@ pub struct Body {
     tails: Option<Arc<Tails>>,
     /// What tells the connection that this response is under way.
     open: Option<Open>,
+    /// Bytes that the head says there are and that are not sent yet.
     left: u64,
     sent: u64,
     /// Bytes given in this turn.
@@ -125,26 +108,26 @@ impl Body {
     /// A body of these bytes.
     pub fn bytes(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Self::new(bytes.len() as u64, Some(Part::Bytes(bytes)), None, Content::Memory(Bytes::new()))
+        Self::new(bytes.len() as u64, Source::Memory(bytes))
     }
 
     /// A slice of the content.
-    pub(super) fn slice(content: Content, range: Range<u64>) -> Self {
-        let part = content.slice(range);
-        Self::new(part.len(), Some(part), None, content)
+    pub(super) fn slice(content: Content, range: ByteRange) -> Self {
+        let source = match content.in_memory(&range) {
+            Some(bytes) => Source::Memory(bytes),
+            None => Source::Pieces(Pieces::slice(content, range)),
+        };
+        Self::new(range.len(), source)
     }
 
-    /// Many slices of the content.
-    pub(super) fn multipart(content: Content, parts: Multipart) -> Self {
-        Self::new(parts.len(), None, Some(Box::new(parts)), content)
+    /// Many slices of the content. `None` if 64 bits do not hold their length.
+    pub(super) fn multipart(content: Content, parts: Multipart) -> Option<Self> {
+        Some(Self::new(parts.len()?, Source::Pieces(Pieces::multipart(content, parts))))
     }
 
-    fn new(left: u64, part: Option<Part>, more: Option<Box<Multipart>>, content: Content) -> Self {
+    fn new(left: u64, source: Source) -> Self {
         Self {
-            part,
-            more,
-            content,
-            reading: None,
+            source,
             first: None,
             check: None,
             budget: None,
@@ -176,7 +159,7 @@ impl Body {
     /// The same head with no content, as HEAD and 304 have it.
     #[must_use]
     pub fn without_content(mut self) -> Self {
-        (self.part, self.more, self.left) = (None, None, 0);
+        (self.source, self.first, self.left) = (Source::Memory(Bytes::new()), None, 0);
         self
     }
 
@@ -191,11 +174,10 @@ impl Body {
     /// As of reading.
     pub(super) async fn begin(&mut self, limits: &Limits, budget: &Arc<Budget>) -> io::Result<()> {
         (self.stall, self.budget) = (limits.stall, Some(Arc::clone(budget)));
-        let (Some(Part::File(range)), Content::File(opened)) = (&self.part, &self.content) else { return Ok(()) };
-        if range.is_empty() || self.check.is_none() && is_cached(&opened.file, range.start) {
-            return Ok(());
+        let Source::Pieces(pieces) = &self.source else { return Ok(()) };
+        if self.check.is_some() || pieces.starts_uncached() {
+            self.first = poll_fn(|context| self.poll_bytes(context)).await.transpose()?;
         }
-        self.first = poll_fn(|context| self.poll_chunk(context)).await.transpose()?;
         Ok(())
     }
 
@@ -222,66 +204,63 @@ impl Body {
         self
     }
 
-    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+    /// The next bytes of the source.
+    fn poll_bytes(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
         }
-        loop {
-            if let Some(reading) = &mut self.reading {
-                let read = ready!(reading.chunk.as_mut().poll(context));
-                // The client is not to blame for the time.
-                let waited = reading.since.elapsed();
-                self.window.iter_mut().for_each(|(since, _)| *since += waited);
-                self.reading = None;
-                return Poll::Ready(Some(self.took(read)));
+        match &mut self.source {
+            Source::Memory(bytes) => {
+                let bytes = std::mem::take(bytes);
+                let is_watched = self.tails.is_some() && bytes.len() > SMALL_CHUNK;
+                let bytes = if is_watched { flight(&mut self.flight, &self.budget).hold(bytes) } else { bytes };
+                Poll::Ready((!bytes.is_empty()).then_some(Ok(bytes)))
             }
-            match &self.part {
-                None => match self.more.as_mut().and_then(|more| more.next(|range| self.content.slice(range))) {
-                    None => return Poll::Ready(None),
-                    part => self.part = part,
-                },
-                Some(part) if part.len() == 0 => self.part = None,
-                Some(Part::Bytes(bytes)) => {
-                    let bytes = bytes.clone();
-                    self.part = None;
-                    let watched = self.tails.is_some() && bytes.len() > SMALL_CHUNK;
-                    return Poll::Ready(Some(Ok(if watched { self.flight().hold(bytes) } else { bytes })));
-                }
-                Some(Part::File(range)) => {
-                    let (start, end) = (range.start, range.end);
-                    let Content::File(Opened { file, disk }) = self.content.clone() else {
-                        return Poll::Ready(Some(Err(io::ErrorKind::NotFound.into())));
-                    };
-                    let chunk = ready!(self.flight().poll_chunk(end - start, context));
-                    match read_cached(&file, start, chunk) {
-                        Ok(Cached::Read(chunk)) => return Poll::Ready(Some(self.took(Ok(chunk)))),
-                        Ok(Cached::NotThere(chunk)) => {
-                            let patience = self.stall;
-                            let read = async move { disk.ask(patience, move || read_blocking(&file, start, chunk)).await };
-                            self.reading = Some(Reading { since: Instant::now(), chunk: Box::pin(read) });
-                        }
-                        Err(error) => return Poll::Ready(Some(Err(error))),
-                    }
-                }
+            Source::Pieces(pieces) => {
+                let chunk = ready!(pieces.poll_chunk(flight(&mut self.flight, &self.budget), self.left, self.stall, context));
+                // The client is not to blame for the time that the disk took.
+                let waited = std::mem::take(&mut pieces.waited);
+                self.window.iter_mut().for_each(|(since, _)| *since += waited);
+                Poll::Ready(chunk.map(|chunk| self.checked(Bytes::from_owner(chunk?))))
             }
         }
     }
 
-    fn flight(&mut self) -> &Arc<Flight> {
-        let budget = &self.budget;
-        self.flight.get_or_insert_with(|| Arc::new(Flight::new(budget.clone().unwrap_or_default())))
-    }
-
-    /// Accounts for bytes read from the slice in front.
-    fn took(&mut self, read: io::Result<Chunk>) -> io::Result<Bytes> {
-        let bytes = Bytes::from_owner(read?);
-        let Some(Part::File(range)) = &mut self.part else { return Ok(bytes) };
-        range.start += bytes.len() as u64;
-        self.check.iter_mut().for_each(|check| check.hasher.update(&bytes));
-        match self.check.take_if(|_| range.is_empty()).map(|check| (check.expected, check.hasher.finish())) {
-            Some((expected, found)) if found != expected => Err(wrong_digest(&found)),
+    /// Holds bytes that were read against the digest that all of them should have.
+    fn checked(&mut self, bytes: Bytes) -> Result<Bytes, Fault> {
+        let Some(check) = &mut self.check else { return Ok(bytes) };
+        check.hasher.update(&bytes);
+        if !self.source.is_at_end() {
+            return Ok(bytes);
+        }
+        match self.check.take().map(|check| (check.expected, check.hasher.finish())) {
+            Some((expected, found)) if found != expected => Err(Fault::Disk(wrong_digest(&found))),
             _ => Ok(bytes),
         }
+    }
+
+    /// The one place that all bytes of a body pass on their way out. The last ones do not pass if there are more than the head says,
+    /// and it is an error if there are fewer: the response is cut, and its client does not take it for a whole one.
+    fn account(&mut self, given: Option<Result<Bytes, Fault>>) -> Option<io::Result<Bytes>> {
+        let accounted = match given {
+            None if self.left == 0 => return None,
+            None => Err(Fault::Length),
+            Some(given) => given.and_then(|bytes| {
+                let len = bytes.len() as u64;
+                let left = self.left.checked_sub(len).filter(|left| *left > 0 || self.source.is_at_end());
+                self.left = left.ok_or(Fault::Length)?;
+                // What is sent and what is left add up to what the head says: neither sum wraps.
+                (self.sent, self.turn) = (self.sent + len, self.turn + len);
+                Ok(bytes)
+            }),
+        };
+        Some(accounted.map_err(|fault| {
+            match &fault {
+                Fault::Disk(error) => self.entry.iter().for_each(|entry| entry.failed(error)),
+                Fault::Length => tracing::error!(sent = self.sent, left = self.left, "a response is cut: its length is wrong"),
+            }
+            fault.into()
+        }))
     }
 
     /// Refuses a client that takes less than the minimum rate over the time of a stall.
@@ -292,11 +271,16 @@ impl Body {
             return Ok(());
         }
         self.window = Some((Instant::now(), self.sent));
-        if ((self.sent - sent) as f64) < self.minimum_rate as f64 * elapsed.as_secs_f64() {
+        if (self.sent.saturating_sub(sent) as f64) < self.minimum_rate as f64 * elapsed.as_secs_f64() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads too slowly"));
         }
         Ok(())
     }
+}
+
+/// What a body has in flight, from the first time that it is needed.
+fn flight<'a>(flight: &'a mut Option<Arc<Flight>>, budget: &Option<Arc<Budget>>) -> &'a Arc<Flight> {
+    flight.get_or_insert_with(|| Arc::new(Flight::new(budget.clone().unwrap_or_default())))
 }
 
 impl http_body::Body for Body {
@@ -304,7 +288,7 @@ impl http_body::Body for Body {
     type Error = io::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        if self.reading.is_none() {
+        if !matches!(&self.source, Source::Pieces(pieces) if pieces.is_reading()) {
             self.check_rate()?;
         }
         if self.turn >= TURN {
@@ -312,22 +296,12 @@ impl http_body::Body for Body {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let Some(chunk) = ready!(self.poll_chunk(context)) else { return Poll::Ready(None) };
-        let chunk = match chunk {
-            Ok(chunk) => chunk,
-            Err(error) => {
-                self.entry.iter().for_each(|entry| entry.failed(&error));
-                return Poll::Ready(Some(Err(error)));
-            }
-        };
-        let len = chunk.len() as u64;
-        self.left = self.left.saturating_sub(len);
-        self.sent += len;
-        self.turn += len;
+        let given = ready!(self.poll_bytes(context));
+        let Some(bytes) = self.account(given) else { return Poll::Ready(None) };
         if self.left > 0 && self.window.is_none() {
             self.window = Some((Instant::now(), self.sent));
         }
-        Poll::Ready(Some(Ok(Frame::data(chunk))))
+        Poll::Ready(Some(bytes.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -348,44 +322,6 @@ impl Drop for Body {
             entry.finish(self.sent, self.left == 0);
         }
     }
-}
-
-/// What came of a read that does not wait.
-enum Cached {
-    Read(Chunk),
-    /// The page cache holds nothing of it, or the file system cannot tell.
-    NotThere(Chunk),
-}
-
-/// Reads what the page cache holds, without waiting for the disk.
-fn read_cached(file: &File, at: u64, mut chunk: Chunk) -> io::Result<Cached> {
-    match preadv2(file, &mut [IoSliceMut::new(chunk.buffer())], at, ReadWriteFlags::NOWAIT) {
-        Ok(0) => Err(short(at)),
-        Ok(read) => Ok(Cached::Read(chunk.filled(read))),
-        Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR | Errno::NOSYS) => Ok(Cached::NotThere(chunk)),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Whether a byte can be had without waiting for the disk.
-fn is_cached(file: &File, at: u64) -> bool {
-    preadv2(file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT).is_ok_and(|read| read == 1)
-}
-
-/// Reads as much as fits into the chunk at most, waiting for the disk.
-fn read_blocking(file: &File, at: u64, mut chunk: Chunk) -> io::Result<Chunk> {
-    loop {
-        match file.read_at(chunk.buffer(), at) {
-            Ok(0) => return Err(short(at)),
-            Ok(read) => return Ok(chunk.filled(read)),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn short(at: u64) -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, format!("the file ends at byte {at}, before its slice does"))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! back when the connection has written them or given them up. A body that nobody reads costs the process little, however many
 //! there are, and none waits for another.
 
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
@@ -63,13 +64,27 @@ impl Flight {
         let buffer = spare.unwrap_or_else(|| vec![0; size]);
         state.chunks += 1;
         self.budget.0.fetch_add(buffer.len(), Ordering::Relaxed);
-        Poll::Ready(Chunk { buffer, filled: 0, flight: Arc::clone(self) })
+        Poll::Ready(Chunk { buffer, limit: size, filled: 0, flight: Arc::clone(self) })
     }
 
     /// The same bytes, in flight as long as anybody has them. They are in memory already, and add nothing to the budget.
     pub fn hold(self: &Arc<Self>, bytes: Bytes) -> Bytes {
         self.state().chunks += 1;
         Bytes::from_owner(Held { bytes, flight: Arc::clone(self) })
+    }
+
+    /// Takes note that a chunk is no longer in flight, keeps its buffer for the next one, and wakes a body that waits for that.
+    fn landed(&self, spare: Option<Vec<u8>>) {
+        let mut state = self.state();
+        state.chunks -= 1;
+        if spare.is_some() {
+            state.spare = spare;
+        }
+        let waiting = state.waiting.take();
+        drop(state);
+        if let Some(body) = waiting {
+            body.wake();
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -91,28 +106,57 @@ impl AsRef<[u8]> for Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.flight.state().chunks -= 1;
+        self.flight.landed(None);
     }
 }
 
-/// A buffer in flight, from the moment that it is read into.
+/// A buffer in flight, from the moment that it is read into. It never takes more bytes than were wanted, however long the buffer is.
 #[derive(Debug)]
 pub(super) struct Chunk {
+    /// At least `limit` bytes.
     buffer: Vec<u8>,
+    /// Bytes that are wanted.
+    limit: usize,
+    /// Bytes that it has, at most `limit`.
     filled: usize,
     flight: Arc<Flight>,
 }
 
 impl Chunk {
-    /// All of the buffer.
-    pub fn buffer(&mut self) -> &mut [u8] {
-        &mut self.buffer
+    /// Bytes that it has.
+    pub fn len(&self) -> usize {
+        self.filled
     }
 
-    /// The same, with so many bytes of it read.
-    pub fn filled(mut self, bytes: usize) -> Self {
-        self.filled = bytes;
-        self
+    /// Whether it has all bytes that are wanted.
+    pub fn is_full(&self) -> bool {
+        self.filled == self.limit
+    }
+
+    /// Adds what `read` puts into the free space, `most` bytes at most, and returns how many bytes that were.
+    ///
+    /// # Errors
+    /// Those of `read`; also if it claims to have put in more than there was space for.
+    pub fn fill(&mut self, most: u64, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<u64> {
+        let free = self.buffer.get_mut(self.filled..self.limit).unwrap_or_default();
+        let most = usize::try_from(most).map_or(free.len(), |most| most.min(free.len()));
+        let count = read(free.get_mut(..most).unwrap_or_default())?;
+        if count > most {
+            return Err(io::Error::other(format!("{count} bytes were read into a buffer of {most}")));
+        }
+        self.filled += count;
+        Ok(count as u64)
+    }
+
+    /// Adds as many of these bytes as there is space for, and returns how many those are.
+    pub fn put(&mut self, bytes: &[u8]) -> usize {
+        let free = self.buffer.get_mut(self.filled..self.limit).unwrap_or_default();
+        let count = bytes.len().min(free.len());
+        if let (Some(to), Some(from)) = (free.get_mut(..count), bytes.get(..count)) {
+            to.copy_from_slice(from);
+            self.filled += count;
+        }
+        count
     }
 }
 
@@ -126,16 +170,8 @@ impl Drop for Chunk {
     fn drop(&mut self) {
         let (buffer, budget) = (std::mem::take(&mut self.buffer), &self.flight.budget);
         budget.0.fetch_sub(buffer.len(), Ordering::Relaxed);
-        let mut state = self.flight.state();
-        state.chunks -= 1;
-        if !budget.is_spent() {
-            state.spare = Some(buffer);
-        }
-        let waiting = state.waiting.take();
-        drop(state);
-        if let Some(body) = waiting {
-            body.wake();
-        }
+        let spare = (!budget.is_spent()).then_some(buffer);
+        self.flight.landed(spare);
     }
 }
 
@@ -223,6 +259,37 @@ mod tests {
         drop(taken);
         assert_eq!(flights[0].budget.0.load(Ordering::Relaxed), 0);
         assert_eq!(chunk(&flights[0]).unwrap().buffer.len(), CHUNK);
+    }
+
+    #[test]
+    fn a_chunk_takes_no_more_than_was_wanted_though_its_buffer_is_longer() {
+        let flight = Arc::new(Flight::new(Arc::default()));
+        let wanting = |wanted| match flight.poll_chunk(wanted, &Context::from_waker(Waker::noop())) {
+            Poll::Ready(chunk) => chunk,
+            Poll::Pending => panic!("there is room"),
+        };
+        let fill = |chunk: &mut Chunk, most| chunk.fill(most, |space| Ok(space.len())).unwrap();
+        drop(wanting(131_072));
+        let mut chunk = wanting(68_928);
+        assert_eq!((chunk.buffer.len(), chunk.limit), (131_072, 68_928), "the buffer is used again");
+        assert_eq!((fill(&mut chunk, 7), fill(&mut chunk, u64::MAX), chunk.is_full()), (7, 68_921, true));
+        assert_eq!((fill(&mut chunk, u64::MAX), chunk.put(b"more"), chunk.as_ref().len()), (0, 0, 68_928));
+        let mut chunk = wanting(40_000);
+        assert_eq!((chunk.put(&[7; 40_001]), chunk.as_ref()), (40_000, &[7; 40_000][..]));
+        let mut chunk = wanting(10);
+        assert!(chunk.fill(5, |space| Ok(space.len() + 1)).is_err(), "more than the space that it was given");
+        assert_eq!(chunk.len(), 0);
+    }
+
+    #[test]
+    fn a_body_that_waits_for_bytes_in_memory_is_woken_when_they_are_gone() {
+        let (flights, taken) = greedy(100);
+        let flight = Arc::new(Flight::new(Arc::clone(&flights[0].budget)));
+        let held = flight.hold(Bytes::from_static(b"list"));
+        assert!(chunk(&flight).is_none() && flight.state().waiting.is_some());
+        drop(held);
+        assert!(flight.state().waiting.is_none() && chunk(&flight).is_some());
+        drop(taken);
     }
 
     #[test]

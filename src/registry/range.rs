@@ -1,8 +1,58 @@
 //! Byte ranges (RFC 9110, section 14): a `Range` header and a size become the slices to send. Pure.
 
-use std::ops::Range;
-
 use super::limits::RANGES;
+
+/// The bytes of some content from `start` up to `end`, which does not belong to them. It never ends before it starts, so its length
+/// cannot wrap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteRange {
+    start: u64,
+    end: u64,
+}
+
+impl ByteRange {
+    /// The bytes from `start` up to `end`. `None` if that is before `start`.
+    #[must_use]
+    pub fn new(start: u64, end: u64) -> Option<Self> {
+        (start <= end).then_some(Self { start, end })
+    }
+
+    /// All of content of `size` bytes.
+    #[must_use]
+    pub fn whole(size: u64) -> Self {
+        Self { start: 0, end: size }
+    }
+
+    /// Position of the first byte.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Position after the last byte.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Whether it has no byte.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Takes so many bytes off its front. `None` if it has fewer; then it does not change.
+    pub fn advance(&mut self, bytes: u64) -> Option<()> {
+        *self = Self::new(self.start.checked_add(bytes)?, self.end)?;
+        Some(())
+    }
+}
 
 /// What a `Range` header asks of content of a known size.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,9 +60,9 @@ pub enum Ranges {
     /// All of it: no range, another unit than bytes, or text that is no range (RFC 9110 lets a server ignore those).
     Whole,
     /// One slice.
-    One(Range<u64>),
+    One(ByteRange),
     /// Several slices, in the order asked for, never merged.
-    Many(Vec<Range<u64>>),
+    Many(Vec<ByteRange>),
     /// Ranges that all lie outside of the content.
     Unsatisfiable,
     /// More than [`RANGES`].
@@ -39,25 +89,28 @@ pub fn parse(header: &str, size: u64) -> Ranges {
         }
     }
     // Overlaps that add up to more than the content are an attack, or a client that is better served with all of it.
-    let total = slices.iter().fold(0_u64, |sum, slice| sum.saturating_add(slice.end - slice.start));
+    // At most RANGES numbers of 64 bits: 128 bits hold their sum.
+    let total: u128 = slices.iter().map(|slice| u128::from(slice.len())).sum();
     match slices.as_slice() {
         [] if list.contains('-') => Ranges::Unsatisfiable,
         [] => Ranges::Whole,
-        [one] => Ranges::One(one.clone()),
-        _ if total > size => Ranges::Whole,
+        [one] => Ranges::One(*one),
+        _ if total > size.into() => Ranges::Whole,
         _ => Ranges::Many(slices),
     }
 }
 
 /// One item of the list: none where it is no range, an inner none where it lies outside.
-fn slice(item: &str, size: u64) -> Option<Option<Range<u64>>> {
+fn slice(item: &str, size: u64) -> Option<Option<ByteRange>> {
     let (first, last) = item.split_once('-')?;
-    Some(match (number(first)?, number(last)?) {
+    // The sum saturates harmlessly: no content has a byte at the position that it then excludes.
+    let (start, end) = match (number(first)?, number(last)?) {
         (None, None) => return None,
-        (None, Some(suffix)) => (suffix > 0).then(|| size.saturating_sub(suffix)..size),
-        (Some(first), None) => (first < size).then_some(first..size),
-        (Some(first), Some(last)) => (first < size && first <= last).then(|| first..last.saturating_add(1).min(size)),
-    })
+        (None, Some(suffix)) => (size.saturating_sub(suffix), size),
+        (Some(first), None) => (first, size),
+        (Some(first), Some(last)) => (first, last.saturating_add(1).min(size)),
+    };
+    Some(ByteRange::new(start, end).filter(|slice| !slice.is_empty()))
 }
 
 /// Digits as a number, clamped to what 64 bits hold; an inner none for no digits at all.
@@ -76,7 +129,8 @@ mod tests {
 
     #[test]
     fn every_form_of_a_range() {
-        let one = |range| Ranges::One(range);
+        let slice = |range: std::ops::Range<u64>| ByteRange::new(range.start, range.end).unwrap();
+        let one = |range| Ranges::One(slice(range));
         for (header, expected) in [
             ("bytes=500-1499", one(500..1500)),
             ("bytes=500-", one(500..2500)),
@@ -87,8 +141,8 @@ mod tests {
             ("bytes=2499-2500", one(2499..2500)),
             ("Bytes = 0-0", one(0..1)),
             ("bytes=0-99999999999999999999999", one(0..2500)),
-            ("bytes=0-0,-1", Ranges::Many(vec![0..1, 2499..2500])),
-            ("bytes=5-9, 0-4", Ranges::Many(vec![5..10, 0..5])),
+            ("bytes=0-0,-1", Ranges::Many(vec![slice(0..1), slice(2499..2500)])),
+            ("bytes=5-9, 0-4", Ranges::Many(vec![slice(5..10), slice(0..5)])),
             ("bytes=0-0,9000-", one(0..1)),
             ("bytes=500-0", Ranges::Unsatisfiable),
             ("bytes=5000-10000", Ranges::Unsatisfiable),
@@ -115,6 +169,30 @@ mod tests {
         assert_eq!(parse(&format!("bytes={}", list(1025)), 5000), Ranges::TooMany);
     }
 
+    #[test]
+    fn a_range_ends_after_it_starts_and_gives_no_more_than_it_has() {
+        assert_eq!((ByteRange::new(5, 4), ByteRange::new(u64::MAX, 0)), (None, None));
+        let mut range = ByteRange::new(5, 8).unwrap();
+        assert_eq!((range.advance(4), range.advance(u64::MAX), range.len()), (None, None, 3), "it did not change");
+        assert_eq!((range.advance(3), range.start(), range.is_empty()), (Some(()), 8, true));
+        assert_eq!(ByteRange::whole(u64::MAX).len(), u64::MAX);
+    }
+
+    #[test]
+    fn positions_at_the_end_of_64_bits_are_clamped() {
+        let size = u64::MAX;
+        for (header, start, end) in [
+            ("bytes=18446744073709551614-18446744073709551615", size - 1, size),
+            ("bytes=18446744073709551614-", size - 1, size),
+            ("bytes=-18446744073709551615", 0, size),
+            ("bytes=0-18446744073709551615", 0, size),
+        ] {
+            assert_eq!(parse(header, size), Ranges::One(ByteRange::new(start, end).unwrap()), "{header}");
+        }
+        assert_eq!(parse("bytes=18446744073709551615-", size), Ranges::Unsatisfiable);
+        assert_eq!(parse("bytes=0-,0-,0-", size), Ranges::Whole, "their sum is more than 64 bits hold");
+    }
+
     proptest! {
         #[test]
         fn slices_lie_within_the_content(header in "(bytes=)?[-0-9, ]{0,40}", size in 0_u64..3000) {
@@ -123,7 +201,7 @@ mod tests {
                 Ranges::Many(many) => many,
                 _ => vec![],
             };
-            prop_assert!(slices.iter().all(|slice| slice.start < slice.end && slice.end <= size));
+            prop_assert!(slices.iter().all(|slice| !slice.is_empty() && slice.end() <= size));
         }
     }
 }

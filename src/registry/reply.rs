@@ -14,7 +14,7 @@ use super::documents::Room;
 use super::error::RegistryError;
 use super::kept::Manifest;
 use super::multipart::{Multipart, content_range};
-use super::range::Ranges;
+use super::range::{ByteRange, Ranges};
 use crate::oci::Host;
 
 /// The header that carries the digest of the content (distribution specification, "Pulling manifests").
@@ -174,7 +174,7 @@ pub(super) fn content(
             response.headers_mut().insert(CACHE_CONTROL, content.freshness.header());
             response
         }
-        (Ranges::Whole, source) => finish(content.whole(), Body::slice(source.content(), 0..size)),
+        (Ranges::Whole, source) => finish(content.whole(), Body::slice(source.content(), ByteRange::whole(size))),
         (Ranges::One(range), source) => {
             let head = content.head(StatusCode::PARTIAL_CONTENT).header(CONTENT_TYPE, content.media_type());
             finish(head.header(CONTENT_RANGE, content_range(&range, size)), Body::slice(source.content(), range))
@@ -182,7 +182,7 @@ pub(super) fn content(
         (Ranges::Many(list), source) => {
             let head = content.head(StatusCode::PARTIAL_CONTENT).header(CONTENT_TYPE, Multipart::media_type());
             let parts = Multipart::new(content.media_type(), size, list, room);
-            finish(head, Body::multipart(source.content(), parts))
+            finish(head, Body::multipart(source.content(), parts).ok_or(RegistryError::TooManyRanges)?)
         }
     })
 }

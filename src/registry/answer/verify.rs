@@ -13,7 +13,7 @@ use crate::registry::error::RegistryError;
 use crate::registry::faults::wrong_digest;
 use crate::registry::holdings::Holdings;
 use crate::registry::limits::VERIFIED_AT_ONCE;
-use crate::registry::range::Ranges;
+use crate::registry::range::{ByteRange, Ranges};
 
 impl Registry {
     /// The digest that the body is to be held against, where all of the blob is wanted. Where a part is, the blob is seen to be right
@@ -31,7 +31,7 @@ impl Registry {
     ) -> Result<Option<Digest>, RegistryError> {
         let whole = match wanted {
             Ranges::Whole => true,
-            Ranges::One(range) => *range == (0..blob.size),
+            Ranges::One(range) => *range == ByteRange::whole(blob.size),
             Ranges::Many(_) => false,
             Ranges::Unsatisfiable | Ranges::TooMany => return Ok(None),
         };
@@ -56,10 +56,10 @@ impl Registry {
 
     /// The digest of all that the file has.
     async fn hash(&self, opened: &Opened, blob: Blob<'_>) -> io::Result<Digest> {
-        let (mut hasher, mut at, size) = (Hasher::new(blob.digest.algorithm()), 0, blob.size);
-        while at < size {
-            let file = Arc::clone(&opened.file);
-            let wanted = usize::try_from(size - at).map_or(VERIFIED_AT_ONCE, |left| left.min(VERIFIED_AT_ONCE));
+        let (mut hasher, mut left) = (Hasher::new(blob.digest.algorithm()), ByteRange::whole(blob.size));
+        while !left.is_empty() {
+            let (file, at) = (Arc::clone(&opened.file), left.start());
+            let wanted = usize::try_from(left.len()).map_or(VERIFIED_AT_ONCE, |left| left.min(VERIFIED_AT_ONCE));
             let read = opened.disk.ask(self.limits.stall, move || {
                 let mut chunk = vec![0; wanted];
                 file.read_exact_at(&mut chunk, at)?;
@@ -67,7 +67,7 @@ impl Registry {
                 Ok(hasher)
             });
             hasher = read.await?;
-            at += wanted as u64;
+            left.advance(wanted as u64).ok_or(io::ErrorKind::InvalidInput)?;
         }
         Ok(hasher.finish())
     }
