@@ -5,8 +5,8 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use command_fds::CommandFdExt;
+use common::agent::Agent;
 use common::child::Killed;
 use common::pack::{Bench, PROGRAM};
 use common::private::privately;
@@ -223,6 +224,92 @@ fn frames_pass_both_ways_on_every_network_without_rights() {
         assert_eq!(run.0.wait().unwrap().code(), Some(0));
         assert!(!path("local").exists(), "the socket that QEMU made is gone");
         assert!(path("switch").exists() && path("peer").exists(), "and ours are not");
+    });
+}
+
+/// Another machine: a network namespace at the other end of a cable. This end has the address 203.0.113.1, the other 203.0.113.2.
+struct OtherHost(Killed);
+
+impl OtherHost {
+    fn new() -> Self {
+        let mut child = Command::new("unshare");
+        child.args(["--net", "sh", "-c", "echo there; exec sleep 1000"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut other = Killed(child.spawn().unwrap());
+        other.0.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
+        ip(&format!("link add cable0 type veth peer name cable1 netns {}", other.0.id()));
+        ip("address add 203.0.113.1/24 dev cable0");
+        ip("link set cable0 up");
+        let other = Self(other);
+        succeed(other.command("ip").args("address add 203.0.113.2/24 dev cable1".split(' ')));
+        succeed(other.command("ip").args("link set cable1 up".split(' ')));
+        other
+    }
+
+    /// `program`, on that machine.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.0.0.id().to_string(), "--net", program]);
+        command
+    }
+
+    /// What a GET gives that machine.
+    fn get(&self, vm: &Vm, url: &str) -> String {
+        let mut curl = self.command("curl");
+        succeed(curl.args(["--silent", "--show-error", "--fail", "--max-time", "60", "--cacert"]).arg(vm.path("ca.crt")).arg(url))
+    }
+}
+
+#[test]
+fn published_ports_answer_other_hosts_and_the_guest_can_open_no_connection() {
+    privately(|| {
+        let bench = Bench::default();
+        let disk = bench.sample_disk();
+        let other = OtherHost::new();
+        let agent = Agent::new(&bench.path("agent"), "", "");
+        let published = [
+            "--publish=0.0.0.0:5000",
+            "--metrics=203.0.113.1:9090",
+            "--set=listeners=[{\"port\":80,\"transport\":\"PLAIN\"}]",
+            "--san=203.0.113.1",
+        ];
+        let arguments = agent.arguments();
+        let vm = Vm::boot(&disk, &arguments.iter().map(String::as_str).chain(published).collect::<Vec<_>>());
+        let further = vm.ready["further"][0].as_str().unwrap().rsplit_once(':').unwrap().1;
+        assert_eq!(vm.ready["metrics"], "http://203.0.113.1:9090");
+
+        let tags = r#"{"name":"test/hello","tags":["latest"]}"#;
+        assert_eq!(other.get(&vm, "https://203.0.113.1:5000/v2/test/hello/tags/list"), tags);
+        assert_eq!(other.get(&vm, "http://203.0.113.1:9090/healthz"), "{\"status\":\"ok\"}");
+        assert_eq!(other.get(&vm, &format!("http://203.0.113.1:{further}/v2/test/hello/tags/list")), tags);
+        // This machine reaches it too, by either of its addresses.
+        pull(&vm);
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--fail", "--max-time", "60", "--cacert"]).arg(vm.path("ca.crt"));
+        assert_eq!(succeed(curl.arg("https://203.0.113.1:5000/v2/test/hello/tags/list")), tags);
+
+        // Whatever the guest tries, nothing arrives: at neither machine, nor by the gateway, which stands for this machine's loopback.
+        let port = |address: Option<std::net::SocketAddr>| address.unwrap().port();
+        let tcp = TcpListener::bind("[::]:0").unwrap();
+        let udp = UdpSocket::bind("[::]:0").unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        udp.set_nonblocking(true).unwrap();
+        let (tcp_port, udp_port) = (port(tcp.local_addr().ok()), port(udp.local_addr().ok()));
+        assert_eq!(agent.ask("connect 127.0.0.1 5000"), "connected", "the registry itself");
+        for address in ["203.0.113.1", "203.0.113.2", "198.18.0.2", "fec0::2"] {
+            agent.ask(&format!("send {address} {udp_port}"));
+            let outcome = agent.ask(&format!("connect {address} {tcp_port}"));
+            assert_ne!(outcome, "connected", "{address}");
+        }
+        assert_eq!(agent.ask(&format!("connect 203.0.113.1 {tcp_port}")), "Connection refused", "by QEMU");
+        assert_eq!(tcp.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(udp.recv(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+
+        let ended = vm.stop(Signal::SIGTERM);
+        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        let peers: Vec<&str> = ended.requests().iter().map(|request| request.peer.rsplit_once(':').unwrap().0).collect();
+        assert_eq!(peers[..3], ["203.0.113.2"; 3], "clients keep their addresses");
+        assert_eq!(peers.last(), Some(&"203.0.113.1"));
+        assert!(peers[3..peers.len() - 1].iter().all(|peer| *peer == "198.18.0.2"), "the loopback is the gateway: {peers:?}");
     });
 }
 

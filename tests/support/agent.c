@@ -17,6 +17,8 @@
  *   read PATH     the file's content, its lines parted by '|'
  *   fault         has PID 1's main thread jump to address 0
  *   exhaust       takes all memory there is, and is not to be killed for it
+ *   connect ADDRESS PORT   opens a TCP connection, for 10 s at most: `connected`, or why not
+ *   send ADDRESS PORT      sends a UDP datagram: `sent`, or why not
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -31,8 +33,10 @@
 #include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -164,11 +168,31 @@ static void exhaust(void)
 	}
 }
 
+/* What came of a connection, or of a datagram, to an IPv4 or IPv6 address. */
+static const char *reach(int type, const char *host, int port)
+{
+	struct sockaddr_in to4 = { .sin_family = AF_INET, .sin_port = htons(port) };
+	struct sockaddr_in6 to6 = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
+	struct timeval patience = { .tv_sec = 10 };
+	int is4 = inet_pton(AF_INET, host, &to4.sin_addr) == 1, file, failed;
+	if (!is4 && inet_pton(AF_INET6, host, &to6.sin6_addr) != 1)
+		return "no address";
+	file = socket(is4 ? AF_INET : AF_INET6, type, 0);
+	setsockopt(file, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+	failed = is4 ? connect(file, (struct sockaddr *)&to4, sizeof to4) : connect(file, (struct sockaddr *)&to6, sizeof to6);
+	if (!failed && type == SOCK_DGRAM)
+		failed = send(file, "x", 1, 0) < 0;
+	const char *outcome = failed ? strerror(errno) : type == SOCK_DGRAM ? "sent" : "connected";
+	close(file);
+	return outcome;
+}
+
 static void obey(FILE *port, const char *command)
 {
 	char word[32] = "", rest[200] = "";
-	sscanf(command, "%31s %199s", word, rest);
-	int number = atoi(rest);
+	int number, second = 0;
+	sscanf(command, "%31s %199s %d", word, rest, &second);
+	number = atoi(rest);
 	if (!strcmp(word, "kill")) {
 		kill(1, number);
 	} else if (!strcmp(word, "orphans")) {
@@ -191,6 +215,9 @@ static void obey(FILE *port, const char *command)
 		if (text)
 			fclose(text);
 		fputs("\n", port);
+		return;
+	} else if (!strcmp(word, "connect") || !strcmp(word, "send")) {
+		fprintf(port, "%s\n", reach(word[0] == 'c' ? SOCK_STREAM : SOCK_DGRAM, rest, second));
 		return;
 	} else if (!strcmp(word, "fault")) {
 		fault();

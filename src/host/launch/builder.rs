@@ -196,7 +196,8 @@ impl Builder {
         self
     }
 
-    /// Where this machine listens for the registry, on QEMU's user network. Default: a free port of 127.0.0.1.
+    /// Where this machine listens for the registry, on QEMU's user network. Default: a free port of 127.0.0.1. Beyond the loopback it
+    /// answers other hosts, too, and events have their addresses; the guest can open no connection in either case.
     #[must_use]
     pub fn publish(mut self, address: SocketAddrV4) -> Self {
         self.options.publish = address;

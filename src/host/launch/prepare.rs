@@ -72,11 +72,17 @@ impl Prepared {
         if !said {
             options.nets.push(Net::user());
         }
+        // Interfaces of the config's own are left as they are.
+        let beyond = [Some(options.publish), options.metrics].into_iter().flatten().any(|address| !address.ip().is_loopback());
+        let routed = beyond && !config.has_interfaces();
+        if routed {
+            options.nets.iter_mut().filter(|net| net.is_user()).for_each(Net::route_to_clients);
+        }
         let version = version::ask(&options.qemu, options.board).await?;
         check_networks(&mut options.nets).await?;
         let nets = net::with_macs(&options.nets);
         let nets = nets.map_err(|source| LaunchError::Resource { what: "choose addresses on the link", source })?;
-        if said {
+        if said || routed {
             config.set_interfaces(net::interfaces(&nets));
         }
         let user = options.nets.iter().any(Net::is_user);

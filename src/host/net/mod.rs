@@ -22,6 +22,11 @@ pub use parse::NetError;
 const USER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 /// The IPv6 network of QEMU's user network (the same, option `ipv6-net`): nobody else reaches it.
 const USER_NETWORK_6: &str = "fec0::/64";
+/// The guest's address on QEMU's user network where ports are published beyond the loopback. Clients keep their own addresses there, so
+/// this network must not be theirs: it is one of those reserved for benchmarks (RFC 2544, appendix C.2.2).
+const USER_ADDRESS_BEYOND_LOOPBACK: Cidr = Cidr { address: IpAddr::V4(Ipv4Addr::new(198, 18, 0, 15)), prefix: 24 };
+/// The host part of QEMU's own address in its user network (QEMU's manual, `-netdev user`, option `host`).
+const USER_GATEWAY: u32 = 0x0202;
 
 /// One network interface of the appliance.
 #[derive(Debug, Clone)]
@@ -141,6 +146,20 @@ impl Net {
         self.address.map_or(IpAddr::V4(USER_ADDRESS), |own| own.address)
     }
 
+    /// Lets the guest answer clients on other machines through QEMU's user network: gives it a default route, and the static address
+    /// that a route needs. QEMU forwards a connection from beyond the loopback with the client's own address, and the DHCP server of
+    /// a restricted user network names no router.
+    pub fn route_to_clients(&mut self) {
+        let own = *self.address.get_or_insert(USER_ADDRESS_BEYOND_LOOPBACK);
+        if let IpAddr::V4(address) = own.address {
+            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(own.prefix.into())).unwrap_or_default();
+            let gateway = Ipv4Addr::from_bits(address.to_bits() & mask | USER_GATEWAY & !mask);
+            if gateway != address {
+                self.gateway.get_or_insert(gateway.into());
+            }
+        }
+    }
+
     /// What the guest's config says of it, with the address that it has on the link.
     fn interface(&self, mac: Mac) -> Value {
         let mut said = json!({ "mac": mac.to_string() });
@@ -156,7 +175,9 @@ impl Net {
 /// `interfaces` of the guest's config for `nets`, whose addresses on the link are known.
 #[must_use]
 pub fn interfaces(nets: &[(Net, Mac)]) -> Value {
-    nets.iter().map(|(net, mac)| net.interface(*mac)).collect()
+    // The guest prefers the default route of an earlier interface. That of QEMU's user network leads only to clients of forwarded ports.
+    let (user, others): (Vec<_>, Vec<_>) = nets.iter().partition(|(net, _)| net.is_user() && net.gateway.is_some());
+    others.into_iter().chain(user).map(|(net, mac)| net.interface(*mac)).collect()
 }
 
 /// Gives each of `nets` the address that it has on the link.
@@ -227,6 +248,32 @@ mod tests {
         ];
         let told = r#"[{"mac":"52:00:00:00:00:01"},{"addresses":["10.1.0.82/16"],"gateway":"10.1.0.1","mac":"52:00:00:00:00:02","mtu":1400}]"#;
         assert_eq!(interfaces(&nets).to_string(), told);
+    }
+
+    #[test]
+    fn user_network_gets_a_route_to_clients_and_keeps_given_addresses() {
+        for (given, address, gateway) in [
+            ("user", "198.18.0.15/24", Some("198.18.0.2")),
+            ("user,ip=192.168.76.9/24", "192.168.76.9/24", Some("192.168.76.2")),
+            ("user,ip=192.168.76.9/24,gw=192.168.76.1", "192.168.76.9/24", Some("192.168.76.1")),
+            ("user,ip=10.20.0.9/8", "10.20.0.9/8", Some("10.0.2.2")),
+            ("user,ip=192.168.76.2/24", "192.168.76.2/24", None),
+            ("user,ip=192.168.76.9/32", "192.168.76.9/32", None),
+        ] {
+            let mut net = net(given);
+            net.route_to_clients();
+            assert_eq!(net.address.unwrap().to_string(), address, "{given}");
+            assert_eq!(net.gateway, gateway.map(|gateway| gateway.parse().unwrap()), "{given}");
+        }
+    }
+
+    #[test]
+    fn default_route_of_the_user_network_comes_after_others() {
+        let mut user = net("user");
+        user.route_to_clients();
+        let nets = [(user, Mac([0x52, 0, 0, 0, 0, 1])), (net("tap=a,ip=10.1.0.82/16,gw=10.1.0.1"), Mac([0x52, 0, 0, 0, 0, 2]))];
+        let gateways: Vec<Value> = interfaces(&nets).as_array().unwrap().iter().map(|one| one["gateway"].clone()).collect();
+        assert_eq!(gateways, ["10.1.0.1", "198.18.0.2"]);
     }
 
     #[test]
