@@ -45,7 +45,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use self::ending::{Commands, stop};
+use self::ending::{Commands, PATIENCE, stop};
 use self::prepare::{Further, Prepared};
 use self::process::Process;
 use self::record::Record;
@@ -326,7 +326,7 @@ impl Appliance {
     /// at once; [`Appliance::next_event`] and [`Appliance::wait`] go on. Asking again changes nothing. Call it within a Tokio runtime.
     pub fn stop(&mut self) {
         if let Some(commands) = self.commands.take() {
-            self.wardens.spawn(stop(commands, Arc::clone(&self.record), self.process.killer()));
+            self.wardens.spawn(stop(commands, Arc::clone(&self.record), self.process.killer(), PATIENCE));
         }
     }
 

@@ -14,10 +14,8 @@ use super::process::Killer;
 use super::qmp::Qmp;
 use super::record::Record;
 
-/// How long the guest may take to say `done` once asked to stop: transfers under way have 10 s.
-const DRAIN: Duration = Duration::from_secs(15);
-/// How long it may take after the power button.
-const BUTTON: Duration = Duration::from_secs(5);
+/// How long a guest that is asked to stop has before it is killed: 20 s in all.
+pub(super) const PATIENCE: Patience = Patience { drain: Duration::from_secs(15), button: Duration::from_secs(5) };
 /// How long QEMU may take to end after `done` or a panic.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -31,20 +29,32 @@ pub(super) struct Commands {
     pub qmp: Qmp,
 }
 
-/// Ends a machine in order, or kills it.
-pub(super) async fn stop(commands: Commands, record: Arc<Record>, killer: Killer) {
+/// How long the guest may take to say `done`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// Once it is asked through its control port. Transfers under way have 10 s.
+    drain: Duration,
+    /// Once the power button is pressed, QEMU's answer included.
+    button: Duration,
+}
+
+/// Ends a machine in order, or kills it when `patience` has passed.
+pub(super) async fn stop(commands: Commands, record: Arc<Record>, killer: Killer, patience: Patience) {
     let Commands { mut control, mut qmp } = commands;
     let asked = async {
         control.write_all(SHUTDOWN).await.ok()?;
         Some(record.end().await)
     };
     // A control port that cannot be written to, or that nobody reads, leaves the power button.
-    if let Ok(Some(_)) = timeout(DRAIN, asked).await {
+    if let Ok(Some(_)) = timeout(patience.drain, asked).await {
         return;
     }
-    // An answer is of no use: either the guest ends now, or it is killed.
-    let _refused = qmp.execute("system_powerdown", Value::Null, ANSWER).await;
-    if timeout(BUTTON, record.end()).await.is_err() {
+    let pressed = async {
+        // An answer is of no use: either the guest ends now, or it is killed. A QEMU that is stopped gives none.
+        let _refused = qmp.execute("system_powerdown", Value::Null, ANSWER).await;
+        record.end().await
+    };
+    if timeout(patience.button, pressed).await.is_err() {
         let hangs = record.facts().hangs;
         record.kills(if hangs { Killed::Hung } else { Killed::Asked });
         killer.kill();
@@ -57,4 +67,41 @@ pub(super) async fn guard(record: Arc<Record>, killer: Killer) {
     sleep(GRACE).await;
     record.kills(why);
     killer.kill();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use tokio::io::AsyncReadExt;
+
+    use super::super::outcome::Exit;
+    use super::super::process::Process;
+    use super::*;
+
+    #[tokio::test]
+    async fn qemu_that_answers_nothing_is_killed_without_waiting_for_its_answer() {
+        let mut sleep = Command::new("sleep");
+        sleep.arg("1000");
+        let process = Process::start(sleep).unwrap();
+        let (control, mut guest) = UnixStream::pair().unwrap();
+        let (qmp, mut qemu) = UnixStream::pair().unwrap();
+        // Nobody reads the answers, and none comes.
+        let (qmp, _listener) = Qmp::over(qmp);
+        let record = Arc::new(Record::default());
+        let short = Duration::from_millis(20);
+        let patience = Patience { drain: short, button: short };
+        let ends = stop(Commands { control, qmp }, Arc::clone(&record), process.killer(), patience);
+        timeout(ANSWER, ends).await.expect("QEMU's answer is not waited for");
+        assert_eq!(process.ended().await, Exit::Signal(9));
+        assert_eq!(record.facts().killed, Some(Killed::Asked));
+
+        // Asked in both ways before.
+        let mut said = String::new();
+        guest.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said.as_bytes(), SHUTDOWN);
+        let mut pressed = vec![0; 1024];
+        let count = qemu.read(&mut pressed).await.unwrap();
+        assert!(String::from_utf8_lossy(&pressed[..count]).contains("\"system_powerdown\""));
+    }
 }
