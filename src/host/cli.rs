@@ -1,6 +1,8 @@
 //! The command line of `localregistry`: subcommands, exit codes, and how an error is shown.
 
+use std::env;
 use std::error::Error;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -98,6 +100,12 @@ impl Cli {
     #[must_use]
     pub fn run(self) -> ExitCode {
         let report = self.report;
+        // `run` keeps its JSON line in its folder, whatever it prints.
+        if (report.json || matches!(self.command, Command::Run(_)))
+            && let Some(not_utf8) = not_utf8()
+        {
+            return usage(&format!("{not_utf8:?} is not UTF-8, which the JSON that names it has to be: use a path that is"));
+        }
         match self.command {
             Command::Serve(args) => match args.conflict() {
                 Some(conflict) => usage(conflict),
@@ -134,6 +142,12 @@ impl Cli {
             Command::Manual(args) => status(manual::run(&args, &report)),
         }
     }
+}
+
+/// The first argument that is not UTF-8, or the working directory, which relative paths start from.
+fn not_utf8() -> Option<OsString> {
+    let folder = env::current_dir().ok().map(OsString::from);
+    env::args_os().skip(1).chain(folder).find(|text| text.to_str().is_none())
 }
 
 /// Exit code 0, or the error printed and exit code 1.

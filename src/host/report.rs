@@ -42,15 +42,13 @@ impl Report {
     /// Prints the result: `value` as one JSON line with `--json`, else `text`.
     ///
     /// # Errors
-    /// When standard output cannot be written to (a closed pipe).
+    /// When standard output cannot be written to (a closed pipe). When `value` has no JSON (a path that is not UTF-8); then nothing is
+    /// printed.
     pub fn result(&self, value: &impl Serialize, text: &str) -> std::io::Result<()> {
+        // The whole line first: a value that fails halfway must not leave half a line.
+        let line = if self.json { serde_json::to_string(value)? } else { text.trim_end().to_owned() };
         let mut out = std::io::stdout().lock();
-        if self.json {
-            serde_json::to_writer(&mut out, value)?;
-            writeln!(out)?;
-        } else {
-            writeln!(out, "{}", text.trim_end())?;
-        }
+        writeln!(out, "{line}")?;
         out.flush()
     }
 

@@ -2,6 +2,7 @@
 //! guest wrote is made printable first.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -44,9 +45,9 @@ pub(super) struct Place {
     name: String,
     run_dir: PathBuf,
     pid: u32,
-    /// Whether it is in the background.
+    /// In the background: what `stop` finds it by.
     #[serde(skip)]
-    detached: bool,
+    stopped_by: Option<PathBuf>,
 }
 
 impl Place {
@@ -67,14 +68,16 @@ impl Place {
             name: run.name().to_owned(),
             run_dir: run.folder().to_owned(),
             pid: std::process::id(),
-            detached,
+            stopped_by: detached.then(|| run.stopped_by().to_owned()),
         }
     }
 
     /// The line of `--json`.
-    pub(super) fn json(&self) -> String {
-        // Texts and numbers: nothing in it can fail.
-        serde_json::to_string(self).unwrap_or_default()
+    ///
+    /// # Errors
+    /// A path is not UTF-8.
+    pub(super) fn json(&self) -> io::Result<String> {
+        Ok(serde_json::to_string(self)?)
     }
 }
 
@@ -103,7 +106,10 @@ impl fmt::Display for Place {
         if let Some(trust) = &self.trust {
             writeln!(f, "What nodes need to trust it is in {}", trust.display())?;
         }
-        if self.detached { write!(f, "`localregistry stop {}` ends it.", self.name) } else { write!(f, "Ctrl-C ends it.") }
+        match &self.stopped_by {
+            Some(run) => write!(f, "`localregistry stop {}` ends it.", quoted(run)),
+            None => write!(f, "Ctrl-C ends it."),
+        }
     }
 }
 
@@ -266,7 +272,7 @@ mod tests {
             name: "one".into(),
             run_dir: "/run/one".into(),
             pid: 16,
-            detached: false,
+            stopped_by: None,
         }
     }
 
@@ -297,13 +303,13 @@ mod tests {
         let with = Place { metrics: Some("http://127.0.0.1:43674".into()), ..place(None) };
         let line = "Health, metrics and the CA are at http://127.0.0.1:43674/healthz, /metrics and /ca.crt\n";
         assert!(with.to_string().contains(line), "{with}");
-        assert!(with.json().contains(r#""metrics":"http://127.0.0.1:43674""#));
+        assert!(with.json().unwrap().contains(r#""metrics":"http://127.0.0.1:43674""#));
     }
 
     #[test]
     fn a_program_reads_one_json_line() {
         assert_eq!(
-            place(Some("/tmp/ca.crt")).json(),
+            place(Some("/tmp/ca.crt")).json().unwrap(),
             r#"{"endpoint":"https://127.0.0.1:43673","address":"127.0.0.1:43673","endpoints":["https://127.0.0.1:43673"],"ca":"/tmp/ca.crt","images":3,"boot_seconds":3.25,"qemu_pid":17,"accel":"tcg","name":"one","run_dir":"/run/one","pid":16}"#
         );
     }
@@ -313,17 +319,18 @@ mod tests {
         let mut place = place(None);
         place.endpoints.push("http://10.1.0.82:5000".into());
         place.further.push("http://127.0.0.1:8080".into());
-        place.detached = true;
+        place.stopped_by = Some("one".into());
         place.trust = Some("/tmp/trust".into());
         assert!(
-            place.json().contains(r#""further":["http://127.0.0.1:8080"],"ca":null,"trust":"/tmp/trust","images":3"#),
-            "{}",
-            place.json()
+            place.json().unwrap().contains(r#""further":["http://127.0.0.1:8080"],"ca":null,"trust":"/tmp/trust","images":3"#),
+            "{place:?}"
         );
         let text = place.to_string();
         assert!(text.contains("under tcg)\nand at http://10.1.0.82:5000\nand at http://127.0.0.1:8080\n"), "{text}");
         let end = "\nWhat nodes need to trust it is in /tmp/trust\n`localregistry stop one` ends it.";
         assert!(text.ends_with(end), "{text}");
+        place.stopped_by = Some("/tmp/a run".into());
+        assert!(place.to_string().ends_with("\n`localregistry stop '/tmp/a run'` ends it."), "{place}");
     }
 
     #[test]

@@ -51,6 +51,12 @@ pub enum RunsError {
         /// Where.
         path: PathBuf,
     },
+    /// Its path cannot be told to others: what tells it is JSON.
+    #[error("the run's folder {path:?} is not UTF-8, which the JSON that names it has to be: give --run-dir a path that is")]
+    NotUtf8 {
+        /// Where.
+        path: PathBuf,
+    },
     /// Another run has it.
     #[error("{} is the folder of a run that lives: choose another name, or end that one with `localregistry stop`", .path.display())]
     Alive {
@@ -103,6 +109,8 @@ pub struct Wanted<'a> {
 pub struct RunDir {
     path: PathBuf,
     name: String,
+    /// Whether the name leads to it: it lies where all runs do.
+    named: bool,
     lock: Option<File>,
     keep: bool,
 }
@@ -114,7 +122,7 @@ impl RunDir {
     /// It cannot be made, or is somebody else's.
     pub fn make(wanted: &Wanted<'_>, disks: &[PathBuf], keep: bool) -> Result<Self, RunsError> {
         let (path, name) = place(wanted)?;
-        let mut made = Self { path, name, lock: None, keep: false };
+        let mut made = Self { path, name, named: wanted.folder.is_none(), lock: None, keep: false };
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| RunsError::Write { path, source }
@@ -140,7 +148,7 @@ impl RunDir {
     /// As [`RunDir::make`].
     pub fn make_for_others(wanted: &Wanted<'_>) -> Result<Self, RunsError> {
         let (path, name) = place(wanted)?;
-        Ok(Self { path, name, lock: None, keep: false })
+        Ok(Self { path, name, named: wanted.folder.is_none(), lock: None, keep: false })
     }
 
     /// Leaves it to whoever it was made for.
@@ -152,6 +160,12 @@ impl RunDir {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What `stop` finds the run by: its name, or its folder where that was chosen.
+    #[must_use]
+    pub fn stopped_by(&self) -> &Path {
+        if self.named { Path::new(&self.name) } else { &self.path }
     }
 
     /// The folder, an absolute path.
@@ -243,6 +257,9 @@ fn place(wanted: &Wanted<'_>) -> Result<(PathBuf, String), RunsError> {
             base()?.join(&name)
         }
     };
+    if path.to_str().is_none() {
+        return Err(RunsError::NotUtf8 { path });
+    }
     if let Some(run) = Run::of(&path) {
         if run.lives() {
             return Err(RunsError::Alive { path });
@@ -338,6 +355,26 @@ mod tests {
         assert_eq!(Run::of(&folder).unwrap().state, State::Ended(0));
         assert!(matches!(make(&folder, false), Err(RunsError::NotEmpty { .. })));
         assert!(folder.join("lock").exists());
+    }
+
+    #[test]
+    fn stop_finds_a_run_by_its_name_or_its_chosen_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("run");
+        let mut made = make(&folder, false).unwrap();
+        assert_eq!(made.stopped_by(), folder);
+        made.named = true;
+        assert_eq!(made.stopped_by(), Path::new("one"));
+    }
+
+    #[test]
+    fn folder_that_json_cannot_name_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join(std::ffi::OsStr::from_bytes(b"r\xffn"));
+        let error = make(&folder, false).unwrap_err();
+        assert!(error.to_string().contains("/r\\xFFn\" is not UTF-8, which the JSON that names it has to be"), "{error}");
+        assert!(!folder.exists());
     }
 
     #[test]
