@@ -184,11 +184,21 @@ fn a_launcher_that_is_killed_leaves_no_process() {
         launcher.0.wait().unwrap();
         until_in(&folder, <[String]>::is_empty);
     }
-    assert_eq!(
-        fs::read_dir(bench.path("runtime/localregistry")).unwrap().count(),
-        0,
-        "`run` was told to end, and did so in order"
-    );
+    let runs = || fs::read_dir(bench.path("runtime/localregistry")).unwrap().count();
+    assert_eq!(runs(), 0, "`run` was told to end, and did so in order");
+
+    // Once the registry answers, too.
+    let mut command = with(of(&bench, "run.sh"), &["disk.erofs", "sh", "-c", "echo >ready; cat"]);
+    let mut launcher = Killed(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let ready = bench.path("ready");
+    until_in(&bench.path(""), |_| ready.exists());
+    assert_eq!(runs(), 1);
+    launcher.0.kill().unwrap();
+    launcher.0.wait().unwrap();
+    // The launcher's command ends by itself, with its own standard input.
+    drop(launcher.0.stdin.take());
+    until_in(&bench.path(""), <[String]>::is_empty);
+    assert_eq!(runs(), 0);
 }
 
 /// Sections of a QEMU config file: the group, and the keys with their values.

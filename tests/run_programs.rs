@@ -3,16 +3,20 @@
 
 mod common;
 
-use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use command_fds::CommandFdExt;
 use common::child::{Killed, gone, number};
-use common::pack::Bench;
+use common::pack::{Bench, text};
 use common::vm::{skopeo, succeed};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
@@ -170,12 +174,17 @@ fn a_background_run_that_fails_says_why_and_leaves_nothing() {
 fn a_folder_of_one_s_own_is_kept_where_that_is_wanted() {
     let place = Place::new();
     let folder = place.path("own").display().to_string();
-    let started = place.run(&["--json", "--quiet", "--detach", "--run-dir", &folder, "--keep", "--tls", "off"]).output().unwrap();
+    let started =
+        place.run(&["--quiet", "--detach", "--name", "own", "--run-dir", &folder, "--keep", "--tls", "off"]).output().unwrap();
     assert_eq!(started.status.code(), Some(0), "{started:?}");
+    let said = text(&started.stdout);
+    let hint = said.lines().last().unwrap().strip_prefix("`localregistry ").unwrap().strip_suffix("` ends it.").unwrap();
+    assert_eq!(hint, format!("stop {folder}"));
     assert_eq!(place.ps(), Vec::<Value>::new(), "it is elsewhere");
     let listed: Value = serde_json::from_str(&succeed(&mut place.command(&["ps", "--json", &folder]))).unwrap();
     assert_eq!((&listed["runs"][0]["state"], &listed["runs"][0]["run_dir"]), (&"ready".into(), &folder.clone().into()));
-    assert_eq!(place.output(&["stop", &folder]).status.code(), Some(0));
+    let stopped = place.output(&hint.split(' ').collect::<Vec<_>>());
+    assert_eq!((stopped.status.code(), text(&stopped.stdout).as_str()), (Some(0), "own ended in order\n"), "{stopped:?}");
     let listed: Value = serde_json::from_str(&succeed(&mut place.command(&["ps", "--json", &folder]))).unwrap();
     assert_eq!((&listed["runs"][0]["state"], &listed["runs"][0]["status"]), (&"ended".into(), &0.into()));
     assert!(Path::new(&folder).join("ready.json").exists());
@@ -254,4 +263,143 @@ fn a_printed_command_is_json_for_programs_and_leaves_nothing_when_refused() {
 
     let refused = place.run(&["--print-command", "--quiet", "--net", "tap=no-such-tap"]).output().unwrap();
     assert_eq!((refused.status.code(), refused.stdout.len(), place.runs()), (Some(11), 0, vec![]));
+}
+
+#[test]
+fn run_ends_in_order_when_its_standard_input_ends() {
+    let place = Place::new();
+    let mut command = place.run(&["--json", "--end-with-stdin", "--tls", "off"]);
+    let run = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(place.path("stderr")).unwrap()).spawn();
+    let mut run = Killed(run.unwrap());
+    let mut launcher = run.0.stdin.take().unwrap();
+    let mut lines = BufReader::new(run.0.stdout.take().unwrap()).lines();
+    let ready: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    // What is written means nothing.
+    launcher.write_all(&[b'x'; 100_000]).unwrap();
+    let url = format!("{}/v2/", ready["endpoint"].as_str().unwrap());
+    succeed(Command::new("curl").args(["--silent", "--fail", &url]));
+    drop(launcher);
+    let status = run.0.wait().unwrap();
+    let said = fs::read_to_string(place.path("stderr")).unwrap();
+    assert_eq!(status.code(), Some(0), "{said}");
+    let steps = ["standard input (--end-with-stdin) has ended: stopping in order\n", "the appliance ended in order ("];
+    assert!(steps.iter().all(|step| said.contains(step)), "{said}");
+    gone(number(&ready["qemu_pid"]));
+    assert_eq!(place.runs(), Vec::<String>::new());
+}
+
+#[test]
+fn background_run_ends_when_the_inherited_descriptor_is_closed() {
+    let place = Place::new();
+    let (theirs, launcher) = std::io::pipe().unwrap();
+    let fd = OwnedFd::from(theirs);
+    let mut command = place.run(&["--json", "--quiet", "--detach", "--tls", "off", "--end-with-fd", &fd.as_raw_fd().to_string()]);
+    let started = command.preserved_fds(vec![fd]).output().unwrap();
+    drop(command);
+    assert_eq!(started.status.code(), Some(0), "{started:?}");
+    let ready: Value = serde_json::from_slice(&started.stdout).unwrap();
+    assert_eq!(place.ps()[0]["state"], "ready");
+    drop(launcher);
+    gone(number(&ready["pid"]));
+    gone(number(&ready["qemu_pid"]));
+    assert_eq!(place.runs(), Vec::<String>::new());
+}
+
+#[test]
+fn launcher_that_is_gone_before_ready_ends_the_boot() {
+    let place = Place::new();
+    let mut command = place.run(&["--quiet", "--end-with-stdin", "--qemu-arg", "-S"]);
+    let mut run = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(run.stdin.take());
+    let failed = run.wait_with_output().unwrap();
+    let message = "localregistry: standard input (--end-with-stdin) has ended before the registry was ready; QEMU was killed\n";
+    assert_eq!((failed.status.code(), text(&failed.stderr).as_str()), (Some(6), message));
+    assert_eq!(place.runs(), Vec::<String>::new());
+}
+
+#[test]
+fn lifelines_without_an_end_to_wait_for_are_refused() {
+    let place = Place::new();
+    let (reading, writing) = std::io::pipe().unwrap();
+    let writing = OwnedFd::from(writing);
+    let number = writing.as_raw_fd().to_string();
+    let refused = |mut command: Command, message: &str| {
+        let refused = command.output().unwrap();
+        assert_eq!((refused.status.code(), text(&refused.stderr)), (Some(2), format!("localregistry: {message}\n")));
+    };
+    // Standard input is /dev/null.
+    refused(
+        place.run(&["--end-with-stdin"]),
+        "standard input (--end-with-stdin) is neither a pipe nor a socket, whose end could be waited for: give it one, and keep the \
+         other end open",
+    );
+    refused(
+        place.run(&["--end-with-fd", "99"]),
+        "the descriptor 99 (--end-with-fd) cannot be used: the launcher has to leave it open for this program (without \
+         close-on-exec): Bad file descriptor (os error 9)",
+    );
+    let mut command = place.run(&["--end-with-fd", &number]);
+    command.preserved_fds(vec![writing]);
+    let message = format!(
+        "the descriptor {number} (--end-with-fd) is the writing end of a pipe: give it the reading end, and keep the writing end open"
+    );
+    refused(command, &message);
+    drop(reading);
+    assert!(!place.path("runtime/localregistry").exists(), "nothing has been made");
+}
+
+#[test]
+fn stopped_qemu_is_killed_when_it_does_not_end_as_asked() {
+    let place = Place::new();
+    let mut command = place.run(&["--json", "--quiet", "--tls", "off"]);
+    let mut run = Killed(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(run.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    kill(number(&ready["qemu_pid"]), Signal::SIGSTOP).unwrap();
+    kill(number(&ready["pid"]), Signal::SIGTERM).unwrap();
+    let status = run.0.wait().unwrap();
+    let mut said = String::new();
+    run.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let message =
+        "localregistry: QEMU was killed by SIGKILL, by this program: the guest did not power off after it was asked to\n";
+    assert!(status.code() == Some(6) && said.starts_with(message), "{status}: {said}");
+    gone(number(&ready["qemu_pid"]));
+}
+
+/// JSON is UTF-8: a path that is not is refused before anything is made, and no half line is printed.
+#[test]
+fn paths_that_are_not_utf_8_are_refused_where_json_names_them() {
+    let place = Place::new();
+    let odd = |name: &str| place.path("").join(OsStr::from_bytes(&[name.as_bytes(), b"\xff"].concat()));
+    let before = place.bench.everything();
+    let refused = |command: &mut Command, path: &Path| {
+        let refused = command.output().unwrap();
+        let message = format!("error: {path:?} is not UTF-8, which the JSON that names it has to be: use a path that is\n");
+        let said = text(&refused.stderr);
+        assert!(said.starts_with(&message) && said.contains("\\xFF"), "{said}");
+        assert_eq!((refused.status.code(), text(&refused.stdout).as_str()), (Some(2), ""));
+    };
+    for flag in ["--run-dir", "--ready-file", "--ca-out", "--trust"] {
+        for json in [&["--json"][..], &[]] {
+            refused(place.run(json).arg(flag).arg(odd("path")), &odd("path"));
+        }
+    }
+    refused(place.command(&["run"]).arg(odd("disk")), &odd("disk"));
+    refused(place.command(&["inspect", "--json"]).arg(odd("disk")), &odd("disk"));
+    assert_eq!(place.bench.everything(), before);
+
+    // A folder of runs that the environment names so.
+    fs::create_dir(odd("runtime")).unwrap();
+    let output = place.run(&[]).env("XDG_RUNTIME_DIR", odd("runtime")).output().unwrap();
+    let said = text(&output.stderr);
+    let end = "is not UTF-8, which the JSON that names it has to be: give --run-dir a path that is\n";
+    assert!(output.status.code() == Some(12) && said.ends_with(end), "{said}");
+
+    // Where nothing is JSON, any path does.
+    let disk: OsString = odd("disk").into();
+    fs::copy(place.path("disk.erofs"), &disk).unwrap();
+    assert!(text(&place.command(&["inspect"]).arg(&disk).output().unwrap().stdout).contains("test/hello:latest"));
+    let json = place.command(&["inspect", "--json"]).arg("disk.erofs").current_dir(place.path("")).output().unwrap();
+    assert!(serde_json::from_slice::<Value>(&json.stdout).is_ok());
 }

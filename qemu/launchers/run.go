@@ -11,12 +11,11 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
-	"syscall"
 )
 
 // Ready is the line: what this program wants of it.
@@ -28,25 +27,24 @@ type Ready struct {
 // Appliance is a running registry.
 type Appliance struct {
 	Ready
-	run *exec.Cmd
+	run      *exec.Cmd
+	lifeline io.Closer
 }
 
-// What Boot asks for below comes when the thread ends that started `run`: here that is the program's end.
-func init() {
-	runtime.LockOSThread()
-}
-
-// Boot returns when the registry answers. Call it from the main goroutine. No file is left.
+// Boot returns when the registry answers. No file is left.
 func Boot(disk string, arguments ...string) (*Appliance, error) {
 	program := os.Getenv("LOCALREGISTRY")
 	if program == "" {
 		program = "localregistry"
 	}
-	run := exec.Command(program, append([]string{"run", disk, "--quiet", "--json"}, arguments...)...)
+	run := exec.Command(program, append([]string{"run", disk, "--end-with-stdin", "--quiet", "--json"}, arguments...)...)
 	// What goes wrong is on standard error.
 	run.Stderr = os.Stderr
-	// Should this program be killed, `run` is told to end.
-	run.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	// `run` ends when its standard input does, and so with this program, however it ends.
+	lifeline, err := run.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
 	stdout, err := run.StdoutPipe()
 	if err != nil {
 		return nil, err
@@ -54,14 +52,14 @@ func Boot(disk string, arguments ...string) (*Appliance, error) {
 	if err := run.Start(); err != nil {
 		return nil, err
 	}
-	appliance := &Appliance{run: run}
+	appliance := &Appliance{run: run, lifeline: lifeline}
 	line, err := bufio.NewReader(stdout).ReadBytes('\n')
 	if err == nil {
 		err = json.Unmarshal(line, &appliance.Ready)
 	}
 	if err != nil {
 		// Standard output has ended, and so has `run`, or is about to: its exit status says more.
-		run.Process.Signal(syscall.SIGTERM)
+		lifeline.Close()
 		if ended := run.Wait(); ended != nil {
 			return nil, ended
 		}
@@ -72,9 +70,7 @@ func Boot(disk string, arguments ...string) (*Appliance, error) {
 
 // Stop ends it in order. The error is nil only where the guest says that all went well.
 func (appliance *Appliance) Stop() error {
-	if err := appliance.run.Process.Signal(syscall.SIGTERM); err != nil {
-		return err
-	}
+	appliance.lifeline.Close()
 	return appliance.run.Wait()
 }
 

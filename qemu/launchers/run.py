@@ -9,7 +9,6 @@ Pulls the image's manifest over TLS, trusting the registry's CA alone, and print
 import contextlib
 import json
 import os
-import signal
 import ssl
 import subprocess
 import sys
@@ -22,16 +21,17 @@ MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.ima
 def appliance(disk, *arguments):
     """A running registry: what it said when it was ready, and its events to come. It is ended in order, or an error says why not."""
     program = os.environ.get("LOCALREGISTRY", "localregistry")
-    # Should this program be killed, `run` is told to end. What goes wrong is on standard error, and no file is left.
-    command = ["setpriv", "--pdeathsig", "TERM", program, "run", disk, "--quiet", "--json", "--follow", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+    # `run` ends when its standard input does, and so with this program, however it ends. What goes wrong is on standard error, and no
+    # file is left.
+    command = [program, "run", disk, "--end-with-stdin", "--quiet", "--json", "--follow", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         try:
             line = run.stdout.readline()
             if not line:
                 raise SystemExit(run.wait())
             yield json.loads(line), map(json.loads, run.stdout)
         finally:
-            run.send_signal(signal.SIGTERM)
+            run.stdin.close()
             run.stdout.read()
     if run.returncode != 0:
         raise SystemExit(run.returncode)

@@ -5,6 +5,7 @@
 mod args;
 mod detach;
 mod follow;
+mod lifeline;
 mod notes;
 mod print;
 mod publish;
@@ -26,6 +27,7 @@ use super::{ca, files, initramfs, kernel};
 use crate::causes::chain;
 
 use self::follow::{Shown, Signals, follow};
+use self::lifeline::{Descriptor, Lifeline, LifelineError};
 use self::notes::{Note, writable};
 
 pub use args::Args;
@@ -33,6 +35,8 @@ pub use publish::{Publish, PublishError};
 
 /// Exit status where a signal ended it before it was ready: QEMU was killed.
 const INTERRUPTED: u8 = 6;
+/// Exit status where the command line cannot be followed.
+const USAGE: u8 = 2;
 
 /// Why `run` failed, apart from how the machine ended.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +81,10 @@ enum RunError {
     Background(#[source] io::Error),
     #[error("stopped by {name} before the registry was ready; QEMU was killed")]
     Interrupted { name: &'static str },
+    #[error(transparent)]
+    Lifeline(#[from] LifelineError),
+    #[error("{0} has ended before the registry was ready; QEMU was killed")]
+    LauncherGone(Descriptor),
 }
 
 impl RunError {
@@ -84,7 +92,8 @@ impl RunError {
     fn status(&self) -> u8 {
         match self {
             Self::Launch(error) => error.exit_status(),
-            Self::Interrupted { .. } => INTERRUPTED,
+            Self::Interrupted { .. } | Self::LauncherGone(_) => INTERRUPTED,
+            Self::Lifeline(_) => USAGE,
             Self::Access(_) | Self::OwnCa(_) => NO_ACCESS,
             Self::Kernel(_) | Self::Unfit { .. } | Self::Initramfs(_) => NO_KERNEL,
             Self::Runs(_) | Self::Write { .. } | Self::Trust(TrustError::Write(_)) => NO_PLACE,
@@ -113,7 +122,7 @@ struct Site {
 #[must_use]
 pub fn run(args: &Args, report: &Report) -> ExitCode {
     if args.program.detach && !args.program.supervised {
-        return detach::detach();
+        return detach::detach(args.program.lifeline() == Some(Descriptor::Stdin));
     }
     if args.program.print_command {
         return printed(args, report).map_or_else(|error| ExitCode::from(error.tell()), |()| ExitCode::SUCCESS);
@@ -134,11 +143,12 @@ fn appliance(args: &Args, report: &Report, site: &mut Option<Site>) -> Result<En
     if args.program.supervised {
         detach::leave_session().map_err(RunError::Background)?;
     }
+    let lifeline = args.program.lifeline().map(Lifeline::watch).transpose()?;
     let Checked { config, ca, contents } = checked(args)?;
     let site = site.insert(Site::make(args)?);
     let (kernel, initramfs) = boot_files(args, report)?;
     let options = args.options(kernel, initramfs, config, ca, *report);
-    runtime()?.block_on(boot_and_follow(args, options, contents, site))
+    runtime()?.block_on(boot_and_follow(args, options, contents, site, lifeline))
 }
 
 /// QEMU's command line, printed, and its files written.
@@ -263,17 +273,24 @@ impl Site {
 const READY_FILE: &str = "where the registry is";
 const PID_FILE: &str = "the process's number";
 
-async fn boot_and_follow(args: &Args, options: Options, contents: Option<Contents>, site: &Site) -> Result<Ended, RunError> {
+async fn boot_and_follow(
+    args: &Args,
+    options: Options,
+    contents: Option<Contents>,
+    site: &Site,
+    mut lifeline: Option<Lifeline>,
+) -> Result<Ended, RunError> {
     let report = options.report;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let vm = tokio::select! {
         vm = Appliance::boot(options) => vm?,
         // Nothing is being served yet: the future is dropped, and QEMU with it.
         name = signals.next() => return Err(RunError::Interrupted { name }),
+        descriptor = lifeline::closed(&mut lifeline) => return Err(RunError::LauncherGone(descriptor)),
     };
     announce(&vm, args, contents, site, &report)?;
     let shown = Shown { requests: args.log, events: args.program.follow };
-    Ok(follow(vm, signals, shown, &report).await)
+    Ok(follow(vm, signals, lifeline, shown, &report).await)
 }
 
 /// Writes the CA and the trust files, and tells everybody where the registry is.

@@ -58,12 +58,20 @@ pub fn open_tap(name: &str) -> io::Result<(OwnedFd, String)> {
 /// # Errors
 /// Nothing is open by that number, or it is no socket.
 pub fn inherited_socket(number: i32) -> io::Result<OwnedFd> {
+    let copy = inherited(number)?;
+    getsockopt(&copy, sockopt::SockType)?;
+    Ok(copy)
+}
+
+/// A copy of the open file `number`, which this program was started with.
+///
+/// # Errors
+/// Nothing is open by that number.
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     // SAFETY: fcntl takes any number, and refuses one that is not open; F_DUPFD_CLOEXEC touches no memory.
     let copy = nix::errno::Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else knows of it.
-    let copy = unsafe { OwnedFd::from_raw_fd(copy) };
-    getsockopt(&copy, sockopt::SockType)?;
-    Ok(copy)
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// How long the counter is watched.

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::lifeline::Descriptor;
 use super::publish::Publish;
 use crate::address::is_san;
 
@@ -39,7 +40,7 @@ Examples:
   localregistry run base.erofs build.erofs
       Two disks as one registry; what they disagree on ends the boot
   localregistry run images.erofs --publish 0.0.0.0:5000 --san registry.test --san 10.1.0.82
-      On a fixed port of every address, under further names
+      On a fixed port of every address, for other hosts too, under further names
   localregistry run images.erofs --net bridge=br0,ip=10.1.0.82/16 --san registry.test
       As one more machine on a bridge
   localregistry run images.erofs --json --quiet --follow --trust /tmp/t1/trust
@@ -56,16 +57,22 @@ Examples:
       Plain HTTP, each boot step with its time on the console, the console kept
 
 Networks (--net KIND[,mac=MAC][,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mtu=BYTES]), without ip= by DHCP:
-  user                 QEMU's own: forwarded ports (--publish, --metrics) in, nothing out; the default
+  user                 QEMU's own: forwarded ports (--publish, --metrics, listeners) in, nothing out; the default
   tap=NAME             a tap that is there
   bridge=NAME          a bridge, by a tap of the run's own (needs CAP_NET_ADMIN), gone with QEMU
   socket-fd=N          an open socket that this program was started with
   stream=PATH          a Unix socket that passt or a switch listens at; ,reconnect=SECONDS with QEMU 8.0 or later
   dgram=LOCAL,REMOTE   Unix sockets by path, or IPv4:PORT both
   mcast=GROUP:PORT     a multicast group on the loopback
+On `user` the guest answers connections to its forwarded ports. It can open no connection and send no datagram, to this machine or another.
+On the other networks it reaches whatever they reach: nothing is filtered.
+Ports published beyond 127.0.0.1 answer every host, and the events have the client's address. Clients on 127.0.0.1 show as QEMU's own address.
+The guest is then 198.18.0.15 on `user`, unless ip= gives another. If another network has a gateway, answers to other hosts go there and are
+lost: let those hosts use that network.
 
 Exit status:
-   0  the guest ended in order, as asked by SIGINT, SIGTERM, `localregistry stop` or itself; with --detach: it is ready
+   0  the guest ended in order, as asked by SIGINT, SIGTERM, `localregistry stop`, its launcher's end (--end-with-stdin) or itself;
+      with --detach: it is ready
    1  another error before the boot, or in writing a file
    2  the command line is wrong
    3  the guest stopped with a fault: FATAL code=NAME
@@ -201,7 +208,7 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "For programs")]
 pub(super) struct Program {
-    /// Name of the run, for `ps` and `stop` [default: a random one]
+    /// Name of the run, for `ps` and `stop` [default: a random one]; with --run-dir these take the folder instead
     #[arg(long, value_name = "NAME", value_parser = name)]
     name: Option<String>,
 
@@ -229,6 +236,15 @@ pub(super) struct Program {
     #[arg(long, conflicts_with = "print_command")]
     pub(super) detach: bool,
 
+    /// End in order, as by SIGTERM, when standard input ends: a pipe or socket that the launcher holds the other end of. So the run ends
+    /// with its launcher, however that ends; with --detach, too
+    #[arg(long, conflicts_with_all = ["end_with_fd", "print_command"])]
+    end_with_stdin: bool,
+
+    /// The same by the pipe or socket that is open as the descriptor N, 3 or more
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..), conflicts_with = "print_command")]
+    end_with_fd: Option<i32>,
+
     /// Boot nothing: write the files that QEMU needs into the run's folder, which stays, and print QEMU's command line
     #[arg(long)]
     pub(super) print_command: bool,
@@ -239,6 +255,11 @@ pub(super) struct Program {
 }
 
 impl Program {
+    /// The descriptor that the run ends with.
+    pub(super) fn lifeline(&self) -> Option<Descriptor> {
+        if self.end_with_stdin { Some(Descriptor::Stdin) } else { self.end_with_fd.map(Descriptor::Number) }
+    }
+
     /// Which folder it is to have.
     pub(super) fn folder(&self) -> Wanted<'_> {
         Wanted { name: self.name.as_deref(), folder: self.run_dir.as_deref() }

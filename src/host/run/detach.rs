@@ -17,9 +17,9 @@ use crate::host::sys;
 /// Exit status where the process that was started was killed, as for a killed QEMU.
 const KILLED: u8 = 6;
 
-/// Starts the run, waits until it is ready or has ended, and gives the exit status.
-pub(super) fn detach() -> ExitCode {
-    match start() {
+/// Starts the run, waits until it is ready or has ended, and gives the exit status. With `stdin` the run gets standard input as it is.
+pub(super) fn detach(stdin: bool) -> ExitCode {
+    match start(stdin) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("localregistry: cannot start the run in the background: {error}");
@@ -28,9 +28,9 @@ pub(super) fn detach() -> ExitCode {
     }
 }
 
-fn start() -> io::Result<u8> {
+fn start(stdin: bool) -> io::Result<u8> {
     let mut command = Command::new("/proc/self/exe");
-    command.args(arguments()).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.args(arguments()).stdin(if stdin { Stdio::inherit() } else { Stdio::null() }).stdout(Stdio::piped());
     // SIGTERM, so that it removes what it has made.
     sys::signal_with_parent(&mut command, Signal::SIGTERM);
     let mut run = command.spawn()?;

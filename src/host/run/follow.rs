@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::lifeline::{self, Lifeline};
 use super::print;
 use crate::causes::chain;
 use crate::host::launch::{Appliance, Ended};
@@ -51,8 +52,15 @@ pub(super) struct Shown {
     pub events: bool,
 }
 
-/// Follows the machine to its end. The first signal ends it in order, a later one at once.
-pub(super) async fn follow(mut vm: Appliance, mut signals: Signals, shown: Shown, report: &Report) -> Ended {
+/// Follows the machine to its end. The first signal ends it in order, a later one at once. The end of `lifeline` ends it in order, too,
+/// and counts as no signal: a launcher that sends one may close its pipe soon before or after.
+pub(super) async fn follow(
+    mut vm: Appliance,
+    mut signals: Signals,
+    mut lifeline: Option<Lifeline>,
+    shown: Shown,
+    report: &Report,
+) -> Ended {
     let mut asked: Option<Instant> = None;
     let mut bad = 0;
     let mut printer = shown.events.then(Printer::start);
@@ -72,6 +80,10 @@ pub(super) async fn follow(mut vm: Appliance, mut signals: Signals, shown: Shown
                         vm.kill();
                     }
                 }
+            }
+            descriptor = lifeline::closed(&mut lifeline) => {
+                report.step(format!("{descriptor} has ended: stopping in order"));
+                vm.stop();
             }
             event = vm.next_event() => match event {
                 Some(Ok(event)) => {
