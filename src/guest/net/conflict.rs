@@ -4,21 +4,16 @@
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::num::NonZeroU32;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{LinkAddr, MsgFlags, recvfrom, sendto, setsockopt, sockopt::ReceiveTimeout};
-use nix::sys::time::{TimeVal, TimeValLike};
-use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
+use tokio::time::timeout;
 
 use crate::guest::config::settings::Mac;
 
 use super::arp;
 use super::link::Link;
+use super::packet_socket::PacketSocket;
 
 /// How often it is asked. RFC 5227 (section 1.1) has 3 questions 1 to 2 s apart and 2 s after the last: it is for links that take
 /// seconds to come up and machines that sleep, and somebody waits for this one.
@@ -32,16 +27,16 @@ const LONGEST: usize = 64;
 /// Records of the kernel's log that are looked at.
 const RECORDS: usize = 10_000;
 
-/// The other machine on `link` that has `address`, if one answers within `wait` of one of the questions. It blocks as long.
+/// The other machine on `link` that has `address`, if one answers within `wait` of one of the questions.
 ///
 /// # Errors
 /// When frames cannot be sent or received.
-pub fn other(link: &Link, address: Ipv4Addr, wait: Duration) -> io::Result<Option<Mac>> {
-    let (socket, place) = open(link)?;
+pub async fn other(link: &Link, address: Ipv4Addr, wait: Duration) -> io::Result<Option<Mac>> {
+    let socket = PacketSocket::open(link, arp::ETHERTYPE, &[])?;
     for _ in 0..PROBES {
-        send(&socket, &place, &arp::probe(link.mac, address))?;
-        if let Some(other) = listen(&socket, link, address, Instant::now() + wait)? {
-            return Ok(Some(other));
+        socket.send(&arp::probe(link.mac, address))?;
+        if let Ok(heard) = timeout(wait, listen(&socket, link, address)).await {
+            return heard.map(Some);
         }
     }
     Ok(None)
@@ -52,8 +47,18 @@ pub fn other(link: &Link, address: Ipv4Addr, wait: Duration) -> io::Result<Optio
 /// # Errors
 /// When the frame cannot be sent.
 pub fn announce(link: &Link, address: Ipv4Addr) -> io::Result<()> {
-    let (socket, place) = open(link)?;
-    send(&socket, &place, &arp::announcement(link.mac, address))
+    PacketSocket::open(link, arp::ETHERTYPE, &[])?.send(&arp::announcement(link.mac, address))
+}
+
+/// Waits for a frame that says that another machine has `address`.
+async fn listen(socket: &PacketSocket, link: &Link, address: Ipv4Addr) -> io::Result<Mac> {
+    let mut frame = [0; LONGEST];
+    loop {
+        let received = socket.receive(&mut frame).await?;
+        if let Some(other) = arp::other(frame.get(..received.length).unwrap_or_default(), link.mac, address) {
+            return Ok(other);
+        }
+    }
 }
 
 /// The machine that made the kernel give `address` up, where its log says so (`net/ipv6/ndisc.c`).
@@ -80,45 +85,6 @@ pub fn culprit(address: Ipv6Addr) -> Option<Mac> {
 fn culprit_in(record: &str, address: Ipv6Addr) -> Option<Mac> {
     let (_, rest) = record.split_once(&format!("IPv6 duplicate address {address} used by "))?;
     rest.split_once(" detected")?.0.parse().ok()
-}
-
-/// A socket for ARP frames, and the interface as their way out. Not bound, since that would hear nothing: what comes in on other
-/// interfaces is told apart.
-fn open(link: &Link) -> io::Result<(OwnedFd, LinkAddr)> {
-    let arp = NonZeroU32::new(arp::ETHERTYPE.to_be().into()).map(Protocol::from_raw);
-    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, arp)?;
-    let places = getifaddrs()?.filter_map(|one| one.address?.as_link_addr().copied());
-    let place = places.into_iter().find(|place| place.ifindex() == link.index as usize).ok_or(io::ErrorKind::NotFound)?;
-    Ok((socket, place))
-}
-
-fn send(socket: &OwnedFd, place: &LinkAddr, frame: &[u8]) -> io::Result<()> {
-    Ok(sendto(socket.as_raw_fd(), frame, place, MsgFlags::empty()).map(drop)?)
-}
-
-/// Waits until `deadline` for a frame that says that another machine has `address`.
-fn listen(socket: &OwnedFd, link: &Link, address: Ipv4Addr, deadline: Instant) -> io::Result<Option<Mac>> {
-    let mut frame = [0; LONGEST];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(None);
-        }
-        // A timeout of 0 would be none.
-        let left = TimeVal::microseconds(i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1));
-        setsockopt(socket, ReceiveTimeout, &left)?;
-        match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut frame) {
-            Ok((length, from)) => {
-                let here = from.is_some_and(|from| from.ifindex() == link.index as usize);
-                let other = arp::other(frame.get(..length.min(LONGEST)).unwrap_or_default(), link.mac, address);
-                if here && other.is_some() {
-                    return Ok(other);
-                }
-            }
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 #[cfg(test)]

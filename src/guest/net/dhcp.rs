@@ -1,5 +1,8 @@
-//! DHCP on the wire: the socket and the timers around [`client`](super::client). What enters is an interface and a deadline; what
-//! leaves is a lease, or more time for one. It never touches the interface.
+//! DHCP on the wire: the sockets and the timers around [`client`](super::client). Gets a lease for an interface before a deadline, or
+//! more time for one; giving the address to the interface is left to the caller.
+//!
+//! A client without an address uses a packet socket: many servers answer to the address that they offer, and a UDP socket receives
+//! nothing for an address that its interface does not have yet. A client with an address uses a UDP socket.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -11,15 +14,15 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, sets
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::guest::config::settings::Mac;
+
 use super::NetError;
 use super::client::{Client, Lease, Outcome, Refusal};
 use super::link::Link;
 use super::packet::{Ask, LARGEST, Request};
+use super::packet_socket::PacketSocket;
+use super::udp::{self, CLIENT_PORT, SERVER_PORT};
 
-/// Port of a DHCP client.
-const CLIENT_PORT: u16 = 68;
-/// Port of a DHCP server.
-const SERVER_PORT: u16 = 67;
 /// Time to the first repetition; each later one takes twice as long. RFC 2131 (section 4.1) has 4 s, for networks of thousands;
 /// this one has a handful of machines that somebody waits for.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -46,16 +49,15 @@ pub enum Kept {
 /// # Errors
 /// When no server answers or one refuses.
 pub async fn acquire(link: &Link, hostname: &str, deadline: Instant, timeout: Duration) -> Result<Lease, NetError> {
-    let socket = open(link).map_err(|source| NetError::kernel(format!("open UDP port {CLIENT_PORT} on {link}"), source))?;
+    let socket = Socket::packet(link).map_err(|source| NetError::kernel(format!("open a packet socket on {link}"), source))?;
     let mut client = Client::new(link.mac, hostname, random_transaction());
     let start = Instant::now();
-    let (mut sent, mut unanswered, mut retry) = (0, 0, FIRST_RETRY);
+    let (mut sent, mut unanswered, mut retry) = (0_u32, 0_u32, FIRST_RETRY);
     loop {
-        send(&socket, &client, start.elapsed())
-            .await
-            .map_err(|source| NetError::kernel(format!("send a DHCP packet on {link}"), source))?;
-        sent += 1;
-        unanswered += 1;
+        let sending = socket.send(client.destination(), &client.packet(start.elapsed())).await;
+        sending.map_err(|source| NetError::kernel(format!("send a DHCP packet on {link}"), source))?;
+        sent = sent.saturating_add(1);
+        unanswered = unanswered.saturating_add(1);
         let wait = (Instant::now() + retry).min(deadline);
         match timeout_at(wait, answer(&socket, &mut client)).await {
             Ok(Ok(Outcome::Bound(lease))) => return Ok(lease),
@@ -95,8 +97,8 @@ pub async fn extend(link: &Link, hostname: &str, lease: &Lease, server: Option<I
         loop {
             let now = Instant::now();
             let wait = now + (deadline.saturating_duration_since(now) / 2).max(EXTENSION_RETRY);
-            if let Ok(socket) = open(link) {
-                let _ = send(&socket, &client, start.elapsed()).await;
+            if let Ok(socket) = Socket::udp(link) {
+                let _ = socket.send(client.destination(), &client.packet(start.elapsed())).await;
                 match timeout_at(wait, answer(&socket, &mut client)).await {
                     Ok(Ok(Outcome::Bound(lease))) => return Kept::Extended(lease),
                     Ok(Err(refusal)) => return Kept::Refused(refusal),
@@ -111,38 +113,72 @@ pub async fn extend(link: &Link, hostname: &str, lease: &Lease, server: Option<I
 
 /// Tells the server of `lease` that another machine has its address (RFC 2131, section 4.4.4). Nobody answers that.
 pub async fn decline(link: &Link, lease: &Lease) {
-    let (IpAddr::V4(address), Ok(socket)) = (lease.address.address, open(link)) else { return };
+    let (IpAddr::V4(address), Ok(socket)) = (lease.address.address, Socket::packet(link)) else { return };
     let ask = Ask::Decline { server: lease.server, address };
     let packet = Request { transaction: random_transaction(), seconds: 0, mac: link.mac, hostname: "", ask }.encode();
-    let _ = socket.send_to(&packet, (Ipv4Addr::BROADCAST, SERVER_PORT)).await;
+    let _ = socket.send(Ipv4Addr::BROADCAST, &packet).await;
 }
 
-/// A socket for broadcasts and packets on `link` alone, which may have no address yet.
-fn open(link: &Link) -> io::Result<UdpSocket> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
-    // Before it has a port: those of other interfaces have the same.
-    setsockopt(&socket, sockopt::BindToDevice, &link.name.clone().into())?;
-    setsockopt(&socket, sockopt::Broadcast, &true)?;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT)))?;
-    UdpSocket::from_std(socket.into())
+/// What DHCP packets are sent and received by, on one interface.
+enum Socket {
+    /// For an interface without an address. Sends broadcasts only.
+    Packet(PacketSocket, Mac),
+    /// For an interface with an address, which the packets are sent from.
+    Udp(UdpSocket),
 }
 
-async fn send(socket: &UdpSocket, client: &Client, elapsed: Duration) -> io::Result<()> {
-    match socket.send_to(&client.packet(elapsed), (client.destination(), SERVER_PORT)).await {
-        // A link that comes and goes loses packets like any network; the next one may get through.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NetworkDown | io::ErrorKind::NetworkUnreachable) => Ok(()),
-        result => result.map(drop),
+impl Socket {
+    fn packet(link: &Link) -> io::Result<Self> {
+        Ok(Self::Packet(PacketSocket::open(link, udp::ETHERTYPE, &udp::filter())?, link.mac))
+    }
+
+    fn udp(link: &Link) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
+        // Before it has a port: those of other interfaces have the same.
+        setsockopt(&socket, sockopt::BindToDevice, &link.name.clone().into())?;
+        setsockopt(&socket, sockopt::Broadcast, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT)))?;
+        Ok(Self::Udp(UdpSocket::from_std(socket.into())?))
+    }
+
+    async fn send(&self, to: Ipv4Addr, packet: &[u8]) -> io::Result<()> {
+        let sent = match self {
+            Self::Packet(socket, mac) => {
+                udp::broadcast(*mac, packet).ok_or(io::ErrorKind::InvalidInput.into()).and_then(|frame| socket.send(&frame))
+            }
+            Self::Udp(socket) => socket.send_to(packet, (to, SERVER_PORT)).await.map(drop),
+        };
+        match sent {
+            // A link that comes and goes loses packets like any network; the next one may get through.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NetworkDown | io::ErrorKind::NetworkUnreachable) => Ok(()),
+            sent => sent,
+        }
+    }
+
+    /// Waits for a packet to the client's port. What is no whole and undamaged UDP datagram gives an empty one.
+    async fn receive<'b>(&self, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+        let packet = match self {
+            Self::Packet(socket, _) => {
+                let received = socket.receive(buffer).await?;
+                buffer.get(..received.length).and_then(|frame| udp::payload(frame, received.checksummed))
+            }
+            Self::Udp(socket) => {
+                let length = socket.recv(buffer).await?;
+                buffer.get(..length)
+            }
+        };
+        Ok(packet.unwrap_or_default())
     }
 }
 
 /// Waits for a packet that leads somewhere.
-async fn answer(socket: &UdpSocket, client: &mut Client) -> Result<Outcome, Refusal> {
-    let mut packet = vec![0; LARGEST.into()];
+async fn answer(socket: &Socket, client: &mut Client) -> Result<Outcome, Refusal> {
+    let mut buffer = [0; udp::LONGEST_HEADERS + LARGEST as usize];
     loop {
         // An error is one of an earlier packet, such as that nobody listens at the server's port: it says nothing of the next.
-        let Ok(length) = socket.recv(&mut packet).await else { continue };
-        match client.receive(packet.get(..length).unwrap_or_default()) {
+        let Ok(packet) = socket.receive(&mut buffer).await else { continue };
+        match client.receive(packet) {
             Ok(Outcome::Ignored) => {}
             outcome => return outcome,
         }

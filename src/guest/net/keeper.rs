@@ -277,7 +277,7 @@ impl Keeper {
         for own in addresses {
             if let IpAddr::V4(address) = own.address {
                 let link = link.clone();
-                looks.spawn_blocking(move || (address, conflict::other(&link, address, wait)));
+                looks.spawn(async move { (address, conflict::other(&link, address, wait).await) });
             }
         }
         while let Some(looked) = looks.join_next().await {

@@ -16,7 +16,9 @@ pub mod error;
 pub mod keeper;
 pub mod link;
 pub mod packet;
+pub mod packet_socket;
 pub mod pick;
+pub mod udp;
 pub mod wire;
 
 use std::fs;

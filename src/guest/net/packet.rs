@@ -15,12 +15,12 @@ const BOOT_REQUEST: u8 = 1;
 const BOOT_REPLY: u8 = 2;
 const ETHERNET: u8 = 1;
 const MAC_LENGTH: u8 = 6;
-/// The answer must come as a broadcast: a socket without an address gets nothing else.
-const BROADCAST: u16 = 0x8000;
 /// What stands before the options.
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
 /// Bytes of a packet before its options, with the cookie.
-const HEAD: usize = 240;
+const HEAD: usize = HEAD_BEFORE_COOKIE + COOKIE.len();
+/// The same without the cookie (RFC 2131, section 2).
+const HEAD_BEFORE_COOKIE: usize = 236;
 /// Shortest packet that old relays pass on, in bytes (RFC 1542, section 2.1).
 const SHORTEST: usize = 300;
 
@@ -153,13 +153,14 @@ impl Request<'_> {
         let mut packet = vec![BOOT_REQUEST, ETHERNET, MAC_LENGTH, 0];
         packet.extend(self.transaction.to_be_bytes());
         packet.extend(self.seconds.to_be_bytes());
-        packet.extend(if own.is_some() { 0 } else { BROADCAST }.to_be_bytes());
+        // No flags: the client receives unicast before it has an address (RFC 2131, section 4.1).
+        packet.extend([0; 2]);
         packet.extend(own.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
         // Your, server and gateway address: the server's to fill in.
         packet.extend([0; 12]);
         packet.extend(self.mac.0);
         // The rest of the hardware address, the server's name and the boot file.
-        packet.resize(HEAD - COOKIE.len(), 0);
+        packet.resize(HEAD_BEFORE_COOKIE, 0);
         packet.extend(COOKIE);
 
         add(&mut packet, option::MESSAGE_TYPE, &[kind as u8]);
@@ -293,7 +294,7 @@ pub(super) mod tests {
         let mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
         let request = Request { transaction: 0x0102_0304, seconds: 5, mac, hostname: "reg", ask: Ask::Discover };
         let packet = request.encode();
-        assert_eq!(packet[..12], [1, 1, 6, 0, 1, 2, 3, 4, 0, 5, 0x80, 0]);
+        assert_eq!(packet[..12], [1, 1, 6, 0, 1, 2, 3, 4, 0, 5, 0, 0]);
         assert_eq!(packet[12..28], [0; 16]);
         assert_eq!(packet[28..34], mac.0);
         assert_eq!(packet[34..236], [0; 202]);
@@ -314,7 +315,7 @@ pub(super) mod tests {
         for (ask, kind, listed) in [(Ask::Select { server, address }, 3, true), (Ask::Decline { server, address }, 4, false)] {
             let packet = encode(ask);
             let options = &packet[HEAD..];
-            assert_eq!(packet[10..16], [0x80, 0, 0, 0, 0, 0], "a broadcast is asked for, and no address is ours");
+            assert_eq!(packet[10..16], [0, 0, 0, 0, 0, 0], "no broadcast is asked for, and no address is ours");
             assert_eq!(read(options, option::MESSAGE_TYPE), Some([kind]));
             assert_eq!(read(options, option::SERVER), Some(server.octets()));
             assert_eq!(read(options, option::REQUESTED_ADDRESS), Some(address.octets()));

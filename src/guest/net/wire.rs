@@ -71,7 +71,7 @@ impl Request {
 /// An attribute's bytes, filled up to a multiple of four.
 #[must_use]
 pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(ATTRIBUTE_HEAD + value.len()).unwrap_or(u16::MAX);
+    let length = u16::try_from(ATTRIBUTE_HEAD.saturating_add(value.len())).unwrap_or(u16::MAX);
     let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
     bytes.extend(value);
     bytes.resize(aligned(bytes.len()), 0);
