@@ -98,7 +98,7 @@ fn read(folder: &Path, name: &'static str, limit: u64, wanted: &'static str) -> 
     let path = folder.join(name).join("raw");
     let failed = |source| AccessError::Read { wanted, name, path: path.display().to_string(), source };
     let mut content = Vec::new();
-    File::open(&path).and_then(|file| file.take(limit + 1).read_to_end(&mut content)).map_err(failed)?;
+    File::open(&path).and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut content)).map_err(failed)?;
     Ok(content)
 }
 

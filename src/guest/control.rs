@@ -96,7 +96,7 @@ impl Lines {
         let mut lines = Vec::new();
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (text, ended) = part.strip_suffix(b"\n").map_or((part, false), |text| (text, true));
-            if !self.skipping && self.partial.len() + text.len() > LONGEST {
+            if !self.skipping && self.partial.len().saturating_add(text.len()) > LONGEST {
                 self.partial = Vec::new();
                 self.skipping = true;
                 lines.push(Err(format!("not a command: a line of over {LONGEST} bytes")));

@@ -144,14 +144,15 @@ impl Pump {
 
     fn write(&mut self, sink: &mut impl Write, event: &Event) {
         if write_line(sink, event).is_err() {
-            self.lost += 1;
+            self.lost = self.lost.saturating_add(1);
         }
     }
 
     fn tell_of_drops(&mut self, sink: &mut impl Write) {
         let dropped = self.events.dropped();
         if dropped > self.told {
-            let message = format!("{} events were dropped: the reader of port {PORT} is too slow", dropped - self.told);
+            let message =
+                format!("{} events were dropped: the reader of port {PORT} is too slow", dropped.saturating_sub(self.told));
             self.told = dropped;
             self.write(sink, &now(event::Event::Warning(Warning { code: "DROPPED_EVENTS".to_owned(), message })));
         }
@@ -160,7 +161,8 @@ impl Pump {
     fn finish(self, sink: &mut impl Write) {
         let unread = self.queue.try_iter().filter(|event| !is_done(event)).count();
         if let Some(Last { done, .. }) = self.last.get() {
-            let dropped_events = done.dropped_events + self.lost + u64::try_from(unread).unwrap_or(u64::MAX);
+            let dropped_events =
+                done.dropped_events.saturating_add(self.lost).saturating_add(u64::try_from(unread).unwrap_or(u64::MAX));
             let _ = write_line(sink, &now(event::Event::Done(Done { dropped_events, ..done.clone() })));
         }
     }

@@ -7,6 +7,9 @@
 //! Parsers and decisions are pure functions; what touches the machine is a thin shell around them. Every step that can fail has
 //! an error of its own, and [`Fault`](error::Fault) gives each a stable code.
 
+// Lengths and offsets come from disks, networks and the host: a sum of them is checked or saturates, and never wraps.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 pub mod access;
 pub mod boot;
 pub mod clock;

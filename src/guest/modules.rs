@@ -84,10 +84,10 @@ fn load_those(wanted: fn(&str) -> bool) -> Result<usize, ModuleError> {
     let names = parse_order(&text)?;
     let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let present = |name: &str| is_present(name, &filesystems, Path::new("/sys/module"));
-    let mut loaded = 0;
-    for (index, name) in names.iter().enumerate().filter(|(_, name)| wanted(name) && !present(name)) {
-        match insert(name, index + 1, names.len())? {
-            Inserted::Loaded => loaded += 1,
+    let mut loaded = 0_usize;
+    for (place, name) in (1..).zip(&names).filter(|(_, name)| wanted(name) && !present(name)) {
+        match insert(name, place, names.len())? {
+            Inserted::Loaded => loaded = loaded.saturating_add(1),
             Inserted::Present => {}
             Inserted::NoLoader => {
                 console::say("this kernel loads no modules: what the guest needs has to be built in");
@@ -131,7 +131,7 @@ fn is_present(file: &str, filesystems: &str, modules: &Path) -> bool {
 }
 
 fn parse_order(text: &str) -> Result<Vec<&str>, ModuleError> {
-    let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim())).filter(|(_, name)| !name.is_empty());
+    let lines = (1..).zip(text.lines().map(str::trim)).filter(|(_, name)| !name.is_empty());
     lines
         .map(|(line, name)| {
             let plain = name.ends_with(".ko") && !name.contains('/');
