@@ -274,7 +274,8 @@ fn arp(operation: u8, sender: Ipv4Addr, target_mac: [u8; 6], target: Ipv4Addr) -
     [&[0, 1, 8, 0, 6, 4, 0, operation][..], &MAC, &sender.octets(), &target_mac, &target.octets()].concat()
 }
 
-fn ip4(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, content: &[u8]) -> Vec<u8> {
+/// An IPv4 packet with `content`.
+pub fn ip4(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, content: &[u8]) -> Vec<u8> {
     let length = u16::try_from(20 + content.len()).unwrap().to_be_bytes();
     let mut head = [&[0x45, 0][..], &length, &[0, 0, 0, 0, 64, protocol, 0, 0], &from.octets(), &to.octets()].concat();
     let sum = checksum(&head);
@@ -304,7 +305,7 @@ fn icmp6_to(from: Ipv6Addr, to: Ipv6Addr, mut message: Vec<u8>) -> Vec<u8> {
 }
 
 /// The Internet's checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> [u8; 2] {
+pub fn checksum(bytes: &[u8]) -> [u8; 2] {
     let pairs = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let sum: u32 = pairs.sum();
     let folded = (sum & 0xffff) + (sum >> 16);
