@@ -46,7 +46,27 @@ impl Mac {
 /// A name that a certificate can be for.
 #[must_use]
 pub fn is_san(text: &str) -> bool {
-    text.parse::<IpAddr>().is_ok() || is_dns_name(text)
+    text.parse::<IpAddr>().is_ok() || is_dns_name(text) || is_wildcard(text)
+}
+
+/// The same, for a command line.
+///
+/// # Errors
+/// What is expected of the text.
+pub fn san(text: &str) -> Result<String, &'static str> {
+    match (is_san(text), text.contains('*')) {
+        (true, _) => Ok(text.to_owned()),
+        (false, true) => Err("expected * as the whole first label, before two labels or more, such as *.example.test"),
+        (false, false) => Err("expected a DNS name or an IP address"),
+    }
+}
+
+/// A name whose `*` stands for any one label (RFC 9525, section 6.3): the first label as a whole. Two labels or more follow, since
+/// clients match no wildcard of all that is below a top-level domain.
+#[must_use]
+pub fn is_wildcard(text: &str) -> bool {
+    let below = text.strip_prefix("*.").filter(|below| below.contains('.') && is_dns_name(below));
+    below.is_some() && text.len() <= NAME_MAX
 }
 
 /// A DNS name of letters, digits and hyphens (RFC 1123, section 2.1), whose last label is no number.
@@ -124,6 +144,23 @@ mod tests {
             ("2001:db8::1/0", "fe80::1", true),
         ] {
             assert_eq!(own.parse::<Cidr>().unwrap().contains(other.parse().unwrap()), holds, "{own} {other}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_is_the_first_label_as_a_whole() {
+        for good in ["*.example.test", "*.a.b.c", "*.EXAMPLE.test"] {
+            assert_eq!(san(good).as_deref(), Ok(good));
+        }
+        let long = format!("*.{}test", "a.".repeat(124));
+        for bad in
+            ["*", "*.", "*.test", "*..test", "a.*.b", "f*o.b", "*a.b.c", "*.*.b", "**.b.c", "*.1.2", "a.b.*", "*.a_b.test", &long]
+        {
+            let expected = "expected * as the whole first label, before two labels or more, such as *.example.test";
+            assert_eq!(san(bad), Err(expected), "{bad}");
+        }
+        for bad in ["", "a b", "1.2.3", "-a.test"] {
+            assert_eq!(san(bad), Err("expected a DNS name or an IP address"), "{bad}");
         }
     }
 

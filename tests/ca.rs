@@ -87,6 +87,60 @@ fn a_ca_of_openssl_signs_the_leaf_and_those_of_upstreams() {
 }
 
 /// Two servers, one after the other, under the CA of one folder; a client that trusts the first trusts the second.
+/// curl and openssl accept one label for the wildcard, and no other name; the certificate has each name once.
+#[test]
+fn wildcards_are_accepted_and_names_of_two_listeners_stand_once() {
+    let (layout, folder) = (layout(), tempfile::tempdir().unwrap());
+    let names = ["--san", "*.example.test", "--san", "LOCALHOST", "--san", "0:0:0:0:0:0:0:1", "--san", "*.Example.test"];
+    let listeners = ["--listen", "127.0.0.2:0", "--listen", "127.0.0.1:0", "--listen", "127.0.0.2:0"];
+    let serving = Serving::start(layout.path(), folder, &[&names[..], &listeners].concat());
+    let (address, ca) = (serving.address(), serving.pulled("ca.crt"));
+
+    let shown = handshake(serving.folder.path(), &address, "localhost");
+    let leaf = format!("-----BEGIN{}", shown.split("-----BEGIN").nth(1).unwrap());
+    fs::write(serving.pulled("leaf.crt"), leaf).unwrap();
+    let command = ["x509", "-in", "leaf.crt", "-noout", "-ext", "subjectAltName"];
+    let said = succeed(Command::new("openssl").args(command).current_dir(serving.folder.path()));
+    let expected =
+        ["DNS:localhost", "IP Address:127.0.0.1", "IP Address:0:0:0:0:0:0:0:1", "IP Address:127.0.0.2", "DNS:*.example.test"];
+    assert_eq!(said.lines().last().unwrap().trim().split(", ").collect::<Vec<_>>(), expected);
+
+    let port = address.rsplit_once(':').unwrap().1;
+    for (name, curl, openssl) in [
+        ("x.example.test", Some(0), true),
+        ("registry.example.test", Some(0), true),
+        // Status 60: the certificate is not for this name.
+        ("a.x.example.test", Some(60), false),
+        ("example.test", Some(60), false),
+    ] {
+        let shown = handshake(serving.folder.path(), &address, name);
+        assert_eq!(
+            shown.contains("Verification: OK") && shown.contains("Verify return code: 0 (ok)"),
+            openssl,
+            "{name}: {shown}"
+        );
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "60", "--cacert"]).arg(&ca);
+        command.args(["--resolve", &format!("{name}:{port}:127.0.0.1"), &format!("https://{name}:{port}/v2/")]);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), curl, "{name}: {}", text(&output.stderr));
+        assert_eq!(text(&output.stdout), if openssl { "{}" } else { "" }, "{name}");
+    }
+}
+
+/// What is no wildcard of one whole first label is refused before anything is served.
+#[test]
+fn names_that_no_certificate_can_have_exit_2() {
+    let layout = layout();
+    for name in ["*", "*.", "*.test", "a.*.b", "f*o.b", "*.*.b"] {
+        let output = Command::new(PROGRAM).args(["serve", "--san", name]).arg(layout.path()).output().unwrap();
+        let expected = "expected * as the whole first label, before two labels or more, such as *.example.test";
+        let said = text(&output.stderr);
+        assert!(said.starts_with(&format!("error: invalid value '{name}' for '--san <NAME>': {expected}")), "{said}");
+        assert_eq!(output.status.code(), Some(2), "{name}");
+    }
+}
+
 #[test]
 fn a_kept_ca_is_the_same_the_next_time() {
     let layout = layout();

@@ -63,6 +63,11 @@ fn bad_flags_exit_2() {
         (&["disk", "--disk-wait", "0"], "invalid value '0' for '--disk-wait <SECONDS>': 0 is not in 1..=3600"),
         (&["disk", "--san", "a b"], "invalid value 'a b' for '--san <NAME>': expected a DNS name or an IP address"),
         (
+            &["disk", "--san", "f*o.example.test"],
+            "invalid value 'f*o.example.test' for '--san <NAME>': expected * as the whole first label, before two labels or more, such \
+             as *.example.test",
+        ),
+        (
             &["disk", "--name", "a/b"],
             "invalid value 'a/b' for '--name <NAME>': expected 1 to 64 letters, digits, dots, hyphens and underscores, a letter or \
              digit first",

@@ -13,6 +13,7 @@ use super::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::ca::{self, Certificates, Tls};
 use super::files;
 use super::report::{Report, counted};
+use crate::address::san;
 use crate::registry::answer::Registry;
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::client::Surface;
@@ -45,8 +46,8 @@ pub struct Args {
     #[arg(long, value_name = "ADDR:PORT")]
     plain: Vec<SocketAddr>,
 
-    /// A further DNS name or IP address in the generated certificate. May be given several times
-    #[arg(long, value_name = "NAME")]
+    /// A further DNS name, wildcard (*.example.test) or IP address in the generated certificate. May be given several times
+    #[arg(long, value_name = "NAME", value_parser = san)]
     san: Vec<String>,
 
     #[command(flatten)]
@@ -261,7 +262,6 @@ fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Re
             let own = args.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
             let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
             names.extend(own.chain(args.san.iter().cloned()));
-            names.dedup();
             let config = authority.server_config(&names, registry.holdings().upstreams(), clients)?;
             (config, authority.ca_pem().to_owned())
         }

@@ -21,6 +21,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use self::x509::Certificate;
 use super::auth::client_certificate::ClientCa;
+use crate::address::is_wildcard;
 
 pub mod given;
 mod x509;
@@ -147,7 +148,12 @@ impl Authority {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(made)?;
         let mut params = validity(CertificateParams::default());
         params.distinguished_name.push(DnType::CommonName, subject.as_str());
-        params.subject_alt_names = names.iter().map(|name| alternative_name(name)).collect::<Result<_, _>>()?;
+        for name in names {
+            let name = alternative_name(name)?;
+            if !params.subject_alt_names.contains(&name) {
+                params.subject_alt_names.push(name);
+            }
+        }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         // A strict client refuses a leaf that does not name its issuer's key.
@@ -171,9 +177,10 @@ fn alternative_name(name: &str) -> Result<SanType, TlsError> {
     if let Ok(address) = name.parse::<IpAddr>() {
         return Ok(SanType::IpAddress(address));
     }
-    let host = name.parse::<crate::oci::Host>().ok().filter(|host| host.name() == host.as_str());
-    let host = host.ok_or_else(|| TlsError::Name(name.to_owned()))?;
-    Ia5String::try_from(host.as_str()).map(SanType::DnsName).map_err(|_| TlsError::Name(name.to_owned()))
+    let host = || name.parse::<crate::oci::Host>().ok().filter(|host| host.name() == host.as_str());
+    let plain = if is_wildcard(name) { Some(name.to_ascii_lowercase()) } else { host().map(|host| host.to_string()) };
+    let dns = plain.and_then(|plain| Ia5String::try_from(plain).ok());
+    dns.map(SanType::DnsName).ok_or_else(|| TlsError::Name(name.to_owned()))
 }
 
 /// Leaves of one authority: the default one, and those minted for upstream hosts.

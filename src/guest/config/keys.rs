@@ -45,7 +45,7 @@ pub struct Key {
 #[rustfmt::skip]
 pub const KEYS: [Key; 39] = [
     Key { path: "hostname",                    kind: Kind::Text,              expected: "a DNS name of at most 64 characters" },
-    Key { path: "names",                       kind: Kind::Texts,             expected: "a list of DNS names and IP addresses" },
+    Key { path: "names",                       kind: Kind::Texts,             expected: "a list of DNS names, wildcards such as *.example.test, and IP addresses" },
     Key { path: "port",                        kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
     Key { path: "tls.mode",                    kind: Kind::TlsMode,           expected: "GENERATE, SIGN, PROVIDED or OFF" },
     Key { path: "interfaces.*.mac",            kind: Kind::Text,              expected: "a MAC address such as 52:54:00:12:34:56" },

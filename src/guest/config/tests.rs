@@ -204,9 +204,19 @@ fn a_bad_value_is_refused_with_key_source_and_what_is_expected() {
         (r#"{"hostname": 5}"#, "hostname is 5; expected a DNS name of at most 64 characters"),
         (r#"{"hostname": "a_b"}"#, "hostname is \"a_b\"; expected a DNS name of at most 64 characters"),
         (r#"{"hostname": null}"#, "hostname is not given; expected a DNS name of at most 64 characters"),
-        (r#"{"names": "x"}"#, "names is \"x\"; expected a list of DNS names and IP addresses"),
-        (r#"{"names": ["ok", "-x"]}"#, "names is \"-x\"; expected a list of DNS names and IP addresses"),
-        (r#"{"names": ["10.0.0.256"]}"#, "names is \"10.0.0.256\"; expected a list of DNS names and IP addresses"),
+        (r#"{"names": "x"}"#, "names is \"x\"; expected a list of DNS names, wildcards such as *.example.test, and IP addresses"),
+        (
+            r#"{"names": ["ok", "-x"]}"#,
+            "names is \"-x\"; expected a list of DNS names, wildcards such as *.example.test, and IP addresses",
+        ),
+        (
+            r#"{"names": ["*.example.test", "f*o.example.test"]}"#,
+            "names is \"f*o.example.test\"; expected a list of DNS names, wildcards such as *.example.test, and IP addresses",
+        ),
+        (
+            r#"{"names": ["10.0.0.256"]}"#,
+            "names is \"10.0.0.256\"; expected a list of DNS names, wildcards such as *.example.test, and IP addresses",
+        ),
         (r#"{"port": 65536}"#, "port is 65536; expected a TCP port from 1 to 65535"),
         (r#"{"port": -1}"#, "port is -1; expected a TCP port from 1 to 65535"),
         (r#"{"port": 5.5}"#, "port is 5.5; expected a TCP port from 1 to 65535"),
@@ -320,7 +330,10 @@ fn the_command_line_is_refused_in_the_same_words() {
         ("localregistry.port", "port is not given; expected a TCP port from 1 to 65535"),
         ("localregistry.trace", "trace is not given; expected true or false"),
         ("localregistry.trace=yes", "trace is \"yes\"; expected true or false"),
-        ("localregistry.names=a,,b", "names is \"\"; expected a list of DNS names and IP addresses"),
+        (
+            "localregistry.names=a,,b",
+            "names is \"\"; expected a list of DNS names, wildcards such as *.example.test, and IP addresses",
+        ),
         ("localregistry.tls.mode=off", "tls.mode is \"off\"; expected GENERATE, SIGN, PROVIDED or OFF"),
         (
             "localregistry.interfaces.1.mtu=1400",

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::lifeline::Descriptor;
 use super::publish::Publish;
-use crate::address::is_san;
+use crate::address::san;
 
 use crate::host::accel::Choice;
 use crate::host::access::{Access, CLIENT_CA_WITHOUT_TLS};
@@ -264,11 +264,6 @@ impl Program {
     pub(super) fn folder(&self) -> Wanted<'_> {
         Wanted { name: self.name.as_deref(), folder: self.run_dir.as_deref() }
     }
-}
-
-/// A name that a certificate can be for.
-fn san(text: &str) -> Result<String, &'static str> {
-    is_san(text).then(|| text.to_owned()).ok_or("expected a DNS name or an IP address")
 }
 
 /// The name of a run.
