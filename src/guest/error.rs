@@ -113,7 +113,7 @@ impl Fault {
 const fn store_code(error: &StoreError) -> &'static str {
     match error {
         StoreError::Layout(LayoutError::Size { .. }) => "TRUNCATED",
-        StoreError::Open { .. } | StoreError::Read { .. } | StoreError::Catalog(_) | StoreError::Layout(_) => "BAD_DISK",
+        StoreError::Open { .. } | StoreError::Read(_) | StoreError::Catalog(_) | StoreError::Layout(_) => "BAD_DISK",
     }
 }
 

@@ -164,23 +164,17 @@ impl Contents {
     /// [`ContentsError`]. What is wrong with single blobs is in [`Contents::faults`].
     pub fn read(tree: &dyn Tree, verify: bool, interrupt: &Interrupt) -> Result<Self, ContentsError> {
         let entries = layout::entries(tree)?;
-        Self::of(tree, entries, verify, interrupt)
+        let walk = Walk::of(tree, &entries, verify, interrupt)?;
+        let entries = layout::file(entries, None, |root| walk.content_of(root));
+        Ok(walk.finish(entries))
     }
 
-    /// Reads what these entries name; with `verify`, holds manifests against their digests.
+    /// Reads what these entries name, which have their repositories; with `verify`, holds manifests against their digests.
     ///
     /// # Errors
     /// [`ContentsError`].
     pub fn of(tree: &dyn Tree, entries: Vec<Entry>, verify: bool, interrupt: &Interrupt) -> Result<Self, ContentsError> {
-        let mut walk = Walk::new(tree, verify);
-        for Entry { descriptor, repository, tag, every_tag } in entries {
-            interrupt.check()?;
-            let root = walk.root(&descriptor)?;
-            walk.contents.images.push(Image { repository, tag, every_tag, root });
-        }
-        let mut contents = walk.contents;
-        contents.images.sort_unstable_by(|a, b| (&a.repository, &a.tag, a.root).cmp(&(&b.repository, &b.tag, b.root)));
-        Ok(contents)
+        Ok(Walk::of(tree, &entries, verify, interrupt)?.finish(entries))
     }
 
     /// An image's root.
@@ -238,6 +232,18 @@ impl Contents {
 #[must_use]
 pub fn every_tag_of(repository: Option<&Repository>, every_tag: bool) -> Option<String> {
     repository.filter(|_| every_tag).map(|repository| format!("{repository}:*"))
+}
+
+/// The entries of the layout's index, each with the repository that it belongs to. Manifests are read only if an entry names none.
+///
+/// # Errors
+/// [`ContentsError`].
+pub fn entries(tree: &dyn Tree, interrupt: &Interrupt) -> Result<Vec<Entry>, ContentsError> {
+    let entries = layout::entries(tree)?;
+    let unnamed = entries.iter().any(|entry| entry.repository.is_none());
+    let read: &[Entry] = if unnamed { &entries } else { &[] };
+    let walk = Walk::of(tree, read, false, interrupt)?;
+    Ok(layout::file(entries, None, |root| walk.content_of(root)))
 }
 
 /// The fault that an error of opening or reading a blob means.

@@ -9,14 +9,14 @@ use std::process::ExitCode;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
-use super::contents::{Blob, Contents, ContentsError, Kind, every_tag_of};
+use super::contents::{self, Blob, Contents, ContentsError, Kind, every_tag_of};
 use super::disk::{Disk, DiskError};
 use super::inspect::counted;
 use super::inspect::table::short;
 use super::pack::interrupt::{Interrupt, Interrupted};
 use super::report::Report;
-use crate::oci::{Digest, ImageName};
-use crate::registry::layout::{self, Entry, LayoutError};
+use crate::oci::Digest;
+use crate::registry::layout::Entry;
 
 /// Exit status where images differ.
 const DIFFERENT: u8 = 1;
@@ -60,15 +60,7 @@ pub enum DiffError {
         /// Why not.
         source: DiskError,
     },
-    /// Its index cannot be read.
-    #[error("cannot compare {}", disk.display())]
-    Layout {
-        /// Which.
-        disk: PathBuf,
-        /// Why not.
-        source: LayoutError,
-    },
-    /// Its images cannot be read.
+    /// Its index or its images cannot be read.
     #[error("cannot compare {}", disk.display())]
     Contents {
         /// Which.
@@ -195,9 +187,9 @@ impl<'a> Side<'a> {
     fn open(path: &'a Path, report: &Report, interrupt: &Interrupt) -> Result<Self, DiffError> {
         report.step(format!("reading {}", path.display()));
         let disk = Disk::open(path, interrupt).map_err(|source| DiffError::Disk { disk: path.to_owned(), source })?;
-        let entries = layout::entries(disk.tree.as_ref());
-        let entries = entries.map_err(|source| DiffError::Layout { disk: path.to_owned(), source })?;
-        let entries = entries.into_iter().map(|entry| (name(&entry), entry)).collect();
+        let entries = contents::entries(disk.tree.as_ref(), interrupt);
+        let entries = entries.map_err(|source| DiffError::Contents { disk: path.to_owned(), source })?;
+        let entries = entries.into_iter().map(|entry| (label(&entry), entry)).collect();
         Ok(Self { path, disk, entries })
     }
 
@@ -216,19 +208,8 @@ impl<'a> Side<'a> {
 }
 
 /// The name by which an entry is told from others: as [`Contents::label`].
-fn name(entry: &Entry) -> String {
-    let Entry { descriptor, repository, tag, every_tag } = entry;
-    if let Some(name) = every_tag_of(repository.as_ref(), *every_tag) {
-        return name;
-    }
-    match (repository, tag) {
-        (Some(repository), tag) => {
-            let digest = tag.is_none().then_some(descriptor.digest);
-            ImageName { repository: repository.clone(), tag: tag.clone(), digest }.to_string()
-        }
-        (None, Some(tag)) => tag.to_string(),
-        (None, None) => descriptor.digest.to_string(),
-    }
+fn label(entry: &Entry) -> String {
+    every_tag_of(entry.repository.as_ref(), entry.every_tag).unwrap_or_else(|| entry.name())
 }
 
 fn one(name: &str, blobs: &[Blob]) -> One {

@@ -14,8 +14,9 @@ use super::disk::{Disk, DiskError, Form};
 use super::pack::interrupt::{Interrupt, Interrupted};
 use super::report::Report;
 use crate::oci::{Algorithm, Digest, Hasher};
-use crate::registry::catalog::{self, Catalog, CatalogError};
+use crate::registry::catalog;
 use crate::registry::layout::Tree;
+use crate::registry::store::{self, StoreError};
 use document::{Document, Finding, Verified};
 use export::ExportError;
 
@@ -23,9 +24,6 @@ mod document;
 mod export;
 pub mod table;
 mod verify;
-
-/// Largest catalog that is read, in bytes.
-const MAX_CATALOG: u64 = 1 << 30;
 
 /// Show what a disk holds
 #[derive(Debug, clap::Args)]
@@ -85,13 +83,13 @@ pub enum InspectError {
         /// Why not.
         source: ContentsError,
     },
-    /// Its catalog is of another version, or damaged.
-    #[error("cannot inspect {}: {}", disk.display(), catalog::PATH)]
+    /// Its catalog cannot be read, is of another version, or damaged.
+    #[error("cannot inspect {}", disk.display())]
     Catalog {
         /// The disk.
         disk: PathBuf,
         /// What is wrong.
-        source: CatalogError,
+        source: StoreError,
     },
     /// A file cannot be read.
     #[error("cannot inspect {}: cannot read {file}", disk.display())]
@@ -170,7 +168,7 @@ fn inspect(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(), Ins
     let mut contents = contents.map_err(|source| InspectError::Contents { disk: named(), source })?;
     let digest = digest.map_err(|source| InspectError::Read { disk: named(), file: "the whole of it", source })?;
     // Last, when the memory that reading the index took is free again.
-    let catalog = load(tree, &args.disk)?;
+    let catalog = store::load(tree).map_err(|source| InspectError::Catalog { disk: named(), source })?;
 
     let mut verified = None;
     let mut differences = Vec::new();
@@ -199,23 +197,6 @@ fn inspect(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(), Ins
     let text = if report.json { String::new() } else { table::disk(&document, table::Style::of_stdout()) };
     report.result(&document, &text).map_err(InspectError::Print)?;
     if faults.is_empty() { Ok(()) } else { Err(InspectError::Faults { disk: named(), faults: faults.len() }) }
-}
-
-/// The disk's catalog, where it has one.
-fn load(tree: &dyn Tree, disk: &Path) -> Result<Option<Catalog>, InspectError> {
-    let wrong = |source| InspectError::Read { disk: disk.to_owned(), file: catalog::PATH, source };
-    let content = match tree.open(catalog::PATH) {
-        Ok(content) => content,
-        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(wrong(error)),
-    };
-    if content.size > MAX_CATALOG {
-        return Err(wrong(io::Error::other(format!("it has {} bytes, and at most {MAX_CATALOG} are expected", content.size))));
-    }
-    let mut encoded = Vec::with_capacity(usize::try_from(content.size).unwrap_or_default());
-    content.reader.take(MAX_CATALOG).read_to_end(&mut encoded).map_err(wrong)?;
-    let decoded = Catalog::decode(encoded.into());
-    decoded.map(Some).map_err(|source| InspectError::Catalog { disk: disk.to_owned(), source })
 }
 
 /// The digest of the disk's file; a folder has none.

@@ -12,7 +12,7 @@ use super::program::Program;
 use super::report::Report;
 use super::scratch::{Layout, Packing, Rights, Start};
 use crate::oci::Digest;
-use crate::registry::layout::{self, Directory, Reading};
+use crate::registry::layout::{self, Directory, Reading, Unnamed};
 
 /// The image's name.
 const NAME: &str = "test/hello:latest";
@@ -95,7 +95,7 @@ fn is_free(folder: &Path) -> bool {
         return true;
     }
     let Ok(tree) = Directory::open(folder) else { return false };
-    let images = layout::images(&tree, Reading { unnamed: None, verify: false, lenient: false });
+    let images = layout::images(&tree, Reading { unnamed: Unnamed::Refused, verify: false, lenient: false });
     images.is_ok_and(|images| images.iter().all(|image| image.name() == NAME))
 }
 
@@ -130,7 +130,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (expected, bytes) = write(folder.path(), &program(b"program")).unwrap();
         let tree = Directory::open(folder.path()).unwrap();
-        let images = layout::images(&tree, Reading { unnamed: None, verify: true, lenient: false }).unwrap();
+        let images = layout::images(&tree, Reading { unnamed: Unnamed::Refused, verify: true, lenient: false }).unwrap();
         let [image] = images.as_slice() else { panic!("one image is expected: {images:?}") };
         assert_eq!((image.name().as_str(), image.digest, image.blobs.len()), (NAME, expected, 3));
 

@@ -18,6 +18,7 @@ use crate::registry::answer::Registry;
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::client::Surface;
 use crate::registry::events::Events;
+use crate::registry::layout::{LayoutError, Missing};
 use crate::registry::limits::Limits;
 use crate::registry::limits::chosen::Chosen;
 use crate::registry::serve::{Listener, Transport, runtime, serve};
@@ -29,11 +30,16 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// Serve an OCI image layout from this machine, without a VM
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Images of the layout that have no repository's name are filed as localregistry pack files them: beside what they \
+refer to, or in the only repository that there is. What is left, which pack refuses, is served as the repository image.
+
+Examples:
   localregistry serve images/ --tls off
   localregistry serve images/ --listen 127.0.0.1:5000 --ca-out ca.crt --san registry.test
   localregistry serve images/ --listen 10.1.0.82:443 --listen [fd00::82]:443 --plain 10.1.0.82:80
-  localregistry serve images/ --htpasswd users --token --metrics 127.0.0.1:9090")]
+  localregistry serve images/ --htpasswd users --token --metrics 127.0.0.1:9090"
+)]
 pub struct Args {
     /// Folder of an OCI image layout, or of a disk's extracted content
     layout: PathBuf,
@@ -69,6 +75,11 @@ pub struct Args {
     #[arg(long)]
     verify: bool,
 
+    /// Serve images of a layout without a catalog that lack layers, or indexes that lack manifests, without them: the registry does
+    /// not know these then. As `pack --allow-missing`
+    #[arg(long)]
+    allow_missing: bool,
+
     /// Keep every event in this file, one JSON message a line
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
@@ -85,6 +96,15 @@ pub enum Error {
         /// What is wrong with it.
         #[source]
         cause: Box<StoreError>,
+    },
+    /// The layout lacks something.
+    #[error("cannot serve {path}: something that an image names is missing (with --allow-missing, the rest is served)")]
+    Missing {
+        /// The folder.
+        path: PathBuf,
+        /// What is missing.
+        #[source]
+        cause: Box<LayoutError>,
     },
     /// Certificates.
     #[error("cannot set TLS up")]
@@ -130,6 +150,9 @@ struct Ready {
     blob_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     ca: Option<PathBuf>,
+    /// Content that images name and that the layout does not have.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<Missing>,
 }
 
 impl Args {
@@ -152,7 +175,13 @@ pub fn run(args: &Args, report: Report) -> Result<(), Error> {
 
 async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let signals = Signals::listen()?;
-    let store = Store::open(&args.layout).map_err(|cause| Error::Store { path: args.layout.clone(), cause: Box::new(cause) })?;
+    let path = || args.layout.clone();
+    let store = Store::open_as(&args.layout, args.allow_missing).map_err(|cause| match cause {
+        StoreError::Layout(cause) if cause.is_missing() => Error::Missing { path: path(), cause: Box::new(cause) },
+        cause => Error::Store { path: path(), cause: Box::new(cause) },
+    })?;
+    let missing: Vec<Missing> = store.disks().iter().flat_map(|disk| disk.missing()).cloned().collect();
+    missing.iter().for_each(|one| report.step(one.to_string()));
     let (events, recorder) = match &args.events {
         Some(path) => {
             let (events, queue) = Events::queue();
@@ -194,6 +223,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         blobs: store.blobs(),
         blob_bytes: store.blob_bytes(),
         ca: args.certificates.output().map(Path::to_owned),
+        missing,
     };
     let beside = ready.metrics.as_ref().map_or_else(String::new, |url| format!("; health and metrics at {url}"));
     let text = format!("serving {} at {}{beside}", counted(ready.images, "image"), ready.endpoints.join(", "));

@@ -190,12 +190,18 @@ impl Tag {
         self.0.replacen('-', ":", 1).parse().ok()
     }
 
-    /// Whether what it names goes along with other content: an index of referrers, or what cosign files beside an image, by the
-    /// image's digest.
+    /// The digest of the content that what it names goes along with, if the tag is made of one: an index of referrers, or what cosign
+    /// files beside an image.
+    #[must_use]
+    pub fn accompanied(&self) -> Option<Digest> {
+        let digest = COSIGN_SUFFIXES.iter().find_map(|suffix| self.0.strip_suffix(suffix)).unwrap_or(&self.0);
+        digest.replacen('-', ":", 1).parse().ok()
+    }
+
+    /// Whether what it names goes along with other content.
     #[must_use]
     pub fn accompanies(&self) -> bool {
-        let digest = COSIGN_SUFFIXES.iter().find_map(|suffix| self.0.strip_suffix(suffix)).unwrap_or(&self.0);
-        digest.replacen('-', ":", 1).parse::<Digest>().is_ok()
+        self.accompanied().is_some()
     }
 
     /// The tag that clients assume where none is given.

@@ -3,19 +3,22 @@
 //! nothing.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::catalog;
 use crate::oci::manifest::{Descriptor, MAX_MANIFEST, Manifest};
 use crate::oci::{Digest, ImageName, Reference, Repository, Tag, media_type};
 
 mod error;
+mod filing;
 mod tree;
 
 pub use error::LayoutError;
+pub use filing::file;
 pub use tree::{Content, Directory, Identity, Tree};
 
 /// Largest `index.json`, in bytes: some 200,000 images.
@@ -56,7 +59,7 @@ pub struct Image {
     pub tag: Option<Tag>,
     /// Whether it answers to every other tag of the repository as well.
     pub every_tag: bool,
-    /// Whether the layout gives its repository; else it is filed by [`Reading::unnamed`] or beside what it refers to.
+    /// Whether the repository is that of its name in the layout; else it was found by [`file`] or [`Reading::unnamed`].
     pub named: bool,
     /// Digest of the manifest or index that is the image.
     pub digest: Digest,
@@ -73,6 +76,33 @@ impl Image {
         let reference = self.tag.is_none().then_some(self.digest);
         ImageName { repository: self.repository.clone(), tag: self.tag.clone(), digest: reference }.to_string()
     }
+
+    /// What it lacks, by its name.
+    pub fn missing(&self) -> impl Iterator<Item = Missing> + use<'_> {
+        self.missing.iter().map(|blob| Missing { image: self.name(), digest: blob.digest, bytes: blob.size })
+    }
+}
+
+/// Content that an image names and that is nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Missing {
+    /// The image.
+    pub image: String,
+    /// The digest.
+    #[serde(serialize_with = "digest_text")]
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "image {}: {}, of {} bytes, is missing and left out", self.image, self.digest, self.bytes)
+    }
+}
+
+fn digest_text<S: serde::Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(digest)
 }
 
 #[derive(Deserialize)]
@@ -86,11 +116,25 @@ struct Index {
     manifests: Vec<Descriptor>,
 }
 
+/// The repository that [`Unnamed::Default`] means.
+const UNNAMED: &str = "image";
+
+/// What becomes of an image to which neither its name nor the rest of the layout gives a repository ([`file`]).
+#[derive(Debug, Clone, Copy)]
+pub enum Unnamed<'a> {
+    /// It is filed under this repository, and so is every tag without a repository.
+    In(&'a Repository),
+    /// It is filed under the repository `image`.
+    Default,
+    /// It is an error.
+    Refused,
+}
+
 /// How a layout is read.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading<'a> {
-    /// Where images without a repository's name are filed. None: they are an error.
-    pub unnamed: Option<&'a Repository>,
+    /// What becomes of images without a repository.
+    pub unnamed: Unnamed<'a>,
     /// Whether manifests are hashed as they are read. (Other blobs are never opened here.)
     pub verify: bool,
     /// Whether an image may lack layers, and an index manifests: they then are in [`Image::missing`], and else an error.
@@ -109,12 +153,30 @@ struct Named {
 pub struct Entry {
     /// What it describes.
     pub descriptor: Descriptor,
-    /// The repository, where it is named.
+    /// The repository: that of its name, or the one that [`file`] found.
     pub repository: Option<Repository>,
     /// The tag, where it has one.
     pub tag: Option<Tag>,
     /// Whether it answers to every other tag of the repository as well.
     pub every_tag: bool,
+    /// Whether the repository is that of its name.
+    pub named: bool,
+}
+
+impl Entry {
+    /// What messages call it: `repository:tag`, `repository@digest`, or the tag or the digest alone where that is all there is.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let digest = self.descriptor.digest;
+        match (&self.repository, &self.tag) {
+            (Some(repository), tag) => {
+                let digest = tag.is_none().then_some(digest);
+                ImageName { repository: repository.clone(), tag: tag.clone(), digest }.to_string()
+            }
+            (None, Some(tag)) => tag.to_string(),
+            (None, None) => digest.to_string(),
+        }
+    }
 }
 
 /// The entries of the layout's `index.json`, in its order.
@@ -132,7 +194,7 @@ pub fn entries(tree: &dyn Tree) -> Result<Vec<Entry>, LayoutError> {
         let every_tag = descriptor.annotations.get(EVERY_TAG).is_some_and(|value| value == "true");
         // They have said what they have to say, and take the most memory of it all.
         descriptor.annotations = HashMap::new();
-        Ok(Entry { descriptor, repository, tag, every_tag })
+        Ok(Entry { named: repository.is_some(), descriptor, repository, tag, every_tag })
     };
     index.manifests.into_iter().map(named).collect()
 }
@@ -144,69 +206,22 @@ pub fn entries(tree: &dyn Tree) -> Result<Vec<Entry>, LayoutError> {
 pub fn images(tree: &dyn Tree, reading: Reading<'_>) -> Result<Vec<Image>, LayoutError> {
     let entries = entries(tree)?;
     let mut walk = Walk { tree, reading, seen: HashMap::new() };
-    let mut images = Vec::new();
-    let mut unnamed = Vec::new();
-    for Entry { descriptor, repository, tag, every_tag } in &entries {
-        match (repository.clone(), tag.clone()) {
-            (None, None) => unnamed.push(descriptor),
-            (repository, tag) => {
-                let named = repository.is_some();
-                let repository = repository.or_else(|| reading.unnamed.cloned());
-                let repository = repository.ok_or(LayoutError::Unnamed { digest: descriptor.digest })?;
-                images.push(Image { named, every_tag: *every_tag, ..walk.image(repository, tag, descriptor)? });
-            }
-        }
-    }
-    file_unnamed(&mut walk, &mut images, &unnamed, reading.unnamed)?;
-    Ok(images)
-}
-
-/// Files images that index.json does not name: a referrer goes to the repositories that hold its subject, or that hold another
-/// referrer filed so; the rest go to `default`, or to the only repository there is.
-fn file_unnamed(
-    walk: &mut Walk<'_>,
-    images: &mut Vec<Image>,
-    unnamed: &[&Descriptor],
-    default: Option<&Repository>,
-) -> Result<(), LayoutError> {
-    let mut waiting: Vec<(Named, &Descriptor)> = Vec::new();
-    for descriptor in unnamed {
-        waiting.push((walk.content(&descriptor.digest.to_string(), descriptor)?, descriptor));
-    }
-    loop {
-        let before = waiting.len();
-        let mut left = Vec::new();
-        for (content, descriptor) in waiting {
-            let subject = content.there.first().and_then(|root| root.subject);
-            let holders: HashSet<Repository> = images
-                .iter()
-                .filter(|image| image.blobs.iter().any(|blob| Some(blob.digest) == subject))
-                .map(|image| image.repository.clone())
-                .collect();
-            if holders.is_empty() {
-                left.push((content, descriptor));
-                continue;
-            }
-            images.extend(holders.into_iter().map(|repository| unnamed_image(repository, descriptor, content.clone())));
-        }
-        waiting = left;
-        if waiting.len() == before {
-            break;
-        }
-    }
-    let only = images.first().map(|image| image.repository.clone());
-    let only = only.filter(|only| images.iter().all(|image| image.repository == *only));
-    for (content, descriptor) in waiting {
-        let repository = default.cloned().or_else(|| only.clone());
-        let repository = repository.ok_or(LayoutError::Unnamed { digest: descriptor.digest })?;
-        images.push(unnamed_image(repository, descriptor, content));
-    }
-    Ok(())
-}
-
-fn unnamed_image(repository: Repository, descriptor: &Descriptor, content: Named) -> Image {
-    let (blobs, missing) = (content.there, content.missing);
-    Image { repository, tag: None, every_tag: false, named: false, digest: descriptor.digest, blobs, missing }
+    entries.iter().try_for_each(|entry| walk.content(&entry.name(), &entry.descriptor).map(drop))?;
+    let seen = walk.seen;
+    let given = if let Unnamed::In(repository) = reading.unnamed { Some(repository) } else { None };
+    let default: Option<Repository> = if let Unnamed::Default = reading.unnamed { UNNAMED.parse().ok() } else { None };
+    let content = |root: &Digest| {
+        let named = seen.get(root).into_iter();
+        let blobs = named.flat_map(|named| named.there.iter().chain(named.missing.iter()));
+        blobs.map(|blob| (blob.digest, blob.subject)).collect()
+    };
+    let image = |Entry { descriptor, repository, tag, every_tag, named }: Entry| {
+        let digest = descriptor.digest;
+        let repository = repository.or_else(|| default.clone()).ok_or(LayoutError::Unnamed { digest })?;
+        let Named { there, missing } = seen.get(&digest).cloned().unwrap_or_default();
+        Ok(Image { repository, tag, every_tag, named, digest, blobs: there, missing })
+    };
+    file(entries, given, content).into_iter().map(image).collect()
 }
 
 /// The catalog of these images.
@@ -280,17 +295,10 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn image(&mut self, repository: Repository, tag: Option<Tag>, root: &Descriptor) -> Result<Image, LayoutError> {
-        let mut image = Image { tag, named: true, ..unnamed_image(repository, root, Named::default()) };
-        let content = self.content(&image.name(), root)?;
-        (image.blobs, image.missing) = (content.there, content.missing);
-        Ok(image)
-    }
-
-    /// Everything that `root` names, itself first.
-    fn content(&mut self, image: &str, root: &Descriptor) -> Result<Named, LayoutError> {
-        if let Some(known) = self.seen.get(&root.digest) {
-            return Ok(known.clone());
+    /// Finds everything that `root` names, itself first.
+    fn content(&mut self, image: &str, root: &Descriptor) -> Result<(), LayoutError> {
+        if self.seen.contains_key(&root.digest) {
+            return Ok(());
         }
         let (mut found, mut missing) = (Vec::new(), Vec::new());
         let (mut listed, mut own) = (HashSet::new(), HashSet::new());
@@ -336,9 +344,8 @@ impl Walk<'_> {
             }
             manifests.extend(manifest.manifests.into_iter().rev().map(|child| (child, depth + 1)));
         }
-        let named = Named { there: found.into(), missing: missing.into() };
-        self.seen.insert(root.digest, named.clone());
-        Ok(named)
+        self.seen.insert(root.digest, Named { there: found.into(), missing: missing.into() });
+        Ok(())
     }
 
     fn is_forgiven(&self, error: &LayoutError) -> bool {

@@ -14,12 +14,9 @@ use tokio::sync::{Mutex, MutexGuard, Semaphore};
 use tokio::time::timeout;
 
 use super::catalog::{self, Catalog, CatalogError};
-use super::layout::{self, Directory, LayoutError, Reading};
+use super::layout::{self, Directory, LayoutError, Missing, Reading, Tree, Unnamed};
 use super::limits::DISK_READS;
-use crate::oci::{Digest, Repository};
-
-/// Where images of a plain layout that have no repository's name are filed.
-pub const UNNAMED: &str = "image";
+use crate::oci::Digest;
 
 /// Largest catalog that is loaded, in bytes.
 const MAX_CATALOG: u64 = 1 << 30;
@@ -39,14 +36,8 @@ pub enum StoreError {
         cause: io::Error,
     },
     /// The catalog is there and cannot be read.
-    #[error("cannot read {} of {size} bytes", catalog::PATH)]
-    Read {
-        /// Bytes that it has.
-        size: u64,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
+    #[error("cannot read {}", catalog::PATH)]
+    Read(#[source] io::Error),
     /// The catalog is damaged, or of another version.
     #[error("{}", catalog::PATH)]
     Catalog(#[from] CatalogError),
@@ -68,6 +59,8 @@ pub struct Disk {
     proofs: Mutex<()>,
     /// How often it did not answer in time.
     hangs: AtomicU64,
+    /// What its images name and it does not have.
+    missing: Vec<Missing>,
 }
 
 impl Disk {
@@ -77,12 +70,16 @@ impl Disk {
     /// # Errors
     /// [`StoreError`], where the folder is no layout that can be served.
     pub fn open(path: &Path, name: impl Into<String>) -> Result<Self, StoreError> {
+        Self::open_as(path, name, false)
+    }
+
+    /// The same. If it is `lenient`, images of a layout without a catalog may lack layers, and indexes manifests.
+    ///
+    /// # Errors
+    /// As of [`Disk::open`].
+    pub fn open_as(path: &Path, name: impl Into<String>, lenient: bool) -> Result<Self, StoreError> {
         let root = Directory::open(path).map_err(|cause| StoreError::Open { path: path.display().to_string(), cause })?;
-        let catalog = match root.file(catalog::PATH) {
-            Ok((file, size)) => load(file, size)?,
-            Err(missing) if missing.kind() == io::ErrorKind::NotFound => walk(&root)?,
-            Err(cause) => return Err(StoreError::Read { size: 0, cause }),
-        };
+        let (catalog, missing) = index(&root, lenient)?;
         Ok(Self {
             name: name.into(),
             root,
@@ -90,7 +87,14 @@ impl Disk {
             places: Arc::new(Semaphore::new(DISK_READS)),
             proofs: Mutex::default(),
             hangs: AtomicU64::default(),
+            missing,
         })
+    }
+
+    /// What its images name and it does not have, if it was opened in spite of that.
+    #[must_use]
+    pub fn missing(&self) -> &[Missing] {
+        &self.missing
     }
 
     /// What messages call it.
@@ -190,7 +194,15 @@ impl Store {
     /// # Errors
     /// As of that.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self::one(Disk::open(path, path.display().to_string())?))
+        Self::open_as(path, false)
+    }
+
+    /// The layout at `path`, as [`Disk::open_as`] opens it, alone.
+    ///
+    /// # Errors
+    /// As of that.
+    pub fn open_as(path: &Path, lenient: bool) -> Result<Self, StoreError> {
+        Ok(Self::one(Disk::open_as(path, path.display().to_string(), lenient)?))
     }
 
     /// One disk alone. Its catalog is taken as it is.
@@ -299,20 +311,36 @@ fn checked(opened: io::Result<(File, u64)>, expected: u64) -> io::Result<File> {
     Ok(file)
 }
 
-fn load(mut file: File, size: u64) -> Result<Catalog, StoreError> {
-    if size > MAX_CATALOG {
-        let cause = io::Error::other(format!("at most {MAX_CATALOG} bytes are expected"));
-        return Err(StoreError::Read { size, cause });
+/// The catalog of the layout in `tree`: the one that it has, else the one that [`layout::images`] gives, with what is missing. If it is
+/// `lenient`, that is no error.
+///
+/// # Errors
+/// [`StoreError`], if the tree is no layout that can be served.
+pub fn index(tree: &dyn Tree, lenient: bool) -> Result<(Catalog, Vec<Missing>), StoreError> {
+    if let Some(catalog) = load(tree)? {
+        return Ok((catalog, Vec::new()));
     }
-    let mut encoded = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-    file.read_to_end(&mut encoded).map_err(|cause| StoreError::Read { size, cause })?;
-    Ok(Catalog::decode(Bytes::from(encoded))?)
+    let images = layout::images(tree, Reading { unnamed: Unnamed::Default, verify: false, lenient })?;
+    Ok((layout::catalog(&images)?, images.iter().flat_map(layout::Image::missing).collect()))
 }
 
-fn walk(root: &Directory) -> Result<Catalog, StoreError> {
-    let unnamed: Option<Repository> = UNNAMED.parse().ok();
-    let images = layout::images(root, Reading { unnamed: unnamed.as_ref(), verify: false, lenient: false })?;
-    Ok(layout::catalog(&images)?)
+/// The catalog that `tree` has, if any.
+///
+/// # Errors
+/// [`StoreError`], if it cannot be used.
+pub fn load(tree: &dyn Tree) -> Result<Option<Catalog>, StoreError> {
+    let content = match tree.open(catalog::PATH) {
+        Ok(content) => content,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) => return Err(StoreError::Read(cause)),
+    };
+    if content.size > MAX_CATALOG {
+        let size = content.size;
+        return Err(StoreError::Read(io::Error::other(format!("it has {size} bytes, and at most {MAX_CATALOG} are expected"))));
+    }
+    let mut encoded = Vec::with_capacity(usize::try_from(content.size).unwrap_or_default());
+    content.reader.take(MAX_CATALOG).read_to_end(&mut encoded).map_err(StoreError::Read)?;
+    Ok(Some(Catalog::decode(Bytes::from(encoded))?))
 }
 
 #[cfg(test)]

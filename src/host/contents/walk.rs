@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{Blob, Contents, ContentsError, Fault, Kind, Root, unreadable};
+use super::{Blob, Contents, ContentsError, Fault, Image, Kind, Root, unreadable};
 use crate::causes::chain;
+use crate::host::pack::interrupt::Interrupt;
 use crate::oci::manifest::{Descriptor, MAX_MANIFEST, Manifest, Platform};
 use crate::oci::{Digest, Hasher, media_type};
-use crate::registry::layout::{self, MAX_DEPTH, MAX_MANIFESTS, Tree};
+use crate::registry::layout::{self, Entry, MAX_DEPTH, MAX_MANIFESTS, Tree};
 
 /// What BuildKit gives as the platform of an attestation, which runs nowhere.
 const NO_PLATFORM: &str = "unknown/unknown";
@@ -25,7 +26,7 @@ struct Config {
 pub struct Walk<'a> {
     tree: &'a dyn Tree,
     verify: bool,
-    pub contents: Contents,
+    contents: Contents,
     numbers: HashMap<Digest, u32>,
     roots: HashMap<Digest, u32>,
     /// Manifests whose media type is known from their content.
@@ -45,9 +46,9 @@ struct Found {
 }
 
 impl<'a> Walk<'a> {
-    /// A walk of nothing yet.
-    pub fn new(tree: &'a dyn Tree, verify: bool) -> Self {
-        Self {
+    /// The walk of everything that `entries` name.
+    pub fn of(tree: &'a dyn Tree, entries: &[Entry], verify: bool, interrupt: &Interrupt) -> Result<Self, ContentsError> {
+        let mut walk = Self {
             tree,
             verify,
             contents: Contents::default(),
@@ -56,13 +57,42 @@ impl<'a> Walk<'a> {
             typed: HashSet::new(),
             faulty: HashSet::new(),
             texts: HashSet::new(),
+        };
+        for entry in entries {
+            interrupt.check()?;
+            walk.root(&entry.descriptor)?;
         }
+        Ok(walk)
     }
 
-    /// The number of the root that `descriptor` describes, with everything below it walked.
-    pub fn root(&mut self, descriptor: &Descriptor) -> Result<u32, ContentsError> {
-        if let Some(known) = self.roots.get(&descriptor.digest) {
-            return Ok(*known);
+    /// Every digest below a root that was walked, itself included, with the subject of each manifest that has one.
+    pub fn content_of(&self, root: &Digest) -> Vec<(Digest, Option<Digest>)> {
+        let Some(root) = self.roots.get(root).and_then(|number| self.contents.roots.get(*number as usize)) else {
+            return Vec::new();
+        };
+        let blobs = root.blobs.iter().map(|number| (*number, None));
+        let referrers = root.referrers.iter().map(|(number, subject)| (*number, Some(*subject)));
+        let digest = |number: u32| self.contents.blobs.get(number as usize).map(|blob| blob.digest);
+        blobs.chain(referrers).filter_map(|(number, subject)| Some((digest(number)?, subject))).collect()
+    }
+
+    /// The contents, with these entries as images.
+    pub fn finish(self, entries: Vec<Entry>) -> Contents {
+        let Self { mut contents, roots, .. } = self;
+        let image = |Entry { descriptor, repository, tag, every_tag, .. }: Entry| {
+            Some(Image { repository, tag, every_tag, root: *roots.get(&descriptor.digest)? })
+        };
+        let mut images: Vec<Image> = entries.into_iter().filter_map(image).collect();
+        let digest = |image: &Image| contents.head(image).map(|blob| blob.digest);
+        images.sort_unstable_by(|a, b| (&a.repository, &a.tag, digest(a)).cmp(&(&b.repository, &b.tag, digest(b))));
+        contents.images = images;
+        contents
+    }
+
+    /// Walks everything below the root that `descriptor` describes.
+    fn root(&mut self, descriptor: &Descriptor) -> Result<(), ContentsError> {
+        if self.roots.contains_key(&descriptor.digest) {
+            return Ok(());
         }
         let mut found = Found::default();
         let mut top = None;
@@ -107,7 +137,7 @@ impl<'a> Walk<'a> {
             referrers: referrers.into(),
         });
         self.roots.insert(descriptor.digest, number);
-        Ok(number)
+        Ok(())
     }
 
     /// Takes in what a manifest names beside further manifests.

@@ -8,7 +8,7 @@ use crate::host::trust::{self, Bundle, Contents, Endpoint, Format, TrustError};
 impl Appliance {
     /// Writes the files that nodes need to trust and use the registry to the folder `dir`, for every runtime, as `localregistry trust`
     /// does: of the registry's endpoints, its CA, and the images and their upstream hosts on the disks. An earlier bundle is replaced as
-    /// a whole. It reads the disks with `dump.erofs`, and waits for that: within async code call it where a thread may wait.
+    /// a whole. It reads the disks' indexes, and blocks while it does: within async code call it where a thread may wait.
     ///
     /// # Errors
     /// See [`TrustError`]: something else is in the folder, or it is not known what the disks have. Then `dir` is as it was.

@@ -22,9 +22,9 @@ use platform::LeftOut;
 use request::Request;
 use source::{Source, SourceError};
 use spec::SpecError;
-use union::{Contents, Missing, UnionError};
+use union::{Contents, UnionError};
 
-use crate::registry::layout::Image;
+use crate::registry::layout::{Image, Missing};
 
 mod archive;
 mod args;
@@ -206,7 +206,7 @@ fn pack(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(Summary, 
     }
     let contents = union::unite(&sources, args.replace)?;
     for one in &contents.missing {
-        report.step(format!("image {}: {}, of {} bytes, is missing and left out", one.image, one.digest, one.bytes));
+        report.step(one.to_string());
     }
     duplicates::check(&contents.blobs, &sources, cache.as_ref(), interrupt)?;
     let making = Making { disk, format: args.format, label: args.label.as_ref(), cache: cache.as_ref(), report, interrupt };

@@ -14,7 +14,7 @@ use super::platform::{self, LeftOut, PlatformError};
 use super::request::{Origin, Request};
 use super::unpack::{self, Compression, UnpackError};
 use crate::host::pull::Pulled;
-use crate::registry::layout::{self, Directory, Image, LayoutError, Reading, Tree};
+use crate::registry::layout::{self, Directory, Image, LayoutError, Reading, Tree, Unnamed};
 
 /// First bytes of compressions that are not understood here, to say so.
 const OTHER_MAGIC: [(&[u8], &str); 2] = [(b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2")];
@@ -109,7 +109,7 @@ impl Source {
             None => (tree, Vec::new()),
         };
         let pulled_as = if let Origin::Pull(reference) = &request.origin { Some(&reference.repository) } else { None };
-        let unnamed = request.naming.repository.as_ref().or(pulled_as);
+        let unnamed = request.naming.repository.as_ref().or(pulled_as).map_or(Unnamed::Refused, Unnamed::In);
         let images = layout::images(tree.as_ref(), Reading { unnamed, verify: true, lenient })?;
         if images.is_empty() {
             return Err(SourceError::NoImage);

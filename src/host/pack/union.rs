@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use serde::Serialize;
-
 use super::source::Source;
 use crate::oci::{Digest, Repository, Tag};
 use crate::registry::catalog::Catalog;
-use crate::registry::layout::{self, Blob, Image, LayoutError};
+use crate::registry::layout::{self, Blob, Image, LayoutError, Missing};
 
 /// Why sources cannot stand on one disk.
 #[derive(Debug, thiserror::Error)]
@@ -69,22 +67,6 @@ pub struct Wanted {
     pub image: String,
     /// The numbers of the other sources that have it, each with an image there.
     pub also: BTreeMap<usize, String>,
-}
-
-/// Content that an image names and no source has.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Missing {
-    /// The image.
-    pub image: String,
-    /// The digest.
-    #[serde(serialize_with = "digest_text")]
-    pub digest: Digest,
-    /// Its size in bytes.
-    pub bytes: u64,
-}
-
-fn digest_text<S: serde::Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(digest)
 }
 
 /// Everything that the disk is to hold.

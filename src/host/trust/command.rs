@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 
-    /// The disk, or a layout's folder: what it has is listed, and its upstream hosts get mirror entries (repeatable)
+    /// The disk as `inspect` takes it: what it has is listed, and its upstream hosts get mirror entries (repeatable)
     #[arg(long, value_name = "DISK")]
     disk: Vec<PathBuf>,
 

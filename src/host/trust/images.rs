@@ -1,20 +1,13 @@
-//! Which images a disk has, as far as a bundle says so. A path enters, tagged names leave. No blob is read, and nothing is mounted.
+//! Which images a disk has, as far as a bundle says so. A path enters, tagged names leave. Nothing is mounted.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::host::tools::{Tool, ToolError};
+use crate::host::disk::{Disk, DiskError};
+use crate::host::pack::interrupt::Interrupt;
 use crate::oci::{Host, ImageName, Repository};
-use crate::registry::catalog::{self, About, Catalog, CatalogError, Disagreement};
-use crate::registry::layout::{self, Directory, LayoutError, Reading, Tree};
-
-/// The program that knows where a file of an EROFS image lies.
-const DUMP: Tool = Tool { name: "dump.erofs", package: "erofs-utils" };
-/// Largest catalog, in bytes: that of a million images has about as many.
-const LARGEST_CATALOG: u64 = 1 << 30;
+use crate::registry::catalog::{self, About, Catalog, Disagreement};
+use crate::registry::store::{self, StoreError};
 
 /// What a bundle takes from a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -28,39 +21,21 @@ pub struct Contents {
 /// Why it is not known what a disk has.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentsError {
-    /// The file, or the folder.
-    #[error("cannot read {}", .path.display())]
-    Read {
+    /// The disk, or the folder, cannot be opened.
+    #[error("cannot list the images of {}", .path.display())]
+    Disk {
         /// The disk.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        source: DiskError,
     },
-    /// A disk without a catalog, or in a form that is not known.
-    #[error(
-        "cannot find {} on the disk {}; expected an EROFS disk as `localregistry pack` makes, or the folder of an image layout",
-        catalog::PATH,
-        .path.display()
-    )]
-    NoCatalog {
-        /// The disk.
-        path: PathBuf,
-        /// What was tried.
-        source: ToolError,
-    },
-    /// The program's answer.
-    #[error("dump.erofs does not say where the catalog of the disk {} lies", .path.display())]
-    Extents {
-        /// The disk.
-        path: PathBuf,
-    },
-    /// The catalog.
-    #[error("the catalog of {} cannot be used", .path.display())]
-    Catalog {
+    /// It has no catalog and no layout that can be used.
+    #[error("cannot list the images of {}", .path.display())]
+    Index {
         /// The disk.
         path: PathBuf,
         /// Why not.
-        source: CatalogError,
+        source: StoreError,
     },
     /// Two disks.
     #[error("{about} is {} on {}, and {} on {}; expected the same, or it on one of them", one.1, one.0.display(), other.1, other.0.display())]
@@ -71,14 +46,6 @@ pub enum ContentsError {
         one: (PathBuf, String),
         /// The other, and what that says.
         other: (PathBuf, String),
-    },
-    /// The layout.
-    #[error("{} is no image layout that can be served", .path.display())]
-    Layout {
-        /// The folder.
-        path: PathBuf,
-        /// Why not.
-        source: Box<LayoutError>,
     },
 }
 
@@ -99,9 +66,12 @@ pub fn contents(paths: &[PathBuf]) -> Result<Contents, ContentsError> {
     Ok(named(&catalog))
 }
 
+/// What a disk of any form says that it has: what is missing is no matter here.
 fn catalog_of(path: &Path) -> Result<Catalog, ContentsError> {
-    let read = |source| ContentsError::Read { path: path.to_owned(), source };
-    if path.metadata().map_err(read)?.is_dir() { of_folder(path) } else { of_disk(path) }
+    let disk = Disk::open(path, &Interrupt::default());
+    let disk = disk.map_err(|source| ContentsError::Disk { path: path.to_owned(), source })?;
+    let index = store::index(disk.tree.as_ref(), true);
+    index.map(|(catalog, _)| catalog).map_err(|source| ContentsError::Index { path: path.to_owned(), source })
 }
 
 fn named(catalog: &Catalog) -> Contents {
@@ -113,71 +83,4 @@ fn named(catalog: &Catalog) -> Contents {
         contents.images.extend(tags.map(|tag| ImageName { repository: repository.clone(), tag: Some(tag), digest: None }));
     }
     contents
-}
-
-fn of_folder(path: &Path) -> Result<Catalog, ContentsError> {
-    let tree = Directory::open(path).map_err(|source| ContentsError::Read { path: path.to_owned(), source })?;
-    if let Ok(content) = Tree::open(&tree, catalog::PATH) {
-        let mut encoded = Vec::new();
-        let read = content.reader.take(LARGEST_CATALOG).read_to_end(&mut encoded);
-        read.map_err(|source| ContentsError::Read { path: path.join(catalog::PATH), source })?;
-        return decode(path, encoded);
-    }
-    let layout = |source| ContentsError::Layout { path: path.to_owned(), source: Box::new(source) };
-    let images = layout::images(&tree, Reading { unnamed: None, verify: false, lenient: false }).map_err(layout)?;
-    layout::catalog(&images).map_err(layout)
-}
-
-fn decode(path: &Path, encoded: Vec<u8>) -> Result<Catalog, ContentsError> {
-    Catalog::decode(encoded.into()).map_err(|source| ContentsError::Catalog { path: path.to_owned(), source })
-}
-
-fn of_disk(path: &Path) -> Result<Catalog, ContentsError> {
-    let read = |source| ContentsError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(read)?;
-    // Absolute, since the program may be run elsewhere.
-    let disk = path.canonicalize().map_err(read)?;
-    let inner = format!("--path=/{}", catalog::PATH);
-    let arguments = ["-e".as_ref(), inner.as_ref(), disk.as_os_str()];
-    let said = DUMP.run(Path::new("/"), &arguments);
-    let said = said.map_err(|source| ContentsError::NoCatalog { path: path.to_owned(), source })?;
-    let extents = extents(&said).ok_or_else(|| ContentsError::Extents { path: path.to_owned() })?;
-    let mut encoded = Vec::new();
-    for (at, len) in extents {
-        let start = encoded.len();
-        encoded.resize(start + len, 0);
-        file.read_exact_at(encoded.get_mut(start..).unwrap_or_default(), at).map_err(read)?;
-    }
-    decode(path, encoded)
-}
-
-/// Where the content lies, in order: places and lengths in bytes. What is compressed has other lengths there, and is refused.
-fn extents(said: &str) -> Option<Vec<(u64, usize)>> {
-    // "   0:        0..    8192 |    8192 :       4096..     12288 |    8192"
-    let rows = said.lines().filter(|line| line.contains("..") && line.contains('|'));
-    let extents = rows.map(|row| {
-        let mut columns = row.split('|');
-        let (_, middle, stored) = (columns.next()?, columns.next()?, columns.next()?);
-        let (len, places) = middle.split_once(':')?;
-        let (from, _) = places.split_once("..")?;
-        let (len, stored): (usize, usize) = (len.trim().parse().ok()?, stored.trim().parse().ok()?);
-        (len == stored && len as u64 <= LARGEST_CATALOG).then_some((from.trim().parse().ok()?, len))
-    });
-    extents.collect::<Option<Vec<_>>>().filter(|extents| !extents.is_empty())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::extents;
-
-    #[test]
-    fn extents_are_read() {
-        let said = "Size: 10000  On-disk size: 10000  regular file\n\n \
-                    Ext:   logical offset   |  length :     physical offset    |  length\n   \
-                    0:        0..    8192 |    8192 :       4096..     12288 |    8192\n   \
-                    1:     8192..   10000 |    1808 :       1376..      3184 |    1808\n/x: 2 extents found\n";
-        assert_eq!(extents(said), Some(vec![(4096, 8192), (1376, 1808)]));
-        assert_eq!(extents("   0:        0..    8192 |    8192 :       4096..      8192 |    4096\n"), None, "compressed");
-        assert_eq!(extents(""), None);
-    }
 }
