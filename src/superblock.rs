@@ -89,7 +89,8 @@ fn ext4_bytes(start: &[u8]) -> Option<u64> {
     let wide = u32_at(start, 1024 + 96)? & 0x80 != 0;
     let high = if wide { u64::from(u32_at(start, 1024 + 0x150)?) } else { 0 };
     let blocks = high << 32 | u64::from(u32_at(start, 1024 + 4)?);
-    blocks.checked_mul(1024_u64.checked_shl(u32_at(start, 1024 + 24)?)?)
+    // A shift alone would drop bits of a size that is too large.
+    blocks.checked_mul(1_u64.checked_shl(u32_at(start, 1024 + 24)?)?)?.checked_mul(1024)
 }
 
 fn u32_at(start: &[u8], offset: usize) -> Option<u32> {
@@ -152,6 +153,10 @@ mod tests {
     fn a_size_that_makes_no_sense_is_none() {
         let erofs = disk(&[(1024, &[0xe2, 0xe1, 0xf5, 0xe0]), (1036, &[200]), (1060, &[1])]);
         assert_eq!(Superblock::find(&erofs), Some(Superblock { fs: FileSystem::Erofs, bytes: None }));
+        for shift in [53, 54, 63, 64, u32::MAX] {
+            let ext4 = disk(&[(1080, &[0x53, 0xef]), (1028, &2_u32.to_le_bytes()), (1048, &shift.to_le_bytes())]);
+            assert_eq!(Superblock::find(&ext4), Some(Superblock { fs: FileSystem::Ext4, bytes: None }), "{shift}");
+        }
         let short = erofs[..1030].to_vec();
         assert_eq!(Superblock::find(&short), Some(Superblock { fs: FileSystem::Erofs, bytes: None }));
     }

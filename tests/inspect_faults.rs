@@ -17,6 +17,7 @@ use localregistry::host::contents::Contents;
 use localregistry::host::disk::Disk;
 use localregistry::host::pack::interrupt::Interrupt;
 use localregistry::oci::{Digest, media_type};
+use localregistry::registry::store;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proptest::prelude::*;
@@ -470,6 +471,8 @@ fn a_signal_ends_an_export_without_a_trace() {
 fn read_all(disk: &Path) {
     let interrupt = Interrupt::default();
     let Ok(disk) = Disk::open(disk, &interrupt) else { return };
+    // As `trust` and `run --trust` do.
+    let _ = store::index(disk.tree.as_ref(), true);
     let Ok(contents) = Contents::read(disk.tree.as_ref(), true, &interrupt) else { return };
     for blob in &contents.blobs {
         let Ok(content) = disk.tree.open(&blob.digest.blob_path()) else { continue };

@@ -3,14 +3,18 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 
-use common::http;
-use common::layout::Layout;
-use common::pack::Bench;
+use common::layout::{Layout, Stored};
+use common::pack::{Bench, PROGRAM};
 use common::vm::{Vm, skopeo, succeed};
+use common::{http, named};
 use localregistry::oci::{Algorithm, Hasher, media_type};
+use localregistry::proto::event::Event;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -47,6 +51,63 @@ fn pulled_from(format: &str) {
         count += 1;
     }
     assert_eq!(count, 5, "manifest, config, three layers");
+    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+}
+
+/// What nodes pull of the images `names`, from a registry at `address`.
+fn pullable(names: &[String], address: &str) -> BTreeSet<String> {
+    let whole =
+        |name: &String| if named::manifest_path(name).contains("?ns=") { name.clone() } else { format!("{address}/{name}") };
+    names.iter().map(whole).collect()
+}
+
+/// Boots a disk with these images, and holds what the run says, what its bundle lists, and what its log shows against them.
+fn trusted_and_pulled(disk: &Path, names: &[String]) -> Vm {
+    let vm = Vm::boot(disk, &["--tls", "off", "--trust", "trust", "--timeout", "600"]);
+    assert_eq!(vm.ready["images"], names.len());
+    let images = fs::read_to_string(vm.path("trust/images.txt")).unwrap();
+    assert!(images.lines().map(str::to_owned).collect::<BTreeSet<_>>() == pullable(names, &vm.address), "{images}");
+    // One name of each sort: the longest are among them.
+    for name in names.iter().take(10) {
+        let manifest = http::get(vm.address.parse().unwrap(), &named::manifest_path(name));
+        assert_eq!((manifest.status, manifest.json()["annotations"]["name"].as_str()), (200, Some(name.as_str())));
+        vm.event("the request", |event| matches!(event, Event::Request(_)).then_some(()));
+        let pulled = ["assert", "--quiet", "--times", "1", "--pulled", name];
+        succeed(Command::new(PROGRAM).args(pulled).arg(vm.path("events")));
+    }
+    vm
+}
+
+#[test]
+fn a_bundle_of_a_run_lists_the_1000_images_of_an_ext4_disk() {
+    let bench = Bench::default();
+    let (layout, names) = named::layout(1000);
+    bench.layout("layout", &layout);
+    bench.pack(&["layout", "--fs", "ext4"]);
+    let vm = trusted_and_pulled(&bench.path("disk.erofs"), &names);
+    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+}
+
+/// A disk of another tool, without a catalog: the guest finds what `pack` finds, and so does the bundle.
+#[test]
+fn a_plain_layout_is_served_and_trusted_with_signatures_that_have_no_name() {
+    let bench = Bench::default();
+    let (mut layout, names) = named::layout(60);
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(layout.path().join("index.json")).unwrap()).unwrap();
+    let first = &index["manifests"][0];
+    let subject =
+        Stored { digest: first["digest"].as_str().unwrap().parse().unwrap(), size: first["size"].as_u64().unwrap() as usize };
+    let signature = named::sign(&mut layout, subject);
+    bench.layout("layout", &layout);
+    fs::File::create(bench.path("plain.ext4")).unwrap().set_len(16 << 20).unwrap();
+    succeed(Command::new("mkfs.ext4").args(["-q", "-d", "layout", "plain.ext4"]).current_dir(bench.path("")));
+    let vm = trusted_and_pulled(&bench.path("plain.ext4"), &names);
+    let path = named::manifest_path(&names[0]);
+    let (repository, host) =
+        path.split_once("/manifests/").and_then(|(start, end)| Some((start, end.split_once('?')?.1))).unwrap();
+    let target = format!("{repository}/referrers/{}?{host}", subject.digest);
+    let found = http::get(vm.address.parse().unwrap(), &target).json();
+    assert_eq!(found["manifests"][0]["digest"], signature.digest.to_string(), "{target}");
     assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
 }
 

@@ -14,6 +14,7 @@ pub mod h2;
 pub mod http;
 pub mod internet;
 pub mod layout;
+pub mod named;
 pub mod openmetrics;
 pub mod pack;
 pub mod podman;
