@@ -10,6 +10,7 @@ use std::process::Command;
 use common::layout::Layout;
 use common::pack::{Bench, PROGRAM};
 use common::vm::{self, Containerd, Vm, skopeo, succeed};
+use localregistry::proto::event;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -96,6 +97,17 @@ fn real_clients_pull_over_tls_and_the_image_runs() {
     assert!(by("skopeo").contains(&format!("GET manifest {digest_of_tag}")), "{:?}", by("skopeo"));
     assert!(by("containerd").contains(&format!("HEAD manifest {digest_of_tag}")), "{:?}", by("containerd"));
     assert!(ended.requests().iter().all(|request| request.peer.starts_with("10.0.2.") && request.complete));
+    // And who did not trust the CA: skopeo and containerd, by the alert that Go's clients send.
+    let refused = ended.events.iter().filter_map(|event| match event {
+        event::Event::Warning(warning) if warning.code == "TLS_REFUSED" => warning.tls_refused.clone(),
+        _ => None,
+    });
+    let refused: Vec<_> = refused.collect();
+    assert!(
+        refused.iter().all(|refused| refused.peer.starts_with("10.0.2.") && refused.alert == "bad_certificate"),
+        "{refused:?}"
+    );
+    assert!(refused.iter().map(|refused| refused.count).sum::<u32>() >= 2, "{refused:?}");
     let done = ended.done();
     assert_eq!((done.status, done.code.as_str(), done.dropped_events), (0, "", 0));
     assert_eq!(usize::try_from(done.requests).unwrap(), ended.requests().len());

@@ -229,7 +229,7 @@ impl Guest {
 
     fn warn(&self, code: &str, message: String) {
         console::say(&format!("warning {code} {message}"));
-        self.events.emit(event::Event::Warning(Warning { code: code.to_owned(), message }));
+        self.events.emit(event::Event::Warning(Warning { code: code.to_owned(), message, ..Warning::default() }));
     }
 
     fn open_outbox(&mut self) -> io::Result<()> {

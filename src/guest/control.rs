@@ -79,7 +79,7 @@ fn parse(line: &[u8]) -> Result<command::Command, String> {
 
 fn warn(events: &Events, message: String) {
     console::say(&format!("warning BAD_COMMAND {message}"));
-    events.emit(event::Event::Warning(Warning { code: "BAD_COMMAND".to_owned(), message }));
+    events.emit(event::Event::Warning(Warning { code: "BAD_COMMAND".to_owned(), message, ..Warning::default() }));
 }
 
 /// Parts a stream into lines without ever holding more than [`LONGEST`] bytes.

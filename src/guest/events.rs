@@ -154,7 +154,10 @@ impl Pump {
             let message =
                 format!("{} events were dropped: the reader of port {PORT} is too slow", dropped.saturating_sub(self.told));
             self.told = dropped;
-            self.write(sink, &now(event::Event::Warning(Warning { code: "DROPPED_EVENTS".to_owned(), message })));
+            self.write(
+                sink,
+                &now(event::Event::Warning(Warning { code: "DROPPED_EVENTS".to_owned(), message, ..Warning::default() })),
+            );
         }
     }
 
@@ -190,7 +193,7 @@ mod tests {
     use crate::registry::events::QUEUE;
 
     fn warning(code: &str) -> event::Event {
-        event::Event::Warning(Warning { code: code.to_owned(), message: String::new() })
+        event::Event::Warning(Warning { code: code.to_owned(), message: String::new(), ..Warning::default() })
     }
 
     fn last(dropped_events: u64, backlog: Duration) -> Arc<OnceLock<Last>> {
@@ -224,7 +227,7 @@ mod tests {
         let lines = run(&events, queue, last(3, Duration::from_secs(600)));
         let told: Vec<_> = lines.iter().filter(|event| **event != warning("A")).cloned().collect();
         let message = "3 events were dropped: the reader of port localregistry.events is too slow".to_owned();
-        let expected = event::Event::Warning(Warning { code: "DROPPED_EVENTS".to_owned(), message });
+        let expected = event::Event::Warning(Warning { code: "DROPPED_EVENTS".to_owned(), message, ..Warning::default() });
         assert_eq!(told, [expected, done(3)]);
         assert_eq!(lines.len(), QUEUE + 2);
     }

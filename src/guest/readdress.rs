@@ -17,7 +17,7 @@ pub async fn follow(mut network: Network, listeners: Listeners, renewal: Option<
         if let Some(Err(error)) = renewal.as_ref().map(|renewal| renewal.renew(addresses)) {
             let message = causes::chain(&error);
             console::say(&format!("warning TLS {message}"));
-            events.emit(event::Event::Warning(Warning { code: "TLS".to_owned(), message }));
+            events.emit(event::Event::Warning(Warning { code: "TLS".to_owned(), message, ..Warning::default() }));
         }
         let now = listeners.endpoints(addresses);
         console::say(&format!("the addresses changed: now at {}", now.endpoints.join(" ")));

@@ -29,6 +29,7 @@ use super::flight::Tails;
 use super::guard::Guarded;
 use super::limits::{CROWDED_STREAMS, ERRORS, HEAD, Limits, RESETS, STREAM_BUFFER, TLS_BUFFER, UNCROWDED};
 use super::metrics::HandshakeFailure;
+use super::refusals::{self, AskedFor};
 use super::streams::{Activity, Streams};
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, section 5.1).
@@ -124,6 +125,7 @@ pub(super) async fn run(
         Transport::Tls(_) if spoken != Spoken::Tls => return refuse(stream, NOT_PLAIN).await,
         Transport::Plain => http(stream, spoken == Spoken::Http2, client, shared, (activity, closing)).await,
         Transport::Tls(config) => {
+            let (asked, config) = AskedFor::noted(&config);
             let shaken = timeout(limits.handshake, handshake(stream, config, &shared.handshakes)).await;
             let metrics = shared.registry.metrics();
             let tls = match shaken.unwrap_or_else(|late| Err(late.into())) {
@@ -131,6 +133,9 @@ pub(super) async fn run(
                 Err(error) => {
                     let reason = HandshakeFailure::of(&error);
                     metrics.handshake_failed(reason);
+                    if let Some((server_name, alert)) = asked.server_name().zip(refusals::alert(&error)) {
+                        metrics.refusals.happened(shared.registry.events(), client.peer.ip(), server_name, alert);
+                    }
                     tracing::debug!(peer = %client.peer, reason = reason.name(), %error, "the TLS handshake failed");
                     return;
                 }

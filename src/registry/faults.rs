@@ -83,7 +83,7 @@ impl Faults {
         let Some(held) = self.turn(reason, Instant::now()) else { return };
         let more = if held > 0 { format!(" ({held} more such faults are not told of)") } else { String::new() };
         let message = format!("{digest} on {disk}: {error}{more}");
-        events.emit(event::Event::Warning(Warning { code: reason.code().into(), message }));
+        events.emit(event::Event::Warning(Warning { code: reason.code().into(), message, ..Warning::default() }));
     }
 
     /// How many there were, for each reason.
@@ -125,7 +125,8 @@ mod tests {
         errors.iter().for_each(|error| faults.happened(&events, &digest, "/dev/vda", error));
         let told: Vec<_> = queue.try_iter().filter_map(|event| event.event).collect();
         let warning = |code: &str, what: String| {
-            event::Event::Warning(Warning { code: code.into(), message: format!("{digest} on /dev/vda: {what}") })
+            let message = format!("{digest} on /dev/vda: {what}");
+            event::Event::Warning(Warning { code: code.into(), message, ..Warning::default() })
         };
         let expected = [
             warning("READ_ERROR", "Input/output error (os error 5)".into()),

@@ -119,6 +119,12 @@ pub const DISK_READS: usize = 16;
 pub const FAULTS: u32 = 10;
 /// See [`FAULTS`].
 pub const FAULTS_EVERY: Duration = Duration::from_secs(10);
+/// Client addresses of which a warning tells that they refuse the registry's certificate, within [`REFUSALS_EVERY`]: a first warning for
+/// each, and one with the number of its further refusals. Refusals by other addresses are one number. A thousand nodes that do not trust
+/// the CA, or a flood, make 513 events in 10 s, an eighth of the queue for events, and take some 100 KiB.
+pub const REFUSING_CLIENTS: usize = 256;
+/// See [`REFUSING_CLIENTS`].
+pub const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 /// Bytes that are read and hashed at once where a blob is verified before a part of it is sent.
 pub const VERIFIED_AT_ONCE: usize = 1 << 20;
 /// Connections at once to a port of its own for health, metrics and the CA, beside [`CONNECTIONS`]: it answers while the registry is

@@ -18,6 +18,7 @@ use self::repositories::Repositories;
 use super::catalog::RepositoryId;
 use super::faults::Faults;
 use super::holdings::Holdings;
+use super::refusals::Refusals;
 use super::route::Endpoint;
 
 /// Statuses with a series of their own: every one that this server sends. 0 stands for a request whose client left, or which was
@@ -40,6 +41,8 @@ pub struct Metrics {
     panics: AtomicU64,
     /// What disks did not give.
     pub(super) faults: Faults,
+    /// Clients that refused the certificate.
+    pub(super) refusals: Refusals,
     repositories: Repositories,
 }
 

@@ -28,6 +28,7 @@ pub mod log;
 pub mod metrics;
 mod multipart;
 pub mod range;
+pub mod refusals;
 pub mod reply;
 pub mod route;
 pub mod serve;

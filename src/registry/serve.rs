@@ -97,6 +97,7 @@ pub async fn serve<T>(
         tracing::warn!(connections, "the drain ended before its transfers: they were cut");
         let _ = tokio::time::timeout(CUT, all_cut(&mut all_done, &registry)).await;
     }
+    registry.metrics().refusals.flush(registry.events());
     registry.totals()
 }
 

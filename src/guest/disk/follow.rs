@@ -165,7 +165,7 @@ impl Keeper {
 
     fn warn(&self, code: &str, message: String) {
         console::say(&format!("warning {code} {message}"));
-        self.events.emit(event::Event::Warning(Warning { code: code.to_owned(), message }));
+        self.events.emit(event::Event::Warning(Warning { code: code.to_owned(), message, ..Warning::default() }));
     }
 }
 

@@ -101,7 +101,7 @@ impl Shared {
     fn tell(&self, code: &str, message: String) {
         if self.serving.load(Ordering::Acquire) {
             console::say(&format!("warning {code} {message}"));
-            self.events.emit(event::Event::Warning(Warning { code: code.to_owned(), message }));
+            self.events.emit(event::Event::Warning(Warning { code: code.to_owned(), message, ..Warning::default() }));
         }
     }
 }

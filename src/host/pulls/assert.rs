@@ -6,6 +6,7 @@
 //! | 1 | it shows something else, which is on standard error |
 //! | 2 | the command line is wrong, or the log cannot be read or trusted |
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
@@ -14,13 +15,13 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{Pull, Tracker, Wanted, log};
+use super::{Pull, Refusals, Tracker, Wanted, log};
 use crate::causes::chain;
 use crate::host::launch::BadEvent;
 use crate::host::report::Report;
 use crate::proto::event::Event as Kind;
 
-/// Pulls that are shown of each sort.
+/// Pulls, and refusals, that are shown of each sort.
 const SHOWN: usize = 10;
 /// The warning of a guest that had to drop events.
 const DROPPED: &str = "DROPPED_EVENTS";
@@ -41,6 +42,7 @@ Examples:
 
 A pull is one whole answer (200 or 206) to a GET of the image's manifest, by tag or by digest; HEAD, layers and what is taken up again
 count nothing. A client that asks HEAD for a tag and then gets its digest (containerd, dockerd) has pulled the tag, once.
+Where a pull is missing, clients that refused the registry's certificate are named: mostly they do not trust its CA.
 
 Exit status:
   0  the log shows it
@@ -105,6 +107,11 @@ impl Expected {
         }
     }
 
+    /// Whether `count` is too small.
+    fn lacks(self, count: u64) -> bool {
+        matches!(self, Self::Exactly(least) | Self::AtLeast(least) if count < least)
+    }
+
     /// Whether `count` or any larger number will do.
     fn holds_for_more_than(self, count: u64) -> bool {
         matches!(self, Self::AtLeast(least) if count >= least)
@@ -152,7 +159,7 @@ pub fn run(args: &Args, report: &Report) -> ExitCode {
 
 fn held(args: &Args, report: &Report) -> Result<bool, LogError> {
     let (Some(wanted), expected) = args.expected() else { return Ok(false) };
-    let (pulls, dropped) = pulls(args, report)?;
+    let Found { pulls, refusals, dropped } = found(args, report)?;
     let is_by = |pull: &Pull| args.by.is_none_or(|by| pull.by == Some(by.to_canonical()));
     let counted = pulls.iter().filter(|pull| wanted.is(pull) && is_by(pull) && pull.counts()).count() as u64;
     let by = args.by.map_or_else(String::new, |by| format!(" by {by}"));
@@ -165,6 +172,9 @@ fn held(args: &Args, report: &Report) -> Result<bool, LogError> {
     if !holds {
         eprintln!("localregistry: {wanted} was {found}{by}; it was expected {words}");
         eprintln!("- {wanted}{by}: {words}\n+ {wanted}{by}: {found}");
+        if expected.lacks(counted) {
+            list(&refusals.by(args.by));
+        }
         context(wanted, &pulls, is_by);
     }
     let shown = Shown { image: wanted.to_string(), by: args.by, pulls: counted, expected: &words, holds };
@@ -187,16 +197,30 @@ impl Args {
     }
 }
 
-/// Every pull and attempt in the log, and whether it lacks events.
-fn pulls(args: &Args, report: &Report) -> Result<(Vec<Pull>, bool), LogError> {
+/// What a log has.
+#[derive(Default)]
+struct Found {
+    /// Every pull and attempt.
+    pulls: Vec<Pull>,
+    /// Clients that refused the registry's certificate.
+    refusals: Refusals,
+    /// Whether it lacks events.
+    dropped: bool,
+}
+
+/// Reads the log.
+fn found(args: &Args, report: &Report) -> Result<Found, LogError> {
     let path = || args.log.clone();
-    let (mut tracker, mut pulls, mut dropped, mut damaged) = (Tracker::default(), Vec::new(), false, None);
+    let (mut tracker, mut found, mut damaged) = (Tracker::default(), Found::default(), None);
     let read = log::read(&args.log, false, |entry| {
         match entry.event {
             Ok(event) => match event.event {
-                Some(Kind::Request(request)) => pulls.extend(tracker.take(event.time, &request)),
-                Some(Kind::Warning(warning)) => dropped |= warning.code == DROPPED,
-                Some(Kind::Done(done)) => dropped |= done.dropped_events > 0,
+                Some(Kind::Request(request)) => found.pulls.extend(tracker.take(event.time, &request)),
+                Some(Kind::Warning(warning)) => {
+                    found.dropped |= warning.code == DROPPED;
+                    found.refusals.add(warning);
+                }
+                Some(Kind::Done(done)) => found.dropped |= done.dropped_events > 0,
                 _ => {}
             },
             Err(source) => {
@@ -210,16 +234,19 @@ fn pulls(args: &Args, report: &Report) -> Result<(Vec<Pull>, bool), LogError> {
     if cut {
         report.step(format!("the last line of {} was cut off in writing, and is left out", args.log.display()));
     }
-    damaged.map_or(Ok((pulls, dropped)), Err)
+    damaged.map_or(Ok(found), Err)
 }
 
 /// Shows what there is instead: the image's pulls and attempts by whomever, else what else was pulled by whom it is about.
 fn context(wanted: &Wanted, pulls: &[Pull], is_by: impl Fn(&Pull) -> bool) {
     let of_image: Vec<&Pull> = pulls.iter().filter(|pull| wanted.is(pull)).collect();
     let shown = if of_image.is_empty() { pulls.iter().filter(|pull| is_by(pull)).collect() } else { of_image };
-    for pull in shown.iter().take(SHOWN) {
-        eprintln!("  {pull}");
-    }
+    list(&shown);
+}
+
+/// Shows the first of these, and how many more there are.
+fn list(shown: &[impl fmt::Display]) {
+    shown.iter().take(SHOWN).for_each(|one| eprintln!("  {one}"));
     if let Some(more) = shown.len().checked_sub(SHOWN).filter(|more| *more > 0) {
         eprintln!("  and {more} more");
     }

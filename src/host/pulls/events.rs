@@ -7,11 +7,11 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use super::log::{self, Entry};
-use super::{HEAD, Pull, Tracker, Wanted, address, at, row};
+use super::{HEAD, Pull, Tracker, Wanted, address, at, refusals, row};
 use crate::causes::chain;
 use crate::host::report::Report;
 use crate::proto::event::Event as Kind;
-use crate::proto::{Event, Request};
+use crate::proto::{Event, Request, Warning};
 
 /// The command line of `localregistry events`.
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,8 @@ Examples:
       The events of that image's pulls, as they stand in the log
 
 A pull is one whole answer to a GET of an image's manifest, by tag or by digest (after HEAD of a tag: of that tag). What failed is
-listed with its status; layers, configs and HEAD are not, but with --all.")]
+listed with its status; layers, configs and HEAD are not, but with --all. Clients that refused the registry's certificate are listed,
+too, but with --image.")]
 pub struct Args {
     /// The log that `run --events` or `serve --events` wrote, or the Unix socket of the guest's events
     #[arg(value_name = "FILE|SOCKET")]
@@ -98,16 +99,23 @@ fn show(args: &Args, report: &Report, entry: &Entry<'_>, tracker: &mut Tracker, 
             return Ok(());
         }
     };
-    let Some(Kind::Request(request)) = &event.event else { return Ok(()) };
-    let pull = tracker.take(event.time, request);
-    if args.by.is_some_and(|by| address(request) != Some(by.to_canonical())) {
-        return Ok(());
-    }
-    let line: &dyn fmt::Display = match &pull {
-        Some(pull) if is_wanted(args, pull) => pull,
-        None if args.all => &Other { time: event.time, request },
+    let (by, line) = match &event.event {
+        Some(Kind::Request(request)) => {
+            let line = match tracker.take(event.time, request) {
+                Some(pull) if is_wanted(args, &pull) => pull.to_string(),
+                None if args.all => Other { time: event.time, request }.to_string(),
+                _ => return Ok(()),
+            };
+            (address(request), line)
+        }
+        Some(Kind::Warning(Warning { tls_refused: Some(refused), .. })) if args.image.is_none() => {
+            (refusals::address(refused), refusals::Row { time: event.time, refused }.to_string())
+        }
         _ => return Ok(()),
     };
+    if args.by.is_some_and(|wanted| by != Some(wanted.to_canonical())) {
+        return Ok(());
+    }
     if report.json {
         out.write_all(entry.bytes)?;
         writeln!(out)?;

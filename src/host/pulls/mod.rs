@@ -13,6 +13,7 @@
 pub mod assert;
 pub mod events;
 mod log;
+mod refusals;
 mod wanted;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::launch::printable;
 use crate::proto::Request;
 
+pub use refusals::Refusals;
 pub use wanted::{Wanted, WantedError};
 
 /// Characters of a digest that are shown: as many as tell images apart.

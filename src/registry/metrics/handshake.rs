@@ -70,7 +70,13 @@ impl HandshakeFailure {
         };
         match tls {
             Error::AlertReceived(
-                A::UnknownCA | A::BadCertificate | A::CertificateUnknown | A::CertificateExpired | A::UnsupportedCertificate,
+                A::UnknownCA
+                | A::BadCertificate
+                | A::CertificateUnknown
+                | A::CertificateExpired
+                | A::CertificateRevoked
+                | A::UnsupportedCertificate
+                | A::UnrecognisedName,
             ) => Self::Distrusted,
             Error::AlertReceived(_) => Self::Alert,
             Error::NoCertificatesPresented => Self::NoCertificate,
