@@ -210,11 +210,11 @@ fn a_shell_reads_the_variables() {
     let [(_, tls), (_, plain), ..] = bundles();
     let bench = Bench::default();
     for (bundle, expected) in [
-        (tls, "https://10.1.0.82:5000|10.1.0.82:5000|/srv/it's trust/ca.crt|/srv/it's trust|docker.io registry.k8s.io"),
-        (plain, "http://10.1.0.82:5000|10.1.0.82:5000||/srv/it's trust|docker.io registry.k8s.io"),
+        (tls, "https://10.1.0.82:5000|10.1.0.82:5000|ca.crt|docker.io registry.k8s.io"),
+        (plain, "http://10.1.0.82:5000|10.1.0.82:5000||docker.io registry.k8s.io"),
     ] {
         let env = bench.file("env", tree(&bundle, &[Format::Env])["env"].as_bytes());
-        let names = ["ENDPOINT", "ADDRESS", "CA", "TRUST", "UPSTREAMS"].map(|name| format!("$LOCALREGISTRY_{name}"));
+        let names = ["ENDPOINT", "ADDRESS", "CA", "UPSTREAMS"].map(|name| format!("$LOCALREGISTRY_{name}"));
         let script = format!(". \"$1\"; printf %s \"{}\"", names.join("|"));
         let said = std::process::Command::new("sh").args(["-euc", &script, "sh"]).arg(env).output().unwrap();
         assert_eq!((text(&said.stdout).as_str(), text(&said.stderr).as_str()), (expected, ""));
@@ -288,6 +288,104 @@ fn the_command_writes_them_from_a_disk_a_layout_and_a_ready_line() {
     assert_eq!(said, json!({ "dir": dir.display().to_string(), "files": files }));
     assert_eq!(written(&dir).keys().collect::<Vec<_>>(), files);
     assert_eq!(fs::read_to_string(dir.join("images.txt")).unwrap(), "");
+}
+
+/// The folders for hosts in a bundle's part, without containerd's second spelling.
+fn hosts(trust: &Tree, folder: &str) -> Vec<String> {
+    let paths = trust.keys().filter_map(|path| path.strip_prefix(folder)?.strip_suffix("/ca.crt"));
+    paths.filter(|host| !host.ends_with('_')).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_endpoint_and_name_of_a_ready_line_gets_its_entry() {
+    let bench = bench();
+    let ready = json!({
+        "endpoint": "https://127.0.0.1:35155", "endpoints": ["https://127.0.0.1:35155", "https://10.1.0.82:5000"],
+        "further": ["http://127.0.0.1:8080"], "names": ["registry.test", "fd00::82", "*.example.test"], "ca": "ca.crt",
+    });
+    bench.file("ready.json", ready.to_string().as_bytes());
+    assert!(trust(&bench, &["--ready", "ready.json", "-o", "trust"]).status.success());
+    let files = written(&bench.path("trust"));
+    let own =
+        ["10.1.0.82:5000", "127.0.0.1:35155", "[fd00::82]:35155", "[fd00::82]:5000", "registry.test:35155", "registry.test:5000"];
+    for folder in ["podman/certs.d/", "crio/certs.d/", "docker/certs.d/", "minikube/files/etc/docker/certs.d/"] {
+        assert_eq!(hosts(&files, folder), own, "{folder}");
+    }
+    for folder in ["containerd/certs.d/", "kind/certs.d/"] {
+        assert_eq!(hosts(&files, folder), [&own[..2], &own[2..4], &["_default"], &own[4..]].concat(), "{folder}");
+    }
+    let mirrors = yaml(&files["k3s/registries.yaml"])["mirrors"].clone();
+    assert!(own.iter().all(|host| mirrors[host]["endpoint"] == json!([format!("https://{host}")])), "{mirrors}");
+    assert!(files["env"].contains("LOCALREGISTRY_ADDRESS='127.0.0.1:35155'\n"), "the first endpoint is the one for mirrors");
+
+    // Nodes reach it at other hosts: those, and the names.
+    let endpoints = ["--endpoint", "a.test", "--endpoint", "b.test:443"];
+    assert!(trust(&bench, &[&endpoints[..], &["--ready", "ready.json", "-o", "trust"]].concat()).status.success());
+    let files = written(&bench.path("trust"));
+    assert_eq!(
+        hosts(&files, "podman/certs.d/"),
+        [&own[2..4], &["a.test:35155", "a.test:5000", "b.test:443"], &own[4..]].concat()
+    );
+
+    bench.file("ready.json", br#"{"endpoints":["https://0.0.0.0:5000"],"ca":"ca.crt"}"#);
+    let refused = trust(&bench, &["--ready", "ready.json", "-o", "trust"]);
+    let message = "localregistry: ready.json names no endpoint that can be used: expected HOST:PORT or a URL of one: ";
+    assert!(text(&refused.stderr).starts_with(message), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn a_copied_bundle_is_used_where_it_is() {
+    let bench = bench();
+    assert!(trust(&bench, &["--endpoint", "a.test:5000", "--ca", "ca.crt", "--format", "env", "-o", "trust"]).status.success());
+    fs::rename(bench.path("trust"), bench.path("moved")).unwrap();
+    let env = fs::read_to_string(bench.path("moved/env")).unwrap();
+    assert!(!env.contains(&bench.path("").display().to_string()), "{env}");
+    let script = "cd moved; . ./env; openssl x509 -noout -subject -in \"$LOCALREGISTRY_CA\"";
+    let said = std::process::Command::new("sh").args(["-euc", script]).current_dir(bench.path("")).output().unwrap();
+    assert_eq!(text(&said.stdout), "subject=CN = a CA\n", "{}", text(&said.stderr));
+}
+
+/// `run` and `serve` are given a certificate and a name that it lacks. QEMU is not started: there is none.
+#[test]
+fn a_given_certificate_that_lacks_a_name_is_refused() {
+    let bench = bench();
+    let given = rcgen::generate_simple_self_signed(["registry.test".to_owned(), "10.1.0.82".to_owned()]).unwrap();
+    bench.file("cert.pem", given.cert.pem().as_bytes());
+    bench.file("key.pem", given.signing_key.serialize_pem().as_bytes());
+    bench.file("kernel", b"not really");
+    bench.file("initramfs", b"not really");
+    let before = bench.everything();
+    let certificate = ["--cert", "cert.pem", "--key", "key.pem"];
+    let run = |arguments: &[&str]| {
+        let boot = ["run", "disk.erofs", "--kernel", "kernel", "--initramfs", "initramfs", "--qemu", "./no-such-qemu"];
+        let output = bench.command(&[&boot[..], &certificate, arguments].concat()).output().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    for (arguments, name) in [
+        (&["--trust", "t", "--trust-host", "other.test"][..], "other.test"),
+        (&["--trust", "t", "--trust-host", "registry.test", "--trust-host", "10.1.0.83:443"], "10.1.0.83"),
+        (&["--trust", "t", "--trust-host", "[fd00::82]:5000"], "fd00::82"),
+        (&["--san", "other.test"], "other.test"),
+        (&["--set", "names=registry.test,other.test"], "other.test"),
+    ] {
+        let message = format!(
+            "localregistry: the certificate cert.pem is not for {name}, by which clients are to reach the registry; give one with that \
+             name, or leave the name out\n"
+        );
+        assert_eq!(run(arguments), (Some(13), message), "{arguments:?}");
+    }
+    // With its own names it gets as far as QEMU.
+    let own = ["--trust", "t", "--trust-host", "registry.test", "--san", "10.1.0.82"];
+    let (status, said) = run(&own);
+    assert!(status == Some(8) && said.contains("./no-such-qemu is not installed"), "{said}");
+
+    let serve =
+        [&["serve", "layout", "--listen", "127.0.0.1:0", "--san", "registry.test", "--san", "other.test"], &certificate[..]];
+    let output = bench.command(&serve.concat()).output().unwrap();
+    let message =
+        "localregistry: the certificate cert.pem is not for other.test (--san); give one with that name, or leave the name out\n";
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(1), message));
+    assert_eq!(bench.everything(), before);
 }
 
 #[test]

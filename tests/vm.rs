@@ -46,8 +46,19 @@ fn same_blobs(from: &Path, to: &Path) {
 fn real_clients_pull_over_tls_and_the_image_runs() {
     let bench = Bench::default();
     let disk = disk(&bench);
-    let vm = Vm::boot(&disk, &[]);
+    let vm = Vm::boot(&disk, &["--trust", "trust", "--trust-host", "other.test", "--san", "registry.test"]);
     assert_eq!((&vm.ready["images"], vm.ready["endpoint"].as_str().unwrap()), (&2.into(), &*format!("https://{}", vm.address)));
+
+    // Each name is in the trust files and in the certificate.
+    let port = vm.address.rsplit_once(':').unwrap().1;
+    for name in ["other.test", "registry.test"] {
+        assert!(vm.path(&format!("trust/podman/certs.d/{name}:{port}/ca.crt")).exists(), "{name}");
+        let (resolve, url) = (format!("{name}:{port}:127.0.0.1"), format!("https://{name}:{port}/v2/"));
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--fail", "--resolve", &resolve, "--cacert"]).arg(vm.path("trust/ca.crt")).arg(url);
+        assert_eq!(succeed(&mut curl), "{}");
+    }
+    assert_eq!(vm.ready["names"], serde_json::json!(["registry.test", "other.test"]));
 
     // skopeo: both images, byte for byte.
     fs::create_dir(vm.path("certs")).unwrap();

@@ -140,6 +140,12 @@ impl GuestConfig {
         }
     }
 
+    /// The names that the certificate is to have besides the guest's own.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.typed().map(|config| config.names).unwrap_or_default()
+    }
+
     /// Whether it says anything of interfaces.
     #[must_use]
     pub fn has_interfaces(&self) -> bool {

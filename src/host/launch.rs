@@ -97,6 +97,8 @@ pub struct Appliance {
     wardens: JoinSet<()>,
     accel: Accel,
     disks: Vec<PathBuf>,
+    /// Further names of the certificate.
+    names: Vec<String>,
     nets: Vec<Net>,
     /// Forwarded to the registry, and to health, metrics and the CA; no port is 0 once QEMU runs.
     registry: Option<Forward>,
@@ -273,6 +275,12 @@ impl Appliance {
     fn reached(&self, forwarded: &[String], own: &[String]) -> Vec<String> {
         let own = net::reachable(&self.nets, own);
         if self.nets.first().is_some_and(Net::is_user) { [forwarded, &own].concat() } else { [&own, forwarded].concat() }
+    }
+
+    /// The names and addresses that clients may use besides those of the endpoints: the config's, which the certificate is for.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// The CA certificate to trust, PEM. None with plain HTTP.

@@ -205,7 +205,8 @@ fn config(args: &Args) -> Result<GuestConfig, RunError> {
     for setting in args.settings() {
         config.set(&setting).map_err(RunError::Set)?;
     }
-    for name in &args.san {
+    let hosts = args.trust_host.iter().map(|endpoint| endpoint.host.name().trim_matches(['[', ']']));
+    for name in args.san.iter().map(String::as_str).chain(hosts) {
         config.add_name(name);
     }
     Ok(config)

@@ -52,7 +52,8 @@ pub struct Args {
     #[arg(long, value_name = "ADDR:PORT")]
     plain: Vec<SocketAddr>,
 
-    /// A further DNS name, wildcard (*.example.test) or IP address in the generated certificate. May be given several times
+    /// A further DNS name, wildcard (*.example.test) or IP address that clients use: it goes into the certificate, and a given one has
+    /// to have it. May be given several times
     #[arg(long, value_name = "NAME", value_parser = san)]
     san: Vec<String>,
 
@@ -109,6 +110,14 @@ pub enum Error {
     /// Certificates.
     #[error("cannot set TLS up")]
     Tls(#[from] TlsError),
+    /// A given certificate is not for a name that clients are to use.
+    #[error("the certificate {} is not for {name} (--san); give one with that name, or leave the name out", .certificate.display())]
+    NotFor {
+        /// The chain's file.
+        certificate: PathBuf,
+        /// The name.
+        name: String,
+    },
     /// A CA that was given.
     #[error("cannot use the CA")]
     OwnCa(#[from] ca::Error),
@@ -143,6 +152,9 @@ pub enum Error {
 #[derive(Serialize)]
 struct Ready {
     endpoints: Vec<String>,
+    /// Further names that the certificate is for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    names: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<String>,
     images: usize,
@@ -218,6 +230,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let store = holdings.store();
     let ready = Ready {
         endpoints,
+        names: args.san.clone(),
         metrics,
         images: store.images(),
         blobs: store.blobs(),
@@ -281,7 +294,11 @@ fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Re
     let (config, ca) = match (args.certificates.mode(), args.certificates.provided()) {
         (Some(Tls::Off), _) => return Ok((Transport::Plain, None)),
         (Some(Tls::Provided), Some((chain, key))) => {
-            tls::provided(&read(&chain)?, &read(&key)?, clients, Some(SystemTime::now()))?
+            let pem = read(&chain)?;
+            if let Some(name) = args.san.iter().find(|name| !tls::is_for(&pem, name)) {
+                return Err(Error::NotFor { certificate: chain, name: name.clone() });
+            }
+            tls::provided(&pem, &read(&key)?, clients, Some(SystemTime::now()))?
         }
         _ => {
             let authority = match args.certificates.ca()? {

@@ -13,11 +13,12 @@ use rcgen::{
     PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd,
 };
 use rustls::ServerConfig;
+use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::server::{ClientHello, NoClientAuth, ResolvesServerCert};
+use rustls::server::{ClientHello, NoClientAuth, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 
 use self::x509::Certificate;
 use super::auth::client_certificate::ClientCa;
@@ -262,6 +263,15 @@ pub fn provided(
     }
     let leaf = CertifiedKey::from_der(certificates, key, &ring::default_provider()).map_err(TlsError::Pair)?;
     Ok((config(Arc::new(rustls::sign::SingleCertAndKey::from(leaf)), clients)?, trust))
+}
+
+/// Whether the leaf of `chain` (PEM, the leaf first) is for `name`, a DNS name or an IP address: by its subject alternative names alone, as
+/// clients look at it (RFC 9525, section 6.3).
+#[must_use]
+pub fn is_for(chain: &[u8], name: &str) -> bool {
+    let leaf = CertificateDer::pem_slice_iter(chain).next().and_then(Result::ok);
+    let (Some(leaf), Ok(name)) = (leaf, ServerName::try_from(name)) else { return false };
+    ParsedCertificate::try_from(&leaf).is_ok_and(|leaf| verify_server_name(&leaf, &name).is_ok())
 }
 
 /// Whether the certificate is valid `now`. One that cannot be parsed is left to those who use it.

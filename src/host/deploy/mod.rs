@@ -293,8 +293,7 @@ impl Args {
         let pem = files::read(&ca.certificate, LARGEST_CA);
         let pem = pem.map_err(|source| DeployError::ReadCa { path: ca.certificate.clone(), source })?;
         let places = place.hosts.iter().map(|host| Endpoint { host: host.clone(), tls: Some(true) }).collect::<Vec<_>>();
-        let hosts = places.clone();
-        Bundle::of_run(places, &hosts, Some(&String::from_utf8_lossy(&pem)), contents, &dir).map_err(failed)
+        Bundle::of_run(&places, &places, &[], Some(&String::from_utf8_lossy(&pem)), contents, &dir).map_err(failed)
     }
 
     fn boot_files(&self, report: &Report) -> Result<(PathBuf, PathBuf), DeployError> {

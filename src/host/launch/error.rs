@@ -102,6 +102,17 @@ pub enum LaunchError {
         /// Why.
         source: TlsError,
     },
+    /// A given certificate is not for a name that clients are to use.
+    #[error(
+        "the certificate {} is not for {name}, by which clients are to reach the registry; give one with that name, or leave the name \
+         out", .certificate.display()
+    )]
+    NotFor {
+        /// The chain's file.
+        certificate: PathBuf,
+        /// The name.
+        name: String,
+    },
     /// A file that is to keep the console or the events cannot be created.
     #[error("cannot create {} for the {what}", .path.display())]
     Create {
@@ -241,7 +252,7 @@ impl LaunchError {
             Self::Network(cause) if cause.is_permission() => NO_PERMISSION,
             Self::Network(_) => NO_NETWORK,
             Self::Create { .. } => NO_PLACE,
-            Self::Pem { .. } => NO_ACCESS,
+            Self::Pem { .. } | Self::NotFor { .. } => NO_ACCESS,
             _ => 1,
         }
     }

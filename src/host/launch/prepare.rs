@@ -172,20 +172,24 @@ fn check_files(options: &Options) -> Result<(), LaunchError> {
     readable("kernel", &options.kernel)?;
     readable("initramfs", &options.initramfs)?;
     if let Some((certificate, key)) = &options.tls {
-        check_pem(certificate, key)?;
+        check_pem(certificate, key, &options.config.names())?;
     }
     options.secrets.iter().try_for_each(|(_, path)| readable("secret", path).map(drop))
 }
 
-/// Checks that the guest can serve with the chain and the key: it would say otherwise only after its boot.
-fn check_pem(certificate: &Path, key: &Path) -> Result<(), LaunchError> {
+/// Checks that the guest can serve with the chain and the key, which it would say only after its boot, and that the chain is for `names`.
+fn check_pem(certificate: &Path, key: &Path, names: &[String]) -> Result<(), LaunchError> {
     let read = |what, path: &Path| {
         readable(what, path)?;
         files::read(path, LARGEST_PEM).map_err(|source| LaunchError::Read { what, path: path.to_owned(), source })
     };
     let (chain, secret) = (read("certificate", certificate)?, read("key", key)?);
     let served = tls::provided(&chain, &secret, None, Some(SystemTime::now())).map(drop);
-    served.map_err(|source| LaunchError::Pem { certificate: certificate.to_owned(), key: key.to_owned(), source })
+    served.map_err(|source| LaunchError::Pem { certificate: certificate.to_owned(), key: key.to_owned(), source })?;
+    match names.iter().find(|name| !tls::is_for(&chain, name)) {
+        Some(name) => Err(LaunchError::NotFor { certificate: certificate.to_owned(), name: name.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// Checks that the ports can be listened at.

@@ -102,6 +102,7 @@ pub(super) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
         wardens,
         accel,
         disks: options.disks.clone(),
+        names: options.config.names(),
         nets: options.nets.clone(),
         registry: prepared.registry,
         metrics: prepared.metrics,

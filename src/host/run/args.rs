@@ -146,7 +146,7 @@ pub struct Args {
     #[arg(long, value_name = "[ADDR:]PORT")]
     publish: Option<Publish>,
 
-    /// A further name or address that clients use: it goes into the certificate (repeatable)
+    /// A further name or address that clients use: it goes into the certificate, and into the trust files (repeatable)
     #[arg(long, value_name = "NAME", value_parser = san)]
     pub(super) san: Vec<String>,
 
@@ -172,7 +172,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR", conflicts_with = "print_command")]
     pub(super) trust: Option<PathBuf>,
 
-    /// With --trust: where nodes reach the registry, if not where this machine does; without a port, on the registry's (repeatable)
+    /// With --trust: where nodes reach the registry, if not where this machine does; without a port, on the registry's. It goes into the
+    /// certificate, too (repeatable)
     #[arg(long, value_name = "HOST[:PORT]", requires = "trust")]
     pub(super) trust_host: Vec<Endpoint>,
 

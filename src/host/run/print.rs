@@ -28,6 +28,9 @@ pub(super) struct Place {
     /// URLs of the registry's further listeners, where the config has some.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     further: Vec<String>,
+    /// Further names that the certificate is for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    names: Vec<String>,
     /// The CA certificate, an absolute path; null with plain HTTP.
     ca: Option<PathBuf>,
     /// The folder with the trust files, an absolute path, where they are asked for.
@@ -58,6 +61,7 @@ impl Place {
             endpoints: vm.endpoints(),
             metrics: vm.metrics_endpoints().into_iter().next(),
             further: vm.further_endpoints(),
+            names: vm.names().to_vec(),
             ca,
             trust,
             images: vm.ready().images,
@@ -263,6 +267,7 @@ mod tests {
             endpoints: vec![format!("{}://127.0.0.1:43673", if ca.is_some() { "https" } else { "http" })],
             metrics: None,
             further: vec![],
+            names: vec![],
             ca: ca.map(PathBuf::from),
             trust: None,
             images: 3,

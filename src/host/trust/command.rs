@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::images::{Contents, ContentsError, contents};
 use super::write::{WriteError, check, write};
-use super::{Bundle, Endpoint, EndpointError, Format, tree};
+use super::{Bundle, Endpoint, EndpointError, Format, endpoint, tree};
 use crate::host::files;
 use crate::host::report::Report;
 use crate::oci::Host;
@@ -33,11 +33,12 @@ The folder has ca.crt, env and images.txt for everyone, and a folder for each fo
 earlier bundle; anything else is left alone."
 )]
 pub struct Args {
-    /// Where nodes reach the registry: HOST:PORT, or a URL; repeatable, mirror entries point to the first
+    /// Where nodes reach the registry: HOST:PORT, or a URL; repeatable, mirror entries point to the first. Whether its certificate is for
+    /// that host is not known here: a name or address that `run` or `serve` do not have by themselves they need as --san
     #[arg(long, value_name = "HOST:PORT")]
     endpoint: Vec<Endpoint>,
 
-    /// What `run --json` or `serve --json` printed: it has the endpoint and the CA where they are not given
+    /// What `run --json` or `serve --json` printed: it has the names of --san, and the endpoints and the CA where they are not given
     #[arg(long, value_name = "FILE")]
     ready: Option<PathBuf>,
 
@@ -133,6 +134,18 @@ struct Ready {
     endpoint: Option<String>,
     #[serde(default)]
     endpoints: Vec<String>,
+    #[serde(default)]
+    further: Vec<String>,
+    #[serde(default)]
+    names: Vec<String>,
+    ca: Option<PathBuf>,
+}
+
+/// A running registry.
+#[derive(Debug, Default)]
+struct Running {
+    places: Vec<Endpoint>,
+    names: Vec<String>,
     ca: Option<PathBuf>,
 }
 
@@ -157,19 +170,15 @@ pub fn run(args: &Args, report: &Report) -> Result<(), TrustError> {
 
 impl Args {
     fn bundle(&self) -> Result<Bundle, TrustError> {
-        let (place, ready_ca) = self.ready.as_deref().map(ready).transpose()?.unzip();
-        let port = place.as_ref().and_then(Endpoint::port);
-        let mut endpoints: Vec<Endpoint> = self.endpoint.iter().map(|given| given.clone().with_port(port)).collect();
-        let tls = endpoints.iter().chain(&place).find_map(|endpoint| endpoint.tls);
-        if endpoints.is_empty() {
-            endpoints.extend(place);
-        }
-        let endpoints: Vec<Host> = endpoints.into_iter().map(|endpoint| endpoint.host).collect();
-        let first = endpoints.first().cloned();
-        let ca = match (self.ca.clone().or(ready_ca.flatten()), tls, first) {
-            (Some(_), Some(false), Some(host)) => return Err(TrustError::CaWithoutTls(host)),
-            (None, None | Some(true), Some(host)) => return Err(TrustError::NoCa(host)),
-            (path, ..) => path.as_deref().map(certificates).transpose()?,
+        let running = self.ready.as_deref().map(ready).transpose()?.unwrap_or_default();
+        let tls = self.endpoint.iter().chain(&running.places).find_map(|endpoint| endpoint.tls);
+        let endpoints = endpoint::reached(&running.places, &self.endpoint, &running.names);
+        let unusable = || TrustError::NoEndpoint { path: self.ready.clone().unwrap_or_default(), source: EndpointError::Host };
+        let first = endpoints.first().cloned().ok_or_else(unusable)?;
+        let ca = match (self.ca.clone().or(running.ca), tls) {
+            (Some(_), Some(false)) => return Err(TrustError::CaWithoutTls(first)),
+            (None, None | Some(true)) => return Err(TrustError::NoCa(first)),
+            (path, _) => path.as_deref().map(certificates).transpose()?,
         };
         let mut contents = contents(&self.disk)?;
         contents.upstreams.extend(self.upstream.iter().cloned());
@@ -187,22 +196,20 @@ pub fn prepare(dir: &Path, disks: &[PathBuf]) -> Result<Contents, TrustError> {
 }
 
 impl Bundle {
-    /// The bundle of a running registry at `places`, which nodes reach at `hosts`, or there where none are given; for the folder `dir`.
+    /// The bundle of a running registry at `places`, for the folder `dir`. Nodes reach it at `hosts`, or if there are none at `places`, and
+    /// by `names`.
     ///
     /// # Errors
     /// As of a bad CA, or a path that is not UTF-8.
     pub fn of_run(
-        places: Vec<Endpoint>,
+        places: &[Endpoint],
         hosts: &[Endpoint],
+        names: &[String],
         ca: Option<&str>,
         contents: Contents,
         dir: &Path,
     ) -> Result<Self, TrustError> {
-        let port = places.first().and_then(Endpoint::port);
-        let mut endpoints: Vec<Host> = hosts.iter().map(|host| host.clone().with_port(port).host).collect();
-        if endpoints.is_empty() {
-            endpoints.extend(places.into_iter().map(|place| place.host));
-        }
+        let endpoints = endpoint::reached(places, hosts, names);
         let ca = ca.map(|pem| tls::certificates(pem.as_bytes())).transpose().map_err(TrustError::OwnCa)?;
         bundle(endpoints, ca, contents, dir)
     }
@@ -215,12 +222,14 @@ fn bundle(endpoints: Vec<Host>, ca: Option<String>, contents: Contents, dir: &Pa
     Ok(Bundle { endpoints, ca, upstreams: contents.upstreams, images: contents.images, dir })
 }
 
-fn ready(path: &Path) -> Result<(Endpoint, Option<PathBuf>), TrustError> {
+fn ready(path: &Path) -> Result<Running, TrustError> {
     let text = read(path)?;
     let ready: Ready = serde_json::from_slice(&text).map_err(|source| TrustError::Ready { path: path.to_owned(), source })?;
-    let said = ready.endpoint.or_else(|| ready.endpoints.into_iter().next()).unwrap_or_default();
-    let endpoint = said.parse().map_err(|source| TrustError::NoEndpoint { path: path.to_owned(), source })?;
-    Ok((endpoint, ready.ca))
+    let Ready { endpoint, endpoints, further, names, ca } = ready;
+    let unusable = |source| TrustError::NoEndpoint { path: path.to_owned(), source };
+    let said = endpoint.into_iter().chain(endpoints).chain(further);
+    let places: Vec<Endpoint> = said.map(|said| said.parse()).collect::<Result<_, _>>().map_err(unusable)?;
+    Ok(Running { places, names, ca })
 }
 
 /// The certificates in the file at `path`, and nothing else that is in it: a key would go to every node.

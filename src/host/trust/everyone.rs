@@ -17,20 +17,20 @@ pub(super) fn files(bundle: &Bundle) -> Tree {
     tree
 }
 
-/// Assignments, for `. env`, `set -a; . env` and systemd's `EnvironmentFile=`.
+/// Assignments, for `. env`, `set -a; . env` and systemd's `EnvironmentFile=`. A bundle is copied to nodes, and no shell tells a file
+/// where it is: so the CA's path is relative to this file.
 fn variables(bundle: &Bundle) -> String {
-    let ca = bundle.ca.as_ref().map_or_else(String::new, |_| format!("{}/ca.crt", bundle.dir));
+    let ca = bundle.ca.as_ref().map_or_else(String::new, |_| "ca.crt".to_owned());
     let upstreams: Vec<&str> = bundle.mirrored().collect();
     [
         ("LOCALREGISTRY_ENDPOINT", bundle.url()),
         ("LOCALREGISTRY_ADDRESS", bundle.address().to_owned()),
         ("LOCALREGISTRY_CA", ca),
-        ("LOCALREGISTRY_TRUST", bundle.dir.clone()),
         ("LOCALREGISTRY_UPSTREAMS", upstreams.join(" ")),
     ]
     .iter()
     .map(|(name, value)| format!("{name}={}\n", shell(value)))
-    .collect()
+    .fold("# Paths are relative to the folder of this file.\n".to_owned(), |text, line| text + &line)
 }
 
 /// The image as a pod's spec would name it: an upstream's by its own name, by way of the mirror entries.
