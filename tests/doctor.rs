@@ -9,10 +9,10 @@ mod elf;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::private::with_kvm;
+use common::private::{on_tmpfs, with_kvm};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -24,6 +24,19 @@ const OPTIONS: &str = "64BIT BLK_DEV_INITRD BINFMT_ELF PRINTK TTY DEVTMPFS PROC_
 const BUILTIN: &str = "pvpanic pvpanic_pci pvpanic_mmio virtio_pci virtio_mmio virtio_console virtio_rng qemu_fw_cfg virtio_blk virtio_net \
                        af_packet crc32c_generic erofs squashfs ext4 button evdev";
 
+/// Programs that are not run, but looked for: their packages, and what needs them.
+const PROGRAMS: [(&str, &str, &str); 8] = [
+    ("apt-cache", "apt", DOWNLOAD),
+    ("apt-get", "apt", DOWNLOAD),
+    ("dpkg-deb", "dpkg", DOWNLOAD),
+    ("depmod", "kmod", DOWNLOAD),
+    ("mksquashfs", "squashfs-tools", "`pack --fs squashfs`"),
+    ("mke2fs", "e2fsprogs", "`pack --fs ext4`"),
+    ("debugfs", "e2fsprogs", "`pack --fs ext4`"),
+    ("resize2fs", "e2fsprogs", "`pack --fs ext4`"),
+];
+const DOWNLOAD: &str = "`kernel` and `run` with a kernel that is not in the cache";
+
 /// A machine on which all is well.
 struct Machine {
     folder: TempDir,
@@ -33,9 +46,7 @@ impl Machine {
     fn new() -> Self {
         let machine = Self { folder: tempfile::tempdir().unwrap() };
         machine.program("qemu-system-x86_64", QEMU);
-        machine.program("mkfs.erofs", "echo mkfs.erofs 1.5");
-        machine.program("mksquashfs", "echo mksquashfs version 4.5.1; echo more");
-        machine.program("mkfs.ext4", "echo 'mke2fs 1.47.0' >&2");
+        PROGRAMS.iter().for_each(|(name, ..)| machine.program(name, "exit 33"));
         machine.file("init", &elf::elf(&[]));
         machine.file(&machine.kernel("vmlinux"), b"");
         machine.file(&machine.kernel(&format!("lib/modules/{RELEASE}/modules.dep")), b"");
@@ -111,18 +122,27 @@ impl Machine {
 }
 
 /// The lines of a machine on which all is well.
-fn well() -> [(&'static str, String); 8] {
+fn well() -> Vec<(&'static str, String)> {
     let kernel = "ROOT/cache/kernel/cloud/linux-image_6.1.9-1";
-    [
+    let own = [
         ("qemu", "ok    qemu        qemu-system-x86_64 7.2 runs a machine".to_owned()),
         ("cache", "ok    cache       ROOT/cache".to_owned()),
         ("kernel", format!("ok    kernel      cloud Linux {RELEASE} ({kernel}/vmlinux) has every option that q35 needs")),
         ("modules", format!("ok    modules     none to load, all is built in ({kernel}/lib/modules/{RELEASE})")),
         ("init", "ok    init        ROOT/init".to_owned()),
-        ("mkfs.erofs", "ok    mkfs.erofs  mkfs.erofs 1.5".to_owned()),
-        ("mksquashfs", "ok    mksquashfs  mksquashfs version 4.5.1".to_owned()),
-        ("mkfs.ext4", "ok    mkfs.ext4   mke2fs 1.47.0".to_owned()),
-    ]
+    ];
+    let programs = PROGRAMS.iter().map(|(name, _, purpose)| (*name, there(name, purpose)));
+    own.into_iter().chain(programs).collect()
+}
+
+/// The line of a program that is there.
+fn there(name: &str, purpose: &str) -> String {
+    format!("ok    {name:<10}  ROOT/bin/{name}, for {purpose}")
+}
+
+/// What is said of a program that is not there.
+fn missing(name: &str, package: &str) -> String {
+    format!("the program {name} is not on this machine: install Debian's package {package} (`apt-get install {package}`)")
 }
 
 #[test]
@@ -136,7 +156,8 @@ fn a_machine_on_which_all_is_well() {
     let result: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(result["ok"], true);
     let names: Vec<_> = result["checks"].as_array().unwrap().iter().map(|check| check["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["qemu", "kvm", "memory", "cache", "kernel", "modules", "init", "mkfs.erofs", "mksquashfs", "mkfs.ext4"]);
+    let own = ["qemu", "kvm", "memory", "cache", "kernel", "modules", "init"];
+    assert_eq!(names, own.into_iter().chain(PROGRAMS.iter().map(|(name, ..)| *name)).collect::<Vec<_>>());
     let qemu = serde_json::json!({
         "name": "qemu", "status": "ok", "found": "qemu-system-x86_64 7.2 runs a machine", "advice": null
     });
@@ -300,32 +321,39 @@ fn a_kernel_that_is_not_there_yet() {
     let machine = Machine::new();
     fs::remove_dir_all(machine.path("cache/kernel")).unwrap();
     let modules = ("modules", "note  modules     not known yet; they come with the kernel");
-    for tool in ["apt-cache", "apt-get", "dpkg-deb", "depmod"] {
-        machine.program(tool, "exit 1");
-    }
     let line = "note  kernel      cloud is not in the cache; `localregistry run` downloads it when it boots for the first time";
-    machine.differs(&mut machine.command(&[]), &[("kernel", line), modules], 0);
+    let tools = PROGRAMS[..4].iter().map(|(name, ..)| (*name, there(name, "`kernel` and `run`"))).collect::<Vec<_>>();
+    let changed = |kernel| {
+        let tools = tools.iter().map(|(name, line)| (*name, line.as_str()));
+        [("kernel", kernel), modules].into_iter().chain(tools).collect::<Vec<_>>()
+    };
+    machine.differs(&mut machine.command(&[]), &changed(line), 0);
 
     fs::remove_file(machine.path("bin/apt-get")).unwrap();
     let line = "FAIL  kernel      full is not in the cache, and cannot be downloaded: the program apt-get is not on this machine: \
                 install Debian's package apt (`apt-get install apt`); or name one with --kernel";
-    machine.differs(&mut machine.command(&["--flavor", "full"]), &[("kernel", line), modules], 1);
+    let apt_get = format!("FAIL  apt-get     {}; needed by `kernel` and `run`", missing("apt-get", "apt"));
+    on_tmpfs(Path::new("/usr/sbin"), "size=64k", || {
+        let with_apt_get = [&[("apt-get", apt_get.as_str())], &changed(line)[..]].concat();
+        machine.differs(&mut machine.command(&["--flavor", "full"]), &with_apt_get, 1);
+    });
 
     let line = "FAIL  kernel      our own is not built; build it with image/kernel, or take --flavor cloud";
-    machine.differs(&mut machine.command(&["--flavor", "own"]), &[("kernel", line), modules], 1);
+    let apt_get = format!("note  apt-get     {}; needed only by {DOWNLOAD}", missing("apt-get", "apt"));
+    machine.differs(&mut machine.command(&["--flavor", "own"]), &[("kernel", line), modules, ("apt-get", &apt_get)], 1);
 }
 
 #[test]
 fn programs_an_init_and_a_cache_that_are_missing() {
-    let machine = Machine::new();
-    fs::remove_file(machine.path("bin/mkfs.erofs")).unwrap();
-    fs::remove_file(machine.path("bin/mksquashfs")).unwrap();
-    let missing = |name: &str, package: &str| {
-        format!("the program {name} is not on this machine: install Debian's package {package} (`apt-get install {package}`)")
-    };
-    let erofs = format!("FAIL  mkfs.erofs  {}; `pack` needs it", missing("mkfs.erofs", "erofs-utils"));
-    let squashfs = format!("note  mksquashfs  {}; only disks with squashfs need it", missing("mksquashfs", "squashfs-tools"));
-    machine.differs(&mut machine.command(&[]), &[("mkfs.erofs", &erofs), ("mksquashfs", &squashfs)], 1);
+    // The folder for root's programs is looked at besides `PATH`: here it is empty.
+    on_tmpfs(Path::new("/usr/sbin"), "size=64k", || {
+        for (name, package, purpose) in PROGRAMS {
+            let machine = Machine::new();
+            fs::remove_file(machine.path(&format!("bin/{name}"))).unwrap();
+            let line = format!("note  {name:<10}  {}; needed only by {purpose}", missing(name, package));
+            machine.differs(&mut machine.command(&[]), &[(name, &line)], 0);
+        }
+    });
 
     let machine = Machine::new();
     fs::remove_file(machine.path("init")).unwrap();

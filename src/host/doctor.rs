@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::initramfs::init;
 use super::kernel::{self, Flavor, Kernel};
 use super::modules::{self, Need};
+use super::pack::Format;
 use super::qemu::Board;
 use super::report::Report;
 use crate::causes::chain;
@@ -27,8 +28,8 @@ Examples:
   localregistry doctor --kernel /boot/vmlinuz-6.1.0-30-amd64 --modules /lib/modules/6.1.0-30-amd64
       Whether the guest can run on a kernel
 
-Each line is `ok`, `note` (something works less well, or later) or `FAIL`. Exit status: 0 without a FAIL, else 1; 2 where the command
-line is wrong.")]
+Each line is `ok`, `note` (something works less well, later or only with another flag) or `FAIL`. Every program that a command runs has a
+line: `note` where it is missing and only some flag needs it. Exit status: 0 without a FAIL, else 1; 2 where the command line is wrong.")]
 pub struct Args {
     /// The board
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
@@ -131,8 +132,21 @@ fn checks(args: &Args) -> Vec<Check> {
     let mut checks = vec![machine::qemu(args.machine, &program), machine::kvm(args.machine, &program), machine::memory()];
     checks.push(machine::cache());
     checks.extend(boot_files(args));
-    checks.extend(machine::MKFS.iter().map(machine::mkfs));
+    checks.extend(programs(args));
     checks
+}
+
+/// The programs that commands run besides QEMU: those that download a kernel, which is needed as long as there is none, and those that make
+/// file systems other than the default one.
+fn programs(args: &Args) -> impl Iterator<Item = Check> + use<> {
+    let lacks_kernel = args.kernel.is_none() && args.flavor != Flavor::Own && matches!(kernel::cached(args.flavor), Ok(None));
+    let download = if lacks_kernel { "`kernel` and `run`" } else { "`kernel` and `run` with a kernel that is not in the cache" };
+    let download = kernel::TOOLS.into_iter().map(move |tool| machine::program(tool, download, lacks_kernel));
+    let make = [(Format::Squashfs, "`pack --fs squashfs`"), (Format::Ext4, "`pack --fs ext4`")];
+    let make = make
+        .into_iter()
+        .flat_map(|(format, purpose)| format.tools().iter().map(move |tool| machine::program(*tool, purpose, false)));
+    download.chain(make)
 }
 
 /// The kernel, its modules and the init.

@@ -1,5 +1,5 @@
-//! The checks of the machine itself: QEMU, KVM, memory, the cache, the programs that make file systems. Programs are asked for their
-//! version and nothing else.
+//! The checks of the machine itself: QEMU, KVM, memory, the cache, the programs that commands run. QEMU is asked for its version and
+//! tried; the others are only looked for.
 
 use std::fs;
 use std::io;
@@ -17,34 +17,6 @@ use crate::host::tools::Tool;
 
 /// Bytes of memory that the default machine and its QEMU take.
 const MEMORY: u64 = 320 << 20;
-
-/// A program that makes a file system.
-pub struct Mkfs {
-    tool: Tool,
-    /// The flag that asks for its version.
-    flag: &'static str,
-    /// Whether `pack` needs it.
-    needed: bool,
-    /// What it is for.
-    why: &'static str,
-}
-
-/// The programs that make file systems.
-pub const MKFS: [Mkfs; 3] = [
-    Mkfs { tool: Tool { name: "mkfs.erofs", package: "erofs-utils" }, flag: "-V", needed: true, why: "`pack` needs it" },
-    Mkfs {
-        tool: Tool { name: "mksquashfs", package: "squashfs-tools" },
-        flag: "-version",
-        needed: false,
-        why: "only disks with squashfs need it",
-    },
-    Mkfs {
-        tool: Tool { name: "mkfs.ext4", package: "e2fsprogs" },
-        flag: "-V",
-        needed: false,
-        why: "only disks with ext4 need it",
-    },
-];
 
 /// Whether QEMU is there, new enough, and runs a machine.
 pub fn qemu(board: Board, program: &Path) -> Check {
@@ -124,14 +96,12 @@ pub fn cache() -> Check {
     }
 }
 
-/// Whether a program that makes a file system is there, and which version.
-pub fn mkfs(mkfs: &Mkfs) -> Check {
-    let Mkfs { tool, flag, needed, why } = mkfs;
-    match tool.find().map(|path| first_line(&path, flag)) {
-        Ok(Ok(version)) => Check::ok(tool.name, version),
-        Ok(Err(error)) => Check::fail(tool.name, format!("cannot be run: {error}"), *why),
-        Err(error) if *needed => Check::fail(tool.name, error.to_string(), *why),
-        Err(error) => Check::note(tool.name, error.to_string(), *why),
+/// Whether a program is there, which is for `purpose`; and whether that is certain to need it.
+pub fn program(tool: Tool, purpose: &str, needed: bool) -> Check {
+    match tool.find() {
+        Ok(path) => Check::ok(tool.name, format!("{}, for {purpose}", path.display())),
+        Err(error) if needed => Check::fail(tool.name, error.to_string(), format!("needed by {purpose}")),
+        Err(error) => Check::note(tool.name, error.to_string(), format!("needed only by {purpose}")),
     }
 }
 

@@ -146,17 +146,22 @@ pub struct Content<'a> {
 }
 
 impl Format {
+    /// The programs that make it.
+    #[must_use]
+    pub const fn tools(self) -> &'static [Tool] {
+        match self {
+            Self::Erofs => &[],
+            Self::Squashfs => &[MKSQUASHFS],
+            Self::Ext4 => &[MKE2FS, DEBUGFS, RESIZE2FS],
+        }
+    }
+
     /// Whether the programs are there: asked before the work that would be in vain.
     ///
     /// # Errors
     /// [`ToolError::Missing`], with the package to install.
     pub fn check(self) -> Result<(), MkfsError> {
-        let tools: &[Tool] = match self {
-            Self::Erofs => &[],
-            Self::Squashfs => &[MKSQUASHFS],
-            Self::Ext4 => &[MKE2FS, DEBUGFS, RESIZE2FS],
-        };
-        for tool in tools {
+        for tool in self.tools() {
             tool.find()?;
         }
         Ok(())

@@ -17,6 +17,7 @@ use cache::{Cache, CacheError};
 use duplicates::DuplicateError;
 use interrupt::{Interrupt, Interrupted};
 use make::{MakeError, Making};
+pub use mkfs::Format;
 use mkfs::MkfsError;
 use platform::LeftOut;
 use request::Request;
