@@ -196,6 +196,47 @@ fn podman_saves_each_of_its_forms() {
     });
 }
 
+/// What podman and buildah name `localhost/app`, nodes pull as `REGISTRY/app`; `images.txt` and `assert` say so.
+#[test]
+fn podman_and_buildah_names_are_pulled_without_localhost() {
+    privately(|| {
+        let bench = bench();
+        let run = |program: &str, arguments: &[&str]| succeed(&mut with_store(program, &bench, arguments));
+        let id = run("podman", &["pull", "--quiet", "oci:sample:it"]);
+        for name in ["app:1", "team/app:2", "team/tool:3"] {
+            // Neither is told of a registry, so both put localhost/ before it.
+            run("podman", &["tag", id.trim(), name]);
+        }
+        run("podman", &["save", "--quiet", "--output", "docker.tar", "app:1", "team/app:2"]);
+        run("podman", &["save", "--quiet", "--format", "oci-archive", "--output", "oci.tar", "team/tool:3"]);
+        run("buildah", &["tag", id.trim(), "built:4"]);
+        run("buildah", &["push", "--quiet", "built:4", "oci-archive:built.tar:localhost/built:4"]);
+        bench.pack(&["docker.tar", "oci.tar", "built.tar"]);
+        let disk = bench.extract("disk.erofs");
+        let packed: Vec<String> = disk.images().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(packed, ["localhost/app:1", "localhost/built:4", "localhost/team/app:2", "localhost/team/tool:3"]);
+
+        let serving = Serving::start(&bench.path("disk.erofs.extracted"), tempfile::tempdir().unwrap(), &["--events", "events"]);
+        let (address, certs) = (serving.address(), serving.folder.path().display().to_string());
+        for (name, tag) in [("app", "1"), ("built", "4"), ("team/app", "2"), ("team/tool", "3")] {
+            let image = format!("{address}/{name}:{tag}");
+            run("podman", &["pull", "--quiet", "--cert-dir", &certs, &image]);
+            assert_eq!(run("podman", &["image", "inspect", "--format", "{{.Id}}", &image]), id);
+            for asked in [format!("{name}:{tag}"), image, format!("localhost/{name}:{tag}")] {
+                let mut assert = Command::new(PROGRAM);
+                assert.args(["assert", "--pulled", &asked, "--times", "1"]).arg(serving.folder.path().join("events"));
+                assert_eq!(succeed(&mut assert), format!("{asked} was pulled once\n"));
+            }
+        }
+        let ca = serving.folder.path().join("ca.crt");
+        let trust = ["trust", "--quiet", "--endpoint", &address, "--disk", "disk.erofs", "-o", "trust", "--ca"];
+        succeed(bench.command(&trust).arg(&ca));
+        let listed = fs::read_to_string(bench.path("trust/images.txt")).unwrap();
+        let expected = ["app:1", "built:4", "team/app:2", "team/tool:3"].map(|name| format!("{address}/{name}\n")).concat();
+        assert_eq!(listed, expected);
+    });
+}
+
 #[test]
 fn docker_saves_several_images() {
     privately(|| {

@@ -6,7 +6,7 @@ mod common;
 use common::http::{self, get, head, ranged, raw, send};
 use common::layout::{Layout, Stored};
 use common::server::Server;
-use localregistry::oci::{Algorithm, media_type};
+use localregistry::oci::{Algorithm, Digest, media_type};
 use serde_json::json;
 
 /// One layout for most tests: a tagged image, an index over two platforms, an upstream's image, a sha512 blob, an empty one.
@@ -74,7 +74,7 @@ fn manifests_by_tag_and_by_digest_with_the_headers_that_clients_need() {
             let whole = get(f.server.plain, &target);
             let digest = stored.digest.to_string();
             assert_eq!(whole.status, 200, "{target}");
-            assert_eq!(localregistry::oci::Digest::sha256_of(&whole.body), stored.digest, "the bytes as they are stored");
+            assert_eq!(Digest::sha256_of(&whole.body), stored.digest, "the bytes as they are stored");
             for response in [&whole, &head(f.server.plain, &target)] {
                 assert_eq!(response.header("content-type"), Some(media_type));
                 assert_eq!(response.header("content-length"), Some(stored.size.to_string().as_str()));
@@ -258,6 +258,52 @@ fn a_host_with_a_port_has_its_own_images() {
     }
 }
 
+/// podman and buildah name what has no registry `localhost/NAME`.
+#[test]
+fn localhost_names_are_found_without_localhost() {
+    let mut layout = Layout::default();
+    let local = layout.image("localhost/e2e/app:1", b"by podman");
+    let local_2 = layout.image("localhost/e2e/app:2", b"by podman, too");
+    let plain = layout.image("e2e/app:1", b"by docker");
+    let hub = layout.image("docker.io/library/web:1", b"of Docker Hub");
+    let local_web = layout.image("localhost/library/web:1", b"by podman");
+    let only_local = layout.image("localhost/tool:1", b"a tool");
+    let server = Server::start(layout.write());
+    let own = server.plain.to_string().replace(':', "%3A");
+    for (target, host, expected) in [
+        ("/v2/tool/manifests/1".to_owned(), "x", only_local),
+        (format!("/v2/tool/manifests/1?ns={own}"), &server.plain.to_string(), only_local),
+        ("/v2/localhost/tool/manifests/1".into(), "x", only_local),
+        ("/v2/tool/manifests/1?ns=localhost".into(), "x", only_local),
+        (format!("/v2/tool/manifests/{}", only_local.digest), "x", only_local),
+        // Both are there: the name without a host is the one that was asked for.
+        ("/v2/e2e/app/manifests/1".into(), "x", plain),
+        ("/v2/localhost/e2e/app/manifests/1".into(), "x", local),
+        ("/v2/e2e/app/manifests/1?ns=localhost".into(), "x", local),
+        ("/v2/e2e/app/manifests/2".into(), "x", local_2),
+        (format!("/v2/e2e/app/manifests/{}", local.digest), "x", local),
+        ("/v2/library/web/manifests/1".into(), "x", hub),
+        (format!("/v2/library/web/manifests/{}", local_web.digest), "x", local_web),
+        // By this name a client reaches the registry: it is no upstream's.
+        ("/v2/e2e/app/manifests/1".into(), "localhost:5000", plain),
+        ("/v2/tool/manifests/1".into(), "localhost", only_local),
+    ] {
+        let response = raw(server.plain, format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes());
+        assert_eq!(
+            (response.status, response.header("docker-content-digest")),
+            (200, Some(&*expected.digest.to_string())),
+            "{target} at {host}"
+        );
+    }
+    let blob = |name: &str, of: &[u8]| get(server.plain, &format!("/v2/{name}/blobs/{}", Digest::sha256_of(of))).status;
+    assert_eq!((blob("tool", b"a tool"), blob("e2e/app", b"by podman, too"), blob("tool", b"by docker")), (200, 200, 404));
+    assert_eq!(get(server.plain, "/v2/tool/tags/list").json(), json!({"name": "tool", "tags": ["1"]}));
+    assert_eq!(get(server.plain, &format!("/v2/e2e/app/referrers/{}", local_2.digest)).status, 200);
+    for target in ["/v2/tool/manifests/1?ns=quay.io", "/v2/tool/manifests/2", "/v2/quay.io/tool/manifests/1"] {
+        assert_eq!(get(server.plain, target).status, 404, "{target}");
+    }
+}
+
 /// The repository by the name that the disk has for it, or, where there is none, as the client wrote it.
 #[test]
 fn the_log_names_the_upstream_however_the_client_did() {
@@ -349,7 +395,7 @@ fn manifests_up_to_4_mib_are_served_whole_and_larger_ones_refused() {
     for target in [format!("/v2/test/large/manifests/{}", largest.digest), "/v2/test/large/manifests/1".into()] {
         let response = get(server.plain, &target);
         assert_eq!((response.status, response.body.len()), (200, 4 << 20));
-        assert_eq!(localregistry::oci::Digest::sha256_of(&response.body), largest.digest);
+        assert_eq!(Digest::sha256_of(&response.body), largest.digest);
     }
 
     let mut layout = Layout::default();

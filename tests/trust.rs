@@ -56,6 +56,30 @@ fn every_file_is_as_it_was() {
     }
 }
 
+/// What podman named `localhost/NAME` is listed as the registry's own `NAME`, where that is what a client gets by it.
+#[test]
+fn localhost_names_are_listed_as_they_are_pulled() {
+    let names = [
+        "docker.io/library/web:1",
+        "e2e/app:1",
+        "localhost/e2e/app:2",
+        "localhost/library/web:1",
+        "localhost/quay.io/tool:1",
+        "localhost/tool:1",
+    ];
+    let images = names.iter().map(|name| name.parse().unwrap()).collect();
+    let bundle = Bundle { images, ..bundle(&["10.1.0.82:443"], Some(CA), &["docker.io", "localhost", "quay.io"]) };
+    let tree = tree(&bundle, &[Format::All]);
+    let listed = "docker.io/library/web:1\n10.1.0.82:443/e2e/app:1\nlocalhost/e2e/app:2\nlocalhost/library/web:1\n\
+                  localhost/quay.io/tool:1\n10.1.0.82:443/tool:1\n";
+    assert_eq!(tree["images.txt"], listed);
+    assert!(tree["containerd/certs.d/localhost/hosts.toml"].contains("server = \"https://10.1.0.82:443\""));
+    // A node's own name stays its own: dockerd pulls REGISTRY/NAME.
+    let hosts = "# Docker Hub is asked after its mirror: it is nowhere.\n0.0.0.0 registry-1.docker.io index.docker.io\n10.1.0.82 quay.io\n";
+    assert_eq!(tree["docker/hosts"], hosts);
+    assert!(!tree.contains_key("docker/certs.d/localhost/ca.crt"));
+}
+
 fn toml(tree: &Tree, path: &str) -> Value {
     serde_json::to_value(toml::from_str::<toml::Table>(&tree[path]).unwrap()).unwrap()
 }

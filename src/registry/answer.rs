@@ -15,7 +15,7 @@ use super::auth::Auth;
 use super::auth::client_certificate::{ClientCa, Presence};
 use super::auth::scope::Scope;
 use super::body::{Body, Opened};
-use super::catalog::{Blob, BlobId};
+use super::catalog::{Blob, BlobId, Catalog, RepositoryId};
 use super::client::Client;
 use super::condition::{self, Condition};
 use super::documents::{Documents, Room};
@@ -200,8 +200,8 @@ impl Registry {
         entry: &mut Entry,
     ) -> Result<Response<Body>, RegistryError> {
         let catalog = holdings.store().catalog();
-        let mut repository = |name: &Repository| {
-            let found = find::repository(holdings, name, target, head)?;
+        let mut repository = |name: &Repository, has: &dyn Fn(&Catalog, RepositoryId) -> bool| {
+            let found = find::repository(holdings, name, target, head, has)?;
             entry.note(|request| catalog.repository_name(found).clone_into(&mut request.repository));
             Ok::<_, RegistryError>(found)
         };
@@ -209,15 +209,17 @@ impl Registry {
             Route::Base => Ok(reply::base()),
             Route::Catalog(page) => Ok(lists::catalog(catalog, page, self.documents.room(lists::longest(page)).await?)),
             Route::Tags(name, page) => {
-                let (holder, list) = (repository(name)?, lists::Of { name, namespace: target.namespace.as_ref(), page });
+                let (holder, list) =
+                    (repository(name, &|_, _| true)?, lists::Of { name, namespace: target.namespace.as_ref(), page });
                 Ok(lists::tags(catalog, holder, &list, self.documents.room(lists::longest(page)).await?))
             }
             Route::Manifest(name, reference) => {
-                let (id, freshness) = find::manifest(holdings, repository(name)?, reference)?;
+                let has = |_: &Catalog, id| find::manifest(holdings, id, reference).is_ok();
+                let (id, freshness) = find::manifest(holdings, repository(name, &has)?, reference)?;
                 self.content(holdings, id, freshness, head, entry).await
             }
             Route::Blob(name, digest) => {
-                let holder = repository(name)?;
+                let holder = repository(name, &|catalog, id| catalog.blob_in(id, digest).is_some())?;
                 let found = catalog.blob_in(holder, digest);
                 let unknown = || RegistryError::BlobUnknown(format!("no blob {digest} in {name}"));
                 entry.blob_of = Some(holder);
@@ -225,8 +227,8 @@ impl Registry {
             }
             Route::Referrers(name, asked) => {
                 // A registry must answer 200 with an empty list for a digest that it does not know; only an unknown repository is a 404.
-                let (holder, list) =
-                    (repository(name)?, lists::Of { name, namespace: target.namespace.as_ref(), page: &asked.page });
+                let holder = repository(name, &|catalog, id| catalog.blob_in(id, &asked.subject).is_some())?;
+                let list = lists::Of { name, namespace: target.namespace.as_ref(), page: &asked.page };
                 let room = self.documents.room(2 * REFERRERS).await?;
                 lists::referrers(self, holdings, holder, &list, asked, room).await
             }

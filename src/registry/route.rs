@@ -264,6 +264,10 @@ const ALIASES: [(&str, &str); 2] = [("registry-1.docker.io", MIRRORED), ("index.
 /// The upstream of dockerd's `registry-mirrors`, which are asked without naming it.
 pub const MIRRORED: &str = "docker.io";
 
+/// The host that podman and buildah put before a name that has no registry: an image built as `app` is named `localhost/app`. It is
+/// also how this machine reaches a registry of its own, so a `Host` header with it names no upstream.
+pub const LOCAL: &str = "localhost";
+
 /// Every alias with the upstream that it means.
 pub fn aliases() -> impl Iterator<Item = (&'static str, &'static str)> {
     ALIASES.into_iter()

@@ -17,7 +17,8 @@ use crate::oci::{Host, Tag};
 #[command(
     after_help = "A SOURCE is an OCI image layout (a folder, or a tar archive of one) or what docker save writes. Archives may be \
 compressed with gzip or zstd; hard links, devices and names that lead out of an archive are refused. Names are taken as the source \
-gives them: busybox:latest is the repository busybox, docker.io/library/busybox:latest the repository library/busybox of docker.io.
+gives them: busybox:latest is the repository busybox, docker.io/library/busybox:latest the repository library/busybox of docker.io. \
+What podman and buildah name localhost/app is found as REGISTRY/app, unless the disk has app or docker.io/app with that tag too.
 
 A FILE of --spec is prototext, a list of entries of one of these forms (proto/localregistry/v1/images.proto has all fields):
   images { name: \"a/b\" config { file_path: \"…\" digest_path: \"…\" } layers { file_path: \"…\" digest_path: \"…\" } }
@@ -61,7 +62,7 @@ struct Flags {
     #[arg(long, value_name = "TAG")]
     tag: Option<Tag>,
 
-    /// File images whose name has no host under HOST: with docker.io, busybox becomes docker.io/library/busybox
+    /// File images whose name has no host, or localhost, under HOST: with docker.io, busybox becomes docker.io/library/busybox
     #[arg(long, value_name = "HOST")]
     upstream: Option<Host>,
 

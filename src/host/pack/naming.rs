@@ -106,9 +106,10 @@ fn label(image: &Image) -> String {
     image.tag.as_ref().map_or_else(|| image.digest.to_string(), Tag::to_string)
 }
 
-/// Files an image under a host, if it is under none: `busybox` of Docker Hub as what clients ask for, `library/busybox`.
+/// Files an image under a host, if it is under none: `busybox` of Docker Hub as what clients ask for, `library/busybox`. podman and
+/// buildah write `localhost/` before a name without a host.
 fn file_under(image: &mut Image, upstream: &Host) -> Result<(), NamingError> {
-    if image.repository.host().is_some() {
+    if image.repository.host().is_some_and(|host| host != route::LOCAL) {
         return Ok(());
     }
     let failed = |source| NamingError::Upstream { image: image.name(), upstream: upstream.to_string(), source };
@@ -199,6 +200,9 @@ mod tests {
             ("busybox:1", "index.docker.io", "docker.io/library/busybox:1"),
             ("busybox:1", "localhost:5000", "localhost:5000/busybox:1"),
             ("quay.io/x/y:1", "docker.io", "quay.io/x/y:1"),
+            ("localhost/app:1", "quay.io", "quay.io/app:1"),
+            ("localhost/app:1", "docker.io", "docker.io/library/app:1"),
+            ("localhost:5000/app:1", "quay.io", "localhost:5000/app:1"),
         ] {
             let images = vec![image(name, true, "1")];
             assert_eq!(names(images, &Naming::default(), Some(upstream)), Ok(vec![expected.to_owned()]));

@@ -5,16 +5,17 @@ use std::str::FromStr;
 
 use super::Pull;
 use crate::oci::{Digest, Host, ImageName, NameError, Repository, Tag};
-use crate::registry::route::{MIRRORED, upstream};
+use crate::registry::route::{LOCAL, MIRRORED, upstream};
 
 /// Docker Hub's namespace for names without one.
 const LIBRARY: &str = "library";
 
 /// An image that pulls are looked for of.
 ///
-/// Names mean what they mean to clients: without tag and digest `latest`; with a digest that alone. Without a host both the registry's
-/// own images are meant and Docker Hub's (`busybox` is `docker.io/library/busybox` too). A host that is an address, has a port or is
-/// `localhost` is the registry itself, or an upstream of that name.
+/// Names mean what they mean to clients: without tag and digest `latest`; with a digest that alone. Without a host the registry's
+/// own images are meant, Docker Hub's (`busybox` is `docker.io/library/busybox` too) and those that podman named `localhost/NAME`. A
+/// host that is an address or has a port is the registry itself, which looks for a name in the same places, or an upstream of that
+/// name. `localhost` is podman's word for no registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     text: String,
@@ -49,15 +50,15 @@ impl FromStr for Wanted {
 /// The names that a log may have for it.
 fn repositories(repository: &Repository) -> Vec<String> {
     let (host, path) = (repository.host(), repository.path());
+    // Where the registry looks for a name without an upstream.
+    let own = || [path.to_owned(), format!("{MIRRORED}/{path}"), format!("{LOCAL}/{path}")];
     let mut names = match host {
-        None => vec![path.to_owned()],
-        Some(host) if is_own(host) => vec![format!("{host}/{path}"), path.to_owned()],
+        None => own().to_vec(),
+        Some(LOCAL) => vec![format!("{LOCAL}/{path}"), path.to_owned()],
+        Some(host) if is_own(host) => [format!("{host}/{path}")].into_iter().chain(own()).collect(),
         Some(host) => vec![format!("{}/{path}", upstream(host))],
     };
     let hub = host.is_none_or(|host| upstream(host) == MIRRORED);
-    if host.is_none() {
-        names.push(format!("{MIRRORED}/{path}"));
-    }
     if hub && !path.contains('/') {
         names.push(format!("{MIRRORED}/{LIBRARY}/{path}"));
     }
@@ -68,7 +69,7 @@ fn repositories(repository: &Repository) -> Vec<String> {
 fn is_own(host: &str) -> bool {
     let is_bare = host.parse::<Host>().is_ok_and(|parsed| parsed.name() == host);
     let address = host.trim_start_matches('[').trim_end_matches(']');
-    !is_bare || host == "localhost" || address.parse::<std::net::IpAddr>().is_ok()
+    !is_bare || address.parse::<std::net::IpAddr>().is_ok()
 }
 
 impl Wanted {
@@ -118,6 +119,12 @@ mod tests {
             ("10.1.0.82/test/hello:1", "test/hello", "1", true),
             ("[fd00::1]:5000/test/hello:1", "test/hello", "1", true),
             ("localhost/test/hello:1", "test/hello", "1", true),
+            ("localhost/test/hello:1", "localhost/test/hello", "1", true),
+            ("test/hello:1", "localhost/test/hello", "1", true),
+            ("10.1.0.82:5000/test/hello:1", "localhost/test/hello", "1", true),
+            ("10.1.0.82:5000/test/hello:1", "docker.io/test/hello", "1", true),
+            ("quay.io/test/hello:1", "localhost/test/hello", "1", false),
+            ("localhost/test/hello:1", "docker.io/test/hello", "1", false),
             ("10.1.0.82:5000/docker.io/library/busybox:1", "docker.io/library/busybox", "1", true),
             ("quay.io/test/hello:1", "test/hello", "1", false),
             ("quay.io/test/hello:1", "quay.io/test/hello", "1", true),

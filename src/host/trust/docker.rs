@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use serde_json::json;
 
 use super::{Bundle, Tree};
-use crate::registry::route::{MIRRORED, aliases};
+use crate::registry::route::{LOCAL, MIRRORED, aliases};
 
 /// An address that nothing answers at, and that says so at once.
 const NOWHERE: &str = "0.0.0.0";
@@ -16,7 +16,8 @@ const HTTPS: &str = "443";
 
 /// `certs.d`, `daemon.json` and `hosts`.
 pub(super) fn files(bundle: &Bundle) -> Tree {
-    let others: Vec<&str> = bundle.mirrored().filter(|host| *host != MIRRORED).collect();
+    // The name of the node itself is not given away: what podman named `localhost/NAME` the registry also has as `NAME`.
+    let others: Vec<&str> = bundle.mirrored().filter(|host| ![MIRRORED, LOCAL].contains(host)).collect();
     let stand_in = standing_in(bundle);
     let named = others.iter().filter(|_| stand_in.is_some());
     let folders: Vec<String> = bundle.addresses().chain(named.copied()).map(|host| format!("certs.d/{host}")).collect();

@@ -1,8 +1,11 @@
 //! What every launcher can use: the CA, variables for a shell, and the list of images.
 
+use std::collections::HashSet;
+
 use super::text::shell;
 use super::{Bundle, Tree};
-use crate::oci::ImageName;
+use crate::oci::{ImageName, Repository};
+use crate::registry::route::{LOCAL, MIRRORED};
 
 /// The files.
 pub(super) const NAMES: [&str; 3] = ["ca.crt", "env", "images.txt"];
@@ -13,7 +16,7 @@ pub(super) fn files(bundle: &Bundle) -> Tree {
     let mut tree = Tree::new();
     tree.extend(bundle.ca.clone().map(|pem| (ca.to_owned(), pem)));
     tree.insert(env.to_owned(), variables(bundle));
-    tree.insert(images.to_owned(), bundle.images.iter().map(|image| reference(bundle, image) + "\n").collect());
+    tree.insert(images.to_owned(), references(bundle));
     tree
 }
 
@@ -33,7 +36,21 @@ fn variables(bundle: &Bundle) -> String {
     .fold("# Paths are relative to the folder of this file.\n".to_owned(), |text, line| text + &line)
 }
 
-/// The image as a pod's spec would name it: an upstream's by its own name, by way of the mirror entries.
-fn reference(bundle: &Bundle, image: &ImageName) -> String {
-    if image.repository.host().is_some() { image.to_string() } else { format!("{}/{image}", bundle.address()) }
+/// The images as a pod's spec would name them, one a line: an upstream's by its own name, by way of the mirror entries. What podman
+/// named `localhost/NAME` is the registry's own `NAME`, unless the registry finds another repository by that name first.
+fn references(bundle: &Bundle) -> String {
+    let address = bundle.address();
+    let repositories = bundle.images.iter().map(|image| &image.repository);
+    let found_first: HashSet<&str> =
+        repositories.filter(|one| matches!(one.host(), None | Some(MIRRORED))).map(|one| one.path()).collect();
+    let own = |image: &ImageName| match (image.repository.host(), image.repository.path()) {
+        (None, _) => Some(image.clone()),
+        (Some(LOCAL), path) if !found_first.contains(path) => {
+            let repository = path.parse::<Repository>().ok().filter(|repository| repository.host().is_none())?;
+            Some(ImageName { repository, ..image.clone() })
+        }
+        _ => None,
+    };
+    let reference = |image| own(image).map_or_else(|| format!("{image}\n"), |own| format!("{address}/{own}\n"));
+    bundle.images.iter().map(reference).collect()
 }

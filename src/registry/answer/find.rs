@@ -3,7 +3,7 @@
 use http::request::Parts;
 
 use crate::oci::{Reference, Repository};
-use crate::registry::catalog::{BlobId, RepositoryId};
+use crate::registry::catalog::{BlobId, Catalog, RepositoryId};
 use crate::registry::client;
 use crate::registry::error::RegistryError;
 use crate::registry::holdings::Holdings;
@@ -31,13 +31,17 @@ pub(super) fn manifest(
 }
 
 /// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
-/// name, the `Host` header where the store knows that host, with its port or without, else none: then it is in the default namespace, or of
-/// docker.io, whose mirrors dockerd asks without a word of that.
+/// name, the `Host` header where the store knows that host, with its port or without.
+///
+/// Without an upstream the repository is the first of these that `has` what is asked for, else the first that exists: the one of the
+/// default namespace, that of docker.io (dockerd does not name the upstream when it asks a mirror), and that of `localhost`, by which
+/// podman and buildah name what has no registry.
 pub(super) fn repository(
     holdings: &Holdings,
     name: &Repository,
     target: &Target,
     head: &Parts,
+    has: impl Fn(&Catalog, RepositoryId) -> bool,
 ) -> Result<RepositoryId, RegistryError> {
     let host = client::host(head);
     let upstream = match (&target.namespace, name.host()) {
@@ -48,15 +52,21 @@ pub(super) fn repository(
         (None, Some(_)) => None,
         (None, None) => {
             let mut names = host.as_ref().map(|host| [host.as_str(), host.name()]).into_iter().flatten();
-            names.find(|host| holdings.upstreams.contains(route::upstream(host)))
+            names.find(|host| *host != route::LOCAL && holdings.upstreams.contains(route::upstream(host)))
         }
     };
     let full = match upstream {
         Some(upstream) => format!("{}/{name}", route::upstream(upstream)),
         None => name.to_string(),
     };
+    let hosts: &[&str] = match (&target.namespace, upstream, name.host()) {
+        (None, None, None) => &[route::MIRRORED, route::LOCAL],
+        // It names this registry, so not docker.io.
+        (Some(_), None, None) => &[route::LOCAL],
+        _ => &[],
+    };
     let catalog = holdings.store().catalog();
-    let unsaid = target.namespace.is_none() && upstream.is_none() && name.host().is_none();
-    let mirrored = || catalog.repository(&format!("{}/{full}", route::MIRRORED)).filter(|_| unsaid);
-    catalog.repository(&full).or_else(mirrored).ok_or(RegistryError::NameUnknown(full))
+    let mut others = hosts.iter().filter_map(|host| catalog.repository(&format!("{host}/{full}")));
+    let Some(first) = catalog.repository(&full).or_else(|| others.next()) else { return Err(RegistryError::NameUnknown(full)) };
+    if has(catalog, first) { Ok(first) } else { Ok(others.find(|id| has(catalog, *id)).unwrap_or(first)) }
 }
