@@ -180,7 +180,10 @@ fn what_does_not_hold_exits_1_with_the_difference() {
     let one = "test/multi:1@sha256:e3b0c44298fc";
     let both = format!("  {}  {}", row("10.1.0.7", one, "   200        512"), row("10.1.0.8", one, "   200        512"));
     let missed = format!("  {}", row("10.1.0.8", "test/multi:2", "   404        512"));
-    let all = format!("{both}{missed}");
+    let nearest = format!(
+        "  nobody asked for test/other:1; the nearest names in the log:\n  {}{missed}",
+        row("10.1.0.8", one, "   200        512")
+    );
     for (arguments, difference, context) in [
         (
             &["--pulled", "test/multi:1", "--by", "10.1.0.7", "--times", "2"][..],
@@ -201,7 +204,7 @@ fn what_does_not_hold_exits_1_with_the_difference() {
             "test/other:1 was not pulled; it was expected to be pulled at least once\n\
              - test/other:1: to be pulled at least once\n\
              + test/other:1: not pulled\n",
-            &all,
+            &nearest,
         ),
         (
             &["--pulled", "test/multi:1", "--at-most", "1"],
@@ -224,6 +227,53 @@ fn what_does_not_hold_exits_1_with_the_difference() {
     let (status, said, _) = run(&bench, &["assert", "--json", "--pulled", "test/multi:1", "--times", "3", "log"]);
     let expected = json!({ "image": "test/multi:1", "by": null, "pulls": 2, "expected": "to be pulled 3 times", "holds": false });
     assert_eq!((status, serde_json::from_str::<Value>(&said).unwrap()), (Some(1), expected));
+}
+
+fn pulled(by: &str, repository: &str, tag: &str) -> Value {
+    let mut event = request(by, "GET", "manifest", tag, 200);
+    event["request"]["repository"] = json!(repository);
+    event
+}
+
+/// The images that are listed under a failure, in their order.
+fn listed(bench: &Bench, arguments: &[&str]) -> Vec<String> {
+    let (status, _, said) = run(bench, &[&["assert"], arguments, &["log"]].concat());
+    assert_eq!(status, Some(1), "{said}");
+    let rows = said.lines().filter(|line| line.starts_with("  00:"));
+    rows.map(|row| row.split_whitespace().nth(2).unwrap().split('@').next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_failure_lists_the_nearest_names_and_says_which_tag_was_taken() {
+    let mut events: Vec<Value> = (0..20).map(|number| pulled("10.1.0.7", &format!("aaa/unrelated-{number}"), "1")).collect();
+    for (by, repository, tag) in [
+        ("10.1.0.7", "quay.io/team/backend", "v1"),
+        ("10.1.0.7", "team/backend", "v1"),
+        ("10.1.0.8", "team/backend", "v1"),
+        ("10.1.0.8", "team/backend", "rc-12"),
+        ("10.1.0.7", "team/backends", "latest"),
+    ] {
+        events.push(pulled(by, repository, tag));
+    }
+    let bench = bench(&written(&events));
+    let near = listed(&bench, &["--pulled", "team/backend:v2"]);
+    assert_eq!(near.len(), 10);
+    // The same repository, then the same one at another host and one of nearly the same name, each once.
+    assert_eq!(near[..4], ["team/backend:v1", "team/backend:rc-12", "quay.io/team/backend:v1", "team/backends:latest"]);
+    assert_eq!(listed(&bench, &["--pulled", "team/backend:v2", "--by", "10.1.0.8"]), ["team/backend:v1", "team/backend:rc-12"]);
+    assert_eq!(listed(&bench, &["--pulled", "team/backend:v2", "--by", "10.1.0.9"]), near, "that address asked for nothing");
+
+    let (status, _, said) = run(&bench, &["assert", "--pulled", "team/backend", "log"]);
+    let head = "localregistry: team/backend:latest was not pulled; it was expected to be pulled at least once\n\
+                - team/backend:latest: to be pulled at least once\n+ team/backend:latest: not pulled\n  \
+                no tag was given: latest was looked for, as clients do\n  nobody asked for team/backend:latest; the nearest names in \
+                the log:\n";
+    assert!(said.starts_with(head), "{said}");
+    assert_eq!(status, Some(1));
+    let said = run(&bench, &["assert", "--pulled", "team/backends", "log"]);
+    assert_eq!(said, (Some(0), "team/backends:latest was pulled once\n".to_owned(), String::new()));
+    let (_, json, _) = run(&bench, &["assert", "--json", "--pulled", "team/backends", "log"]);
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["image"], "team/backends:latest");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! | 1 | it shows something else, which is on standard error |
 //! | 2 | the command line is wrong, or the log cannot be read or trusted |
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Pull, Refusals, Tracker, Wanted, log};
@@ -36,7 +38,7 @@ Examples:
   localregistry assert --pulled test/hello:1 --by 10.1.0.7 events.jsonl
       That node pulled it, at least once
   localregistry assert --pulled docker.io/library/busybox --times 3 events.jsonl
-      It was pulled exactly three times, by whomever
+      Its tag latest was pulled exactly three times, by any address
   localregistry assert --not-pulled test/secret:1 events.jsonl
       Nobody pulled it
 
@@ -50,7 +52,7 @@ Exit status:
   2  the command line is wrong, or the log cannot be read, is damaged, or lacks events that were dropped"
 )]
 pub struct Args {
-    /// The image that was to be pulled, as clients name it
+    /// The image that was to be pulled, as clients name it: without a tag its tag latest
     #[arg(long, value_name = "REF")]
     pulled: Option<Wanted>,
 
@@ -136,12 +138,18 @@ fn pulled(count: u64) -> String {
 }
 
 /// What the log shows.
-#[derive(Debug, Serialize)]
-struct Shown<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AssertResult")]
+pub struct Shown<'a> {
+    /// The image, as it was given, with the tag that is meant.
     image: String,
+    /// The address whose pulls were counted; null: those of all.
     by: Option<IpAddr>,
+    /// How many pulls were counted.
     pulls: u64,
+    /// What was expected, in words.
     expected: &'a str,
+    /// Whether the log shows that.
     holds: bool,
 }
 
@@ -172,6 +180,9 @@ fn held(args: &Args, report: &Report) -> Result<bool, LogError> {
     if !holds {
         eprintln!("localregistry: {wanted} was {found}{by}; it was expected {words}");
         eprintln!("- {wanted}{by}: {words}\n+ {wanted}{by}: {found}");
+        if !wanted.is_complete() {
+            eprintln!("  no tag was given: latest was looked for, as clients do");
+        }
         if expected.lacks(counted) {
             list(&refusals.by(args.by));
         }
@@ -237,10 +248,26 @@ fn found(args: &Args, report: &Report) -> Result<Found, LogError> {
     damaged.map_or(Ok(found), Err)
 }
 
-/// Shows what there is instead: the image's pulls and attempts by whomever, else what else was pulled by whom it is about.
+/// The images with the names nearest to what is wanted, the last pull or attempt of each: those of the address that it is about, or
+/// of all addresses if that one asked for nothing.
+fn nearest<'a>(wanted: &Wanted, pulls: &'a [Pull], is_by: impl Fn(&Pull) -> bool) -> Vec<&'a Pull> {
+    let any = pulls.iter().any(&is_by);
+    let considered = pulls.iter().filter(|pull| !any || is_by(pull));
+    let by_image: HashMap<String, &Pull> = considered.map(|pull| (pull.image(), pull)).collect();
+    let mut images: Vec<_> = by_image.into_iter().map(|(image, pull)| (wanted.distance(pull), image, pull)).collect();
+    images.sort_by(|(one, name, _), (other, other_name, _)| (one, name).cmp(&(other, other_name)));
+    images.into_iter().map(|(_, _, pull)| pull).collect()
+}
+
+/// Shows what there is instead: the image's pulls and attempts by any address, else the images with the nearest names.
 fn context(wanted: &Wanted, pulls: &[Pull], is_by: impl Fn(&Pull) -> bool) {
-    let of_image: Vec<&Pull> = pulls.iter().filter(|pull| wanted.is(pull)).collect();
-    let shown = if of_image.is_empty() { pulls.iter().filter(|pull| is_by(pull)).collect() } else { of_image };
+    let mut shown: Vec<&Pull> = pulls.iter().filter(|pull| wanted.is(pull)).collect();
+    if shown.is_empty() {
+        shown = nearest(wanted, pulls, is_by);
+        if !shown.is_empty() {
+            eprintln!("  nobody asked for {wanted}; the nearest names in the log:");
+        }
+    }
     list(&shown);
 }
 

@@ -18,7 +18,13 @@ const LIBRARY: &str = "library";
 /// name. `localhost` is podman's word for no registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
+    /// As it was given, with the tag where none was.
     text: String,
+    /// Whether the tag was given, or a digest.
+    complete: bool,
+    /// The repository's name without a host.
+    path: String,
+    /// The names that a log may have for the repository.
     repositories: Vec<String>,
     by: Reference,
 }
@@ -39,11 +45,14 @@ impl FromStr for Wanted {
 
     fn from_str(text: &str) -> Result<Self, WantedError> {
         let ImageName { repository, tag, digest } = text.parse().map_err(WantedError)?;
+        let complete = tag.is_some() || digest.is_some();
         let by = match digest {
             Some(digest) => Reference::Digest(digest),
             None => Reference::Tag(tag.unwrap_or_else(Tag::latest)),
         };
-        Ok(Self { text: text.to_owned(), repositories: repositories(&repository), by })
+        let text = if complete { text.to_owned() } else { format!("{text}:{}", Tag::latest()) };
+        let path = repository.path().to_owned();
+        Ok(Self { text, complete, path, repositories: repositories(&repository), by })
     }
 }
 
@@ -73,6 +82,26 @@ fn is_own(host: &str) -> bool {
 }
 
 impl Wanted {
+    /// Whether a tag or a digest was given. If not, the tag is the one that clients take.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// How far the name of what was pulled is from this one, to sort by: the edit distance of the repositories, at most 1 where only
+    /// the hosts differ, then that of the tags.
+    #[must_use]
+    pub fn distance(&self, pull: &Pull) -> (usize, usize) {
+        let same_path = pull.repository.parse::<Repository>().is_ok_and(|other| other.path() == self.path);
+        let distances = self.repositories.iter().map(|name| strsim::levenshtein(name, &pull.repository));
+        let repository = distances.min().unwrap_or_default().min(if same_path { 1 } else { usize::MAX });
+        let tag = match &self.by {
+            Reference::Tag(tag) => strsim::levenshtein(tag.as_str(), pull.tag.as_deref().unwrap_or_default()),
+            Reference::Digest(_) => 0,
+        };
+        (repository, tag)
+    }
+
     /// Whether `pull` is of this image.
     #[must_use]
     pub fn is(&self, pull: &Pull) -> bool {
