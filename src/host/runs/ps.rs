@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -40,26 +41,41 @@ pub enum PsError {
     Print(#[source] io::Error),
 }
 
-/// What is printed. Its fields are the JSON line of `--json`.
-#[derive(Debug, Serialize)]
-struct Listing {
+/// The runs of this user.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PsResult")]
+pub struct Listing {
+    /// The runs, in order of their names; then those whose folders were given.
     runs: Vec<Row>,
 }
 
-#[derive(Debug, Serialize)]
+/// A run.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PsRun")]
 struct Row {
+    /// Its name.
     name: String,
-    /// "booting", "ready", "ended" or "dead".
+    /// `booting`, `ready`, `ended` or `dead`.
     state: &'static str,
-    /// With "ended".
+    /// The exit status; with `ended`.
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u8>,
+    /// The process that runs it.
     pid: i32,
-    /// Null before it is ready.
-    endpoint: Value,
+    /// The registry's URL; null before it is ready.
+    endpoint: Option<String>,
+    /// Host and port, as they stand before an image's name; null before it is ready.
+    address: Option<String>,
+    /// The CA certificate, an absolute path; null before it is ready, and with plain HTTP.
+    ca: Option<String>,
+    /// The QEMU process; null before it is ready.
+    qemu_pid: Option<u64>,
+    /// The first disk, an absolute path.
     disk: PathBuf,
+    /// The other disks, absolute paths; where there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     further_disks: Vec<PathBuf>,
+    /// The run's folder.
     run_dir: PathBuf,
 }
 
@@ -89,9 +105,12 @@ impl Row {
             State::Ended(status) => ("ended", Some(status)),
             State::Dead => ("dead", None),
         };
-        let endpoint = run.ready.as_ref().and_then(|ready| ready.get("endpoint")).cloned().unwrap_or_default();
+        let ready = |key: &str| run.ready.as_ref()?.get(key);
+        let text = |key: &str| ready(key)?.as_str().map(str::to_owned);
+        let (endpoint, address, ca) = (text("endpoint"), text("address"), text("ca"));
+        let qemu_pid = ready("qemu_pid").and_then(Value::as_u64);
         let Who { name, pid, disk, further_disks, .. } = run.who.clone();
-        Self { name, state, status, pid, endpoint, disk, further_disks, run_dir: run.folder.clone() }
+        Self { name, state, status, pid, endpoint, address, ca, qemu_pid, disk, further_disks, run_dir: run.folder.clone() }
     }
 }
 
@@ -100,7 +119,7 @@ impl fmt::Display for Listing {
         let head = ["NAME", "STATE", "PID", "ENDPOINT", "DISK"].map(str::to_owned);
         let rows = self.runs.iter().map(|row| {
             let state = row.status.map_or_else(|| row.state.to_owned(), |status| format!("{} {status}", row.state));
-            let endpoint = row.endpoint.as_str().unwrap_or("-").to_owned();
+            let endpoint = row.endpoint.as_deref().unwrap_or("-").to_owned();
             let disks: Vec<_> =
                 [&row.disk].into_iter().chain(&row.further_disks).map(|disk| disk.display().to_string()).collect();
             [row.name.clone(), state, row.pid.to_string(), endpoint, disks.join(" ")]
@@ -122,18 +141,21 @@ mod tests {
 
     #[test]
     fn a_person_reads_a_table() {
-        let row = |name: &str, state, status, endpoint| Row {
+        let row = |name: &str, state, status, endpoint: Option<&str>| Row {
             name: name.into(),
             state,
             status,
             pid: 17,
-            endpoint,
+            endpoint: endpoint.map(str::to_owned),
+            address: None,
+            ca: None,
+            qemu_pid: None,
             disk: "/d/images.erofs".into(),
             further_disks: vec![],
             run_dir: "/r".into(),
         };
         let listing = Listing {
-            runs: vec![row("one", "ready", None, "https://10.1.0.82:5000".into()), row("another", "ended", Some(3), Value::Null)],
+            runs: vec![row("one", "ready", None, Some("https://10.1.0.82:5000")), row("another", "ended", Some(3), None)],
         };
         assert_eq!(
             listing.to_string(),

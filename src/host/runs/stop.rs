@@ -7,7 +7,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{Run, RunsError, State};
 use crate::host::report::Report;
@@ -71,6 +72,16 @@ pub enum StopError {
     Print(#[source] io::Error),
 }
 
+/// A run that has ended.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "StopResult")]
+pub struct Ended {
+    /// Its name.
+    name: String,
+    /// Its exit status.
+    status: u8,
+}
+
 /// Ends the run and gives its exit status.
 ///
 /// # Errors
@@ -95,7 +106,8 @@ pub fn run(args: &Args, report: &Report) -> Result<u8, StopError> {
         _ => (KILLED, "was killed".to_owned()),
     };
     run.clean();
-    report.result(&json!({ "name": name, "status": status }), &format!("{name} {how}")).map_err(StopError::Print)?;
+    let text = format!("{name} {how}");
+    report.result(&Ended { name, status }, &text).map_err(StopError::Print)?;
     Ok(status)
 }
 
