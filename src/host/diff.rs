@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use indicatif::HumanBytes;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::contents::{self, Blob, Contents, ContentsError, Kind, every_tag_of};
@@ -99,40 +100,64 @@ impl DiffError {
 }
 
 /// How two disks differ.
-#[derive(Debug, Serialize)]
-struct Difference {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "DiffResult")]
+pub(super) struct Difference {
+    /// The first disk, as it was given.
     a: PathBuf,
+    /// The second disk, as it was given.
     b: PathBuf,
+    /// Whether both have the same images.
     same: bool,
+    /// The images that only the second disk has.
     added: Vec<One>,
+    /// The images that only the first disk has.
     removed: Vec<One>,
+    /// The images whose name both have, with another manifest.
     changed: Vec<Change>,
+    /// How many images are the same.
     unchanged: usize,
 }
 
 /// An image that one disk has alone.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "DiffImage")]
 struct One {
+    /// The image's name.
     name: String,
+    /// Digest of its manifest.
     digest: String,
+    /// Its size in bytes, with all its blobs.
     bytes: u64,
 }
 
 /// An image that differs.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "DiffChange")]
 struct Change {
+    /// The image's name.
     name: String,
+    /// Digest of its manifest on the first disk.
     from: String,
+    /// Digest of its manifest on the second disk.
     to: String,
+    /// The layers that it has on the second disk only.
     layers_added: Vec<Layer>,
+    /// The layers that it has on the first disk only.
     layers_removed: Vec<Layer>,
+    /// Size of the added layers in bytes.
     bytes_added: u64,
+    /// Size of the removed layers in bytes.
     bytes_removed: u64,
 }
 
-#[derive(Debug, Serialize)]
+/// A layer.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "DiffLayer")]
 struct Layer {
+    /// Its digest.
     digest: String,
+    /// Its size in bytes.
     bytes: u64,
 }
 

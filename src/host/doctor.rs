@@ -7,6 +7,7 @@ mod trial;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::initramfs::init;
@@ -53,7 +54,8 @@ pub struct Args {
 }
 
 /// What was found of one thing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "DoctorCheck")]
 pub struct Check {
     /// The thing.
     name: &'static str,
@@ -61,13 +63,14 @@ pub struct Check {
     status: Status,
     /// What there is.
     found: String,
-    /// What to do; nothing where it is as it should be.
+    /// What to do; null where it is as it should be.
     advice: Option<String>,
 }
 
 /// Whether a thing is as it should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "DoctorStatus")]
 enum Status {
     /// It is.
     Ok,
@@ -102,10 +105,14 @@ impl Check {
     }
 }
 
-/// The result, as `--json` prints it.
-#[derive(Serialize)]
-struct Written<'a> {
+/// What this machine has of what `pack` and `run` need.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "DoctorResult")]
+pub(super) struct Written<'a> {
+    /// Whether no check failed.
     ok: bool,
+    /// The checks, in the order in which things are needed.
+    #[schemars(with = "Vec<Check>")]
     checks: &'a [Check],
 }
 

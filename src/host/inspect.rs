@@ -17,7 +17,8 @@ use crate::oci::{Algorithm, Digest, Hasher};
 use crate::registry::catalog;
 use crate::registry::layout::Tree;
 use crate::registry::store::{self, StoreError};
-use document::{Document, Finding, Verified};
+pub(super) use document::Document;
+use document::{Finding, Verified};
 use export::ExportError;
 
 mod document;
@@ -39,10 +40,7 @@ wrong is named on standard error, and the exit code is 1; also what `pack --allo
 
 REPOSITORY:* is an image that answers to every tag of its repository which no other image has.
 
-With --json: disk, form (erofs, squashfs, ext4, archive, folder), bytes, digest, catalog, upstreams, totals {images, \
-repositories, manifests, blobs, blob_bytes, shared_blobs, shared_bytes, saved_bytes}, images [{name, upstream, repository, tag, \
-every_tag, digest, kind (image, index, artifact), media_type, artifact_type, subject, platforms, blobs, bytes, shared_bytes}], verified \
-{blobs, bytes} or null, exported, faults [{kind (missing, size, content, unreadable, manifest, catalog), blob, images, message}].
+`localregistry schema` has the fields of --json (InspectResult).
 
 Examples:
   localregistry inspect disk.erofs

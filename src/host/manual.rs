@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::cli::Cli;
@@ -55,9 +56,13 @@ pub enum ManualError {
     Print(#[source] io::Error),
 }
 
-#[derive(Debug, Serialize)]
-struct Written<'a> {
+/// What was written.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ManualResult")]
+pub(super) struct Written<'a> {
+    /// The folder, as it was given.
     dir: &'a Path,
+    /// The files' paths below it.
     files: Vec<String>,
 }
 

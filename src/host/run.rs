@@ -31,6 +31,7 @@ use self::lifeline::{Descriptor, Lifeline, LifelineError};
 use self::notes::{Note, writable};
 
 pub use args::Args;
+pub(super) use print::{Place, Printed};
 pub use publish::{Publish, PublishError};
 
 /// Exit status where a signal ended it before it was ready: QEMU was killed.
@@ -158,7 +159,7 @@ fn printed(args: &Args, report: &Report) -> Result<(), RunError> {
     let options = args.options(kernel, initramfs, config, ca, *report);
     let folder = RunDir::make_for_others(&args.program.folder())?;
     let command = runtime()?.block_on(command::command(options, folder.folder()))?;
-    let printed = print::Printed::of(&command, folder.folder());
+    let printed = Printed::of(&command, folder.folder());
     report.result(&printed, &printed.to_string()).map_err(RunError::Print)?;
     folder.leave();
     Ok(())
@@ -300,8 +301,9 @@ fn announce(vm: &Appliance, args: &Args, contents: Option<Contents>, site: &Site
     let ca = if plain { None } else { Some(site.write_ca(&vm.ready().ca_pem, args.certificates.output())?) };
     let trusted = args.trust.as_deref().zip(contents).map(|(dir, contents)| vm.write_trust(dir, &args.trust_host, contents));
     let trusted = trusted.transpose().map_err(RunError::Trust)?;
-    let place = print::Place::of(vm, ca, trusted, &site.folder, args.program.detach);
-    let line = place.json().map_err(RunError::Print)? + "\n";
+    let place = Place::of(vm, ca, trusted, &site.folder, args.program.detach);
+    let line = place.json().map_err(RunError::Print)? + "
+";
     site.folder.ready(&line)?;
     if let Some(ready) = &site.ready {
         let written = ready.write(&line);

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::initramfs::init;
@@ -61,12 +62,17 @@ pub enum Error {
     Print(#[source] io::Error),
 }
 
-/// What was made.
-#[derive(Debug, Serialize)]
-struct Summary {
+/// The image that was made.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SampleResult")]
+pub(super) struct Summary {
+    /// The layout's folder, as it was given.
     layout: PathBuf,
+    /// The image's name.
     image: &'static str,
+    /// Digest of its manifest.
     digest: String,
+    /// Size of the whole layout in bytes.
     bytes: u64,
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -149,17 +150,25 @@ pub enum Error {
     Start(#[from] io::Error),
 }
 
-#[derive(Serialize)]
-struct Ready {
+/// Where the registry is: printed as soon as it answers.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ServeReady")]
+pub(super) struct Ready {
+    /// Its URLs, those of `--listen` first, then those of `--plain`.
     endpoints: Vec<String>,
     /// Further names that the certificate is for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     names: Vec<String>,
+    /// URL of health, metrics and the CA; with `--metrics`.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<String>,
+    /// How many tags are served.
     images: usize,
+    /// How many distinct blobs are served.
     blobs: usize,
+    /// The blobs' size in bytes.
     blob_bytes: u64,
+    /// The file that the CA certificate was written to, as it was given; with `--ca-out`.
     #[serde(skip_serializing_if = "Option::is_none")]
     ca: Option<PathBuf>,
     /// Content that images name and that the layout does not have.

@@ -85,11 +85,13 @@ impl Image {
 
 /// Content that an image names and that is nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema), schemars(rename = "MissingBlob"))]
 pub struct Missing {
     /// The image.
     pub image: String,
     /// The digest.
     #[serde(serialize_with = "digest_text")]
+    #[cfg_attr(feature = "host", schemars(with = "String"))]
     pub digest: Digest,
     /// Its size in bytes.
     pub bytes: u64,

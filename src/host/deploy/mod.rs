@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use self::images::{ImagesError, Names, Parts, prefix};
@@ -181,13 +182,18 @@ impl DeployError {
 }
 
 /// What was written.
-#[derive(Debug, Serialize)]
-struct Written<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "DeployResult")]
+pub(super) struct Written<'a> {
+    /// The folder, as it was given.
     dir: &'a Path,
+    /// Names of the images: the server, the machine's disk, its kernel and initramfs.
     images: [&'a str; 3],
+    /// Where nodes reach the registry: hosts with their ports.
     hosts: Vec<&'a str>,
-    /// Where containers of the cluster reach it.
+    /// Where containers of the cluster reach it: host and port.
     inside: String,
+    /// Whether there are trust files; with `--ca-dir`.
     trust: bool,
 }
 

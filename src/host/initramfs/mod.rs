@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 pub use init::InitError;
@@ -96,14 +97,18 @@ pub enum Error {
     Print(#[source] io::Error),
 }
 
-/// The result, as `--json` prints it.
-#[derive(Serialize)]
-struct Written<'a> {
+/// The archive that was written.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "InitramfsResult")]
+pub(super) struct Written<'a> {
+    /// The file, as it was given.
     file: &'a Path,
+    /// Its size in bytes.
     bytes: usize,
     /// The modules' files, in load order.
     modules: Vec<&'a str>,
     /// Optional modules that the kernel does not have.
+    #[schemars(with = "Vec<&'a str>")]
     absent: &'a [&'a str],
 }
 

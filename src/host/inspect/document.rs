@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::{Contents, Image};
@@ -15,44 +16,49 @@ use crate::registry::catalog::{self, Catalog};
 /// Most images that a message names.
 const MAX_NAMED: usize = 3;
 
-/// The whole result.
-#[derive(Serialize)]
+/// What a disk holds.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "InspectResult")]
 pub struct Document<'a> {
     /// The disk, as it was given.
     pub disk: &'a Path,
     /// `erofs`, `squashfs`, `ext4`, `archive` or `folder`.
     pub form: &'static str,
-    /// Its own size in bytes; none for a folder.
+    /// Its own size in bytes; null for a folder.
     pub bytes: Option<u64>,
-    /// Its own digest; none for a folder.
+    /// The digest of the whole file, as sha256sum has it; null for a folder.
     pub digest: Option<String>,
-    /// Its catalog, where it has one.
+    /// Its catalog; null where it has none.
     pub catalog: Option<CatalogFacts>,
     /// The registries that it stands in for.
     pub upstreams: Vec<&'a str>,
     /// Sums.
     pub totals: Totals,
-    /// Its images.
+    /// Its images, in order of their names.
+    #[schemars(with = "Vec<Row<'a>>")]
     pub images: Rows<'a>,
-    /// What was hashed, with `--verify`.
+    /// What was hashed; null without `--verify`.
     pub verified: Option<Verified>,
-    /// Where the layout was written to.
+    /// The folder that the layout was written to; null without `--export`.
     pub exported: Option<&'a Path>,
     /// What is wrong.
+    #[schemars(with = "Vec<Finding>")]
     pub faults: &'a [Finding],
 }
 
 /// What is said of the catalog itself.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[schemars(rename = "DiskCatalog")]
 pub struct CatalogFacts {
     /// Its version.
     pub version: u32,
-    /// The tags that it has.
+    /// How many tags it has.
     pub tags: usize,
 }
 
 /// Sums over a disk.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "DiskTotals")]
 pub struct Totals {
     /// Entries of the index: tags, and what has none.
     pub images: usize,
@@ -73,7 +79,8 @@ pub struct Totals {
 }
 
 /// What was hashed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "DiskVerified")]
 pub struct Verified {
     /// How many blobs.
     pub blobs: usize,
@@ -82,11 +89,12 @@ pub struct Verified {
 }
 
 /// Something that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "DiskFault")]
 pub struct Finding {
     /// `missing`, `size`, `content`, `unreadable`, `manifest` or `catalog`.
     pub kind: &'static str,
-    /// The blob that it is wrong with, where it is one.
+    /// The digest of the blob that it is about; null where it is about none.
     pub blob: Option<String>,
     /// The images that have it.
     pub images: Vec<String>,
@@ -95,15 +103,16 @@ pub struct Finding {
 }
 
 /// An image's row.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "DiskImage")]
 pub struct Row<'a> {
     /// The name that people use.
     pub name: String,
-    /// The registry that it is from.
+    /// The host of the registry that it is from; null where its name has none.
     pub upstream: Option<&'a str>,
-    /// The repository below it.
+    /// The repository below the host; null where it has no name.
     pub repository: Option<&'a str>,
-    /// The tag.
+    /// The tag; null where it has none.
     pub tag: Option<&'a str>,
     /// Whether it answers to every other tag of the repository as well.
     pub every_tag: bool,
@@ -116,11 +125,11 @@ pub struct Row<'a> {
     pub kind: &'static str,
     /// Media type of the manifest.
     pub media_type: &'a str,
-    /// The type of artifact, where it is one.
+    /// The type of artifact; null where it has none.
     pub artifact_type: Option<&'a str>,
-    /// The manifest that it refers to.
+    /// The digest of the manifest that it refers to; null where it refers to none.
     pub subject: Option<String>,
-    /// Its platforms.
+    /// Its platforms, os/architecture with the variant where there is one.
     pub platforms: Vec<&'a str>,
     /// How many blobs it has, manifests among them.
     pub blobs: usize,

@@ -10,6 +10,7 @@ mod store;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 pub use bzimage::{ImageError, MAX_KERNEL, vmlinux};
@@ -154,12 +155,15 @@ pub enum Error {
     Print(#[source] io::Error),
 }
 
-/// The result, as `--json` prints it.
-#[derive(Serialize)]
-struct Written<'a> {
+/// The kernel that was written.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "KernelResult")]
+pub(super) struct Written<'a> {
+    /// The file, as it was given.
     file: &'a Path,
+    /// Its size in bytes.
     bytes: usize,
-    /// Null where the input does not name it (an ELF).
+    /// The release, as `uname -r` prints it; null where the input does not name it (an ELF).
     release: Option<&'a str>,
 }
 

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::pull::PullError;
@@ -125,10 +126,11 @@ impl PackError {
     }
 }
 
-/// What was made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// The disk that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "PackResult")]
 pub struct Summary {
-    /// The disk.
+    /// The disk, as it was given.
     pub disk: PathBuf,
     /// Its size in bytes.
     pub bytes: u64,
@@ -136,28 +138,29 @@ pub struct Summary {
     pub images: usize,
     /// How many blobs, each counted once.
     pub blobs: usize,
-    /// Their size in bytes.
+    /// The blobs' size in bytes.
     pub blob_bytes: u64,
     /// How many of these bytes were read from sources, and hashed.
     pub read_bytes: u64,
-    /// How many were taken from the cache.
+    /// How many of these bytes were taken from the cache.
     pub cached_bytes: u64,
-    /// Of which images one platform is kept, and what is left out for that.
+    /// The images of which one platform is kept, and what is left out for that; with `--platform`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<OnePlatform>,
-    /// Content that images name and that is left out since no source has it.
+    /// Content that images name and that is left out because no source has it; with `--allow-missing`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<Missing>,
 }
 
 /// An image of which one platform is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "KeptPlatform")]
 pub struct OnePlatform {
     /// The image.
     pub image: String,
-    /// The platform.
+    /// The platform, os/architecture with the variant where there is one.
     pub platform: String,
-    /// What else there was.
+    /// The other platforms, which are left out.
     pub left_out: Vec<String>,
 }
 

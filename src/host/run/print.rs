@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::host::launch::command::QemuCommand;
@@ -13,9 +14,10 @@ use crate::host::report::{Report, counted};
 use crate::host::runs::RunDir;
 use crate::proto::{Disks, Request, Warning};
 
-/// Where the registry is. Its fields are the JSON line of `--json`.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Place {
+/// Where the registry is: printed as soon as it is ready.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "RunReady")]
+pub(in crate::host) struct Place {
     /// The registry's URL.
     endpoint: String,
     /// Host and port, as they stand before an image's name.
@@ -42,11 +44,13 @@ pub(super) struct Place {
     boot_seconds: f64,
     /// The QEMU process.
     qemu_pid: u32,
-    /// "kvm" or "tcg".
+    /// `kvm` or `tcg`.
     accel: &'static str,
-    /// The run's name, its folder, and the process that runs it.
+    /// The run's name, for `ps` and `stop`.
     name: String,
+    /// The run's folder, an absolute path.
     run_dir: PathBuf,
+    /// The process that runs it.
     pid: u32,
     /// In the background: what `stop` finds it by.
     #[serde(skip)]
@@ -129,26 +133,29 @@ fn trusting(f: &mut fmt::Formatter<'_>, address: &str, ca: &Path) -> fmt::Result
     Ok(())
 }
 
-/// QEMU's command line for those who start it themselves. Its fields are the JSON line of `--print-command --json`.
-#[derive(Debug, Serialize)]
-pub(super) struct Printed {
-    /// The program and its arguments.
+/// QEMU's command line, for those who start it themselves.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "RunCommand")]
+pub(in crate::host) struct Printed {
+    /// QEMU's program and its arguments.
     command: Vec<String>,
-    /// Where the registry will be forwarded from; null where nothing is forwarded.
+    /// Where the registry will be forwarded from, host and port; null where nothing is forwarded.
     address: Option<String>,
-    /// The same for health, metrics and the CA.
+    /// Where health, metrics and the CA will be forwarded from; with `--metrics`.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<String>,
-    /// The same for the registry's further listeners, in the config's order.
+    /// Where the registry's further listeners will be forwarded from, in the config's order; where it has some.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     further: Vec<String>,
     /// The folder with the files, which stays.
     run_dir: PathBuf,
     /// The guest's config.
     config: PathBuf,
-    /// Sockets that QEMU listens at.
+    /// The Unix socket that QEMU will listen at for who reads the guest's events.
     events: PathBuf,
+    /// The Unix socket that QEMU will listen at for commands to the guest.
     control: PathBuf,
+    /// The Unix socket that QEMU will listen at for commands to itself.
     qmp: PathBuf,
     /// The file that QEMU writes the console to.
     console: PathBuf,

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::images::{Contents, ContentsError, contents};
@@ -149,9 +150,13 @@ struct Running {
     ca: Option<PathBuf>,
 }
 
-#[derive(Serialize)]
-struct Written<'a> {
+/// What was written.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "TrustResult")]
+pub struct Written<'a> {
+    /// The folder, an absolute path.
     dir: &'a str,
+    /// The files' paths below it.
     files: Vec<&'a str>,
 }
 

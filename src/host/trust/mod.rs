@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::oci::{Host, ImageName};
 
+pub(in crate::host) use command::Written;
 pub use command::{Args, TrustError, prepare, run};
 pub use endpoint::{Endpoint, EndpointError};
 pub use images::{Contents, ContentsError, contents};
