@@ -284,7 +284,7 @@ fn a_kernel_that_lacks_options_or_modules() {
     let modules = format!(
         "FAIL  modules     the modules in ROOT/cache/kernel/cloud/linux-image_6.1.9-1/lib/modules/{RELEASE} cannot be packed: the \
          module erofs (the disk's file system) is neither in modules.dep nor in modules.builtin, and the guest cannot do without it; \
-         give the modules of a kernel that has it (--modules), and boot that kernel; give those of the kernel (--modules)"
+         give the modules of a kernel that has it, and boot that kernel; give those of the kernel (--modules)"
     );
     machine.differs(&mut machine.command(&[]), &[("kernel", &line), ("modules", &modules)], 1);
 

@@ -259,7 +259,7 @@ fn a_missing_module_stops_with_its_name_and_use() {
     machine.fails(
         "the modules in ROOT/lib/modules/6.1.0-9-made-up cannot be packed: the module virtio_blk (the disk of images) is \
          neither in modules.dep nor in modules.builtin, and the guest cannot do without it; give the modules of a kernel that \
-         has it (--modules), and boot that kernel",
+         has it, and boot that kernel; --modules names them",
     );
 }
 
@@ -328,7 +328,7 @@ fn an_init_that_cannot_be_pid_1_stops() {
     machine.fails_by(
         machine.command().arg("--quiet").arg("--modules").arg(machine.tree()).arg("--init").arg(machine.init()),
         "the init is for 64-bit ARM, and the module pvpanic.ko for 64-bit x86: the init, the modules and the kernel that is booted \
-         have to be for one processor (--init, --modules)",
+         have to be for one processor; --init and --modules name them",
     );
     arm[18] = 243;
     fs::write(machine.init(), &arm).unwrap();

@@ -12,8 +12,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use common::layout::Layout;
 use common::pack::superblock;
-use common::refused::{as_nobody, boot, folder, run};
+use common::private::privately;
+use common::refused::{as_nobody, boot, folder, nobody, run};
 use common::vm::succeed;
 
 #[test]
@@ -147,7 +149,7 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
         (
             2,
             &["disk", "--config", "interfaces.json", "--net", "user"],
-            "the config has interfaces, and so have the networks (--net): say them in one place",
+            "the config has interfaces, and networks are given as well: say them in one place; --net gives networks",
         ),
         (
             2,
@@ -176,8 +178,8 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
         (
             8,
             &["disk", "--net", "stream=no.sock,reconnect=1"],
-            "qemu-system-x86_64 is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86; --qemu takes another): \
-             stream=…,reconnect=… needs QEMU 8.0 or later, and this is 7.2",
+            "qemu-system-x86_64 is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86): \
+             stream=…,reconnect=… needs QEMU 8.0 or later, and this is 7.2; --qemu takes another",
         ),
     ] {
         let mut given = vec!["--accel", "tcg"];
@@ -270,7 +272,7 @@ fn our_own_kernel_has_to_be_built() {
     let digest = localregistry::oci::Digest::sha256_of(include_bytes!("../image/kernel.config")).hex();
     let message = format!(
         "localregistry: there is no kernel to boot: there is no kernel of our own in {}/cache/kernel/own that is built from this \
-         version's config ({}): build it with image/kernel (about ten minutes of one processor), or take --flavor cloud\n",
+         version's config ({}): build it with image/kernel (about ten minutes of one processor), or take the flavor cloud; --flavor chooses\n",
         folder.path("").display().to_string().trim_end_matches('/'),
         &digest[..12]
     );
@@ -284,10 +286,74 @@ fn a_taken_port_is_named() {
     let port = taken.local_addr().unwrap().port().to_string();
     let (status, stderr) = boot(&folder, &["disk", "--publish", &port]);
     let message = format!(
-        "localregistry: cannot listen on 127.0.0.1:{port} (--publish takes another; with port 0 a free one is taken): Address \
-         already in use (os error 98)\n"
+        "localregistry: cannot listen on 127.0.0.1:{port} for the registry: Address already in use (os error 98); --publish takes \
+         another address, with port 0 a free one\n"
     );
     assert_eq!((status, stderr), (Some(10), message));
+    let (status, stderr) = boot(&folder, &["disk", "--metrics", &port]);
+    let message = format!(
+        "localregistry: cannot listen on 127.0.0.1:{port} for health and metrics: Address already in use (os error 98); --metrics \
+         takes another address, with port 0 a free one\n"
+    );
+    assert_eq!((status, stderr), (Some(10), message));
+}
+
+/// In a network namespace of the test's own, in which ports from 1024 up are everybody's, as Linux has it by default.
+#[test]
+fn privileged_ports_are_refused_for_lack_of_permission() {
+    privately(|| {
+        let folder = folder();
+        let roots = "ports below 1024 are root's (take another, or as root: sysctl -w net.ipv4.ip_unprivileged_port_start=443): \
+                     Permission denied (os error 13)";
+        for (flag, purpose) in [("--publish", "the registry"), ("--metrics", "health and metrics")] {
+            let message = format!(
+                "localregistry: no permission to listen on 127.0.0.1:443 for {purpose}: {roots}; {flag} takes another port\n"
+            );
+            assert_eq!(as_nobody(&folder, "theirs", &["disk", flag, "443"]), (Some(15), message));
+        }
+        let mut layout = Layout::default();
+        layout.image("test/hello:1", b"layer");
+        layout.write();
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(layout.path(), mode).unwrap();
+        for flags in [&["--listen", "127.0.0.1:443"][..], &["--listen", "127.0.0.1:0", "--plain", "127.0.0.1:443"]] {
+            let output = nobody(&folder).arg("serve").arg(layout.path()).args(flags).output().unwrap();
+            let message = format!("localregistry: no permission to listen on 127.0.0.1:443: {roots}\n");
+            assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(1), message));
+        }
+    });
+}
+
+/// A folder with a layout is for `pack` and `serve`, a packed disk for `run`.
+#[test]
+fn run_and_serve_say_which_command_is_meant() {
+    let folder = folder();
+    let mut layout = Layout::default();
+    layout.image("test/hello:1", b"layer");
+    layout.write();
+    let path = layout.path().display().to_string();
+    let message = format!(
+        "localregistry: {path} is a folder with an OCI image layout, expected a packed disk; `localregistry pack LAYOUT -o DISK` \
+         makes a disk of it, and `localregistry serve LAYOUT` serves it on this machine without a VM\n"
+    );
+    assert_eq!(boot(&folder, &[&path]), (Some(9), message.clone()));
+    assert_eq!(boot(&folder, &["disk", &path]), (Some(9), message));
+    for (file, message) in [
+        (
+            "disk",
+            "disk is a packed disk, expected the folder of an OCI image layout; `localregistry run DISK` boots it, and `localregistry \
+             inspect DISK --export LAYOUT` makes a folder of it",
+        ),
+        (
+            "kernel",
+            "kernel is a file, expected the folder of an OCI image layout; `localregistry pack ARCHIVE -o DISK` packs one in an \
+             archive, and `localregistry run DISK` boots it",
+        ),
+    ] {
+        let output = folder.command(&["serve", file, "--listen", "127.0.0.1:0"]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said), (Some(1), format!("localregistry: {message}\n")));
+    }
 }
 
 #[test]
@@ -328,8 +394,8 @@ fn a_qemu_that_is_too_old_is_not_started() {
         let qemu = qemu_of_version(&folder.path(""), version);
         let (status, stderr) = boot(&folder, &["disk", "--qemu", &qemu, "--net", network]);
         let message = format!(
-            "localregistry: {qemu} is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86; --qemu takes \
-             another): {lacking}\n"
+            "localregistry: {qemu} is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86): {lacking}; --qemu \
+             takes another\n"
         );
         assert_eq!((status, stderr), (Some(8), message));
     }

@@ -7,11 +7,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::causes::chain;
-
 use super::deploy;
 use super::diff;
 use super::doctor;
+use super::hint;
 use super::initramfs;
 use super::inspect;
 use super::kernel;
@@ -111,8 +110,8 @@ impl Cli {
                 Some(conflict) => usage(conflict),
                 None => status(serve::run(&args, report)),
             },
-            Command::Kernel(args) => status(kernel::run(&args, &report)),
-            Command::Initramfs(args) => status(initramfs::run(&args, &report)),
+            Command::Kernel(args) => hinted(kernel::run(&args, &report), hint::kernel),
+            Command::Initramfs(args) => hinted(initramfs::run(&args, &report), hint::initramfs),
             Command::Pack(args) => {
                 pack::run(&args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
@@ -125,7 +124,7 @@ impl Cli {
                 inspect::run(&args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
             }
             Command::Diff(args) => diff::run(&args, &report).unwrap_or_else(|error| fail(&error, error.exit_code())),
-            Command::Sample(args) => status(sample::run(args, report)),
+            Command::Sample(args) => hinted(sample::run(args, report), hint::sample),
             Command::Ps(args) => status(ps::run(&args, &report)),
             Command::Stop(args) => stop::run(&args, &report).map_or_else(|error| fail(&error, 1), ExitCode::from),
             Command::Run(args) => match args.conflict(&report) {
@@ -137,7 +136,8 @@ impl Cli {
             Command::Assert(args) => pulls::assert::run(&args, &report),
             Command::Schema(args) => status(schema::run(&args, &report)),
             Command::Deploy(args) => {
-                deploy::run(&args, &report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
+                let failed = |error| fail_with(&error, hint::deploy(&error), error.exit_code());
+                deploy::run(&args, &report).map_or_else(failed, |()| ExitCode::SUCCESS)
             }
             Command::Manual(args) => status(manual::run(&args, &report)),
         }
@@ -155,6 +155,11 @@ fn status(result: Result<(), impl Error>) -> ExitCode {
     result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
 }
 
+/// The same, where `hint` has flags that help.
+fn hinted<E: Error>(result: Result<(), E>, hint: impl FnOnce(&E) -> Option<&'static str>) -> ExitCode {
+    result.map_or_else(|error| fail_with(&error, hint(&error), 1), |()| ExitCode::SUCCESS)
+}
+
 /// Prints which flags do not go together, as the flags' parser does, and gives exit code 2.
 fn usage(conflict: &str) -> ExitCode {
     eprintln!("error: {conflict}\n\nFor more information, try '--help'.");
@@ -163,6 +168,11 @@ fn usage(conflict: &str) -> ExitCode {
 
 /// Prints `error` with its causes on one line and gives exit code `code`.
 fn fail(error: &dyn Error, code: u8) -> ExitCode {
-    eprintln!("localregistry: {}", escaped(&chain(error)));
+    fail_with(error, None, code)
+}
+
+/// The same with a hint.
+fn fail_with(error: &dyn Error, hint: Option<&str>, code: u8) -> ExitCode {
+    eprintln!("localregistry: {}", escaped(&hint::line(error, hint)));
     ExitCode::from(code)
 }

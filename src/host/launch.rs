@@ -46,6 +46,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use self::ending::{Commands, PATIENCE, stop};
+use self::error::Purpose;
 use self::prepare::{Further, Prepared};
 use self::process::Process;
 use self::record::Record;
@@ -198,7 +199,7 @@ impl Appliance {
         // The port was free when `spawn::check` looked, so somebody has just taken it.
         if stderr.iter().any(|line| line.contains("Could not set up host forwarding rule")) {
             let source = io::ErrorKind::AddrInUse.into();
-            return LaunchError::Port { flag: "--publish", address: options.publish, source };
+            return LaunchError::port(Purpose::Registry, options.publish, source);
         }
         LaunchError::Start { exit, stderr }
     }

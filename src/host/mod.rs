@@ -14,6 +14,7 @@ pub mod disk;
 pub mod doctor;
 pub mod elf;
 pub mod files;
+mod hint;
 pub mod initramfs;
 pub mod inspect;
 pub mod kernel;

@@ -23,8 +23,7 @@ use super::qemu::Board;
 use super::report::Report;
 use super::runs::{RunDir, RunsError};
 use super::trust::{self, Contents, TrustError};
-use super::{ca, files, initramfs, kernel};
-use crate::causes::chain;
+use super::{ca, files, hint, initramfs, kernel};
 
 use self::follow::{Shown, Signals, follow};
 use self::lifeline::{Descriptor, Lifeline, LifelineError};
@@ -102,9 +101,19 @@ impl RunError {
         }
     }
 
+    /// The flags that help.
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Launch(error) => hint::launch(error),
+            Self::Kernel(error) => hint::kernel(error),
+            Self::Initramfs(error) => hint::initramfs(error),
+            _ => None,
+        }
+    }
+
     /// Says it on standard error.
     fn tell(&self) -> u8 {
-        eprintln!("localregistry: {}", chain(self));
+        eprintln!("localregistry: {}", hint::line(self, self.hint()));
         if let Self::Launch(LaunchError::Ended(ended)) = self {
             print::last_lines(ended);
         }

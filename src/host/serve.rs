@@ -13,6 +13,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::ca::{self, Certificates, Tls};
 use super::files;
+use super::launch::{LaunchError, check_disk};
+use super::net::check::privileged;
 use super::report::{Report, counted};
 use crate::address::san;
 use crate::registry::answer::Registry;
@@ -108,6 +110,16 @@ pub enum Error {
         #[source]
         cause: Box<LayoutError>,
     },
+    /// It is a file.
+    #[error("{} is {found}, expected the folder of an OCI image layout; {instead}", .path.display())]
+    NotALayout {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// Which commands are meant.
+        instead: &'static str,
+    },
     /// Certificates.
     #[error("cannot set TLS up")]
     Tls(#[from] TlsError),
@@ -139,6 +151,15 @@ pub enum Error {
     /// An address to listen on.
     #[error("cannot listen on {address}; a free port of an address of this machine is expected (port 0 takes a free one)")]
     Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// A port that the user may not listen on.
+    #[error("no permission to listen on {address}{}", privileged(.address.port()))]
+    Privileged {
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -196,6 +217,7 @@ pub fn run(args: &Args, report: Report) -> Result<(), Error> {
 
 async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let signals = Signals::listen()?;
+    check_is_folder(&args.layout)?;
     let path = || args.layout.clone();
     let store = Store::open_as(&args.layout, args.allow_missing).map_err(|cause| match cause {
         StoreError::Layout(cause) if cause.is_missing() => Error::Missing { path: path(), cause: Box::new(cause) },
@@ -258,6 +280,24 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses what another command is for: a packed disk, and any other file.
+fn check_is_folder(path: &Path) -> Result<(), Error> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    let is_disk = matches!(check_disk(path), Ok(()) | Err(LaunchError::Truncated { .. }));
+    let (found, instead) = match is_disk {
+        true => (
+            "a packed disk",
+            "`localregistry run DISK` boots it, and `localregistry inspect DISK --export LAYOUT` makes a folder of it",
+        ),
+        false => {
+            ("a file", "`localregistry pack ARCHIVE -o DISK` packs one in an archive, and `localregistry run DISK` boots it")
+        }
+    };
+    Err(Error::NotALayout { path: path.to_owned(), found, instead })
+}
+
 /// Where a listener is.
 fn url(listener: &Listener) -> io::Result<String> {
     let scheme = if matches!(listener.transport, Transport::Plain) { "http" } else { "https" };
@@ -295,7 +335,10 @@ impl Signals {
 }
 
 fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<Listener, Error> {
-    Listener::bind(address, transport, surface).map_err(|cause| Error::Listen { address, cause })
+    Listener::bind(address, transport, surface).map_err(|cause| match cause.kind() {
+        io::ErrorKind::PermissionDenied => Error::Privileged { address, cause },
+        _ => Error::Listen { address, cause },
+    })
 }
 
 /// What is spoken, and the CA that clients have to trust. The CA is written where it was asked for.

@@ -45,6 +45,13 @@ pub fn boot(bench: &Bench, arguments: &[&str]) -> (Option<i32>, String) {
 
 /// The same as a user without rights, whose runtime folder is `runtime`; the one that is theirs is `theirs`.
 pub fn as_nobody(bench: &Bench, runtime: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = nobody(bench);
+    command.args(BOOT).args(kernel(arguments)).args(arguments).env("XDG_RUNTIME_DIR", bench.path(runtime));
+    said(&nothing_left(bench, &mut command))
+}
+
+/// `localregistry`, to be run in the folder by a user without rights.
+pub fn nobody(bench: &Bench) -> Command {
     // Root's own files are closed to others, the program among them.
     let program = bench.path("localregistry");
     if !program.exists() {
@@ -53,13 +60,8 @@ pub fn as_nobody(bench: &Bench, runtime: &str, arguments: &[&str]) -> (Option<i3
     }
     let mut command = Command::new("setpriv");
     let user = NOBODY.to_string();
+    command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]).arg(&program).current_dir(bench.path(""));
     command
-        .args(["--reuid", &user, "--regid", &user, "--clear-groups"])
-        .arg(&program)
-        .args(BOOT)
-        .args(kernel(arguments))
-        .args(arguments);
-    said(&nothing_left(bench, command.current_dir(bench.path("")).env("XDG_RUNTIME_DIR", bench.path(runtime))))
 }
 
 fn kernel(arguments: &[&str]) -> &'static [&'static str] {

@@ -34,7 +34,11 @@ pub fn qemu(board: Board, program: &Path) -> Check {
     };
     let found = format!("{name} {version}");
     if version < OLDEST {
-        return Check::fail("qemu", format!("{found} is too old: {OLDEST} or later is needed"), newer(board.package()));
+        return Check::fail(
+            "qemu",
+            format!("{found} is too old: {OLDEST} or later is needed"),
+            format!("{}; --qemu takes another", newer(board.package())),
+        );
     }
     if board == Board::Virt {
         return Check::ok("qemu", found);

@@ -17,7 +17,7 @@ const PLACES: [&str; 3] = [
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// It is nowhere.
-    #[error("there is no static localregistry-init at {}; build it with `{}`, or name it with --init or LOCALREGISTRY_INIT", .0.join(", "), INIT.build)]
+    #[error("there is no static localregistry-init at {}; build it with `{}`, or name one in the variable LOCALREGISTRY_INIT", .0.join(", "), INIT.build)]
     Nowhere(Vec<String>),
     /// It cannot be PID 1.
     #[error(transparent)]
@@ -70,8 +70,8 @@ mod tests {
             "there is no static localregistry-init at {beside}/localregistry-init, \
              {beside}/../x86_64-unknown-linux-musl/release/localregistry-init, \
              {beside}/../../x86_64-unknown-linux-musl/release/localregistry-init; build it with `cargo build --release --target \
-             x86_64-unknown-linux-musl --no-default-features --features guest --bin localregistry-init`, or name it with --init \
-             or LOCALREGISTRY_INIT"
+             x86_64-unknown-linux-musl --no-default-features --features guest --bin localregistry-init`, or name one in the variable \
+             LOCALREGISTRY_INIT"
         );
         assert_eq!(find_from(None, &folder).unwrap_err().to_string(), expected);
         assert_eq!(find_from(Some("".into()), &folder).unwrap_err().to_string(), expected);

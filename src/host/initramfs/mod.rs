@@ -65,7 +65,7 @@ pub enum Error {
     /// One kernel cannot run them both.
     #[error(
         "the init is for {init}, and the module {module} for {other}: the init, the modules and the kernel that is booted have to be \
-         for one processor (--init, --modules)"
+         for one processor"
     )]
     Processors {
         /// The init's processor.

@@ -38,7 +38,7 @@ pub enum DownloadError {
         source: ToolError,
     },
     /// apt does not know the package, or not from where.
-    #[error("apt finds no package {meta}: run `apt-get update` as root first, or name a kernel that is there ({OTHER})")]
+    #[error("apt finds no package {meta}: run `apt-get update` as root first, or name a kernel that is there")]
     Unknown {
         /// The package that depends on the newest kernel.
         meta: &'static str,
@@ -46,7 +46,7 @@ pub enum DownloadError {
         source: ToolError,
     },
     /// The package's record is not as expected.
-    #[error("apt's record of {0} names no kernel package (`Depends: linux-image-… (= VERSION)`): name a kernel ({OTHER})")]
+    #[error("apt's record of {0} names no kernel package (`Depends: linux-image-… (= VERSION)`): name a kernel")]
     Depends(&'static str),
     /// apt cannot get the package.
     #[error("cannot download {package} {version}; where apt's lists are old, run `apt-get update` as root first")]
@@ -59,7 +59,7 @@ pub enum DownloadError {
         source: ToolError,
     },
     /// Something is not where kernel packages have it.
-    #[error("the package {package} {version} has no {missing}: name another kernel ({OTHER})")]
+    #[error("the package {package} {version} has no {missing}: name another kernel")]
     Contents {
         /// The kernel package.
         package: String,
@@ -79,7 +79,7 @@ pub enum DownloadError {
         source: io::Error,
     },
     /// The package's kernel cannot be booted.
-    #[error("{package} {version} gives no kernel that QEMU can boot: name another ({OTHER})")]
+    #[error("{package} {version} gives no kernel that QEMU can boot: name another")]
     Image {
         /// The kernel package.
         package: String,
@@ -89,8 +89,6 @@ pub enum DownloadError {
         source: ImageError,
     },
 }
-
-const OTHER: &str = "`localregistry kernel --kernel`, `localregistry initramfs --modules`";
 
 /// The newest kernel of the cache folder `store`, or where there is none, the one that the distribution's package `meta` depends on,
 /// put there.

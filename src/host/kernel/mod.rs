@@ -143,7 +143,7 @@ pub enum Error {
     /// Our own is not built.
     #[error(
         "there is no kernel of our own in {} that is built from this version's config ({}): build it with image/kernel (about ten \
-         minutes of one processor), or take --flavor cloud",
+         minutes of one processor), or take the flavor cloud",
         store.display(), own_config()
     )]
     NotBuilt {

@@ -7,6 +7,7 @@ use std::net::{SocketAddrV4, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf, absolute};
 
+use super::error::Purpose;
 use super::prepare::{Further, Prepared};
 use super::{LaunchError, Options};
 use crate::host::accel::{self, Choice};
@@ -61,13 +62,13 @@ pub async fn command(mut options: Options, folder: &Path) -> Result<QemuCommand,
     if let Some(bridge) = options.nets.iter().find(|net| matches!(net.kind, Kind::Bridge(_))) {
         return Err(LaunchError::NeedsUs { network: bridge.name() });
     }
-    options.publish = with_port("--publish", options.publish)?;
-    options.metrics = options.metrics.map(|address| with_port("--metrics", address)).transpose()?;
+    options.publish = with_port(Purpose::Registry, options.publish)?;
+    options.metrics = options.metrics.map(|address| with_port(Purpose::Metrics, address)).transpose()?;
     let kvm = if options.accel == Choice::Tcg { Ok(()) } else { accel::probe() };
     let (accel, _) = accel::choose(options.accel, kvm)?;
     let mut prepared = Prepared::of(options).await?;
     for Further { forward, .. } in &mut prepared.further {
-        forward.host = with_port("--publish", forward.host)?;
+        forward.host = with_port(Purpose::Registry, forward.host)?;
     }
 
     let config = folder.join("config.json");
@@ -101,8 +102,8 @@ pub async fn command(mut options: Options, folder: &Path) -> Result<QemuCommand,
 }
 
 /// `address`, with a port that is free where it has none.
-fn with_port(flag: &'static str, address: SocketAddrV4) -> Result<SocketAddrV4, LaunchError> {
-    let failed = |source| LaunchError::Port { flag, address, source };
+fn with_port(purpose: Purpose, address: SocketAddrV4) -> Result<SocketAddrV4, LaunchError> {
+    let failed = |source| LaunchError::port(purpose, address, source);
     let port = TcpListener::bind(address).and_then(|listener| listener.local_addr()).map_err(failed)?.port();
     Ok(SocketAddrV4::new(*address.ip(), port))
 }

@@ -1,5 +1,6 @@
 //! Why there is no running appliance.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use super::qmp::QmpError;
 use super::record::Ended;
 use crate::host::accel::NoKvm;
 use crate::host::net::NetError;
-use crate::host::net::check::NoNetwork;
+use crate::host::net::check::{NoNetwork, privileged};
 use crate::host::qemu::version::{Lacks, newer};
 use crate::registry::tls::TlsError;
 
@@ -33,7 +34,7 @@ pub const NO_PLACE: u8 = 12;
 pub const NO_ACCESS: u8 = 13;
 /// The kernel or the initramfs is missing, or the kernel lacks what the guest needs.
 pub const NO_KERNEL: u8 = 14;
-/// The user may not make or open a tap.
+/// The user may not make or open a tap, or listen on a privileged port.
 pub const NO_PERMISSION: u8 = 15;
 
 /// Why [`super::Appliance::boot`] gives no machine. Whatever the reason, nothing of the machine is left.
@@ -58,6 +59,12 @@ pub enum LaunchError {
         path: PathBuf,
         /// What it is instead.
         found: &'static str,
+    },
+    /// The disk is not packed.
+    #[error("{} is a folder with an OCI image layout, expected a packed disk", .path.display())]
+    Layout {
+        /// The folder.
+        path: PathBuf,
     },
     /// A file that the machine boots from is empty.
     #[error("the {what} {} is empty", .path.display())]
@@ -130,14 +137,24 @@ pub enum LaunchError {
         given: u32,
     },
     /// KVM is asked for and cannot work.
-    #[error("KVM cannot be used (--accel tcg works everywhere)")]
+    #[error("KVM cannot be used (TCG works everywhere)")]
     NoKvm(#[from] NoKvm),
-    /// The address to publish on cannot be had.
-    #[error("cannot listen on {address} ({flag} takes another; with port 0 a free one is taken)")]
+    /// A port is taken, or the address is not one of this machine.
+    #[error("cannot listen on {address} for {purpose}")]
     Port {
-        /// The flag that chooses it.
-        flag: &'static str,
-        /// Which.
+        /// What the port is for.
+        purpose: Purpose,
+        /// Where.
+        address: SocketAddrV4,
+        /// Why.
+        source: io::Error,
+    },
+    /// The user may not listen on the port.
+    #[error("no permission to listen on {address} for {purpose}{}", privileged(.address.port()))]
+    Privileged {
+        /// What the port is for.
+        purpose: Purpose,
+        /// Where.
         address: SocketAddrV4,
         /// Why.
         source: io::Error,
@@ -176,7 +193,7 @@ pub enum LaunchError {
     #[error(transparent)]
     Nets(#[from] NetError),
     /// Two say which interfaces there are.
-    #[error("the config has interfaces, and so have the networks (--net): say them in one place")]
+    #[error("the config has interfaces, and networks are given as well: say them in one place")]
     Interfaces,
     /// A network that lives with this program.
     #[error(
@@ -217,7 +234,7 @@ pub enum LaunchError {
     #[error(transparent)]
     Qmp(#[from] QmpError),
     /// QEMU does not say which port it forwards from.
-    #[error("QEMU's monitor does not name the forwarded port (--publish fixes one); its answer: {answer:?}")]
+    #[error("QEMU's monitor does not name the forwarded port; its answer: {answer:?}")]
     NoPort {
         /// What `info usernet` printed.
         answer: String,
@@ -233,7 +250,33 @@ pub enum LaunchError {
     Ended(Box<Ended>),
 }
 
+/// What a port of this machine is listened on for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The registry.
+    Registry,
+    /// Health, metrics and the CA.
+    Metrics,
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Registry => "the registry",
+            Self::Metrics => "health and metrics",
+        })
+    }
+}
+
 impl LaunchError {
+    /// What it means that `address` cannot be listened on.
+    pub(super) fn port(purpose: Purpose, address: SocketAddrV4, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => Self::Privileged { purpose, address, source },
+            _ => Self::Port { purpose, address, source },
+        }
+    }
+
     /// The exit status of `localregistry run` (see its `--help`).
     #[must_use]
     pub fn exit_status(&self) -> u8 {
@@ -241,7 +284,7 @@ impl LaunchError {
             Self::Ended(ended) => ended.outcome.exit_status(),
             Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::NeedsUs { .. } | Self::Memory { .. } => USAGE,
             Self::NoQemu { .. } | Self::NotQemu { .. } | Self::TooOld { .. } | Self::Spawn { .. } => NO_QEMU,
-            Self::NoFileSystem { .. } | Self::Truncated { .. } => NO_DISK,
+            Self::NoFileSystem { .. } | Self::Truncated { .. } | Self::Layout { .. } => NO_DISK,
             Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. } => match *what {
                 "disk" => NO_DISK,
                 "kernel" | "initramfs" => NO_KERNEL,
@@ -249,6 +292,7 @@ impl LaunchError {
                 _ => 1,
             },
             Self::Port { .. } => NO_PORT,
+            Self::Privileged { .. } => NO_PERMISSION,
             Self::Network(cause) if cause.is_permission() => NO_PERMISSION,
             Self::Network(_) => NO_NETWORK,
             Self::Create { .. } => NO_PLACE,

@@ -168,7 +168,7 @@ impl fmt::Display for Outcome {
             }
             Self::Panic(line) => write!(f, "the guest's kernel panicked: {line}"),
             Self::NotReady(after) => {
-                write!(f, "the registry was not ready within {} s; QEMU was killed (--timeout gives it longer)", after.as_secs())
+                write!(f, "the registry was not ready within {} s; QEMU was killed", after.as_secs())
             }
             Self::Died { exit, killed: Some(killed), .. } => write!(f, "QEMU {exit}, by this program: {killed}"),
             Self::Died { exit, killed: None, done } => {
@@ -261,10 +261,7 @@ mod tests {
                 Outcome::Panic("Kernel panic - not syncing: x".into()),
                 "the guest's kernel panicked: Kernel panic - not syncing: x",
             ),
-            (
-                Outcome::NotReady(Duration::from_secs(120)),
-                "the registry was not ready within 120 s; QEMU was killed (--timeout gives it longer)",
-            ),
+            (Outcome::NotReady(Duration::from_secs(120)), "the registry was not ready within 120 s; QEMU was killed"),
             (died(Exit::Code(1), None, false), "QEMU exited with status 1 before the guest said that it was done"),
             (died(Exit::Signal(9), None, true), "QEMU was killed by SIGKILL after the guest said that it was done"),
             (died(Exit::Signal(77), None, false), "QEMU was killed by signal 77 before the guest said that it was done"),

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::error::Purpose;
 use super::{LEAST_MEMORY, LaunchError, Options, version};
 use crate::address::Mac;
 use crate::host::accel::Accel;
@@ -24,6 +25,9 @@ use crate::superblock::{START, Superblock};
 const CONFIG: &str = "opt/localregistry/config";
 const TLS_CERTIFICATE: &str = "opt/localregistry/tls.crt";
 const TLS_KEY: &str = "opt/localregistry/tls.key";
+
+/// The file that every image layout has (image layout specification, "oci-layout file").
+const LAYOUT: &str = "oci-layout";
 
 /// Longest file with a certificate chain or a key, in bytes.
 const LARGEST_PEM: u64 = 1 << 20;
@@ -196,9 +200,9 @@ fn check_pem(certificate: &Path, key: &Path, names: &[String]) -> Result<(), Lau
 fn check_ports(options: &Options) -> Result<(), LaunchError> {
     // Both at once: they must not be the same.
     let listen =
-        |flag, address: SocketAddrV4| TcpListener::bind(address).map_err(|source| LaunchError::Port { flag, address, source });
-    let registry = listen("--publish", options.publish)?;
-    let metrics = options.metrics.map(|address| listen("--metrics", address)).transpose()?;
+        |purpose, address: SocketAddrV4| TcpListener::bind(address).map_err(|source| LaunchError::port(purpose, address, source));
+    let registry = listen(Purpose::Registry, options.publish)?;
+    let metrics = options.metrics.map(|address| listen(Purpose::Metrics, address)).transpose()?;
     drop((registry, metrics));
     Ok(())
 }
@@ -209,6 +213,9 @@ fn check_ports(options: &Options) -> Result<(), LaunchError> {
 /// # Errors
 /// It cannot be read, is neither a file nor a block device, has no such file system, or less of it than there should be.
 pub fn check_disk(path: &Path) -> Result<(), LaunchError> {
+    if path.join(LAYOUT).is_file() {
+        return Err(LaunchError::Layout { path: path.to_owned() });
+    }
     let mut file = readable("disk", path)?;
     let read = |source| LaunchError::Read { what: "disk", path: path.to_owned(), source };
     let mut start = Vec::with_capacity(START);

@@ -52,7 +52,7 @@ pub enum TreeError {
     /// A module that the guest cannot do without.
     #[error(
         "the module {name} ({why}) is neither in modules.dep nor in modules.builtin, and the guest cannot do without it; \
-             give the modules of a kernel that has it (--modules), and boot that kernel"
+             give the modules of a kernel that has it, and boot that kernel"
     )]
     Missing {
         /// The module.
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(
             message("k/b.ko:\n"),
             "the module c_d (the disk) is neither in modules.dep nor in modules.builtin, and the guest cannot do without it; \
-             give the modules of a kernel that has it (--modules), and boot that kernel"
+             give the modules of a kernel that has it, and boot that kernel"
         );
     }
 

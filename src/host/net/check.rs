@@ -127,6 +127,18 @@ pub enum NoNetwork {
     },
 }
 
+/// What follows in the message where a user may not listen on `port`: whose ports the privileged ones are, and what to do. Empty
+/// where the port is not privileged (ip_unprivileged_port_start, Linux's Documentation/networking/ip-sysctl.rst).
+#[must_use]
+pub fn privileged(port: u16) -> String {
+    let setting = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    let first: u16 = setting.trim().parse().unwrap_or(1024);
+    if port >= first {
+        return String::new();
+    }
+    format!(": ports below {first} are root's (take another, or as root: sysctl -w net.ipv4.ip_unprivileged_port_start={port})")
+}
+
 impl NoNetwork {
     /// Whether it is there, and another user could have it.
     #[must_use]

@@ -25,7 +25,7 @@ pub(super) const RECONNECT_MS: Version = Version { major: 9, minor: 2 };
 /// Where there is a newer QEMU than that of the distribution, whose `package` has it.
 #[must_use]
 pub fn newer(package: &str) -> String {
-    format!("on Debian: apt-get install -t bookworm-backports {package}; --qemu takes another")
+    format!("on Debian: apt-get install -t bookworm-backports {package}")
 }
 
 /// What a QEMU is too old for.

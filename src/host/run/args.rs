@@ -87,7 +87,7 @@ Exit status:
   12  the run's folder, a file or a folder that is to be written, cannot be
   13  a certificate, a key, a CA or a file that says who may pull cannot be used
   14  there is no kernel or no initramfs, or the kernel lacks an option that the guest needs
-  15  no permission to make or to open a tap of --net
+  15  no permission to make or to open a tap of --net, or to listen on a port below 1024
 Where it is neither 0 nor 2, standard error says what happened and shows the console's last lines.")]
 pub struct Args {
     /// The packed disks, served as one (they are only read: any number of machines may share them)
