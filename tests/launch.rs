@@ -15,7 +15,8 @@ use common::http;
 use common::layout::Layout;
 use futures_util::StreamExt;
 use localregistry::host::accel::{Accel, Choice};
-use localregistry::launch::{Appliance, BuildError, Builder, Exit, LaunchError, Outcome};
+use localregistry::host::config::Setting;
+use localregistry::launch::{Access, Appliance, Board, BuildError, Builder, Exit, Flavor, LaunchError, Outcome};
 use localregistry::proto::event::Event as Kind;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -204,6 +205,148 @@ async fn what_cannot_boot_is_refused_before_anything_starts() {
     let BuildError::Launch(error @ LaunchError::NoFileSystem { .. }) = error else { panic!("{error:?}") };
     assert_eq!(error.exit_status(), 9);
     assert_eq!(children_with(&disk), Vec::<String>::new());
+}
+
+/// A folder with a disk, and a kernel and an initramfs that are good enough for a command line.
+fn not_bootable() -> (TempDir, Builder) {
+    let (folder, disk) = packed();
+    for name in ["kernel", "initramfs"] {
+        fs::write(folder.path().join(name), "not really").unwrap();
+    }
+    let builder = Appliance::builder(disk).accel(Choice::Tcg);
+    let builder = builder.kernel(folder.path().join("kernel"), folder.path().join("initramfs"));
+    (folder, builder)
+}
+
+/// The arguments of QEMU, and the guest's config.
+async fn command(builder: Builder, folder: &Path) -> (String, serde_json::Value) {
+    let command = builder.command(folder).await.unwrap();
+    let arguments: Vec<String> = command.arguments.iter().map(|argument| argument.to_str().unwrap().to_owned()).collect();
+    let config = serde_json::from_slice(&fs::read(command.config).unwrap()).unwrap();
+    (format!("{} {}", command.program.display(), arguments.join(" ")), config)
+}
+
+#[tokio::test]
+async fn a_board_is_the_machine_of_the_command_line() {
+    for (board, program, machine) in
+        [(Board::Q35, "qemu-system-x86_64", "-machine q35"), (Board::Microvm, "qemu-system-x86_64", "-machine microvm,")]
+    {
+        let (folder, builder) = not_bootable();
+        let (line, _) = command(builder.board(board), folder.path()).await;
+        assert!(line.starts_with(&format!("{program} ")) && line.contains(machine), "{line}");
+    }
+    let (folder, disk) = packed();
+    let error = Appliance::builder(disk).board(Board::Virt).command(folder.path()).await.unwrap_err();
+    let message = "the board virt boots none of the kernels that can be had by themselves: give one with its initramfs";
+    assert_eq!(error.to_string(), message);
+}
+
+#[tokio::test]
+async fn a_flavor_is_the_kernel_of_the_command_line() {
+    let (folder, disk) = packed();
+    let (line, _) = command(Appliance::builder(&disk).flavor(Flavor::Cloud).accel(Choice::Tcg), folder.path()).await;
+    assert!(line.contains("/kernel/cloud/"), "{line}");
+    let own = Appliance::builder(disk).flavor(Flavor::Own).accel(Choice::Tcg).command(folder.path()).await;
+    match own {
+        Ok(built) => assert!(built.arguments.iter().any(|argument| argument.to_str().unwrap().contains("/kernel/own/"))),
+        Err(error) => assert!(matches!(error, BuildError::Kernel(_)), "{error:?}"),
+    }
+}
+
+#[tokio::test]
+async fn access_is_in_the_guest_s_config_and_its_files() {
+    let (folder, builder) = not_bootable();
+    let users = folder.path().join("users");
+    // The hash of "secret".
+    fs::write(&users, "anna:$2y$05$JbhVNw0EfBlt0d.XqJoGg.D09eGv0VHVbRyUOOlMUlY4lUlKFxFsW\n").unwrap();
+    let ca = folder.path().join("nodes-ca.crt");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut authority = rcgen::CertificateParams::default();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    fs::write(&ca, authority.self_signed(&key).unwrap().pem()).unwrap();
+
+    for (access, auth, files) in [
+        (Access::default(), serde_json::Value::Null, &[][..]),
+        (Access::default().htpasswd(&users), serde_json::json!({"mode": "BASIC"}), &[("htpasswd", &users)]),
+        (Access::default().htpasswd(&users).token(), serde_json::json!({"mode": "TOKEN"}), &[("htpasswd", &users)]),
+        (Access::default().anonymous_pull(), serde_json::json!({"mode": "ANONYMOUS_TOKEN"}), &[]),
+        (
+            Access::default().required_client_ca(&ca),
+            serde_json::json!({"clientCertificate": "REQUIRED"}),
+            &[("client-ca.crt", &ca)],
+        ),
+        (
+            Access::default().htpasswd(&users).optional_client_ca(&ca),
+            serde_json::json!({"mode": "BASIC", "clientCertificate": "OPTIONAL"}),
+            &[("htpasswd", &users), ("client-ca.crt", &ca)],
+        ),
+    ] {
+        let (line, config) = command(builder.clone().access(access), folder.path()).await;
+        assert_eq!(config["auth"], auth);
+        for name in ["htpasswd", "client-ca.crt"] {
+            let given = files.iter().find(|(file, _)| *file == name);
+            let expected = given.map(|(_, path)| format!("name=opt/localregistry/{name},file={}", path.display()));
+            assert_eq!(line.contains(&format!("opt/localregistry/{name}")), expected.is_some(), "{line}");
+            assert!(expected.is_none_or(|expected| line.contains(&expected)), "{line}");
+        }
+    }
+    let (_, config) = command(
+        builder.clone().set(Setting::new(&["auth", "tokenSeconds"], 60)).access(Access::default().htpasswd(&users)),
+        folder.path(),
+    )
+    .await;
+    assert_eq!(config["auth"], serde_json::json!({"mode": "BASIC", "tokenSeconds": 60}));
+
+    for (builder, why) in [
+        (
+            builder.clone().access(Access::default().token()),
+            "clients are asked for tokens, and nobody gets one: users are expected (a password file), or tokens for everybody",
+        ),
+        (
+            builder.clone().plain_http().access(Access::default().required_client_ca(&ca)),
+            "clients are asked for certificates, and the registry serves plain HTTP: certificates need TLS",
+        ),
+        (
+            builder.access(Access::default().htpasswd(folder.path().join("none"))),
+            &format!("cannot read {}/none", folder.path().display()),
+        ),
+    ] {
+        let error = builder.boot().await.unwrap_err();
+        let BuildError::Access(cause) = &error else { panic!("{error:?}") };
+        assert_eq!((error.to_string().as_str(), cause.to_string().as_str()), ("cannot set up who may pull", why));
+    }
+}
+
+/// A launcher in Rust has no command line.
+#[tokio::test]
+async fn errors_of_the_library_name_no_flags() {
+    let (folder, builder) = not_bootable();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let SocketAddr::V4(address) = taken.local_addr().unwrap() else { panic!("{taken:?}") };
+    let old = folder.path().join("qemu-old");
+    fs::write(&old, "#!/bin/sh\necho QEMU emulator version 6.2.0\n").unwrap();
+    fs::set_permissions(&old, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let interfaces: Setting = "interfaces=[]".parse().unwrap();
+    let mut layout = Layout::default();
+    layout.image("test/hello:latest", b"a layer");
+    layout.write();
+    let path = layout.path().display().to_string();
+    for (builder, message) in [
+        (builder.clone().publish(address), format!("cannot listen on {address} for the registry")),
+        (builder.clone().metrics(address), format!("cannot listen on {address} for health and metrics")),
+        (
+            builder.clone().set(interfaces).net("user".parse().unwrap()),
+            "the config has interfaces, and networks are given as well: say them in one place".to_owned(),
+        ),
+        (
+            builder.qemu(&old),
+            format!("{} is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86)", old.display()),
+        ),
+        (Appliance::builder(layout.path()), format!("{path} is a folder with an OCI image layout, expected a packed disk")),
+    ] {
+        let error = builder.boot().await.unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
 }
 
 #[test]

@@ -17,6 +17,14 @@ pub const CLIENT_CA_WITHOUT_TLS: &str =
     "the argument '--client-ca <FILE>' cannot be used with '--tls off': certificates need TLS";
 
 /// Who may pull; everybody by default.
+///
+/// ```
+/// use localregistry::launch::Access;
+///
+/// // Users of a password file, by tokens; and clients with a certificate need neither.
+/// let access = Access::default().htpasswd("users").token().optional_client_ca("nodes-ca.crt");
+/// # let _ = access;
+/// ```
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Access", group = clap::ArgGroup::new("admission").args(["htpasswd", "anonymous_pull"]).multiple(true))]
 pub struct Access {
@@ -49,6 +57,45 @@ enum Certificate {
     Optional,
 }
 
+impl Access {
+    /// Asks clients for a user's name and password by HTTP's Basic scheme. The file has lines USER:BCRYPT, as `htpasswd -B` makes them,
+    /// and at most 1 MiB.
+    #[must_use]
+    pub fn htpasswd(mut self, file: impl Into<PathBuf>) -> Self {
+        self.htpasswd = Some(file.into());
+        self
+    }
+
+    /// Asks clients for a token in place of the password (the distribution token protocol). The registry's `/token` gives one to each
+    /// user of [`Access::htpasswd`]; it is good for 300 s.
+    #[must_use]
+    pub fn token(mut self) -> Self {
+        self.token = true;
+        self
+    }
+
+    /// Asks clients for a token as [`Access::token`] does, and gives one to clients without credentials, too.
+    #[must_use]
+    pub fn anonymous_pull(mut self) -> Self {
+        self.anonymous_pull = true;
+        self.token()
+    }
+
+    /// Refuses TLS clients without a certificate of the CA in this PEM file.
+    #[must_use]
+    pub fn required_client_ca(mut self, file: impl Into<PathBuf>) -> Self {
+        self.client_ca = Some(file.into());
+        self.client_certificate = Some(Certificate::Required);
+        self
+    }
+
+    /// Lets TLS clients with a certificate of the CA in this PEM file pull without a password or a token.
+    #[must_use]
+    pub fn optional_client_ca(self, file: impl Into<PathBuf>) -> Self {
+        Self { client_certificate: Some(Certificate::Optional), ..self.required_client_ca(file) }
+    }
+}
+
 /// Why nobody can be let in.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
@@ -73,6 +120,12 @@ pub enum AccessError {
         #[source]
         cause: ClientCaError,
     },
+    /// Tokens that nobody can get.
+    #[error("clients are asked for tokens, and nobody gets one: users are expected (a password file), or tokens for everybody")]
+    NobodyGetsTokens,
+    /// Certificates without TLS.
+    #[error("clients are asked for certificates, and the registry serves plain HTTP: certificates need TLS")]
+    ClientCaWithoutTls,
     /// Keys.
     #[error(transparent)]
     Auth(#[from] AuthError),
@@ -92,6 +145,9 @@ impl Access {
     pub fn auth(&self) -> Result<Auth, AccessError> {
         let users = self.users()?;
         if self.token {
+            if users.is_none() && !self.anonymous_pull {
+                return Err(AccessError::NobodyGetsTokens);
+            }
             let signer = Signer::new(TOKEN_LIFETIME)?;
             return Ok(Auth::Token(Box::new(Tokens { users, anonymous: self.anonymous_pull, signer })));
         }

@@ -130,6 +130,12 @@ impl GuestConfig {
         Ok(())
     }
 
+    /// Whether it says that the registry serves plain HTTP.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.typed().ok().and_then(|config| config.tls).is_some_and(|tls| tls.mode() == Mode::Off)
+    }
+
     /// Adds `name` to the names of the certificate.
     pub fn add_name(&mut self, name: &str) {
         let names = self.json.entry("names").or_insert_with(|| json!([]));

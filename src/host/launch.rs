@@ -68,6 +68,9 @@ pub use self::outcome::{Exit, Killed, Outcome};
 pub use self::prepare::check_disk;
 pub use self::qmp::QmpError;
 pub use self::record::Ended;
+pub use super::access::{Access, AccessError};
+pub use super::kernel::Flavor;
+pub use super::qemu::Board;
 
 /// Events that wait for [`Appliance::next_event`] at most.
 const QUEUE: usize = 1024;

@@ -18,8 +18,6 @@ use super::access::AccessError;
 use super::config::{ConfigError, GuestConfig};
 use super::launch::error::{NO_ACCESS, NO_KERNEL, NO_PLACE};
 use super::launch::{self, Appliance, Ended, LaunchError, Options, command};
-use super::modules::Need;
-use super::qemu::Board;
 use super::report::Report;
 use super::runs::{RunDir, RunsError};
 use super::trust::{self, Contents, TrustError};
@@ -55,12 +53,8 @@ enum RunError {
     Trust(#[source] TrustError),
     #[error("there is no kernel to boot")]
     Kernel(#[source] kernel::Error),
-    #[error(
-        "the kernel {} cannot run the guest on {board}: by its config it lacks {missing}; boot one that has it (`localregistry \
-         doctor` checks one)",
-        .kernel.display()
-    )]
-    Unfit { kernel: PathBuf, board: &'static str, missing: String },
+    #[error(transparent)]
+    Unfit(#[from] kernel::Unfit),
     #[error("there is no initramfs to boot with")]
     Initramfs(#[source] initramfs::Error),
     #[error(transparent)]
@@ -95,7 +89,7 @@ impl RunError {
             Self::Interrupted { .. } | Self::LauncherGone(_) => INTERRUPTED,
             Self::Lifeline(_) => USAGE,
             Self::Access(_) | Self::OwnCa(_) => NO_ACCESS,
-            Self::Kernel(_) | Self::Unfit { .. } | Self::Initramfs(_) => NO_KERNEL,
+            Self::Kernel(_) | Self::Unfit(_) | Self::Initramfs(_) => NO_KERNEL,
             Self::Runs(_) | Self::Write { .. } | Self::Trust(TrustError::Write(_)) => NO_PLACE,
             _ => 1,
         }
@@ -232,21 +226,13 @@ fn boot_files(args: &Args, report: &Report) -> Result<(PathBuf, PathBuf), RunErr
             (kernel.elf, options, Some(kernel.modules))
         }
     };
-    fits(&kernel, options, args.machine)?;
+    kernel::check_fits(&kernel, options, args.machine)?;
     let initramfs = match &args.initramfs {
         Some(given) => given.clone(),
         // Without an initramfs, a given kernel comes with its modules.
         None => initramfs::cached(args.init.as_deref(), &tree.unwrap_or_default(), report).map_err(RunError::Initramfs)?,
     };
     Ok((kernel, initramfs))
-}
-
-/// Refuses a kernel that is known to lack what the guest cannot do without.
-fn fits(kernel: &Path, options: Option<kernel::Options>, board: Board) -> Result<(), RunError> {
-    let missing = options.map(|options| options.missing(board)).unwrap_or_default();
-    let missing: Vec<String> = missing.iter().filter(|option| option.need == Need::Required).map(ToString::to_string).collect();
-    let kernel = kernel.to_owned();
-    if missing.is_empty() { Ok(()) } else { Err(RunError::Unfit { kernel, board: board.name(), missing: missing.join(", ") }) }
 }
 
 impl Site {

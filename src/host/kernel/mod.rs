@@ -19,6 +19,8 @@ pub use options::{Options, Wanted};
 
 use super::cache::{self, CacheError};
 use super::files;
+use super::modules::Need;
+use super::qemu::Board;
 use super::report::Report;
 use crate::oci::Digest;
 
@@ -105,6 +107,32 @@ impl Kernel {
     pub fn options(&self) -> Option<Options> {
         self.config.as_deref().and_then(read_options).or_else(|| options_of(&self.elf))
     }
+}
+
+/// A kernel that lacks what the guest cannot do without.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the kernel {} cannot run the guest on {}: by its config it lacks {missing}; boot one that has it (`localregistry doctor` checks \
+     one)",
+    .kernel.display(), .board.name()
+)]
+pub struct Unfit {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The board that it is to run on.
+    pub board: Board,
+    /// The options that it lacks, each with its use.
+    pub missing: String,
+}
+
+/// Checks that the kernel with these `options` can run the guest on `board`, where the options are known.
+///
+/// # Errors
+/// [`Unfit`], where it is known that it cannot.
+pub fn check_fits(kernel: &Path, options: Option<Options>, board: Board) -> Result<(), Unfit> {
+    let missing = options.map(|options| options.missing(board)).unwrap_or_default();
+    let missing: Vec<String> = missing.iter().filter(|option| option.need == Need::Required).map(ToString::to_string).collect();
+    if missing.is_empty() { Ok(()) } else { Err(Unfit { kernel: kernel.to_owned(), board, missing: missing.join(", ") }) }
 }
 
 /// Why there is no kernel.

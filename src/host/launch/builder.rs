@@ -2,12 +2,14 @@
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::command::{QemuCommand, command};
 use super::{Appliance, LaunchError, Options};
 use crate::address::is_san;
 use crate::host::accel::Choice;
+use crate::host::access::{Access, AccessError};
 use crate::host::ca::{self, Ca};
 use crate::host::config::{ConfigError, GuestConfig, Setting};
 use crate::host::kernel::Flavor;
@@ -31,12 +33,21 @@ pub enum BuildError {
     /// There is no kernel.
     #[error("there is no kernel to boot")]
     Kernel(#[source] kernel::Error),
+    /// No flavor is for the board.
+    #[error("the board {} boots none of the kernels that can be had by themselves: give one with its initramfs", .0.name())]
+    NoFlavor(Board),
+    /// The kernel cannot run the guest on the board.
+    #[error(transparent)]
+    Unfit(#[from] kernel::Unfit),
     /// There is no initramfs.
     #[error("there is no initramfs to boot with")]
     Initramfs(#[source] initramfs::Error),
     /// The CA that is to sign cannot.
     #[error("cannot use the CA")]
     OwnCa(#[source] ca::Error),
+    /// What says who may pull cannot be used.
+    #[error("cannot set up who may pull")]
+    Access(#[source] AccessError),
     /// The thread that made these ready ended.
     #[error("the search for the kernel, the initramfs and the CA was broken off")]
     BrokenOff(#[source] tokio::task::JoinError),
@@ -67,12 +78,14 @@ impl OwnCa {
 /// What to boot, said step by step: see [`Appliance::builder`].
 #[derive(Debug, Clone)]
 pub struct Builder {
-    /// Its kernel and initramfs are empty where none are given.
+    /// Its kernel and initramfs are empty where none are given, and so is its QEMU.
     options: Options,
+    flavor: Flavor,
     kernel: Option<PathBuf>,
     initramfs: Option<PathBuf>,
     init: Option<PathBuf>,
     ca: Option<OwnCa>,
+    access: Access,
     names: Vec<String>,
     settings: Vec<Setting>,
 }
@@ -92,6 +105,9 @@ impl Appliance {
     /// # }
     /// ```
     /// `examples/boot.rs` is a whole program.
+    ///
+    /// The machine has to have QEMU; a kernel is downloaded with apt into the cache when it is first needed ([`Builder::kernel`] gives
+    /// another), and the static `localregistry-init` is looked for as [`Builder::init`] says.
     #[must_use]
     pub fn builder(disk: impl Into<PathBuf>) -> Builder {
         let options = Options {
@@ -99,7 +115,7 @@ impl Appliance {
             disks: vec![disk.into()],
             kernel: PathBuf::new(),
             initramfs: PathBuf::new(),
-            qemu: Board::default().program().into(),
+            qemu: PathBuf::new(),
             memory_mib: 256,
             cpus: 1,
             accel: Choice::Auto,
@@ -115,7 +131,17 @@ impl Appliance {
             timeout: TIMEOUT,
             report: Report { json: false, quiet: true },
         };
-        Builder { options, kernel: None, initramfs: None, init: None, ca: None, names: Vec::new(), settings: Vec::new() }
+        Builder {
+            options,
+            flavor: Flavor::default(),
+            kernel: None,
+            initramfs: None,
+            init: None,
+            ca: None,
+            access: Access::default(),
+            names: Vec::new(),
+            settings: Vec::new(),
+        }
     }
 }
 
@@ -139,7 +165,23 @@ impl Builder {
         self.set(Setting::new(&["verify"], true))
     }
 
-    /// Boots this kernel, with this initramfs, instead of the cached ones or those that are made.
+    /// The board that QEMU makes. Default: [`Board::Q35`]. [`Board::Microvm`] boots fastest, and nothing can be plugged into it;
+    /// [`Board::Virt`] (64-bit ARM) needs [`Builder::kernel`].
+    #[must_use]
+    pub fn board(mut self, board: Board) -> Self {
+        self.options.board = board;
+        self
+    }
+
+    /// Which kernel is booted, where [`Builder::kernel`] gives none. Default: [`Flavor::Cloud`]. Those of the distribution are
+    /// downloaded with apt into the cache when they are first needed; [`Flavor::Own`] has to have been built by `image/kernel`.
+    #[must_use]
+    pub fn flavor(mut self, flavor: Flavor) -> Self {
+        self.flavor = flavor;
+        self
+    }
+
+    /// Boots this kernel (a bootable ELF or a bzImage), with this initramfs, instead of those of [`Builder::flavor`].
     #[must_use]
     pub fn kernel(mut self, kernel: impl Into<PathBuf>, initramfs: impl Into<PathBuf>) -> Self {
         self.kernel = Some(kernel.into());
@@ -147,14 +189,24 @@ impl Builder {
         self
     }
 
-    /// Takes this `localregistry-init` into the initramfs that is made.
+    /// Takes this `localregistry-init` into the initramfs that is made; it is not looked at where [`Builder::kernel`] gives an initramfs.
+    /// Default: the one that the environment variable `LOCALREGISTRY_INIT` names, else the first static one of these: beside this
+    /// program, and `x86_64-unknown-linux-musl/release/localregistry-init` in the `target` folder that this program was built in.
+    ///
+    /// It is PID 1 of a machine without libraries, so it has to be static: a debug build is not. Where there is none,
+    /// [`Builder::boot`] gives [`BuildError::Initramfs`]. Build one in the sources of this crate, which takes Debian's `musl-tools` and
+    /// `rustup target add x86_64-unknown-linux-musl`, and name it here or in the variable:
+    ///
+    /// ```sh
+    /// cargo build --release --target x86_64-unknown-linux-musl --no-default-features --features guest --bin localregistry-init
+    /// ```
     #[must_use]
     pub fn init(mut self, init: impl Into<PathBuf>) -> Self {
         self.init = Some(init.into());
         self
     }
 
-    /// The QEMU to start, a path or a name in `PATH`. Default: `qemu-system-x86_64`.
+    /// The QEMU to start, a path or a name in `PATH`. Default: `qemu-system-x86_64`, for [`Board::Virt`] `qemu-system-aarch64`.
     #[must_use]
     pub fn qemu(mut self, program: impl Into<PathBuf>) -> Self {
         self.options.qemu = program.into();
@@ -266,6 +318,14 @@ impl Builder {
         self.set(Setting::new(&["tls", "mode"], mode))
     }
 
+    /// Says who may pull, over what [`Builder::set`] says of it. Default: everybody. The files are read before the boot, and the guest
+    /// gets the password file and the client CA, but no password.
+    #[must_use]
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
+    }
+
     /// Keeps every event in this file, one JSON line each.
     #[must_use]
     pub fn events_file(mut self, path: impl Into<PathBuf>) -> Self {
@@ -300,9 +360,30 @@ impl Builder {
     /// # Errors
     /// See [`BuildError`]. No process and no file is left.
     pub async fn boot(self) -> Result<Appliance, BuildError> {
-        let Self { mut options, kernel, initramfs, init, ca, names, settings } = self;
-        for setting in &settings {
+        Ok(Appliance::boot(self.options().await?).await?)
+    }
+
+    /// QEMU's command line, for a launcher that starts QEMU itself, and the files that it needs in `folder`, which is there. Nothing is
+    /// booted.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub async fn command(self, folder: &Path) -> Result<QemuCommand, BuildError> {
+        Ok(command(self.options().await?, folder).await?)
+    }
+
+    /// All that was said, checked, with a kernel and an initramfs.
+    async fn options(self) -> Result<Options, BuildError> {
+        let Self { mut options, flavor, kernel, initramfs, init, ca, access, names, settings } = self;
+        for setting in settings.iter().chain(&access.settings()) {
             options.config.set(setting).map_err(BuildError::Set)?;
+        }
+        if access.has_client_ca() && options.config.is_plain() {
+            return Err(BuildError::Access(AccessError::ClientCaWithoutTls));
+        }
+        let board = options.board;
+        if options.qemu.as_os_str().is_empty() {
+            options.qemu = board.program().into();
         }
         for name in names {
             if !is_san(&name) {
@@ -314,17 +395,24 @@ impl Builder {
         let report = options.report;
         // It may download, unpack and wait for another's lock, which is no async code.
         let found = tokio::task::spawn_blocking(move || {
-            let secrets = ca.map(|ca| ca.read()).transpose().map_err(BuildError::OwnCa)?.map(Ca::secrets);
+            access.check().map_err(BuildError::Access)?;
+            let signer = ca.map(|ca| ca.read()).transpose().map_err(BuildError::OwnCa)?.map(Ca::secrets);
+            let secrets: Vec<_> = access.secrets().into_iter().chain(signer.into_iter().flatten()).collect();
             if let (Some(kernel), Some(initramfs)) = (&kernel, &initramfs) {
+                kernel::check_fits(kernel, kernel::options_of(kernel), board)?;
                 return Ok::<_, BuildError>((kernel.clone(), initramfs.clone(), secrets));
             }
-            let kernel = kernel::cached_or_download(Flavor::default(), &report).map_err(BuildError::Kernel)?;
+            if board == Board::Virt {
+                return Err(BuildError::NoFlavor(board));
+            }
+            let kernel = kernel::cached_or_download(flavor, &report).map_err(BuildError::Kernel)?;
+            kernel::check_fits(&kernel.elf, kernel.options(), board)?;
             let initramfs = initramfs::cached(init.as_deref(), &kernel.modules, &report).map_err(BuildError::Initramfs)?;
             Ok((kernel.elf, initramfs, secrets))
         });
         let (kernel, initramfs, secrets) = found.await.map_err(BuildError::BrokenOff)??;
         (options.kernel, options.initramfs) = (kernel, initramfs);
-        options.secrets.extend(secrets.into_iter().flatten());
-        Ok(Appliance::boot(options).await?)
+        options.secrets.extend(secrets);
+        Ok(options)
     }
 }
