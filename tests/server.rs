@@ -145,6 +145,9 @@ fn single_ranges() {
         ("bytes=0-", 0, 1_200_000),
         ("bytes=0-1", 0, 2),
         ("bytes=200000-1200000", 200_000, 1_200_000),
+        ("bytes=0-199999", 0, 200_000),
+        ("bytes=7-262150", 7, 262_151),
+        ("bytes=131071-131072", 131_071, 131_073),
     ] {
         let response = ranged(f.server.plain, &target, range);
         assert_eq!(response.status, 206, "{range}");
@@ -172,28 +175,43 @@ fn single_ranges() {
 fn many_ranges_come_as_parts_in_the_order_asked_for() {
     let f = fixture();
     let target = format!("/v2/test/hello/blobs/{}", f.layer_stored.digest);
-    let slices: Vec<(usize, usize)> = (0..1024).map(|at| (1_100_000 - at * 1000, 1_100_000 - at * 1000 + 9)).collect();
-    let list = slices.iter().map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(",");
-    let response = ranged(f.server.plain, &target, &format!("bytes={list}"));
-    assert_eq!(response.status, 206);
-    let boundary = response.header("content-type").unwrap().strip_prefix("multipart/byteranges; boundary=").unwrap().to_owned();
-    let mut rest = response.body.as_slice();
-    for (count, (first, last)) in slices.iter().enumerate() {
-        let line = if count == 0 { "" } else { "\r\n" };
-        let head = format!(
-            "{line}--{boundary}\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes {first}-{last}/1200000\r\n\r\n"
-        );
-        rest = rest.strip_prefix(head.as_bytes()).unwrap_or_else(|| panic!("part {count}"));
-        rest = rest.strip_prefix(&f.layer[*first..=*last]).unwrap_or_else(|| panic!("content {count}"));
+    let first = |at: usize| 1_100_000 - at * 1000;
+    let thousand: Vec<(usize, usize)> = (0..1024).map(|at| (first(at), first(at) + at * 7 % 900)).collect();
+    let long = [(0, 199_999), (300_000, 300_009), (300_010, 700_000), (700_001, 700_001), (200_000, 299_999)];
+    for slices in [&thousand[..], &long] {
+        let response = ranged(f.server.plain, &target, &list(slices));
+        assert_eq!(response.status, 206);
+        is_made_of(&response, slices, &f.layer);
     }
-    assert_eq!(rest, format!("\r\n--{boundary}--\r\n").as_bytes());
 
-    let too_many = ranged(f.server.plain, &target, &format!("bytes={list},0-0"));
+    let too_many = ranged(f.server.plain, &target, &format!("{},0-0", list(&thousand)));
     assert_eq!((too_many.status, too_many.code().as_str()), (400, "UNSUPPORTED"));
     let overlapping = ranged(f.server.plain, &target, "bytes=0-,0-,1-");
     assert_eq!((overlapping.status, overlapping.body.len()), (200, 1_200_000));
     let adjacent = ranged(f.server.plain, &target, "bytes=0-4,5-9");
     assert!(String::from_utf8_lossy(&adjacent.body).contains("Content-Range: bytes 5-9/1200000"), "never merged");
+}
+
+/// A `Range` header for these first and last bytes.
+fn list(slices: &[(usize, usize)]) -> String {
+    let list: Vec<String> = slices.iter().map(|(first, last)| format!("{first}-{last}")).collect();
+    format!("bytes={}", list.join(","))
+}
+
+/// The answer has these slices of the content as its parts, and nothing else.
+fn is_made_of(response: &http::Response, slices: &[(usize, usize)], content: &[u8]) {
+    let boundary = response.header("content-type").unwrap().strip_prefix("multipart/byteranges; boundary=").unwrap().to_owned();
+    let mut rest = response.body.as_slice();
+    for (count, (first, last)) in slices.iter().enumerate() {
+        let line = if count == 0 { "" } else { "\r\n" };
+        let head = format!(
+            "{line}--{boundary}\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes {first}-{last}/{}\r\n\r\n",
+            content.len()
+        );
+        rest = rest.strip_prefix(head.as_bytes()).unwrap_or_else(|| panic!("part {count}"));
+        rest = rest.strip_prefix(&content[*first..=*last]).unwrap_or_else(|| panic!("content {count}"));
+    }
+    assert_eq!(rest, format!("\r\n--{boundary}--\r\n").as_bytes());
 }
 
 #[test]

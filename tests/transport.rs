@@ -5,11 +5,12 @@ mod common;
 
 use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::h2::{self, Peer};
-use common::layout::{Layout, Stored};
+use common::layout::{Layout, Stored, content};
 use common::process::Process;
 use common::server::Server;
 use common::{certificates, http};
@@ -23,7 +24,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 fn serve() -> (Server, Stored, Layout) {
     let mut layout = Layout::default();
-    let image = layout.image("test/hello:latest", &vec![7; 3_000_000]);
+    let image = layout.image("test/hello:latest", &content(3_000_000));
     layout.image("docker.io/library/busybox:1", b"busybox");
     (Server::start(layout.write()), image, layout)
 }
@@ -124,7 +125,7 @@ where
     }
     while let Some(body) = blobs.join_next().await {
         let body = body.unwrap();
-        assert!(body.len() == 3_000_000 && body.iter().all(|byte| *byte == 7));
+        assert!(body == content(3_000_000));
     }
     drop(sender);
     task.await.unwrap().unwrap();
@@ -271,6 +272,51 @@ fn a_file_that_is_shorter_than_the_catalog_says_is_never_passed_off_as_whole() {
     let response = http::get(server.plain, &target);
     assert_eq!((response.status, response.code().as_str()), (500, "UNKNOWN"));
     assert_eq!(http::get(server.plain, "/v2/test/hello/manifests/latest").status, 200, "and the rest is served");
+}
+
+#[test]
+fn ranges_of_a_file_that_shrinks_are_cut_over_both_protocols() {
+    let (layout, big, content) = Layout::large();
+    let server = Server::start(layout.write());
+    let file = std::fs::File::options().write(true).open(layout.path().join(big.digest.blob_path())).unwrap();
+    let (target, kept) = (format!("/v2/test/hello/blobs/{}", big.digest), 1 << 20);
+    for range in ["bytes=1000-49999999", "bytes=1000-49999999,60000000-60000009"] {
+        let mut stream = http::connect(server.plain);
+        write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\nRange: {range}\r\n\r\n").unwrap();
+        let mut came = vec![0; 4096];
+        stream.read_exact(&mut came).unwrap();
+        file.set_len(kept).unwrap();
+        let _ = stream.read_to_end(&mut came);
+        // What comes after the head of the response, or of its first part, is the start of the range.
+        let before = came.windows(16).position(|window| window == &content[1000..1016]).unwrap();
+        let sent = &came[before..];
+        assert!(sent.len() < 49_999_000 && content[1000..].starts_with(sent), "{range}: {} bytes", sent.len());
+        let logged = server.logged();
+        assert!((logged.status, logged.complete) == (206, false) && logged.bytes >= sent.len() as u64, "{logged:?}");
+        file.write_all_at(&content[usize::try_from(kept).unwrap()..], kept).unwrap();
+
+        let mut peer = Peer::new(server.plain);
+        let block = h2::block("GET", &target, &[("range", range)]);
+        peer.send(&h2::frame(h2::HEADERS, h2::END_HEADERS | h2::END_STREAM, 1, &block));
+        assert_eq!(peer.status(1), 206);
+        file.set_len(kept).unwrap();
+        peer.send(&[h2::window(0, 1 << 30), h2::window(1, 1 << 30)].concat());
+        let mut came = Vec::new();
+        let end = loop {
+            let frame = peer.until(|frame| frame.stream == 1);
+            if frame.kind != h2::DATA || frame.flags & h2::END_STREAM != 0 {
+                break frame;
+            }
+            came.extend_from_slice(&frame.payload);
+        };
+        assert_eq!(end.kind, h2::RST_STREAM, "{range}: the stream is reset");
+        let before = came.windows(16).position(|window| window == &content[1000..1016]).unwrap();
+        assert!(content[1000..].starts_with(&came[before..]) && came.len() < 49_999_000, "{range}: {} bytes", came.len());
+        assert!(!server.logged().complete);
+        file.write_all_at(&content[usize::try_from(kept).unwrap()..], kept).unwrap();
+    }
+    let whole = http::get(server.plain, &target);
+    assert!(whole.status == 200 && whole.body == content, "and well again");
 }
 
 #[test]

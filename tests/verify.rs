@@ -181,6 +181,12 @@ fn what_is_right_is_served_as_ever() {
         assert!(get(server.plain, &blob_path(layer)).body == content);
         let part = ranged(server.plain, &blob_path(layer), "bytes=1000000-1000099");
         assert_eq!((part.status, &part.body[..]), (206, &content[1_000_000..1_000_100]));
+        let part = ranged(server.plain, &blob_path(layer), "bytes=5-200004");
+        assert!(part.status == 206 && part.body == content[5..200_005]);
+        let parts = ranged(server.plain, &blob_path(layer), "bytes=0-199999,300000-300009");
+        let heads = parts.body.len() - 200_010;
+        assert!(parts.status == 206 && heads < 500, "{heads} bytes beside the parts");
+        assert!(parts.body.windows(200_000).any(|window| window == &content[..200_000]));
         let all = ranged(server.plain, &blob_path(layer), "bytes=0-");
         assert!(all.status == 206 && all.body == content);
         assert_eq!(ranged(server.plain, &blob_path(layer), "bytes=0-0,-1").status, 206);

@@ -6,6 +6,13 @@ use localregistry::oci::{Algorithm, Digest, Hasher, media_type};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// So many bytes (a multiple of 8) of which no two stretches of 16 are the same: bytes from another place are noticed.
+pub fn content(size: usize) -> Vec<u8> {
+    let mut content = Vec::with_capacity(size);
+    (0..size as u64 / 8).for_each(|number| content.extend_from_slice(&number.to_le_bytes()));
+    content
+}
+
 pub struct Layout {
     pub dir: TempDir,
     index: Vec<Value>,
@@ -99,7 +106,7 @@ impl Layout {
     /// A layout of one image, `test/hello:latest`, whose layer is larger than the sockets' buffers: the layer, and its bytes.
     pub fn large() -> (Self, Stored, Vec<u8>) {
         let mut layout = Self::default();
-        let content = vec![7; 64 << 20];
+        let content = content(64 << 20);
         layout.image("test/hello:latest", &content);
         let layer = layout.blob(&content);
         (layout, layer, content)

@@ -8,7 +8,7 @@ use localregistry::registry::limits::Limits;
 
 use super::h2::{End, Peer};
 use super::http;
-use super::layout::{Layout, Stored};
+use super::layout::{Layout, Stored, content};
 use super::process::Process;
 
 pub const BIG: usize = 8 << 20;
@@ -24,9 +24,9 @@ pub struct Target {
 pub fn layout() -> (Layout, String, String) {
     let mut layout = Layout::default();
     let path = |stored: Stored| format!("/v2/test/hello/blobs/{}", stored.digest);
-    let big = layout.blob(&vec![7; BIG]);
+    let big = layout.blob(&content(BIG));
     let small = layout.blob(&vec![8; 100_000]);
-    let image = layout.manifest(&[&vec![7; BIG], &vec![8; 100_000]]);
+    let image = layout.manifest(&[&content(BIG), &vec![8; 100_000]]);
     layout.name(image, localregistry::oci::media_type::OCI_MANIFEST, "test/hello:latest").write();
     (layout, path(big), path(small))
 }

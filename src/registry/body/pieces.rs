@@ -43,11 +43,14 @@ impl Content {
     }
 }
 
-/// A read that waits for the disk: a chunk, and how many bytes more it has then.
+/// A read that waits for the disk.
 struct Reading {
     since: Instant,
-    read: Pin<Box<dyn Future<Output = io::Result<(Chunk, u64)>> + Send>>,
+    read: Pin<Box<dyn Future<Output = io::Result<Added>> + Send>>,
 }
+
+/// A chunk, and how many bytes were added to it.
+type Added = (Chunk, u64);
 
 impl fmt::Debug for Reading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -208,7 +211,7 @@ fn is_cached(file: &File, at: u64) -> bool {
 }
 
 /// Reads as much of the range as fits into the chunk at most, waiting for the disk.
-fn read_blocking(file: &File, range: &ByteRange, mut chunk: Chunk) -> io::Result<(Chunk, u64)> {
+fn read_blocking(file: &File, range: &ByteRange, mut chunk: Chunk) -> io::Result<Added> {
     loop {
         match chunk.fill(range.len(), |space| file.read_at(space, range.start())) {
             Ok(0) => return Err(short(range.start())),
