@@ -222,7 +222,8 @@ fn a_shutdown_lets_transfers_finish_and_takes_no_new_ones() {
     }
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest).unwrap();
-    assert!(rest.ends_with(&content[..(64 << 20) - 4096]), "the transfer under way came whole");
+    // The first bytes were the head and the start of the content.
+    assert!(content.ends_with(&rest) && rest.len() > (64 << 20) - 4096, "the transfer under way came whole");
     let totals = stopping.join().unwrap();
     assert_eq!((totals.requests, totals.bytes), (1, 64 << 20));
 }
