@@ -168,7 +168,8 @@ fn connection() -> impl Strategy<Value = Connection> {
         2 => Just(Protocol::Pipelined),
         3 => windows.prop_map(|window| Protocol::Http2 { window }),
     ];
-    (any::<bool>(), protocol, vec(request(), 1..14)).prop_map(|(tls, protocol, requests)| Connection { tls, protocol, requests })
+    (any::<bool>(), protocol, prop_oneof![4 => vec(request(), 1..10), 1 => vec(request(), 10..31)])
+        .prop_map(|(tls, protocol, requests)| Connection { tls, protocol, requests })
 }
 
 fn request() -> impl Strategy<Value = Request> {

@@ -41,7 +41,7 @@ fn answers_are_exact_while_there_is_memory() {
 
 #[test]
 fn answers_are_exact_while_connections_that_read_nothing_hold_all_memory() {
-    run(Setup::default(), STALLED, 100);
+    run(Setup::default(), STALLED, 50);
 }
 
 #[test]
