@@ -78,7 +78,7 @@ impl Site {
 
     /// Runs one of the programs that read the list of contents, which has to succeed, and gives what it printed.
     fn run(&self, program: &mut Command, base: &str, arguments: &[&str]) -> String {
-        program.current_dir(self.bench.path("")).env("PYTHONDONTWRITEBYTECODE", "1");
+        program.current_dir(self.bench.path(""));
         succeed(program.arg(base).arg(self.bench.path("ca.crt")).arg(self.bench.path("contents.json")).args(arguments))
     }
 }
@@ -101,110 +101,119 @@ fn seed() -> String {
 /// Debian's Python, with Debian's packages.
 fn python(program: &str) -> Command {
     let mut command = Command::new("/usr/bin/python3");
-    command.arg(Path::new(SUPPORT).join(program));
+    command.env("PYTHONDONTWRITEBYTECODE", "1").arg(Path::new(SUPPORT).join(program));
     command
 }
 
-/// What curl asks for of every content.
-const RANGES: [Option<&str>; 13] = [
-    None,
-    Some("0-"),
-    Some("0-0"),
-    Some("0-199999"),
-    Some("1-65536"),
-    Some("99999-"),
-    Some("-1"),
-    Some("-200000"),
-    Some("0-199999,300000-300009"),
-    Some("5-9,0-4,100000-100006"),
-    Some("0-69999,60000-60000,70000-70001,4000-"),
-    Some("-10,0-9,0-70000"),
-    Some("9999999-"),
+/// Ranges that curl asks for of every content.
+const RANGES: [&str; 12] = [
+    "0-",
+    "0-0",
+    "0-199999",
+    "1-65536",
+    "99999-",
+    "-1",
+    "-200000",
+    "0-199999,300000-300009",
+    "5-9,0-4,100000-100006",
+    "0-69999,60000-60000,70000-70001,4000-",
+    "-10,0-9,0-70000",
+    "9999999-",
 ];
 
-/// One transfer of curl's: its section of the config file, and its case for `answers.py`.
-fn transfer(
-    site: &Site,
-    base: &str,
-    options: &str,
-    folder: &Path,
-    number: usize,
-    case: Value,
-    content: &(String, PathBuf),
-) -> (String, Value) {
-    let path = |kind: &str| folder.join(format!("{number}.{kind}")).display().to_string();
-    let (head, body, ca) = (path("head"), path("body"), site.bench.path("ca.crt"));
-    let mut case = case;
-    let before = usize::try_from(case["resumed"].as_u64().unwrap()).unwrap();
-    fs::write(&body, &fs::read(&content.1).unwrap()[..before]).unwrap();
-    let mut section = format!("url = \"{base}{}\"\ncacert = {ca:?}\n{options}\ndump-header = {head:?}\n", content.0);
-    if let Some(range) = case["range"].as_str() {
-        section.push_str(&format!("range = \"{}\"\n", range.strip_prefix("bytes=").unwrap()));
+/// Transfers for one run of curl: its config file, and the cases for `answers.py`.
+struct Transfers<'a> {
+    site: &'a Site,
+    folder: PathBuf,
+    /// The URL's part before the path. `NUMBER` in it is replaced by the number of the transfer.
+    base: String,
+    /// Lines of the config file for each transfer.
+    options: String,
+    config: String,
+    cases: Vec<Value>,
+}
+
+impl Transfers<'_> {
+    /// Adds a HEAD request, whole transfers, ranges, and transfers that begin after some bytes.
+    fn add_all(&mut self, target: &str, file: &Path) {
+        let content = fs::read(file).unwrap();
+        self.add(target, file, json!({"method": "HEAD"}), "head\n", b"");
+        self.add(target, file, json!({"method": "GET"}), "", b"");
+        for range in RANGES {
+            let case = json!({"method": "GET", "range": format!("bytes={range}")});
+            self.add(target, file, case, &format!("range = \"{range}\"\n"), b"");
+        }
+        for resumed in [1, 4096, 65_537].into_iter().filter(|resumed| *resumed < content.len()) {
+            let case = json!({"method": "GET", "range": format!("bytes={resumed}-"), "resumed": resumed});
+            self.add(target, file, case, "continue-at = \"-\"\n", &content[..resumed]);
+        }
     }
-    if before > 0 {
-        section.push_str("continue-at = \"-\"\n");
+
+    /// Adds a transfer into a file that has these bytes already.
+    fn add(&mut self, target: &str, file: &Path, mut case: Value, options: &str, before: &[u8]) {
+        let number = self.cases.len().to_string();
+        let path = |kind: &str| self.folder.join(format!("{number}.{kind}"));
+        let (head, body, base) = (path("head"), path("body"), self.base.replace("NUMBER", &number));
+        fs::write(&body, before).unwrap();
+        case["head"] = head.display().to_string().into();
+        case["body"] = body.display().to_string().into();
+        case["file"] = file.display().to_string().into();
+        // curl writes the head of an answer to HEAD as if it were the body.
+        let output = if case["method"] == "HEAD" { Path::new("/dev/null") } else { &body };
+        let between = if self.cases.is_empty() { "" } else { "next\n" };
+        self.config.push_str(&format!(
+            "{between}url = \"{base}{target}\"\n{}{options}dump-header = {head:?}\noutput = {output:?}\n\
+             write-out = \"%{{http_version}} %{{num_connects}} %{{size_download}}\\n\"\n",
+            self.options
+        ));
+        self.cases.push(case);
     }
-    // With `head`, curl writes the head as if it were the body.
-    let output =
-        if case["method"] == "HEAD" { "head\noutput = \"/dev/null\"\n".to_owned() } else { format!("output = {body:?}\n") };
-    section.push_str(&output);
-    section.push_str("write-out = \"%{http_version} %{num_connects} %{size_download}\\n\"\nnext\n");
-    case["head"] = head.into();
-    case["body"] = body.into();
-    case["file"] = content.1.display().to_string().into();
-    (section, case)
+
+    /// Runs curl, compares what it got with the files, and gives for each transfer the version of HTTP, the number of connections that
+    /// it made, and the number of bytes.
+    fn run(&self, arguments: &[&str]) -> Vec<(String, usize, u64)> {
+        let config = self.site.bench.file("curl.conf", self.config.as_bytes());
+        let said = succeed(Command::new("curl").args(["--silent", "--show-error"]).args(arguments).arg("--config").arg(config));
+        let cases = self.site.bench.file("cases.json", &serde_json::to_vec(&self.cases).unwrap());
+        let mut check = python("answers.py");
+        let output = check.stdin(fs::File::open(cases).unwrap()).output().unwrap();
+        let (base, options) = (&self.base, &self.options);
+        assert!(output.status.success(), "{base} {options} {arguments:?}: {}", text(&output.stderr));
+        assert_eq!(text(&output.stdout), format!("{}\n", self.cases.len()));
+        let lines = said.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        lines.map(|words| (words[0].to_owned(), words[1].parse().unwrap(), words[2].parse().unwrap())).collect()
+    }
 }
 
 #[test]
 fn curl_gets_the_bytes_of_the_files() {
     let mut site = Site::new();
     let [tls, plain] = site.bases();
-    let mut downloaded = 0;
-    let mut transfers = 0;
-    for (base, options, version) in [
-        (&tls, "http1.1", "1.1"),
-        (&tls, "http2", "2"),
-        (&plain, "http1.1", "1.1"),
-        // curl asks for an upgrade here, which the registry ignores (RFC 9113, section 3.1).
-        (&plain, "http2", "1.1"),
-        (&plain, "http2-prior-knowledge", "2"),
+    let port = site.process.addresses[1].port();
+    let ca = format!("cacert = {:?}\n", site.bench.path("ca.crt"));
+    let names = format!("resolve = \"*:{port}:127.0.0.1\"\n");
+    let (mut transfers, mut downloaded) = (0, 0);
+    for (version, base, options, one_connection) in [
+        ("1.1", tls.clone(), format!("http1.1\n{ca}"), true),
+        ("2", tls, format!("http2\n{ca}"), true),
+        ("1.1", plain.clone(), "http1.1\n".to_owned(), true),
+        // curl asks for an upgrade, which the registry ignores (RFC 9110, section 7.8).
+        ("1.1", plain, "http2\n".to_owned(), true),
+        // curl 7.88 fails when it uses a connection with prior knowledge a second time. It makes another one for another host.
+        ("2", format!("http://host-NUMBER.test:{port}"), format!("http2-prior-knowledge\n{names}"), false),
     ] {
-        for parallel in [false, true] {
-            let folder = site.bench.path(&format!("{options}-{}-{parallel}", base.len()));
+        for arguments in [&[][..], &["--parallel", "--parallel-max", "20"]] {
+            let folder = site.bench.path(&transfers.to_string());
             fs::create_dir(&folder).unwrap();
-            let (mut config, mut cases) = (String::from("silent\nshow-error\n"), Vec::new());
-            for content in &site.contents {
-                let size = usize::try_from(fs::metadata(&content.1).unwrap().len()).unwrap();
-                let get = |range: Option<&str>, resumed: usize| json!({"method": "GET", "range": range.map(|range| format!("bytes={range}")), "resumed": resumed});
-                let mut wanted = vec![json!({"method": "HEAD", "range": null, "resumed": 0})];
-                wanted.extend(RANGES.iter().map(|range| get(*range, 0)));
-                wanted.extend([1, 4096, 65_537].iter().filter(|resumed| **resumed < size).map(|resumed| get(None, *resumed)));
-                for case in wanted {
-                    let (section, case) = transfer(&site, base, options, &folder, cases.len(), case, content);
-                    config.push_str(&section);
-                    cases.push(case);
-                }
-            }
-            let config = site.bench.file("curl.conf", config.strip_suffix("next\n").unwrap().as_bytes());
-            let mut curl = Command::new("curl");
-            if parallel {
-                curl.args(["--parallel", "--parallel-max", "20"]);
-            }
-            let said = succeed(curl.arg("--config").arg(config));
-            let lines: Vec<Vec<&str>> = said.lines().map(|line| line.split(' ').collect()).collect();
-            assert!(lines.len() == cases.len() && lines.iter().all(|line| line[0] == version), "{options} {base}: {said}");
-            if !parallel {
-                let connections: usize = lines.iter().map(|line| line[1].parse::<usize>().unwrap()).sum();
-                assert_eq!(connections, 1, "{options} {base}: all requests share a connection");
-            }
-            downloaded += lines.iter().map(|line| line[2].parse::<u64>().unwrap()).sum::<u64>();
-            transfers += cases.len();
-            let listed = site.bench.file("cases.json", &serde_json::to_vec(&cases).unwrap());
-            let mut check = python("answers.py");
-            check.env("PYTHONDONTWRITEBYTECODE", "1").stdin(fs::File::open(listed).unwrap());
-            let output = check.output().unwrap();
-            assert!(output.status.success(), "{options} {base} parallel={parallel}: {}", text(&output.stderr));
-            assert_eq!(text(&output.stdout), format!("{}\n", cases.len()));
+            let (base, options) = (base.clone(), options.clone());
+            let mut run = Transfers { site: &site, folder, base, options, config: String::new(), cases: Vec::new() };
+            site.contents.iter().for_each(|(target, file)| run.add_all(target, file));
+            let done = run.run(arguments);
+            assert!(done.len() == run.cases.len() && done.iter().all(|one| one.0 == version), "{version} {done:?}");
+            let connections: usize = done.iter().map(|one| one.1).sum();
+            assert!(!one_connection || !arguments.is_empty() || connections == 1, "kept alive: {connections} {done:?}");
+            transfers += done.len();
+            downloaded += done.iter().map(|one| one.2).sum::<u64>();
         }
     }
     site.process.stop();
@@ -247,22 +256,12 @@ fn nghttp_gets_the_bytes_of_the_files() {
     }
 }
 
-/// Runs h2load, and gives the numbers of its summary: requests by outcome, answers by class, and bytes of bodies.
-fn h2load(arguments: &[&str], url: &str) -> BTreeMap<String, u64> {
+/// Runs h2load, and gives the lines of its summary with requests, status codes and traffic.
+fn h2load(arguments: &[&str], url: &str) -> String {
     let said = succeed(Command::new("h2load").args(arguments).arg(url));
-    let mut numbers = BTreeMap::new();
-    for line in said.lines() {
-        for kind in ["requests: ", "status codes: ", "traffic: "] {
-            let Some(list) = line.strip_prefix(kind) else { continue };
-            for item in list.split(", ") {
-                // `20000 done`, or `78.10MB (81890000) data`.
-                let (value, name) = item.split_once(' ').unwrap();
-                let (value, name) = name.strip_prefix('(').map_or((value, name), |rest| rest.split_once(") ").unwrap());
-                numbers.insert(name.to_owned(), value.parse().unwrap());
-            }
-        }
-    }
-    numbers
+    let summary =
+        said.lines().filter(|line| ["requests: ", "status codes: ", "traffic: "].iter().any(|kind| line.starts_with(kind)));
+    summary.collect::<Vec<_>>().join("\n")
 }
 
 #[test]
@@ -273,20 +272,14 @@ fn h2load_loses_no_stream() {
     for base in site.bases() {
         for (clients, streams, requests) in [("100", "32", 20_000), ("40", "100", 12_000)] {
             let arguments = ["-t", "1", "-c", clients, "-m", streams, "-n", &requests.to_string()];
-            let numbers = h2load(&arguments, &format!("{base}{target}"));
-            let expected = [
-                ("total", requests),
-                ("started", requests),
-                ("done", requests),
-                ("succeeded", requests),
-                ("failed", 0),
-                ("errored", 0),
-                ("timeout", 0),
-                ("2xx", requests),
-                ("data", requests * size as u64),
-            ];
-            for (name, value) in expected {
-                assert_eq!(numbers[name], value, "{name} of {arguments:?} {base}: {numbers:?}");
+            let summary = h2load(&arguments, &format!("{base}{target}"));
+            let all = format!("requests: {requests} total, {requests} started, {requests} done, {requests} succeeded");
+            for expected in [
+                &*format!("{all}, 0 failed, 0 errored, 0 timeout\n"),
+                &format!("status codes: {requests} 2xx, 0 3xx, 0 4xx, 0 5xx\n"),
+                &format!(" ({}) data", requests * size),
+            ] {
+                assert!(summary.contains(expected), "{arguments:?} {base}: {expected} is not in {summary}");
             }
         }
     }
@@ -462,7 +455,10 @@ fn skopeo_pulls_zstd_chunked_layers_in_part() {
             skopeo.arg(format!("docker://{}/test/{name}:1", process.address)).arg(format!("containers-storage:{name}:1"));
             let output = skopeo.output().unwrap();
             let said = text(&output.stderr);
-            assert!(output.status.success() && !said.contains("Failed to retrieve partial blob"), "{said}");
+            assert!(output.status.success(), "{said}");
+            // skopeo says so only in its debug log, and gets the whole layer.
+            let failures: Vec<&str> = said.lines().filter(|line| line.contains("Failed to retrieve partial blob")).collect();
+            assert_eq!(failures, Vec::<&str>::new());
             assert!(stored(&bench, &format!("{name}:1")) == *files, "{name}: the files are those that were packed");
         }
         process.stop();

@@ -27,8 +27,9 @@ def selected(size, asked):
 
 def same(what, actual, expected):
     """Compares bytes, and names the first difference instead of printing them."""
-    at = next((at for at, (a, b) in enumerate(zip(actual, expected)) if a != b), min(len(actual), len(expected)))
-    assert actual == expected, f"{what}: {len(actual)} bytes instead of {len(expected)}, different from byte {at}"
+    if actual != expected:
+        at = next((at for at, (a, b) in enumerate(zip(actual, expected)) if a != b), min(len(actual), len(expected)))
+        raise AssertionError(f"{what}: {len(actual)} bytes instead of {len(expected)}, different from byte {at}")
 
 
 def check(content, asked, status, headers, body):
@@ -70,10 +71,9 @@ def main():
             assert (status, headers["content-length"], body) == expected, f"HEAD of {len(content)} bytes: {status} {headers}"
             continue
         # A resumed transfer has put its bytes behind those that were there.
-        resumed = case["resumed"]
+        resumed = case.get("resumed", 0)
         same("what was there before", body[:resumed], content[:resumed])
-        asked = f"bytes={resumed}-" if resumed else case["range"]
-        check(content, asked, status, headers, body[resumed:])
+        check(content, case.get("range"), status, headers, body[resumed:])
     print(len(cases))
 
 

@@ -21,8 +21,10 @@ from answers import check, selected
 BASE = urlsplit(sys.argv[1])
 # Requests that a client may send before it has the server's settings (RFC 9113, section 6.5.2).
 AT_ONCE = 100
-# Frames that an answer may take, so that an example ends soon.
-FRAMES = 64
+# Bytes of all answers on a connection, where more than one copy of each request is sent, and windows that an answer may take: so an
+# example ends soon.
+BYTES = 2 << 20
+WINDOWS = 64
 
 
 def read_contents():
@@ -77,16 +79,26 @@ def fetch(window, requests):
     return [(status, headers, bytes(body)) for status, headers, body in answers.values()]
 
 
-@st.composite
-def request(draw):
-    target, content = draw(st.sampled_from(CONTENTS))
-    # Positions near the sizes of pages, frames and buffers, and anywhere, the end and behind it included.
-    near = st.builds(lambda edge, off: max(edge + off, 0), st.sampled_from([0, 4096, 16384, 65536, 200000]), st.integers(-2, 2))
-    position = st.one_of(near, st.integers(0, len(content) + 1))
-    between = st.tuples(position, position).map(lambda ends: f"{min(ends)}-{max(ends)}")
-    item = st.one_of(between, between, position.map(lambda first: f"{first}-"), st.integers(1, 70000).map(lambda n: f"-{n}"))
-    items = draw(st.lists(item, max_size=8))
-    return target, content, "bytes=" + ",".join(items) if items else None
+def near(edge, off):
+    return max(edge + off, 0)
+
+
+# Numbers near the sizes of pages, frames and buffers, and others.
+NUMBER = st.one_of(st.builds(near, st.sampled_from([0, 4096, 16384, 65536]), st.integers(-2, 2)), st.integers(0, 70000))
+FORM = st.sampled_from(["from the start", "from the end", "anywhere", "anywhere", "open end", "suffix"])
+REQUEST = st.tuples(st.sampled_from(CONTENTS), st.lists(st.tuples(FORM, NUMBER, NUMBER, st.integers(0, 1 << 22)), max_size=8))
+
+
+def item(size, form, number, more, anywhere):
+    """One item of a Range header for content of this size. It may lie behind the end."""
+    if form == "suffix":
+        return f"-{number}"
+    first = {"from the start": number, "anywhere": anywhere % (size + 2)}.get(form, max(size - number, 0))
+    return f"{first}-" if form == "open end" else f"{first}-{first + more}"
+
+
+def asked_for(content, items):
+    return "bytes=" + ",".join(item(len(content), *one) for one in items) if items else None
 
 
 def length(content, asked):
@@ -102,11 +114,12 @@ def length(content, asked):
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-@given(st.lists(request(), min_size=1, max_size=AT_ONCE), st.integers(1, 8), st.sampled_from([1, 100, 4096, 65535, 1 << 20]))
-def ranges_equal_the_files(requests, copies, window):
-    requests = (requests * copies)[:AT_ONCE]
-    window = max(window, max(length(content, asked) for _, content, asked in requests) // FRAMES)
-    answers = fetch(window, [(target, asked) for target, _, asked in requests])
+@given(st.lists(REQUEST, min_size=1, max_size=20), st.integers(1, AT_ONCE), st.sampled_from([1, 100, 4096, 65535, 1 << 20]))
+def ranges_equal_the_files(drawn, copies, window):
+    requests = [(target, content, asked_for(content, items)) for (target, content), items in drawn]
+    lengths = [length(content, asked) for _, content, asked in requests]
+    requests = (requests * min(copies, 1 + BYTES // (sum(lengths) + 1)))[:AT_ONCE]
+    answers = fetch(max(window, max(lengths) // WINDOWS), [(target, asked) for target, _, asked in requests])
     for (_, content, asked), answer in zip(requests, answers):
         check(content, asked, *answer)
     ranges_equal_the_files.requests += len(requests)
