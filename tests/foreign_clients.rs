@@ -290,7 +290,7 @@ fn python_h2_gets_the_bytes_of_the_files() {
     let site = Site::new();
     let seed = seed();
     for base in site.bases() {
-        let connections = 150;
+        let connections = 100;
         let said = site.run(&mut python("h2_ranges.py"), &base, &[&seed, &connections.to_string()]);
         assert!(said.trim().parse::<u32>().unwrap() > 10 * connections, "{said}");
     }
