@@ -1,6 +1,6 @@
-//! HTTP clients and scanners that other people wrote, against a running `localregistry serve`: curl, nghttp and h2load, Python's h2 and
+//! HTTP clients and scanners that other people wrote, against a running `localregistry serve`: curl, nghttp and h2load, Python's h2 with
 //! hypothesis, Go's net/http, node's http2, testssl.sh, and skopeo with partial pulls. What they get is compared byte by byte with the
-//! files that are served, of uneven sizes, with many requests a connection, in the clear and over TLS.
+//! files that are served, of uneven sizes, with many requests a connection, over plain HTTP and TLS.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod common;
@@ -11,32 +11,23 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use common::disks::noise;
 use common::layout::Layout;
 use common::pack::{Bench, text};
 use common::podman;
 use common::private::privately;
 use common::process::Process;
 use common::vm::succeed;
+use common::world::requests;
 use localregistry::oci::Digest;
-use localregistry::proto::{Event, Request, event};
+use localregistry::oci::media_type::OCI_MANIFEST;
+use localregistry::proto::Request;
 use serde_json::{Value, json};
 
 const SUPPORT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support");
 
 /// Sizes of the blobs in bytes: none of them is a multiple of a page or of a buffer.
 const SIZES: [usize; 6] = [0, 1, 4095, 200_001, (1 << 20) + 7, (3 << 20) + 11];
-
-/// Bytes without a pattern, so that a byte from a wrong place differs (xorshift64, Marsaglia 2003).
-fn noise(seed: u64, size: usize) -> Vec<u8> {
-    let mut state = seed;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    };
-    (0..size).map(|_| next()).collect()
-}
 
 /// A registry with an image whose layers have [`SIZES`], in a process of its own, and a folder for its clients.
 struct Site {
@@ -53,7 +44,7 @@ impl Site {
         let (mut layout, bench) = (Layout::default(), Bench::default());
         let layers: Vec<Vec<u8>> = SIZES.iter().map(|size| noise(*size as u64 + 1, *size)).collect();
         let manifest = layout.manifest(&layers.iter().map(Vec::as_slice).collect::<Vec<_>>());
-        layout.name(manifest, localregistry::oci::media_type::OCI_MANIFEST, "test/sizes:1");
+        layout.name(manifest, OCI_MANIFEST, "test/sizes:1");
         let digests = layers.iter().map(|layer| ("blobs", Digest::sha256_of(layer))).chain([("manifests", manifest.digest)]);
         let contents: Vec<(String, PathBuf)> = digests
             .map(|(kind, digest)| (format!("/v2/test/sizes/{kind}/{digest}"), layout.path().join(digest.blob_path())))
@@ -81,13 +72,6 @@ impl Site {
         program.current_dir(self.bench.path(""));
         succeed(program.arg(base).arg(self.bench.path("ca.crt")).arg(self.bench.path("contents.json")).args(arguments))
     }
-}
-
-/// The requests that a registry logged.
-fn requests(process: &Process) -> Vec<Request> {
-    let lines = fs::read_to_string(&process.events).unwrap();
-    let events = lines.lines().filter_map(|line| serde_json::from_str::<Event>(line).unwrap().event);
-    events.filter_map(|event| if let event::Event::Request(request) = event { Some(request) } else { None }).collect()
 }
 
 /// The seed of a test with random requests: `SEED` in the environment, or a new one. It is printed so that a failure can be repeated.

@@ -26,7 +26,7 @@ pub fn noise(seed: u64, size: usize) -> Vec<u8> {
         state ^= state << 17;
         state.to_le_bytes()
     };
-    (0..size / 8).flat_map(word).collect()
+    (0..size.div_ceil(8)).flat_map(word).take(size).collect()
 }
 
 /// A disk `NAME.img` with one image, whose layer is `layer`.

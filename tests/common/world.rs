@@ -147,7 +147,8 @@ impl World {
     }
 }
 
-fn requests(server: &Process) -> Vec<Request> {
+/// The requests that a server logged.
+pub fn requests(server: &Process) -> Vec<Request> {
     let lines = fs::read_to_string(&server.events).unwrap();
     let events = lines.lines().filter_map(|line| serde_json::from_str::<Event>(line).unwrap().event);
     events.filter_map(|event| if let event::Event::Request(request) = event { Some(request) } else { None }).collect()

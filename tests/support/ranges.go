@@ -1,7 +1,7 @@
-// Random ranges of what a registry serves, many at once by net/http, and the multipart bodies parsed by mime/multipart. Every byte is
+// Random ranges of what a registry serves, many at once over net/http. Multipart bodies are parsed by mime/multipart, and every byte is
 // compared with the file.
-// Arguments: the registry's base URL, its CA, a JSON list of what it serves, 1 or 2 for the version of HTTP, the seed, and the number
-// of requests.
+// Arguments: the registry's base URL, its CA, a JSON list of what it serves, the version of HTTP (1 or 2), the seed, and the number of
+// requests.
 package main
 
 import (

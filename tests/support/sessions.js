@@ -1,5 +1,5 @@
-// Ranges of what a registry serves, many at once over HTTP/2 sessions of node's own client: 100 requests on one session, and then
-// the same with 40 other sessions of 30 requests each. Every answer is compared with the file.
+// Ranges of what a registry serves, many at once over HTTP/2 sessions of node's own client: 100 requests on one session, and then the
+// same with 40 other sessions of 30 requests each. Every answer is compared with the file.
 // Arguments: the registry's base URL, its CA, and a JSON list of what it serves.
 'use strict';
 const fs = require('fs');
@@ -27,8 +27,9 @@ function ask(session) {
     request.on('data', (chunk) => chunks.push(chunk));
     request.on('error', (failure) => { error = failure; });
     request.on('close', () => {
-      const right = status === (ranged ? 206 : 200) && Buffer.concat(chunks).equals(content.subarray(first, last + 1));
-      const outcome = right && request.rstCode === 0 ? 'right' : error ? `${error.code}: ${error.message}` : `wrong bytes, status ${status}`;
+      const same = Buffer.concat(chunks).equals(content.subarray(first, last + 1));
+      const right = status === (ranged ? 206 : 200) && same && request.rstCode === 0;
+      const outcome = right ? 'right' : error ? `${error.code}: ${error.message}` : `status ${status}, the same bytes: ${same}`;
       outcomes[outcome] = (outcomes[outcome] || 0) + 1;
       resolve();
     });
