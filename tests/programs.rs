@@ -98,7 +98,7 @@ fn distribution(bench: &Bench) -> String {
 
 /// Boots the disk, waits until it is ready, ends it, and gives the programs that were started.
 fn run(bench: &Bench) -> BTreeSet<String> {
-    let arguments = ["run", "disk.erofs", "--accel", "tcg", "--json", "--run-dir", "run"];
+    let arguments = ["run", "disk.erofs", "--accel", "tcg", "--json", "--trust", "run-trust", "--run-dir", "run"];
     let mut child = traced(bench, &arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -118,7 +118,7 @@ fn doctor_has_a_line_for_every_program_that_a_command_runs_and_for_no_other() {
     // A kernel with the PVH note: the sizes of its name and its description, its type, these two.
     bench.file("vmlinux", &elf(&[(1, b"code"), (4, &[&[4, 0, 0, 0, 8, 0, 0, 0, 18, 0, 0, 0][..], b"Xen\0", &[0; 8]].concat())]));
     // The distribution's is in the cache from here on.
-    assert!(bench.command(&["--quiet", "kernel", "-o", "distribution-kernel"]).status().unwrap().success());
+    assert!(bench.command(&["--quiet", "kernel", "-o", "distribution-kernel"]).output().unwrap().status.success());
     let mut needed: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut note = |what: &str, programs: BTreeSet<String>| {
         for program in programs {
@@ -134,12 +134,14 @@ fn doctor_has_a_line_for_every_program_that_a_command_runs_and_for_no_other() {
         ("inspect", &["inspect", "disk.squashfs", "--verify"]),
         ("inspect", &["inspect", "disk.ext4", "--verify"]),
         ("diff", &["diff", "disk.erofs", "disk.erofs"]),
-        ("trust", &["trust", "--endpoint", "http://a.test:5000", "--disk", "layout", "-o", "trust"]),
+        ("trust", &["trust", "--endpoint", "http://a.test:5000", "--disk", "disk.squashfs", "-o", "trust"]),
+        ("trust", &["trust", "--endpoint", "http://a.test:5000", "--disk", "disk.ext4", "-o", "trust"]),
+        ("trust", &["trust", "--endpoint", "http://a.test:5000", "--disk", "disk.erofs", "-o", "trust"]),
         ("initramfs", &["initramfs", "-o", "initramfs"]),
     ] {
         note(what, programs(&bench, &mut traced(&bench, arguments)));
     }
-    let deploy = ["deploy", "disk.erofs", "--registry", "registry.test", "--host", "a.test", "-o", "cluster"];
+    let deploy = ["deploy", "disk.erofs", "--registry", "registry.test", "--host", "a.test", "--ca-dir", "ca", "-o", "cluster"];
     let files = ["--server", "static", "--kernel", "vmlinux", "--initramfs", "initramfs"];
     note("deploy", programs(&bench, &mut traced(&bench, &[&deploy[..], &files].concat())));
     note("run", run(&bench));
