@@ -297,8 +297,7 @@ fn announce(vm: &Appliance, args: &Args, contents: Option<Contents>, site: &Site
     let trusted = args.trust.as_deref().zip(contents).map(|(dir, contents)| vm.write_trust(dir, &args.trust_host, contents));
     let trusted = trusted.transpose().map_err(RunError::Trust)?;
     let place = Place::of(vm, ca, trusted, &site.folder, args.program.detach);
-    let line = place.json().map_err(RunError::Print)? + "
-";
+    let line = place.json().map_err(RunError::Print)? + "\n";
     site.folder.ready(&line)?;
     if let Some(ready) = &site.ready {
         let written = ready.write(&line);
