@@ -157,9 +157,9 @@ fn assert_and_events_name_the_client_that_does_not_trust_the_ca() {
     server.stop();
     let refused = "127.1.0.7 refused the registry's certificate (unknown_ca) 3 times: it does not trust the CA\n";
     let closed = "127.1.0.8 closed the connection on the registry's certificate, without an alert: it may not trust the CA\n";
-    let missing = "localregistry: test/hello was not pulled; it was expected to be pulled at least once\n\
-                   - test/hello: to be pulled at least once\n+ test/hello: not pulled\n";
-    let pulled = ["assert", "--pulled", "test/hello"];
+    let missing = "localregistry: test/hello:latest was not pulled; it was expected to be pulled at least once\n\
+                   - test/hello:latest: to be pulled at least once\n+ test/hello:latest: not pulled\n";
+    let pulled = ["assert", "--pulled", "test/hello:latest"];
     assert_eq!(run(&pulled, &server.events), (Some(1), String::new(), format!("{missing}  {refused}  {closed}")));
     let (status, _, said) = run(&[&pulled[..], &["--by", "127.1.0.8"]].concat(), &server.events);
     assert_eq!((status, said.lines().last()), (Some(1), Some(format!("  {closed}").trim_end())));
