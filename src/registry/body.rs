@@ -271,6 +271,7 @@ impl Body {
             return Ok(());
         }
         self.window = Some((Instant::now(), self.sent));
+        // What is sent only grows: the difference never saturates.
         if (self.sent.saturating_sub(sent) as f64) < self.minimum_rate as f64 * elapsed.as_secs_f64() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads too slowly"));
         }
