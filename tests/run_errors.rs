@@ -1,5 +1,5 @@
-//! `localregistry run` with what is missing or cannot be used (exit 1 and 8 to 14): each one message that says what to do, and nothing
-//! started or left. Networks (exit 11 and 15) are in `run_networks.rs`, CAs in `ca.rs`, and what comes after the start in `run_outcomes.rs`.
+//! `localregistry run` with what is missing or cannot be used (exit 1 and 8 to 15): each one message that says what to do, and nothing
+//! started or left. Networks are in `run_networks.rs`, CAs in `ca.rs`, and what comes after the start in `run_outcomes.rs`.
 
 #![cfg(feature = "host")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
@@ -346,8 +346,8 @@ fn run_and_serve_say_which_command_is_meant() {
         ),
         (
             "kernel",
-            "kernel is a file, expected the folder of an OCI image layout; `localregistry pack ARCHIVE -o DISK` packs one in an \
-             archive, and `localregistry run DISK` boots it",
+            "kernel is a file, expected the folder of an OCI image layout; `localregistry pack ARCHIVE -o DISK` packs a layout in \
+             an archive, and `localregistry run DISK` boots it",
         ),
     ] {
         let output = folder.command(&["serve", file, "--listen", "127.0.0.1:0"]).output().unwrap();

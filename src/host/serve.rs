@@ -292,7 +292,7 @@ fn check_is_folder(path: &Path) -> Result<(), Error> {
             "`localregistry run DISK` boots it, and `localregistry inspect DISK --export LAYOUT` makes a folder of it",
         ),
         false => {
-            ("a file", "`localregistry pack ARCHIVE -o DISK` packs one in an archive, and `localregistry run DISK` boots it")
+            ("a file", "`localregistry pack ARCHIVE -o DISK` packs a layout in an archive, and `localregistry run DISK` boots it")
         }
     };
     Err(Error::NotALayout { path: path.to_owned(), found, instead })
