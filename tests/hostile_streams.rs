@@ -18,7 +18,7 @@ use common::process::Process;
 use common::server::Server;
 use common::target::{BIG, layout, short, target};
 use localregistry::oci::media_type;
-use localregistry::registry::limits::{CROWDED_STREAMS, Limits, STREAMS, UNCROWDED};
+use localregistry::registry::limits::{ANNOUNCED_STREAMS, Limits, STREAMS};
 
 #[test]
 fn streams_without_a_window_hold_little_and_let_others_pass() {
@@ -31,7 +31,7 @@ fn streams_without_a_window_hold_little_and_let_others_pass() {
             for _ in 0..8 {
                 let mut peer = Peer::connect(address, &setting(INITIAL_WINDOW_SIZE, window));
                 peer.send(&(0..100).flat_map(|at| get(id(at), path)).collect::<Vec<u8>>());
-                peer.status(id(STREAMS - 1));
+                peer.status(id(1));
                 held.push(peer);
             }
             held
@@ -136,7 +136,8 @@ fn long_lists() -> (Layout, [Asked; 6]) {
     (layout, asked)
 }
 
-/// Connections without a window, each with as many streams as it may have, all of which ask for the same.
+/// Connections without a window, each with as many streams as it may have, all of which ask for the same. Two streams of each are
+/// answered, and as many more as there are for all; the others wait.
 fn stalled(address: SocketAddr, connections: usize, asked: &Asked) -> Vec<Peer> {
     let fields: Vec<(&str, &str)> = asked.range.iter().map(|range| ("range", range.as_str())).collect();
     let head = block("GET", &asked.path, &fields);
@@ -148,12 +149,25 @@ fn stalled(address: SocketAddr, connections: usize, asked: &Asked) -> Vec<Peer> 
         peer.send(&(0..STREAMS).flat_map(ask).collect::<Vec<u8>>());
         held.push(peer);
     }
-    // Every connection has been looked at: an answer, a refusal, or a ping that comes back.
     for peer in &mut held {
-        peer.send(&frame(PING, 0, 0, &[1; 8]));
-        peer.until(|frame| frame.kind == PING && frame.flags & ACK != 0);
+        peer.until(|frame| frame.kind == HEADERS && frame.stream == id(0));
     }
     held
+}
+
+#[test]
+fn a_thousand_connections_of_a_hundred_stalled_streams_hold_little() {
+    for blob in [true, false] {
+        let mut t = target();
+        let path = if blob { t.big.clone() } else { "/v2/test/hello/manifests/latest".to_owned() };
+        let what = format!("1,000 connections of 100 streams that ask for {path}");
+        let asked = Asked { what: "", path, range: None };
+        let held = t.survives(&what, |address| stalled(address, 1000, &asked));
+        // One more does as well as any: its two streams wait for nobody.
+        assert_eq!(Peer::new(t.process.address).served(id(0), &t.small), 100_000);
+        t.process.check(&what);
+        drop(held);
+    }
 }
 
 #[test]
@@ -194,7 +208,7 @@ fn lists_that_nobody_reads_put_other_lists_off_and_nothing_else() {
 }
 
 #[test]
-fn connections_in_a_crowd_have_fewer_streams_and_are_served() {
+fn every_connection_of_many_is_announced_a_hundred_streams() {
     let (layout, _, small) = layout();
     let server = Server::start(layout.path());
     let most = |peer: &mut Peer| {
@@ -203,13 +217,15 @@ fn connections_in_a_crowd_have_fewer_streams_and_are_served() {
         let streams = entries.iter().find(|entry| entry[..2] == [0, 3]).unwrap();
         u32::from_be_bytes(streams[2..].try_into().unwrap())
     };
-    let mut crowd: Vec<Peer> = (0..UNCROWDED).map(|_| Peer::new(server.plain)).collect();
+    let mut crowd: Vec<Peer> = (0..200).map(|_| Peer::new(server.plain)).collect();
     for peer in &mut crowd {
-        assert_eq!(most(peer), STREAMS);
+        assert_eq!(most(peer), ANNOUNCED_STREAMS);
+        assert_eq!(peer.served(1, &small), 100_000);
     }
-    let mut late = Peer::new(server.plain);
-    assert_eq!(most(&mut late), CROWDED_STREAMS);
-    assert_eq!(late.served(1, &small), 100_000);
+    let few = Server::start_with(layout.path(), Limits { streams: 2, ..Limits::default() });
+    assert_eq!(most(&mut Peer::new(few.plain)), ANNOUNCED_STREAMS, "when fewer are served at once, the others wait");
+    let many = Server::start_with(layout.path(), Limits { streams: 256, ..Limits::default() });
+    assert_eq!(most(&mut Peer::new(many.plain)), 256);
 }
 
 #[test]

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use http::header::{HOST, RANGE, TRANSFER_ENCODING};
+use http::header::{HOST, RANGE};
 use http::request::Parts;
-use http::{Method, Response, Version};
+use http::{HeaderValue, Method, Response, Version};
 use rustix::io::Errno;
 use tokio::time::{Instant, sleep};
 
@@ -16,7 +16,7 @@ use super::auth::client_certificate::{ClientCa, Presence};
 use super::auth::scope::Scope;
 use super::body::{Body, Opened};
 use super::catalog::{Blob, BlobId, Catalog, RepositoryId};
-use super::client::Client;
+use super::client::{self, Client};
 use super::condition::{self, Condition};
 use super::documents::{Documents, Room};
 use super::error::RegistryError;
@@ -149,25 +149,38 @@ impl Registry {
         &self.books.events
     }
 
-    /// Answers a request of `client` by its head.
-    pub async fn answer(&self, head: &Parts, client: &Client) -> Response<Body> {
+    /// Answers a request of `client` by its head, once it is known whether it has content. GET and HEAD with content are refused, whatever the
+    /// protocol: it has no meaning there, and may be somebody's attempt to smuggle in a request (RFC 9110, section 9.3.1).
+    pub async fn answer(&self, head: Parts, has_content: impl Future<Output = bool>, client: &Client) -> Response<Body> {
         let client = Client { certified: client.certified && self.certificates_admit, ..*client };
         let mut entry = Entry::new(client.peer, &self.books);
-        entry.note(|request| describe::head(head, request));
+        entry.note(|request| describe::head(&head, request));
         let holdings = self.holdings();
-        let answered = match check(head).and_then(|()| route::parse(&head.method, &head.uri)) {
-            Ok(asked) => {
-                entry.endpoint = asked.endpoint();
-                entry.note(|request| describe::asked(&asked, request));
-                self.asked(&asked, &holdings, head, &client, &mut entry).await
+        let asking = async {
+            // It may be large: nothing of it is kept while the rest of the request is waited for.
+            let head = head;
+            let answered = match check(&head).and_then(|()| route::parse(&head.method, &head.uri)) {
+                Ok(asked) => {
+                    entry.endpoint = asked.endpoint();
+                    entry.note(|request| describe::asked(&asked, request));
+                    self.asked(&asked, &holdings, &head, &client, &mut entry).await
+                }
+                Err(error) => Err(error),
+            };
+            (answered, head.method)
+        };
+        let ((answered, method), has_content) = tokio::join!(asking, has_content);
+        let answered = match answered {
+            _ if has_content && matches!(method, Method::GET | Method::HEAD) => {
+                Err(RegistryError::BadRequest("a request without content is expected"))
             }
-            Err(error) => Err(error),
+            answered => answered,
         };
         let response = answered.unwrap_or_else(|error| reply::error(&error));
         let (parts, body) = response.into_parts();
         entry.status = parts.status.as_u16();
         entry.holdings = Some(holdings);
-        let body = if head.method == Method::HEAD { body.without_content() } else { body };
+        let body = if method == Method::HEAD { body.without_content() } else { body };
         Response::from_parts(parts, body.logged(entry, &self.limits, &self.in_flight))
     }
 
@@ -376,7 +389,7 @@ fn no_descriptor(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
-/// Holds a request's head against what HTTP asks of it where hyper does not (RFC 9112, sections 3.2 and 6.3).
+/// Checks a request's head for what hyper does not check (RFC 9112, section 3.2).
 fn check(head: &Parts) -> Result<(), RegistryError> {
     let hosts = head.headers.get_all(HOST).iter().count();
     if hosts > 1 {
@@ -385,8 +398,9 @@ fn check(head: &Parts) -> Result<(), RegistryError> {
     if head.version == Version::HTTP_11 && hosts == 0 {
         return Err(RegistryError::BadRequest("a Host header is expected"));
     }
-    if head.headers.contains_key(TRANSFER_ENCODING) && matches!(head.method, Method::GET | Method::HEAD) {
-        return Err(RegistryError::BadRequest("a request without a body is expected"));
+    let hosts = head.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
+    if !head.uri.authority().map(|authority| authority.as_str().as_bytes()).into_iter().chain(hosts).all(client::is_host) {
+        return Err(RegistryError::BadRequest("the host is expected to be a name or an address, and a port"));
     }
     Ok(())
 }

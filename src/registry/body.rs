@@ -18,7 +18,7 @@ pub(super) use self::pieces::{Content, Opened};
 use self::pieces::Pieces;
 use super::faults::wrong_digest;
 use super::flight::{Budget, Flight, Tails};
-use super::limits::{Limits, MINIMUM_RATE, SMALL_CHUNK, STALL, TURN};
+use super::limits::{Limits, MINIMUM_RATE, STALL, TURN};
 use super::log::Entry;
 use super::multipart::Multipart;
 use super::range::ByteRange;
@@ -212,7 +212,7 @@ impl Body {
         match &mut self.source {
             Source::Memory(bytes) => {
                 let bytes = std::mem::take(bytes);
-                let is_watched = self.tails.is_some() && bytes.len() > SMALL_CHUNK;
+                let is_watched = self.tails.is_some() && !bytes.is_empty();
                 let bytes = if is_watched { flight(&mut self.flight, &self.budget).hold(bytes) } else { bytes };
                 Poll::Ready((!bytes.is_empty()).then_some(Ok(bytes)))
             }

@@ -1,6 +1,6 @@
 //! The other end of a connection: where it is, how it is connected, and what it may ask for there. Pure.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use http::header::HOST;
 use http::request::Parts;
@@ -53,9 +53,66 @@ pub fn host(head: &Parts) -> Option<Host> {
     authority.and_then(|host| host.parse().ok())
 }
 
+/// Whether a `Host` header or an `:authority` can be one: a name, an IPv4 address or an IPv6 address in brackets, and a port or none
+/// (RFC 3986, sections 3.2.2 and 3.2.3). A client without a host to name sends an empty one (RFC 9112, section 3.2). Names with characters
+/// that URIs allow and domain names do not, such as the comma between two hosts, are refused.
+#[must_use]
+pub fn is_host(text: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let (name, port) = match text.rsplit_once(':') {
+        // The colon is one of an address.
+        Some((_, rest)) if rest.ends_with(']') => (text, ""),
+        Some((name, port)) => (name, port),
+        None => (text, ""),
+    };
+    let is_port = port.is_empty() || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    let is_name = match name.strip_prefix('[') {
+        Some(address) => address.strip_suffix(']').is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()),
+        None => name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)),
+    };
+    is_port && is_name && (!name.is_empty() || text.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_that_cannot_be_are_told_from_those_that_can() {
+        for host in ["", "a", "a:", "a:0", "A.b-c_d~1.:65535", "10.1.0.7:5000", "[::1]", "[::1]:", "[::1]:5000", "xn--4ca.test"] {
+            assert!(is_host(host.as_bytes()), "{host:?}");
+        }
+        for host in [
+            " ",
+            "a b/c?",
+            "a@b",
+            "a:xx",
+            "a:+1",
+            "a:65536",
+            "[::1",
+            "::1",
+            "[::1]x",
+            "[::1]:x",
+            "[a]",
+            "[]",
+            "[fe80::1%25eth0]",
+            "a,b",
+            "a, b",
+            ":5000",
+            "a:1:2",
+            "a/b",
+            "a%2db",
+            "a?b",
+            "a#b",
+            "a\"b",
+            "a\tb",
+            "\u{e4}",
+            "http://a",
+        ] {
+            assert!(!is_host(host.as_bytes()), "{host:?}");
+        }
+        assert!(!is_host(b"\xff"));
+    }
 
     fn url(encrypted: bool, uri: &str, host: Option<&str>) -> String {
         let address = |text: &str| text.parse().unwrap();

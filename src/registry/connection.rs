@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::ready;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -22,20 +24,23 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::admission::{self, Admission, PREFACE};
 use super::answer::Registry;
 use super::body::Body;
 use super::client::Client;
 use super::flight::Tails;
 use super::guard::Guarded;
-use super::limits::{CROWDED_STREAMS, ERRORS, HEAD, Limits, RESETS, STREAM_BUFFER, TLS_BUFFER, UNCROWDED};
+use super::limits::{
+    ANNOUNCED_STREAMS, CONTENT, ERRORS, HEAD, Limits, REQUEST_REST, RESETS, STREAM_BUFFER, TLS_BUFFER, UNCROWDED,
+};
 use super::metrics::HandshakeFailure;
 use super::refusals::{self, AskedFor};
 use super::streams::{Activity, Streams};
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, section 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
-/// What an HTTP/2 client with prior knowledge says first (RFC 9113, section 3.4); no HTTP/1 method starts so.
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Where HTTP/2 begins, and no request of HTTP/1 does: a preface that goes on otherwise is a broken one.
+const HTTP2: &[u8] = b"PRI * HTTP/2";
 
 /// To a TLS client on a plain port. containerd falls back to plain HTTP where the answer starts with `HTTP/`.
 const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
@@ -58,6 +63,8 @@ pub enum Transport {
 pub(super) struct Shared {
     pub registry: Arc<Registry>,
     pub handshakes: Semaphore,
+    /// What streams of HTTP/2 take.
+    pub streams: admission::Shared,
     /// Connections that have HTTP/2 at present.
     pub multiplexed: AtomicUsize,
 }
@@ -67,11 +74,13 @@ pub(super) struct Shared {
 struct Multiplexed<'a>(&'a AtomicUsize);
 
 impl Shared {
-    /// Counts a connection with HTTP/2, and says how many streams it may have.
-    fn multiplexed(&self) -> (Multiplexed<'_>, u32) {
+    /// Counts a connection with HTTP/2, and says how long it may be idle.
+    fn multiplexed(&self) -> (Multiplexed<'_>, Duration) {
         let others = self.multiplexed.fetch_add(1, Ordering::Relaxed);
-        let most = self.registry.limits().streams;
-        (Multiplexed(&self.multiplexed), if others < UNCROWDED { most } else { most.min(CROWDED_STREAMS) })
+        let limits = self.registry.limits();
+        // If there are many connections, an idle one makes room for the next.
+        let patience = if others < UNCROWDED { limits.idle } else { limits.idle.min(limits.request_head) };
+        (Multiplexed(&self.multiplexed), patience)
     }
 }
 
@@ -123,10 +132,10 @@ pub(super) async fn run(
     let ended = match transport {
         Transport::Plain if spoken == Spoken::Tls => return refuse(stream, NOT_TLS).await,
         Transport::Tls(_) if spoken != Spoken::Tls => return refuse(stream, NOT_PLAIN).await,
-        Transport::Plain => http(stream, spoken == Spoken::Http2, client, shared, (activity, closing)).await,
+        Transport::Plain => Box::pin(http(stream, spoken == Spoken::Http2, client, shared, (activity, closing))).await,
         Transport::Tls(config) => {
             let (asked, config) = AskedFor::noted(&config);
-            let shaken = timeout(limits.handshake, handshake(stream, config, &shared.handshakes)).await;
+            let shaken = timeout(limits.handshake, Box::pin(handshake(stream, config, &shared.handshakes))).await;
             let metrics = shared.registry.metrics();
             let tls = match shaken.unwrap_or_else(|late| Err(late.into())) {
                 Ok(tls) => tls,
@@ -143,7 +152,7 @@ pub(super) async fn run(
             metrics.handshake(tls.get_ref().1.protocol_version());
             let certified = tls.get_ref().1.peer_certificates().is_some();
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-            http(tls, http2, Client { certified, ..client }, shared, (activity, closing)).await
+            Box::pin(http(tls, http2, Client { certified, ..client }, shared, (activity, closing))).await
         }
     };
     if let Err(error) = ended {
@@ -153,13 +162,15 @@ pub(super) async fn run(
 
 /// Looks at the first bytes without taking them: as many as tell TLS, HTTP/2 and HTTP/1 apart. Nothing where the client is gone.
 pub(super) async fn spoken(stream: &TcpStream) -> Option<Spoken> {
-    let (mut buffer, mut seen) = ([0; HTTP2_PREFACE.len()], 0);
+    let (mut buffer, mut seen) = ([0; PREFACE.len()], 0);
     loop {
         let count = stream.peek(&mut buffer).await.ok().filter(|count| *count > 0)?;
         match buffer.get(..count)? {
             [TLS_HANDSHAKE, ..] => return Some(Spoken::Tls),
-            HTTP2_PREFACE => return Some(Spoken::Http2),
-            first if !HTTP2_PREFACE.starts_with(first) => return Some(Spoken::Http1),
+            PREFACE => return Some(Spoken::Http2),
+            first if !PREFACE.starts_with(first) => {
+                return Some(if first.starts_with(HTTP2) { Spoken::Http2 } else { Spoken::Http1 });
+            }
             _ => {}
         }
         // A preface in pieces: peeking again gives the same bytes at once until more arrive.
@@ -215,9 +226,8 @@ where
     let overseer = if http2 { Overseer::Http2(Arc::clone(&tails)) } else { Overseer::Http1(Arc::clone(&activity)) };
     let service = service(Arc::clone(&shared.registry), client, overseer);
     let mut told = closing.closing.clone();
-    let io = TokioIo::new(stream);
     if !http2 {
-        let mut connection = pin!(http1_builder().serve_connection(io, service));
+        let mut connection = pin!(http1_builder().serve_connection(TokioIo::new(stream), service));
         let mut no_head = pin!(activity.idle(limits.request_head));
         tokio::select! {
             ended = connection.as_mut() => return ended,
@@ -231,10 +241,9 @@ where
         };
     }
     let streams = Streams { stall: limits.stall, activity: Arc::clone(&activity) };
-    let (_counted, most) = shared.multiplexed();
-    // Where there are many connections, an idle one makes room for the next.
-    let patience = if most < limits.streams { limits.idle.min(limits.request_head) } else { limits.idle };
-    let mut connection = pin!(http2_builder(&limits, streams, most).serve_connection(io, service));
+    let (_counted, patience) = shared.multiplexed();
+    let io = TokioIo::new(Admission::new(stream, limits.streams, &shared.streams));
+    let mut connection = pin!(http2_builder(&limits, streams).serve_connection(io, service));
     let mut overdue = pin!(tails.overdue(limits.stall));
     let idle = tokio::select! {
         ended = connection.as_mut() => return ended,
@@ -273,12 +282,18 @@ fn service(
 ) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static> + Send {
     service_fn(move |request: Request<Incoming>| {
         let (registry, overseer) = (Arc::clone(&registry), overseer.clone());
-        // The body is dropped unread: there is nothing that a request's body could mean here.
-        let (head, _) = request.into_parts();
+        let (head, content) = request.into_parts();
         // On the heap, so that its memory is free again while the answer is being read, and in vain.
         Box::pin(async move {
             let open = if let Overseer::Http1(activity) = &overseer { Some(Activity::open(activity)) } else { None };
-            let response = registry.answer(&head, &client).await;
+            let has_content = async {
+                match &overseer {
+                    _ if content.is_end_stream() => false,
+                    Overseer::Http1(_) => true,
+                    Overseer::Http2(_) => rest(content).await,
+                }
+            };
+            let response = registry.answer(head, has_content, &client).await;
             Ok::<_, Infallible>(response.map(|body| match (overseer, open) {
                 (Overseer::Http2(tails), _) => body.watched_by(tails),
                 (_, Some(open)) => body.keeping(open),
@@ -286,6 +301,23 @@ fn service(
             }))
         })
     })
+}
+
+/// Waits until a client has sent the rest of its request, and says whether that is more than nothing. Content means nothing here: it is
+/// discarded.
+async fn rest(mut content: Incoming) -> bool {
+    let (mut bytes, mut ended) = (0, false);
+    let read = async {
+        while let Some(Ok(frame)) = content.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > CONTENT {
+                return;
+            }
+        }
+        ended = true;
+    };
+    let _ = timeout(REQUEST_REST, read).await;
+    !ended || bytes > 0
 }
 
 fn http1_builder() -> http1::Builder {
@@ -296,11 +328,11 @@ fn http1_builder() -> http1::Builder {
     builder
 }
 
-fn http2_builder(limits: &Limits, streams: Streams, count: u32) -> http2::Builder<Streams> {
+fn http2_builder(limits: &Limits, streams: Streams) -> http2::Builder<Streams> {
     let mut builder = http2::Builder::new(streams);
     builder
         .timer(TokioTimer::new())
-        .max_concurrent_streams(count)
+        .max_concurrent_streams(limits.streams.max(ANNOUNCED_STREAMS))
         .max_send_buf_size(STREAM_BUFFER)
         .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(RESETS)

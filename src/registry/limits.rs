@@ -39,20 +39,35 @@ pub const TLS_BUFFER: usize = 32 << 10;
 /// TLS handshakes computed at once (those that wait for their peer do not count): each is well under a millisecond, and on a machine
 /// of two processors a flood of them leaves one to those who are being served.
 pub const HANDSHAKES: usize = 1;
-/// Streams of one HTTP/2 connection at once. containerd opens at most 10 for a pull.
-pub const STREAMS: u32 = 32;
-/// HTTP/2 connections at once of which each may have [`STREAMS`]. Those that come while there are as many have [`CROWDED_STREAMS`], and
-/// may be idle for no longer than [`REQUEST_HEAD`]: so a thousand connections with every stream stalled cost some 60 MiB, of which
-/// the connections alone are 40. Go's clients, which all runtimes have, open another connection for more.
+/// Streams that an HTTP/2 connection may have at least (SETTINGS_MAX_CONCURRENT_STREAMS). RFC 9113, section 5.1.2 recommends no fewer than
+/// 100, and the clients of Go and node open as many before they have read our settings.
+pub const ANNOUNCED_STREAMS: u32 = 100;
+/// Streams of one HTTP/2 connection that are served at once. Further ones wait, and so do those for which [`SHARED_STREAMS`] is used up.
+pub const STREAMS: u32 = ANNOUNCED_STREAMS;
+/// Streams of each HTTP/2 connection that are served at once whatever other connections do.
+pub const OWN_STREAMS: usize = 2;
+/// Streams of all HTTP/2 connections that are served at once beyond [`OWN_STREAMS`] of each. A stream whose client takes nothing costs
+/// some 7 KiB.
+pub const SHARED_STREAMS: usize = 512;
+/// Bytes of frames of one HTTP/2 connection that may wait for streams to end, whatever other connections do. HPACK makes a request for a
+/// blob some 85 bytes long, so that this is a hundred of them.
+pub const HELD_FRAMES: usize = 8 << 10;
+/// Bytes of such frames of all connections beyond [`HELD_FRAMES`] of each: heads with a token are long. When they are used up, a
+/// connection that needs more is not read until streams of its own end.
+pub const SHARED_HELD_FRAMES: usize = 4 << 20;
+/// HTTP/2 connections at once. Those that come while there are as many may be idle for no longer than [`REQUEST_HEAD`].
 pub const UNCROWDED: usize = 32;
-/// Streams at once of an HTTP/2 connection that finds [`UNCROWDED`] others.
-pub const CROWDED_STREAMS: u32 = 2;
+/// How long the rest of an HTTP/2 request is waited for before the answer is sent. RFC 9113, section 8.1 allows an earlier answer, after which
+/// the stream is reset without an error, but what the client has under way then meets a stream that is closed.
+pub const REQUEST_REST: Duration = Duration::from_millis(500);
+/// Bytes of content of an HTTP/2 request that are waited for so, and discarded.
+pub const CONTENT: usize = 64 << 10;
 /// Bytes of one HTTP/2 stream that wait in memory for its peer's window.
 pub const STREAM_BUFFER: usize = 256 << 10;
 /// Streams that a peer may reset before they are answered, until the connection is closed (CVE-2023-44487).
 pub const RESETS: usize = 32;
-/// Streams that we may reset for errors of the peer, until the connection is closed (CVE-2025-8671). A stream beyond [`STREAMS`] is
-/// such an error, and a client that has not seen our settings yet does not know better: Go's starts with 100.
+/// Streams that we may reset for errors of the peer, until the connection is closed (CVE-2025-8671). A stream beyond
+/// [`ANNOUNCED_STREAMS`] is such an error.
 pub const ERRORS: usize = 128;
 /// Largest head of a request, in bytes (hyper bounds its lines to 100): a `Range` of 1,024 ranges is some 24 KiB (zstd:chunked pulls).
 pub const HEAD: usize = 64 << 10;

@@ -1,9 +1,10 @@
 //! The server, used by both programs.
 //!
 //! ```text
-//! listener ─ serve ─▶ door ─▶ connection ─ tls ─▶ streams ─▶ answer ─ route ─▶ holdings (catalog, kept, store) ─ reply ─▶ body ─ flight ─ log ─▶ events
+//! listener ─ serve ─▶ door ─▶ connection ─ tls ─▶ admission ─▶ streams ─▶ answer ─ route ─▶ holdings (catalog, kept, store) ─ reply ─▶ body ─ flight ─ log ─▶ events
 //! ```
 
+mod admission;
 pub mod answer;
 pub mod auth;
 pub mod body;

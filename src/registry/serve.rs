@@ -8,11 +8,13 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::disable_transparent_huge_pages;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use super::admission;
 use super::answer::Registry;
 use super::client::Surface;
 use super::connection::{Closing, Phase, Shared};
@@ -56,18 +58,27 @@ pub fn runtime() -> io::Result<Runtime> {
 }
 
 /// Serves until `shutdown`; then stops accepting, and lets transfers under way go on until all of them have ended, or `drain`, which gets
-/// what `shutdown` gave, has. What is left then is cut, and logged as incomplete.
+/// what `shutdown` gave, has. What is left then is cut, and logged as incomplete. Turns transparent huge pages off for the whole process.
 pub async fn serve<T>(
     listeners: Vec<Listener>,
     registry: Arc<Registry>,
     shutdown: impl Future<Output = T>,
     drain: impl AsyncFnOnce(T),
 ) -> Totals {
+    // Most of a connection's buffers is never written to. With huge pages it would be in memory all the same: a thousand idle connections
+    // take 24 MiB without them, and 44 MiB with them.
+    if let Err(error) = disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "huge pages could not be disabled");
+    }
     let limits = registry.limits();
     let rooms = Rooms::new(limits.connections.min(affordable()));
     let observers = Rooms::new(OBSERVERS);
-    let handshakes = Semaphore::new(limits.handshakes);
-    let shared = Arc::new(Shared { handshakes, registry: Arc::clone(&registry), multiplexed: AtomicUsize::default() });
+    let shared = Arc::new(Shared {
+        handshakes: Semaphore::new(limits.handshakes),
+        streams: admission::Shared::default(),
+        registry: Arc::clone(&registry),
+        multiplexed: AtomicUsize::default(),
+    });
     let (close, closing) = watch::channel(Phase::Open);
     // Every connection holds a sender: the receiver ends when the last of them has ended.
     let (alive, mut all_done) = mpsc::channel::<()>(1);

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::registry::flight::Chunk;
-use crate::registry::limits::CHUNK;
+use crate::registry::limits::{CHUNK, SMALL_CHUNK};
 use crate::registry::store::Disk;
 
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ pub const SECONDS: &str = "seconds from 1 to 3600";
 pub const RATE: &str = "bytes a second from 1 to 1073741824";
 /// What the number of connections takes: each is some 40 KiB.
 pub const CONNECTIONS: &str = "a number of connections from 1 to 16384";
-/// What the number of streams takes.
+/// What the number of streams takes: so many are served at once, and the others of the 100 and more that are announced wait.
 pub const STREAMS: &str = "a number of streams from 1 to 256";
 
 /// A limit that can be chosen.
