@@ -6,7 +6,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::ready;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -135,9 +135,9 @@ pub(super) async fn run(
         Transport::Plain => Box::pin(http(stream, spoken == Spoken::Http2, client, shared, (activity, closing))).await,
         Transport::Tls(config) => {
             let (asked, config) = AskedFor::noted(&config);
-            let shaken = timeout(limits.handshake, Box::pin(handshake(stream, config, &shared.handshakes))).await;
+            let shaken = Box::pin(handshake(stream, config, &shared.handshakes, limits.handshake)).await;
             let metrics = shared.registry.metrics();
-            let tls = match shaken.unwrap_or_else(|late| Err(late.into())) {
+            let tls = match shaken {
                 Ok(tls) => tls,
                 Err(error) => {
                     let reason = HandshakeFailure::of(&error);
@@ -181,20 +181,32 @@ pub(super) async fn spoken(stream: &TcpStream) -> Option<Spoken> {
     }
 }
 
-/// A place among the handshakes is held while this machine computes, never while the peer is waited for: peers that stall keep no
-/// place from one that goes on.
-async fn handshake<S>(stream: S, config: Arc<ServerConfig>, places: &Semaphore) -> io::Result<TlsStream<S>>
+/// Makes a TLS handshake with a peer that may take `patience` for its part of it.
+///
+/// A permit is held while this machine computes, never while the peer is waited for: stalled peers hold none. The time that a handshake
+/// waits for its permit is not the peer's, so a crowd of peers does not make any of them late.
+async fn handshake<S>(stream: S, config: Arc<ServerConfig>, permits: &Semaphore, patience: Duration) -> io::Result<TlsStream<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut shaking = TlsAcceptor::from(config).accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
-    let mut place = pin!(places.acquire());
+    let (mut permit, mut deadline) = (pin!(permits.acquire()), pin!(sleep(patience)));
+    let mut queued: Option<Instant> = None;
     poll_fn(|context| {
-        let held = ready!(place.as_mut().poll(context));
+        let Poll::Ready(held) = permit.as_mut().poll(context) else {
+            queued.get_or_insert_with(Instant::now);
+            return Poll::Pending;
+        };
+        if let Some(since) = queued.take() {
+            let later = deadline.deadline() + since.elapsed();
+            deadline.as_mut().reset(later);
+        }
         let step = Pin::new(&mut shaking).poll(context);
         drop(held);
         if step.is_pending() {
-            place.set(places.acquire());
+            permit.set(permits.acquire());
+            ready!(deadline.as_mut().poll(context));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         step
     })
@@ -340,4 +352,55 @@ fn http2_builder(limits: &Limits, streams: Streams) -> http2::Builder<Streams> {
         .keep_alive_interval(limits.ping)
         .keep_alive_timeout(limits.ping);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::pki_types::ServerName;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+    use crate::registry::tls::Authority;
+
+    const PATIENCE: Duration = Duration::from_millis(200);
+
+    fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+        let authority = Arc::new(Authority::generate("test").unwrap());
+        let mut roots = RootCertStore::empty();
+        roots.add(rustls::pki_types::CertificateDer::from_pem_slice(authority.ca_pem().as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let client = client.with_root_certificates(roots).with_no_client_auth();
+        (authority.server_config(&["localhost".to_owned()], [], None).unwrap(), Arc::new(client))
+    }
+
+    #[tokio::test]
+    async fn time_in_the_queue_for_a_handshake_does_not_count_against_the_peer() {
+        let (server, client) = configs();
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let permits = Arc::new(Semaphore::new(1));
+        let busy = permits.acquire().await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let client = tokio::spawn(TlsConnector::from(client).connect(name, far));
+        let accepted = tokio::spawn({
+            let permits = Arc::clone(&permits);
+            async move { handshake(near, server, &permits, PATIENCE).await.map(drop) }
+        });
+        sleep(PATIENCE * 3).await;
+        drop(busy);
+        accepted.await.unwrap().unwrap();
+        client.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn peer_that_sends_nothing_is_late() {
+        let (server, _) = configs();
+        let (near, _far) = tokio::io::duplex(64 << 10);
+        let late = handshake(near, server, &Semaphore::new(1), PATIENCE).await.map(drop);
+        assert_eq!(late.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
 }
