@@ -156,7 +156,8 @@ fn disks(fixture: &Fixture) {
 /// Boots a machine, and checks what `run`, `ps` and `stop` print of it.
 fn machine(fixture: &Fixture) {
     let listeners = r#"listeners=[{"port":8080,"transport":"PLAIN"}]"#;
-    let machine = ["sample.erofs", "other.erofs", "--metrics", "0", "--set", listeners, "--accel", "tcg"];
+    let machine =
+        ["sample.erofs", "other.erofs", "--san", "registry.test", "--metrics", "0", "--set", listeners, "--accel", "tcg"];
     fixture.run("run --print-command", &machine, 0);
     let flags =
         ["run", "--json", "--follow", "--keep", "--name", "one", "--events", "events", "--trust", "nodes", "--timeout", "600"];
@@ -215,7 +216,8 @@ fn every_command_prints_what_the_schema_says() {
     fixture.run("trust", &["--endpoint", "http://10.1.0.82:5000", "--disk", "other", "-o", "trust"], 0);
 
     let folder = tempfile::tempdir().unwrap();
-    let serving = Serving::start(&bench.path("other"), folder, &["--metrics", "127.0.0.1:0"]);
+    let flags = ["--metrics", "127.0.0.1:0", "--san", "registry.test", "--allow-missing"];
+    let serving = Serving::start(&bench.path("lacking"), folder, &flags);
     schema.holds("serve", &serving.ready);
     assert_eq!(schema.unseen(), Vec::<String>::new());
 }

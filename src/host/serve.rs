@@ -177,7 +177,7 @@ pub enum Error {
 pub(super) struct Ready {
     /// Its URLs, those of `--listen` first, then those of `--plain`.
     endpoints: Vec<String>,
-    /// Further names that the certificate is for.
+    /// Further names that the certificate is for; with `--san`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     names: Vec<String>,
     /// URL of health, metrics and the CA; with `--metrics`.
@@ -192,7 +192,7 @@ pub(super) struct Ready {
     /// The file that the CA certificate was written to, as it was given; with `--ca-out`.
     #[serde(skip_serializing_if = "Option::is_none")]
     ca: Option<PathBuf>,
-    /// Content that images name and that the layout does not have.
+    /// Content that images name and that the layout does not have; with `--allow-missing`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     missing: Vec<Missing>,
 }

@@ -30,7 +30,7 @@ pub(in crate::host) struct Place {
     /// URLs of the registry's further listeners, where the config has some.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     further: Vec<String>,
-    /// Further names that the certificate is for.
+    /// Further names that the certificate is for; with `--san`, or `names` in the config.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     names: Vec<String>,
     /// The CA certificate, an absolute path; null with plain HTTP.
