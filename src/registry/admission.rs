@@ -22,106 +22,21 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
+use self::frames::{
+    ACK, CONTINUATION, DATA, END_STREAM, Frames, GOAWAY, HEAD, HEADERS, Head, PING, PUSH_PROMISE, Piece, RST_STREAM,
+};
 use super::limits::{ANNOUNCED_STREAMS, HELD_FRAMES, OWN_STREAMS, SHARED_HELD_FRAMES, SHARED_STREAMS};
+
+mod frames;
 
 /// The client's preface (RFC 9113, section 3.4). Frames follow it.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Length of a frame's header (section 4.1).
-const HEAD: usize = 9;
 /// Largest payload that a peer may send: hyper leaves SETTINGS_MAX_FRAME_SIZE at its initial value (section 6.5.2).
 const MAX_FRAME: usize = 16_384;
 /// Bytes read from the connection at once.
 const READ: usize = 4096;
 /// By how many bytes the room for frames that wait grows.
 const GROWTH: usize = 1024;
-
-/// Types of frames (section 6).
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const PUSH_PROMISE: u8 = 5;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-/// Flags: of PING, and of DATA and HEADERS.
-const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-
-/// The header of a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Head([u8; HEAD]);
-
-impl Head {
-    /// The header at the front of `bytes`.
-    fn of(bytes: &VecDeque<u8>) -> Option<Self> {
-        let mut head = [0; HEAD];
-        let whole = bytes.len() >= HEAD;
-        head.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
-        whole.then_some(Self(head))
-    }
-
-    fn payload(self) -> usize {
-        let [high, middle, low, ..] = self.0;
-        usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low)
-    }
-
-    fn kind(self) -> u8 {
-        self.0[3]
-    }
-
-    fn has(self, flag: u8) -> bool {
-        self.0[4] & flag != 0
-    }
-
-    fn stream(self) -> u32 {
-        let [.., first, second, third, fourth] = self.0;
-        u32::from_be_bytes([first & 0x7f, second, third, fourth])
-    }
-}
-
-/// Finds the frames in a sequence of bytes that comes in pieces.
-#[derive(Debug)]
-struct Frames {
-    head: [u8; HEAD],
-    /// Bytes of the next header that are there already.
-    known: usize,
-    /// Bytes of the present payload that are still to come.
-    left: usize,
-}
-
-#[derive(Debug)]
-enum Piece<'a> {
-    Head(Head),
-    Payload(&'a [u8]),
-}
-
-impl Frames {
-    /// Frames that begin after so many bytes.
-    fn after(left: usize) -> Self {
-        Self { head: [0; HEAD], known: 0, left }
-    }
-
-    /// Takes the next piece from the front of `bytes`. `None` once they are all taken.
-    fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Option<Piece<'a>> {
-        if self.left > 0 && !bytes.is_empty() {
-            let (now, later) = bytes.split_at(self.left.min(bytes.len()));
-            self.left -= now.len();
-            *bytes = later;
-            return Some(Piece::Payload(now));
-        }
-        while let (Some(place), Some((byte, later))) = (self.head.get_mut(self.known), bytes.split_first()) {
-            *place = *byte;
-            self.known += 1;
-            *bytes = later;
-        }
-        if self.known < HEAD {
-            return None;
-        }
-        let head = Head(self.head);
-        (self.known, self.left) = (0, head.payload());
-        Some(Piece::Head(head))
-    }
-}
 
 /// What all connections share.
 #[derive(Debug)]
@@ -207,6 +122,8 @@ struct Inbound {
     taken: Vec<OwnedSemaphorePermit>,
     /// Whether the present frame is one of those.
     holding: bool,
+    /// Frames among them that have no part of a header block.
+    followers: usize,
     /// Whether a trailer section of an open stream is among them.
     trailers: bool,
     /// Whether a request that is cancelled already was just let through: h2 takes it up before it sees the next one, because it counts
@@ -269,21 +186,28 @@ impl Inbound {
                 }
                 behind || !too_many && !self.slots.open(stream, context)
             }
-            // HPACK needs the order of all header blocks.
-            HEADERS => {
-                self.trailers |= behind;
-                behind
-            }
-            CONTINUATION | PUSH_PROMISE | GOAWAY => behind,
-            // With it, h2 learns that the client has seen GOAWAY, and would take streams that wait here for later ones.
-            PING => behind && self.leaving && head.has(ACK),
-            RST_STREAM if stream <= self.passed => behind && self.trailers,
-            _ => behind && stream > self.passed && stream <= self.last,
+            _ => behind && self.has_to_follow(head),
         };
-        if !waits {
+        if waits {
+            self.trailers |= head.kind() == HEADERS && stream <= self.passed;
+            self.followers += usize::from(!head.is_of_block());
+        } else {
             self.note(head);
         }
         waits
+    }
+
+    /// Whether a frame has to follow those that wait.
+    fn has_to_follow(&self, head: Head) -> bool {
+        let stream = head.stream();
+        match head.kind() {
+            // HPACK needs the order of all header blocks.
+            HEADERS | CONTINUATION | PUSH_PROMISE | GOAWAY => true,
+            // With it, h2 learns that the client has seen GOAWAY, and would take streams that wait here for later ones.
+            PING => self.leaving && head.has(ACK),
+            RST_STREAM if stream <= self.passed => self.trailers,
+            _ => stream > self.passed && stream <= self.last,
+        }
     }
 
     /// Follows a frame that h2 gets to see. Says whether it cancels a stream.
@@ -318,23 +242,44 @@ impl Inbound {
 
     /// Lets frames through that have waited, as far as there are slots.
     fn release(&mut self, context: &mut Context<'_>) {
-        while self.is_between_frames() && !self.cancelled {
-            let Some(head) = Head::of(&self.held) else { break };
+        while self.is_between_frames()
+            && let Some(head) = Head::at(&self.held, 0)
+        {
             let opens = head.kind() == HEADERS && head.stream() > self.passed;
-            if opens && !self.slots.open(head.stream(), context) {
-                return;
-            }
-            self.cancelled = self.note(head);
-            let whole = (HEAD + head.payload()).min(self.held.len());
-            self.ready.extend(self.held.drain(..whole));
-            if self.held.is_empty() {
-                // The rest of the last frame follows directly.
-                self.holding = false;
+            if !opens || !self.cancelled && self.slots.open(head.stream(), context) {
+                self.let_through(0, head);
+            } else if !self.overtake() {
+                break;
             }
         }
         if self.held.is_empty() {
             (self.held, self.taken, self.trailers, self.slots.line) = (VecDeque::new(), Vec::new(), false, None);
         }
+    }
+
+    /// Lets frames of open streams through that wait behind a request. Says whether there was one.
+    fn overtake(&mut self) -> bool {
+        let (before, mut at) = (self.followers, 0);
+        while self.followers > 0
+            && let Some(head) = Head::at(&self.held, at)
+        {
+            if self.has_to_follow(head) {
+                at += HEAD + head.payload();
+            } else {
+                self.let_through(at, head);
+            }
+        }
+        self.followers < before
+    }
+
+    /// Lets the frame through that waits at this place, or as much of it as has come.
+    fn let_through(&mut self, at: usize, head: Head) {
+        self.cancelled |= self.note(head);
+        self.followers -= usize::from(!head.is_of_block());
+        let end = (at + HEAD + head.payload()).min(self.held.len());
+        // The rest of the last frame follows directly.
+        self.holding &= end < self.held.len();
+        self.ready.extend(self.held.drain(at..end));
     }
 }
 
@@ -366,6 +311,7 @@ impl<S> Admission<S> {
             room,
             taken: Vec::new(),
             holding: false,
+            followers: 0,
             trailers: false,
             cancelled: false,
             last: 0,

@@ -50,11 +50,11 @@ pub const OWN_STREAMS: usize = 2;
 /// some 7 KiB.
 pub const SHARED_STREAMS: usize = 512;
 /// Bytes of frames of one HTTP/2 connection that may wait for streams to end, whatever other connections do. HPACK makes a request for a
-/// blob some 85 bytes long, so that this is a hundred of them.
-pub const HELD_FRAMES: usize = 8 << 10;
+/// blob some 85 bytes long, and a hundred of them fit.
+pub const HELD_FRAMES: usize = 10 << 10;
 /// Bytes of such frames of all connections beyond [`HELD_FRAMES`] of each: heads with a token are long. When they are used up, a
 /// connection that needs more is not read until streams of its own end.
-pub const SHARED_HELD_FRAMES: usize = 4 << 20;
+pub const SHARED_HELD_FRAMES: usize = 3 << 20;
 /// HTTP/2 connections at once. Those that come while there are as many may be idle for no longer than [`REQUEST_HEAD`].
 pub const UNCROWDED: usize = 32;
 /// How long the rest of an HTTP/2 request is waited for before the answer is sent. RFC 9113, section 8.1 allows an earlier answer, after which

@@ -118,6 +118,21 @@ async fn frames_that_open_streams_need_overtake_requests_that_wait() {
 }
 
 #[tokio::test]
+async fn frames_that_came_behind_a_request_that_waits_on_reach_a_stream_once_it_is_open() {
+    let shared = shared(0);
+    let mut peer = connection(100, &shared).await;
+    peer.send(&[1, 3, 5, 7, 9].map(get).concat()).await;
+    assert_eq!(peer.seen(), headers([1, 3]));
+    let window = |stream| frame(WINDOW_UPDATE, 0, stream, &[0, 0, 1, 0]);
+    peer.send(&[window(5), window(9), frame(RST_STREAM, 0, 7, &[0; 4]), window(5)].concat()).await;
+    assert_eq!(peer.seen(), []);
+    peer.answer(1).await;
+    assert_eq!(peer.seen(), [(HEADERS, 5), (WINDOW_UPDATE, 5), (WINDOW_UPDATE, 5)]);
+    peer.answer(3).await;
+    assert_eq!(peer.seen(), [(HEADERS, 7), (RST_STREAM, 7), (HEADERS, 9), (WINDOW_UPDATE, 9)], "a cancelled one takes no slot");
+}
+
+#[tokio::test]
 async fn header_blocks_keep_their_order_and_what_ends_the_connection_comes_last() {
     let shared = shared(0);
     let mut peer = connection(100, &shared).await;
