@@ -59,7 +59,7 @@ pub struct Image {
     pub tag: Option<Tag>,
     /// Whether it answers to every other tag of the repository as well.
     pub every_tag: bool,
-    /// Whether the repository is that of its name in the layout; else it was found by [`file`] or [`Reading::unnamed`].
+    /// Whether the repository is that of its name in the layout; else it was found by [`file()`] or [`Reading::unnamed`].
     pub named: bool,
     /// Digest of the manifest or index that is the image.
     pub digest: Digest,
@@ -121,7 +121,7 @@ struct Index {
 /// The repository that [`Unnamed::Default`] means.
 const UNNAMED: &str = "image";
 
-/// What becomes of an image to which neither its name nor the rest of the layout gives a repository ([`file`]).
+/// What becomes of an image to which neither its name nor the rest of the layout gives a repository ([`file()`]).
 #[derive(Debug, Clone, Copy)]
 pub enum Unnamed<'a> {
     /// It is filed under this repository, and so is every tag without a repository.
@@ -155,7 +155,7 @@ struct Named {
 pub struct Entry {
     /// What it describes.
     pub descriptor: Descriptor,
-    /// The repository: that of its name, or the one that [`file`] found.
+    /// The repository: that of its name, or the one that [`file()`] found.
     pub repository: Option<Repository>,
     /// The tag, where it has one.
     pub tag: Option<Tag>,
