@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -96,7 +97,11 @@ impl Keeper {
     async fn add(&mut self, device: Device) -> Result<(), (&'static str, String)> {
         self.check_meant(&device)?;
         let told = |fault: Fault| (fault.code(), fault.chain());
-        let attached = mount(device).await.map_err(|error| told(error.into()))?;
+        let attached = match mount(device).await {
+            // The kernel names a device before it can be opened, and reports it once more when it can.
+            Err(DiskError::Read { source, .. }) if Errno::from_io_error(&source) == Some(Errno::NXIO) => return Ok(()),
+            mounted => mounted.map_err(|error| told(error.into()))?,
+        };
         let (name, root, registry) = (attached.device.to_string(), attached.root.clone(), Arc::clone(&self.registry));
         let opened = in_time(&name, move |name| {
             let store = with(registry.holdings().store(), &root, &name)?;
