@@ -13,7 +13,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::proto::{self, Booting, Done, Event, Ready, Warning, event};
+use crate::proto::{self, Booting, Done, Event, Ready, event};
 use crate::registry::answer::Registry;
 use crate::registry::events::Events;
 use crate::registry::metrics::Totals;
@@ -228,8 +228,7 @@ impl Guest {
     }
 
     fn warn(&self, code: &str, message: String) {
-        console::say(&format!("warning {code} {message}"));
-        self.events.emit(event::Event::Warning(Warning { code: code.to_owned(), message, ..Warning::default() }));
+        console::warn(&self.events, code, message);
     }
 
     fn open_outbox(&mut self) -> io::Result<()> {

@@ -8,6 +8,8 @@ use std::thread;
 
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
+use crate::registry::events::Events;
+
 /// Makes `/dev/console` standard input, output and error. Where it cannot be opened they stay what the kernel gave.
 pub fn open() {
     let Ok(console) = OpenOptions::new().read(true).write(true).open("/dev/console") else { return };
@@ -36,6 +38,12 @@ pub fn log_warnings() {
 /// Prints `message` as one line after the program's name.
 pub fn say(message: &str) {
     print(&format!("localregistry: {}", one_line(message)));
+}
+
+/// Prints a warning, and queues it for the launcher.
+pub fn warn(events: &Events, code: &str, message: String) {
+    say(&format!("warning {code} {message}"));
+    events.warn(code, message);
 }
 
 /// Prints the line that a launcher looks for after a fatal error.

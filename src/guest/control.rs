@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::proto::{Command, Warning, command, event};
+use crate::proto::{Command, command};
 use crate::registry::events::Events;
 
 use super::power::{By, DRAIN, Stop};
@@ -78,8 +78,7 @@ fn parse(line: &[u8]) -> Result<command::Command, String> {
 }
 
 fn warn(events: &Events, message: String) {
-    console::say(&format!("warning BAD_COMMAND {message}"));
-    events.emit(event::Event::Warning(Warning { code: "BAD_COMMAND".to_owned(), message, ..Warning::default() }));
+    console::warn(events, "BAD_COMMAND", message);
 }
 
 /// Parts a stream into lines without ever holding more than [`LONGEST`] bytes.

@@ -2,7 +2,7 @@
 //! certificate that names them, and the event that says so. Connections that are open go on.
 
 use crate::causes;
-use crate::proto::{Warning, event};
+use crate::proto::event;
 use crate::registry::events::Events;
 
 use super::console;
@@ -15,9 +15,7 @@ pub async fn follow(mut network: Network, listeners: Listeners, renewal: Option<
     loop {
         let addresses = network.changed().await;
         if let Some(Err(error)) = renewal.as_ref().map(|renewal| renewal.renew(addresses)) {
-            let message = causes::chain(&error);
-            console::say(&format!("warning TLS {message}"));
-            events.emit(event::Event::Warning(Warning { code: "TLS".to_owned(), message, ..Warning::default() }));
+            console::warn(&events, "TLS", causes::chain(&error));
         }
         let now = listeners.endpoints(addresses);
         console::say(&format!("the addresses changed: now at {}", now.endpoints.join(" ")));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::proto::{Event, event};
+use crate::proto::{Event, Warning, event};
 
 /// Events that may wait for the reader. A request event is under 1 KiB, so the queue stays under 4 MiB.
 pub const QUEUE: usize = 4096;
@@ -46,6 +46,11 @@ impl Events {
         if queue.try_send(Event { time, event: Some(event) }).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Queues a warning with this stable code.
+    pub fn warn(&self, code: &str, message: String) {
+        self.emit(event::Event::Warning(Warning { code: code.to_owned(), message, ..Warning::default() }));
     }
 
     /// How many events found the queue full or its reader gone.

@@ -9,7 +9,6 @@ use std::time::Instant;
 use super::events::Events;
 use super::limits::{FAULTS, FAULTS_EVERY};
 use crate::oci::Digest;
-use crate::proto::{Warning, event};
 
 /// Why a disk did not give what its catalog says it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +82,7 @@ impl Faults {
         let Some(held) = self.turn(reason, Instant::now()) else { return };
         let more = if held > 0 { format!(" ({held} more such faults are not told of)") } else { String::new() };
         let message = format!("{digest} on {disk}: {error}{more}");
-        events.emit(event::Event::Warning(Warning { code: reason.code().into(), message, ..Warning::default() }));
+        events.warn(reason.code(), message);
     }
 
     /// How many there were, for each reason.
@@ -111,6 +110,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::proto::{Warning, event};
 
     #[test]
     fn faults_are_counted_by_their_reason_and_named() {

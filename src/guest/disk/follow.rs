@@ -14,7 +14,7 @@ use crate::causes;
 use crate::guest::console;
 use crate::guest::error::Fault;
 use crate::guest::tls::Renewal;
-use crate::proto::{Disks, Warning, event};
+use crate::proto::{Disks, event};
 use crate::registry::answer::Registry;
 use crate::registry::events::Events;
 use crate::registry::store::{Disk, Store};
@@ -169,8 +169,7 @@ impl Keeper {
     }
 
     fn warn(&self, code: &str, message: String) {
-        console::say(&format!("warning {code} {message}"));
-        self.events.emit(event::Event::Warning(Warning { code: code.to_owned(), message, ..Warning::default() }));
+        console::warn(&self.events, code, message);
     }
 }
 

@@ -15,7 +15,6 @@ use tokio::time::{Instant, sleep};
 use crate::causes;
 use crate::guest::config::settings::{Cidr, Interface, Mac};
 use crate::guest::{console, modules};
-use crate::proto::{Warning, event};
 use crate::registry::events::Events;
 
 use super::client::Lease;
@@ -100,8 +99,7 @@ impl Shared {
 
     fn tell(&self, code: &str, message: String) {
         if self.serving.load(Ordering::Acquire) {
-            console::say(&format!("warning {code} {message}"));
-            self.events.emit(event::Event::Warning(Warning { code: code.to_owned(), message, ..Warning::default() }));
+            console::warn(&self.events, code, message);
         }
     }
 }
