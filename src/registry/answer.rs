@@ -15,7 +15,7 @@ use super::auth::Auth;
 use super::auth::client_certificate::{ClientCa, Presence};
 use super::auth::scope::Scope;
 use super::body::{Body, Opened};
-use super::catalog::{Blob, BlobId, Catalog, RepositoryId};
+use super::catalog::{Blob, BlobId, Catalog};
 use super::client::{self, Client};
 use super::condition::{self, Condition};
 use super::documents::{Documents, Room};
@@ -35,8 +35,8 @@ use super::reply::{self, Content, Freshness, Source};
 use super::route::{self, Asked, Endpoint, Route, Target};
 use super::store::{Disk, Store};
 use super::{lists, range};
+use crate::oci::Digest;
 use crate::oci::manifest::MAX_MANIFEST;
-use crate::oci::{Digest, Repository};
 
 mod beside;
 mod describe;
@@ -213,34 +213,40 @@ impl Registry {
         entry: &mut Entry,
     ) -> Result<Response<Body>, RegistryError> {
         let catalog = holdings.store().catalog();
-        let mut repository = |name: &Repository, has: &dyn Fn(&Catalog, RepositoryId) -> bool| {
-            let found = find::repository(holdings, name, target, head, has)?;
-            entry.note(|request| catalog.repository_name(found).clone_into(&mut request.repository));
-            Ok::<_, RegistryError>(found)
+        let note = |entry: &mut Entry, holder| {
+            entry.note(|request| catalog.repository_name(holder).clone_into(&mut request.repository));
         };
         match &target.route {
             Route::Base => Ok(reply::base()),
             Route::Catalog(page) => Ok(lists::catalog(catalog, page, self.documents.room(lists::longest(page)).await?)),
             Route::Tags(name, page) => {
-                let (holder, list) =
-                    (repository(name, &|_, _| true)?, lists::Of { name, namespace: target.namespace.as_ref(), page });
+                let (holder, _) = find::repository(holdings, name, target, head, |_, _| Some(()))?;
+                note(entry, holder);
+                let list = lists::Of { name, namespace: target.namespace.as_ref(), page };
                 Ok(lists::tags(catalog, holder, &list, self.documents.room(lists::longest(page)).await?))
             }
             Route::Manifest(name, reference) => {
-                let has = |_: &Catalog, id| find::manifest(holdings, id, reference).is_ok();
-                let (id, freshness) = find::manifest(holdings, repository(name, &has)?, reference)?;
+                let look = |catalog: &Catalog, id| find::manifest(catalog, id, reference);
+                let (holder, found) = find::repository(holdings, name, target, head, look)?;
+                note(entry, holder);
+                let name = catalog.repository_name(holder);
+                let unknown = || RegistryError::ManifestUnknown(format!("no manifest {reference} in {name}"));
+                let (id, freshness) = found.ok_or_else(unknown)?;
                 self.content(holdings, id, freshness, head, entry).await
             }
             Route::Blob(name, digest) => {
-                let holder = repository(name, &|catalog, id| catalog.blob_in(id, digest).is_some())?;
-                let found = catalog.blob_in(holder, digest);
+                let look = |catalog: &Catalog, id| catalog.blob_in(id, digest);
+                let (holder, found) = find::repository(holdings, name, target, head, look)?;
+                note(entry, holder);
                 let unknown = || RegistryError::BlobUnknown(format!("no blob {digest} in {name}"));
                 entry.blob_of = Some(holder);
                 self.content(holdings, found.ok_or_else(unknown)?, Freshness::Immutable, head, entry).await
             }
             Route::Referrers(name, asked) => {
                 // A registry must answer 200 with an empty list for a digest that it does not know; only an unknown repository is a 404.
-                let holder = repository(name, &|catalog, id| catalog.blob_in(id, &asked.subject).is_some())?;
+                let look = |catalog: &Catalog, id| catalog.blob_in(id, &asked.subject);
+                let (holder, _) = find::repository(holdings, name, target, head, look)?;
+                note(entry, holder);
                 let list = lists::Of { name, namespace: target.namespace.as_ref(), page: &asked.page };
                 let room = self.documents.room(2 * REFERRERS).await?;
                 lists::referrers(self, holdings, holder, &list, asked, room).await

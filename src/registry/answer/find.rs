@@ -11,38 +11,31 @@ use crate::registry::reply::Freshness;
 use crate::registry::route::{self, Target};
 
 /// The manifest that a reference of a repository means, and how long its answer may be kept.
-///
-/// # Errors
-/// 404.
-pub(super) fn manifest(
-    holdings: &Holdings,
-    repository: RepositoryId,
-    reference: &Reference,
-) -> Result<(BlobId, Freshness), RegistryError> {
-    let catalog = holdings.store().catalog();
+pub(super) fn manifest(catalog: &Catalog, repository: RepositoryId, reference: &Reference) -> Option<(BlobId, Freshness)> {
     let (found, freshness): (Option<BlobId>, _) = match reference {
         Reference::Tag(tag) => (catalog.tag(repository, tag.as_str()).or_else(|| catalog.every_tag(repository)), Freshness::Tag),
         Reference::Digest(digest) => (catalog.blob_in(repository, digest), Freshness::Immutable),
     };
     let is_manifest = |id: &BlobId| catalog.blob(*id).is_some_and(|blob| blob.manifest.is_some());
-    let name = catalog.repository_name(repository);
-    let unknown = || RegistryError::ManifestUnknown(format!("no manifest {reference} in {name}"));
-    found.filter(is_manifest).map(|id| (id, freshness)).ok_or_else(unknown)
+    found.filter(is_manifest).map(|id| (id, freshness))
 }
 
 /// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
 /// name, the `Host` header where the store knows that host, with its port or without.
 ///
-/// Without an upstream the repository is the first of these that `has` what is asked for, else the first that exists: the one of the
-/// default namespace, that of docker.io (dockerd does not name the upstream when it asks a mirror), and that of `localhost`, by which
-/// podman and buildah name what has no registry.
-pub(super) fn repository(
+/// Without an upstream the repository is the first of these in which `look` finds what is asked for, else the first that exists: the one
+/// of the default namespace, that of docker.io (dockerd does not name the upstream when it asks a mirror), and that of `localhost`, by
+/// which podman and buildah name what has no registry. Returns what was found, too.
+///
+/// # Errors
+/// 404.
+pub(super) fn repository<T>(
     holdings: &Holdings,
     name: &Repository,
     target: &Target,
     head: &Parts,
-    has: impl Fn(&Catalog, RepositoryId) -> bool,
-) -> Result<RepositoryId, RegistryError> {
+    look: impl Fn(&Catalog, RepositoryId) -> Option<T>,
+) -> Result<(RepositoryId, Option<T>), RegistryError> {
     let host = client::host(head);
     let upstream = match (&target.namespace, name.host()) {
         // A client may say in `ns` what it connected to: then it means no upstream, but this registry.
@@ -68,5 +61,6 @@ pub(super) fn repository(
     let catalog = holdings.store().catalog();
     let mut others = hosts.iter().filter_map(|host| catalog.repository(&format!("{host}/{full}")));
     let Some(first) = catalog.repository(&full).or_else(|| others.next()) else { return Err(RegistryError::NameUnknown(full)) };
-    if has(catalog, first) { Ok(first) } else { Ok(others.find(|id| has(catalog, *id)).unwrap_or(first)) }
+    let found = |id| look(catalog, id).map(|found| (id, Some(found)));
+    Ok(found(first).or_else(|| others.find_map(found)).unwrap_or((first, None)))
 }
