@@ -347,7 +347,7 @@ fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Re
         (Some(Tls::Off), _) => return Ok((Transport::Plain, None)),
         (Some(Tls::Provided), Some((chain, key))) => {
             let pem = read(&chain)?;
-            if let Some(name) = args.san.iter().find(|name| !tls::is_for(&pem, name)) {
+            if let Some(name) = tls::lacking(&pem, &args.san) {
                 return Err(Error::NotFor { certificate: chain, name: name.clone() });
             }
             tls::provided(&pem, &read(&key)?, clients, Some(SystemTime::now()))?

@@ -265,15 +265,19 @@ pub fn provided(
     Ok((config(Arc::new(rustls::sign::SingleCertAndKey::from(leaf)), clients)?, trust))
 }
 
-/// Whether the leaf of `chain` (PEM, the leaf first) is for `name`, a DNS name, a wildcard or an IP address: by its subject alternative
-/// names alone, as clients look at it (RFC 9525, section 6.3).
+/// The first of `names` (DNS names, wildcards and IP addresses) that the leaf of `chain` (PEM, the leaf first) is not for: by its subject
+/// alternative names alone, as clients look at it (RFC 9525, section 6.3).
 #[must_use]
-pub fn is_for(chain: &[u8], name: &str) -> bool {
+pub fn lacking<'n>(chain: &[u8], names: &'n [String]) -> Option<&'n String> {
     let leaf = CertificateDer::pem_slice_iter(chain).next().and_then(Result::ok);
-    // A wildcard is for any label.
-    let name = name.strip_prefix("*.").map_or_else(|| name.to_owned(), |below| format!("any.{below}"));
-    let (Some(leaf), Ok(name)) = (leaf, ServerName::try_from(name)) else { return false };
-    ParsedCertificate::try_from(&leaf).is_ok_and(|leaf| verify_server_name(&leaf, &name).is_ok())
+    let leaf = leaf.as_ref().and_then(|leaf| ParsedCertificate::try_from(leaf).ok());
+    let is_for = |name: &str| {
+        // A wildcard is for any label.
+        let name = name.strip_prefix("*.").map_or_else(|| name.to_owned(), |below| format!("any.{below}"));
+        let (Some(leaf), Ok(name)) = (&leaf, ServerName::try_from(name)) else { return false };
+        verify_server_name(leaf, &name).is_ok()
+    };
+    names.iter().find(|name| !is_for(name))
 }
 
 /// Whether the certificate is valid `now`. One that cannot be parsed is left to those who use it.
@@ -337,14 +341,14 @@ mod tests {
     fn a_given_certificate_is_for_its_alternative_names_only() {
         let names = ["registry.test", "*.example.test", "10.1.0.82", "fd00::82"].map(str::to_owned);
         let given = rcgen::generate_simple_self_signed(names).unwrap().cert.pem();
-        let is_for = |name| is_for(given.as_bytes(), name);
+        let is_for = |name: &str| lacking(given.as_bytes(), &[name.to_owned()]).is_none();
         for name in ["registry.test", "REGISTRY.test", "a.example.test", "*.example.test", "10.1.0.82", "fd00::82"] {
             assert!(is_for(name), "{name}");
         }
         for name in ["other.test", "*.registry.test", "example.test", "a.b.example.test", "10.1.0.83", "fd00::83", "", "a b"] {
             assert!(!is_for(name), "{name}");
         }
-        assert!(!super::is_for(b"", "registry.test"));
+        assert!(lacking(b"", &["registry.test".to_owned()]).is_some());
     }
 
     #[test]

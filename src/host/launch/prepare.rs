@@ -190,7 +190,7 @@ fn check_pem(certificate: &Path, key: &Path, names: &[String]) -> Result<(), Lau
     let (chain, secret) = (read("certificate", certificate)?, read("key", key)?);
     let served = tls::provided(&chain, &secret, None, Some(SystemTime::now())).map(drop);
     served.map_err(|source| LaunchError::Pem { certificate: certificate.to_owned(), key: key.to_owned(), source })?;
-    match names.iter().find(|name| !tls::is_for(&chain, name)) {
+    match tls::lacking(&chain, names) {
         Some(name) => Err(LaunchError::NotFor { certificate: certificate.to_owned(), name: name.clone() }),
         None => Ok(()),
     }
