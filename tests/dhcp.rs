@@ -111,7 +111,7 @@ fn is_one_hour(given: &Lease) {
     assert!(Duration::ZERO < times.renewal && times.renewal < times.rebinding, "{times:?}");
 }
 
-/// Has a lease of one hour given by the server on the cable, extended by it, and extended by whoever answers.
+/// Has a lease of one hour given by the server on the cable, extended by that server, and extended by any server.
 async fn is_leased(links: &Links, link: &Link, answer: Answer) {
     let frames = PacketSocket::open(link, udp::ETHERTYPE, &udp::filter()).unwrap();
     let given = acquire(link).await;
@@ -281,7 +281,7 @@ fn datagram(payload: &[u8]) -> Vec<u8> {
     ip4(17, SERVER, GIVEN, &[&start[..], &sum, payload].concat())
 }
 
-/// Packets that are no answers to `request`. Each gives an address that is nobody's.
+/// Packets that are no answers to `request`. Each offers an address that no server has.
 fn hostile_answers(request: &[u8]) -> Vec<Vec<u8>> {
     let reply = dhcp_reply(request, Ipv4Addr::new(10, 66, 6, 6), Ipv4Addr::new(10, 66, 6, 66));
     let with = |place: usize, bytes: &[u8]| {

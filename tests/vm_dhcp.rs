@@ -5,11 +5,10 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use common::child::Killed;
+use common::disks::until;
 use common::pack::Bench;
 use common::private::privately;
 use common::vm::{Vm, succeed};
@@ -48,7 +47,7 @@ fn passt_leases_an_address_by_unicast() {
         let path = socket.display().to_string();
         let passt =
             start("passt", &["--foreground", "--ipv4-only", "--runas", "0", "--socket", &path, "-t", "127.0.0.1/5001:5000"]);
-        exists(&socket);
+        until("the socket of passt", || socket.exists());
         let vm = Vm::boot(&disk, &["--net", &format!("stream={path}")]);
         assert_eq!(vm.ready["endpoints"].as_array().unwrap(), &["https://10.67.0.5:5000"], "{}", vm.ready);
         assert_eq!(get(&vm, "10.67.0.5", "127.0.0.1:5001"), "{}");
@@ -56,14 +55,6 @@ fn passt_leases_an_address_by_unicast() {
         assert_eq!(ended.status, Some(0), "{}", ended.stderr);
         drop(passt);
     });
-}
-
-fn exists(path: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !path.exists() {
-        assert!(Instant::now() < deadline, "{} did not appear", path.display());
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

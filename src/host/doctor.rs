@@ -143,7 +143,7 @@ fn checks(args: &Args) -> Vec<Check> {
     checks
 }
 
-/// The programs that commands run besides QEMU: those that download a kernel, which is needed as long as there is none, and those that make
+/// The programs that commands run besides QEMU: those that download a kernel, which is needed until there is one, and those that make
 /// file systems other than the default one.
 fn programs(args: &Args) -> impl Iterator<Item = Check> + use<> {
     let lacks_kernel = args.kernel.is_none() && args.flavor != Flavor::Own && matches!(kernel::cached(args.flavor), Ok(None));

@@ -87,7 +87,7 @@ impl Multipart {
     }
 }
 
-/// The value of `Content-Range`, for a range that is not empty (there is none for nothing: RFC 9110, section 14.4).
+/// The value of `Content-Range`, for a range that is not empty (RFC 9110, section 14.4, has no value for an empty one).
 pub(super) fn content_range(range: &ByteRange, size: u64) -> String {
     format!("bytes {}-{}/{size}", range.start(), range.end().saturating_sub(1))
 }

@@ -1,4 +1,4 @@
-//! What a server has to answer to a `Range` header, computed anew from RFC 9110 and from what the project documents where the RFC
+//! What a server has to answer to a `Range` header, computed independently from RFC 9110 and from what the project documents where the RFC
 //! leaves a choice. Nothing of the server's own code is used here.
 
 /// Most ranges that are served (the RFC, section 14.2, lets a server refuse many).

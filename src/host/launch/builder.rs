@@ -193,7 +193,7 @@ impl Builder {
     /// Default: the one that the environment variable `LOCALREGISTRY_INIT` names, else the first static one of these: beside this
     /// program, and `x86_64-unknown-linux-musl/release/localregistry-init` in the `target` folder that this program was built in.
     ///
-    /// It is PID 1 of a machine without libraries, so it has to be static: a debug build is not. Where there is none,
+    /// It is PID 1 of a machine without libraries, so it has to be static: a debug build is not. If there is none,
     /// [`Builder::boot`] gives [`BuildError::Initramfs`]. Build one in the sources of this crate, which takes Debian's `musl-tools` and
     /// `rustup target add x86_64-unknown-linux-musl`, and name it here or in the variable:
     ///

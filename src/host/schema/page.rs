@@ -7,7 +7,7 @@ use super::{Field, Schema, Type};
 const HEAD: &str = "\
 # The JSON of localregistry
 
-Made by `localregistry schema` from the comments of `proto/localregistry/v1` and of the commands' results; write it anew with
+Made by `localregistry schema` from the comments of `proto/localregistry/v1` and of the commands' results; to update it, run
 `localregistry schema >proto/JSON.md`. A test holds it against them.
 
 # Between launcher and guest
