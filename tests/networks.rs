@@ -48,8 +48,8 @@ fn a_bridge_has_a_tap_as_long_as_the_appliance_lives() {
         ip("link add br0 type bridge");
         ip("address add 10.77.0.1/24 dev br0");
         ip("link set br0 up");
-        // A bridge has the lowest address of its ports.
-        ip("link add port0 type veth peer name port1");
+        // A bridge has the lowest address of its ports, which can itself be a high one.
+        ip("link add port0 address fe:fe:00:d7:b5:bc type veth peer name port1");
         ip("link set port0 master br0");
         let address = || ip("-brief link show br0").split_whitespace().nth(2).map(str::to_owned);
         let before = address();

@@ -60,10 +60,10 @@ async fn on_bridge(name: &str, mac: Mac, mtu: Option<u32>) -> Result<OwnedFd, No
     let Some(link) = check::find(&links, &tap_name).await? else {
         return Err(refused(format!("find the tap {tap_name} that was just made"), io::ErrorKind::NotFound.into()));
     };
-    // A bridge takes the lowest address among its ports, and forgets who it was when that changes: the tap's is high. It is not the
-    // guest's own, which the bridge has to learn behind the tap.
-    let [_, rest @ ..] = mac.0;
-    let address = [&[0xfe][..], &rest].concat();
+    // A bridge takes the lowest hardware address among its ports, and changes its own when that one changes. The tap's address is
+    // therefore as high as a unicast address can begin. It differs from the guest's, which the bridge learns behind the tap.
+    let [.., a, b, c] = mac.0;
+    let address = vec![0xfe, 0xff, 0xff, a, b, c];
     // No smaller than the bridge's: else the bridge, and with it all others, would go down to it.
     let message = LinkUnspec::new_with_index(link.index).address(address).mtu(bridge.mtu).controller(bridge.index).up().build();
     let set = links.link().set(message).execute().await;
