@@ -23,6 +23,7 @@ pub mod address;
 #[cfg(any(feature = "guest", feature = "host"))]
 mod causes;
 #[cfg(any(feature = "guest", feature = "host"))]
+mod label;
 mod layers;
 pub mod oci;
 pub mod proto;

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgMatches, FromArgMatches};
 
-use super::mkfs::{Format, Label};
+use super::mkfs::Format;
+use crate::label::Label;
 use super::request::{Origin, Request, Tags};
 use super::spec::{self, SpecError};
 use crate::host::pull::Pulling;

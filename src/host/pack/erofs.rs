@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::mkfs::Label;
+use crate::label::Label;
 use crate::oci::Digest;
 
 /// Bytes of a block. Linux mounts none larger than its pages, and the guest's have this size.

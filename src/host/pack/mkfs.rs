@@ -8,12 +8,12 @@ use std::io::{self, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::str::FromStr;
 
 use super::erofs;
 use super::interrupt::Interrupt;
 use super::target::no_space;
 use crate::host::tools::{self, Tool, ToolError};
+use crate::label::Label;
 use crate::oci::Digest;
 
 const MKSQUASHFS: Tool = Tool { name: "mksquashfs", package: "squashfs-tools" };
@@ -73,27 +73,6 @@ pub enum Format {
     Squashfs,
     /// Made by mke2fs (Debian: e2fsprogs); takes minutes for 100,000 images
     Ext4,
-}
-
-/// The label of a file system: 1 to 16 printable ASCII characters, which EROFS and ext4 have room for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Label(String);
-
-impl Label {
-    /// The text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Label {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let good = (1..=16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-        good.then(|| Self(text.to_owned())).ok_or("expected 1 to 16 printable ASCII characters")
-    }
 }
 
 /// Why there is no file system.
