@@ -17,8 +17,8 @@ use localregistry::registry::auth::htpasswd::Htpasswd;
 use localregistry::registry::auth::token::Signer;
 use localregistry::registry::auth::users::Users;
 use localregistry::registry::auth::{Auth, Tokens};
-use localregistry::registry::error::RegistryError;
-use localregistry::registry::reply;
+use localregistry::registry::http::error::RegistryError;
+use localregistry::registry::http::reply;
 
 const BASIC: &str = r#"Basic realm="localregistry""#;
 const TARGET: &str = "/v2/test/hello/manifests/latest";

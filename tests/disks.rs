@@ -12,7 +12,7 @@ use common::layout::Layout;
 use common::openmetrics::parse;
 use common::server::Server;
 use localregistry::oci::media_type;
-use localregistry::registry::store::{Disk, Store};
+use localregistry::registry::content::store::{Disk, Store};
 
 fn disk(layout: &Layout, name: &str) -> Arc<Disk> {
     Arc::new(Disk::open(layout.write(), name).unwrap())

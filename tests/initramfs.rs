@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 
 use cpio::newc;
 use elf::elf;
-use localregistry::host::initramfs::build;
+use localregistry::host::boot::initramfs::build;
 use localregistry::oci::Digest;
 use tempfile::TempDir;
 

@@ -13,11 +13,11 @@ use std::process::{Command, Stdio};
 
 use common::layout::{Layout, Stored};
 use common::pack::{Bench, archive, blob, hello, text};
-use localregistry::host::contents::Contents;
-use localregistry::host::disk::Disk;
-use localregistry::host::pack::interrupt::Interrupt;
+use localregistry::host::inspect::contents::Contents;
+use localregistry::host::inspect::reader::Disk;
+use localregistry::host::support::interrupt::Interrupt;
 use localregistry::oci::{Digest, media_type};
-use localregistry::registry::store;
+use localregistry::registry::content::store;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proptest::prelude::*;

@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use common::child::{Killed, until_in};
 use common::pack::{Bench, PROGRAM, superblock, text};
 use common::vm::succeed;
-use localregistry::host::cache;
+use localregistry::host::support::cache;
 
 const LAUNCHERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/qemu/launchers");
 

@@ -15,10 +15,10 @@ use common::layout::{Layout, Stored};
 use common::pack::{Bench, PROGRAM, text};
 use common::serve::Serving;
 use common::server::Server;
+use localregistry::disk::catalog;
+use localregistry::disk::layout::Directory;
 use localregistry::oci::{Algorithm, media_type};
-use localregistry::registry::catalog;
-use localregistry::registry::layout::Directory;
-use localregistry::registry::store;
+use localregistry::registry::content::store;
 use serde_json::{Value, json};
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";

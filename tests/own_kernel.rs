@@ -10,7 +10,7 @@ use std::process::Command;
 use common::boards::{release, serves};
 use common::pack::{Bench, PROGRAM};
 use common::vm::{self, succeed};
-use localregistry::host::kernel::{self, Flavor, Kernel};
+use localregistry::host::boot::kernel::{self, Flavor, Kernel};
 
 /// Our own kernel, which is not built here: that takes minutes.
 fn own() -> Kernel {

@@ -10,8 +10,8 @@ use std::process::Command;
 
 use common::layout::Layout;
 use common::pack::{Bench, PROGRAM, Saved, archive_of, digest_of, gzip, text};
+use localregistry::disk::catalog::Catalog;
 use localregistry::oci::{Algorithm, Digest, media_type};
-use localregistry::registry::catalog::Catalog;
 use serde_json::{Value, json};
 
 /// A layout of two repositories, one under a host, with a shared layer, an index of two platforms, a blob by sha512, and an artifact

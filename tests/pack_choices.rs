@@ -12,8 +12,8 @@ use common::http::{get, head};
 use common::layout::{Layout, Stored};
 use common::pack::{Bench, blob, text};
 use common::server::Server;
+use localregistry::disk::catalog::Catalog;
 use localregistry::oci::media_type;
-use localregistry::registry::catalog::Catalog;
 use serde_json::{Value, json};
 
 /// An index of two platforms with an attestation of each, signed, and each manifest signed: a layout with referrers of all of them.

@@ -13,7 +13,7 @@ use std::process::{Command, Output, Stdio};
 use common::deployed::{Deployed, static_server};
 use common::pack::{Bench, PROGRAM, digest_of, text};
 use common::vm::succeed;
-use localregistry::host::cache;
+use localregistry::host::support::cache;
 use serde_json::{Value, json};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");

@@ -59,7 +59,7 @@ fn a_tap_of_another_user_and_one_in_use_are_named() {
         assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "tap=tap0"]), (Some(15), message.to_owned()));
 
         // It is that user's.
-        let _held = localregistry::host::net::attach::open("tap0").unwrap();
+        let _held = localregistry::host::vm::net::attach::open("tap0").unwrap();
         let (status, stderr) = boot(&folder, &["disk", "--net", "tap=tap0"]);
         let message = "localregistry: the tap tap0 is in use by another process: give each machine its own\n";
         assert_eq!((status, stderr.as_str()), (Some(11), message));

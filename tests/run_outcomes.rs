@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use common::child::gone;
 use common::pack::superblock;
-use localregistry::host::kernel;
-use localregistry::host::report::Report;
+use localregistry::host::boot::kernel;
+use localregistry::host::support::report::Report;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;

@@ -12,7 +12,7 @@ use std::process::Output;
 use common::certificates::ClientAuthority;
 use common::layout::Layout;
 use common::pack::{Bench, text};
-use localregistry::host::trust::{Bundle, Format, Tree, tree};
+use localregistry::host::nodes::trust::{Bundle, Format, Tree, tree};
 use serde_json::{Value, json};
 
 const CA: &str = "-----BEGIN CERTIFICATE-----\nMIIB\nAAAA\n-----END CERTIFICATE-----\n";

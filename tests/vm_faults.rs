@@ -52,7 +52,7 @@ fn numbers(text: &str) -> (Vec<u64>, String) {
 fn a_clock_that_is_decades_off_is_warned_of_and_nodes_with_one_trust_the_registry() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
-    let built = localregistry::guest::clock::built().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let built = localregistry::guest::early::clock::built().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let cases: [(&str, &[&str], &str); 3] = [
         (
             "base=1970-01-02",
@@ -150,7 +150,7 @@ fn a_config_that_cannot_be_is_named_and_so_is_a_port_that_is_taken() {
     let disk = bench.sample_disk();
     let line = |words: &str| vm::qemu_changed(&bench.path(""), &format!("args=(\"${{@/panic=-1/panic=-1 {words}}}\")"));
     let unknown = vm::fails(&disk, &["--qemu", &line("localregistry.hostnam=x")]);
-    let known = localregistry::guest::config::keys::list();
+    let known = localregistry::config::keys::list();
     fatal(&unknown, "BAD_CONFIG", &format!("kernel command line: unknown key hostnam; expected one of {known}"));
 
     let twice = vm::fails(&disk, &["--set", "metricsPort=5000"]);

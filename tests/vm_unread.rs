@@ -15,7 +15,8 @@ use common::child::Killed;
 use common::http;
 use common::pack::{Bench, PROGRAM};
 use common::vm::succeed;
-use localregistry::proto::{self, event::Event};
+use localregistry::proto;
+use localregistry::proto::event::Event;
 use serde_json::Value;
 
 /// More than there is room for on the way: 4096 in the guest's queue, and some hundred in the sockets.

@@ -11,8 +11,8 @@ use crate::registry::auth::token::Signer;
 use crate::registry::auth::users::Users;
 use crate::registry::auth::{Auth, AuthError, Tokens};
 
-use super::config::FW_CFG;
-use super::config::settings::{AuthMode, Settings, TlsMode};
+use crate::config::FW_CFG;
+use crate::config::settings::{AuthMode, Settings, TlsMode};
 
 const HTPASSWD: &str = "htpasswd";
 const CLIENT_CA: &str = "client-ca.crt";
@@ -110,7 +110,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::guest::config::{Layer, Origin};
+    use crate::config::{Layer, Origin};
 
     const USER: &str = "anna:$2y$05$4A6A6Z5b9U0j3Yk8TjR0V.qzOaUQ1mF3yqJ4w2vXvWq0m9uX1r2aO\n";
     const LIFETIME: Duration = Duration::from_secs(300);

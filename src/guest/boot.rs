@@ -14,23 +14,23 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::proto::{self, Booting, Done, Event, Ready, event};
-use crate::registry::answer::Registry;
-use crate::registry::events::Events;
-use crate::registry::metrics::Totals;
-use crate::registry::serve::{Listener, runtime, serve};
-use crate::registry::store::{Disk, Store};
+use crate::registry::api::handler::Registry;
+use crate::registry::content::store::{Disk, Store};
+use crate::registry::listen::listener::{Listener, runtime, serve};
+use crate::registry::telemetry::events::Events;
+use crate::registry::telemetry::metrics::Totals;
 
-use super::config::{self, Layer, Origin, Settings};
 use super::disk::Attached;
+use super::early::{clock, console, entropy, machine, modules, mount};
 use super::error::Fault;
-use super::events::Writer;
 use super::listeners::Listeners;
 use super::power::{By, Stop};
-use super::steps::Steps;
+use super::report::boot_timeline::Steps;
+use super::report::events::Writer;
+use super::report::{events, heartbeat};
 use super::tls::Identity;
-use super::{
-    access, clock, console, control, disk, entropy, events, heartbeat, machine, modules, mount, net, power, readdress, tls,
-};
+use super::{access, control, disk, endpoint_watch, net, power, tls};
+use crate::config::{self, Layer, Origin, Settings};
 
 /// How long what still runs may take to notice that it has ended.
 const STRAGGLERS: Duration = Duration::from_millis(500);
@@ -89,7 +89,7 @@ struct Prepared {
     identity: Identity,
     network: net::Network,
     /// Who keeps to disks that come and go, and what tells of them.
-    disks: (disk::follow::Keeper, watch::Receiver<()>),
+    disks: (disk::hotplug::Keeper, watch::Receiver<()>),
     heartbeat: Option<Duration>,
 }
 
@@ -124,7 +124,7 @@ impl Guest {
         };
         self.say_ready(&prepared);
         let Prepared { registry, listeners, bound, identity, network, disks: (keeper, changes), heartbeat } = prepared;
-        tokio::spawn(readdress::follow(network, listeners, identity.renewal, self.events.clone()));
+        tokio::spawn(endpoint_watch::follow(network, listeners, identity.renewal, self.events.clone()));
         tokio::spawn(keeper.run(changes));
         if let Some(every) = heartbeat {
             tokio::spawn(heartbeat::beat(every, Arc::clone(&registry), self.events.clone()));
@@ -174,7 +174,7 @@ impl Guest {
         let listeners = Listeners::of(&settings);
         let bound = self.steps.run("listen", || listeners.open(&identity.transport))?;
         let (own, renewal) = (Arc::clone(&registry), identity.renewal.clone());
-        let disks = (disk::follow::Keeper::new(own, settings.disks, attached, renewal, self.events.clone()), changes);
+        let disks = (disk::hotplug::Keeper::new(own, settings.disks, attached, renewal, self.events.clone()), changes);
         Ok(Prepared { registry, listeners, bound, identity, network, disks, heartbeat: settings.heartbeat })
     }
 

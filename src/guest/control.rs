@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::proto::{Command, command};
-use crate::registry::events::Events;
+use crate::registry::telemetry::events::Events;
 
+use super::early::{clock, console, ports};
 use super::power::{By, DRAIN, Stop};
-use super::{clock, console, ports};
 
 /// Name of the port.
 pub const PORT: &str = "localregistry.control";

@@ -5,18 +5,18 @@ use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use crate::causes;
-use crate::registry::layout::LayoutError;
-use crate::registry::store::{Conflict, StoreError};
+use crate::disk::layout::LayoutError;
+use crate::registry::content::store::{Conflict, StoreError};
+use crate::text;
 
 use super::access::AccessError;
-use super::config::ConfigError;
 use super::disk::DiskError;
-use super::entropy::EntropyError;
-use super::modules::ModuleError;
-use super::mount::MountError;
+use super::early::entropy::EntropyError;
+use super::early::modules::ModuleError;
+use super::early::mount::MountError;
 use super::net::NetError;
 use super::tls::TlsError;
+use crate::config::ConfigError;
 
 /// A fatal error, by the step that failed.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +106,7 @@ impl Fault {
     /// The fault with its causes, joined by ": ".
     #[must_use]
     pub fn chain(&self) -> String {
-        causes::chain(self)
+        text::chain(self)
     }
 }
 

@@ -8,12 +8,12 @@ use std::num::NonZeroU16;
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::proto::Endpoints;
-use crate::registry::client::Surface;
 use crate::registry::limits::BACKLOG;
-use crate::registry::serve::{Listener, Transport};
+use crate::registry::listen::client::Surface;
+use crate::registry::listen::listener::{Listener, Transport};
 
-use super::config::settings::{Settings, TlsMode};
 use super::error::Fault;
+use crate::config::settings::{Settings, TlsMode};
 
 /// Every place.
 #[derive(Debug, Clone)]
@@ -117,7 +117,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 #[cfg(test)]
 mod tests {
-    use crate::guest::config::{Layer, Origin};
+    use crate::config::{Layer, Origin};
 
     use super::*;
 

@@ -12,22 +12,13 @@
 
 pub mod access;
 pub mod boot;
-pub mod clock;
-pub mod config;
-pub mod console;
 pub mod control;
 pub mod disk;
-pub mod entropy;
+pub mod early;
+pub mod endpoint_watch;
 pub mod error;
-pub mod events;
-pub mod heartbeat;
 pub mod listeners;
-pub mod machine;
-pub mod modules;
-pub mod mount;
 pub mod net;
-pub mod ports;
 pub mod power;
-pub mod readdress;
-pub mod steps;
+pub mod report;
 pub mod tls;

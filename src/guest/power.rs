@@ -14,7 +14,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::{console, disk};
+use super::disk;
+use super::early::console;
 
 /// How long transfers under way may take where nobody says otherwise.
 pub const DRAIN: Duration = Duration::from_secs(10);

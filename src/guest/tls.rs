@@ -8,15 +8,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::registry::answer::Registry;
+use crate::registry::api::handler::Registry;
 use crate::registry::auth::client_certificate::ClientCa;
-use crate::registry::serve::Transport;
-use crate::registry::tls::given::{self, CaError};
+use crate::registry::listen::listener::Transport;
+use crate::registry::tls::provided::{self, CaError};
 use crate::registry::tls::{self, Authority, Leaves};
 use zeroize::Zeroizing;
 
-use super::config::FW_CFG;
-use super::config::settings::{Settings, TlsMode};
+use crate::config::FW_CFG;
+use crate::config::settings::{Settings, TlsMode};
 
 /// A certificate that cannot be served with.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +99,7 @@ pub fn identity(
         TlsMode::Generate => issue(Authority::generate("localregistry"), names(settings), addresses, registry, clients),
         TlsMode::Sign => {
             let key = Zeroizing::new(read("SIGN", "ca.key")?);
-            let authority = given::authority(&read("SIGN", "ca.crt")?, &key, now).map_err(TlsError::Sign)?;
+            let authority = provided::authority(&read("SIGN", "ca.crt")?, &key, now).map_err(TlsError::Sign)?;
             issue(Ok(authority), names(settings), addresses, registry, clients)
         }
         TlsMode::Provided => {
@@ -155,7 +155,7 @@ fn with(mut names: Vec<String>, name: String) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::guest::config::{Layer, Origin};
+    use crate::config::{Layer, Origin};
 
     use super::*;
 

@@ -7,23 +7,22 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use super::boot::initramfs;
+use super::boot::kernel;
 use super::deploy;
-use super::diff;
+use super::docs::manual;
+use super::docs::schema;
 use super::doctor;
 use super::hint;
-use super::initramfs;
-use super::inspect;
-use super::kernel;
-use super::manual;
-use super::pack;
-use super::pulls;
-use super::report::{Report, escaped};
-use super::run;
+use super::images::pack;
+use super::images::sample;
+use super::inspect::{self, diff};
+use super::nodes::trust;
+use super::runs::pull_log;
+use super::runs::run;
 use super::runs::{ps, stop};
-use super::sample;
-use super::schema;
 use super::serve;
-use super::trust;
+use super::support::report::{Report, escaped};
 
 /// The program, also where a subcommand is asked for its version.
 const NAME: &str = "localregistry";
@@ -79,10 +78,10 @@ enum Command {
     Trust(trust::Args),
     /// Show who pulled what, from a log of events
     #[command(display_name = NAME)]
-    Events(pulls::events::Args),
+    Events(pull_log::events::Args),
     /// Hold a log of events against what should have been pulled
     #[command(display_name = NAME)]
-    Assert(pulls::assert::Args),
+    Assert(pull_log::assert::Args),
     /// Describe the JSON of events, commands and config, field by field
     #[command(display_name = NAME)]
     Schema(schema::Args),
@@ -132,8 +131,8 @@ impl Cli {
                 None => run::run(&args, &report),
             },
             Command::Trust(args) => status(trust::run(&args, &report)),
-            Command::Events(args) => status(pulls::events::run(&args, &report)),
-            Command::Assert(args) => pulls::assert::run(&args, &report),
+            Command::Events(args) => status(pull_log::events::run(&args, &report)),
+            Command::Assert(args) => pull_log::assert::run(&args, &report),
             Command::Schema(args) => status(schema::run(&args, &report)),
             Command::Deploy(args) => {
                 let failed = |error| fail_with(&error, hint::deploy(&error), error.exit_code());

@@ -2,23 +2,23 @@
 
 use std::error::Error;
 
+use super::boot::initramfs::{self, InitError};
+use super::boot::kernel::{self, DownloadError};
+use super::boot::modules::{ModulesError, TreeError};
 use super::deploy::DeployError;
-use super::initramfs::{self, InitError};
-use super::kernel::{self, DownloadError};
-use super::launch::error::Purpose;
-use super::launch::{LaunchError, Outcome};
-use super::modules::{ModulesError, TreeError};
-use super::sample;
-use crate::causes::chain;
+use super::images::sample;
+use super::vm::launch::error::Purpose;
+use super::vm::launch::{LaunchError, Outcome};
+use crate::text::chain;
 
 /// `error` with its causes and the hint, on one line.
-pub(super) fn line(error: &dyn Error, hint: Option<&str>) -> String {
+pub(crate) fn line(error: &dyn Error, hint: Option<&str>) -> String {
     let line = chain(error);
     hint.map_or(line.clone(), |hint| format!("{line}; {hint}"))
 }
 
 /// For a machine that cannot be booted, by `run`.
-pub(super) fn launch(error: &LaunchError) -> Option<&'static str> {
+pub(crate) fn launch(error: &LaunchError) -> Option<&'static str> {
     match error {
         LaunchError::Port { purpose: Purpose::Registry, .. } => Some("--publish takes another address, with port 0 a free one"),
         LaunchError::Port { purpose: Purpose::Metrics, .. } => Some("--metrics takes another address, with port 0 a free one"),
@@ -38,7 +38,7 @@ pub(super) fn launch(error: &LaunchError) -> Option<&'static str> {
 }
 
 /// For a kernel that is not there.
-pub(super) fn kernel(error: &kernel::Error) -> Option<&'static str> {
+pub(crate) fn kernel(error: &kernel::Error) -> Option<&'static str> {
     match error {
         kernel::Error::NotBuilt { .. } => Some("--flavor chooses"),
         kernel::Error::Download(error) if is_no_kernel(error) => Some("--kernel names one"),
@@ -53,7 +53,7 @@ fn is_no_kernel(error: &DownloadError) -> bool {
 }
 
 /// For an initramfs that cannot be made.
-pub(super) fn initramfs(error: &initramfs::Error) -> Option<&'static str> {
+pub(crate) fn initramfs(error: &initramfs::Error) -> Option<&'static str> {
     match error {
         initramfs::Error::Init(error) => init(error),
         initramfs::Error::Processors { .. } => Some("--init and --modules name them"),
@@ -67,17 +67,17 @@ pub(super) fn initramfs(error: &initramfs::Error) -> Option<&'static str> {
 }
 
 /// For an init that is nowhere.
-pub(super) fn init(error: &InitError) -> Option<&'static str> {
+pub(crate) fn init(error: &InitError) -> Option<&'static str> {
     matches!(error, InitError::Nowhere(_)).then_some("--init names one, too")
 }
 
 /// For a sample image that cannot be made.
-pub(super) fn sample(error: &sample::Error) -> Option<&'static str> {
+pub(crate) fn sample(error: &sample::Error) -> Option<&'static str> {
     if let sample::Error::Program(error) = error { init(error) } else { None }
 }
 
 /// For a cluster that nothing is made for.
-pub(super) fn deploy(error: &DeployError) -> Option<&'static str> {
+pub(crate) fn deploy(error: &DeployError) -> Option<&'static str> {
     match error {
         DeployError::Kernel(error) => kernel(error),
         DeployError::Initramfs(initramfs::Error::Init(_)) => None,

@@ -10,22 +10,22 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
-use super::ca::{self, Certificates, Tls};
-use super::files;
-use super::launch::{LaunchError, check_disk};
-use super::net::check::privileged;
-use super::report::{Report, counted};
+use super::nodes::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
+use super::nodes::ca::{self, Certificates, Tls};
+use super::support::files;
+use super::support::report::{Report, counted};
+use super::vm::launch::{LaunchError, check_disk};
+use super::vm::net::check::privileged;
 use crate::address::san;
-use crate::registry::answer::Registry;
+use crate::disk::layout::{LayoutError, Missing};
+use crate::registry::api::handler::Registry;
 use crate::registry::auth::client_certificate::ClientCa;
-use crate::registry::client::Surface;
-use crate::registry::events::Events;
-use crate::registry::layout::{LayoutError, Missing};
+use crate::registry::content::store::{Store, StoreError};
 use crate::registry::limits::Limits;
-use crate::registry::limits::chosen::Chosen;
-use crate::registry::serve::{Listener, Transport, runtime, serve};
-use crate::registry::store::{Store, StoreError};
+use crate::registry::limits::overrides::Chosen;
+use crate::registry::listen::client::Surface;
+use crate::registry::listen::listener::{Listener, Transport, runtime, serve};
+use crate::registry::telemetry::events::Events;
 use crate::registry::tls::{self, Authority, TlsError};
 
 /// How long transfers may go on after SIGINT or SIGTERM.
@@ -174,7 +174,7 @@ pub enum Error {
 /// Where the registry is: printed as soon as it answers.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "ServeReady")]
-pub(super) struct Ready {
+pub(crate) struct Ready {
     /// Its URLs, those of `--listen` first, then those of `--plain`.
     endpoints: Vec<String>,
     /// Further names that the certificate is for; with `--san`.

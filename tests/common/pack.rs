@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use localregistry::host::cache;
+use localregistry::host::support::cache;
 use localregistry::oci::Digest;
 use serde_json::{Value, json};
 use tar::EntryType;

@@ -7,15 +7,15 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use localregistry::proto::{Event, Request, event};
-use localregistry::registry::answer::Registry;
+use localregistry::registry::api::handler::Registry;
 use localregistry::registry::auth::Auth;
 use localregistry::registry::auth::client_certificate::ClientCa;
-use localregistry::registry::client::Surface;
-use localregistry::registry::events::Events;
+use localregistry::registry::content::store::Store;
 use localregistry::registry::limits::Limits;
-use localregistry::registry::metrics::Totals;
-use localregistry::registry::serve::{Listener, Transport, serve};
-use localregistry::registry::store::Store;
+use localregistry::registry::listen::client::Surface;
+use localregistry::registry::listen::listener::{Listener, Transport, serve};
+use localregistry::registry::telemetry::events::Events;
+use localregistry::registry::telemetry::metrics::Totals;
 use localregistry::registry::tls::Authority;
 use tokio::sync::oneshot;
 

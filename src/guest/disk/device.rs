@@ -6,8 +6,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::guest::config::settings::{DiskBy, DiskChoice};
-use crate::superblock::{START, label};
+use crate::config::settings::{DiskBy, DiskChoice};
+use crate::disk::superblock::{START, label};
 
 /// What the kernel knows of its block devices.
 const DEVICES: &str = "/sys/class/block";
@@ -136,7 +136,7 @@ pub fn pick<'c>(choices: &'c [DiskChoice], devices: &[Device]) -> Result<Vec<Dev
 #[cfg(test)]
 pub(in crate::guest::disk) mod tests {
     use super::*;
-    use crate::guest::config::settings::Pattern;
+    use crate::config::settings::Pattern;
 
     pub fn device(name: &str, serial: &str, label: Option<&str>) -> Device {
         Device { name: name.into(), serial: serial.into(), label: label.map(str::to_owned), sequence: name.into() }

@@ -1,9 +1,9 @@
 //! What is refused, and in which words.
 
 use super::device::tests::device;
-use super::*;
-use crate::guest::config::settings::Pattern;
-use crate::superblock::START;
+use crate::config::settings::Pattern;
+use crate::disk::superblock::START;
+use crate::guest::disk::*;
 
 fn refusal(start: &[u8], bytes: u64) -> (&'static str, String) {
     let error = examine(&device("vda", "images", None), bytes, start).unwrap_err();

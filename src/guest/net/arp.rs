@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::guest::config::settings::Mac;
+use crate::config::settings::Mac;
 
 /// What stands in every ARP packet of IPv4 over Ethernet, before the operation.
 const HEAD: [u8; 6] = [0, 1, 8, 0, 6, 4];

@@ -30,7 +30,7 @@ pub fn listen() -> Result<watch::Receiver<()>, NetError> {
 ///
 /// # Errors
 /// As of opening a socket and starting a thread.
-pub(in crate::guest) fn notified(protocol: SockProtocol, groups: u32, name: &str) -> io::Result<watch::Receiver<()>> {
+pub(crate) fn notified(protocol: SockProtocol, groups: u32, name: &str) -> io::Result<watch::Receiver<()>> {
     let (changed, changes) = watch::channel(());
     let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;

@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use crate::guest::config::settings::{Cidr, Mac};
+use crate::config::settings::{Cidr, Mac};
 
 use super::packet::{Ask, Kind, Reply, Request};
 
@@ -191,8 +191,8 @@ fn words(mask: Option<Ipv4Addr>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::packet::tests::{encode, offer};
     use super::*;
+    use crate::guest::net::packet::tests::{encode, offer};
 
     fn client() -> Client {
         Client::new(offer().mac, "localregistry", offer().transaction)

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::guest::config::settings::Mac;
+use crate::config::settings::Mac;
 
 use super::arp;
 use super::link::Link;

@@ -14,7 +14,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, sets
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::guest::config::settings::Mac;
+use crate::config::settings::Mac;
 
 use super::NetError;
 use super::client::{Client, Lease, Outcome, Refusal};

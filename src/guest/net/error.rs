@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::client::Refusal;
 use super::link::Link;
 use super::pick::{seen, which};
-use crate::guest::config::settings::{Mac, Select};
+use crate::config::settings::{Mac, Select};
 
 /// A network that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +95,7 @@ pub enum NetError {
 
 impl NetError {
     /// The error for `action`, which the kernel refused.
-    pub(super) const fn kernel(action: String, source: io::Error) -> Self {
+    pub(crate) const fn kernel(action: String, source: io::Error) -> Self {
         Self::Kernel { action, source }
     }
 

@@ -13,8 +13,8 @@ pub mod client;
 pub mod conflict;
 pub mod dhcp;
 pub mod error;
-pub mod keeper;
 pub mod link;
+pub mod manager;
 pub mod packet;
 pub mod packet_socket;
 pub mod pick;
@@ -29,13 +29,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use crate::registry::events::Events;
+use crate::registry::telemetry::events::Events;
 
-use super::config::settings::{Interface, Ipv6};
-use super::console;
+use super::early::console;
+use crate::config::settings::{Interface, Ipv6};
 pub use error::NetError;
-use keeper::{Keeper, Shared, Status};
 use link::{Assigned, Links, State};
+use manager::{Keeper, Shared, Status};
 
 /// How long an interface may take to be found, and to be connected where others are there to serve by.
 const NIC_WAIT: Duration = Duration::from_secs(1);

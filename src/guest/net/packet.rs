@@ -6,7 +6,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::guest::config::settings::Mac;
+use crate::config::settings::Mac;
 
 /// Largest packet that the client takes, in bytes: what fits an Ethernet frame less IP and UDP headers.
 pub const LARGEST: u16 = 1472;
@@ -243,7 +243,7 @@ fn read<const N: usize>(mut options: &[u8], code: u8) -> Option<[u8; N]> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;

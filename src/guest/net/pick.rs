@@ -1,6 +1,6 @@
 //! Which interface is meant. What enters are the interfaces there are, and who has which; what leaves is one of them, or none.
 
-use crate::guest::config::settings::{Interface, Mac, Select};
+use crate::config::settings::{Interface, Mac, Select};
 
 use super::link::Link;
 

@@ -1,5 +1,5 @@
-use super::*;
-use crate::guest::config::settings::{Mac, Select};
+use crate::config::settings::{Mac, Select};
+use crate::guest::net::*;
 use link::Link;
 
 fn link() -> Link {

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use socket2::SockFilter;
 
-use crate::guest::config::settings::Mac;
+use crate::config::settings::Mac;
 
 /// UDP port of a DHCP client (RFC 2131, section 4.1).
 pub const CLIENT_PORT: u16 = 68;

@@ -5,7 +5,7 @@
 //! take a tenth of it.
 
 /// Kinds of messages (uapi/linux/rtnetlink.h, uapi/linux/netlink.h).
-pub(super) mod kind {
+pub(crate) mod kind {
     pub const ERROR: u16 = 2;
     pub const DONE: u16 = 3;
     pub const NEW_LINK: u16 = 16;
@@ -17,7 +17,7 @@ pub(super) mod kind {
 }
 
 /// What is to be done with a request (uapi/linux/netlink.h).
-pub(super) mod flag {
+pub(crate) mod flag {
     pub const REQUEST: u16 = 1;
     pub const ACKNOWLEDGE: u16 = 4;
     pub const REPLACE: u16 = 0x100;

@@ -8,15 +8,15 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::objects::{IMAGES, INITRAMFS, KERNEL, PORT, USER};
-use crate::host::contents::{Contents, ContentsError, Fault};
-use crate::host::disk::{Disk, DiskError, Form};
-use crate::host::pack::interrupt::Interrupt;
-use crate::host::pack::made::open_regular;
-use crate::host::program::Program;
-use crate::host::scratch::{Archive, Image, Layer, Layout, Nothing, Packing, Rights, Start};
+use crate::disk::catalog;
+use crate::disk::layout::Tree;
+use crate::host::boot::program::Program;
+use crate::host::images::pack::virtual_layout::open_regular;
+use crate::host::images::scratch::{Archive, Image, Layer, Layout, Nothing, Packing, Rights, Start};
+use crate::host::inspect::contents::{Contents, ContentsError, Fault};
+use crate::host::inspect::reader::{Disk, DiskError, Form};
+use crate::host::support::interrupt::Interrupt;
 use crate::oci::{Digest, Hasher, ImageName, Tag};
-use crate::registry::catalog;
-use crate::registry::layout::Tree;
 
 /// What KubeVirt runs QEMU as, user and group: it opens the files of these images.
 const QEMU: Rights = Rights { owner: 107, mode: 0o444 };

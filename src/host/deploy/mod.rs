@@ -14,17 +14,18 @@ use std::time::SystemTime;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use self::images::{ImagesError, Names, Parts, prefix};
-use self::objects::Place;
-use self::server::ServerError;
-use super::ca::{self, Ca};
-use super::kernel::{self, Flavor};
-use super::pack::interrupt::{Interrupt, Interrupted};
-use super::report::Report;
-use super::trust::{self, Bundle, Endpoint, Format, TrustError};
-use super::{files, initramfs};
+use super::boot::initramfs;
+use super::boot::kernel::{self, Flavor};
+use super::nodes::ca::{self, Ca};
+use super::nodes::trust::{self, Bundle, Endpoint, Format, TrustError};
+use super::support::files;
+use super::support::interrupt::{Interrupt, Interrupted};
+use super::support::report::Report;
 use crate::address::is_san;
 use crate::oci::{Host, Tag};
+use images::{ImagesError, Names, Parts, prefix};
+use objects::Place;
+use server::ServerError;
 
 /// The port of every node by default: in the range that clusters take by default, 30000 to 32767.
 const NODE_PORT: u16 = 30500;
@@ -184,7 +185,7 @@ impl DeployError {
 /// What was written.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "DeployResult")]
-pub(super) struct Written<'a> {
+pub(crate) struct Written<'a> {
     /// The folder, as it was given.
     dir: &'a Path,
     /// Names of the images: the server, the machine's disk, its kernel and initramfs.

@@ -1,8 +1,8 @@
 //! Kubernetes objects as YAML: a registry's place and its images enter, documents for `kubectl apply` leave. Pure. The objects
 //! themselves are in the `.yaml` files beside this one, with names in braces for what is filled in.
 
-use crate::host::trust::kubernetes::hosting;
-use crate::host::trust::text::quoted;
+use crate::host::nodes::trust::kubernetes::hosting;
+use crate::host::nodes::trust::text::quoted;
 use crate::oci::Host;
 
 /// Name of every object, and the label by which the Service finds what serves.

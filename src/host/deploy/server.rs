@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::host::program::{Program, ProgramError, SERVER};
+use crate::host::boot::program::{Program, ProgramError, SERVER};
 
 /// Where it is built in the same `target/`, seen from the folder of this program.
 const PLACES: [&str; 2] =

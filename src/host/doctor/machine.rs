@@ -7,13 +7,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{Check, trial};
-use crate::causes::chain;
-use crate::host::accel::{self, Accel};
-use crate::host::cache;
-use crate::host::launch::printable;
-use crate::host::qemu::version::{OLDEST, newer};
-use crate::host::qemu::{Board, Version};
-use crate::host::tools::Tool;
+use crate::host::support::cache;
+use crate::host::support::tools::Tool;
+use crate::host::vm::accel::{self, Accel};
+use crate::host::vm::launch::printable;
+use crate::host::vm::qemu::version::{OLDEST, newer};
+use crate::host::vm::qemu::{Board, Version};
+use crate::text::chain;
 
 /// Bytes of memory that the default machine and its QEMU take.
 const MEMORY: u64 = 320 << 20;

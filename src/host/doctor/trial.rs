@@ -14,10 +14,10 @@ use command_fds::CommandFdExt;
 use nix::sys::signal::Signal;
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use crate::host::accel::Accel;
-use crate::host::launch::printable;
-use crate::host::sys;
-use crate::host::tools::last_words;
+use crate::host::support::sys;
+use crate::host::support::tools::last_words;
+use crate::host::vm::accel::Accel;
+use crate::host::vm::launch::printable;
 
 /// Size of the firmware: QEMU takes multiples of 64 KiB.
 const FIRMWARE: usize = 64 << 10;

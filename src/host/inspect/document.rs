@@ -7,11 +7,11 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
+use super::contents::Kind;
+use super::reader::Disk;
 use super::{Contents, Image};
-use crate::host::contents::Kind;
-use crate::host::disk::Disk;
+use crate::disk::catalog::{self, Catalog};
 use crate::oci::{Digest, media_type};
-use crate::registry::catalog::{self, Catalog};
 
 /// Most images that a message names.
 const MAX_NAMED: usize = 3;

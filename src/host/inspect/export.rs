@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
 
+use super::contents::{Blob, Contents, Fault};
 use super::verify;
-use crate::host::contents::{Blob, Contents, Fault};
-use crate::host::pack::interrupt::{Interrupt, Interrupted};
-use crate::host::workers;
+use crate::disk::layout::Tree;
+use crate::host::support::interrupt::{Interrupt, Interrupted};
+use crate::host::support::workers;
 use crate::oci::Algorithm;
-use crate::registry::layout::Tree;
 
 /// Files of a layout beside its blobs.
 const FILES: [&str; 2] = ["oci-layout", "index.json"];

@@ -6,12 +6,12 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::ProgressBar;
 
-use crate::host::contents::{Blob, Contents, ContentsError, Fault, Kind, unreadable};
-use crate::host::pack::interrupt::{Interrupt, Interrupted};
-use crate::host::workers;
+use super::contents::{Blob, Contents, ContentsError, Fault, Kind, unreadable};
+use crate::disk::catalog::{Catalog, RepositoryId};
+use crate::disk::layout::Tree;
+use crate::host::support::interrupt::{Interrupt, Interrupted};
+use crate::host::support::workers;
 use crate::oci::{Digest, Hasher, Repository};
-use crate::registry::catalog::{Catalog, RepositoryId};
-use crate::registry::layout::Tree;
 
 /// Bytes read at once.
 pub const CHUNK: usize = 1 << 20;

@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Run, RunsError, State, Who};
-use crate::host::report::Report;
+use super::dir::{Run, RunsError, State, Who};
+use crate::host::support::report::Report;
 
 /// The command line of `localregistry ps`.
 #[derive(Debug, clap::Args)]
@@ -84,7 +84,7 @@ struct Row {
 /// # Errors
 /// They cannot be found or printed.
 pub fn run(args: &Args, report: &Report) -> Result<(), PsError> {
-    let mut runs = super::all()?;
+    let mut runs = super::dir::all()?;
     for folder in &args.folders {
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
         if !runs.iter().any(|run| run.folder == folder) {

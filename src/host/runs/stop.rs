@@ -10,8 +10,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Run, RunsError, State};
-use crate::host::report::Report;
+use super::dir::{Run, RunsError, State};
+use crate::host::support::report::Report;
 
 /// Time between two looks at a run.
 const POLL: Duration = Duration::from_millis(20);
@@ -87,7 +87,7 @@ pub struct Ended {
 /// # Errors
 /// There is no such run, or it cannot be ended.
 pub fn run(args: &Args, report: &Report) -> Result<u8, StopError> {
-    let folder = super::folder_of(&args.run)?;
+    let folder = super::dir::folder_of(&args.run)?;
     let mut run = Run::of(&folder).ok_or_else(|| StopError::NoRun { name: args.run.clone(), folder })?;
     let name = run.who.name.clone();
     if run.lives() {

@@ -72,7 +72,7 @@ impl ClientCa {
     }
 
     /// For the TLS listener.
-    pub(in crate::registry) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
+    pub(crate) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
         Arc::clone(&self.verifier)
     }
 }

@@ -77,7 +77,7 @@ impl Htpasswd {
     }
 
     /// Each user, with hash and cost.
-    pub(super) fn into_users(self) -> impl Iterator<Item = (String, String, u32)> {
+    pub(crate) fn into_users(self) -> impl Iterator<Item = (String, String, u32)> {
         self.users.into_iter().map(|(user, (hash, cost))| (user, hash, cost))
     }
 }

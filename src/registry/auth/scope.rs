@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::Repository;
-use crate::registry::error::RegistryError;
+use crate::registry::http::error::RegistryError;
 use crate::registry::limits::SCOPES;
 
 /// What a request needs of its token.

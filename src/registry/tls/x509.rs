@@ -18,7 +18,7 @@ const KEY_CERT_SIGN: u8 = 0x80 >> 5;
 
 /// A certificate's fields.
 #[derive(Debug, Default)]
-pub(super) struct Certificate {
+pub(crate) struct Certificate {
     /// The issuer's name, DER.
     pub issuer: Vec<u8>,
     /// The subject's name, DER.
@@ -37,7 +37,7 @@ pub(super) struct Certificate {
 
 impl Certificate {
     /// The fields of the certificate in `der`.
-    pub(super) fn parse(der: &[u8]) -> ASN1Result<Self> {
+    pub(crate) fn parse(der: &[u8]) -> ASN1Result<Self> {
         yasna::parse_der(der, |reader| {
             reader.read_sequence(|reader| {
                 let certificate = reader.next().read_sequence(to_be_signed)?;
@@ -102,7 +102,7 @@ fn extension(reader: &mut BERReaderSeq<'_, '_>, certificate: &mut Certificate) -
 
 /// The name in `der`, as the library writes it again. It keeps one value of an attribute, and one attribute in each set: whether the
 /// name came out the same is for the caller to see.
-pub(super) fn name(der: &[u8]) -> ASN1Result<DistinguishedName> {
+pub(crate) fn name(der: &[u8]) -> ASN1Result<DistinguishedName> {
     let mut name = DistinguishedName::new();
     yasna::parse_der(der, |reader| {
         reader.read_sequence_of(|reader| {

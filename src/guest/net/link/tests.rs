@@ -1,4 +1,4 @@
-use super::*;
+use crate::guest::net::link::*;
 
 const LINK: fn() -> Link =
     || Link { index: 2, name: "eth0".to_owned(), mac: Mac([2, 0, 0, 0, 0, 1]), carrier: true, made: false };

@@ -1,0 +1,457 @@
+//! What the guest is told, put together on the host. A JSON file and single settings enter, one JSON object leaves whose every key
+//! and type is known to `proto/localregistry/v1/config.proto`. Whether a value makes sense is for the guest to say.
+
+use std::net::SocketAddrV4;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde_json::{Map, Value, json};
+
+use super::merge::lay;
+use crate::proto::listener::Transport;
+use crate::proto::tls::Mode;
+use crate::proto::{Config, DiskChoice, Listener};
+
+/// Port of the registry inside the guest where nothing else is said.
+const PORT: u16 = 5000;
+/// Ports of health, metrics and the CA inside the guest where nothing is said: the first one that is not the registry's.
+const METRICS_PORTS: RangeInclusive<u16> = 9090..=u16::MAX;
+/// Serial of the disk where nothing else is said.
+const SERIAL: &str = "localregistry";
+
+/// The config of a guest: proto3 JSON, checked against the contract. It keeps what is said apart from what is not, so that a
+/// `false` or a 0 still overrides the config on the disk.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GuestConfig {
+    json: Map<String, Value>,
+}
+
+/// Why a text is no config.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It is not JSON, or the contract does not know a key or a type in it.
+    #[error("it is not a config of the appliance (proto3 JSON of localregistry.v1.Config)")]
+    Json(#[source] serde_json::Error),
+    /// A setting without a key.
+    #[error("expected KEY=VALUE, nested keys joined by dots: hostname=registry, tls.mode=OFF, names=a.example,10.1.0.82")]
+    NoKey,
+    /// A setting whose key or value the contract does not know. One line, with its cause: it is shown where a flag is refused.
+    #[error("{key} cannot be set to {value:?}: {problem}")]
+    Setting {
+        /// The key, nested keys joined by dots.
+        key: String,
+        /// The value.
+        value: String,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// One key with its value, from `KEY=VALUE`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    path: Vec<String>,
+    value: Value,
+}
+
+impl Setting {
+    /// `value` for the key at `path`.
+    #[must_use]
+    pub fn new(path: &[&str], value: impl Into<Value>) -> Self {
+        Self { path: path.iter().map(|key| (*key).to_owned()).collect(), value: value.into() }
+    }
+}
+
+impl FromStr for Setting {
+    type Err = ConfigError;
+
+    /// The value is read as the type that its key has: a number, a truth value, a text, a list (parted by commas, or in JSON).
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or(ConfigError::NoKey)?;
+        let path: Vec<String> = key.split('.').map(camel_case).collect();
+        let mut problem = None;
+        for value in readings(value) {
+            let setting = Self { path: path.clone(), value };
+            match GuestConfig::default().with(&setting) {
+                Ok(_) => return Ok(setting),
+                Err(error) => problem = problem.or(Some(error.to_string())),
+            }
+        }
+        Err(ConfigError::Setting { key: key.into(), value: value.into(), problem: problem.unwrap_or_default() })
+    }
+}
+
+/// What `value` may mean, likeliest first.
+fn readings(value: &str) -> Vec<Value> {
+    let text = Value::from(value);
+    let list = value.split(',').filter(|item| !item.is_empty()).collect();
+    let json = serde_json::from_str(value).ok().filter(|json: &Value| !json.is_null());
+    json.into_iter().chain([text, list]).collect()
+}
+
+impl GuestConfig {
+    /// The config in `text`, one JSON object.
+    ///
+    /// # Errors
+    /// It is not JSON, or has a key or a type that the contract does not know.
+    pub fn parse(text: &[u8]) -> Result<Self, ConfigError> {
+        // Read once for its faults, with their places, and once to keep what is said.
+        let _typed: Config = serde_json::from_slice(text).map_err(ConfigError::Json)?;
+        let json: Map<String, Value> = serde_json::from_slice(text).map_err(ConfigError::Json)?;
+        let config = Self { json: canonical(json) };
+        config.typed().map_err(ConfigError::Json)?;
+        Ok(config)
+    }
+
+    /// This config with `setting` in place of what it said there.
+    ///
+    /// # Errors
+    /// The contract does not know the result.
+    fn with(mut self, setting: &Setting) -> Result<Self, serde_json::Error> {
+        let mut value = setting.value.clone();
+        for key in setting.path.iter().rev() {
+            value = json!({ key: value });
+        }
+        if let Value::Object(over) = value {
+            lay(&mut self.json, over);
+        }
+        self.typed()?;
+        Ok(self)
+    }
+
+    /// Takes over `setting`, which wins over what was said before.
+    ///
+    /// # Errors
+    /// The contract does not know the result: the setting goes into what is no object.
+    pub fn set(&mut self, setting: &Setting) -> Result<(), ConfigError> {
+        *self = std::mem::take(self).with(setting).map_err(ConfigError::Json)?;
+        Ok(())
+    }
+
+    /// Whether it says that the registry serves plain HTTP.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.typed().ok().and_then(|config| config.tls).is_some_and(|tls| tls.mode() == Mode::Off)
+    }
+
+    /// Adds `name` to the names of the certificate.
+    pub fn add_name(&mut self, name: &str) {
+        let names = self.json.entry("names").or_insert_with(|| json!([]));
+        if let Some(names) = names.as_array_mut()
+            && !names.iter().any(|known| known == name)
+        {
+            names.push(name.into());
+        }
+    }
+
+    /// The names that the certificate is to have besides the guest's own.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.typed().map(|config| config.names).unwrap_or_default()
+    }
+
+    /// Whether it says anything of interfaces.
+    #[must_use]
+    pub fn has_interfaces(&self) -> bool {
+        self.json.contains_key("interfaces")
+    }
+
+    /// Says which interfaces there are, in place of what it said of them.
+    pub fn set_interfaces(&mut self, interfaces: Value) {
+        self.json.insert("interfaces".into(), interfaces);
+    }
+
+    /// Adds what the host knows: the names that it reaches the guest by where a port of it is forwarded, the port of the registry (said
+    /// even where it is the usual one, so that a config on the disk cannot move the registry away from it), and the time where none
+    /// is given.
+    pub fn complete(&mut self, publish: Option<SocketAddrV4>, now: Duration) {
+        if let Some(publish) = publish {
+            for name in ["127.0.0.1", "localhost"] {
+                self.add_name(name);
+            }
+            if !publish.ip().is_unspecified() {
+                self.add_name(&publish.ip().to_string());
+            }
+        }
+        self.json.insert("port".into(), self.port().into());
+        self.json.entry("clock").or_insert_with(|| json!({ "epochSeconds": now.as_secs_f64() }));
+    }
+
+    /// Port of the registry inside the guest.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        let port = self.typed().map_or(0, |config| config.port);
+        u16::try_from(port).ok().filter(|&port| port != 0).unwrap_or(PORT)
+    }
+
+    /// Port of health, metrics and the CA inside the guest; where none is said, one is taken, and said.
+    pub fn take_metrics_port(&mut self) -> u16 {
+        let said = self.typed().ok().and_then(|config| u16::try_from(config.metrics_port).ok()).filter(|&port| port != 0);
+        let further = self.further_ports();
+        let taken = |port: &u16| *port == self.port() || further.iter().any(|(other, _)| other == port);
+        let port = said.unwrap_or_else(|| METRICS_PORTS.into_iter().find(|port| !taken(port)).unwrap_or_default());
+        self.json.insert("metricsPort".into(), port.into());
+        port
+    }
+
+    /// The serials that `count` disks are to have, so that the guest serves them; where there are several and none is said, boot is
+    /// told to wait for all.
+    pub fn take_disks(&mut self, count: usize) -> Vec<String> {
+        let config = self.typed().unwrap_or_default();
+        let exact =
+            |choice: &DiskChoice| Some(choice.serial.clone()).filter(|serial| !serial.is_empty() && !serial.ends_with('*'));
+        // The first disk is the one that is chosen first, and so on.
+        let mut said: Vec<Option<String>> = config.disks.iter().map(exact).collect();
+        if let Some(serial) = config.disk.map(|disk| disk.serial).filter(|serial| !serial.is_empty()) {
+            said.insert(0, Some(serial));
+        }
+        let own = [SERIAL.to_owned()].into_iter().chain((1..).map(|number| format!("{SERIAL}-{number}")));
+        // Numbered by their places, also where the first one has a name of its own.
+        let mut own = own.skip(usize::from(said.first().is_some_and(Option::is_some)));
+        let mut unsaid = || own.find(|serial| !said.iter().flatten().any(|said| said == serial)).unwrap_or_default();
+        let serials: Vec<String> =
+            (0..count).map(|place| said.get(place).cloned().flatten().unwrap_or_else(&mut unsaid)).collect();
+        if count > 1 && config.disks.is_empty() {
+            let exact = serials.iter().map(|serial| json!({ "serial": serial }));
+            self.json.insert("disks".into(), exact.chain([json!({ "serial": format!("{SERIAL}-*") })]).collect());
+            if let Some(disk) = self.json.get_mut("disk").and_then(Value::as_object_mut) {
+                disk.remove("serial");
+            }
+        }
+        serials
+    }
+
+    /// Ports of the further listeners inside the guest, each once, and whether it speaks plain HTTP.
+    #[must_use]
+    pub fn further_ports(&self) -> Vec<(u16, bool)> {
+        let config = self.typed().unwrap_or_default();
+        let off = config.tls.unwrap_or_default().mode() == Mode::Off;
+        let plain = |one: &Listener| match one.transport() {
+            Transport::Unspecified => off,
+            Transport::Plain => true,
+            Transport::Tls => false,
+        };
+        let all =
+            config.listeners.iter().filter_map(|one| Some((u16::try_from(one.port).ok().filter(|&port| port != 0)?, plain(one))));
+        all.fold(Vec::new(), |mut ports, one| {
+            if !ports.iter().any(|(port, _)| *port == one.0) {
+                ports.push(one);
+            }
+            ports
+        })
+    }
+
+    /// The JSON.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        Value::Object(self.json.clone()).to_string()
+    }
+
+    /// The config as its type, with ports that are: the host forwards to them.
+    fn typed(&self) -> Result<Config, serde_json::Error> {
+        let config: Config = serde_json::from_value(Value::Object(self.json.clone()))?;
+        let further = config.listeners.iter().map(|one| ("listeners: port", one.port));
+        for (key, port) in [("port", config.port), ("metricsPort", config.metrics_port)].into_iter().chain(further) {
+            if port > u32::from(u16::MAX) {
+                return Err(serde_json::Error::custom(format!("{key} {port}, expected 1 to 65535")));
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// `json` with each key in the form that proto3 JSON writes (the contract takes two), and without nulls, which say nothing.
+fn canonical(json: Map<String, Value>) -> Map<String, Value> {
+    let said = json.into_iter().filter(|(_, value)| !value.is_null());
+    said.map(|(key, value)| (camel_case(&key), canonical_value(value))).collect()
+}
+
+fn canonical_value(value: Value) -> Value {
+    match value {
+        Value::Object(json) => Value::Object(canonical(json)),
+        Value::Array(items) => items.into_iter().map(canonical_value).collect(),
+        other => other,
+    }
+}
+
+/// `wait_seconds` as `waitSeconds`.
+fn camel_case(name: &str) -> String {
+    let mut words = name.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |mut name, word| {
+        let mut letters = word.chars();
+        name.extend(letters.next().map(|letter| letter.to_ascii_uppercase()));
+        name + letters.as_str()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const PUBLISH: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+
+    fn parsed(text: &str) -> GuestConfig {
+        GuestConfig::parse(text.as_bytes()).unwrap()
+    }
+
+    fn set(settings: &[&str]) -> Value {
+        let mut config = GuestConfig::default();
+        for setting in settings {
+            config.set(&setting.parse().unwrap()).unwrap();
+        }
+        Value::Object(config.json)
+    }
+
+    #[test]
+    fn a_setting_is_read_as_its_key_s_type() {
+        for (setting, json) in [
+            ("hostname=registry", json!({ "hostname": "registry" })),
+            ("hostname=123", json!({ "hostname": "123" })),
+            ("hostname=", json!({ "hostname": "" })),
+            ("port=443", json!({ "port": 443 })),
+            ("trace=false", json!({ "trace": false })),
+            ("tls.mode=OFF", json!({ "tls": { "mode": "OFF" } })),
+            ("disk.wait_seconds=9", json!({ "disk": { "waitSeconds": 9 } })),
+            ("names=a.example,10.1.0.82", json!({ "names": ["a.example", "10.1.0.82"] })),
+            ("names=", json!({ "names": [] })),
+            (r#"names=["a"]"#, json!({ "names": ["a"] })),
+            (r#"interfaces=[{"mtu":1400}]"#, json!({ "interfaces": [{ "mtu": 1400 }] })),
+            ("limits.stall_seconds=60", json!({ "limits": { "stallSeconds": 60 } })),
+            ("hostname=a=b", json!({ "hostname": "a=b" })),
+        ] {
+            assert_eq!(set(&[setting]), json, "{setting}");
+        }
+    }
+
+    #[test]
+    fn a_later_setting_wins_and_leaves_its_neighbours() {
+        let json = json!({ "disk": { "serial": "b", "waitSeconds": 1 }, "names": ["c"] });
+        assert_eq!(set(&["disk.serial=a", "disk.waitSeconds=1", "names=a,b", "disk.serial=b", "names=c"]), json);
+    }
+
+    #[test]
+    fn a_setting_that_the_contract_does_not_know_is_refused() {
+        for (setting, message) in [
+            (
+                "port",
+                "expected KEY=VALUE, nested keys joined by dots: hostname=registry, tls.mode=OFF, names=a.example,10.1.0.82",
+            ),
+            ("=1", "expected KEY=VALUE, nested keys joined by dots: hostname=registry, tls.mode=OFF, names=a.example,10.1.0.82"),
+            (
+                "hostnam=x",
+                "hostnam cannot be set to \"x\": unknown field `hostnam`, expected one of `hostname`, `names`, `port`, `tls`, \
+                 `interfaces`, `disk`, `clock`, `trace`, `auth`, `metrics_port`, `metricsPort`, `limits`, \
+                 `heartbeat_seconds`, `heartbeatSeconds`, `listeners`, `disks`, `verify`",
+            ),
+            ("tls.mod=OFF", "tls.mod cannot be set to \"OFF\": unknown field `mod`, expected `mode`"),
+            (
+                "tls.mode=off",
+                "tls.mode cannot be set to \"off\": unknown variant `off`, expected one of `MODE_UNSPECIFIED`, `GENERATE`, \
+                 `PROVIDED`, `OFF`, `SIGN`",
+            ),
+            ("metricsPort=70000", "metricsPort cannot be set to \"70000\": metricsPort 70000, expected 1 to 65535"),
+            ("port=70000", "port cannot be set to \"70000\": port 70000, expected 1 to 65535"),
+            ("limits.stallSeconds=long", "limits.stallSeconds cannot be set to \"long\": invalid digit found in string"),
+            ("trace=maybe", "trace cannot be set to \"maybe\": invalid type: string \"maybe\", expected a boolean"),
+        ] {
+            assert_eq!(setting.parse::<Setting>().unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn a_file_is_checked_and_kept_as_it_is_said() {
+        let config = parsed(r#"{"trace": false, "clock": {"epoch_seconds": 0}, "port": 5001, "tls": null}"#);
+        assert_eq!(config.to_json(), r#"{"clock":{"epochSeconds":0},"port":5001,"trace":false}"#);
+        let error = GuestConfig::parse(b"{\n\"prot\": 1}").unwrap_err();
+        assert_eq!(error.to_string(), "it is not a config of the appliance (proto3 JSON of localregistry.v1.Config)");
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.starts_with("unknown field `prot`, expected one of"), "{cause}");
+        assert!(cause.ends_with("at line 2 column 6"), "{cause}");
+        for text in ["", "[]", "7", "{\"port\":1,\"port\":2}", "{\"port\":-1}", "{\"port\":65536}", "\u{0}"] {
+            assert!(matches!(GuestConfig::parse(text.as_bytes()), Err(ConfigError::Json(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_disk_has_a_serial_that_the_guest_looks_for() {
+        let take = |said: &str, count: usize| {
+            let mut config = parsed(said);
+            let serials = config.take_disks(count).join(" ");
+            (serials, config.to_json())
+        };
+        let both = |serials: &str, json: &str| (serials.to_owned(), json.to_owned());
+        assert_eq!(take("{}", 1), both("localregistry", "{}"));
+        assert_eq!(take(r#"{"disk":{"serial":"a"}}"#, 1), both("a", r#"{"disk":{"serial":"a"}}"#));
+        let list =
+            |first: &str| format!(r#"{{"serial":"{first}"}},{{"serial":"localregistry-1"}},{{"serial":"localregistry-*"}}"#);
+        assert_eq!(take("{}", 2), both("localregistry localregistry-1", &format!(r#"{{"disks":[{}]}}"#, list("localregistry"))));
+        assert_eq!(
+            take(r#"{"disk":{"serial":"a","waitSeconds":9}}"#, 2),
+            both("a localregistry-1", &format!(r#"{{"disk":{{"waitSeconds":9}},"disks":[{}]}}"#, list("a")))
+        );
+        let said = r#"{"disks":[{"label":"x"},{"serial":"b"},{"serial":"c*"}]}"#;
+        assert_eq!(take(said, 3), both("localregistry b localregistry-1", said));
+        let taken = r#"{"disks":[{"path":"/dev/vda"},{"serial":"localregistry"}]}"#;
+        assert_eq!(take(taken, 2), both("localregistry-1 localregistry", taken));
+        let late = r#"{"disks":[{"path":"/dev/vda"},{"serial":"late"}]}"#;
+        assert_eq!(take(late, 1), both("localregistry", late));
+        let label = r#"{"disks":[{"label":"x"}]}"#;
+        assert_eq!(take(label, 1), both("localregistry", label));
+    }
+
+    #[test]
+    fn a_port_for_metrics_is_taken_where_none_is_said() {
+        for (said, taken) in [
+            ("{}", 9090),
+            (r#"{"port": 9090}"#, 9091),
+            (r#"{"metricsPort": 81}"#, 81),
+            (r#"{"metricsPort": 0}"#, 9090),
+            (r#"{"port": 9090, "listeners": [{"port": 9091}]}"#, 9092),
+        ] {
+            let mut config = parsed(said);
+            assert_eq!(config.take_metrics_port(), taken, "{said}");
+            assert!(config.to_json().contains(&format!("\"metricsPort\":{taken}")), "{}", config.to_json());
+        }
+    }
+
+    #[test]
+    fn further_ports_are_known_with_what_they_speak() {
+        let config = parsed(
+            r#"{"listeners": [{"port": 80, "transport": "PLAIN"}, {"port": 443}, {"address": "10.1.0.82", "port": 443}, {}]}"#,
+        );
+        assert_eq!(config.further_ports(), [(80, true), (443, false)]);
+        let off = parsed(r#"{"tls": {"mode": "OFF"}, "listeners": [{"port": 81}]}"#);
+        assert_eq!(off.further_ports(), [(81, true)]);
+        let error = GuestConfig::parse(br#"{"listeners": [{"port": 65536}]}"#).unwrap_err();
+        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "listeners: port 65536, expected 1 to 65535");
+    }
+
+    #[test]
+    fn the_host_adds_its_names_its_port_and_its_time() {
+        let mut config = parsed(r#"{"names": ["localhost", "registry.example"]}"#);
+        config.complete(Some(SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), 443)), Duration::from_millis(1_793_491_200_250));
+        let json = r#"{"clock":{"epochSeconds":1793491200.25},"names":["localhost","registry.example","127.0.0.1","127.0.0.2"],"port":5000}"#;
+        assert_eq!(config.to_json(), json);
+
+        let mut config = parsed(r#"{"clock": {"epochSeconds": 7}, "port": 443, "disk": {"serial": "other"}}"#);
+        config.complete(Some(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 443)), Duration::ZERO);
+        let json = r#"{"clock":{"epochSeconds":7},"disk":{"serial":"other"},"names":["127.0.0.1","localhost"],"port":443}"#;
+        assert_eq!(config.to_json(), json);
+        assert_eq!(config.port(), 443);
+        config.complete(Some(PUBLISH), Duration::ZERO);
+        assert_eq!(config.to_json(), json);
+
+        let mut config = parsed(r#"{"names": ["registry.example"]}"#);
+        assert!(!config.has_interfaces());
+        config.set_interfaces(json!([{ "mac": "52:00:00:00:00:01" }]));
+        assert!(config.has_interfaces());
+        config.complete(None, Duration::from_secs(9));
+        let json = r#"{"clock":{"epochSeconds":9.0},"interfaces":[{"mac":"52:00:00:00:00:01"}],"names":["registry.example"],"port":5000}"#;
+        assert_eq!(config.to_json(), json, "nothing is forwarded");
+    }
+}

@@ -1,0 +1,502 @@
+//! What each source takes, what it refuses and in which words, and who wins.
+
+use std::num::NonZeroU16;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use crate::proto;
+
+use crate::registry::auth::client_certificate::Presence;
+use crate::registry::limits::Limits;
+
+use super::settings::{AuthMode, DiskBy, Interface, Ipv6, Listener, Select, TlsMode};
+use crate::config::*;
+
+fn fw_cfg(text: &str) -> Layer {
+    Layer::from_json(Origin::FwCfg, text.as_bytes()).unwrap()
+}
+
+fn refusal(text: &str) -> String {
+    Layer::from_json(Origin::FwCfg, text.as_bytes()).unwrap_err().to_string()
+}
+
+fn line(text: &str) -> Layer {
+    Layer::from_command_line(text).unwrap()
+}
+
+/// The serial of the first disk.
+fn serial(settings: &Settings) -> String {
+    match &settings.disks[0].by {
+        DiskBy::Serial(serial) => serial.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn settings(layer: &Layer) -> Settings {
+    layer.settings(Origin::Together).unwrap()
+}
+
+#[test]
+fn nothing_given_is_the_defaults() {
+    let defaults = settings(&Layer::default());
+    assert_eq!(defaults.hostname, "localregistry");
+    assert_eq!(defaults.names, Vec::<String>::new());
+    assert_eq!(defaults.port.get(), 5000);
+    assert_eq!(defaults.tls, TlsMode::Generate);
+    let interface = Interface {
+        select: Select::Place(0),
+        vlan: None,
+        addresses: vec![],
+        gateways: vec![],
+        dhcp: true,
+        ipv6: Ipv6::Taken,
+        mtu: None,
+        timeout: Duration::from_secs(30),
+    };
+    assert_eq!(defaults.interfaces, [interface]);
+    assert_eq!(
+        (serial(&defaults), defaults.disk_wait, defaults.verify),
+        ("localregistry".to_owned(), Duration::from_secs(5), false)
+    );
+    assert_eq!((defaults.clock, defaults.trace), (None, false));
+    assert_eq!(defaults.heartbeat, Some(Duration::from_secs(10)));
+    assert_eq!(settings(&fw_cfg(r#"{"heartbeatSeconds": 0}"#)).heartbeat, None);
+    assert_eq!((defaults.auth, defaults.client_certificate, defaults.metrics_port), (AuthMode::Anonymous, None, None));
+    assert_eq!(defaults.listeners, []);
+    assert_eq!(defaults, settings(&fw_cfg("{}")));
+    assert_eq!(defaults, settings(&line("console=ttyS0 quiet localregistry=1")));
+}
+
+#[test]
+fn everything_can_be_given_as_json_or_on_the_command_line() {
+    let json = fw_cfg(
+        r#"{
+            "hostname": "reg", "names": ["reg.test", "10.0.0.9", "fd00::1"], "port": 443, "tls": {"mode": "OFF"},
+            "interfaces": [
+                {"mac": "52:54:00:AB:cd:ef", "addresses": ["10.1.0.82/16", "fd00::82/64"], "gateway": "10.1.0.1", "mtu": 9000,
+                    "gateways": ["fd00::1"], "vlan": 7},
+                {"timeoutSeconds": 7, "place": 4, "autoconf": "DHCP_SLAAC"}
+            ],
+            "disk": {"serial": "images", "waitSeconds": 2}, "clock": {"epochSeconds": 1800000000.5}, "trace": true, "verify": true, "heartbeatSeconds": 3,
+            "auth": {"mode": "ANONYMOUS_TOKEN", "tokenSeconds": 60, "clientCertificate": "OPTIONAL"}, "metricsPort": 9090,
+            "limits": {"firstByteSeconds": 1, "handshakeSeconds": 2, "requestHeadSeconds": 3, "stallSeconds": 4, "pingSeconds": 5,
+                "idleSeconds": 6, "minimumRate": 7, "connections": 8, "streams": 9},
+            "listeners": [{"address": "fd00::82", "port": 80, "transport": "PLAIN"}, {"port": 8080}]
+        }"#,
+    );
+    let words = line(
+        "localregistry.hostname=reg localregistry.names=reg.test,10.0.0.9,fd00::1 localregistry.port=443 localregistry.tls.mode=OFF \
+         localregistry.interfaces.0.mac=52:54:00:AB:cd:ef localregistry.interfaces.0.addresses=10.1.0.82/16,fd00::82/64 \
+         localregistry.interfaces.0.gateway=10.1.0.1 localregistry.interfaces.0.mtu=9000 \
+         localregistry.interfaces.0.gateways=fd00::1 localregistry.interfaces.0.vlan=7 \
+         localregistry.interfaces.1.place=4 localregistry.interfaces.1.autoconf=DHCP_SLAAC \
+         localregistry.interfaces.1.timeout_seconds=7 localregistry.disk.serial=images localregistry.disk.waitSeconds=2 \
+         \"localregistry.clock.epochSeconds=1800000000.5\" localregistry.trace=1 localregistry.verify=1 localregistry.heartbeatSeconds=3 \
+         localregistry.auth.mode=ANONYMOUS_TOKEN localregistry.auth.token_seconds=60 \
+         localregistry.auth.clientCertificate=OPTIONAL localregistry.metricsPort=9090 \
+         localregistry.limits.firstByteSeconds=1 localregistry.limits.handshake_seconds=2 localregistry.limits.requestHeadSeconds=3 \
+         localregistry.limits.stallSeconds=4 localregistry.limits.pingSeconds=5 localregistry.limits.idleSeconds=6 \
+         localregistry.limits.minimumRate=7 localregistry.limits.connections=8 localregistry.limits.streams=9 \
+         localregistry.listeners.0.address=fd00::82 localregistry.listeners.0.port=80 localregistry.listeners.0.transport=PLAIN \
+         localregistry.listeners.1.port=8080",
+    );
+    assert_eq!(settings(&json), settings(&words));
+
+    let all = settings(&json);
+    assert_eq!(all.names, ["reg.test", "10.0.0.9", "fd00::1"]);
+    assert_eq!((all.port.get(), all.tls, all.trace), (443, TlsMode::Off, true));
+    assert_eq!((serial(&all), all.disk_wait, all.verify), ("images".to_owned(), Duration::from_secs(2), true));
+    assert_eq!(all.heartbeat, Some(Duration::from_secs(3)));
+    assert_eq!(all.clock, Some(UNIX_EPOCH + Duration::from_millis(1_800_000_000_500)));
+    assert_eq!(all.auth, AuthMode::Token { anonymous: true, lifetime: Duration::from_secs(60) });
+    assert_eq!((all.client_certificate, all.metrics_port), (Some(Presence::Optional), NonZeroU16::new(9090)));
+    let listener = |address: Option<&str>, port| Listener {
+        address: address.map(|address| address.parse().unwrap()),
+        port: NonZeroU16::new(port).unwrap(),
+        plain: true,
+    };
+    assert_eq!(all.listeners, [listener(Some("fd00::82"), 80), listener(None, 8080)]);
+    let seconds = Duration::from_secs;
+    let limits = Limits {
+        first_byte: seconds(1),
+        handshake: seconds(2),
+        request_head: seconds(3),
+        stall: seconds(4),
+        ping: seconds(5),
+        idle: seconds(6),
+        minimum_rate: 7,
+        connections: 8,
+        streams: 9,
+        ..Limits::default()
+    };
+    assert_eq!((all.limits, settings(&Layer::default()).limits), (limits, Limits::default()));
+    let first = Interface {
+        select: Select::Mac("52:54:00:ab:cd:ef".parse().unwrap()),
+        vlan: Some(7),
+        addresses: vec!["10.1.0.82/16".parse().unwrap(), "fd00::82/64".parse().unwrap()],
+        gateways: vec!["10.1.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+        dhcp: false,
+        mtu: Some(9000),
+        ..Interface::default()
+    };
+    let second =
+        Interface { select: Select::Place(4), timeout: Duration::from_secs(7), ipv6: Ipv6::Advertised, ..Interface::default() };
+    assert_eq!(all.interfaces, [first, second]);
+}
+
+#[test]
+fn later_sources_win_key_by_key_and_lists_replace_lists() {
+    let disk =
+        r#"{"hostname": "disk", "names": ["a", "b"], "port": 1, "tls": {"mode": "OFF"}, "interfaces": [{"mtu": 1500}, {}]}"#;
+    let disk = Layer::from_json(Origin::Disk, disk.as_bytes()).unwrap().without_disk().unwrap();
+    let outside = fw_cfg(r#"{"names": ["c"], "port": 2, "disk": {"wait_seconds": 9}, "trace": true}"#).under(line(
+        "localregistry.port=3 localregistry.disk.serial=x localregistry.interfaces.0.mtu=1400 localregistry.trace=0",
+    ));
+    let all = settings(&disk.under(outside));
+    assert_eq!((all.hostname.as_str(), all.names.as_slice(), all.port.get()), ("disk", &["c".to_owned()][..], 3));
+    assert_eq!((all.tls, serial(&all), all.disk_wait, all.trace), (TlsMode::Off, "x".to_owned(), Duration::from_secs(9), false));
+    assert_eq!(all.interfaces.iter().map(|interface| interface.mtu).collect::<Vec<_>>(), [Some(1400)]);
+}
+
+#[test]
+fn one_port_for_two_things_is_refused_where_all_sources_are_together() {
+    let metrics = fw_cfg(r#"{"metricsPort": 5000}"#);
+    let refused = settings(&metrics).consistent().unwrap_err().to_string();
+    let words = "config from all sources: metricsPort is 5000; expected a TCP port from 1 to 65535, and not the registry's";
+    assert_eq!(refused, words);
+    settings(&metrics.under(line("localregistry.port=443"))).consistent().unwrap();
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_source() {
+    let known = "expected one of hostname, names, port, tls.mode, interfaces.N.mac, interfaces.N.addresses, interfaces.N.gateway, \
+                 interfaces.N.mtu, interfaces.N.timeoutSeconds, interfaces.N.gateways, interfaces.N.vlan, interfaces.N.autoconf, \
+                 interfaces.N.place, disk.serial, disk.waitSeconds, disks.N.serial, disks.N.label, disks.N.path, disks.N.optional, \
+                 clock.epochSeconds, auth.mode, \
+                 auth.tokenSeconds, auth.clientCertificate, metricsPort, listeners.N.address, listeners.N.port, \
+                 listeners.N.transport, limits.firstByteSeconds, limits.handshakeSeconds, \
+                 limits.requestHeadSeconds, limits.stallSeconds, limits.pingSeconds, limits.idleSeconds, limits.minimumRate, \
+                 limits.connections, limits.streams, heartbeatSeconds, trace, verify";
+    for (text, key) in [
+        (r#"{"hostnam": "x"}"#, "hostnam"),
+        (r#"{"tls": {"modes": "OFF"}}"#, "tls.modes"),
+        (r#"{"interfaces": [{}, {"ip": "x"}]}"#, "interfaces.1.ip"),
+        (r#"{"": 1}"#, ""),
+    ] {
+        assert_eq!(refusal(text), format!("fw_cfg opt/localregistry/config: unknown key {key}; {known}"));
+    }
+    for (text, key) in [
+        ("localregistry.hostnam=x", "hostnam"),
+        ("localregistry.tls=OFF", "tls"),
+        ("localregistry.interfaces=x", "interfaces"),
+        ("localregistry.interfaces.eth0.mtu=1400", "interfaces.eth0.mtu"),
+        ("localregistry.", ""),
+    ] {
+        let error = Layer::from_command_line(text).unwrap_err();
+        assert_eq!(error.to_string(), format!("kernel command line: unknown key {key}; {known}"));
+    }
+}
+
+#[test]
+fn a_bad_value_is_refused_with_key_source_and_what_is_expected() {
+    for (text, message) in [
+        (r#"{"hostname": 5}"#, "hostname is 5; expected a DNS name of at most 64 characters"),
+        (r#"{"hostname": "a_b"}"#, "hostname is \"a_b\"; expected a DNS name of at most 64 characters"),
+        (r#"{"hostname": null}"#, "hostname is not given; expected a DNS name of at most 64 characters"),
+        (r#"{"names": "x"}"#, "names is \"x\"; expected a list of DNS names, wildcards such as *.example.test, and IP addresses"),
+        (
+            r#"{"names": ["ok", "-x"]}"#,
+            "names is \"-x\"; expected a list of DNS names, wildcards such as *.example.test, and IP addresses",
+        ),
+        (
+            r#"{"names": ["*.example.test", "f*o.example.test"]}"#,
+            "names is \"f*o.example.test\"; expected a list of DNS names, wildcards such as *.example.test, and IP addresses",
+        ),
+        (
+            r#"{"names": ["10.0.0.256"]}"#,
+            "names is \"10.0.0.256\"; expected a list of DNS names, wildcards such as *.example.test, and IP addresses",
+        ),
+        (r#"{"port": 65536}"#, "port is 65536; expected a TCP port from 1 to 65535"),
+        (r#"{"port": -1}"#, "port is -1; expected a TCP port from 1 to 65535"),
+        (r#"{"port": 5.5}"#, "port is 5.5; expected a TCP port from 1 to 65535"),
+        (r#"{"port": 4294967296}"#, "port is 4294967296; expected a TCP port from 1 to 65535"),
+        (r#"{"port": true}"#, "port is true; expected a TCP port from 1 to 65535"),
+        (r#"{"port": "http"}"#, "port is \"http\"; expected a TCP port from 1 to 65535"),
+        (r#"{"tls": "OFF"}"#, "tls is \"OFF\"; expected an object such as {\"mode\": \"OFF\"}"),
+        (r#"{"tls": {"mode": "off"}}"#, "tls.mode is \"off\"; expected GENERATE, SIGN, PROVIDED or OFF"),
+        (r#"{"tls": {"mode": 3}}"#, "tls.mode is 3; expected GENERATE, SIGN, PROVIDED or OFF"),
+        (r#"{"auth": "BASIC"}"#, "auth is \"BASIC\"; expected an object such as {\"mode\": \"BASIC\"}"),
+        (r#"{"auth": {"mode": "basic"}}"#, "auth.mode is \"basic\"; expected ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN"),
+        (r#"{"auth": {"tokenSeconds": 86401}}"#, "auth.tokenSeconds is 86401; expected seconds, at most 86400"),
+        (r#"{"auth": {"clientCertificate": true}}"#, "auth.clientCertificate is true; expected IGNORED, OPTIONAL or REQUIRED"),
+        (r#"{"listeners": {}}"#, "listeners is {}; expected a list of listeners, numbered from 0 without a gap"),
+        (r#"{"listeners": [80]}"#, "listeners.0 is 80; expected an object such as {\"port\": 80, \"transport\": \"PLAIN\"}"),
+        (r#"{"listeners": [{}]}"#, "listeners.0.port is 0; expected a TCP port from 1 to 65535"),
+        (r#"{"listeners": [{"port": 80}, {"port": 65536}]}"#, "listeners.1.port is 65536; expected a TCP port from 1 to 65535"),
+        (
+            r#"{"listeners": [{"port": 80, "address": "eth0"}]}"#,
+            "listeners.0.address is \"eth0\"; expected an IP address of the appliance",
+        ),
+        (
+            r#"{"listeners": [{"port": 80, "transport": "HTTP"}]}"#,
+            "listeners.0.transport is \"HTTP\"; expected PLAIN, or with a tls.mode other than OFF also TLS",
+        ),
+        (
+            r#"{"listeners": [{"port": 443, "transport": "TLS"}], "tls": {"mode": "OFF"}}"#,
+            "listeners.0.transport is \"TLS\"; expected PLAIN, or with a tls.mode other than OFF also TLS",
+        ),
+        (r#"{"metricsPort": 70000}"#, "metricsPort is 70000; expected a TCP port from 1 to 65535, and not the registry's"),
+        (r#"{"heartbeatSeconds": 3601}"#, "heartbeatSeconds is 3601; expected seconds, at most 3600; 0 for none"),
+        (r#"{"limits": 5}"#, "limits is 5; expected an object such as {\"stallSeconds\": 60}"),
+        (r#"{"limits": {"stallSeconds": 0}}"#, "limits.stallSeconds is 0; expected seconds from 1 to 3600"),
+        (r#"{"limits": {"idleSeconds": 3601}}"#, "limits.idleSeconds is 3601; expected seconds from 1 to 3600"),
+        (r#"{"limits": {"pingSeconds": "soon"}}"#, "limits.pingSeconds is \"soon\"; expected seconds from 1 to 3600"),
+        (r#"{"limits": {"minimumRate": 0}}"#, "limits.minimumRate is 0; expected bytes a second from 1 to 1073741824"),
+        (
+            r#"{"limits": {"connections": 16385}}"#,
+            "limits.connections is 16385; expected a number of connections from 1 to 16384",
+        ),
+        (r#"{"limits": {"streams": 257}}"#, "limits.streams is 257; expected a number of streams from 1 to 256"),
+        (r#"{"interfaces": {}}"#, "interfaces is {}; expected a list of interfaces, numbered from 0 without a gap"),
+        (r#"{"interfaces": [1]}"#, "interfaces.0 is 1; expected an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),
+        (
+            r#"{"interfaces": [{"mac": "52:54:00:12:34"}]}"#,
+            "interfaces.0.mac is \"52:54:00:12:34\"; expected a MAC address such as 52:54:00:12:34:56",
+        ),
+        (
+            r#"{"interfaces": [{}, {"addresses": ["10.0.0.1"]}]}"#,
+            "interfaces.1.addresses is \"10.0.0.1\"; expected a list of addresses with their prefix, such as 10.1.0.82/16",
+        ),
+        (
+            r#"{"interfaces": [{"addresses": ["10.0.0.1/33"]}]}"#,
+            "interfaces.0.addresses is \"10.0.0.1/33\"; expected a list of addresses with their prefix, such as 10.1.0.82/16",
+        ),
+        (
+            r#"{"interfaces": [{"addresses": ["10.0.0.1/+8"]}]}"#,
+            "interfaces.0.addresses is \"10.0.0.1/+8\"; expected a list of addresses with their prefix, such as 10.1.0.82/16",
+        ),
+        (
+            r#"{"interfaces": [{"gateway": "10.0.0.1"}]}"#,
+            "interfaces.0.gateway is \"10.0.0.1\"; expected the IP address of a gateway, beside addresses of its family",
+        ),
+        (
+            r#"{"interfaces": [{"addresses": ["10.0.0.2/8"], "gateway": "fd00::1"}]}"#,
+            "interfaces.0.gateway is \"fd00::1\"; expected the IP address of a gateway, beside addresses of its family",
+        ),
+        (
+            r#"{"interfaces": [{"addresses": ["10.0.0.2/8"], "gateway": "10.0.0.1", "gateways": ["10.0.0.3"]}]}"#,
+            "interfaces.0.gateways is \"10.0.0.3\"; expected IP addresses of gateways, one for each family that has addresses",
+        ),
+        (r#"{"interfaces": [{"vlan": 4095}]}"#, "interfaces.0.vlan is 4095; expected the number of a VLAN from 1 to 4094"),
+        (
+            r#"{"interfaces": [{"autoconf": "AUTO"}]}"#,
+            "interfaces.0.autoconf is \"AUTO\"; expected DHCP, SLAAC, DHCP_SLAAC or LINK_LOCAL",
+        ),
+        (
+            r#"{"interfaces": [{"place": 256}]}"#,
+            "interfaces.0.place is 256; expected a place among the interfaces, from 0 to 255",
+        ),
+        (r#"{"interfaces": [{"mtu": 100}]}"#, "interfaces.0.mtu is 100; expected a packet size in bytes from 1280 to 65535"),
+        (r#"{"interfaces": [{"timeoutSeconds": 3601}]}"#, "interfaces.0.timeoutSeconds is 3601; expected seconds, at most 3600"),
+        (
+            r#"{"disk": {"serial": "a serial"}}"#,
+            "disk.serial is \"a serial\"; expected the serial of a virtio disk: 1 to 20 printable ASCII characters",
+        ),
+        (
+            r#"{"disk": {"serial": "123456789012345678901"}}"#,
+            "disk.serial is \"123456789012345678901\"; expected the serial of a virtio disk: 1 to 20 printable ASCII characters",
+        ),
+        (r#"{"disk": {"wait_seconds": 3601}}"#, "disk.waitSeconds is 3601; expected seconds, at most 3600"),
+        (
+            r#"{"clock": {"epochSeconds": -1}}"#,
+            "clock.epochSeconds is -1.0; expected seconds since 1970, at most 253402300799 (the year 9999)",
+        ),
+        (
+            r#"{"clock": {"epochSeconds": "NaN"}}"#,
+            "clock.epochSeconds is \"NaN\"; expected seconds since 1970, at most 253402300799 (the year 9999)",
+        ),
+        (r#"{"trace": "yes"}"#, "trace is \"yes\"; expected true or false"),
+    ] {
+        assert_eq!(refusal(text), format!("fw_cfg opt/localregistry/config: {message}"), "{text}");
+    }
+}
+
+#[test]
+fn the_command_line_is_refused_in_the_same_words() {
+    for (text, message) in [
+        ("localregistry.port=65536", "port is 65536; expected a TCP port from 1 to 65535"),
+        ("localregistry.port=", "port is \"\"; expected a TCP port from 1 to 65535"),
+        ("localregistry.port", "port is not given; expected a TCP port from 1 to 65535"),
+        ("localregistry.trace", "trace is not given; expected true or false"),
+        ("localregistry.trace=yes", "trace is \"yes\"; expected true or false"),
+        (
+            "localregistry.names=a,,b",
+            "names is \"\"; expected a list of DNS names, wildcards such as *.example.test, and IP addresses",
+        ),
+        ("localregistry.tls.mode=off", "tls.mode is \"off\"; expected GENERATE, SIGN, PROVIDED or OFF"),
+        (
+            "localregistry.interfaces.1.mtu=1400",
+            "interfaces.1.mtu is \"1400\"; expected a list of interfaces, numbered from 0 without a gap",
+        ),
+        (
+            "\"localregistry.disk.serial=a b\"",
+            "disk.serial is \"a b\"; expected the serial of a virtio disk: 1 to 20 printable ASCII characters",
+        ),
+    ] {
+        let error = Layer::from_command_line(text).unwrap_err();
+        assert_eq!(error.to_string(), format!("kernel command line: {message}"), "{text}");
+    }
+}
+
+#[test]
+fn what_is_no_json_object_is_refused() {
+    for (text, message) in [
+        ("", "EOF while parsing a value at line 1 column 0; expected one JSON object"),
+        ("{\"port\": }", "expected value at line 1 column 10; expected one JSON object"),
+        ("[]", "it is []; expected one JSON object"),
+        ("{} {}", "trailing characters at line 1 column 4; expected one JSON object"),
+        ("{\"port\": 1,\n \"port\": 2}", "duplicate field `port` at line 2 column 7; expected one JSON object"),
+        (
+            "{\"disk\": {\"waitSeconds\": 1, \"wait_seconds\": 2}}",
+            "duplicate field `waitSeconds` at line 1 column 42; expected one JSON object",
+        ),
+    ] {
+        assert_eq!(refusal(text), format!("fw_cfg opt/localregistry/config: {message}"), "{text}");
+    }
+    let large = vec![b' '; usize::try_from(LARGEST).unwrap() + 1];
+    assert_eq!(
+        Layer::from_json(Origin::Disk, &large).unwrap_err().to_string(),
+        "localregistry/config.json on the disk: more than 1048576 bytes; expected a config of a few lines"
+    );
+}
+
+#[test]
+fn the_disk_does_not_choose_itself() {
+    let layer = Layer::from_json(Origin::Disk, br#"{"disk": {"wait_seconds": 1}}"#).unwrap();
+    assert_eq!(
+        layer.without_disk().unwrap_err().to_string(),
+        "localregistry/config.json on the disk: disk.waitSeconds chooses the disk that this file is on; \
+         expected it in fw_cfg or on the kernel command line"
+    );
+    let layer = Layer::from_json(Origin::Disk, br#"{"disks": [{"label": "x"}]}"#).unwrap();
+    assert!(layer.without_disk().unwrap_err().to_string().starts_with("localregistry/config.json on the disk: disks chooses"));
+}
+
+#[test]
+fn a_long_value_is_cut() {
+    let message = refusal(&format!(r#"{{"trace": "{}"}}"#, "x".repeat(200)));
+    assert_eq!(message, format!("fw_cfg opt/localregistry/config: trace is \"{}…; expected true or false", "x".repeat(79)));
+}
+
+#[test]
+fn the_file_on_a_disk_is_read_where_there_is_one() {
+    let root = tempfile::tempdir().unwrap();
+    assert_eq!(on_disk(root.path()).unwrap(), Layer::default());
+    std::fs::create_dir(root.path().join("localregistry")).unwrap();
+    std::fs::write(root.path().join("localregistry/config.json"), r#"{"port": 80}"#).unwrap();
+    assert_eq!(settings(&on_disk(root.path()).unwrap()).port.get(), 80);
+    std::fs::remove_file(root.path().join("localregistry/config.json")).unwrap();
+    std::fs::create_dir(root.path().join("localregistry/config.json")).unwrap();
+    let error = on_disk(root.path()).unwrap_err().to_string();
+    let path = root.path().join("localregistry/config.json");
+    assert_eq!(error, format!("localregistry/config.json on the disk: read {}", path.display()));
+}
+
+#[test]
+fn the_files_on_several_disks_are_one_or_the_same() {
+    let disk = |json: Option<&str>| {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("localregistry")).unwrap();
+        json.iter().for_each(|json| std::fs::write(root.path().join("localregistry/config.json"), json).unwrap());
+        root
+    };
+    let (none, one, same) = (disk(None), disk(Some(r#"{"port": 80}"#)), disk(Some("{ \"port\": 80 }")));
+    let other = disk(Some(r#"{"port": 81}"#));
+    let on = |disks: &[&tempfile::TempDir]| {
+        let names = ["vda", "vdb", "vdc"];
+        on_disks(names.iter().copied().zip(disks.iter().map(|root| root.path())))
+    };
+    assert_eq!(settings(&on(&[&none, &one, &same]).unwrap()).port.get(), 80);
+    assert_eq!(on(&[&none]).unwrap(), Layer::default());
+    assert_eq!(
+        on(&[&one, &none, &other]).unwrap_err().to_string(),
+        "localregistry/config.json on the disk: vda and vdc have different ones; expected the same on each, or one alone"
+    );
+}
+
+/// A key that the contract has and the table lacks would be refused as unknown.
+#[test]
+fn the_table_of_keys_is_the_contract() {
+    let config = proto::Config {
+        hostname: "h".into(),
+        names: vec!["n".into()],
+        port: 1,
+        tls: Some(proto::Tls { mode: proto::tls::Mode::Off.into() }),
+        interfaces: vec![proto::Interface {
+            mac: "02:00:00:00:00:01".into(),
+            addresses: vec!["10.0.0.2/8".into(), "fd00::2/64".into()],
+            gateway: "10.0.0.1".into(),
+            mtu: 1400,
+            timeout_seconds: 1,
+            gateways: vec!["fd00::1".into()],
+            vlan: 7,
+            autoconf: proto::interface::Autoconf::Slaac.into(),
+            place: Some(1),
+        }],
+        disk: Some(proto::Disk { serial: String::new(), wait_seconds: 1 }),
+        disks: vec![
+            proto::DiskChoice { serial: "s".into(), optional: true, ..Default::default() },
+            proto::DiskChoice { label: "l".into(), ..Default::default() },
+            proto::DiskChoice { path: "/dev/vdb".into(), ..Default::default() },
+        ],
+        verify: true,
+        clock: Some(proto::Clock { epoch_seconds: 1.8e9 }),
+        trace: true,
+        auth: Some(proto::Auth {
+            mode: proto::auth::Mode::Token.into(),
+            token_seconds: 1,
+            client_certificate: proto::auth::ClientCertificate::Required.into(),
+        }),
+        metrics_port: 2,
+        heartbeat_seconds: Some(1),
+        limits: Some(proto::Limits {
+            first_byte_seconds: Some(1),
+            handshake_seconds: Some(1),
+            request_head_seconds: Some(1),
+            stall_seconds: Some(1),
+            ping_seconds: Some(1),
+            idle_seconds: Some(1),
+            minimum_rate: Some(1),
+            connections: Some(1),
+            streams: Some(1),
+        }),
+        listeners: vec![proto::Listener {
+            address: "10.0.0.2".into(),
+            port: 3,
+            transport: proto::listener::Transport::Plain.into(),
+        }],
+    };
+    let text = serde_json::to_vec(&config).unwrap();
+    let layer = Layer::from_json(Origin::FwCfg, &text).unwrap();
+    assert_eq!(settings(&layer), Settings::parse(&config, Origin::FwCfg).unwrap());
+
+    // Not beside `disks`.
+    let mut found = vec!["disk.serial".to_owned()];
+    leaves(&serde_json::from_slice(&text).unwrap(), String::new(), &mut found);
+    found.sort();
+    let mut expected: Vec<_> = keys::KEYS.iter().map(|key| key.path.to_owned()).collect();
+    expected.sort();
+    assert_eq!(found, expected);
+}
+
+fn leaves(value: &Value, path: String, found: &mut Vec<String>) {
+    let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    match value {
+        Value::Object(map) => map.iter().for_each(|(name, value)| leaves(value, join(name), found)),
+        Value::Array(items) if items.iter().all(Value::is_object) => {
+            items.iter().for_each(|item| leaves(item, join("*"), found));
+        }
+        _ => found.push(path),
+    }
+}

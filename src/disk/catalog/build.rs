@@ -1,0 +1,140 @@
+//! Makes a catalog from what a layout walk found. The same content gives the same bytes, in whatever order it is added.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Catalog, VERSION};
+use crate::oci::{Algorithm, Digest, Repository, Tag};
+use crate::proto;
+
+/// A tag that would name two manifests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TagConflict {
+    /// The manifest that has the tag.
+    pub holder: Digest,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Shelf {
+    pub blobs: BTreeSet<Digest>,
+    pub tags: BTreeMap<String, Digest>,
+    pub every_tag: Option<Digest>,
+    /// Subject and manifest.
+    pub referrers: BTreeSet<(Digest, Digest)>,
+}
+
+/// Collects content for a [`Catalog`].
+#[derive(Debug, Default)]
+pub struct Builder {
+    /// Size in bytes and, for a manifest, media type.
+    pub(crate) blobs: BTreeMap<Digest, (u64, Option<String>)>,
+    pub(crate) repositories: BTreeMap<String, Shelf>,
+}
+
+impl Builder {
+    /// Files a blob in a repository; `manifest` is its media type where it is one. A blob once known as a manifest stays one; where
+    /// it is described with several types, the least of them stands, so that the order does not matter.
+    pub fn blob(&mut self, repository: &Repository, digest: Digest, size: u64, manifest: Option<&str>) {
+        let known = self.blobs.entry(digest).or_insert_with(|| (size, None));
+        if let Some(media_type) = manifest
+            && known.1.as_deref().is_none_or(|before| media_type < before)
+        {
+            known.1 = Some(media_type.to_owned());
+        }
+        self.shelf(repository).blobs.insert(digest);
+    }
+
+    /// Gives a manifest a tag.
+    ///
+    /// # Errors
+    /// [`TagConflict`], where another manifest has the tag in this repository.
+    pub fn tag(&mut self, repository: &Repository, tag: &Tag, manifest: Digest) -> Result<(), TagConflict> {
+        let holder = *self.shelf(repository).tags.entry(tag.as_str().to_owned()).or_insert(manifest);
+        if holder == manifest { Ok(()) } else { Err(TagConflict { holder }) }
+    }
+
+    /// Lets a manifest answer to every tag of the repository that no other has.
+    ///
+    /// # Errors
+    /// [`TagConflict`], where another manifest does so already.
+    pub fn every_tag(&mut self, repository: &Repository, manifest: Digest) -> Result<(), TagConflict> {
+        let holder = *self.shelf(repository).every_tag.get_or_insert(manifest);
+        if holder == manifest { Ok(()) } else { Err(TagConflict { holder }) }
+    }
+
+    /// Records that a manifest of the repository names `subject` as its subject.
+    pub fn referrer(&mut self, repository: &Repository, subject: Digest, manifest: Digest) {
+        self.shelf(repository).referrers.insert((subject, manifest));
+    }
+
+    fn shelf(&mut self, repository: &Repository) -> &mut Shelf {
+        self.repositories.entry(repository.as_str().to_owned()).or_default()
+    }
+
+    /// The catalog of all that was added.
+    #[must_use]
+    pub fn finish(self) -> Catalog {
+        let mut columns = proto::Catalog { version: VERSION, ..Default::default() };
+        let numbers = numbered(self.blobs.keys().copied());
+        (columns.sha256, columns.sha512) = digest_columns(self.blobs.keys());
+        let media_types: BTreeSet<&String> = self.blobs.values().filter_map(|(_, manifest)| manifest.as_ref()).collect();
+        for (size, manifest) in self.blobs.values() {
+            let kind = manifest.as_ref().and_then(|wanted| media_types.iter().position(|known| *known == wanted));
+            columns.sizes.push(*size);
+            columns.kinds.push(kind.map_or(0, |at| column_length(at + 1)));
+        }
+        columns.media_types = media_types.into_iter().cloned().collect();
+
+        let referrers = self.repositories.values().flat_map(|shelf| &shelf.referrers);
+        let subjects: BTreeSet<Digest> = referrers.map(|(subject, _)| *subject).collect();
+        let subject_numbers = numbered(subjects.iter().copied());
+        (columns.subject_sha256, columns.subject_sha512) = digest_columns(&subjects);
+
+        if self.repositories.values().any(|shelf| shelf.every_tag.is_some()) {
+            let number =
+                |shelf: &Shelf| shelf.every_tag.and_then(|manifest| numbers.get(&manifest)).map_or(0, |number| number + 1);
+            columns.repository_every_tag = self.repositories.values().map(number).collect();
+        }
+        let (mut repository_names, mut tag_names) = (Vec::new(), Vec::new());
+        for (name, shelf) in &self.repositories {
+            repository_names.extend_from_slice(name.as_bytes());
+            columns.repository_name_ends.push(column_length(repository_names.len()));
+            columns.repository_blobs.extend(shelf.blobs.iter().filter_map(|digest| numbers.get(digest)));
+            columns.repository_blob_ends.push(column_length(columns.repository_blobs.len()));
+            for (tag, manifest) in &shelf.tags {
+                tag_names.extend_from_slice(tag.as_bytes());
+                columns.tag_name_ends.push(column_length(tag_names.len()));
+                columns.tag_manifests.extend(numbers.get(manifest));
+            }
+            columns.repository_tag_ends.push(column_length(columns.tag_manifests.len()));
+            for (subject, manifest) in &shelf.referrers {
+                columns.referrer_subjects.extend(subject_numbers.get(subject));
+                columns.referrer_manifests.extend(numbers.get(manifest));
+            }
+            columns.repository_referrer_ends.push(column_length(columns.referrer_manifests.len()));
+        }
+        columns.repository_names = repository_names.into();
+        columns.tag_names = tag_names.into();
+        Catalog { columns }
+    }
+}
+
+/// Numbers digests in their order, which is that of the columns: sha256 before sha512, then by hash.
+fn numbered(digests: impl Iterator<Item = Digest>) -> BTreeMap<Digest, u32> {
+    digests.zip(0..).collect()
+}
+
+fn digest_columns<'a>(digests: impl IntoIterator<Item = &'a Digest>) -> (bytes::Bytes, bytes::Bytes) {
+    let (mut sha256, mut sha512) = (Vec::new(), Vec::new());
+    for digest in digests {
+        match digest.algorithm() {
+            Algorithm::Sha256 => sha256.extend_from_slice(digest.bytes()),
+            Algorithm::Sha512 => sha512.extend_from_slice(digest.bytes()),
+        }
+    }
+    (sha256.into(), sha512.into())
+}
+
+/// Columns are addressed with 32 bits: 4 GiB of names, four thousand million blobs. No disk comes near.
+fn column_length(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}

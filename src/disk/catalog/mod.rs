@@ -1,0 +1,406 @@
+//! The index of a disk: which repository has which tags and blobs. Columnar (see `proto/…/catalog.proto`), checked once when it is
+//! loaded, never changed after: a look-up is a binary search over the loaded bytes, and loading allocates nothing for each image.
+
+mod build;
+mod merge;
+
+use std::cmp::Ordering;
+use std::ops::Range;
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::oci::{Algorithm, Digest};
+use crate::proto;
+
+pub use build::{Builder, TagConflict};
+pub use merge::{About, Disagreement, merge};
+
+/// The version that this program writes and reads.
+pub const VERSION: u32 = 1;
+
+/// Path of the catalog below a disk's root.
+pub const PATH: &str = "localregistry/catalog.binpb";
+
+/// Why a file is not a catalog.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// Not the encoding of a catalog.
+    #[error("the catalog is not a protobuf message localregistry.v1.Catalog")]
+    Encoding(#[from] prost::DecodeError),
+    /// Written by another version.
+    #[error("the catalog is of version {0}, and this program reads version {VERSION}; pack the disk again with this version")]
+    Version(u32),
+    /// Columns that do not fit together.
+    #[error("the catalog is damaged: column {column}: {fault}; pack the disk again")]
+    Column {
+        /// Field of the message.
+        column: &'static str,
+        /// What was expected of it.
+        fault: &'static str,
+    },
+}
+
+/// Number of a repository in the catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RepositoryId(usize);
+
+impl RepositoryId {
+    /// The number: the place of the repository's name among all, from 0.
+    pub(crate) fn number(self) -> usize {
+        self.0
+    }
+
+    /// The repository with this number.
+    #[cfg(test)]
+    pub(crate) fn from_number(number: usize) -> Self {
+        Self(number)
+    }
+}
+
+/// Number of a blob in the catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BlobId(u32);
+
+impl BlobId {
+    /// The number: the place of the blob's digest among all, from 0.
+    pub(crate) fn number(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The blob with this number.
+    #[cfg(test)]
+    pub(crate) fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+}
+
+/// What the catalog says of one blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blob<'a> {
+    /// Digest of the content.
+    pub digest: Digest,
+    /// Size in bytes.
+    pub size: u64,
+    /// The media type, where the content is a manifest.
+    pub manifest: Option<&'a str>,
+}
+
+/// A loaded and checked catalog.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Catalog {
+    columns: proto::Catalog,
+}
+
+impl Catalog {
+    /// Loads an encoded catalog and checks every column against the others.
+    ///
+    /// # Errors
+    /// [`CatalogError`], where a look-up could not be trusted.
+    pub fn decode(encoded: Bytes) -> Result<Self, CatalogError> {
+        let columns = proto::Catalog::decode(encoded)?;
+        if columns.version != VERSION {
+            return Err(CatalogError::Version(columns.version));
+        }
+        check(&columns)?;
+        Ok(Self { columns })
+    }
+
+    /// The encoding: the same catalog always gives the same bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        self.columns.encode_to_vec()
+    }
+
+    /// How many tags the disk has.
+    #[must_use]
+    pub fn tag_count(&self) -> usize {
+        self.columns.tag_manifests.len()
+    }
+
+    /// How many distinct blobs, and their size in all, in bytes.
+    #[must_use]
+    pub fn blob_totals(&self) -> (usize, u64) {
+        (self.columns.sizes.len(), self.columns.sizes.iter().fold(0, |sum, size| sum.saturating_add(*size)))
+    }
+
+    /// The largest blob.
+    #[must_use]
+    pub fn largest_blob(&self) -> Option<Blob<'_>> {
+        let (number, _) = self.columns.sizes.iter().enumerate().max_by_key(|(_, size)| **size)?;
+        self.blob_at(number)
+    }
+
+    /// The repository of this whole name (host included).
+    #[must_use]
+    pub fn repository(&self, name: &str) -> Option<RepositoryId> {
+        let count = self.columns.repository_name_ends.len();
+        search(count, |at| self.repository_bytes(at).cmp(name.as_bytes())).map(RepositoryId)
+    }
+
+    /// Every repository in order of its name.
+    pub fn repositories(&self) -> impl ExactSizeIterator<Item = RepositoryId> + use<> {
+        (0..self.columns.repository_name_ends.len()).map(RepositoryId)
+    }
+
+    /// The repositories whose names come after `last`, in order.
+    pub fn repositories_after(&self, last: &str) -> impl ExactSizeIterator<Item = RepositoryId> + use<> {
+        let count = self.columns.repository_name_ends.len();
+        let first = partition_point(count, |at| self.repository_bytes(at) <= last.as_bytes());
+        (first..count).map(RepositoryId)
+    }
+
+    /// A repository's whole name.
+    #[must_use]
+    pub fn repository_name(&self, repository: RepositoryId) -> &str {
+        str::from_utf8(self.repository_bytes(repository.0)).unwrap_or_default()
+    }
+
+    /// The manifest that a repository's tag names.
+    #[must_use]
+    pub fn tag(&self, repository: RepositoryId, tag: &str) -> Option<BlobId> {
+        let range = slice(&self.columns.repository_tag_ends, repository.0);
+        let found = search(range.len(), |at| self.tag_bytes(range.start + at).cmp(tag.as_bytes()))?;
+        self.columns.tag_manifests.get(range.start + found).map(|number| BlobId(*number))
+    }
+
+    /// The manifest that answers to every tag of a repository which has no other.
+    #[must_use]
+    pub fn every_tag(&self, repository: RepositoryId) -> Option<BlobId> {
+        self.columns.repository_every_tag.get(repository.0)?.checked_sub(1).map(BlobId)
+    }
+
+    /// A repository's tags after `last` (all for none), in order, with their manifests.
+    pub fn tags_after(
+        &self,
+        repository: RepositoryId,
+        last: Option<&str>,
+    ) -> impl ExactSizeIterator<Item = (&str, BlobId)> + use<'_> {
+        let range = slice(&self.columns.repository_tag_ends, repository.0);
+        let skip = last.map_or(0, |last| partition_point(range.len(), |at| self.tag_bytes(range.start + at) <= last.as_bytes()));
+        (range.start + skip..range.end).map(|at| {
+            let manifest = self.columns.tag_manifests.get(at).copied().unwrap_or_default();
+            (str::from_utf8(self.tag_bytes(at)).unwrap_or_default(), BlobId(manifest))
+        })
+    }
+
+    /// The blob of this digest, if it belongs to the repository.
+    #[must_use]
+    pub fn blob_in(&self, repository: RepositoryId, digest: &Digest) -> Option<BlobId> {
+        let number = self.number(digest)?;
+        self.blob_numbers(repository).binary_search(&number).ok().map(|_| BlobId(number))
+    }
+
+    /// A repository's blobs, in order of their numbers.
+    pub fn blobs_of(&self, repository: RepositoryId) -> impl ExactSizeIterator<Item = BlobId> + use<'_> {
+        self.blob_numbers(repository).iter().copied().map(BlobId)
+    }
+
+    /// Every blob of the disk.
+    pub fn blobs(&self) -> impl Iterator<Item = Blob<'_>> {
+        (0..self.columns.sizes.len()).filter_map(|number| self.blob_at(number))
+    }
+
+    /// What the catalog says of a blob. None only for a number that another catalog gave.
+    #[must_use]
+    pub fn blob(&self, blob: BlobId) -> Option<Blob<'_>> {
+        self.blob_at(blob.0 as usize)
+    }
+
+    /// The repository's manifests that name `subject` as theirs.
+    pub fn referrers(&self, repository: RepositoryId, subject: &Digest) -> impl Iterator<Item = BlobId> + use<'_> {
+        let subject = digest_number(&self.columns.subject_sha256, &self.columns.subject_sha512, subject);
+        let range = slice(&self.columns.repository_referrer_ends, repository.0);
+        range.filter_map(move |at| {
+            let of = self.columns.referrer_subjects.get(at)?;
+            let manifest = self.columns.referrer_manifests.get(at)?;
+            (subject == Some(*of)).then_some(BlobId(*manifest))
+        })
+    }
+
+    /// Every manifest of the repository that names a subject, after its subject.
+    fn all_referrers(&self, repository: RepositoryId) -> impl Iterator<Item = (Digest, Digest)> + use<'_> {
+        let c = &self.columns;
+        slice(&c.repository_referrer_ends, repository.0).filter_map(move |at| {
+            let subject = digest_at(&c.subject_sha256, &c.subject_sha512, *c.referrer_subjects.get(at)? as usize)?;
+            Some((subject, self.blob(BlobId(*c.referrer_manifests.get(at)?))?.digest))
+        })
+    }
+
+    /// The place of the digest among all blobs.
+    pub(crate) fn number(&self, digest: &Digest) -> Option<u32> {
+        digest_number(&self.columns.sha256, &self.columns.sha512, digest)
+    }
+
+    fn blob_at(&self, number: usize) -> Option<Blob<'_>> {
+        let digest = digest_at(&self.columns.sha256, &self.columns.sha512, number)?;
+        let kind = *self.columns.kinds.get(number)? as usize;
+        let manifest = kind.checked_sub(1).and_then(|at| self.columns.media_types.get(at)).map(String::as_str);
+        Some(Blob { digest, size: *self.columns.sizes.get(number)?, manifest })
+    }
+
+    fn blob_numbers(&self, repository: RepositoryId) -> &[u32] {
+        self.columns.repository_blobs.get(slice(&self.columns.repository_blob_ends, repository.0)).unwrap_or_default()
+    }
+
+    fn repository_bytes(&self, at: usize) -> &[u8] {
+        self.columns.repository_names.get(slice(&self.columns.repository_name_ends, at)).unwrap_or_default()
+    }
+
+    fn tag_bytes(&self, at: usize) -> &[u8] {
+        self.columns.tag_names.get(slice(&self.columns.tag_name_ends, at)).unwrap_or_default()
+    }
+}
+
+/// The elements that row `at` of an `*_ends` column owns.
+fn slice(ends: &[u32], at: usize) -> Range<usize> {
+    let start = at.checked_sub(1).and_then(|before| ends.get(before)).map_or(0, |end| *end as usize);
+    start..ends.get(at).map_or(start, |end| *end as usize)
+}
+
+/// Record `at` of a column of `width`-byte records.
+fn record(column: &[u8], width: usize, at: usize) -> Option<&[u8]> {
+    let start = at.checked_mul(width)?;
+    column.get(start..start.checked_add(width)?)
+}
+
+/// Record `number` of a pair of digest columns, counting through both.
+fn digest_at(sha256: &[u8], sha512: &[u8], number: usize) -> Option<Digest> {
+    match number.checked_sub(sha256.len() / 32) {
+        None => record(sha256, 32, number).and_then(|hash| Digest::from_bytes(Algorithm::Sha256, hash)),
+        Some(at) => record(sha512, 64, at).and_then(|hash| Digest::from_bytes(Algorithm::Sha512, hash)),
+    }
+}
+
+/// Place of a digest in a pair of digest columns, counting through both.
+fn digest_number(sha256: &[u8], sha512: &[u8], digest: &Digest) -> Option<u32> {
+    let (column, before) = match digest.algorithm() {
+        Algorithm::Sha256 => (sha256, 0),
+        Algorithm::Sha512 => (sha512, sha256.len() / 32),
+    };
+    let width = digest.algorithm().hash_len();
+    let found = search(column.len() / width, |at| record(column, width, at).unwrap_or_default().cmp(digest.bytes()))?;
+    u32::try_from(before + found).ok()
+}
+
+/// Binary search over `count` sorted things by their number.
+fn search(count: usize, compare: impl Fn(usize) -> Ordering) -> Option<usize> {
+    let at = partition_point(count, |at| compare(at) == Ordering::Less);
+    (at < count && compare(at) == Ordering::Equal).then_some(at)
+}
+
+/// The first of `count` numbers for which `before` no longer holds.
+fn partition_point(count: usize, before: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if before(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
+/// Holds every rule that `catalog.proto` states against the columns.
+fn check(c: &proto::Catalog) -> Result<(), CatalogError> {
+    let blobs = digests("sha256", &c.sha256, 32)? + digests("sha512", &c.sha512, 64)?;
+    let subjects = digests("subject_sha256", &c.subject_sha256, 32)? + digests("subject_sha512", &c.subject_sha512, 64)?;
+    expect("sizes", c.sizes.len() == blobs, "one size for each digest is expected")?;
+    expect("kinds", c.kinds.len() == blobs, "one kind for each digest is expected")?;
+    expect("kinds", c.kinds.iter().all(|kind| *kind as usize <= c.media_types.len()), "a kind has no media type")?;
+
+    let repositories = c.repository_name_ends.len();
+    names("repository_name_ends", &c.repository_names, &c.repository_name_ends, 0..repositories)?;
+    ends("repository_blob_ends", &c.repository_blob_ends, repositories, c.repository_blobs.len())?;
+    ends("repository_tag_ends", &c.repository_tag_ends, repositories, c.tag_manifests.len())?;
+    ends("repository_referrer_ends", &c.repository_referrer_ends, repositories, c.referrer_manifests.len())?;
+    expect("repository_blobs", c.repository_blobs.iter().all(|blob| (*blob as usize) < blobs), "a blob number is too large")?;
+    for repository in 0..repositories {
+        let owned = c.repository_blobs.get(slice(&c.repository_blob_ends, repository)).unwrap_or_default();
+        expect("repository_blobs", owned.is_sorted_by(|a, b| a < b), "ascending blob numbers are expected")?;
+        names("tag_name_ends", &c.tag_names, &c.tag_name_ends, slice(&c.repository_tag_ends, repository))?;
+    }
+
+    ends("tag_name_ends", &c.tag_name_ends, c.tag_manifests.len(), c.tag_names.len())?;
+    let is_manifest = |blob: &u32| c.kinds.get(*blob as usize).is_some_and(|kind| *kind > 0);
+    expect("tag_manifests", c.tag_manifests.iter().all(is_manifest), "a tag names something that is no manifest")?;
+    let every = &c.repository_every_tag;
+    expect("repository_every_tag", every.is_empty() || every.len() == repositories, "one for each repository is expected")?;
+    let answers = every.iter().filter_map(|number| number.checked_sub(1));
+    expect("repository_every_tag", answers.into_iter().all(|blob| is_manifest(&blob)), "it names something that is no manifest")?;
+    expect("referrer_manifests", c.referrer_manifests.iter().all(is_manifest), "a referrer is no manifest")?;
+    expect("referrer_subjects", c.referrer_subjects.len() == c.referrer_manifests.len(), "one for each referrer is expected")?;
+    expect("referrer_subjects", c.referrer_subjects.iter().all(|s| (*s as usize) < subjects), "a subject number is too large")
+}
+
+fn expect(column: &'static str, holds: bool, fault: &'static str) -> Result<(), CatalogError> {
+    if holds { Ok(()) } else { Err(CatalogError::Column { column, fault }) }
+}
+
+/// Checks a digest column and counts its records.
+fn digests(column: &'static str, bytes: &[u8], width: usize) -> Result<usize, CatalogError> {
+    let (records, rest) = (bytes.chunks_exact(width), bytes.len() % width);
+    expect(column, rest == 0, "whole digests are expected")?;
+    let count = records.len();
+    expect(column, records.is_sorted_by(|a, b| a < b), "ascending digests are expected")?;
+    Ok(count)
+}
+
+/// Checks an `*_ends` column of `rows` rows over a column of `len` elements.
+fn ends(column: &'static str, ends: &[u32], rows: usize, len: usize) -> Result<(), CatalogError> {
+    expect(column, ends.len() == rows, "one end for each row is expected")?;
+    expect(column, ends.is_sorted() && ends.last().map_or(0, |end| *end as usize) == len, "ends do not close their column")
+}
+
+/// Checks that the names of `rows` are whole, UTF-8 and ascending.
+fn names(column: &'static str, bytes: &[u8], ends: &[u32], rows: Range<usize>) -> Result<(), CatalogError> {
+    let mut before: Option<&[u8]> = None;
+    for row in rows {
+        let name = bytes.get(slice(ends, row)).unwrap_or_default();
+        expect(column, !name.is_empty() && str::from_utf8(name).is_ok(), "a name is cut or not UTF-8")?;
+        expect(column, before.is_none_or(|before| before < name), "ascending names are expected")?;
+        before = Some(name);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_answers_to_every_tag() {
+        let (a, b): (crate::oci::Repository, crate::oci::Repository) = ("test/a".parse().unwrap(), "test/b".parse().unwrap());
+        let (manifest, other) = (Digest::sha256_of(b"manifest"), Digest::sha256_of(b"other"));
+        let build = |every: Option<Digest>| {
+            let mut builder = Builder::default();
+            builder.blob(&a, manifest, 8, None);
+            builder.blob(&b, other, 5, Some("application/vnd.oci.image.manifest.v1+json"));
+            every.into_iter().for_each(|digest| builder.every_tag(&b, digest).unwrap());
+            (builder.every_tag(&b, manifest).is_err(), builder.finish())
+        };
+        let (conflict, catalog) = build(Some(other));
+        assert!(conflict);
+        let catalog = Catalog::decode(catalog.encode().into()).unwrap();
+        let every = |name: &str| catalog.every_tag(catalog.repository(name).unwrap()).and_then(|id| catalog.blob(id));
+        assert_eq!((every("test/a"), every("test/b").map(|blob| blob.digest)), (None, Some(other)));
+        assert_eq!((catalog.tag_count(), catalog.tag(catalog.repository("test/b").unwrap(), "latest")), (0, None));
+
+        // A layer in the place of a manifest, and a column that is too short.
+        let (_, damaged) = build(None);
+        let error = Catalog::decode(damaged.encode().into()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the catalog is damaged: column repository_every_tag: it names something that is no manifest; pack the disk again"
+        );
+        let mut short = catalog;
+        short.columns.repository_every_tag.pop();
+        let error = Catalog::decode(short.encode().into()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the catalog is damaged: column repository_every_tag: one for each repository is expected; pack the disk again"
+        );
+    }
+}

@@ -1,0 +1,9 @@
+//! The machine before the network: mounts, modules, console, clock, entropy, ports.
+
+pub mod clock;
+pub mod console;
+pub mod entropy;
+pub mod machine;
+pub mod modules;
+pub mod mount;
+pub mod ports;

@@ -1,0 +1,124 @@
+//! File systems. What enters is a table; what leaves is each of its rows mounted, or the first that could not be, with every
+//! operand. It never unmounts: that is [`power`](crate::guest::power)'s.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+
+/// One row: what is mounted where.
+#[derive(Debug, Clone)]
+pub struct Mount<'a> {
+    /// Device, or a name for a file system without one.
+    pub source: &'a str,
+    /// Directory, made where it is missing.
+    pub target: &'a str,
+    /// Type, as the kernel names it.
+    pub fs: &'a str,
+    /// Flags of mount(2).
+    pub flags: MsFlags,
+    /// Options of the file system.
+    pub data: Option<&'a str>,
+}
+
+const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+
+/// What every boot mounts, in order.
+#[rustfmt::skip]
+const KERNEL: [Mount<'static>; 4] = [
+    Mount { source: "devtmpfs", target: "/dev",  fs: "devtmpfs", flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC), data: Some("mode=0755") },
+    Mount { source: "proc",     target: "/proc", fs: "proc",     flags: SAFE, data: None },
+    Mount { source: "sysfs",    target: "/sys",  fs: "sysfs",    flags: SAFE, data: None },
+    Mount { source: "tmpfs",    target: "/run",  fs: "tmpfs",    flags: SAFE, data: Some("mode=0755,size=8m") },
+];
+
+/// Flags of the served disk: read-only, and nothing on it can be run or gain rights.
+pub const DISK_FLAGS: MsFlags = SAFE.union(MsFlags::MS_RDONLY);
+
+/// A mount that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The directory to mount on.
+    #[error("make the directory {target} to mount {fs} on")]
+    Target {
+        /// The directory.
+        target: String,
+        /// Type of the file system.
+        fs: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// mount(2) itself.
+    #[error("mount {device} on {target} (type {fs}, {flags}, options {data:?})")]
+    Mount {
+        /// The device.
+        device: String,
+        /// The directory.
+        target: String,
+        /// Type of the file system.
+        fs: String,
+        /// Flags of mount(2), by name.
+        flags: String,
+        /// Options of the file system.
+        data: String,
+        /// Why.
+        source: Errno,
+    },
+}
+
+/// Mounts the kernel's own file systems: `/dev`, `/proc`, `/sys`, `/run`.
+///
+/// # Errors
+/// The first row that could not be mounted. One that the kernel has mounted already is none.
+pub fn kernel() -> Result<(), MountError> {
+    KERNEL.iter().try_for_each(|row| match attach(row) {
+        Err(MountError::Mount { source: Errno::EBUSY, .. }) => Ok(()),
+        result => result,
+    })
+}
+
+/// Mounts one row.
+///
+/// # Errors
+/// Where its directory cannot be made or mount(2) fails.
+pub fn attach(row: &Mount<'_>) -> Result<(), MountError> {
+    if !Path::new(row.target).is_dir() {
+        fs::create_dir_all(row.target).map_err(|source| MountError::Target {
+            target: row.target.to_owned(),
+            fs: row.fs.to_owned(),
+            source,
+        })?;
+    }
+    mount(Some(row.source), row.target, Some(row.fs), row.flags, row.data).map_err(|source| MountError::Mount {
+        device: row.source.to_owned(),
+        target: row.target.to_owned(),
+        fs: row.fs.to_owned(),
+        flags: row.flags.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join("|"),
+        data: row.data.unwrap_or_default().to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_mount_names_every_operand() {
+        let row = Mount { source: "/no/device", target: "/proc", fs: "erofs", flags: DISK_FLAGS, data: Some("noload") };
+        let error = MountError::Mount {
+            device: row.source.into(),
+            target: row.target.into(),
+            fs: row.fs.into(),
+            flags: row.flags.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join("|"),
+            data: row.data.unwrap_or_default().into(),
+            source: Errno::ENODEV,
+        };
+        assert_eq!(
+            error.to_string(),
+            "mount /no/device on /proc (type erofs, MS_RDONLY|MS_NOSUID|MS_NODEV|MS_NOEXEC, options \"noload\")"
+        );
+    }
+}

@@ -1,0 +1,5 @@
+//! What the guest tells the launcher: events, the boot timeline, heartbeats.
+
+pub mod boot_timeline;
+pub mod events;
+pub mod heartbeat;

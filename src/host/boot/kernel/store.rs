@@ -1,0 +1,129 @@
+//! The kernels in the cache, each in a folder `<package>_<version>` that is complete from the moment it has that name:
+//!
+//! ```text
+//! <cache>/kernel/cloud/linux-image-6.1.0-56-cloud-amd64_6.1.192-2/
+//!     boot/vmlinuz-RELEASE …          as the package has them
+//!     lib/modules/RELEASE/            with what depmod adds
+//!     vmlinux                         the bootable ELF
+//! <cache>/kernel/own/<digest of image/kernel.config>/linux-source-6.1_6.1.192-2/
+//!     boot/config-RELEASE             what it was built from
+//!     lib/modules/RELEASE/            the list of what is built in, and no modules
+//!     vmlinux                         the bootable ELF
+//! ```
+
+use std::cmp::Ordering;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::Kernel;
+use crate::host::support::cache::is_file;
+
+/// The newest complete kernel in `store`, by the version in its folder's name.
+pub fn newest(store: &Path) -> Option<Kernel> {
+    let folders = fs::read_dir(store).ok()?.flatten();
+    let names = folders.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| !name.starts_with('.'));
+    let kernels = names.filter_map(|name| Some((version(&name)?.to_owned(), open(&store.join(&name))?)));
+    kernels.max_by(|(a, _), (b, _)| compare(a, b)).map(|(_, kernel)| kernel)
+}
+
+/// The kernel in `folder`, where all of it is there.
+pub fn open(folder: &Path) -> Option<Kernel> {
+    let (release, modules) = release(folder).ok()??;
+    let elf = folder.join("vmlinux");
+    let config = Some(folder.join("boot").join(format!("config-{release}"))).filter(|path| is_file(path));
+    (is_file(&elf) && is_file(&modules.join("modules.dep"))).then_some(Kernel { elf, modules, release, config })
+}
+
+/// The one release below `lib/modules` of an unpacked package, and its folder; none where there is not exactly one.
+pub fn release(folder: &Path) -> io::Result<Option<(String, PathBuf)>> {
+    let entries = fs::read_dir(folder.join("lib/modules"))?.collect::<io::Result<Vec<_>>>()?;
+    Ok(match entries.as_slice() {
+        [only] => only.file_name().into_string().ok().map(|name| (name, only.path())),
+        _ => None,
+    })
+}
+
+/// The version in a folder's name. Neither a package's name nor a version has an underscore (Debian policy, 5.6).
+fn version(folder: &str) -> Option<&str> {
+    folder.rsplit_once('_').map(|(_, version)| version)
+}
+
+/// Orders versions as a reader would: runs of digits by their number, the rest by character, `~` before everything, the end included
+/// (Debian policy, 5.6.12).
+fn compare(a: &str, b: &str) -> Ordering {
+    let (mut a, mut b) = (a, b);
+    while !a.is_empty() || !b.is_empty() {
+        let (text_a, rest_a) = split(a, |character| !character.is_ascii_digit());
+        let (text_b, rest_b) = split(b, |character| !character.is_ascii_digit());
+        let (number_a, end_a) = split(rest_a, |character| character.is_ascii_digit());
+        let (number_b, end_b) = split(rest_b, |character| character.is_ascii_digit());
+        let order = weights(text_a).cmp(weights(text_b)).then_with(|| by_number(number_a, number_b));
+        if order != Ordering::Equal {
+            return order;
+        }
+        (a, b) = (end_a, end_b);
+    }
+    Ordering::Equal
+}
+
+/// `~`, the end, letters, everything else.
+fn weights(text: &str) -> impl Iterator<Item = u32> {
+    let weight = |character: char| match character {
+        '~' => 0,
+        letter if letter.is_ascii_alphabetic() => 2 + u32::from(letter),
+        other => 0x100 + u32::from(other),
+    };
+    text.chars().map(weight).chain([1])
+}
+
+fn by_number(a: &str, b: &str) -> Ordering {
+    let (a, b) = (a.trim_start_matches('0'), b.trim_start_matches('0'));
+    a.len().cmp(&b.len()).then_with(|| a.cmp(b))
+}
+
+fn split(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
+    text.split_at(text.find(|character| !belongs(character)).unwrap_or(text.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ordered_as_debian_orders_them() {
+        let ascending = ["6.1", "6.1.9-1", "6.1.176-1~bpo1", "6.1.176-1", "6.1.176-1+b1", "6.1.192-2", "6.12~rc1-1", "6.12.4-1"];
+        for (index, a) in ascending.iter().enumerate() {
+            for (other, b) in ascending.iter().enumerate() {
+                assert_eq!(compare(a, b), index.cmp(&other), "{a} {b}");
+            }
+        }
+        assert_eq!(compare("6.01", "6.1"), Ordering::Equal);
+    }
+
+    #[test]
+    fn the_newest_complete_kernel_is_chosen() {
+        let store = tempfile::tempdir().unwrap();
+        let add = |folder: &str, files: &[&str]| {
+            for file in files {
+                let path = store.path().join(folder).join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, "").unwrap();
+            }
+        };
+        assert!(newest(store.path()).is_none());
+        assert!(newest(&store.path().join("missing")).is_none());
+        add("linux-image-6.1.0-9_6.1.9-1", &["vmlinux", "lib/modules/6.1.0-9/modules.dep"]);
+        add("linux-image-6.1.0-10_6.1.10-1", &["vmlinux", "lib/modules/6.1.0-10/modules.dep"]);
+        add("linux-image-6.1.0-11_6.1.11-1", &["lib/modules/6.1.0-11/modules.dep"]);
+        add("linux-image-6.1.0-12_6.1.12-1", &["vmlinux", "lib/modules/6.1.0-12/modules.order"]);
+        add("linux-image-two_6.1.13-1", &["vmlinux", "lib/modules/a/modules.dep", "lib/modules/b/modules.dep"]);
+        add(".new-linux-image_7.0-1", &["vmlinux", "lib/modules/7/modules.dep"]);
+        add("noversion", &["vmlinux", "lib/modules/7/modules.dep"]);
+        let folder = store.path().join("linux-image-6.1.0-10_6.1.10-1");
+        let kernel = newest(store.path()).unwrap();
+        assert_eq!(kernel.release, "6.1.0-10");
+        assert_eq!(kernel.elf, folder.join("vmlinux"));
+        assert_eq!(kernel.modules, folder.join("lib/modules/6.1.0-10"));
+    }
+}

@@ -1,0 +1,267 @@
+//! What depmod and the kernel's build say about a tree of modules, and the order that a few of them load in. Pure: in go the texts of
+//! `modules.dep` and `modules.builtin`, out comes a list of files.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::host::boot::decompress::Compression;
+
+use super::wanted::{Need, Wanted};
+
+/// Why there is no order to load in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TreeError {
+    /// A line that depmod does not write.
+    #[error("modules.dep line {line} is not `FILE: DEPENDENCIES`: {text:?}; run depmod again")]
+    Line {
+        /// Its number, from 1.
+        line: usize,
+        /// The line.
+        text: String,
+    },
+    /// A name that is not one of a module inside the tree.
+    #[error(
+        "modules.dep line {line} names {file:?}, which is not a module in the tree (FILE.ko, .ko.gz, .ko.xz or .ko.zst); run depmod again"
+    )]
+    File {
+        /// The line's number, from 1.
+        line: usize,
+        /// What it names.
+        file: String,
+    },
+    /// Two files are the same module.
+    #[error("modules.dep has the module {name} twice: {first} and {second}; run depmod again")]
+    Twice {
+        /// The module.
+        name: String,
+        /// Its first file.
+        first: String,
+        /// Its second.
+        second: String,
+    },
+    /// A dependency that has no line of its own.
+    #[error("modules.dep says that {file} needs {dependency}, but does not list that; run depmod again")]
+    Dependency {
+        /// The module.
+        file: String,
+        /// What it needs.
+        dependency: String,
+    },
+    /// Modules that need each other.
+    #[error("modules.dep has modules that need each other, which cannot load: {}; run depmod again", .0.join(" needs "))]
+    Cycle(Vec<String>),
+    /// A module that the guest cannot do without.
+    #[error(
+        "the module {name} ({why}) is neither in modules.dep nor in modules.builtin, and the guest cannot do without it; \
+             give the modules of a kernel that has it, and boot that kernel"
+    )]
+    Missing {
+        /// The module.
+        name: &'static str,
+        /// What it is for.
+        why: &'static str,
+    },
+}
+
+/// What is to be packed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Files below the tree, each after those that it needs.
+    pub load: Vec<String>,
+    /// Optional modules that the kernel does not have.
+    pub absent: Vec<&'static str>,
+}
+
+/// How module files end, and what they are compressed with.
+const SUFFIXES: [(&str, Option<Compression>); 4] =
+    [(".ko", None), (".ko.gz", Some(Compression::Gzip)), (".ko.xz", Some(Compression::Xz)), (".ko.zst", Some(Compression::Zstd))];
+
+/// A module's file name without its folder and suffix, and its compression; none where it is not a module's.
+pub fn split_name(file: &str) -> Option<(&str, Option<Compression>)> {
+    let name = file.rsplit('/').next()?;
+    let (stem, compression) = SUFFIXES.iter().find_map(|(suffix, how)| Some((name.strip_suffix(suffix)?, *how)))?;
+    (!stem.is_empty()).then_some((stem, compression))
+}
+
+/// Finds the `wanted` modules by the texts of `modules.dep` and `modules.builtin`.
+pub fn plan(dep: &str, builtin: &str, wanted: &[Wanted]) -> Result<Plan, TreeError> {
+    let tree = Tree::parse(dep)?;
+    let builtin: BTreeSet<String> = builtin.lines().filter_map(|line| module_name(line.trim())).collect();
+    let mut plan = Plan { load: Vec::new(), absent: Vec::new() };
+    let mut seen = BTreeMap::new();
+    for module in wanted {
+        match tree.files.get(module.name) {
+            Some(file) => tree.visit(file, &mut seen, &mut plan.load)?,
+            None if builtin.contains(module.name) => {}
+            None if module.need == Need::Optional => plan.absent.push(module.name),
+            None => return Err(TreeError::Missing { name: module.name, why: module.why }),
+        }
+    }
+    Ok(plan)
+}
+
+/// `modules.dep`, parsed (modules.dep(5)).
+struct Tree<'a> {
+    /// A module's name to its file.
+    files: BTreeMap<String, &'a str>,
+    /// A file to those that it needs, in order of their names, so that the result does not depend on depmod's.
+    needs: BTreeMap<&'a str, BTreeSet<&'a str>>,
+}
+
+impl<'a> Tree<'a> {
+    fn parse(dep: &'a str) -> Result<Self, TreeError> {
+        let mut tree = Tree { files: BTreeMap::new(), needs: BTreeMap::new() };
+        for (line, text) in (1..).zip(dep.lines()) {
+            if text.trim().is_empty() || text.starts_with('#') {
+                continue;
+            }
+            let (file, needs) = text.split_once(':').ok_or_else(|| TreeError::Line { line, text: text.to_owned() })?;
+            let needs = needs.split_whitespace().collect::<BTreeSet<_>>();
+            let outside = [file].into_iter().chain(needs.iter().copied()).find(|file| !is_inside(file));
+            if let Some(file) = outside {
+                return Err(TreeError::File { line, file: file.to_owned() });
+            }
+            let name = module_name(file).ok_or_else(|| TreeError::File { line, file: file.to_owned() })?;
+            if let Some(first) = tree.files.insert(name.clone(), file) {
+                return Err(TreeError::Twice { name, first: first.to_owned(), second: file.to_owned() });
+            }
+            tree.needs.insert(file, needs);
+        }
+        Ok(tree)
+    }
+
+    /// Adds `start` to `order` after all that it needs, leaving out what is there already. Walks depth first, without recursion.
+    fn visit(&self, start: &'a str, seen: &mut BTreeMap<&'a str, Visit>, order: &mut Vec<String>) -> Result<(), TreeError> {
+        let mut trail = Vec::new();
+        let mut next = (!seen.contains_key(start)).then_some(start);
+        loop {
+            if let Some(file) = next.take() {
+                let needs = self.needs.get(file).into_iter().flatten();
+                trail.push((file, needs));
+                seen.insert(file, Visit::Open);
+            }
+            let Some((file, needs)) = trail.last_mut() else { return Ok(()) };
+            let file = *file;
+            let Some(need) = needs.next().copied() else {
+                seen.insert(file, Visit::Done);
+                order.push(file.to_owned());
+                trail.pop();
+                continue;
+            };
+            match seen.get(need) {
+                Some(Visit::Done) => {}
+                Some(Visit::Open) => {
+                    let circle = trail.iter().map(|(file, _)| *file).skip_while(|file| *file != need).chain([need]);
+                    return Err(TreeError::Cycle(circle.map(str::to_owned).collect()));
+                }
+                None if self.needs.contains_key(need) => next = Some(need),
+                None => return Err(TreeError::Dependency { file: file.to_owned(), dependency: need.to_owned() }),
+            }
+        }
+    }
+}
+
+/// How far the walk is with a file.
+#[derive(Debug, Clone, Copy)]
+enum Visit {
+    /// What it needs is being walked.
+    Open,
+    /// It is in the order.
+    Done,
+}
+
+/// A module's name as the kernel knows it: `-` and `_` are one.
+fn module_name(file: &str) -> Option<String> {
+    split_name(file).map(|(stem, _)| stem.replace('-', "_"))
+}
+
+/// Whether `file` is a module's and lies below the tree.
+fn is_inside(file: &str) -> bool {
+    split_name(file).is_some() && file.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WANTED: [Wanted; 3] = [
+        Wanted { name: "c_d", need: Need::Required, why: "the disk" },
+        Wanted { name: "b", need: Need::Required, why: "the net" },
+        Wanted { name: "o", need: Need::Optional, why: "comfort" },
+    ];
+
+    fn message(dep: &str) -> String {
+        plan(dep, "", &WANTED).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn dependencies_come_first_and_once() {
+        let dep = "k/a.ko:\nk/b.ko.xz: k/a.ko\nk/x.ko:\nk/c-d.ko: k/b.ko.xz k/a.ko\nk/o.ko.zst: k/c-d.ko\n";
+        let expected = ["k/a.ko", "k/b.ko.xz", "k/c-d.ko", "k/o.ko.zst"].map(str::to_owned).to_vec();
+        assert_eq!(plan(dep, "", &WANTED).unwrap(), Plan { load: expected, absent: vec![] });
+    }
+
+    #[test]
+    fn the_order_of_lines_and_dependencies_does_not_matter() {
+        let a = "k/c-d.ko: k/y.ko k/x.ko k/z.ko\nk/x.ko: k/z.ko\nk/y.ko:\nk/z.ko:\nk/b.ko:\n";
+        let b = "k/b.ko:\nk/z.ko:\nk/y.ko:\nk/x.ko: k/z.ko\nk/c-d.ko: k/z.ko k/x.ko k/y.ko\n";
+        assert_eq!(plan(a, "", &WANTED), plan(b, "", &WANTED));
+        assert_eq!(plan(a, "", &WANTED).unwrap().load, ["k/z.ko", "k/x.ko", "k/y.ko", "k/c-d.ko", "k/b.ko"]);
+    }
+
+    #[test]
+    fn what_is_built_in_is_not_packed_and_what_is_optional_may_be_absent() {
+        let plan = plan("k/b.ko:\n", "kernel/drivers/c-d.ko\n", &WANTED).unwrap();
+        assert_eq!(plan, Plan { load: vec!["k/b.ko".to_owned()], absent: vec!["o"] });
+    }
+
+    #[test]
+    fn a_missing_module_is_named_with_its_use() {
+        assert_eq!(
+            message("k/b.ko:\n"),
+            "the module c_d (the disk) is neither in modules.dep nor in modules.builtin, and the guest cannot do without it; \
+             give the modules of a kernel that has it, and boot that kernel"
+        );
+    }
+
+    #[test]
+    fn a_broken_list_is_refused() {
+        assert_eq!(message("k/b.ko:\nk/c.ko\n"), "modules.dep line 2 is not `FILE: DEPENDENCIES`: \"k/c.ko\"; run depmod again");
+        let outside = |line, file| {
+            format!(
+                "modules.dep line {line} names {file:?}, which is not a module in the tree (FILE.ko, .ko.gz, .ko.xz or \
+                 .ko.zst); run depmod again"
+            )
+        };
+        assert_eq!(message("k/b.ko.bz2:\n"), outside(1, "k/b.ko.bz2"));
+        assert_eq!(message("k/.ko:\n"), outside(1, "k/.ko"));
+        assert_eq!(message("/k/b.ko:\n"), outside(1, "/k/b.ko"));
+        assert_eq!(message("k/b.ko:\nk/c.ko: k/../../x.ko\n"), outside(2, "k/../../x.ko"));
+        assert_eq!(
+            message("k/c-d.ko:\nu/c_d.ko.xz:\n"),
+            "modules.dep has the module c_d twice: k/c-d.ko and u/c_d.ko.xz; run depmod again"
+        );
+        assert_eq!(
+            message("k/c-d.ko: k/a.ko\nk/b.ko:\n"),
+            "modules.dep says that k/c-d.ko needs k/a.ko, but does not list that; run depmod again"
+        );
+    }
+
+    #[test]
+    fn a_circle_is_refused() {
+        assert_eq!(
+            message("k/c-d.ko: k/a.ko\nk/a.ko: k/e.ko\nk/e.ko: k/a.ko\nk/b.ko:\n"),
+            "modules.dep has modules that need each other, which cannot load: k/a.ko needs k/e.ko needs k/a.ko; run depmod again"
+        );
+        assert_eq!(
+            message("k/c-d.ko: k/c-d.ko\nk/b.ko:\n"),
+            "modules.dep has modules that need each other, which cannot load: k/c-d.ko needs k/c-d.ko; run depmod again"
+        );
+    }
+
+    #[test]
+    fn a_long_chain_does_not_use_up_the_stack() {
+        let chain: String = (0..20_000).map(|n| format!("k/m{n}.ko: k/m{}.ko\n", n + 1)).collect();
+        let dep = format!("{chain}k/m20000.ko:\nk/c-d.ko: k/m0.ko\nk/b.ko:\n");
+        assert_eq!(plan(&dep, "", &WANTED).unwrap().load.len(), 20_003);
+    }
+}

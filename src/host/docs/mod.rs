@@ -1,0 +1,4 @@
+//! Reference pages that are generated from the code.
+
+pub mod manual;
+pub mod schema;

@@ -1,0 +1,387 @@
+//! `localregistry schema`: every JSON that this program reads and prints, field by field, as a page (`proto/JSON.md`) or as JSON. What
+//! passes between launcher and guest is described by `proto/` and its comments, what `--json` prints by the structs of the commands and
+//! theirs.
+
+mod page;
+
+use std::collections::HashMap;
+use std::io;
+
+use prost_reflect::{DescriptorPool, EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor};
+use schemars::JsonSchema;
+use schemars::generate::{SchemaGenerator, SchemaSettings};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::manual;
+use crate::host::boot::{initramfs, kernel};
+use crate::host::images::{pack, sample};
+use crate::host::inspect::{self, diff};
+use crate::host::nodes::trust;
+use crate::host::runs::{pull_log, run};
+use crate::host::support::report::Report;
+use crate::host::{deploy, doctor, serve};
+
+/// The descriptors, compiled.
+const SCHEMA: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/messages.binpb"));
+/// The messages that are a line, or a file, of their own. The others are within them.
+const ROOTS: [&str; 3] = ["localregistry.v1.Event", "localregistry.v1.Command", "localregistry.v1.Config"];
+
+/// The command line of `localregistry schema`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  localregistry schema
+      A page, in Markdown
+  localregistry schema --json
+      The same for programs")]
+pub struct Args {}
+
+/// Why there is no page.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// The descriptors within this program do not fit it.
+    #[error("the schema of events, commands and config that this program was built with is damaged")]
+    Damaged(#[source] prost_reflect::DescriptorError),
+    /// The result cannot be written.
+    #[error("cannot print the schema")]
+    Print(#[source] io::Error),
+}
+
+/// The JSON that this program reads and prints.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SchemaResult")]
+struct Schema {
+    /// What each command prints with `--json`.
+    commands: Vec<Output>,
+    /// The types, each after the first that has it.
+    types: Vec<Type>,
+}
+
+/// What a command prints with `--json`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SchemaCommand")]
+struct Output {
+    /// The command, with the flag that makes it print this where there is one.
+    command: &'static str,
+    /// Name of the type.
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// An object, or a choice of texts.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SchemaType")]
+struct Type {
+    /// Its name.
+    name: String,
+    /// What it is.
+    about: String,
+    /// Whether it is a message of `proto/`, whose fields may all be left out. If not, only optional ones are.
+    proto: bool,
+    /// An object's fields.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    fields: Vec<Field>,
+    /// The texts to choose from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    values: Vec<Word>,
+}
+
+/// A field of an object.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SchemaField")]
+struct Field {
+    /// Its name in JSON.
+    name: String,
+    /// Its type: one of these types by name, or `string`, `integer`, `number`, `boolean`, `decimal string` or `base64`.
+    #[serde(rename = "type")]
+    kind: String,
+    /// Whether `kind` is a type of its own here.
+    #[serde(skip)]
+    linked: bool,
+    /// Whether it is a list of that type.
+    list: bool,
+    /// Whether it may be null.
+    nullable: bool,
+    /// Whether it may be left out.
+    optional: bool,
+    /// Of the fields with the same word here, one is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    one_of: Option<String>,
+    /// What it says.
+    about: String,
+}
+
+/// A text to choose.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SchemaValue")]
+struct Word {
+    /// The text.
+    name: String,
+    /// What it means.
+    about: String,
+}
+
+/// What each command prints with `--json`. The types are left in `generator`.
+fn outputs(generator: &mut SchemaGenerator) -> Vec<Output> {
+    fn of<T: JsonSchema>(command: &'static str, generator: &mut SchemaGenerator) -> Output {
+        let _reference = generator.subschema_for::<T>();
+        Output { command, kind: T::schema_name().into_owned() }
+    }
+    let event = |command| Output { command, kind: "Event".to_owned() };
+    vec![
+        of::<pack::Summary>("pack", generator),
+        of::<inspect::Document<'_>>("inspect", generator),
+        of::<diff::Difference>("diff", generator),
+        of::<sample::Summary>("sample", generator),
+        of::<serve::Ready>("serve", generator),
+        of::<kernel::Written<'_>>("kernel", generator),
+        of::<initramfs::Written<'_>>("initramfs", generator),
+        of::<run::Place>("run", generator),
+        event("run --follow"),
+        of::<run::Printed>("run --print-command", generator),
+        of::<doctor::Written<'_>>("doctor", generator),
+        of::<super::super::runs::ps::Listing>("ps", generator),
+        of::<super::super::runs::stop::Ended>("stop", generator),
+        of::<trust::Written<'_>>("trust", generator),
+        event("events"),
+        of::<pull_log::assert::Shown<'_>>("assert", generator),
+        of::<Schema>("schema", generator),
+        of::<deploy::Written<'_>>("deploy", generator),
+        of::<manual::Written<'_>>("manual", generator),
+    ]
+}
+
+/// Prints the schema.
+///
+/// # Errors
+/// [`SchemaError`].
+pub fn run(_: &Args, report: &Report) -> Result<(), SchemaError> {
+    let schema = Schema::read()?;
+    report.result(&schema, &page::of(&schema)).map_err(SchemaError::Print)
+}
+
+impl Schema {
+    fn read() -> Result<Self, SchemaError> {
+        let pool = DescriptorPool::decode(SCHEMA).map_err(SchemaError::Damaged)?;
+        let comments: Comments = pool.files().flat_map(|file| comments(&file)).collect();
+        // As they are printed: what has a default may be left out.
+        let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
+        let mut schema = Self { commands: outputs(&mut generator), types: Vec::new() };
+        for message in ROOTS.iter().filter_map(|name| pool.get_message_by_name(name)) {
+            schema.add_message(&message, &comments);
+        }
+        let definitions = generator.take_definitions(true);
+        let results: Vec<String> = schema.commands.iter().map(|output| output.kind.clone()).collect();
+        results.iter().for_each(|name| schema.add_definition(name, &definitions));
+        Ok(schema)
+    }
+
+    /// Adds a message, and after it those of its fields.
+    fn add_message(&mut self, message: &MessageDescriptor, comments: &Comments) {
+        let name = local(message.full_name());
+        if self.types.iter().any(|known| known.name == name) {
+            return;
+        }
+        let mut in_order: Vec<FieldDescriptor> = message.fields().collect();
+        in_order.sort_by_key(|field| field.path().to_vec());
+        let about = comment(comments, message.parent_file().name(), message.path());
+        let fields = in_order.iter().map(|field| Field::of(field, comments)).collect();
+        self.types.push(Type { name, about, proto: true, fields, values: Vec::new() });
+        for field in in_order {
+            match field.kind() {
+                Kind::Message(inner) => self.add_message(&inner, comments),
+                Kind::Enum(inner) => self.add_enum(&inner, comments),
+                _ => {}
+            }
+        }
+    }
+
+    fn add_enum(&mut self, descriptor: &EnumDescriptor, comments: &Comments) {
+        let file = descriptor.parent_file();
+        let of = |path: &[i32]| comment(comments, file.name(), path);
+        // The first one stands for a field that is not there.
+        let words = descriptor.values().filter(|value| value.number() != 0);
+        let values = words.map(|value| Word { name: value.name().to_owned(), about: of(value.path()) }).collect();
+        let name = local(descriptor.full_name());
+        self.types.push(Type { name, about: of(descriptor.path()), proto: true, fields: Vec::new(), values });
+    }
+
+    /// Adds a type of the JSON Schema `definitions`, and after it those of its fields.
+    fn add_definition(&mut self, name: &str, definitions: &Map<String, Value>) {
+        let Some(definition) = definitions.get(name).filter(|_| self.types.iter().all(|known| known.name != name)) else {
+            return;
+        };
+        let nothing = Map::new();
+        let properties = definition["properties"].as_object().unwrap_or(&nothing);
+        let required: Vec<&str> = definition["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        // The required ones are listed as they are declared.
+        let optional = properties.keys().map(String::as_str).filter(|name| !required.contains(name));
+        let names = required.iter().copied().chain(optional);
+        let fields: Vec<Field> =
+            names.map(|name| Field::of_property(name, &definition["properties"][name], !required.contains(&name))).collect();
+        let words = definition["oneOf"].as_array().into_iter().flatten();
+        let values = words.map(|word| Word { name: text(&word["const"]), about: about(word) }).collect();
+        let inner: Vec<String> = fields.iter().filter(|field| field.linked).map(|field| field.kind.clone()).collect();
+        self.types.push(Type { name: name.to_owned(), about: about(definition), proto: false, fields, values });
+        inner.iter().for_each(|name| self.add_definition(name, definitions));
+    }
+}
+
+impl Field {
+    fn of(field: &FieldDescriptor, comments: &Comments) -> Self {
+        let file = field.parent_message().parent_file();
+        let (kind, linked, type_path) = kind_of(field.kind());
+        let mut about = comment(comments, file.name(), field.path());
+        if about.is_empty() {
+            about = type_path.map(|path| comment(comments, file.name(), &path)).unwrap_or_default();
+        }
+        let choice = field.containing_oneof().filter(|choice| !choice.is_synthetic());
+        let one_of = choice.map(|choice| choice.name().to_owned());
+        let (name, list) = (field.json_name().to_owned(), field.is_list());
+        Self { name, kind, linked, list, nullable: false, optional: true, one_of, about }
+    }
+
+    /// A property of a JSON Schema: a value, or a list of values, that may be null.
+    fn of_property(name: &str, property: &Value, optional: bool) -> Self {
+        let is_null = |schema: &Value| schema["type"] == "null";
+        let choice = property["anyOf"].as_array();
+        let value = choice.and_then(|choice| choice.iter().find(|one| !is_null(one))).unwrap_or(property);
+        let has_null = choice.is_some_and(|choice| choice.iter().any(is_null))
+            || property["type"].as_array().is_some_and(|types| types.contains(&"null".into()));
+        // What may be left out is left out in the place of null.
+        let nullable = has_null && !optional;
+        let list = value["type"] == "array";
+        let value = if list { &value["items"] } else { value };
+        let (kind, linked) = match value["$ref"].as_str() {
+            Some(reference) => (reference.trim_start_matches("#/$defs/").to_owned(), true),
+            None => (text(value["type"].get(0).unwrap_or(&value["type"])), false),
+        };
+        Self { name: name.to_owned(), kind, linked, list, nullable, optional, one_of: None, about: about(property) }
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// What a JSON Schema says in words.
+fn about(schema: &Value) -> String {
+    one_line(schema["description"].as_str().unwrap_or_default())
+}
+
+/// The type as JSON has it (proto3's JSON mapping); whether it is one of ours, and then its place in its file.
+fn kind_of(kind: Kind) -> (String, bool, Option<Vec<i32>>) {
+    let plain = |name: &str| (name.to_owned(), false, None);
+    match kind {
+        Kind::Message(message) => (local(message.full_name()), true, Some(message.path().to_vec())),
+        Kind::Enum(words) => (local(words.full_name()), true, Some(words.path().to_vec())),
+        Kind::Bool => plain("boolean"),
+        Kind::String => plain("string"),
+        Kind::Bytes => plain("base64"),
+        // Beyond 2^53 a JSON number is not exact everywhere.
+        Kind::Int64 | Kind::Uint64 | Kind::Sint64 | Kind::Fixed64 | Kind::Sfixed64 => plain("decimal string"),
+        Kind::Double | Kind::Float => plain("number"),
+        _ => plain("integer"),
+    }
+}
+
+/// A type's name without its package.
+fn local(name: &str) -> String {
+    name.trim_start_matches("localregistry.v1.").to_owned()
+}
+
+/// Comments by file and by place in it, as descriptors count places.
+type Comments = HashMap<(String, Vec<i32>), String>;
+
+fn comments(file: &FileDescriptor) -> Vec<((String, Vec<i32>), String)> {
+    let locations = file.file_descriptor_proto().source_code_info.iter().flat_map(|info| &info.location);
+    let told = locations.filter_map(|location| Some((location.path.clone(), location.leading_comments.as_deref()?)));
+    told.map(|(path, comment)| ((file.name().to_owned(), path), one_line(comment))).collect()
+}
+
+fn one_line(comment: &str) -> String {
+    comment.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn comment(comments: &Comments, file: &str, path: &[i32]) -> String {
+    comments.get(&(file.to_owned(), path.to_vec())).cloned().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_and_value_says_what_it_is() {
+        let schema = Schema::read().unwrap();
+        for one in &schema.types {
+            let silent = one.fields.iter().filter(|field| field.about.is_empty()).map(|field| &field.name);
+            let words = one.values.iter().filter(|word| word.about.is_empty()).map(|word| &word.name);
+            let silent: Vec<&String> = silent.chain(words).collect();
+            assert!(silent.is_empty(), "{} lacks comments: {silent:?}", one.name);
+        }
+    }
+
+    #[test]
+    fn every_command_s_json_is_described() {
+        let schema = Schema::read().unwrap();
+        let program = <crate::host::cli::Cli as clap::CommandFactory>::command();
+        let mut commands: Vec<&str> = program.get_subcommands().map(clap::Command::get_name).collect();
+        let mut described: Vec<&str> = schema.commands.iter().map(|output| output.command.split(' ').next().unwrap()).collect();
+        commands.sort_unstable();
+        described.sort_unstable();
+        described.dedup();
+        assert_eq!(described, commands);
+        let fields = schema.types.iter().flat_map(|one| &one.fields).map(|field| (&field.kind, field.linked));
+        let named = schema.commands.iter().map(|output| (&output.kind, true)).chain(fields);
+        let plain = ["string", "integer", "number", "boolean", "decimal string", "base64"];
+        for (kind, linked) in named {
+            let known = if linked { schema.types.iter().any(|one| one.name == *kind) } else { plain.contains(&kind.as_str()) };
+            assert!(known, "{kind}");
+        }
+    }
+
+    #[test]
+    fn fields_of_commands_are_told_as_they_are_printed() {
+        let schema = Schema::read().unwrap();
+        let field = |of: &str, name: &str| {
+            let found = schema.types.iter().find(|one| one.name == of).unwrap();
+            let field = found.fields.iter().find(|field| field.name == name).unwrap();
+            (field.kind.as_str(), field.list, field.nullable, field.optional)
+        };
+        assert_eq!(field("PackResult", "bytes"), ("integer", false, false, false));
+        assert_eq!(field("PackResult", "missing"), ("MissingBlob", true, false, true));
+        assert_eq!(field("MissingBlob", "digest"), ("string", false, false, false));
+        assert_eq!(field("InspectResult", "catalog"), ("DiskCatalog", false, true, false));
+        assert_eq!(field("InspectResult", "images"), ("DiskImage", true, false, false));
+        assert_eq!(field("RunReady", "ca"), ("string", false, true, false));
+        assert_eq!(field("RunReady", "metrics"), ("string", false, false, true));
+        assert_eq!(field("RunReady", "boot_seconds"), ("number", false, false, false));
+        assert_eq!(field("DoctorCheck", "status"), ("DoctorStatus", false, false, false));
+        let status = schema.types.iter().find(|one| one.name == "DoctorStatus").unwrap();
+        assert_eq!(status.values.iter().map(|word| word.name.as_str()).collect::<Vec<_>>(), ["ok", "note", "fail"]);
+        let skipped = ["RunReady.stopped_by", "DiskImage.label"];
+        let all = schema.types.iter().flat_map(|one| one.fields.iter().map(move |field| format!("{}.{}", one.name, field.name)));
+        assert!(all.into_iter().all(|field| !skipped.contains(&field.as_str())));
+    }
+
+    #[test]
+    fn fields_are_told_as_json_has_them() {
+        let schema = Schema::read().unwrap();
+        let field = |of: &str, name: &str| {
+            let found = schema.types.iter().find(|one| one.name == of).unwrap();
+            found.fields.iter().find(|field| field.name == name).unwrap()
+        };
+        let pem = field("Ready", "caPem");
+        assert_eq!((pem.kind.as_str(), pem.list, pem.one_of.as_deref()), ("string", false, None));
+        assert!(pem.about.starts_with("The CA that signed the registry's certificate, PEM."), "{}", pem.about);
+        assert_eq!((field("Ready", "steps").kind.as_str(), field("Ready", "steps").list), ("Step", true));
+        assert_eq!(field("Ready", "blobBytes").kind, "decimal string");
+        assert_eq!(field("Event", "done").one_of.as_deref(), Some("event"));
+        assert_eq!((field("Limits", "streams").kind.as_str(), field("Limits", "streams").one_of.as_deref()), ("integer", None));
+        let mode = schema.types.iter().find(|one| one.name == "Tls.Mode").unwrap();
+        assert_eq!(mode.values[0].name, "GENERATE");
+        assert_eq!(field("Tls", "mode").kind, "Tls.Mode");
+    }
+}

@@ -1,0 +1,163 @@
+//! Images made of plain files: the files of an image and of their digests, as Bazel's rules for Docker write them, and single files as
+//! artifacts. What enters are paths; what leaves is a layout made of them. Content of images is not read here, only when it is packed.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::request::Part;
+use super::virtual_layout::{Descriptor, Made, Manifest, Place, open_regular};
+use crate::host::support::interrupt::Interrupt;
+use crate::oci::{Algorithm, Digest, Hasher, media_type};
+
+/// Largest file that holds a digest, in bytes: enough to say what else it holds.
+const MAX_DIGEST: u64 = 4096;
+/// Hexadecimal digits of a SHA-256 digest.
+const DIGITS: usize = 64;
+/// Type of an artifact's file where none is given.
+const UNKNOWN_FILE: &str = "application/octet-stream";
+/// Type of an artifact where none is given: what ORAS calls it.
+const UNKNOWN_ARTIFACT: &str = "application/vnd.unknown.artifact.v1";
+/// The annotation that gives a file its name when it is pulled (image specification, "Pre-Defined Annotation Keys").
+const TITLE: &str = "org.opencontainers.image.title";
+/// What an empty descriptor describes.
+const EMPTY: &[u8] = b"{}";
+
+/// Why files do not make an image.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// A file cannot be read.
+    #[error("cannot read {what} {}", path.display())]
+    Read {
+        /// What it is in the image.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file that should hold a digest holds something else.
+    #[error("{} {found}; 64 lower-case hexadecimal digits of a SHA-256 digest and nothing else are expected", path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+    },
+    /// A file whose name cannot be written into a manifest.
+    #[error("the name of {} is not UTF-8; rename it, or pack a link to it", path.display())]
+    Name {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The manifest cannot be written as JSON.
+    #[error("cannot make a manifest")]
+    Manifest(#[from] serde_json::Error),
+}
+
+/// The image that has this config and these layers, by a Docker schema 2 manifest.
+///
+/// # Errors
+/// [`FilesError`], of the first file that cannot be read.
+pub fn image(config: &Part, layers: &[Part]) -> Result<Made, FilesError> {
+    let mut blobs = Vec::new();
+    let mut part = |part: &Part, what, media_type| {
+        let digest = digest(&part.digest)?;
+        let (_, size) = opened(&part.file, what)?;
+        blobs.push((digest, Place::File(part.file.clone())));
+        Ok::<_, FilesError>(Descriptor::new(media_type, digest, size))
+    };
+    let config = part(config, "config", media_type::DOCKER_CONFIG)?;
+    let layers = layers.iter().map(|layer| part(layer, "layer", media_type::DOCKER_LAYER_GZIP)).collect::<Result<_, _>>()?;
+    let manifest = Manifest { schema_version: 2, media_type: media_type::DOCKER_MANIFEST, artifact_type: None, config, layers };
+    Ok(Made::new(&manifest, blobs)?)
+}
+
+/// The artifact that `file` is (image specification, "Guidelines for Artifact Usage"): it and its layer are of type `media_type`.
+///
+/// # Errors
+/// [`FilesError`], when it cannot be read.
+pub fn artifact(file: &Path, media_type: Option<&str>, interrupt: &Interrupt) -> Result<Made, FilesError> {
+    let name = file.file_name().and_then(|name| name.to_str()).ok_or_else(|| FilesError::Name { path: file.to_owned() })?;
+    let (mut content, size) = opened(file, "file")?;
+    let digest = hash(&mut content, interrupt).map_err(|source| unreadable("file", file, source))?;
+    let mut layer = Descriptor::new(media_type.unwrap_or(UNKNOWN_FILE).to_owned(), digest, size);
+    layer.annotations.insert(TITLE, name.to_owned());
+    let empty = Digest::sha256_of(EMPTY);
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: media_type::OCI_MANIFEST,
+        artifact_type: Some(media_type.unwrap_or(UNKNOWN_ARTIFACT).to_owned()),
+        config: Descriptor::new(media_type::OCI_EMPTY, empty, EMPTY.len() as u64),
+        layers: vec![layer],
+    };
+    Ok(Made::new(&manifest, [(empty, Place::Held(EMPTY.to_owned())), (digest, Place::File(file.to_owned()))])?)
+}
+
+fn opened(path: &Path, what: &'static str) -> Result<(File, u64), FilesError> {
+    open_regular(path).map_err(|source| unreadable(what, path, source))
+}
+
+fn unreadable(what: &'static str, path: &Path, source: io::Error) -> FilesError {
+    FilesError::Read { what, path: path.to_owned(), source }
+}
+
+/// The digest that a file holds.
+fn digest(path: &Path) -> Result<Digest, FilesError> {
+    let mut content = Vec::new();
+    let (file, _) = opened(path, "digest file")?;
+    file.take(MAX_DIGEST).read_to_end(&mut content).map_err(|source| unreadable("digest file", path, source))?;
+    let text = String::from_utf8_lossy(&content);
+    format!("sha256:{text}").parse().map_err(|_| FilesError::Digest { path: path.to_owned(), found: fault(&text) })
+}
+
+/// What is wrong with the content of a digest's file.
+fn fault(text: &str) -> String {
+    let is_hex = |text: &str| text.len() == DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let trimmed = text.trim_end();
+    if text.is_empty() {
+        "is empty".to_owned()
+    } else if trimmed.strip_prefix("sha256:").is_some_and(is_hex) {
+        "starts with \"sha256:\"".to_owned()
+    } else if trimmed != text && is_hex(trimmed) {
+        "ends with a newline or space".to_owned()
+    } else if is_hex(text) {
+        "has upper-case digits".to_owned()
+    } else {
+        let start: String = text.chars().take(DIGITS + 8).collect();
+        format!("holds {start:?}{}", if start.len() < text.len() { " and more" } else { "" })
+    }
+}
+
+fn hash(content: &mut impl Read, interrupt: &Interrupt) -> io::Result<Digest> {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        interrupt.check_io()?;
+        match content.read(&mut buffer)? {
+            0 => return Ok(hasher.finish()),
+            count => hasher.update(buffer.get(..count).unwrap_or_default()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_digest_files_hold_instead() {
+        let hex = Digest::sha256_of(b"").hex();
+        for (content, expected) in [
+            (String::new(), "is empty".to_owned()),
+            (format!("sha256:{hex}"), "starts with \"sha256:\"".to_owned()),
+            (format!("sha256:{hex}\n"), "starts with \"sha256:\"".to_owned()),
+            (format!("{hex}\n"), "ends with a newline or space".to_owned()),
+            (hex.to_uppercase(), "has upper-case digits".to_owned()),
+            ("hello\u{1b}".to_owned(), "holds \"hello\\u{1b}\"".to_owned()),
+            ("x".repeat(100), format!("holds {:?} and more", "x".repeat(72))),
+        ] {
+            assert_eq!(fault(&content), expected);
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The names that a source's images get: those of the source, or those that were asked for in their place. Pure.
+
+use std::collections::BTreeSet;
+
+use super::request::{Naming, Tags};
+use crate::disk::layout::Image;
+use crate::oci::{Host, ImageName, NameError, Repository, Tag};
+use crate::registry::api::route;
+
+/// Where a name of one component is on Docker Hub.
+const LIBRARY: &str = "library";
+
+/// Why images cannot be named so.
+#[derive(Debug, thiserror::Error)]
+pub enum NamingError {
+    /// It is not clear which image is meant.
+    #[error("{name}: it holds {} images ({}); one image, or one without a name, is expected", images.len(), images.join(", "))]
+    Several {
+        /// The name given.
+        name: String,
+        /// What the source has.
+        images: Vec<String>,
+    },
+    /// A name that becomes none under a host.
+    #[error("image {image} cannot be filed under {upstream}")]
+    Upstream {
+        /// Its name.
+        image: String,
+        /// The host.
+        upstream: String,
+        /// Why not.
+        source: NameError,
+    },
+}
+
+/// The images of a source by the names that were asked for. `from_file` says whether they were asked for in a file.
+///
+/// A repository goes to the source's images without one of their own, else to its only image in place of the one it has. Referrers and
+/// signatures go along.
+///
+/// # Errors
+/// [`NamingError`], where that would be a guess.
+pub fn name(images: Vec<Image>, naming: &Naming, upstream: Option<&Host>, from_file: bool) -> Result<Vec<Image>, NamingError> {
+    let mut images = match &naming.repository {
+        Some(repository) => named(images, repository, &naming.tags, from_file)?,
+        None => tagged(images, &naming.tags),
+    };
+    if let Some(upstream) = upstream {
+        images.iter_mut().try_for_each(|image| file_under(image, upstream))?;
+    }
+    Ok(images)
+}
+
+fn named(images: Vec<Image>, repository: &Repository, tags: &Tags, from_file: bool) -> Result<Vec<Image>, NamingError> {
+    let (mut companions, heads): (Vec<Image>, Vec<Image>) = images.into_iter().partition(accompanies);
+    let any_unnamed = heads.iter().any(|image| !image.named);
+    let (mut meant, others): (Vec<Image>, Vec<Image>) = heads.into_iter().partition(|image| image.named != any_unnamed);
+    let one = meant.iter().map(|image| image.digest).collect::<BTreeSet<_>>().len() <= 1;
+    let own = matches!(tags, Tags::Own | Tags::OwnOrNone);
+    let each_tagged = own && any_unnamed && meant.iter().all(|image| image.tag.is_some());
+    if !one && !each_tagged {
+        let label = |image: &Image| if image.named { image.name() } else { label(image) };
+        let images = meant.iter().map(label).collect();
+        let tag = if let Tags::One(tag) = tags { Some(tag.clone()) } else { None };
+        let name = ImageName { repository: repository.clone(), tag, digest: None };
+        return Err(NamingError::Several { name: format!("{} {name}", if from_file { "name" } else { "--name" }), images });
+    }
+    for image in &mut meant {
+        image.repository = repository.clone();
+        tag(image, tags);
+    }
+    if others.is_empty() {
+        companions.iter_mut().for_each(|companion| companion.repository = repository.clone());
+    }
+    Ok([meant, companions, others].concat())
+}
+
+/// The images by their own names, with the tags that were asked for.
+fn tagged(mut images: Vec<Image>, tags: &Tags) -> Vec<Image> {
+    if *tags != Tags::Own {
+        images.iter_mut().filter(|image| !accompanies(image)).for_each(|image| tag(image, tags));
+    }
+    images
+}
+
+fn tag(image: &mut Image, tags: &Tags) {
+    image.every_tag |= *tags == Tags::Every;
+    image.tag = match tags {
+        Tags::One(tag) => Some(tag.clone()),
+        Tags::OwnOrNone => image.tag.take(),
+        // A list of tags, and tools that know nothing of every tag, have at least this one.
+        Tags::Own | Tags::Every => Some(image.tag.take().unwrap_or_else(Tag::latest)),
+    };
+    if matches!(tags, Tags::One(_)) {
+        image.every_tag = false;
+    }
+}
+
+/// Whether it goes along with another image: a referrer, or what is filed by the tag of a digest.
+fn accompanies(image: &Image) -> bool {
+    image.blobs.first().is_some_and(|root| root.subject.is_some()) || image.tag.as_ref().is_some_and(Tag::accompanies)
+}
+
+/// What an image without a repository is called in messages: its tag, else its digest.
+fn label(image: &Image) -> String {
+    image.tag.as_ref().map_or_else(|| image.digest.to_string(), Tag::to_string)
+}
+
+/// Files an image under a host, if it is under none: `busybox` of Docker Hub as what clients ask for, `library/busybox`. podman and
+/// buildah write `localhost/` before a name without a host.
+fn file_under(image: &mut Image, upstream: &Host) -> Result<(), NamingError> {
+    if image.repository.host().is_some_and(|host| host != route::LOCAL) {
+        return Ok(());
+    }
+    let failed = |source| NamingError::Upstream { image: image.name(), upstream: upstream.to_string(), source };
+    let host: Host = route::upstream(upstream.as_str()).parse().map_err(failed)?;
+    let path = image.repository.path();
+    let official = host.as_str() == route::MIRRORED && !path.contains('/');
+    let path = if official { format!("{LIBRARY}/{path}") } else { path.to_owned() };
+    image.repository = Repository::under(&host, &path).map_err(failed)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Digest;
+
+    fn image(name: &str, named: bool, content: &str) -> Image {
+        let ImageName { repository, tag, .. } = name.parse().unwrap();
+        let digest = Digest::sha256_of(content.as_bytes());
+        Image { repository, tag, every_tag: false, named, digest, blobs: Vec::new().into(), missing: Vec::new().into() }
+    }
+
+    fn naming(name: &str, tags: Option<Tags>) -> Naming {
+        let ImageName { repository, tag, .. } = name.parse().unwrap();
+        Naming { repository: Some(repository), tags: tags.unwrap_or_else(|| tag.map_or(Tags::Own, Tags::One)) }
+    }
+
+    fn names(images: Vec<Image>, naming: &Naming, upstream: Option<&str>) -> Result<Vec<String>, String> {
+        let upstream: Option<Host> = upstream.map(|host| host.parse().unwrap());
+        let named = name(images, naming, upstream.as_ref(), false).map_err(|error| error.to_string())?;
+        Ok(named.iter().map(|image| format!("{}{}", image.name(), if image.every_tag { "*" } else { "" })).collect())
+    }
+
+    #[test]
+    fn names_the_one_image_that_is_meant() {
+        let unnamed = || image("x/y", false, "1");
+        let tagged = |tag: &str, content: &str| image(&format!("x/y:{tag}"), false, content);
+        let other = || image("o/o:1", true, "2");
+        let signature = format!("x/y:sha256-{}.sig", "0".repeat(64));
+        for (images, name, expected) in [
+            (vec![unnamed()], "x/y", vec!["x/y:latest"]),
+            (vec![unnamed()], "x/y:2", vec!["x/y:2"]),
+            (vec![tagged("v1", "1")], "x/y", vec!["x/y:v1"]),
+            (vec![tagged("v1", "1")], "x/y:2", vec!["x/y:2"]),
+            (vec![tagged("v1", "1"), tagged("v2", "2")], "x/y", vec!["x/y:v1", "x/y:v2"]),
+            (vec![unnamed(), other()], "x/y", vec!["x/y:latest", "o/o:1"]),
+            (vec![other()], "docker.io/x/y:3", vec!["docker.io/x/y:3"]),
+            (vec![other()], "x/y", vec!["x/y:1"]),
+            (vec![tagged("v1", "1"), image(&signature, false, "3")], "x/y:2", vec!["x/y:2", &signature]),
+        ] {
+            let expected: Vec<String> = expected.into_iter().map(str::to_owned).collect();
+            assert_eq!(names(images, &naming(name, None), None), Ok(expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_tag_or_none() {
+        let one = |tags| names(vec![image("x/y", false, "1")], &naming("x/y", Some(tags)), None).unwrap();
+        assert_eq!(one(Tags::Every), ["x/y:latest*"]);
+        assert_eq!(one(Tags::OwnOrNone), [format!("x/y@{}", Digest::sha256_of(b"1"))]);
+        let naming = Naming { repository: None, tags: Tags::One("v9".parse().unwrap()) };
+        assert_eq!(names(vec![image("a/a:1", true, "1"), image("b/b", true, "2")], &naming, None).unwrap(), ["a/a:v9", "b/b:v9"]);
+    }
+
+    #[test]
+    fn does_not_guess_which_image_is_meant() {
+        let two = || vec![image("a/a:1", true, "1"), image("b/b:1", true, "2")];
+        assert_eq!(
+            names(two(), &naming("x/y", None), None).unwrap_err(),
+            "--name x/y: it holds 2 images (a/a:1, b/b:1); one image, or one without a name, is expected"
+        );
+        let bare = || vec![image("x/y:v1", false, "1"), image("x/y:v2", false, "2")];
+        assert_eq!(
+            names(bare(), &naming("x/y:3", None), None).unwrap_err(),
+            "--name x/y:3: it holds 2 images (v1, v2); one image, or one without a name, is expected"
+        );
+        assert_eq!(
+            names(bare(), &naming("x/y", Some(Tags::Every)), None).unwrap_err(),
+            "--name x/y: it holds 2 images (v1, v2); one image, or one without a name, is expected"
+        );
+    }
+
+    #[test]
+    fn a_host_for_those_that_have_none() {
+        for (name, upstream, expected) in [
+            ("busybox:1", "docker.io", "docker.io/library/busybox:1"),
+            ("x/y:1", "docker.io", "docker.io/x/y:1"),
+            ("busybox:1", "index.docker.io", "docker.io/library/busybox:1"),
+            ("busybox:1", "localhost:5000", "localhost:5000/busybox:1"),
+            ("quay.io/x/y:1", "docker.io", "quay.io/x/y:1"),
+            ("localhost/app:1", "quay.io", "quay.io/app:1"),
+            ("localhost/app:1", "docker.io", "docker.io/library/app:1"),
+            ("localhost:5000/app:1", "quay.io", "localhost:5000/app:1"),
+        ] {
+            let images = vec![image(name, true, "1")];
+            assert_eq!(names(images, &Naming::default(), Some(upstream)), Ok(vec![expected.to_owned()]));
+        }
+        let long = format!("{}:1", "a".repeat(250));
+        assert_eq!(
+            names(vec![image(&long, true, "1")], &Naming::default(), Some("docker.io")).unwrap_err(),
+            format!("image {long} cannot be filed under docker.io")
+        );
+    }
+}

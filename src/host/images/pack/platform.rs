@@ -1,0 +1,260 @@
+//! One platform of each index: what enters is a layout, what leaves is the same layout whose `index.json` names, in place of an index,
+//! the manifest in it that is for the platform. As with `skopeo copy` and `docker pull`, that manifest keeps its bytes and so its digest,
+//! and no index is written anew. What cannot be read here stays as it is: who reads the layout says what is wrong.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+
+use serde_json::Value;
+
+use super::virtual_layout::held;
+use crate::disk::layout::{Content, Identity, Tree};
+use crate::oci::manifest::{Descriptor, MAX_MANIFEST, Manifest, Platform};
+use crate::oci::{Digest, Hasher, media_type};
+
+/// As deep as layouts are read.
+const MAX_DEPTH: usize = 8;
+/// As many manifests as are read of one image.
+const MAX_LEAVES: usize = 10_000;
+/// Largest `index.json`, in bytes, as layouts are read.
+const MAX_INDEX: u64 = 64 << 20;
+/// The annotation by which BuildKit's attestations say of which manifest they are.
+const ATTESTATION: &str = "vnd.docker.reference.type";
+/// An index that has nothing for the platform.
+#[derive(Debug, thiserror::Error)]
+#[error("image {image} has nothing for {wanted}, only for {}", there.join(", "))]
+pub struct PlatformError {
+    image: String,
+    wanted: String,
+    there: Vec<String>,
+}
+
+/// What was left out of an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The manifest that is kept.
+    pub kept: Digest,
+    /// Its platform.
+    pub platform: String,
+    /// What else there was: platforms, and counts of what is for none.
+    pub rest: Vec<String>,
+}
+
+/// A layout of which one platform is kept.
+pub struct Kept {
+    tree: Box<dyn Tree + Send + Sync>,
+    index: Vec<u8>,
+}
+
+impl Tree for Kept {
+    fn open(&self, path: &str) -> io::Result<Content<'_>> {
+        if path == "index.json" { Ok(held(&self.index)) } else { self.tree.open(path) }
+    }
+
+    fn place(&self, path: &str) -> String {
+        self.tree.place(path)
+    }
+
+    fn identity(&self, path: &str) -> Option<Identity> {
+        self.tree.identity(path)
+    }
+}
+
+type Kind = Box<dyn Tree + Send + Sync>;
+
+/// `tree` with only what is for `wanted` of each index, and what was left out.
+///
+/// # Errors
+/// [`PlatformError`], where an index for platforms has nothing for this one.
+pub fn keep(tree: Kind, wanted: &Platform) -> Result<(Kind, Vec<LeftOut>), PlatformError> {
+    let Some(mut index) =
+        read(tree.as_ref(), "index.json", MAX_INDEX).and_then(|json| serde_json::from_slice::<Value>(&json).ok())
+    else {
+        return Ok((tree, Vec::new()));
+    };
+    let (mut left_out, mut dropped) = (Vec::new(), HashSet::new());
+    let Some(roots) = index.get_mut("manifests").and_then(Value::as_array_mut) else { return Ok((tree, Vec::new())) };
+    for root in roots.iter_mut() {
+        let Some(descriptor) = parsed(root) else { continue };
+        let Some(leaves) = leaves(tree.as_ref(), &descriptor) else { continue };
+        let Some(found) = select(&descriptor, &leaves, wanted)? else { continue };
+        dropped.insert(descriptor.digest);
+        dropped.extend(leaves.iter().map(|leaf| leaf.digest));
+        let annotations = root.get("annotations").cloned();
+        *root = serde_json::json!({ "mediaType": found.media_type, "digest": found.digest.to_string(), "size": found.size });
+        if let (Some(object), Some(annotations)) = (root.as_object_mut(), annotations) {
+            object.insert("annotations".to_owned(), annotations);
+        }
+        let platform = found.platform.as_ref().map(ToString::to_string).unwrap_or_default();
+        let one = LeftOut { kept: found.digest, platform, rest: rest(&leaves, found.digest) };
+        if !left_out.contains(&one) {
+            left_out.push(one);
+        }
+    }
+    for root in roots.iter().filter_map(parsed) {
+        dropped.remove(&root.digest);
+    }
+    drop_referrers(tree.as_ref(), roots, &mut dropped);
+    let Ok(index) = serde_json::to_vec(&index) else { return Ok((tree, Vec::new())) };
+    Ok((Box::new(Kept { tree, index }), left_out))
+}
+
+/// The manifests below an index; none where it is no index, or cannot be read whole.
+fn leaves(tree: &dyn Tree, root: &Descriptor) -> Option<Vec<Descriptor>> {
+    let mut leaves = Vec::new();
+    let mut waiting = vec![(root.clone(), 0)];
+    while let Some((descriptor, depth)) = waiting.pop() {
+        if depth > MAX_DEPTH || leaves.len() > MAX_LEAVES {
+            return None;
+        }
+        if depth > 0 && !media_type::is_index(&descriptor.media_type) {
+            leaves.push(descriptor);
+            continue;
+        }
+        let index = verified(tree, &descriptor)?;
+        if !media_type::is_index(&index.media_type) {
+            return None;
+        }
+        waiting.extend(index.manifests.into_iter().rev().map(|child| (child, depth + 1)));
+    }
+    Some(leaves)
+}
+
+/// The manifest for `wanted`; none of an index that is not for platforms.
+fn select(root: &Descriptor, leaves: &[Descriptor], wanted: &Platform) -> Result<Option<Descriptor>, PlatformError> {
+    let for_platforms: Vec<(&Descriptor, &Platform)> =
+        leaves.iter().filter(|leaf| !is_for_none(leaf)).filter_map(|leaf| Some((leaf, leaf.platform.as_ref()?))).collect();
+    if for_platforms.is_empty() {
+        return Ok(None);
+    }
+    // Where two are for it (as of several releases of Windows), the first, as clients choose.
+    let found = for_platforms.iter().find(|(_, platform)| wanted.matches(platform));
+    // Without a variant, the only one of its architecture.
+    let alike = || {
+        let mut alike = for_platforms.iter().filter(|(_, platform)| wanted.variant.is_none() && wanted.is_alike(platform));
+        alike.next().filter(|_| alike.next().is_none())
+    };
+    let found = found.or_else(alike);
+    let missing = || {
+        let name = root.annotations.get(crate::disk::layout::REF_NAME);
+        let image = name.map_or_else(|| root.digest.to_string(), Clone::clone);
+        PlatformError { image, wanted: wanted.to_string(), there: platforms(for_platforms.iter().map(|(_, platform)| *platform)) }
+    };
+    found.map(|(leaf, _)| Some((*leaf).clone())).ok_or_else(missing)
+}
+
+fn platforms<'a>(all: impl Iterator<Item = &'a Platform>) -> Vec<String> {
+    let mut names: Vec<String> = all.map(ToString::to_string).collect();
+    names.dedup();
+    names
+}
+
+/// What stands beside the kept manifest.
+fn rest(leaves: &[Descriptor], kept: Digest) -> Vec<String> {
+    let others = || leaves.iter().filter(|leaf| leaf.digest != kept);
+    let for_platforms = others().filter(|leaf| !is_for_none(leaf)).filter_map(|leaf| leaf.platform.as_ref());
+    let mut rest = platforms(for_platforms);
+    let attestations = others().filter(|leaf| leaf.annotations.contains_key(ATTESTATION)).count();
+    let unknown = others().filter(|leaf| is_for_none(leaf) || leaf.platform.is_none()).count() - attestations;
+    for (count, one) in [(attestations, "attestation"), (unknown, "manifest for no platform")] {
+        match count {
+            0 => {}
+            1 => rest.push(format!("1 {one}")),
+            _ => rest
+                .push(format!("{count} {}", one.replacen("attestation", "attestations", 1).replacen("manifest", "manifests", 1))),
+        }
+    }
+    rest
+}
+
+/// Whether it is no image for a platform: an attestation, or one that says that its platform is unknown.
+fn is_for_none(leaf: &Descriptor) -> bool {
+    leaf.annotations.contains_key(ATTESTATION) || leaf.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
+}
+
+/// Takes what has no name and refers to what is left out, out of the index as well.
+fn drop_referrers(tree: &dyn Tree, roots: &mut Vec<Value>, dropped: &mut HashSet<Digest>) {
+    loop {
+        let before = roots.len();
+        roots.retain(|root| {
+            let Some(descriptor) = parsed(root).filter(|descriptor| descriptor.annotations.is_empty()) else { return true };
+            let subject = verified(tree, &descriptor).and_then(|manifest| manifest.subject);
+            let goes = subject.is_some_and(|subject| dropped.contains(&subject.digest));
+            if goes {
+                dropped.insert(descriptor.digest);
+            }
+            !goes
+        });
+        if roots.len() == before {
+            return;
+        }
+    }
+}
+
+fn parsed(descriptor: &Value) -> Option<Descriptor> {
+    serde_json::from_value(descriptor.clone()).ok()
+}
+
+/// A manifest whose content has the digest that it is named by.
+fn verified(tree: &dyn Tree, descriptor: &Descriptor) -> Option<Manifest> {
+    let content = read(tree, &descriptor.digest.blob_path(), MAX_MANIFEST)?;
+    let mut hasher = Hasher::new(descriptor.digest.algorithm());
+    hasher.update(&content);
+    (hasher.finish() == descriptor.digest).then(|| Manifest::parse(&content).ok())?
+}
+
+fn read(tree: &dyn Tree, path: &str, limit: u64) -> Option<Vec<u8>> {
+    let content = tree.open(path).ok().filter(|content| content.size <= limit)?;
+    let mut bytes = Vec::new();
+    content.reader.take(limit).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(platform: &str, content: &str) -> Descriptor {
+        Descriptor {
+            media_type: media_type::OCI_MANIFEST.to_owned(),
+            digest: Digest::sha256_of(content.as_bytes()),
+            size: 1,
+            annotations: Default::default(),
+            artifact_type: None,
+            platform: Some(platform.parse().unwrap()),
+        }
+    }
+
+    fn chosen(wanted: &str, there: &[&str]) -> Result<String, String> {
+        let leaves: Vec<Descriptor> = there.iter().enumerate().map(|(n, platform)| leaf(platform, &n.to_string())).collect();
+        let found = select(&leaf("linux/amd64", "root"), &leaves, &wanted.parse().unwrap()).map_err(|error| error.to_string())?;
+        Ok(found.unwrap().platform.unwrap().to_string())
+    }
+
+    #[test]
+    fn variants_are_those_that_clients_assume() {
+        for (wanted, there, expected) in [
+            ("linux/amd64", &["linux/arm64", "linux/amd64"][..], "linux/amd64"),
+            ("linux/arm64", &["linux/amd64", "linux/arm64/v8"], "linux/arm64/v8"),
+            ("linux/arm64/v8", &["linux/amd64", "linux/arm64"], "linux/arm64"),
+            ("linux/arm", &["linux/arm/v6", "linux/arm/v7"], "linux/arm/v7"),
+            ("linux/arm", &["linux/amd64", "linux/arm/v6"], "linux/arm/v6"),
+            ("linux/amd64/v3", &["linux/amd64", "linux/amd64/v3"], "linux/amd64/v3"),
+        ] {
+            assert_eq!(chosen(wanted, there).as_deref(), Ok(expected), "{wanted} of {there:?}");
+        }
+    }
+
+    #[test]
+    fn a_platform_that_is_not_there_is_not_replaced() {
+        for (wanted, there) in [
+            ("linux/arm", &["linux/arm/v5", "linux/arm/v6"][..]),
+            ("linux/arm/v7", &["linux/arm/v6"]),
+            ("windows/amd64", &["linux/amd64"]),
+        ] {
+            let digest = Digest::sha256_of(b"root");
+            let expected = format!("image {digest} has nothing for {wanted}, only for {}", there.join(", "));
+            assert_eq!(chosen(wanted, there), Err(expected));
+        }
+    }
+}

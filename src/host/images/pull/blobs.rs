@@ -1,0 +1,198 @@
+//! Fetching blobs into the store: several at once, each hashed as it comes, and taken up where it was cut off.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
+use indicatif::ProgressBar;
+
+use super::client::Client;
+use super::error::Fault;
+use super::image::Wanted;
+use super::store::Store;
+use super::upstream::Upstream;
+use super::url::host_of;
+use crate::disk::layout::Tree;
+use crate::oci::{Digest, Hasher};
+
+/// How many are fetched at once: what docker and containerd do.
+const AT_ONCE: usize = 3;
+/// Bytes read at once.
+const CHUNK: usize = 256 << 10;
+
+/// What may have a blob already, on this machine.
+pub type Near<'a> = &'a (dyn Tree + Send + Sync);
+
+/// Whether there is a blob of this digest's name and of this size in `tree`.
+pub fn is_in(tree: Near<'_>, digest: &Digest, size: u64) -> bool {
+    tree.open(&digest.blob_path()).is_ok_and(|content| content.size == size)
+}
+
+/// Fetches `wanted` into `store`, the largest first. What is good in `near` is copied from there.
+///
+/// # Errors
+/// [`Fault`], of the first that fails; the others are given up.
+pub fn fetch(
+    client: &Client,
+    upstream: &Upstream<'_>,
+    (store, near): (&Store, &[Near<'_>]),
+    mut wanted: Vec<(Digest, Wanted)>,
+    bar: &ProgressBar,
+) -> Result<(), Fault> {
+    wanted.sort_by_key(|(_, blob)| std::cmp::Reverse(blob.size));
+    let next = AtomicUsize::new(0);
+    let failure: Mutex<Option<Fault>> = Mutex::new(None);
+    let worker = || {
+        while let Some((digest, blob)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let Err(fault) = fetch_one(client, upstream, (store, near), digest, blob, bar) else { continue };
+            next.store(wanted.len(), Ordering::Relaxed);
+            let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+            // What stopping does to the others is not what is told.
+            if failure.is_none() {
+                *failure = Some(fault);
+                client.stop();
+            }
+            return;
+        }
+    };
+    thread::scope(|scope| {
+        (1..AT_ONCE.min(wanted.len())).for_each(|_| drop(scope.spawn(worker)));
+        worker();
+    });
+    client.check()?;
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+fn fetch_one(
+    client: &Client,
+    upstream: &Upstream<'_>,
+    (store, near): (&Store, &[Near<'_>]),
+    digest: &Digest,
+    blob: &Wanted,
+    bar: &ProgressBar,
+) -> Result<(), Fault> {
+    let write = |source| Fault::Write { file: digest.blob_path(), source };
+    let file = File::create_new(store.path(digest)).map_err(write)?;
+    let hasher = Hasher::new(digest.algorithm());
+    let what = format!("blob {digest} of {}", upstream.path);
+    let mut download = Download { upstream, digest, size: blob.size, what, file, hasher, at: 0, bar };
+    if !download.copy(client, near)? {
+        client.patiently(|| download.go_on()).map_err(|fault| match fault {
+            Fault::NotFound { host, what, .. } if blob.foreign => Fault::Foreign { host, what },
+            other => other,
+        })?;
+    }
+    let (expected, found) = (*digest, download.hasher.finish());
+    if found != expected {
+        return Err(Fault::Digest { host: upstream.host.clone(), what: download.what, expected, found });
+    }
+    store.add(expected);
+    Ok(())
+}
+
+struct Download<'a> {
+    upstream: &'a Upstream<'a>,
+    digest: &'a Digest,
+    size: u64,
+    what: String,
+    file: File,
+    hasher: Hasher,
+    /// How much is there.
+    at: u64,
+    bar: &'a ProgressBar,
+}
+
+impl Download<'_> {
+    /// Copies the blob from the first of `near` that has it, and says whether it is there then, whole and good.
+    fn copy(&mut self, client: &Client, near: &[Near<'_>]) -> Result<bool, Fault> {
+        let (digest, size) = (self.digest, self.size);
+        for tree in near.iter().filter(|tree| is_in(**tree, digest, size)) {
+            let Ok(content) = tree.open(&self.digest.blob_path()) else { continue };
+            let mut reader = content.reader.take(self.size);
+            let mut buffer = vec![0; CHUNK];
+            while let Ok(count @ 1..) = reader.read(&mut buffer) {
+                client.check()?;
+                self.take(buffer.get(..count).unwrap_or_default(), "this machine")?;
+            }
+            if self.at == self.size && self.hasher.clone().finish() == *self.digest {
+                return Ok(true);
+            }
+            self.begin_anew()?;
+        }
+        Ok(false)
+    }
+
+    /// Asks for what is missing.
+    fn go_on(&mut self) -> Result<(), Fault> {
+        if self.at == self.size && self.at > 0 {
+            return Ok(());
+        }
+        let range = format!("bytes={}-", self.at);
+        let headers: &[(&str, &str)] = if self.at == 0 { &[] } else { &[("Range", &range)] };
+        let (response, at) = self.upstream.get(&format!("blobs/{}", self.digest), &self.what, headers)?;
+        let header = |name| response.headers().get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+        let from = header(CONTENT_RANGE).and_then(first_byte).filter(|_| response.status() == 206);
+        if self.at > 0 && from != Some(self.at) {
+            self.begin_anew()?;
+            if response.status() == 206 {
+                let cause = format!("it was asked for the end of {} and gives another part", self.what);
+                return Err(Fault::Broken { host: host_of(&at), cause });
+            }
+        }
+        let (expected, host) = (self.size, host_of(&at));
+        let announced =
+            header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok()).map(|length| length.saturating_add(self.at));
+        if let Some(found) = announced.filter(|announced| *announced != expected) {
+            return Err(Fault::Size { host, what: self.what.clone(), expected, found });
+        }
+        // One byte more, to see that there is none.
+        let mut body = response.into_body().into_reader().take((expected - self.at).saturating_add(1));
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let count = match body.read(&mut buffer) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+                Err(error) => return Err(self.upstream.broken(&at, error)),
+            };
+            if count == 0 {
+                break;
+            }
+            self.take(buffer.get(..count).unwrap_or_default(), &host)?;
+        }
+        if self.at < expected {
+            return Err(Fault::Cut { host, what: self.what.clone(), expected, found: self.at });
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, part: &[u8], host: &str) -> Result<(), Fault> {
+        self.at += part.len() as u64;
+        if self.at > self.size {
+            let (what, expected, found) = (self.what.clone(), self.size, self.at);
+            return Err(Fault::Size { host: host.to_owned(), what, expected, found });
+        }
+        self.hasher.update(part);
+        self.bar.inc(part.len() as u64);
+        self.file.write_all(part).map_err(|source| self.write(source))
+    }
+
+    /// Where a registry does not know of ranges.
+    fn begin_anew(&mut self) -> Result<(), Fault> {
+        self.bar.dec(self.at);
+        self.at = 0;
+        self.hasher = Hasher::new(self.digest.algorithm());
+        self.file.rewind().and_then(|()| self.file.set_len(0)).map_err(|source| self.write(source))
+    }
+
+    fn write(&self, source: io::Error) -> Fault {
+        Fault::Write { file: self.digest.blob_path(), source }
+    }
+}
+
+/// The number of the first byte in `Content-Range` (RFC 9110, section 14.4).
+fn first_byte(content_range: &str) -> Option<u64> {
+    content_range.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
+}

@@ -1,0 +1,303 @@
+//! The walk from an entry of the index down to all that it names. What enters are descriptors; what leaves are rows of [`Contents`].
+
+use std::collections::{HashMap, HashSet};
+use std::io::Read;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::{Blob, Contents, ContentsError, Fault, Image, Kind, Root, unreadable};
+use crate::disk::layout::{self, Entry, MAX_DEPTH, MAX_MANIFESTS, Tree};
+use crate::host::support::interrupt::Interrupt;
+use crate::oci::manifest::{Descriptor, MAX_MANIFEST, Manifest, Platform};
+use crate::oci::{Digest, Hasher, media_type};
+use crate::text::chain;
+
+/// What BuildKit gives as the platform of an attestation, which runs nowhere.
+const NO_PLATFORM: &str = "unknown/unknown";
+
+#[derive(Deserialize)]
+struct Config {
+    architecture: Option<String>,
+    os: Option<String>,
+    variant: Option<String>,
+}
+
+pub struct Walk<'a> {
+    tree: &'a dyn Tree,
+    verify: bool,
+    contents: Contents,
+    numbers: HashMap<Digest, u32>,
+    roots: HashMap<Digest, u32>,
+    /// Manifests whose media type is known from their content.
+    typed: HashSet<u32>,
+    faulty: HashSet<u32>,
+    /// Texts that many images have, each once.
+    texts: HashSet<Arc<str>>,
+}
+
+/// A root in the making.
+#[derive(Default)]
+struct Found {
+    listed: HashSet<u32>,
+    blobs: Vec<u32>,
+    platforms: Vec<Arc<str>>,
+    referrers: Vec<(u32, Digest)>,
+}
+
+impl<'a> Walk<'a> {
+    /// The walk of everything that `entries` name.
+    pub fn of(tree: &'a dyn Tree, entries: &[Entry], verify: bool, interrupt: &Interrupt) -> Result<Self, ContentsError> {
+        let mut walk = Self {
+            tree,
+            verify,
+            contents: Contents::default(),
+            numbers: HashMap::new(),
+            roots: HashMap::new(),
+            typed: HashSet::new(),
+            faulty: HashSet::new(),
+            texts: HashSet::new(),
+        };
+        for entry in entries {
+            interrupt.check()?;
+            walk.root(&entry.descriptor)?;
+        }
+        Ok(walk)
+    }
+
+    /// Every digest below a root that was walked, itself included, with the subject of each manifest that has one.
+    pub fn content_of(&self, root: &Digest) -> Vec<(Digest, Option<Digest>)> {
+        let Some(root) = self.roots.get(root).and_then(|number| self.contents.roots.get(*number as usize)) else {
+            return Vec::new();
+        };
+        let blobs = root.blobs.iter().map(|number| (*number, None));
+        let referrers = root.referrers.iter().map(|(number, subject)| (*number, Some(*subject)));
+        let digest = |number: u32| self.contents.blobs.get(number as usize).map(|blob| blob.digest);
+        blobs.chain(referrers).filter_map(|(number, subject)| Some((digest(number)?, subject))).collect()
+    }
+
+    /// The contents, with these entries as images.
+    pub fn finish(self, entries: Vec<Entry>) -> Contents {
+        let Self { mut contents, roots, .. } = self;
+        let image = |Entry { descriptor, repository, tag, every_tag, .. }: Entry| {
+            Some(Image { repository, tag, every_tag, root: *roots.get(&descriptor.digest)? })
+        };
+        let mut images: Vec<Image> = entries.into_iter().filter_map(image).collect();
+        let digest = |image: &Image| contents.head(image).map(|blob| blob.digest);
+        images.sort_unstable_by(|a, b| (&a.repository, &a.tag, digest(a)).cmp(&(&b.repository, &b.tag, digest(b))));
+        contents.images = images;
+        contents
+    }
+
+    /// Walks everything below the root that `descriptor` describes.
+    fn root(&mut self, descriptor: &Descriptor) -> Result<(), ContentsError> {
+        if self.roots.contains_key(&descriptor.digest) {
+            return Ok(());
+        }
+        let mut found = Found::default();
+        let mut top = None;
+        let mut waiting = vec![(descriptor.clone(), 0)];
+        let mut count = 0;
+        while let Some((descriptor, depth)) = waiting.pop() {
+            let kind = Kind::Manifest(self.text(&descriptor.media_type));
+            let number = self.number(&descriptor, kind);
+            if !found.listed.insert(number) {
+                continue;
+            }
+            found.blobs.push(number);
+            count += 1;
+            if count > MAX_MANIFESTS || depth > MAX_DEPTH {
+                self.fault(
+                    number,
+                    Fault::Manifest(format!(
+                        "it is below more than {MAX_DEPTH} indexes, or one of more than {MAX_MANIFESTS} manifests"
+                    )),
+                );
+                continue;
+            }
+            let Some(manifest) = self.manifest(number, &descriptor)? else { continue };
+            self.below(&mut found, number, &descriptor, &manifest)?;
+            waiting.extend(manifest.manifests.iter().rev().map(|child| (child.clone(), depth + 1)));
+            top.get_or_insert(manifest);
+        }
+        found.platforms.sort_unstable();
+        found.platforms.dedup();
+        for blob in &found.blobs {
+            if let Some(blob) = self.contents.blobs.get_mut(*blob as usize) {
+                blob.roots += 1;
+            }
+        }
+        let artifact_type = top.as_ref().and_then(artifact_type).map(|text| self.text(&text));
+        let number = column(self.contents.roots.len());
+        let Found { blobs, platforms, referrers, .. } = found;
+        self.contents.roots.push(Root {
+            blobs: blobs.into(),
+            platforms: platforms.into(),
+            artifact_type,
+            referrers: referrers.into(),
+        });
+        self.roots.insert(descriptor.digest, number);
+        Ok(())
+    }
+
+    /// Takes in what a manifest names beside further manifests.
+    fn below(
+        &mut self,
+        found: &mut Found,
+        number: u32,
+        descriptor: &Descriptor,
+        manifest: &Manifest,
+    ) -> Result<(), ContentsError> {
+        let media_type = self.text(&layout::served_type(descriptor, manifest));
+        let first = self.typed.insert(number);
+        if let Some(blob) = self.contents.blobs.get_mut(number as usize) {
+            // Where it is described with several types the least of them stands, as in the catalog.
+            let least = |known: &Kind| if let Kind::Manifest(known) = known { *media_type < **known } else { true };
+            if first || least(&blob.kind) {
+                blob.kind = Kind::Manifest(media_type);
+            }
+        }
+        found.referrers.extend(manifest.subject.as_ref().map(|subject| (number, subject.digest)));
+        let mut config = None;
+        for part in &manifest.blobs {
+            let is_config = is_config(&part.media_type);
+            let number = self.number(part, if is_config { Kind::Config } else { Kind::Layer });
+            if found.listed.insert(number) {
+                found.blobs.push(number);
+            }
+            if is_config {
+                config = Some((number, part));
+            }
+        }
+        let platform = match (&descriptor.platform, config) {
+            (Some(platform), _) => Some(platform.clone()),
+            (None, Some((number, config))) => self.config(number, config)?,
+            (None, None) => None,
+        };
+        let platform = platform.map(|platform| platform_name(&platform)).filter(|name| name != NO_PLATFORM);
+        let platform = platform.filter(|_| manifest.manifests.is_empty());
+        found.platforms.extend(platform.map(|name| self.text(&name)));
+        Ok(())
+    }
+
+    fn manifest(&mut self, number: u32, descriptor: &Descriptor) -> Result<Option<Manifest>, ContentsError> {
+        if descriptor.size > MAX_MANIFEST {
+            self.fault(
+                number,
+                Fault::Manifest(format!("it has {} bytes, and at most {MAX_MANIFEST} are served", descriptor.size)),
+            );
+            return Ok(None);
+        }
+        let Some(content) = self.content(number, descriptor)? else { return Ok(None) };
+        let parsed = Manifest::parse(&content);
+        if self.verify || parsed.is_err() {
+            let mut hasher = Hasher::new(descriptor.digest.algorithm());
+            hasher.update(&content);
+            let found = hasher.finish();
+            if found != descriptor.digest {
+                self.fault(number, Fault::Content { found });
+                return Ok(None);
+            }
+        }
+        match parsed {
+            Ok(manifest) => {
+                if let Some(blob) = self.contents.blobs.get_mut(number as usize) {
+                    blob.judged |= self.verify;
+                }
+                Ok(Some(manifest))
+            }
+            Err(error) => {
+                self.fault(number, Fault::Manifest(chain(&error)));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The platform in an image's config, where it says one.
+    fn config(&mut self, number: u32, descriptor: &Descriptor) -> Result<Option<Platform>, ContentsError> {
+        if descriptor.size > MAX_MANIFEST {
+            return Ok(None);
+        }
+        let Some(content) = self.content(number, descriptor)? else { return Ok(None) };
+        let config: Option<Config> = serde_json::from_slice(&content).ok();
+        Ok(config
+            .and_then(|config| Some(Platform { architecture: config.architecture?, os: config.os?, variant: config.variant })))
+    }
+
+    /// The content of a blob of a manifest's size; none where something is wrong with it.
+    fn content(&mut self, number: u32, descriptor: &Descriptor) -> Result<Option<Vec<u8>>, ContentsError> {
+        let path = descriptor.digest.blob_path();
+        let read = self.tree.open(&path).and_then(|content| {
+            if content.size != descriptor.size {
+                return Ok(Err(content.size));
+            }
+            let mut bytes = Vec::with_capacity(usize::try_from(descriptor.size).unwrap_or_default());
+            content.reader.take(descriptor.size).read_to_end(&mut bytes)?;
+            let len = bytes.len() as u64;
+            Ok(if len == descriptor.size { Ok(bytes) } else { Err(len) })
+        });
+        match read {
+            Ok(Ok(bytes)) => return Ok(Some(bytes)),
+            Ok(Err(found)) => self.fault(number, Fault::Size { expected: descriptor.size, found }),
+            Err(error) => self.fault(number, unreadable(error).map_err(|source| ContentsError::Unsupported { path, source })?),
+        }
+        Ok(None)
+    }
+
+    /// The number of the blob that `descriptor` describes.
+    fn number(&mut self, descriptor: &Descriptor, kind: Kind) -> u32 {
+        let next = column(self.contents.blobs.len());
+        let number = *self.numbers.entry(descriptor.digest).or_insert(next);
+        if number == next {
+            let Descriptor { digest, size, .. } = *descriptor;
+            self.contents.blobs.push(Blob { digest, size, kind, roots: 0, judged: false });
+            return number;
+        }
+        let first = self.contents.blobs.get(number as usize).map_or(descriptor.size, |blob| blob.size);
+        if first != descriptor.size {
+            self.fault(number, Fault::Sizes { first, second: descriptor.size });
+        }
+        number
+    }
+
+    /// Notes what is wrong with a blob: the first thing counts.
+    fn fault(&mut self, number: u32, fault: Fault) {
+        if let Some(blob) = self.contents.blobs.get_mut(number as usize) {
+            blob.judged = true;
+        }
+        if self.faulty.insert(number) {
+            self.contents.faults.push((number, fault));
+        }
+    }
+
+    fn text(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.texts.get(text) {
+            return Arc::clone(known);
+        }
+        let text: Arc<str> = text.into();
+        self.texts.insert(Arc::clone(&text));
+        text
+    }
+}
+
+/// Numbers have 32 bits: four thousand million blobs. No disk comes near.
+fn column(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+fn is_config(media_type: &str) -> bool {
+    matches!(media_type, media_type::OCI_CONFIG | media_type::DOCKER_CONFIG)
+}
+
+/// The type of artifact that a manifest is, unless it is an image (image specification, "Guidelines for Artifact Usage").
+fn artifact_type(manifest: &Manifest) -> Option<String> {
+    manifest.artifact_type.clone().filter(|kind| !kind.is_empty() && !is_config(kind))
+}
+
+fn platform_name(platform: &Platform) -> String {
+    let Platform { architecture, os, variant } = platform;
+    match variant.as_deref().filter(|variant| !variant.is_empty()) {
+        Some(variant) => format!("{os}/{architecture}/{variant}"),
+        None => format!("{os}/{architecture}"),
+    }
+}

@@ -1,0 +1,193 @@
+//! A folder that keeps a CA across runs: `ca.crt` for everybody, `ca.key` for its owner. The first use makes both; any number of
+//! first uses at once agree on one.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::host::support::files;
+use crate::registry::tls::provided;
+
+const CERTIFICATE: &str = "ca.crt";
+const KEY: &str = "ca.key";
+/// Mode of the folder, and of the key in it.
+const DIR_MODE: u32 = 0o700;
+const KEY_MODE: u32 = 0o600;
+/// Bits of a mode by which others than the owner may read, write or enter.
+const OTHERS: u32 = 0o077;
+/// Those by which they may write.
+const OTHERS_WRITE: u32 = 0o022;
+
+/// Why a folder cannot keep a CA.
+#[derive(Debug, thiserror::Error)]
+pub enum DirError {
+    /// Making, locking or looking into it.
+    #[error("cannot {verb} {}", .path.display())]
+    Io {
+        /// What was being done.
+        verb: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Others could put another CA there.
+    #[error("others may write to the CA's folder {} (mode {mode:04o}); `chmod go-w` it, or give another", .path.display())]
+    Writable {
+        /// The folder.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Others could sign with it.
+    #[error(
+        "others may read the CA's key {} (mode {mode:04o}): they could stand in for any registry that nodes ask; `chmod 600` it, or \
+         remove it with its certificate to have a new CA made",
+        .path.display()
+    )]
+    Readable {
+        /// The key.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Half of a CA.
+    #[error("{} is there and {} is not; expected both, or neither to have a new CA made", .there.display(), .missing.display())]
+    Half {
+        /// What is there.
+        there: PathBuf,
+        /// What is not.
+        missing: PathBuf,
+    },
+    /// Making the CA.
+    #[error("cannot make a CA")]
+    Make(#[source] crate::registry::tls::TlsError),
+}
+
+/// The files of the CA that `dir` keeps: certificate and key. They are made where there are none.
+///
+/// # Errors
+/// [`DirError`].
+pub(crate) fn files(dir: &Path) -> Result<(PathBuf, PathBuf), DirError> {
+    let at = |verb, path: &Path| {
+        let path = path.to_owned();
+        move |source| DirError::Io { verb, path, source }
+    };
+    match DirBuilder::new().mode(DIR_MODE).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at("make the CA's folder", dir)(error)),
+        _ => {}
+    }
+    let folder = File::open(dir).map_err(at("open the CA's folder", dir))?;
+    let metadata = folder.metadata().map_err(at("look at", dir))?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if metadata.is_dir() && mode & OTHERS_WRITE != 0 {
+        return Err(DirError::Writable { path: dir.to_owned(), mode });
+    }
+    // Held until the folder is closed: one makes the CA, the others find it.
+    flock(&folder, FlockOperation::LockExclusive).map_err(|error| at("lock", dir)(error.into()))?;
+    let (certificate, key) = (dir.join(CERTIFICATE), dir.join(KEY));
+    match (exists(&certificate).map_err(at("look at", &certificate))?, exists(&key).map_err(at("look at", &key))?) {
+        (true, true) => {}
+        (true, false) => return Err(DirError::Half { there: certificate, missing: key }),
+        // The certificate is written last: a key alone is of a first use that was cut short, and nobody has trusted it.
+        (false, _) => make(&certificate, &key)?,
+    }
+    let mode = fs::metadata(&key).map_err(at("look at", &key))?.permissions().mode() & 0o7777;
+    if mode & OTHERS != 0 {
+        return Err(DirError::Readable { path: key, mode });
+    }
+    Ok((certificate, key))
+}
+
+fn exists(path: &Path) -> io::Result<bool> {
+    path.try_exists()
+}
+
+fn make(certificate: &Path, key: &Path) -> Result<(), DirError> {
+    let made = provided::make("localregistry").map_err(DirError::Make)?;
+    let write = |path: &Path| {
+        let path = path.to_owned();
+        move |source| DirError::Io { verb: "write", path, source }
+    };
+    files::write_private(key, made.key.as_bytes(), KEY_MODE).map_err(write(key))?;
+    files::write_atomically(certificate, made.certificate.as_bytes()).map_err(write(certificate))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::chain;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn the_first_use_makes_it_and_the_next_finds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("ca");
+        let (certificate, key) = files(&dir).unwrap();
+        assert_eq!((mode(&dir), mode(&key)), (0o700, 0o600));
+        let before = (fs::read(&certificate).unwrap(), fs::read(&key).unwrap());
+        assert_eq!(files(&dir).unwrap(), (certificate.clone(), key.clone()));
+        assert_eq!((fs::read(&certificate).unwrap(), fs::read(&key).unwrap()), before);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn first_uses_at_once_agree() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("ca");
+        let found: Vec<Vec<u8>> = std::thread::scope(|scope| {
+            let uses: Vec<_> = (0..8).map(|_| scope.spawn(|| fs::read(files(&dir).unwrap().0).unwrap())).collect();
+            uses.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        assert!(found.iter().all(|one| *one == found[0]));
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_first_use_that_was_cut_short_is_done_again() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::write(folder.path().join(KEY), "half").unwrap();
+        let (_, key) = files(folder.path()).unwrap();
+        assert_eq!(mode(&key), 0o600);
+        assert!(fs::read_to_string(key).unwrap().starts_with("-----BEGIN PRIVATE KEY-----"));
+    }
+
+    #[test]
+    fn what_others_could_use_or_change_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("ca");
+        let (certificate, key) = files(&dir).unwrap();
+        let say = |path: &Path| chain(&files(path).unwrap_err());
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        set(&key, 0o644);
+        assert_eq!(
+            say(&dir),
+            format!(
+                "others may read the CA's key {} (mode 0644): they could stand in for any registry that nodes ask; `chmod 600` it, or \
+                 remove it with its certificate to have a new CA made",
+                key.display()
+            )
+        );
+        set(&key, 0o600);
+        set(&dir, 0o777);
+        let expected = "(mode 0777); `chmod go-w` it, or give another";
+        assert_eq!(say(&dir), format!("others may write to the CA's folder {} {expected}", dir.display()));
+        set(&dir, 0o755);
+        fs::remove_file(&key).unwrap();
+        let expected = "expected both, or neither to have a new CA made";
+        assert_eq!(say(&dir), format!("{} is there and {} is not; {expected}", certificate.display(), key.display()));
+        let missing = folder.path().join("no/ca");
+        let expected = "No such file or directory (os error 2)";
+        assert_eq!(say(&missing), format!("cannot make the CA's folder {}: {expected}", missing.display()));
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(say(&file).starts_with(&format!("cannot look at {}: ", file.join(CERTIFICATE).display())), "{}", say(&file));
+    }
+}

@@ -1,0 +1,25 @@
+//! The ConfigMap by which a cluster tells tools where its registry is (KEP-1755, `localRegistryHosting.v1`).
+
+use super::text::{block, quoted};
+use super::{Bundle, Tree};
+
+/// `local-registry-hosting.yaml`.
+pub(crate) fn files(bundle: &Bundle) -> Tree {
+    let address = bundle.address();
+    Tree::from([("local-registry-hosting.yaml".to_owned(), hosting(address, address))])
+}
+
+/// The ConfigMap of a registry that nodes, and whoever is outside of the cluster, reach at `nodes`, and containers at `inside`.
+pub(crate) fn hosting(nodes: &str, inside: &str) -> String {
+    let (nodes, inside) = (quoted(nodes), quoted(inside));
+    let hosting = block(&format!("host: {nodes}\nhostFromContainerRuntime: {nodes}\nhostFromClusterNetwork: {inside}\n"), 4);
+    format!(
+        "apiVersion: v1\n\
+         kind: ConfigMap\n\
+         metadata:\n\
+         \x20 name: local-registry-hosting\n\
+         \x20 namespace: kube-public\n\
+         data:\n\
+         \x20 localRegistryHosting.v1: |\n{hosting}"
+    )
+}

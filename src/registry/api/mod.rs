@@ -1,0 +1,8 @@
+//! The registry API: which endpoint a request names, and the response of each endpoint.
+
+pub(crate) mod describe;
+pub mod handler;
+pub mod lists;
+pub(crate) mod resolve;
+pub mod route;
+pub(crate) mod service_endpoints;

@@ -1,0 +1,8 @@
+//! HTTP semantics that do not depend on what a registry is: conditions, ranges, multipart bodies, replies, errors.
+
+pub(crate) mod condition;
+pub mod error;
+pub(crate) mod multipart;
+pub mod range;
+pub mod reply;
+pub(crate) mod response_memory;
