@@ -1,0 +1,384 @@
+//! `localregistry doctor` on made-up machines: programs of their own in `PATH`, a cache of their own. Exact lines, exact status.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use testing::private::{on_tmpfs, with_kvm};
+
+const RELEASE: &str = "6.1.0-9-made-up";
+const QEMU: &str = "case $1 in --version) echo 'QEMU emulator version 7.2.19 (made up)' ;; *) exit 33 ;; esac";
+const OPTIONS: &str = "64BIT BLK_DEV_INITRD BINFMT_ELF PRINTK TTY DEVTMPFS PROC_FS SYSFS TMPFS EPOLL EVENTFD FUTEX UNIX NET INET PACKET \
+                       VIRTIO_BLK VIRTIO_NET VIRTIO_CONSOLE FW_CFG_SYSFS EROFS_FS SERIAL_8250_CONSOLE ACPI VIRTIO_PCI SQUASHFS EXT4_FS \
+                       IPV6 VLAN_8021Q HW_RANDOM_VIRTIO RTC_HCTOSYS PVPANIC ACPI_BUTTON INPUT_EVDEV HOTPLUG_PCI_ACPI SMP";
+const BUILTIN: &str = "pvpanic pvpanic_pci pvpanic_mmio virtio_pci virtio_mmio virtio_console virtio_rng qemu_fw_cfg virtio_blk virtio_net \
+                       af_packet crc32c_generic erofs squashfs ext4 button evdev";
+
+/// Programs that are not run, but looked for: their packages, and what needs them.
+const PROGRAMS: [(&str, &str, &str); 8] = [
+    ("apt-cache", "apt", DOWNLOAD),
+    ("apt-get", "apt", DOWNLOAD),
+    ("dpkg-deb", "dpkg", DOWNLOAD),
+    ("depmod", "kmod", DOWNLOAD),
+    ("mksquashfs", "squashfs-tools", "`pack --fs squashfs`"),
+    ("mke2fs", "e2fsprogs", "`pack --fs ext4`"),
+    ("debugfs", "e2fsprogs", "`pack --fs ext4`"),
+    ("resize2fs", "e2fsprogs", "`pack --fs ext4`"),
+];
+const DOWNLOAD: &str = "`kernel` and `run` with a kernel that is not in the cache";
+
+/// A machine on which all is well.
+struct Machine {
+    folder: TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let machine = Self { folder: tempfile::tempdir().unwrap() };
+        machine.program("qemu-system-x86_64", QEMU);
+        PROGRAMS.iter().for_each(|(name, ..)| machine.program(name, "exit 33"));
+        machine.file("init", &testing::elf::elf(&[]));
+        machine.file(&machine.kernel("vmlinux"), b"");
+        machine.file(&machine.kernel(&format!("lib/modules/{RELEASE}/modules.dep")), b"");
+        machine.config(&[]);
+        machine.builtin(&[]);
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn kernel(&self, name: &str) -> String {
+        format!("cache/kernel/cloud/linux-image_6.1.9-1/{name}")
+    }
+
+    fn file(&self, name: &str, content: &[u8]) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    fn program(&self, name: &str, script: &str) {
+        self.file(&format!("bin/{name}"), format!("#!/bin/sh\n{script}\n").as_bytes());
+        fs::set_permissions(self.path(&format!("bin/{name}")), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The kernel's config, without these options.
+    fn config(&self, without: &[&str]) {
+        let options = OPTIONS.split_whitespace().filter(|name| !without.contains(name));
+        let text: String = options.map(|name| format!("CONFIG_{name}=y\n")).collect();
+        self.file(&self.kernel(&format!("boot/config-{RELEASE}")), text.as_bytes());
+    }
+
+    /// The list of what is built in, without these modules.
+    fn builtin(&self, without: &[&str]) {
+        let modules = BUILTIN.split_whitespace().filter(|name| !without.contains(name));
+        let text: String = modules.map(|name| format!("kernel/{name}.ko\n")).collect();
+        self.file(&self.kernel(&format!("lib/modules/{RELEASE}/modules.builtin")), text.as_bytes());
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(testing::pack::PROGRAM);
+        command.current_dir(self.folder.path()).arg("doctor").args(arguments).env("PATH", self.path("bin"));
+        command.env("LOCALREGISTRY_CACHE", self.path("cache")).env("LOCALREGISTRY_INIT", self.path("init"));
+        command
+    }
+
+    /// Every line but those of KVM and memory, which tell of the machine that the test runs on, with this folder's name taken out; and
+    /// the exit status.
+    #[track_caller]
+    fn lines(&self, command: &mut Command) -> (Vec<String>, Option<i32>) {
+        let output = command.output().unwrap();
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+        let text = String::from_utf8(output.stdout).unwrap().replace(self.folder.path().to_str().unwrap(), "ROOT");
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        assert!(lines[1].starts_with("ok    kvm         ") || lines[1].starts_with("note  kvm         "), "{text}");
+        assert!(lines[2].starts_with("ok    memory      ") && lines[2].ends_with(" MiB available"), "{text}");
+        let others = lines.into_iter().enumerate().filter(|(index, _)| ![1, 2].contains(index));
+        (others.map(|(_, line)| line).collect(), output.status.code())
+    }
+
+    /// Asserts that the lines are those of a machine on which all is well, but for these, by their names; and the exit status.
+    #[track_caller]
+    fn differs(&self, command: &mut Command, changed: &[(&str, &str)], status: i32) {
+        let (lines, found) = self.lines(command);
+        let line = |(name, line): (&str, String)| {
+            let changed = changed.iter().find(|(changed, _)| *changed == name);
+            changed.map_or(line, |(_, line)| (*line).to_owned())
+        };
+        assert_eq!(lines, well().into_iter().map(line).collect::<Vec<_>>());
+        assert_eq!(found, Some(status));
+    }
+}
+
+/// The lines of a machine on which all is well.
+fn well() -> Vec<(&'static str, String)> {
+    let kernel = "ROOT/cache/kernel/cloud/linux-image_6.1.9-1";
+    let own = [
+        ("qemu", "ok    qemu        qemu-system-x86_64 7.2 runs a machine".to_owned()),
+        ("cache", "ok    cache       ROOT/cache".to_owned()),
+        ("kernel", format!("ok    kernel      cloud Linux {RELEASE} ({kernel}/vmlinux) has every option that q35 needs")),
+        ("modules", format!("ok    modules     none to load, all is built in ({kernel}/lib/modules/{RELEASE})")),
+        ("init", "ok    init        ROOT/init".to_owned()),
+    ];
+    let programs = PROGRAMS.iter().map(|(name, _, purpose)| (*name, there(name, purpose)));
+    own.into_iter().chain(programs).collect()
+}
+
+/// The line of a program that is there.
+fn there(name: &str, purpose: &str) -> String {
+    format!("ok    {name:<10}  ROOT/bin/{name}, for {purpose}")
+}
+
+/// What is said of a program that is not there.
+fn missing(name: &str, package: &str) -> String {
+    format!("the program {name} is not on this machine: install Debian's package {package} (`apt-get install {package}`)")
+}
+
+#[test]
+fn a_machine_on_which_all_is_well() {
+    let machine = Machine::new();
+    machine.differs(&mut machine.command(&[]), &[], 0);
+
+    let output = machine.command(&["--json"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 1);
+    let result: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(result["ok"], true);
+    let names: Vec<_> = result["checks"].as_array().unwrap().iter().map(|check| check["name"].as_str().unwrap()).collect();
+    let own = ["qemu", "kvm", "memory", "cache", "kernel", "modules", "init"];
+    assert_eq!(names, own.into_iter().chain(PROGRAMS.iter().map(|(name, ..)| *name)).collect::<Vec<_>>());
+    let qemu = serde_json::json!({
+        "name": "qemu", "status": "ok", "found": "qemu-system-x86_64 7.2 runs a machine", "advice": null
+    });
+    assert_eq!(result["checks"][0], qemu);
+}
+
+#[test]
+fn a_qemu_that_is_missing_old_or_broken() {
+    let machine = Machine::new();
+    let install = "install Debian's package qemu-system-x86 (`apt-get install qemu-system-x86`)";
+    let version = |version: &str, else_: &str| format!("case $1 in --version) echo '{version}' ;; *) {else_} ;; esac");
+    for (script, line) in [
+        (
+            version("QEMU emulator version 6.2.0 (made up)", "exit 33"),
+            "FAIL  qemu        qemu-system-x86_64 6.2 is too old: 7.1 or later is needed; on Debian: apt-get install -t bookworm-backports \
+             qemu-system-x86; --qemu takes another"
+                .to_owned(),
+        ),
+        (
+            "echo hello".to_owned(),
+            format!("FAIL  qemu        qemu-system-x86_64 says \"hello\", which is no version of QEMU; {install}"),
+        ),
+        (
+            version("QEMU emulator version 9.1.0", "echo no accelerator >&2; exit 1"),
+            format!(
+                "FAIL  qemu        qemu-system-x86_64 9.1 runs no machine: QEMU ended with exit status: 1: no accelerator; {install}"
+            ),
+        ),
+        (
+            version("QEMU emulator version 9.1.0", "exec /bin/sleep 60"),
+            format!(
+                "FAIL  qemu        qemu-system-x86_64 9.1 runs no machine: the machine hangs: it had not run five bytes of code after \
+                 10 s; {install}"
+            ),
+        ),
+    ] {
+        machine.program("qemu-system-x86_64", &script);
+        machine.differs(&mut machine.command(&[]), &[("qemu", &line)], 1);
+    }
+    fs::remove_file(machine.path("bin/qemu-system-x86_64")).unwrap();
+    let line = format!("FAIL  qemu        qemu-system-x86_64 is not on this machine; {install}");
+    machine.differs(&mut machine.command(&[]), &[("qemu", &line)], 1);
+    let output = machine.command(&["--json"]).output().unwrap();
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&result["ok"], &result["checks"][0]["status"]), (&Value::Bool(false), &"fail".into()));
+    assert_eq!(result["checks"][0]["advice"], install);
+}
+
+#[test]
+fn kvm_that_is_missing_or_does_not_work_or_does() {
+    let machine = Machine::new();
+    let slower = "; boots are emulated (TCG), which works and is some times slower";
+    let (intel, amd, other) = ("flags\t\t: fpu vmx sse\n", "flags\t\t: fpu svm sse\n", "flags\t\t: fpu sse\nvmx flags\t: vnmi\n");
+    let under_kvm = |then: &str| format!("case \"$*\" in *'-accel kvm'*) {then} ;; esac\n{QEMU}");
+    for (kvm, cpuinfo, qemu, line) in [
+        (true, intel, QEMU.to_owned(), "ok    kvm         runs a machine".to_owned()),
+        (true, amd, QEMU.to_owned(), "ok    kvm         runs a machine".to_owned()),
+        (
+            false,
+            intel,
+            QEMU.to_owned(),
+            format!(
+                "note  kvm         cannot be used: cannot open /dev/kvm for reading and writing: No such file or directory (os error \
+                 2){slower}"
+            ),
+        ),
+        (
+            true,
+            other,
+            QEMU.to_owned(),
+            format!("note  kvm         cannot be used: /dev/kvm opens, but /proc/cpuinfo lists neither vmx nor svm{slower}"),
+        ),
+        (
+            true,
+            intel,
+            under_kvm("echo Could not access KVM kernel module >&2; exit 1"),
+            format!(
+                "note  kvm         cannot be used: QEMU ended with exit status: 1: Could not access KVM kernel module{slower}"
+            ),
+        ),
+        (
+            true,
+            intel,
+            under_kvm("exec /bin/sleep 60"),
+            format!("note  kvm         cannot be used: the machine hangs: it had not run five bytes of code after 10 s{slower}"),
+        ),
+    ] {
+        machine.program("qemu-system-x86_64", &qemu);
+        with_kvm(machine.folder.path(), kvm, cpuinfo, || {
+            let output = machine.command(&[]).output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(text.lines().nth(1), Some(line.as_str()));
+            assert_eq!(output.status.code(), Some(0), "{text}");
+        });
+    }
+}
+
+#[test]
+fn a_kernel_that_lacks_options_or_modules() {
+    let machine = Machine::new();
+    let name = format!("cloud Linux {RELEASE} (ROOT/cache/kernel/cloud/linux-image_6.1.9-1/vmlinux)");
+    machine.config(&["EROFS_FS", "VIRTIO_PCI", "IPV6"]);
+    let line = format!(
+        "FAIL  kernel      {name} lacks CONFIG_EROFS_FS (the disk's file system), CONFIG_VIRTIO_PCI (the virtio devices on PCI); boot \
+         one that has it: --flavor cloud"
+    );
+    machine.differs(&mut machine.command(&[]), &[("kernel", &line)], 1);
+
+    machine.config(&["IPV6"]);
+    let line = format!("note  kernel      {name} lacks CONFIG_IPV6 (addresses of IPv6); the guest does without");
+    machine.differs(&mut machine.command(&[]), &[("kernel", &line)], 0);
+
+    let line = format!(
+        "FAIL  kernel      {name} lacks CONFIG_VIRTIO_MMIO (the virtio devices of a microvm); boot one that has it: --flavor cloud"
+    );
+    machine.differs(&mut machine.command(&["--machine", "microvm"]), &[("kernel", &line)], 1);
+
+    fs::remove_file(machine.path(&machine.kernel(&format!("boot/config-{RELEASE}")))).unwrap();
+    let line = format!(
+        "note  kernel      {name}: its config is not known; put it beside the kernel as config-RELEASE, or build the kernel with \
+         CONFIG_IKCONFIG"
+    );
+    machine.builtin(&["erofs"]);
+    let modules = format!(
+        "FAIL  modules     the modules in ROOT/cache/kernel/cloud/linux-image_6.1.9-1/lib/modules/{RELEASE} cannot be packed: the \
+         module erofs (the disk's file system) is neither in modules.dep nor in modules.builtin, and the guest cannot do without it; \
+         give the modules of a kernel that has it, and boot that kernel; give those of the kernel (--modules)"
+    );
+    machine.differs(&mut machine.command(&[]), &[("kernel", &line), ("modules", &modules)], 1);
+
+    let tree = machine.kernel(&format!("lib/modules/{RELEASE}"));
+    machine.file(&format!("{tree}/modules.dep"), b"kernel/fs/erofs.ko:\n");
+    machine.file(&format!("{tree}/kernel/fs/erofs.ko"), &testing::elf::elf(&[]));
+    let modules = format!("ok    modules     1 to load, {} bytes (ROOT/{tree})", testing::elf::elf(&[]).len());
+    machine.differs(&mut machine.command(&[]), &[("kernel", &line), ("modules", &modules)], 0);
+}
+
+#[test]
+fn a_kernel_of_one_s_own() {
+    let machine = Machine::new();
+    machine.file("vmlinuz-1", b"not really");
+    machine.file(
+        "config-1",
+        fs::read_to_string(machine.path(&machine.kernel(&format!("boot/config-{RELEASE}")))).unwrap().as_bytes(),
+    );
+    let modules = "note  modules     not checked; name the kernel's with --modules where it has some";
+    let line = "ok    kernel      vmlinuz-1 has every option that q35 needs";
+    machine.differs(&mut machine.command(&["--kernel", "vmlinuz-1"]), &[("kernel", line), ("modules", modules)], 0);
+
+    let tree = machine.kernel(&format!("lib/modules/{RELEASE}"));
+    let found = format!("ok    modules     none to load, all is built in ({tree})");
+    let arguments = ["--kernel", "vmlinuz-1", "--modules", &tree];
+    machine.differs(&mut machine.command(&arguments), &[("kernel", line), ("modules", &found)], 0);
+
+    let line = "FAIL  kernel      cannot read no-kernel: No such file or directory (os error 2); give one that is there";
+    machine.differs(&mut machine.command(&["--kernel", "no-kernel"]), &[("kernel", line), ("modules", modules)], 1);
+}
+
+#[test]
+fn a_kernel_that_is_not_there_yet() {
+    let machine = Machine::new();
+    fs::remove_dir_all(machine.path("cache/kernel")).unwrap();
+    let modules = ("modules", "note  modules     not known yet; they come with the kernel");
+    let line = "note  kernel      cloud is not in the cache; `localregistry run` downloads it when it boots for the first time";
+    let tools = PROGRAMS[..4].iter().map(|(name, ..)| (*name, there(name, "`kernel` and `run`"))).collect::<Vec<_>>();
+    let changed = |kernel| {
+        let tools = tools.iter().map(|(name, line)| (*name, line.as_str()));
+        [("kernel", kernel), modules].into_iter().chain(tools).collect::<Vec<_>>()
+    };
+    machine.differs(&mut machine.command(&[]), &changed(line), 0);
+
+    fs::remove_file(machine.path("bin/apt-get")).unwrap();
+    let line = "FAIL  kernel      full is not in the cache, and cannot be downloaded: the program apt-get is not on this machine: \
+                install Debian's package apt (`apt-get install apt`); or name one with --kernel";
+    let apt_get = format!("FAIL  apt-get     {}; needed by `kernel` and `run`", missing("apt-get", "apt"));
+    on_tmpfs(Path::new("/usr/sbin"), "size=64k", || {
+        let with_apt_get = [&[("apt-get", apt_get.as_str())], &changed(line)[..]].concat();
+        machine.differs(&mut machine.command(&["--flavor", "full"]), &with_apt_get, 1);
+    });
+
+    let line = "FAIL  kernel      our own is not built; build it with image/kernel, or take --flavor cloud";
+    let apt_get = format!("note  apt-get     {}; needed only by {DOWNLOAD}", missing("apt-get", "apt"));
+    machine.differs(&mut machine.command(&["--flavor", "own"]), &[("kernel", line), modules, ("apt-get", &apt_get)], 1);
+}
+
+#[test]
+fn programs_an_init_and_a_cache_that_are_missing() {
+    // The folder for root's programs is looked at besides `PATH`: here it is empty.
+    on_tmpfs(Path::new("/usr/sbin"), "size=64k", || {
+        for (name, package, purpose) in PROGRAMS {
+            let machine = Machine::new();
+            fs::remove_file(machine.path(&format!("bin/{name}"))).unwrap();
+            let line = format!("note  {name:<10}  {}; needed only by {purpose}", missing(name, package));
+            machine.differs(&mut machine.command(&[]), &[(name, &line)], 0);
+        }
+    });
+
+    let machine = Machine::new();
+    fs::remove_file(machine.path("init")).unwrap();
+    let line = "FAIL  init        cannot read the init ROOT/init: No such file or directory (os error 2); `qemu/build` builds it";
+    machine.differs(&mut machine.command(&[]), &[("init", line)], 1);
+
+    let machine = Machine::new();
+    let nowhere = "cannot create the cache folder /dev/null/cache/";
+    let line = |name: &str, folder: &str, advice: &str| {
+        format!(
+            "FAIL  {name:<10}  {nowhere}{folder} (LOCALREGISTRY_CACHE names another): Not a directory (os error 20); {advice}"
+        )
+    };
+    let cache = line("cache", "", "set LOCALREGISTRY_CACHE to a folder that can be written to");
+    let kernel = line("kernel", "kernel/cloud", "see the line of the cache");
+    let modules = "note  modules     not known yet; they come with the kernel";
+    machine.differs(
+        machine.command(&[]).env("LOCALREGISTRY_CACHE", "/dev/null/cache"),
+        &[("cache", &cache), ("kernel", &kernel), ("modules", modules)],
+        1,
+    );
+}
+
+#[test]
+fn flags_that_do_not_go_together() {
+    for (arguments, message) in [
+        (&["--modules", "m"][..], "the following required arguments were not provided:\n  --kernel <FILE>"),
+        (&["--kernel", "k", "--flavor", "full"], "the argument '--kernel <FILE>' cannot be used with '--flavor <WHICH>'"),
+    ] {
+        let output = Machine::new().command(arguments).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.starts_with(&format!("error: {message}\n")), "{stderr}");
+    }
+}

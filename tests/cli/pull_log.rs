@@ -1,0 +1,358 @@
+//! `localregistry events` and `assert`, on logs that a server wrote and on logs that something went wrong with.
+
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use testing::layout::Layout;
+use testing::pack::{Bench, PROGRAM, text};
+use testing::serve::Serving;
+
+const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+fn request(by: &str, method: &str, endpoint: &str, reference: &str, status: u32) -> Value {
+    let digest = if status < 300 { DIGEST } else { "" };
+    json!({ "time": 1_793_491_209.25, "request": {
+        "peer": format!("{by}:40112"), "method": method, "endpoint": endpoint, "repository": "test/multi", "reference": reference,
+        "digest": digest, "status": status, "bytes": if method == "HEAD" { "0" } else { "512" }, "complete": true,
+    }})
+}
+
+/// A log in which 10.1.0.7 (as containerd asks) and 10.1.0.8 (as podman does) pull test/multi:1, and 10.1.0.8 misses test/multi:2.
+fn log() -> Vec<Value> {
+    vec![
+        json!({ "time": 1.0, "booting": { "version": "0.1.0", "kernel": "6.1" } }),
+        request("10.1.0.7", "HEAD", "manifest", "1", 200),
+        request("10.1.0.7", "GET", "manifest", DIGEST, 200),
+        request("10.1.0.7", "GET", "blob", DIGEST, 200),
+        request("10.1.0.7", "GET", "blob", DIGEST, 206),
+        request("10.1.0.8", "GET", "base", "", 200),
+        request("10.1.0.8", "GET", "manifest", "1", 200),
+        request("10.1.0.8", "GET", "manifest", "2", 404),
+        json!({ "time": 9.0, "done": { "reason": "asked", "requests": "7" } }),
+    ]
+}
+
+fn written(events: &[Value]) -> String {
+    events.iter().map(|event| format!("{event}\n")).collect()
+}
+
+fn bench(text: &str) -> Bench {
+    let bench = Bench::default();
+    bench.file("log", text.as_bytes());
+    bench
+}
+
+fn run(bench: &Bench, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = bench.command(arguments).output().unwrap();
+    (status.code(), text(&stdout), text(&stderr))
+}
+
+const HEAD: &str = "TIME (UTC)    BY               IMAGE                                              STATUS      BYTES\n";
+
+fn row(by: &str, image: &str, rest: &str) -> String {
+    format!("00:00:09.250  {by:<15}  {image:<50} {rest}\n")
+}
+
+#[test]
+fn the_table_has_every_pull_and_what_was_missed() {
+    let bench = bench(&written(&log()));
+    let one = "test/multi:1@sha256:e3b0c44298fc";
+    let (seven, eight) = (row("10.1.0.7", one, "   200        512"), row("10.1.0.8", one, "   200        512"));
+    let missed = row("10.1.0.8", "test/multi:2", "   404        512");
+    let shows = |arguments: &[&str], rows: &[&str]| {
+        let expected = (Some(0), format!("{HEAD}{}", rows.concat()), String::new());
+        assert_eq!(run(&bench, &[&["events", "log"], arguments].concat()), expected, "{arguments:?}");
+    };
+    shows(&[], &[&seven, &eight, &missed]);
+    shows(&["--by", "10.1.0.8"], &[&eight, &missed]);
+    shows(&["--by", "10.1.0.9"], &[]);
+    shows(&["--image", "10.9.9.9:5000/test/multi:1"], &[&seven, &eight]);
+    shows(&["--image", "test/multi:2"], &[&missed]);
+    let head = row("10.1.0.7", "HEAD manifest test/multi 1", "   200          0");
+    let blob = |rest| row("10.1.0.7", "GET blob test/multi@sha256:e3b0c44298fc", rest);
+    shows(&["--all", "--by", "10.1.0.7"], &[&head, &seven, &blob("   200        512"), &blob("   206        512")]);
+}
+
+#[test]
+fn with_json_the_log_s_own_lines_are_passed_on() {
+    let bench = bench(&written(&log()));
+    let expected = written(&[log()[2].clone()]);
+    assert_eq!(run(&bench, &["events", "--json", "log", "--by", "10.1.0.7"]), (Some(0), expected, String::new()));
+}
+
+#[test]
+fn a_last_line_that_was_cut_off_is_left_out() {
+    let whole = written(&log());
+    let bench = bench(&format!("{whole}{{\"time\": 1, \"requ"));
+    let note = "the last line of log was cut off in writing, and is left out\n";
+    let (status, table, said) = run(&bench, &["events", "log"]);
+    assert_eq!((status, table.lines().count(), said.as_str()), (Some(0), 4, note));
+    let (status, _, said) = run(&bench, &["assert", "--pulled", "test/multi:1", "--times", "2", "log"]);
+    assert_eq!((status, said.as_str()), (Some(0), note));
+    // What only lacks its end is whole.
+    bench.file("log", whole.trim_end().as_bytes());
+    assert_eq!(run(&bench, &["events", "--quiet", "log", "--by", "10.1.0.8"]).1.lines().count(), 3);
+    let (status, table, said) = run(&bench, &["events", "none"]);
+    let expected = "localregistry: cannot read the events in none: No such file or directory (os error 2)\n";
+    assert_eq!((status, table.as_str(), said.as_str()), (Some(1), HEAD, expected));
+}
+
+#[test]
+fn following_a_file_ends_with_the_registry() {
+    let events = log();
+    let (before, after) = events.split_at(3);
+    let bench = bench(&written(before));
+    let mut command = bench.command(&["events", "--follow", "log"]);
+    let mut following = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(format!("{}\n", lines.next().unwrap()), HEAD);
+    assert!(lines.next().unwrap().contains("10.1.0.7"));
+    let mut log = OpenOptions::new().append(true).open(bench.path("log")).unwrap();
+    // A line in two pieces is one line.
+    let rest = written(after);
+    let (first, second) = rest.as_bytes().split_at(40);
+    log.write_all(first).unwrap();
+    log.write_all(second).unwrap();
+    assert_eq!(lines.by_ref().filter(|line| line.contains("10.1.0.8")).count(), 2);
+    assert_eq!(lines.next(), None);
+    assert!(following.wait().unwrap().success());
+}
+
+#[test]
+fn a_socket_is_read_to_its_end() {
+    let bench = Bench::default();
+    let listener = UnixListener::bind(bench.path("socket")).unwrap();
+    let mut command = bench.command(&["events", "socket"]);
+    let reading = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut connection, _) = listener.accept().unwrap();
+    connection.write_all(format!("junk\n{}", written(&log())).as_bytes()).unwrap();
+    drop(connection);
+    let output = reading.wait_with_output().unwrap();
+    assert_eq!(text(&output.stdout).lines().count(), 4);
+    assert_eq!(
+        text(&output.stderr),
+        "line 1 of socket: the guest sent a line that is no event: \"junk\": expected value at line 1 column 1\n"
+    );
+}
+
+/// Somebody who reads no further is no error.
+#[test]
+fn a_reader_that_goes_away_ends_it() {
+    let bench = bench(&written(&log()).repeat(2000));
+    let mut command = bench.command(&["events", "log"]);
+    let mut showing = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(showing.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let output = showing.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn what_holds_exits_0_and_says_so() {
+    let bench = bench(&written(&log()));
+    for (arguments, said) in [
+        (&["--pulled", "test/multi:1"][..], "test/multi:1 was pulled 2 times"),
+        (&["--pulled", "test/multi:1", "--times", "2"], "test/multi:1 was pulled 2 times"),
+        (&["--pulled", "test/multi:1", "--by", "10.1.0.7", "--times", "1"], "test/multi:1 was pulled once by 10.1.0.7"),
+        (&["--pulled", "127.0.0.1:5000/test/multi:1", "--at-least", "2"], "127.0.0.1:5000/test/multi:1 was pulled 2 times"),
+        (&["--pulled", "test/multi:1", "--at-most", "2"], "test/multi:1 was pulled 2 times"),
+        (&["--not-pulled", "test/multi:2"], "test/multi:2 was not pulled"),
+        (&["--not-pulled", "test/multi:1", "--by", "10.1.0.9"], "test/multi:1 was not pulled by 10.1.0.9"),
+        (&["--not-pulled", "quay.io/test/multi:1"], "quay.io/test/multi:1 was not pulled"),
+    ] {
+        let expected = (Some(0), format!("{said}\n"), String::new());
+        assert_eq!(run(&bench, &[&["assert"], arguments, &["log"]].concat()), expected, "{arguments:?}");
+    }
+    let digest = format!("test/multi@{DIGEST}");
+    assert_eq!(run(&bench, &["assert", "--pulled", &digest, "--times", "2", "log"]).0, Some(0));
+}
+
+#[test]
+fn what_does_not_hold_exits_1_with_the_difference() {
+    let bench = bench(&written(&log()));
+    let one = "test/multi:1@sha256:e3b0c44298fc";
+    let both = format!("  {}  {}", row("10.1.0.7", one, "   200        512"), row("10.1.0.8", one, "   200        512"));
+    let missed = format!("  {}", row("10.1.0.8", "test/multi:2", "   404        512"));
+    let nearest = format!(
+        "  nobody asked for test/other:1; the nearest names in the log:\n  {}{missed}",
+        row("10.1.0.8", one, "   200        512")
+    );
+    for (arguments, difference, context) in [
+        (
+            &["--pulled", "test/multi:1", "--by", "10.1.0.7", "--times", "2"][..],
+            "test/multi:1 was pulled once by 10.1.0.7; it was expected to be pulled 2 times\n\
+             - test/multi:1 by 10.1.0.7: to be pulled 2 times\n\
+             + test/multi:1 by 10.1.0.7: pulled once\n",
+            &both,
+        ),
+        (
+            &["--pulled", "test/multi:2"],
+            "test/multi:2 was not pulled; it was expected to be pulled at least once\n\
+             - test/multi:2: to be pulled at least once\n\
+             + test/multi:2: not pulled\n",
+            &missed,
+        ),
+        (
+            &["--pulled", "test/other:1"],
+            "test/other:1 was not pulled; it was expected to be pulled at least once\n\
+             - test/other:1: to be pulled at least once\n\
+             + test/other:1: not pulled\n",
+            &nearest,
+        ),
+        (
+            &["--pulled", "test/multi:1", "--at-most", "1"],
+            "test/multi:1 was pulled 2 times; it was expected to be pulled at most once\n\
+             - test/multi:1: to be pulled at most once\n\
+             + test/multi:1: pulled 2 times\n",
+            &both,
+        ),
+        (
+            &["--not-pulled", "test/multi:1"],
+            "test/multi:1 was pulled 2 times; it was expected not to be pulled\n\
+             - test/multi:1: not to be pulled\n\
+             + test/multi:1: pulled 2 times\n",
+            &both,
+        ),
+    ] {
+        let expected = (Some(1), String::new(), format!("localregistry: {difference}{context}"));
+        assert_eq!(run(&bench, &[&["assert"], arguments, &["log"]].concat()), expected, "{arguments:?}");
+    }
+    let (status, said, _) = run(&bench, &["assert", "--json", "--pulled", "test/multi:1", "--times", "3", "log"]);
+    let expected = json!({ "image": "test/multi:1", "by": null, "pulls": 2, "expected": "to be pulled 3 times", "holds": false });
+    assert_eq!((status, serde_json::from_str::<Value>(&said).unwrap()), (Some(1), expected));
+}
+
+fn pulled(by: &str, repository: &str, tag: &str) -> Value {
+    let mut event = request(by, "GET", "manifest", tag, 200);
+    event["request"]["repository"] = json!(repository);
+    event
+}
+
+/// The images that are listed under a failure, in their order.
+fn listed(bench: &Bench, arguments: &[&str]) -> Vec<String> {
+    let (status, _, said) = run(bench, &[&["assert"], arguments, &["log"]].concat());
+    assert_eq!(status, Some(1), "{said}");
+    let rows = said.lines().filter(|line| line.starts_with("  00:"));
+    rows.map(|row| row.split_whitespace().nth(2).unwrap().split('@').next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_failure_lists_the_nearest_names_and_says_which_tag_was_taken() {
+    let mut events: Vec<Value> = (0..20).map(|number| pulled("10.1.0.7", &format!("aaa/unrelated-{number}"), "1")).collect();
+    for (by, repository, tag) in [
+        ("10.1.0.7", "quay.io/team/backend", "v1"),
+        ("10.1.0.7", "team/backend", "v1"),
+        ("10.1.0.8", "team/backend", "v1"),
+        ("10.1.0.8", "team/backend", "rc-12"),
+        ("10.1.0.7", "team/backends", "latest"),
+    ] {
+        events.push(pulled(by, repository, tag));
+    }
+    let bench = bench(&written(&events));
+    let near = listed(&bench, &["--pulled", "team/backend:v2"]);
+    assert_eq!(near.len(), 10);
+    // The same repository, then the same one at another host and one of nearly the same name, each once.
+    assert_eq!(near[..4], ["team/backend:v1", "team/backend:rc-12", "quay.io/team/backend:v1", "team/backends:latest"]);
+    assert_eq!(listed(&bench, &["--pulled", "team/backend:v2", "--by", "10.1.0.8"]), ["team/backend:v1", "team/backend:rc-12"]);
+    assert_eq!(listed(&bench, &["--pulled", "team/backend:v2", "--by", "10.1.0.9"]), near, "that address asked for nothing");
+
+    let (status, _, said) = run(&bench, &["assert", "--pulled", "team/backend", "log"]);
+    let head = "localregistry: team/backend:latest was not pulled; it was expected to be pulled at least once\n\
+                - team/backend:latest: to be pulled at least once\n+ team/backend:latest: not pulled\n  \
+                no tag was given: latest was looked for, as clients do\n  nobody asked for team/backend:latest; the nearest names in \
+                the log:\n";
+    assert!(said.starts_with(head), "{said}");
+    assert_eq!(status, Some(1));
+    let said = run(&bench, &["assert", "--pulled", "team/backends", "log"]);
+    assert_eq!(said, (Some(0), "team/backends:latest was pulled once\n".to_owned(), String::new()));
+    let (_, json, _) = run(&bench, &["assert", "--json", "--pulled", "team/backends", "log"]);
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["image"], "team/backends:latest");
+}
+
+#[test]
+fn a_log_that_proves_nothing_exits_2() {
+    let whole = log();
+    let bench = bench(&written(&whole));
+    bench.file("damaged", format!("{}junk\n{}", written(&whole[..2]), written(&whole[2..])).as_bytes());
+    let dropping = json!({ "time": 5.0, "warning": { "code": "DROPPED_EVENTS", "message": "3 events" } });
+    bench.file("dropping", written(&[&whole[..], &[dropping]].concat()).as_bytes());
+    let lacks = "lacks events that were dropped: it does not show how often";
+    for (arguments, message) in [
+        (&["none", "--pulled", "a"][..], "cannot read the events in none: No such file or directory (os error 2)"),
+        (
+            &["damaged", "--pulled", "test/multi:1"],
+            "line 3 of damaged is no event: the log is damaged, and proves nothing: the guest sent a line that is no event: \"junk\": \
+             expected value at line 1 column 1",
+        ),
+        (
+            &["dropping", "--not-pulled", "test/multi:2"],
+            &format!("dropping {lacks} test/multi:2 was pulled, only that it was not pulled"),
+        ),
+        (
+            &["dropping", "--pulled", "test/multi:1", "--times", "2"],
+            &format!("dropping {lacks} test/multi:1 was pulled, only that it was pulled 2 times"),
+        ),
+    ] {
+        let expected = (Some(2), String::new(), format!("localregistry: {message}\n"));
+        assert_eq!(run(&bench, &[&["assert"], arguments].concat()), expected);
+    }
+    // Enough is enough.
+    assert_eq!(run(&bench, &["assert", "--pulled", "test/multi:1", "--at-least", "2", "dropping"]).0, Some(0));
+}
+
+#[test]
+fn bad_flags_exit_2() {
+    let bench = bench("");
+    let what = "the following required arguments were not provided:\n  <--pulled <REF>|--not-pulled <REF>>";
+    for (arguments, message) in [
+        (&["assert", "log"][..], what),
+        (
+            &["assert", "log", "--pulled", "a", "--not-pulled", "b"],
+            "the argument '--pulled <REF>' cannot be used with '--not-pulled <REF>'",
+        ),
+        (
+            &["assert", "log", "--pulled", "a", "--times", "1", "--at-least", "1"],
+            "the argument '--times <N>' cannot be used with '--at-least <N>'",
+        ),
+        (
+            &["assert", "log", "--pulled", "Upper/case"],
+            "invalid value 'Upper/case' for '--pulled <REF>': expected an image's name, such as test/hello:1, \
+             docker.io/library/busybox or 10.1.0.82:5000/test/hello@sha256:…: a repository name has lower-case letters and digits, \
+             joined by one of . _ __ - and split by /",
+        ),
+        (
+            &["assert", "log", "--pulled", "a", "--by", "node1"],
+            "invalid value 'node1' for '--by <IP>': invalid IP address syntax",
+        ),
+        (&["events"], "the following required arguments were not provided:\n  <FILE|SOCKET>"),
+    ] {
+        let (status, _, said) = run(&bench, arguments);
+        assert_eq!(status, Some(2), "{arguments:?}: {said}");
+        assert!(said.starts_with(&format!("error: {message}\n")), "{arguments:?}: {said}");
+    }
+}
+
+/// The log of a server that skopeo pulled from.
+#[test]
+fn a_server_s_own_log_shows_who_pulled() {
+    let mut layout = Layout::default();
+    layout.image("test/hello:latest", b"layer");
+    layout.image("docker.io/library/hello:1", b"layer");
+    layout.write();
+    let serving = Serving::start(layout.path(), tempfile::tempdir().unwrap(), &["--events", "events"]);
+    for (to, image) in [("a", "test/hello:latest"), ("b", "test/hello:latest"), ("c", "docker.io/library/hello:1")] {
+        assert!(serving.pull(image, to, &[]).status.success());
+    }
+    assert!(!serving.pull("test/absent:1", "d", &[]).status.success());
+    let assert = |arguments: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.arg("assert").args(arguments).arg(serving.folder.path().join("events")).output().unwrap().status.code()
+    };
+    assert_eq!(assert(&["--pulled", "test/hello", "--by", "127.0.0.1", "--times", "2"]), Some(0));
+    assert_eq!(assert(&["--pulled", "hello:1", "--times", "1"]), Some(0));
+    assert_eq!(assert(&["--not-pulled", "test/absent:1"]), Some(0));
+    assert_eq!(assert(&["--pulled", "test/hello", "--times", "3"]), Some(1));
+}

@@ -1,0 +1,398 @@
+//! `localregistry run` with what is missing or cannot be used (exit 1 and 8 to 15): each one message that says what to do, and nothing
+//! started or left. Networks are in `run_networks.rs`, CAs in `ca.rs`, and what comes after the start in `run_outcomes.rs`.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use testing::layout::Layout;
+use testing::pack::superblock;
+use testing::private::privately;
+use testing::refused::{as_nobody, boot, folder, nobody, run};
+use testing::vm::succeed;
+
+#[test]
+fn what_cannot_be_used_is_named_before_anything_starts() {
+    let folder = folder();
+    fs::create_dir(folder.path("dir")).unwrap();
+    fs::create_dir(folder.path("full")).unwrap();
+    fs::write(folder.path("full/mine"), "").unwrap();
+    fs::write(folder.path("empty"), "").unwrap();
+    fs::write(folder.path("bad.json"), "{\n \"prot\": 1}").unwrap();
+    let other = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    let this = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    fs::write(folder.path("cert.pem"), this.cert.pem()).unwrap();
+    fs::write(folder.path("other.key"), other.signing_key.serialize_pem()).unwrap();
+    let mut half = superblock();
+    half[1060] = 2;
+    fs::write(folder.path("half"), half).unwrap();
+    fs::write(folder.path("interfaces.json"), "{\"interfaces\": []}").unwrap();
+    for (status, arguments, message) in [
+        (9, &["no-disk"][..], "cannot read the disk no-disk: No such file or directory (os error 2)"),
+        (9, &["disk", "no-disk"], "cannot read the disk no-disk: No such file or directory (os error 2)"),
+        (9, &["dir"], "the disk dir is a directory, expected a file"),
+        (9, &["empty"], "the disk empty is empty"),
+        (9, &["/dev/null"], "the disk /dev/null is a special file, expected a file"),
+        (14, &["disk", "--kernel", "no-kernel"], "cannot read the kernel no-kernel: No such file or directory (os error 2)"),
+        (14, &["disk", "--kernel", "empty"], "the kernel empty is empty"),
+        (14, &["disk", "--initramfs", "dir"], "the initramfs dir is a directory, expected a file"),
+        (
+            13,
+            &["disk", "--tls", "provided", "--cert", "cert.pem", "--key", "no-key"],
+            "cannot read the key no-key: No such file or directory (os error 2)",
+        ),
+        (1, &["disk", "--config", "no.json"], "cannot read the config no.json: No such file or directory (os error 2)"),
+        (
+            1,
+            &["disk", "--config", "bad.json"],
+            "the config bad.json cannot be used: it is not a config of the appliance (proto3 JSON of localregistry.v1.Config): \
+             unknown field `prot`, expected one of `hostname`, `names`, `port`, `tls`, `interfaces`, `disk`, `clock`, `trace`, \
+             `auth`, `metrics_port`, `metricsPort`, `limits`, `heartbeat_seconds`, `heartbeatSeconds`, `listeners`, `disks`, `verify` at line 2 column 7",
+        ),
+        (
+            13,
+            &["disk", "--htpasswd", "no-users"],
+            "cannot let anybody in: cannot read no-users: No such file or directory (os error 2)",
+        ),
+        (13, &["disk", "--htpasswd", "kernel"], "cannot let anybody in: kernel:1: there is no colon; expected USER:HASH"),
+        (
+            13,
+            &["disk", "--client-ca", "kernel"],
+            "cannot let anybody in: kernel cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
+        ),
+        (
+            12,
+            &["disk", "--events", "no/events"],
+            "cannot create no/events for the events: No such file or directory (os error 2)",
+        ),
+        (12, &["disk", "--console", "dir"], "cannot create dir for the console: Is a directory (os error 21)"),
+        (
+            8,
+            &["disk", "--qemu", "no-such-qemu"],
+            "no-such-qemu is not installed (on Debian and Ubuntu: apt-get install qemu-system-x86)",
+        ),
+        (
+            8,
+            &["disk", "--machine", "virt", "--qemu", "no-such-qemu"],
+            "no-such-qemu is not installed (on Debian and Ubuntu: apt-get install qemu-system-arm)",
+        ),
+        (8, &["disk", "--qemu", "./disk"], "cannot start ./disk: Permission denied (os error 13)"),
+        (
+            8,
+            &["disk", "--qemu", "cat"],
+            &format!("cat is no QEMU: its --version says {:?}, expected \"QEMU emulator version …\"", first_line("cat")),
+        ),
+        (
+            9,
+            &["kernel"],
+            "kernel (10 bytes) is no disk of ours: it has none of the file systems EROFS, ext4 and squashfs; make one with \
+             `localregistry pack`",
+        ),
+        (
+            9,
+            &["half"],
+            "the disk half has 4096 bytes, and its erofs file system 8192: it was copied in part; copy or pack it anew",
+        ),
+        (
+            13,
+            &["disk", "--cert", "kernel", "--key", "other.key"],
+            "kernel and other.key cannot be served with: the given certificate chain is not PEM with one or more CERTIFICATE blocks, \
+             the leaf first",
+        ),
+        (
+            13,
+            &["disk", "--cert", "cert.pem", "--key", "other.key"],
+            "cert.pem and other.key cannot be served with: the given certificate chain and key do not go together: keys may \
+             not be consistent: KeyMismatch",
+        ),
+        (
+            12,
+            &["disk", "--ca-out", "no/ca.crt"],
+            "cannot write the CA certificate to no/ca.crt: No such file or directory (os error 2)",
+        ),
+        (
+            12,
+            &["disk", "--trust", "full"],
+            "cannot make the trust files: full holds \"mine\", which no trust bundle has; expected a folder that is empty, not there \
+             yet, or an earlier bundle's",
+        ),
+        (12, &["disk", "--trust", "kernel"], "cannot make the trust files: kernel is there and is not a folder"),
+        (
+            13,
+            &["disk", "--ca", "cert.pem", "--key", "no-key"],
+            "cannot use the CA: cannot read the CA key no-key: No such file or directory (os error 2)",
+        ),
+        (12, &["disk", "--ca-out", "dir"], "cannot write the CA certificate to dir: it is there already and not a regular file"),
+        (
+            12,
+            &["disk", "--ready-file", "no/ready"],
+            "cannot write where the registry is to no/ready: No such file or directory (os error 2)",
+        ),
+        (12, &["disk", "--pid-file", "kernel/pid"], "cannot write the process's number to kernel/pid: not a directory"),
+        (
+            12,
+            &["disk", "--run-dir", "/proc/none"],
+            "cannot make the run's folder /proc/none (--run-dir takes another): No such file or directory (os error 2)",
+        ),
+        (
+            12,
+            &["disk", "--run-dir", "/usr"],
+            "/usr is there already and not empty: expected a folder for this run alone, which is removed at its end",
+        ),
+        (
+            2,
+            &["disk", "--config", "interfaces.json", "--net", "user"],
+            "the config has interfaces, and networks are given as well: say them in one place; --net gives networks",
+        ),
+        (
+            2,
+            &["disk", "--net", "bridge=br0", "--print-command"],
+            "bridge=br0 needs a tap that this program makes and keeps: make one (ip tuntap add dev TAP mode tap user USER) and give \
+             tap=TAP",
+        ),
+        (
+            11,
+            &["disk", "--net", "socket-fd=987"],
+            "socket-fd=987 is no open socket: the launcher has to leave it open for this program (without close-on-exec): Bad file \
+             descriptor (os error 9)",
+        ),
+        (
+            11,
+            &["disk", "--net", "stream=no.sock"],
+            "no.sock is no socket to connect to: start what listens there first: No such file or directory (os error 2)",
+        ),
+        (11, &["disk", "--net", "stream=kernel"], "kernel is no socket to connect to: start what listens there first"),
+        (
+            11,
+            &["disk", "--net", "dgram=./kernel,./peer"],
+            "./kernel is there already and no socket: QEMU would put its own in its place",
+        ),
+        (11, &["disk", "--net", "dgram=no/a,./peer"], "QEMU cannot make the socket no/a: No such file or directory (os error 2)"),
+        (
+            8,
+            &["disk", "--net", "stream=no.sock,reconnect=1"],
+            "qemu-system-x86_64 is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86): \
+             stream=…,reconnect=… needs QEMU 8.0 or later, and this is 7.2; --qemu takes another",
+        ),
+    ] {
+        let mut given = vec!["--accel", "tcg"];
+        for (flag, file) in [("--kernel", "kernel"), ("--initramfs", "initramfs")] {
+            if !arguments.contains(&flag) {
+                given.extend([flag, file]);
+            }
+        }
+        given.extend(arguments);
+        let output = run(&folder, &given);
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), format!("localregistry: {message}\n"));
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+/// By a user who may not write there: the runtime folder is somebody else's, or what `--run-dir` names is.
+#[test]
+fn a_run_s_folder_that_is_not_writable_is_named() {
+    let folder = folder();
+    fs::create_dir(folder.path("locked")).unwrap();
+    let refused = |arguments: &[&str], path: &str| {
+        let message = format!(
+            "localregistry: cannot make the run's folder {} (--run-dir takes another): Permission denied (os error 13)\n",
+            folder.path(path).display()
+        );
+        assert_eq!(as_nobody(&folder, "locked", &[&["disk"], arguments].concat()), (Some(12), message));
+    };
+    refused(&[], "locked/localregistry");
+    refused(&["--run-dir", "locked/run"], "locked/run");
+}
+
+#[test]
+fn a_disk_without_read_permission_is_named() {
+    let folder = folder();
+    let disk = folder.path("disk");
+    fs::set_permissions(&disk, fs::Permissions::from_mode(0o0)).unwrap();
+    // Root reads everything; then it is QEMU that refuses what is no kernel.
+    let message = match fs::File::open(&disk) {
+        Ok(_) => "localregistry: QEMU exited with status 1 before it started the machine: ",
+        Err(_) => "localregistry: cannot read the disk disk: Permission denied (os error 13)\n",
+    };
+    let (status, stderr) = boot(&folder, &["disk"]);
+    assert!(stderr.starts_with(message), "{stderr}");
+    assert_eq!(status, Some(1));
+}
+
+#[test]
+fn a_kernel_without_what_the_guest_needs_is_refused() {
+    let folder = folder();
+    let file = |name: &str, content: &str| fs::write(folder.path(name), content).unwrap();
+    file("vmlinuz-1", "not really");
+    let names = "BLK_DEV_INITRD BINFMT_ELF PRINTK TTY DEVTMPFS PROC_FS SYSFS TMPFS EPOLL EVENTFD FUTEX UNIX NET INET PACKET \
+                 VIRTIO_BLK VIRTIO_NET VIRTIO_CONSOLE FW_CFG_SYSFS EROFS_FS SERIAL_8250_CONSOLE ACPI VIRTIO_PCI VIRTIO_MMIO 64BIT";
+    let config = |without: &[&str]| {
+        let names = names.split_whitespace().filter(|name| !without.contains(name));
+        names.map(|name| format!("CONFIG_{name}=y\n")).collect::<String>()
+    };
+    for (machine, without, missing) in [
+        (
+            "q35",
+            &["EROFS_FS", "VIRTIO_PCI", "VIRTIO_MMIO"][..],
+            "CONFIG_EROFS_FS (the disk's file system), CONFIG_VIRTIO_PCI (the virtio devices on PCI)",
+        ),
+        ("microvm", &["VIRTIO_PCI", "VIRTIO_MMIO"], "CONFIG_VIRTIO_MMIO (the virtio devices of a microvm)"),
+    ] {
+        file("config-1", &config(without));
+        let (status, stderr) = boot(&folder, &["disk", "--machine", machine, "--kernel", "vmlinuz-1"]);
+        let message = format!(
+            "localregistry: the kernel vmlinuz-1 cannot run the guest on {machine}: by its config it lacks {missing}; boot one that \
+             has it (`localregistry doctor` checks one)\n"
+        );
+        assert_eq!((status, stderr), (Some(14), message));
+    }
+    // With all of it, or where nothing is known, QEMU has the word.
+    for config in [config(&[]), "no config".to_owned()] {
+        file("config-1", &config);
+        let (status, stderr) = boot(&folder, &["disk", "--kernel", "vmlinuz-1"]);
+        assert!(stderr.starts_with("localregistry: QEMU exited with status 1 before it started the machine: "), "{stderr}");
+        assert_eq!(status, Some(1));
+    }
+}
+
+#[test]
+fn our_own_kernel_has_to_be_built() {
+    let folder = folder();
+    let mut command = folder.command(&["run", "disk", "--flavor", "own"]);
+    command.env("LOCALREGISTRY_CACHE", folder.path("cache")).env("XDG_RUNTIME_DIR", folder.path("runtime"));
+    let output = command.output().unwrap();
+    let digest = localregistry::oci::Digest::sha256_of(include_bytes!("../../image/kernel.config")).hex();
+    let message = format!(
+        "localregistry: there is no kernel to boot: there is no kernel of our own in {}/cache/kernel/own that is built from this \
+         version's config ({}): build it with image/kernel (about ten minutes of one processor), or take the flavor cloud; --flavor chooses\n",
+        folder.path("").display().to_string().trim_end_matches('/'),
+        &digest[..12]
+    );
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(14), message));
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let folder = folder();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let (status, stderr) = boot(&folder, &["disk", "--publish", &port]);
+    let message = format!(
+        "localregistry: cannot listen on 127.0.0.1:{port} for the registry: Address already in use (os error 98); --publish takes \
+         another address, with port 0 a free one\n"
+    );
+    assert_eq!((status, stderr), (Some(10), message));
+    let (status, stderr) = boot(&folder, &["disk", "--metrics", &port]);
+    let message = format!(
+        "localregistry: cannot listen on 127.0.0.1:{port} for health and metrics: Address already in use (os error 98); --metrics \
+         takes another address, with port 0 a free one\n"
+    );
+    assert_eq!((status, stderr), (Some(10), message));
+}
+
+/// In a network namespace of the test's own, in which ports from 1024 up are everybody's, as Linux has it by default.
+#[test]
+fn privileged_ports_are_refused_for_lack_of_permission() {
+    privately(|| {
+        let folder = folder();
+        let roots = "ports below 1024 are root's (take another, or as root: sysctl -w net.ipv4.ip_unprivileged_port_start=443): \
+                     Permission denied (os error 13)";
+        for (flag, purpose) in [("--publish", "the registry"), ("--metrics", "health and metrics")] {
+            let message = format!(
+                "localregistry: no permission to listen on 127.0.0.1:443 for {purpose}: {roots}; {flag} takes another port\n"
+            );
+            assert_eq!(as_nobody(&folder, "theirs", &["disk", flag, "443"]), (Some(15), message));
+        }
+        let mut layout = Layout::default();
+        layout.image("test/hello:1", b"layer");
+        layout.write();
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(layout.path(), mode).unwrap();
+        for flags in [&["--listen", "127.0.0.1:443"][..], &["--listen", "127.0.0.1:0", "--plain", "127.0.0.1:443"]] {
+            let output = nobody(&folder).arg("serve").arg(layout.path()).args(flags).output().unwrap();
+            let message = format!("localregistry: no permission to listen on 127.0.0.1:443: {roots}\n");
+            assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(1), message));
+        }
+    });
+}
+
+/// A folder with a layout is for `pack` and `serve`, a packed disk for `run`.
+#[test]
+fn run_and_serve_say_which_command_is_meant() {
+    let folder = folder();
+    let mut layout = Layout::default();
+    layout.image("test/hello:1", b"layer");
+    layout.write();
+    let path = layout.path().display().to_string();
+    let message = format!(
+        "localregistry: {path} is a folder with an OCI image layout, expected a packed disk; `localregistry pack LAYOUT -o DISK` \
+         makes a disk of it, and `localregistry serve LAYOUT` serves it on this machine without a VM\n"
+    );
+    assert_eq!(boot(&folder, &[&path]), (Some(9), message.clone()));
+    assert_eq!(boot(&folder, &["disk", &path]), (Some(9), message));
+    for (file, message) in [
+        (
+            "disk",
+            "disk is a packed disk, expected the folder of an OCI image layout; `localregistry run DISK` boots it, and `localregistry \
+             inspect DISK --export LAYOUT` makes a folder of it",
+        ),
+        (
+            "kernel",
+            "kernel is a file, expected the folder of an OCI image layout; `localregistry pack ARCHIVE -o DISK` packs a layout in \
+             an archive, and `localregistry run DISK` boots it",
+        ),
+    ] {
+        let output = folder.command(&["serve", file, "--listen", "127.0.0.1:0"]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said), (Some(1), format!("localregistry: {message}\n")));
+    }
+}
+
+#[test]
+fn a_file_that_is_no_kernel_gives_qemu_s_words() {
+    let folder = folder();
+    let (status, stderr) = boot(&folder, &["disk"]);
+    // The words after it are QEMU's, and differ between its versions.
+    let message = "localregistry: QEMU exited with status 1 before it started the machine: qemu";
+    assert!(stderr.starts_with(message), "{stderr}");
+    assert_eq!(status, Some(1));
+}
+
+/// The first line that `program --version` prints.
+fn first_line(program: &str) -> String {
+    succeed(Command::new(program).arg("--version")).lines().next().unwrap().to_owned()
+}
+
+/// A program that says that it is this version of QEMU, and would leave a mark if it were started as one.
+fn qemu_of_version(folder: &Path, version: &str) -> String {
+    let path = folder.join(format!("qemu-{version}"));
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] || touch {}/started\necho QEMU emulator version {version}\n",
+        folder.display()
+    );
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn a_qemu_that_is_too_old_is_not_started() {
+    let folder = folder();
+    for (version, network, lacking) in [
+        ("6.2.0", "user", "this program needs QEMU 7.1 or later, and this is 6.2"),
+        ("7.1.0", "dgram=./a,./b", "the network dgram=… needs QEMU 7.2 or later, and this is 7.1"),
+        ("7.1.0", "stream=./s,reconnect=1", "stream=…,reconnect=… needs QEMU 8.0 or later, and this is 7.1"),
+    ] {
+        let qemu = qemu_of_version(&folder.path(""), version);
+        let (status, stderr) = boot(&folder, &["disk", "--qemu", &qemu, "--net", network]);
+        let message = format!(
+            "localregistry: {qemu} is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86): {lacking}; --qemu \
+             takes another\n"
+        );
+        assert_eq!((status, stderr), (Some(8), message));
+    }
+    assert!(!folder.path("started").exists());
+}

@@ -1,0 +1,62 @@
+//! `localregistry run` on networks that are missing (exit 11) or may not be used (exit 15): one message each, and nothing is started or
+//! left.
+
+use std::process::Command;
+
+use testing::private::privately;
+use testing::refused::{as_nobody, boot, folder};
+use testing::vm::succeed;
+
+#[test]
+fn networks_that_are_missing_are_named() {
+    privately(|| {
+        let folder = folder();
+        let ip = |arguments: &str| succeed(Command::new("ip").args(arguments.split(' ')));
+        ip("link add br0 type bridge");
+        ip("link add plain0 type veth peer name plain1");
+        for (network, message) in [
+            ("bridge=br9", "there is no bridge br9 (as root: ip link add br9 type bridge && ip link set br9 up)".to_owned()),
+            ("bridge=plain0", "plain0 is no bridge, but an interface of the kind veth".to_owned()),
+            ("bridge=lo", "lo is no bridge, but a plain interface".to_owned()),
+            ("bridge=br0,mtu=9000", "mtu=9000 is more than the bridge br0 takes, 1500".to_owned()),
+            (
+                "tap=tap9",
+                "there is no tap tap9 (as root: ip tuntap add dev tap9 mode tap user USER && ip link set tap9 up)".to_owned(),
+            ),
+            ("tap=br0", "br0 is no tap, but an interface of the kind bridge".to_owned()),
+        ] {
+            let (status, stderr) = boot(&folder, &["disk", "--net", network]);
+            assert_eq!((status, stderr), (Some(11), format!("localregistry: {message}\n")));
+        }
+        let links = ip("-brief link");
+        assert!(!links.contains("lreg"), "no tap is left: {links}");
+    });
+}
+
+#[test]
+fn a_tap_of_another_user_and_one_in_use_are_named() {
+    privately(|| {
+        let folder = folder();
+        let ip = |arguments: &str| succeed(Command::new("ip").args(arguments.split(' ')));
+        ip("link add br0 type bridge");
+        ip("tuntap add dev tap0 mode tap user 12345");
+        succeed(Command::new("mknod").args(["--mode=600", "/run/tun", "c", "10", "200"]));
+        succeed(Command::new("mount").args(["--bind", "/run/tun", "/dev/net/tun"]));
+        let message = "localregistry: cannot open /dev/net/tun for the tap tap0 (as root: chmod 0666 /dev/net/tun, as most systems have \
+                       it): Permission denied (os error 13)\n";
+        assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "tap=tap0"]), (Some(15), message.to_owned()));
+        succeed(Command::new("chmod").args(["666", "/run/tun"]));
+        let message = "localregistry: no permission to make a tap on the bridge br0: it takes CAP_NET_ADMIN (run it as root, or have \
+                       root make a tap for you, ip tuntap add dev TAP mode tap user USER, and give tap=TAP)\n";
+        assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "bridge=br0"]), (Some(15), message.to_owned()));
+        let message = "localregistry: no permission to open the tap tap0: it belongs to another user (as root: ip tuntap add dev tap0 \
+                       mode tap user USER)\n";
+        assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "tap=tap0"]), (Some(15), message.to_owned()));
+
+        // It is that user's.
+        let _held = localregistry::host::vm::net::attach::open("tap0").unwrap();
+        let (status, stderr) = boot(&folder, &["disk", "--net", "tap=tap0"]);
+        let message = "localregistry: the tap tap0 is in use by another process: give each machine its own\n";
+        assert_eq!((status, stderr.as_str()), (Some(11), message));
+    });
+}

@@ -1,0 +1,131 @@
+//! `localregistry run` and `serve` with flags that they do not know, that have no such value or do not go together: exit 2, and nothing
+//! is started or left.
+
+use std::process::Command;
+
+use testing::refused::{folder, run};
+
+#[test]
+fn bad_flags_exit_2() {
+    let folder = folder();
+    for (arguments, message) in [
+        (&[][..], "the following required arguments were not provided:\n  <DISK>..."),
+        (&["disk", "--memory", "64"], "invalid value '64' for '--memory <MIB>': 64 is not in 112..=1048576"),
+        (&["disk", "--cpus", "0"], "invalid value '0' for '--cpus <N>': 0 is not in 1..=255"),
+        (&["disk", "--timeout", "0"], "invalid value '0' for '--timeout <SECONDS>': 0 is not in 1..=86400"),
+        (&["disk", "--accel", "xen"], "invalid value 'xen' for '--accel <WHICH>'\n  [possible values: auto, kvm, tcg]"),
+        (&["disk", "--tls", "on"], "invalid value 'on' for '--tls <MODE>'\n  [possible values: generate, provided, off]"),
+        (
+            &["disk", "--publish", "127.0.0.1"],
+            "invalid value '127.0.0.1' for '--publish <[ADDR:]PORT>': PORT is a number from 0 to 65535",
+        ),
+        (
+            &["disk", "--publish", "[::1]:5000"],
+            "invalid value '[::1]:5000' for '--publish <[ADDR:]PORT>': QEMU's user network forwards from IPv4 addresses only: give \
+             one, such as 127.0.0.1",
+        ),
+        (
+            &["disk", "--publish", "host:5000"],
+            "invalid value 'host:5000' for '--publish <[ADDR:]PORT>': ADDR is an IPv4 address of this machine, such as 127.0.0.1 \
+             or 0.0.0.0",
+        ),
+        (
+            &["disk", "--set", "tls.mod=OFF"],
+            "invalid value 'tls.mod=OFF' for '--set <KEY=VALUE>': tls.mod cannot be set to \"OFF\": unknown field `mod`, expected \
+             `mode`",
+        ),
+        (
+            &["disk", "--kernel", "kernel"],
+            "the following required arguments were not provided:\n  <--modules <DIR>|--initramfs <FILE>>",
+        ),
+        (&["disk", "--modules", "dir"], "the following required arguments were not provided:\n  --kernel <FILE>"),
+        (
+            &["disk", "--kernel", "kernel", "--initramfs", "initramfs", "--flavor", "own"],
+            "the argument '--kernel <FILE>' cannot be used with '--flavor <WHICH>'",
+        ),
+        (&["disk", "--flavor", "tiny"], "invalid value 'tiny' for '--flavor <WHICH>'\n  [possible values: cloud, full, own]"),
+        (&["disk", "--machine", "pc"], "invalid value 'pc' for '--machine <WHICH>'\n  [possible values: q35, microvm, virt]"),
+        (
+            &["disk", "--machine", "virt"],
+            "the argument '--machine virt' needs '--kernel <FILE>': there is no flavor for 64-bit ARM",
+        ),
+        (&["disk", "--tls", "provided"], "the following required arguments were not provided:\n  --cert <FILE>\n  --key <FILE>"),
+        (&["disk", "--cert", "a"], "the following required arguments were not provided:\n  --key <FILE>"),
+        (
+            &["disk", "--tls", "off", "--cert", "a", "--key", "b"],
+            "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them",
+        ),
+        (&["disk", "--disk-wait", "0"], "invalid value '0' for '--disk-wait <SECONDS>': 0 is not in 1..=3600"),
+        (&["disk", "--san", "a b"], "invalid value 'a b' for '--san <NAME>': expected a DNS name or an IP address"),
+        (
+            &["disk", "--san", "f*o.example.test"],
+            "invalid value 'f*o.example.test' for '--san <NAME>': expected * as the whole first label, before two labels or more, such \
+             as *.example.test",
+        ),
+        (
+            &["disk", "--name", "a/b"],
+            "invalid value 'a/b' for '--name <NAME>': expected 1 to 64 letters, digits, dots, hyphens and underscores, a letter or \
+             digit first",
+        ),
+        (
+            &["disk", "--net", "tap=a,ip=10.1.0.82/16,gw=10.2.0.1"],
+            "invalid value 'tap=a,ip=10.1.0.82/16,gw=10.2.0.1' for '--net <KIND[,…]>': gw=10.2.0.1 is not in the network of \
+             ip=10.1.0.82/16",
+        ),
+        (&["disk", "--net", "user", "--net", "user"], "--net: user is given to two networks; give each its own"),
+        (
+            &["disk", "--net", "tap=a", "--publish", "5000"],
+            "the argument '--publish <[ADDR:]PORT>' needs '--net user': nothing else forwards",
+        ),
+        (
+            &["disk", "--net", "tap=a", "--metrics", "0"],
+            "the argument '--metrics <[ADDR:]PORT>' needs '--net user': nothing else forwards; on other networks say the guest's own \
+             port, --set metricsPort=PORT",
+        ),
+        (&["disk", "--follow"], "the argument '--follow' needs '--json'"),
+        (&["disk", "--json", "--follow", "--detach"], "the argument '--follow' cannot be used with '--detach'"),
+        (&["disk", "--print-command", "--trust", "t"], "the argument '--print-command' cannot be used with '--trust <DIR>'"),
+        (&["disk", "--print-command", "--detach"], "the argument '--print-command' cannot be used with '--detach'"),
+    ] {
+        let output = run(&folder, arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with(&format!("error: {message}\n")), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn serve_refuses_flags_that_it_would_not_use() {
+    let folder = folder();
+    for (arguments, message) in [
+        (
+            &["--tls", "generate", "--cert", "a", "--key", "b"][..],
+            "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them",
+        ),
+        (
+            &["--tls", "off", "--ca-out", "ca"],
+            "the argument '--ca-out <FILE>' cannot be used with '--tls off': without TLS there is no CA",
+        ),
+    ] {
+        let mut command = Command::new(testing::pack::PROGRAM);
+        let output = command.current_dir(folder.path("")).args(["serve", "."]).args(arguments).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with(&format!("error: {message}\n")), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn limits_that_are_none_are_refused_before_anything_is_served() {
+    for (limit, why) in [
+        ("stallSeconds=0", "stallSeconds is 0; expected seconds from 1 to 3600"),
+        ("streams=1000", "streams is 1000; expected a number of streams from 1 to 256"),
+        ("idle", "expected KEY=NUMBER, such as stallSeconds=60"),
+    ] {
+        let mut command = Command::new(testing::pack::PROGRAM);
+        let output = command.args(["serve", "no-such-layout", "--limit", limit]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let expected = format!("error: invalid value '{limit}' for '--limit <KEY=NUMBER>': {why}\n");
+        assert_eq!((output.status.code(), said.starts_with(&expected)), (Some(2), true), "{said}");
+    }
+}

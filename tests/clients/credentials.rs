@@ -1,0 +1,125 @@
+//! skopeo against `localregistry serve` where not everybody may pull; and flags of `serve` and `run` that do not go together.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use localregistry::oci::Digest;
+use tempfile::TempDir;
+use testing::certificates::ClientAuthority;
+use testing::layout::{Layout, Stored};
+use testing::serve::Serving;
+
+fn images() -> (Layout, Stored) {
+    let mut layout = Layout::default();
+    let image = layout.image("test/hello:latest", b"a layer");
+    layout.write();
+    (layout, image)
+}
+
+/// A folder with a password file for anna.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("users"), format!("# people\nanna:{}\n", bcrypt::hash("secret", 5).unwrap())).unwrap();
+    folder
+}
+
+fn assert_pulled(serving: &Serving, image: Stored, arguments: &[&str]) {
+    let output = serving.pull("test/hello:latest", "out", arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let manifest = fs::read(serving.pulled("out").join("manifest.json")).unwrap();
+    assert_eq!(Digest::sha256_of(&manifest), image.digest);
+}
+
+fn assert_not_pulled(serving: &Serving, arguments: &[&str], why: &str) {
+    let output: Output = serving.pull("test/hello:latest", "none", arguments);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && stderr.contains(why), "{stderr}");
+}
+
+#[test]
+fn with_a_password() {
+    let (layout, image) = images();
+    let serving = Serving::start(layout.path(), folder(), &["--htpasswd", "users"]);
+    assert_pulled(&serving, image, &["--src-creds", "anna:secret"]);
+    assert_not_pulled(&serving, &["--src-creds", "anna:wrong"], "unauthorized");
+    assert_not_pulled(&serving, &["--src-no-creds"], "unauthorized");
+}
+
+#[test]
+fn with_a_token_for_a_password() {
+    let (layout, image) = images();
+    let serving = Serving::start(layout.path(), folder(), &["--htpasswd", "users", "--token", "--events", "events"]);
+    assert_pulled(&serving, image, &["--src-creds", "anna:secret"]);
+    assert_not_pulled(&serving, &["--src-creds", "anna:wrong"], "unable to retrieve auth token: invalid username/password");
+    assert_not_pulled(&serving, &["--src-no-creds"], "unable to retrieve auth token: invalid username/password");
+    let events = fs::read_to_string(serving.folder.path().join("events")).unwrap();
+    assert!(events.contains(r#""endpoint":"token""#) && events.contains(r#""endpoint":"blob""#), "{events}");
+}
+
+#[test]
+fn with_a_token_for_nothing() {
+    let (layout, image) = images();
+    let serving = Serving::start(layout.path(), folder(), &["--token", "--anonymous-pull"]);
+    assert_pulled(&serving, image, &["--src-no-creds"]);
+    assert_not_pulled(&serving, &["--src-creds", "anna:secret"], "invalid username/password");
+}
+
+#[test]
+fn with_a_certificate() {
+    let (layout, image) = images();
+    let (authority, folder) = (ClientAuthority::new("nodes"), folder());
+    fs::write(folder.path().join("clients.pem"), authority.pem()).unwrap();
+    let serving = Serving::start(layout.path(), folder, &["--client-ca", "clients.pem"]);
+    assert_not_pulled(&serving, &[], "certificate required");
+    let own = authority.client();
+    fs::write(serving.folder.path().join("client.cert"), own.certificate_pem).unwrap();
+    fs::write(serving.folder.path().join("client.key"), own.key_pem).unwrap();
+    assert_pulled(&serving, image, &[]);
+}
+
+#[test]
+fn flags_that_do_not_go_together_exit_2() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["serve", "run"] {
+        for (arguments, message) in [
+            (&["--token"][..], "the following required arguments were not provided:\n  <--htpasswd <FILE>|--anonymous-pull>"),
+            (&["--anonymous-pull"], "the following required arguments were not provided:\n  --token"),
+            (&["--client-certificate", "optional"], "the following required arguments were not provided:\n  --client-ca <FILE>"),
+            (
+                &["--tls", "off", "--client-ca", "x"],
+                "the argument '--client-ca <FILE>' cannot be used with '--tls off': certificates need TLS",
+            ),
+        ] {
+            let mut process = Command::new(testing::pack::PROGRAM);
+            let output = process.current_dir(folder.path()).args([command, "x"]).args(arguments).output().unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{command} {arguments:?}: {stderr}");
+            assert!(stderr.starts_with(&format!("error: {message}\n")), "{command} {arguments:?}: {stderr}");
+        }
+    }
+}
+
+#[test]
+fn files_that_cannot_be_used_exit_1() {
+    let (layout, _) = images();
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("users"), "anna:secret\n").unwrap();
+    fs::write(folder.path().join("ca"), "nonsense").unwrap();
+    for (arguments, message) in [
+        (
+            &["--htpasswd", "users"][..],
+            "cannot let anybody in: users:1: the hash of \"anna\" is not bcrypt; expected a hash that starts with $2y$, $2b$ or $2a$, \
+             as `htpasswd -B` makes it",
+        ),
+        (&["--htpasswd", "none"], "cannot let anybody in: cannot read none: No such file or directory (os error 2)"),
+        (
+            &["--client-ca", "ca"],
+            "cannot let anybody in: ca cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
+        ),
+    ] {
+        let mut process = Command::new(testing::pack::PROGRAM);
+        let output = process.current_dir(folder.path()).arg("serve").arg(layout.path()).args(arguments).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), stderr.as_str()), (Some(1), format!("localregistry: {message}\n").as_str()));
+    }
+}

@@ -1,0 +1,200 @@
+//! `localregistry pack --fs`: each file system holds the same content, in the same bytes each time.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+
+use localregistry::oci::Digest;
+use testing::layout::Layout;
+use testing::pack::{Bench, archive_of, digest_of, text};
+use testing::vm::succeed;
+
+const FORMATS: [&str; 3] = ["erofs", "squashfs", "ext4"];
+
+/// Two layouts: one of many small blobs and one of a large one.
+fn sources(bench: &Bench) {
+    let mut many = Layout::default();
+    (0..300).for_each(|number| {
+        many.image(&format!("test/many:{number}"), format!("layer {number}").repeat(number * 3).as_bytes());
+    });
+    bench.layout("a", &many);
+    let mut large = Layout::default();
+    let content: Vec<u8> = (0..1_500_000_u32).flat_map(u32::to_le_bytes).collect();
+    large.image("test/large:1", &content);
+    let large = bench.layout("b", &large);
+    bench.file("b.tar", &archive_of(&large));
+}
+
+#[test]
+fn the_same_bytes_in_any_order_at_any_time_for_any_user() {
+    let bench = Bench::default();
+    sources(&bench);
+    for format in FORMATS {
+        bench.pack(&["a", "b", "--fs", format]);
+        let disk = bench.path("disk.erofs");
+        let expected = digest_of(&disk);
+        assert_eq!(fs::metadata(&disk).unwrap().len() % 4096, 0, "{format}");
+        // Times of files count whole seconds in some formats.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        bench.pack(&["b.tar", "a", "--fs", format]);
+        assert_eq!(digest_of(&disk), expected, "{format}");
+        let script = format!("umask 077; exec {} -q pack b a --fs {format} -o disk.erofs", testing::pack::PROGRAM);
+        let environment = [("SOURCE_DATE_EPOCH", "12345"), ("TZ", "Asia/Tokyo"), ("E2FSPROGS_FAKE_TIME", "99")];
+        let output = Command::new("sh").args(["-c", &script]).current_dir(bench.path("")).envs(environment).output().unwrap();
+        assert!(output.status.success(), "{format}: {}", text(&output.stderr));
+        assert_eq!(digest_of(&disk), expected, "{format}");
+    }
+}
+
+#[test]
+fn a_label_changes_the_superblock_alone() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    layout.image("test/hello:1", b"layer");
+    bench.layout("a", &layout);
+    let superblock = |disk: &[u8]| disk[1024..2048].to_vec();
+    for (format, at) in [("erofs", 64), ("ext4", 120)] {
+        bench.pack(&["a", "--fs", format]);
+        let without = fs::read(bench.path("disk.erofs")).unwrap();
+        bench.pack(&["a", "--fs", format, "--label", "images"]);
+        let with = fs::read(bench.path("disk.erofs")).unwrap();
+        assert_eq!(
+            (&superblock(&without)[at..at + 7], &superblock(&with)[at..at + 7]),
+            (&[0; 7][..], &b"images\0"[..]),
+            "{format}"
+        );
+        assert!(without[..1024] == with[..1024] && without[2048..] == with[2048..], "{format}");
+    }
+    // The checksum is right, which this program looks at.
+    bench.pack(&["a", "--label", "0123456789abcdef"]);
+    bench.extract("disk.erofs");
+    for (arguments, message) in [
+        (
+            &["--fs", "squashfs", "--label", "x"][..],
+            "the argument '--label <NAME>' cannot be used with '--fs squashfs': squashfs has no label",
+        ),
+        (
+            &["--label", "0123456789abcdefg"],
+            "invalid value '0123456789abcdefg' for '--label <NAME>': expected 1 to 16 printable ASCII characters",
+        ),
+        (&["--label", "a b"], "invalid value 'a b' for '--label <NAME>': expected 1 to 16 printable ASCII characters"),
+    ] {
+        let output = bench.command(&[&["pack", "a", "-o", "refused"], arguments].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).starts_with(&format!("error: {message}\n")), "{}", text(&output.stderr));
+        assert!(!bench.path("refused").exists());
+    }
+}
+
+#[test]
+fn the_bytes_do_not_depend_on_who_packs() {
+    if Command::new("id").arg("-u").output().unwrap().stdout != b"0\n" {
+        return;
+    }
+    let bench = Bench::default();
+    sources(&bench);
+    fs::copy(testing::pack::PROGRAM, bench.path("program")).unwrap();
+    fs::create_dir(bench.path("out")).unwrap();
+    succeed(Command::new("chmod").args(["a+rwx", "."]).current_dir(bench.path("")));
+    succeed(Command::new("chmod").args(["a+rwx", "out"]).current_dir(bench.path("")));
+    for format in FORMATS {
+        bench.pack(&["a", "b", "--fs", format]);
+        let arguments = ["--reuid=65534", "--regid=65534", "--clear-groups", "./program", "-q", "pack", "a", "b", "--fs", format];
+        let mut command = Command::new("setpriv");
+        succeed(command.args(arguments).args(["-o", "out/disk"]).current_dir(bench.path("")));
+        assert_eq!(digest_of(&bench.path("out/disk")), digest_of(&bench.path("disk.erofs")), "{format}");
+    }
+}
+
+#[test]
+fn every_format_holds_the_same_content() {
+    let bench = Bench::default();
+    sources(&bench);
+    bench.pack(&["a", "b"]);
+    let expected = bench.extract("disk.erofs");
+    let blobs: u64 = expected.files.values().map(|content| (content.len() as u64).next_multiple_of(4096)).sum();
+    for format in ["squashfs", "ext4"] {
+        bench.pack(&["a", "b", "--fs", format]);
+        let disk = bench.path("disk.erofs");
+        let out = bench.path(format);
+        match format {
+            "squashfs" => succeed(Command::new("unsquashfs").args(["-quiet", "-no-progress", "-d"]).arg(&out).arg(&disk)),
+            _ => {
+                fs::create_dir(&out).unwrap();
+                succeed(Command::new("e2fsck").args(["-f", "-n"]).arg(&disk));
+                succeed(Command::new("debugfs").arg("-R").arg(format!("rdump / {}", out.display())).arg(&disk))
+            }
+        };
+        let found = listing(&out);
+        let wanted: Vec<&str> = expected.listing.lines().filter(|line| !line.ends_with("/lost+found")).collect();
+        assert_eq!(found, wanted, "{format}");
+        for (path, content) in &expected.files {
+            assert!(fs::read(out.join(path)).unwrap() == *content, "{format}: {path}");
+        }
+        let size = fs::metadata(&disk).unwrap().len();
+        assert!(size < blobs + blobs / 16 + (1 << 20), "{format}: {size} bytes for {blobs} of blobs: no room is left over");
+    }
+}
+
+/// Modes, sizes and paths, as [`testing::pack::Extracted`] lists them.
+fn listing(root: &Path) -> Vec<String> {
+    let find = Command::new("find").arg(root).args(["-printf", "%m %y %s /%P\n"]).output().unwrap();
+    let mut lines: Vec<Vec<String>> =
+        text(&find.stdout).lines().map(|line| line.splitn(4, ' ').map(str::to_owned).collect::<Vec<_>>()).collect();
+    lines.sort_by(|a, b| a[3].cmp(&b[3]));
+    let line = |fields: &Vec<String>| {
+        let size = if fields[1] == "f" { fields[2].as_str() } else { "-" };
+        format!("{:0>4} {size} {}", fields[0], fields[3])
+    };
+    lines.iter().map(line).filter(|line| !line.ends_with("/lost+found")).collect()
+}
+
+#[test]
+fn a_blob_of_more_than_4_gib() {
+    let bench = Bench::default();
+    let layout = Layout::default();
+    // A hole but for its end, which takes no space, and little time to read.
+    let size = (4 << 30) + 12_345_u64;
+    let path = layout.path().join("content");
+    let file = fs::File::create(&path).unwrap();
+    file.write_all_at(b"the end", size - 7).unwrap();
+    let digest: Digest = digest_by_parts(&path);
+    let to = layout.path().join(digest.blob_path());
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    let small = layout.blob(b"{}");
+    fs::rename(&path, &to).unwrap();
+    let layer = serde_json::json!({"mediaType": "application/octet-stream", "digest": digest.to_string(), "size": size});
+    let config = small.descriptor("application/vnd.oci.empty.v1+json");
+    let manifest = layout.json(&serde_json::json!({"schemaVersion": 2, "config": config, "layers": [layer]}));
+    let mut layout = layout;
+    layout.name(manifest, localregistry::oci::media_type::OCI_MANIFEST, "test/large:1");
+    let source = layout.write().display().to_string();
+    bench.pack(&[&source]);
+    let disk = bench.path("disk.erofs");
+    let fsck = Command::new("fsck.erofs").arg(&disk).output().unwrap();
+    assert!(fsck.status.success(), "{}", text(&fsck.stderr));
+    let map = Command::new("dump.erofs").arg(format!("--path=/{}", digest.blob_path())).arg("-e").arg(&disk).output().unwrap();
+    let map = text(&map.stdout);
+    assert!(map.contains(&format!("Size: {size} ")), "{map}");
+    let length = fs::metadata(&disk).unwrap().len();
+    assert!(length > size && length < size + (64 << 10), "{length}");
+    // The large blob is the only one with blocks of its own, and so the last of the disk.
+    let at = length - size.next_multiple_of(4096) + size - 7;
+    let mut end = [0; 7];
+    fs::File::open(&disk).unwrap().read_exact_at(&mut end, at).unwrap();
+    assert_eq!(&end, b"the end");
+}
+
+fn digest_by_parts(path: &Path) -> Digest {
+    let mut hasher = localregistry::oci::Hasher::new(localregistry::oci::Algorithm::Sha256);
+    let mut buffer = vec![0; 1 << 20];
+    let mut file = fs::File::open(path).unwrap();
+    loop {
+        let count = std::io::Read::read(&mut file, &mut buffer).unwrap();
+        if count == 0 {
+            return hasher.finish();
+        }
+        hasher.update(&buffer[..count]);
+    }
+}

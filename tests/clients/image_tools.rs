@@ -1,0 +1,264 @@
+//! Archives and layouts as real tools write them, each packed, served and pulled back with skopeo: every byte of what a client gets is
+//! that of the tool's.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use localregistry::oci::Digest;
+use serde_json::Value;
+use testing::docker::Dockerd;
+use testing::pack::{Bench, Extracted, PROGRAM, text};
+use testing::private::privately;
+use testing::serve::Serving;
+use testing::vm::{skopeo, succeed};
+
+/// A folder with the layout `sample`, of an image that tools take for a real one, since it is one.
+fn bench() -> Bench {
+    let bench = Bench::default();
+    succeed(Command::new(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
+    // Which name it has is a matter of its index alone.
+    let index = fs::read_to_string(bench.path("sample/index.json")).unwrap();
+    let mut index: Value = serde_json::from_str(&index).unwrap();
+    index["manifests"][0]["annotations"] = serde_json::json!({"org.opencontainers.image.ref.name": "it"});
+    fs::write(bench.path("sample/index.json"), index.to_string()).unwrap();
+    bench
+}
+
+/// Packs sources, serves the disk, and pulls each of its images with skopeo: name and digest of each, and the disk.
+fn packed_and_pulled(bench: &Bench, arguments: &[&str]) -> (Vec<(String, String)>, Extracted) {
+    bench.pack(arguments);
+    let disk = bench.extract("disk.erofs");
+    disk.assert_blobs();
+    let serving = Serving::start(&bench.path("disk.erofs.extracted"), tempfile::tempdir().unwrap(), &[]);
+    let images = disk.images();
+    for (number, (name, digest)) in images.iter().enumerate() {
+        let to = number.to_string();
+        let pulled = serving.pull(name, &to, &["--quiet", "--preserve-digests", "--all"]);
+        assert!(pulled.status.success(), "{name}: {}", text(&pulled.stderr));
+        let manifest = fs::read(serving.pulled(&to).join("manifest.json")).unwrap();
+        assert_eq!(Digest::sha256_of(&manifest).to_string(), *digest, "{name}");
+        let mut blobs = BTreeSet::new();
+        for entry in fs::read_dir(serving.pulled(&to)).unwrap().map(Result::unwrap) {
+            let file = entry.file_name().into_string().unwrap();
+            if file.len() == 64 {
+                assert!(fs::read(entry.path()).unwrap() == disk.blob(&format!("sha256:{file}")), "{name}: {file}");
+                blobs.insert(format!("sha256:{file}"));
+            }
+        }
+        assert_eq!(blobs, named_by(&serde_json::from_slice(&manifest).unwrap()), "{name}");
+    }
+    fs::remove_dir_all(bench.path("disk.erofs.extracted")).unwrap();
+    (images, disk)
+}
+
+/// The config and the layers of a manifest.
+fn named_by(manifest: &Value) -> BTreeSet<String> {
+    let layers = manifest["layers"].as_array().unwrap().iter();
+    layers.chain([&manifest["config"]]).map(|blob| blob["digest"].as_str().unwrap().to_owned()).collect()
+}
+
+fn member(archive: &Path, name: &str) -> Vec<u8> {
+    let tar = Command::new("tar").arg("-xOf").arg(archive).arg(name).output().unwrap();
+    assert!(tar.status.success(), "{name}: {}", text(&tar.stderr));
+    tar.stdout
+}
+
+/// The manifests that a layout's index lists, by digest, from a folder or an archive.
+fn listed(source: &Path) -> Vec<String> {
+    let index = if source.is_dir() { fs::read(source.join("index.json")).unwrap() } else { member(source, "index.json") };
+    let index: Value = serde_json::from_slice(&index).unwrap();
+    index["manifests"].as_array().unwrap().iter().map(|one| one["digest"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Holds the image of this digest against the entry of a docker save archive that it was made of: config and layers, to the byte.
+fn assert_saved(archive: &Path, entry: usize, disk: &Extracted, digest: &str) {
+    let saved: Value = serde_json::from_slice(&member(archive, "manifest.json")).unwrap();
+    let manifest = disk.json(digest);
+    let config = member(archive, saved[entry]["Config"].as_str().unwrap());
+    assert_eq!(disk.blob(manifest["config"]["digest"].as_str().unwrap()), config);
+    let layers = saved[entry]["Layers"].as_array().unwrap();
+    assert_eq!(manifest["layers"].as_array().unwrap().len(), layers.len());
+    for (layer, path) in manifest["layers"].as_array().unwrap().iter().zip(layers) {
+        let content = member_followed(archive, path.as_str().unwrap());
+        assert!(disk.blob(layer["digest"].as_str().unwrap()) == content, "{path}");
+    }
+}
+
+/// A member, or what it is a link to: docker save writes a layer that images share once.
+fn member_followed(archive: &Path, path: &str) -> Vec<u8> {
+    let listing = Command::new("tar").arg("-tvf").arg(archive).arg(path).output().unwrap();
+    match text(&listing.stdout).trim_end().split_once(" -> ") {
+        Some((_, target)) => member(archive, target.trim_start_matches("../")),
+        None => member(archive, path),
+    }
+}
+
+#[test]
+fn skopeo_writes_archives() {
+    let bench = bench();
+    for to in ["docker-archive:docker.tar:test/docker:1", "oci-archive:oci.tar:test/oci:1"] {
+        succeed(&mut skopeo(&["--tmpdir", ".", "copy", "--quiet", "oci:sample:it", to], &bench.path("")));
+    }
+    let oci = listed(&bench.path("oci.tar"));
+    for (archive, compressed) in [("docker.tar", "docker.tar.gz"), ("oci.tar", "oci.tar.zst")] {
+        let content = fs::read(bench.path(archive)).unwrap();
+        let packed =
+            if compressed.ends_with("gz") { testing::pack::gzip(&content) } else { zstd::encode_all(&*content, 1).unwrap() };
+        bench.file(compressed, &packed);
+    }
+    let (images, disk) = packed_and_pulled(
+        &bench,
+        &[
+            "docker.tar",
+            "oci.tar",
+            "--name",
+            "again/docker:1=docker.tar.gz",
+            "--name",
+            "again/oci:1=oci.tar.zst",
+            "--name",
+            "sample=sample",
+        ],
+    );
+    let names: Vec<&str> = images.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["again/docker:1", "again/oci:1", "docker.io/test/docker:1", "sample:it", "test/oci:1"]);
+    assert_saved(&bench.path("docker.tar"), 0, &disk, &images[2].1);
+    assert_eq!(images[0].1, images[2].1);
+    // skopeo wrote the layout's manifest as it was.
+    for image in [1, 3, 4] {
+        assert_eq!(images[image].1, oci[0]);
+    }
+}
+
+/// podman or buildah with a store of its own.
+fn with_store(program: &str, bench: &Bench, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(bench.path("")).args(["--root", "store", "--runroot", "store-run", "--storage-driver", "vfs"]);
+    if program == "podman" {
+        command.args(["--tmpdir", "tmp", "--cgroup-manager", "cgroupfs"]);
+    }
+    command.env("TMPDIR", bench.path("")).args(arguments);
+    command
+}
+
+#[test]
+fn buildah_pushes_layouts_and_archives() {
+    privately(|| {
+        let bench = bench();
+        let buildah = |arguments: &[&str]| succeed(&mut with_store("buildah", &bench, arguments));
+        let id = buildah(&["pull", "--quiet", "oci:sample:it"]);
+        for to in ["oci:layout:v1", "oci-archive:oci.tar:test/buildah:2", "docker-archive:docker.tar:test/buildah:3"] {
+            buildah(&["push", "--quiet", id.trim(), to]);
+        }
+        let (images, disk) = packed_and_pulled(&bench, &["--name", "test/buildah=layout", "oci.tar", "docker.tar"]);
+        let names: Vec<&str> = images.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["docker.io/test/buildah:3", "test/buildah:2", "test/buildah:v1"]);
+        assert_saved(&bench.path("docker.tar"), 0, &disk, &images[0].1);
+        assert_eq!([&images[1].1], *listed(&bench.path("oci.tar")).iter().collect::<Vec<_>>());
+        assert_eq!([&images[2].1], *listed(&bench.path("layout")).iter().collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn podman_saves_each_of_its_forms() {
+    privately(|| {
+        let bench = bench();
+        let podman = |arguments: &[&str]| succeed(&mut with_store("podman", &bench, arguments));
+        let id = podman(&["pull", "--quiet", "oci:sample:it"]);
+        for name in ["localhost/test/a:1", "localhost/test/a:2", "docker.io/library/b:1"] {
+            podman(&["tag", id.trim(), name]);
+        }
+        podman(&["save", "--quiet", "--output", "docker.tar", "localhost/test/a:1", "localhost/test/a:2"]);
+        podman(&["save", "--quiet", "--format", "oci-archive", "--output", "oci.tar", "docker.io/library/b:1"]);
+        podman(&["save", "--quiet", "--format", "oci-dir", "--output", "oci", "docker.io/library/b:1"]);
+        podman(&[
+            "save",
+            "--quiet",
+            "--multi-image-archive",
+            "--output",
+            "many.tar",
+            "localhost/test/a:2",
+            "docker.io/library/b:1",
+        ]);
+        let (images, disk) =
+            packed_and_pulled(&bench, &["docker.tar", "oci.tar", "many.tar", "--name", "test/oci:1=oci", "--replace"]);
+        let names: Vec<&str> = images.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["docker.io/library/b:1", "localhost/test/a:1", "localhost/test/a:2", "test/oci:1"]);
+        // The archive of many came after that of one.
+        assert_saved(&bench.path("many.tar"), 0, &disk, &images[0].1);
+        assert_saved(&bench.path("docker.tar"), 0, &disk, &images[1].1);
+        assert_eq!([&images[3].1], *listed(&bench.path("oci")).iter().collect::<Vec<_>>());
+    });
+}
+
+/// What podman and buildah name `localhost/app`, nodes pull as `REGISTRY/app`; `images.txt` and `assert` say so.
+#[test]
+fn podman_and_buildah_names_are_pulled_without_localhost() {
+    privately(|| {
+        let bench = bench();
+        let run = |program: &str, arguments: &[&str]| succeed(&mut with_store(program, &bench, arguments));
+        let id = run("podman", &["pull", "--quiet", "oci:sample:it"]);
+        for name in ["app:1", "team/app:2", "team/tool:3"] {
+            // Neither is told of a registry, so both put localhost/ before it.
+            run("podman", &["tag", id.trim(), name]);
+        }
+        run("podman", &["save", "--quiet", "--output", "docker.tar", "app:1", "team/app:2"]);
+        run("podman", &["save", "--quiet", "--format", "oci-archive", "--output", "oci.tar", "team/tool:3"]);
+        run("buildah", &["tag", id.trim(), "built:4"]);
+        run("buildah", &["push", "--quiet", "built:4", "oci-archive:built.tar:localhost/built:4"]);
+        bench.pack(&["docker.tar", "oci.tar", "built.tar"]);
+        let disk = bench.extract("disk.erofs");
+        let packed: Vec<String> = disk.images().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(packed, ["localhost/app:1", "localhost/built:4", "localhost/team/app:2", "localhost/team/tool:3"]);
+
+        let serving = Serving::start(&bench.path("disk.erofs.extracted"), tempfile::tempdir().unwrap(), &["--events", "events"]);
+        let (address, certs) = (serving.address(), serving.folder.path().display().to_string());
+        for (name, tag) in [("app", "1"), ("built", "4"), ("team/app", "2"), ("team/tool", "3")] {
+            let image = format!("{address}/{name}:{tag}");
+            run("podman", &["pull", "--quiet", "--cert-dir", &certs, &image]);
+            assert_eq!(run("podman", &["image", "inspect", "--format", "{{.Id}}", &image]), id);
+            for asked in [format!("{name}:{tag}"), image, format!("localhost/{name}:{tag}")] {
+                let mut assert = Command::new(PROGRAM);
+                assert.args(["assert", "--pulled", &asked, "--times", "1"]).arg(serving.folder.path().join("events"));
+                assert_eq!(succeed(&mut assert), format!("{asked} was pulled once\n"));
+            }
+        }
+        let ca = serving.folder.path().join("ca.crt");
+        let trust = ["trust", "--quiet", "--endpoint", &address, "--disk", "disk.erofs", "-o", "trust", "--ca"];
+        succeed(bench.command(&trust).arg(&ca));
+        let listed = fs::read_to_string(bench.path("trust/images.txt")).unwrap();
+        let expected = ["app:1", "built:4", "team/app:2", "team/tool:3"].map(|name| format!("{address}/{name}\n")).concat();
+        assert_eq!(listed, expected);
+    });
+}
+
+#[test]
+fn docker_saves_several_images() {
+    privately(|| {
+        let bench = bench();
+        succeed(&mut skopeo(
+            &["--tmpdir", ".", "copy", "--quiet", "oci:sample:it", "docker-archive:in.tar:hello:1"],
+            &bench.path(""),
+        ));
+        let dockerd = Dockerd::start(&[], None);
+        let docker = |arguments: &[&str]| succeed(dockerd.docker(arguments).current_dir(bench.path("")));
+        docker(&["load", "--quiet", "--input", "in.tar"]);
+        docker(&["tag", "hello:1", "quay.io/test/other:2"]);
+        // A second image, of the same layer and one more.
+        bench.file("more", b"more");
+        docker(&["create", "--name", "made", "hello:1"]);
+        docker(&["cp", "more", "made:/more"]);
+        docker(&["commit", "made", "test/more:3"]);
+        docker(&["save", "--output", "saved.tar", "hello:1", "quay.io/test/other:2", "test/more:3"]);
+        let (images, disk) = packed_and_pulled(&bench, &["saved.tar", "--upstream", "docker.io"]);
+        let names: Vec<&str> = images.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["docker.io/library/hello:1", "docker.io/test/more:3", "quay.io/test/other:2"]);
+        assert_eq!(images[0].1, images[2].1);
+        let saved: Value = serde_json::from_slice(&member(&bench.path("saved.tar"), "manifest.json")).unwrap();
+        for (entry, image) in saved.as_array().unwrap().iter().enumerate() {
+            let more = image["RepoTags"].to_string().contains("more");
+            assert_saved(&bench.path("saved.tar"), entry, &disk, &images[usize::from(more)].1);
+        }
+    });
+}

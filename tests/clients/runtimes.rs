@@ -1,0 +1,329 @@
+//! Real clients pull from `localregistry serve` over TLS, each with a store of its own: an image for several platforms, which they run,
+//! an image of docker.io by way of a mirror, and nothing where they trust another CA.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use localregistry::proto::Request;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use testing::cri;
+use testing::docker::Dockerd;
+use testing::podman;
+use testing::private::{ADDRESS, privately};
+use testing::vm::{Containerd, Vm, skopeo, succeed};
+use testing::world::{GREETING, Images, World, blob, refused};
+
+/// Checks whose requests these are, that each was answered whole, and gives them as `METHOD endpoint repository reference`.
+fn asked(requests: &[Request], agent: &str) -> Vec<String> {
+    for request in requests {
+        assert!(request.user_agent.starts_with(agent) && request.complete && request.status == 200, "{request:?}");
+    }
+    requests.iter().map(|one| format!("{} {} {} {}", one.method, one.endpoint, one.repository, one.reference)).collect()
+}
+
+#[test]
+fn skopeo_copies_all_platforms_an_artifact_and_by_a_mirror() {
+    privately(|| {
+        let mut world = World::default();
+        world.mirror();
+        let copy = |arguments: &[&str], from: &str, to: &str| {
+            let copy = ["--registries-conf", "mirror.conf", "copy", "--quiet", "--preserve-digests", "--src-cert-dir", "certs"];
+            skopeo(&[&copy, arguments, &[from, to]].concat(), &world.path(""))
+        };
+        let images = &world.images;
+        let here = |name: &str| format!("docker://{}/{name}", world.address);
+        succeed(&mut copy(&["--all"], &here("test/multi:1"), "oci:all:1"));
+        let index: Value = serde_json::from_slice(&fs::read(world.path("all/index.json")).unwrap()).unwrap();
+        assert_eq!(index["manifests"][0]["digest"], images.index.digest.to_string());
+        let copied = fs::read_dir(world.path("all/blobs/sha256")).unwrap().map(|entry| entry.unwrap().file_name());
+        let copied: Vec<_> = copied.collect();
+        assert_eq!(copied.len(), 6, "the index, two manifests, two configs and a layer: {copied:?}");
+        for name in copied {
+            let name = Path::new("blobs/sha256").join(name);
+            assert!(fs::read(world.path("all").join(&name)).unwrap() == fs::read(images.layout.path().join(&name)).unwrap());
+        }
+
+        succeed(&mut copy(&[], &here("test/multi:artifact"), "dir:artifact"));
+        let manifest = fs::read(world.path("artifact/manifest.json")).unwrap();
+        assert_eq!(manifest, fs::read(blob(images.layout.path(), &images.artifact.digest.to_string())).unwrap());
+        // What refers to it is found by its digest, and pulled by its own.
+        let signature = images.signature.digest.to_string();
+        let found = world.get(&format!("/v2/test/multi/referrers/{}", images.artifact.digest)).json();
+        assert_eq!(found["manifests"][0]["digest"], signature);
+        assert_eq!(
+            (&found["manifests"][0]["artifactType"], &found["manifests"][1]),
+            (&"application/x.signature".into(), &Value::Null)
+        );
+        succeed(&mut copy(&[], &here(&format!("test/multi@{signature}")), "dir:signature"));
+        assert_eq!(
+            fs::read(world.path("signature/manifest.json")).unwrap(),
+            fs::read(blob(images.layout.path(), &signature)).unwrap()
+        );
+
+        succeed(&mut copy(&["--all"], "docker://docker.io/library/hello:1", "oci:hello:1"));
+        let index: Value = serde_json::from_slice(&fs::read(world.path("hello/index.json")).unwrap()).unwrap();
+        assert_eq!(index["manifests"][0]["digest"], images.index.digest.to_string());
+
+        refused(&mut copy(&[], &format!("docker://{}/test/multi:1", world.untrusted()), "oci:refused"));
+        assert!(!world.path("refused").join("index.json").exists());
+
+        let amd64 = images.amd64.clone();
+        let requests: Vec<Request> = world.requests().into_iter().filter(|request| request.endpoint != "referrers").collect();
+        let asked = asked(&requests, "skopeo/");
+        assert_eq!(asked[..2], ["GET base  ", "GET manifest test/multi 1"]);
+        assert!(asked.contains(&format!("GET manifest test/multi {amd64}")), "{asked:?}");
+        assert!(asked.contains(&"GET manifest docker.io/library/hello 1".to_owned()), "{asked:?}");
+    });
+}
+
+/// What clients on skopeo's libraries ask for, for one image by its index.
+fn by_path(images: &Images, repository: &str, tag: &str) -> Vec<String> {
+    vec![
+        "GET base  ".to_owned(),
+        format!("GET manifest {repository} {tag}"),
+        format!("GET manifest {repository} {}", images.amd64),
+        format!("GET blob {repository} {}", images.config),
+    ]
+}
+
+/// podman with a store of its own, and the mirror.
+fn podman(folder: &Path, arguments: &[&str]) -> Command {
+    with_mirror(podman::podman(folder, arguments))
+}
+
+fn with_mirror(mut command: Command) -> Command {
+    command.env("CONTAINERS_REGISTRIES_CONF", "mirror.conf");
+    command
+}
+
+/// Pulls an image with podman, compares it and runs it: on the host's network, within the limits that this process has.
+fn pull_and_run(folder: &Path, images: &Images, image: &str) {
+    succeed(&mut podman(folder, &["pull", "--quiet", "--cert-dir", "certs", image]));
+    let listed = succeed(&mut podman(folder, &["image", "inspect", "--format", "{{.Digest}} {{.Id}}", image]));
+    assert_eq!(listed, format!("{} {}\n", images.index.digest, images.config.strip_prefix("sha256:").unwrap()), "{image}");
+    let run =
+        ["run", "--rm", "--network", "host", "--ulimit", "nofile=1024", "--ulimit", "nproc=1024", "--log-driver", "none", image];
+    assert_eq!(succeed(&mut podman(folder, &run)), GREETING, "{image}");
+}
+
+#[test]
+fn podman_pulls_and_runs() {
+    privately(|| {
+        let mut world = World::default();
+        world.mirror();
+        pull_and_run(&world.path(""), &world.images, &format!("{}/test/multi:1", world.address));
+        pull_and_run(&world.path(""), &world.images, "docker.io/library/hello:1");
+        let image = format!("{}/test/multi:1", world.untrusted());
+        refused(&mut podman(&world.path(""), &["pull", "--cert-dir", "certs", &image]));
+        let artifact = format!("{}/test/multi:artifact", world.address);
+        no_image(&mut podman(&world.path(""), &["pull", "--cert-dir", "certs", &artifact]), NO_ARTIFACTS);
+
+        let mut expected = by_path(&world.images, "test/multi", "1");
+        expected.push("GET manifest test/multi artifact".to_owned());
+        expected.extend(by_path(&world.images, "docker.io/library/hello", "1"));
+        let asked = asked(&world.requests(), "containers/");
+        assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
+    });
+}
+
+#[test]
+fn buildah_pulls() {
+    privately(|| {
+        let mut world = World::default();
+        world.mirror();
+        for image in [&*format!("{}/test/multi:1", world.address), "docker.io/library/hello:1"] {
+            let buildah = || with_mirror(podman::with_store("buildah", &world.path("")));
+            succeed(buildah().args(["pull", "--quiet", "--cert-dir", "certs", image]));
+            let listed = succeed(buildah().args(["images", "--no-trunc", "--format", "{{.Name}}:{{.Tag}} {{.Digest}} {{.ID}}"]));
+            let (index, config) = (world.images.index.digest.to_string(), world.images.config.as_str());
+            let line = [image, &index, config];
+            assert!(listed.lines().any(|one| one.split_whitespace().eq(line)), "{listed}");
+        }
+        let image = format!("{}/test/multi:1", world.untrusted());
+        refused(with_mirror(podman::with_store("buildah", &world.path(""))).args(["pull", "--cert-dir", "certs", &image]));
+        let artifact = format!("{}/test/multi:artifact", world.address);
+        let mut pull = with_mirror(podman::with_store("buildah", &world.path("")));
+        no_image(pull.args(["pull", "--cert-dir", "certs", &artifact]), NO_ARTIFACTS);
+
+        let mut expected = by_path(&world.images, "test/multi", "1");
+        expected.push("GET manifest test/multi artifact".to_owned());
+        expected.extend(by_path(&world.images, "docker.io/library/hello", "1"));
+        let asked = asked(&world.requests(), "Buildah/");
+        assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
+    });
+}
+
+/// What podman and buildah of this age say of an artifact, when they have its manifest: they keep images only.
+const NO_ARTIFACTS: &str = "unsupported image-specific operation on artifact with type \"application/vnd.oci.empty.v1+json\"";
+
+/// The same of dockerd.
+const NO_MEDIA_TYPE: &str = "unsupported media type application/vnd.oci.empty.v1+json";
+
+/// Fails, since what was pulled is no image: the client says so itself.
+fn no_image(command: &mut Command, words: &str) {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains(words), "{command:?}: {said}");
+}
+
+/// What containerd asks for first, for one image by its index: no `/v2/`, and HEAD before GET.
+fn by_head(images: &Images, repository: &str, tag: &str) -> [String; 3] {
+    let get = |digest: &str| format!("GET manifest {repository} {digest}");
+    [format!("HEAD manifest {repository} {tag}"), get(&images.index.digest.to_string()), get(&images.amd64)]
+}
+
+#[test]
+fn containerd_pulls_an_image_an_artifact_and_by_a_mirror() {
+    privately(|| {
+        let mut world = World::default();
+        let containerd = Containerd::start();
+        let Images { index, artifact, layout, .. } = &world.images;
+        // The mirror is asked with `ns=docker.io`; without, the name means another image.
+        containerd.host("docker.io", &world.address, &world.ca());
+        succeed(&mut containerd.fetch(&["images", "pull"], "docker.io/library/hello:1"));
+        containerd.host(&world.address, &world.address, &world.ca());
+        let image = format!("{}/test/multi:1", world.address);
+        succeed(&mut containerd.fetch(&["images", "pull"], &image));
+        for image in ["docker.io/library/hello:1", &image] {
+            let listed = succeed(&mut containerd.ctr(&["images", "list", &format!("name=={image}")]));
+            assert!(listed.contains(&index.digest.to_string()), "{listed}");
+            assert_eq!(succeed(&mut containerd.ctr(&["run", "--rm", image, "hello"])), GREETING);
+        }
+
+        // Nothing to unpack.
+        succeed(&mut containerd.fetch(&["content", "fetch"], &format!("{}/test/multi:artifact", world.address)));
+        // And what refers to that.
+        let by_digest = format!("{}/test/multi@{}", world.address, world.images.signature.digest);
+        succeed(&mut containerd.fetch(&["content", "fetch"], &by_digest));
+        for digest in [artifact.digest.to_string(), world.images.signature.digest.to_string()] {
+            let stored = succeed(&mut containerd.ctr(&["content", "get", &digest]));
+            assert_eq!(stored.as_bytes(), fs::read(blob(layout.path(), &digest)).unwrap());
+        }
+
+        let other = world.untrusted();
+        containerd.host(&other, &other, &world.ca());
+        refused(&mut containerd.fetch(&["images", "pull"], &format!("{other}/test/multi:1")));
+
+        let expected = by_head(&world.images, "docker.io/library/hello", "1");
+        let asked = asked(&world.requests(), "containerd/");
+        assert_eq!(asked[..3], expected, "{asked:#?}");
+        assert!(asked.contains(&"HEAD manifest test/multi 1".to_owned()), "{asked:#?}");
+        assert!(asked.contains(&"HEAD manifest test/multi artifact".to_owned()), "{asked:#?}");
+    });
+}
+
+/// Pulled, and not run: for that, the plugin wants a network plugin and a pause image.
+#[test]
+fn containerd_pulls_for_kubernetes() {
+    privately(|| {
+        let mut world = World::default();
+        let containerd = Containerd::start_with_cri();
+        containerd.host("docker.io", &world.address, &world.ca());
+        assert_eq!(cri::pull(&containerd.socket(), "docker.io/library/hello:1"), Ok(world.images.config.clone()));
+        containerd.host(&world.address, &world.address, &world.ca());
+        let image = format!("{}/test/multi:1", world.address);
+        assert_eq!(cri::pull(&containerd.socket(), &image), Ok(world.images.config.clone()));
+        let listed = succeed(&mut containerd.ctr(&["--namespace", "k8s.io", "images", "list", &format!("name=={image}")]));
+        assert!(listed.contains(&world.images.index.digest.to_string()), "{listed}");
+        // The plugin pulls an artifact, and finds then that there is nothing in it to run.
+        let artifact = cri::pull(&containerd.socket(), &format!("{}/test/multi:artifact", world.address)).unwrap_err();
+        assert!(artifact.contains("mismatched image rootfs and manifest layers"), "{artifact}");
+
+        let other = world.untrusted();
+        containerd.host(&other, &other, &world.ca());
+        let refused = cri::pull(&containerd.socket(), &format!("{other}/test/multi:1")).unwrap_err();
+        assert!(refused.contains("x509: certificate signed by unknown authority"), "{refused}");
+
+        let expected = by_head(&world.images, "docker.io/library/hello", "1");
+        let asked = asked(&world.requests(), "containerd/");
+        assert_eq!(asked[..3], expected, "{asked:#?}");
+        assert!(asked.contains(&"HEAD manifest test/multi 1".to_owned()), "{asked:#?}");
+        assert!(asked.contains(&"HEAD manifest test/multi artifact".to_owned()), "{asked:#?}");
+    });
+}
+
+/// What dockerd asks for first, for one image by its index.
+fn by_dockerd(images: &Images, repository: &str, tag: &str) -> Vec<String> {
+    [&["GET base  ".to_owned()], &by_head(images, repository, tag)[..]].concat()
+}
+
+/// Pulls an image, compares it and runs it, on the host's network.
+fn docker_pulls_and_runs(dockerd: &Dockerd, images: &Images, image: &str) {
+    succeed(&mut dockerd.docker(&["pull", "--quiet", image]));
+    let format = "{{index .RepoDigests 0}} {{.Id}}";
+    let listed = succeed(&mut dockerd.docker(&["image", "inspect", "--format", format, image]));
+    assert!(listed.ends_with(&format!("@{} {}\n", images.index.digest, images.config)), "{listed}");
+    assert_eq!(succeed(&mut dockerd.docker(&["run", "--rm", "--network", "host", image])), GREETING, "{image}");
+}
+
+#[test]
+fn dockerd_pulls_and_runs_from_a_registry_and_a_mirror() {
+    privately(|| {
+        let mut world = World::default();
+        for address in [&world.address, &world.untrusted()] {
+            let folder = Path::new("/etc/docker/certs.d").join(address);
+            fs::create_dir_all(&folder).unwrap();
+            fs::copy(world.ca(), folder.join("ca.crt")).unwrap();
+        }
+        let dockerd = Dockerd::start(&["--registry-mirror", &format!("https://{}", world.address)], None);
+        docker_pulls_and_runs(&dockerd, &world.images, &format!("{}/test/multi:1", world.address));
+        succeed(&mut dockerd.docker(&["image", "prune", "--all", "--force"]));
+        docker_pulls_and_runs(&dockerd, &world.images, "mirrored:1");
+        refused(&mut dockerd.docker(&["pull", &format!("{}/test/multi:1", world.untrusted())]));
+        no_image(&mut dockerd.docker(&["pull", &format!("{}/test/multi:artifact", world.address)]), NO_MEDIA_TYPE);
+
+        let asked = asked(&world.requests(), "docker/");
+        assert_eq!(asked[..4], by_dockerd(&world.images, "test/multi", "1"), "{asked:#?}");
+        // The digest is known from the first image; what it refers to is not, since that was removed.
+        let head = "HEAD manifest docker.io/library/mirrored 1".to_owned();
+        let config = format!("GET blob docker.io/library/mirrored {}", world.images.config);
+        assert!(asked.contains(&head) && asked.contains(&config), "{asked:#?}");
+        assert!(asked.contains(&"HEAD manifest test/multi artifact".to_owned()), "{asked:#?}");
+    });
+}
+
+/// The network says that the upstream is here, and its certificate is made when dockerd asks for it by name.
+#[test]
+fn dockerd_pulls_from_the_upstream_itself() {
+    privately(|| {
+        let mut world = World::default();
+        let hosts = format!("{}{ADDRESS} registry-1.docker.io\n", fs::read_to_string("/etc/hosts").unwrap());
+        fs::write("/etc/hosts", hosts).unwrap();
+        let untrusting = Dockerd::start(&[], None);
+        refused(&mut untrusting.docker(&["pull", "hello:1"]));
+        let dockerd = Dockerd::start(&[], Some(&world.ca()));
+        docker_pulls_and_runs(&dockerd, &world.images, "hello:1");
+        let expected = by_dockerd(&world.images, "docker.io/library/hello", "1");
+        let asked = asked(&world.requests(), "docker/");
+        assert_eq!(asked[..4], expected, "{asked:#?}");
+    });
+}
+
+/// The same disk in a VM: what podman sees there is what it sees of `serve`.
+#[test]
+fn podman_pulls_and_runs_from_a_vm() {
+    privately(|| {
+        let mut world = World::default();
+        let layout = world.images.layout.path().display().to_string();
+        world.bench.pack(&[&layout]);
+        let vm = Vm::boot(&world.path("disk.erofs"), &[]);
+        let image = format!("{}/test/multi:1", vm.address);
+        world.address = vm.address.clone();
+        world.mirror();
+        // Trusting the CA of `serve`.
+        refused(&mut podman(&world.path(""), &["pull", "--cert-dir", "certs", &image]));
+        fs::copy(vm.path("ca.crt"), world.ca()).unwrap();
+        pull_and_run(&world.path(""), &world.images, &image);
+        pull_and_run(&world.path(""), &world.images, "docker.io/library/hello:1");
+
+        let ended = vm.stop(Signal::SIGTERM);
+        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        let requests: Vec<Request> = ended.requests().into_iter().cloned().collect();
+        let mut expected = by_path(&world.images, "test/multi", "1");
+        expected.extend(by_path(&world.images, "docker.io/library/hello", "1"));
+        let asked = asked(&requests, "containers/");
+        assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
+    });
+}

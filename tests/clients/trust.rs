@@ -1,0 +1,268 @@
+//! Real clients with nothing but the files of a trust bundle: they pull from the registry by its address and from the upstreams that it
+//! stands in for, and for what is not there they ask nobody else, though every upstream's name leads to somebody.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use testing::cri;
+use testing::docker::Dockerd;
+use testing::internet::Upstream;
+use testing::pack::{PROGRAM, text};
+use testing::podman::{podman, with_store};
+use testing::private::{ADDRESS, privately};
+use testing::process::Process;
+use testing::vm::{Containerd, Vm, copy_into, succeed};
+use testing::world::{Images, World};
+
+/// Runs a client, which has to fail, and gives what it said.
+fn fails(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(!output.status.success(), "{command:?}");
+    text(&output.stderr)
+}
+
+/// Holds a log against an expectation, by the program itself.
+fn assert_pulls(log: &Path, arguments: &[&str]) {
+    succeed(Command::new(PROGRAM).args(["assert", "--quiet"]).args(arguments).arg(log));
+}
+
+#[test]
+fn containerd_pulls_and_asks_nobody_else() {
+    privately(|| {
+        let world = World::default();
+        let upstream = Upstream::start();
+        let containerd = Containerd::start();
+        containerd.take_hosts(&world.trust().join("containerd/certs.d"));
+        let here = format!("{}/test/multi:1", world.address);
+        for image in [here.as_str(), "docker.io/library/hello:1"] {
+            succeed(&mut containerd.fetch(&["images", "pull"], image));
+            let listed = succeed(&mut containerd.ctr(&["images", "list", &format!("name=={image}")]));
+            assert!(listed.contains(&world.images.index.digest.to_string()), "{listed}");
+        }
+        assert_pulls(world.events(), &["--pulled", &here, "--by", ADDRESS, "--times", "1"]);
+        // It is the same index under another name, and so on the node already.
+        assert_pulls(world.events(), &["--not-pulled", "docker.io/library/hello:1"]);
+        // Known upstreams, one that is not on the disk, and the registry itself.
+        for image in ["docker.io/library/absent:1", "quay.io/some/absent:1", &format!("{}/absent:1", world.address)] {
+            let said = fails(&mut containerd.fetch(&["images", "pull"], image));
+            assert!(said.contains(&format!("{image}: not found")), "{said}");
+        }
+        assert_eq!(upstream.connections(), 0, "nobody else was asked");
+        assert_pulls(world.events(), &["--not-pulled", "docker.io/library/absent:1"]);
+        // Which would have been seen.
+        fails(containerd.ctr(&["images", "pull"]).arg("docker.io/library/absent:1"));
+        assert!(upstream.connections() > 0);
+    });
+}
+
+#[test]
+fn the_cri_plugin_pulls_and_asks_nobody_else() {
+    privately(|| {
+        let world = World::default();
+        let upstream = Upstream::start();
+        let containerd = Containerd::start_with_cri();
+        let pull = |image: &str| cri::pull(&containerd.socket(), image);
+        // Before the files are there.
+        assert!(pull("docker.io/library/absent:1").is_err());
+        let before = upstream.connections();
+        assert!(before > 0);
+        containerd.take_hosts(&world.trust().join("containerd/certs.d"));
+        for image in [&*format!("{}/test/multi:1", world.address), "docker.io/library/hello:1"] {
+            assert_eq!(pull(image), Ok(world.images.config.clone()));
+        }
+        for image in ["docker.io/library/absent:1", "quay.io/some/absent:1"] {
+            let said = pull(image).unwrap_err();
+            assert!(said.contains(&format!("{image}: not found")), "{said}");
+        }
+        assert_eq!(upstream.connections(), before);
+    });
+}
+
+#[test]
+fn dockerd_pulls_and_asks_nobody_else() {
+    privately(|| {
+        let world = World::default();
+        let upstream = Upstream::start();
+        let trust = world.trust().join("docker");
+        let arguments = ["--config-file".to_owned(), trust.join("daemon.json").display().to_string()];
+        let arguments = arguments.each_ref().map(String::as_str);
+        copy_into(&trust.join("certs.d"), Path::new("/etc/docker/certs.d"));
+        // Its mirror first, and then Docker Hub.
+        let dockerd = Dockerd::start(&arguments, None);
+        fails(&mut dockerd.docker(&["pull", "absent:1"]));
+        let before = upstream.connections();
+        assert!(before > 0);
+        drop(dockerd);
+
+        let fragment = fs::read_to_string(trust.join("hosts")).unwrap();
+        fs::write("/etc/hosts", format!("127.0.0.1 localhost\n{fragment}")).unwrap();
+        let dockerd = Dockerd::start(&arguments, None);
+        let here = format!("{}/test/multi:1", world.address);
+        for image in [&*here, "mirrored:1"] {
+            succeed(&mut dockerd.docker(&["pull", "--quiet", image]));
+            let listed = succeed(&mut dockerd.docker(&["image", "inspect", "--format", "{{.Id}}", image]));
+            assert_eq!(listed.trim(), world.images.config, "{image}");
+        }
+        let said = fails(&mut dockerd.docker(&["pull", "absent:1"]));
+        assert!(said.contains("dial tcp 0.0.0.0:443: connect: connection refused"), "{said}");
+        assert_eq!(upstream.connections(), before);
+        assert_pulls(world.events(), &["--pulled", &here, "--by", ADDRESS, "--times", "1"]);
+    });
+}
+
+/// Puts the bundle's files where the clients on containers/image look.
+fn install(trust: &Path, format: &str) {
+    for folder in ["certs.d", "registries.conf.d"] {
+        let from = trust.join(format).join(folder);
+        if from.exists() {
+            copy_into(&from, &Path::new("/etc/containers").join(folder));
+        }
+    }
+}
+
+/// Asks for the image's digest, and not for the repository's tags: for those skopeo goes to the upstream itself, whatever the files say.
+fn inspect(image: &str) -> Command {
+    let mut command = Command::new("skopeo");
+    command.args(["inspect", "--no-tags", "--format", "{{.Digest}}"]).arg(format!("docker://{image}"));
+    command
+}
+
+/// Pulls with podman, buildah and skopeo, by the registry's address and in place of an upstream; and what is not there.
+fn pulls_and_misses(folder: &Path, images: &Images, address: &str) {
+    let digest = images.index.digest.to_string();
+    for image in [&*format!("{address}/test/multi:1"), "docker.io/library/hello:1"] {
+        succeed(&mut podman(folder, &["pull", "--quiet", image]));
+        let listed = succeed(&mut podman(folder, &["image", "inspect", "--format", "{{.Digest}}", image]));
+        assert_eq!(listed.trim(), digest, "{image}");
+        succeed(podman(folder, &["image", "rm", "--force"]).arg(image));
+        succeed(with_store("buildah", folder).args(["pull", "--quiet", image]));
+        let said = succeed(&mut inspect(image));
+        assert_eq!(said.trim(), digest, "{image}");
+    }
+    for image in ["docker.io/library/absent:1", &format!("{address}/absent:1")] {
+        let said = fails(&mut podman(folder, &["pull", "--quiet", image]));
+        assert!(said.contains("no repository") || said.contains("name unknown"), "{said}");
+        fails(with_store("buildah", folder).args(["pull", "--quiet", image]));
+        fails(&mut inspect(image));
+    }
+}
+
+#[test]
+fn podman_buildah_and_skopeo_pull_and_ask_nobody_else() {
+    privately(|| {
+        let world = World::default();
+        let upstream = Upstream::start();
+        fails(&mut podman(&world.path(""), &["pull", "--quiet", "docker.io/library/absent:1"]));
+        let before = upstream.connections();
+        assert!(before > 0, "without the files");
+        install(&world.trust(), "podman");
+        pulls_and_misses(&world.path(""), &world.images, &world.address);
+        assert_eq!(upstream.connections(), before);
+    });
+}
+
+/// Without a CA there is nothing to trust, and the clients have to be told that it is plain HTTP.
+#[test]
+fn plain_http_is_pulled_from_too() {
+    privately(|| {
+        let world = World::default();
+        let upstream = Upstream::start();
+        let listen = format!("{ADDRESS}:0");
+        let plain = Process::start_with(world.images.layout.path(), &["--tls", "off", "--listen", &listen], None);
+        let address = plain.addresses[1].to_string();
+        let mut command = world.bench.command(&["trust", "--endpoint", &format!("http://{address}"), "--output", "trust"]);
+        succeed(command.arg("--disk").arg(world.images.layout.path()));
+        let trust = world.path("trust");
+        install(&trust, "crio");
+        pulls_and_misses(&world.path(""), &world.images, &address);
+
+        let containerd = Containerd::start();
+        containerd.take_hosts(&trust.join("containerd/certs.d"));
+        for image in [&*format!("{address}/test/multi:1"), "docker.io/library/hello:1"] {
+            succeed(&mut containerd.fetch(&["images", "pull"], image));
+        }
+        let said = fails(&mut containerd.fetch(&["images", "pull"], "docker.io/library/absent:1"));
+        assert!(said.contains("docker.io/library/absent:1: not found"), "{said}");
+
+        let fragment = fs::read_to_string(trust.join("docker/hosts")).unwrap();
+        fs::write("/etc/hosts", format!("127.0.0.1 localhost\n{fragment}")).unwrap();
+        let config = trust.join("docker/daemon.json").display().to_string();
+        let dockerd = Dockerd::start(&["--config-file", &config], None);
+        for image in [&*format!("{address}/test/multi:1"), "mirrored:1"] {
+            succeed(&mut dockerd.docker(&["pull", "--quiet", image]));
+        }
+        assert_eq!(upstream.connections(), 0);
+    });
+}
+
+/// By containerd, and by skopeo under a name: the names of images in clients of its age cannot have an IPv6 address.
+#[test]
+fn an_ipv6_address_is_pulled_from_too() {
+    privately(|| {
+        succeed(Command::new("ip").args(["-6", "address", "add", "fd00::82/128", "dev", "lo", "nodad"]));
+        fs::write("/etc/hosts", "fd00::82 registry.test\n").unwrap();
+        let world = World::default();
+        let certificate = world.path("certs6.crt").display().to_string();
+        let arguments = ["--listen", "[fd00::82]:0", "--san", "registry.test", "--ca-out", &certificate];
+        let server = Process::start_with(world.images.layout.path(), &arguments, None);
+        let address = server.addresses[1].to_string();
+        assert!(address.starts_with("[fd00::82]:"), "{address}");
+        let named = address.replace("[fd00::82]", "registry.test");
+        for (endpoint, to) in [(&address, "trust"), (&named, "named")] {
+            let mut command = world.bench.command(&["trust", "--endpoint", endpoint, "--ca", "certs6.crt", "--output", to]);
+            succeed(command.arg("--disk").arg(world.images.layout.path()));
+        }
+        let containerd = Containerd::start();
+        containerd.take_hosts(&world.path("trust/containerd/certs.d"));
+        succeed(&mut containerd.fetch(&["images", "pull"], "docker.io/library/hello:1"));
+        assert_pulls(&server.events, &["--pulled", "docker.io/library/hello:1", "--by", "fd00::82", "--times", "1"]);
+        install(&world.path("named"), "podman");
+        let said = succeed(&mut inspect("docker.io/library/hello:1"));
+        assert_eq!(said.trim(), world.images.index.digest.to_string());
+        assert_pulls(&server.events, &["--pulled", "docker.io/library/hello:1", "--by", "fd00::82", "--times", "2"]);
+    });
+}
+
+/// Two runs under the CA of one folder, in the VM: who trusted the first trusts the second, and the trust files of each are there when
+/// it says that it is ready.
+#[test]
+fn a_kept_ca_is_trusted_across_runs_of_the_vm() {
+    privately(|| {
+        let mut world = World::default();
+        let layout = world.images.layout.path().display().to_string();
+        world.bench.pack(&[&layout]);
+        let disk = world.path("disk.erofs");
+        let packed = fs::read(&disk).unwrap();
+        let kept = world.path("kept").display().to_string();
+        let mut trusted = None;
+        for _ in 0..2 {
+            let vm = Vm::boot(&disk, &["--ca-dir", &kept, "--trust", "trust"]);
+            assert_eq!(vm.ready["trust"], vm.path("trust").canonicalize().unwrap().display().to_string());
+            let ca = fs::read_to_string(vm.path("trust/ca.crt")).unwrap();
+            assert_eq!(ca, fs::read_to_string(world.path("kept/ca.crt")).unwrap().replace('\r', ""));
+            // The first run's CA, and the second's address.
+            let first = trusted.get_or_insert_with(|| ca.clone()).clone();
+            assert_eq!(first, ca);
+            fs::write(world.ca(), first).unwrap();
+            world.address = vm.address.clone();
+            let containerd = Containerd::start();
+            containerd.take_hosts(&vm.path("trust/containerd/certs.d"));
+            for image in [&*format!("{}/test/multi:1", vm.address), "docker.io/library/hello:1"] {
+                succeed(&mut containerd.fetch(&["images", "pull"], image));
+            }
+            let pulled = ["pull", "--quiet", "--cert-dir", "certs", &format!("{}/test/multi:1", vm.address)];
+            succeed(&mut podman(&world.path(""), &pulled));
+            // By containerd and by podman.
+            assert_pulls(&vm.path("events"), &["--pulled", "test/multi:1", "--times", "2"]);
+            let key = fs::read_to_string(world.path("kept/ca.key")).unwrap();
+            let secret = key.lines().nth(1).unwrap();
+            let said = fs::read_to_string(vm.path("events")).unwrap() + &fs::read_to_string(vm.path("stderr")).unwrap();
+            assert!(said.contains("\"ready\"") && !said.contains(secret) && !said.contains("PRIVATE"));
+            let ended = vm.stop(Signal::SIGTERM);
+            assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        }
+        assert!(fs::read(&disk).unwrap() == packed, "the disk is as it was packed");
+    });
+}

@@ -1,0 +1,11 @@
+//! Tells the tests where the program under test is: in this profile's folder, wherever the target folder is.
+
+use std::env::var;
+use std::path::Path;
+
+fn main() {
+    let out = var("OUT_DIR").unwrap_or_default();
+    let profile = Path::new(&out).ancestors().nth(3).unwrap_or(Path::new(""));
+    println!("cargo:rustc-env=PROGRAM={}", profile.join("localregistry").display());
+    println!("cargo:rerun-if-changed=build.rs");
+}

@@ -1,0 +1,82 @@
+//! A child of PID 1 inside of a VM, which does what no launcher can: see `tests/support/agent.c`.
+
+use std::cell::RefCell;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cpio::newc;
+
+use crate::pack::PROGRAM;
+use crate::vm::{qemu_changed, succeed};
+
+/// What `run` needs to boot with it.
+pub struct Agent {
+    socket: PathBuf,
+    initramfs: String,
+    qemu: String,
+    stream: RefCell<Option<BufReader<UnixStream>>>,
+}
+
+impl Agent {
+    /// Makes it in `folder`. `kernel` is added to the kernel's command line, `words` are for the agent: what is to be so before the init
+    /// starts.
+    pub fn new(folder: &Path, kernel: &str, words: &str) -> Self {
+        Self::changing(folder, &[("loglevel=5", &format!("loglevel=5 {kernel}"))], words)
+    }
+
+    /// The same, with these parts of QEMU's arguments replaced.
+    pub fn changing(folder: &Path, changes: &[(&str, &str)], words: &str) -> Self {
+        let path = |name: &str| folder.join(name).display().to_string();
+        fs::create_dir_all(folder).unwrap();
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/support/agent.c");
+        succeed(Command::new("musl-gcc").args(["-static", "-Os", "-s", "-o", &path("agent"), source]));
+        succeed(Command::new(PROGRAM).args(["--quiet", "initramfs", "--output", &path("initramfs")]));
+        // The kernel takes any number of archives, one after another.
+        let agent = fs::read(path("agent")).unwrap();
+        let archive = fs::read(path("initramfs")).unwrap();
+        let header = newc::Builder::new("agent").mode(0o100_755).nlink(1);
+        let mut writer = header.write(archive, agent.len().try_into().unwrap());
+        writer.write_all(&agent).unwrap();
+        fs::write(path("initramfs"), newc::trailer(writer.finish().unwrap()).unwrap()).unwrap();
+        // What follows `--` is the init's; nothing else may come after it.
+        let last = ("loglevel=5", "loglevel=5 rdinit=/agent".to_owned());
+        let end = ("no_timer_check", format!("no_timer_check -- {words}"));
+        let changes = changes.iter().map(|(from, to)| (*from, (*to).to_owned())).chain([last, end]);
+        let change = changes.map(|(from, to)| format!("args=(\"${{args[@]/{from}/{}}}\")", to.replace('/', "\\/")));
+        let qemu = qemu_changed(folder, &format!("args=(\"$@\")\n{}", change.collect::<Vec<_>>().join("\n")));
+        Self { socket: folder.join("socket"), initramfs: path("initramfs"), qemu, stream: RefCell::new(None) }
+    }
+
+    /// The arguments of `run`.
+    pub fn arguments(&self) -> Vec<String> {
+        let socket = format!("socket,id=agent,path={},server=on,wait=off", self.socket.display());
+        let further = ["-chardev", &socket, "-device", "virtserialport,chardev=agent,name=agent"];
+        let further = further.iter().map(|word| format!("--qemu-arg={word}"));
+        let own = ["--initramfs", &self.initramfs, "--qemu", &self.qemu].map(str::to_owned);
+        own.into_iter().chain(further).collect()
+    }
+
+    /// Sends a command, and gives its answer.
+    pub fn ask(&self, command: &str) -> String {
+        self.tell(command);
+        let mut answer = String::new();
+        self.stream.borrow_mut().as_mut().unwrap().read_line(&mut answer).unwrap();
+        answer.trim_end().to_owned()
+    }
+
+    /// Sends a command to which there may be no answer.
+    pub fn tell(&self, command: &str) {
+        let mut stream = self.stream.borrow_mut();
+        let stream = stream.get_or_insert_with(|| BufReader::new(UnixStream::connect(&self.socket).unwrap()));
+        writeln!(stream.get_mut(), "{command}").unwrap();
+    }
+
+    /// The same as a number.
+    pub fn number(&self, command: &str) -> u64 {
+        let answer = self.ask(command);
+        answer.parse().unwrap_or_else(|_| panic!("{command}: {answer}"))
+    }
+}

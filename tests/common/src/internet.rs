@@ -1,0 +1,51 @@
+//! The internet, as far as a client looks for it: a machine that every upstream's name leads to, and that counts who comes.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::vm::succeed;
+
+/// An address for documentation (RFC 5737), beside that of the servers.
+const ADDRESS: &str = "192.0.2.99";
+
+/// The names that lead there.
+pub const NAMES: [&str; 4] = ["registry-1.docker.io", "index.docker.io", "docker.io", "quay.io"];
+
+/// The machine. It answers nothing.
+pub struct Upstream {
+    connections: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    /// In the private network of a test: takes the names over.
+    pub fn start() -> Self {
+        succeed(Command::new("ip").args(["address", "add", &format!("{ADDRESS}/32"), "dev", "lo"]));
+        let connections = Arc::new(AtomicUsize::new(0));
+        for port in [80, 443] {
+            let listener = TcpListener::bind((ADDRESS, port)).unwrap();
+            let counted = Arc::clone(&connections);
+            std::thread::spawn(move || {
+                for connection in listener.incoming() {
+                    drop(connection);
+                    counted.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        Self::name();
+        Self { connections }
+    }
+
+    /// Has the names lead there.
+    pub fn name() {
+        let hosts = format!("127.0.0.1 localhost\n{ADDRESS} {}\n", NAMES.join(" "));
+        fs::write("/etc/hosts", hosts).unwrap();
+    }
+
+    /// How often somebody came.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}

@@ -1,0 +1,33 @@
+//! What the tests share: small layouts made by hand, a server on a free port, and a client that sends exactly the bytes it is
+//! given.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+pub mod agent;
+pub mod boards;
+pub mod certificates;
+pub mod child;
+pub mod cri;
+pub mod deployed;
+pub mod disks;
+pub mod docker;
+pub mod elf;
+pub mod h2;
+pub mod http;
+pub mod internet;
+pub mod layout;
+pub mod named;
+pub mod openmetrics;
+pub mod pack;
+pub mod podman;
+pub mod private;
+pub mod process;
+pub mod qmp;
+pub mod refused;
+pub mod segment;
+pub mod serve;
+pub mod server;
+pub mod target;
+pub mod tls;
+pub mod upstream;
+pub mod vm;
+pub mod world;

@@ -1,0 +1,81 @@
+//! A machine of the test's own, as far as clients can tell: they and their daemons write to fixed places (`/etc/docker`, `/run`,
+//! `/var/lib/containers`) and reach for the internet. Here all of that is the test's, and gone with it.
+
+use std::path::Path;
+use std::process::Command;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::vm::succeed;
+
+/// An address for documentation (RFC 5737). Loopback addresses will not do: dockerd does not check certificates there.
+pub const ADDRESS: &str = "192.0.2.1";
+
+/// Runs a test on a thread, and its children, with mounts and a network of their own: `/etc` and `/var/lib` may be written, `/run` is
+/// empty, and [`ADDRESS`] and the loopback are the whole network. What stays are the cgroups that runtimes keep their containers' in,
+/// empty (`docker`, `libpod_parent`, `default`): other tests may be using them.
+pub fn privately(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("root is needed");
+        mount_on(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None);
+        // The file system that writes go to is out of sight once `/run` is covered, and is gone with the last process here.
+        mount_on(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None);
+        for (index, lower) in ["/etc", "/var/lib"].into_iter().enumerate() {
+            let (upper, work) = (format!("/run/upper{index}"), format!("/run/work{index}"));
+            [&upper, &work].into_iter().for_each(|path| std::fs::create_dir(path).unwrap());
+            let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+            mount_on(Some("overlay"), lower, Some("overlay"), MsFlags::empty(), Some(&options));
+        }
+        mount_on(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None);
+        succeed(Command::new("ip").args(["link", "set", "lo", "up"]));
+        succeed(Command::new("ip").args(["address", "add", &format!("{ADDRESS}/32"), "dev", "lo"]));
+        test();
+    });
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn mount_on(source: Option<&str>, target: &str, kind: Option<&str>, flags: MsFlags, options: Option<&str>) {
+    mount(source, Path::new(target), kind, flags, options).unwrap_or_else(|error| panic!("mount {kind:?} on {target}: {error}"));
+}
+
+/// Runs a test on a thread, and its children, with a `tmpfs` mounted on `folder` for them alone, with these options.
+pub fn on_tmpfs(folder: &Path, options: &str, test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let run = || {
+            unshare(CloneFlags::CLONE_NEWNS).expect("root is needed");
+            mount_on(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None);
+            mount_on(Some("tmpfs"), folder.to_str().unwrap(), Some("tmpfs"), MsFlags::empty(), Some(options));
+            test();
+        };
+        scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+/// Makes the mount on `folder` read-only; to be called in [`on_tmpfs`].
+pub fn read_only(folder: &Path) {
+    mount_on(None, folder.to_str().unwrap(), None, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None);
+}
+
+/// Runs a test on a thread, and its children, on a machine whose processors are as `cpuinfo` says and that has a `/dev/kvm`, which opens
+/// and does nothing, or none. Of other devices it has `/dev/null`. The files for it are put into `folder`.
+pub fn with_kvm(folder: &Path, kvm: bool, cpuinfo: &str, test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let run = || {
+            unshare(CloneFlags::CLONE_NEWNS).expect("root is needed");
+            mount_on(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None);
+            let path = |name: &str| folder.join(name).display().to_string();
+            std::fs::write(path("cpuinfo"), cpuinfo).unwrap();
+            mount_on(Some(&path("cpuinfo")), "/proc/cpuinfo", None, MsFlags::MS_BIND, None);
+            std::fs::create_dir_all(path("dev")).unwrap();
+            mount_on(Some("tmpfs"), &path("dev"), Some("tmpfs"), MsFlags::empty(), None);
+            for name in ["dev/null"].into_iter().chain(kvm.then_some("dev/kvm")) {
+                std::fs::write(path(name), "").unwrap();
+                mount_on(Some("/dev/null"), &path(name), None, MsFlags::MS_BIND, None);
+            }
+            mount_on(Some(&path("dev")), "/dev", None, MsFlags::MS_BIND | MsFlags::MS_REC, None);
+            test();
+        };
+        scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}

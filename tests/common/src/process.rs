@@ -1,0 +1,86 @@
+//! The server as a process of its own (`localregistry serve`), whose memory and descriptors can be looked at.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// How much an attack may make a server grow, in bytes.
+pub const GROWTH: u64 = 64 << 20;
+
+pub struct Process {
+    child: Child,
+    pub address: SocketAddr,
+    /// Every address that it listens on, in the order asked for; the first is of the loopback.
+    pub addresses: Vec<SocketAddr>,
+    /// One event a line.
+    pub events: PathBuf,
+    _dir: tempfile::TempDir,
+    before: u64,
+}
+
+impl Process {
+    /// Serves the layout with plain HTTP.
+    pub fn start(layout: &Path) -> Self {
+        Self::start_with(layout, &["--tls", "off"], None)
+    }
+
+    /// The same with these arguments, and with so many file descriptors.
+    pub fn start_with(layout: &Path, arguments: &[&str], descriptors: Option<u32>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let events = dir.path().join("events.jsonl");
+        let mut command = Command::new("sh");
+        let limit = descriptors.map_or_else(String::new, |count| format!("ulimit -n {count} && "));
+        command.args(["-c", &format!("{limit}exec \"$@\""), "sh", crate::pack::PROGRAM, "serve"]);
+        command.arg(layout).args(["--listen", "127.0.0.1:0", "--json", "--events"]).arg(&events).args(arguments);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        let endpoints = ready["endpoints"].as_array().unwrap().iter();
+        let addresses: Vec<SocketAddr> =
+            endpoints.map(|endpoint| endpoint.as_str().unwrap().split_once("://").unwrap().1.parse().unwrap()).collect();
+        let mut process = Self { child, address: addresses[0], addresses, events, _dir: dir, before: 0 };
+        process.before = process.memory("VmRSS");
+        process
+    }
+
+    /// A figure of the process's memory, in bytes (proc_pid_status(5)).
+    fn memory(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() * 1024
+    }
+
+    /// By how many bytes its memory has grown, at its peak, since it started.
+    pub fn growth(&self) -> u64 {
+        self.memory("VmHWM").saturating_sub(self.before)
+    }
+
+    /// It has not grown by more than an attack may make it grow, and it lives.
+    pub fn check(&mut self, what: &str) {
+        assert_eq!(self.child.try_wait().unwrap(), None, "{what}: the server lives");
+        let growth = self.growth();
+        assert!(growth < GROWTH, "{what}: the server has grown by {growth} bytes");
+        println!("{what}: {} KiB", growth / 1024);
+    }
+
+    /// Ends it in order, and waits for that.
+    pub fn stop(&mut self) {
+        let id = i32::try_from(self.child.id()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    /// Descriptors that it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

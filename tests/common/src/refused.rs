@@ -1,0 +1,82 @@
+//! `localregistry run` that has to fail before there is a machine: in a folder with what it takes to get as far as QEMU, it says one
+//! thing and leaves no file and no process.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::process::{Command, Output};
+
+use crate::child::nobody_in;
+use crate::pack::{Bench, PROGRAM, superblock, text};
+
+/// What a boot is given.
+const BOOT: [&str; 5] = ["run", "--accel", "tcg", "--initramfs", "initramfs"];
+
+/// A user without rights.
+const NOBODY: u32 = 65534;
+
+/// A folder with a disk, a kernel and an initramfs that are good enough to get as far as QEMU.
+pub fn folder() -> Bench {
+    let bench = Bench::default();
+    for name in ["kernel", "initramfs"] {
+        bench.file(name, b"not really");
+    }
+    bench.file("disk", &superblock());
+    for (runtime, owner) in [("runtime", 0), ("theirs", NOBODY)] {
+        // The folder of all runs is made once, and stays.
+        let runs = bench.path(runtime).join("localregistry");
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&runs).unwrap();
+        chown(bench.path(runtime), Some(owner), None).unwrap();
+        chown(runs, Some(owner), None).unwrap();
+    }
+    bench
+}
+
+/// `localregistry run ARGUMENTS`, after which the folder is as it was, and nobody is there.
+pub fn run(bench: &Bench, arguments: &[&str]) -> Output {
+    let mut command = bench.command(&[&["run"], arguments].concat());
+    nothing_left(bench, command.env("XDG_RUNTIME_DIR", bench.path("runtime")))
+}
+
+/// Runs with the folder's initramfs and its kernel, where no other is said, and gives exit status and standard error.
+pub fn boot(bench: &Bench, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = bench.command(&[&BOOT, kernel(arguments), arguments].concat());
+    said(&nothing_left(bench, command.env("XDG_RUNTIME_DIR", bench.path("runtime"))))
+}
+
+/// The same as a user without rights, whose runtime folder is `runtime`; the one that is theirs is `theirs`.
+pub fn as_nobody(bench: &Bench, runtime: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = nobody(bench);
+    command.args(BOOT).args(kernel(arguments)).args(arguments).env("XDG_RUNTIME_DIR", bench.path(runtime));
+    said(&nothing_left(bench, &mut command))
+}
+
+/// `localregistry`, to be run in the folder by a user without rights.
+pub fn nobody(bench: &Bench) -> Command {
+    // Root's own files are closed to others, the program among them.
+    let program = bench.path("localregistry");
+    if !program.exists() {
+        fs::copy(PROGRAM, &program).unwrap();
+        fs::set_permissions(bench.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = Command::new("setpriv");
+    let user = NOBODY.to_string();
+    command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]).arg(&program).current_dir(bench.path(""));
+    command
+}
+
+fn kernel(arguments: &[&str]) -> &'static [&'static str] {
+    if arguments.contains(&"--kernel") { &[] } else { &["--kernel", "kernel"] }
+}
+
+fn nothing_left(bench: &Bench, command: &mut Command) -> Output {
+    let before = bench.everything();
+    let output = command.output().unwrap();
+    assert!(bench.everything() == before, "{command:?}: {output:?}");
+    nobody_in(&bench.path(""));
+    output
+}
+
+fn said(output: &Output) -> (Option<i32>, String) {
+    assert!(output.stdout.is_empty(), "{output:?}");
+    (output.status.code(), text(&output.stderr))
+}

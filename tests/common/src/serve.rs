@@ -1,0 +1,64 @@
+//! `localregistry serve` as a process, and skopeo against it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A running `localregistry serve`, ended in order when it is dropped.
+pub struct Serving {
+    child: Child,
+    /// What it said when it was ready.
+    pub ready: Value,
+    /// Holds ca.crt and whatever a test puts beside it.
+    pub folder: TempDir,
+}
+
+impl Serving {
+    /// Serves the layout on a free port with these further arguments.
+    pub fn start(layout: &Path, folder: TempDir, arguments: &[&str]) -> Self {
+        let mut command = Command::new(crate::pack::PROGRAM);
+        command.current_dir(folder.path()).args(["serve", "--json", "--quiet", "--listen", "127.0.0.1:0"]);
+        if !arguments.contains(&"--tls") {
+            command.args(["--ca-out", "ca.crt"]);
+        }
+        let mut child = command.args(arguments).arg(layout).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        Self { child, ready, folder }
+    }
+
+    /// Host and port of the registry.
+    pub fn address(&self) -> String {
+        self.ready["endpoints"][0].as_str().unwrap().split_once("://").unwrap().1.to_owned()
+    }
+
+    /// Copies an image out with skopeo, which trusts the CA in the folder, into a folder beside it, as it is served.
+    pub fn pull(&self, image: &str, to: &str, arguments: &[&str]) -> Output {
+        let folder = self.folder.path();
+        let mut command = Command::new("skopeo");
+        // No credentials of whoever runs the test.
+        command.env("HOME", folder).env("XDG_RUNTIME_DIR", folder).env("REGISTRY_AUTH_FILE", folder.join("auth.json"));
+        command.args(["--insecure-policy", "copy", "--src-cert-dir"]).arg(folder).args(arguments);
+        command.arg(format!("docker://{}/{image}", self.address())).arg(format!("dir:{}", self.pulled(to).display()));
+        command.output().unwrap()
+    }
+
+    /// Where a pull puts its image.
+    pub fn pulled(&self, to: &str) -> PathBuf {
+        self.folder.path().join(to)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success() || std::thread::panicking(), "{status}");
+    }
+}

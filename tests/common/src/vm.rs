@@ -1,0 +1,308 @@
+//! A disk in a VM, run by the program itself as a launcher would, and real clients.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use localregistry::proto::{self, Event, event};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::pack::{PROGRAM, digest_of};
+
+/// A machine that said that it is ready.
+pub struct Vm {
+    pub dir: TempDir,
+    pub address: String,
+    pub ready: Value,
+    /// Events that were waited for.
+    seen: Cell<usize>,
+    run: Option<Child>,
+}
+
+/// How `localregistry run` ended.
+pub struct Ended {
+    pub status: Option<i32>,
+    pub stderr: String,
+    /// What is in the file `console`, where there is one.
+    pub console: String,
+    pub events: Vec<event::Event>,
+}
+
+impl Ended {
+    pub fn requests(&self) -> Vec<&proto::Request> {
+        let events = self.events.iter();
+        events.filter_map(|event| if let event::Event::Request(request) = event { Some(request) } else { None }).collect()
+    }
+
+    pub fn done(&self) -> &proto::Done {
+        match self.events.last() {
+            Some(event::Event::Done(done)) => done,
+            other => panic!("`done` is expected last, not {other:?}"),
+        }
+    }
+}
+
+fn command(dir: &Path, disk: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.current_dir(dir).args(["run", "--json", "--accel", "tcg", "--events", "events"]).arg(disk).args(arguments);
+    // Without TLS there is none to write.
+    if !arguments.contains(&"off") {
+        command.args(["--ca-out", "ca.crt"]);
+    }
+    command.stderr(fs::File::create(dir.join("stderr")).unwrap());
+    command
+}
+
+fn ended(dir: &Path, status: Option<i32>) -> Ended {
+    let lines = fs::read_to_string(dir.join("events")).unwrap_or_default();
+    let event = |line| serde_json::from_str::<Event>(line).unwrap().event.unwrap();
+    Ended {
+        status,
+        stderr: fs::read_to_string(dir.join("stderr")).unwrap(),
+        console: fs::read_to_string(dir.join("console")).unwrap_or_default(),
+        events: lines.lines().map(event).collect(),
+    }
+}
+
+/// Runs a disk that is not to become ready, to the end.
+pub fn fails(disk: &Path, arguments: &[&str]) -> Ended {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = command(dir.path(), disk, arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    // The line that says that it is ready, or nothing at the end.
+    let mut line = String::new();
+    BufReader::new(run.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    if !line.is_empty() {
+        let _ = run.kill();
+    }
+    let status = run.wait().unwrap();
+    assert_eq!(line, "", "nothing is announced");
+    assert!(!dir.path().join("ca.crt").exists(), "no CA is written");
+    ended(dir.path(), status.code())
+}
+
+/// A QEMU that starts with its arguments changed by this line of bash: for what `run` has no option to get wrong.
+pub fn qemu_changed(dir: &Path, change: &str) -> String {
+    let path = dir.join("qemu");
+    fs::write(&path, format!("#!/bin/bash\n{change}\nexec qemu-system-x86_64 \"${{args[@]}}\"\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+impl Vm {
+    /// Boots a disk and waits for the line that says that it is ready.
+    pub fn boot(disk: &Path, arguments: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let line = dir.path().join("ready");
+        let mut command = command(dir.path(), disk, arguments);
+        let mut run = command.stdin(Stdio::null()).stdout(fs::File::create(&line).unwrap()).spawn().unwrap();
+        let ready = loop {
+            let text = fs::read_to_string(&line).unwrap();
+            if text.ends_with('\n') {
+                break serde_json::from_str::<Value>(&text).unwrap();
+            }
+            if let Some(status) = run.try_wait().unwrap() {
+                panic!("{status}: {}", fs::read_to_string(dir.path().join("stderr")).unwrap());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let address = ready["address"].as_str().unwrap().to_owned();
+        Self { dir, address, ready, seen: Cell::new(0), run: Some(run) }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Waits for the next event, after those that were waited for before, of which something can be made.
+    pub fn event<T>(&self, what: &str, of: impl Fn(&event::Event) -> Option<T>) -> T {
+        let deadline = Instant::now() + Duration::from_secs(180);
+        loop {
+            let text = fs::read_to_string(self.path("events")).unwrap();
+            let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).enumerate().skip(self.seen.get());
+            for (place, line) in whole {
+                self.seen.set(place + 1);
+                if let Some(made) = of(&serde_json::from_str::<Event>(line).unwrap().event.unwrap()) {
+                    return made;
+                }
+            }
+            assert!(Instant::now() < deadline, "{what} did not come:\n{text}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.run.as_ref().unwrap().id();
+        kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
+    }
+
+    /// Sends a signal, SIGTERM or SIGINT, and waits for the end.
+    pub fn stop(self, by: Signal) -> Ended {
+        self.signal(by);
+        self.end()
+    }
+
+    /// Waits for words on the console, which has to be kept in the file `console`.
+    pub fn console(&self, words: &str) {
+        let deadline = Instant::now() + Duration::from_secs(180);
+        while !fs::read_to_string(self.path("console")).unwrap().contains(words) {
+            assert!(Instant::now() < deadline, "{words} did not come:\n{}", fs::read_to_string(self.path("console")).unwrap());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits for the end, which comes by itself.
+    pub fn end(mut self) -> Ended {
+        let status = self.run.take().unwrap().wait().unwrap();
+        ended(self.dir.path(), status.code())
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if let Some(mut run) = self.run.take() {
+            let _ = run.kill();
+            let _ = run.wait();
+        }
+    }
+}
+
+/// Copies what is in the folder `from` into `to`, which is made.
+pub fn copy_into(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    succeed(Command::new("cp").arg("-r").arg(from.join(".")).arg(to));
+}
+
+/// Runs a client, which has to succeed, and gives what it printed.
+pub fn succeed(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// skopeo, trusting the CAs in `certs` and no other.
+pub fn skopeo(arguments: &[&str], folder: &Path) -> Command {
+    let mut command = Command::new("skopeo");
+    // `--cert-dir` adds to the system's authorities: those are taken away.
+    command.arg("--insecure-policy").args(arguments).current_dir(folder);
+    command.env("SSL_CERT_FILE", "/dev/null").env("SSL_CERT_DIR", "/nonexistent");
+    command
+}
+
+/// A containerd of the test's own: its own root, state and socket, gone with it.
+pub struct Containerd {
+    dir: TempDir,
+    daemon: Child,
+}
+
+impl Containerd {
+    pub fn start() -> Self {
+        Self::start_with(&[], "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n", "")
+    }
+
+    /// The same with the CRI plugin, which reads the hosts that [`Self::host`] describes.
+    pub fn start_with_cri() -> Self {
+        Self::start_with_cri_by(&[])
+    }
+
+    /// The same, started by a command that takes another as its arguments and becomes it.
+    pub fn start_with_cri_by(by: &[&str]) -> Self {
+        Self::start_with(by, "", "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"CERTS\"\n")
+    }
+
+    fn start_with(by: &[&str], head: &str, tables: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let (root, state, socket) = (path("root"), path("state"), path("socket"));
+        let config = format!(
+            "version = 2\nroot = {root:?}\nstate = {state:?}\n{head}[grpc]\naddress = {socket:?}\n{}",
+            tables.replace("CERTS", &path("certs.d"))
+        );
+        fs::create_dir(path("certs.d")).unwrap();
+        fs::write(path("config.toml"), config).unwrap();
+        let words = [by, &["containerd", "--log-level", "warn", "--config"]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(dir.path().join("config.toml"));
+        let log = fs::File::create(dir.path().join("log")).unwrap();
+        let daemon = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let containerd = Self { dir, daemon };
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !containerd.ctr(&["version"]).output().is_ok_and(|output| output.status.success()) {
+            assert!(Instant::now() < deadline, "{}", fs::read_to_string(containerd.dir.path().join("log")).unwrap());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        containerd
+    }
+
+    pub fn ctr(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.dir.path().join("socket")).args(arguments);
+        command
+    }
+
+    /// The blobs of its content store, by the digests that they are filed under, with the digests that they have.
+    pub fn content(&self) -> BTreeMap<String, String> {
+        let blobs = self.dir.path().join("root/io.containerd.content.v1.content/blobs/sha256");
+        let entries = fs::read_dir(blobs).unwrap().map(|entry| entry.unwrap());
+        entries.map(|entry| (format!("sha256:{}", entry.file_name().display()), digest_of(&entry.path()))).collect()
+    }
+
+    /// The blob of its content store with that digest, where it is JSON.
+    pub fn json(&self, digest: &str) -> Option<Value> {
+        let path = self.dir.path().join("root/io.containerd.content.v1.content/blobs").join(digest.replace(':', "/"));
+        serde_json::from_slice(&fs::read(path).unwrap()).ok()
+    }
+
+    /// Where the daemon listens.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    /// Has images of `registry` come from `address`, trusting `ca` alone.
+    pub fn host(&self, registry: &str, address: &str, ca: &Path) {
+        let folder = self.dir.path().join("certs.d").join(registry);
+        fs::create_dir_all(&folder).unwrap();
+        let toml = format!(
+            "server = \"https://{registry}\"\n[host.\"https://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = {ca:?}\n"
+        );
+        fs::write(folder.join("hosts.toml"), toml).unwrap();
+    }
+
+    /// Has the hosts described by the folders in `certs`, as a trust bundle has them.
+    pub fn take_hosts(&self, certs: &Path) {
+        copy_into(certs, &self.dir.path().join("certs.d"));
+    }
+
+    /// `ctr ARGUMENTS --hosts-dir … IMAGE`, with the hosts that were described.
+    pub fn fetch(&self, arguments: &[&str], image: &str) -> Command {
+        let mut command = self.ctr(arguments);
+        command.arg("--hosts-dir").arg(self.dir.path().join("certs.d")).arg(image);
+        command
+    }
+
+    /// Pulls an image from `address`, trusting `ca` alone.
+    pub fn pull(&self, address: &str, image: &str, ca: &Path) -> Output {
+        self.pull_with(address, image, ca, &[])
+    }
+
+    /// The same, with further arguments.
+    pub fn pull_with(&self, address: &str, image: &str, ca: &Path, arguments: &[&str]) -> Output {
+        self.host(address, address, ca);
+        self.fetch(&[&["images", "pull"], arguments].concat(), &format!("{address}/{image}")).output().unwrap()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(self.daemon.id().try_into().unwrap());
+        let _ = kill(pid, Signal::SIGTERM);
+        let _ = self.daemon.wait();
+    }
+}

@@ -1,0 +1,264 @@
+//! `localregistry pack` where the sources are good and something else is not: the disk's path, the space for it, the program for its
+//! file system, a signal, the command line. Each leaves everything as it was.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use localregistry::oci::Digest;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use testing::pack::{Bench, PROGRAM, blob, hello, text};
+use testing::private::{on_tmpfs, read_only};
+
+#[test]
+fn disks_that_cannot_be_written() {
+    let (bench, _, _) = hello(&[7; 5000]);
+    fs::create_dir(bench.path("folder")).unwrap();
+    bench.file("file", b"");
+    let before = bench.everything();
+    for (disk, message) in [
+        ("missing/disk", "cannot write missing/disk: its folder missing: No such file or directory (os error 2)"),
+        ("file/disk", "cannot write file/disk: Not a directory (os error 20)"),
+        ("folder", "cannot write folder: it is there already and not a regular file"),
+        ("/dev/null", "cannot write /dev/null: it is there already and not a regular file"),
+    ] {
+        let output = bench.command(&["-q", "pack", "layout", "-o", disk]).output().unwrap();
+        assert_eq!(text(&output.stderr), format!("localregistry: {message}\n"));
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(bench.everything(), before);
+    }
+    bench.file("disk.erofs", b"the old disk");
+    let output = bench.command(&["-q", "pack", "disk.erofs", "-o", "disk.erofs"]).output().unwrap();
+    assert_eq!(text(&output.stderr), "localregistry: cannot write disk.erofs: it is the source disk.erofs as well\n");
+}
+
+#[test]
+fn no_space() {
+    let (bench, _, _) = hello(&[7; 900_000]);
+    fs::create_dir(bench.path("small")).unwrap();
+    on_tmpfs(&bench.path("small"), "size=800k", || {
+        let before = bench.everything();
+        let said = |format: &str| {
+            let output = bench.command(&["-q", "pack", "layout", "--fs", format, "-o", "small/disk"]).output().unwrap();
+            assert_eq!((output.status.code(), bench.everything() == before), (Some(1), true));
+            text(&output.stderr)
+        };
+        assert_eq!(
+            said("erofs"),
+            "localregistry: cannot make small/disk: it takes 888.00 KiB, and its file system has 800.00 KiB free\n"
+        );
+        let staged = format!(
+            "localregistry: cannot write {} into the working folder beside small/disk: No space left on device (os error 28)\n",
+            blob(&[7; 900_000])
+        );
+        assert_eq!(said("squashfs"), staged);
+        assert_eq!(said("ext4"), staged);
+    });
+    // Enough for every blob, and not for the file system.
+    on_tmpfs(&bench.path("small"), "size=1200k", || {
+        let before = bench.everything();
+        for (format, program) in [("squashfs", "mksquashfs"), ("ext4", "mke2fs")] {
+            let output = bench.command(&["-q", "pack", "layout", "--fs", format, "-o", "small/disk"]).output().unwrap();
+            let said = text(&output.stderr);
+            let start = format!("localregistry: cannot make small/disk: {program} had no space left: it takes ");
+            assert!(said.starts_with(&start) && said.ends_with(" free\n"), "{said}");
+            assert_eq!((output.status.code(), bench.everything() == before), (Some(1), true));
+        }
+    });
+}
+
+#[test]
+fn a_limit_on_the_size_of_files() {
+    let (bench, _, _) = hello(&[7; 9000]);
+    let before = bench.everything();
+    let script = format!("trap '' XFSZ; ulimit -f 16; exec {PROGRAM} --quiet pack layout -o disk.erofs");
+    let output = Command::new("sh").args(["-c", &script]).current_dir(bench.path("")).output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(said, "localregistry: cannot make disk.erofs: File too large (os error 27)\n");
+    assert_eq!((output.status.code(), bench.everything()), (Some(1), before));
+}
+
+#[test]
+fn a_folder_that_is_read_only() {
+    let (bench, _, _) = hello(b"a layer");
+    fs::create_dir(bench.path("small")).unwrap();
+    on_tmpfs(&bench.path("small"), "size=800k", || {
+        fs::write(bench.path("small/disk"), "the old disk").unwrap();
+        read_only(&bench.path("small"));
+        let before = bench.everything();
+        for format in ["erofs", "squashfs", "ext4"] {
+            let output = bench.command(&["-q", "pack", "layout", "--fs", format, "-o", "small/disk"]).output().unwrap();
+            let said = text(&output.stderr);
+            let message = "cannot make a working folder in ";
+            assert!(said.starts_with(&format!("localregistry: {message}")) && said.contains("Read-only file system"), "{said}");
+            assert_eq!((output.status.code(), bench.everything() == before), (Some(1), true));
+        }
+    });
+}
+
+/// A program in the place of `mksquashfs`, and a `PATH` that finds it.
+fn in_place_of_mksquashfs(bench: &Bench, script: &str) -> String {
+    fs::create_dir(bench.path("bin")).unwrap();
+    let program = bench.file("bin/mksquashfs", script.as_bytes());
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+    format!("{}:/usr/bin:/bin", bench.path("bin").display())
+}
+
+const PACK: [&str; 7] = ["-q", "pack", "layout", "-o", "disk.erofs", "--fs", "squashfs"];
+
+#[test]
+fn no_program_for_the_file_system() {
+    let (bench, _, _) = hello(b"a layer");
+    let before = bench.everything();
+    let output = bench.command(&PACK).env("PATH", "/nowhere").output().unwrap();
+    assert_eq!(
+        text(&output.stderr),
+        "localregistry: cannot make disk.erofs: the program mksquashfs is not on this machine: install Debian's package \
+         squashfs-tools (`apt-get install squashfs-tools`)\n"
+    );
+    assert_eq!((output.status.code(), bench.everything()), (Some(1), before));
+    let erofs = bench.command(&["-q", "pack", "layout", "-o", "disk.erofs"]).env("PATH", "/nowhere").output().unwrap();
+    assert!(erofs.status.success(), "the default needs no program");
+}
+
+#[test]
+fn a_program_that_fails_is_quoted() {
+    let (bench, _, _) = hello(b"a layer");
+    let path = in_place_of_mksquashfs(&bench, "#!/bin/sh\necho part >\"$2\"\necho some reason >&2\nexit 3\n");
+    let before = bench.everything();
+    let output = bench.command(&PACK).env("PATH", path).output().unwrap();
+    assert_eq!(text(&output.stderr), "localregistry: cannot make disk.erofs: mksquashfs failed (exit status: 3): some reason\n");
+    assert_eq!((output.status.code(), bench.everything()), (Some(1), before));
+}
+
+#[test]
+fn a_signal_while_blobs_are_copied_leaves_nothing_behind() {
+    let (bench, layout, _) = hello(b"a layer");
+    // Long enough to be interrupted, whatever the machine.
+    grow(&layout, 8 << 30);
+    bench.file("disk.erofs", b"the old disk");
+    let names = || {
+        let names = fs::read_dir(bench.path("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<BTreeSet<_>>()
+    };
+    let before = names();
+    let mut pack = bench.command(&["-q", "pack", "layout", "-o", "disk.erofs"]).spawn().unwrap();
+    while names() == before {
+        assert!(pack.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    kill(Pid::from_raw(i32::try_from(pack.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(pack.wait().unwrap().code(), Some(130));
+    assert_eq!(names(), before);
+    assert_eq!(fs::read(bench.path("disk.erofs")).unwrap(), b"the old disk");
+}
+
+/// Makes the layer of [`hello`] a hole of `size` bytes: only who gets to its end sees that it is the wrong content.
+fn grow(layout: &Path, size: u64) {
+    let path = layout.join(blob(b"a layer"));
+    fs::File::options().write(true).open(path).unwrap().set_len(size).unwrap();
+    rewrite(layout, &format!("\"size\":{}}}", b"a layer".len()), &format!("\"size\":{size}}}"));
+}
+
+#[test]
+fn a_bar_on_a_terminal_and_nowhere_else() {
+    let (bench, layout, _) = hello(b"a layer");
+    grow(&layout, 2 << 30);
+    // `script` runs a command on a terminal.
+    let on_terminal = |quiet: &str| {
+        let command = format!("{PROGRAM} {quiet} pack layout -o disk.erofs");
+        let script = Command::new("script").args(["-qec", &command, "/dev/null"]).current_dir(bench.path("")).output().unwrap();
+        assert_eq!(script.status.code(), Some(1));
+        text(&script.stdout)
+    };
+    let said = on_terminal("");
+    assert!(said.contains("packing [") && said.contains("2.00 GiB") && said.contains(" has the content of "), "{said}");
+    let said = on_terminal("--quiet");
+    assert!(!said.contains("packing") && said.contains(" has the content of "), "{said}");
+    let output = bench.command(&["pack", "layout", "-o", "disk.erofs"]).output().unwrap();
+    let said = text(&output.stderr);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..2], ["reading layout", "copying and verifying 3 blobs, 2.00 GiB"]);
+    assert_eq!(lines.len(), 3, "{said}");
+}
+
+/// Changes the only manifest of a layout, and what names it.
+fn rewrite(layout: &Path, from: &str, to: &str) {
+    let index_path = layout.join("index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&fs::read(&index_path).unwrap()).unwrap();
+    let old: Digest = index["manifests"][0]["digest"].as_str().unwrap().parse().unwrap();
+    let manifest = fs::read_to_string(layout.join(old.blob_path())).unwrap().replace(from, to);
+    let new = Digest::sha256_of(manifest.as_bytes());
+    fs::write(layout.join(new.blob_path()), &manifest).unwrap();
+    index["manifests"][0]["digest"] = new.to_string().into();
+    index["manifests"][0]["size"] = manifest.len().into();
+    fs::write(index_path, index.to_string()).unwrap();
+}
+
+#[test]
+fn signals_leave_nothing_behind() {
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let (bench, _, _) = hello(b"a layer");
+        // The signal comes while the file system is made, which then would take for ever.
+        let script = format!("#!/bin/sh\necho part >\"$2\"\nkill -{signal} $PPID\nexec sleep 1000\n");
+        let path = in_place_of_mksquashfs(&bench, &script);
+        bench.file("disk.erofs", b"the old disk");
+        let before = bench.everything();
+        let output = bench.command(&PACK).env("PATH", path).output().unwrap();
+        assert_eq!(text(&output.stderr), format!("localregistry: disk.erofs is not written: interrupted by SIG{signal}\n"));
+        assert_eq!((output.status.code(), bench.everything()), (Some(code), before));
+    }
+}
+
+#[test]
+fn signals_one_after_the_other_leave_nothing_behind_either() {
+    let (bench, _, _) = hello(b"a layer");
+    let script = "#!/bin/sh\nkill -INT $PPID; kill -TERM $PPID; kill -HUP $PPID; kill -INT $PPID\nexec sleep 1000\n";
+    let path = in_place_of_mksquashfs(&bench, script);
+    let before = bench.everything();
+    let output = bench.command(&PACK).env("PATH", path).output().unwrap();
+    // They may be taken in any order: the first one taken counts.
+    assert!(matches!(output.status.code(), Some(129 | 130 | 143)), "{}", text(&output.stderr));
+    assert_eq!(bench.everything(), before);
+}
+
+#[test]
+fn what_a_killed_pack_left_is_removed_by_the_next_one() {
+    let (bench, _, _) = hello(b"a layer");
+    let path = in_place_of_mksquashfs(&bench, "#!/bin/sh\nkill -KILL $PPID\n");
+    let before = bench.everything();
+    let output = bench.command(&PACK).env("PATH", path).output().unwrap();
+    assert_eq!(output.status.code(), None, "killed");
+    let left = |bench: &Bench| {
+        let names = fs::read_dir(bench.path("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with(".disk.erofs.pack-")).count()
+    };
+    assert_eq!(left(&bench), 1);
+    bench.pack(&["layout"]);
+    assert_eq!(left(&bench), 0);
+    fs::remove_file(bench.path("disk.erofs")).unwrap();
+    assert_eq!(bench.everything(), before);
+}
+
+#[test]
+fn bad_flags_exit_2() {
+    let bench = Bench::default();
+    for (arguments, message) in [
+        (&["pack"][..], "error: the following required arguments were not provided:"),
+        (&["pack", "x"], "error: the following required arguments were not provided:"),
+        (&["pack", "x", "-o", "d", "--nope"], "error: unexpected argument '--nope' found"),
+        (&["pack", "x", "-o", "d", "--fs", "xfs"], "error: invalid value 'xfs' for '--fs <FS>'"),
+        (
+            &["pack", "-o", "d", "--name", "A=x"],
+            "error: invalid value 'A=x' for '--name <REF=SOURCE>': \"A\": a repository name has lower-case letters and digits, \
+             joined by one of . _ __ - and split by /",
+        ),
+    ] {
+        let output = bench.command(arguments).output().unwrap();
+        assert_eq!(text(&output.stderr).lines().next(), Some(message));
+        assert_eq!(output.status.code(), Some(2));
+    }
+}

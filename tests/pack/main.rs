@@ -1,0 +1,18 @@
+//! Packing, pulling into a disk, and inspecting one. Needs no root and no network.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod bad_archives;
+mod bad_images;
+mod bad_sources;
+mod cache;
+mod failures;
+mod inspect;
+mod inspect_faults;
+mod layouts;
+mod output;
+mod pull;
+mod pull_faults;
+mod pull_secrets;
+mod sample;
+mod selection;
+mod sources;

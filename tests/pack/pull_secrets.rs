@@ -1,0 +1,156 @@
+//! `localregistry pack --pull` and credentials: they are shown to whom they are for, and go nowhere else.
+
+use std::fs;
+
+use localregistry::oci::Digest;
+use serde_json::json;
+use testing::certificates;
+use testing::layout::{Layout, Stored};
+use testing::pack::Bench;
+use testing::upstream::{Answer, MANIFEST, Upstream, blob_target, layer, refused_with, registry};
+
+/// Docker's config with a password for `host`.
+fn log_in(bench: &Bench, host: &str, entry: serde_json::Value) {
+    fs::create_dir_all(bench.path(".docker")).unwrap();
+    bench.file(".docker/config.json", json!({"auths": {host: entry}}).to_string().as_bytes());
+}
+
+/// anna:secret
+const ANNA: &str = "YW5uYTpzZWNyZXQ=";
+
+#[test]
+fn a_redirect_takes_no_credentials_along() {
+    let elsewhere = Upstream::start(|_| Answer::new(200, &[], &layer()));
+    let (blob, to) = (blob_target(), format!("http://{}/store/blob?signature=1", elsewhere.address));
+    let (_layout, _, upstream) = registry(move |asked| {
+        if asked.header("authorization") != Some(&format!("Basic {ANNA}")) {
+            return Some(Answer::new(401, &[("WWW-Authenticate", "Basic realm=\"x\"")], b""));
+        }
+        (asked.target == blob).then(|| Answer::redirect(&to))
+    });
+    let (bench, host) = (Bench::default(), upstream.address.to_string());
+    log_in(&bench, &host, json!({"auth": ANNA}));
+    bench.pack(&["--pull", &format!("{host}/a/b:1")]);
+    assert_eq!(bench.extract("disk.erofs").blob(&Digest::sha256_of(&layer()).to_string()), layer());
+    let asked = elsewhere.asked();
+    assert_eq!(asked.len(), 1);
+    assert_eq!((asked[0].target.as_str(), asked[0].header("authorization")), ("/store/blob?signature=1", None));
+}
+
+#[test]
+fn a_challenge_from_where_a_redirect_leads_is_not_answered() {
+    let elsewhere = Upstream::start(|_| Answer::new(401, &[("WWW-Authenticate", "Basic realm=\"x\"")], b""));
+    let (blob, to) = (blob_target(), format!("http://{}/blob", elsewhere.address));
+    let (_layout, _, upstream) = registry(move |asked| (asked.target == blob).then(|| Answer::redirect(&to)));
+    let (bench, host) = (Bench::default(), upstream.address.to_string());
+    log_in(&bench, &host, json!({"auth": ANNA}));
+    bench.refused(
+        &["--pull", &format!("{host}/a/b:1")],
+        &format!(
+            "cannot pull {host}/a/b:1: {} denies access to blob {} of a/b (401)",
+            elsewhere.address,
+            Digest::sha256_of(&layer())
+        ),
+    );
+    assert!(elsewhere.asked().iter().all(|asked| asked.header("authorization").is_none()));
+}
+
+#[test]
+fn redirects_that_lead_nowhere() {
+    refused_with(MANIFEST, Answer::redirect(MANIFEST), "it has more than 5 redirects on the way to one answer");
+    refused_with(MANIFEST, Answer::redirect("ftp://x/?secret"), "\"ftp://x/\" is no URL of http or https");
+    // From TLS to plain HTTP.
+    let (ca, certificate, key) = certificates::server();
+    let upstream = Upstream::start_on("127.0.0.1:0", Some((&certificate, &key)), |asked| match asked.target.as_str() {
+        "/v2/" => Answer::new(200, &[], b""),
+        _ => Answer::redirect("http://127.0.0.1/x?signature=secret"),
+    });
+    let (bench, host) = (Bench::default(), upstream.address.to_string());
+    bench.file("ca.crt", ca.as_bytes());
+    bench.refused(
+        &["--pull", &format!("{host}/a/b:1"), "--registry-ca", "ca.crt"],
+        &format!("cannot pull {host}/a/b:1: {host} redirects to http://127.0.0.1/x, which is plain HTTP; https is expected"),
+    );
+}
+
+/// A registry that lets in whoever shows the token `t`, which `realm` gives.
+fn with_tokens(realm: String) -> (Layout, Stored, Upstream) {
+    registry(move |asked| {
+        let challenge = format!("Bearer realm=\"{realm}\",service=\"the registry\",scope=\"repository:a/b:pull\"");
+        let refused = asked.header("authorization") != Some("Bearer t") && asked.target != "/v2/";
+        refused.then(|| Answer::new(401, &[("WWW-Authenticate", &challenge)], b""))
+    })
+}
+
+#[test]
+fn tokens_by_password_and_by_refresh_token() {
+    let service = Upstream::start(|asked| match (asked.method.as_str(), asked.header("authorization")) {
+        ("GET", Some(shown)) if shown == format!("Basic {ANNA}") => Answer::new(200, &[], br#"{"token":"t"}"#),
+        ("POST", None) if asked.body.contains("refresh_token=r%2B1") => Answer::new(200, &[], br#"{"access_token":"t"}"#),
+        _ => Answer::error(401, "UNAUTHORIZED", "who?"),
+    });
+    let (_layout, image, upstream) = with_tokens(format!("http://{}/token?account=x", service.address));
+    let (bench, host) = (Bench::default(), upstream.address.to_string());
+    let name = format!("{host}/a/b:1");
+    for entry in [json!({"auth": ANNA}), json!({"auth": "", "identitytoken": "r+1"})] {
+        log_in(&bench, &host, entry);
+        bench.pack(&["--pull", &name]);
+        assert_eq!(bench.extract("disk.erofs").images(), [(name.clone(), image.digest.to_string())]);
+        fs::remove_dir_all(bench.path("disk.erofs.extracted")).unwrap();
+    }
+    let asked = service.asked();
+    // One token does for all requests.
+    assert_eq!(asked.len(), 2);
+    assert_eq!(asked[0].target, "/token?account=x&service=the+registry&scope=repository%3Aa%2Fb%3Apull");
+    assert_eq!(
+        asked[1].body,
+        "service=the+registry&scope=repository%3Aa%2Fb%3Apull&grant_type=refresh_token&client_id=localregistry&refresh_token=r%2B1"
+    );
+    // What was asked of the registry before there was a token, showed none.
+    assert!(upstream.asked().iter().all(|asked| matches!(asked.header("authorization"), None | Some("Bearer t"))));
+    fs::remove_dir_all(bench.path(".docker")).unwrap();
+    bench.refused(
+        &["--pull", &name],
+        &format!(
+            "cannot pull {name}: {host} asks for credentials (401: UNAUTHORIZED: who?), and there are none for it in {}; \
+             run `docker login {host}`",
+            bench.path(".docker/config.json").display()
+        ),
+    );
+}
+
+#[test]
+fn token_services_that_cannot_be_asked_or_give_none() {
+    let bench = Bench::default();
+    let pull = |realm: &str, expected: &str| {
+        let (_layout, _, upstream) = with_tokens(realm.to_owned());
+        let host = upstream.address.to_string();
+        log_in(&bench, &host, json!({"auth": ANNA}));
+        bench.refused(
+            &["--pull", &format!("{host}/a/b:1")],
+            &format!("cannot pull {host}/a/b:1: {}", expected.replace("HOST", &host)),
+        );
+        assert!(upstream.asked().iter().all(|asked| asked.header("authorization").is_none()));
+    };
+    pull(
+        "http://registry.test/t?x=secret",
+        "HOST sends for its tokens to http://registry.test/t, which is plain HTTP; nothing is sent there",
+    );
+    pull(
+        "https://registry.test/t",
+        "HOST sends for its tokens to https://registry.test/t, another host, and is itself plain HTTP; nothing is sent there",
+    );
+    for (answer, why) in [
+        (&b"{\"token\": secret}"[..], "the answer is not JSON of that kind"),
+        (b"{}", "the answer has neither \"token\" nor \"access_token\""),
+        (b"{\"token\":\"a\\r\\nb\"}", "it has other characters than a header may have"),
+    ] {
+        let answer = answer.to_owned();
+        let service = Upstream::start(move |_| Answer::new(200, &[], &answer));
+        let realm = format!("http://{}/t", service.address);
+        pull(&realm, &format!("{realm} gives no token: {why}"));
+    }
+    let service = Upstream::start(|_| Answer::new(200, &[], &vec![b' '; (1 << 20) + 1]));
+    let realm = service.address.to_string();
+    pull(&format!("http://{realm}/t"), &format!("{realm} gives a token with more than 1048576 bytes"));
+}

@@ -1,0 +1,69 @@
+//! `localregistry sample`: the image is made again to the same bytes, packs, and nobody's files are replaced.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use testing::elf::elf;
+use testing::pack::{Bench, text};
+
+/// A folder with a static program, and one that asks for a loader.
+fn bench() -> Bench {
+    let bench = Bench::default();
+    bench.file("static", &elf(&[(1, b"code")]));
+    bench.file("dynamic", &elf(&[(3, b"/lib64/ld.so\0")]));
+    bench
+}
+
+fn refused(bench: &Bench, arguments: &[&str], message: &str) {
+    let before = bench.everything();
+    let output = bench.command(&[&["--quiet", "sample"], arguments].concat()).output().unwrap();
+    assert_eq!(text(&output.stderr), format!("localregistry: {message}\n"));
+    assert_eq!((output.status.code(), bench.everything()), (Some(1), before));
+}
+
+#[test]
+fn the_sample_packs_and_is_made_again_to_the_same_bytes() {
+    let bench = bench();
+    let sample = |folder: &str| {
+        let output = bench.command(&["--quiet", "--json", "sample", "-o", folder, "--binary", "static"]).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let first = sample("sample");
+    assert_eq!((&first["layout"], &first["image"]), (&json!("sample"), &json!("test/hello:latest")));
+    let content = fs::read(bench.path("sample/index.json")).unwrap();
+    assert_eq!(sample("sample"), first);
+    assert_eq!(sample("other")["digest"], first["digest"]);
+    assert_eq!(fs::read(bench.path("other/index.json")).unwrap(), content);
+
+    bench.pack(&["sample"]);
+    let disk = bench.extract("disk.erofs");
+    disk.assert_blobs();
+    assert_eq!(disk.images(), [("test/hello:latest".to_owned(), first["digest"].as_str().unwrap().to_owned())]);
+}
+
+#[test]
+fn what_is_no_program_for_it_is_refused() {
+    let bench = bench();
+    refused(
+        &bench,
+        &["-o", "sample", "--binary", "missing"],
+        "cannot read the init missing: No such file or directory (os error 2)",
+    );
+    let output = bench.command(&["-q", "sample", "-o", "sample", "--binary", "dynamic"]).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(said.contains("dynamic cannot be the guest's init: it is not static (it asks for /lib64/ld.so)"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_folder_with_something_else_is_left_alone() {
+    let bench = bench();
+    fs::create_dir(bench.path("mine")).unwrap();
+    bench.file("mine/file", b"mine");
+    refused(
+        &bench,
+        &["-o", "mine", "--binary", "static"],
+        "mine has something else than an earlier sample; a new or an empty folder is expected",
+    );
+}

@@ -1,0 +1,295 @@
+//! HTTP/2 streams and connections whose peer takes nothing, or asks for nothing: what they hold is bounded, and they end in time, while
+//! others are served.
+
+use std::io::{BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use localregistry::oci::media_type;
+use localregistry::registry::limits::{ANNOUNCED_STREAMS, Limits, STREAMS};
+use testing::h2::{
+    ACK, END_HEADERS, END_STREAM, GOAWAY, HEADERS, INITIAL_WINDOW_SIZE, PING, Peer, RST_STREAM, block, frame, get, id, setting,
+    window,
+};
+use testing::http;
+use testing::layout::Layout;
+use testing::process::Process;
+use testing::server::Server;
+use testing::target::{BIG, layout, short, target};
+
+#[test]
+fn streams_without_a_window_hold_little_and_let_others_pass() {
+    let mut t = target();
+    let (big, small) = (t.big.clone(), t.small.clone());
+    // 100 streams on each of 8 connections; none of a stream's bytes, one byte, or all of a small one's may be sent.
+    for (window, path) in [(0, &big), (1, &big), (1, &small)] {
+        let held = t.survives("no window", |address| {
+            let mut held = Vec::new();
+            for _ in 0..8 {
+                let mut peer = Peer::connect(address, &setting(INITIAL_WINDOW_SIZE, window));
+                peer.send(&(0..100).flat_map(|at| get(id(at), path)).collect::<Vec<u8>>());
+                peer.status(id(1));
+                held.push(peer);
+            }
+            held
+        });
+        drop(held);
+    }
+}
+
+#[test]
+fn streams_of_a_peer_that_reads_nothing_hold_little() {
+    let mut t = target();
+    let big = t.big.clone();
+    // The windows are as wide as they can be; it is the connection that takes nothing.
+    let wide = [setting(INITIAL_WINDOW_SIZE, 0x7fff_ffff), window(0, 0x7fff_0000 - 65_535)].concat();
+    let held = t.survives("wide windows", |address| {
+        let mut held = Vec::new();
+        for _ in 0..16 {
+            let mut peer = Peer::connect(address, &wide);
+            peer.send(&(0..STREAMS).flat_map(|at| get(id(at), &big)).collect::<Vec<u8>>());
+            peer.status(1);
+            held.push(peer);
+        }
+        held
+    });
+    t.survives("wide windows", |_| ());
+    drop(held);
+    let mut peer = Peer::connect(t.process.address, &wide);
+    for at in 0..4 {
+        assert_eq!(peer.served(id(at), &t.big), BIG);
+    }
+}
+
+#[test]
+fn a_stream_without_a_window_is_reset_in_time_and_the_others_go_on() {
+    let (layout, big, small) = layout();
+    let server = Server::start_with(layout.path(), short());
+    let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 0));
+    peer.send(&(0..32).flat_map(|at| get(id(at), &big)).collect::<Vec<u8>>());
+    let mut cut: Vec<u32> = (0..32).map(|_| peer.until(|frame| frame.kind == RST_STREAM).stream).collect();
+    cut.sort_unstable();
+    assert_eq!(cut, (0..32).map(id).collect::<Vec<u32>>(), "each of them, once");
+    for _ in 0..32 {
+        assert!(!server.logged().complete);
+    }
+    peer.send(&setting(INITIAL_WINDOW_SIZE, 65_535));
+    assert_eq!(peer.served(id(32), &small), 100_000, "the connection is as good as before");
+    assert!(server.logged().complete);
+    // A small window that is opened again and again: slow, and whole.
+    let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 1000));
+    assert_eq!(peer.served(1, &small), 100_000);
+}
+
+#[test]
+fn the_end_of_a_response_that_has_no_window_is_not_kept_for_ever() {
+    let (layout, _, small) = layout();
+    let server = Server::start_with(layout.path(), short());
+    // The window lets the body's only chunk into the connection's memory, and not out of it.
+    let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 1));
+    peer.send(&get(1, &small));
+    let end = loop {
+        let Some(frame) = peer.read_frame() else { break None };
+        peer.acknowledge(&frame);
+        if matches!(frame.kind, RST_STREAM | GOAWAY) {
+            break Some(frame.kind);
+        }
+    };
+    assert!(end.is_none_or(|kind| kind == RST_STREAM || kind == GOAWAY));
+    assert_eq!(Peer::new(server.plain).served(1, &small), 100_000);
+}
+
+/// Something to ask for.
+struct Asked {
+    what: &'static str,
+    path: String,
+    range: Option<String>,
+}
+
+/// A layout whose lists are long: a repository of a thousand long tags, and a subject of a hundred referrers; and paths of what a
+/// server answers with more than a few bytes.
+fn long_lists() -> (Layout, [Asked; 6]) {
+    let mut layout = Layout::default();
+    let image = layout.image("test/hello:latest", &vec![7; 1 << 20]);
+    for at in 0..1000 {
+        layout.name(image, media_type::OCI_MANIFEST, &format!("test/hello:{at:0>128}"));
+    }
+    for at in 0..100_u32 {
+        let artifact = layout.artifact("application/x.report", image, &at.to_le_bytes());
+        layout.name(artifact, media_type::OCI_MANIFEST, "");
+    }
+    layout.write();
+    let blob = format!("/v2/test/hello/blobs/{}", layout.blob(&vec![7; 1 << 20]).digest);
+    let ranges = (0..1000).map(|at| format!("{at}-{at}")).collect::<Vec<_>>().join(",");
+    let of = |what, path: &str| Asked { what, path: path.to_owned(), range: None };
+    let asked = [
+        of("tags", "/v2/test/hello/tags/list"),
+        of("referrers", &format!("/v2/test/hello/referrers/{}", image.digest)),
+        of("metrics", "/metrics"),
+        of("a blob", &blob),
+        Asked { range: Some(format!("bytes={ranges}")), ..of("a thousand ranges", &blob) },
+        of("a manifest", "/v2/test/hello/manifests/latest"),
+    ];
+    (layout, asked)
+}
+
+/// Connections without a window, each with as many streams as it may have, all of which ask for the same. Two streams of each are
+/// answered, and as many more as there are for all; the others wait.
+fn stalled(address: SocketAddr, connections: usize, asked: &Asked) -> Vec<Peer> {
+    let fields: Vec<(&str, &str)> = asked.range.iter().map(|range| ("range", range.as_str())).collect();
+    let head = block("GET", &asked.path, &fields);
+    assert!(head.len() <= 16_384, "one frame");
+    let ask = |at| frame(HEADERS, END_HEADERS | END_STREAM, id(at), &head);
+    let mut held = Vec::new();
+    for _ in 0..connections {
+        let mut peer = Peer::connect(address, &setting(INITIAL_WINDOW_SIZE, 0));
+        peer.send(&(0..STREAMS).flat_map(ask).collect::<Vec<u8>>());
+        held.push(peer);
+    }
+    for peer in &mut held {
+        peer.until(|frame| frame.kind == HEADERS && frame.stream == id(0));
+    }
+    held
+}
+
+#[test]
+fn a_thousand_connections_of_a_hundred_stalled_streams_hold_little() {
+    for blob in [true, false] {
+        let mut t = target();
+        let path = if blob { t.big.clone() } else { "/v2/test/hello/manifests/latest".to_owned() };
+        let what = format!("1,000 connections of 100 streams that ask for {path}");
+        let asked = Asked { what: "", path, range: None };
+        let held = t.survives(&what, |address| stalled(address, 1000, &asked));
+        // One more does as well as any: its two streams wait for nobody.
+        assert_eq!(Peer::new(t.process.address).served(id(0), &t.small), 100_000);
+        t.process.check(&what);
+        drop(held);
+    }
+}
+
+#[test]
+fn a_hundred_connections_of_stalled_streams_hold_little_whatever_they_ask_for() {
+    let (layout, asked) = long_lists();
+    for asked in &asked {
+        let mut process = Process::start(layout.path());
+        let held = stalled(process.address, 128, asked);
+        let image = http::get(process.address, "/v2/test/hello/manifests/latest");
+        assert_eq!(image.status, 200, "{}: another client is served", asked.what);
+        process.check(&format!("128 connections of stalled streams that ask for {}", asked.what));
+        drop(held);
+    }
+}
+
+#[test]
+fn lists_that_nobody_reads_put_other_lists_off_and_nothing_else() {
+    let (layout, asked) = long_lists();
+    let process = Process::start(layout.path());
+    let held = stalled(process.address, 64, &asked[0]);
+    let tags = &asked[0].path;
+    let list = http::get(process.address, tags);
+    assert_eq!((list.status, list.header("retry-after")), (429, Some("1")));
+    assert_eq!(list.code(), "TOOMANYREQUESTS");
+    assert_eq!(
+        list.json()["errors"][0]["detail"],
+        "too many lists wait to be read; come again in a second",
+        "in words that help"
+    );
+    for path in ["/v2/", "/v2/test/hello/manifests/latest", &asked[3].path] {
+        assert_eq!(http::get(process.address, path).status, 200, "{path}");
+    }
+    drop(held);
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while http::get(process.address, tags).status != 200 {
+        assert!(std::time::Instant::now() < deadline, "and when they are gone, lists are there again");
+    }
+}
+
+#[test]
+fn every_connection_of_many_is_announced_a_hundred_streams() {
+    let (layout, _, small) = layout();
+    // The last connections are idle while the first ones are served, on a slow machine for longer than they may be by default.
+    let patience = Duration::from_secs(600);
+    let server = Server::start_with(layout.path(), Limits { idle: patience, request_head: patience, ..Limits::default() });
+    let most = |peer: &mut Peer| {
+        let settings = peer.until(|frame| frame.kind == testing::h2::SETTINGS && frame.flags & ACK == 0);
+        let (entries, _) = settings.payload.as_chunks::<6>();
+        let streams = entries.iter().find(|entry| entry[..2] == [0, 3]).unwrap();
+        u32::from_be_bytes(streams[2..].try_into().unwrap())
+    };
+    let mut crowd: Vec<Peer> = (0..200).map(|_| Peer::new(server.plain)).collect();
+    for peer in &mut crowd {
+        assert_eq!(most(peer), ANNOUNCED_STREAMS);
+        assert_eq!(peer.served(1, &small), 100_000);
+    }
+    let few = Server::start_with(layout.path(), Limits { streams: 2, ..Limits::default() });
+    assert_eq!(most(&mut Peer::new(few.plain)), ANNOUNCED_STREAMS, "when fewer are served at once, the others wait");
+    let many = Server::start_with(layout.path(), Limits { streams: 256, ..Limits::default() });
+    assert_eq!(most(&mut Peer::new(many.plain)), 256);
+}
+
+#[test]
+fn a_connection_without_streams_ends_and_one_that_pulls_again_goes_on() {
+    let (layout, _, small) = layout();
+    let idle = Duration::from_secs(3);
+    let server = Server::start_with(layout.path(), Limits { idle, ping: idle / 2, stall: idle, ..Limits::default() });
+    let mut lazy = Peer::new(server.plain);
+    let mut busy = Peer::new(server.plain);
+    let ending = std::thread::spawn(move || {
+        // It answers every ping, and asks for nothing.
+        let (mut pings, mut told) = (0, false);
+        while let Some(frame) = lazy.read_frame() {
+            lazy.acknowledge(&frame);
+            pings += usize::from(frame.kind == PING && frame.flags & ACK == 0);
+            told |= frame.kind == GOAWAY && frame.error() == 0;
+        }
+        (pings, told)
+    });
+    // Its window is for all of its responses.
+    busy.send(&window(0, 0x7fff_0000 - 65_535));
+    // Three times as long as the limit in all, and never as long at once.
+    for at in 0..30 {
+        std::thread::sleep(idle / 10);
+        assert_eq!(busy.served(id(at), &small), 100_000, "on the same connection");
+    }
+    let (pings, told) = ending.join().unwrap();
+    assert!(told && pings > 0, "told, and closed: {pings} pings");
+}
+
+#[test]
+fn a_kept_connection_ends_without_a_word() {
+    let (layout, ..) = layout();
+    let server = Server::start_with(layout.path(), Limits { request_head: Duration::from_secs(2), ..Limits::default() });
+    let mut reader = BufReader::new(http::connect(server.plain));
+    for _ in 0..3 {
+        reader.get_mut().write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        assert_eq!(http::read(&mut reader, false).unwrap().status, 200, "on the same connection");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // A 408 here would be read as the answer to a request that is just being sent.
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"");
+}
+
+#[test]
+fn a_connection_is_not_idle_while_its_client_still_reads_the_last_bytes() {
+    let (layout, big, content) = Layout::large();
+    let request_head = Duration::from_secs(1);
+    let server = Server::start_with(layout.write(), Limits { request_head, ..Limits::default() });
+    let mut stream = http::connect(server.plain);
+    write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
+    // Slowly, until the server has nothing more to say, and its last words wait for this client.
+    let (mut all, mut some) = (Vec::new(), vec![0; 1 << 20]);
+    while server.logged_already().is_none() {
+        let count = stream.read(&mut some).unwrap();
+        all.extend_from_slice(&some[..count]);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(3 * request_head);
+    let head = all.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+    let mut rest = vec![0; head + content.len() - all.len()];
+    assert!(!rest.is_empty(), "the client is behind");
+    stream.read_exact(&mut rest).expect("the last bytes come");
+    all.extend_from_slice(&rest);
+    assert!(all[head..] == content, "and the response is whole");
+}

@@ -1,0 +1,20 @@
+//! The server, over loopback. Needs no root, no network and no program but the compiler.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod auth;
+mod client_expectations;
+mod distribution;
+mod h2_streams;
+mod hostile_h2;
+mod hostile_http1;
+mod hostile_load;
+mod hostile_memory;
+mod hostile_streams;
+mod lists;
+mod manifest_cache;
+mod observability;
+mod ranges_property;
+mod several_disks;
+mod tls_refusals;
+mod transport;
+mod verify;

@@ -1,0 +1,127 @@
+//! Small manifests are kept in memory from their first request on: the answer is the same in every byte and header, and from then on
+//! it does not need the disk.
+
+use localregistry::oci::media_type;
+use localregistry::registry::limits::{KEPT, KEPT_MANIFEST};
+use serde_json::json;
+use testing::http::{Response, get, head, send};
+use testing::layout::{Layout, Stored};
+use testing::server::Server;
+
+/// A manifest of exactly so many bytes.
+fn manifest_of(layout: &Layout, size: u64) -> Stored {
+    let config = layout.json(&json!({"architecture": "amd64", "os": "linux"}));
+    let with = |fill: &str| {
+        json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config.descriptor(media_type::OCI_CONFIG),
+            "layers": [], "annotations": {"fill": fill},
+        })
+    };
+    let empty = serde_json::to_vec(&with("")).unwrap().len();
+    layout.json(&with(&"a".repeat(usize::try_from(size).unwrap() - empty)))
+}
+
+fn remove(layout: &Layout, stored: Stored) {
+    std::fs::remove_file(layout.path().join(stored.digest.blob_path())).unwrap();
+}
+
+/// Everything but the time of day.
+fn compared(response: Response) -> (u16, Vec<(String, String)>, Vec<u8>) {
+    let headers = response.headers.into_iter().filter(|(name, _)| !name.eq_ignore_ascii_case("date"));
+    (response.status, headers.collect(), response.body)
+}
+
+#[test]
+fn the_second_answer_is_the_first_one_whatever_is_asked() {
+    let (mut asked_first, mut asked_again) = (Vec::new(), Vec::new());
+    let mut layout = Layout::default();
+    let image = layout.image("test/hello:latest", b"layer");
+    layout.write();
+    let etag = format!("\"{}\"", image.digest);
+    for reference in ["latest".to_owned(), image.digest.to_string()] {
+        let path = format!("/v2/test/hello/manifests/{reference}");
+        for (method, fields) in [
+            ("GET", vec![]),
+            ("HEAD", vec![]),
+            ("GET", vec![("Accept", "application/json")]),
+            ("GET", vec![("Range", "bytes=0-9")]),
+            ("GET", vec![("Range", "bytes=-7")]),
+            ("GET", vec![("Range", "bytes=5-")]),
+            ("GET", vec![("Range", "bytes=0-0,5-9,3-3,-1")]),
+            ("GET", vec![("Range", "bytes=100000-")]),
+            ("GET", vec![("Range", "bytes=0-9"), ("If-Range", etag.as_str())]),
+            ("GET", vec![("Range", "bytes=0-9"), ("If-Range", "\"other\"")]),
+            ("GET", vec![("If-None-Match", etag.as_str())]),
+            ("GET", vec![("If-None-Match", "\"other\"")]),
+            ("HEAD", vec![("If-None-Match", "*")]),
+        ] {
+            // A server that has not been asked yet, for each.
+            let server = Server::start(layout.path());
+            asked_first.push(compared(send(server.plain, method, &path, &fields)));
+            get(server.plain, &path);
+            asked_again.push(compared(send(server.plain, method, &path, &fields)));
+        }
+    }
+    for (first, again) in asked_first.iter().zip(&asked_again) {
+        assert_eq!(first, again);
+    }
+    let statuses: Vec<u16> = asked_again.iter().map(|(status, ..)| *status).collect();
+    assert_eq!(statuses[..13], [200, 200, 200, 206, 206, 206, 206, 416, 206, 200, 304, 200, 304]);
+    assert_eq!(asked_again[0].2.len(), image.size);
+}
+
+#[test]
+fn what_is_kept_needs_no_disk_and_what_is_larger_does() {
+    let mut layout = Layout::default();
+    let (small, large) = (manifest_of(&layout, KEPT_MANIFEST), manifest_of(&layout, KEPT_MANIFEST + 1));
+    layout.name(small, media_type::OCI_MANIFEST, "test/hello:small");
+    layout.name(large, media_type::OCI_MANIFEST, "test/hello:large").write();
+    let server = Server::start(layout.path());
+    let path = |tag: &str| format!("/v2/test/hello/manifests/{tag}");
+    let content = get(server.plain, &path("small")).body;
+    assert_eq!((content.len() as u64, get(server.plain, &path("large")).body.len()), (KEPT_MANIFEST, large.size));
+    remove(&layout, small);
+    remove(&layout, large);
+    assert_eq!(get(server.plain, &path("small")).body, content);
+    assert_eq!(head(server.plain, &path(&small.digest.to_string())).status, 200);
+    let gone = get(server.plain, &path("large"));
+    assert_eq!((gone.status, gone.code().as_str()), (500, "UNKNOWN"));
+    // As a blob it is read from the disk, which says what became of it; and so does the disk's health.
+    assert_eq!(get(server.plain, &format!("/v2/test/hello/blobs/{}", small.digest)).status, 500);
+    assert_eq!(get(server.plain, "/healthz").status, 503);
+}
+
+#[test]
+fn so_many_are_kept_and_the_others_come_from_the_disk() {
+    let mut layout = Layout::default();
+    let more = KEPT + 20;
+    let images: Vec<Stored> = (0..more).map(|at| layout.image(&format!("test/hello:{at}"), &at.to_le_bytes())).collect();
+    layout.write();
+    let server = Server::start(layout.path());
+    let status = |at: usize| get(server.plain, &format!("/v2/test/hello/manifests/{at}")).status;
+    for _ in 0..2 {
+        assert!((0..more).all(|at| status(at) == 200), "all are served");
+    }
+    images.iter().for_each(|image| remove(&layout, *image));
+    let served: Vec<usize> = (0..more).filter(|at| status(*at) == 200).collect();
+    assert_eq!(served, (0..KEPT).collect::<Vec<_>>(), "the first ones stay");
+}
+
+#[test]
+fn what_is_not_right_is_not_kept() {
+    let mut layout = Layout::default();
+    let image = layout.image("test/hello:latest", b"layer");
+    layout.write();
+    let server = Server::start(layout.path());
+    let (path, file) = ("/v2/test/hello/manifests/latest", layout.path().join(image.digest.blob_path()));
+    let right = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "cut").unwrap();
+    assert_eq!(get(server.plain, path).status, 500);
+    let wrong = vec![b' '; right.len()];
+    std::fs::write(&file, &wrong).unwrap();
+    assert_eq!(get(server.plain, path).body, wrong, "as it is on the disk: its digest tells the client");
+    std::fs::write(&file, &right).unwrap();
+    assert_eq!(get(server.plain, path).body, right, "and right again");
+    std::fs::write(&file, &wrong).unwrap();
+    assert_eq!(get(server.plain, path).body, right, "and kept");
+}

@@ -1,0 +1,142 @@
+//! Disks of every file system that `localregistry pack` makes, and one of more than 4 GiB, served by a VM under TCG.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+
+use localregistry::oci::{Algorithm, Hasher, media_type};
+use localregistry::proto::event::Event;
+use nix::sys::signal::Signal;
+use serde_json::json;
+use testing::layout::{Layout, Stored};
+use testing::pack::{Bench, PROGRAM};
+use testing::vm::{Vm, skopeo, succeed};
+use testing::{http, named};
+
+#[test]
+fn squashfs_is_served() {
+    pulled_from("squashfs");
+}
+
+#[test]
+fn ext4_is_served() {
+    pulled_from("ext4");
+}
+
+/// Packs an image of three layers, boots the disk, and pulls it byte for byte.
+fn pulled_from(format: &str) {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    let large: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
+    let image = layout.manifest(&[&large, b"small", b""]);
+    layout.name(image, media_type::OCI_MANIFEST, "test/layers:1");
+    let source = bench.layout("layout", &layout);
+    bench.pack(&["layout", "--fs", format]);
+    let vm = Vm::boot(&bench.path("disk.erofs"), &[]);
+    fs::create_dir(vm.path("certs")).unwrap();
+    fs::copy(vm.path("ca.crt"), vm.path("certs/ca.crt")).unwrap();
+    let from = format!("docker://{}/test/layers:1", vm.address);
+    let arguments = ["copy", "--quiet", "--preserve-digests", "--src-cert-dir", "certs", &from, "oci:pulled"];
+    succeed(&mut skopeo(&arguments, vm.dir.path()));
+    let mut count = 0;
+    for entry in fs::read_dir(source.join("blobs/sha256")).unwrap() {
+        let path = entry.unwrap().path();
+        let pulled = vm.path("pulled/blobs/sha256").join(path.file_name().unwrap());
+        assert!(fs::read(&path).unwrap() == fs::read(pulled).unwrap(), "{}", path.display());
+        count += 1;
+    }
+    assert_eq!(count, 5, "manifest, config, three layers");
+    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+}
+
+/// What nodes pull of the images `names`, from a registry at `address`.
+fn pullable(names: &[String], address: &str) -> BTreeSet<String> {
+    let whole =
+        |name: &String| if named::manifest_path(name).contains("?ns=") { name.clone() } else { format!("{address}/{name}") };
+    names.iter().map(whole).collect()
+}
+
+/// Boots a disk with these images, and holds what the run says, what its bundle lists, and what its log shows against them.
+fn trusted_and_pulled(disk: &Path, names: &[String]) -> Vm {
+    let vm = Vm::boot(disk, &["--tls", "off", "--trust", "trust", "--timeout", "600"]);
+    assert_eq!(vm.ready["images"], names.len());
+    let images = fs::read_to_string(vm.path("trust/images.txt")).unwrap();
+    assert!(images.lines().map(str::to_owned).collect::<BTreeSet<_>>() == pullable(names, &vm.address), "{images}");
+    // One name of each sort: the longest are among them.
+    for name in names.iter().take(10) {
+        let manifest = http::get(vm.address.parse().unwrap(), &named::manifest_path(name));
+        assert_eq!((manifest.status, manifest.json()["annotations"]["name"].as_str()), (200, Some(name.as_str())));
+        vm.event("the request", |event| matches!(event, Event::Request(_)).then_some(()));
+        let pulled = ["assert", "--quiet", "--times", "1", "--pulled", name];
+        succeed(Command::new(PROGRAM).args(pulled).arg(vm.path("events")));
+    }
+    vm
+}
+
+#[test]
+fn a_bundle_of_a_run_lists_the_1000_images_of_an_ext4_disk() {
+    let bench = Bench::default();
+    let (layout, names) = named::layout(1000);
+    bench.layout("layout", &layout);
+    bench.pack(&["layout", "--fs", "ext4"]);
+    let vm = trusted_and_pulled(&bench.path("disk.erofs"), &names);
+    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+}
+
+/// A disk of another tool, without a catalog: the guest finds what `pack` finds, and so does the bundle.
+#[test]
+fn a_plain_layout_is_served_and_trusted_with_signatures_that_have_no_name() {
+    let bench = Bench::default();
+    let (mut layout, names) = named::layout(60);
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(layout.path().join("index.json")).unwrap()).unwrap();
+    let first = &index["manifests"][0];
+    let subject =
+        Stored { digest: first["digest"].as_str().unwrap().parse().unwrap(), size: first["size"].as_u64().unwrap() as usize };
+    let signature = named::sign(&mut layout, subject);
+    bench.layout("layout", &layout);
+    fs::File::create(bench.path("plain.ext4")).unwrap().set_len(16 << 20).unwrap();
+    succeed(Command::new("mkfs.ext4").args(["-q", "-d", "layout", "plain.ext4"]).current_dir(bench.path("")));
+    let vm = trusted_and_pulled(&bench.path("plain.ext4"), &names);
+    let path = named::manifest_path(&names[0]);
+    let (repository, host) =
+        path.split_once("/manifests/").and_then(|(start, end)| Some((start, end.split_once('?')?.1))).unwrap();
+    let target = format!("{repository}/referrers/{}?{host}", subject.digest);
+    let found = http::get(vm.address.parse().unwrap(), &target).json();
+    assert_eq!(found["manifests"][0]["digest"], signature.digest.to_string(), "{target}");
+    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+}
+
+#[test]
+fn the_end_of_a_blob_beyond_4_gib_is_served() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    let size = (4 << 30) + 12_345_u64;
+    // A hole but for its end: hashed here without being read.
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let zeros = vec![0; 1 << 20];
+    (0..4096).for_each(|_| hasher.update(&zeros));
+    hasher.update(&zeros[..12_345 - 7]);
+    hasher.update(b"the end");
+    let digest = hasher.finish();
+    let config = layout.blob(b"{}");
+    let file = fs::File::create(layout.path().join(digest.blob_path())).unwrap();
+    file.write_all_at(b"the end", size - 7).unwrap();
+    let manifest = layout.json(&json!({
+        "schemaVersion": 2, "config": config.descriptor("application/vnd.oci.empty.v1+json"),
+        "layers": [{"mediaType": "application/octet-stream", "digest": digest.to_string(), "size": size}],
+    }));
+    layout.name(manifest, media_type::OCI_MANIFEST, "test/large:1");
+    let source = layout.write().display().to_string();
+    bench.pack(&[&source]);
+    let vm = Vm::boot(&bench.path("disk.erofs"), &["--tls", "off"]);
+    let request = format!(
+        "GET /v2/test/large/blobs/{digest} HTTP/1.1\r\nHost: x\r\nRange: bytes={}-\r\nConnection: close\r\n\r\n",
+        size - 10
+    );
+    let response = http::raw(vm.address.parse().unwrap(), request.as_bytes());
+    assert_eq!((response.status, response.body.as_slice()), (206, &b"\0\0\0the end"[..]));
+    assert_eq!(response.header("content-range"), Some(format!("bytes {}-{}/{size}", size - 10, size - 1).as_str()));
+    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+}

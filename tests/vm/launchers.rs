@@ -1,0 +1,272 @@
+//! The launchers of `qemu/launchers`, each run as it stands, and what they are written by: the machine definition and the page on JSON.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use localregistry::host::support::cache;
+use testing::child::{Killed, until_in};
+use testing::pack::{Bench, PROGRAM, superblock, text};
+use testing::vm::succeed;
+
+const LAUNCHERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/qemu/launchers");
+
+/// A launcher, in a folder where nothing but temporary files may be made.
+fn launcher(bench: &Bench, program: &Path) -> Command {
+    let mut command = Command::new(program);
+    for folder in ["tmp", "runtime"] {
+        fs::create_dir_all(bench.path(folder)).unwrap();
+    }
+    command.current_dir(bench.path("")).env("TMPDIR", bench.path("tmp")).env("XDG_RUNTIME_DIR", bench.path("runtime"));
+    command.env("LOCALREGISTRY", PROGRAM).env("LOCALREGISTRY_CACHE", cache::folder("").unwrap()).env("ACCEL", "tcg");
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+fn of(bench: &Bench, name: &str) -> Command {
+    launcher(bench, &Path::new(LAUNCHERS).join(name))
+}
+
+/// Nothing is left of a launcher: no run, no temporary file.
+fn nothing_left(bench: &Bench) {
+    let count = |folder: &str| fs::read_dir(bench.path(folder)).into_iter().flatten().count();
+    assert_eq!((count("tmp"), count("runtime/localregistry")), (0, 0));
+}
+
+/// What a launcher said that ended well.
+fn ended_well(bench: &Bench, output: &Output) -> String {
+    assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
+    nothing_left(bench);
+    text(&output.stdout)
+}
+
+/// Runs a launcher on a disk that is not there: it ends as `run` did.
+fn fails_as_run_does(bench: &Bench, mut command: Command) {
+    let output = command.output().unwrap();
+    let message = "localregistry: cannot read the disk no-disk: No such file or directory (os error 2)\n";
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(9), message));
+    nothing_left(bench);
+}
+
+#[test]
+fn the_shell_launcher_runs_a_command_beside_the_registry() {
+    let bench = Bench::default();
+    bench.sample_disk();
+    let pull = "curl --silent --fail --cacert \"$REGISTRY_CA\" \"https://$REGISTRY/v2/test/hello/tags/list\" && \
+                cat \"$REGISTRY_TRUST/images.txt\" && echo \"$REGISTRY\" && exit 7";
+    let output = of(&bench, "run.sh").args(["disk.erofs", "sh", "-c", pull]).output().unwrap();
+    assert_eq!(output.status.code(), Some(7), "the command's: {}", text(&output.stderr));
+    nothing_left(&bench);
+    let said = text(&output.stdout);
+    let registry = said.lines().last().unwrap();
+    assert_eq!(said, format!("{{\"name\":\"test/hello\",\"tags\":[\"latest\"]}}{registry}/test/hello:latest\n{registry}\n"));
+
+    let mut missing = of(&bench, "run.sh");
+    missing.args(["no-disk", "false"]);
+    fails_as_run_does(&bench, missing);
+}
+
+#[test]
+fn the_python_launcher_pulls_and_sees_the_pull() {
+    let bench = Bench::default();
+    bench.sample_disk();
+    let output = of(&bench, "run.py").args(["disk.erofs", "test/hello:latest"]).output().unwrap();
+    let said = ended_well(&bench, &output);
+    let (pulled, seen) = said.trim_end().split_once('\n').unwrap();
+    assert!(pulled.starts_with("pulled test/hello:latest, 1 layers, sha256:"), "{said}");
+    assert_eq!(seen, "GET test/hello latest -> 200");
+
+    let mut missing = of(&bench, "run.py");
+    missing.args(["no-disk", "a:b"]);
+    fails_as_run_does(&bench, missing);
+}
+
+/// The kernel's command line for a microvm without KVM, as its definition says where to have it from.
+fn append_of_microvm(bench: &Bench) -> String {
+    let folder = bench.path("printed").display().to_string();
+    let run = ["run", "a,disk", "--machine", "microvm", "--accel", "tcg", "--print-command", "--json", "--run-dir", &folder];
+    let printed: serde_json::Value = serde_json::from_str(&succeed(&mut bench.command(&run))).unwrap();
+    let words: Vec<&str> = printed["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    let append = words.iter().position(|word| *word == "-append").unwrap();
+    words[append + 1].to_owned()
+}
+
+#[test]
+fn the_python_launcher_starts_qemu_by_the_machine_definition() {
+    let bench = Bench::default();
+    bench.sample_disk();
+    succeed(&mut bench.command(&["--quiet", "kernel", "-o", "vmlinux"]));
+    succeed(&mut bench.command(&["--quiet", "initramfs", "-o", "initramfs"]));
+    // A comma means something to QEMU, and not here.
+    fs::rename(bench.path("disk.erofs"), bench.path("a,disk")).unwrap();
+    let machine = |disk: &str| {
+        let mut command = of(&bench, "machine.py");
+        command.args([disk, "vmlinux", "initramfs", "test/hello:latest"]);
+        command
+    };
+    let serves = |mut command: Command| {
+        let said = ended_well(&bench, &command.output().unwrap());
+        let (pulled, ended) = said.trim_end().split_once('\n').unwrap();
+        let digests = pulled.strip_prefix("pulled test/hello:latest of 1 images, ").unwrap();
+        let (got, seen) = digests.split_once(", and it saw ").unwrap();
+        assert!(got == seen && got.starts_with("sha256:"), "{said}");
+        assert_eq!(ended, "ended in order after 1 requests");
+    };
+    serves(machine("a,disk"));
+    let mut microvm = machine("a,disk");
+    microvm.env("MACHINE", concat!(env!("CARGO_MANIFEST_DIR"), "/qemu/microvm.cfg")).env("APPEND", append_of_microvm(&bench));
+    serves(microvm);
+    let run = |disk: &str| machine(disk).output().unwrap();
+
+    // A guest that stops with a fault.
+    bench.file("none", &superblock());
+    let output = run("none");
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.starts_with("the guest stopped: "), "{said}");
+    nothing_left(&bench);
+    // A QEMU that starts no machine: it has said why.
+    let output = run("no-disk");
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("QEMU ended with status 1 before `ready`"), "{said}");
+    nothing_left(&bench);
+}
+
+/// Builds the launcher in Go, with the standard library alone: nothing is downloaded.
+fn build_go(bench: &Bench) {
+    let source = Path::new(LAUNCHERS).join("run.go");
+    let mut build = Command::new("go");
+    build.args(["build", "-o"]).arg(bench.path("launcher")).arg(&source).current_dir(bench.path(""));
+    build.env("GOFLAGS", "-mod=mod").env("GOPROXY", "off").env("GOCACHE", bench.path("go")).env("GOPATH", bench.path("go"));
+    succeed(&mut build);
+    assert_eq!(succeed(Command::new("gofmt").arg("-l").arg(&source)), "");
+}
+
+#[test]
+fn the_go_launcher_pulls() {
+    let bench = Bench::default();
+    bench.sample_disk();
+    build_go(&bench);
+    let go = || launcher(&bench, &bench.path("launcher"));
+    let output = go().args(["disk.erofs", "test/hello:latest"]).output().unwrap();
+    let said = ended_well(&bench, &output);
+    assert!(said.starts_with("pulled test/hello:latest sha256:"), "{said}");
+    let mut missing = go();
+    missing.args(["no-disk", "a:b"]);
+    fails_as_run_does(&bench, missing);
+}
+
+/// Whoever kills a launcher kills its machine, however early that is.
+#[test]
+fn a_launcher_that_is_killed_leaves_no_process() {
+    let bench = Bench::default();
+    bench.sample_disk();
+    build_go(&bench);
+    succeed(&mut bench.command(&["--quiet", "kernel", "-o", "vmlinux"]));
+    succeed(&mut bench.command(&["--quiet", "initramfs", "-o", "initramfs"]));
+    let with = |mut command: Command, arguments: &[&str]| {
+        command.args(arguments);
+        command
+    };
+    for mut command in [
+        with(of(&bench, "run.sh"), &["disk.erofs", "true"]),
+        with(of(&bench, "run.py"), &["disk.erofs", "a:b"]),
+        with(of(&bench, "machine.py"), &["disk.erofs", "vmlinux", "initramfs", "a:b"]),
+        with(launcher(&bench, &bench.path("launcher")), &["disk.erofs", "a:b"]),
+    ] {
+        let mut launcher = Killed(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let folder = bench.path("");
+        until_in(&folder, |there| there.iter().any(|words| words.starts_with("qemu-system") && words.contains("\0-kernel\0")));
+        launcher.0.kill().unwrap();
+        launcher.0.wait().unwrap();
+        until_in(&folder, <[String]>::is_empty);
+    }
+    let runs = || fs::read_dir(bench.path("runtime/localregistry")).unwrap().count();
+    assert_eq!(runs(), 0, "`run` was told to end, and did so in order");
+
+    // Once the registry answers, too.
+    let mut command = with(of(&bench, "run.sh"), &["disk.erofs", "sh", "-c", "echo >ready; cat"]);
+    let mut launcher = Killed(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let ready = bench.path("ready");
+    until_in(&bench.path(""), |_| ready.exists());
+    assert_eq!(runs(), 1);
+    launcher.0.kill().unwrap();
+    launcher.0.wait().unwrap();
+    // The launcher's command ends by itself, with its own standard input.
+    drop(launcher.0.stdin.take());
+    until_in(&bench.path(""), <[String]>::is_empty);
+    assert_eq!(runs(), 0);
+}
+
+/// Sections of a QEMU config file: the group, and the keys with their values.
+fn sections(text: &str) -> Vec<(String, BTreeMap<String, String>)> {
+    let mut sections: Vec<(String, BTreeMap<String, String>)> = Vec::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        if let Some(head) = line.strip_prefix('[') {
+            let group = head.trim_end_matches(']').split(' ').next().unwrap();
+            sections.push((group.to_owned(), BTreeMap::new()));
+        } else {
+            let (key, value) = line.split_once(" = ").unwrap();
+            sections.last_mut().unwrap().1.insert(key.to_owned(), value.trim_matches('"').to_owned());
+        }
+    }
+    sections
+}
+
+/// A comma-separated argument of QEMU's, whose first word is the value of `first`.
+fn argument(first: &str, words: &str) -> BTreeMap<String, String> {
+    let pairs = words.split(',').enumerate().map(|(place, word)| match word.split_once('=') {
+        Some((key, value)) => (key.to_owned(), value.to_owned()),
+        None => (if place == 0 { first.to_owned() } else { word.to_owned() }, word.to_owned()),
+    });
+    pairs.collect()
+}
+
+#[test]
+fn the_machine_definitions_are_the_machines_of_run() {
+    same_machine(include_str!("../../qemu/q35.cfg"), include_str!("../golden/qemu-argv.txt"));
+    same_machine(include_str!("../../qemu/microvm.cfg"), include_str!("../golden/qemu-argv-microvm.txt"));
+}
+
+fn same_machine(definition: &str, arguments: &str) {
+    let sections = sections(definition);
+    let of_run: Vec<(&str, &str)> = arguments.lines().filter_map(|line| line.split_once(' ')).collect();
+    let devices: BTreeSet<_> = { &of_run }
+        .iter()
+        .filter(|(option, _)| *option == "-device")
+        .map(|(_, words)| argument("driver", words))
+        // QEMU gives it one.
+        .map(|device| device.into_iter().filter(|(key, _)| key != "mac").collect::<BTreeMap<_, _>>())
+        .chain([argument("driver", "isa-serial,chardev=console")])
+        .collect();
+    let found = sections.iter().filter(|(group, _)| group == "device").map(|(_, keys)| keys.clone());
+    assert_eq!(found.collect::<BTreeSet<_>>(), devices);
+    for (option, group, first) in [
+        ("-machine", "machine", "type"),
+        ("-m", "memory", "size"),
+        ("-smp", "smp-opts", "cpus"),
+        ("-rtc", "rtc", "base"),
+        ("-mon", "mon", "chardev"),
+    ] {
+        let words = of_run.iter().find(|(found, _)| *found == option).unwrap().1;
+        let keys = &sections.iter().find(|(found, _)| found == group).unwrap().1;
+        assert_eq!(*keys, argument(first, words), "{option}");
+    }
+    for (option, value) in of_run.iter().filter(|(option, _)| ["-append", "-cpu", "-display"].contains(option)) {
+        // What a microvm's kernel is told besides hangs on the machine that it runs on.
+        let value = value.split(" tsc_early_khz=").next().unwrap();
+        assert!(definition.replace('"', "").contains(&format!("{option} {value}")), "{option} {value}");
+    }
+}
+
+#[test]
+fn the_page_on_json_is_what_schema_prints() {
+    let page = succeed(Command::new(PROGRAM).arg("schema"));
+    assert!(page == include_str!("../../proto/JSON.md"), "write it anew: localregistry schema >proto/JSON.md");
+    let json = succeed(Command::new(PROGRAM).args(["schema", "--json"]));
+    let schema: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let types = schema["types"].as_array().unwrap();
+    let ready = types.iter().find(|one| one["name"] == "Ready").unwrap();
+    let field = ready["fields"].as_array().unwrap().iter().find(|field| field["name"] == "caPem").unwrap();
+    assert_eq!((&field["type"], &field["list"]), (&"string".into(), &false.into()));
+}

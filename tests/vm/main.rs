@@ -1,0 +1,23 @@
+//! Virtual machines that boot in QEMU, and the launchers that boot them. Needs root and Debian packages (`tests/run`).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod access;
+mod boot;
+mod cluster;
+mod dhcp;
+mod dhcp_client;
+mod disk_faults;
+mod disks;
+mod faults;
+mod formats;
+mod kernels;
+mod launch;
+mod launchers;
+mod many_connections;
+mod network;
+mod networks;
+mod own_kernel;
+mod run_outcomes;
+mod run_programs;
+mod shutdown;
+mod unread_events;

@@ -1,0 +1,61 @@
+//! Our own kernel on q35 and microvm, under TCG. `image/kernel --test` builds the kernel, which takes minutes, and runs these;
+//! `cargo test` leaves them out (Cargo.toml).
+
+use std::fs;
+use std::process::Command;
+
+use localregistry::host::boot::kernel::{self, Flavor, Kernel};
+use testing::boards::{release, serves};
+use testing::pack::{Bench, PROGRAM};
+use testing::vm::{self, succeed};
+
+/// Our own kernel, which is not built here: that takes minutes.
+fn own() -> Kernel {
+    kernel::cached(Flavor::Own).unwrap().expect("`image/kernel --test` builds our own kernel first")
+}
+
+#[test]
+fn our_own_kernel_serves_on_q35_and_on_microvm() {
+    let release_built = own().release;
+    assert!(release_built.ends_with("-localregistry"), "{release_built}");
+    for machine in ["q35", "microvm"] {
+        let ended = serves(&Bench::default(), &["--flavor", "own", "--machine", machine]);
+        assert_eq!(release(&ended), release_built, "{machine}");
+    }
+}
+
+#[test]
+fn our_own_kernel_does_without_the_modules_that_another_s_initramfs_brings() {
+    let bench = Bench::default();
+    let own = own();
+    let initramfs = bench.path("initramfs").display().to_string();
+    succeed(Command::new(PROGRAM).args(["--quiet", "initramfs", "--flavor", "cloud", "--output", &initramfs]));
+    let elf = own.elf.display().to_string();
+    let ended = serves(&bench, &["--kernel", &elf, "--initramfs", &initramfs, "--console", "console"]);
+    assert_eq!(release(&ended), own.release);
+}
+
+#[test]
+fn a_panic_of_our_own_kernel_is_told_on_both_machines() {
+    let bench = Bench::default();
+    let disk = bench.sample_disk();
+    own();
+    // With this argument the init prints its version and returns, which PID 1 must not.
+    // Last: what comes after it is not the kernel's. It writes to the console itself, which the kernel has to let it: an init that
+    // cannot write ends with 101.
+    let append = "args=(); for a; do case $a in console=*) a+=' -- --version' ;; esac; args+=(\"$a\"); done";
+    let version = vm::qemu_changed(&bench.path(""), append);
+    let console = bench.path("console");
+    let said = concat!("localregistry-init ", env!("CARGO_PKG_VERSION"));
+    for machine in ["q35", "microvm"] {
+        let ended = vm::fails(
+            &disk,
+            &["--flavor", "own", "--machine", machine, "--qemu", &version, "--console", console.to_str().unwrap()],
+        );
+        assert_eq!(ended.status, Some(4), "{}", ended.stderr);
+        let panic = "localregistry: the guest's kernel panicked: Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000000\n";
+        assert!(ended.stderr.contains(panic), "{}", ended.stderr);
+        let lines = fs::read_to_string(&console).unwrap();
+        assert!(lines.lines().any(|line| line.trim_end() == said), "{lines}");
+    }
+}

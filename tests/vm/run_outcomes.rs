@@ -1,0 +1,157 @@
+//! How machines end without a guest of ours in them: real QEMU, a real kernel, and what `localregistry run` makes of it. Each test
+//! also sees that no QEMU is left.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use localregistry::host::boot::kernel;
+use localregistry::host::support::report::Report;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use testing::child::gone;
+use testing::pack::superblock;
+
+/// A folder with a disk that nobody reads, and an initramfs without an init: the kernel panics after its boot.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("disk"), superblock()).unwrap();
+    fs::create_dir(folder.path().join("runtime")).unwrap();
+    // An archive's end alone: no file at all.
+    let mut archive = b"070701".to_vec();
+    for field in [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 11, 0] {
+        archive.extend(format!("{field:08x}").into_bytes());
+    }
+    archive.extend(b"TRAILER!!!\0\0\0\0");
+    fs::write(folder.path().join("initramfs"), archive).unwrap();
+    folder
+}
+
+/// Starts `localregistry run` on the folder's files.
+fn start(folder: &Path, arguments: &[&str]) -> Child {
+    let report = Report { json: false, quiet: true };
+    let kernel: PathBuf = kernel::cached_or_download(kernel::Flavor::Cloud, &report).unwrap().elf;
+    let mut command = Command::new(testing::pack::PROGRAM);
+    command.current_dir(folder).args(["run", "disk", "--accel", "tcg", "--initramfs", "initramfs", "--kernel"]).arg(kernel);
+    command.env("XDG_RUNTIME_DIR", folder.join("runtime"));
+    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Exit status, standard output and standard error of `run`, once it has ended.
+fn end(run: Child) -> (Option<i32>, String, String) {
+    let output = run.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// Number of the QEMU that `run` starts.
+fn qemu_of(run: &Child) -> Pid {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < deadline {
+        for task in fs::read_dir(format!("/proc/{}/task", run.id())).unwrap().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            for child in children.split_whitespace() {
+                let arguments = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+                // Not the one that is asked for its version.
+                if arguments.starts_with("qemu-system") && arguments.contains("\0-machine\0") {
+                    return Pid::from_raw(child.parse().unwrap());
+                }
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    panic!("QEMU was not started");
+}
+
+/// Folders of runs that there are.
+fn runs(folder: &Path) -> usize {
+    fs::read_dir(folder.join("runtime/localregistry")).unwrap().count()
+}
+
+#[test]
+fn a_kernel_panic_exits_4_with_its_line() {
+    let folder = folder();
+    let run = start(folder.path(), &["--console", "console"]);
+    let qemu = qemu_of(&run);
+    let (status, stdout, stderr) = end(run);
+    let message = "localregistry: the guest's kernel panicked: Kernel panic - not syncing: VFS: Unable to mount root fs on \
+                   unknown-block(0,0)\nthe console's last lines:\n";
+    assert!(stderr.starts_with(message), "{stderr}");
+    assert!(stderr.contains("] Kernel panic - not syncing: VFS"), "the console's own line, with its time: {stderr}");
+    assert_eq!((status, stdout.as_str()), (Some(4), ""));
+    gone(qemu);
+    let console = fs::read_to_string(folder.path().join("console")).unwrap();
+    assert!(console.contains("Kernel panic - not syncing: VFS"));
+    assert!(!folder.path().join("ca.crt").exists());
+}
+
+#[test]
+fn a_deadline_that_passes_exits_5() {
+    let folder = folder();
+    let run = start(folder.path(), &["--timeout", "1"]);
+    let qemu = qemu_of(&run);
+    // A stopped machine gets nowhere, however fast this one is.
+    kill(qemu, Signal::SIGSTOP).unwrap();
+    let (status, stdout, stderr) = end(run);
+    let message = "localregistry: the registry was not ready within 1 s; QEMU was killed; --timeout gives it longer\n";
+    assert!(stderr.starts_with(message), "{stderr}");
+    assert_eq!((status, stdout.as_str()), (Some(5), ""));
+    gone(qemu);
+}
+
+#[test]
+fn a_killed_qemu_exits_6_and_names_the_signal() {
+    for (signal, message) in
+        [(Signal::SIGKILL, "was killed by SIGKILL before"), (Signal::SIGABRT, "was killed by SIGABRT before")]
+    {
+        let folder = folder();
+        let run = start(folder.path(), &["--events", "events"]);
+        let qemu = qemu_of(&run);
+        kill(qemu, signal).unwrap();
+        let (status, stdout, stderr) = end(run);
+        assert!(stderr.contains(message), "{stderr}");
+        assert_eq!((status, stdout.as_str()), (Some(6), ""));
+        gone(qemu);
+    }
+}
+
+#[test]
+fn a_signal_before_ready_kills_qemu_and_exits_6() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let folder = folder();
+        let run = start(folder.path(), &[]);
+        let qemu = qemu_of(&run);
+        kill(Pid::from_raw(run.id().try_into().unwrap()), signal).unwrap();
+        let (status, stdout, stderr) = end(run);
+        assert_eq!(stderr, format!("localregistry: stopped by {signal} before the registry was ready; QEMU was killed\n"));
+        assert_eq!((status, stdout.as_str()), (Some(6), ""));
+        gone(qemu);
+        let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["disk", "initramfs", "runtime"]);
+        assert_eq!(runs(folder.path()), 0);
+    }
+}
+
+#[test]
+fn a_killed_launcher_takes_qemu_with_it() {
+    let folder = folder();
+    let mut run = start(folder.path(), &[]);
+    let qemu = qemu_of(&run);
+    run.kill().unwrap();
+    run.wait().unwrap();
+    gone(qemu);
+    // The dead remove nothing; whoever comes next does.
+    assert_eq!(runs(folder.path()), 1);
+    let next = start(folder.path(), &["--timeout", "1"]);
+    kill(qemu_of(&next), Signal::SIGSTOP).unwrap();
+    assert_eq!(end(next).0, Some(5));
+    assert_eq!(runs(folder.path()), 0);
+    let mut stderr = String::new();
+    run.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!(stderr, "");
+}

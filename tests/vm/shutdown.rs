@@ -1,0 +1,195 @@
+//! How the machine ends in the middle of transfers, whoever asks for it: what fits the drain is sent whole, what does not is cut and said
+//! to be, a second wish cuts it short. And what PID 1 owes those who end before it does.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+
+use localregistry::proto::event::Event;
+use nix::sys::signal::Signal;
+use serde_json::json;
+use testing::agent::Agent;
+use testing::http;
+use testing::pack::Bench;
+use testing::qmp::{self, Qmp};
+use testing::vm::{Ended, Vm};
+
+/// Bytes of the blob.
+const BLOB: u64 = 500 << 20;
+/// Bytes of it that are well sent within the drain, also on a busy host.
+const FITTING: u64 = 16 << 20;
+
+/// A disk with a blob of zeros.
+fn disk(bench: &Bench) -> PathBuf {
+    File::create(bench.path("zeros")).unwrap().set_len(BLOB).unwrap();
+    bench.pack(&["--artifact", "test/zeros:1=zeros"]);
+    bench.path("disk.erofs")
+}
+
+/// A transfer under way.
+struct Transfer {
+    stream: BufReader<TcpStream>,
+    length: u64,
+    read: u64,
+}
+
+impl Transfer {
+    /// Asks for the blob, or a range of it, and reads the head of the answer.
+    fn start(vm: &Vm, range: &str) -> Self {
+        let address = vm.address.parse().unwrap();
+        let manifest = http::get(address, "/v2/test/zeros/manifests/1").json();
+        let digest = manifest["layers"][0]["digest"].as_str().unwrap();
+        let mut stream = BufReader::new(http::connect(address));
+        let request = format!("GET /v2/test/zeros/blobs/{digest} HTTP/1.1\r\nHost: x\r\n{range}\r\n");
+        stream.get_mut().write_all(request.as_bytes()).unwrap();
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line).unwrap();
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        Self { stream, length, read: 0 }
+    }
+
+    /// Reads until `bytes` have come, or the end.
+    fn until(&mut self, bytes: u64) -> u64 {
+        let mut chunk = vec![0; 1 << 16];
+        while self.read < bytes {
+            // An end that is no orderly one is an end all the same.
+            match self.stream.read(&mut chunk) {
+                Ok(count) if count > 0 => self.read += count as u64,
+                _ => break,
+            }
+        }
+        self.read
+    }
+}
+
+/// Three transfers: one that is nearly at its end, one that nobody takes, and a machine that is asked to end.
+struct Case {
+    vm: Vm,
+    fitting: Transfer,
+    stuck: Transfer,
+}
+
+impl Case {
+    fn start(disk: &Path, arguments: &[String]) -> Self {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(["--tls", "off", "--console", "console"]).collect();
+        let vm = Vm::boot(disk, &arguments);
+        let mut stuck = Transfer::start(&vm, "");
+        assert_eq!(stuck.length, BLOB);
+        stuck.until(1 << 20);
+        let mut fitting = Transfer::start(&vm, &format!("Range: bytes={}-\r\n", BLOB - FITTING));
+        assert_eq!(fitting.length, FITTING);
+        fitting.until(1 << 16);
+        Self { vm, fitting, stuck }
+    }
+
+    /// The one that fits is sent whole, though the machine has been asked to end, by `words`.
+    fn fitting_is_sent(&mut self, words: &str) {
+        self.vm.console(&format!("localregistry: {words}: no more connections; transfers have 10 s"));
+        let mut late = http::connect(self.vm.address.parse().unwrap());
+        // QEMU takes the connection, and the guest does not.
+        let _ = late.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(!late.read(&mut [0]).is_ok_and(|count| count > 0), "nobody is served who comes later");
+        assert_eq!(self.fitting.until(FITTING), FITTING);
+        self.vm.event("the request's end", |event| match event {
+            Event::Request(request) => (request.endpoint == "blob" && request.complete).then_some(()),
+            _ => None,
+        });
+    }
+
+    /// The other one is cut, and the machine ends for `reason`.
+    fn cut(mut self, reason: &str) -> Ended {
+        self.vm.console("the drain ended before its transfers: they were cut connections=");
+        let sent = self.stuck.until(BLOB);
+        assert!(sent < BLOB, "it was cut");
+        let ended = self.vm.end();
+        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        let blobs = ended.requests().into_iter().filter(|request| request.endpoint == "blob");
+        let mut blobs: Vec<_> = blobs.map(|request| (request.complete, request.status, request.bytes)).collect();
+        blobs.sort_unstable();
+        let [(false, 200, cut), (true, 206, FITTING)] = blobs[..] else { panic!("{blobs:?}") };
+        assert!((sent..BLOB).contains(&cut), "{cut} bytes were handed over, {sent} came");
+        let (done, requests) = (ended.done(), ended.requests());
+        assert_eq!((done.status, done.code.as_str(), done.reason.as_str()), (0, "", reason));
+        assert_eq!(done.requests, requests.len() as u64);
+        assert_eq!(done.bytes, requests.iter().map(|request| request.bytes).sum::<u64>());
+        ended
+    }
+}
+
+#[test]
+fn the_power_button_lets_transfers_end_and_cuts_what_takes_too_long() {
+    let bench = Bench::default();
+    let disk = disk(&bench);
+    let socket = bench.path("qmp");
+    let mut case = Case::start(&disk, &qmp::arguments(&socket));
+    Qmp::connect(&socket).run("system_powerdown", json!({}));
+    case.fitting_is_sent("the power button");
+    case.cut("shut down by the power button");
+}
+
+#[test]
+fn ctrl_alt_del_and_the_power_button_after_it() {
+    let bench = Bench::default();
+    let disk = disk(&bench);
+    let socket = bench.path("qmp");
+    let mut case = Case::start(&disk, &qmp::arguments(&socket));
+    let mut qmp = Qmp::connect(&socket);
+    let keys = ["ctrl", "alt", "delete"].map(|key| json!({ "type": "qcode", "data": key }));
+    qmp.run("send-key", json!({ "keys": keys }));
+    case.fitting_is_sent("SIGINT (Ctrl-Alt-Del)");
+    qmp.run("system_powerdown", json!({}));
+    case.cut("shut down by SIGINT (Ctrl-Alt-Del), and at once by the power button");
+}
+
+#[test]
+fn sigterm_and_sigint_after_it_and_a_thousand_orphans_before() {
+    let bench = Bench::default();
+    let disk = disk(&bench);
+    let agent = Agent::new(&bench.path("agent"), "", "");
+    let mut case = Case::start(&disk, &agent.arguments());
+
+    assert_eq!(agent.ask("orphans 1000"), "ok");
+    while agent.number("zombies") > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    // A child of PID 1 is there, and PID 1 has raised its limit and uses the host's randomness.
+    let limits = agent.ask("read /proc/1/limits");
+    let files = limits.split('|').find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["1048576", "1048576"]);
+    assert_eq!(agent.ask("read /sys/class/misc/hw_random/rng_current"), "virtio_rng.0|");
+
+    assert_eq!(agent.ask("kill 15"), "ok");
+    case.fitting_is_sent("SIGTERM");
+    assert_eq!(agent.ask("kill 2"), "ok");
+    case.cut("shut down by SIGTERM, and at once by SIGINT (Ctrl-Alt-Del)");
+}
+
+#[test]
+fn a_transfer_of_500_mb_that_fits_the_drain_is_sent_whole() {
+    let bench = Bench::default();
+    let disk = disk(&bench);
+    let vm = Vm::boot(&disk, &["--tls", "off", "--console", "console"]);
+    let mut transfer = Transfer::start(&vm, "");
+    transfer.until(BLOB - FITTING);
+    // `run` asks for the end by the control port.
+    vm.signal(Signal::SIGTERM);
+    vm.console("localregistry: a command on the control port: no more connections; transfers have 10 s");
+    assert_eq!(transfer.until(BLOB), BLOB);
+    drop(transfer);
+    let ended = vm.end();
+    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    let whole = ended.requests().into_iter().find(|request| request.endpoint == "blob").unwrap();
+    assert_eq!((whole.complete, whole.bytes), (true, BLOB));
+    let done = ended.done();
+    assert_eq!((done.status, done.reason.as_str()), (0, "shut down by a command on the control port"));
+    assert_eq!((done.requests, done.bytes > BLOB), (2, true));
+}

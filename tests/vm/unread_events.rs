@@ -1,0 +1,136 @@
+//! An appliance whose events nobody reads: it serves, and says at the end what was lost. QEMU is the test's own, since `run` reads.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use localregistry::proto;
+use localregistry::proto::event::Event;
+use serde_json::Value;
+use testing::child::Killed;
+use testing::http;
+use testing::pack::{Bench, PROGRAM};
+use testing::vm::succeed;
+
+/// More than there is room for on the way: 4096 in the guest's queue, and some hundred in the sockets.
+const REQUESTS: usize = 8000;
+/// Requests sent at once.
+const BATCH: usize = 100;
+
+struct Machine {
+    printed: Value,
+    address: SocketAddr,
+    qemu: Killed,
+}
+
+impl Machine {
+    fn start(bench: &Bench, disk: &Path, name: &str) -> Self {
+        let mut run = Command::new(PROGRAM);
+        run.args([
+            "run",
+            "--print-command",
+            "--json",
+            "--quiet",
+            "--accel",
+            "tcg",
+            "--tls",
+            "off",
+            "--set",
+            "heartbeatSeconds=0",
+        ]);
+        let printed: Value = serde_json::from_str(&succeed(run.arg(disk).arg("--run-dir").arg(bench.path(name)))).unwrap();
+        let words: Vec<&str> = printed["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+        let qemu = Killed(Command::new(words[0]).args(&words[1..]).stdin(Stdio::null()).spawn().unwrap());
+        let address = printed["address"].as_str().unwrap().parse().unwrap();
+        Self { printed, address, qemu }
+    }
+
+    fn socket(&self, name: &str) -> UnixStream {
+        let path = self.printed[name].as_str().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(180);
+        loop {
+            match UnixStream::connect(path) {
+                Ok(stream) => return stream,
+                Err(error) => assert!(Instant::now() < deadline, "{path}: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until the registry answers. QEMU takes connections long before.
+    fn until_it_answers(&self) {
+        let deadline = Instant::now() + Duration::from_secs(180);
+        let answers = || {
+            let mut stream = BufReader::new(TcpStream::connect(self.address).ok()?);
+            stream.get_mut().write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+            let mut line = String::new();
+            stream.read_line(&mut line).ok().filter(|_| line.starts_with("HTTP/1.1 200 "))
+        };
+        while answers().is_none() {
+            assert!(Instant::now() < deadline, "the registry does not answer");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Asks for the end, waits for it, and gives what was on the console.
+    fn end(mut self) -> String {
+        self.socket("control").write_all(b"{\"shutdown\":{}}\n").unwrap();
+        assert!(self.qemu.0.wait().unwrap().success());
+        let console = fs::read_to_string(self.printed["console"].as_str().unwrap()).unwrap();
+        assert!(console.contains("localregistry: shut down by a command on the control port: "), "{console}");
+        console
+    }
+}
+
+/// Has the registry answer that many requests.
+fn ask(address: SocketAddr) {
+    let mut stream = BufReader::new(http::connect(address));
+    let batch = "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n".repeat(BATCH);
+    for _ in 0..REQUESTS / BATCH {
+        stream.get_mut().write_all(batch.as_bytes()).unwrap();
+        for _ in 0..BATCH {
+            assert_eq!(http::read(&mut stream, false).unwrap().status, 200);
+        }
+    }
+}
+
+#[test]
+fn a_launcher_that_does_not_read_costs_events_and_no_requests() {
+    let bench = Bench::default();
+    let disk = bench.sample_disk();
+    let machine = Machine::start(&bench, &disk, "slow");
+    let events = machine.socket("events");
+    machine.until_it_answers();
+    ask(machine.address);
+    // From now on it reads, and the machine is asked to end.
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        BufReader::new(events).read_to_string(&mut text).unwrap();
+        text
+    });
+    let console = machine.end();
+    let text = reader.join().unwrap();
+    let events: Vec<Event> =
+        text.lines().map(|line| serde_json::from_str::<proto::Event>(line).unwrap().event.unwrap()).collect();
+    let Some(Event::Done(done)) = events.last() else { panic!("{:?}", events.last()) };
+    // Of what is not queued, the last one and the word of those that were dropped.
+    let beside =
+        |event: &&Event| matches!(event, Event::Done(_)) || matches!(event, Event::Warning(w) if w.code == "DROPPED_EVENTS");
+    let told = events.iter().filter(|event| !beside(event)).count() as u64;
+    assert!(events.iter().filter(beside).count() > 1, "it was said while it happened");
+    assert!(matches!(events[..2], [Event::Booting(_), Event::Ready(_)]), "what came first is there");
+    assert!(done.requests > REQUESTS as u64 && done.dropped_events > 0, "{done:?}");
+    // QEMU's router advertises a network, sooner or later.
+    let others = 2 + console.matches("localregistry: the addresses changed: ").count() as u64;
+    assert_eq!(told + done.dropped_events, done.requests + others, "each is told of, or counted as dropped");
+
+    // One that never comes for them gets nothing, and the machine serves and ends all the same.
+    let machine = Machine::start(&bench, &disk, "absent");
+    machine.until_it_answers();
+    ask(machine.address);
+    machine.end();
+}
