@@ -1,14 +1,9 @@
 //! The command line without a virtual machine. Needs no root and no network.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod ca;
-mod deploy;
-mod doctor;
 mod initramfs;
-mod json;
 mod kernel;
 mod pull_log;
 mod run_errors;
-mod run_networks;
 mod run_usage;
 mod trust;

@@ -3,12 +3,10 @@
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
-use testing::layout::Layout;
-use testing::pack::{Bench, PROGRAM, text};
-use testing::serve::Serving;
+use testing::pack::{Bench, text};
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -333,26 +331,4 @@ fn bad_flags_exit_2() {
         assert_eq!(status, Some(2), "{arguments:?}: {said}");
         assert!(said.starts_with(&format!("error: {message}\n")), "{arguments:?}: {said}");
     }
-}
-
-/// The log of a server that skopeo pulled from.
-#[test]
-fn a_server_s_own_log_shows_who_pulled() {
-    let mut layout = Layout::default();
-    layout.image("test/hello:latest", b"layer");
-    layout.image("docker.io/library/hello:1", b"layer");
-    layout.write();
-    let serving = Serving::start(layout.path(), tempfile::tempdir().unwrap(), &["--events", "events"]);
-    for (to, image) in [("a", "test/hello:latest"), ("b", "test/hello:latest"), ("c", "docker.io/library/hello:1")] {
-        assert!(serving.pull(image, to, &[]).status.success());
-    }
-    assert!(!serving.pull("test/absent:1", "d", &[]).status.success());
-    let assert = |arguments: &[&str]| {
-        let mut command = Command::new(PROGRAM);
-        command.arg("assert").args(arguments).arg(serving.folder.path().join("events")).output().unwrap().status.code()
-    };
-    assert_eq!(assert(&["--pulled", "test/hello", "--by", "127.0.0.1", "--times", "2"]), Some(0));
-    assert_eq!(assert(&["--pulled", "hello:1", "--times", "1"]), Some(0));
-    assert_eq!(assert(&["--not-pulled", "test/absent:1"]), Some(0));
-    assert_eq!(assert(&["--pulled", "test/hello", "--times", "3"]), Some(1));
 }

@@ -9,8 +9,7 @@ use std::process::Command;
 
 use testing::layout::Layout;
 use testing::pack::superblock;
-use testing::private::privately;
-use testing::refused::{as_nobody, boot, folder, nobody, run};
+use testing::refused::{as_nobody, boot, folder, run};
 use testing::vm::succeed;
 
 #[test]
@@ -291,32 +290,6 @@ fn a_taken_port_is_named() {
          takes another address, with port 0 a free one\n"
     );
     assert_eq!((status, stderr), (Some(10), message));
-}
-
-/// In a network namespace of the test's own, in which ports from 1024 up are everybody's, as Linux has it by default.
-#[test]
-fn privileged_ports_are_refused_for_lack_of_permission() {
-    privately(|| {
-        let folder = folder();
-        let roots = "ports below 1024 are root's (take another, or as root: sysctl -w net.ipv4.ip_unprivileged_port_start=443): \
-                     Permission denied (os error 13)";
-        for (flag, purpose) in [("--publish", "the registry"), ("--metrics", "health and metrics")] {
-            let message = format!(
-                "localregistry: no permission to listen on 127.0.0.1:443 for {purpose}: {roots}; {flag} takes another port\n"
-            );
-            assert_eq!(as_nobody(&folder, "theirs", &["disk", flag, "443"]), (Some(15), message));
-        }
-        let mut layout = Layout::default();
-        layout.image("test/hello:1", b"layer");
-        layout.write();
-        let mode = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(layout.path(), mode).unwrap();
-        for flags in [&["--listen", "127.0.0.1:443"][..], &["--listen", "127.0.0.1:0", "--plain", "127.0.0.1:443"]] {
-            let output = nobody(&folder).arg("serve").arg(layout.path()).args(flags).output().unwrap();
-            let message = format!("localregistry: no permission to listen on 127.0.0.1:443: {roots}\n");
-            assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(1), message));
-        }
-    });
 }
 
 /// A folder with a layout is for `pack` and `serve`, a packed disk for `run`.

@@ -353,18 +353,6 @@ fn every_endpoint_and_name_of_a_ready_line_gets_its_entry() {
     assert!(text(&refused.stderr).starts_with(message), "{}", text(&refused.stderr));
 }
 
-#[test]
-fn a_copied_bundle_is_used_where_it_is() {
-    let bench = bench();
-    assert!(trust(&bench, &["--endpoint", "a.test:5000", "--ca", "ca.crt", "--format", "env", "-o", "trust"]).status.success());
-    fs::rename(bench.path("trust"), bench.path("moved")).unwrap();
-    let env = fs::read_to_string(bench.path("moved/env")).unwrap();
-    assert!(!env.contains(&bench.path("").display().to_string()), "{env}");
-    let script = "cd moved; . ./env; openssl x509 -noout -subject -in \"$LOCALREGISTRY_CA\"";
-    let said = std::process::Command::new("sh").args(["-euc", script]).current_dir(bench.path("")).output().unwrap();
-    assert_eq!(text(&said.stdout), "subject=CN = a CA\n", "{}", text(&said.stderr));
-}
-
 /// `run` and `serve` are given a certificate and a name that it lacks. QEMU is not started: there is none.
 #[test]
 fn a_given_certificate_that_lacks_a_name_is_refused() {

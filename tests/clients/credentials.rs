@@ -7,6 +7,7 @@ use localregistry::oci::Digest;
 use tempfile::TempDir;
 use testing::certificates::ClientAuthority;
 use testing::layout::{Layout, Stored};
+use testing::pack::PROGRAM;
 use testing::serve::Serving;
 
 fn images() -> (Layout, Stored) {
@@ -122,4 +123,26 @@ fn files_that_cannot_be_used_exit_1() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), stderr.as_str()), (Some(1), format!("localregistry: {message}\n").as_str()));
     }
+}
+
+/// The log of a server that skopeo pulled from.
+#[test]
+fn a_server_s_own_log_shows_who_pulled() {
+    let mut layout = Layout::default();
+    layout.image("test/hello:latest", b"layer");
+    layout.image("docker.io/library/hello:1", b"layer");
+    layout.write();
+    let serving = Serving::start(layout.path(), tempfile::tempdir().unwrap(), &["--events", "events"]);
+    for (to, image) in [("a", "test/hello:latest"), ("b", "test/hello:latest"), ("c", "docker.io/library/hello:1")] {
+        assert!(serving.pull(image, to, &[]).status.success());
+    }
+    assert!(!serving.pull("test/absent:1", "d", &[]).status.success());
+    let assert = |arguments: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.arg("assert").args(arguments).arg(serving.folder.path().join("events")).output().unwrap().status.code()
+    };
+    assert_eq!(assert(&["--pulled", "test/hello", "--by", "127.0.0.1", "--times", "2"]), Some(0));
+    assert_eq!(assert(&["--pulled", "hello:1", "--times", "1"]), Some(0));
+    assert_eq!(assert(&["--not-pulled", "test/absent:1"]), Some(0));
+    assert_eq!(assert(&["--pulled", "test/hello", "--times", "3"]), Some(1));
 }

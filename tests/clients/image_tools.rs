@@ -6,10 +6,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use localregistry::oci::Digest;
-use serde_json::Value;
+use localregistry::oci::{Digest, media_type};
+use serde_json::{Value, json};
 use testing::docker::Dockerd;
-use testing::pack::{Bench, Extracted, PROGRAM, text};
+use testing::layout::Layout;
+use testing::pack::{Bench, Extracted, PROGRAM, gzip, text};
 use testing::private::privately;
 use testing::serve::Serving;
 use testing::vm::{skopeo, succeed};
@@ -261,4 +262,50 @@ fn docker_saves_several_images() {
             assert_saved(&bench.path("saved.tar"), entry, &disk, &images[usize::from(more)].1);
         }
     });
+}
+
+#[test]
+fn archives_written_by_skopeo() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    let layer = bench.file("content", b"of a layer");
+    let tar = Command::new("tar").args(["-C"]).arg(bench.path("")).args(["-c", "content"]).output().unwrap().stdout;
+    let diff_id = Digest::sha256_of(&tar).to_string();
+    let config = layout.json(&json!({
+        "architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+    }));
+    let blob = layout.blob(&gzip(&tar));
+    let manifest = layout.json(&json!({
+        "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config.descriptor(media_type::OCI_CONFIG),
+        "layers": [blob.descriptor("application/vnd.oci.image.layer.v1.tar+gzip")],
+    }));
+    layout.name(manifest, media_type::OCI_MANIFEST, "test/hello:1");
+    bench.layout("layout", &layout);
+    fs::remove_file(layer).unwrap();
+    for to in ["docker-archive:docker.tar:test/docker:1", "oci-archive:oci.tar:test/oci:1", "oci:bare:v1"] {
+        let skopeo = Command::new("skopeo")
+            .args(["--insecure-policy", "--tmpdir", ".", "copy", "--quiet", "oci:layout:test/hello:1", to])
+            .current_dir(bench.path(""))
+            .output()
+            .unwrap();
+        assert!(skopeo.status.success(), "{}", text(&skopeo.stderr));
+    }
+    fs::write(bench.path("docker.tar.zst"), zstd::encode_all(fs::File::open(bench.path("docker.tar")).unwrap(), 1).unwrap())
+        .unwrap();
+    bench.pack(&["layout", "docker.tar", "oci.tar", "--name", "test/bare=bare", "--name", "test/zstd:2=docker.tar.zst"]);
+    let disk = bench.extract("disk.erofs");
+    disk.assert_blobs();
+    // skopeo writes the whole name of what it takes for an image of Docker Hub.
+    let docker = disk.images()[0].1.clone();
+    let oci = manifest.digest.to_string();
+    let expected = [
+        ("docker.io/test/docker:1", &docker),
+        ("test/bare:v1", &oci),
+        ("test/hello:1", &oci),
+        ("test/oci:1", &oci),
+        ("test/zstd:2", &docker),
+    ];
+    assert_eq!(disk.images(), expected.map(|(name, digest)| (name.to_owned(), digest.clone())));
+    // skopeo decompresses layers for docker save's format.
+    assert_eq!(disk.blob(&diff_id), tar);
 }

@@ -1,13 +1,22 @@
-//! Other projects' clients, runtimes, tools and registries. Needs root and Debian packages (`tests/run`).
+//! Other projects' clients, runtimes, tools and registries, and what needs mounts of its own. Needs root and Debian packages
+//! (`tests/run`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod ca;
 mod credentials;
 mod deploy;
+mod deploy_objects;
 mod every_disk;
 mod file_systems;
 mod http_clients;
 mod image_tools;
+mod inspect;
+mod inspect_faults;
+mod pack_cache;
+mod pack_failures;
 mod programs;
+mod pull;
 mod release;
 mod runtimes;
+mod tls_refusals;
 mod trust;

@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use testing::certificates::ClientAuthority;
 use testing::cri;
 use testing::docker::Dockerd;
 use testing::internet::Upstream;
-use testing::pack::{PROGRAM, text};
+use testing::pack::{Bench, PROGRAM, text};
 use testing::podman::{podman, with_store};
 use testing::private::{ADDRESS, privately};
 use testing::process::Process;
@@ -265,4 +266,18 @@ fn a_kept_ca_is_trusted_across_runs_of_the_vm() {
         }
         assert!(fs::read(&disk).unwrap() == packed, "the disk is as it was packed");
     });
+}
+
+#[test]
+fn a_copied_bundle_is_used_where_it_is() {
+    let bench = Bench::default();
+    bench.file("ca.crt", ClientAuthority::new("a CA").pem().as_bytes());
+    let arguments = ["trust", "--quiet", "--endpoint", "a.test:5000", "--ca", "ca.crt", "--format", "env", "-o", "trust"];
+    assert!(bench.command(&arguments).status().unwrap().success());
+    fs::rename(bench.path("trust"), bench.path("moved")).unwrap();
+    let env = fs::read_to_string(bench.path("moved/env")).unwrap();
+    assert!(!env.contains(&bench.path("").display().to_string()), "{env}");
+    let script = "cd moved; . ./env; openssl x509 -noout -subject -in \"$LOCALREGISTRY_CA\"";
+    let said = std::process::Command::new("sh").args(["-euc", script]).current_dir(bench.path("")).output().unwrap();
+    assert_eq!(text(&said.stdout), "subject=CN = a CA\n", "{}", text(&said.stderr));
 }

@@ -4,13 +4,8 @@
 mod bad_archives;
 mod bad_images;
 mod bad_sources;
-mod cache;
-mod failures;
-mod inspect;
-mod inspect_faults;
 mod layouts;
 mod output;
-mod pull;
 mod pull_faults;
 mod pull_secrets;
 mod sample;

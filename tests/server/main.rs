@@ -15,6 +15,5 @@ mod manifest_cache;
 mod observability;
 mod ranges_property;
 mod several_disks;
-mod tls_refusals;
 mod transport;
 mod verify;

@@ -11,6 +11,7 @@ pub mod deployed;
 pub mod disks;
 pub mod docker;
 pub mod elf;
+pub mod erofs;
 pub mod h2;
 pub mod http;
 pub mod internet;

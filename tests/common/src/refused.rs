@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::process::{Command, Output};
 
+use nix::unistd::geteuid;
+
 use crate::child::nobody_in;
 use crate::pack::{Bench, PROGRAM, superblock, text};
 
@@ -25,8 +27,11 @@ pub fn folder() -> Bench {
         // The folder of all runs is made once, and stays.
         let runs = bench.path(runtime).join("localregistry");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&runs).unwrap();
-        chown(bench.path(runtime), Some(owner), None).unwrap();
-        chown(runs, Some(owner), None).unwrap();
+        // An ordinary user has no other user's folder, and needs none.
+        if geteuid().is_root() {
+            chown(bench.path(runtime), Some(owner), None).unwrap();
+            chown(runs, Some(owner), None).unwrap();
+        }
     }
     bench
 }
@@ -57,6 +62,11 @@ pub fn nobody(bench: &Bench) -> Command {
     if !program.exists() {
         fs::copy(PROGRAM, &program).unwrap();
         fs::set_permissions(bench.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    if !geteuid().is_root() {
+        let mut command = Command::new(program);
+        command.current_dir(bench.path(""));
+        return command;
     }
     let mut command = Command::new("setpriv");
     let user = NOBODY.to_string();

@@ -1,10 +1,13 @@
 //! `localregistry run` on networks that are missing (exit 11) or may not be used (exit 15): one message each, and nothing is started or
 //! left.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
+use testing::layout::Layout;
 use testing::private::privately;
-use testing::refused::{as_nobody, boot, folder};
+use testing::refused::{as_nobody, boot, folder, nobody};
 use testing::vm::succeed;
 
 #[test]
@@ -58,5 +61,31 @@ fn a_tap_of_another_user_and_one_in_use_are_named() {
         let (status, stderr) = boot(&folder, &["disk", "--net", "tap=tap0"]);
         let message = "localregistry: the tap tap0 is in use by another process: give each machine its own\n";
         assert_eq!((status, stderr.as_str()), (Some(11), message));
+    });
+}
+
+/// In a network namespace of the test's own, in which ports from 1024 up are everybody's, as Linux has it by default.
+#[test]
+fn privileged_ports_are_refused_for_lack_of_permission() {
+    privately(|| {
+        let folder = folder();
+        let roots = "ports below 1024 are root's (take another, or as root: sysctl -w net.ipv4.ip_unprivileged_port_start=443): \
+                     Permission denied (os error 13)";
+        for (flag, purpose) in [("--publish", "the registry"), ("--metrics", "health and metrics")] {
+            let message = format!(
+                "localregistry: no permission to listen on 127.0.0.1:443 for {purpose}: {roots}; {flag} takes another port\n"
+            );
+            assert_eq!(as_nobody(&folder, "theirs", &["disk", flag, "443"]), (Some(15), message));
+        }
+        let mut layout = Layout::default();
+        layout.image("test/hello:1", b"layer");
+        layout.write();
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(layout.path(), mode).unwrap();
+        for flags in [&["--listen", "127.0.0.1:443"][..], &["--listen", "127.0.0.1:0", "--plain", "127.0.0.1:443"]] {
+            let output = nobody(&folder).arg("serve").arg(layout.path()).args(flags).output().unwrap();
+            let message = format!("localregistry: no permission to listen on 127.0.0.1:443: {roots}\n");
+            assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(1), message));
+        }
     });
 }
