@@ -4,6 +4,5 @@
 mod initramfs;
 mod kernel;
 mod pull_log;
-mod run_errors;
 mod run_usage;
 mod trust;

@@ -96,7 +96,6 @@ fn tokens_by_password_and_by_refresh_token() {
         log_in(&bench, &host, entry);
         bench.pack(&["--pull", &name]);
         assert_eq!(bench.extract("disk.erofs").images(), [(name.clone(), image.digest.to_string())]);
-        fs::remove_dir_all(bench.path("disk.erofs.extracted")).unwrap();
     }
     let asked = service.asked();
     // One token does for all requests.

@@ -129,7 +129,6 @@ fn a_later_source_replaces_an_earlier_one() {
     let images = |arguments: &[&str]| {
         bench.pack(arguments);
         let images = bench.extract("disk.erofs").images();
-        fs::remove_dir_all(bench.path("disk.erofs.extracted")).unwrap();
         images.into_iter().map(|(name, digest)| format!("{name} {digest}")).collect::<Vec<_>>()
     };
     let both = |one: &str| vec![format!("test/hello:1 {one}"), format!("test/hello:2 {beside}")];
@@ -204,7 +203,6 @@ fn what_is_missing_is_left_out() {
     let mut whole = Layout::default();
     whole.image("test/whole:1", b"not for you");
     bench.layout("whole", &whole);
-    fs::remove_dir_all(bench.path("disk.erofs.extracted")).unwrap();
     bench.pack(&["layout", "whole", "--allow-missing"]);
     let server = bench.serve();
     let found = get(server.plain, &format!("/v2/test/windows/blobs/{}", foreign.digest));

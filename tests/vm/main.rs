@@ -19,6 +19,7 @@ mod many_connections;
 mod network;
 mod networks;
 mod own_kernel;
+mod run_errors;
 mod run_networks;
 mod run_outcomes;
 mod run_programs;

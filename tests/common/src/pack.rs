@@ -125,6 +125,11 @@ impl Bench {
     /// The content of the disk: as `fsck.erofs` extracts it under `tests/run`, and by a reader of the tests' own under `cargo test`.
     pub fn extract(&self, disk: &str) -> Extracted {
         let into = self.path(&format!("{disk}.extracted"));
+        if into.exists() {
+            // Its folders are read-only, which stops everyone but root.
+            assert!(Command::new("chmod").arg("-R").arg("u+w").arg(&into).status().unwrap().success());
+            fs::remove_dir_all(&into).unwrap();
+        }
         if std::env::var_os("LOCALREGISTRY_TESTS").is_some() {
             let fsck = Command::new("fsck.erofs")
                 .arg("--preserve-perms")
