@@ -1,5 +1,5 @@
 //! Debian's kernels that are not the default, on the machines that they are for, under TCG. Each serves a pull by a real client and ends
-//! in order. Our own kernel is tests/own_kernel.rs.
+//! in order. Our own kernel is tests/vm/own_kernel.rs.
 
 use testing::boards::{release, serves};
 use testing::pack::Bench;
