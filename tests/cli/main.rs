@@ -3,6 +3,7 @@
 
 mod initramfs;
 mod kernel;
+mod pages;
 mod pull_log;
 mod run_usage;
 mod trust;

@@ -9,6 +9,7 @@ mod dhcp_client;
 mod disk_faults;
 mod disks;
 mod doctor;
+mod examples;
 mod faults;
 mod formats;
 mod json;

@@ -1,0 +1,265 @@
+//! The examples of `--help`, README.md and docs run as they stand, in a folder with files of the names that they use. Only lines that
+//! need a cluster (`kubectl`) or a registry of somebody else are left out.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use testing::deployed::static_server;
+use testing::layout::Layout;
+use testing::pack::{Bench, PROGRAM, archive_of, gzip, text};
+use testing::private::privately;
+use testing::process::Process;
+use testing::vm::succeed;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Lines of examples, by where they stand.
+struct Examples(Vec<(String, String)>);
+
+impl Examples {
+    /// Of the help of every command.
+    fn of_help() -> Self {
+        let help = |command: &[&str]| text(&succeed_output(Command::new(PROGRAM).args(command).arg("--help")));
+        let overview = help(&[]);
+        let commands = overview.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+        let names: Vec<&str> =
+            commands.map(|line| line.split_whitespace().next().unwrap()).filter(|name| *name != "help").collect();
+        assert!(names.len() > 15, "{names:?}");
+        let lines = names.iter().flat_map(|name| {
+            let help = help(&[name]);
+            let lines: Vec<_> =
+                help.lines().filter_map(|line| line.strip_prefix("  localregistry ")).map(str::to_owned).collect();
+            lines.into_iter().map(move |line| (format!("{name} --help"), format!("localregistry {line}")))
+        });
+        Self(lines.collect())
+    }
+
+    /// Of the pages, from their blocks of shell commands.
+    fn of_pages() -> Self {
+        let docs = fs::read_dir(Path::new(ROOT).join("docs")).unwrap().map(|entry| entry.unwrap().path());
+        let mut pages: Vec<PathBuf> = docs.chain([Path::new(ROOT).join("README.md")]).collect();
+        pages.sort();
+        let mut lines = Vec::new();
+        for page in pages {
+            let mut inside = false;
+            for line in fs::read_to_string(&page).unwrap().lines() {
+                if line.starts_with("```") {
+                    inside = line == "```sh";
+                } else if inside {
+                    lines.push((page.display().to_string(), line.to_owned()));
+                }
+            }
+        }
+        Self(lines)
+    }
+
+    fn select(&self, wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = &(String, String)> {
+        self.0.iter().filter(move |(_, line)| wanted(line))
+    }
+}
+
+fn succeed_output(command: &mut Command) -> Vec<u8> {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
+    output.stdout
+}
+
+/// A folder with every file that the examples name.
+fn folder() -> Bench {
+    let bench = Bench::default();
+    fs::create_dir(bench.path("bin")).unwrap();
+    std::os::unix::fs::symlink(PROGRAM, bench.path("bin/localregistry")).unwrap();
+    succeed(&mut bench.command(&["--quiet", "sample", "-o", "images"]));
+    let images = |names: &[&str]| {
+        let mut layout = Layout::default();
+        for name in names {
+            layout.image(name, name.as_bytes());
+        }
+        layout
+    };
+    fs::create_dir(bench.path("build")).unwrap();
+    let all = ["test/hello:latest", "test/hello:1", "docker.io/library/busybox:latest"];
+    bench.layout("build/images", &images(&all));
+    bench.layout("build/app-layout", &images(&["app:1"]));
+    for (file, name) in [("web.tar", "test/web:1"), ("db.tar", "test/db:1")] {
+        bench.layout("archived", &images(&[name]));
+        bench.file(file, &archive_of(&bench.path("archived")));
+        fs::remove_dir_all(bench.path("archived")).unwrap();
+    }
+    bench.file("db.tar.gz", &gzip(&fs::read(bench.path("db.tar")).unwrap()));
+    bench.file("chart.tgz", b"a chart");
+    bench.file("images.textproto", b"images { path: \"web.tar\" }\n");
+    bench.file("users", format!("anna:{}\n", bcrypt::hash("secret", 5).unwrap()).as_bytes());
+    for (disk, source) in
+        [("images", "images"), ("base", "images"), ("build", "web.tar"), ("yesterday", "web.tar"), ("today", "images")]
+    {
+        bench.pack(&[source]);
+        fs::rename(bench.path("disk.erofs"), bench.path(&format!("{disk}.erofs"))).unwrap();
+    }
+    for name in ["disk", "a", "b"] {
+        fs::copy(bench.path("images.erofs"), bench.path(&format!("{name}.erofs"))).unwrap();
+    }
+    log_of_pulls(&bench);
+    let init =
+        Path::new(PROGRAM).parent().unwrap().parent().unwrap().join("x86_64-unknown-linux-musl/release/localregistry-init");
+    fs::copy(init, bench.path("my-init")).unwrap();
+    bench
+}
+
+/// events.jsonl, as a server writes it while 10.1.0.7 pulls; and the server's ca.crt.
+fn log_of_pulls(bench: &Bench) {
+    let arguments = ["--listen", "10.1.0.82:0", "--tls", "off", "--events", &bench.path("events.jsonl").display().to_string()];
+    let server = Process::start_with(&bench.path("build/images"), &arguments, None);
+    let pulls = [("test/hello", "latest", 1), ("test/hello", "1", 1), ("library/busybox", "latest", 3)];
+    for (repository, tag, times) in pulls {
+        let url = format!("http://{}/v2/{repository}/manifests/{tag}", server.addresses[0]);
+        for _ in 0..times {
+            succeed(Command::new("curl").args(["--silent", "--fail", "--interface", "10.1.0.7", "--output", "/dev/null", &url]));
+        }
+    }
+    drop(server);
+    let ready = json!({"address": "10.1.0.82:5000", "endpoint": "https://10.1.0.82:5000", "ca": bench.path("ca.crt")});
+    bench.file("ready.json", ready.to_string().as_bytes());
+    bench.file("ca.crt", testing::certificates::ClientAuthority::new("a CA").pem().as_bytes());
+}
+
+/// Runs a line of an example to its end, with `localregistry` in `PATH`.
+fn shell(bench: &Bench, line: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-ec", line]).current_dir(bench.path("")).env("HOME", bench.path(""));
+    command.env("PATH", format!("{}:{}", bench.path("bin").display(), std::env::var("PATH").unwrap())).stdin(Stdio::null());
+    command
+}
+
+/// Starts a line of an example that ends only when it is told to, and waits until it says that it is ready.
+fn start(bench: &Bench, line: &str) -> Child {
+    let (line, ready) = match line.strip_suffix(" >ready.json &") {
+        Some(line) => (line, Some("ready.json")),
+        None => (line, None),
+    };
+    let mut child = shell(bench, &format!("exec {line}")).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert!(!first.is_empty(), "{line}: ended with {:?}", child.wait());
+    if let Some(file) = ready {
+        bench.file(file, first.as_bytes());
+    }
+    child
+}
+
+fn end(line: &str, mut child: Child) {
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{line}");
+}
+
+fn stays(line: &str) -> bool {
+    ["localregistry run ", "localregistry serve "].iter().any(|start| line.starts_with(start))
+}
+
+fn network(addresses: &[&str]) {
+    for address in addresses {
+        succeed(Command::new("ip").args(["address", "add", address, "dev", "lo", "nodad"]));
+    }
+}
+
+/// The kernel and modules of Debian's full kernel, where a machine that runs it has them.
+fn with_kernel_files() {
+    let folder = succeed_output(Command::new(PROGRAM).args(["kernel", "--flavor", "full", "--json", "-o", "/run/vmlinux"]));
+    let kernel: serde_json::Value = serde_json::from_slice(&folder).unwrap();
+    let release = kernel["release"].as_str().unwrap();
+    let modules = PathBuf::from(kernel["modules"].as_str().unwrap());
+    for at in ["/boot", "/usr/lib/modules"] {
+        succeed(Command::new("mount").args(["-t", "tmpfs", "tmpfs", at]));
+    }
+    let root = modules.ancestors().nth(3).unwrap();
+    std::os::unix::fs::symlink(root.join(format!("boot/vmlinuz-{release}")), "/boot/vmlinuz-6.1.0-30-amd64").unwrap();
+    std::os::unix::fs::symlink(&modules, "/usr/lib/modules/6.1.0-30-amd64").unwrap();
+}
+
+#[test]
+fn examples_of_commands_that_end_succeed() {
+    privately(|| {
+        network(&["10.1.0.7/32", "10.1.0.82/32", "fd00::82/128"]);
+        let bench = folder();
+        with_kernel_files();
+        let mut commands = BTreeSet::new();
+        let examples = Examples::of_help();
+        for (place, line) in examples.select(|line| !line.starts_with("localregistry run ")) {
+            commands.insert(line.split(' ').nth(1).unwrap());
+            if stays(line) {
+                end(line, start(&bench, line));
+                continue;
+            }
+            // The server's own static build is not in the folder of a debug build.
+            let line =
+                if line.contains(" deploy ") { format!("{line} --server {}", static_server().display()) } else { line.clone() };
+            let output = shell(&bench, &line).output().unwrap();
+            // A difference and a pull that is missing are statuses of their own, and no fault.
+            let differs = line.starts_with("localregistry diff") && output.status.code() == Some(1);
+            assert!(output.status.success() || differs, "{place}: {line}: {}", text(&output.stderr));
+        }
+        let expected = "assert deploy diff doctor events initramfs inspect kernel manual pack sample schema serve trust";
+        assert_eq!(commands, expected.split(' ').collect());
+    });
+}
+
+#[test]
+fn examples_of_run_boot() {
+    privately(|| {
+        network(&["10.1.0.7/32", "10.1.0.82/32"]);
+        let bench = folder();
+        succeed(Command::new("ip").args(["address", "del", "10.1.0.82/32", "dev", "lo"]));
+        for bridge in ["br0", "br-test"] {
+            succeed(Command::new("ip").args(["link", "add", bridge, "type", "bridge"]));
+            succeed(Command::new("ip").args(["link", "set", bridge, "up"]));
+        }
+        let examples = Examples::of_help();
+        let mut count = 0;
+        for (_, line) in examples.select(|line| line.starts_with("localregistry run ")) {
+            end(line, start(&bench, line));
+            count += 1;
+        }
+        assert!(count >= 5, "{count} examples");
+    });
+}
+
+#[test]
+fn examples_of_the_pages_run() {
+    privately(|| {
+        network(&["10.1.0.7/32", "10.1.0.82/32"]);
+        let bench = folder();
+        succeed(Command::new("ip").args(["address", "del", "10.1.0.82/32", "dev", "lo"]));
+        succeed(Command::new("ip").args(["link", "add", "br-test", "type", "bridge"]));
+        succeed(Command::new("ip").args(["link", "set", "br-test", "up"]));
+        let log = fs::read(bench.path("events.jsonl")).unwrap();
+        let examples = Examples::of_pages();
+        assert!(examples.0.len() >= 8);
+        let mut background = Vec::new();
+        for (page, line) in &examples.0 {
+            if line.starts_with("localregistry assert ") {
+                // An earlier example has written a log without pulls.
+                bench.file("events.jsonl", &log);
+            }
+            if line.ends_with('&') {
+                background.push((line, start(&bench, line)));
+            } else if stays(line) {
+                end(line, start(&bench, line));
+            } else {
+                let line = if line.contains(" deploy ") {
+                    format!("{line} --server {}", static_server().display())
+                } else {
+                    line.clone()
+                };
+                let output = shell(&bench, &line).output().unwrap();
+                assert!(output.status.success(), "{page}: {line}: {}", text(&output.stderr));
+            }
+        }
+        background.into_iter().for_each(|(line, child)| end(line, child));
+    });
+}
