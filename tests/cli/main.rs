@@ -5,5 +5,6 @@ mod initramfs;
 mod kernel;
 mod pages;
 mod pull_log;
+mod rooms;
 mod run_usage;
 mod trust;
