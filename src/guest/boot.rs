@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::proto::{self, Booting, Done, Event, Ready, event};
-use crate::registry::api::handler::Registry;
+use crate::registry::api::handler::{Options, Registry};
 use crate::registry::content::store::{Disk, Store};
 use crate::registry::listen::listener::{Listener, runtime, serve};
 use crate::registry::telemetry::events::Events;
@@ -163,14 +163,16 @@ impl Guest {
         self.steps.wait("entropy", entropy::wait()).await?;
         let (auth, clients) =
             self.steps.run("auth", || Ok::<_, Fault>((access::auth(&settings)?, access::client_ca(&settings)?)))?;
-        let registry = Registry::new(store, self.events.clone(), settings.limits).with_auth(auth, clients.as_ref());
-        let registry = if settings.verify { registry.verifying() } else { registry };
         let identity =
-            self.steps.run("tls", || tls::identity(&settings, network.addresses(), &registry, clients.as_ref(), clock.sure))?;
-        let registry = Arc::new(match identity.ca_pem.as_str() {
-            "" => registry,
-            ca_pem => registry.with_ca(ca_pem),
-        });
+            self.steps.run("tls", || tls::identity(&settings, network.addresses(), &store, clients.as_ref(), clock.sure))?;
+        let options = Options {
+            limits: settings.limits,
+            auth,
+            client_certificates: clients.map(|clients| clients.presence()),
+            ca_pem: identity.ca_pem.clone(),
+            verify: settings.verify,
+        };
+        let registry = Arc::new(Registry::new(store, self.events.clone(), options));
         let listeners = Listeners::of(&settings);
         let bound = self.steps.run("listen", || listeners.open(&identity.transport))?;
         let (own, renewal) = (Arc::clone(&registry), identity.renewal.clone());
@@ -207,12 +209,12 @@ impl Guest {
 
     fn ready(&self, prepared: &Prepared) -> Ready {
         let Prepared { registry, identity, network, listeners, .. } = prepared;
-        let (holdings, memory) = (registry.holdings(), machine::memory());
-        let store = holdings.store();
+        let (snapshot, memory) = (registry.snapshot(), machine::memory());
+        let store = snapshot.store();
         let proto::Endpoints { endpoints, metrics_endpoints, further_endpoints } = listeners.endpoints(network.addresses());
         Ready {
             endpoints,
-            ca_pem: identity.ca_pem.clone(),
+            ca_pem: identity.ca_pem.clone().unwrap_or_default(),
             images: u32::try_from(store.images()).unwrap_or(u32::MAX),
             blobs: u32::try_from(store.blobs()).unwrap_or(u32::MAX),
             blob_bytes: store.blob_bytes(),
@@ -275,7 +277,7 @@ fn open(disks: &[Attached]) -> Result<Store, Fault> {
         Ok(disk) => Ok(Arc::new(disk)),
         Err(source) => Err(Fault::Contents { disk: device.to_string(), source }),
     };
-    Store::of(disks.iter().map(open).collect::<Result<_, _>>()?).map_err(Fault::Conflict)
+    Store::merge(disks.iter().map(open).collect::<Result<_, _>>()?).map_err(Fault::Conflict)
 }
 
 /// The next request to end. The channel never closes while somebody may ask.

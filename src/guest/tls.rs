@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::registry::api::handler::Registry;
 use crate::registry::auth::client_certificate::ClientCa;
+use crate::registry::content::store::Store;
 use crate::registry::listen::listener::Transport;
 use crate::registry::tls::provided::{self, CaError};
 use crate::registry::tls::{self, Authority, Leaves};
@@ -52,8 +52,8 @@ pub enum TlsError {
 pub struct Identity {
     /// For the listener.
     pub transport: Transport,
-    /// The CA in PEM; empty without TLS.
-    pub ca_pem: String,
+    /// The CA in PEM. `None` without TLS.
+    pub ca_pem: Option<String>,
     /// What makes the certificate anew, where it is one of ours.
     pub renewal: Option<Renewal>,
 }
@@ -82,7 +82,7 @@ impl Renewal {
     }
 }
 
-/// Makes or takes the certificate for a guest with `addresses` that serves `registry`. `clients` is the CA of clients' certificates;
+/// Makes or takes the certificate for a guest with `addresses` that serves `store`. `clients` is the CA of clients' certificates;
 /// `now` is the time, where the guest is sure of it.
 ///
 /// # Errors
@@ -90,22 +90,22 @@ impl Renewal {
 pub fn identity(
     settings: &Settings,
     addresses: &[IpAddr],
-    registry: &Registry,
+    store: &Store,
     clients: Option<&ClientCa>,
     now: Option<SystemTime>,
 ) -> Result<Identity, TlsError> {
     match settings.tls {
-        TlsMode::Off => Ok(Identity { transport: Transport::Plain, ca_pem: String::new(), renewal: None }),
-        TlsMode::Generate => issue(Authority::generate("localregistry"), names(settings), addresses, registry, clients),
+        TlsMode::Off => Ok(Identity { transport: Transport::Plain, ca_pem: None, renewal: None }),
+        TlsMode::Generate => issue(Authority::generate("localregistry"), names(settings), addresses, store, clients),
         TlsMode::Sign => {
             let key = Zeroizing::new(read("SIGN", "ca.key")?);
             let authority = provided::authority(&read("SIGN", "ca.crt")?, &key, now).map_err(TlsError::Sign)?;
-            issue(Ok(authority), names(settings), addresses, registry, clients)
+            issue(Ok(authority), names(settings), addresses, store, clients)
         }
         TlsMode::Provided => {
             let (config, ca_pem) = tls::provided(&read("PROVIDED", "tls.crt")?, &read("PROVIDED", "tls.key")?, clients, now)
                 .map_err(TlsError::Provided)?;
-            Ok(Identity { transport: Transport::Tls(config), ca_pem, renewal: None })
+            Ok(Identity { transport: Transport::Tls(config), ca_pem: Some(ca_pem), renewal: None })
         }
     }
 }
@@ -115,18 +115,18 @@ fn issue(
     authority: Result<Authority, tls::TlsError>,
     own: Vec<String>,
     addresses: &[IpAddr],
-    registry: &Registry,
+    store: &Store,
     clients: Option<&ClientCa>,
 ) -> Result<Identity, TlsError> {
     let names = with_addresses(own.clone(), addresses);
     let made = authority.map(Arc::new).and_then(|authority| {
-        let leaves = authority.leaves(&names, registry.holdings().upstreams())?;
+        let leaves = authority.leaves(&names, store.upstreams())?;
         Ok((leaves.server_config(clients)?, authority.ca_pem().to_owned(), leaves))
     });
     match made {
         Ok((config, ca_pem, leaves)) => {
             let renewal = Some(Renewal { leaves, names: own });
-            Ok(Identity { transport: Transport::Tls(config), ca_pem, renewal })
+            Ok(Identity { transport: Transport::Tls(config), ca_pem: Some(ca_pem), renewal })
         }
         Err(source) => Err(TlsError::Generate { names, source }),
     }

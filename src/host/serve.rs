@@ -18,7 +18,7 @@ use super::vm::launch::{LaunchError, check_disk};
 use super::vm::net::check::privileged;
 use crate::address::san;
 use crate::disk::layout::{LayoutError, Missing};
-use crate::registry::api::handler::Registry;
+use crate::registry::api::handler::{Options, Registry};
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::content::store::{Store, StoreError};
 use crate::registry::limits::Limits;
@@ -219,7 +219,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let signals = Signals::listen()?;
     check_is_folder(&args.layout)?;
     let path = || args.layout.clone();
-    let store = Store::open_as(&args.layout, args.allow_missing).map_err(|cause| match cause {
+    let store = Store::open_with(&args.layout, args.allow_missing).map_err(|cause| match cause {
         StoreError::Layout(cause) if cause.is_missing() => Error::Missing { path: path(), cause: Box::new(cause) },
         cause => Error::Store { path: path(), cause: Box::new(cause) },
     })?;
@@ -230,17 +230,15 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
             let (events, queue) = Events::queue();
             (events, Some(record(path, queue)?))
         }
-        None => (Events::unheard(), None),
+        None => (Events::disabled(), None),
     };
     let clients = args.access.client_ca()?;
     let limits = args.limit.iter().fold(Limits::default(), |limits, chosen| chosen.over(limits));
-    let registry = Registry::new(store, events, limits).with_auth(args.access.auth()?, clients.as_ref());
-    let registry = if args.verify { registry.verifying() } else { registry };
-    let (transport, ca) = transport(args, &registry, clients.as_ref())?;
-    let registry = Arc::new(match ca {
-        Some(ca) => registry.with_ca(ca),
-        None => registry,
-    });
+    let auth = args.access.auth()?;
+    let (transport, ca_pem) = transport(args, &store, clients.as_ref())?;
+    let client_certificates = clients.map(|clients| clients.presence());
+    let options = Options { limits, auth, client_certificates, ca_pem, verify: args.verify };
+    let registry = Arc::new(Registry::new(store, events, options));
     let surface = if args.metrics.is_some() { Surface::Registry } else { Surface::All };
     let mut listeners = Vec::new();
     for address in &args.listen {
@@ -257,8 +255,8 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         listeners.push(listener);
     }
 
-    let holdings = registry.holdings();
-    let store = holdings.store();
+    let snapshot = registry.snapshot();
+    let store = snapshot.store();
     let ready = Ready {
         endpoints,
         names: args.san.clone(),
@@ -342,7 +340,7 @@ fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<L
 }
 
 /// What is spoken, and the CA that clients have to trust. The CA is written where it was asked for.
-fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Result<(Transport, Option<String>), Error> {
+fn transport(args: &Args, store: &Store, clients: Option<&ClientCa>) -> Result<(Transport, Option<String>), Error> {
     let (config, ca) = match (args.certificates.mode(), args.certificates.provided()) {
         (Some(Tls::Off), _) => return Ok((Transport::Plain, None)),
         (Some(Tls::Provided), Some((chain, key))) => {
@@ -361,7 +359,7 @@ fn transport(args: &Args, registry: &Registry, clients: Option<&ClientCa>) -> Re
             let own = args.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
             let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
             names.extend(own.chain(args.san.iter().cloned()));
-            let config = authority.server_config(&names, registry.holdings().upstreams(), clients)?;
+            let config = authority.server_config(&names, store.upstreams(), clients)?;
             (config, authority.ca_pem().to_owned())
         }
     };

@@ -468,7 +468,7 @@ fn read_all(disk: &Path) {
     let interrupt = Interrupt::default();
     let Ok(disk) = Disk::open(disk, &interrupt) else { return };
     // As `trust` and `run --trust` do.
-    let _ = store::index(disk.tree.as_ref(), true);
+    let _ = store::read_catalog(disk.tree.as_ref(), true);
     let Ok(contents) = Contents::read(disk.tree.as_ref(), true, &interrupt) else { return };
     for blob in &contents.blobs {
         let Ok(content) = disk.tree.open(&blob.digest.blob_path()) else { continue };

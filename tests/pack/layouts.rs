@@ -164,7 +164,7 @@ fn layout(seed: u64) -> Layout {
 
 /// The catalog that `serve` and the guest make of a layout that has none.
 fn served(folder: &Path, lenient: bool) -> Vec<u8> {
-    store::index(&Directory::open(folder).unwrap(), lenient).unwrap().0.encode()
+    store::read_catalog(&Directory::open(folder).unwrap(), lenient).unwrap().0.encode()
 }
 
 /// Everything that a server gives for a layout: each repository's tags, manifests, blobs and referrers, by their paths.
@@ -228,7 +228,7 @@ fn serve_pack_inspect_diff_and_trust_find_the_same_in_any_layout() {
         if !output.status.success() {
             let said = text(&output.stderr);
             if said.contains(": the tag is claimed by ") {
-                let error = store::index(&Directory::open(&folder).unwrap(), false).unwrap_err();
+                let error = store::read_catalog(&Directory::open(&folder).unwrap(), false).unwrap_err();
                 assert!(chain(&error).contains(": the tag is claimed by "), "seed {seed}: {error}");
                 continue;
             }

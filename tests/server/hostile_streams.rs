@@ -191,7 +191,7 @@ fn lists_that_nobody_reads_put_other_lists_off_and_nothing_else() {
     assert_eq!(list.code(), "TOOMANYREQUESTS");
     assert_eq!(
         list.json()["errors"][0]["detail"],
-        "too many lists wait to be read; come again in a second",
+        "too many list requests are waiting; retry after 1 second",
         "in words that help"
     );
     for path in ["/v2/", "/v2/test/hello/manifests/latest", &asked[3].path] {

@@ -17,8 +17,8 @@ fn disk(layout: &Layout, name: &str) -> Arc<Disk> {
 
 /// Has the server serve these disks.
 fn serve(server: &Server, disks: &[&Arc<Disk>]) {
-    let store = Store::of(disks.iter().map(|disk| Arc::clone(disk)).collect()).unwrap();
-    server.registry.replace(server.registry.holdings_of(store));
+    let store = Store::merge(disks.iter().map(|disk| Arc::clone(disk)).collect()).unwrap();
+    server.registry.replace(server.registry.snapshot_of(store));
 }
 
 fn status(server: &Server, path: &str) -> u16 {
@@ -73,7 +73,7 @@ fn disks_are_one_registry() {
 fn disks_that_disagree_are_refused_and_both_named() {
     let (mut one, mut other) = (Layout::default(), Layout::default());
     let (first, second) = (one.image("test/hello:1", b"one"), other.image("test/hello:1", b"other"));
-    let conflict = Store::of(vec![disk(&one, "/dev/vda"), disk(&other, "/dev/vdb")]).unwrap_err();
+    let conflict = Store::merge(vec![disk(&one, "/dev/vda"), disk(&other, "/dev/vdb")]).unwrap_err();
     let message = format!(
         "the tag test/hello:1 is {} on /dev/vda, and {} on /dev/vdb; expected the same, or it on one of them",
         first.digest, second.digest

@@ -104,20 +104,20 @@ impl Keeper {
         };
         let (name, root, registry) = (attached.device.to_string(), attached.root.clone(), Arc::clone(&self.registry));
         let opened = in_time(&name, move |name| {
-            let store = with(registry.holdings().store(), &root, &name)?;
-            Ok(registry.holdings_of(store))
+            let store = with(registry.snapshot().store(), &root, &name)?;
+            Ok(registry.snapshot_of(store))
         });
-        let holdings = match opened.await {
-            Ok(holdings) => holdings,
+        let snapshot = match opened.await {
+            Ok(snapshot) => snapshot,
             Err(fault) => {
                 unmount(&attached);
                 return Err(told(fault));
             }
         };
         if let Some(renewal) = &self.renewal {
-            renewal.stand_in(holdings.upstreams());
+            renewal.stand_in(snapshot.store().upstreams());
         }
-        self.registry.replace(holdings);
+        self.registry.replace(snapshot);
         self.served.push(attached);
         console::say(&format!("{name} came: it is served"));
         self.tell(name, String::new());
@@ -142,12 +142,9 @@ impl Keeper {
     /// No longer serves a disk.
     async fn remove(&mut self, attached: Attached) {
         let (name, registry) = (attached.device.to_string(), Arc::clone(&self.registry));
-        let without = in_time(&name, move |name| {
-            let store = registry.holdings().store().without(&name).map_err(Fault::Conflict)?;
-            Ok(registry.holdings_of(store))
-        });
+        let without = in_time(&name, move |name| Ok(registry.snapshot_of(registry.snapshot().store().without(&name))));
         match without.await {
-            Ok(holdings) => self.registry.replace(holdings),
+            Ok(snapshot) => self.registry.replace(snapshot),
             Err(fault) => self.warn(fault.code(), fault.chain()),
         }
         unmount(&attached);
@@ -156,8 +153,8 @@ impl Keeper {
     }
 
     fn tell(&self, added: String, removed: String) {
-        let holdings = self.registry.holdings();
-        let store = holdings.store();
+        let snapshot = self.registry.snapshot();
+        let store = snapshot.store();
         self.events.emit(event::Event::Disks(Disks {
             added,
             removed,

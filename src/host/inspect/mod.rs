@@ -169,7 +169,7 @@ fn inspect(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(), Ins
     let mut contents = contents.map_err(|source| InspectError::Contents { disk: named(), source })?;
     let digest = digest.map_err(|source| InspectError::Read { disk: named(), file: "the whole of it", source })?;
     // Last, when the memory that reading the index took is free again.
-    let catalog = store::load(tree).map_err(|source| InspectError::Catalog { disk: named(), source })?;
+    let catalog = store::load_catalog(tree).map_err(|source| InspectError::Catalog { disk: named(), source })?;
 
     let mut verified = None;
     let mut differences = Vec::new();

@@ -1,4 +1,4 @@
-//! The registry API: which endpoint a request names, and the response of each endpoint.
+//! The registry API: parses request targets and builds the response of each endpoint.
 
 pub(crate) mod describe;
 pub mod handler;

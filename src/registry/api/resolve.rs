@@ -1,16 +1,17 @@
-//! What a request means: names and references become numbers of the catalog. Pure.
+//! Resolves the names and references of a request to entries of the catalog.
 
 use http::request::Parts;
 
-use super::route::{self, Target};
+use super::route::ApiRequest;
 use crate::disk::catalog::{BlobId, Catalog, RepositoryId};
 use crate::oci::{Reference, Repository};
-use crate::registry::content::snapshot::Holdings;
+use crate::registry::content::snapshot::Snapshot;
+use crate::registry::content::upstreams::{self, DOCKER_HUB, LOCALHOST};
 use crate::registry::http::error::RegistryError;
 use crate::registry::http::reply::Freshness;
 use crate::registry::listen::client;
 
-/// The manifest that a reference of a repository means, and how long its answer may be kept.
+/// Resolves a reference to a manifest of the repository.
 pub(crate) fn manifest(catalog: &Catalog, repository: RepositoryId, reference: &Reference) -> Option<(BlobId, Freshness)> {
     let (found, freshness): (Option<BlobId>, _) = match reference {
         Reference::Tag(tag) => (catalog.tag(repository, tag.as_str()).or_else(|| catalog.every_tag(repository)), Freshness::Tag),
@@ -20,47 +21,51 @@ pub(crate) fn manifest(catalog: &Catalog, repository: RepositoryId, reference: &
     found.filter(is_manifest).map(|id| (id, freshness))
 }
 
-/// The repository that a request means. Its upstream is, in order: the `ns` parameter, a host-shaped first component of the
-/// name, the `Host` header where the store knows that host, with its port or without.
+/// Resolves the repository that a request names, and what `find` finds in it.
 ///
-/// Without an upstream the repository is the first of these in which `look` finds what is asked for, else the first that exists: the one
-/// of the default namespace, that of docker.io (dockerd does not name the upstream when it asks a mirror), and that of `localhost`, by
-/// which podman and buildah name what has no registry. Returns what was found, too.
+/// The upstream is the first of these that applies: the `ns` parameter, the first component of the name if it looks like a host, the
+/// `Host` header (with or without its port) if the store has repositories of that host.
+///
+/// Without an upstream there are three candidates: the name as it is; the name under docker.io, because dockerd does not name the upstream
+/// when it pulls from a mirror; and the name under `localhost`, which podman and buildah put before names without a registry. The first
+/// candidate in which `find` succeeds wins, or else the first that exists.
 ///
 /// # Errors
-/// 404.
+/// Fails with 404 if no candidate exists.
 pub(crate) fn repository<T>(
-    holdings: &Holdings,
+    snapshot: &Snapshot,
     name: &Repository,
-    target: &Target,
+    request: &ApiRequest,
     head: &Parts,
-    look: impl Fn(&Catalog, RepositoryId) -> Option<T>,
+    find: impl Fn(&Catalog, RepositoryId) -> Option<T>,
 ) -> Result<(RepositoryId, Option<T>), RegistryError> {
     let host = client::host(head);
-    let upstream = match (&target.namespace, name.host()) {
-        // A client may say in `ns` what it connected to: then it means no upstream, but this registry.
+    let upstream = match (&request.namespace, name.host()) {
+        // Some clients put the address they connect to into `ns`. That is this registry, not an upstream.
         (Some(namespace), _) => {
             Some(namespace.as_str()).filter(|namespace| host.as_ref().is_none_or(|own| own.as_str() != *namespace))
         }
         (None, Some(_)) => None,
         (None, None) => {
             let mut names = host.as_ref().map(|host| [host.as_str(), host.name()]).into_iter().flatten();
-            names.find(|host| *host != route::LOCAL && holdings.upstreams.contains(route::upstream(host)))
+            names.find(|host| *host != LOCALHOST && snapshot.store().has_upstream(upstreams::canonical(host)))
         }
     };
-    let full = match upstream {
-        Some(upstream) => format!("{}/{name}", route::upstream(upstream)),
+    let full_name = match upstream {
+        Some(upstream) => format!("{}/{name}", upstreams::canonical(upstream)),
         None => name.to_string(),
     };
-    let hosts: &[&str] = match (&target.namespace, upstream, name.host()) {
-        (None, None, None) => &[route::MIRRORED, route::LOCAL],
-        // It names this registry, so not docker.io.
-        (Some(_), None, None) => &[route::LOCAL],
+    let other_hosts: &[&str] = match (&request.namespace, upstream, name.host()) {
+        (None, None, None) => &[DOCKER_HUB, LOCALHOST],
+        // `ns` names this registry, so docker.io is not meant.
+        (Some(_), None, None) => &[LOCALHOST],
         _ => &[],
     };
-    let catalog = holdings.store().catalog();
-    let mut others = hosts.iter().filter_map(|host| catalog.repository(&format!("{host}/{full}")));
-    let Some(first) = catalog.repository(&full).or_else(|| others.next()) else { return Err(RegistryError::NameUnknown(full)) };
-    let found = |id| look(catalog, id).map(|found| (id, Some(found)));
-    Ok(found(first).or_else(|| others.find_map(found)).unwrap_or((first, None)))
+    let catalog = snapshot.store().catalog();
+    let mut others = other_hosts.iter().filter_map(|host| catalog.repository(&format!("{host}/{full_name}")));
+    let Some(first) = catalog.repository(&full_name).or_else(|| others.next()) else {
+        return Err(RegistryError::NameUnknown(full_name));
+    };
+    let found_in = |id| find(catalog, id).map(|found| (id, Some(found)));
+    Ok(found_in(first).or_else(|| others.find_map(found_in)).unwrap_or((first, None)))
 }

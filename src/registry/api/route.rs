@@ -1,4 +1,4 @@
-//! What a request asks for: method and target become a [`Route`]. Pure, anchored, and nothing but names by the grammar leaves.
+//! Parses the method and target of a request. Every name and digest in the result follows the grammar.
 
 use std::borrow::Cow;
 
@@ -9,10 +9,11 @@ use crate::oci::{Digest, Host, NameError, Reference, Repository};
 use crate::registry::http::error::RegistryError;
 use crate::registry::listen::client::Surface;
 
-/// An endpoint with its operands. `Repository` here is as the client wrote it; which upstream it means is decided by [`Target`].
+/// An endpoint of the distribution specification with its operands. The repository name is as the client wrote it: [`super::resolve`]
+/// finds the upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
-    /// `/v2/`: the API is here.
+    /// `/v2/`.
     Base,
     /// `/v2/_catalog`.
     Catalog(Page),
@@ -26,21 +27,21 @@ pub enum Route {
     Referrers(Repository, Referrers),
 }
 
-/// Whose referrers are asked for, and which of them.
+/// The operands of a request for referrers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Referrers {
-    /// What they refer to.
+    /// The manifest that the referrers refer to.
     pub subject: Digest,
-    /// The type that they are to have.
+    /// Returns only referrers of this type.
     pub artifact_type: Option<String>,
-    /// How many, and after which.
+    /// The requested page.
     pub page: Page,
 }
 
-/// An endpoint of this registry's own, beside those of the specification.
+/// An endpoint that the distribution specification does not define.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Beside {
-    /// `/token`, and the scopes that a token is wanted for.
+pub enum ServiceEndpoint {
+    /// `/token` with the requested scopes.
     Token(Vec<String>),
     /// `/healthz`.
     Health,
@@ -50,16 +51,16 @@ pub enum Beside {
     Ca,
 }
 
-/// What a request asks for.
+/// The parsed target of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Asked {
-    /// Something of the distribution specification.
-    Registry(Target),
-    /// Something beside it.
-    Beside(Beside),
+pub enum RequestTarget {
+    /// An endpoint of the distribution specification.
+    Api(ApiRequest),
+    /// Another endpoint of this registry.
+    Service(ServiceEndpoint),
 }
 
-/// An endpoint without its operands, as logs and metrics name it.
+/// An endpoint without its operands, for logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Endpoint {
@@ -73,12 +74,12 @@ pub enum Endpoint {
     Health,
     Metrics,
     Ca,
-    /// No endpoint's target, or a request that was refused before it was looked at.
+    /// The target is not an endpoint, or the request was rejected before its target was parsed.
     Other,
 }
 
 impl Endpoint {
-    /// Every one, in the order of their declaration.
+    /// All endpoints in the order of their declaration.
     pub const ALL: [Self; 11] = [
         Self::Base,
         Self::Catalog,
@@ -93,7 +94,7 @@ impl Endpoint {
         Self::Other,
     ];
 
-    /// Its stable name.
+    /// The stable name in logs and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -112,12 +113,12 @@ impl Endpoint {
     }
 }
 
-impl Asked {
-    /// The endpoint alone.
+impl RequestTarget {
+    /// The endpoint without its operands.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
         match self {
-            Self::Registry(target) => match target.route {
+            Self::Api(request) => match request.route {
                 Route::Base => Endpoint::Base,
                 Route::Catalog(_) => Endpoint::Catalog,
                 Route::Tags(..) => Endpoint::Tags,
@@ -125,21 +126,22 @@ impl Asked {
                 Route::Blob(..) => Endpoint::Blob,
                 Route::Referrers(..) => Endpoint::Referrers,
             },
-            Self::Beside(Beside::Token(_)) => Endpoint::Token,
-            Self::Beside(Beside::Health) => Endpoint::Health,
-            Self::Beside(Beside::Metrics) => Endpoint::Metrics,
-            Self::Beside(Beside::Ca) => Endpoint::Ca,
+            Self::Service(ServiceEndpoint::Token(_)) => Endpoint::Token,
+            Self::Service(ServiceEndpoint::Health) => Endpoint::Health,
+            Self::Service(ServiceEndpoint::Metrics) => Endpoint::Metrics,
+            Self::Service(ServiceEndpoint::Ca) => Endpoint::Ca,
         }
     }
 
-    /// Whether it is answered on `surface`.
+    /// Whether listeners with this surface serve the endpoint.
     #[must_use]
     pub fn is_on(&self, surface: Surface) -> bool {
-        let observes = matches!(self, Self::Beside(Beside::Health | Beside::Metrics | Beside::Ca));
+        let is_observability =
+            matches!(self, Self::Service(ServiceEndpoint::Health | ServiceEndpoint::Metrics | ServiceEndpoint::Ca));
         match surface {
             Surface::All => true,
-            Surface::Registry => !observes,
-            Surface::Observability => observes,
+            Surface::Registry => !is_observability,
+            Surface::Observability => is_observability,
         }
     }
 }
@@ -147,31 +149,31 @@ impl Asked {
 /// Paging of a list (distribution specification, "Listing Tags").
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Page {
-    /// Most entries wanted.
+    /// The maximum number of entries.
     pub n: Option<usize>,
-    /// The entry before the first one wanted.
+    /// The page starts after this entry.
     pub last: Option<String>,
 }
 
-/// A parsed request target.
+/// A request for an endpoint of the distribution specification.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
+pub struct ApiRequest {
     /// The endpoint.
     pub route: Route,
-    /// The upstream that the client says it means (`ns=`).
+    /// The upstream that the client names (`ns=`).
     pub namespace: Option<Host>,
 }
 
 /// Parses the method and the target of a request.
 ///
 /// # Errors
-/// 405 for a method that is not GET or HEAD, 400 or 404 for a target that is no endpoint's.
-pub fn parse(method: &Method, uri: &Uri) -> Result<Asked, RegistryError> {
+/// Fails with 405 if the method is not GET or HEAD, and with 400 or 404 if the target is not an endpoint.
+pub fn parse(method: &Method, uri: &Uri) -> Result<RequestTarget, RegistryError> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Err(RegistryError::MethodNotAllowed);
     }
-    if let Some(beside) = beside(uri) {
-        return Ok(Asked::Beside(beside));
+    if let Some(endpoint) = service_endpoint(uri) {
+        return Ok(RequestTarget::Service(endpoint));
     }
     let segments = uri.path().strip_prefix("/v2").ok_or(RegistryError::PathUnknown)?;
     let segments = match segments {
@@ -183,15 +185,15 @@ pub fn parse(method: &Method, uri: &Uri) -> Result<Asked, RegistryError> {
         Some(ns) => Some(ns.parse().map_err(|error: NameError| RegistryError::NameInvalid(format!("ns: {error}")))?),
         None => None,
     };
-    Ok(Asked::Registry(Target { route: route(&segments, query)?, namespace }))
+    Ok(RequestTarget::Api(ApiRequest { route: route(&segments, query)?, namespace }))
 }
 
-fn beside(uri: &Uri) -> Option<Beside> {
+fn service_endpoint(uri: &Uri) -> Option<ServiceEndpoint> {
     match uri.path() {
-        "/token" => Some(Beside::Token(values(uri.query().unwrap_or_default(), "scope"))),
-        "/healthz" => Some(Beside::Health),
-        "/metrics" => Some(Beside::Metrics),
-        "/ca.crt" => Some(Beside::Ca),
+        "/token" => Some(ServiceEndpoint::Token(values(uri.query().unwrap_or_default(), "scope"))),
+        "/healthz" => Some(ServiceEndpoint::Health),
+        "/metrics" => Some(ServiceEndpoint::Metrics),
+        "/ca.crt" => Some(ServiceEndpoint::Ca),
         _ => None,
     }
 }
@@ -208,7 +210,7 @@ fn route(segments: &[Cow<'_, str>], query: &str) -> Result<Route, RegistryError>
             let (name, subject) = (repository(name)?, parse_digest(digest)?);
             let artifact_type = value(query, "artifactType").map(Cow::into_owned);
             let page = page(query)?;
-            // They are in order of their digests, and so the last one of a page is named by its own.
+            // Referrers are sorted by digest, so `last` is a digest.
             page.last.as_deref().map(parse_digest).transpose()?;
             Ok(Route::Referrers(name, Referrers { subject, artifact_type, page }))
         }
@@ -224,7 +226,7 @@ fn parse_digest(text: &str) -> Result<Digest, RegistryError> {
     text.parse().map_err(|error: crate::oci::DigestError| RegistryError::DigestInvalid(error.to_string()))
 }
 
-/// A digest that cannot be parsed is a bad request; a tag that cannot exist is only unknown.
+/// A malformed digest is a bad request. A tag that cannot exist is an unknown manifest.
 fn manifest_reference(text: &str) -> Result<Reference, RegistryError> {
     match text.parse::<Reference>() {
         Ok(reference) => Ok(reference),
@@ -235,9 +237,9 @@ fn manifest_reference(text: &str) -> Result<Reference, RegistryError> {
 
 fn page(query: &str) -> Result<Page, RegistryError> {
     let n = match value(query, "n") {
-        // More digits than a number holds are just a large number, and large numbers are clamped where the page is made.
+        // A number that does not fit is treated as large. The page size is limited later.
         Some(n) if !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()) => Some(n.parse().unwrap_or(usize::MAX)),
-        Some(_) => return Err(RegistryError::PaginationInvalid("n is expected to be a number from 0 up".into())),
+        Some(_) => return Err(RegistryError::PaginationInvalid("n must be a number, 0 or greater".into())),
         None => None,
     };
     Ok(Page { n, last: value(query, "last").map(Cow::into_owned) })
@@ -248,33 +250,12 @@ fn value<'a>(query: &'a str, key: &str) -> Option<Cow<'a, str>> {
     form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == key).map(|(_, value)| value)
 }
 
-/// Every value of a query parameter.
+/// All values of a query parameter.
 fn values(query: &str, key: &str) -> Vec<String> {
     form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == key).map(|(_, value)| value.into_owned()).collect()
 }
 
 fn decode(segment: &str) -> Result<Cow<'_, str>, RegistryError> {
     let decoded = percent_decode_str(segment).decode_utf8();
-    decoded.map_err(|_| RegistryError::NameInvalid("the path is expected to be UTF-8".into()))
-}
-
-/// Hosts that stand for another: where a client that was told `docker.io` really connects.
-const ALIASES: [(&str, &str); 2] = [("registry-1.docker.io", MIRRORED), ("index.docker.io", MIRRORED)];
-
-/// The upstream of dockerd's `registry-mirrors`, which are asked without naming it.
-pub const MIRRORED: &str = "docker.io";
-
-/// The host that podman and buildah put before a name that has no registry: an image built as `app` is named `localhost/app`. It is
-/// also how this machine reaches a registry of its own, so a `Host` header with it names no upstream.
-pub const LOCAL: &str = "localhost";
-
-/// Every alias with the upstream that it means.
-pub fn aliases() -> impl Iterator<Item = (&'static str, &'static str)> {
-    ALIASES.into_iter()
-}
-
-/// The upstream that a host name means.
-#[must_use]
-pub fn upstream(host: &str) -> &str {
-    ALIASES.iter().find(|(alias, _)| *alias == host).map_or(host, |(_, upstream)| upstream)
+    decoded.map_err(|_| RegistryError::NameInvalid("the path must be UTF-8".into()))
 }

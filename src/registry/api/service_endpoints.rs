@@ -1,11 +1,11 @@
-//! The endpoints beside the distribution specification's: tokens, health, metrics and the CA certificate.
+//! The endpoints that the distribution specification does not define: tokens, health, metrics and the CA certificate.
 
 use http::Response;
 use http::request::Parts;
 
 use super::handler::Registry;
-use super::route::Beside;
-use crate::registry::content::body::Body;
+use super::route::ServiceEndpoint;
+use crate::registry::content::body::Payload;
 use crate::registry::http::error::RegistryError;
 use crate::registry::http::reply;
 use crate::registry::limits::PROBE;
@@ -16,33 +16,38 @@ const JSON: &str = "application/json";
 const PEM: &str = "application/x-pem-file";
 
 impl Registry {
-    /// Answers for health and for the CA go to anybody: both are asked for before there is anything to be let in with. On a port of
-    /// their own the metrics do, too.
-    pub(crate) async fn beside(&self, asked: &Beside, head: &Parts, client: &Client) -> Result<Response<Body>, RegistryError> {
-        match asked {
-            Beside::Token(scopes) => {
+    /// Health and the CA certificate need no credentials: clients request them before they have any. Metrics need none on a port of
+    /// their own.
+    pub(crate) async fn serve_service_endpoint(
+        &self,
+        endpoint: &ServiceEndpoint,
+        head: &Parts,
+        client: &Client,
+    ) -> Result<Response<Payload>, RegistryError> {
+        match endpoint {
+            ServiceEndpoint::Token(scopes) => {
                 let token = self.auth.issue(scopes, head, client).await?;
-                Ok(reply::momentary(JSON, token))
+                Ok(reply::uncached(JSON, token))
             }
-            Beside::Health => {
-                let holdings = self.holdings();
-                let probed = self.health.check(PROBE, move || holdings.store().probe()).await;
+            ServiceEndpoint::Health => {
+                let snapshot = self.snapshot();
+                let probed = self.health.check(PROBE, move || snapshot.store().probe()).await;
                 probed.map_err(|error| {
-                    tracing::warn!(error, "the disk cannot be read");
+                    tracing::warn!(error, "the health probe of the disk failed");
                     RegistryError::Unhealthy
                 })?;
-                Ok(reply::momentary(JSON, r#"{"status":"ok"}"#))
+                Ok(reply::uncached(JSON, r#"{"status":"ok"}"#))
             }
-            Beside::Metrics => {
+            ServiceEndpoint::Metrics => {
                 if client.surface != Surface::Observability {
                     self.auth.admit_operator(head, client).await?;
                 }
-                let room = self.documents.room(exposition::LONGEST).await?;
-                Ok(reply::momentary(exposition::MEDIA_TYPE, room.hold(self.exposition.text().into())))
+                let permit = self.response_memory.acquire(exposition::MAX_BYTES).await?;
+                Ok(reply::uncached(exposition::MEDIA_TYPE, permit.attach(self.exposition.text().into())))
             }
-            Beside::Ca => {
+            ServiceEndpoint::Ca => {
                 let ca_pem = self.ca_pem.clone().ok_or(RegistryError::PathUnknown)?;
-                Ok(reply::momentary(PEM, ca_pem))
+                Ok(reply::uncached(PEM, ca_pem))
             }
         }
     }

@@ -1,6 +1,7 @@
-//! Bytes of bodies between the disk and the network: who holds how many, and who has to wait. Chunks to read into leave here; they come
-//! back when the connection has written them or given them up. A body that nobody reads costs the process little, however many
-//! there are, and none waits for another.
+//! The buffers of response bodies between the disk and the socket, and the budget of their bytes.
+//!
+//! A body reads into a [`Chunk`]; the connection drops the chunk when it has written it. Chunks get smaller as the budget is used up. When
+//! it is used up, each body may still hold one small chunk, so bodies that are not read cost little and block no other body.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,69 +13,71 @@ use bytes::Bytes;
 
 use crate::registry::limits::{CHUNK, IN_FLIGHT, SHARE, SMALL_CHUNK};
 
-/// Bytes that all bodies of a server have in flight.
+/// The bytes in flight of all bodies of a server.
 #[derive(Debug, Default)]
-pub struct Budget(AtomicUsize);
+pub struct ByteBudget(AtomicUsize);
 
-impl Budget {
-    /// How large the next chunk of a body may be: a power of two, so that buffers are used again.
-    fn allowance(&self) -> usize {
+impl ByteBudget {
+    /// The maximum size of the next chunk: a power of two, so that buffers can be reused.
+    fn chunk_size(&self) -> usize {
         let left = IN_FLIGHT.saturating_sub(self.0.load(Ordering::Relaxed));
         let share = (left / SHARE).clamp(SMALL_CHUNK, CHUNK);
         1 << share.ilog2()
     }
 
-    fn is_spent(&self) -> bool {
-        self.allowance() == SMALL_CHUNK
+    fn is_used_up(&self) -> bool {
+        self.chunk_size() == SMALL_CHUNK
     }
 }
 
-/// What one body has in flight.
+/// The chunks of one body that are not written yet.
 #[derive(Debug, Default)]
-pub(crate) struct Flight {
-    budget: Arc<Budget>,
+pub(crate) struct InFlight {
+    budget: Arc<ByteBudget>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     chunks: usize,
-    /// A buffer that came back: the next chunk is read into it.
+    /// The buffer of a written chunk, for the next one.
     spare: Option<Vec<u8>>,
+    /// The body, if it waits for its last chunk to be written.
     waiting: Option<Waker>,
 }
 
-impl Flight {
-    pub fn new(budget: Arc<Budget>) -> Self {
+impl InFlight {
+    pub fn new(budget: Arc<ByteBudget>) -> Self {
         Self { budget, state: Mutex::default() }
     }
 
-    /// A chunk to read up to `wanted` bytes into. While the budget is spent chunks are small, and a body waits until its last one has
-    /// been written.
+    /// Returns a chunk for at most `wanted` bytes. If the budget is used up, the chunk is small, and the body must wait for it until its
+    /// last chunk is written.
     pub fn poll_chunk(self: &Arc<Self>, wanted: u64, context: &Context<'_>) -> Poll<Chunk> {
         let mut state = self.state();
-        let largest = self.budget.allowance();
+        let largest = self.budget.chunk_size();
         if largest == SMALL_CHUNK && state.chunks > 0 {
             state.waiting = Some(context.waker().clone());
             return Poll::Pending;
         }
         let size = usize::try_from(wanted).map_or(largest, |wanted| wanted.min(largest));
-        // A buffer that is a little larger does as well; a much larger one would take what others need.
+        // A spare buffer may be up to twice as large. A larger one would take budget from other bodies.
         let spare = state.spare.take().filter(|spare| (size..=size * 2).contains(&spare.len()));
         let buffer = spare.unwrap_or_else(|| vec![0; size]);
         state.chunks += 1;
         self.budget.0.fetch_add(buffer.len(), Ordering::Relaxed);
-        Poll::Ready(Chunk { buffer, limit: size, filled: 0, flight: Arc::clone(self) })
+        Poll::Ready(Chunk { buffer, limit: size, filled: 0, in_flight: Arc::clone(self) })
     }
 
-    /// The same bytes, in flight as long as anybody has them. They are in memory already, and add nothing to the budget.
-    pub fn hold(self: &Arc<Self>, bytes: Bytes) -> Bytes {
+    /// Counts `bytes` as a chunk in flight until the last reference to them is dropped. They do not count against the budget: they were in
+    /// memory before.
+    pub fn track(self: &Arc<Self>, bytes: Bytes) -> Bytes {
         self.state().chunks += 1;
-        Bytes::from_owner(Held { bytes, flight: Arc::clone(self) })
+        Bytes::from_owner(TrackedBytes { bytes, in_flight: Arc::clone(self) })
     }
 
-    /// Takes note that a chunk is no longer in flight, keeps its buffer for the next one, and wakes a body that waits for that.
-    fn landed(&self, spare: Option<Vec<u8>>) {
+    /// Removes a chunk, keeps its buffer for the next one, and wakes the body if it waits.
+    fn release(&self, spare: Option<Vec<u8>>) {
         let mut state = self.state();
         state.chunks -= 1;
         if spare.is_some() {
@@ -93,63 +96,62 @@ impl Flight {
 }
 
 #[derive(Debug)]
-struct Held {
+struct TrackedBytes {
     bytes: Bytes,
-    flight: Arc<Flight>,
+    in_flight: Arc<InFlight>,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for TrackedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Held {
+impl Drop for TrackedBytes {
     fn drop(&mut self) {
-        self.flight.landed(None);
+        self.in_flight.release(None);
     }
 }
 
-/// A buffer in flight, from the moment that it is read into. It never takes more bytes than were wanted, however long the buffer is.
+/// A buffer in flight. It never holds more than `limit` bytes, however long the buffer is.
 #[derive(Debug)]
 pub(crate) struct Chunk {
-    /// At least `limit` bytes.
+    /// At least `limit` bytes long.
     buffer: Vec<u8>,
-    /// Bytes that are wanted.
     limit: usize,
-    /// Bytes that it has, at most `limit`.
+    /// The number of bytes read so far, at most `limit`.
     filled: usize,
-    flight: Arc<Flight>,
+    in_flight: Arc<InFlight>,
 }
 
 impl Chunk {
-    /// Bytes that it has.
+    /// The number of bytes read so far.
     pub fn len(&self) -> usize {
         self.filled
     }
 
-    /// Whether it has all bytes that are wanted.
+    /// Whether the chunk has all the bytes it was requested for.
     pub fn is_full(&self) -> bool {
         self.filled == self.limit
     }
 
-    /// Adds what `read` puts into the free space, `most` bytes at most, and returns how many bytes that were.
+    /// Appends what `read` puts into the free space, at most `max` bytes. Returns the number of bytes.
     ///
     /// # Errors
-    /// Those of `read`; also if it claims to have put in more than there was space for.
-    pub fn fill(&mut self, most: u64, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<u64> {
+    /// Fails if `read` fails or claims more bytes than there was space for.
+    pub fn fill(&mut self, max: u64, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<u64> {
         let free = self.buffer.get_mut(self.filled..self.limit).unwrap_or_default();
-        let most = usize::try_from(most).map_or(free.len(), |most| most.min(free.len()));
-        let count = read(free.get_mut(..most).unwrap_or_default())?;
-        if count > most {
-            return Err(io::Error::other(format!("{count} bytes were read into a buffer of {most}")));
+        let max = usize::try_from(max).map_or(free.len(), |max| max.min(free.len()));
+        let count = read(free.get_mut(..max).unwrap_or_default())?;
+        if count > max {
+            return Err(io::Error::other(format!("{count} bytes were read into a buffer of {max}")));
         }
         self.filled += count;
         Ok(count as u64)
     }
 
-    /// Adds as many of these bytes as there is space for, and returns how many those are.
-    pub fn put(&mut self, bytes: &[u8]) -> usize {
+    /// Appends as many of the bytes as fit. Returns their number.
+    pub fn append(&mut self, bytes: &[u8]) -> usize {
         let free = self.buffer.get_mut(self.filled..self.limit).unwrap_or_default();
         let count = bytes.len().min(free.len());
         if let (Some(to), Some(from)) = (free.get_mut(..count), bytes.get(..count)) {
@@ -168,39 +170,39 @@ impl AsRef<[u8]> for Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        let (buffer, budget) = (std::mem::take(&mut self.buffer), &self.flight.budget);
+        let (buffer, budget) = (std::mem::take(&mut self.buffer), &self.in_flight.budget);
         budget.0.fetch_sub(buffer.len(), Ordering::Relaxed);
-        let spare = (!budget.is_spent()).then_some(buffer);
-        self.flight.landed(spare);
+        let spare = (!budget.is_used_up()).then_some(buffer);
+        self.in_flight.release(spare);
     }
 }
 
-/// Bodies of one connection that have ended while chunks of theirs were still in flight: HTTP/2 keeps them until its peer opens the
-/// stream's window, and nothing else watches over them.
+/// The bodies of one HTTP/2 connection that have ended while chunks of theirs are in flight. hyper keeps these chunks until the peer opens
+/// the stream's flow-control window, and has no timeout for them.
 #[derive(Debug, Default)]
-pub(crate) struct Tails(Mutex<Vec<(Instant, Weak<Flight>)>>);
+pub(crate) struct Draining(Mutex<Vec<(Instant, Weak<InFlight>)>>);
 
-impl Tails {
-    /// Takes over what has just ended.
-    pub fn add(&self, flight: &Arc<Flight>) {
-        if flight.state().chunks > 0 {
-            self.ended().push((Instant::now(), Arc::downgrade(flight)));
+impl Draining {
+    /// Adds a body that has ended, if it has chunks in flight.
+    pub fn add(&self, body: &Arc<InFlight>) {
+        if body.state().chunks > 0 {
+            self.bodies().push((Instant::now(), Arc::downgrade(body)));
         }
     }
 
-    /// Ends when one of them has waited for `patience` or longer.
-    pub async fn overdue(&self, patience: Duration) {
+    /// Completes when a body has been draining for `limit` or longer.
+    pub async fn overdue(&self, limit: Duration) {
         loop {
-            tokio::time::sleep(patience).await;
-            let mut ended = self.ended();
-            ended.retain(|(_, flight)| flight.strong_count() > 0);
-            if ended.iter().any(|(since, _)| since.elapsed() >= patience) {
+            tokio::time::sleep(limit).await;
+            let mut bodies = self.bodies();
+            bodies.retain(|(_, body)| body.strong_count() > 0);
+            if bodies.iter().any(|(since, _)| since.elapsed() >= limit) {
                 return;
             }
         }
     }
 
-    fn ended(&self) -> MutexGuard<'_, Vec<(Instant, Weak<Flight>)>> {
+    fn bodies(&self) -> MutexGuard<'_, Vec<(Instant, Weak<InFlight>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -209,43 +211,43 @@ impl Tails {
 mod tests {
     use super::*;
 
-    fn chunk(flight: &Arc<Flight>) -> Option<Chunk> {
-        match flight.poll_chunk(u64::MAX, &Context::from_waker(Waker::noop())) {
+    fn chunk(body: &Arc<InFlight>) -> Option<Chunk> {
+        match body.poll_chunk(u64::MAX, &Context::from_waker(Waker::noop())) {
             Poll::Ready(chunk) => Some(chunk),
             Poll::Pending => None,
         }
     }
 
-    /// So many bodies, each of which takes all that it gets and gives nothing back.
-    fn greedy(bodies: usize) -> (Vec<Arc<Flight>>, Vec<Chunk>) {
-        let budget = Arc::<Budget>::default();
-        let flights: Vec<_> = (0..bodies).map(|_| Arc::new(Flight::new(Arc::clone(&budget)))).collect();
-        let mut taken = Vec::new();
-        while let Some(round) = Some(flights.iter().filter_map(chunk).collect::<Vec<_>>()).filter(|round| !round.is_empty()) {
-            taken.extend(round);
+    /// Bodies that take all the chunks they can get and release none.
+    fn greedy(count: usize) -> (Vec<Arc<InFlight>>, Vec<Chunk>) {
+        let budget = Arc::<ByteBudget>::default();
+        let bodies: Vec<_> = (0..count).map(|_| Arc::new(InFlight::new(Arc::clone(&budget)))).collect();
+        let mut chunks = Vec::new();
+        while let Some(round) = Some(bodies.iter().filter_map(chunk).collect::<Vec<_>>()).filter(|round| !round.is_empty()) {
+            chunks.extend(round);
         }
-        (flights, taken)
+        (bodies, chunks)
     }
 
     #[test]
-    fn bodies_that_take_all_they_get_hold_the_budget_and_one_small_chunk_each() {
-        for bodies in [1, 64, 1000, 4096] {
-            let (flights, taken) = greedy(bodies);
-            let held: usize = taken.iter().map(|chunk| chunk.buffer.len()).sum();
-            assert!(held <= IN_FLIGHT + bodies * SMALL_CHUNK, "{bodies}: {held}");
-            assert!(flights.iter().all(|flight| flight.state().chunks > 0), "{bodies}: each got something");
+    fn unread_bodies_hold_at_most_the_budget_and_one_small_chunk_each() {
+        for count in [1, 64, 1000, 4096] {
+            let (bodies, chunks) = greedy(count);
+            let held: usize = chunks.iter().map(|chunk| chunk.buffer.len()).sum();
+            assert!(held <= IN_FLIGHT + count * SMALL_CHUNK, "{count}: {held}");
+            assert!(bodies.iter().all(|body| body.state().chunks > 0), "{count}: each body has a chunk");
         }
     }
 
     #[test]
-    fn sixty_four_bodies_that_are_read_have_large_chunks() {
-        let budget = Arc::<Budget>::default();
-        let flights: Vec<_> = (0..64).map(|_| Arc::new(Flight::new(Arc::clone(&budget)))).collect();
-        let mut held: Vec<Option<Chunk>> = flights.iter().map(chunk).collect();
+    fn chunks_of_64_bodies_that_are_read_stay_large() {
+        let budget = Arc::<ByteBudget>::default();
+        let bodies: Vec<_> = (0..64).map(|_| Arc::new(InFlight::new(Arc::clone(&budget)))).collect();
+        let mut held: Vec<Option<Chunk>> = bodies.iter().map(chunk).collect();
         for _ in 0..20 {
-            for (flight, place) in flights.iter().zip(&mut held) {
-                *place = None;
-                *place = chunk(flight);
+            for (body, slot) in bodies.iter().zip(&mut held) {
+                *slot = None;
+                *slot = chunk(body);
             }
         }
         let sizes: Vec<usize> = held.iter().flatten().map(|chunk| chunk.buffer.len()).collect();
@@ -253,55 +255,55 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_is_there_again() {
-        let (flights, taken) = greedy(100);
-        assert!(chunk(&flights[0]).is_none());
-        drop(taken);
-        assert_eq!(flights[0].budget.0.load(Ordering::Relaxed), 0);
-        assert_eq!(chunk(&flights[0]).unwrap().buffer.len(), CHUNK);
+    fn dropped_chunks_return_to_the_budget() {
+        let (bodies, chunks) = greedy(100);
+        assert!(chunk(&bodies[0]).is_none());
+        drop(chunks);
+        assert_eq!(bodies[0].budget.0.load(Ordering::Relaxed), 0);
+        assert_eq!(chunk(&bodies[0]).unwrap().buffer.len(), CHUNK);
     }
 
     #[test]
-    fn a_chunk_takes_no_more_than_was_wanted_though_its_buffer_is_longer() {
-        let flight = Arc::new(Flight::new(Arc::default()));
-        let wanting = |wanted| match flight.poll_chunk(wanted, &Context::from_waker(Waker::noop())) {
+    fn chunk_holds_at_most_the_wanted_bytes_in_a_longer_reused_buffer() {
+        let body = Arc::new(InFlight::new(Arc::default()));
+        let request = |wanted| match body.poll_chunk(wanted, &Context::from_waker(Waker::noop())) {
             Poll::Ready(chunk) => chunk,
-            Poll::Pending => panic!("there is room"),
+            Poll::Pending => panic!("the budget is not used up"),
         };
-        let fill = |chunk: &mut Chunk, most| chunk.fill(most, |space| Ok(space.len())).unwrap();
-        drop(wanting(131_072));
-        let mut chunk = wanting(68_928);
-        assert_eq!((chunk.buffer.len(), chunk.limit), (131_072, 68_928), "the buffer is used again");
+        let fill = |chunk: &mut Chunk, max| chunk.fill(max, |space| Ok(space.len())).unwrap();
+        drop(request(131_072));
+        let mut chunk = request(68_928);
+        assert_eq!((chunk.buffer.len(), chunk.limit), (131_072, 68_928), "the buffer is reused");
         assert_eq!((fill(&mut chunk, 7), fill(&mut chunk, u64::MAX), chunk.is_full()), (7, 68_921, true));
-        assert_eq!((fill(&mut chunk, u64::MAX), chunk.put(b"more"), chunk.as_ref().len()), (0, 0, 68_928));
-        let mut chunk = wanting(40_000);
-        assert_eq!((chunk.put(&[7; 40_001]), chunk.as_ref()), (40_000, &[7; 40_000][..]));
-        let mut chunk = wanting(10);
-        assert!(chunk.fill(5, |space| Ok(space.len() + 1)).is_err(), "more than the space that it was given");
+        assert_eq!((fill(&mut chunk, u64::MAX), chunk.append(b"more"), chunk.as_ref().len()), (0, 0, 68_928));
+        let mut chunk = request(40_000);
+        assert_eq!((chunk.append(&[7; 40_001]), chunk.as_ref()), (40_000, &[7; 40_000][..]));
+        let mut chunk = request(10);
+        assert!(chunk.fill(5, |space| Ok(space.len() + 1)).is_err(), "more than the free space");
         assert_eq!(chunk.len(), 0);
     }
 
     #[test]
-    fn a_body_that_waits_for_bytes_in_memory_is_woken_when_they_are_gone() {
-        let (flights, taken) = greedy(100);
-        let flight = Arc::new(Flight::new(Arc::clone(&flights[0].budget)));
-        let held = flight.hold(Bytes::from_static(b"list"));
-        assert!(chunk(&flight).is_none() && flight.state().waiting.is_some());
-        drop(held);
-        assert!(flight.state().waiting.is_none() && chunk(&flight).is_some());
-        drop(taken);
+    fn body_waiting_for_tracked_bytes_is_woken_when_they_are_dropped() {
+        let (bodies, chunks) = greedy(100);
+        let body = Arc::new(InFlight::new(Arc::clone(&bodies[0].budget)));
+        let tracked = body.track(Bytes::from_static(b"list"));
+        assert!(chunk(&body).is_none() && body.state().waiting.is_some());
+        drop(tracked);
+        assert!(body.state().waiting.is_none() && chunk(&body).is_some());
+        drop(chunks);
     }
 
     #[test]
-    fn bytes_of_a_body_that_has_ended_are_watched() {
-        let flight = Arc::new(Flight::new(Arc::default()));
-        let held = flight.hold(Bytes::from_static(b"list"));
-        assert_eq!((&held[..], flight.state().chunks), (&b"list"[..], 1));
-        let tails = Tails::default();
-        tails.add(&flight);
-        drop(flight);
-        assert_eq!(tails.ended()[0].1.strong_count(), 1);
-        drop(held);
-        assert_eq!(tails.ended()[0].1.strong_count(), 0);
+    fn draining_holds_a_body_until_its_bytes_are_dropped() {
+        let body = Arc::new(InFlight::new(Arc::default()));
+        let tracked = body.track(Bytes::from_static(b"list"));
+        assert_eq!((&tracked[..], body.state().chunks), (&b"list"[..], 1));
+        let draining = Draining::default();
+        draining.add(&body);
+        drop(body);
+        assert_eq!(draining.bodies()[0].1.strong_count(), 1);
+        drop(tracked);
+        assert_eq!(draining.bodies()[0].1.strong_count(), 0);
     }
 }

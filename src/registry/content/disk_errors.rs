@@ -1,5 +1,5 @@
-//! What disks did not give. What enters are errors of reading; what leaves is a count for each reason and, bounded in rate, a warning
-//! event that names the blob and its disk. It never holds a request up.
+//! Counts disk errors by kind and reports them as warning events that name the blob and its disk. The rate of warnings is limited, and
+//! reporting never blocks a request.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,24 +10,24 @@ use crate::oci::Digest;
 use crate::registry::limits::{FAULTS, FAULTS_EVERY};
 use crate::registry::telemetry::events::Events;
 
-/// Why a disk did not give what its catalog says it holds.
+/// Why a disk did not return a blob as its catalog lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// It cannot be read.
+pub enum DiskErrorKind {
+    /// The disk cannot be read.
     Unreadable,
-    /// There is less of it than there should be.
+    /// The blob has fewer bytes than the catalog says.
     Truncated,
-    /// It does not answer.
+    /// The disk did not answer in time.
     Hung,
-    /// Other bytes.
+    /// The bytes do not match the digest.
     WrongDigest,
 }
 
-impl Reason {
-    /// Every reason, in the order of their numbers.
+impl DiskErrorKind {
+    /// All kinds in the order of their declaration.
     pub const ALL: [Self; 4] = [Self::Unreadable, Self::Truncated, Self::Hung, Self::WrongDigest];
 
-    /// Stable name, of the warning and, in small letters, of the count.
+    /// The stable code of the warning. In lower case, it is the metric's label.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -48,60 +48,58 @@ impl Reason {
     }
 }
 
-/// The error of bytes with another digest.
+/// The error for bytes whose digest is `found` instead of the expected one.
 #[must_use]
 pub fn wrong_digest(found: &Digest) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("its bytes have the digest {found}"))
 }
 
-/// The faults so far.
+/// The disk errors so far.
 #[derive(Debug, Default)]
-pub struct Faults {
-    counts: [AtomicU64; Reason::ALL.len()],
-    /// Of each reason: a flood of one must not hide another.
-    paces: [Mutex<Pace>; Reason::ALL.len()],
+pub struct DiskErrors {
+    counts: [AtomicU64; DiskErrorKind::ALL.len()],
+    /// One for each kind, so that many errors of one kind do not hide another kind.
+    rate_limits: [Mutex<RateLimit>; DiskErrorKind::ALL.len()],
 }
 
-/// How many warnings were told lately.
+/// The warnings of the current period.
 #[derive(Debug, Default)]
-struct Pace {
-    since: Option<Instant>,
-    told: u32,
-    /// Not told of.
-    held: u64,
+struct RateLimit {
+    started: Option<Instant>,
+    reported: u32,
+    suppressed: u64,
 }
 
-impl Faults {
-    /// Counts that `disk` did not give `digest`, and tells of it.
-    pub fn happened(&self, events: &Events, digest: &Digest, disk: &str, error: &io::Error) {
-        let reason = Reason::of(error);
-        tracing::warn!(%digest, disk, code = reason.code(), %error, "a disk did not give a blob");
-        if let Some(count) = self.counts.get(reason as usize) {
+impl DiskErrors {
+    /// Counts that `disk` failed to return the blob `digest`, and reports it.
+    pub fn record(&self, events: &Events, digest: &Digest, disk: &str, error: &io::Error) {
+        let kind = DiskErrorKind::of(error);
+        tracing::warn!(%digest, disk, code = kind.code(), %error, "a disk failed to return a blob");
+        if let Some(count) = self.counts.get(kind as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        let Some(held) = self.turn(reason, Instant::now()) else { return };
-        let more = if held > 0 { format!(" ({held} more such faults are not told of)") } else { String::new() };
-        let message = format!("{digest} on {disk}: {error}{more}");
-        events.warn(reason.code(), message);
+        let Some(suppressed) = self.admit(kind, Instant::now()) else { return };
+        let more = if suppressed > 0 { format!(" ({suppressed} more such errors were not reported)") } else { String::new() };
+        events.warn(kind.code(), format!("{digest} on {disk}: {error}{more}"));
     }
 
-    /// How many there were, for each reason.
-    pub fn read(&self) -> impl Iterator<Item = (Reason, u64)> {
-        Reason::ALL.into_iter().zip(&self.counts).map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    /// The number of errors of each kind.
+    pub fn counts(&self) -> impl Iterator<Item = (DiskErrorKind, u64)> {
+        DiskErrorKind::ALL.into_iter().zip(&self.counts).map(|(kind, count)| (kind, count.load(Ordering::Relaxed)))
     }
 
-    /// Whether one more may be told of now; and how many were not before it.
-    fn turn(&self, reason: Reason, now: Instant) -> Option<u64> {
-        let mut pace = self.paces.get(reason as usize)?.lock().unwrap_or_else(PoisonError::into_inner);
-        if pace.since.is_none_or(|since| now.saturating_duration_since(since) >= FAULTS_EVERY) {
-            (pace.since, pace.told) = (Some(now), 0);
+    /// If the rate limit allows a warning now, returns how many were suppressed since the last one.
+    fn admit(&self, kind: DiskErrorKind, now: Instant) -> Option<u64> {
+        let mut limit = self.rate_limits.get(kind as usize)?.lock().unwrap_or_else(PoisonError::into_inner);
+        if limit.started.is_none_or(|started| now.saturating_duration_since(started) >= FAULTS_EVERY) {
+            (limit.started, limit.reported) = (Some(now), 0);
         }
-        if pace.told == FAULTS {
-            pace.held += 1;
+        if limit.reported == FAULTS {
+            limit.suppressed += 1;
             return None;
         }
-        pace.told += 1;
-        Some(std::mem::take(&mut pace.held))
+        limit.reported += 1;
+        Some(std::mem::take(&mut limit.suppressed))
     }
 }
 
@@ -113,38 +111,38 @@ mod tests {
     use crate::proto::{Warning, event};
 
     #[test]
-    fn faults_are_counted_by_their_reason_and_named() {
-        let (faults, (events, queue)) = (Faults::default(), Events::queue());
+    fn errors_are_counted_and_reported_by_kind() {
+        let (disk_errors, (events, queue)) = (DiskErrors::default(), Events::queue());
         let (digest, found) = (Digest::sha256_of(b"blob"), Digest::sha256_of(b"other"));
         let errors = [
             io::Error::from_raw_os_error(5),
-            io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends at byte 7, before its slice does"),
+            io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends at byte 7, before its range does"),
             io::Error::new(io::ErrorKind::TimedOut, "the disk did not answer within 30 s"),
             wrong_digest(&found),
         ];
-        errors.iter().for_each(|error| faults.happened(&events, &digest, "/dev/vda", error));
-        let told: Vec<_> = queue.try_iter().filter_map(|event| event.event).collect();
-        let warning = |code: &str, what: String| {
-            let message = format!("{digest} on /dev/vda: {what}");
+        errors.iter().for_each(|error| disk_errors.record(&events, &digest, "/dev/vda", error));
+        let reported: Vec<_> = queue.try_iter().filter_map(|event| event.event).collect();
+        let warning = |code: &str, cause: String| {
+            let message = format!("{digest} on /dev/vda: {cause}");
             event::Event::Warning(Warning { code: code.into(), message, ..Warning::default() })
         };
         let expected = [
             warning("READ_ERROR", "Input/output error (os error 5)".into()),
-            warning("TRUNCATED", "the file ends at byte 7, before its slice does".into()),
+            warning("TRUNCATED", "the file ends at byte 7, before its range does".into()),
             warning("DISK_HUNG", "the disk did not answer within 30 s".into()),
             warning("WRONG_DIGEST", format!("its bytes have the digest {found}")),
         ];
-        assert_eq!(told, expected);
-        assert_eq!(faults.read().map(|(_, count)| count).collect::<Vec<_>>(), [1; 4]);
+        assert_eq!(reported, expected);
+        assert_eq!(disk_errors.counts().map(|(_, count)| count).collect::<Vec<_>>(), [1; 4]);
     }
 
     #[test]
-    fn so_many_are_told_of_and_the_next_one_says_how_many_were_not() {
-        let (faults, start) = (Faults::default(), Instant::now());
-        let turn = |after| faults.turn(Reason::Truncated, start + after);
-        let told = (0..FAULTS + 7).filter(|_| turn(Duration::ZERO) == Some(0)).count();
-        assert_eq!(told, FAULTS as usize);
-        assert_eq!(faults.turn(Reason::Hung, start), Some(0), "of another reason");
-        assert_eq!([turn(FAULTS_EVERY), turn(FAULTS_EVERY)], [Some(7), Some(0)]);
+    fn rate_of_warnings_is_limited_by_kind_and_suppressed_ones_are_counted() {
+        let (disk_errors, start) = (DiskErrors::default(), Instant::now());
+        let admit = |after| disk_errors.admit(DiskErrorKind::Truncated, start + after);
+        let reported = (0..FAULTS + 7).filter(|_| admit(Duration::ZERO) == Some(0)).count();
+        assert_eq!(reported, FAULTS as usize);
+        assert_eq!(disk_errors.admit(DiskErrorKind::Hung, start), Some(0), "another kind");
+        assert_eq!([admit(FAULTS_EVERY), admit(FAULTS_EVERY)], [Some(7), Some(0)]);
     }
 }

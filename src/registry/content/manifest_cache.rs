@@ -1,6 +1,8 @@
-//! Small manifests, kept in memory from their first request on, with the head of their response: half of a pull's requests are for
-//! them. Nothing is ever taken out, so a look-up takes no lock, and an answer does not depend on the disk any more: content goes by
-//! its digest, which was checked when it was kept. Whether the disk is well is for `/healthz` to say.
+//! Keeps small manifests in memory from their first request on, with the headers of their response: half of the requests of a pull are for
+//! manifests.
+//!
+//! Nothing is evicted, so a lookup takes no lock. The digest is checked before a manifest is cached; a cached manifest is served even if its
+//! disk fails later. `/healthz` reports the state of the disk.
 
 use std::fs::File;
 use std::io;
@@ -15,72 +17,71 @@ use crate::disk::catalog::{Blob, BlobId};
 use crate::oci::{Digest, Hasher};
 use crate::registry::limits::{KEPT, KEPT_MANIFEST};
 
-/// Places in the table: twice as many as are ever taken, so that a search is short.
-const PLACES: usize = 2 * KEPT;
+/// Slots of the table. At most half of them are used, so a search is short.
+const SLOTS: usize = 2 * KEPT;
 
-/// Manifests in memory.
+/// The manifests in memory.
 #[derive(Debug)]
-pub(crate) struct Kept {
-    /// An open-addressed table: a manifest is in the first free place from its own on.
-    places: Box<[OnceLock<Manifest>]>,
-    taken: AtomicUsize,
+pub(crate) struct ManifestCache {
+    /// A hash table with open addressing and linear probing.
+    slots: Box<[OnceLock<CachedManifest>]>,
+    used: AtomicUsize,
 }
 
 /// A manifest in memory.
 #[derive(Debug)]
-pub struct Manifest {
+pub(crate) struct CachedManifest {
     blob: BlobId,
-    /// The bytes.
     pub content: Bytes,
-    /// The head of a response with the whole of it.
-    pub head: HeaderMap,
+    /// The headers of a 200 response, without `Cache-Control`'s final value.
+    pub headers: HeaderMap,
 }
 
-impl Default for Kept {
+impl Default for ManifestCache {
     fn default() -> Self {
-        Self { places: (0..PLACES).map(|_| OnceLock::new()).collect(), taken: AtomicUsize::default() }
+        Self { slots: (0..SLOTS).map(|_| OnceLock::new()).collect(), used: AtomicUsize::default() }
     }
 }
 
-impl Kept {
-    /// The manifest, where it is kept.
-    pub fn get(&self, blob: BlobId) -> Option<&Manifest> {
-        self.from(blob).map_while(OnceLock::get).find(|manifest| manifest.blob == blob)
+impl ManifestCache {
+    /// The manifest, if it is cached.
+    pub fn get(&self, blob: BlobId) -> Option<&CachedManifest> {
+        self.probe(blob).map_while(OnceLock::get).find(|manifest| manifest.blob == blob)
     }
 
-    /// Whether a manifest that is not kept yet would be.
-    pub fn takes(&self, blob: &Blob<'_>) -> bool {
-        blob.manifest.is_some() && blob.size <= KEPT_MANIFEST && self.taken.load(Ordering::Relaxed) < KEPT
+    /// Whether [`ManifestCache::insert`] would cache the blob: it is a small manifest, and the cache is not full.
+    pub fn accepts(&self, blob: &Blob<'_>) -> bool {
+        blob.manifest.is_some() && blob.size <= KEPT_MANIFEST && self.used.load(Ordering::Relaxed) < KEPT
     }
 
-    /// Keeps a manifest, unless another request has done it or there is no room any more.
-    pub fn keep(&self, blob: BlobId, content: Vec<u8>, head: HeaderMap) {
-        if self.taken.fetch_add(1, Ordering::Relaxed) >= KEPT {
-            self.taken.fetch_sub(1, Ordering::Relaxed);
+    /// Caches a manifest, unless another request did so already or the cache is full.
+    pub fn insert(&self, blob: BlobId, content: Vec<u8>, headers: HeaderMap) {
+        if self.used.fetch_add(1, Ordering::Relaxed) >= KEPT {
+            self.used.fetch_sub(1, Ordering::Relaxed);
             return;
         }
-        let mut manifest = Manifest { blob, content: content.into(), head };
-        for place in self.from(blob) {
-            match place.set(manifest) {
+        let mut manifest = CachedManifest { blob, content: content.into(), headers };
+        for slot in self.probe(blob) {
+            match slot.set(manifest) {
                 Ok(()) => return,
-                Err(back) if place.get().is_some_and(|there| there.blob != blob) => manifest = back,
+                Err(rejected) if slot.get().is_some_and(|present| present.blob != blob) => manifest = rejected,
                 Err(_) => break,
             }
         }
-        self.taken.fetch_sub(1, Ordering::Relaxed);
+        self.used.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Every place, from the blob's own on.
-    fn from(&self, blob: BlobId) -> impl Iterator<Item = &OnceLock<Manifest>> {
-        let (before, after) = self.places.split_at(blob.number() % PLACES);
+    /// All slots in probing order, starting at the blob's own.
+    fn probe(&self, blob: BlobId) -> impl Iterator<Item = &OnceLock<CachedManifest>> {
+        let (before, after) = self.slots.split_at(blob.number() % SLOTS);
         after.iter().chain(before)
     }
 }
 
-/// The content of a manifest, and the digest that it has.
+/// Reads the content of a manifest. Returns it with its digest.
 ///
 /// # Errors
-/// As of reading; also where the file is shorter than the catalog says.
+/// Fails if the file cannot be read or has fewer than `size` bytes.
 pub(crate) fn read(file: &File, digest: Digest, size: u64) -> io::Result<(Vec<u8>, Digest)> {
     let mut content = vec![0; usize::try_from(size).unwrap_or_default()];
     file.read_exact_at(&mut content, 0)?;
@@ -102,49 +103,49 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_found_again_and_nothing_else_is() {
-        let kept = Kept::default();
-        // Two that have the same place, and one that has the next.
-        for number in [3, 3 + PLACES as u32, 4] {
-            kept.keep(id(number), number.to_le_bytes().to_vec(), HeaderMap::new());
+    fn cached_manifests_are_found_and_others_are_not() {
+        let cache = ManifestCache::default();
+        // Two manifests with the same slot, and one with the next slot.
+        for number in [3, 3 + SLOTS as u32, 4] {
+            cache.insert(id(number), number.to_le_bytes().to_vec(), HeaderMap::new());
         }
-        for number in [3, 3 + PLACES as u32, 4] {
-            assert_eq!(kept.get(id(number)).unwrap().content, &number.to_le_bytes()[..]);
+        for number in [3, 3 + SLOTS as u32, 4] {
+            assert_eq!(cache.get(id(number)).unwrap().content, &number.to_le_bytes()[..]);
         }
-        assert!(kept.get(id(5)).is_none() && kept.get(id(3 + 2 * PLACES as u32)).is_none());
-        kept.keep(id(3), b"again".to_vec(), HeaderMap::new());
-        assert_eq!(kept.get(id(3)).unwrap().content, &3_u32.to_le_bytes()[..], "the first one stays");
-        assert_eq!(kept.taken.load(Ordering::Relaxed), 3);
+        assert!(cache.get(id(5)).is_none() && cache.get(id(3 + 2 * SLOTS as u32)).is_none());
+        cache.insert(id(3), b"again".to_vec(), HeaderMap::new());
+        assert_eq!(cache.get(id(3)).unwrap().content, &3_u32.to_le_bytes()[..], "the first manifest stays");
+        assert_eq!(cache.used.load(Ordering::Relaxed), 3);
     }
 
     #[test]
-    fn so_many_are_kept_and_no_more() {
-        let kept = Kept::default();
+    fn number_of_cached_manifests_is_limited() {
+        let cache = ManifestCache::default();
         let small = blob(b"small", Some("type"));
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for number in 0..2 * KEPT as u32 {
-                        kept.keep(id(number * 7), vec![1], HeaderMap::new());
+                        cache.insert(id(number * 7), vec![1], HeaderMap::new());
                     }
                 });
             }
         });
-        let there = (0..2 * KEPT as u32).filter(|number| kept.get(id(number * 7)).is_some()).count();
-        assert_eq!((there, kept.places.iter().filter(|place| place.get().is_some()).count()), (KEPT, KEPT));
-        assert!(!kept.takes(&small) && Kept::default().takes(&small));
+        let found = (0..2 * KEPT as u32).filter(|number| cache.get(id(number * 7)).is_some()).count();
+        assert_eq!((found, cache.slots.iter().filter(|slot| slot.get().is_some()).count()), (KEPT, KEPT));
+        assert!(!cache.accepts(&small) && ManifestCache::default().accepts(&small));
     }
 
     #[test]
-    fn only_small_manifests_are_kept() {
-        let kept = Kept::default();
+    fn only_small_manifests_are_cached() {
+        let cache = ManifestCache::default();
         let of_size = |size| Blob { size, ..blob(b"", Some("type")) };
-        assert_eq!([KEPT_MANIFEST, KEPT_MANIFEST + 1].map(|size| kept.takes(&of_size(size))), [true, false]);
-        assert!(!kept.takes(&blob(b"small", None)), "a blob");
+        assert_eq!([KEPT_MANIFEST, KEPT_MANIFEST + 1].map(|size| cache.accepts(&of_size(size))), [true, false]);
+        assert!(!cache.accepts(&blob(b"small", None)), "not a manifest");
     }
 
     #[test]
-    fn what_is_read_comes_with_the_digest_that_it_has() {
+    fn read_returns_the_digest_of_the_content() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("manifest");
         let file = |content: &[u8]| {

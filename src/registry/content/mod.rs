@@ -1,9 +1,11 @@
-//! The content that is served: which names and digests exist, and bodies that read them from the disk.
+//! The served content: the disks, the catalog of their images, and response bodies that read blobs from them.
 
+pub(crate) mod blob_reader;
 pub mod body;
 pub mod buffers;
 pub mod disk_errors;
 pub(crate) mod manifest_cache;
 pub mod snapshot;
 pub mod store;
-pub(crate) mod verify;
+pub mod upstreams;
+mod verify;

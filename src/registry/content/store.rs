@@ -1,6 +1,7 @@
-//! The content behind the registry: folders that are image layouts, each a disk, and the catalog of all of them. Read-only: nothing
-//! here can write.
+//! The disks that a registry serves, and the merged catalog of their images. A disk is a folder with an OCI image layout. Disks are only
+//! read.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZeroU64;
@@ -13,15 +14,16 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 use tokio::time::timeout;
 
+use super::upstreams;
 use crate::disk::catalog::{self, Catalog, CatalogError};
 use crate::disk::layout::{self, Directory, LayoutError, Missing, Reading, Tree, Unnamed};
-use crate::oci::Digest;
+use crate::oci::{Digest, Repository};
 use crate::registry::limits::DISK_READS;
 
-/// Largest catalog that is loaded, in bytes.
+/// Maximum size of a catalog, in bytes.
 const MAX_CATALOG: u64 = 1 << 30;
-/// Bytes that are read to see whether the disk answers: one page.
-const PROBED: usize = 4096;
+/// Bytes that a probe of a disk reads: one page.
+const PROBE_BYTES: usize = 4096;
 
 /// Why a folder cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -31,275 +33,290 @@ pub enum StoreError {
     Open {
         /// The folder.
         path: String,
-        /// Why.
+        /// The cause.
         #[source]
         cause: io::Error,
     },
-    /// The catalog is there and cannot be read.
+    /// The catalog cannot be read.
     #[error("cannot read {}", catalog::PATH)]
     Read(#[source] io::Error),
-    /// The catalog is damaged, or of another version.
+    /// The catalog is damaged or has another version.
     #[error("{}", catalog::PATH)]
     Catalog(#[from] CatalogError),
-    /// There is no catalog, and the layout is wrong.
+    /// There is no catalog, and the layout is invalid.
     #[error("{} is not there, and the layout cannot be read without it", catalog::PATH)]
     Layout(#[from] LayoutError),
 }
 
-/// A disk, open: a folder that is an image layout, and its catalog.
+/// An open disk: a folder with an OCI image layout, and its catalog.
 #[derive(Debug)]
 pub struct Disk {
-    /// What messages call it.
+    /// The name in messages.
     name: String,
     root: Directory,
     catalog: Arc<Catalog>,
-    /// For those who wait for it.
-    places: Arc<Semaphore>,
-    /// For who reads a blob to see whether it is right.
-    proofs: Mutex<()>,
-    /// How often it did not answer in time.
-    hangs: AtomicU64,
-    /// What its images name and it does not have.
+    /// Limits the reads that wait for the disk.
+    read_slots: Arc<Semaphore>,
+    /// Held while a blob is read only to check its digest.
+    verification: Mutex<()>,
+    timeouts: AtomicU64,
     missing: Vec<Missing>,
 }
 
 impl Disk {
-    /// Opens the layout at `path`, which messages call `name`: with its catalog where it has one (then no blob is opened), else by
-    /// walking its manifests.
+    /// Opens the layout at `path`. Messages use `name`. With a catalog no blob is opened; without one the manifests are walked.
     ///
     /// # Errors
-    /// [`StoreError`], where the folder is no layout that can be served.
+    /// Fails if the folder is not a layout that can be served.
     pub fn open(path: &Path, name: impl Into<String>) -> Result<Self, StoreError> {
-        Self::open_as(path, name, false)
+        Self::open_with(path, name, false)
     }
 
-    /// The same. If it is `lenient`, images of a layout without a catalog may lack layers, and indexes manifests.
+    /// Like [`Disk::open`]. With `allow_missing`, images of a layout without a catalog may lack layers, and indexes may lack manifests.
     ///
     /// # Errors
-    /// As of [`Disk::open`].
-    pub fn open_as(path: &Path, name: impl Into<String>, lenient: bool) -> Result<Self, StoreError> {
+    /// See [`Disk::open`].
+    pub fn open_with(path: &Path, name: impl Into<String>, allow_missing: bool) -> Result<Self, StoreError> {
         let root = Directory::open(path).map_err(|cause| StoreError::Open { path: path.display().to_string(), cause })?;
-        let (catalog, missing) = index(&root, lenient)?;
+        let (catalog, missing) = read_catalog(&root, allow_missing)?;
         Ok(Self {
             name: name.into(),
             root,
             catalog: Arc::new(catalog),
-            places: Arc::new(Semaphore::new(DISK_READS)),
-            proofs: Mutex::default(),
-            hangs: AtomicU64::default(),
+            read_slots: Arc::new(Semaphore::new(DISK_READS)),
+            verification: Mutex::default(),
+            timeouts: AtomicU64::default(),
             missing,
         })
     }
 
-    /// What its images name and it does not have, if it was opened in spite of that.
+    /// The content that images refer to and the disk lacks.
     #[must_use]
     pub fn missing(&self) -> &[Missing] {
         &self.missing
     }
 
-    /// What messages call it.
+    /// The name in messages.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Opens a blob's content where that cannot block: where the file's path is in the kernel's cache.
+    /// Opens a blob without blocking, if the kernel has its path in the cache.
     ///
     /// # Errors
-    /// `WouldBlock`, where the disk must be asked; else as [`Disk::open_blob`].
+    /// Fails with `WouldBlock` if the disk must be read, and otherwise like [`Disk::open_blob`].
     pub fn open_cached(&self, digest: &Digest, size: u64) -> io::Result<File> {
         checked(self.root.file_cached(&digest.blob_path()), size)
     }
 
-    /// Opens a blob's content.
+    /// Opens a blob.
     ///
     /// # Errors
-    /// As of opening a file; also where the file has another size than the catalog says.
+    /// Fails if the file cannot be opened or its size is not `size`.
     pub fn open_blob(&self, digest: &Digest, size: u64) -> io::Result<File> {
         checked(self.root.file(&digest.blob_path()), size)
     }
 
-    /// Does what may have to wait for the disk, on a thread that may wait. A disk that hangs keeps a bounded number of threads, and
-    /// nobody for longer than `patience`.
+    /// Runs `read` on a blocking thread. The number of threads that wait for this disk is limited.
     ///
     /// # Errors
-    /// Those of `work`; `TimedOut`, where it is not done in time.
-    pub async fn ask<T: Send + 'static>(
+    /// Returns the error of `read`, or `TimedOut` if it does not finish within `limit`.
+    pub async fn run<T: Send + 'static>(
         &self,
-        patience: Duration,
-        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+        limit: Duration,
+        read: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let places = Arc::clone(&self.places);
-        let done = async {
-            let place = places.acquire_owned().await.map_err(io::Error::other)?;
-            let working = tokio::task::spawn_blocking(move || {
-                let done = work();
-                drop(place);
-                done
+        let slots = Arc::clone(&self.read_slots);
+        let finished = async {
+            let slot = slots.acquire_owned().await.map_err(io::Error::other)?;
+            let reading = tokio::task::spawn_blocking(move || {
+                let result = read();
+                // Released by the thread: a read that hangs keeps its slot after the request has timed out.
+                drop(slot);
+                result
             });
-            working.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
+            reading.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
         };
-        timeout(patience, done).await.unwrap_or_else(|_| {
-            self.hangs.fetch_add(1, Ordering::Relaxed);
-            Err(hung(&format!("within {} s", patience.as_secs())))
+        timeout(limit, finished).await.unwrap_or_else(|_| {
+            self.timeouts.fetch_add(1, Ordering::Relaxed);
+            Err(timed_out(&format!("within {} s", limit.as_secs())))
         })
     }
 
-    /// Waits until nobody else reads a blob of it to see whether it is right.
+    /// Waits until no other request reads a blob of this disk to check its digest.
     ///
     /// # Errors
-    /// `TimedOut`, where the disk hangs meanwhile: who waits behind others must not wait once more for each of them.
-    pub async fn proofs(&self) -> io::Result<MutexGuard<'_, ()>> {
-        let hangs = || self.hangs.load(Ordering::Relaxed);
-        let before = hangs();
-        let turn = self.proofs.lock().await;
-        if hangs() == before { Ok(turn) } else { Err(hung("those who asked before")) }
+    /// Fails with `TimedOut` if the disk timed out during the wait. Otherwise a request behind several others would wait for a timeout of
+    /// each of them.
+    pub async fn verification_turn(&self) -> io::Result<MutexGuard<'_, ()>> {
+        let timeouts = || self.timeouts.load(Ordering::Relaxed);
+        let before = timeouts();
+        let turn = self.verification.lock().await;
+        if timeouts() == before { Ok(turn) } else { Err(timed_out("earlier requests")) }
     }
 
-    /// Reads a little of the largest blob from the disk itself, whatever of it the kernel remembers.
+    /// Reads a page of the largest blob from the disk, bypassing the page cache.
     fn probe(&self) -> io::Result<()> {
         let Some(blob) = self.catalog.largest_blob() else { return Ok(()) };
         let mut file = self.open_blob(&blob.digest, blob.size)?;
-        let mut some = [0; PROBED];
-        // What does not forget its pages, such as a file system in memory, is read from there.
-        rustix::fs::fadvise(&file, 0, NonZeroU64::new(PROBED as u64), rustix::fs::Advice::DontNeed)?;
-        file.read(&mut some).map(|_| ())
+        let mut page = [0; PROBE_BYTES];
+        // tmpfs and the like keep their pages all the same. Then the page comes from memory.
+        rustix::fs::fadvise(&file, 0, NonZeroU64::new(PROBE_BYTES as u64), rustix::fs::Advice::DontNeed)?;
+        file.read(&mut page).map(|_| ())
     }
 }
 
-/// Two disks that cannot be served together.
+/// Two disks that cannot be served together because their catalogs disagree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{about} is {} on {}, and {} on {}; expected the same, or it on one of them", one.1, one.0, other.1, other.0)]
 pub struct Conflict {
-    /// What they disagree on.
     about: catalog::About,
-    /// The one, and what it says.
+    /// Name of the first disk, and its value.
     one: (String, String),
-    /// The other, and what that says.
+    /// Name of the second disk, and its value.
     other: (String, String),
 }
 
-/// The disks that are served, as one: it never changes.
+/// The disks that are served together. A store never changes.
 #[derive(Debug, Clone)]
 pub struct Store {
     disks: Vec<Arc<Disk>>,
     catalog: Arc<Catalog>,
-    /// For each blob the place of the disk that it is on; empty where there is but one.
-    homes: Vec<u32>,
+    /// By blob: the index of its disk. Empty if there is only one disk.
+    disk_of_blob: Vec<u32>,
+    /// The hosts in the names of the repositories.
+    upstreams: HashSet<String>,
 }
 
 impl Store {
-    /// The layout at `path`, as [`Disk::open`] opens it, alone.
+    /// A store of the one layout at `path`. See [`Disk::open`].
     ///
     /// # Errors
-    /// As of that.
+    /// See [`Disk::open`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_as(path, false)
+        Self::open_with(path, false)
     }
 
-    /// The layout at `path`, as [`Disk::open_as`] opens it, alone.
+    /// A store of the one layout at `path`. See [`Disk::open_with`].
     ///
     /// # Errors
-    /// As of that.
-    pub fn open_as(path: &Path, lenient: bool) -> Result<Self, StoreError> {
-        Ok(Self::one(Disk::open_as(path, path.display().to_string(), lenient)?))
+    /// See [`Disk::open`].
+    pub fn open_with(path: &Path, allow_missing: bool) -> Result<Self, StoreError> {
+        Ok(Self::single(Arc::new(Disk::open_with(path, path.display().to_string(), allow_missing)?)))
     }
 
-    /// One disk alone. Its catalog is taken as it is.
-    #[must_use]
-    pub fn one(disk: Disk) -> Self {
+    /// A store of one disk. It uses the disk's catalog as it is.
+    fn single(disk: Arc<Disk>) -> Self {
         let catalog = Arc::clone(&disk.catalog);
-        Self { disks: vec![Arc::new(disk)], catalog, homes: Vec::new() }
+        Self::new(vec![disk], catalog, Vec::new())
     }
 
-    /// All of these disks as one; with none there is nothing in it.
+    fn new(disks: Vec<Arc<Disk>>, catalog: Arc<Catalog>, disk_of_blob: Vec<u32>) -> Self {
+        let names = catalog.repositories().filter_map(|id| catalog.repository_name(id).parse::<Repository>().ok());
+        let upstreams = names.filter_map(|name| name.host().map(str::to_owned)).collect();
+        Self { disks, catalog, disk_of_blob, upstreams }
+    }
+
+    /// A store of these disks, which may be none.
     ///
     /// # Errors
-    /// Where two of them disagree.
-    pub fn of(disks: Vec<Arc<Disk>>) -> Result<Self, Conflict> {
+    /// Fails if the catalogs of two disks disagree.
+    pub fn merge(disks: Vec<Arc<Disk>>) -> Result<Self, Conflict> {
         if let [disk] = disks.as_slice() {
-            let catalog = Arc::clone(&disk.catalog);
-            return Ok(Self { disks, catalog, homes: Vec::new() });
+            return Ok(Self::single(Arc::clone(disk)));
         }
         let catalogs: Vec<&Catalog> = disks.iter().map(|disk| &*disk.catalog).collect();
-        let name = |(place, said): (usize, String)| (disks.get(place).map(|disk| disk.name.clone()).unwrap_or_default(), said);
+        let name = |(index, value): (usize, String)| (disks.get(index).map(|disk| disk.name.clone()).unwrap_or_default(), value);
         match catalog::merge(&catalogs) {
-            Ok((merged, homes)) => Ok(Self { catalog: Arc::new(merged), homes, disks }),
+            Ok((merged, disk_of_blob)) => Ok(Self::new(disks, Arc::new(merged), disk_of_blob)),
             Err(catalog::Disagreement { about, one, other }) => Err(Conflict { about, one: name(one), other: name(other) }),
         }
     }
 
-    /// These disks and one more.
+    /// A store of these disks and `disk`.
     ///
     /// # Errors
-    /// Where it disagrees with one of them.
+    /// Fails if the catalog of `disk` disagrees with that of another disk.
     pub fn with(&self, disk: Disk) -> Result<Self, Conflict> {
-        Self::of(self.disks.iter().cloned().chain([Arc::new(disk)]).collect())
+        Self::merge(self.disks.iter().cloned().chain([Arc::new(disk)]).collect())
     }
 
-    /// These disks without the one of this name. What goes together goes together without one of it.
-    ///
-    /// # Errors
-    /// None that can be.
-    pub fn without(&self, name: &str) -> Result<Self, Conflict> {
-        Self::of(self.disks.iter().filter(|disk| disk.name != name).cloned().collect())
+    /// A store of these disks except the one with this name.
+    #[must_use]
+    pub fn without(&self, name: &str) -> Self {
+        let others = self.disks.iter().filter(|disk| disk.name != name).cloned().collect();
+        // The disks of a store agree, so any subset of them does, and the merge cannot fail.
+        Self::merge(others).unwrap_or_else(|_| self.clone())
     }
 
-    /// The catalog.
+    /// The merged catalog.
     #[must_use]
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
     }
 
-    /// The disks, in their order.
+    /// The disks in their order.
     #[must_use]
     pub fn disks(&self) -> &[Arc<Disk>] {
         &self.disks
     }
 
-    /// The disk that a blob of the catalog is on.
+    /// The disk of a blob.
     #[must_use]
     pub fn disk_of(&self, digest: &Digest) -> Option<&Arc<Disk>> {
         if let [disk] = self.disks.as_slice() {
             return Some(disk);
         }
-        let home = self.homes.get(self.catalog.number(digest)? as usize)?;
-        self.disks.get(*home as usize)
+        let index = self.disk_of_blob.get(self.catalog.number(digest)? as usize)?;
+        self.disks.get(*index as usize)
     }
 
-    /// How many tags there are.
+    /// Whether the name of a repository starts with this host.
+    #[must_use]
+    pub fn has_upstream(&self, host: &str) -> bool {
+        self.upstreams.contains(host)
+    }
+
+    /// The hosts in the names of the repositories, and the aliases of these hosts.
+    pub fn upstreams(&self) -> impl Iterator<Item = String> {
+        let aliases = upstreams::aliases().filter(|(_, upstream)| self.has_upstream(upstream));
+        self.upstreams.iter().cloned().chain(aliases.map(|(alias, _)| alias.to_owned()))
+    }
+
+    /// The number of tags.
     #[must_use]
     pub fn images(&self) -> usize {
         self.catalog.tag_count()
     }
 
-    /// How many distinct blobs there are.
+    /// The number of distinct blobs.
     #[must_use]
     pub fn blobs(&self) -> usize {
         self.catalog.blob_totals().0
     }
 
-    /// Size of all blobs together, in bytes.
+    /// The total size of all blobs, in bytes.
     #[must_use]
     pub fn blob_bytes(&self) -> u64 {
         self.catalog.blob_totals().1
     }
 
-    /// Reads a little of each disk from the disk itself, whatever of it the kernel remembers.
+    /// Reads a page from each disk, bypassing the page cache.
     ///
     /// # Errors
-    /// The first that cannot be read, or that there is none.
+    /// Returns the first read error, or an error if there is no disk.
     pub fn probe(&self) -> io::Result<()> {
         if self.disks.is_empty() {
             return Err(io::Error::other("there is no disk"));
         }
-        let failed = |disk: &Disk, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", disk.name));
-        self.disks.iter().try_for_each(|disk| disk.probe().map_err(|error| failed(disk, error)))
+        let named = |disk: &Disk, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", disk.name));
+        self.disks.iter().try_for_each(|disk| disk.probe().map_err(|error| named(disk, error)))
     }
 }
 
-fn hung(whom: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, format!("the disk did not answer {whom}"))
+fn timed_out(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("the disk did not answer {what}"))
 }
 
 fn checked(opened: io::Result<(File, u64)>, expected: u64) -> io::Result<File> {
@@ -311,24 +328,24 @@ fn checked(opened: io::Result<(File, u64)>, expected: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// The catalog of the layout in `tree`: the one that it has, else the one that [`layout::images`] gives, with what is missing. If it is
-/// `lenient`, that is no error.
+/// Loads the catalog of the layout in `tree`, or builds one from the manifests. Also returns the content that images refer to and the layout
+/// lacks, if `allow_missing` permits that.
 ///
 /// # Errors
-/// [`StoreError`], if the tree is no layout that can be served.
-pub fn index(tree: &dyn Tree, lenient: bool) -> Result<(Catalog, Vec<Missing>), StoreError> {
-    if let Some(catalog) = load(tree)? {
+/// Fails if the tree is not a layout that can be served.
+pub fn read_catalog(tree: &dyn Tree, allow_missing: bool) -> Result<(Catalog, Vec<Missing>), StoreError> {
+    if let Some(catalog) = load_catalog(tree)? {
         return Ok((catalog, Vec::new()));
     }
-    let images = layout::images(tree, Reading { unnamed: Unnamed::Default, verify: false, lenient })?;
+    let images = layout::images(tree, Reading { unnamed: Unnamed::Default, verify: false, lenient: allow_missing })?;
     Ok((layout::catalog(&images)?, images.iter().flat_map(layout::Image::missing).collect()))
 }
 
-/// The catalog that `tree` has, if any.
+/// Loads the catalog file of `tree`, if there is one.
 ///
 /// # Errors
-/// [`StoreError`], if it cannot be used.
-pub fn load(tree: &dyn Tree) -> Result<Option<Catalog>, StoreError> {
+/// Fails if the file cannot be read or is not a valid catalog.
+pub fn load_catalog(tree: &dyn Tree) -> Result<Option<Catalog>, StoreError> {
     let content = match tree.open(catalog::PATH) {
         Ok(content) => content,
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -357,62 +374,62 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_hangs_keeps_so_many_threads_and_no_other_disk() {
+    fn disk_that_hangs_blocks_a_limited_number_of_threads_and_no_other_disk() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
-            let (hung, well) = (disk("hung"), disk("well"));
+            let (hung, healthy) = (disk("hung"), disk("healthy"));
             let (started, starts) = channel();
             let (release, held) = channel::<()>();
             let held = Arc::new(std::sync::Mutex::new(held));
-            let asked: Vec<_> = (0..4 * DISK_READS)
+            let requests: Vec<_> = (0..4 * DISK_READS)
                 .map(|_| {
                     let (disk, started, held) = (Arc::clone(&hung), started.clone(), Arc::clone(&held));
                     tokio::spawn(async move {
-                        let work = move || {
+                        let read = move || {
                             started.send(()).map_err(io::Error::other)?;
                             let _ = held.lock().map(|held| held.recv());
                             Ok(())
                         };
-                        disk.ask(Duration::from_millis(500), work).await
+                        disk.run(Duration::from_millis(500), read).await
                     })
                 })
                 .collect();
-            for one in asked {
-                let error = one.await.unwrap().unwrap_err();
+            for request in requests {
+                let error = request.await.unwrap().unwrap_err();
                 assert_eq!(
                     (error.kind(), error.to_string()),
                     (io::ErrorKind::TimedOut, "the disk did not answer within 0 s".into())
                 );
             }
-            assert_eq!(starts.try_iter().count(), DISK_READS, "further ones got no thread");
-            assert_eq!(well.ask(Duration::from_secs(60), || Ok(7)).await.unwrap(), 7);
+            assert_eq!(starts.try_iter().count(), DISK_READS, "further requests get no thread");
+            assert_eq!(healthy.run(Duration::from_secs(60), || Ok(7)).await.unwrap(), 7);
             drop(release);
-            assert_eq!(hung.ask(Duration::from_secs(60), || Ok(7)).await.unwrap(), 7, "and well again");
+            assert_eq!(hung.run(Duration::from_secs(60), || Ok(7)).await.unwrap(), 7, "the disk recovers");
         });
     }
 
     #[tokio::test]
-    async fn who_waits_behind_a_proof_of_a_disk_that_hangs_fails_with_it() {
+    async fn requests_waiting_to_verify_fail_when_the_disk_hangs() {
         let disk = disk("hung");
-        let first = disk.proofs().await.unwrap();
-        let behind = tokio::spawn({
+        let first = disk.verification_turn().await.unwrap();
+        let waiting = tokio::spawn({
             let disk = Arc::clone(&disk);
-            async move { disk.proofs().await.map(drop).map_err(|error| error.to_string()) }
+            async move { disk.verification_turn().await.map(drop).map_err(|error| error.to_string()) }
         });
         tokio::task::yield_now().await;
-        let (_held, hold) = channel::<()>();
-        disk.ask(Duration::from_millis(1), move || hold.recv().map_err(io::Error::other)).await.unwrap_err();
+        let (sender, receiver) = channel::<()>();
+        disk.run(Duration::from_millis(1), move || receiver.recv().map_err(io::Error::other)).await.unwrap_err();
         drop(first);
-        assert_eq!(behind.await.unwrap(), Err("the disk did not answer those who asked before".into()));
-        assert!(disk.proofs().await.is_ok());
-        drop(_held);
+        assert_eq!(waiting.await.unwrap(), Err("the disk did not answer earlier requests".into()));
+        assert!(disk.verification_turn().await.is_ok());
+        drop(sender);
     }
 
     #[test]
-    fn without_a_disk_nothing_is_well() {
-        let none = Store::of(Vec::new()).unwrap();
-        assert_eq!((none.images(), none.probe().unwrap_err().to_string()), (0, "there is no disk".to_owned()));
-        let one = none.with(Arc::into_inner(disk("one")).unwrap()).unwrap();
-        assert!(one.probe().is_ok() && one.without("one").unwrap().disks().is_empty());
+    fn store_without_disks_is_empty_and_its_probe_fails() {
+        let empty = Store::merge(Vec::new()).unwrap();
+        assert_eq!((empty.images(), empty.probe().unwrap_err().to_string()), (0, "there is no disk".to_owned()));
+        let one = empty.with(Arc::into_inner(disk("one")).unwrap()).unwrap();
+        assert!(one.probe().is_ok() && one.without("one").disks().is_empty());
     }
 }

@@ -1,64 +1,68 @@
-//! What a client is told when it does not get what it asked for: a status, a code of the distribution specification ("Error
-//! Codes") and a detail, and never anything of the machine behind.
+//! The errors that the registry sends: a status, a code of the distribution specification ("Error Codes"), and a detail. No error reveals
+//! anything about the machine that serves.
 
 use http::StatusCode;
 use serde::Serialize;
 
 use crate::oci::Digest;
 use crate::registry::auth::challenge::Challenge;
+use crate::registry::limits::RANGES;
 
-/// A request that is not answered with content.
+/// The statuses of all errors, in ascending order.
+pub const STATUSES: [u16; 9] = [400, 401, 404, 405, 412, 416, 429, 500, 503];
+
+/// Why a request is not answered with content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RegistryError {
-    /// No such path in the API.
+    /// The API has no such path.
     PathUnknown,
-    /// A method that would write, or that the API does not have.
+    /// The method is not GET or HEAD.
     MethodNotAllowed,
-    /// The repository's name is not by the grammar.
+    /// The repository name is malformed.
     NameInvalid(String),
-    /// No such repository here.
+    /// The registry has no such repository.
     NameUnknown(String),
-    /// No such manifest in the repository.
+    /// The repository has no such manifest.
     ManifestUnknown(String),
-    /// No such blob in the repository.
+    /// The repository has no such blob.
     BlobUnknown(String),
-    /// A digest that cannot be parsed.
+    /// The digest is malformed.
     DigestInvalid(String),
-    /// `n` is no number.
+    /// `n` is not a number.
     PaginationInvalid(String),
-    /// The content, of this digest, is none of those that the client takes it for.
+    /// `If-Match` does not list this digest of the content.
     PreconditionFailed(Digest),
-    /// The ranges all lie outside of content of this size in bytes.
+    /// All ranges lie outside the content, which has this size in bytes.
     RangeNotSatisfiable(u64),
-    /// Too many ranges.
+    /// The request has more ranges than [`RANGES`].
     TooManyRanges,
-    /// A request that breaks HTTP: no `Host` or two, plain HTTP on a TLS port.
+    /// The request violates HTTP.
     BadRequest(&'static str),
-    /// Credentials or a token are needed, or were wrong.
+    /// The request has no credentials or token, or wrong ones.
     Unauthorized(Challenge),
-    /// Too much is asked for at once: of what.
+    /// Too many requests compete for a limited resource.
     Busy(&'static str),
-    /// The disk did not give what its catalog says it holds.
+    /// The disk does not return what its catalog lists.
     Disk,
-    /// The disk does not answer, or not as its catalog says.
+    /// The health probe of the disk failed.
     Unhealthy,
 }
 
+/// The JSON body of an error response.
 #[derive(Serialize)]
-struct Body<'a> {
-    errors: [Entry<'a>; 1],
+struct ErrorDocument<'a> {
+    errors: [ErrorDetail<'a>; 1],
 }
 
 #[derive(Serialize)]
-struct Entry<'a> {
+struct ErrorDetail<'a> {
     code: &'a str,
     message: &'a str,
     detail: String,
 }
 
 impl RegistryError {
-    /// Status, code, message and detail. One arm for each variant: a new one forces a decision. The codes of a client's mistakes are
-    /// those of the specification, which allows no others ("Error Codes").
+    /// Status, code, message and detail. For client errors the specification allows only the codes it lists ("Error Codes").
     fn parts(&self) -> (StatusCode, &'static str, &'static str, String) {
         use StatusCode as S;
         match self {
@@ -69,7 +73,7 @@ impl RegistryError {
                 "the endpoints are those of the OCI distribution specification".into(),
             ),
             Self::MethodNotAllowed => {
-                (S::METHOD_NOT_ALLOWED, "UNSUPPORTED", "the registry is read-only", "GET and HEAD are the methods it has".into())
+                (S::METHOD_NOT_ALLOWED, "UNSUPPORTED", "the registry is read-only", "only GET and HEAD are allowed".into())
             }
             Self::NameInvalid(why) => (S::BAD_REQUEST, "NAME_INVALID", "invalid repository name", why.clone()),
             Self::NameUnknown(name) => {
@@ -82,59 +86,110 @@ impl RegistryError {
             Self::PreconditionFailed(digest) => (
                 S::PRECONDITION_FAILED,
                 "DIGEST_INVALID",
-                "the content is another one",
-                format!("If-Match names other content than {digest}"),
+                "the digest does not match If-Match",
+                format!("If-Match does not list {digest}"),
             ),
             Self::RangeNotSatisfiable(size) => (
                 S::RANGE_NOT_SATISFIABLE,
                 "SIZE_INVALID",
-                "the range lies outside of the content",
+                "the range lies outside the content",
                 format!("the content has {size} bytes"),
             ),
-            Self::TooManyRanges => (
-                S::BAD_REQUEST,
-                "UNSUPPORTED",
-                "too many ranges",
-                format!("at most {} ranges are served in one request", crate::registry::limits::RANGES),
-            ),
+            Self::TooManyRanges => {
+                (S::BAD_REQUEST, "UNSUPPORTED", "too many ranges", format!("at most {} ranges are served in one request", RANGES))
+            }
             Self::BadRequest(why) => (S::BAD_REQUEST, "UNSUPPORTED", "bad request", (*why).into()),
             Self::Unauthorized(challenge) => {
                 (S::UNAUTHORIZED, "UNAUTHORIZED", "authentication required", challenge.detail().into())
             }
             Self::Busy(what) => {
-                (S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many requests", format!("{what}; come again in a second"))
+                (S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many requests", format!("{what}; retry after 1 second"))
             }
             Self::Disk => (
                 S::INTERNAL_SERVER_ERROR,
                 "UNKNOWN",
                 "the content could not be read",
-                "the registry's disk failed or is damaged; its console says more".into(),
+                "the registry's disk failed or is damaged; see the registry's console".into(),
             ),
             Self::Unhealthy => (
                 S::SERVICE_UNAVAILABLE,
                 "UNAVAILABLE",
                 "the disk cannot be read",
-                "a probe of the registry's disk failed or took too long; its console says more".into(),
+                "a probe of the registry's disk failed or timed out; see the registry's console".into(),
             ),
         }
     }
 
-    /// The HTTP status.
+    /// The response's status.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.parts().0
     }
 
-    /// The specification's code.
+    /// The code in the response's JSON.
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.parts().1
     }
 
-    /// The JSON that is sent.
+    /// The JSON body of the response.
     #[must_use]
     pub fn json(&self) -> Vec<u8> {
         let (_, code, message, detail) = self.parts();
-        serde_json::to_vec(&Body { errors: [Entry { code, message, detail }] }).unwrap_or_default()
+        serde_json::to_vec(&ErrorDocument { errors: [ErrorDetail { code, message, detail }] }).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RegistryError as E;
+    use super::*;
+
+    /// Position in the test's list. A new variant does not compile until it has a position and an example.
+    fn position(error: &E) -> usize {
+        match error {
+            E::PathUnknown => 0,
+            E::MethodNotAllowed => 1,
+            E::NameInvalid(_) => 2,
+            E::NameUnknown(_) => 3,
+            E::ManifestUnknown(_) => 4,
+            E::BlobUnknown(_) => 5,
+            E::DigestInvalid(_) => 6,
+            E::PaginationInvalid(_) => 7,
+            E::PreconditionFailed(_) => 8,
+            E::RangeNotSatisfiable(_) => 9,
+            E::TooManyRanges => 10,
+            E::BadRequest(_) => 11,
+            E::Unauthorized(_) => 12,
+            E::Busy(_) => 13,
+            E::Disk => 14,
+            E::Unhealthy => 15,
+        }
+    }
+
+    #[test]
+    fn the_list_of_statuses_is_complete() {
+        let text = String::new;
+        let errors = [
+            E::PathUnknown,
+            E::MethodNotAllowed,
+            E::NameInvalid(text()),
+            E::NameUnknown(text()),
+            E::ManifestUnknown(text()),
+            E::BlobUnknown(text()),
+            E::DigestInvalid(text()),
+            E::PaginationInvalid(text()),
+            E::PreconditionFailed(Digest::sha256_of(b"")),
+            E::RangeNotSatisfiable(0),
+            E::TooManyRanges,
+            E::BadRequest(""),
+            E::Unauthorized(Challenge::Basic),
+            E::Busy(""),
+            E::Disk,
+            E::Unhealthy,
+        ];
+        assert!(errors.iter().map(position).eq(0..errors.len()));
+        let statuses: std::collections::BTreeSet<u16> = errors.iter().map(|error| error.status().as_u16()).collect();
+        assert!(statuses.into_iter().eq(STATUSES));
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP semantics that do not depend on what a registry is: conditions, ranges, multipart bodies, replies, errors.
+//! The parts of HTTP that do not depend on what a registry is: conditions, ranges, multipart bodies, responses, errors.
 
 pub(crate) mod condition;
 pub mod error;

@@ -1,93 +1,93 @@
-//! The parts of a `multipart/byteranges` body (RFC 9110, section 14.6): in the order asked for, never merged, and each head made only
-//! when it is its turn. A thousand ranges cost a stalled client's response 16 KiB, and those are counted.
+//! The parts of a `multipart/byteranges` body (RFC 9110, section 14.6), in the requested order and never merged.
+//!
+//! The header of a part is built when the part is sent, so a stalled response with 1,024 ranges holds 16 KiB for the ranges alone, and
+//! its [`Permit`] accounts for them.
 
 use bytes::Bytes;
 
 use super::range::ByteRange;
-use super::response_memory::Room;
+use super::response_memory::Permit;
 
-/// Separates the parts. A client finds their ends by their `Content-Range`, and by this.
 const BOUNDARY: &str = "localregistry-8d1f0c6b5e3a4792";
 
-/// What a body is made of.
+/// A piece of a response body.
 #[derive(Debug)]
 pub(crate) enum Piece {
-    /// Text between slices.
+    /// Text between two ranges.
     Text(Bytes),
-    /// A slice of the body's content.
-    Slice(ByteRange),
+    /// A range of the content.
+    Range(ByteRange),
 }
 
 impl Piece {
-    /// Whether there is nothing of it.
     pub fn is_empty(&self) -> bool {
         match self {
             Self::Text(text) => text.is_empty(),
-            Self::Slice(range) => range.is_empty(),
+            Self::Range(range) => range.is_empty(),
         }
     }
 }
 
-/// The parts that are still to be sent.
+/// The parts not sent yet.
 #[derive(Debug)]
 pub(crate) struct Multipart {
     media_type: String,
-    /// Size of the whole content.
+    /// Size of the content in bytes.
     size: u64,
     ranges: std::vec::IntoIter<ByteRange>,
-    /// The slice whose head was given last.
-    slice: Option<ByteRange>,
-    begun: bool,
-    ended: bool,
-    _room: Option<Room>,
+    /// The range whose part header was returned last.
+    current: Option<ByteRange>,
+    started: bool,
+    finished: bool,
+    _permit: Option<Permit>,
 }
 
 impl Multipart {
-    /// These ranges of content of this type and size; `room` is what the list of them takes in memory.
-    pub fn new(media_type: &str, size: u64, ranges: Vec<ByteRange>, room: Option<Room>) -> Self {
-        let ranges = ranges.into_iter();
-        Self { media_type: media_type.to_owned(), size, ranges, slice: None, begun: false, ended: false, _room: room }
+    /// `media_type` and `size` are those of the content; `permit` accounts for the memory of `ranges`.
+    pub fn new(media_type: &str, size: u64, ranges: Vec<ByteRange>, permit: Option<Permit>) -> Self {
+        let (media_type, ranges) = (media_type.to_owned(), ranges.into_iter());
+        Self { media_type, size, ranges, current: None, started: false, finished: false, _permit: permit }
     }
 
-    /// What a response with such a body has as its media type.
+    /// The response's `Content-Type`.
     pub fn media_type() -> String {
         format!("multipart/byteranges; boundary={BOUNDARY}")
     }
 
-    /// Length in bytes of what is still to be sent. `None` if 64 bits do not hold it.
+    /// Number of bytes not sent yet. `None` if it does not fit into 64 bits.
     pub fn len(&self) -> Option<u64> {
-        let slices = self.slice.iter().chain(self.ranges.as_slice()).map(ByteRange::len);
-        let heads = self.ranges.as_slice().iter().enumerate();
-        let heads = heads.map(|(at, range)| self.head(range, !self.begun && at == 0).len() as u64);
-        let end = if self.ended { 0 } else { self.end().len() as u64 };
-        slices.chain(heads).chain([end]).try_fold(0_u64, u64::checked_add)
+        let ranges = self.current.iter().chain(self.ranges.as_slice()).map(ByteRange::len);
+        let headers = self.ranges.as_slice().iter().enumerate();
+        let headers = headers.map(|(index, range)| self.part_header(range, !self.started && index == 0).len() as u64);
+        let closing = if self.finished { 0 } else { closing_delimiter().len() as u64 };
+        ranges.chain(headers).chain([closing]).try_fold(0_u64, u64::checked_add)
     }
 
     /// The next piece of the body.
     pub fn next(&mut self) -> Option<Piece> {
-        if let Some(range) = self.slice.take() {
-            return Some(Piece::Slice(range));
+        if let Some(range) = self.current.take() {
+            return Some(Piece::Range(range));
         }
         if let Some(range) = self.ranges.next() {
-            let head = self.head(&range, !self.begun);
-            (self.begun, self.slice) = (true, Some(range));
-            return Some(Piece::Text(head.into()));
+            let header = self.part_header(&range, !self.started);
+            (self.started, self.current) = (true, Some(range));
+            return Some(Piece::Text(header.into()));
         }
-        (!std::mem::replace(&mut self.ended, true)).then(|| Piece::Text(self.end().into()))
+        (!std::mem::replace(&mut self.finished, true)).then(|| Piece::Text(closing_delimiter().into()))
     }
 
-    fn head(&self, range: &ByteRange, first: bool) -> String {
-        let before = if first { "" } else { "\r\n" };
+    fn part_header(&self, range: &ByteRange, first: bool) -> String {
+        let line_end = if first { "" } else { "\r\n" };
         let (media_type, content_range) = (&self.media_type, content_range(range, self.size));
-        format!("{before}--{BOUNDARY}\r\nContent-Type: {media_type}\r\nContent-Range: {content_range}\r\n\r\n")
-    }
-
-    fn end(&self) -> String {
-        format!("\r\n--{BOUNDARY}--\r\n")
+        format!("{line_end}--{BOUNDARY}\r\nContent-Type: {media_type}\r\nContent-Range: {content_range}\r\n\r\n")
     }
 }
 
-/// The value of `Content-Range`, for a range that is not empty (RFC 9110, section 14.4, has no value for an empty one).
+fn closing_delimiter() -> String {
+    format!("\r\n--{BOUNDARY}--\r\n")
+}
+
+/// The value of `Content-Range`. The range must not be empty: RFC 9110, section 14.4, defines no value for an empty range.
 pub(crate) fn content_range(range: &ByteRange, size: u64) -> String {
     format!("bytes {}-{}/{size}", range.start(), range.end().saturating_sub(1))
 }
@@ -101,19 +101,19 @@ mod tests {
     }
 
     #[test]
-    fn parts_come_in_order_and_their_length_is_known_at_every_step() {
+    fn parts_keep_their_order_and_len_is_right_after_each_piece() {
         let content = b"0123456789";
         let mut parts = Multipart::new("text/plain", 10, vec![range(8, 10), range(0, 1), range(3, 4)], None);
-        let (mut text, whole) = (Vec::new(), parts.len().unwrap());
+        let (mut text, total) = (Vec::new(), parts.len().unwrap());
         while let Some(piece) = parts.next() {
             match piece {
                 Piece::Text(bytes) => text.extend_from_slice(&bytes),
-                Piece::Slice(range) => text.extend_from_slice(&content[range.start() as usize..range.end() as usize]),
+                Piece::Range(range) => text.extend_from_slice(&content[range.start() as usize..range.end() as usize]),
             }
-            assert_eq!(text.len() as u64 + parts.len().unwrap(), whole);
+            assert_eq!(text.len() as u64 + parts.len().unwrap(), total);
         }
-        let part = |before: &str, range: &str, bytes: &str| {
-            format!("{before}--{BOUNDARY}\r\nContent-Type: text/plain\r\nContent-Range: bytes {range}/10\r\n\r\n{bytes}")
+        let part = |line_end: &str, range: &str, bytes: &str| {
+            format!("{line_end}--{BOUNDARY}\r\nContent-Type: text/plain\r\nContent-Range: bytes {range}/10\r\n\r\n{bytes}")
         };
         let expected = part("", "8-9", "89") + &part("\r\n", "0-0", "0") + &part("\r\n", "3-3", "3");
         assert_eq!(String::from_utf8(text).unwrap(), format!("{expected}\r\n--{BOUNDARY}--\r\n"));
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_64_bits_do_not_hold_is_no_length() {
+    fn length_beyond_64_bits_is_none() {
         let whole = ByteRange::whole(u64::MAX);
         for ranges in [vec![whole], vec![whole, range(0, 1)], vec![range(0, u64::MAX - 100), range(0, 100)]] {
             assert_eq!(Multipart::new("text/plain", u64::MAX, ranges, None).len(), None);

@@ -1,4 +1,4 @@
-//! Responses: what is found becomes a status, headers and a body. Pure but for the open file that a body slices.
+//! Builds responses: status, headers and payload.
 
 use bytes::Bytes;
 use http::header::{
@@ -11,29 +11,29 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use super::error::RegistryError;
 use super::multipart::{Multipart, content_range};
 use super::range::{ByteRange, Ranges};
-use super::response_memory::Room;
+use super::response_memory::Permit;
 use crate::disk::catalog::Blob;
 use crate::oci::Host;
-use crate::registry::content::body::{self, Body, Opened};
-use crate::registry::content::manifest_cache::Manifest;
+use crate::registry::content::body::{ByteSource, Payload};
 
-/// The header that carries the digest of the content (distribution specification, "Pulling manifests").
+/// Carries the digest of the content (distribution specification, "Pulling manifests").
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-/// The header that Docker's clients look for on `/v2/`.
+/// Docker's clients look for this header on `/v2/`.
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
-/// The header that says which upstream was meant.
+/// Carries the upstream that the client named in `ns=`.
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const OCTETS: &str = "application/octet-stream";
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 const BYTES: HeaderValue = HeaderValue::from_static("bytes");
-/// How long a client may keep what it got.
+
+/// How long caches may keep a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// Named by digest: for ever.
+    /// Requested by digest: the content never changes.
     Immutable,
-    /// Named by tag: another appliance may serve another image at this address a moment later.
+    /// Requested by tag: another appliance may soon serve another image at this address.
     Tag,
 }
 
@@ -46,17 +46,17 @@ impl Freshness {
     }
 }
 
-/// Content that a request asked for.
+/// A blob or manifest as one endpoint serves it.
 #[derive(Debug, Clone, Copy)]
-pub struct Content<'a> {
-    /// What the catalog says of it. A blob endpoint sends manifests, too, as plain bytes: it clears their type.
+pub struct Representation<'a> {
+    /// The catalog's entry. The blob endpoint clears the media type: it serves manifests as plain bytes.
     pub blob: Blob<'a>,
-    /// How it was asked for.
+    /// How long caches may keep it.
     pub freshness: Freshness,
 }
 
-impl Content<'_> {
-    /// A strong validator: the digest, quoted.
+impl Representation<'_> {
+    /// A strong validator: the quoted digest.
     #[must_use]
     pub fn etag(&self) -> String {
         format!("\"{}\"", self.blob.digest)
@@ -66,7 +66,7 @@ impl Content<'_> {
         self.blob.manifest.unwrap_or(OCTETS)
     }
 
-    /// The headers that every answer about this content has.
+    /// The headers common to all responses about this content.
     fn head(&self, status: StatusCode) -> Builder {
         Response::builder()
             .status(status)
@@ -77,48 +77,55 @@ impl Content<'_> {
             .header(X_CONTENT_TYPE_OPTIONS, NOSNIFF)
     }
 
-    fn whole(&self) -> Builder {
+    fn whole_head(&self) -> Builder {
         self.head(StatusCode::OK).header(CONTENT_TYPE, self.media_type())
+    }
+
+    /// The headers of a 200 response. The manifest cache stores them.
+    #[must_use]
+    pub fn whole_headers(&self) -> HeaderMap {
+        let response = self.whole_head().header(CONTENT_LENGTH, self.blob.size).body(());
+        response.map(|response| response.into_parts().0.headers).unwrap_or_default()
     }
 }
 
-/// The answer to `/v2/`.
+/// The response of `/v2/`.
 #[must_use]
-pub fn base() -> Response<Body> {
+pub fn base() -> Response<Payload> {
     let builder = Response::builder().header(API_VERSION, HeaderValue::from_static("registry/2.0"));
-    finish(builder.header(CONTENT_TYPE, JSON), Body::bytes("{}"))
+    finish(builder.header(CONTENT_TYPE, JSON), Payload::bytes("{}"))
 }
 
-/// A JSON document of this media type.
+/// A JSON document.
 #[must_use]
-pub fn json(media_type: &'static str, document: impl Into<Bytes>) -> Response<Body> {
+pub fn json(media_type: &'static str, document: impl Into<Bytes>) -> Response<Payload> {
     let builder = Response::builder().header(CONTENT_TYPE, HeaderValue::from_static(media_type));
-    finish(builder.header(X_CONTENT_TYPE_OPTIONS, NOSNIFF), Body::bytes(document))
+    finish(builder.header(X_CONTENT_TYPE_OPTIONS, NOSNIFF), Payload::bytes(document))
 }
 
-/// Something that is right only now, of this media type: never kept.
+/// A document that no cache may store.
 #[must_use]
-pub fn momentary(media_type: &'static str, text: impl Into<Bytes>) -> Response<Body> {
-    let builder = Response::builder().header(CONTENT_TYPE, HeaderValue::from_static(media_type));
-    let builder = builder.header(CACHE_CONTROL, HeaderValue::from_static("no-store")).header(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
-    finish(builder, Body::bytes(text))
+pub fn uncached(media_type: &'static str, document: impl Into<Bytes>) -> Response<Payload> {
+    let mut response = json(media_type, document);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
-/// Keeps what was not for everybody out of the caches that serve others.
+/// Keeps a response that needed credentials out of shared caches.
 #[must_use]
-pub fn private(mut response: Response<Body>) -> Response<Body> {
+pub fn private(mut response: Response<Payload>) -> Response<Payload> {
     if let Some(value) = response.headers_mut().get_mut(CACHE_CONTROL) {
-        let private = value.to_str().ok().and_then(|value| value.strip_prefix("public, "));
-        if let Some(private) = private.and_then(|rest| HeaderValue::try_from(format!("private, {rest}")).ok()) {
+        let rest = value.to_str().ok().and_then(|value| value.strip_prefix("public, "));
+        if let Some(private) = rest.and_then(|rest| HeaderValue::try_from(format!("private, {rest}")).ok()) {
             *value = private;
         }
     }
     response
 }
 
-/// An error, in the specification's JSON.
+/// An error as the specification's JSON.
 #[must_use]
-pub fn error(error: &RegistryError) -> Response<Body> {
+pub fn error(error: &RegistryError) -> Response<Payload> {
     let builder = Response::builder().status(error.status()).header(CONTENT_TYPE, JSON).header(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
     let builder = match error {
         RegistryError::MethodNotAllowed => builder.header(ALLOW, HeaderValue::from_static("GET, HEAD")),
@@ -127,89 +134,67 @@ pub fn error(error: &RegistryError) -> Response<Body> {
         RegistryError::Busy(_) => builder.header(RETRY_AFTER, HeaderValue::from_static("1")),
         _ => builder,
     };
-    finish(builder, Body::bytes(error.json()))
+    finish(builder, Payload::bytes(error.json()))
 }
 
-/// The client has this content already.
+/// 304: the client already has the content.
 #[must_use]
-pub fn not_modified(content: &Content<'_>) -> Response<Body> {
-    content.head(StatusCode::NOT_MODIFIED).body(Body::bytes(Bytes::new())).unwrap_or_else(unbuilt)
+pub fn not_modified(content: &Representation<'_>) -> Response<Payload> {
+    content.head(StatusCode::NOT_MODIFIED).body(Payload::empty()).unwrap_or_else(internal_error)
 }
 
-/// Where content's bytes are.
-#[derive(Debug)]
-pub(crate) enum Source<'a> {
-    /// On the disk.
-    File(Opened),
-    /// In memory.
-    Kept(&'a Manifest),
+/// 200 with the cached headers of a manifest and all of its bytes.
+#[must_use]
+pub fn cached(content: &Representation<'_>, headers: HeaderMap, bytes: Bytes) -> Response<Payload> {
+    let mut response = Response::new(Payload::bytes(bytes));
+    *response.headers_mut() = headers;
+    response.headers_mut().insert(CACHE_CONTROL, content.freshness.header());
+    response
 }
 
-impl Source<'_> {
-    fn content(self) -> body::Content {
-        match self {
-            Self::File(opened) => body::Content::File(opened),
-            Self::Kept(manifest) => body::Content::Memory(manifest.content.clone()),
-        }
-    }
-}
-
-/// The content, or the slice of it that was asked for, and the same whether it comes from the disk or from memory.
+/// 200 with all of the content, or 206 with the requested ranges. `permit` accounts for the memory of the list of ranges.
 ///
 /// # Errors
-/// 416 and 400, as the ranges ask for.
+/// Fails with 416 if all ranges lie outside the content, and with 400 if there are too many.
 pub(crate) fn content(
-    content: &Content<'_>,
+    content: &Representation<'_>,
     ranges: Ranges,
-    room: Option<Room>,
-    source: Source<'_>,
-) -> Result<Response<Body>, RegistryError> {
+    permit: Option<Permit>,
+    source: ByteSource,
+) -> Result<Response<Payload>, RegistryError> {
     let size = content.blob.size;
-    Ok(match (ranges, source) {
-        (Ranges::Unsatisfiable, _) => return Err(RegistryError::RangeNotSatisfiable(size)),
-        (Ranges::TooMany, _) => return Err(RegistryError::TooManyRanges),
-        (Ranges::Whole, Source::Kept(manifest)) => {
-            let mut response = Response::new(Body::bytes(manifest.content.clone()));
-            *response.headers_mut() = manifest.head.clone();
-            response.headers_mut().insert(CACHE_CONTROL, content.freshness.header());
-            response
-        }
-        (Ranges::Whole, source) => finish(content.whole(), Body::slice(source.content(), ByteRange::whole(size))),
-        (Ranges::One(range), source) => {
+    Ok(match ranges {
+        Ranges::Unsatisfiable => return Err(RegistryError::RangeNotSatisfiable(size)),
+        Ranges::TooMany => return Err(RegistryError::TooManyRanges),
+        Ranges::Whole => finish(content.whole_head(), Payload::range(source, ByteRange::whole(size))),
+        Ranges::One(range) => {
             let head = content.head(StatusCode::PARTIAL_CONTENT).header(CONTENT_TYPE, content.media_type());
-            finish(head.header(CONTENT_RANGE, content_range(&range, size)), Body::slice(source.content(), range))
+            finish(head.header(CONTENT_RANGE, content_range(&range, size)), Payload::range(source, range))
         }
-        (Ranges::Many(list), source) => {
+        Ranges::Many(list) => {
             let head = content.head(StatusCode::PARTIAL_CONTENT).header(CONTENT_TYPE, Multipart::media_type());
-            let parts = Multipart::new(content.media_type(), size, list, room);
-            finish(head, Body::multipart(source.content(), parts).ok_or(RegistryError::TooManyRanges)?)
+            let parts = Multipart::new(content.media_type(), size, list, permit);
+            finish(head, Payload::multipart(source, parts).ok_or(RegistryError::TooManyRanges)?)
         }
     })
 }
 
-/// The head of a response with the whole content, for whoever asks for it again.
-#[must_use]
-pub fn ready_head(content: &Content<'_>) -> HeaderMap {
-    let response = content.whole().header(CONTENT_LENGTH, content.blob.size).body(());
-    response.map(|response| response.into_parts().0.headers).unwrap_or_default()
-}
-
 /// Echoes the upstream that the client named.
 #[must_use]
-pub fn namespaced(mut response: Response<Body>, namespace: Option<&Host>) -> Response<Body> {
+pub fn with_namespace(mut response: Response<Payload>, namespace: Option<&Host>) -> Response<Payload> {
     if let Some(value) = namespace.and_then(|host| HeaderValue::from_str(host.as_str()).ok()) {
         response.headers_mut().insert(NAMESPACE, value);
     }
     response
 }
 
-fn finish(builder: Builder, body: Body) -> Response<Body> {
-    builder.header(CONTENT_LENGTH, body.len()).body(body).unwrap_or_else(unbuilt)
+fn finish(builder: Builder, payload: Payload) -> Response<Payload> {
+    builder.header(CONTENT_LENGTH, payload.len()).body(payload).unwrap_or_else(internal_error)
 }
 
-/// Where a header's value could not be made, which no catalog leads to: the status alone.
-fn unbuilt(_: http::Error) -> Response<Body> {
-    let mut response = Response::new(Body::bytes(Bytes::new()));
+/// A bare 500. No catalog leads to a header value that cannot be built.
+fn internal_error(_: http::Error) -> Response<Payload> {
+    let mut response = Response::new(Payload::empty());
     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
     response
 }

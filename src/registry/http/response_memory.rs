@@ -1,5 +1,5 @@
-//! Room in memory for documents that are made for one request: lists and metrics. Room is taken before a document is made and given
-//! back when it is written, so that clients who take nothing hold a bounded number of bytes, however many they are. Images need none.
+//! Limits the memory of generated responses: lists and metrics. A request acquires a permit before its response is generated and holds it
+//! until the response is written, so clients that read nothing hold a bounded number of bytes. Blobs and manifests need no permit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,65 +11,64 @@ use tokio::time::timeout;
 use super::error::RegistryError;
 use crate::registry::limits::{DOCUMENT_WAIT, DOCUMENT_WAITERS, DOCUMENTS, SMALL_CHUNK};
 
-/// The room that is left, in bytes.
+/// The memory that generated responses may use together.
 #[derive(Debug)]
-pub(crate) struct Documents {
-    room: Arc<Semaphore>,
-    /// Places for those who wait.
+pub(crate) struct ResponseMemory {
+    free_bytes: Arc<Semaphore>,
     waiters: Semaphore,
-    patience: Duration,
+    max_wait: Duration,
 }
 
-/// Room that was taken.
+/// Memory reserved for one response, one semaphore permit for each byte.
 #[derive(Debug)]
-pub(crate) struct Room(OwnedSemaphorePermit);
+pub(crate) struct Permit(OwnedSemaphorePermit);
 
-impl Default for Documents {
+impl Default for ResponseMemory {
     fn default() -> Self {
         Self::new(DOCUMENTS, DOCUMENT_WAIT)
     }
 }
 
-impl Documents {
-    fn new(bytes: usize, patience: Duration) -> Self {
-        Self { room: Arc::new(Semaphore::new(bytes)), waiters: Semaphore::new(DOCUMENT_WAITERS), patience }
+impl ResponseMemory {
+    fn new(bytes: usize, max_wait: Duration) -> Self {
+        Self { free_bytes: Arc::new(Semaphore::new(bytes)), waiters: Semaphore::new(DOCUMENT_WAITERS), max_wait }
     }
 
-    /// Room for a document of at most so many bytes.
+    /// Reserves memory for a response of at most `bytes` bytes.
     ///
     /// # Errors
-    /// 429, where others' documents take all of it for too long, or too many wait already.
-    pub async fn room(&self, bytes: usize) -> Result<Room, RegistryError> {
+    /// Fails with 429 if other responses hold the memory for too long, or if too many requests wait already.
+    pub async fn acquire(&self, bytes: usize) -> Result<Permit, RegistryError> {
         let bytes = u32::try_from(bytes.min(DOCUMENTS)).unwrap_or(u32::MAX);
-        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(bytes) {
-            return Ok(Room(room));
+        if let Ok(permit) = Arc::clone(&self.free_bytes).try_acquire_many_owned(bytes) {
+            return Ok(Permit(permit));
         }
-        const BUSY: RegistryError = RegistryError::Busy("too many lists wait to be read");
+        const BUSY: RegistryError = RegistryError::Busy("too many list requests are waiting");
         let _waiter = self.waiters.try_acquire().map_err(|_| BUSY)?;
-        let room = timeout(self.patience, Arc::clone(&self.room).acquire_many_owned(bytes)).await;
-        room.ok().and_then(Result::ok).map(Room).ok_or(BUSY)
+        let permit = timeout(self.max_wait, Arc::clone(&self.free_bytes).acquire_many_owned(bytes)).await;
+        permit.ok().and_then(Result::ok).map(Permit).ok_or(BUSY)
     }
 }
 
-impl Room {
-    /// The document, which takes its room for as long as anybody has it. What it does not fill is given back at once, and a document
-    /// that is as small as any body's chunk takes none.
-    pub fn hold(mut self, document: Vec<u8>) -> Bytes {
+impl Permit {
+    /// Ties the permit to the response's bytes: it is released when the last reference to them is dropped. Memory that `document` does not
+    /// use is released at once. A document no larger than a body's smallest chunk needs no permit.
+    pub fn attach(mut self, document: Vec<u8>) -> Bytes {
         if document.len() <= SMALL_CHUNK {
             return document.into();
         }
         drop(self.0.split(self.0.num_permits().saturating_sub(document.len())));
-        Bytes::from_owner(Held { document, _room: self })
+        Bytes::from_owner(PermittedBytes { document, _permit: self })
     }
 }
 
 #[derive(Debug)]
-struct Held {
+struct PermittedBytes {
     document: Vec<u8>,
-    _room: Room,
+    _permit: Permit,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for PermittedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.document
     }
@@ -80,48 +79,47 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn documents_take_their_own_size_until_they_are_gone() {
-        let documents = Documents::new(100_000, Duration::from_millis(1));
-        let held = documents.room(100_000).await.unwrap().hold(vec![7; 60_000]);
-        assert_eq!((held.len(), documents.room.available_permits()), (60_000, 40_000));
-        let refused = documents.room(50_000).await.unwrap_err();
-        assert_eq!(refused, RegistryError::Busy("too many lists wait to be read"));
-        let part = held.slice(..10);
-        drop(held);
-        assert_eq!(documents.room.available_permits(), 40_000, "part of it is still being written");
-        drop(part);
-        assert_eq!(documents.room.available_permits(), 100_000);
+    async fn permit_is_held_until_the_last_reference_is_dropped() {
+        let memory = ResponseMemory::new(100_000, Duration::from_millis(1));
+        let document = memory.acquire(100_000).await.unwrap().attach(vec![7; 60_000]);
+        assert_eq!((document.len(), memory.free_bytes.available_permits()), (60_000, 40_000));
+        let refused = memory.acquire(50_000).await.unwrap_err();
+        assert_eq!(refused, RegistryError::Busy("too many list requests are waiting"));
+        let slice = document.slice(..10);
+        drop(document);
+        assert_eq!(memory.free_bytes.available_permits(), 40_000, "a slice is still being written");
+        drop(slice);
+        assert_eq!(memory.free_bytes.available_permits(), 100_000);
     }
 
     #[tokio::test]
-    async fn so_many_wait_and_no_more() {
-        let documents = Arc::new(Documents::new(10, Duration::from_secs(600)));
-        let held = documents.room(10).await.unwrap();
+    async fn number_of_waiters_is_limited() {
+        let memory = Arc::new(ResponseMemory::new(10, Duration::from_secs(600)));
+        let permit = memory.acquire(10).await.unwrap();
         let waiting: Vec<_> = (0..DOCUMENT_WAITERS)
             .map(|_| {
-                let documents = Arc::clone(&documents);
-                tokio::spawn(async move { documents.room(1).await.map(drop) })
+                let memory = Arc::clone(&memory);
+                tokio::spawn(async move { memory.acquire(1).await.map(drop) })
             })
             .collect();
-        while documents.waiters.available_permits() > 0 {
+        while memory.waiters.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(documents.room(1).await.unwrap_err(), RegistryError::Busy("too many lists wait to be read"));
-        drop(held);
+        assert_eq!(memory.acquire(1).await.unwrap_err(), RegistryError::Busy("too many list requests are waiting"));
+        drop(permit);
         for waiter in waiting {
             assert_eq!(waiter.await.unwrap(), Ok(()));
         }
     }
 
     #[tokio::test]
-    async fn small_ones_take_none() {
-        let documents = Documents::new(10_000, Duration::from_millis(1));
-        let small: Vec<_> = [0, 1, SMALL_CHUNK].map(|size| vec![7; size]).into();
-        let mut held = Vec::new();
-        for document in small {
-            held.push(documents.room(10_000).await.unwrap().hold(document));
+    async fn small_documents_release_their_permit_at_once() {
+        let memory = ResponseMemory::new(10_000, Duration::from_millis(1));
+        let mut documents = Vec::new();
+        for size in [0, 1, SMALL_CHUNK] {
+            documents.push(memory.acquire(10_000).await.unwrap().attach(vec![7; size]));
         }
-        assert_eq!(documents.room.available_permits(), 10_000);
-        assert_eq!(held.iter().map(Bytes::len).sum::<usize>(), 1 + SMALL_CHUNK);
+        assert_eq!(memory.free_bytes.available_permits(), 10_000);
+        assert_eq!(documents.iter().map(Bytes::len).sum::<usize>(), 1 + SMALL_CHUNK);
     }
 }

@@ -30,8 +30,8 @@ use super::client::Client;
 use super::refusals::{self, AskedFor};
 use super::write_timeout::Guarded;
 use crate::registry::api::handler::Registry;
-use crate::registry::content::body::Body;
-use crate::registry::content::buffers::Tails;
+use crate::registry::content::body::{Body, ConnectionGuard};
+use crate::registry::content::buffers::Draining;
 use crate::registry::limits::{
     ANNOUNCED_STREAMS, CONTENT, ERRORS, HEAD, Limits, REQUEST_REST, RESETS, STREAM_BUFFER, TLS_BUFFER, UNCROWDED,
 };
@@ -233,9 +233,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let limits = *shared.registry.limits();
-    let tails = Arc::<Tails>::default();
+    let draining = Arc::<Draining>::default();
     activity.begin();
-    let overseer = if http2 { Overseer::Http2(Arc::clone(&tails)) } else { Overseer::Http1(Arc::clone(&activity)) };
+    let overseer = if http2 { Overseer::Http2(Arc::clone(&draining)) } else { Overseer::Http1(Arc::clone(&activity)) };
     let service = service(Arc::clone(&shared.registry), client, overseer);
     let mut told = closing.closing.clone();
     if !http2 {
@@ -256,7 +256,7 @@ where
     let (_counted, patience) = shared.multiplexed();
     let io = TokioIo::new(Admission::new(stream, limits.streams, &shared.streams));
     let mut connection = pin!(http2_builder(&limits, streams).serve_connection(io, service));
-    let mut overdue = pin!(tails.overdue(limits.stall));
+    let mut overdue = pin!(draining.overdue(limits.stall));
     let idle = tokio::select! {
         ended = connection.as_mut() => return ended,
         () = overdue.as_mut() => return Ok(()),
@@ -283,7 +283,7 @@ enum Overseer {
     /// A connection has to be told when one is under way.
     Http1(Arc<Activity>),
     /// Streams know, and only what they leave has to be watched.
-    Http2(Arc<Tails>),
+    Http2(Arc<Draining>),
 }
 
 /// Answers the requests of one client.
@@ -297,7 +297,10 @@ fn service(
         let (head, content) = request.into_parts();
         // On the heap, so that its memory is free again while the answer is being read, and in vain.
         Box::pin(async move {
-            let open = if let Overseer::Http1(activity) = &overseer { Some(Activity::open(activity)) } else { None };
+            let guard = match &overseer {
+                Overseer::Http1(activity) => ConnectionGuard::Http1 { _open: Activity::open(activity) },
+                Overseer::Http2(draining) => ConnectionGuard::Http2(Arc::clone(draining)),
+            };
             let has_content = async {
                 match &overseer {
                     _ if content.is_end_stream() => false,
@@ -305,12 +308,7 @@ fn service(
                     Overseer::Http2(_) => rest(content).await,
                 }
             };
-            let response = registry.answer(head, has_content, &client).await;
-            Ok::<_, Infallible>(response.map(|body| match (overseer, open) {
-                (Overseer::Http2(tails), _) => body.watched_by(tails),
-                (_, Some(open)) => body.keeping(open),
-                (_, None) => body,
-            }))
+            Ok::<_, Infallible>(registry.handle(head, has_content, &client, guard).await)
         })
     })
 }

@@ -1,5 +1,5 @@
-//! The queue between whoever has something to tell the launcher and the one thread that writes it out. It is bounded: a slow or
-//! absent reader costs events, which are counted, and never time.
+//! The queue of events for the launcher. One thread writes them out. The queue is bounded: if the reader is slow, events are dropped and
+//! counted, and nothing waits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,38 +8,38 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::proto::{Event, Warning, event};
 
-/// Events that may wait for the reader. A request event is under 1 KiB, so the queue stays under 4 MiB.
+/// Maximum number of queued events. A request event has less than 1 KiB, so the queue needs less than 4 MiB.
 pub const QUEUE: usize = 4096;
 
 /// The sending end of the queue.
 #[derive(Debug, Clone)]
 pub struct Events {
-    /// None where nobody listens, and nobody misses anything.
+    /// `None` if events are disabled.
     queue: Option<SyncSender<Event>>,
     dropped: Arc<AtomicU64>,
 }
 
 impl Events {
-    /// A queue for [`QUEUE`] events and its receiving end.
+    /// Creates a queue for [`QUEUE`] events. Returns both ends.
     #[must_use]
     pub fn queue() -> (Self, Receiver<Event>) {
         let (queue, receiver) = sync_channel(QUEUE);
         (Self { queue: Some(queue), dropped: Arc::default() }, receiver)
     }
 
-    /// Events that nobody listens to.
+    /// Discards all events without counting them.
     #[must_use]
-    pub fn unheard() -> Self {
+    pub fn disabled() -> Self {
         Self { queue: None, dropped: Arc::default() }
     }
 
-    /// Whether somebody listens.
+    /// Whether there is a queue.
     #[must_use]
-    pub fn is_heard(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         self.queue.is_some()
     }
 
-    /// Queues `event`, stamped with the present time; where the queue is full it is counted as dropped.
+    /// Queues `event` with the current time. If the queue is full, the event is dropped and counted.
     pub fn emit(&self, event: event::Event) {
         let Some(queue) = &self.queue else { return };
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
@@ -53,7 +53,7 @@ impl Events {
         self.emit(event::Event::Warning(Warning { code: code.to_owned(), message, ..Warning::default() }));
     }
 
-    /// How many events found the queue full or its reader gone.
+    /// The number of events dropped because the queue was full or its reader was gone.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)

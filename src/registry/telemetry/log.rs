@@ -1,4 +1,4 @@
-//! One `request` event for each request, when its response has ended.
+//! The log entry of a request: counts the request and emits its `request` event when its response has ended.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,107 +6,114 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::events::Events;
-use super::metrics::{Answered, Metrics};
+use super::metrics::{CompletedRequest, Metrics, RepositoryRef};
 use crate::disk::catalog::RepositoryId;
 use crate::oci::Digest;
 use crate::proto::{self, event};
 use crate::registry::api::route::Endpoint;
-use crate::registry::content::snapshot::Holdings;
+use crate::registry::content::snapshot::Snapshot;
 
-/// Where requests are told of and counted.
+/// Where a server reports to.
 #[derive(Debug)]
-pub struct Books {
-    /// The queue that tells the launcher what happens.
+pub struct Telemetry {
+    /// The queue of events for the launcher.
     pub events: Events,
-    /// What is counted.
+    /// All counters.
     pub metrics: Arc<Metrics>,
 }
 
-impl Books {
-    /// Counts and tells of a disk that did not give a blob.
-    pub fn disk_failed(&self, holdings: &Holdings, digest: &Digest, error: &io::Error) {
-        let disk = holdings.disk_of(digest).map(|disk| disk.name()).unwrap_or_default();
-        self.metrics.faults.happened(&self.events, digest, disk, error);
+impl Telemetry {
+    /// Counts and reports that a disk failed to return a blob.
+    pub fn disk_failed(&self, snapshot: &Snapshot, digest: &Digest, error: &io::Error) {
+        let disk = snapshot.store().disk_of(digest).map(|disk| disk.name()).unwrap_or_default();
+        self.metrics.disk_errors.record(&self.events, digest, disk, error);
     }
 }
 
-/// A request under way. When it is dropped, the request is over, one way or another.
+/// The log entry of a request in progress. Dropping it ends the request, whatever the reason. The server only writes to it; no decision
+/// depends on it.
 #[derive(Debug)]
-pub struct Entry {
-    /// HTTP status, 0 before there is one.
+pub struct LogEntry {
+    /// The HTTP status. 0 until the response starts.
     pub status: u16,
     /// Digest of the content.
     pub digest: Option<Digest>,
-    /// What it is for.
+    /// The requested endpoint.
     pub endpoint: Endpoint,
-    /// The repository, where a blob is sent.
-    pub blob_of: Option<RepositoryId>,
-    /// What was served when it arrived.
-    pub holdings: Option<Arc<Holdings>>,
+    /// The repository, if the request is for a blob.
+    pub blob_repository: Option<RepositoryId>,
+    /// The content served when the request arrived.
+    pub snapshot: Option<Arc<Snapshot>>,
     peer: SocketAddr,
-    /// What is told of it, where somebody listens.
-    told: Option<Box<proto::Request>>,
-    sent: (u64, bool),
+    /// `None` if events are disabled.
+    event: Option<Box<proto::Request>>,
+    sent: u64,
+    is_complete: bool,
     started: Instant,
-    books: Arc<Books>,
+    telemetry: Arc<Telemetry>,
 }
 
-impl Entry {
-    /// Starts the entry of a request of `peer` whose head has just arrived.
+impl LogEntry {
+    /// Starts the entry of a request whose head has just arrived.
     #[must_use]
-    pub fn new(peer: SocketAddr, books: &Arc<Books>) -> Self {
-        books.metrics.request_begun();
+    pub fn new(peer: SocketAddr, telemetry: &Arc<Telemetry>) -> Self {
+        telemetry.metrics.request_started();
         Self {
             status: 0,
             digest: None,
             endpoint: Endpoint::Other,
-            blob_of: None,
-            holdings: None,
+            blob_repository: None,
+            snapshot: None,
             peer,
-            told: books.events.is_heard().then(Box::default),
-            sent: (0, false),
+            event: telemetry.events.is_enabled().then(Box::default),
+            sent: 0,
+            is_complete: false,
             started: Instant::now(),
-            books: Arc::clone(books),
+            telemetry: Arc::clone(telemetry),
         }
     }
 
-    /// Notes what only the event has. Nothing is made of it where nobody listens.
-    pub fn note(&mut self, note: impl FnOnce(&mut proto::Request)) {
-        if let Some(request) = self.told.as_deref_mut() {
-            note(request);
+    /// Fills fields of the event. Does nothing if events are disabled.
+    pub fn describe(&mut self, describe: impl FnOnce(&mut proto::Request)) {
+        if let Some(event) = self.event.as_deref_mut() {
+            describe(event);
         }
     }
 
-    /// Counts and tells of a disk that did not give what was to be sent.
-    pub fn failed(&self, error: &io::Error) {
-        let (Some(digest), Some(holdings)) = (&self.digest, &self.holdings) else { return };
-        self.books.disk_failed(holdings, digest, error);
+    /// Counts and reports that a disk failed to return the content.
+    pub fn disk_failed(&self, error: &io::Error) {
+        let (Some(digest), Some(snapshot)) = (&self.digest, &self.snapshot) else { return };
+        self.telemetry.disk_failed(snapshot, digest, error);
     }
 
-    /// Ends the entry: `sent` bytes of the body were handed to the connection, all of it or not.
-    pub fn finish(mut self, sent: u64, complete: bool) {
-        self.sent = (sent, complete);
+    /// Records how many bytes of the body were handed to the connection, and whether that is all of them.
+    pub fn set_sent(&mut self, bytes: u64, is_complete: bool) {
+        (self.sent, self.is_complete) = (bytes, is_complete);
     }
 }
 
-impl Drop for Entry {
-    /// A request that never got as far as a body (its client left, or it panicked) is counted and told of like any other.
+impl Drop for LogEntry {
+    /// Also runs for a request that never got a body, because its client left or its handler panicked.
     fn drop(&mut self) {
-        let Self { endpoint, status, sent: (bytes, complete), .. } = *self;
+        let Self { endpoint, status, sent: bytes, .. } = *self;
         if std::thread::panicking() {
-            self.books.metrics.panicked();
+            self.telemetry.metrics.request_panicked();
         }
         let duration = self.started.elapsed();
-        let repository = self.holdings.as_deref().zip(self.blob_of);
-        self.books.metrics.answered(Answered { endpoint, status, bytes, duration, repository });
-        let Some(mut request) = self.told.take() else { return };
-        // On a socket of both families, an IPv4 client has an IPv6 address that holds its own.
-        request.peer = SocketAddr::new(self.peer.ip().to_canonical(), self.peer.port()).to_string();
-        request.endpoint = endpoint.name().into();
-        request.digest = self.digest.map(|digest| digest.to_string()).unwrap_or_default();
-        (request.status, request.bytes, request.complete) = (status.into(), bytes, complete);
-        request.duration = duration.as_secs_f64();
-        self.books.events.emit(event::Event::Request(*request));
+        let repository = self.snapshot.as_deref().zip(self.blob_repository).map(|(snapshot, id)| RepositoryRef {
+            slots: &snapshot.repository_slots,
+            id,
+            name: snapshot.store().catalog().repository_name(id),
+        });
+        self.telemetry.metrics.request_completed(CompletedRequest { endpoint, status, bytes, duration, repository });
+        let Some(mut event) = self.event.take() else { return };
+        // A dual-stack socket reports an IPv4 peer as an IPv4-mapped IPv6 address.
+        event.peer = SocketAddr::new(self.peer.ip().to_canonical(), self.peer.port()).to_string();
+        event.endpoint = endpoint.name().into();
+        event.digest = self.digest.map(|digest| digest.to_string()).unwrap_or_default();
+        (event.status, event.bytes, event.complete) = (status.into(), bytes, self.is_complete);
+        event.duration = duration.as_secs_f64();
+        self.telemetry.events.emit(event::Event::Request(*event));
     }
 }
 
@@ -116,22 +123,23 @@ mod tests {
     use crate::registry::telemetry::metrics::Totals;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    fn entry() -> (Entry, Arc<Metrics>, std::sync::mpsc::Receiver<proto::Event>) {
+    fn entry() -> (LogEntry, Arc<Metrics>, std::sync::mpsc::Receiver<proto::Event>) {
         let metrics = Arc::new(Metrics::default());
         let (events, queue) = Events::queue();
-        let books = Arc::new(Books { events, metrics: Arc::clone(&metrics) });
-        (Entry::new(([10, 1, 0, 7], 40_112).into(), &books), metrics, queue)
+        let telemetry = Arc::new(Telemetry { events, metrics: Arc::clone(&metrics) });
+        (LogEntry::new(([10, 1, 0, 7], 40_112).into(), &telemetry), metrics, queue)
     }
 
     #[test]
-    fn a_request_is_told_of_once_however_it_ends() {
-        let (finished, metrics, queue) = entry();
-        finished.finish(7, true);
+    fn each_request_is_logged_once_complete_or_not() {
+        let (mut complete, metrics, queue) = entry();
+        complete.set_sent(7, true);
+        drop(complete);
         assert_eq!(metrics.totals(), Totals { requests: 1, bytes: 7 });
-        let (left, metrics_of_left, queue_of_left) = entry();
-        drop(left);
-        assert_eq!(metrics_of_left.totals(), Totals { requests: 1, bytes: 0 });
-        for (queue, expected) in [(queue, (7, true)), (queue_of_left, (0, false))] {
+        let (aborted, metrics_of_aborted, queue_of_aborted) = entry();
+        drop(aborted);
+        assert_eq!(metrics_of_aborted.totals(), Totals { requests: 1, bytes: 0 });
+        for (queue, expected) in [(queue, (7, true)), (queue_of_aborted, (0, false))] {
             let events: Vec<_> = queue.try_iter().collect();
             let [proto::Event { event: Some(event::Event::Request(request)), .. }] = events.as_slice() else {
                 panic!("{events:?}")
@@ -141,17 +149,17 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_listens_it_is_counted_alone() {
-        let metrics = Arc::new(Metrics::default());
-        let books = Arc::new(Books { events: Events::unheard(), metrics: Arc::clone(&metrics) });
-        let mut entry = Entry::new(([10, 1, 0, 7], 40_112).into(), &books);
-        entry.note(|_| panic!("nothing is made of it"));
-        entry.finish(7, true);
-        assert_eq!((metrics.totals(), books.events.dropped()), (Totals { requests: 1, bytes: 7 }, 0));
+    fn requests_are_counted_but_not_described_if_events_are_disabled() {
+        let telemetry = Arc::new(Telemetry { events: Events::disabled(), metrics: Arc::default() });
+        let mut entry = LogEntry::new(([10, 1, 0, 7], 40_112).into(), &telemetry);
+        entry.describe(|_| panic!("there is no event to fill"));
+        entry.set_sent(7, true);
+        drop(entry);
+        assert_eq!((telemetry.metrics.totals(), telemetry.events.dropped()), (Totals { requests: 1, bytes: 7 }, 0));
     }
 
     #[test]
-    fn a_panic_in_a_request_is_counted() {
+    fn panic_in_a_request_is_counted() {
         let (entry, metrics, queue) = entry();
         let panicked = catch_unwind(AssertUnwindSafe(|| {
             let _entry = entry;

@@ -1,4 +1,4 @@
-//! What the registry tells its operator: request events, the log, metrics and health.
+//! What the registry reports: request events, warnings, metrics and health.
 
 pub mod events;
 pub(crate) mod health;

@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use localregistry::proto::{Event, Request, event};
-use localregistry::registry::api::handler::Registry;
+use localregistry::registry::api::handler::{Options, Registry};
 use localregistry::registry::auth::Auth;
 use localregistry::registry::auth::client_certificate::ClientCa;
 use localregistry::registry::content::store::Store;
@@ -58,11 +58,17 @@ impl Server {
     pub fn start_as(layout: &Path, setup: Setup) -> Self {
         let (events, queue) = Events::queue();
         let authority = Arc::new(Authority::generate("test").unwrap());
-        let registry = Registry::new(Store::open(layout).unwrap(), events, setup.limits);
-        let registry = if setup.verify { registry.verifying() } else { registry };
-        let registry = Arc::new(registry.with_auth(setup.auth, setup.clients.as_ref()).with_ca(authority.ca_pem()));
+        let store = Store::open(layout).unwrap();
         let names = ["localhost", "127.0.0.1", "registry.test"].map(str::to_owned);
-        let config = authority.server_config(&names, registry.holdings().upstreams(), setup.clients.as_ref()).unwrap();
+        let config = authority.server_config(&names, store.upstreams(), setup.clients.as_ref()).unwrap();
+        let options = Options {
+            limits: setup.limits,
+            auth: setup.auth,
+            client_certificates: setup.clients.map(|clients| clients.presence()),
+            ca_pem: Some(authority.ca_pem().to_owned()),
+            verify: setup.verify,
+        };
+        let registry = Arc::new(Registry::new(store, events, options));
         let beside = if setup.own_port { Surface::Registry } else { Surface::All };
         let mut listeners = vec![(Transport::Plain, beside), (Transport::Tls(config), beside)];
         if setup.own_port {

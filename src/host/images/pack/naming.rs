@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::request::{Naming, Tags};
 use crate::disk::layout::Image;
 use crate::oci::{Host, ImageName, NameError, Repository, Tag};
-use crate::registry::api::route;
+use crate::registry::content::upstreams::{self, DOCKER_HUB, LOCALHOST};
 
 /// Where a name of one component is on Docker Hub.
 const LIBRARY: &str = "library";
@@ -109,13 +109,13 @@ fn label(image: &Image) -> String {
 /// Files an image under a host, if it is under none: `busybox` of Docker Hub as what clients ask for, `library/busybox`. podman and
 /// buildah write `localhost/` before a name without a host.
 fn file_under(image: &mut Image, upstream: &Host) -> Result<(), NamingError> {
-    if image.repository.host().is_some_and(|host| host != route::LOCAL) {
+    if image.repository.host().is_some_and(|host| host != LOCALHOST) {
         return Ok(());
     }
     let failed = |source| NamingError::Upstream { image: image.name(), upstream: upstream.to_string(), source };
-    let host: Host = route::upstream(upstream.as_str()).parse().map_err(failed)?;
+    let host: Host = upstreams::canonical(upstream.as_str()).parse().map_err(failed)?;
     let path = image.repository.path();
-    let official = host.as_str() == route::MIRRORED && !path.contains('/');
+    let official = host.as_str() == DOCKER_HUB && !path.contains('/');
     let path = if official { format!("{LIBRARY}/{path}") } else { path.to_owned() };
     image.repository = Repository::under(&host, &path).map_err(failed)?;
     Ok(())

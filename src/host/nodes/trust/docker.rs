@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use serde_json::json;
 
 use super::{Bundle, Tree};
-use crate::registry::api::route::{LOCAL, MIRRORED, aliases};
+use crate::registry::content::upstreams::{DOCKER_HUB, LOCALHOST, aliases};
 
 /// An address that nothing answers at, and that says so at once.
 const NOWHERE: &str = "0.0.0.0";
@@ -17,7 +17,7 @@ const HTTPS: &str = "443";
 /// `certs.d`, `daemon.json` and `hosts`.
 pub(crate) fn files(bundle: &Bundle) -> Tree {
     // The name of the node itself is not given away: what podman named `localhost/NAME` the registry also has as `NAME`.
-    let others: Vec<&str> = bundle.mirrored().filter(|host| ![MIRRORED, LOCAL].contains(host)).collect();
+    let others: Vec<&str> = bundle.mirrored().filter(|host| ![DOCKER_HUB, LOCALHOST].contains(host)).collect();
     let stand_in = standing_in(bundle);
     let named = others.iter().filter(|_| stand_in.is_some());
     let folders: Vec<String> = bundle.addresses().chain(named.copied()).map(|host| format!("certs.d/{host}")).collect();
@@ -28,7 +28,7 @@ pub(crate) fn files(bundle: &Bundle) -> Tree {
 }
 
 fn has_mirrored(bundle: &Bundle) -> bool {
-    bundle.mirrored().any(|host| host == MIRRORED)
+    bundle.mirrored().any(|host| host == DOCKER_HUB)
 }
 
 fn daemon(bundle: &Bundle) -> String {
@@ -54,7 +54,7 @@ fn hosts(bundle: &Bundle, others: &[&str], stand_in: Option<IpAddr>) -> String {
     let mut lines = Vec::new();
     if has_mirrored(bundle) {
         lines.push("# Docker Hub is asked after its mirror: it is nowhere.".to_owned());
-        let names = aliases().filter(|(_, upstream)| *upstream == MIRRORED).map(|(alias, _)| alias);
+        let names = aliases().filter(|(_, upstream)| *upstream == DOCKER_HUB).map(|(alias, _)| alias);
         lines.push(format!("{NOWHERE} {}", names.collect::<Vec<_>>().join(" ")));
     }
     for other in others {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::text::shell;
 use super::{Bundle, Tree};
 use crate::oci::{ImageName, Repository};
-use crate::registry::api::route::{LOCAL, MIRRORED};
+use crate::registry::content::upstreams::{DOCKER_HUB, LOCALHOST};
 
 /// The files.
 pub(crate) const NAMES: [&str; 3] = ["ca.crt", "env", "images.txt"];
@@ -42,10 +42,10 @@ fn references(bundle: &Bundle) -> String {
     let address = bundle.address();
     let repositories = bundle.images.iter().map(|image| &image.repository);
     let found_first: HashSet<&str> =
-        repositories.filter(|one| matches!(one.host(), None | Some(MIRRORED))).map(|one| one.path()).collect();
+        repositories.filter(|one| matches!(one.host(), None | Some(DOCKER_HUB))).map(|one| one.path()).collect();
     let own = |image: &ImageName| match (image.repository.host(), image.repository.path()) {
         (None, _) => Some(image.clone()),
-        (Some(LOCAL), path) if !found_first.contains(path) => {
+        (Some(LOCALHOST), path) if !found_first.contains(path) => {
             let repository = path.parse::<Repository>().ok().filter(|repository| repository.host().is_none())?;
             Some(ImageName { repository, ..image.clone() })
         }

@@ -70,7 +70,7 @@ pub fn contents(paths: &[PathBuf]) -> Result<Contents, ContentsError> {
 fn catalog_of(path: &Path) -> Result<Catalog, ContentsError> {
     let disk = Disk::open(path, &Interrupt::default());
     let disk = disk.map_err(|source| ContentsError::Disk { path: path.to_owned(), source })?;
-    let index = store::index(disk.tree.as_ref(), true);
+    let index = store::read_catalog(disk.tree.as_ref(), true);
     index.map(|(catalog, _)| catalog).map_err(|source| ContentsError::Index { path: path.to_owned(), source })
 }
 

@@ -2,7 +2,7 @@
 //! `certs` to the authorities that it trusts. dockerd's own config is minikube's: for it there are flags of `minikube start`.
 
 use super::{Bundle, Tree, containerd, containers, docker, under};
-use crate::registry::api::route::MIRRORED;
+use crate::registry::content::upstreams::DOCKER_HUB;
 
 /// `files`, `certs` and `flags`, one flag a line.
 pub(crate) fn files(bundle: &Bundle) -> Tree {
@@ -16,7 +16,7 @@ pub(crate) fn files(bundle: &Bundle) -> Tree {
 }
 
 fn flags(bundle: &Bundle) -> String {
-    let mirrored = bundle.mirrored().filter(|host| *host == MIRRORED);
+    let mirrored = bundle.mirrored().filter(|host| *host == DOCKER_HUB);
     let mirror = mirrored.map(|_| format!("--registry-mirror={}\n", bundle.url()));
     let plain = bundle.addresses().filter(|_| bundle.ca.is_none()).map(|address| format!("--insecure-registry={address}\n"));
     mirror.chain(plain).collect()

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::Pull;
 use crate::oci::{Digest, Host, ImageName, NameError, Repository, Tag};
-use crate::registry::api::route::{LOCAL, MIRRORED, upstream};
+use crate::registry::content::upstreams::{DOCKER_HUB, LOCALHOST, canonical};
 
 /// Docker Hub's namespace for names without one.
 const LIBRARY: &str = "library";
@@ -60,16 +60,16 @@ impl FromStr for Wanted {
 fn repositories(repository: &Repository) -> Vec<String> {
     let (host, path) = (repository.host(), repository.path());
     // Where the registry looks for a name without an upstream.
-    let own = || [path.to_owned(), format!("{MIRRORED}/{path}"), format!("{LOCAL}/{path}")];
+    let own = || [path.to_owned(), format!("{DOCKER_HUB}/{path}"), format!("{LOCALHOST}/{path}")];
     let mut names = match host {
         None => own().to_vec(),
-        Some(LOCAL) => vec![format!("{LOCAL}/{path}"), path.to_owned()],
+        Some(LOCALHOST) => vec![format!("{LOCALHOST}/{path}"), path.to_owned()],
         Some(host) if is_own(host) => [format!("{host}/{path}")].into_iter().chain(own()).collect(),
-        Some(host) => vec![format!("{}/{path}", upstream(host))],
+        Some(host) => vec![format!("{}/{path}", canonical(host))],
     };
-    let hub = host.is_none_or(|host| upstream(host) == MIRRORED);
+    let hub = host.is_none_or(|host| canonical(host) == DOCKER_HUB);
     if hub && !path.contains('/') {
-        names.push(format!("{MIRRORED}/{LIBRARY}/{path}"));
+        names.push(format!("{DOCKER_HUB}/{LIBRARY}/{path}"));
     }
     names
 }

@@ -1,412 +1,371 @@
-//! The registry itself: one request's head becomes one response. It looks names up in the catalog and opens files by digest; it
-//! never reads a request's body and has no way to write.
+//! Turns the head of a request into a response. Names are resolved in the catalog and blobs are opened by digest. Nothing reads the
+//! content of a request, and nothing writes.
 
-use std::fs::File;
-use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use http::header::{HOST, RANGE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, Version};
-use rustix::io::Errno;
-use tokio::time::{Instant, sleep};
 
-use super::lists;
-use super::route::{self, Asked, Endpoint, Route, Target};
-use crate::disk::catalog::{Blob, BlobId, Catalog};
-use crate::oci::Digest;
-use crate::oci::manifest::MAX_MANIFEST;
+use super::lists::{self, ListRequest};
+use super::route::{self, ApiRequest, RequestTarget, Route};
+use super::{describe, resolve};
+use crate::disk::catalog::{Blob, BlobId, Catalog, RepositoryId};
+use crate::oci::Repository;
 use crate::registry::auth::Auth;
-use crate::registry::auth::client_certificate::{ClientCa, Presence};
+use crate::registry::auth::client_certificate::Presence;
 use crate::registry::auth::scope::Scope;
-use crate::registry::content::body::{Body, Opened};
-use crate::registry::content::buffers::Budget;
-use crate::registry::content::disk_errors::wrong_digest;
-use crate::registry::content::manifest_cache;
-use crate::registry::content::snapshot::Holdings;
-use crate::registry::content::store::{Disk, Store};
+use crate::registry::content::blob_reader::BlobReader;
+use crate::registry::content::body::{Body, BodyParts, ByteSource, ConnectionGuard, Payload};
+use crate::registry::content::buffers::{ByteBudget, InFlight};
+use crate::registry::content::manifest_cache::CachedManifest;
+use crate::registry::content::snapshot::Snapshot;
+use crate::registry::content::store::Store;
 use crate::registry::http::condition::{self, Condition};
 use crate::registry::http::error::RegistryError;
 use crate::registry::http::range::{self, Ranges};
-use crate::registry::http::reply::{self, Content, Freshness, Source};
-use crate::registry::http::response_memory::{Documents, Room};
-use crate::registry::limits::{DESCRIPTOR_PAUSE, Limits, REFERRERS, SMALL_CHUNK};
+use crate::registry::http::reply::{self, Freshness, Representation};
+use crate::registry::http::response_memory::{Permit, ResponseMemory};
+use crate::registry::limits::{Limits, REFERRERS, SMALL_CHUNK};
 use crate::registry::listen::client::{self, Client};
 use crate::registry::telemetry::events::Events;
 use crate::registry::telemetry::health::Health;
-use crate::registry::telemetry::log::{Books, Entry};
+use crate::registry::telemetry::log::{LogEntry, Telemetry};
 use crate::registry::telemetry::metrics::exposition::Exposition;
 use crate::registry::telemetry::metrics::{Metrics, Totals};
 
-/// A registry: what it serves at present, and how.
+/// How a registry serves. By default every client may pull, blobs are not verified, and there is no CA certificate to download.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// The limits of the server.
+    pub limits: Limits,
+    /// Which clients may pull.
+    pub auth: Auth,
+    /// Whether TLS clients may or must show a certificate. `None` if the listener requests none.
+    pub client_certificates: Option<Presence>,
+    /// The CA certificate that `/ca.crt` serves, in PEM.
+    pub ca_pem: Option<String>,
+    /// Whether all bytes are checked against their digests.
+    pub verify: bool,
+}
+
+/// A registry: the content it serves at present, and how it serves it.
 #[derive(Debug)]
 pub struct Registry {
-    /// Taken once for each request, and for no longer than that takes.
-    pub(crate) holdings: RwLock<Arc<Holdings>>,
-    /// Whether bytes are held against their digests.
-    pub(crate) verify: bool,
-    pub(crate) books: Arc<Books>,
+    /// Locked once per request, only to clone the pointer.
+    snapshot: RwLock<Arc<Snapshot>>,
+    reader: BlobReader,
+    telemetry: Arc<Telemetry>,
     pub(crate) exposition: Exposition,
     pub(crate) health: Health,
     pub(crate) auth: Auth,
-    /// Whether a client's certificate stands in for credentials.
-    certificates_admit: bool,
-    /// The CA that nodes have to trust, PEM.
+    /// Whether a client certificate replaces credentials.
+    certificate_suffices: bool,
     pub(crate) ca_pem: Option<String>,
-    pub(crate) limits: Limits,
-    pub(crate) in_flight: Arc<Budget>,
-    pub(crate) documents: Documents,
+    limits: Limits,
+    budget: Arc<ByteBudget>,
+    pub(crate) response_memory: ResponseMemory,
+}
+
+/// What the response of one request depends on.
+struct RequestContext<'a> {
+    snapshot: &'a Snapshot,
+    head: &'a Parts,
+    in_flight: &'a Arc<InFlight>,
+    entry: &'a mut LogEntry,
 }
 
 impl Registry {
-    /// Serves `store` within `limits`; tells `events` of every request.
+    /// Serves `store` and reports every request to `events`.
     #[must_use]
-    pub fn new(store: Store, events: Events, limits: Limits) -> Self {
+    pub fn new(store: Store, events: Events, options: Options) -> Self {
+        let Options { limits, auth, client_certificates, ca_pem, verify } = options;
         let metrics = Arc::<Metrics>::default();
         let exposition = Exposition::new(Arc::clone(&metrics), events.clone());
+        let telemetry = Arc::new(Telemetry { events, metrics });
         Self {
-            holdings: RwLock::new(Arc::new(Holdings::new(store, false))),
-            verify: false,
-            books: Arc::new(Books { events, metrics }),
+            snapshot: RwLock::new(Arc::new(Snapshot::new(store, verify))),
+            reader: BlobReader { telemetry: Arc::clone(&telemetry), timeout: limits.stall, verify },
+            telemetry,
             exposition,
             health: Health::default(),
-            auth: Auth::default(),
-            certificates_admit: false,
-            ca_pem: None,
+            auth,
+            certificate_suffices: client_certificates == Some(Presence::Optional),
+            ca_pem,
             limits,
-            in_flight: Arc::default(),
-            documents: Documents::default(),
+            budget: Arc::default(),
+            response_memory: ResponseMemory::default(),
         }
     }
 
-    /// The same, holding every byte that it sends against the digest of its blob.
-    #[must_use]
-    pub fn verifying(self) -> Self {
-        let holdings = Holdings::new(self.holdings().store().clone(), true);
-        Self { holdings: RwLock::new(Arc::new(holdings)), verify: true, ..self }
-    }
-
-    /// The same, for those whom `auth` lets in; and for those with a certificate of `clients`, where that is optional.
-    #[must_use]
-    pub fn with_auth(self, auth: Auth, clients: Option<&ClientCa>) -> Self {
-        let certificates_admit = clients.is_some_and(|clients| clients.presence() == Presence::Optional);
-        Self { auth, certificates_admit, ..self }
-    }
-
-    /// The same, handing out this CA certificate (PEM).
-    #[must_use]
-    pub fn with_ca(self, ca_pem: impl Into<String>) -> Self {
-        Self { ca_pem: Some(ca_pem.into()), ..self }
-    }
-
-    /// Within which limits it serves.
+    /// The limits of the server.
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// What it serves at present.
+    /// The content served at present.
     #[must_use]
-    pub fn holdings(&self) -> Arc<Holdings> {
-        Arc::clone(&self.holdings.read().unwrap_or_else(PoisonError::into_inner))
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What follows from `store` for this registry: it takes a while where that is large, and changes nothing.
+    /// Builds the snapshot of `store` for [`Registry::replace`]. This takes a while for a large store.
     #[must_use]
-    pub fn holdings_of(&self, store: Store) -> Holdings {
-        Holdings::new(store, self.verify)
+    pub fn snapshot_of(&self, store: Store) -> Snapshot {
+        Snapshot::new(store, self.reader.verify)
     }
 
-    /// Serves `holdings` from the next request on. Those under way end with what they began with.
-    pub fn replace(&self, holdings: Holdings) {
-        let mut place = self.holdings.write().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *place, Arc::new(holdings));
-        drop(place);
-        // Freed, where nobody has it any more, while nobody waits for the place.
-        drop(before);
+    /// Serves `snapshot` from the next request on. Requests in progress keep the snapshot they started with.
+    pub fn replace(&self, snapshot: Snapshot) {
+        let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        let previous = std::mem::replace(&mut *current, Arc::new(snapshot));
+        drop(current);
+        // Dropped after the lock is released: freeing a large snapshot takes a while.
+        drop(previous);
     }
 
-    /// Requests answered and bytes sent so far.
+    /// Requests completed and bytes sent so far.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        self.books.metrics.totals()
+        self.telemetry.metrics.totals()
     }
 
-    /// What it counts.
+    /// All counters.
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.books.metrics
+        &self.telemetry.metrics
     }
 
-    /// The queue that tells the launcher what happens.
+    /// The queue of events for the launcher.
     #[must_use]
     pub fn events(&self) -> &Events {
-        &self.books.events
+        &self.telemetry.events
     }
 
-    /// Answers a request of `client` by its head, once it is known whether it has content. GET and HEAD with content are refused, whatever the
-    /// protocol: it has no meaning there, and may be somebody's attempt to smuggle in a request (RFC 9110, section 9.3.1).
-    pub async fn answer(&self, head: Parts, has_content: impl Future<Output = bool>, client: &Client) -> Response<Body> {
-        let client = Client { certified: client.certified && self.certificates_admit, ..*client };
-        let mut entry = Entry::new(client.peer, &self.books);
-        entry.note(|request| super::describe::head(&head, request));
-        let holdings = self.holdings();
-        let asking = async {
-            // It may be large: nothing of it is kept while the rest of the request is waited for.
+    /// Responds to a request. `has_content` resolves to whether the request has content once that is known; `guard` lives as long as the
+    /// response.
+    ///
+    /// GET and HEAD with content are rejected: content has no meaning there and may be an attempt at request smuggling (RFC 9110,
+    /// section 9.3.1).
+    pub(crate) async fn handle(
+        &self,
+        head: Parts,
+        has_content: impl Future<Output = bool>,
+        client: &Client,
+        guard: ConnectionGuard,
+    ) -> Response<Body> {
+        let client = Client { certified: client.certified && self.certificate_suffices, ..*client };
+        let mut entry = LogEntry::new(client.peer, &self.telemetry);
+        entry.describe(|event| describe::head(&head, event));
+        let (snapshot, in_flight) = (self.snapshot(), Arc::new(InFlight::new(Arc::clone(&self.budget))));
+        let respond = async {
+            // The head may be large. It is dropped here, before the rest of the request has arrived.
             let head = head;
-            let answered = match check(&head).and_then(|()| route::parse(&head.method, &head.uri)) {
-                Ok(asked) => {
-                    entry.endpoint = asked.endpoint();
-                    entry.note(|request| super::describe::asked(&asked, request));
-                    self.asked(&asked, &holdings, &head, &client, &mut entry).await
+            let result = match check(&head).and_then(|()| route::parse(&head.method, &head.uri)) {
+                Ok(target) => {
+                    entry.endpoint = target.endpoint();
+                    entry.describe(|event| describe::target(&target, event));
+                    let context = RequestContext { snapshot: &snapshot, head: &head, in_flight: &in_flight, entry: &mut entry };
+                    self.dispatch(&target, &client, context).await
                 }
                 Err(error) => Err(error),
             };
-            (answered, head.method)
+            (result, head.method)
         };
-        let ((answered, method), has_content) = tokio::join!(asking, has_content);
-        let answered = match answered {
+        let ((result, method), has_content) = tokio::join!(respond, has_content);
+        let result = match result {
             _ if has_content && matches!(method, Method::GET | Method::HEAD) => {
-                Err(RegistryError::BadRequest("a request without content is expected"))
+                Err(RegistryError::BadRequest("GET and HEAD requests must not have content"))
             }
-            answered => answered,
+            result => result,
         };
-        let response = answered.unwrap_or_else(|error| reply::error(&error));
-        let (parts, body) = response.into_parts();
-        entry.status = parts.status.as_u16();
-        entry.holdings = Some(holdings);
-        let body = if method == Method::HEAD { body.without_content() } else { body };
-        Response::from_parts(parts, body.logged(entry, &self.limits, &self.in_flight))
+        let (head, payload) = result.unwrap_or_else(|error| reply::error(&error)).into_parts();
+        entry.status = head.status.as_u16();
+        entry.snapshot = Some(snapshot);
+        let payload = if method == Method::HEAD { Payload::empty() } else { payload };
+        let Limits { stall, minimum_rate, .. } = self.limits;
+        let parts = BodyParts { payload, in_flight, stall, minimum_rate, guard, entry: Box::new(entry) };
+        Response::from_parts(head, Body::new(parts))
     }
 
-    /// Lets the request pass, or not, and answers it.
-    async fn asked(
+    /// Checks credentials, then serves the target.
+    async fn dispatch(
         &self,
-        asked: &Asked,
-        holdings: &Holdings,
-        head: &Parts,
+        target: &RequestTarget,
         client: &Client,
-        entry: &mut Entry,
-    ) -> Result<Response<Body>, RegistryError> {
-        match asked {
-            _ if !asked.is_on(client.surface) => Err(RegistryError::PathUnknown),
-            Asked::Beside(asked) => self.beside(asked, head, client).await,
-            Asked::Registry(target) => {
-                self.auth.admit(scope(&target.route), head, client).await?;
-                let response = reply::namespaced(self.route(target, holdings, head, entry).await?, target.namespace.as_ref());
+        context: RequestContext<'_>,
+    ) -> Result<Response<Payload>, RegistryError> {
+        match target {
+            _ if !target.is_on(client.surface) => Err(RegistryError::PathUnknown),
+            RequestTarget::Service(endpoint) => self.serve_service_endpoint(endpoint, context.head, client).await,
+            RequestTarget::Api(request) => {
+                self.auth.admit(scope(&request.route), context.head, client).await?;
+                let response = reply::with_namespace(self.serve_api(request, context).await?, request.namespace.as_ref());
                 Ok(if self.auth.is_needed() { reply::private(response) } else { response })
             }
         }
     }
 
-    /// Answers, and notes in `entry` under which name the store has the repository that was meant.
-    async fn route(
-        &self,
-        target: &Target,
-        holdings: &Holdings,
-        head: &Parts,
-        entry: &mut Entry,
-    ) -> Result<Response<Body>, RegistryError> {
-        let catalog = holdings.store().catalog();
-        let note = |entry: &mut Entry, holder| {
-            entry.note(|request| catalog.repository_name(holder).clone_into(&mut request.repository));
-        };
-        match &target.route {
+    /// Serves an endpoint of the distribution specification.
+    async fn serve_api(&self, request: &ApiRequest, mut context: RequestContext<'_>) -> Result<Response<Payload>, RegistryError> {
+        let snapshot = context.snapshot;
+        let catalog = snapshot.store().catalog();
+        let list = |name, page| ListRequest { name, namespace: request.namespace.as_ref(), page };
+        match &request.route {
             Route::Base => Ok(reply::base()),
-            Route::Catalog(page) => Ok(lists::catalog(catalog, page, self.documents.room(lists::longest(page)).await?)),
+            Route::Catalog(page) => {
+                Ok(lists::catalog(catalog, page, self.response_memory.acquire(lists::max_bytes(page)).await?))
+            }
             Route::Tags(name, page) => {
-                let (holder, _) = super::resolve::repository(holdings, name, target, head, |_, _| Some(()))?;
-                note(entry, holder);
-                let list = lists::Of { name, namespace: target.namespace.as_ref(), page };
-                Ok(lists::tags(catalog, holder, &list, self.documents.room(lists::longest(page)).await?))
+                let (repository, _) = context.resolve(name, request, |_, _| Some(()))?;
+                let permit = self.response_memory.acquire(lists::max_bytes(page)).await?;
+                Ok(lists::tags(catalog, repository, &list(name, page), permit))
             }
             Route::Manifest(name, reference) => {
-                let look = |catalog: &Catalog, id| super::resolve::manifest(catalog, id, reference);
-                let (holder, found) = super::resolve::repository(holdings, name, target, head, look)?;
-                note(entry, holder);
-                let name = catalog.repository_name(holder);
+                let find = |catalog: &Catalog, id| resolve::manifest(catalog, id, reference);
+                let (repository, found) = context.resolve(name, request, find)?;
+                let name = catalog.repository_name(repository);
                 let unknown = || RegistryError::ManifestUnknown(format!("no manifest {reference} in {name}"));
                 let (id, freshness) = found.ok_or_else(unknown)?;
-                self.content(holdings, id, freshness, head, entry).await
+                let blob = catalog.blob(id).ok_or(RegistryError::Disk)?;
+                self.serve_content(id, Representation { blob, freshness }, context).await
             }
             Route::Blob(name, digest) => {
-                let look = |catalog: &Catalog, id| catalog.blob_in(id, digest);
-                let (holder, found) = super::resolve::repository(holdings, name, target, head, look)?;
-                note(entry, holder);
+                let (repository, found) = context.resolve(name, request, |catalog, id| catalog.blob_in(id, digest))?;
+                let name = catalog.repository_name(repository);
                 let unknown = || RegistryError::BlobUnknown(format!("no blob {digest} in {name}"));
-                entry.blob_of = Some(holder);
-                self.content(holdings, found.ok_or_else(unknown)?, Freshness::Immutable, head, entry).await
+                context.entry.blob_repository = Some(repository);
+                let id = found.ok_or_else(unknown)?;
+                // This endpoint serves manifests, too, but as plain bytes.
+                let blob = Blob { manifest: None, ..catalog.blob(id).ok_or(RegistryError::Disk)? };
+                self.serve_content(id, Representation { blob, freshness: Freshness::Immutable }, context).await
             }
-            Route::Referrers(name, asked) => {
-                // A registry must answer 200 with an empty list for a digest that it does not know; only an unknown repository is a 404.
-                let look = |catalog: &Catalog, id| catalog.blob_in(id, &asked.subject);
-                let (holder, _) = super::resolve::repository(holdings, name, target, head, look)?;
-                note(entry, holder);
-                let list = lists::Of { name, namespace: target.namespace.as_ref(), page: &asked.page };
-                let room = self.documents.room(2 * REFERRERS).await?;
-                lists::referrers(self, holdings, holder, &list, asked, room).await
+            Route::Referrers(name, referrers) => {
+                // The list is empty if the repository does not have the digest. Only an unknown repository is a 404.
+                let find = |catalog: &Catalog, id| catalog.blob_in(id, &referrers.subject);
+                let (repository, _) = context.resolve(name, request, find)?;
+                let permit = self.response_memory.acquire(2 * REFERRERS).await?;
+                let list = list(name, &referrers.page);
+                lists::referrers(&self.reader, snapshot, repository, &list, referrers, permit).await
             }
         }
     }
 
-    /// Sends a blob or manifest, or the part of it that was asked for, or nothing new. The blob endpoint sends manifests, too, as plain
-    /// bytes.
-    async fn content(
+    /// Serves a blob or manifest: all of it, the requested ranges, or 304.
+    async fn serve_content(
         &self,
-        holdings: &Holdings,
         id: BlobId,
-        freshness: Freshness,
-        head: &Parts,
-        entry: &mut Entry,
-    ) -> Result<Response<Body>, RegistryError> {
-        let mut blob = holdings.store().catalog().blob(id).ok_or(RegistryError::Disk)?;
-        if entry.endpoint == Endpoint::Blob {
-            blob.manifest = None;
-        }
-        let content = Content { blob, freshness };
-        match condition::of(&head.headers, || content.etag()) {
-            Condition::Holds => {}
+        content: Representation<'_>,
+        context: RequestContext<'_>,
+    ) -> Result<Response<Payload>, RegistryError> {
+        let RequestContext { snapshot, head, in_flight, entry } = context;
+        let (blob, is_get) = (content.blob, head.method == Method::GET);
+        match condition::evaluate(&head.headers, || content.etag()) {
+            Condition::Passed => {}
             Condition::NotModified => {
                 entry.digest = Some(blob.digest);
                 return Ok(reply::not_modified(&content));
             }
             Condition::Failed => return Err(RegistryError::PreconditionFailed(blob.digest)),
         }
-        let wanted = match head.headers.get(RANGE).and_then(|value| value.to_str().ok()) {
-            Some(header) if head.method == Method::GET && condition::range_applies(&head.headers, || content.etag()) => {
+        let ranges = match head.headers.get(RANGE).and_then(|value| value.to_str().ok()) {
+            Some(header) if is_get && condition::range_applies(&head.headers, || content.etag()) => {
                 range::parse(header, blob.size)
             }
             _ => Ranges::Whole,
         };
-        let room = self.room_for(&wanted).await?;
-        let mut proof = None;
-        let source = match self.kept(holdings, id, blob).await? {
-            Some(manifest) => Source::Kept(manifest),
+        let permit = self.range_list_permit(&ranges).await?;
+        let response = match self.cached_manifest(snapshot, id, content).await? {
+            Some(manifest) if ranges == Ranges::Whole => {
+                reply::cached(&content, manifest.headers.clone(), manifest.content.clone())
+            }
+            Some(manifest) => reply::content(&content, ranges, permit, ByteSource::Memory(manifest.content.clone()))?,
             None => {
-                let opened = self.open(holdings, blob).await?;
-                if self.verify && head.method == Method::GET {
-                    proof = self.prove(holdings, id, blob, &wanted, &opened).await?;
+                let opened = self.reader.open(snapshot, blob).await?;
+                let expected = if is_get { self.reader.verify(snapshot, id, blob, &ranges, &opened).await? } else { None };
+                let mut response = reply::content(&content, ranges, permit, ByteSource::File(opened))?;
+                if is_get {
+                    let prefetched = response.body_mut().prefetch(expected, in_flight, self.limits.stall).await;
+                    prefetched.map_err(|error| self.reader.disk_failed(snapshot, blob, &error))?;
                 }
-                Source::File(opened)
+                response
             }
         };
-        let mut response = reply::content(&content, wanted, room, source)?;
-        if head.method == Method::GET {
-            proof.into_iter().for_each(|digest| response.body_mut().verify(digest));
-            let begun = response.body_mut().begin(&self.limits, &self.in_flight).await;
-            begun.map_err(|error| self.unreadable(holdings, blob, &error))?;
-        }
         entry.digest = Some(blob.digest);
         Ok(response)
     }
 
-    /// A list of many ranges is counted among the documents.
-    async fn room_for(&self, ranges: &Ranges) -> Result<Option<Room>, RegistryError> {
+    /// A long list of ranges counts as a generated response.
+    async fn range_list_permit(&self, ranges: &Ranges) -> Result<Option<Permit>, RegistryError> {
         match ranges {
             Ranges::Many(list) if size_of_val(list.as_slice()) > SMALL_CHUNK => {
-                self.documents.room(size_of_val(list.as_slice())).await.map(Some)
+                self.response_memory.acquire(size_of_val(list.as_slice())).await.map(Some)
             }
             _ => Ok(None),
         }
     }
 
-    /// The manifest in memory, where it is kept there: it is read when it is first asked for.
-    async fn kept<'h>(
+    /// The manifest from the cache. The first request for a manifest reads it into the cache, if it fits.
+    async fn cached_manifest<'s>(
         &self,
-        holdings: &'h Holdings,
+        snapshot: &'s Snapshot,
         id: BlobId,
-        blob: Blob<'_>,
-    ) -> Result<Option<&'h manifest_cache::Manifest>, RegistryError> {
+        content: Representation<'_>,
+    ) -> Result<Option<&'s CachedManifest>, RegistryError> {
+        let (blob, cache) = (content.blob, &snapshot.manifests);
         if blob.manifest.is_none() {
             return Ok(None);
         }
-        if let Some(manifest) = holdings.kept.get(id) {
+        if let Some(manifest) = cache.get(id) {
             return Ok(Some(manifest));
         }
-        if !holdings.kept.takes(&blob) {
+        if !cache.accepts(&blob) {
             return Ok(None);
         }
-        let (content, found) = self.read(holdings, blob).await?;
+        let (bytes, found) = self.reader.read_manifest(snapshot, blob).await?;
         if found == blob.digest {
-            holdings.kept.keep(id, content, reply::ready_head(&Content { blob, freshness: Freshness::Tag }));
+            cache.insert(id, bytes, content.whole_headers());
         } else {
-            // Sent as it is, for the client to refuse.
-            tracing::warn!(digest = %blob.digest, "a manifest on the disk has another digest");
+            // The content is sent from the disk as it is: the client checks the digest and rejects it.
+            tracing::warn!(digest = %blob.digest, "a manifest on the disk has the wrong digest");
         }
-        Ok(holdings.kept.get(id))
-    }
-
-    /// The content of a manifest.
-    ///
-    /// # Errors
-    /// 500, where the disk does not give it.
-    pub(crate) async fn read_manifest(&self, holdings: &Holdings, blob: Blob<'_>) -> Result<Vec<u8>, RegistryError> {
-        self.read(holdings, blob).await.map(|(content, _)| content)
-    }
-
-    /// The content of a manifest, and its digest, which is the right one where somebody looks.
-    async fn read(&self, holdings: &Holdings, blob: Blob<'_>) -> Result<(Vec<u8>, Digest), RegistryError> {
-        let Opened { file, disk } = self.open(holdings, blob).await?;
-        let (digest, size) = (blob.digest, blob.size.min(MAX_MANIFEST));
-        let read = disk.ask(self.limits.stall, move || manifest_cache::read(&file, digest, size)).await;
-        match read {
-            Ok((_, found)) if self.verify && found != digest => Err(self.unreadable(holdings, blob, &wrong_digest(&found))),
-            read => read.map_err(|error| self.unreadable(holdings, blob, &error)),
-        }
-    }
-
-    async fn open(&self, holdings: &Holdings, blob: Blob<'_>) -> Result<Opened, RegistryError> {
-        let disk = holdings.disk_of(&blob.digest).ok_or(RegistryError::Disk)?;
-        let deadline = Instant::now() + self.limits.stall;
-        let mut opened = self.try_open(disk, blob).await;
-        // Every descriptor is in use: others end and give theirs back, and a pull under way is worth a wait.
-        while opened.as_ref().is_err_and(no_descriptor) && Instant::now() < deadline {
-            sleep(DESCRIPTOR_PAUSE).await;
-            opened = self.try_open(disk, blob).await;
-        }
-        let file = opened.map_err(|error| self.unreadable(holdings, blob, &error))?;
-        Ok(Opened { file: Arc::new(file), disk: Arc::clone(disk) })
-    }
-
-    /// What a client is told of a blob that its disk does not give; the launcher is told more.
-    pub(crate) fn unreadable(&self, holdings: &Holdings, blob: Blob<'_>, error: &io::Error) -> RegistryError {
-        self.books.disk_failed(holdings, &blob.digest, error);
-        RegistryError::Disk
-    }
-
-    async fn try_open(&self, disk: &Arc<Disk>, blob: Blob<'_>) -> io::Result<File> {
-        let (digest, size) = (blob.digest, blob.size);
-        match disk.open_cached(&digest, size) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Unsupported) => {
-                let opening = Arc::clone(disk);
-                disk.ask(self.limits.stall, move || opening.open_blob(&digest, size)).await
-            }
-            opened => opened,
-        }
+        Ok(cache.get(id))
     }
 }
 
-fn no_descriptor(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+impl RequestContext<'_> {
+    /// Resolves the repository and puts its full name into the request's event.
+    fn resolve<T>(
+        &mut self,
+        name: &Repository,
+        request: &ApiRequest,
+        find: impl Fn(&Catalog, RepositoryId) -> Option<T>,
+    ) -> Result<(RepositoryId, Option<T>), RegistryError> {
+        let resolved = resolve::repository(self.snapshot, name, request, self.head, find)?;
+        let full_name = self.snapshot.store().catalog().repository_name(resolved.0);
+        self.entry.describe(|event| full_name.clone_into(&mut event.repository));
+        Ok(resolved)
+    }
 }
 
-/// Checks a request's head for what hyper does not check (RFC 9112, section 3.2).
+/// Rejects heads that hyper accepts and RFC 9112, section 3.2, forbids.
 fn check(head: &Parts) -> Result<(), RegistryError> {
     let hosts = head.headers.get_all(HOST).iter().count();
     if hosts > 1 {
-        return Err(RegistryError::BadRequest("one Host header is expected, and there are several"));
+        return Err(RegistryError::BadRequest("the request has more than one Host header"));
     }
     if head.version == Version::HTTP_11 && hosts == 0 {
-        return Err(RegistryError::BadRequest("a Host header is expected"));
+        return Err(RegistryError::BadRequest("the request has no Host header"));
     }
     let hosts = head.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
     if !head.uri.authority().map(|authority| authority.as_str().as_bytes()).into_iter().chain(hosts).all(client::is_host) {
-        return Err(RegistryError::BadRequest("the host is expected to be a name or an address, and a port"));
+        return Err(RegistryError::BadRequest("the host must be a name or an address, with or without a port"));
     }
     Ok(())
 }
 
-/// What a token has to be good for.
+/// The scope that a token needs for the route.
 fn scope(route: &Route) -> Scope<'_> {
     match route {
         Route::Base => Scope::Any,

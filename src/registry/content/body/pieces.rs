@@ -1,5 +1,5 @@
-//! Reads the pieces of a body, slices of content and the text between them, into chunks. Small pieces share a chunk: each chunk
-//! becomes a frame of HTTP/2, and clients close connections that send many small ones.
+//! Reads the pieces of a body, ranges of content and the text between them, into chunks. Small pieces share a chunk: each chunk becomes an
+//! HTTP/2 frame, and clients close connections that send many small frames.
 
 use std::fmt;
 use std::fs::File;
@@ -13,29 +13,46 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-use super::Fault;
-use crate::registry::content::buffers::{Chunk, Flight};
+use crate::registry::content::buffers::{Chunk, InFlight};
 use crate::registry::content::store::Disk;
 use crate::registry::http::multipart::{Multipart, Piece};
 use crate::registry::http::range::ByteRange;
 use crate::registry::limits::SMALL_CHUNK;
 
-/// What slices of a body are of.
+/// Why a body ends early.
+#[derive(Debug)]
+pub(super) enum BodyError {
+    /// The disk failed to return the bytes.
+    Disk(io::Error),
+    /// There are more or fewer bytes than the head announces. This is a bug.
+    Length,
+}
+
+impl From<BodyError> for io::Error {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Disk(error) => error,
+            BodyError::Length => Self::other("the body has another length than its head says"),
+        }
+    }
+}
+
+/// The content whose ranges a body sends.
 #[derive(Debug, Clone)]
-pub(crate) enum Content {
-    File(Opened),
+pub(crate) enum ByteSource {
+    File(OpenBlob),
     Memory(Bytes),
 }
 
-/// A blob's open file, and the disk that it is on.
+/// An open blob and its disk.
 #[derive(Debug, Clone)]
-pub(crate) struct Opened {
+pub(crate) struct OpenBlob {
     pub file: Arc<File>,
     pub disk: Arc<Disk>,
 }
 
-impl Content {
-    /// The bytes of the range, if they are in memory.
+impl ByteSource {
+    /// The bytes of the range. `None` if they are not in memory.
     pub fn in_memory(&self, range: &ByteRange) -> Option<Bytes> {
         let Self::Memory(bytes) = self else { return None };
         let (start, end) = (usize::try_from(range.start()).ok()?, usize::try_from(range.end()).ok()?);
@@ -45,80 +62,79 @@ impl Content {
 
 /// A read that waits for the disk.
 struct Reading {
-    since: Instant,
+    started: Instant,
     read: Pin<Box<dyn Future<Output = io::Result<Added>> + Send>>,
 }
 
-/// A chunk, and how many bytes were added to it.
+/// A chunk, and the number of bytes just added to it.
 type Added = (Chunk, u64);
 
 impl fmt::Debug for Reading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reading").field("since", &self.since).finish_non_exhaustive()
+        f.debug_struct("Reading").field("started", &self.started).finish_non_exhaustive()
     }
 }
 
-/// The pieces that are still to be read.
+/// The pieces not read yet.
 #[derive(Debug)]
-pub(crate) struct Pieces {
-    content: Content,
-    /// What is left of the piece being read, and those after it.
+pub(super) struct Pieces {
+    source: ByteSource,
+    /// The rest of the piece being read.
     front: Option<Piece>,
+    /// The pieces after it.
     rest: Option<Box<Multipart>>,
     /// The chunk being filled.
     chunk: Option<Chunk>,
     reading: Option<Reading>,
-    /// Time spent waiting for the disk since it was last taken.
-    pub waited: Duration,
+    /// Time spent waiting for the disk. The owner resets it.
+    pub disk_time: Duration,
 }
 
 impl Pieces {
-    /// One slice of the content.
-    pub fn slice(content: Content, range: ByteRange) -> Self {
-        Self::new(content, Some(Piece::Slice(range)), None)
+    pub fn range(source: ByteSource, range: ByteRange) -> Self {
+        Self::new(source, Some(Piece::Range(range)), None)
     }
 
-    /// Many slices of the content.
-    pub fn multipart(content: Content, parts: Multipart) -> Self {
-        Self::new(content, None, Some(Box::new(parts)))
+    pub fn multipart(source: ByteSource, parts: Multipart) -> Self {
+        Self::new(source, None, Some(Box::new(parts)))
     }
 
-    fn new(content: Content, front: Option<Piece>, rest: Option<Box<Multipart>>) -> Self {
-        Self { content, front, rest, chunk: None, reading: None, waited: Duration::ZERO }
+    fn new(source: ByteSource, front: Option<Piece>, rest: Option<Box<Multipart>>) -> Self {
+        Self { source, front, rest, chunk: None, reading: None, disk_time: Duration::ZERO }
     }
 
-    /// Whether it waits for the disk.
+    /// Whether a read waits for the disk.
     pub fn is_reading(&self) -> bool {
         self.reading.is_some()
     }
 
-    /// Whether the first byte is one of a file that the page cache does not hold.
+    /// Whether the first byte is in a file and not in the page cache.
     pub fn starts_uncached(&self) -> bool {
-        match (&self.front, &self.content) {
-            (Some(Piece::Slice(range)), Content::File(opened)) => !range.is_empty() && !is_cached(&opened.file, range.start()),
+        match (&self.front, &self.source) {
+            (Some(Piece::Range(range)), ByteSource::File(opened)) => !range.is_empty() && !is_cached(&opened.file, range.start()),
             _ => false,
         }
     }
 
-    /// Whether nothing is left.
+    /// Whether all pieces are read.
     pub fn is_at_end(&mut self) -> bool {
         self.front().is_none()
     }
 
-    /// The next chunk, which has `left` bytes at most. Waits up to `patience` for the disk.
+    /// The next chunk, with at most `left` bytes. Each read of the disk may take up to `timeout`.
     pub fn poll_chunk(
         &mut self,
-        flight: &Arc<Flight>,
+        in_flight: &Arc<InFlight>,
         left: u64,
-        patience: Duration,
+        timeout: Duration,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Chunk, Fault>>> {
+    ) -> Poll<Option<Result<Chunk, BodyError>>> {
         loop {
             if let Some(reading) = &mut self.reading {
                 let read = ready!(reading.read.as_mut().poll(context));
-                self.waited = self.waited.saturating_add(reading.since.elapsed());
+                self.disk_time = self.disk_time.saturating_add(reading.started.elapsed());
                 self.reading = None;
-                let (chunk, count) = read.map_err(Fault::Disk)?;
+                let (chunk, count) = read.map_err(BodyError::Disk)?;
                 self.chunk = Some(chunk);
                 self.advance(count)?;
             }
@@ -127,8 +143,8 @@ impl Pieces {
             }
             let mut chunk = match self.chunk.take() {
                 Some(chunk) => chunk,
-                None if left == 0 => return Poll::Ready(Some(Err(Fault::Length))),
-                None => ready!(flight.poll_chunk(left, context)),
+                None if left == 0 => return Poll::Ready(Some(Err(BodyError::Length))),
+                None => ready!(in_flight.poll_chunk(left, context)),
             };
             if chunk.is_full() {
                 return Poll::Ready(Some(Ok(chunk)));
@@ -138,14 +154,14 @@ impl Pieces {
                     self.chunk = Some(chunk);
                     self.advance(count)?;
                 }
-                // What there is goes out before the disk is asked, unless it is very little.
+                // Sends what the chunk has before it waits for the disk, unless that is very little.
                 None if chunk.len() >= SMALL_CHUNK => return Poll::Ready(Some(Ok(chunk))),
-                None => self.reading = self.read(chunk, patience),
+                None => self.reading = self.read(chunk, timeout),
             }
         }
     }
 
-    /// The piece to be read next.
+    /// The piece to read next.
     fn front(&mut self) -> Option<&mut Piece> {
         while self.front.as_ref().is_none_or(Piece::is_empty) {
             self.front = Some(self.rest.as_mut()?.next()?);
@@ -153,46 +169,47 @@ impl Pieces {
         self.front.as_mut()
     }
 
-    /// Takes bytes that were read off the piece in front.
-    fn advance(&mut self, count: u64) -> Result<(), Fault> {
+    /// Removes bytes that were read from the front piece.
+    fn advance(&mut self, count: u64) -> Result<(), BodyError> {
         match &mut self.front {
-            Some(Piece::Slice(range)) => range.advance(count).ok_or(Fault::Length),
+            Some(Piece::Range(range)) => range.advance(count).ok_or(BodyError::Length),
             Some(Piece::Text(text)) => {
-                let count = usize::try_from(count).ok().filter(|count| *count <= text.len()).ok_or(Fault::Length)?;
+                let count = usize::try_from(count).ok().filter(|count| *count <= text.len()).ok_or(BodyError::Length)?;
                 text.advance(count);
                 Ok(())
             }
-            None => Err(Fault::Length),
+            None => Err(BodyError::Length),
         }
     }
 
-    /// Adds to the chunk what can be had of the piece in front without waiting for the disk, and returns how many bytes that is.
-    /// `None` if the disk has to be asked.
-    fn fill(&self, chunk: &mut Chunk) -> Result<Option<u64>, Fault> {
-        match (&self.front, &self.content) {
-            (Some(Piece::Text(text)), _) => Ok(Some(chunk.put(text) as u64)),
-            (Some(Piece::Slice(range)), Content::File(opened)) => read_cached(&opened.file, range, chunk).map_err(Fault::Disk),
-            (Some(Piece::Slice(range)), Content::Memory(_)) => {
-                let bytes = self.content.in_memory(range).ok_or(Fault::Length)?;
-                Ok(Some(chunk.put(&bytes) as u64))
+    /// Adds bytes of the front piece to the chunk without waiting for the disk. Returns their number, or `None` if the disk must be read.
+    fn fill(&self, chunk: &mut Chunk) -> Result<Option<u64>, BodyError> {
+        match (&self.front, &self.source) {
+            (Some(Piece::Text(text)), _) => Ok(Some(chunk.append(text) as u64)),
+            (Some(Piece::Range(range)), ByteSource::File(opened)) => {
+                read_cached(&opened.file, range, chunk).map_err(BodyError::Disk)
             }
-            (None, _) => Err(Fault::Length),
+            (Some(Piece::Range(range)), ByteSource::Memory(_)) => {
+                let bytes = self.source.in_memory(range).ok_or(BodyError::Length)?;
+                Ok(Some(chunk.append(&bytes) as u64))
+            }
+            (None, _) => Err(BodyError::Length),
         }
     }
 
-    /// Asks the disk for more of the slice in front.
-    fn read(&self, chunk: Chunk, patience: Duration) -> Option<Reading> {
-        let (Some(Piece::Slice(range)), Content::File(Opened { file, disk })) = (&self.front, self.content.clone()) else {
+    /// Starts a read of the front piece from the disk.
+    fn read(&self, chunk: Chunk, timeout: Duration) -> Option<Reading> {
+        let (Some(Piece::Range(range)), ByteSource::File(OpenBlob { file, disk })) = (&self.front, self.source.clone()) else {
             return None;
         };
         let range = *range;
-        let read = async move { disk.ask(patience, move || read_blocking(&file, &range, chunk)).await };
-        Some(Reading { since: Instant::now(), read: Box::pin(read) })
+        let read = async move { disk.run(timeout, move || read_blocking(&file, &range, chunk)).await };
+        Some(Reading { started: Instant::now(), read: Box::pin(read) })
     }
 }
 
-/// Reads what the page cache holds of the range, as much as fits into the chunk at most. `None` if it holds nothing of it, or if the
-/// file system cannot tell.
+/// Reads what the page cache has of the start of the range, up to the size of the chunk. `None` if it has nothing, or if the file system
+/// does not support such reads.
 fn read_cached(file: &File, range: &ByteRange, chunk: &mut Chunk) -> io::Result<Option<u64>> {
     let read = |space: &mut [u8]| Ok(preadv2(file, &mut [IoSliceMut::new(space)], range.start(), ReadWriteFlags::NOWAIT)?);
     match chunk.fill(range.len(), read) {
@@ -205,12 +222,12 @@ fn read_cached(file: &File, range: &ByteRange, chunk: &mut Chunk) -> io::Result<
     }
 }
 
-/// Whether a byte can be had without waiting for the disk.
-fn is_cached(file: &File, at: u64) -> bool {
-    preadv2(file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT).is_ok_and(|read| read == 1)
+/// Whether the page cache has the byte.
+fn is_cached(file: &File, offset: u64) -> bool {
+    preadv2(file, &mut [IoSliceMut::new(&mut [0])], offset, ReadWriteFlags::NOWAIT).is_ok_and(|read| read == 1)
 }
 
-/// Reads as much of the range as fits into the chunk at most, waiting for the disk.
+/// Reads the start of the range into the chunk, waiting for the disk.
 fn read_blocking(file: &File, range: &ByteRange, mut chunk: Chunk) -> io::Result<Added> {
     loop {
         match chunk.fill(range.len(), |space| file.read_at(space, range.start())) {
@@ -222,6 +239,6 @@ fn read_blocking(file: &File, range: &ByteRange, mut chunk: Chunk) -> io::Result
     }
 }
 
-fn short(at: u64) -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, format!("the file ends at byte {at}, before its slice does"))
+fn short(offset: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, format!("the file ends at byte {offset}, before its range does"))
 }

@@ -1,4 +1,4 @@
-//! The counts as text, in the OpenMetrics format (version 1.0.0). Endpoints and statuses that did not occur yet are left out.
+//! Writes the counters in the OpenMetrics text format (version 1.0.0). Endpoints and statuses without requests are omitted.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,62 +8,62 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::{HandshakeFailure, Metrics, OTHER_STATUS, STATUSES, TLS_VERSIONS, load};
+use super::{HandshakeFailure, Metrics, OTHER_STATUS, TLS_VERSIONS, load, statuses};
 use crate::registry::api::route::Endpoint;
 use crate::registry::telemetry::events::Events;
 
 /// Media type of the text.
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// Longest text, in bytes: a line of 350 for each of a thousand repositories (their names have 255), and some kilobytes.
-pub const LONGEST: usize = 512 << 10;
-/// What every name starts with.
+/// Maximum size of the text in bytes: 350 for each of 1,000 repositories (a name has up to 255), and some kilobytes.
+pub const MAX_BYTES: usize = 512 << 10;
 const PREFIX: &str = "localregistry";
-/// Stands for all repositories without a line of their own. No repository has such a name.
+/// Label for all repositories without a counter of their own. It is not a valid repository name.
 const OTHER_REPOSITORIES: &str = "(other)";
 
-/// Where the numbers come from.
+/// The registry of collectors.
 #[derive(Debug)]
 pub struct Exposition(pub(crate) Registry);
 
+/// Collects the counters of one server.
 #[derive(Debug)]
-struct Source {
+struct ServerCollector {
     metrics: Arc<Metrics>,
     events: Events,
 }
 
 impl Exposition {
-    /// The text of these counts.
+    /// An exposition of `metrics` and of the events dropped by `events`.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, events: Events) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
-        registry.register_collector(Box::new(Source { metrics, events }));
+        registry.register_collector(Box::new(ServerCollector { metrics, events }));
         Self(registry)
     }
 
-    /// The text at present.
+    /// The current text.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();
         if text::encode(&mut text, &self.0).is_err() {
-            // A string takes whatever is written to it: there is nothing else that could fail.
-            tracing::warn!("the metrics are cut");
+            // Writing to a string cannot fail.
+            tracing::warn!("the metrics are truncated");
         }
         text
     }
 }
 
-impl Collector for Source {
+impl Collector for ServerCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.requests(&mut encoder)?;
         self.bytes(&mut encoder)?;
         self.durations(&mut encoder)?;
         self.repositories(&mut encoder)?;
         self.connections(&mut encoder)?;
-        self.faults(&mut encoder)
+        self.errors(&mut encoder)
     }
 }
 
-/// A counter's family.
+/// Starts a family of counters.
 fn counters<'a>(
     encoder: &'a mut DescriptorEncoder<'_>,
     name: &'a str,
@@ -77,11 +77,11 @@ fn add<const N: usize>(family: &mut MetricEncoder<'_>, labels: &[(&str, &str); N
     family.encode_family(labels)?.encode_counter::<NoLabelSet, u64, f64>(&value, None)
 }
 
-impl Source {
+impl ServerCollector {
     fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Requests that are over; status 0 for those that ended before there was a status";
+        let help = "Completed requests; status 0 if a request ended before its response started";
         let mut family = counters(encoder, "requests", help, None)?;
-        let names: Vec<String> = STATUSES.iter().map(ToString::to_string).chain([OTHER_STATUS.to_owned()]).collect();
+        let names: Vec<String> = statuses().map(|status| status.to_string()).chain([OTHER_STATUS.to_owned()]).collect();
         for (endpoint, traffic) in Endpoint::ALL.iter().zip(&self.metrics.traffic) {
             for (status, counter) in names.iter().zip(&traffic.statuses) {
                 if load(counter) > 0 {
@@ -89,7 +89,7 @@ impl Source {
                 }
             }
         }
-        let help = "Requests under way";
+        let help = "Requests in progress";
         let mut gauge = encoder.encode_descriptor("requests_in_flight", help, None, MetricType::Gauge)?;
         gauge.encode_gauge(&load(&self.metrics.in_flight.0))
     }
@@ -106,7 +106,7 @@ impl Source {
     }
 
     fn durations(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Time from a request's head to the end of its response";
+        let help = "Time from the head of a request to the end of its response";
         let mut family = encoder.encode_descriptor("request_duration", help, Some(&Unit::Seconds), MetricType::Histogram)?;
         for (endpoint, traffic) in Endpoint::ALL.iter().zip(&self.metrics.traffic) {
             let (buckets, sum) = traffic.duration.read();
@@ -134,30 +134,30 @@ impl Source {
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut gauge = encoder.encode_descriptor("connections", "Open connections", None, MetricType::Gauge)?;
         gauge.encode_gauge(&load(&self.metrics.connections.0))?;
-        let help = "Connections that were accepted";
+        let help = "Accepted connections";
         let mut accepted = counters(encoder, "connections_accepted", help, None)?;
         accepted.encode_counter::<NoLabelSet, u64, f64>(&load(&self.metrics.accepted), None)?;
-        let mut family = counters(encoder, "tls_handshakes", "TLS handshakes that came to their end", None)?;
+        let mut family = counters(encoder, "tls_handshakes", "Completed TLS handshakes", None)?;
         for (version, counter) in TLS_VERSIONS.iter().zip(&self.metrics.handshakes) {
             add(&mut family, &[("version", version)], load(counter))?;
         }
-        let mut family = counters(encoder, "tls_handshake_failures", "TLS handshakes that did not, by reason", None)?;
+        let mut family = counters(encoder, "tls_handshake_failures", "Failed TLS handshakes by reason", None)?;
         for (failure, counter) in HandshakeFailure::ALL.iter().zip(&self.metrics.handshake_failures) {
             add(&mut family, &[("reason", failure.name())], load(counter))?;
         }
         Ok(())
     }
 
-    fn faults(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Events that their reader was too slow for";
+    fn errors(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Events dropped because their reader was too slow";
         let mut dropped = counters(encoder, "events_dropped", help, None)?;
         dropped.encode_counter::<NoLabelSet, u64, f64>(&self.events.dropped(), None)?;
-        let help = "Blobs that a disk did not give as its catalog says, by reason";
+        let help = "Blobs that a disk failed to return, by reason";
         let mut family = counters(encoder, "disk_errors", help, None)?;
-        for (reason, count) in self.metrics.faults.read() {
-            add(&mut family, &[("reason", &reason.code().to_ascii_lowercase())], count)?;
+        for (kind, count) in self.metrics.disk_errors.counts() {
+            add(&mut family, &[("reason", &kind.code().to_ascii_lowercase())], count)?;
         }
-        let help = "Panics, each of which ended one request";
+        let help = "Panics during requests";
         let mut panics = counters(encoder, "request_panics", help, None)?;
         panics.encode_counter::<NoLabelSet, u64, f64>(&load(&self.metrics.panics), None)
     }

@@ -1,34 +1,34 @@
-//! Why a TLS handshake failed, in a few kinds: they tell a test author which side to look at. Pure.
+//! Classifies failed TLS handshakes. The kinds tell a test author which side to examine.
 
 use std::io;
 
 use rustls::{AlertDescription, Error};
 
-/// A kind of failure.
+/// Why a handshake failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandshakeFailure {
-    /// It took too long.
+    /// The handshake timed out.
     Timeout,
-    /// The client left in the middle.
+    /// The client closed the connection.
     Closed,
     /// The client does not trust the registry's certificate, or the name in it.
     Distrusted,
-    /// The client said for another reason that it would not go on.
+    /// The client aborted for another reason.
     Alert,
-    /// The client showed no certificate, and needs one.
+    /// The client has no certificate and needs one.
     NoCertificate,
-    /// The client's certificate is not of the client CA, or not valid.
+    /// The client's certificate is invalid or not signed by the client CA.
     BadCertificate,
-    /// No version, cipher suite or protocol in common.
+    /// Client and server have no version, cipher suite or protocol in common.
     Incompatible,
-    /// What the client sent is not TLS.
+    /// The client did not send TLS.
     Malformed,
     /// Anything else.
     Other,
 }
 
 impl HandshakeFailure {
-    /// Every kind, in the order of their declaration.
+    /// All kinds in the order of their declaration.
     pub const ALL: [Self; 9] = [
         Self::Timeout,
         Self::Closed,
@@ -41,7 +41,7 @@ impl HandshakeFailure {
         Self::Other,
     ];
 
-    /// Its stable name.
+    /// The stable name in logs and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -57,7 +57,7 @@ impl HandshakeFailure {
         }
     }
 
-    /// The kind of an error that ended a handshake.
+    /// Classifies the error that ended a handshake.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
         use AlertDescription as A;
@@ -99,7 +99,7 @@ mod tests {
     use HandshakeFailure as F;
 
     #[test]
-    fn errors_and_their_kinds() {
+    fn errors_are_classified() {
         let tls = |error: Error| F::of(&io::Error::new(io::ErrorKind::InvalidData, error));
         assert_eq!(tls(Error::AlertReceived(AlertDescription::UnknownCA)), F::Distrusted);
         assert_eq!(tls(Error::AlertReceived(AlertDescription::InternalError)), F::Alert);

@@ -1,33 +1,33 @@
-//! A histogram of durations in atomics: prometheus-client's takes a lock for each observation.
+//! A histogram of durations made of atomics. The one of prometheus-client takes a lock for each observation.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Upper bounds of the buckets, in microseconds; a last bucket has no bound. From a manifest out of the page cache to a large layer
-/// over a slow network.
+/// Upper bounds of the buckets in microseconds, from a manifest in the page cache to a large layer over a slow network. One more bucket has
+/// no bound.
 const BOUNDS: [u64; 15] =
     [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 2_500_000, 10_000_000, 60_000_000];
 
-/// Durations by size.
+/// Counts of durations by bucket.
 #[derive(Debug, Default)]
 pub(crate) struct Histogram {
     buckets: [AtomicU64; BOUNDS.len() + 1],
-    /// Nanoseconds; they wrap after 584 years.
+    /// In nanoseconds, which wrap after 584 years.
     sum: AtomicU64,
 }
 
 impl Histogram {
     pub fn observe(&self, duration: Duration) {
         let micros = duration.as_micros();
-        let place = BOUNDS.iter().position(|bound| micros <= u128::from(*bound)).unwrap_or(BOUNDS.len());
-        if let Some(bucket) = self.buckets.get(place) {
+        let index = BOUNDS.iter().position(|bound| micros <= u128::from(*bound)).unwrap_or(BOUNDS.len());
+        if let Some(bucket) = self.buckets.get(index) {
             bucket.fetch_add(1, Ordering::Relaxed);
         }
         self.sum.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Upper bound in seconds and count of each bucket, not added up; and the sum in seconds.
-    #[expect(clippy::cast_precision_loss, reason = "a metric is read as a double")]
+    /// The upper bound in seconds and the count of each bucket, not cumulative, and the sum in seconds.
+    #[expect(clippy::cast_precision_loss, reason = "metrics are doubles")]
     pub fn read(&self) -> (Vec<(f64, u64)>, f64) {
         let bounds = BOUNDS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::INFINITY]);
         let counts = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed));
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bound_belongs_to_its_bucket() {
+    fn upper_bound_is_inclusive() {
         let histogram = Histogram::default();
         for micros in [0, 100, 101, 60_000_000, 60_000_001] {
             histogram.observe(Duration::from_micros(micros));

@@ -1,5 +1,5 @@
-//! What the server counts. Everything is an atomic in its place from the start: counting takes no lock and allocates nothing, and no
-//! name of a series comes from a client. [`exposition`] turns it to text.
+//! The counters of a server. All of them are atomics that exist from the start: counting takes no lock and allocates nothing, and clients
+//! cannot create series. [`exposition`] writes them as text.
 
 pub mod exposition;
 mod handshake;
@@ -11,25 +11,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use handshake::HandshakeFailure;
-pub use repositories::Places;
+pub use repositories::{RepositoryRef, RepositorySlots};
 
-use crate::disk::catalog::RepositoryId;
 use crate::registry::api::route::Endpoint;
-use crate::registry::content::disk_errors::Faults;
-use crate::registry::content::snapshot::Holdings;
+use crate::registry::content::disk_errors::DiskErrors;
+use crate::registry::http::error;
 use crate::registry::listen::refusals::Refusals;
 use histogram::Histogram;
-use repositories::Repositories;
+use repositories::RepositoryCounters;
 
-/// Statuses with a series of their own: every one that this server sends. 0 stands for a request whose client left, or which was
-/// dropped, before there was a status.
-const STATUSES: [u16; 12] = [0, 200, 206, 304, 400, 401, 404, 405, 416, 429, 500, 503];
-/// The name of all others.
+/// The statuses of responses that are not errors. 0 stands for a request that ended before its response started.
+const SUCCESS_STATUSES: [u16; 4] = [0, 200, 206, 304];
+/// The label of all statuses that [`statuses`] lacks.
 const OTHER_STATUS: &str = "other";
-/// TLS versions by their place in [`Metrics::handshakes`].
+/// TLS versions in the order of [`Metrics::handshakes`].
 const TLS_VERSIONS: [&str; 2] = ["1.2", "1.3"];
 
-/// All counts of one server.
+/// All statuses that this server sends. Each has a series of its own.
+fn statuses() -> impl Iterator<Item = u16> {
+    SUCCESS_STATUSES.into_iter().chain(error::STATUSES)
+}
+
+/// All counters of one server.
 #[derive(Debug, Default)]
 pub struct Metrics {
     traffic: [Traffic; Endpoint::ALL.len()],
@@ -39,104 +42,101 @@ pub struct Metrics {
     handshakes: [AtomicU64; TLS_VERSIONS.len()],
     handshake_failures: [AtomicU64; HandshakeFailure::ALL.len()],
     panics: AtomicU64,
-    /// What disks did not give.
-    pub(crate) faults: Faults,
-    /// Clients that refused the certificate.
+    pub(crate) disk_errors: DiskErrors,
+    /// Clients that rejected the certificate.
     pub(crate) refusals: Refusals,
-    repositories: Repositories,
+    repositories: RepositoryCounters,
 }
 
-/// Requests to one endpoint. On cache lines of its own: connections on different cores count different endpoints.
+/// The requests to one endpoint. Aligned to cache lines: cores that serve different endpoints do not contend.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Traffic {
-    /// By place in [`STATUSES`], the last one for all others.
-    statuses: [AtomicU64; STATUSES.len() + 1],
+    /// In the order of [`statuses`]. The last one counts all others.
+    statuses: [AtomicU64; SUCCESS_STATUSES.len() + error::STATUSES.len() + 1],
     bytes: AtomicU64,
     duration: Histogram,
 }
 
-/// How many there are of something at present.
+/// A current number of something.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Gauge(AtomicU64);
 
-/// An open connection, counted as long as it lives.
+/// Counts a connection as open until dropped.
 #[derive(Debug)]
-pub struct Present(Arc<Metrics>);
+pub struct OpenConnection(Arc<Metrics>);
 
-impl Drop for Present {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.connections.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// A request that is over.
+/// A request that has ended.
 #[derive(Debug, Clone, Copy)]
-pub struct Answered<'a> {
-    /// What it was for.
+pub struct CompletedRequest<'a> {
+    /// The requested endpoint.
     pub endpoint: Endpoint,
-    /// HTTP status, 0 for none.
+    /// The HTTP status. 0 if the request ended before its response started.
     pub status: u16,
     /// Bytes of the body that were handed to the connection.
     pub bytes: u64,
-    /// From its head to the end of its response.
+    /// From the request's head to the end of its response.
     pub duration: Duration,
-    /// The repository, where the body was a blob.
-    pub repository: Option<(&'a Holdings, RepositoryId)>,
+    /// The repository, if the body was a blob.
+    pub repository: Option<RepositoryRef<'a>>,
 }
 
-/// Requests answered and bytes sent in their bodies.
+/// The number of completed requests and of bytes in their responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
 pub struct Totals {
-    /// Requests.
     pub requests: u64,
-    /// Bytes of bodies.
     pub bytes: u64,
 }
 
 impl Metrics {
-    /// Counts a request as under way, until [`Metrics::answered`].
-    pub fn request_begun(&self) {
+    /// Counts a request as in progress until [`Metrics::request_completed`].
+    pub fn request_started(&self) {
         self.in_flight.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a connection as open.
+    /// Counts a connection as accepted, and as open until the result is dropped.
     #[must_use]
-    pub fn connection(self: &Arc<Self>) -> Present {
+    pub fn connection(self: &Arc<Self>) -> OpenConnection {
         self.accepted.fetch_add(1, Ordering::Relaxed);
         self.connections.0.fetch_add(1, Ordering::Relaxed);
-        Present(Arc::clone(self))
+        OpenConnection(Arc::clone(self))
     }
 
-    /// Counts a request that is over.
-    pub fn answered(&self, request: Answered<'_>) {
+    /// Counts a request that has ended.
+    pub fn request_completed(&self, request: CompletedRequest<'_>) {
         self.in_flight.0.fetch_sub(1, Ordering::Relaxed);
-        let place = STATUSES.iter().position(|status| *status == request.status).unwrap_or(STATUSES.len());
         if let Some(traffic) = self.traffic.get(request.endpoint as usize) {
             traffic.bytes.fetch_add(request.bytes, Ordering::Relaxed);
             traffic.duration.observe(request.duration);
-            traffic.statuses.get(place).into_iter().for_each(count);
+            let known = statuses().zip(&traffic.statuses).find(|(status, _)| *status == request.status);
+            known.map(|(_, counter)| counter).or(traffic.statuses.last()).into_iter().for_each(count);
         }
-        if let Some((holdings, repository)) = request.repository {
-            let name = || holdings.store().catalog().repository_name(repository);
-            self.repositories.add(&holdings.places, repository, name, request.bytes);
+        if let Some(repository) = request.repository {
+            self.repositories.add(repository, request.bytes);
         }
     }
 
-    /// Counts a TLS handshake that came to its end.
+    /// Counts a completed TLS handshake.
     pub fn handshake(&self, version: Option<rustls::ProtocolVersion>) {
-        let place = usize::from(version == Some(rustls::ProtocolVersion::TLSv1_3));
-        self.handshakes.get(place).into_iter().for_each(count);
+        let index = usize::from(version == Some(rustls::ProtocolVersion::TLSv1_3));
+        self.handshakes.get(index).into_iter().for_each(count);
     }
 
-    /// Counts a TLS handshake that did not.
+    /// Counts a failed TLS handshake.
     pub fn handshake_failed(&self, failure: HandshakeFailure) {
         self.handshake_failures.get(failure as usize).into_iter().for_each(count);
     }
 
     /// Counts a panic that ended a request.
-    pub fn panicked(&self) {
+    pub fn request_panicked(&self) {
         count(&self.panics);
     }
 
@@ -146,19 +146,19 @@ impl Metrics {
         load(&self.panics)
     }
 
-    /// Connections that are open.
+    /// Open connections.
     #[must_use]
     pub fn connections(&self) -> u64 {
         load(&self.connections.0)
     }
 
-    /// Requests under way.
+    /// Requests in progress.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         load(&self.in_flight.0)
     }
 
-    /// Requests answered and bytes sent so far, of all endpoints.
+    /// Requests completed and bytes sent so far, of all endpoints.
     #[must_use]
     pub fn totals(&self) -> Totals {
         let requests = self.traffic.iter().flat_map(|traffic| &traffic.statuses).map(load).sum();
@@ -178,25 +178,38 @@ fn load(counter: &AtomicU64) -> u64 {
 mod tests {
     use super::*;
 
+    fn completed(endpoint: Endpoint, status: u16, bytes: u64) -> CompletedRequest<'static> {
+        CompletedRequest { endpoint, status, bytes, duration: Duration::from_millis(1), repository: None }
+    }
+
     #[test]
     fn requests_are_counted_and_summed() {
         let metrics = Arc::new(Metrics::default());
-        let answered =
-            |endpoint, status, bytes| Answered { endpoint, status, bytes, duration: Duration::from_millis(1), repository: None };
-        (0..2).for_each(|_| metrics.request_begun());
-        metrics.answered(answered(Endpoint::Blob, 200, 10));
-        metrics.answered(answered(Endpoint::Other, 418, 5));
+        (0..2).for_each(|_| metrics.request_started());
+        metrics.request_completed(completed(Endpoint::Blob, 200, 10));
+        metrics.request_completed(completed(Endpoint::Other, 418, 5));
         assert_eq!(metrics.totals(), Totals { requests: 2, bytes: 15 });
-        for (at, endpoint) in Endpoint::ALL.into_iter().enumerate() {
-            assert_eq!(endpoint as usize, at, "{}", endpoint.name());
+        for (index, endpoint) in Endpoint::ALL.into_iter().enumerate() {
+            assert_eq!(endpoint as usize, index, "{}", endpoint.name());
         }
-        for (at, failure) in HandshakeFailure::ALL.into_iter().enumerate() {
-            assert_eq!(failure as usize, at, "{}", failure.name());
+        for (index, failure) in HandshakeFailure::ALL.into_iter().enumerate() {
+            assert_eq!(failure as usize, index, "{}", failure.name());
         }
     }
 
     #[test]
-    fn what_is_present_is_counted_while_it_lives() {
+    fn each_status_of_the_server_has_a_series_and_others_share_one() {
+        let metrics = Metrics::default();
+        for status in statuses().chain([418]) {
+            metrics.request_started();
+            metrics.request_completed(completed(Endpoint::Blob, status, 0));
+        }
+        let counts = &metrics.traffic[Endpoint::Blob as usize].statuses;
+        assert!(counts.iter().all(|counter| load(counter) == 1), "{counts:?}");
+    }
+
+    #[test]
+    fn connections_are_counted_while_they_are_open() {
         let metrics = Arc::new(Metrics::default());
         let (one, two) = (metrics.connection(), metrics.connection());
         assert_eq!(load(&metrics.connections.0), 2);
