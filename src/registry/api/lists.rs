@@ -50,7 +50,7 @@ pub(crate) fn catalog(catalog: &Catalog, page: &Page, permit: Permit) -> Respons
     let repositories: Vec<&str> = all.take(page_size(page)).map(|id| catalog.repository_name(id)).collect();
     let last = repositories.last().copied().filter(|_| total > repositories.len());
     let link = last.map(|last| link("/v2/_catalog", page, last, &[]));
-    linked(reply::json("application/json", permit.attach(document(&Repositories { repositories }))), link)
+    linked(reply::document("application/json", permit.attach(to_json(&Repositories { repositories }))), link)
 }
 
 /// `/v2/<name>/tags/list`.
@@ -68,7 +68,7 @@ pub(crate) fn tags(catalog: &Catalog, repository: RepositoryId, request: &ListRe
     let last = tags.last().copied().filter(|_| total > tags.len());
     let namespace = namespace.map(|namespace| ("ns", namespace.as_str()));
     let link = last.map(|last| link(&format!("/v2/{name}/tags/list"), page, last, namespace.as_slice()));
-    linked(reply::json("application/json", permit.attach(document(&Tags { name: name.as_str(), tags }))), link)
+    linked(reply::document("application/json", permit.attach(to_json(&Tags { name: name.as_str(), tags }))), link)
 }
 
 fn page_size(page: &Page) -> usize {
@@ -89,7 +89,7 @@ fn linked(mut response: Response<Payload>, link: Option<String>) -> Response<Pay
     response
 }
 
-fn document(value: &impl Serialize) -> Vec<u8> {
+fn to_json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
@@ -128,7 +128,7 @@ pub(crate) async fn referrers(
     let (manifests, has_more) = read_referrers(reader, snapshot, repository, referrers).await?;
     let last = manifests.last().filter(|_| has_more).map(|referrer| referrer.digest.clone());
     let index = Index { schema_version: 2, media_type: media_type::OCI_INDEX, manifests };
-    let mut response = reply::json(media_type::OCI_INDEX, permit.attach(document(&index)));
+    let mut response = reply::document(media_type::OCI_INDEX, permit.attach(to_json(&index)));
     let artifact_type = referrers.artifact_type.as_deref().map(|wanted| ("artifactType", wanted));
     if artifact_type.is_some() {
         response.headers_mut().insert(FILTERS, HeaderValue::from_static("artifactType"));

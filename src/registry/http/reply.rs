@@ -96,9 +96,9 @@ pub fn base() -> Response<Payload> {
     finish(builder.header(CONTENT_TYPE, JSON), Payload::bytes("{}"))
 }
 
-/// A JSON document.
+/// A document of this media type.
 #[must_use]
-pub fn json(media_type: &'static str, document: impl Into<Bytes>) -> Response<Payload> {
+pub fn document(media_type: &'static str, document: impl Into<Bytes>) -> Response<Payload> {
     let builder = Response::builder().header(CONTENT_TYPE, HeaderValue::from_static(media_type));
     finish(builder.header(X_CONTENT_TYPE_OPTIONS, NOSNIFF), Payload::bytes(document))
 }
@@ -106,7 +106,7 @@ pub fn json(media_type: &'static str, document: impl Into<Bytes>) -> Response<Pa
 /// A document that no cache may store.
 #[must_use]
 pub fn uncached(media_type: &'static str, document: impl Into<Bytes>) -> Response<Payload> {
-    let mut response = json(media_type, document);
+    let mut response = self::document(media_type, document);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
