@@ -1,4 +1,4 @@
-//! Digests: `algorithm:hex`, as the OCI image specification's "Descriptor, Digests" section registers them.
+//! Digests of the form `algorithm:hex` (image specification, "Digests"), and the hashes behind them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,10 +15,10 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Every algorithm, in the order that digests sort by.
+    /// Every algorithm, in the sort order of digests.
     pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
 
-    /// The name in a digest and of the folder under `blobs/`.
+    /// The name, in a digest and as the folder below `blobs/`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -35,26 +35,34 @@ impl Algorithm {
             Self::Sha512 => 64,
         }
     }
+
+    /// The digest of `content`.
+    #[must_use]
+    pub fn digest_of(self, content: &[u8]) -> Digest {
+        let mut hasher = Hasher::new(self);
+        hasher.update(content);
+        hasher.finish()
+    }
 }
 
-/// Why a text is not a digest.
+/// Why text is not a digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
-    /// No `:` between algorithm and hash.
+    /// There is no `:` between algorithm and hash.
     #[error("a digest has the form algorithm:hex")]
     Form,
-    /// An algorithm other than those in [`Algorithm`].
+    /// The algorithm is not in [`Algorithm`].
     #[error("the digest's algorithm is not one of sha256, sha512")]
     Algorithm,
-    /// A wrong number of digits.
+    /// The number of digits is wrong.
     #[error("a {} digest has {} hexadecimal digits", .0.name(), .0.hash_len() * 2)]
     Length(Algorithm),
-    /// Something other than `0-9a-f`. Upper case is not allowed (image specification, "SHA-256").
+    /// A character is not one of `0-9a-f`. Upper case is not allowed (image specification, "SHA-256").
     #[error("a digest has only the digits 0-9 and a-f")]
     Digit,
 }
 
-/// The digest of some content.
+/// A digest of content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest {
     algorithm: Algorithm,
@@ -62,7 +70,7 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// The digest whose hash is `bytes`; none if they are not as many as the algorithm gives.
+    /// The digest with this hash. Returns `None` if the length of `bytes` does not fit the algorithm.
     #[must_use]
     pub fn from_bytes(algorithm: Algorithm, bytes: &[u8]) -> Option<Self> {
         let mut hash = [0; 64];
@@ -76,9 +84,7 @@ impl Digest {
     /// The sha256 digest of `content`.
     #[must_use]
     pub fn sha256_of(content: &[u8]) -> Self {
-        let mut hasher = Hasher::new(Algorithm::Sha256);
-        hasher.update(content);
-        hasher.finish()
+        Algorithm::Sha256.digest_of(content)
     }
 
     /// The algorithm.
@@ -153,7 +159,7 @@ fn nibble(digit: u8) -> Result<u8, DigestError> {
     }
 }
 
-/// A running hash of either algorithm.
+/// An incremental hash.
 #[derive(Clone)]
 pub struct Hasher(State);
 
@@ -164,7 +170,7 @@ enum State {
 }
 
 impl Hasher {
-    /// A hash of nothing yet.
+    /// The hash of no bytes.
     #[must_use]
     pub fn new(algorithm: Algorithm) -> Self {
         Self(match algorithm {
@@ -173,7 +179,7 @@ impl Hasher {
         })
     }
 
-    /// Takes in more content.
+    /// Adds content.
     pub fn update(&mut self, content: &[u8]) {
         match &mut self.0 {
             State::Sha256(hash) => hash.update(content),
@@ -181,7 +187,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of all that was taken in.
+    /// The digest of all added content.
     #[must_use]
     pub fn finish(self) -> Digest {
         let (algorithm, mut bytes) = match &self.0 {
@@ -205,7 +211,7 @@ mod tests {
     const EMPTY_512: &str = "sha512:cf83e1357eefb8bdf1542850d66d8007d620e4050b5715dc83f4a921d36ce9ce47d0d13c5d85f2b0ff8318d2877eec2f63b931bd47417a81a538327af927da3e";
 
     #[test]
-    fn parses_prints_and_computes_both_algorithms() {
+    fn both_algorithms_are_parsed_printed_and_computed() {
         for (text, algorithm) in [(EMPTY_256, Algorithm::Sha256), (EMPTY_512, Algorithm::Sha512)] {
             let digest: Digest = text.parse().unwrap();
             assert_eq!(digest.to_string(), text);
@@ -215,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_a_digest() {
+    fn malformed_digests_are_refused() {
         let cases = [
             ("", DigestError::Form),
             ("sha256", DigestError::Form),

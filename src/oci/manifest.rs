@@ -1,65 +1,32 @@
-//! Manifests and indexes, read just as far as serving and packing need: which content they name. What is stored is never written
-//! anew from these types; its bytes are its identity.
+//! Manifests and indexes, parsed as far as packing and serving need: which content they name.
+//!
+//! Nothing is written from these types. A manifest's digest is that of its bytes, so the bytes are kept as they are.
 
 use std::collections::HashMap;
 
 use serde::Deserialize;
 
-use super::{Digest, media_type};
+use super::{Descriptor, media_type};
 
-/// Largest manifest in bytes that is packed and served (distribution specification, "Pushing Manifests": at least 4 MiB).
-pub const MAX_MANIFEST: u64 = 4 << 20;
-
-/// A descriptor (image specification, "Descriptors").
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Descriptor {
-    /// Type of the content.
-    #[serde(default)]
-    pub media_type: String,
-    /// Digest of the content.
-    pub digest: Digest,
-    /// Size of the content in bytes.
-    pub size: u64,
-    /// Annotations, in an index often the image's name.
-    #[serde(default)]
-    pub annotations: HashMap<String, String>,
-    /// Type of the artifact that a manifest describes.
-    #[serde(default)]
-    pub artifact_type: Option<String>,
-    /// The platform that a manifest in an index is for.
-    #[serde(default)]
-    pub platform: Option<Platform>,
-}
-
-/// Platform of an image (image specification, "Image Index").
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Platform {
-    /// `amd64`, `arm64`, …
-    pub architecture: String,
-    /// `linux`, `windows`, …
-    pub os: String,
-    /// `v7`, `v8`, …
-    #[serde(default)]
-    pub variant: Option<String>,
-}
+/// Size in bytes of the largest manifest that is packed and served (distribution specification, "Pushing Manifests": at least 4 MiB).
+pub const MAX_MANIFEST_SIZE: u64 = 4 << 20;
 
 /// A parsed manifest of any kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
-    /// Its own media type: what the content says, else what its shape means.
+    /// The field `mediaType`, or the type that the other fields imply.
     pub media_type: String,
-    /// Whether the content says so itself.
-    pub says_type: bool,
+    /// Whether the content has the field `mediaType`.
+    pub has_media_type: bool,
     /// The manifests of an index.
     pub manifests: Vec<Descriptor>,
     /// The config (if any) and layers of an image, or the blobs of an artifact.
     pub blobs: Vec<Descriptor>,
-    /// The manifest that this one refers to.
+    /// The manifest that this one refers to, as a signature does.
     pub subject: Option<Descriptor>,
-    /// `artifactType`, else the config's media type (distribution specification, "Listing Referrers").
+    /// `artifactType`, or the config's media type (distribution specification, "Listing Referrers").
     pub artifact_type: Option<String>,
-    /// Annotations of the manifest itself.
+    /// The manifest's own annotations.
     pub annotations: HashMap<String, String>,
 }
 
@@ -72,14 +39,14 @@ pub enum ManifestError {
     /// Both `layers` and `manifests`: image and index at once (CVE-2021-41190).
     #[error("it has both \"layers\" and \"manifests\": it is an image and an index at once")]
     Ambiguous,
-    /// None of `manifests`, `layers`, `blobs`, `config`.
+    /// There is no `manifests`, `layers`, `blobs` or `config`.
     #[error("it has none of \"manifests\", \"layers\", \"config\"")]
     Empty,
-    /// `mediaType` is of one kind and the content of another.
-    #[error("it says that its media type is {0:?}, and its content is of another kind")]
+    /// `mediaType` does not fit the other fields.
+    #[error("its mediaType is {0:?}, but its fields are those of another type")]
     Kind(String),
-    /// Docker's schema 1, which has no digests of its own.
-    #[error("it is a Docker schema 1 manifest; pull and save the image anew with a current tool")]
+    /// Docker's schema 1. Its layers have no descriptors.
+    #[error("it is a Docker schema 1 manifest; pull and save the image again with a current tool")]
     Schema1,
 }
 
@@ -98,10 +65,10 @@ struct Raw {
 }
 
 impl Manifest {
-    /// Reads a manifest or an index.
+    /// Parses a manifest or an index.
     ///
     /// # Errors
-    /// [`ManifestError`], where `content` is neither.
+    /// Fails if `content` is neither.
     pub fn parse(content: &[u8]) -> Result<Self, ManifestError> {
         let raw: Raw = serde_json::from_slice(content)?;
         if raw.schema_version == 1 && raw.media_type.as_deref() != Some(media_type::OCI_ARTIFACT) {
@@ -116,11 +83,11 @@ impl Manifest {
             // An artifact manifest may have no blobs, and an empty index may leave its list out.
             (false, false, false) => match raw.media_type.as_deref() {
                 Some(media_type::OCI_ARTIFACT) => media_type::OCI_ARTIFACT,
-                Some(said) if media_type::is_index(said) => media_type::OCI_INDEX,
+                Some(declared) if media_type::is_index(declared) => media_type::OCI_INDEX,
                 _ => return Err(ManifestError::Empty),
             },
         };
-        let says_type = raw.media_type.is_some();
+        let has_media_type = raw.media_type.is_some();
         let media_type = raw.media_type.unwrap_or_else(|| shape.to_owned());
         if media_type::is_manifest(&media_type) && media_type::is_index(&media_type) != media_type::is_index(shape) {
             return Err(ManifestError::Kind(media_type));
@@ -128,11 +95,11 @@ impl Manifest {
         let config_type = raw.config.as_ref().map(|config| config.media_type.clone());
         Ok(Self {
             media_type,
-            says_type,
+            has_media_type,
             manifests: raw.manifests.unwrap_or_default(),
             blobs: raw.config.into_iter().chain(raw.layers.or(raw.blobs).unwrap_or_default()).collect(),
             subject: raw.subject,
-            artifact_type: raw.artifact_type.filter(|given| !given.is_empty()).or(config_type),
+            artifact_type: raw.artifact_type.filter(|artifact_type| !artifact_type.is_empty()).or(config_type),
             annotations: raw.annotations.unwrap_or_default(),
         })
     }
@@ -153,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn images_indexes_and_artifacts() {
+    fn images_indexes_and_artifacts_are_parsed() {
         let image = parse(r#"{"schemaVersion":2,"config":$D,"layers":[$D,$D],"subject":$D}"#).unwrap();
         assert_eq!((image.media_type.as_str(), image.blobs.len(), image.subject.is_some()), (media_type::OCI_MANIFEST, 3, true));
         assert_eq!(image.artifact_type.as_deref(), Some("m"));
@@ -165,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_one_thing() {
+    fn ambiguous_and_empty_manifests_are_refused() {
         for (json, expected) in [
             (r#"{"schemaVersion":2,"layers":[],"manifests":[]}"#, ManifestError::Ambiguous.to_string()),
             (r#"{"schemaVersion":2}"#, ManifestError::Empty.to_string()),

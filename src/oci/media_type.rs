@@ -1,12 +1,12 @@
-//! Media types of manifests that registries and clients exchange.
+//! Media types of manifests, configs and layers.
 
 /// OCI image index (image specification, "Image Index").
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// OCI image manifest (image specification, "Image Manifest").
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// OCI artifact manifest, dropped from the specification before 1.1 and still found.
+/// OCI artifact manifest. Version 1.1 of the specification dropped it before its release; such manifests still exist.
 pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
-/// Content of two bytes, `{}`, where a manifest has nothing to put (image specification, "Guidance for an Empty Descriptor").
+/// The empty descriptor's content, `{}` (image specification, "Guidance for an Empty Descriptor").
 pub const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 /// OCI image configuration.
 pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -23,20 +23,19 @@ pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.ta
 /// Docker layer, compressed with zstd.
 pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
 
-/// Whether content of this type lists further manifests.
+/// Whether content of this type lists manifests.
 #[must_use]
 pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_INDEX)
 }
 
-/// Whether content of this type is served by the manifests endpoint.
+/// Whether the manifests endpoint serves content of this type.
 #[must_use]
 pub fn is_manifest(media_type: &str) -> bool {
     is_index(media_type) || matches!(media_type, OCI_MANIFEST | OCI_ARTIFACT | DOCKER_MANIFEST)
 }
 
-/// Whether content of this type is, by its licence, not for registries to give away (image specification, "Non-Distributable Layers";
-/// Docker calls such layers foreign).
+/// Whether a layer of this type is non-distributable (image specification, "Non-Distributable Layers"). Docker calls such layers foreign.
 #[must_use]
 pub fn is_nondistributable(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.oci.image.layer.nondistributable.")

@@ -1,12 +1,17 @@
-//! The specification's nouns as types: what is parsed once at the edge and never travels as a raw `String` after it. Pure: no
-//! input or output here.
+//! The nouns of the OCI specifications as types. Text is parsed once, at the edge. This room does no input or output.
 
+mod descriptor;
 mod digest;
-pub mod manifest;
+pub mod graph;
+mod manifest;
 pub mod media_type;
 mod name;
 mod platform;
+mod reference;
 
+pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
-pub use name::{Host, ImageName, MAX_REPOSITORY, MAX_TAG, NameError, Reference, Repository, Tag};
-pub use platform::PlatformError;
+pub use manifest::{MAX_MANIFEST_SIZE, Manifest, ManifestError};
+pub use name::{COSIGN_SUFFIXES, Host, MAX_REPOSITORY, MAX_TAG, NameError, Repository, Tag};
+pub use platform::{Platform, PlatformError};
+pub use reference::{ImageName, Reference};

@@ -1,17 +1,16 @@
-//! Names: repositories, tags and references, by the grammar of the OCI distribution specification ("Pulling manifests"), and the
-//! host of an upstream registry that may stand before a repository.
+//! Names of repositories and tags (distribution specification, "Pulling manifests"), and the upstream's host in front of a repository.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::{Digest, DigestError};
 
-/// Longest repository name with its host, in bytes: what the specification says clients may rely on.
+/// Length in bytes of the longest repository name, host included. The specification lets clients rely on this much.
 pub const MAX_REPOSITORY: usize = 255;
-/// Longest tag in bytes.
+/// Length in bytes of the longest tag.
 pub const MAX_TAG: usize = 128;
 
-/// Why a text is not a name.
+/// Why text is not a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Not a repository name.
@@ -26,12 +25,12 @@ pub enum NameError {
     /// Not the host of a registry.
     #[error("a registry's host is a DNS name or an address, with an optional port")]
     Host,
-    /// A digest that cannot be parsed.
+    /// Not a digest.
     #[error(transparent)]
     Digest(#[from] DigestError),
 }
 
-/// Host of a registry, with its port where one is given, in lower case: `docker.io`, `localhost:5000`, `[::1]:5000`.
+/// Host of a registry in lower case, with an optional port: `docker.io`, `localhost:5000`, `[::1]:5000`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Host(String);
 
@@ -51,9 +50,8 @@ impl Host {
         }
     }
 
-    /// Whether the first component of an image name means a host: it has a dot or a port, or is `localhost` (the rule that
-    /// every client took from Docker).
-    fn is_shaped(component: &str) -> bool {
+    /// Whether the first component of an image name is a host. As in Docker, a host has a dot or a port, or is `localhost`.
+    fn is_host(component: &str) -> bool {
         component == "localhost" || component.contains(['.', ':'])
     }
 }
@@ -95,29 +93,29 @@ impl fmt::Display for Host {
     }
 }
 
-/// A repository, under an upstream's host or in the default namespace: `docker.io/library/busybox`, `test/hello`.
+/// A repository: `docker.io/library/busybox` under an upstream's host, or `test/hello` without a host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Repository {
     full: String,
-    /// Length of the host, 0 in the default namespace.
-    host: usize,
+    /// Length of the host in bytes; 0 without a host.
+    host_len: usize,
 }
 
 impl Repository {
-    /// `path` under `host`.
+    /// The repository `path` under `host`.
     ///
     /// # Errors
-    /// When `path` is not by the grammar, or both together are longer than [`MAX_REPOSITORY`].
+    /// Fails if `path` is not a repository name, or the whole is longer than [`MAX_REPOSITORY`].
     pub fn under(host: &Host, path: &str) -> Result<Self, NameError> {
         check_path(path)?;
         let full = format!("{host}/{path}");
         if full.len() > MAX_REPOSITORY {
             return Err(NameError::TooLong);
         }
-        Ok(Self { full, host: host.0.len() })
+        Ok(Self { full, host_len: host.0.len() })
     }
 
-    /// The whole name, with the host if there is one.
+    /// The full name, host included.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.full
@@ -126,13 +124,13 @@ impl Repository {
     /// The upstream's host.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
-        self.full.get(..self.host).filter(|host| !host.is_empty())
+        self.full.get(..self.host_len).filter(|host| !host.is_empty())
     }
 
-    /// The name below the host.
+    /// The name without the host.
     #[must_use]
     pub fn path(&self) -> &str {
-        let start = if self.host == 0 { 0 } else { self.host + 1 };
+        let start = if self.host_len == 0 { 0 } else { self.host_len + 1 };
         self.full.get(start..).unwrap_or_default()
     }
 }
@@ -142,9 +140,9 @@ impl FromStr for Repository {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         match text.split_once('/') {
-            Some((first, rest)) if Host::is_shaped(first) => Self::under(&first.parse()?, rest),
+            Some((first, rest)) if Host::is_host(first) => Self::under(&first.parse()?, rest),
             _ if text.len() > MAX_REPOSITORY => Err(NameError::TooLong),
-            _ => check_path(text).map(|()| Self { full: text.to_owned(), host: 0 }),
+            _ => check_path(text).map(|()| Self { full: text.to_owned(), host_len: 0 }),
         }
     }
 }
@@ -169,8 +167,8 @@ fn is_component(component: &str) -> bool {
         .all(|joint| matches!(joint, "" | "." | "_" | "__") || joint.bytes().all(|b| b == b'-'))
 }
 
-/// What cosign appends to a digest to name a signature, an attestation, a bill of materials.
-const COSIGN_SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
+/// Suffixes of cosign's tags for the signature, the attestation and the SBOM of an image, after `sha256-HEX`.
+pub const COSIGN_SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
 
 /// A tag.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -183,28 +181,26 @@ impl Tag {
         &self.0
     }
 
-    /// The digest in a tag of the form `sha256-<hex>`, by which an index of referrers may be stored (distribution specification,
-    /// "Referrers Tag Schema").
+    /// The subject's digest in a tag of the referrers tag schema, `sha256-HEX` (distribution specification, "Referrers Tag Schema").
     #[must_use]
     pub fn subject(&self) -> Option<Digest> {
         self.0.replacen('-', ":", 1).parse().ok()
     }
 
-    /// The digest of the content that what it names goes along with, if the tag is made of one: an index of referrers, or what cosign
-    /// files beside an image.
+    /// The digest of the image that the tagged manifest is attached to, by the referrers tag schema or cosign's tags.
     #[must_use]
-    pub fn accompanied(&self) -> Option<Digest> {
+    pub fn attached_to(&self) -> Option<Digest> {
         let digest = COSIGN_SUFFIXES.iter().find_map(|suffix| self.0.strip_suffix(suffix)).unwrap_or(&self.0);
         digest.replacen('-', ":", 1).parse().ok()
     }
 
-    /// Whether what it names goes along with other content.
+    /// Whether the tagged manifest is attached to an image.
     #[must_use]
-    pub fn accompanies(&self) -> bool {
-        self.accompanied().is_some()
+    pub fn is_attachment(&self) -> bool {
+        self.attached_to().is_some()
     }
 
-    /// The tag that clients assume where none is given.
+    /// `latest`, the tag that clients use by default.
     #[must_use]
     pub fn latest() -> Self {
         Self("latest".to_owned())
@@ -228,74 +224,12 @@ impl fmt::Display for Tag {
     }
 }
 
-/// What names a manifest within a repository.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Reference {
-    /// By tag.
-    Tag(Tag),
-    /// By digest.
-    Digest(Digest),
-}
-
-impl FromStr for Reference {
-    type Err = NameError;
-
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        if text.contains(':') { Ok(Self::Digest(text.parse()?)) } else { Ok(Self::Tag(text.parse()?)) }
-    }
-}
-
-impl fmt::Display for Reference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tag(tag) => tag.fmt(f),
-            Self::Digest(digest) => digest.fmt(f),
-        }
-    }
-}
-
-/// The name of an image as people write it: `repository[:tag][@digest]`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ImageName {
-    /// Where it is.
-    pub repository: Repository,
-    /// Its tag, where one is written.
-    pub tag: Option<Tag>,
-    /// Its digest, where one is written.
-    pub digest: Option<Digest>,
-}
-
-impl FromStr for ImageName {
-    type Err = NameError;
-
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        let (name, digest) = match text.split_once('@') {
-            Some((name, digest)) => (name, Some(digest.parse()?)),
-            None => (text, None),
-        };
-        // A colon before the last slash belongs to the host's port.
-        let (repository, tag) = match name.rsplit_once(':') {
-            Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag.parse()?)),
-            _ => (name, None),
-        };
-        Ok(Self { repository: repository.parse()?, tag, digest })
-    }
-}
-
-impl fmt::Display for ImageName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.repository.fmt(f)?;
-        self.tag.iter().try_for_each(|tag| write!(f, ":{tag}"))?;
-        self.digest.iter().try_for_each(|digest| write!(f, "@{digest}"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn repositories_by_the_grammar() {
+    fn repositories_follow_the_grammar() {
         for good in ["a", "test/hello", "x/a.b_c__d-e---f/0", "library/busybox", &"a".repeat(255)] {
             let repository: Repository = good.parse().unwrap();
             assert_eq!((repository.host(), repository.path()), (None, good));
@@ -307,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_shaped_first_component_is_the_upstream() {
+    fn a_first_component_with_dot_or_port_is_the_upstream_host() {
         for (text, host, path) in [
             ("docker.io/library/busybox", "docker.io", "library/busybox"),
             ("localhost/x", "localhost", "x"),
@@ -324,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_by_the_grammar() {
+    fn tags_follow_the_grammar() {
         for good in ["latest", "_", "1.36", "v1-rc.1_2", &"a".repeat(128)] {
             assert!(good.parse::<Tag>().is_ok(), "{good:?}");
         }
@@ -334,22 +268,11 @@ mod tests {
     }
 
     #[test]
-    fn tags_of_what_goes_along() {
+    fn referrers_and_cosign_tags_are_attachments() {
         let digest = "sha256-e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         for (suffix, expected) in [("", true), (".sig", true), (".att", true), (".sbom", true), (".other", false), ("0", false)] {
-            assert_eq!(format!("{digest}{suffix}").parse::<Tag>().unwrap().accompanies(), expected, "{suffix}");
+            assert_eq!(format!("{digest}{suffix}").parse::<Tag>().unwrap().is_attachment(), expected, "{suffix}");
         }
-        assert!(!Tag::latest().accompanies());
-    }
-
-    #[test]
-    fn image_names_with_tag_and_digest() {
-        let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        for text in ["a", "a:b", "localhost:5000/a", "localhost:5000/a:b", &format!("a:b@{digest}"), &format!("a@{digest}")] {
-            assert_eq!(text.parse::<ImageName>().unwrap().to_string(), *text);
-        }
-        for bad in ["a@sha256:1", "a:b:c", "a@b", ":b", "@"] {
-            assert!(bad.parse::<ImageName>().is_err(), "{bad:?}");
-        }
+        assert!(!Tag::latest().is_attachment());
     }
 }

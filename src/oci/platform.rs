@@ -1,35 +1,47 @@
-//! Platforms as people write them: `os/architecture[/variant]` (as docker and containerd have it). Pure.
+//! Platforms, and their text form `os/architecture[/variant]` (as in docker and containerd).
 
 use std::fmt;
 use std::str::FromStr;
 
-use super::manifest::Platform;
+use serde::Deserialize;
 
-/// Why a text is not a platform.
+/// The platform of an image (image specification, "Image Index").
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Platform {
+    /// `amd64`, `arm64`, …
+    pub architecture: String,
+    /// `linux`, `windows`, …
+    pub os: String,
+    /// `v7`, `v8`, …
+    #[serde(default)]
+    pub variant: Option<String>,
+}
+
+/// Text is not a platform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a platform has the form os/architecture or os/architecture/variant, in lower case: linux/amd64, linux/arm/v7")]
 pub struct PlatformError;
 
-/// The variant that an architecture has where none is said, as containerd has it.
-const VARIANTS: [(&str, &str); 3] = [("amd64", "v1"), ("arm", "v7"), ("arm64", "v8")];
+/// The variant that a platform without one means, by architecture (as in containerd).
+const DEFAULT_VARIANTS: [(&str, &str); 3] = [("amd64", "v1"), ("arm", "v7"), ("arm64", "v8")];
 
 impl Platform {
-    /// Whether an image for `other` is meant.
+    /// Whether an image for `other` runs on this platform.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
-        self.is_alike(other) && self.level() == other.level()
+        self.same_architecture(other) && self.effective_variant() == other.effective_variant()
     }
 
-    /// Whether it is `other` but for the variant.
+    /// Whether both are equal except for the variant.
     #[must_use]
-    pub fn is_alike(&self, other: &Self) -> bool {
+    pub fn same_architecture(&self, other: &Self) -> bool {
         (&self.os, &self.architecture) == (&other.os, &other.architecture)
     }
 
-    /// The variant, said or not.
-    fn level(&self) -> Option<&str> {
-        let silent = || VARIANTS.iter().find(|(name, _)| *name == self.architecture).map(|(_, variant)| *variant);
-        self.variant.as_deref().filter(|variant| !variant.is_empty()).or_else(silent)
+    /// The variant, or the default one of the architecture.
+    fn effective_variant(&self) -> Option<&str> {
+        let default = || DEFAULT_VARIANTS.iter().find(|(name, _)| *name == self.architecture).map(|(_, variant)| *variant);
+        self.variant.as_deref().filter(|variant| !variant.is_empty()).or_else(default)
     }
 }
 
@@ -66,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn platforms_as_people_write_them() {
+    fn platforms_are_parsed_and_printed() {
         for text in ["linux/amd64", "linux/arm/v7", "windows/amd64"] {
             assert_eq!(text.parse::<Platform>().unwrap().to_string(), text);
         }
@@ -76,8 +88,8 @@ mod tests {
     }
 
     #[test]
-    fn a_platform_matches_as_runtimes_match() {
-        for (wanted, there, expected) in [
+    fn platforms_match_by_the_rules_of_containerd() {
+        for (wanted, offered, expected) in [
             ("linux/amd64", "linux/amd64", true),
             ("linux/amd64", "linux/arm64", false),
             ("linux/amd64", "windows/amd64", false),
@@ -90,7 +102,7 @@ mod tests {
             ("linux/arm64/v9", "linux/arm64", false),
         ] {
             let platform = |text: &str| text.parse::<Platform>().unwrap();
-            assert_eq!(platform(wanted).matches(&platform(there)), expected, "{wanted} {there}");
+            assert_eq!(platform(wanted).matches(&platform(offered)), expected, "{wanted} {offered}");
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::io;
 
-use super::{CONTAINERD_NAME, MAX_DEPTH, MAX_MANIFESTS, REF_NAME};
-use crate::oci::manifest::{MAX_MANIFEST, ManifestError};
-use crate::oci::{Digest, NameError};
+use super::{CONTAINERD_NAME, REF_NAME};
+use crate::oci::graph::{MAX_DEPTH, MAX_MANIFESTS};
+use crate::oci::{Digest, MAX_MANIFEST_SIZE, ManifestError, NameError};
 
 /// What messages call the manifest or index that is an image itself.
 pub(crate) const ROOT: &str = "manifest";
@@ -98,8 +98,8 @@ pub enum LayoutError {
         #[source]
         cause: ManifestError,
     },
-    /// A manifest over [`MAX_MANIFEST`].
-    #[error("image {image}: manifest {digest} has {size} bytes; at most {MAX_MANIFEST} are served")]
+    /// A manifest over [`MAX_MANIFEST_SIZE`].
+    #[error("image {image}: manifest {digest} has {size} bytes; at most {MAX_MANIFEST_SIZE} are served")]
     TooLarge {
         /// The image that names it.
         image: String,

@@ -51,7 +51,7 @@ fn places(entries: &[Entry], content: impl Fn(&Digest) -> Vec<(Digest, Option<Di
     let mut waiting: HashMap<Digest, Vec<usize>> = HashMap::new();
     for (number, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.repository.is_none()) {
         let subjects = content(&entry.descriptor.digest).into_iter().filter_map(|(_, subject)| subject);
-        for subject in subjects.chain(entry.tag.as_ref().and_then(Tag::accompanied)) {
+        for subject in subjects.chain(entry.tag.as_ref().and_then(Tag::attached_to)) {
             waiting.entry(subject).or_default().push(number);
         }
     }
@@ -99,7 +99,7 @@ fn place(entry: &Entry) -> (Option<&Repository>, &Digest) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::manifest::Descriptor;
+    use crate::oci::Descriptor;
     use crate::oci::media_type;
 
     fn digest(content: &str) -> Digest {
@@ -109,14 +109,7 @@ mod tests {
     /// An entry of this content under `repository:tag`, where either may be empty.
     fn entry(name: &str, content: &str) -> Entry {
         let (repository, tag) = name.split_once(':').unwrap_or((name, ""));
-        let descriptor = Descriptor {
-            media_type: media_type::OCI_MANIFEST.to_owned(),
-            digest: digest(content),
-            size: 1,
-            annotations: HashMap::new(),
-            artifact_type: None,
-            platform: None,
-        };
+        let descriptor = Descriptor::new(media_type::OCI_MANIFEST, digest(content), 1);
         let repository: Option<Repository> = repository.parse().ok();
         Entry { descriptor, named: repository.is_some(), repository, tag: tag.parse().ok(), every_tag: false }
     }

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::catalog;
-use crate::oci::manifest::{Descriptor, MAX_MANIFEST, Manifest};
-use crate::oci::{Digest, ImageName, Reference, Repository, Tag, media_type};
+use crate::oci::graph::{self, Exceeded, Limit, Node};
+use crate::oci::{Descriptor, Digest, ImageName, MAX_MANIFEST_SIZE, Manifest, Reference, Repository, Tag, media_type};
 
 pub use error::LayoutError;
 pub use filing::file;
@@ -23,10 +23,6 @@ pub use tree::{Content, Directory, Identity, Tree};
 
 /// Largest `index.json`, in bytes: some 200,000 images.
 const MAX_INDEX: u64 = 64 << 20;
-/// Deepest nesting of indexes: an index of indexes is rare, and eight levels are a mistake or an attack.
-pub const MAX_DEPTH: usize = 8;
-/// Most manifests below one image.
-pub const MAX_MANIFESTS: usize = 10_000;
 
 /// The annotation that names an image in `index.json` (image specification, "Pre-Defined Annotation Keys").
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -303,19 +299,12 @@ impl Walk<'_> {
             return Ok(());
         }
         let (mut found, mut missing) = (Vec::new(), Vec::new());
-        let (mut listed, mut own) = (HashSet::new(), HashSet::new());
-        let mut manifests = vec![(root.clone(), 0)];
-        let mut count = 0;
-        while let Some((descriptor, depth)) = manifests.pop() {
-            if !listed.insert(descriptor.digest) {
+        let mut own = HashSet::new();
+        let mut walk = graph::Walk::from_root(root.clone());
+        while let Some(step) = walk.next_manifest() {
+            let Node { descriptor, depth, is_repeated } = step.map_err(|exceeded| limit_error(image, &exceeded))?;
+            if is_repeated {
                 continue;
-            }
-            count += 1;
-            if count > MAX_MANIFESTS {
-                return Err(LayoutError::TooMany { image: image.to_owned() });
-            }
-            if depth > MAX_DEPTH {
-                return Err(LayoutError::Depth { image: image.to_owned(), digest: descriptor.digest });
             }
             let manifest = match self.manifest(image, &descriptor, depth) {
                 Err(error) if depth > 0 && self.is_forgiven(&error) => {
@@ -334,7 +323,7 @@ impl Walk<'_> {
                 ..content_of(&descriptor)
             });
             for blob in &manifest.blobs {
-                if listed.insert(blob.digest) {
+                if walk.visit(blob.digest) {
                     match self.expect(image, kind(blob), blob) {
                         Err(error) if self.is_forgiven(&error) => missing.push(content_of(blob)),
                         opened => {
@@ -344,7 +333,7 @@ impl Walk<'_> {
                     }
                 }
             }
-            manifests.extend(manifest.manifests.into_iter().rev().map(|child| (child, depth + 1)));
+            walk.descend(depth, manifest.manifests);
         }
         self.seen.insert(root.digest, Named { there: found.into(), missing: missing.into() });
         Ok(())
@@ -356,16 +345,14 @@ impl Walk<'_> {
 
     fn manifest(&self, image: &str, descriptor: &Descriptor, depth: usize) -> Result<Manifest, LayoutError> {
         let path = descriptor.digest.blob_path();
-        if descriptor.size > MAX_MANIFEST {
+        if descriptor.size > MAX_MANIFEST_SIZE {
             return Err(LayoutError::TooLarge { image: image.to_owned(), digest: descriptor.digest, size: descriptor.size });
         }
         let what = if depth == 0 { error::ROOT } else { "manifest of its index" };
         let content = self.expect(image, what, descriptor)?;
-        let content = read(content, MAX_MANIFEST).map_err(|cause| blob_error(image, what, descriptor, cause))?;
+        let content = read(content, MAX_MANIFEST_SIZE).map_err(|cause| blob_error(image, what, descriptor, cause))?;
         if self.reading.verify {
-            let mut hasher = crate::oci::Hasher::new(descriptor.digest.algorithm());
-            hasher.update(&content);
-            let found = hasher.finish();
+            let found = descriptor.digest.algorithm().digest_of(&content);
             if found != descriptor.digest {
                 return Err(LayoutError::Digest { image: image.to_owned(), path, found });
             }
@@ -395,6 +382,13 @@ fn kind(descriptor: &Descriptor) -> &'static str {
     if media_type::is_nondistributable(&descriptor.media_type) { "non-distributable layer" } else { "layer or config" }
 }
 
+fn limit_error(image: &str, Exceeded { limit, node }: &Exceeded) -> LayoutError {
+    match limit {
+        Limit::Depth => LayoutError::Depth { image: image.to_owned(), digest: node.descriptor.digest },
+        Limit::Manifests => LayoutError::TooMany { image: image.to_owned() },
+    }
+}
+
 fn blob_error(image: &str, what: &'static str, descriptor: &Descriptor, cause: io::Error) -> LayoutError {
     let (path, size) = (descriptor.digest.blob_path(), descriptor.size);
     LayoutError::Blob { image: image.to_owned(), what, path, size, cause }
@@ -407,5 +401,5 @@ pub fn served_type(descriptor: &Descriptor, manifest: &Manifest) -> String {
     let described = &descriptor.media_type;
     let same_kind =
         media_type::is_manifest(described) && media_type::is_index(described) == media_type::is_index(&manifest.media_type);
-    if manifest.says_type || !same_kind { manifest.media_type.clone() } else { described.clone() }
+    if manifest.has_media_type || !same_kind { manifest.media_type.clone() } else { described.clone() }
 }

@@ -9,8 +9,7 @@ use serde::Serialize;
 
 use super::route::{Page, Referrers};
 use crate::disk::catalog::{Catalog, RepositoryId};
-use crate::oci::manifest::Manifest;
-use crate::oci::{Digest, Host, Repository, media_type};
+use crate::oci::{Digest, Host, Manifest, Repository, media_type};
 use crate::registry::content::blob_reader::BlobReader;
 use crate::registry::content::body::Payload;
 use crate::registry::content::snapshot::Snapshot;

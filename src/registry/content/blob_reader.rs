@@ -14,8 +14,7 @@ use super::manifest_cache;
 use super::snapshot::Snapshot;
 use super::store::Disk;
 use crate::disk::catalog::Blob;
-use crate::oci::Digest;
-use crate::oci::manifest::MAX_MANIFEST;
+use crate::oci::{Digest, MAX_MANIFEST_SIZE};
 use crate::registry::http::error::RegistryError;
 use crate::registry::limits::DESCRIPTOR_PAUSE;
 use crate::registry::telemetry::log::Telemetry;
@@ -54,7 +53,7 @@ impl BlobReader {
     /// Fails with 500 if the disk cannot read it, or if its digest is wrong and digests are checked.
     pub async fn read_manifest(&self, snapshot: &Snapshot, blob: Blob<'_>) -> Result<(Vec<u8>, Digest), RegistryError> {
         let OpenBlob { file, disk } = self.open(snapshot, blob).await?;
-        let (digest, size) = (blob.digest, blob.size.min(MAX_MANIFEST));
+        let (digest, size) = (blob.digest, blob.size.min(MAX_MANIFEST_SIZE));
         match disk.run(self.timeout, move || manifest_cache::read(&file, digest, size)).await {
             Ok((_, found)) if self.verify && found != digest => Err(self.disk_failed(snapshot, blob, &wrong_digest(&found))),
             read => read.map_err(|error| self.disk_failed(snapshot, blob, &error)),

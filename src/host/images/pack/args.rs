@@ -10,8 +10,7 @@ use super::request::{Origin, Request, Tags};
 use super::spec::{self, SpecError};
 use crate::disk::label::Label;
 use crate::host::images::pull::Pulling;
-use crate::oci::manifest::Platform;
-use crate::oci::{Host, Tag};
+use crate::oci::{Host, Platform, Tag};
 
 /// Pack container images into a disk
 #[derive(Debug, clap::Args)]

@@ -115,7 +115,7 @@ impl Union<'_> {
     fn add(&mut self, image: &Image, number: usize) -> Result<(), UnionError> {
         let name = image.name();
         self.contest(&name, self.images.get(&name), image, number)?;
-        if image.tag.as_ref().is_some_and(|tag| !tag.accompanies()) {
+        if image.tag.as_ref().is_some_and(|tag| !tag.is_attachment()) {
             self.contest(&name, self.every.get(&image.repository), image, number)?;
         }
         if image.every_tag {
@@ -154,7 +154,10 @@ impl Union<'_> {
     fn tagged(&self, repository: &Repository) -> Vec<String> {
         let first = format!("{repository}:");
         let tagged = self.images.range(first.clone()..).take_while(|(name, _)| name.starts_with(&first));
-        tagged.filter(|(_, (image, _))| !image.tag.as_ref().is_none_or(Tag::accompanies)).map(|(name, _)| name.clone()).collect()
+        tagged
+            .filter(|(_, (image, _))| !image.tag.as_ref().is_none_or(Tag::is_attachment))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     fn finish(mut self) -> ByName {

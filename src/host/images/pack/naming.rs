@@ -98,7 +98,7 @@ fn tag(image: &mut Image, tags: &Tags) {
 
 /// Whether it goes along with another image: a referrer, or what is filed by the tag of a digest.
 fn accompanies(image: &Image) -> bool {
-    image.blobs.first().is_some_and(|root| root.subject.is_some()) || image.tag.as_ref().is_some_and(Tag::accompanies)
+    image.blobs.first().is_some_and(|root| root.subject.is_some()) || image.tag.as_ref().is_some_and(Tag::is_attachment)
 }
 
 /// What an image without a repository is called in messages: its tag, else its digest.

@@ -10,7 +10,7 @@ use super::{PackError, work_dir};
 use crate::host::images::pull::{PullError, Pulled, Reference};
 use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::Report;
-use crate::oci::manifest::Platform;
+use crate::oci::Platform;
 
 /// Opens every source, in the order given where that matters, else in one order whatever the one given: of messages, and of which source
 /// a shared blob is read from.

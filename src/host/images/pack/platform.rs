@@ -9,13 +9,9 @@ use serde_json::Value;
 
 use super::virtual_layout::held;
 use crate::disk::layout::{Content, Identity, Tree};
-use crate::oci::manifest::{Descriptor, MAX_MANIFEST, Manifest, Platform};
-use crate::oci::{Digest, Hasher, media_type};
+use crate::oci::graph::{self, Node};
+use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Platform, media_type};
 
-/// As deep as layouts are read.
-const MAX_DEPTH: usize = 8;
-/// As many manifests as are read of one image.
-const MAX_LEAVES: usize = 10_000;
 /// Largest `index.json`, in bytes, as layouts are read.
 const MAX_INDEX: u64 = 64 << 20;
 /// The annotation by which BuildKit's attestations say of which manifest they are.
@@ -102,20 +98,15 @@ pub fn keep(tree: Kind, wanted: &Platform) -> Result<(Kind, Vec<LeftOut>), Platf
 /// The manifests below an index; none where it is no index, or cannot be read whole.
 fn leaves(tree: &dyn Tree, root: &Descriptor) -> Option<Vec<Descriptor>> {
     let mut leaves = Vec::new();
-    let mut waiting = vec![(root.clone(), 0)];
-    while let Some((descriptor, depth)) = waiting.pop() {
-        if depth > MAX_DEPTH || leaves.len() > MAX_LEAVES {
-            return None;
-        }
+    let mut walk = graph::Walk::from_root(root.clone());
+    while let Some(step) = walk.next_manifest() {
+        let Node { descriptor, depth, is_repeated } = step.ok()?;
         if depth > 0 && !media_type::is_index(&descriptor.media_type) {
             leaves.push(descriptor);
-            continue;
+        } else if !is_repeated {
+            let index = verified(tree, &descriptor).filter(|index| media_type::is_index(&index.media_type))?;
+            walk.descend(depth, index.manifests);
         }
-        let index = verified(tree, &descriptor)?;
-        if !media_type::is_index(&index.media_type) {
-            return None;
-        }
-        waiting.extend(index.manifests.into_iter().rev().map(|child| (child, depth + 1)));
     }
     Some(leaves)
 }
@@ -131,7 +122,8 @@ fn select(root: &Descriptor, leaves: &[Descriptor], wanted: &Platform) -> Result
     let found = for_platforms.iter().find(|(_, platform)| wanted.matches(platform));
     // Without a variant, the only one of its architecture.
     let alike = || {
-        let mut alike = for_platforms.iter().filter(|(_, platform)| wanted.variant.is_none() && wanted.is_alike(platform));
+        let mut alike =
+            for_platforms.iter().filter(|(_, platform)| wanted.variant.is_none() && wanted.same_architecture(platform));
         alike.next().filter(|_| alike.next().is_none())
     };
     let found = found.or_else(alike);
@@ -197,10 +189,9 @@ fn parsed(descriptor: &Value) -> Option<Descriptor> {
 
 /// A manifest whose content has the digest that it is named by.
 fn verified(tree: &dyn Tree, descriptor: &Descriptor) -> Option<Manifest> {
-    let content = read(tree, &descriptor.digest.blob_path(), MAX_MANIFEST)?;
-    let mut hasher = Hasher::new(descriptor.digest.algorithm());
-    hasher.update(&content);
-    (hasher.finish() == descriptor.digest).then(|| Manifest::parse(&content).ok())?
+    let content = read(tree, &descriptor.digest.blob_path(), MAX_MANIFEST_SIZE)?;
+    let is_intact = descriptor.digest.algorithm().digest_of(&content) == descriptor.digest;
+    is_intact.then(|| Manifest::parse(&content).ok())?
 }
 
 fn read(tree: &dyn Tree, path: &str, limit: u64) -> Option<Vec<u8>> {
@@ -215,14 +206,8 @@ mod tests {
     use super::*;
 
     fn leaf(platform: &str, content: &str) -> Descriptor {
-        Descriptor {
-            media_type: media_type::OCI_MANIFEST.to_owned(),
-            digest: Digest::sha256_of(content.as_bytes()),
-            size: 1,
-            annotations: Default::default(),
-            artifact_type: None,
-            platform: Some(platform.parse().unwrap()),
-        }
+        let digest = Digest::sha256_of(content.as_bytes());
+        Descriptor { platform: platform.parse().ok(), ..Descriptor::new(media_type::OCI_MANIFEST, digest, 1) }
     }
 
     fn chosen(wanted: &str, there: &[&str]) -> Result<String, String> {

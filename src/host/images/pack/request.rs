@@ -5,8 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::host::images::pull::Reference;
-use crate::oci::manifest::Platform;
-use crate::oci::{Host, ImageName, Repository, Tag};
+use crate::oci::{Host, ImageName, Platform, Repository, Tag};
 
 /// A source as it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]

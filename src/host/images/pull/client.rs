@@ -223,7 +223,7 @@ impl Endpoint {
             }
             at = next;
         }
-        Err(Fault::Endless("5 redirects on the way to one answer"))
+        Err(Fault::Endless("5 redirects on the way to one answer".to_owned()))
     }
 
     /// Posts a form to `url`.

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use crate::disk::layout::LayoutError;
 use crate::host::support::interrupt::Interrupted;
-use crate::oci::Digest;
-use crate::oci::manifest::{MAX_MANIFEST, ManifestError};
+use crate::oci::{Digest, MAX_MANIFEST_SIZE, ManifestError};
 
 use super::credentials::CredentialsError;
 
@@ -228,7 +227,7 @@ pub enum Fault {
         limit: u64,
     },
     /// A descriptor of a manifest that nobody could serve.
-    #[error("manifest {digest} has {size} bytes; at most {MAX_MANIFEST} are pulled")]
+    #[error("manifest {digest} has {size} bytes; at most {MAX_MANIFEST_SIZE} are pulled")]
     LargeManifest {
         /// The manifest.
         digest: Digest,
@@ -276,7 +275,7 @@ pub enum Fault {
     },
     /// Indexes within indexes, or manifests without end.
     #[error("it has more than {0}")]
-    Endless(&'static str),
+    Endless(String),
     /// A layer that the registry does not have and that its maker keeps elsewhere.
     #[error(
         "{host} does not have {what}, a layer whose type says that it is not distributed; the URLs of such layers are not fetched"

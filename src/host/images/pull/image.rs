@@ -14,8 +14,10 @@ use super::reference::Reference;
 use super::store::Store;
 use super::tree::Listed;
 use super::upstream::{Upstream, clean};
-use crate::oci::manifest::{Descriptor, MAX_MANIFEST, Manifest, ManifestError, Platform};
-use crate::oci::{Algorithm, Digest, Hasher, Reference as Name, Tag, media_type};
+use crate::oci::graph::{self, Exceeded, MAX_MANIFESTS, Node};
+use crate::oci::{
+    COSIGN_SUFFIXES, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, ManifestError, Platform, Reference as Name, Tag, media_type,
+};
 
 /// What is accepted for a manifest.
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
@@ -23,12 +25,6 @@ application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docke
 application/vnd.oci.artifact.manifest.v1+json";
 /// Beginning of the media types of Docker's schema 1, which registries give whatever is accepted.
 const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1";
-/// Ends of the tags that cosign files what belongs to a manifest under, after `sha256-HEX`.
-const COSIGN: [&str; 3] = [".sig", ".att", ".sbom"];
-/// Deepest nesting of indexes, as for layouts.
-const MAX_DEPTH: usize = 8;
-/// Most manifests of one image, its referrers counted in.
-const MAX_MANIFESTS: usize = 10_000;
 /// The platform that stands for none, in an index (BuildKit's attestations).
 const UNKNOWN: &str = "unknown";
 
@@ -71,7 +67,8 @@ pub fn find(
     reference: &Reference,
     platform: Option<&Platform>,
 ) -> Result<Found, Fault> {
-    let mut walk = Walk { client, upstream, store, found: Found::default(), seen: HashSet::new(), subjects: VecDeque::new() };
+    let (found, graph, subjects) = Default::default();
+    let mut walk = Walk { client, upstream, store, found, graph, subjects };
     let root = walk.fetch(&reference.manifest(), None)?;
     let root = match platform {
         Some(platform) => walk.choose(root, platform)?,
@@ -89,8 +86,8 @@ struct Walk<'a> {
     upstream: &'a Upstream<'a>,
     store: &'a Arc<Store>,
     found: Found,
-    /// Manifests that were fetched.
-    seen: HashSet<Digest>,
+    /// The manifests fetched so far. Those of referrers count against the same limits.
+    graph: graph::Walk,
     /// Manifests whose referrers are still to be asked for.
     subjects: VecDeque<Digest>,
 }
@@ -98,27 +95,23 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Fetches everything that `root` lists, and notes the blobs.
     fn tree(&mut self, root: Fetched) -> Result<(), Fault> {
-        let mut waiting = vec![(root, 0)];
-        while let Some((fetched, depth)) = waiting.pop() {
-            if !self.seen.insert(fetched.digest) {
+        self.graph.add_root(Descriptor::new(&root.media_type, root.digest, root.size));
+        let mut root = Some(root);
+        while let Some(step) = self.graph.next_manifest() {
+            let Node { descriptor, depth, is_repeated } = step.map_err(too_many)?;
+            if is_repeated {
                 continue;
             }
-            if self.seen.len() > MAX_MANIFESTS {
-                return Err(Fault::Endless("10000 manifests"));
-            }
-            if depth > MAX_DEPTH {
-                return Err(Fault::Endless("8 levels of indexes"));
-            }
+            let fetched = match root.take() {
+                Some(root) => root,
+                None => self.fetch(&Name::Digest(descriptor.digest), Some(&descriptor))?,
+            };
             self.subjects.push_back(fetched.digest);
             for blob in &fetched.manifest.blobs {
                 let foreign = [".nondistributable.", ".foreign."].iter().any(|part| blob.media_type.contains(part));
                 self.found.blobs.insert(blob.digest, Wanted { size: blob.size, foreign });
             }
-            for child in fetched.manifest.manifests.iter().rev() {
-                if !self.seen.contains(&child.digest) {
-                    waiting.push((self.fetch(&Name::Digest(child.digest), Some(child))?, depth + 1));
-                }
-            }
+            self.graph.descend(depth, fetched.manifest.manifests);
         }
         Ok(())
     }
@@ -133,8 +126,7 @@ impl Walk<'_> {
                 _ => Ok(root),
             };
         }
-        let mut listed = Vec::new();
-        self.platforms(&root.manifest, 0, &mut listed)?;
+        let listed = self.platforms(root)?;
         let names = |chosen: &[(Descriptor, Platform)]| {
             let mut names: Vec<String> = chosen.iter().map(|(_, platform)| platform.to_string()).collect();
             names.sort();
@@ -143,7 +135,8 @@ impl Walk<'_> {
         };
         // Where two are for it (as of several releases of Windows), the first, as clients choose; without a variant, also the only one
         // that there is of its architecture.
-        let alike: Vec<&(Descriptor, Platform)> = listed.iter().filter(|(_, listed)| platform.is_alike(listed)).collect();
+        let alike: Vec<&(Descriptor, Platform)> =
+            listed.iter().filter(|(_, listed)| platform.same_architecture(listed)).collect();
         let only = || alike.first().filter(|_| alike.len() == 1 && platform.variant.is_none());
         let Some((one, kept)) = listed.iter().find(|(_, listed)| platform.matches(listed)).or_else(|| only().copied()) else {
             return Err(Fault::Platform { wanted: platform.to_string(), there: names(&listed) });
@@ -153,39 +146,38 @@ impl Walk<'_> {
     }
 
     /// The manifests with their platforms that an index lists, itself or by way of others. What is for no platform is passed over.
-    fn platforms(&self, index: &Manifest, depth: usize, listed: &mut Vec<(Descriptor, Platform)>) -> Result<(), Fault> {
-        if depth > MAX_DEPTH {
-            return Err(Fault::Endless("8 levels of indexes"));
-        }
-        for child in &index.manifests {
-            match &child.platform {
+    fn platforms(&self, index: Fetched) -> Result<Vec<(Descriptor, Platform)>, Fault> {
+        let mut listed = Vec::new();
+        let mut walk = graph::Walk::default();
+        walk.descend(0, index.manifest.manifests);
+        while let Some(step) = walk.next_manifest() {
+            let Node { descriptor, depth, is_repeated } = step.map_err(too_many)?;
+            match &descriptor.platform {
                 Some(platform) if platform.os == UNKNOWN => {}
-                Some(platform) => listed.push((child.clone(), platform.clone())),
+                Some(platform) => listed.push((descriptor.clone(), platform.clone())),
+                None if is_repeated => {}
                 None => {
-                    let fetched = self.fetch(&Name::Digest(child.digest), Some(child))?;
+                    let fetched = self.fetch(&Name::Digest(descriptor.digest), Some(&descriptor))?;
                     if media_type::is_index(&fetched.manifest.media_type) {
-                        self.platforms(&fetched.manifest, depth + 1, listed)?;
+                        walk.descend(depth, fetched.manifest.manifests);
                     } else if let Some(platform) = self.platform_of(&fetched)? {
-                        listed.push((child.clone(), platform));
+                        listed.push((descriptor, platform));
                     }
                 }
             }
-            if listed.len() > MAX_MANIFESTS {
-                return Err(Fault::Endless("10000 manifests"));
-            }
         }
-        Ok(())
+        Ok(listed)
     }
 
     /// The platform that an image's config gives; none for an artifact.
     fn platform_of(&self, image: &Fetched) -> Result<Option<Platform>, Fault> {
         let configs = [media_type::OCI_CONFIG, media_type::DOCKER_CONFIG];
         let config = image.manifest.blobs.first().filter(|blob| configs.contains(&blob.media_type.as_str()));
-        let Some(config) = config.filter(|config| config.size <= MAX_MANIFEST) else { return Ok(None) };
+        let Some(config) = config.filter(|config| config.size <= MAX_MANIFEST_SIZE) else { return Ok(None) };
         let what = format!("config {} of {}", config.digest, self.upstream.path);
         let content = self.client.patiently(|| {
             let (response, at) = self.upstream.get(&format!("blobs/{}", config.digest), &what, &[])?;
-            self.upstream.read(response, &at, &what, MAX_MANIFEST)
+            self.upstream.read(response, &at, &what, MAX_MANIFEST_SIZE)
         })?;
         self.verify(&what, &content, config.digest)?;
         Ok(serde_json::from_slice(&content).ok())
@@ -200,7 +192,7 @@ impl Walk<'_> {
             let listed = if has_api { self.listed_referrers(&subject)? } else { None };
             has_api = listed.is_some();
             for descriptor in listed.into_iter().flatten() {
-                if self.seen.contains(&descriptor.digest) {
+                if self.graph.is_visited(&descriptor.digest) {
                     continue;
                 }
                 // Lists may outlive what they list.
@@ -211,7 +203,7 @@ impl Walk<'_> {
             }
             let base = format!("{}-{}", subject.algorithm().name(), subject.hex());
             let fallback = (!has_api).then(|| base.clone());
-            let cosign = COSIGN.iter().filter(|_| own.contains(&subject)).map(|end| format!("{base}{end}"));
+            let cosign = COSIGN_SUFFIXES.iter().filter(|_| own.contains(&subject)).map(|end| format!("{base}{end}"));
             for tag in fallback.into_iter().chain(cosign) {
                 let Ok(tag) = tag.parse::<Tag>() else { continue };
                 let Some(fetched) = absent(self.fetch(&Name::Tag(tag.clone()), None))? else { continue };
@@ -239,7 +231,7 @@ impl Walk<'_> {
                 let header =
                     |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
                 let (kind, link) = (header(CONTENT_TYPE), header(LINK));
-                Ok((kind, link, self.upstream.read(response, &at, &what, MAX_MANIFEST)?))
+                Ok((kind, link, self.upstream.read(response, &at, &what, MAX_MANIFEST_SIZE)?))
             });
             let (kind, link, body) = match fetched {
                 // Registries without it answer in many ways.
@@ -256,7 +248,7 @@ impl Walk<'_> {
             })?;
             listed.extend(index.manifests);
             if listed.len() > MAX_MANIFESTS {
-                return Err(Fault::Endless("10000 referrers"));
+                return Err(Fault::Endless(format!("{MAX_MANIFESTS} referrers")));
             }
             next = next_page(&link, subject);
         }
@@ -266,7 +258,7 @@ impl Walk<'_> {
     /// Fetches a manifest and keeps it: by tag, or by digest, and then held against its descriptor.
     fn fetch(&self, name: &Name, descriptor: Option<&Descriptor>) -> Result<Fetched, Fault> {
         let what = format!("manifest {name} of {}", self.upstream.path);
-        if let Some(Descriptor { digest, size, .. }) = descriptor.filter(|descriptor| descriptor.size > MAX_MANIFEST) {
+        if let Some(Descriptor { digest, size, .. }) = descriptor.filter(|descriptor| descriptor.size > MAX_MANIFEST_SIZE) {
             return Err(Fault::LargeManifest { digest: *digest, size: *size });
         }
         let (kind, given, content) = self.client.patiently(|| {
@@ -274,7 +266,7 @@ impl Walk<'_> {
             let header =
                 |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
             let (kind, given) = (header("content-type"), header("docker-content-digest"));
-            Ok((kind, given, self.upstream.read(response, &at, &what, MAX_MANIFEST)?))
+            Ok((kind, given, self.upstream.read(response, &at, &what, MAX_MANIFEST_SIZE)?))
         })?;
         let kind = kind.split(';').next().unwrap_or_default().trim();
         let host = || self.upstream.host.clone();
@@ -305,15 +297,16 @@ impl Walk<'_> {
     }
 
     fn verify(&self, what: &str, content: &[u8], expected: Digest) -> Result<(), Fault> {
-        let algorithm: Algorithm = expected.algorithm();
-        let mut hasher = Hasher::new(algorithm);
-        hasher.update(content);
-        let found = hasher.finish();
+        let found = expected.algorithm().digest_of(content);
         if found == expected {
             return Ok(());
         }
         Err(Fault::Digest { host: self.upstream.host.clone(), what: what.to_owned(), expected, found })
     }
+}
+
+fn too_many(exceeded: Exceeded) -> Fault {
+    Fault::Endless(exceeded.limit.to_string())
 }
 
 /// What came, or none where the registry does not have it.

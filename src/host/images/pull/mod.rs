@@ -30,8 +30,7 @@ use indicatif::HumanBytes;
 
 use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::Report;
-use crate::oci::manifest::Platform;
-use crate::oci::{Digest, Host};
+use crate::oci::{Digest, Host, Platform};
 use blobs::Near;
 use client::{Client, Settings};
 use image::{Found, Wanted};

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::{Blob, Contents, ContentsError, Fault, Image, Kind, Root, unreadable};
-use crate::disk::layout::{self, Entry, MAX_DEPTH, MAX_MANIFESTS, Tree};
+use crate::disk::layout::{self, Entry, Tree};
 use crate::host::support::interrupt::Interrupt;
-use crate::oci::manifest::{Descriptor, MAX_MANIFEST, Manifest, Platform};
-use crate::oci::{Digest, Hasher, media_type};
+use crate::oci::graph::{self, Exceeded, Node};
+use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Platform, media_type};
 use crate::text::chain;
 
 /// What BuildKit gives as the platform of an attestation, which runs nowhere.
@@ -39,7 +39,7 @@ pub struct Walk<'a> {
 /// A root in the making.
 #[derive(Default)]
 struct Found {
-    listed: HashSet<u32>,
+    walk: graph::Walk,
     blobs: Vec<u32>,
     platforms: Vec<Arc<str>>,
     referrers: Vec<(u32, Digest)>,
@@ -94,31 +94,29 @@ impl<'a> Walk<'a> {
         if self.roots.contains_key(&descriptor.digest) {
             return Ok(());
         }
-        let mut found = Found::default();
+        let mut found = Found { walk: graph::Walk::from_root(descriptor.clone()), ..Found::default() };
         let mut top = None;
-        let mut waiting = vec![(descriptor.clone(), 0)];
-        let mut count = 0;
-        while let Some((descriptor, depth)) = waiting.pop() {
+        while let Some(step) = found.walk.next_manifest() {
+            let (Node { descriptor, depth, is_repeated }, limit) = match step {
+                Ok(node) => (node, None),
+                Err(Exceeded { limit, node }) => (node, Some(limit)),
+            };
             let kind = Kind::Manifest(self.text(&descriptor.media_type));
             let number = self.number(&descriptor, kind);
-            if !found.listed.insert(number) {
+            if is_repeated {
                 continue;
             }
             found.blobs.push(number);
-            count += 1;
-            if count > MAX_MANIFESTS || depth > MAX_DEPTH {
-                self.fault(
-                    number,
-                    Fault::Manifest(format!(
-                        "it is below more than {MAX_DEPTH} indexes, or one of more than {MAX_MANIFESTS} manifests"
-                    )),
-                );
+            if let Some(limit) = limit {
+                self.fault(number, Fault::Manifest(format!("its image has more than {limit}")));
                 continue;
             }
             let Some(manifest) = self.manifest(number, &descriptor)? else { continue };
             self.below(&mut found, number, &descriptor, &manifest)?;
-            waiting.extend(manifest.manifests.iter().rev().map(|child| (child.clone(), depth + 1)));
-            top.get_or_insert(manifest);
+            if depth == 0 {
+                top = artifact_type(&manifest);
+            }
+            found.walk.descend(depth, manifest.manifests);
         }
         found.platforms.sort_unstable();
         found.platforms.dedup();
@@ -127,7 +125,7 @@ impl<'a> Walk<'a> {
                 blob.roots += 1;
             }
         }
-        let artifact_type = top.as_ref().and_then(artifact_type).map(|text| self.text(&text));
+        let artifact_type = top.map(|text| self.text(&text));
         let number = column(self.contents.roots.len());
         let Found { blobs, platforms, referrers, .. } = found;
         self.contents.roots.push(Root {
@@ -162,7 +160,7 @@ impl<'a> Walk<'a> {
         for part in &manifest.blobs {
             let is_config = is_config(&part.media_type);
             let number = self.number(part, if is_config { Kind::Config } else { Kind::Layer });
-            if found.listed.insert(number) {
+            if found.walk.visit(part.digest) {
                 found.blobs.push(number);
             }
             if is_config {
@@ -181,19 +179,17 @@ impl<'a> Walk<'a> {
     }
 
     fn manifest(&mut self, number: u32, descriptor: &Descriptor) -> Result<Option<Manifest>, ContentsError> {
-        if descriptor.size > MAX_MANIFEST {
+        if descriptor.size > MAX_MANIFEST_SIZE {
             self.fault(
                 number,
-                Fault::Manifest(format!("it has {} bytes, and at most {MAX_MANIFEST} are served", descriptor.size)),
+                Fault::Manifest(format!("it has {} bytes, and at most {MAX_MANIFEST_SIZE} are served", descriptor.size)),
             );
             return Ok(None);
         }
         let Some(content) = self.content(number, descriptor)? else { return Ok(None) };
         let parsed = Manifest::parse(&content);
         if self.verify || parsed.is_err() {
-            let mut hasher = Hasher::new(descriptor.digest.algorithm());
-            hasher.update(&content);
-            let found = hasher.finish();
+            let found = descriptor.digest.algorithm().digest_of(&content);
             if found != descriptor.digest {
                 self.fault(number, Fault::Content { found });
                 return Ok(None);
@@ -215,7 +211,7 @@ impl<'a> Walk<'a> {
 
     /// The platform in an image's config, where it says one.
     fn config(&mut self, number: u32, descriptor: &Descriptor) -> Result<Option<Platform>, ContentsError> {
-        if descriptor.size > MAX_MANIFEST {
+        if descriptor.size > MAX_MANIFEST_SIZE {
             return Ok(None);
         }
         let Some(content) = self.content(number, descriptor)? else { return Ok(None) };
