@@ -1,6 +1,6 @@
-//! An ext4 image as a [`Tree`], by way of the `ext4-view` library, whose handles stay on one thread: here a thread of the image's own
-//! that opens and reads, and answers through channels. What enters is an image whose superblock was held against its length; what
-//! leaves are its files. Nothing is written, a journal is not replayed on the image.
+//! An ext4 image as a [`Tree`], read with the `ext4-view` library. Nothing is written; a journal is not replayed on the image.
+//!
+//! The library's handles cannot move between threads. Each image has a thread of its own, which takes requests from a channel.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -10,116 +10,116 @@ use std::thread;
 
 use ext4_view::{Ext4, Ext4Error};
 
-use super::layout::{Content, Tree};
+use super::layout::{OpenFile, Tree};
 
-/// Bytes that are read for one question.
+/// Bytes read for one request.
 const CHUNK: usize = 1 << 18;
 
-/// An open image. Its thread ends with it and the last of its files.
+/// An open image. Its thread ends when the image and all of its files are dropped.
 #[derive(Debug)]
-pub struct Image {
-    questions: Sender<Question>,
+pub struct Ext4Tree {
+    requests: Sender<Request>,
 }
 
-/// What the image's thread is asked.
-enum Question {
-    /// Open a file, and give its number and its size in bytes.
-    Open { path: String, answer: SyncSender<io::Result<(u64, u64)>> },
-    /// Read on in a file.
-    Read { number: u64, answer: SyncSender<io::Result<Vec<u8>>> },
+/// A request to the image's thread.
+enum Request {
+    /// Open a file. The reply is its number and its size in bytes.
+    Open { path: String, reply: SyncSender<io::Result<(u64, u64)>> },
+    /// Read the next bytes of a file.
+    Read { number: u64, reply: SyncSender<io::Result<Vec<u8>>> },
     /// Close a file.
     Close { number: u64 },
 }
 
-impl Image {
-    /// Reads the superblock of the image in `file`.
+impl Ext4Tree {
+    /// Opens the image in `file`, whose length fits its superblock.
     ///
     /// # Errors
-    /// Where it is damaged or has features that are not known, or no thread can be started.
+    /// Fails if the image is damaged or has unknown features, or no thread can be started.
     pub fn open(file: File) -> io::Result<Self> {
-        let (questions, asked) = channel();
-        let (opened, answer) = sync_channel(1);
+        let (requests, received) = channel();
+        let (opened, result) = sync_channel(1);
         thread::Builder::new().name("ext4".to_owned()).spawn(move || match Ext4::load(Box::new(file)) {
             Ok(image) => {
                 let _ = opened.send(Ok(()));
-                serve(&image, &asked);
+                serve(&image, &received);
             }
             Err(error) => {
-                let _ = opened.send(Err(told(error)));
+                let _ = opened.send(Err(io_error(error)));
             }
         })?;
-        answer.recv().map_err(|_| gone())??;
-        Ok(Self { questions })
+        result.recv().map_err(|_| thread_ended())??;
+        Ok(Self { requests })
     }
 }
 
-impl Tree for Image {
-    fn open(&self, path: &str) -> io::Result<Content<'_>> {
-        let (answer, opened) = sync_channel(1);
-        self.questions.send(Question::Open { path: format!("/{path}"), answer }).map_err(|_| gone())?;
-        let (number, size) = opened.recv().map_err(|_| gone())??;
-        let body = Body { questions: self.questions.clone(), number, chunk: io::Cursor::default() };
-        Ok(Content { reader: Box::new(body), size })
+impl Tree for Ext4Tree {
+    fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
+        let (reply, opened) = sync_channel(1);
+        self.requests.send(Request::Open { path: format!("/{path}"), reply }).map_err(|_| thread_ended())?;
+        let (number, size) = opened.recv().map_err(|_| thread_ended())??;
+        let reader = FileReader { requests: self.requests.clone(), number, chunk: io::Cursor::default() };
+        Ok(OpenFile { reader: Box::new(reader), size })
     }
 }
 
-/// A file's content.
-struct Body {
-    questions: Sender<Question>,
+/// Reads a file's content.
+struct FileReader {
+    requests: Sender<Request>,
     number: u64,
     chunk: io::Cursor<Vec<u8>>,
 }
 
-impl Read for Body {
+impl Read for FileReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.chunk.read(buffer)?;
         if count > 0 || buffer.is_empty() {
             return Ok(count);
         }
-        let (answer, chunk) = sync_channel(1);
-        self.questions.send(Question::Read { number: self.number, answer }).map_err(|_| gone())?;
-        self.chunk = io::Cursor::new(chunk.recv().map_err(|_| gone())??);
+        let (reply, chunk) = sync_channel(1);
+        self.requests.send(Request::Read { number: self.number, reply }).map_err(|_| thread_ended())?;
+        self.chunk = io::Cursor::new(chunk.recv().map_err(|_| thread_ended())??);
         self.chunk.read(buffer)
     }
 }
 
-impl Drop for Body {
+impl Drop for FileReader {
     fn drop(&mut self) {
-        let _ = self.questions.send(Question::Close { number: self.number });
+        let _ = self.requests.send(Request::Close { number: self.number });
     }
 }
 
-/// Answers until nobody is left to ask.
-fn serve(image: &Ext4, questions: &Receiver<Question>) {
+/// Serves requests until the image and all of its files are dropped.
+fn serve(image: &Ext4, requests: &Receiver<Request>) {
     let mut files = HashMap::new();
     let mut next = 0;
-    for question in questions {
-        // Who asked may have gone: then nobody misses the answer.
-        match question {
-            Question::Open { path, answer } => {
-                let opened = image.open(path.as_str()).map_err(told).map(|file| {
+    for request in requests {
+        // A reply fails if its receiver was dropped. It is not needed then.
+        match request {
+            Request::Open { path, reply } => {
+                let opened = image.open(path.as_str()).map_err(io_error).map(|file| {
                     next += 1;
                     let size = file.metadata().len();
                     files.insert(next, file);
                     (next, size)
                 });
-                let _ = answer.send(opened);
+                let _ = reply.send(opened);
             }
-            Question::Read { number, answer } => {
-                let _ = answer.send(files.get_mut(&number).map_or_else(|| Ok(Vec::new()), chunk));
+            Request::Read { number, reply } => {
+                let _ = reply.send(files.get_mut(&number).map_or_else(|| Ok(Vec::new()), chunk));
             }
-            Question::Close { number } => drop(files.remove(&number)),
+            Request::Close { number } => drop(files.remove(&number)),
         }
     }
 }
 
-/// The next bytes of a file; none at its end.
+/// The next bytes of a file; empty at its end.
 fn chunk(file: &mut ext4_view::File) -> io::Result<Vec<u8>> {
     let left = file.metadata().len().saturating_sub(file.position());
     let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)];
     let mut done = 0;
     while let Some(rest) = chunk.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match file.read_bytes(rest).map_err(told)? {
+        match file.read_bytes(rest).map_err(io_error)? {
             0 => break,
             count => done += count,
         }
@@ -128,7 +128,7 @@ fn chunk(file: &mut ext4_view::File) -> io::Result<Vec<u8>> {
     Ok(chunk)
 }
 
-fn told(error: Ext4Error) -> io::Error {
+fn io_error(error: Ext4Error) -> io::Error {
     match error {
         Ext4Error::NotFound => io::Error::new(io::ErrorKind::NotFound, "the disk has no such file"),
         Ext4Error::IsADirectory | Ext4Error::IsASpecialFile => io::Error::other("it is not a regular file"),
@@ -137,6 +137,6 @@ fn told(error: Ext4Error) -> io::Error {
     }
 }
 
-fn gone() -> io::Error {
-    io::Error::other("the reader of the file system ended early: the file system is damaged in a way that is not understood")
+fn thread_ended() -> io::Error {
+    io::Error::other("the reader of the file system stopped unexpectedly; the file system is probably damaged")
 }

@@ -1,8 +1,8 @@
-//! The label of a file system.
+//! Labels of file systems.
 
 use std::str::FromStr;
 
-/// The label of a file system: 1 to 16 printable ASCII characters, which EROFS and ext4 have room for.
+/// The label of a file system: 1 to 16 printable ASCII characters. EROFS and ext4 store 16 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label(String);
 

@@ -1,4 +1,4 @@
-//! The format of a disk, for those who write it and those who read it: its file system, and the image layout and catalog in it.
+//! The format of a disk, for its writer and its readers: file systems, and the image layout and catalog in them.
 
 pub mod catalog;
 #[cfg(feature = "host")]
@@ -8,6 +8,8 @@ pub mod ext4;
 #[cfg(feature = "host")]
 pub mod label;
 pub mod layout;
+#[cfg(any(feature = "guest", feature = "host"))]
+pub(crate) mod little_endian;
 #[cfg(feature = "host")]
 pub mod squashfs;
 #[cfg(any(feature = "guest", feature = "host"))]

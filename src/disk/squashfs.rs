@@ -1,5 +1,4 @@
-//! A squashfs image as a [`Tree`], by way of the `backhand` library. What enters is an image whose superblock was held against its
-//! length; what leaves are its files, decompressed as they are read. It follows no symbolic links.
+//! A squashfs image as a [`Tree`], read with the `backhand` library. Symbolic links are not followed.
 
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -7,33 +6,33 @@ use std::path::Path;
 
 use backhand::{BackhandError, FilesystemReader, InnerNode};
 
-use super::layout::{Content, Tree};
+use super::layout::{OpenFile, Tree};
 
 /// An open image.
-pub struct Squashfs {
+pub struct SquashfsTree {
     image: FilesystemReader<'static>,
 }
 
-impl Squashfs {
-    /// Reads the inodes of the image in `file`.
+impl SquashfsTree {
+    /// Opens the image in `file`, whose length fits its superblock.
     ///
     /// # Errors
-    /// Where they are damaged, or compressed in a way that is not known.
+    /// Fails if the inodes are damaged, or their compression is unknown.
     pub fn open(file: File) -> Result<Self, BackhandError> {
         Ok(Self { image: FilesystemReader::from_reader(BufReader::new(file))? })
     }
 }
 
-impl Tree for Squashfs {
-    fn open(&self, path: &str) -> io::Result<Content<'_>> {
+impl Tree for SquashfsTree {
+    fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
         let full = format!("/{path}");
-        // The library sorts them by path.
+        // The library sorts the nodes by path.
         let nodes = &self.image.root.nodes;
         let found = nodes.binary_search_by(|node| node.fullpath.as_path().cmp(Path::new(&full)));
         let node = found.ok().and_then(|at| nodes.get(at));
         let node = node.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the disk has no such file"))?;
         let InnerNode::File(file) = &node.inner else { return Err(io::Error::other("it is not a regular file")) };
         let reader = self.image.file(file).reader_checked().map_err(io::Error::other)?;
-        Ok(Content { reader: Box::new(reader), size: file.file_len() as u64 })
+        Ok(OpenFile { reader: Box::new(reader), size: file.file_len() as u64 })
     }
 }

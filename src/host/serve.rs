@@ -17,7 +17,7 @@ use super::support::report::{Report, counted};
 use super::vm::launch::{LaunchError, check_disk};
 use super::vm::net::check::privileged;
 use crate::address::san;
-use crate::disk::layout::{LayoutError, Missing};
+use crate::disk::layout::{LayoutError, MissingBlob};
 use crate::registry::api::handler::{Options, Registry};
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::content::store::{Store, StoreError};
@@ -194,7 +194,7 @@ pub(crate) struct Ready {
     ca: Option<PathBuf>,
     /// Content that images name and that the layout does not have; with `--allow-missing`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    missing: Vec<Missing>,
+    missing: Vec<MissingBlob>,
 }
 
 impl Args {
@@ -223,7 +223,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         StoreError::Layout(cause) if cause.is_missing() => Error::Missing { path: path(), cause: Box::new(cause) },
         cause => Error::Store { path: path(), cause: Box::new(cause) },
     })?;
-    let missing: Vec<Missing> = store.disks().iter().flat_map(|disk| disk.missing()).cloned().collect();
+    let missing: Vec<MissingBlob> = store.disks().iter().flat_map(|disk| disk.missing()).cloned().collect();
     missing.iter().for_each(|one| report.step(one.to_string()));
     let (events, recorder) = match &args.events {
         Some(path) => {

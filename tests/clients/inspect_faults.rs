@@ -151,7 +151,9 @@ fn a_disk_that_is_cut_short() {
             refused(
                 &bench,
                 disk,
-                &format!("it is cut short: it has {len} bytes, and its {fs} file system has {whole}; copy or pack the disk anew"),
+                &format!(
+                    "it is cut short: it has {len} bytes, and its {fs} file system has {whole}; copy or pack the disk again"
+                ),
             );
         }
     }
@@ -163,7 +165,7 @@ fn a_corrupt_superblock() {
     let patch = |disk: &str, at: u64, bytes: &[u8]| {
         fs::OpenOptions::new().write(true).open(bench.path(disk)).unwrap().write_all_at(bytes, at).unwrap();
     };
-    let again = "if it was whole once, copy or pack the disk anew";
+    let again = "copy or pack the disk again";
     disks(&bench, "layout");
     let sum = u32::from_le_bytes(fs::read(bench.path("made.erofs")).unwrap()[1028..1032].try_into().unwrap());
     patch("made.erofs", 1028, &(sum ^ 1).to_le_bytes());
@@ -171,7 +173,7 @@ fn a_corrupt_superblock() {
         &bench,
         "made.erofs",
         &format!(
-            "its erofs file system cannot be read; {again}: its superblock is damaged: it has the checksum {sum:#010x}, and says {:#010x}",
+            "its erofs file system cannot be read; {again}: its superblock is damaged: its checksum is {sum:#010x}, and {:#010x} is expected",
             sum ^ 1
         ),
     );
@@ -193,7 +195,7 @@ fn a_corrupt_superblock() {
             b"\0\x02\0\0" as &[u8],
             "it uses features of EROFS that are not known here (0x200); make it with fewer options",
         ),
-        (1024 + 12, b"\x05", "its superblock is damaged: it gives blocks of 2^5 bytes"),
+        (1024 + 12, b"\x05", "its superblock is damaged: a block size of 2^5 bytes is not valid"),
     ] {
         make(&bench, "mkfs.erofs", &["--quiet", "-Enosbcrc", "plain.erofs", "layout"]);
         patch("plain.erofs", at, bytes);
@@ -277,7 +279,7 @@ fn many_images_of_a_faulty_blob_are_counted() {
     let mut faults = vec![
         format!("blob {} is missing; it is part of test/0:1, test/1:1, test/2:1 and 3 more", Digest::sha256_of(b"shared")),
         format!(
-            "blob {} is no manifest that can be served: it is not the JSON of a manifest: expected ident at line 1 column 2; it is \
+            "blob {} is not a manifest that can be served: it is not the JSON of a manifest: expected ident at line 1 column 2; it is \
              part of test/none:1",
             no_manifest.digest
         ),

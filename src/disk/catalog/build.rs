@@ -1,4 +1,4 @@
-//! Makes a catalog from what a layout walk found. The same content gives the same bytes, in whatever order it is added.
+//! Builds a catalog. The same content gives the same bytes, whatever the order in which it is added.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,33 +6,34 @@ use super::{Catalog, VERSION};
 use crate::oci::{Algorithm, Digest, Repository, Tag};
 use crate::proto;
 
-/// A tag that would name two manifests.
+/// A tag that two manifests claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TagConflict {
     /// The manifest that has the tag.
     pub holder: Digest,
 }
 
+/// The content of a repository.
 #[derive(Debug, Default)]
-pub(crate) struct Shelf {
+pub(super) struct RepositoryContent {
     pub blobs: BTreeSet<Digest>,
     pub tags: BTreeMap<String, Digest>,
     pub every_tag: Option<Digest>,
-    /// Subject and manifest.
+    /// Pairs of a subject and a manifest that refers to it.
     pub referrers: BTreeSet<(Digest, Digest)>,
 }
 
-/// Collects content for a [`Catalog`].
+/// Builds a [`Catalog`].
 #[derive(Debug, Default)]
 pub struct Builder {
     /// Size in bytes and, for a manifest, media type.
-    pub(crate) blobs: BTreeMap<Digest, (u64, Option<String>)>,
-    pub(crate) repositories: BTreeMap<String, Shelf>,
+    pub(super) blobs: BTreeMap<Digest, (u64, Option<String>)>,
+    pub(super) repositories: BTreeMap<String, RepositoryContent>,
 }
 
 impl Builder {
-    /// Files a blob in a repository; `manifest` is its media type where it is one. A blob once known as a manifest stays one; where
-    /// it is described with several types, the least of them stands, so that the order does not matter.
+    /// Adds a blob to a repository. `manifest` is the media type of a manifest. A blob that was added as a manifest stays one. Of several
+    /// media types the least counts, so that the order of additions does not matter.
     pub fn blob(&mut self, repository: &Repository, digest: Digest, size: u64, manifest: Option<&str>) {
         let known = self.blobs.entry(digest).or_insert_with(|| (size, None));
         if let Some(media_type) = manifest
@@ -40,37 +41,37 @@ impl Builder {
         {
             known.1 = Some(media_type.to_owned());
         }
-        self.shelf(repository).blobs.insert(digest);
+        self.content(repository).blobs.insert(digest);
     }
 
-    /// Gives a manifest a tag.
+    /// Tags a manifest.
     ///
     /// # Errors
-    /// [`TagConflict`], where another manifest has the tag in this repository.
+    /// Fails if another manifest has the tag in this repository.
     pub fn tag(&mut self, repository: &Repository, tag: &Tag, manifest: Digest) -> Result<(), TagConflict> {
-        let holder = *self.shelf(repository).tags.entry(tag.as_str().to_owned()).or_insert(manifest);
+        let holder = *self.content(repository).tags.entry(tag.as_str().to_owned()).or_insert(manifest);
         if holder == manifest { Ok(()) } else { Err(TagConflict { holder }) }
     }
 
-    /// Lets a manifest answer to every tag of the repository that no other has.
+    /// Makes a manifest answer to every tag that the repository does not have.
     ///
     /// # Errors
-    /// [`TagConflict`], where another manifest does so already.
+    /// Fails if another manifest does so already.
     pub fn every_tag(&mut self, repository: &Repository, manifest: Digest) -> Result<(), TagConflict> {
-        let holder = *self.shelf(repository).every_tag.get_or_insert(manifest);
+        let holder = *self.content(repository).every_tag.get_or_insert(manifest);
         if holder == manifest { Ok(()) } else { Err(TagConflict { holder }) }
     }
 
-    /// Records that a manifest of the repository names `subject` as its subject.
+    /// Adds a manifest to the referrers of `subject`.
     pub fn referrer(&mut self, repository: &Repository, subject: Digest, manifest: Digest) {
-        self.shelf(repository).referrers.insert((subject, manifest));
+        self.content(repository).referrers.insert((subject, manifest));
     }
 
-    fn shelf(&mut self, repository: &Repository) -> &mut Shelf {
+    fn content(&mut self, repository: &Repository) -> &mut RepositoryContent {
         self.repositories.entry(repository.as_str().to_owned()).or_default()
     }
 
-    /// The catalog of all that was added.
+    /// The catalog.
     #[must_use]
     pub fn finish(self) -> Catalog {
         let mut columns = proto::Catalog { version: VERSION, ..Default::default() };
@@ -84,29 +85,30 @@ impl Builder {
         }
         columns.media_types = media_types.into_iter().cloned().collect();
 
-        let referrers = self.repositories.values().flat_map(|shelf| &shelf.referrers);
+        let referrers = self.repositories.values().flat_map(|repository| &repository.referrers);
         let subjects: BTreeSet<Digest> = referrers.map(|(subject, _)| *subject).collect();
         let subject_numbers = numbered(subjects.iter().copied());
         (columns.subject_sha256, columns.subject_sha512) = digest_columns(&subjects);
 
-        if self.repositories.values().any(|shelf| shelf.every_tag.is_some()) {
-            let number =
-                |shelf: &Shelf| shelf.every_tag.and_then(|manifest| numbers.get(&manifest)).map_or(0, |number| number + 1);
+        if self.repositories.values().any(|repository| repository.every_tag.is_some()) {
+            let number = |repository: &RepositoryContent| {
+                repository.every_tag.and_then(|manifest| numbers.get(&manifest)).map_or(0, |number| number + 1)
+            };
             columns.repository_every_tag = self.repositories.values().map(number).collect();
         }
         let (mut repository_names, mut tag_names) = (Vec::new(), Vec::new());
-        for (name, shelf) in &self.repositories {
+        for (name, repository) in &self.repositories {
             repository_names.extend_from_slice(name.as_bytes());
             columns.repository_name_ends.push(column_length(repository_names.len()));
-            columns.repository_blobs.extend(shelf.blobs.iter().filter_map(|digest| numbers.get(digest)));
+            columns.repository_blobs.extend(repository.blobs.iter().filter_map(|digest| numbers.get(digest)));
             columns.repository_blob_ends.push(column_length(columns.repository_blobs.len()));
-            for (tag, manifest) in &shelf.tags {
+            for (tag, manifest) in &repository.tags {
                 tag_names.extend_from_slice(tag.as_bytes());
                 columns.tag_name_ends.push(column_length(tag_names.len()));
                 columns.tag_manifests.extend(numbers.get(manifest));
             }
             columns.repository_tag_ends.push(column_length(columns.tag_manifests.len()));
-            for (subject, manifest) in &shelf.referrers {
+            for (subject, manifest) in &repository.referrers {
                 columns.referrer_subjects.extend(subject_numbers.get(subject));
                 columns.referrer_manifests.extend(numbers.get(manifest));
             }
@@ -118,7 +120,7 @@ impl Builder {
     }
 }
 
-/// Numbers digests in their order, which is that of the columns: sha256 before sha512, then by hash.
+/// Numbers digests in the order of the columns: sha256 before sha512, then by hash.
 fn numbered(digests: impl Iterator<Item = Digest>) -> BTreeMap<Digest, u32> {
     digests.zip(0..).collect()
 }
@@ -134,7 +136,7 @@ fn digest_columns<'a>(digests: impl IntoIterator<Item = &'a Digest>) -> (bytes::
     (sha256.into(), sha512.into())
 }
 
-/// Columns are addressed with 32 bits: 4 GiB of names, four thousand million blobs. No disk comes near.
+/// A length as the end of a row. No disk has 4 GiB of names or 2^32 blobs.
 fn column_length(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }

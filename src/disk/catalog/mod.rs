@@ -1,5 +1,7 @@
-//! The index of a disk: which repository has which tags and blobs. Columnar (see `proto/…/catalog.proto`), checked once when it is
-//! loaded, never changed after: a look-up is a binary search over the loaded bytes, and loading allocates nothing for each image.
+//! The catalog of a disk: which repository has which tags and blobs.
+//!
+//! Its format is columnar (`catalog.proto`). It is checked once, when it is loaded. A look-up is a binary search over the loaded bytes, and
+//! loading allocates nothing per image.
 
 mod build;
 mod merge;
@@ -14,29 +16,29 @@ use crate::oci::{Algorithm, Digest};
 use crate::proto;
 
 pub use build::{Builder, TagConflict};
-pub use merge::{About, Disagreement, merge};
+pub use merge::{CatalogConflict, ConflictKind, merge};
 
-/// The version that this program writes and reads.
+/// The version of the format.
 pub const VERSION: u32 = 1;
 
 /// Path of the catalog below a disk's root.
 pub const PATH: &str = "localregistry/catalog.binpb";
 
-/// Why a file is not a catalog.
+/// Why a catalog cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
-    /// Not the encoding of a catalog.
+    /// The file is not a catalog.
     #[error("the catalog is not a protobuf message localregistry.v1.Catalog")]
     Encoding(#[from] prost::DecodeError),
-    /// Written by another version.
+    /// The catalog has another version.
     #[error("the catalog is of version {0}, and this program reads version {VERSION}; pack the disk again with this version")]
     Version(u32),
-    /// Columns that do not fit together.
+    /// A column is invalid.
     #[error("the catalog is damaged: column {column}: {fault}; pack the disk again")]
     Column {
-        /// Field of the message.
+        /// The field of the message.
         column: &'static str,
-        /// What was expected of it.
+        /// The broken rule.
         fault: &'static str,
     },
 }
@@ -46,7 +48,7 @@ pub enum CatalogError {
 pub struct RepositoryId(usize);
 
 impl RepositoryId {
-    /// The number: the place of the repository's name among all, from 0.
+    /// The number: the position of the repository's name in the catalog, from 0.
     pub(crate) fn number(self) -> usize {
         self.0
     }
@@ -63,7 +65,7 @@ impl RepositoryId {
 pub struct BlobId(u32);
 
 impl BlobId {
-    /// The number: the place of the blob's digest among all, from 0.
+    /// The number: the position of the blob's digest in the catalog, from 0.
     pub(crate) fn number(self) -> usize {
         self.0 as usize
     }
@@ -75,14 +77,14 @@ impl BlobId {
     }
 }
 
-/// What the catalog says of one blob.
+/// A blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blob<'a> {
     /// Digest of the content.
     pub digest: Digest,
     /// Size in bytes.
     pub size: u64,
-    /// The media type, where the content is a manifest.
+    /// The media type of a manifest; `None` for other content.
     pub manifest: Option<&'a str>,
 }
 
@@ -93,10 +95,10 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Loads an encoded catalog and checks every column against the others.
+    /// Loads an encoded catalog and checks every column.
     ///
     /// # Errors
-    /// [`CatalogError`], where a look-up could not be trusted.
+    /// Fails if a column is invalid or the version is another one.
     pub fn decode(encoded: Bytes) -> Result<Self, CatalogError> {
         let columns = proto::Catalog::decode(encoded)?;
         if columns.version != VERSION {
@@ -106,19 +108,19 @@ impl Catalog {
         Ok(Self { columns })
     }
 
-    /// The encoding: the same catalog always gives the same bytes.
+    /// The encoding. Equal catalogs have equal bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         self.columns.encode_to_vec()
     }
 
-    /// How many tags the disk has.
+    /// Number of tags.
     #[must_use]
     pub fn tag_count(&self) -> usize {
         self.columns.tag_manifests.len()
     }
 
-    /// How many distinct blobs, and their size in all, in bytes.
+    /// Number of distinct blobs, and their total size in bytes.
     #[must_use]
     pub fn blob_totals(&self) -> (usize, u64) {
         (self.columns.sizes.len(), self.columns.sizes.iter().fold(0, |sum, size| sum.saturating_add(*size)))
@@ -131,32 +133,32 @@ impl Catalog {
         self.blob_at(number)
     }
 
-    /// The repository of this whole name (host included).
+    /// The repository with this full name, host included.
     #[must_use]
     pub fn repository(&self, name: &str) -> Option<RepositoryId> {
         let count = self.columns.repository_name_ends.len();
         search(count, |at| self.repository_bytes(at).cmp(name.as_bytes())).map(RepositoryId)
     }
 
-    /// Every repository in order of its name.
+    /// All repositories, sorted by name.
     pub fn repositories(&self) -> impl ExactSizeIterator<Item = RepositoryId> + use<> {
         (0..self.columns.repository_name_ends.len()).map(RepositoryId)
     }
 
-    /// The repositories whose names come after `last`, in order.
+    /// The repositories whose names sort after `last`, sorted by name.
     pub fn repositories_after(&self, last: &str) -> impl ExactSizeIterator<Item = RepositoryId> + use<> {
         let count = self.columns.repository_name_ends.len();
         let first = partition_point(count, |at| self.repository_bytes(at) <= last.as_bytes());
         (first..count).map(RepositoryId)
     }
 
-    /// A repository's whole name.
+    /// A repository's full name.
     #[must_use]
     pub fn repository_name(&self, repository: RepositoryId) -> &str {
         str::from_utf8(self.repository_bytes(repository.0)).unwrap_or_default()
     }
 
-    /// The manifest that a repository's tag names.
+    /// The manifest of a tag.
     #[must_use]
     pub fn tag(&self, repository: RepositoryId, tag: &str) -> Option<BlobId> {
         let range = slice(&self.columns.repository_tag_ends, repository.0);
@@ -164,13 +166,13 @@ impl Catalog {
         self.columns.tag_manifests.get(range.start + found).map(|number| BlobId(*number))
     }
 
-    /// The manifest that answers to every tag of a repository which has no other.
+    /// The manifest that answers to every tag that the repository does not have.
     #[must_use]
     pub fn every_tag(&self, repository: RepositoryId) -> Option<BlobId> {
         self.columns.repository_every_tag.get(repository.0)?.checked_sub(1).map(BlobId)
     }
 
-    /// A repository's tags after `last` (all for none), in order, with their manifests.
+    /// A repository's tags with their manifests, sorted. With `last`, only those that sort after it.
     pub fn tags_after(
         &self,
         repository: RepositoryId,
@@ -184,30 +186,30 @@ impl Catalog {
         })
     }
 
-    /// The blob of this digest, if it belongs to the repository.
+    /// The blob with this digest, if the repository has it.
     #[must_use]
     pub fn blob_in(&self, repository: RepositoryId, digest: &Digest) -> Option<BlobId> {
         let number = self.number(digest)?;
         self.blob_numbers(repository).binary_search(&number).ok().map(|_| BlobId(number))
     }
 
-    /// A repository's blobs, in order of their numbers.
+    /// A repository's blobs, sorted by number.
     pub fn blobs_of(&self, repository: RepositoryId) -> impl ExactSizeIterator<Item = BlobId> + use<'_> {
         self.blob_numbers(repository).iter().copied().map(BlobId)
     }
 
-    /// Every blob of the disk.
+    /// All blobs.
     pub fn blobs(&self) -> impl Iterator<Item = Blob<'_>> {
         (0..self.columns.sizes.len()).filter_map(|number| self.blob_at(number))
     }
 
-    /// What the catalog says of a blob. None only for a number that another catalog gave.
+    /// A blob by its number. Returns `None` only for the number of another catalog.
     #[must_use]
     pub fn blob(&self, blob: BlobId) -> Option<Blob<'_>> {
         self.blob_at(blob.0 as usize)
     }
 
-    /// The repository's manifests that name `subject` as theirs.
+    /// The repository's manifests whose subject is `subject`.
     pub fn referrers(&self, repository: RepositoryId, subject: &Digest) -> impl Iterator<Item = BlobId> + use<'_> {
         let subject = digest_number(&self.columns.subject_sha256, &self.columns.subject_sha512, subject);
         let range = slice(&self.columns.repository_referrer_ends, repository.0);
@@ -218,7 +220,7 @@ impl Catalog {
         })
     }
 
-    /// Every manifest of the repository that names a subject, after its subject.
+    /// All pairs of a subject and a manifest of the repository that refers to it.
     fn all_referrers(&self, repository: RepositoryId) -> impl Iterator<Item = (Digest, Digest)> + use<'_> {
         let c = &self.columns;
         slice(&c.repository_referrer_ends, repository.0).filter_map(move |at| {
@@ -227,9 +229,14 @@ impl Catalog {
         })
     }
 
-    /// The place of the digest among all blobs.
+    /// The number of the blob with this digest.
     pub(crate) fn number(&self, digest: &Digest) -> Option<u32> {
         digest_number(&self.columns.sha256, &self.columns.sha512, digest)
+    }
+
+    /// The blob with this digest.
+    fn find(&self, digest: &Digest) -> Option<Blob<'_>> {
+        self.blob_at(self.number(digest)? as usize)
     }
 
     fn blob_at(&self, number: usize) -> Option<Blob<'_>> {
@@ -252,7 +259,7 @@ impl Catalog {
     }
 }
 
-/// The elements that row `at` of an `*_ends` column owns.
+/// The elements of row `at`, by an `*_ends` column.
 fn slice(ends: &[u32], at: usize) -> Range<usize> {
     let start = at.checked_sub(1).and_then(|before| ends.get(before)).map_or(0, |end| *end as usize);
     start..ends.get(at).map_or(start, |end| *end as usize)
@@ -264,7 +271,7 @@ fn record(column: &[u8], width: usize, at: usize) -> Option<&[u8]> {
     column.get(start..start.checked_add(width)?)
 }
 
-/// Record `number` of a pair of digest columns, counting through both.
+/// The digest at position `number` of a pair of columns. Positions count through both.
 fn digest_at(sha256: &[u8], sha512: &[u8], number: usize) -> Option<Digest> {
     match number.checked_sub(sha256.len() / 32) {
         None => record(sha256, 32, number).and_then(|hash| Digest::from_bytes(Algorithm::Sha256, hash)),
@@ -272,7 +279,7 @@ fn digest_at(sha256: &[u8], sha512: &[u8], number: usize) -> Option<Digest> {
     }
 }
 
-/// Place of a digest in a pair of digest columns, counting through both.
+/// The position of a digest in a pair of columns. Positions count through both.
 fn digest_number(sha256: &[u8], sha512: &[u8], digest: &Digest) -> Option<u32> {
     let (column, before) = match digest.algorithm() {
         Algorithm::Sha256 => (sha256, 0),
@@ -283,13 +290,13 @@ fn digest_number(sha256: &[u8], sha512: &[u8], digest: &Digest) -> Option<u32> {
     u32::try_from(before + found).ok()
 }
 
-/// Binary search over `count` sorted things by their number.
+/// Binary search over `count` sorted elements by position.
 fn search(count: usize, compare: impl Fn(usize) -> Ordering) -> Option<usize> {
     let at = partition_point(count, |at| compare(at) == Ordering::Less);
     (at < count && compare(at) == Ordering::Equal).then_some(at)
 }
 
-/// The first of `count` numbers for which `before` no longer holds.
+/// The first of `count` positions for which `before` is false.
 fn partition_point(count: usize, before: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high) = (0, count);
     while low < high {
@@ -303,7 +310,7 @@ fn partition_point(count: usize, before: impl Fn(usize) -> bool) -> usize {
     low
 }
 
-/// Holds every rule that `catalog.proto` states against the columns.
+/// Checks every rule of `catalog.proto`.
 fn check(c: &proto::Catalog) -> Result<(), CatalogError> {
     let blobs = digests("sha256", &c.sha256, 32)? + digests("sha512", &c.sha512, 64)?;
     let subjects = digests("subject_sha256", &c.subject_sha256, 32)? + digests("subject_sha512", &c.subject_sha512, 64)?;
@@ -328,8 +335,12 @@ fn check(c: &proto::Catalog) -> Result<(), CatalogError> {
     expect("tag_manifests", c.tag_manifests.iter().all(is_manifest), "a tag names something that is no manifest")?;
     let every = &c.repository_every_tag;
     expect("repository_every_tag", every.is_empty() || every.len() == repositories, "one for each repository is expected")?;
-    let answers = every.iter().filter_map(|number| number.checked_sub(1));
-    expect("repository_every_tag", answers.into_iter().all(|blob| is_manifest(&blob)), "it names something that is no manifest")?;
+    let manifests = every.iter().filter_map(|number| number.checked_sub(1));
+    expect(
+        "repository_every_tag",
+        manifests.into_iter().all(|blob| is_manifest(&blob)),
+        "it names something that is no manifest",
+    )?;
     expect("referrer_manifests", c.referrer_manifests.iter().all(is_manifest), "a referrer is no manifest")?;
     expect("referrer_subjects", c.referrer_subjects.len() == c.referrer_manifests.len(), "one for each referrer is expected")?;
     expect("referrer_subjects", c.referrer_subjects.iter().all(|s| (*s as usize) < subjects), "a subject number is too large")
@@ -354,7 +365,7 @@ fn ends(column: &'static str, ends: &[u32], rows: usize, len: usize) -> Result<(
     expect(column, ends.is_sorted() && ends.last().map_or(0, |end| *end as usize) == len, "ends do not close their column")
 }
 
-/// Checks that the names of `rows` are whole, UTF-8 and ascending.
+/// Checks that the names of `rows` are not empty, are UTF-8 and ascend.
 fn names(column: &'static str, bytes: &[u8], ends: &[u32], rows: Range<usize>) -> Result<(), CatalogError> {
     let mut before: Option<&[u8]> = None;
     for row in rows {
@@ -371,7 +382,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_answers_to_every_tag() {
+    fn every_tag_is_stored_and_checked() {
         let (a, b): (crate::oci::Repository, crate::oci::Repository) = ("test/a".parse().unwrap(), "test/b".parse().unwrap());
         let (manifest, other) = (Digest::sha256_of(b"manifest"), Digest::sha256_of(b"other"));
         let build = |every: Option<Digest>| {
@@ -388,7 +399,7 @@ mod tests {
         assert_eq!((every("test/a"), every("test/b").map(|blob| blob.digest)), (None, Some(other)));
         assert_eq!((catalog.tag_count(), catalog.tag(catalog.repository("test/b").unwrap(), "latest")), (0, None));
 
-        // A layer in the place of a manifest, and a column that is too short.
+        // A layer in place of a manifest, and a column that is too short.
         let (_, damaged) = build(None);
         let error = Catalog::decode(damaged.encode().into()).unwrap_err();
         assert_eq!(

@@ -1,142 +1,136 @@
-//! Inodes of EROFS: what kind of file each is, and where its content lies. What enters are an inode's number and bytes of the image;
-//! what leaves are pieces of the image that are known to lie within it once they are read.
+//! Inodes: the type of a file, and the place of its content in the image.
 
-use super::reader::{Erofs, ErofsFault, SLOT, u16_at, u32_at, u64_at};
+use super::format::{CHUNKS, COMPACT, DIRECTORY, EXTENDED, INLINE, IS_EXTENDED, InodeFields, PLAIN, REGULAR, SLOT, TYPE_MASK};
+use super::image::{ErofsError, Image};
 
-/// Length of a compact inode, and of an extended one, in bytes.
-const COMPACT: u64 = 32;
-const EXTENDED: u64 = 64;
-/// The bits of a mode that give the kind of file, and the two kinds that count here.
-const KIND_MASK: u16 = 0o170_000;
-const DIRECTORY: u16 = 0o040_000;
-const REGULAR: u16 = 0o100_000;
-/// In the format of a chunked file: the chunk's size beyond the block's, as a power of two; whether its table has entries of 8 bytes
-/// that name a device; what is known at all.
+/// In the format of a chunked file: the chunk size relative to the block size, as a power of two.
 const CHUNK_BITS: u16 = 0x1f;
+/// In the format of a chunked file: the table has entries of 8 bytes, which also name a device.
 const CHUNK_INDEXES: u16 = 0x20;
-/// A chunk without a block: a hole.
+/// The block number of a hole.
 const HOLE: u32 = u32::MAX;
 
-/// What an inode is.
+/// The type of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileType {
     /// A regular file.
-    File,
-    /// A folder.
+    Regular,
+    /// A directory.
     Directory,
-    /// A link, a device, a FIFO, a socket.
+    /// A symbolic link, a device, a FIFO or a socket.
     Other,
 }
 
-/// Where the content of an inode is.
+/// The place of an inode's content. Offsets are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Layout {
-    /// In blocks one after another from this byte on.
+enum DataLayout {
+    /// Consecutive blocks from `at`.
     Plain { at: u64 },
-    /// The same, but for the last block, whose content is behind the inode.
+    /// As `Plain`, except that the last block's content is at `tail`.
     Inline { at: u64, tail: u64 },
-    /// In chunks of 2^bits bytes, listed in a table.
-    Chunks { table: u64, bits: u32, indexes: bool },
+    /// Chunks of 2^`bits` bytes, listed in the table at `table`.
+    Chunks { table: u64, bits: u32, has_devices: bool },
 }
 
 /// An inode.
 #[derive(Debug, Clone)]
 pub struct Inode {
-    /// Its number.
-    pub number: u64,
-    /// What it is.
-    pub kind: Kind,
-    /// Size of its content in bytes.
+    number: u64,
+    /// File type.
+    pub file_type: FileType,
+    /// Size of the content in bytes.
     pub size: u64,
-    layout: Layout,
+    layout: DataLayout,
 }
 
-/// A piece of a file: where in the image it lies, nowhere for a hole, and its length in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    pub at: Option<u64>,
-    pub len: u64,
+/// A consecutive part of a file: its offset in the image (`None` for a hole) and its length, in bytes.
+struct Extent {
+    at: Option<u64>,
+    len: u64,
 }
 
-impl Erofs {
+impl Inode {
     /// Reads the inode with this number.
-    pub(crate) fn inode(&self, number: u64) -> Result<Inode, ErofsFault> {
-        let fault = |fault| ErofsFault::Inode { number, fault };
-        let at = number.checked_mul(SLOT).and_then(|at| self.inodes.checked_add(at));
-        let at = at.ok_or_else(|| fault("is beyond every image"))?;
+    pub fn read(image: &Image, number: u64) -> Result<Self, ErofsError> {
+        let fault = |fault| ErofsError::Inode { number, fault };
+        let at = number.checked_mul(SLOT).and_then(|at| image.inodes.checked_add(at));
+        let at = at.ok_or_else(|| fault("has a number past the end of any image"))?;
         let mut bytes = [0; EXTENDED as usize];
         let (head, rest) = bytes.split_at_mut(COMPACT as usize);
-        self.read(at, head)?;
-        let format = u16_at(head, 0);
-        let extended = format & 1 != 0;
-        if extended {
-            self.read(at + COMPACT, rest)?;
+        image.read(at, head)?;
+        let is_extended = head.first().is_some_and(|format| u16::from(*format) & IS_EXTENDED != 0);
+        if is_extended {
+            image.read(at + COMPACT, rest)?;
         }
-        let kind = match u16_at(&bytes, 4) & KIND_MASK {
-            REGULAR => Kind::File,
-            DIRECTORY => Kind::Directory,
-            _ => Kind::Other,
+        let fields = InodeFields::parse(&bytes).unwrap_or_default();
+        let file_type = match fields.mode & TYPE_MASK {
+            REGULAR => FileType::Regular,
+            DIRECTORY => FileType::Directory,
+            _ => FileType::Other,
         };
-        let size = if extended { u64_at(&bytes, 8) } else { u64::from(u32_at(&bytes, 8)) };
-        let xattrs = match u64::from(u16_at(&bytes, 2)) {
+        // Extended attributes have a header of 12 bytes and units of 4 bytes; the count includes the header as one.
+        let xattrs = match u64::from(fields.xattr_count) {
             0 => 0,
             count => 12 + 4 * (count - 1),
         };
-        let behind = at + if extended { EXTENDED } else { COMPACT } + xattrs;
-        let place = u32_at(&bytes, 16);
-        let layout = match format >> 1 & 7 {
-            0 => Layout::Plain { at: self.block(place) },
-            2 => Layout::Inline { at: self.block(place), tail: behind },
-            4 => self.chunks(place, behind).ok_or_else(|| fault("has chunks of a form that is not known"))?,
-            1 | 3 => return Err(ErofsFault::Compressed),
-            _ => return Err(fault("has a form that is not known")),
+        let end = at + if is_extended { EXTENDED } else { COMPACT } + xattrs;
+        let layout = match fields.layout {
+            PLAIN => DataLayout::Plain { at: image.block(fields.block) },
+            INLINE => DataLayout::Inline { at: image.block(fields.block), tail: end },
+            CHUNKS => chunks(image, fields.block, end).ok_or_else(|| fault("has an unknown chunk format"))?,
+            1 | 3 => return Err(ErofsError::Compressed),
+            _ => return Err(fault("has an unknown data layout")),
         };
-        Ok(Inode { number, kind, size, layout })
+        Ok(Self { number, file_type, size: fields.size, layout })
     }
 
-    fn chunks(&self, format: u32, behind: u64) -> Option<Layout> {
-        let format = u16::try_from(format).ok().filter(|format| format & !(CHUNK_BITS | CHUNK_INDEXES) == 0)?;
-        let bits = u32::from(self.block_bits) + u32::from(format & CHUNK_BITS);
-        let indexes = format & CHUNK_INDEXES != 0;
-        let unit = if indexes { 8 } else { 4 };
-        Some(Layout::Chunks { table: behind.checked_next_multiple_of(unit)?, bits, indexes })
+    /// An error about this inode.
+    pub fn error(&self, fault: &'static str) -> ErofsError {
+        ErofsError::Inode { number: self.number, fault }
     }
 
-    /// Holds what can be known at once of where a file's content lies against the image's length.
-    pub(crate) fn check(&self, inode: &Inode) -> Result<(), ErofsFault> {
-        let whole = match inode.layout {
-            Layout::Plain { at } => (at, inode.size),
-            Layout::Inline { at, .. } => (at, self.last_block(inode.size)),
-            Layout::Chunks { .. } => return Ok(()),
+    /// Checks that the content's blocks are within the image. Chunks are only checked when they are read.
+    pub fn check(&self, image: &Image) -> Result<(), ErofsError> {
+        let (at, len) = match self.layout {
+            DataLayout::Plain { at } => (at, self.size),
+            DataLayout::Inline { at, .. } => (at, self.last_block(image)),
+            DataLayout::Chunks { .. } => return Ok(()),
         };
-        let (at, len) = whole;
-        if len > 0 && at.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(ErofsFault::Beyond { at, len, end: self.len });
+        if len > 0 { image.check(at, len) } else { Ok(()) }
+    }
+
+    /// Reads content from byte `from` on: at most one extent, at most what `into` holds. Returns 0 at the end.
+    pub fn read_at(&self, image: &Image, from: u64, into: &mut [u8]) -> Result<usize, ErofsError> {
+        let Some(extent) = self.extent(image, from)? else { return Ok(0) };
+        let count = usize::try_from(extent.len).unwrap_or(usize::MAX).min(into.len());
+        let part = into.get_mut(..count).unwrap_or_default();
+        match extent.at {
+            Some(at) => image.read(at, part)?,
+            None => part.fill(0),
         }
-        Ok(())
+        Ok(count)
     }
 
-    /// The piece of the content of `inode` that begins with its byte `from`; none at its end.
-    pub(crate) fn extent(&self, inode: &Inode, from: u64) -> Result<Option<Extent>, ErofsFault> {
-        let Some(left) = inode.size.checked_sub(from).filter(|left| *left > 0) else { return Ok(None) };
-        let fault = |fault| ErofsFault::Inode { number: inode.number, fault };
-        let beyond = || fault("has content beyond every image");
-        let (at, len) = match inode.layout {
-            Layout::Plain { at } => (Some(at.checked_add(from).ok_or_else(beyond)?), left),
-            Layout::Inline { at, tail } => {
-                let last = self.last_block(inode.size);
-                match last.checked_sub(from).filter(|whole| *whole > 0) {
-                    Some(whole) => (Some(at.checked_add(from).ok_or_else(beyond)?), whole),
-                    None if tail % self.block_size() + (inode.size - last) > self.block_size() => {
-                        return Err(fault("has a tail that leaves its block"));
+    /// The extent that begins with the content's byte `from`; `None` at the end.
+    fn extent(&self, image: &Image, from: u64) -> Result<Option<Extent>, ErofsError> {
+        let Some(left) = self.size.checked_sub(from).filter(|left| *left > 0) else { return Ok(None) };
+        let beyond = || self.error("has content past the end of any image");
+        let (at, len) = match self.layout {
+            DataLayout::Plain { at } => (Some(at.checked_add(from).ok_or_else(beyond)?), left),
+            DataLayout::Inline { at, tail } => {
+                let last = self.last_block(image);
+                match last.checked_sub(from).filter(|blocks| *blocks > 0) {
+                    Some(blocks) => (Some(at.checked_add(from).ok_or_else(beyond)?), blocks),
+                    None if tail % image.block_size() + (self.size - last) > image.block_size() => {
+                        return Err(self.error("has inline content that crosses a block boundary"));
                     }
                     None => (Some(tail.checked_add(from - last).ok_or_else(beyond)?), left),
                 }
             }
-            Layout::Chunks { table, bits, indexes } => {
+            DataLayout::Chunks { table, bits, has_devices } => {
                 let chunk = 1_u64.checked_shl(bits).ok_or_else(beyond)?;
                 let within = from % chunk;
-                let at = self.chunk(table, from / chunk, indexes)?;
+                let at = chunk_offset(image, table, from / chunk, has_devices)?;
                 let at = at.map(|at| at.checked_add(within).ok_or_else(beyond)).transpose()?;
                 (at, left.min(chunk - within))
             }
@@ -144,22 +138,32 @@ impl Erofs {
         Ok(Some(Extent { at, len }))
     }
 
-    /// Where the last block of content of `size` bytes begins in it.
-    fn last_block(&self, size: u64) -> u64 {
-        size.saturating_sub(1) >> self.block_bits << self.block_bits
+    /// Offset of the last block in the content.
+    fn last_block(&self, image: &Image) -> u64 {
+        self.size.saturating_sub(1) >> image.block_bits << image.block_bits
     }
+}
 
-    /// Where a chunk lies, in bytes.
-    fn chunk(&self, table: u64, number: u64, indexes: bool) -> Result<Option<u64>, ErofsFault> {
-        let mut entry = [0; 8];
-        let unit = if indexes { 8 } else { 4 };
-        let (entry, _) = entry.split_at_mut(unit);
-        let at = number.checked_mul(unit as u64).and_then(|at| table.checked_add(at));
-        self.read(at.ok_or(ErofsFault::Beyond { at: table, len: number, end: self.len })?, entry)?;
-        let block = u32_at(entry, unit - 4);
-        if indexes && block != HOLE && u16_at(entry, 2) != 0 {
-            return Err(ErofsFault::Device);
-        }
-        Ok((block != HOLE).then(|| self.block(block)))
+/// The layout of a chunked file whose inode ends at offset `end`; `None` if `format` has unknown bits.
+fn chunks(image: &Image, format: u32, end: u64) -> Option<DataLayout> {
+    let format = u16::try_from(format).ok().filter(|format| format & !(CHUNK_BITS | CHUNK_INDEXES) == 0)?;
+    let bits = u32::from(image.block_bits) + u32::from(format & CHUNK_BITS);
+    let has_devices = format & CHUNK_INDEXES != 0;
+    let table = end.checked_next_multiple_of(if has_devices { 8 } else { 4 })?;
+    Some(DataLayout::Chunks { table, bits, has_devices })
+}
+
+/// Offset of a chunk, in bytes; `None` for a hole.
+fn chunk_offset(image: &Image, table: u64, number: u64, has_devices: bool) -> Result<Option<u64>, ErofsError> {
+    let mut entry = [0; 8];
+    // An entry of 4 bytes has the block number alone. It is read into the second half.
+    let (_, bytes) = entry.split_at_mut(if has_devices { 0 } else { 4 });
+    let at = number.checked_mul(bytes.len() as u64).and_then(|at| table.checked_add(at));
+    image.read(at.ok_or(ErofsError::Beyond { at: table, len: number, end: image.len })?, bytes)?;
+    let [_, _, device @ .., b0, b1, b2, b3] = entry;
+    match u32::from_le_bytes([b0, b1, b2, b3]) {
+        HOLE => Ok(None),
+        _ if u16::from_le_bytes(device) != 0 => Err(ErofsError::Device),
+        block => Ok(Some(image.block(block))),
     }
 }

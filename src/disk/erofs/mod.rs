@@ -1,6 +1,11 @@
-//! EROFS, uncompressed: the reader that `inspect` and the launcher use, and the writer of `pack`.
+//! EROFS without compression (Linux, `fs/erofs/erofs_fs.h`): a reader for any image, and the writer of `pack`.
 
-pub(crate) mod directory;
-pub(crate) mod inode;
-pub(crate) mod reader;
+mod directory;
+mod format;
+mod image;
+mod inode;
+mod reader;
 pub(crate) mod writer;
+
+pub use image::ErofsError;
+pub use reader::ErofsTree;

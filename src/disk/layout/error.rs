@@ -1,4 +1,4 @@
-//! What can be wrong with a layout, each with the file and the image that it is wrong in.
+//! Faults of a layout. Each names its file, and the image that needs the file.
 
 use std::io;
 
@@ -6,13 +6,13 @@ use super::{CONTAINERD_NAME, REF_NAME};
 use crate::oci::graph::{MAX_DEPTH, MAX_MANIFESTS};
 use crate::oci::{Digest, MAX_MANIFEST_SIZE, ManifestError, NameError};
 
-/// What messages call the manifest or index that is an image itself.
-pub(crate) const ROOT: &str = "manifest";
+/// What messages call the root of an image.
+pub(super) const ROOT: &str = "manifest";
 
-/// Why a layout cannot be served. Paths are those within the layout.
+/// Why a layout cannot be packed or served. Paths are relative to the layout.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
-    /// A file that every layout has cannot be read.
+    /// Cannot read a file that every layout has.
     #[error("cannot read {path}; an OCI image layout with oci-layout, index.json and blobs/ is expected")]
     Read {
         /// The file.
@@ -21,121 +21,121 @@ pub enum LayoutError {
         #[source]
         cause: io::Error,
     },
-    /// A file is not the JSON that the specification asks for.
+    /// A file is not the JSON that the specification requires.
     #[error("{path} is not the JSON of an image layout")]
     Json {
         /// The file.
         path: String,
-        /// Where it stops being one.
+        /// The JSON error.
         #[source]
         cause: serde_json::Error,
     },
-    /// A layout of another version.
+    /// The layout has another version.
     #[error("oci-layout gives imageLayoutVersion {0:?}; 1.0.0 is expected")]
     Version(String),
-    /// A name in an annotation that is none.
+    /// An annotation does not hold a name.
     #[error("index.json: annotation {annotation} names an image {name:?}")]
     Name {
         /// The annotation.
         annotation: &'static str,
         /// Its value.
         name: String,
-        /// Why it is no name.
+        /// Why it is not a name.
         #[source]
         cause: NameError,
     },
-    /// No name at all, where one is needed.
+    /// An image has no repository.
     #[error("index.json: {digest} has no repository name in {REF_NAME} or {CONTAINERD_NAME}; give it one with --name")]
     Unnamed {
-        /// The manifest without a name.
+        /// The image's root.
         digest: Digest,
     },
-    /// A blob is missing or cannot be read.
+    /// Cannot read a blob.
     #[error("image {image}: cannot read {what} {path}, of {size} bytes")]
     Blob {
         /// The image that names it.
         image: String,
-        /// What it is in the image.
+        /// Its role in the image.
         what: &'static str,
         /// Its path in the layout.
         path: String,
-        /// Its size as described, in bytes.
+        /// Its size in its descriptor, in bytes.
         size: u64,
         /// Why.
         #[source]
         cause: io::Error,
     },
-    /// A blob is longer or shorter than described.
+    /// A blob's size differs from its descriptor.
     #[error("image {image}: {path} has {found} bytes, and its descriptor says {expected}")]
     Size {
         /// The image that names it.
         image: String,
         /// Its path in the layout.
         path: String,
-        /// Bytes that the descriptor gives.
+        /// The size in the descriptor, in bytes.
         expected: u64,
-        /// Bytes that the file has.
+        /// The size of the file, in bytes.
         found: u64,
     },
-    /// A manifest's content does not have the digest that names it.
+    /// A manifest's content does not match its digest.
     #[error("image {image}: {path} has the content of {found}")]
     Digest {
         /// The image that names it.
         image: String,
         /// Its path in the layout.
         path: String,
-        /// The digest of what the file holds.
+        /// The digest of the file's content.
         found: Digest,
     },
-    /// A manifest that is none.
+    /// A blob is not a manifest where one is expected.
     #[error("image {image}: {path} is expected to be a manifest")]
     Manifest {
         /// The image that names it.
         image: String,
         /// Its path in the layout.
         path: String,
-        /// Why it is none.
+        /// Why it is not a manifest.
         #[source]
         cause: ManifestError,
     },
-    /// A manifest over [`MAX_MANIFEST_SIZE`].
+    /// A manifest is larger than [`MAX_MANIFEST_SIZE`].
     #[error("image {image}: manifest {digest} has {size} bytes; at most {MAX_MANIFEST_SIZE} are served")]
     TooLarge {
         /// The image that names it.
         image: String,
         /// The manifest.
         digest: Digest,
-        /// Its size as described, in bytes.
+        /// Its size in its descriptor, in bytes.
         size: u64,
     },
-    /// Indexes within indexes without end.
+    /// Indexes are nested deeper than [`MAX_DEPTH`].
     #[error("image {image}: indexes are nested deeper than {MAX_DEPTH}, at {digest}")]
     Depth {
         /// The image.
         image: String,
-        /// The index where the limit was passed.
+        /// The manifest beyond the limit.
         digest: Digest,
     },
-    /// More manifests than anybody builds.
+    /// The image has more than [`MAX_MANIFESTS`] manifests.
     #[error("image {image}: it has more than {MAX_MANIFESTS} manifests")]
     TooMany {
         /// The image.
         image: String,
     },
-    /// Two manifests claim one tag.
+    /// Two manifests have the same tag.
     #[error("image {image}: the tag is claimed by {first} and by {second}; one manifest for each tag is expected")]
     Conflict {
         /// The image.
         image: String,
-        /// The manifest that had it first.
+        /// The first manifest.
         first: Box<Digest>,
-        /// The other.
+        /// The other manifest.
         second: Box<Digest>,
     },
 }
 
 impl LayoutError {
-    /// Whether content is missing that an image can be served without: not the image's own manifest.
+    /// Whether a blob is missing that an image can lack. An image cannot lack its root.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Blob { what, cause, .. } if *what != ROOT && cause.kind() == io::ErrorKind::NotFound)

@@ -1,4 +1,4 @@
-//! The files that a layout is read from: a folder here, an archive where images are packed.
+//! The files of a layout: the trait [`Tree`], and its implementation for a folder.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,21 +9,21 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
 /// An open file of a [`Tree`].
-pub struct Content<'a> {
-    /// Its bytes.
+pub struct OpenFile<'a> {
+    /// Its content.
     pub reader: Box<dyn Read + Send + 'a>,
-    /// How many, in bytes.
+    /// Its size in bytes.
     pub size: u64,
 }
 
-/// Where content lies: two paths with the same identity have the same bytes.
+/// Where content is stored. Two paths with the same identity have the same content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// Number of the device.
+    /// Device number.
     pub device: u64,
-    /// Number of the file on it.
+    /// Inode number.
     pub inode: u64,
-    /// Where the content starts in the file, in bytes.
+    /// Offset of the content in the file, in bytes.
     pub at: u64,
 }
 
@@ -32,21 +32,21 @@ pub trait Tree {
     /// Opens the regular file at `path`, which is relative and has no `..`.
     ///
     /// # Errors
-    /// As of opening a file; also where the path leaves the tree.
-    fn open(&self, path: &str) -> io::Result<Content<'_>>;
+    /// Fails if the file cannot be opened, or the path leaves the tree.
+    fn open(&self, path: &str) -> io::Result<OpenFile<'_>>;
 
-    /// What messages call the file at `path`: its path, but for a tree that gathers its files from elsewhere.
-    fn place(&self, path: &str) -> String {
+    /// The name of the file at `path` in messages. A tree that gathers files from elsewhere gives their original paths.
+    fn display_path(&self, path: &str) -> String {
         path.to_owned()
     }
 
-    /// Where the content at `path` lies, where that is known.
+    /// The identity of the content at `path`, if known.
     fn identity(&self, _path: &str) -> Option<Identity> {
         None
     }
 }
 
-/// A folder. Nothing outside of it can be opened through it, whatever links it holds.
+/// A folder. Symbolic links cannot lead out of it.
 #[derive(Debug)]
 pub struct Directory {
     root: OwnedFd,
@@ -56,30 +56,30 @@ impl Directory {
     /// Opens the folder at `path`.
     ///
     /// # Errors
-    /// As of opening a folder.
+    /// Fails if the folder cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self { root: openat(CWD, path, flags, Mode::empty())? })
     }
 
-    /// Opens the regular file at `path` below the folder, and gives its size in bytes.
+    /// Opens the regular file at `path` in the folder. Returns its size in bytes too.
     ///
     /// # Errors
-    /// As of opening a file. A link that leads out of the folder, and a thing that is no regular file, are refused in words.
+    /// Fails if it cannot be opened, is not a regular file, or is a symbolic link that leads out of the folder.
     pub fn file(&self, path: &str) -> io::Result<(File, u64)> {
         self.resolve(path, ResolveFlags::empty())
     }
 
-    /// As [`Directory::file`], where the kernel knows the path already and need not ask the disk.
+    /// As [`Directory::file`], but only if the kernel has the path in its cache, so that the call does not wait for the disk.
     ///
     /// # Errors
-    /// `WouldBlock`, where the disk must be asked.
+    /// As [`Directory::file`], and `WouldBlock` if the path is not in the cache.
     pub fn file_cached(&self, path: &str) -> io::Result<(File, u64)> {
         self.resolve(path, ResolveFlags::CACHED)
     }
 
     fn resolve(&self, path: &str, how: ResolveFlags) -> io::Result<(File, u64)> {
-        // Non-blocking, so that a FIFO in the place of a blob cannot hold the caller up before it is refused.
+        // Non-blocking, because opening a FIFO would wait for a writer.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let how = how | ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let opened = openat2(&self.root, path, flags, Mode::empty(), how).map_err(|error| match error {
@@ -96,9 +96,9 @@ impl Directory {
 }
 
 impl Tree for Directory {
-    fn open(&self, path: &str) -> io::Result<Content<'_>> {
+    fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
         let (file, size) = self.file(path)?;
-        Ok(Content { reader: Box::new(file), size })
+        Ok(OpenFile { reader: Box::new(file), size })
     }
 
     fn identity(&self, path: &str) -> Option<Identity> {

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::config::settings::{DiskBy, DiskChoice};
-use crate::disk::superblock::{START, label};
+use crate::disk::superblock::{HEAD_LEN, label};
 
 /// What the kernel knows of its block devices.
 const DEVICES: &str = "/sys/class/block";
@@ -40,13 +40,13 @@ impl Device {
         attribute(&self.name, "size").parse::<u64>().map_or(0, |sectors| sectors.saturating_mul(512))
     }
 
-    /// Its first bytes, `START` of them or all there are.
+    /// Its first bytes, `HEAD_LEN` of them or all there are.
     ///
     /// # Errors
     /// As of reading.
     pub fn start(&self) -> io::Result<Vec<u8>> {
-        let mut start = Vec::with_capacity(START);
-        File::open(self.path())?.take(START as u64).read_to_end(&mut start)?;
+        let mut start = Vec::with_capacity(HEAD_LEN);
+        File::open(self.path())?.take(HEAD_LEN as u64).read_to_end(&mut start)?;
         Ok(start)
     }
 

@@ -205,7 +205,7 @@ const fn mount_options(fs: FileSystem) -> Option<&'static str> {
 
 /// Judges `start`, the first bytes of a device of `bytes`.
 fn examine(device: &Device, bytes: u64, start: &[u8]) -> Result<Superblock, DiskError> {
-    match Superblock::find(start) {
+    match Superblock::detect(start) {
         None => Err(DiskError::Unknown { device: device.clone(), bytes }),
         Some(Superblock { fs, bytes: Some(expected) }) if expected > bytes => {
             Err(DiskError::Truncated { device: device.clone(), bytes, fs: fs.name(), expected })

@@ -2,7 +2,7 @@
 
 use super::device::tests::device;
 use crate::config::settings::Pattern;
-use crate::disk::superblock::START;
+use crate::disk::superblock::HEAD_LEN;
 use crate::guest::disk::*;
 
 fn refusal(start: &[u8], bytes: u64) -> (&'static str, String) {
@@ -14,13 +14,13 @@ fn refusal(start: &[u8], bytes: u64) -> (&'static str, String) {
 fn a_disk_without_a_file_system_is_refused() {
     let expected = "/dev/vda (serial \"images\"), 1048576 bytes: no file system known; \
                     expected EROFS, ext4 or squashfs, as `localregistry pack` makes";
-    assert_eq!(refusal(&[0; START], 1 << 20), ("BAD_DISK", expected.to_owned()));
+    assert_eq!(refusal(&[0; HEAD_LEN], 1 << 20), ("BAD_DISK", expected.to_owned()));
     assert_eq!(refusal(b"", 1 << 20), ("BAD_DISK", expected.to_owned()));
 }
 
 #[test]
 fn a_disk_shorter_than_its_file_system_is_refused() {
-    let mut start = [0; START];
+    let mut start = [0; HEAD_LEN];
     start[..4].copy_from_slice(b"hsqs");
     start[40..48].copy_from_slice(&5000_u64.to_le_bytes());
     let expected = "/dev/vda (serial \"images\") has 4096 bytes; its squashfs file system has 5000: copy the disk anew";

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use crate::disk::little_endian::{u16_at, u32_at, u64_at};
+
 /// Why bytes are not the ELF file that was wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ElfError {
@@ -153,18 +155,6 @@ fn slice(bytes: &[u8], offset: u64, size: u64) -> Result<&[u8], ElfError> {
     let needed = offset.saturating_add(size);
     let range = usize::try_from(offset).ok().zip(usize::try_from(needed).ok());
     range.and_then(|(start, end)| bytes.get(start..end)).ok_or(ElfError::Truncated { needed, size: bytes.len() })
-}
-
-fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
-    bytes.get(offset..)?.first_chunk().map(|bytes| u16::from_le_bytes(*bytes))
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    bytes.get(offset..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
-}
-
-fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
-    bytes.get(offset..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::disk::layout::Tree;
 use crate::host::boot::program::Program;
 use crate::host::images::pack::virtual_layout::open_regular;
 use crate::host::images::scratch::{Archive, Image, Layer, Layout, Nothing, Packing, Rights, Start};
-use crate::host::inspect::contents::{Contents, ContentsError, Fault};
+use crate::host::inspect::contents::{BlobFault, Contents, ContentsError};
 use crate::host::inspect::reader::{Disk, DiskError, Form};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::{Digest, Hasher, ImageName, Tag};
@@ -66,7 +66,7 @@ pub enum ImagesError {
         /// The blob.
         digest: Digest,
         /// What is wrong with it.
-        fault: Fault,
+        fault: BlobFault,
     },
     /// A file cannot be read, or the layout not be written.
     #[error("cannot put {} into an image", file.display())]
@@ -185,7 +185,7 @@ impl Parts<'_> {
         let mut missing = HashSet::new();
         for (number, found) in &contents.faults {
             match (found, contents.blobs.get(*number as usize)) {
-                (Fault::Missing, _) => _ = missing.insert(*number),
+                (BlobFault::Missing, _) => _ = missing.insert(*number),
                 (_, Some(blob)) => return Err(fault(blob.digest, found.clone())),
                 (_, None) => {}
             }
@@ -210,7 +210,7 @@ impl Parts<'_> {
             let path = format!("{root}/{file}");
             let found = tree.open(&file).map_err(|source| self.lost(&file, source))?;
             if found.size != blob.size {
-                return Err(fault(blob.digest, Fault::Size { expected: blob.size, found: found.size }));
+                return Err(fault(blob.digest, BlobFault::Size { expected: blob.size, found: found.size }));
             }
             self.parents(archive, &path, &mut folders)?;
             let hasher = Hasher::new(blob.digest.algorithm());
@@ -218,7 +218,7 @@ impl Parts<'_> {
             archive.file(&path, Rights::FILE, blob.size, &mut passing).map_err(|source| self.lost(&file, source))?;
             let found = passing.hasher.finish();
             if found != blob.digest {
-                return Err(fault(blob.digest, Fault::Content { found }));
+                return Err(fault(blob.digest, BlobFault::Content { found }));
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::scratch::{Layout, Packing, Rights, Start};
-use crate::disk::layout::{self, Directory, Reading, Unnamed};
+use crate::disk::layout::{self, Directory, ReadOptions, Unnamed};
 use crate::host::boot::initramfs::init;
 use crate::host::boot::program::Program;
 use crate::host::support::report::Report;
@@ -101,7 +101,7 @@ fn is_free(folder: &Path) -> bool {
         return true;
     }
     let Ok(tree) = Directory::open(folder) else { return false };
-    let images = layout::images(&tree, Reading { unnamed: Unnamed::Refused, verify: false, lenient: false });
+    let images = layout::images(&tree, ReadOptions { unnamed: Unnamed::Reject, verify: false, lenient: false });
     images.is_ok_and(|images| images.iter().all(|image| image.name() == NAME))
 }
 
@@ -136,7 +136,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (expected, bytes) = write(folder.path(), &program(b"program")).unwrap();
         let tree = Directory::open(folder.path()).unwrap();
-        let images = layout::images(&tree, Reading { unnamed: Unnamed::Refused, verify: true, lenient: false }).unwrap();
+        let images = layout::images(&tree, ReadOptions { unnamed: Unnamed::Reject, verify: true, lenient: false }).unwrap();
         let [image] = images.as_slice() else { panic!("one image is expected: {images:?}") };
         assert_eq!((image.name().as_str(), image.digest, image.blobs.len()), (NAME, expected, 3));
 

@@ -10,11 +10,11 @@ use indicatif::HumanBytes;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::contents::{self, Blob, Contents, ContentsError, Kind, every_tag_of};
+use super::contents::{self, Blob, BlobKind, Contents, ContentsError, every_tag_name};
 use super::counted;
 use super::reader::{Disk, DiskError};
 use super::table::short;
-use crate::disk::layout::Entry;
+use crate::disk::layout::IndexEntry;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::report::Report;
 use crate::oci::Digest;
@@ -180,15 +180,16 @@ pub fn run(args: &Args, report: &Report) -> Result<ExitCode, DiffError> {
 struct Side<'a> {
     path: &'a Path,
     disk: Disk,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, IndexEntry>,
 }
 
 fn compare(args: &Args, report: &Report, interrupt: &Interrupt) -> Result<Difference, DiffError> {
     let mut a = Side::open(&args.a, report, interrupt)?;
     let mut b = Side::open(&args.b, report, interrupt)?;
     let all = a.entries.len();
-    let same =
-        |entry: &Entry, other: Option<&Entry>| other.is_some_and(|other| other.descriptor.digest == entry.descriptor.digest);
+    let same = |entry: &IndexEntry, other: Option<&IndexEntry>| {
+        other.is_some_and(|other| other.descriptor.digest == entry.descriptor.digest)
+    };
     let kept: HashSet<String> =
         a.entries.iter().filter(|(name, entry)| same(entry, b.entries.get(*name))).map(|(name, _)| name.clone()).collect();
     a.entries.retain(|name, _| !kept.contains(name));
@@ -221,20 +222,20 @@ impl<'a> Side<'a> {
     /// The blobs of each image that is left, itself first.
     fn read(self, interrupt: &Interrupt) -> Result<BTreeMap<String, Vec<Blob>>, DiffError> {
         let entries = self.entries.into_values().collect();
-        let contents = Contents::of(self.disk.tree.as_ref(), entries, false, interrupt);
+        let contents = Contents::read_entries(self.disk.tree.as_ref(), entries, false, interrupt);
         let contents = contents.map_err(|source| DiffError::Contents { disk: self.path.to_owned(), source })?;
         if let Some((number, fault)) = contents.faults.first() {
             let digest = contents.blobs.get(*number as usize).map(|blob| blob.digest.to_string()).unwrap_or_default();
             return Err(DiffError::Fault { disk: self.path.to_owned(), fault: format!("blob {digest} {fault}") });
         }
         let blobs = |image| contents.root(image).map(|root| contents.blobs_of(root).cloned().collect()).unwrap_or_default();
-        Ok(contents.images.iter().map(|image| (contents.label(image), blobs(image))).collect())
+        Ok(contents.images.iter().map(|image| (contents.display_name(image), blobs(image))).collect())
     }
 }
 
 /// The name by which an entry is told from others: as [`Contents::label`].
-fn label(entry: &Entry) -> String {
-    every_tag_of(entry.repository.as_ref(), entry.every_tag).unwrap_or_else(|| entry.name())
+fn label(entry: &IndexEntry) -> String {
+    every_tag_name(entry.repository.as_ref(), entry.every_tag).unwrap_or_else(|| entry.name())
 }
 
 fn one(name: &str, blobs: &[Blob]) -> One {
@@ -260,7 +261,7 @@ fn change(name: &str, from: &[Blob], to: &[Blob]) -> Change {
 /// The layers of one that the other has not.
 fn layers(of: &[Blob], without: &[Blob]) -> Vec<Layer> {
     let known: HashSet<Digest> = without.iter().map(|blob| blob.digest).collect();
-    let new = of.iter().filter(|blob| blob.kind == Kind::Layer && !known.contains(&blob.digest));
+    let new = of.iter().filter(|blob| blob.kind == BlobKind::Layer && !known.contains(&blob.digest));
     new.map(|blob| Layer { digest: blob.digest.to_string(), bytes: blob.size }).collect()
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
-use super::contents::Kind;
+use super::contents::BlobKind;
 use super::reader::Disk;
 use super::{Contents, Image};
 use crate::disk::catalog::{self, Catalog};
@@ -181,7 +181,7 @@ fn totals(contents: &Contents) -> Totals {
     let repositories: BTreeSet<&str> = repositories(contents).map(crate::oci::Repository::as_str).collect();
     let mut totals = Totals { images: contents.images.len(), repositories: repositories.len(), ..Totals::default() };
     for blob in &contents.blobs {
-        totals.manifests += usize::from(matches!(blob.kind, Kind::Manifest(_)));
+        totals.manifests += usize::from(matches!(blob.kind, BlobKind::Manifest(_)));
         totals.blobs += 1;
         totals.blob_bytes = totals.blob_bytes.saturating_add(blob.size);
         if blob.roots > 1 {
@@ -208,8 +208,8 @@ impl Serialize for Rows<'_> {
 
 fn row<'a>(contents: &'a Contents, image: &'a Image) -> Option<Row<'a>> {
     let root = contents.root(image)?;
-    let head = contents.head(image)?;
-    let Kind::Manifest(kind) = &head.kind else { return None };
+    let head = contents.root_blob(image)?;
+    let BlobKind::Manifest(kind) = &head.kind else { return None };
     let sum = |shared: bool| {
         let blobs = contents.blobs_of(root).filter(|blob| !shared || blob.roots > 1);
         blobs.fold(0_u64, |sum, blob| sum.saturating_add(blob.size))
@@ -221,7 +221,7 @@ fn row<'a>(contents: &'a Contents, image: &'a Image) -> Option<Row<'a>> {
         repository: image.repository.as_ref().map(|repository| repository.path()),
         tag: image.tag.as_ref().map(|tag| tag.as_str()),
         every_tag: image.every_tag,
-        label: contents.label(image),
+        label: contents.display_name(image),
         digest: head.digest.to_string(),
         kind: match (artifact, media_type::is_index(kind)) {
             (true, _) => "artifact",

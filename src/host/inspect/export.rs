@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
 
-use super::contents::{Blob, Contents, Fault};
+use super::contents::{Blob, BlobFault, Contents};
 use super::verify;
 use crate::disk::layout::Tree;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
@@ -53,7 +53,7 @@ pub enum ExportError {
         /// The blob.
         digest: crate::oci::Digest,
         /// What is wrong.
-        fault: Fault,
+        fault: BlobFault,
     },
     /// A signal came.
     #[error(transparent)]
@@ -145,8 +145,8 @@ fn copy(
     }
     let fault = match copied {
         Err(source) => return Err(ExportError::Read { folder: folder.to_owned(), file: path, source }),
-        Ok((found, _)) if found != blob.size => Fault::Size { expected: blob.size, found },
-        Ok((_, found)) if found != blob.digest => Fault::Content { found },
+        Ok((found, _)) if found != blob.size => BlobFault::Size { expected: blob.size, found },
+        Ok((_, found)) if found != blob.digest => BlobFault::Content { found },
         Ok(_) => return Ok(()),
     };
     Err(ExportError::Blob { folder: folder.to_owned(), digest: blob.digest, fault })

@@ -237,7 +237,7 @@ fn verify(
 /// What is wrong, each with the images that it is wrong for.
 fn findings(contents: &Contents, differences: &[String]) -> Vec<Finding> {
     let faulty: HashSet<u32> = contents.faults.iter().map(|(number, _)| *number).collect();
-    let mut holders = if faulty.is_empty() { Default::default() } else { contents.holders(&faulty) };
+    let mut holders = if faulty.is_empty() { Default::default() } else { contents.images_with(&faulty) };
     let blobs = contents.faults.iter().filter_map(|(number, fault)| {
         let digest = contents.blobs.get(*number as usize)?.digest;
         let images = holders.remove(number).unwrap_or_default();

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::ProgressBar;
 
-use super::contents::{Blob, Contents, ContentsError, Fault, Kind, unreadable};
+use super::contents::{Blob, BlobFault, BlobKind, Contents, ContentsError, read_fault};
 use crate::disk::catalog::{Catalog, RepositoryId};
 use crate::disk::layout::Tree;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
@@ -18,7 +18,7 @@ pub const CHUNK: usize = 1 << 20;
 /// Most differences of a catalog that are named: one mistake in its making may be in each of its rows.
 const MAX_NAMED: usize = 20;
 
-/// Hashes every blob that was not judged yet, on all processors, and adds what is wrong to the faults of `contents`.
+/// Hashes every blob that was not checked yet, on all processors, and adds what is wrong to the faults of `contents`.
 ///
 /// # Errors
 /// [`ContentsError::Unsupported`] and [`ContentsError::Interrupted`].
@@ -28,7 +28,7 @@ pub fn blobs(
     bar: &ProgressBar,
     interrupt: &Interrupt,
 ) -> Result<(), ContentsError> {
-    let mut work: Vec<(u32, &Blob)> = (0..).zip(&contents.blobs).filter(|(_, blob)| !blob.judged).collect();
+    let mut work: Vec<(u32, &Blob)> = (0..).zip(&contents.blobs).filter(|(_, blob)| !blob.checked).collect();
     // The largest first, so that no processor is left with a long one at the end.
     work.sort_by_key(|(_, blob)| std::cmp::Reverse(blob.size));
     let faults = Mutex::new(Vec::new());
@@ -43,15 +43,15 @@ pub fn blobs(
     Ok(())
 }
 
-fn fault(tree: &dyn Tree, blob: &Blob, bar: &ProgressBar, interrupt: &Interrupt) -> Result<Option<Fault>, ContentsError> {
+fn fault(tree: &dyn Tree, blob: &Blob, bar: &ProgressBar, interrupt: &Interrupt) -> Result<Option<BlobFault>, ContentsError> {
     match hash(tree, blob, bar, interrupt, |_| Ok(())) {
-        Ok((found, _)) if found != blob.size => Ok(Some(Fault::Size { expected: blob.size, found })),
-        Ok((_, found)) if found != blob.digest => Ok(Some(Fault::Content { found })),
+        Ok((found, _)) if found != blob.size => Ok(Some(BlobFault::Size { expected: blob.size, found })),
+        Ok((_, found)) if found != blob.digest => Ok(Some(BlobFault::Content { found })),
         Ok(_) => Ok(None),
         Err(error) => {
             interrupt.check()?;
             let path = blob.digest.blob_path();
-            Ok(Some(unreadable(error).map_err(|source| ContentsError::Unsupported { path, source })?))
+            Ok(Some(read_fault(error).map_err(|source| ContentsError::Unsupported { path, source })?))
         }
     }
 }
@@ -97,7 +97,7 @@ pub fn catalog(catalog: &Catalog, contents: &Contents, interrupt: &Interrupt) ->
     let mut differences = Differences::default();
     // Images are in order of their repositories.
     // What the disk does not have was named already, and a catalog that does not promise it is right (`pack --allow-missing`).
-    let missing = contents.faults.iter().filter(|(_, fault)| *fault == Fault::Missing).map(|(number, _)| *number).collect();
+    let missing = contents.faults.iter().filter(|(_, fault)| *fault == BlobFault::Missing).map(|(number, _)| *number).collect();
     let named: Vec<_> = contents.images.iter().filter_map(|image| Some((image.repository.as_ref()?, image))).collect();
     let mut expected = HashSet::new();
     for images in named.chunk_by(|(a, _), (b, _)| a == b) {
@@ -125,7 +125,7 @@ pub fn catalog(catalog: &Catalog, contents: &Contents, interrupt: &Interrupt) ->
 type Filed<'a> = (&'a Repository, RepositoryId);
 
 fn tags(catalog: &Catalog, contents: &Contents, (name, id): Filed<'_>, images: &[&super::Image], differences: &mut Differences) {
-    let expected = images.iter().filter_map(|image| Some((image.tag.as_ref()?.as_str(), contents.head(image)?.digest)));
+    let expected = images.iter().filter_map(|image| Some((image.tag.as_ref()?.as_str(), contents.root_blob(image)?.digest)));
     let mut expected: BTreeMap<&str, Digest> = expected.collect();
     for (tag, blob) in catalog.tags_after(id, None) {
         let found = catalog.blob(blob).map(|blob| blob.digest);
@@ -149,7 +149,8 @@ fn every_tag(
     images: &[&super::Image],
     differences: &mut Differences,
 ) {
-    let expected = images.iter().find(|image| image.every_tag).and_then(|image| contents.head(image)).map(|blob| blob.digest);
+    let expected =
+        images.iter().find(|image| image.every_tag).and_then(|image| contents.root_blob(image)).map(|blob| blob.digest);
     let found = catalog.every_tag(id).and_then(|blob| catalog.blob(blob)).map(|blob| blob.digest);
     if expected != found {
         let said = |digest: Option<Digest>| digest.map_or_else(|| "nothing".to_owned(), |digest| digest.to_string());
@@ -188,7 +189,7 @@ fn content(
         if found.size != blob.size {
             differences.add(|| format!("it gives blob {digest} {} bytes, and manifests give it {}", found.size, blob.size));
         }
-        let kind = if let Kind::Manifest(media_type) = &blob.kind { Some(media_type.as_ref()) } else { None };
+        let kind = if let BlobKind::Manifest(media_type) = &blob.kind { Some(media_type.as_ref()) } else { None };
         if kind != found.manifest {
             let said = |kind: Option<&str>| kind.unwrap_or("no manifest").escape_default().to_string();
             differences.add(|| format!("blob {digest} is {} to it, and {} by its content", said(found.manifest), said(kind)));

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::upstreams;
 use crate::disk::catalog::{self, Catalog, CatalogError};
-use crate::disk::layout::{self, Directory, LayoutError, Missing, Reading, Tree, Unnamed};
+use crate::disk::layout::{self, Directory, LayoutError, MissingBlob, ReadOptions, Tree, Unnamed};
 use crate::oci::{Digest, Repository};
 use crate::registry::limits::DISK_READS;
 
@@ -60,7 +60,7 @@ pub struct Disk {
     /// Held while a blob is read only to check its digest.
     verification: Mutex<()>,
     timeouts: AtomicU64,
-    missing: Vec<Missing>,
+    missing: Vec<MissingBlob>,
 }
 
 impl Disk {
@@ -92,7 +92,7 @@ impl Disk {
 
     /// The content that images refer to and the disk lacks.
     #[must_use]
-    pub fn missing(&self) -> &[Missing] {
+    pub fn missing(&self) -> &[MissingBlob] {
         &self.missing
     }
 
@@ -171,7 +171,7 @@ impl Disk {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{about} is {} on {}, and {} on {}; expected the same, or it on one of them", one.1, one.0, other.1, other.0)]
 pub struct Conflict {
-    about: catalog::About,
+    about: catalog::ConflictKind,
     /// Name of the first disk, and its value.
     one: (String, String),
     /// Name of the second disk, and its value.
@@ -230,7 +230,7 @@ impl Store {
         let name = |(index, value): (usize, String)| (disks.get(index).map(|disk| disk.name.clone()).unwrap_or_default(), value);
         match catalog::merge(&catalogs) {
             Ok((merged, disk_of_blob)) => Ok(Self::new(disks, Arc::new(merged), disk_of_blob)),
-            Err(catalog::Disagreement { about, one, other }) => Err(Conflict { about, one: name(one), other: name(other) }),
+            Err(catalog::CatalogConflict { kind: about, first: one, second: other }) => Err(Conflict { about, one: name(one), other: name(other) }),
         }
     }
 
@@ -333,12 +333,12 @@ fn checked(opened: io::Result<(File, u64)>, expected: u64) -> io::Result<File> {
 ///
 /// # Errors
 /// Fails if the tree is not a layout that can be served.
-pub fn read_catalog(tree: &dyn Tree, allow_missing: bool) -> Result<(Catalog, Vec<Missing>), StoreError> {
+pub fn read_catalog(tree: &dyn Tree, allow_missing: bool) -> Result<(Catalog, Vec<MissingBlob>), StoreError> {
     if let Some(catalog) = load_catalog(tree)? {
         return Ok((catalog, Vec::new()));
     }
-    let images = layout::images(tree, Reading { unnamed: Unnamed::Default, verify: false, lenient: allow_missing })?;
-    Ok((layout::catalog(&images)?, images.iter().flat_map(layout::Image::missing).collect()))
+    let images = layout::images(tree, ReadOptions { unnamed: Unnamed::Default, verify: false, lenient: allow_missing })?;
+    Ok((layout::build_catalog(&images)?, images.iter().flat_map(layout::Image::missing).collect()))
 }
 
 /// Loads the catalog file of `tree`, if there is one.

@@ -1,12 +1,13 @@
-//! Images made by hand, byte by byte, for what no tool makes quickly or at all. (Images of `mkfs.erofs`, whole and damaged, are read by
-//! the tests of `inspect`.)
+//! Images made byte by byte, for cases that no tool makes quickly or at all. The tests of `inspect` read images of `mkfs.erofs`.
 
-use crate::disk::erofs::reader::*;
+use std::os::unix::fs::FileExt;
+
+use super::*;
 
 const BLOCK: u64 = 4096;
 
-/// An image whose root is inode 0 with one name, `file`, of inode 2; its inodes are in block 1, the root's content in block 2.
-fn image(inode: &[u8], len: u64) -> Erofs {
+/// An image whose root, inode 0, has one entry: `file`, inode 2. The inodes are in block 1, the root's content in block 2.
+fn image(inode: &[u8], len: u64) -> ErofsTree {
     let file = tempfile::tempfile().unwrap();
     let put = |at: u64, bytes: &[u8]| file.write_all_at(bytes, at).unwrap();
     put(1024, &0xE0F5_E1E2_u32.to_le_bytes());
@@ -19,20 +20,20 @@ fn image(inode: &[u8], len: u64) -> Erofs {
     put(2 * BLOCK, &[2, 0, 0, 0, 0, 0, 0, 0, 12, 0, 1, 0]);
     put(2 * BLOCK + 12, b"file");
     file.set_len(len).unwrap();
-    Erofs::open(file, len).unwrap()
+    ErofsTree::open(file, len).unwrap()
 }
 
-/// An extended inode of a regular file with this format, size and place.
-fn inode(layout: u16, size: u64, place: u32) -> Vec<u8> {
+/// An extended inode of a regular file.
+fn inode(layout: u16, size: u64, block: u32) -> Vec<u8> {
     let mut inode = vec![0; 64];
     inode[..2].copy_from_slice(&(layout << 1 | 1).to_le_bytes());
     inode[4..6].copy_from_slice(&0o100_444_u16.to_le_bytes());
     inode[8..16].copy_from_slice(&size.to_le_bytes());
-    inode[16..20].copy_from_slice(&place.to_le_bytes());
+    inode[16..20].copy_from_slice(&block.to_le_bytes());
     inode
 }
 
-fn fault(image: &Erofs) -> String {
+fn error(image: &ErofsTree) -> String {
     match image.open("file") {
         Ok(mut content) => content.reader.read_to_end(&mut Vec::new()).unwrap_err().to_string(),
         Err(error) => error.to_string(),
@@ -40,12 +41,12 @@ fn fault(image: &Erofs) -> String {
 }
 
 #[test]
-fn a_file_of_more_than_4_gib_is_read_at_its_end() {
+fn a_file_larger_than_4_gib_is_read_at_its_end() {
     let size = (5 << 30) + 3;
-    let image = image(&inode(0, size, 3), 3 * BLOCK + size);
-    image.file.write_all_at(b"end", 3 * BLOCK + (5 << 30)).unwrap();
-    assert_eq!(image.open("file").unwrap().size, size);
-    let mut end = Body { image: &image, inode: image.find("file").unwrap().unwrap(), at: size - 3 };
+    let tree = image(&inode(0, size, 3), 3 * BLOCK + size);
+    tree.image.file.write_all_at(b"end", 3 * BLOCK + (5 << 30)).unwrap();
+    assert_eq!(tree.open("file").unwrap().size, size);
+    let mut end = FileReader { image: &tree.image, inode: tree.find("file").unwrap().unwrap(), at: size - 3 };
     let mut content = Vec::new();
     end.read_to_end(&mut content).unwrap();
     assert_eq!(content, b"end");
@@ -53,41 +54,41 @@ fn a_file_of_more_than_4_gib_is_read_at_its_end() {
 
 #[test]
 fn chunks_may_be_holes() {
-    // Chunks of 2 blocks; the table is behind the inode: a hole, then block 3.
+    // Chunks of 2 blocks. The table after the inode has a hole and block 3.
     let table = [0xff, 0xff, 0xff, 0xff, 3, 0, 0, 0];
-    let image = image(&[inode(4, 2 * BLOCK + 5, 1), table.to_vec()].concat(), 5 * BLOCK);
-    image.file.write_all_at(b"chunk", 3 * BLOCK).unwrap();
+    let tree = image(&[inode(4, 2 * BLOCK + 5, 1), table.to_vec()].concat(), 5 * BLOCK);
+    tree.image.file.write_all_at(b"chunk", 3 * BLOCK).unwrap();
     let mut content = Vec::new();
-    image.open("file").unwrap().reader.read_to_end(&mut content).unwrap();
+    tree.open("file").unwrap().reader.read_to_end(&mut content).unwrap();
     assert!(content[..2 * BLOCK as usize].iter().all(|byte| *byte == 0));
     assert_eq!(&content[2 * BLOCK as usize..], b"chunk");
 }
 
 #[test]
-fn what_cannot_be_is_said() {
+fn damaged_and_unsupported_inodes_are_refused() {
     let (len, far) = (4 * BLOCK, u32::MAX);
-    let damaged = |fault: &str| format!("it is damaged: {fault}");
+    let damaged = |damage: &str| format!("it is damaged: {damage}");
     for (bytes, expected) in [
-        (inode(0, 4097, 3), damaged("4097 bytes at 12288 are referred to, and it ends at 16384")),
-        (inode(0, u64::MAX, 3), damaged(&format!("{} bytes at 12288 are referred to, and it ends at 16384", u64::MAX))),
-        (inode(0, 1, far), damaged("1 bytes at 17592186040320 are referred to, and it ends at 16384")),
-        (inode(2, 2 * BLOCK, 3), damaged("inode 2 has a tail that leaves its block")),
-        (inode(4, 1, 0x40), damaged("inode 2 has chunks of a form that is not known")),
-        (inode(5, 1, 0), damaged("inode 2 has a form that is not known")),
+        (inode(0, 4097, 3), damaged("it refers to 4097 bytes at 12288, past its end at 16384")),
+        (inode(0, u64::MAX, 3), damaged(&format!("it refers to {} bytes at 12288, past its end at 16384", u64::MAX))),
+        (inode(0, 1, far), damaged("it refers to 1 bytes at 17592186040320, past its end at 16384")),
+        (inode(2, 2 * BLOCK, 3), damaged("inode 2 has inline content that crosses a block boundary")),
+        (inode(4, 1, 0x40), damaged("inode 2 has an unknown chunk format")),
+        (inode(5, 1, 0), damaged("inode 2 has an unknown data layout")),
     ] {
-        assert_eq!(fault(&image(&bytes, len)), expected);
+        assert_eq!(error(&image(&bytes, len)), expected);
     }
     let mut compressed = inode(3, 1, 0);
     assert_eq!(
-        fault(&image(&compressed, len)),
+        error(&image(&compressed, len)),
         "the file is compressed; an uncompressed image is expected: make it without mkfs.erofs's option -z"
     );
     compressed[4..6].copy_from_slice(&0o120_777_u16.to_le_bytes());
     compressed[0] = 1;
-    assert_eq!(fault(&image(&compressed, len)), "it is not a regular file");
+    assert_eq!(error(&image(&compressed, len)), "it is not a regular file");
     let device = [inode(4, 1, 0x20), vec![0, 0, 1, 0, 3, 0, 0, 0]].concat();
     assert_eq!(
-        fault(&image(&device, len)),
+        error(&image(&device, len)),
         "the file's content is on another device; a single image is expected: make it without mkfs.erofs's option --blobdev"
     );
 }

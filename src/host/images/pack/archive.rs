@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use tar::EntryType;
 
-use crate::disk::layout::{Content, Identity, Tree};
+use crate::disk::layout::{Identity, OpenFile, Tree};
 
 /// Bytes of a tar block: headers are one, and content is padded to whole ones (POSIX pax, "ustar Interchange Format").
 const BLOCK: u64 = 512;
@@ -121,9 +121,9 @@ impl Archive {
     ///
     /// # Errors
     /// When there is none.
-    pub fn member(&self, path: &str) -> io::Result<Content<'_>> {
+    pub fn member(&self, path: &str) -> io::Result<OpenFile<'_>> {
         let (at, size) = self.find(path)?;
-        Ok(Content { reader: Box::new(Section { file: &self.file, at, left: size }), size })
+        Ok(OpenFile { reader: Box::new(Section { file: &self.file, at, left: size }), size })
     }
 
     fn find(&self, path: &str) -> io::Result<(u64, u64)> {
@@ -185,7 +185,7 @@ impl Archive {
 }
 
 impl Tree for Archive {
-    fn open(&self, path: &str) -> io::Result<Content<'_>> {
+    fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
         self.member(path)
     }
 

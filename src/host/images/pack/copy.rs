@@ -208,7 +208,7 @@ impl Copying<'_> {
 
     fn read(&self, number: usize, wanted: &Wanted, source: &Source, buffer: &mut [u8]) -> Result<(), CopyError> {
         let layout_path = wanted.digest.blob_path();
-        let (path, image, source_path) = (source.tree.place(&layout_path), wanted.image.clone(), source.path.clone());
+        let (path, image, source_path) = (source.tree.display_path(&layout_path), wanted.image.clone(), source.path.clone());
         let (expected, size) = (wanted.digest, wanted.size);
         let mut kept = match self.cache {
             Some(cache) => cache.begin(&expected, size)?,
@@ -267,7 +267,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::disk::layout::{Content, Tree};
+    use crate::disk::layout::{OpenFile, Tree};
     use crate::host::images::pack::staging::Stage;
 
     /// A source whose only blob had the content `was` when its size was looked at, and has `is` when it is read.
@@ -277,8 +277,8 @@ mod tests {
     }
 
     impl Tree for Changing {
-        fn open(&self, _: &str) -> io::Result<Content<'_>> {
-            Ok(Content { reader: Box::new(self.is), size: self.was.len() as u64 })
+        fn open(&self, _: &str) -> io::Result<OpenFile<'_>> {
+            Ok(OpenFile { reader: Box::new(self.is), size: self.was.len() as u64 })
         }
     }
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::archive::Archive;
 use super::compression::{self, Compression, UnpackError};
 use super::virtual_layout::{Descriptor, Manifest, held};
-use crate::disk::layout::{Content, Identity, REF_NAME, Tree};
+use crate::disk::layout::{Identity, OpenFile, REF_NAME, Tree};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::{Algorithm, Digest, Hasher, ImageName, NameError, Tag, media_type};
 
@@ -166,7 +166,7 @@ impl Saved {
 }
 
 impl Tree for Saved {
-    fn open(&self, path: &str) -> io::Result<Content<'_>> {
+    fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
         match (path, self.blobs.get(path)) {
             ("oci-layout", _) => Ok(held(br#"{"imageLayoutVersion":"1.0.0"}"#)),
             ("index.json", _) => Ok(held(&self.index)),
@@ -176,7 +176,7 @@ impl Tree for Saved {
         }
     }
 
-    fn place(&self, path: &str) -> String {
+    fn display_path(&self, path: &str) -> String {
         match self.blobs.get(path) {
             Some(Origin::Member(member)) => member.clone(),
             _ => path.to_owned(),
@@ -189,7 +189,7 @@ impl Tree for Saved {
     }
 }
 
-fn whole(content: Content<'_>) -> io::Result<Vec<u8>> {
+fn whole(content: OpenFile<'_>) -> io::Result<Vec<u8>> {
     if content.size > MAX_JSON {
         return Err(io::Error::other(format!("it has {} bytes, and at most {MAX_JSON} are expected", content.size)));
     }

@@ -100,7 +100,8 @@ fn others<'a>(wanted: &'a Wanted, sources: &'a [Source]) -> Vec<(&'a Wanted, &'a
 fn verify(wanted: &Wanted, source: &Source, image: &str, interrupt: &Interrupt) -> Result<(), DuplicateError> {
     let (expected, size) = (wanted.digest, wanted.size);
     let layout_path = expected.blob_path();
-    let (source_label, image, path) = (source.path.display().to_string(), image.to_owned(), source.tree.place(&layout_path));
+    let (source_label, image, path) =
+        (source.path.display().to_string(), image.to_owned(), source.tree.display_path(&layout_path));
     let mut hasher = Hasher::new(expected.algorithm());
     let read = source.tree.open(&layout_path).and_then(|content| {
         // One byte more shows what has grown.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::source::Source;
 use crate::disk::catalog::Catalog;
-use crate::disk::layout::{self, Blob, Image, LayoutError, Missing};
+use crate::disk::layout::{self, Image, ImageBlob, LayoutError, MissingBlob};
 use crate::oci::{Digest, Repository, Tag};
 
 /// Why sources cannot stand on one disk.
@@ -77,7 +77,7 @@ pub struct Contents {
     /// The blobs, each once, in order of their digests.
     pub blobs: Vec<Wanted>,
     /// What is left out since it is nowhere.
-    pub missing: Vec<Missing>,
+    pub missing: Vec<MissingBlob>,
     /// The index of it all.
     pub catalog: Catalog,
 }
@@ -96,7 +96,7 @@ pub fn unite(sources: &[Source], replace: bool) -> Result<Contents, UnionError> 
     let mut images: BTreeMap<String, Image> = images.into_iter().map(|(name, (image, _))| (name, image)).collect();
     let missing = fill(&mut images, &wanted);
     let list: Vec<Image> = images.values().cloned().collect();
-    let catalog = layout::catalog(&list)?;
+    let catalog = layout::build_catalog(&list)?;
     Ok(Contents { images, blobs: wanted.into_values().collect(), missing, catalog })
 }
 
@@ -214,7 +214,7 @@ fn blobs(sources: &[Source], images: &ByName) -> Result<BTreeMap<Digest, Wanted>
 }
 
 /// Gives images the layers that they lack and another source has, and lists the rest.
-fn fill(images: &mut BTreeMap<String, Image>, wanted: &BTreeMap<Digest, Wanted>) -> Vec<Missing> {
+fn fill(images: &mut BTreeMap<String, Image>, wanted: &BTreeMap<Digest, Wanted>) -> Vec<MissingBlob> {
     let manifests: HashSet<Digest> = images
         .values()
         .flat_map(|image| image.blobs.iter())
@@ -224,12 +224,12 @@ fn fill(images: &mut BTreeMap<String, Image>, wanted: &BTreeMap<Digest, Wanted>)
     let mut nowhere = Vec::new();
     for (name, image) in images.iter_mut().filter(|(_, image)| !image.missing.is_empty()) {
         let missing = std::mem::take(&mut image.missing);
-        let is_elsewhere = |blob: &&Blob| {
+        let is_elsewhere = |blob: &&ImageBlob| {
             wanted.get(&blob.digest).is_some_and(|there| there.size == blob.size) && !manifests.contains(&blob.digest)
         };
-        let (found, left): (Vec<&Blob>, Vec<&Blob>) = missing.iter().partition(is_elsewhere);
+        let (found, left): (Vec<&ImageBlob>, Vec<&ImageBlob>) = missing.iter().partition(is_elsewhere);
         image.blobs = image.blobs.iter().chain(found).cloned().collect();
-        nowhere.extend(left.into_iter().map(|blob| Missing { image: name.clone(), digest: blob.digest, bytes: blob.size }));
+        nowhere.extend(left.into_iter().map(|blob| MissingBlob { image: name.clone(), digest: blob.digest, bytes: blob.size }));
     }
     nowhere
 }

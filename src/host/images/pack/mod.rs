@@ -50,7 +50,7 @@ use request::Request;
 use source::{Source, SourceError};
 use spec::SpecError;
 
-use crate::disk::layout::{Image, Missing};
+use crate::disk::layout::{Image, MissingBlob};
 
 /// Most images that the result lists for a person.
 const LISTED: usize = 20;
@@ -147,7 +147,7 @@ pub struct Summary {
     pub left_out: Vec<OnePlatform>,
     /// Content that images name and that is left out because no source has it; with `--allow-missing`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub missing: Vec<Missing>,
+    pub missing: Vec<MissingBlob>,
 }
 
 /// An image of which one platform is kept.

@@ -53,13 +53,13 @@ pub fn name(images: Vec<Image>, naming: &Naming, upstream: Option<&Host>, from_f
 
 fn named(images: Vec<Image>, repository: &Repository, tags: &Tags, from_file: bool) -> Result<Vec<Image>, NamingError> {
     let (mut companions, heads): (Vec<Image>, Vec<Image>) = images.into_iter().partition(accompanies);
-    let any_unnamed = heads.iter().any(|image| !image.named);
-    let (mut meant, others): (Vec<Image>, Vec<Image>) = heads.into_iter().partition(|image| image.named != any_unnamed);
+    let any_unnamed = heads.iter().any(|image| !image.is_named);
+    let (mut meant, others): (Vec<Image>, Vec<Image>) = heads.into_iter().partition(|image| image.is_named != any_unnamed);
     let one = meant.iter().map(|image| image.digest).collect::<BTreeSet<_>>().len() <= 1;
     let own = matches!(tags, Tags::Own | Tags::OwnOrNone);
     let each_tagged = own && any_unnamed && meant.iter().all(|image| image.tag.is_some());
     if !one && !each_tagged {
-        let label = |image: &Image| if image.named { image.name() } else { label(image) };
+        let label = |image: &Image| if image.is_named { image.name() } else { label(image) };
         let images = meant.iter().map(label).collect();
         let tag = if let Tags::One(tag) = tags { Some(tag.clone()) } else { None };
         let name = ImageName { repository: repository.clone(), tag, digest: None };
@@ -129,7 +129,7 @@ mod tests {
     fn image(name: &str, named: bool, content: &str) -> Image {
         let ImageName { repository, tag, .. } = name.parse().unwrap();
         let digest = Digest::sha256_of(content.as_bytes());
-        Image { repository, tag, every_tag: false, named, digest, blobs: Vec::new().into(), missing: Vec::new().into() }
+        Image { repository, tag, every_tag: false, is_named: named, digest, blobs: Vec::new().into(), missing: Vec::new().into() }
     }
 
     fn naming(name: &str, tags: Option<Tags>) -> Naming {

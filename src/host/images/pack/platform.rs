@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use serde_json::Value;
 
 use super::virtual_layout::held;
-use crate::disk::layout::{Content, Identity, Tree};
+use crate::disk::layout::{Identity, OpenFile, Tree};
 use crate::oci::graph::{self, Node};
 use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Platform, media_type};
 
@@ -43,12 +43,12 @@ pub struct Kept {
 }
 
 impl Tree for Kept {
-    fn open(&self, path: &str) -> io::Result<Content<'_>> {
+    fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
         if path == "index.json" { Ok(held(&self.index)) } else { self.tree.open(path) }
     }
 
-    fn place(&self, path: &str) -> String {
-        self.tree.place(path)
+    fn display_path(&self, path: &str) -> String {
+        self.tree.display_path(path)
     }
 
     fn identity(&self, path: &str) -> Option<Identity> {

@@ -51,7 +51,7 @@ impl Target {
         match self {
             Self::Image { path, plan } => {
                 let mut image = OpenOptions::new().write(true).open(path)?;
-                image.seek(SeekFrom::Start(plan.place(number)))?;
+                image.seek(SeekFrom::Start(plan.content_offset(number)))?;
                 Ok(image)
             }
             Self::Folder(stage) => stage.create(path),
@@ -64,7 +64,9 @@ impl Target {
     /// As of writing one.
     pub fn write(&self, number: usize, path: &str, content: &[u8]) -> io::Result<()> {
         match self {
-            Self::Image { path, plan } => OpenOptions::new().write(true).open(path)?.write_all_at(content, plan.place(number)),
+            Self::Image { path, plan } => {
+                OpenOptions::new().write(true).open(path)?.write_all_at(content, plan.content_offset(number))
+            }
             Self::Folder(stage) => stage.write(path, content),
         }
     }

@@ -12,7 +12,7 @@ use super::naming::{self, NamingError};
 use super::platform::{self, LeftOut, PlatformError};
 use super::request::{Origin, Request};
 use super::virtual_layout::Linked;
-use crate::disk::layout::{self, Directory, Image, LayoutError, Reading, Tree, Unnamed};
+use crate::disk::layout::{self, Directory, Image, LayoutError, ReadOptions, Tree, Unnamed};
 use crate::host::images::pull::Pulled;
 use crate::host::support::interrupt::Interrupt;
 
@@ -109,8 +109,8 @@ impl Source {
             None => (tree, Vec::new()),
         };
         let pulled_as = if let Origin::Pull(reference) = &request.origin { Some(&reference.repository) } else { None };
-        let unnamed = request.naming.repository.as_ref().or(pulled_as).map_or(Unnamed::Refused, Unnamed::In);
-        let images = layout::images(tree.as_ref(), Reading { unnamed, verify: true, lenient })?;
+        let unnamed = request.naming.repository.as_ref().or(pulled_as).map_or(Unnamed::Reject, Unnamed::Assign);
+        let images = layout::images(tree.as_ref(), ReadOptions { unnamed, verify: true, lenient })?;
         if images.is_empty() {
             return Err(SourceError::NoImage);
         }

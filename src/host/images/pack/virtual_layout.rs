@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, open};
 use serde::Serialize;
 
-use crate::disk::layout::{Content, Identity, Tree};
+use crate::disk::layout::{Identity, OpenFile, Tree};
 use crate::oci::Digest;
 
 /// A manifest of an image or artifact, its fields in the order in which Docker writes them.
@@ -86,7 +86,7 @@ impl Made {
 }
 
 impl Tree for Made {
-    fn open(&self, path: &str) -> io::Result<Content<'_>> {
+    fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
         match (path, self.blobs.get(path)) {
             ("oci-layout", _) => Ok(held(br#"{"imageLayoutVersion":"1.0.0"}"#)),
             ("index.json", _) => Ok(held(&self.index)),
@@ -96,7 +96,7 @@ impl Tree for Made {
         }
     }
 
-    fn place(&self, path: &str) -> String {
+    fn display_path(&self, path: &str) -> String {
         match self.blobs.get(path) {
             Some(Place::File(file)) => file.display().to_string(),
             _ => path.to_owned(),
@@ -114,7 +114,7 @@ impl Tree for Made {
 pub struct Linked(pub PathBuf);
 
 impl Tree for Linked {
-    fn open(&self, path: &str) -> io::Result<Content<'_>> {
+    fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
         content(&self.0.join(path))
     }
 
@@ -125,13 +125,13 @@ impl Tree for Linked {
 
 /// Content that is in memory.
 #[must_use]
-pub fn held(content: &[u8]) -> Content<'_> {
-    Content { reader: Box::new(Cursor::new(content)), size: content.len() as u64 }
+pub fn held(content: &[u8]) -> OpenFile<'_> {
+    OpenFile { reader: Box::new(Cursor::new(content)), size: content.len() as u64 }
 }
 
-fn content(path: &Path) -> io::Result<Content<'static>> {
+fn content(path: &Path) -> io::Result<OpenFile<'static>> {
     let (file, size) = open_regular(path)?;
-    Ok(Content { reader: Box::new(file), size })
+    Ok(OpenFile { reader: Box::new(file), size })
 }
 
 fn identity(path: &Path) -> Option<Identity> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::store::Store;
-use crate::disk::layout::{Content, REF_NAME, Tree};
+use crate::disk::layout::{OpenFile, REF_NAME, Tree};
 use crate::oci::{Digest, ImageName, Repository, Tag, media_type};
 
 /// A manifest that the index lists.
@@ -52,7 +52,7 @@ impl Pulled {
 }
 
 impl Tree for Pulled {
-    fn open(&self, path: &str) -> io::Result<Content<'_>> {
+    fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
         match path {
             "oci-layout" => Ok(text(r#"{"imageLayoutVersion":"1.0.0"}"#)),
             "index.json" => Ok(text(&self.index)),
@@ -61,6 +61,6 @@ impl Tree for Pulled {
     }
 }
 
-fn text(text: &str) -> Content<'_> {
-    Content { size: text.len() as u64, reader: Box::new(Cursor::new(text.as_bytes())) }
+fn text(text: &str) -> OpenFile<'_> {
+    OpenFile { size: text.len() as u64, reader: Box::new(Cursor::new(text.as_bytes())) }
 }

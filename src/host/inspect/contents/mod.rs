@@ -1,79 +1,80 @@
-//! What a disk holds: every entry of its index with the content below it, who shares it, and what is wrong with it. What enters is a
-//! [`Tree`]; what leaves are numbers and names in a form that stays small for 100,000 images. It reads manifests and configs only,
-//! and goes on where something is wrong: a fault is a finding here.
+//! Lists what a disk holds: the images of its index, the blobs below each, and their faults.
+//!
+//! Only manifests and configs are read. A fault of a blob does not end the listing: it is part of the result. Images and blobs refer to
+//! each other by number, which keeps the listing of 100,000 images small.
 
-mod walk;
+mod collector;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
-use crate::disk::layout::{self, Entry, LayoutError, Tree};
+use crate::disk::layout::{self, IndexEntry, LayoutError, Tree};
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::oci::{Digest, ImageName, Repository, Tag};
 use crate::text::chain;
-use walk::Walk;
+use collector::Collector;
 
-/// Why a disk's content cannot be listed at all.
+/// Why the contents of a disk cannot be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentsError {
-    /// It is no image layout.
+    /// The disk has no valid image layout.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// Its file system keeps files in a way that is not understood here.
+    /// The file system stores the file in an unsupported way.
     #[error("cannot read {path}")]
     Unsupported {
         /// The file.
         path: String,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A signal came.
+    /// A signal interrupted the command.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
 
-/// What a blob is to the images that have it.
+/// The role of a blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum BlobKind {
     /// A manifest or index of this media type.
     Manifest(Arc<str>),
-    /// An image's config.
+    /// The config of an image.
     Config,
-    /// A layer, or what else a manifest lists.
+    /// A layer, or any other blob that a manifest lists.
     Layer,
 }
 
-/// Content that images name.
+/// A blob that images name.
 #[derive(Debug, Clone)]
 pub struct Blob {
-    /// Its digest.
+    /// Digest of the content.
     pub digest: Digest,
-    /// Its size in bytes, as described.
+    /// Size in its descriptor, in bytes.
     pub size: u64,
-    /// What it is.
-    pub kind: Kind,
-    /// How many [`Root`]s have it.
+    /// Role.
+    pub kind: BlobKind,
+    /// Number of [`Root`]s that contain it.
     pub roots: u32,
-    /// Whether its content was held against its digest, or found wrong without.
-    pub judged: bool,
+    /// Whether its digest was verified, or a fault was found without that.
+    pub checked: bool,
 }
 
-/// A manifest or index that the index names, with everything below it.
+/// A manifest or index that the disk's index lists, with everything below it.
 #[derive(Debug, Clone)]
 pub struct Root {
-    /// Numbers of its blobs, itself first, each once.
+    /// Numbers of the blobs below it, each once, its own first.
     pub blobs: Box<[u32]>,
-    /// Its platforms, in order, each once.
+    /// Its platforms, sorted, each once.
     pub platforms: Box<[Arc<str>]>,
-    /// The type of artifact that it is, where it is no image.
+    /// The artifact type; `None` for an image.
     pub artifact_type: Option<Arc<str>>,
-    /// The manifests among them that refer to others, with what they refer to.
+    /// Numbers of the manifests below it that have a subject, with the subject.
     pub referrers: Box<[(u32, Digest)]>,
 }
 
 impl Root {
-    /// The manifest that it refers to itself.
+    /// The subject of the root manifest itself.
     #[must_use]
     pub fn subject(&self) -> Option<Digest> {
         let (number, subject) = self.referrers.first()?;
@@ -81,57 +82,57 @@ impl Root {
     }
 }
 
-/// An entry of the index.
+/// An entry of the disk's index.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// Its repository, where it is named.
+    /// Its repository.
     pub repository: Option<Repository>,
-    /// Its tag, where it has one.
+    /// Its tag.
     pub tag: Option<Tag>,
-    /// Whether it answers to every other tag of the repository as well.
+    /// Whether it answers to every tag that its repository does not have.
     pub every_tag: bool,
     /// Number of its root.
     pub root: u32,
 }
 
-/// What can be wrong with a blob.
+/// A fault of a blob.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// It is not there.
+pub enum BlobFault {
+    /// The file does not exist.
     #[error("is missing")]
     Missing,
-    /// It has another size than described.
+    /// The file's size differs from the descriptor.
     #[error("has {found} bytes, and {expected} are expected")]
     Size {
-        /// As described.
+        /// The size in the descriptor, in bytes.
         expected: u64,
-        /// As it is.
+        /// The size of the file, in bytes.
         found: u64,
     },
-    /// It is described with two sizes.
+    /// Two descriptors give different sizes.
     #[error("is described with {first} bytes and with {second}")]
     Sizes {
-        /// One.
+        /// One size in bytes.
         first: u64,
-        /// Another.
+        /// The other size in bytes.
         second: u64,
     },
-    /// Wrong bytes.
+    /// The content does not match the digest.
     #[error("has the content of {found}")]
     Content {
-        /// The digest of what is there.
+        /// The digest of the content.
         found: Digest,
     },
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(String),
-    /// It is expected to be a manifest and is none, or not one that is served.
-    #[error("is no manifest that can be served: {0}")]
+    /// It is not a manifest, or not one that can be served.
+    #[error("is not a manifest that can be served: {0}")]
     Manifest(String),
 }
 
-impl Fault {
-    /// The name that programs get.
+impl BlobFault {
+    /// The name in JSON output.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -144,63 +145,68 @@ impl Fault {
     }
 }
 
-/// Everything that a disk holds.
+/// The contents of a disk.
 #[derive(Debug, Default)]
 pub struct Contents {
-    /// Its images, by name.
+    /// The images, sorted by name.
     pub images: Vec<Image>,
-    /// The distinct manifests and indexes that they name.
+    /// The distinct roots of the images.
     pub roots: Vec<Root>,
-    /// All content, each once.
+    /// All blobs, each once.
     pub blobs: Vec<Blob>,
-    /// What is wrong, by the blob's number.
-    pub faults: Vec<(u32, Fault)>,
+    /// Faults, each with the blob's number. A blob has at most one.
+    pub faults: Vec<(u32, BlobFault)>,
 }
 
 impl Contents {
-    /// Reads everything.
+    /// Lists everything in `tree`. With `verify`, checks the digests of manifests.
     ///
     /// # Errors
-    /// [`ContentsError`]. What is wrong with single blobs is in [`Contents::faults`].
+    /// Fails if the layout is invalid or the file system is unsupported. Faults of blobs are in [`Contents::faults`].
     pub fn read(tree: &dyn Tree, verify: bool, interrupt: &Interrupt) -> Result<Self, ContentsError> {
         let entries = layout::entries(tree)?;
-        let walk = Walk::of(tree, &entries, verify, interrupt)?;
-        let entries = layout::file(entries, None, |root| walk.content_of(root));
-        Ok(walk.finish(entries))
+        let collector = Collector::collect(tree, &entries, verify, interrupt)?;
+        let entries = layout::assign_repositories(entries, None, |root| collector.content_of(root));
+        Ok(collector.finish(entries))
     }
 
-    /// Reads what these entries name, which have their repositories; with `verify`, holds manifests against their digests.
+    /// Lists the content of these entries. As [`Contents::read`], but the entries have their repositories already.
     ///
     /// # Errors
-    /// [`ContentsError`].
-    pub fn of(tree: &dyn Tree, entries: Vec<Entry>, verify: bool, interrupt: &Interrupt) -> Result<Self, ContentsError> {
-        Ok(Walk::of(tree, &entries, verify, interrupt)?.finish(entries))
+    /// As [`Contents::read`].
+    pub fn read_entries(
+        tree: &dyn Tree,
+        entries: Vec<IndexEntry>,
+        verify: bool,
+        interrupt: &Interrupt,
+    ) -> Result<Self, ContentsError> {
+        Ok(Collector::collect(tree, &entries, verify, interrupt)?.finish(entries))
     }
 
-    /// An image's root.
+    /// The root of an image.
     #[must_use]
     pub fn root(&self, image: &Image) -> Option<&Root> {
         self.roots.get(image.root as usize)
     }
 
-    /// The blobs of a root, itself first.
+    /// The blobs below a root, its own first.
     pub fn blobs_of<'a>(&'a self, root: &'a Root) -> impl Iterator<Item = &'a Blob> {
         root.blobs.iter().filter_map(|number| self.blobs.get(*number as usize))
     }
 
-    /// The blob that is an image's root.
+    /// The blob of an image's root.
     #[must_use]
-    pub fn head(&self, image: &Image) -> Option<&Blob> {
+    pub fn root_blob(&self, image: &Image) -> Option<&Blob> {
         self.root(image).and_then(|root| self.blobs_of(root).next())
     }
 
-    /// The name of an image: `repository:tag`, `repository@digest`, or the tag or digest alone where that is all there is.
+    /// The name of an image: `repository:tag`, `repository@digest`, or the tag or digest alone.
     #[must_use]
     pub fn name(&self, image: &Image) -> String {
-        let digest = self.head(image).map(|blob| blob.digest);
+        let digest = self.root_blob(image).map(|blob| blob.digest);
         match (&image.repository, &image.tag) {
             (Some(repository), tag) => {
-                let digest = if tag.is_some() { None } else { digest };
+                let digest = digest.filter(|_| tag.is_none());
                 ImageName { repository: repository.clone(), tag: tag.clone(), digest }.to_string()
             }
             (None, Some(tag)) => tag.to_string(),
@@ -208,52 +214,51 @@ impl Contents {
         }
     }
 
-    /// The name by which people tell an image from others: as [`Contents::name`], and `repository:*` where it answers to every tag.
+    /// The name of an image in output: `repository:*` if it answers to every tag, otherwise as [`Contents::name`].
     #[must_use]
-    pub fn label(&self, image: &Image) -> String {
-        every_tag_of(image.repository.as_ref(), image.every_tag).unwrap_or_else(|| self.name(image))
+    pub fn display_name(&self, image: &Image) -> String {
+        every_tag_name(image.repository.as_ref(), image.every_tag).unwrap_or_else(|| self.name(image))
     }
 
-    /// The names of the images that have each of these blobs, found in one pass.
+    /// The names of the images that contain each of these blobs.
     #[must_use]
-    pub fn holders(&self, blobs: &HashSet<u32>) -> HashMap<u32, Vec<String>> {
-        let mut holders: HashMap<u32, Vec<String>> = HashMap::new();
+    pub fn images_with(&self, blobs: &HashSet<u32>) -> HashMap<u32, Vec<String>> {
+        let mut images: HashMap<u32, Vec<String>> = HashMap::new();
         for image in &self.images {
             let Some(root) = self.root(image) else { continue };
             for blob in root.blobs.iter().filter(|blob| blobs.contains(blob)) {
-                holders.entry(*blob).or_default().push(self.name(image));
+                images.entry(*blob).or_default().push(self.name(image));
             }
         }
-        holders
+        images
     }
 }
 
-/// The name of an image that answers to every tag of a repository, as `pack` shows it too.
+/// `repository:*`, the name of an image that answers to every tag.
 #[must_use]
-pub fn every_tag_of(repository: Option<&Repository>, every_tag: bool) -> Option<String> {
+pub fn every_tag_name(repository: Option<&Repository>, every_tag: bool) -> Option<String> {
     repository.filter(|_| every_tag).map(|repository| format!("{repository}:*"))
 }
 
-/// The entries of the layout's index, each with the repository that it belongs to. Manifests are read only if an entry names none.
+/// The entries of the layout's index with their repositories. Reads manifests only if an entry does not name its repository.
 ///
 /// # Errors
-/// [`ContentsError`].
-pub fn entries(tree: &dyn Tree, interrupt: &Interrupt) -> Result<Vec<Entry>, ContentsError> {
+/// As [`Contents::read`].
+pub fn entries(tree: &dyn Tree, interrupt: &Interrupt) -> Result<Vec<IndexEntry>, ContentsError> {
     let entries = layout::entries(tree)?;
     let unnamed = entries.iter().any(|entry| entry.repository.is_none());
-    let read: &[Entry] = if unnamed { &entries } else { &[] };
-    let walk = Walk::of(tree, read, false, interrupt)?;
-    Ok(layout::file(entries, None, |root| walk.content_of(root)))
+    let collector = Collector::collect(tree, if unnamed { &entries } else { &[] }, false, interrupt)?;
+    Ok(layout::assign_repositories(entries, None, |root| collector.content_of(root)))
 }
 
-/// The fault that an error of opening or reading a blob means.
+/// The fault of a blob that cannot be opened or read.
 ///
 /// # Errors
-/// `error` itself, where all such files are kept in a way that is not understood.
-pub fn unreadable(error: io::Error) -> Result<Fault, io::Error> {
+/// Returns `error` itself if the file system stores the file in an unsupported way.
+pub fn read_fault(error: io::Error) -> Result<BlobFault, io::Error> {
     match error.kind() {
-        io::ErrorKind::NotFound => Ok(Fault::Missing),
+        io::ErrorKind::NotFound => Ok(BlobFault::Missing),
         io::ErrorKind::Unsupported => Err(error),
-        _ => Ok(Fault::Unreadable(chain(&error))),
+        _ => Ok(BlobFault::Unreadable(chain(&error))),
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::disk::catalog::{self, About, Catalog, Disagreement};
+use crate::disk::catalog::{self, Catalog, CatalogConflict, ConflictKind};
 use crate::host::inspect::reader::{Disk, DiskError};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::{Host, ImageName, Repository};
@@ -41,7 +41,7 @@ pub enum ContentsError {
     #[error("{about} is {} on {}, and {} on {}; expected the same, or it on one of them", one.1, one.0.display(), other.1, other.0.display())]
     Conflict {
         /// What they disagree on.
-        about: About,
+        about: ConflictKind,
         /// The one, and what it says.
         one: (PathBuf, String),
         /// The other, and what that says.
@@ -59,7 +59,7 @@ pub fn contents(paths: &[PathBuf]) -> Result<Contents, ContentsError> {
         return Ok(named(catalog));
     }
     let merged = catalog::merge(&catalogs.iter().collect::<Vec<_>>());
-    let (catalog, _) = merged.map_err(|Disagreement { about, one, other }| {
+    let (catalog, _) = merged.map_err(|CatalogConflict { kind: about, first: one, second: other }| {
         let named = |(place, said): (usize, String)| (paths.get(place).cloned().unwrap_or_default(), said);
         ContentsError::Conflict { about, one: named(one), other: named(other) }
     })?;

@@ -12,7 +12,7 @@ use super::error::Purpose;
 use super::{LEAST_MEMORY, LaunchError, Options, version};
 use crate::address::Mac;
 use crate::config::guest_config::GuestConfig;
-use crate::disk::superblock::{START, Superblock};
+use crate::disk::superblock::{HEAD_LEN, Superblock};
 use crate::host::support::files;
 use crate::host::support::sys;
 use crate::host::vm::accel::Accel;
@@ -218,12 +218,12 @@ pub fn check_disk(path: &Path) -> Result<(), LaunchError> {
     }
     let mut file = readable("disk", path)?;
     let read = |source| LaunchError::Read { what: "disk", path: path.to_owned(), source };
-    let mut start = Vec::with_capacity(START);
-    Read::by_ref(&mut file).take(START as u64).read_to_end(&mut start).map_err(read)?;
+    let mut start = Vec::with_capacity(HEAD_LEN);
+    Read::by_ref(&mut file).take(HEAD_LEN as u64).read_to_end(&mut start).map_err(read)?;
     // Of a device too, whose metadata say nothing.
     let bytes = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(read)?;
     let path = path.to_owned();
-    let Some(found) = Superblock::find(&start) else { return Err(LaunchError::NoFileSystem { path, bytes }) };
+    let Some(found) = Superblock::detect(&start) else { return Err(LaunchError::NoFileSystem { path, bytes }) };
     match found.bytes {
         Some(expected) if expected > bytes => Err(LaunchError::Truncated { path, bytes, fs: found.fs.name(), expected }),
         _ => Ok(()),

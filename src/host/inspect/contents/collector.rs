@@ -1,4 +1,4 @@
-//! The walk from an entry of the index down to all that it names. What enters are descriptors; what leaves are rows of [`Contents`].
+//! Collects [`Contents`]: reads each root's manifests and numbers the blobs they name.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{Blob, Contents, ContentsError, Fault, Image, Kind, Root, unreadable};
-use crate::disk::layout::{self, Entry, Tree};
+use super::{Blob, BlobFault, BlobKind, Contents, ContentsError, Image, Root, read_fault};
+use crate::disk::layout::{self, IndexEntry, Tree};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::graph::{self, Exceeded, Node};
 use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Platform, media_type};
 use crate::text::chain;
 
-/// What BuildKit gives as the platform of an attestation, which runs nowhere.
+/// The platform in BuildKit's attestations, which are not images.
 const NO_PLATFORM: &str = "unknown/unknown";
 
 #[derive(Deserialize)]
@@ -23,32 +23,39 @@ struct Config {
     variant: Option<String>,
 }
 
-pub struct Walk<'a> {
+pub struct Collector<'a> {
     tree: &'a dyn Tree,
     verify: bool,
     contents: Contents,
+    /// Numbers of blobs.
     numbers: HashMap<Digest, u32>,
+    /// Numbers of roots.
     roots: HashMap<Digest, u32>,
     /// Manifests whose media type is known from their content.
     typed: HashSet<u32>,
     faulty: HashSet<u32>,
-    /// Texts that many images have, each once.
+    /// Media types, platforms and artifact types. Many images share each of them.
     texts: HashSet<Arc<str>>,
 }
 
-/// A root in the making.
+/// The content of a root, while it is collected.
 #[derive(Default)]
-struct Found {
+struct RootContent {
     walk: graph::Walk,
     blobs: Vec<u32>,
     platforms: Vec<Arc<str>>,
     referrers: Vec<(u32, Digest)>,
 }
 
-impl<'a> Walk<'a> {
-    /// The walk of everything that `entries` name.
-    pub fn of(tree: &'a dyn Tree, entries: &[Entry], verify: bool, interrupt: &Interrupt) -> Result<Self, ContentsError> {
-        let mut walk = Self {
+impl<'a> Collector<'a> {
+    /// Collects everything below `entries`. With `verify`, checks the digests of manifests.
+    pub fn collect(
+        tree: &'a dyn Tree,
+        entries: &[IndexEntry],
+        verify: bool,
+        interrupt: &Interrupt,
+    ) -> Result<Self, ContentsError> {
+        let mut collector = Self {
             tree,
             verify,
             contents: Contents::default(),
@@ -60,12 +67,12 @@ impl<'a> Walk<'a> {
         };
         for entry in entries {
             interrupt.check()?;
-            walk.root(&entry.descriptor)?;
+            collector.add_root(&entry.descriptor)?;
         }
-        Ok(walk)
+        Ok(collector)
     }
 
-    /// Every digest below a root that was walked, itself included, with the subject of each manifest that has one.
+    /// Every digest below a root, its own included, with the subject of each manifest that has one.
     pub fn content_of(&self, root: &Digest) -> Vec<(Digest, Option<Digest>)> {
         let Some(root) = self.roots.get(root).and_then(|number| self.contents.roots.get(*number as usize)) else {
             return Vec::new();
@@ -76,45 +83,45 @@ impl<'a> Walk<'a> {
         blobs.chain(referrers).filter_map(|(number, subject)| Some((digest(number)?, subject))).collect()
     }
 
-    /// The contents, with these entries as images.
-    pub fn finish(self, entries: Vec<Entry>) -> Contents {
+    /// The contents with these entries as images.
+    pub fn finish(self, entries: Vec<IndexEntry>) -> Contents {
         let Self { mut contents, roots, .. } = self;
-        let image = |Entry { descriptor, repository, tag, every_tag, .. }: Entry| {
+        let image = |IndexEntry { descriptor, repository, tag, every_tag, .. }: IndexEntry| {
             Some(Image { repository, tag, every_tag, root: *roots.get(&descriptor.digest)? })
         };
         let mut images: Vec<Image> = entries.into_iter().filter_map(image).collect();
-        let digest = |image: &Image| contents.head(image).map(|blob| blob.digest);
+        let digest = |image: &Image| contents.root_blob(image).map(|blob| blob.digest);
         images.sort_unstable_by(|a, b| (&a.repository, &a.tag, digest(a)).cmp(&(&b.repository, &b.tag, digest(b))));
         contents.images = images;
         contents
     }
 
-    /// Walks everything below the root that `descriptor` describes.
-    fn root(&mut self, descriptor: &Descriptor) -> Result<(), ContentsError> {
+    /// Collects everything below a root.
+    fn add_root(&mut self, descriptor: &Descriptor) -> Result<(), ContentsError> {
         if self.roots.contains_key(&descriptor.digest) {
             return Ok(());
         }
-        let mut found = Found { walk: graph::Walk::from_root(descriptor.clone()), ..Found::default() };
-        let mut top = None;
+        let mut found = RootContent { walk: graph::Walk::from_root(descriptor.clone()), ..RootContent::default() };
+        let mut root_type = None;
         while let Some(step) = found.walk.next_manifest() {
             let (Node { descriptor, depth, is_repeated }, limit) = match step {
                 Ok(node) => (node, None),
                 Err(Exceeded { limit, node }) => (node, Some(limit)),
             };
-            let kind = Kind::Manifest(self.text(&descriptor.media_type));
+            let kind = BlobKind::Manifest(self.text(&descriptor.media_type));
             let number = self.number(&descriptor, kind);
             if is_repeated {
                 continue;
             }
             found.blobs.push(number);
             if let Some(limit) = limit {
-                self.fault(number, Fault::Manifest(format!("its image has more than {limit}")));
+                self.fault(number, BlobFault::Manifest(format!("its image has more than {limit}")));
                 continue;
             }
             let Some(manifest) = self.manifest(number, &descriptor)? else { continue };
-            self.below(&mut found, number, &descriptor, &manifest)?;
+            self.add_manifest(&mut found, number, &descriptor, &manifest)?;
             if depth == 0 {
-                top = artifact_type(&manifest);
+                root_type = artifact_type(&manifest);
             }
             found.walk.descend(depth, manifest.manifests);
         }
@@ -125,9 +132,9 @@ impl<'a> Walk<'a> {
                 blob.roots += 1;
             }
         }
-        let artifact_type = top.map(|text| self.text(&text));
+        let artifact_type = root_type.map(|text| self.text(&text));
         let number = column(self.contents.roots.len());
-        let Found { blobs, platforms, referrers, .. } = found;
+        let RootContent { blobs, platforms, referrers, .. } = found;
         self.contents.roots.push(Root {
             blobs: blobs.into(),
             platforms: platforms.into(),
@@ -138,10 +145,10 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Takes in what a manifest names beside further manifests.
-    fn below(
+    /// Adds a manifest's media type, subject, blobs and platform.
+    fn add_manifest(
         &mut self,
-        found: &mut Found,
+        found: &mut RootContent,
         number: u32,
         descriptor: &Descriptor,
         manifest: &Manifest,
@@ -149,22 +156,22 @@ impl<'a> Walk<'a> {
         let media_type = self.text(&layout::served_type(descriptor, manifest));
         let first = self.typed.insert(number);
         if let Some(blob) = self.contents.blobs.get_mut(number as usize) {
-            // Where it is described with several types the least of them stands, as in the catalog.
-            let least = |known: &Kind| if let Kind::Manifest(known) = known { *media_type < **known } else { true };
-            if first || least(&blob.kind) {
-                blob.kind = Kind::Manifest(media_type);
+            // Of several media types the least counts, as in the catalog.
+            let is_less = |known: &BlobKind| if let BlobKind::Manifest(known) = known { *media_type < **known } else { true };
+            if first || is_less(&blob.kind) {
+                blob.kind = BlobKind::Manifest(media_type);
             }
         }
         found.referrers.extend(manifest.subject.as_ref().map(|subject| (number, subject.digest)));
         let mut config = None;
-        for part in &manifest.blobs {
-            let is_config = is_config(&part.media_type);
-            let number = self.number(part, if is_config { Kind::Config } else { Kind::Layer });
-            if found.walk.visit(part.digest) {
+        for descriptor in &manifest.blobs {
+            let is_config = is_config(&descriptor.media_type);
+            let number = self.number(descriptor, if is_config { BlobKind::Config } else { BlobKind::Layer });
+            if found.walk.visit(descriptor.digest) {
                 found.blobs.push(number);
             }
             if is_config {
-                config = Some((number, part));
+                config = Some((number, descriptor));
             }
         }
         let platform = match (&descriptor.platform, config) {
@@ -172,7 +179,7 @@ impl<'a> Walk<'a> {
             (None, Some((number, config))) => self.config(number, config)?,
             (None, None) => None,
         };
-        let platform = platform.map(|platform| platform_name(&platform)).filter(|name| name != NO_PLATFORM);
+        let platform = platform.map(|platform| platform.to_string()).filter(|name| name != NO_PLATFORM);
         let platform = platform.filter(|_| manifest.manifests.is_empty());
         found.platforms.extend(platform.map(|name| self.text(&name)));
         Ok(())
@@ -182,7 +189,7 @@ impl<'a> Walk<'a> {
         if descriptor.size > MAX_MANIFEST_SIZE {
             self.fault(
                 number,
-                Fault::Manifest(format!("it has {} bytes, and at most {MAX_MANIFEST_SIZE} are served", descriptor.size)),
+                BlobFault::Manifest(format!("it has {} bytes, and at most {MAX_MANIFEST_SIZE} are served", descriptor.size)),
             );
             return Ok(None);
         }
@@ -191,25 +198,25 @@ impl<'a> Walk<'a> {
         if self.verify || parsed.is_err() {
             let found = descriptor.digest.algorithm().digest_of(&content);
             if found != descriptor.digest {
-                self.fault(number, Fault::Content { found });
+                self.fault(number, BlobFault::Content { found });
                 return Ok(None);
             }
         }
         match parsed {
             Ok(manifest) => {
                 if let Some(blob) = self.contents.blobs.get_mut(number as usize) {
-                    blob.judged |= self.verify;
+                    blob.checked |= self.verify;
                 }
                 Ok(Some(manifest))
             }
             Err(error) => {
-                self.fault(number, Fault::Manifest(chain(&error)));
+                self.fault(number, BlobFault::Manifest(chain(&error)));
                 Ok(None)
             }
         }
     }
 
-    /// The platform in an image's config, where it says one.
+    /// The platform in an image's config.
     fn config(&mut self, number: u32, descriptor: &Descriptor) -> Result<Option<Platform>, ContentsError> {
         if descriptor.size > MAX_MANIFEST_SIZE {
             return Ok(None);
@@ -220,7 +227,7 @@ impl<'a> Walk<'a> {
             .and_then(|config| Some(Platform { architecture: config.architecture?, os: config.os?, variant: config.variant })))
     }
 
-    /// The content of a blob of a manifest's size; none where something is wrong with it.
+    /// The content of a manifest or config. Records a fault and returns `None` if it cannot be read or has another size.
     fn content(&mut self, number: u32, descriptor: &Descriptor) -> Result<Option<Vec<u8>>, ContentsError> {
         let path = descriptor.digest.blob_path();
         let read = self.tree.open(&path).and_then(|content| {
@@ -234,38 +241,39 @@ impl<'a> Walk<'a> {
         });
         match read {
             Ok(Ok(bytes)) => return Ok(Some(bytes)),
-            Ok(Err(found)) => self.fault(number, Fault::Size { expected: descriptor.size, found }),
-            Err(error) => self.fault(number, unreadable(error).map_err(|source| ContentsError::Unsupported { path, source })?),
+            Ok(Err(found)) => self.fault(number, BlobFault::Size { expected: descriptor.size, found }),
+            Err(error) => self.fault(number, read_fault(error).map_err(|source| ContentsError::Unsupported { path, source })?),
         }
         Ok(None)
     }
 
-    /// The number of the blob that `descriptor` describes.
-    fn number(&mut self, descriptor: &Descriptor, kind: Kind) -> u32 {
+    /// The number of a blob. Records a fault if an earlier descriptor gave another size.
+    fn number(&mut self, descriptor: &Descriptor, kind: BlobKind) -> u32 {
         let next = column(self.contents.blobs.len());
         let number = *self.numbers.entry(descriptor.digest).or_insert(next);
         if number == next {
             let Descriptor { digest, size, .. } = *descriptor;
-            self.contents.blobs.push(Blob { digest, size, kind, roots: 0, judged: false });
+            self.contents.blobs.push(Blob { digest, size, kind, roots: 0, checked: false });
             return number;
         }
         let first = self.contents.blobs.get(number as usize).map_or(descriptor.size, |blob| blob.size);
         if first != descriptor.size {
-            self.fault(number, Fault::Sizes { first, second: descriptor.size });
+            self.fault(number, BlobFault::Sizes { first, second: descriptor.size });
         }
         number
     }
 
-    /// Notes what is wrong with a blob: the first thing counts.
-    fn fault(&mut self, number: u32, fault: Fault) {
+    /// Records a fault of a blob. Only the first fault counts.
+    fn fault(&mut self, number: u32, fault: BlobFault) {
         if let Some(blob) = self.contents.blobs.get_mut(number as usize) {
-            blob.judged = true;
+            blob.checked = true;
         }
         if self.faulty.insert(number) {
             self.contents.faults.push((number, fault));
         }
     }
 
+    /// The shared copy of `text`.
     fn text(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.texts.get(text) {
             return Arc::clone(known);
@@ -276,7 +284,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Numbers have 32 bits: four thousand million blobs. No disk comes near.
+/// A position as a number. No disk has more blobs than 32 bits can count.
 fn column(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
@@ -285,15 +293,7 @@ fn is_config(media_type: &str) -> bool {
     matches!(media_type, media_type::OCI_CONFIG | media_type::DOCKER_CONFIG)
 }
 
-/// The type of artifact that a manifest is, unless it is an image (image specification, "Guidelines for Artifact Usage").
+/// The artifact type of a manifest; `None` for an image (image specification, "Guidelines for Artifact Usage").
 fn artifact_type(manifest: &Manifest) -> Option<String> {
     manifest.artifact_type.clone().filter(|kind| !kind.is_empty() && !is_config(kind))
-}
-
-fn platform_name(platform: &Platform) -> String {
-    let Platform { architecture, os, variant } = platform;
-    match variant.as_deref().filter(|variant| !variant.is_empty()) {
-        Some(variant) => format!("{os}/{architecture}/{variant}"),
-        None => format!("{os}/{architecture}"),
-    }
 }

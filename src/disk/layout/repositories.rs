@@ -1,0 +1,187 @@
+//! Assigns a repository to the entries of an index that name none. All commands use these rules, so they agree on what a layout holds.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use super::IndexEntry;
+use crate::oci::{Digest, Repository, Tag};
+
+/// The entries of an index, each with its repository, without duplicates.
+///
+/// An entry without a repository gets, in this order:
+///
+/// 1. `default`, if the entry has a tag;
+/// 2. every repository that holds a manifest to which the entry refers: by the `subject` of one of its manifests, or by the digest in
+///    its tag, as cosign's signatures do. These repositories then hold the entry's own manifests too;
+/// 3. `default`, or the repository that all named entries share.
+///
+/// Otherwise it stays without a repository. An entry without a tag is dropped if another entry gives the same content a tag in the
+/// same repository. `content` returns every digest below a root, with the subject of each manifest that has one.
+#[must_use]
+pub fn assign_repositories(
+    mut entries: Vec<IndexEntry>,
+    default: Option<&Repository>,
+    content: impl Fn(&Digest) -> Vec<(Digest, Option<Digest>)>,
+) -> Vec<IndexEntry> {
+    for entry in entries.iter_mut().filter(|entry| entry.repository.is_none() && entry.tag.is_some()) {
+        entry.repository = default.cloned();
+    }
+    if entries.iter().any(|entry| entry.repository.is_none()) {
+        let mut by_reference = repositories_by_reference(&entries, content);
+        let mut named = entries.iter().filter_map(|entry| entry.repository.as_ref());
+        let only = named.next().filter(|first| named.all(|other| other == *first)).cloned();
+        let fallback = default.cloned().or(only);
+        let assigned = entries.into_iter().enumerate().flat_map(|(number, entry)| {
+            let found = by_reference.remove(&number).unwrap_or_default();
+            let with = |repository| IndexEntry { repository, ..entry.clone() };
+            match (&entry.repository, found.is_empty()) {
+                (Some(_), _) => vec![entry],
+                (None, true) => vec![with(fallback.clone())],
+                (None, false) => found.into_iter().map(Some).map(with).collect(),
+            }
+        });
+        entries = assigned.collect();
+    }
+    without_duplicates(entries)
+}
+
+/// The repositories by rule 2 of [`assign_repositories`], by the entry's position in the index.
+fn repositories_by_reference(
+    entries: &[IndexEntry],
+    content: impl Fn(&Digest) -> Vec<(Digest, Option<Digest>)>,
+) -> HashMap<usize, BTreeSet<Repository>> {
+    // The unnamed entries that refer to a digest.
+    let mut referrers: HashMap<Digest, Vec<usize>> = HashMap::new();
+    for (number, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.repository.is_none()) {
+        let subjects = content(&entry.descriptor.digest).into_iter().filter_map(|(_, subject)| subject);
+        for subject in subjects.chain(entry.tag.as_ref().and_then(Tag::attached_to)) {
+            referrers.entry(subject).or_default().push(number);
+        }
+    }
+    let mut repositories: HashMap<usize, BTreeSet<Repository>> = HashMap::new();
+    if referrers.is_empty() {
+        return repositories;
+    }
+    // A pair says that a repository holds all content below a root. The set of pairs seen ends the loop.
+    let root = |entry: &IndexEntry| entry.descriptor.digest;
+    let mut pending: Vec<(Digest, Repository)> =
+        entries.iter().filter_map(|entry| Some((root(entry), entry.repository.clone()?))).collect();
+    let mut seen: HashSet<(Digest, Repository)> = pending.iter().cloned().collect();
+    while let Some((held, repository)) = pending.pop() {
+        for (digest, _) in content(&held) {
+            for number in referrers.get(&digest).into_iter().flatten() {
+                repositories.entry(*number).or_default().insert(repository.clone());
+                let pair = entries.get(*number).map(|entry| (root(entry), repository.clone()));
+                pending.extend(pair.filter(|pair| seen.insert(pair.clone())));
+            }
+        }
+    }
+    repositories
+}
+
+/// The entries with each name of the same content once.
+fn without_duplicates(mut entries: Vec<IndexEntry>) -> Vec<IndexEntry> {
+    let has_tag = |entry: &&IndexEntry| entry.tag.is_some() || entry.every_tag;
+    // Only the few entries without a tag can be dropped, so only their keys are looked up.
+    let bare: HashSet<_> = entries.iter().filter(|entry| !has_tag(entry) && entry.repository.is_some()).map(key).collect();
+    let tagged: HashSet<_> = entries.iter().filter(has_tag).map(key).filter(|key| bare.contains(key)).collect();
+    let mut seen = HashSet::new();
+    let is_needed = |entry: &IndexEntry| has_tag(&entry) || !tagged.contains(&key(entry));
+    let keep: Vec<bool> =
+        entries.iter().map(|entry| seen.insert((key(entry), &entry.tag, entry.every_tag)) && is_needed(entry)).collect();
+    let mut keep = keep.into_iter();
+    entries.retain(|_| keep.next().unwrap_or(true));
+    entries
+}
+
+/// The repository and the root of an entry.
+fn key(entry: &IndexEntry) -> (Option<&Repository>, &Digest) {
+    (entry.repository.as_ref(), &entry.descriptor.digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Descriptor, media_type};
+
+    fn digest(content: &str) -> Digest {
+        Digest::sha256_of(content.as_bytes())
+    }
+
+    /// An entry of this content named `repository:tag`. Either part may be empty.
+    fn entry(name: &str, content: &str) -> IndexEntry {
+        let (repository, tag) = name.split_once(':').unwrap_or((name, ""));
+        let descriptor = Descriptor::new(media_type::OCI_MANIFEST, digest(content), 1);
+        let repository: Option<Repository> = repository.parse().ok();
+        IndexEntry { descriptor, is_named: repository.is_some(), repository, tag: tag.parse().ok(), every_tag: false }
+    }
+
+    /// The names of the entries with their repositories. Content `s>x` refers to `x`. Content `a+b` has `a` and `b` below it.
+    fn assigned(entries: &[(&str, &str)], default: Option<&str>) -> Vec<String> {
+        let default: Option<Repository> = default.map(|default| default.parse().unwrap());
+        let below = |root: &Digest| {
+            let (_, content) = entries.iter().find(|(_, content)| digest(content) == *root).unwrap();
+            let parts = content.split('+').map(|part| (digest(part), part.split_once('>').map(|(_, subject)| digest(subject))));
+            std::iter::once((*root, None)).chain(parts).collect()
+        };
+        let entries_of = entries.iter().map(|(name, content)| entry(name, content)).collect();
+        let assigned = assign_repositories(entries_of, default.as_ref(), below);
+        let name = |entry: &IndexEntry| {
+            let content = entries.iter().find(|(_, content)| digest(content) == entry.descriptor.digest).unwrap().1;
+            let repository = entry.repository.as_ref().map(Repository::as_str).unwrap_or("-");
+            format!("{repository}:{} {content}", entry.tag.as_ref().map(Tag::as_str).unwrap_or("-"))
+        };
+        assigned.iter().map(name).collect()
+    }
+
+    #[test]
+    fn unnamed_entries_get_the_repository_of_their_subject() {
+        let signature = format!("sha256-{}.sig", digest("1").hex());
+        let (tag, name) = (format!(":{signature}"), format!("a/a:{signature} 9"));
+        for (entries, expected) in [
+            // All named entries share one repository.
+            (vec![("a/a:1", "1"), ("", "2"), (":v", "3")], vec!["a/a:1 1", "a/a:- 2", "a/a:v 3"]),
+            (vec![("a/a:1", "1"), ("b/b:1", "2"), ("", "3"), (":v", "4")], vec!["a/a:1 1", "b/b:1 2", "-:- 3", "-:v 4"]),
+            (vec![("", "1")], vec!["-:- 1"]),
+            // A referrer, a referrer in an index, a referrer of a later referrer, and a referrer by its tag.
+            (vec![("", "s>2"), ("a/a:1", "1"), ("b/b:1", "2")], vec!["b/b:- s>2", "a/a:1 1", "b/b:1 2"]),
+            (vec![("", "x+s>2"), ("a/a:1", "1"), ("b/b:1", "2+3")], vec!["b/b:- x+s>2", "a/a:1 1", "b/b:1 2+3"]),
+            (
+                vec![("", "t>s>1"), ("", "s>1"), ("a/a:1", "1"), ("b/b:1", "2")],
+                vec!["a/a:- t>s>1", "a/a:- s>1", "a/a:1 1", "b/b:1 2"],
+            ),
+            (vec![(&tag, "9"), ("a/a:1", "1"), ("b/b:1", "2")], vec![&name, "a/a:1 1", "b/b:1 2"]),
+            // Every repository that holds the subject.
+            (vec![("a/a:1", "1"), ("b/b:1", "1"), ("", "s>1")], vec!["a/a:1 1", "b/b:1 1", "a/a:- s>1", "b/b:- s>1"]),
+            // Two entries that refer to each other.
+            (
+                vec![("a/a:1", "1"), ("b/b:1", "2"), ("", "x+s>y"), ("", "y+s>x")],
+                vec!["a/a:1 1", "b/b:1 2", "-:- x+s>y", "-:- y+s>x"],
+            ),
+        ] {
+            assert_eq!(assigned(&entries, None), expected, "{entries:?}");
+        }
+    }
+
+    #[test]
+    fn the_default_repository_is_assigned_to_unnamed_entries() {
+        for (entries, expected) in [
+            (vec![("", "1"), (":v", "2")], vec!["x/x:- 1", "x/x:v 2"]),
+            (vec![("a/a:1", "1"), ("", "2"), ("", "s>1")], vec!["a/a:1 1", "x/x:- 2", "a/a:- s>1"]),
+        ] {
+            assert_eq!(assigned(&entries, Some("x/x")), expected, "{entries:?}");
+        }
+    }
+
+    #[test]
+    fn each_name_of_the_same_content_is_listed_once() {
+        for (entries, expected) in [
+            (vec![("a/a:1", "1"), ("a/a:1", "1"), ("a/a:2", "1")], vec!["a/a:1 1", "a/a:2 1"]),
+            (vec![("a/a", "1"), ("a/a:1", "1"), ("", "1")], vec!["a/a:1 1"]),
+            (vec![("a/a", "1"), ("a/a", "1")], vec!["a/a:- 1"]),
+            (vec![("", "1"), (":v", "1"), (":v", "1")], vec!["-:- 1", "-:v 1"]),
+            (vec![("a/a:1", "1"), ("b/b", "1")], vec!["a/a:1 1", "b/b:- 1"]),
+        ] {
+            assert_eq!(assigned(&entries, None), expected, "{entries:?}");
+        }
+    }
+}
