@@ -42,6 +42,15 @@ pub struct ImageName {
     pub digest: Option<Digest>,
 }
 
+impl ImageName {
+    /// `repository:tag`, or `repository@digest` without a tag.
+    #[must_use]
+    pub fn new(repository: Repository, tag: Option<Tag>, digest: Digest) -> Self {
+        let digest = tag.is_none().then_some(digest);
+        Self { repository, tag, digest }
+    }
+}
+
 impl FromStr for ImageName {
     type Err = NameError;
 

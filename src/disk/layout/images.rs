@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use super::error::ROOT;
 use super::{
-    Image, ImageBlob, IndexEntry, LayoutError, OpenFile, ReadOptions, Tree, Unnamed, assign_repositories, entries, read,
-    served_type,
+    Image, ImageBlob, IndexEntry, LayoutError, OpenFile, ReadOptions, Tree, Unnamed, assign_repositories, entries, served_type,
 };
 use crate::oci::graph::{self, Exceeded, Limit, Node};
 use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Repository, media_type};
@@ -110,7 +109,7 @@ impl Collector<'_> {
         }
         let what = if depth == 0 { ROOT } else { "manifest of its index" };
         let file = self.open(image, what, descriptor)?;
-        let content = read(file, MAX_MANIFEST_SIZE).map_err(|cause| blob_error(image, what, descriptor, cause))?;
+        let content = file.read_all(MAX_MANIFEST_SIZE).map_err(|cause| blob_error(image, what, descriptor, cause))?;
         if self.options.verify {
             let found = descriptor.digest.algorithm().digest_of(&content);
             if found != descriptor.digest {

@@ -9,7 +9,6 @@ mod tree;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::{self, Read};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -77,8 +76,7 @@ impl Image {
     /// The name in messages: `repository:tag`, or `repository@digest` without a tag.
     #[must_use]
     pub fn name(&self) -> String {
-        let digest = self.tag.is_none().then_some(self.digest);
-        ImageName { repository: self.repository.clone(), tag: self.tag.clone(), digest }.to_string()
+        ImageName::new(self.repository.clone(), self.tag.clone(), self.digest).to_string()
     }
 
     /// The missing content, with the image's name.
@@ -149,18 +147,20 @@ pub struct IndexEntry {
 }
 
 impl IndexEntry {
-    /// The name in messages: `repository:tag`, `repository@digest`, or the tag or the digest alone.
+    /// The name in messages, as [`entry_name`] gives it.
     #[must_use]
     pub fn name(&self) -> String {
-        let digest = self.descriptor.digest;
-        match (&self.repository, &self.tag) {
-            (Some(repository), tag) => {
-                let digest = tag.is_none().then_some(digest);
-                ImageName { repository: repository.clone(), tag: tag.clone(), digest }.to_string()
-            }
-            (None, Some(tag)) => tag.to_string(),
-            (None, None) => digest.to_string(),
-        }
+        entry_name(self.repository.as_ref(), self.tag.as_ref(), self.descriptor.digest)
+    }
+}
+
+/// The name of an index entry: `repository:tag`, `repository@digest`, or the tag or the digest alone.
+#[must_use]
+pub fn entry_name(repository: Option<&Repository>, tag: Option<&Tag>, digest: Digest) -> String {
+    match (repository, tag) {
+        (Some(repository), tag) => ImageName::new(repository.clone(), tag.cloned(), digest).to_string(),
+        (None, Some(tag)) => tag.to_string(),
+        (None, None) => digest.to_string(),
     }
 }
 
@@ -250,16 +250,7 @@ fn name_of(descriptor: &Descriptor) -> Result<(Option<Repository>, Option<Tag>),
 }
 
 fn json<T: for<'de> Deserialize<'de>>(tree: &dyn Tree, path: &str, limit: u64) -> Result<T, LayoutError> {
-    let content = tree.open(path).and_then(|file| read(file, limit));
+    let content = tree.open(path).and_then(|file| file.read_all(limit));
     let content = content.map_err(|cause| LayoutError::Read { path: path.to_owned(), cause })?;
     serde_json::from_slice(&content).map_err(|cause| LayoutError::Json { path: path.to_owned(), cause })
-}
-
-fn read(file: OpenFile<'_>, limit: u64) -> io::Result<Vec<u8>> {
-    if file.size > limit {
-        return Err(io::Error::other(format!("it has {} bytes, and at most {limit} are expected", file.size)));
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(file.size).unwrap_or_default());
-    file.reader.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

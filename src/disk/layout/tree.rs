@@ -16,6 +16,21 @@ pub struct OpenFile<'a> {
     pub size: u64,
 }
 
+impl OpenFile<'_> {
+    /// The whole content.
+    ///
+    /// # Errors
+    /// Fails if the file is larger than `limit` bytes, or cannot be read.
+    pub fn read_all(self, limit: u64) -> io::Result<Vec<u8>> {
+        if self.size > limit {
+            return Err(io::Error::other(format!("it has {} bytes, and at most {limit} are expected", self.size)));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(self.size).unwrap_or_default());
+        self.reader.take(limit).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
 /// Where content is stored. Two paths with the same identity have the same content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity {

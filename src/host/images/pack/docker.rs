@@ -139,7 +139,7 @@ impl Saved {
     /// # Errors
     /// [`DockerError`], at the first thing that is wrong.
     pub fn open(archive: Archive, nameless: bool, interrupt: &Interrupt) -> Result<Self, DockerError> {
-        let content = archive.member(MANIFEST).and_then(whole).map_err(DockerError::Read)?;
+        let content = archive.member(MANIFEST).and_then(|file| file.read_all(MAX_JSON)).map_err(DockerError::Read)?;
         let entries: Vec<Entry> = serde_json::from_slice(&content).map_err(DockerError::Manifest)?;
         let mut reading = Reading { archive: &archive, interrupt, blobs: HashMap::new(), layers: HashMap::new() };
         let mut images = Vec::new();
@@ -189,15 +189,6 @@ impl Tree for Saved {
     }
 }
 
-fn whole(content: OpenFile<'_>) -> io::Result<Vec<u8>> {
-    if content.size > MAX_JSON {
-        return Err(io::Error::other(format!("it has {} bytes, and at most {MAX_JSON} are expected", content.size)));
-    }
-    let mut bytes = Vec::new();
-    content.reader.take(MAX_JSON).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
 /// A name from RepoTags as it is written, with the tag that Docker means where there is none.
 fn full_name(text: &str) -> Result<String, DockerError> {
     let name: ImageName = text.parse().map_err(|source| DockerError::Name { name: text.to_owned(), source })?;
@@ -218,7 +209,7 @@ impl Reading<'_> {
     fn image(&mut self, image: &str, entry: &Entry) -> Result<Descriptor, DockerError> {
         let path = &entry.config;
         let unreadable = |source| DockerError::Member { image: image.to_owned(), what: "config", path: path.clone(), source };
-        let content = self.archive.member(path).and_then(whole).map_err(unreadable)?;
+        let content = self.archive.member(path).and_then(|file| file.read_all(MAX_JSON)).map_err(unreadable)?;
         let digest = Digest::sha256_of(&content);
         // Docker calls a config by its digest; other writers may call it anything.
         let name = path.rsplit('/').next().unwrap_or(path);

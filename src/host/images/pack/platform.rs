@@ -3,7 +3,7 @@
 //! and no index is written anew. What cannot be read here stays as it is: who reads the layout says what is wrong.
 
 use std::collections::HashSet;
-use std::io::{self, Read};
+use std::io;
 
 use serde_json::Value;
 
@@ -195,14 +195,16 @@ fn verified(tree: &dyn Tree, descriptor: &Descriptor) -> Option<Manifest> {
 }
 
 fn read(tree: &dyn Tree, path: &str, limit: u64) -> Option<Vec<u8>> {
-    let content = tree.open(path).ok().filter(|content| content.size <= limit)?;
-    let mut bytes = Vec::new();
-    content.reader.take(limit).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
+    tree.open(path).and_then(|file| file.read_all(limit)).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::collections::HashMap;
+
+    use serde_json::json;
+
     use super::*;
 
     fn leaf(platform: &str, content: &str) -> Descriptor {
@@ -228,6 +230,42 @@ mod tests {
         ] {
             assert_eq!(chosen(wanted, there).as_deref(), Ok(expected), "{wanted} of {there:?}");
         }
+    }
+
+    /// Blobs in memory, by path, and how often each is opened.
+    #[derive(Default)]
+    struct Memory(HashMap<String, (Vec<u8>, Cell<usize>)>);
+
+    impl Memory {
+        fn add_index(&mut self, entries: &[Descriptor]) -> Descriptor {
+            let entry =
+                |one: &Descriptor| json!({"mediaType": one.media_type, "digest": one.digest.to_string(), "size": one.size});
+            let entries: Vec<Value> = entries.iter().map(entry).collect();
+            let content = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries}).to_string();
+            let index = Descriptor::new(media_type::OCI_INDEX, Digest::sha256_of(content.as_bytes()), content.len() as u64);
+            self.0.insert(index.digest.blob_path(), (content.into_bytes(), Cell::new(0)));
+            index
+        }
+    }
+
+    impl Tree for Memory {
+        fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
+            let (content, opened) = self.0.get(path).ok_or(io::ErrorKind::NotFound)?;
+            opened.set(opened.get() + 1);
+            Ok(held(content))
+        }
+    }
+
+    #[test]
+    fn a_nested_index_is_read_once_and_a_repeated_manifest_counts_for_each_entry() {
+        let mut tree = Memory::default();
+        let manifest = Descriptor::new(media_type::OCI_MANIFEST, Digest::sha256_of(b"manifest"), 1);
+        let mut root = tree.add_index(&[manifest.clone(), manifest.clone()]);
+        for _ in 0..graph::MAX_DEPTH - 1 {
+            root = tree.add_index(&vec![root; 100]);
+        }
+        assert_eq!(leaves(&tree, &root), Some(vec![manifest.clone(), manifest]));
+        assert!(tree.0.values().all(|(_, opened)| opened.get() == 1));
     }
 
     #[test]

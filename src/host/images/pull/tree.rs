@@ -26,8 +26,7 @@ impl Listed {
     fn descriptor(&self) -> Value {
         let mut descriptor = json!({"mediaType": self.media_type, "digest": self.digest.to_string(), "size": self.size});
         if let Some((repository, tag)) = &self.name {
-            let digest = tag.is_none().then_some(self.digest);
-            let name = ImageName { repository: repository.clone(), tag: tag.clone(), digest };
+            let name = ImageName::new(repository.clone(), tag.clone(), self.digest);
             descriptor["annotations"] = json!({ REF_NAME: name.to_string() });
         }
         descriptor

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::disk::layout::{self, IndexEntry, LayoutError, Tree};
 use crate::host::support::interrupt::{Interrupt, Interrupted};
-use crate::oci::{Digest, ImageName, Repository, Tag};
+use crate::oci::{Digest, Repository, Tag};
 use crate::text::chain;
 use collector::Collector;
 
@@ -203,15 +203,8 @@ impl Contents {
     /// The name of an image: `repository:tag`, `repository@digest`, or the tag or digest alone.
     #[must_use]
     pub fn name(&self, image: &Image) -> String {
-        let digest = self.root_blob(image).map(|blob| blob.digest);
-        match (&image.repository, &image.tag) {
-            (Some(repository), tag) => {
-                let digest = digest.filter(|_| tag.is_none());
-                ImageName { repository: repository.clone(), tag: tag.clone(), digest }.to_string()
-            }
-            (None, Some(tag)) => tag.to_string(),
-            (None, None) => digest.map(|digest| digest.to_string()).unwrap_or_default(),
-        }
+        let name = |root: &Blob| layout::entry_name(image.repository.as_ref(), image.tag.as_ref(), root.digest);
+        self.root_blob(image).map(name).unwrap_or_default()
     }
 
     /// The name of an image in output: `repository:*` if it answers to every tag, otherwise as [`Contents::name`].
