@@ -332,16 +332,16 @@ fn check(c: &proto::Catalog) -> Result<(), CatalogError> {
 
     ends("tag_name_ends", &c.tag_name_ends, c.tag_manifests.len(), c.tag_names.len())?;
     let is_manifest = |blob: &u32| c.kinds.get(*blob as usize).is_some_and(|kind| *kind > 0);
-    expect("tag_manifests", c.tag_manifests.iter().all(is_manifest), "a tag names something that is no manifest")?;
+    expect("tag_manifests", c.tag_manifests.iter().all(is_manifest), "a tag names a blob that is not a manifest")?;
     let every = &c.repository_every_tag;
     expect("repository_every_tag", every.is_empty() || every.len() == repositories, "one for each repository is expected")?;
     let manifests = every.iter().filter_map(|number| number.checked_sub(1));
     expect(
         "repository_every_tag",
         manifests.into_iter().all(|blob| is_manifest(&blob)),
-        "it names something that is no manifest",
+        "it names a blob that is not a manifest",
     )?;
-    expect("referrer_manifests", c.referrer_manifests.iter().all(is_manifest), "a referrer is no manifest")?;
+    expect("referrer_manifests", c.referrer_manifests.iter().all(is_manifest), "a referrer is not a manifest")?;
     expect("referrer_subjects", c.referrer_subjects.len() == c.referrer_manifests.len(), "one for each referrer is expected")?;
     expect("referrer_subjects", c.referrer_subjects.iter().all(|s| (*s as usize) < subjects), "a subject number is too large")
 }
@@ -404,7 +404,7 @@ mod tests {
         let error = Catalog::decode(damaged.encode().into()).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the catalog is damaged: column repository_every_tag: it names something that is no manifest; pack the disk again"
+            "the catalog is damaged: column repository_every_tag: it names a blob that is not a manifest; pack the disk again"
         );
         let mut short = catalog;
         short.columns.repository_every_tag.pop();
