@@ -99,7 +99,7 @@ impl Collector<'_> {
     }
 
     fn is_tolerated(&self, error: &LayoutError) -> bool {
-        self.options.lenient && error.is_missing()
+        self.options.allow_missing && error.is_missing()
     }
 
     fn manifest(&self, image: &str, descriptor: &Descriptor, depth: usize) -> Result<Manifest, LayoutError> {

@@ -68,7 +68,7 @@ pub struct Image {
     pub digest: Digest,
     /// All content below the root, each blob once, the root first.
     pub blobs: Arc<[ImageBlob]>,
-    /// Content that the image names and the layout lacks ([`ReadOptions::lenient`]).
+    /// Content that the image names and the layout lacks ([`ReadOptions::allow_missing`]).
     pub missing: Arc<[ImageBlob]>,
 }
 
@@ -128,7 +128,7 @@ pub struct ReadOptions<'a> {
     /// Whether to check the digests of manifests. Other blobs are not read.
     pub verify: bool,
     /// Whether an image may lack layers, and an index manifests. [`Image::missing`] lists them; otherwise they are errors.
-    pub lenient: bool,
+    pub allow_missing: bool,
 }
 
 /// An entry of `index.json`, with the name from its annotations.

@@ -101,7 +101,7 @@ fn is_free(folder: &Path) -> bool {
         return true;
     }
     let Ok(tree) = Directory::open(folder) else { return false };
-    let images = layout::images(&tree, ReadOptions { unnamed: Unnamed::Reject, verify: false, lenient: false });
+    let images = layout::images(&tree, ReadOptions { unnamed: Unnamed::Reject, verify: false, allow_missing: false });
     images.is_ok_and(|images| images.iter().all(|image| image.name() == NAME))
 }
 
@@ -136,7 +136,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (expected, bytes) = write(folder.path(), &program(b"program")).unwrap();
         let tree = Directory::open(folder.path()).unwrap();
-        let images = layout::images(&tree, ReadOptions { unnamed: Unnamed::Reject, verify: true, lenient: false }).unwrap();
+        let images = layout::images(&tree, ReadOptions { unnamed: Unnamed::Reject, verify: true, allow_missing: false }).unwrap();
         let [image] = images.as_slice() else { panic!("one image is expected: {images:?}") };
         assert_eq!((image.name().as_str(), image.digest, image.blobs.len()), (NAME, expected, 3));
 

@@ -230,7 +230,9 @@ impl Store {
         let name = |(index, value): (usize, String)| (disks.get(index).map(|disk| disk.name.clone()).unwrap_or_default(), value);
         match catalog::merge(&catalogs) {
             Ok((merged, disk_of_blob)) => Ok(Self::new(disks, Arc::new(merged), disk_of_blob)),
-            Err(catalog::CatalogConflict { kind: about, first: one, second: other }) => Err(Conflict { about, one: name(one), other: name(other) }),
+            Err(catalog::CatalogConflict { kind: about, first: one, second: other }) => {
+                Err(Conflict { about, one: name(one), other: name(other) })
+            }
         }
     }
 
@@ -337,7 +339,7 @@ pub fn read_catalog(tree: &dyn Tree, allow_missing: bool) -> Result<(Catalog, Ve
     if let Some(catalog) = load_catalog(tree)? {
         return Ok((catalog, Vec::new()));
     }
-    let images = layout::images(tree, ReadOptions { unnamed: Unnamed::Default, verify: false, lenient: allow_missing })?;
+    let images = layout::images(tree, ReadOptions { unnamed: Unnamed::Default, verify: false, allow_missing })?;
     Ok((layout::build_catalog(&images)?, images.iter().flat_map(layout::Image::missing).collect()))
 }
 

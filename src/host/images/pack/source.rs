@@ -110,7 +110,7 @@ impl Source {
         };
         let pulled_as = if let Origin::Pull(reference) = &request.origin { Some(&reference.repository) } else { None };
         let unnamed = request.naming.repository.as_ref().or(pulled_as).map_or(Unnamed::Reject, Unnamed::Assign);
-        let images = layout::images(tree.as_ref(), ReadOptions { unnamed, verify: true, lenient })?;
+        let images = layout::images(tree.as_ref(), ReadOptions { unnamed, verify: true, allow_missing: lenient })?;
         if images.is_empty() {
             return Err(SourceError::NoImage);
         }
