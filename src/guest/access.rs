@@ -6,10 +6,9 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use crate::registry::auth::client_certificate::{self, ClientCa, ClientCaError};
-use crate::registry::auth::htpasswd::{self, Htpasswd, HtpasswdError};
-use crate::registry::auth::token::Signer;
+use crate::registry::auth::htpasswd;
 use crate::registry::auth::users::Users;
-use crate::registry::auth::{Auth, AuthError, Tokens};
+use crate::registry::auth::{Auth, AuthError};
 
 use crate::config::FW_CFG;
 use crate::config::settings::{AuthMode, Settings, TlsMode};
@@ -32,16 +31,13 @@ pub enum AccessError {
         /// Why.
         source: io::Error,
     },
-    /// The password file.
-    #[error(transparent)]
-    Htpasswd(#[from] HtpasswdError),
     /// The CA of clients' certificates.
     #[error("fw_cfg opt/localregistry/{CLIENT_CA} cannot be used")]
     ClientCa(#[source] ClientCaError),
     /// Certificates without TLS.
     #[error("auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE, SIGN or PROVIDED with it")]
     NoTls,
-    /// Keys.
+    /// The password file, or a key.
     #[error(transparent)]
     Auth(#[from] AuthError),
 }
@@ -63,25 +59,23 @@ pub fn client_ca(settings: &Settings) -> Result<Option<ClientCa>, AccessError> {
 }
 
 fn auth_from(folder: &Path, mode: AuthMode) -> Result<Auth, AccessError> {
-    let users = match mode {
-        AuthMode::Anonymous => return Ok(Auth::Anonymous),
-        AuthMode::Basic => Some(users(folder, "auth.mode is BASIC")?),
-        AuthMode::Token { anonymous: false, .. } => Some(users(folder, "auth.mode is TOKEN")?),
-        AuthMode::Token { anonymous: true, .. } if !folder.join(HTPASSWD).exists() => None,
-        AuthMode::Token { anonymous: true, .. } => Some(users(folder, "auth.mode is ANONYMOUS_TOKEN")?),
-    };
-    Ok(match (mode, users) {
-        (AuthMode::Token { anonymous, lifetime }, users) => {
-            Auth::Token(Box::new(Tokens { users, anonymous, signer: Signer::new(lifetime)? }))
+    Ok(match mode {
+        AuthMode::Anonymous => Auth::Anonymous,
+        AuthMode::Basic => Auth::basic(Some(users(folder, "auth.mode is BASIC")?)),
+        AuthMode::Token { anonymous, lifetime } => {
+            let users = match anonymous {
+                false => Some(users(folder, "auth.mode is TOKEN")?),
+                true if !folder.join(HTPASSWD).exists() => None,
+                true => Some(users(folder, "auth.mode is ANONYMOUS_TOKEN")?),
+            };
+            Auth::token(users, anonymous, lifetime)?
         }
-        (_, Some(users)) => Auth::Basic(Box::new(users)),
-        (_, None) => Auth::Anonymous,
     })
 }
 
 fn users(folder: &Path, wanted: &'static str) -> Result<Users, AccessError> {
     let text = read(folder, HTPASSWD, htpasswd::LARGEST, wanted)?;
-    Ok(Users::new(Htpasswd::parse(&text, "fw_cfg opt/localregistry/htpasswd")?)?)
+    Ok(Users::parse(&text, "fw_cfg opt/localregistry/htpasswd")?)
 }
 
 fn client_ca_from(folder: &Path, settings: &Settings) -> Result<Option<ClientCa>, AccessError> {

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::config::guest_config::Setting;
 use crate::host::support::files;
 use crate::registry::auth::client_certificate::{self, ClientCa, ClientCaError, Presence};
-use crate::registry::auth::htpasswd::{self, Htpasswd, HtpasswdError};
-use crate::registry::auth::token::Signer;
+use crate::registry::auth::htpasswd;
 use crate::registry::auth::users::Users;
-use crate::registry::auth::{Auth, AuthError, Tokens};
+use crate::registry::auth::{Auth, AuthError};
 use crate::registry::limits::TOKEN_LIFETIME;
 
 /// What is said where certificates are asked for and there is no TLS.
@@ -108,9 +107,6 @@ pub enum AccessError {
         #[source]
         cause: io::Error,
     },
-    /// The password file.
-    #[error(transparent)]
-    Htpasswd(#[from] HtpasswdError),
     /// The CA of clients' certificates.
     #[error("{} cannot be used", .path.display())]
     ClientCa {
@@ -126,7 +122,7 @@ pub enum AccessError {
     /// Certificates without TLS.
     #[error("clients are asked for certificates, and the registry serves plain HTTP: certificates need TLS")]
     ClientCaWithoutTls,
-    /// Keys.
+    /// The password file, or a key.
     #[error(transparent)]
     Auth(#[from] AuthError),
 }
@@ -148,10 +144,9 @@ impl Access {
             if users.is_none() && !self.anonymous_pull {
                 return Err(AccessError::NobodyGetsTokens);
             }
-            let signer = Signer::new(TOKEN_LIFETIME)?;
-            return Ok(Auth::Token(Box::new(Tokens { users, anonymous: self.anonymous_pull, signer })));
+            return Ok(Auth::token(users, self.anonymous_pull, TOKEN_LIFETIME)?);
         }
-        Ok(users.map_or(Auth::Anonymous, |users| Auth::Basic(Box::new(users))))
+        Ok(Auth::basic(users))
     }
 
     /// Whether the files can be used: a guest that cannot use them says so only after its boot.
@@ -165,8 +160,7 @@ impl Access {
 
     fn users(&self) -> Result<Option<Users>, AccessError> {
         let Some(path) = &self.htpasswd else { return Ok(None) };
-        let file = Htpasswd::parse(&read(path, htpasswd::LARGEST)?, &path.display().to_string())?;
-        Ok(Some(Users::new(file)?))
+        Ok(Some(Users::parse(&read(path, htpasswd::LARGEST)?, &path.display().to_string())?))
     }
 
     /// The CA of clients' certificates.

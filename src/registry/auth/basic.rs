@@ -1,4 +1,4 @@
-//! The `Authorization` header: its value becomes credentials or a token. Pure; what it holds is never shown.
+//! Parses the `Authorization` header. Its content never appears in debug output.
 
 use std::fmt;
 
@@ -8,11 +8,11 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
-/// Longest name of a user, in bytes.
+/// Longest user name, in bytes.
 pub const LONGEST_USER: usize = 255;
-/// Longest value that is looked at, in bytes: a token for as many repositories as one token is given for.
+/// Longest header value that is parsed, in bytes: enough for a token with the largest number of scopes.
 const LONGEST: usize = 16 << 10;
-/// Some clients leave the padding out.
+/// Some clients omit the padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true),
@@ -21,9 +21,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// A user's name and password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// The name.
+    /// The user's name.
     pub user: String,
-    /// The password, whatever its bytes.
+    /// The password; any bytes.
     pub password: Vec<u8>,
 }
 
@@ -33,20 +33,20 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// What a request says of who sends it.
+/// The content of a request's `Authorization` header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Authorization<'a> {
-    /// Nothing.
+    /// There is no header.
     None,
     /// `Basic` (RFC 7617).
     Basic(Credentials),
-    /// `Bearer` (RFC 6750), with the token as it was sent.
+    /// `Bearer` (RFC 6750), with the token.
     Bearer(&'a str),
-    /// Another scheme, two headers, or a value that is not of its scheme.
-    Unreadable,
+    /// Another scheme, several headers, or a malformed value.
+    Malformed,
 }
 
-/// Reads the `Authorization` header.
+/// Parses the `Authorization` header.
 #[must_use]
 pub fn authorization(headers: &HeaderMap) -> Authorization<'_> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
@@ -55,18 +55,18 @@ pub fn authorization(headers: &HeaderMap) -> Authorization<'_> {
         (Some(value), None) if value.len() <= LONGEST => value.to_str().ok(),
         _ => None,
     };
-    let Some((scheme, rest)) = value.and_then(|value| value.trim().split_once(' ')) else { return Authorization::Unreadable };
+    let Some((scheme, rest)) = value.and_then(|value| value.trim().split_once(' ')) else { return Authorization::Malformed };
     let rest = rest.trim_start();
     if scheme.eq_ignore_ascii_case("basic") {
-        credentials(rest).map_or(Authorization::Unreadable, Authorization::Basic)
+        credentials(rest).map_or(Authorization::Malformed, Authorization::Basic)
     } else if scheme.eq_ignore_ascii_case("bearer") && !rest.is_empty() {
         Authorization::Bearer(rest)
     } else {
-        Authorization::Unreadable
+        Authorization::Malformed
     }
 }
 
-/// The name ends at the first colon; the password may hold more of them (RFC 7617, section 2).
+/// The name ends at the first colon. The password may contain more of them (RFC 7617, section 2).
 fn credentials(encoded: &str) -> Option<Credentials> {
     let mut decoded = BASE64.decode(encoded).ok()?;
     let colon = decoded.iter().position(|byte| *byte == b':')?;
@@ -90,7 +90,7 @@ mod tests {
             Authorization::Basic(found) => Some((found.user, String::from_utf8(found.password).unwrap())),
             Authorization::Bearer(token) => Some(("bearer".into(), token.to_owned())),
             Authorization::None => Some(("none".into(), String::new())),
-            Authorization::Unreadable => None,
+            Authorization::Malformed => None,
         }
     }
 
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_as_clients_write_them() {
+    fn credentials_are_parsed_as_clients_send_them() {
         assert_eq!(read(&[]), pair("none", ""));
         assert_eq!(read(&[b"Basic YW5uYTpzZWNyZXQ="]), pair("anna", "secret"));
         assert_eq!(read(&[b"basic  YW5uYTpzZWNyZXQ"]), pair("anna", "secret"), "any case, no padding");
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read() {
+    fn malformed_headers_are_refused() {
         let long = format!("Bearer {}", "a".repeat(LONGEST));
         for values in [
             &[b"Basic".as_slice()][..],
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_shown() {
+    fn credentials_are_not_in_debug_output() {
         let shown = Authorization::Basic(Credentials { user: "anna".into(), password: b"secret".to_vec() });
         assert_eq!(format!("{shown:?}"), "Basic(Credentials { .. })");
     }

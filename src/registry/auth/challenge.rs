@@ -1,22 +1,22 @@
-//! What a client without access is told: how to get it (`WWW-Authenticate`). Pure.
+//! The `WWW-Authenticate` header, which tells a client how to authenticate.
 
 use std::fmt;
 
-/// The protection space, and the service of tokens.
+/// The realm of Basic, and the service name of tokens.
 pub const REALM: &str = "localregistry";
 
-/// How a client gets what it asked for.
+/// How a client must authenticate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Challenge {
-    /// By sending a user's name and password (RFC 7617).
+    /// With a user's name and password (RFC 7617).
     Basic,
-    /// By sending a token (RFC 6750; distribution token protocol, "Token Authentication Specification").
+    /// With a token (RFC 6750; distribution token protocol, "Token Authentication Specification").
     Bearer {
         /// URL of the token endpoint.
         realm: String,
-        /// What to ask of it.
+        /// The scope to request there.
         scope: Option<String>,
-        /// What is wrong with the token that was sent.
+        /// What is wrong with the token of the request, if it has one.
         fault: Option<TokenFault>,
     },
 }
@@ -24,31 +24,31 @@ pub enum Challenge {
 /// What is wrong with a token (RFC 6750, section 3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenFault {
-    /// It is not of this registry, or its time is over.
+    /// It has expired, or is from another registry.
     Invalid,
-    /// It was given for something else.
+    /// It is for another scope.
     Scope,
 }
 
 impl Challenge {
-    /// The same in words.
+    /// The same as a sentence.
     #[must_use]
     pub fn detail(&self) -> &'static str {
         match self {
-            Self::Basic => "send a user's name and password that the registry was given",
-            Self::Bearer { fault: None, .. } => "send a token; WWW-Authenticate says where one is given",
+            Self::Basic => "send the name and password of a user",
+            Self::Bearer { fault: None, .. } => "send a token; WWW-Authenticate says where to get one",
             Self::Bearer { fault: Some(TokenFault::Invalid), .. } => {
-                "the token is over, or is not of this registry; ask for a new one"
+                "the token has expired or is from another registry; get a new one"
             }
             Self::Bearer { fault: Some(TokenFault::Scope), .. } => {
-                "the token was given for something else; ask for one with the scope that WWW-Authenticate names"
+                "the token is for another scope; get one for the scope in WWW-Authenticate"
             }
         }
     }
 }
 
 impl fmt::Display for Challenge {
-    /// The header's value. Nothing in it needs escaping: a realm holds a parsed host, a scope a parsed repository.
+    /// The header's value. Nothing in it needs escaping: the realm contains a parsed host, the scope a parsed repository name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::Bearer { realm, scope, fault } = self else { return write!(f, "Basic realm=\"{REALM}\"") };
         write!(f, "Bearer realm=\"{realm}\",service=\"{REALM}\"")?;
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_headers_value() {
+    fn header_value_of_each_challenge() {
         assert_eq!(Challenge::Basic.to_string(), r#"Basic realm="localregistry""#);
         let realm = || "https://r.test:5000/token".to_owned();
         let bearer = |scope: Option<&str>, fault| Challenge::Bearer { realm: realm(), scope: scope.map(str::to_owned), fault };

@@ -1,5 +1,4 @@
-//! Client certificates (mTLS): a CA in PEM becomes a verifier for the TLS listener. What a certificate says of its holder is not
-//! looked at: whoever has one of this CA is let in.
+//! Verifies client certificates (mTLS). Every certificate of the client CA is accepted, whatever its subject.
 
 use std::sync::Arc;
 
@@ -13,30 +12,30 @@ use rustls_pki_types::pem::PemObject;
 /// Largest file with client CAs, in bytes.
 pub const LARGEST: u64 = 1 << 20;
 
-/// Why a CA of clients' certificates cannot be used.
+/// Why a client CA cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientCaError {
-    /// PEM that is none.
+    /// The file is not PEM with certificates.
     #[error("the given client CA is not PEM with one or more CERTIFICATE blocks")]
     Pem,
-    /// It is no CA.
+    /// A certificate cannot be a trust anchor.
     #[error("the given client CA is not a certificate that can sign clients' certificates")]
     NoCa(#[source] rustls::Error),
-    /// The TLS library refused it.
+    /// The TLS library refused the certificates.
     #[error("clients' certificates cannot be verified with the given client CA")]
     Verifier(#[source] VerifierBuilderError),
 }
 
-/// Whether a client has to have a certificate.
+/// Whether clients need a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// It may: then no credentials are asked of it. A wrong certificate is refused all the same.
+    /// A valid certificate replaces credentials. An invalid one is refused.
     Optional,
-    /// It must, and credentials are asked of it besides.
+    /// Every client needs a certificate, and credentials in addition.
     Required,
 }
 
-/// Who signs clients' certificates.
+/// The CA that signs client certificates.
 #[derive(Debug, Clone)]
 pub struct ClientCa {
     verifier: Arc<dyn ClientCertVerifier>,
@@ -44,10 +43,10 @@ pub struct ClientCa {
 }
 
 impl ClientCa {
-    /// One or more CA certificates, PEM.
+    /// Parses one or more CA certificates in PEM.
     ///
     /// # Errors
-    /// [`ClientCaError`], where there is no certificate in the text, or one that signs nothing.
+    /// Fails if `pem` has no certificate, or one cannot be a trust anchor.
     pub fn parse(pem: &[u8], presence: Presence) -> Result<Self, ClientCaError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(pem) {
@@ -65,13 +64,12 @@ impl ClientCa {
         Ok(Self { verifier, presence })
     }
 
-    /// Whether a client has to have a certificate.
+    /// Whether clients need a certificate.
     #[must_use]
     pub fn presence(&self) -> Presence {
         self.presence
     }
 
-    /// For the TLS listener.
     pub(crate) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
         Arc::clone(&self.verifier)
     }
@@ -82,17 +80,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ca_is_checked() {
+    fn client_ca_must_be_pem_with_certificates() {
         let one = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap().cert.pem();
         for presence in [Presence::Optional, Presence::Required] {
             let parsed = ClientCa::parse(one.as_bytes(), presence).unwrap();
             assert_eq!(parsed.verifier().client_auth_mandatory(), presence == Presence::Required);
         }
-        let say = |text: &str| ClientCa::parse(text.as_bytes(), Presence::Required).unwrap_err();
+        let error = |text: &str| ClientCa::parse(text.as_bytes(), Presence::Required).unwrap_err();
         for text in ["", "nonsense", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"] {
-            assert_eq!(say(text).to_string(), "the given client CA is not PEM with one or more CERTIFICATE blocks");
+            assert_eq!(error(text).to_string(), "the given client CA is not PEM with one or more CERTIFICATE blocks");
         }
-        let junk = say("-----BEGIN CERTIFICATE-----\nanVuaw==\n-----END CERTIFICATE-----\n");
+        let junk = error("-----BEGIN CERTIFICATE-----\nanVuaw==\n-----END CERTIFICATE-----\n");
         assert_eq!(junk.to_string(), "the given client CA is not a certificate that can sign clients' certificates");
     }
 }

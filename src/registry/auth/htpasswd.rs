@@ -1,5 +1,4 @@
-//! The password file of Basic credentials, as `htpasswd -B` writes it: text enters, users with their bcrypt hashes leave. Pure; a
-//! hash is never shown in an error.
+//! Parses the password file, as `htpasswd -B` writes it. No error shows a hash.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,35 +6,35 @@ use std::ops::RangeInclusive;
 
 use super::basic::LONGEST_USER;
 
-/// Largest file, in bytes: some ten thousand users.
+/// Largest file, in bytes: about ten thousand users.
 pub const LARGEST: u64 = 1 << 20;
-/// Costs of a hash that are taken. Each step doubles the work of a verification, which any stranger can ask for: 14 is about a
-/// second of a fast core, and half a minute of an emulated one.
+/// Accepted costs of a hash. Each step doubles the work of a verification, which any client can cause: 14 takes about a second on a fast
+/// core, and half a minute on an emulated one.
 pub const COSTS: RangeInclusive<u32> = 4..=14;
-/// Names of the hash's versions. `2x` marks hashes made by a broken implementation.
+/// Accepted bcrypt versions. `2x` is not one of them: it marks hashes of a broken implementation.
 const VERSIONS: [&str; 3] = ["$2y$", "$2b$", "$2a$"];
 
-/// Why a password file is not one.
+/// Why a password file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HtpasswdError {
     /// The file is too large.
-    #[error("{file}: more than {LARGEST} bytes; one line USER:HASH for each user is expected")]
+    #[error("{file}: more than {LARGEST} bytes; expected one line USER:HASH for each user")]
     TooLarge {
         /// The file.
         file: String,
     },
     /// The file has no users.
-    #[error("{file}: no users; one line USER:HASH for each user is expected, as `htpasswd -nbB USER PASSWORD` prints it")]
+    #[error("{file}: no users; expected one line USER:HASH for each user, as `htpasswd -nbB USER PASSWORD` prints it")]
     Empty {
         /// The file.
         file: String,
     },
-    /// A line is not a user's.
+    /// A line is malformed.
     #[error("{file}:{line}: {fault}; expected {expected}")]
     Line {
         /// The file.
         file: String,
-        /// The line's number, from 1.
+        /// The line number, from 1.
         line: usize,
         /// What is wrong.
         fault: String,
@@ -44,7 +43,7 @@ pub enum HtpasswdError {
     },
 }
 
-/// Users and the bcrypt hashes of their passwords; never empty.
+/// Users and the bcrypt hashes of their passwords. Never empty.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Htpasswd {
     users: BTreeMap<String, (String, u32)>,
@@ -57,10 +56,10 @@ impl fmt::Debug for Htpasswd {
 }
 
 impl Htpasswd {
-    /// Parses the text of `file`, which is named in errors.
+    /// Parses `text`. Errors name it `file`.
     ///
     /// # Errors
-    /// [`HtpasswdError`], for the first line that is wrong.
+    /// Fails at the first malformed line, or if there are no users.
     pub fn parse(text: &[u8], file: &str) -> Result<Self, HtpasswdError> {
         if text.len() as u64 > LARGEST {
             return Err(HtpasswdError::TooLarge { file: file.to_owned() });
@@ -70,13 +69,13 @@ impl Htpasswd {
             let refused = |(fault, expected)| HtpasswdError::Line { file: file.to_owned(), line: at + 1, fault, expected };
             let Some((user, hash, cost)) = self::line(line).map_err(refused)? else { continue };
             if users.insert(user.clone(), (hash, cost)).is_some() {
-                return Err(refused((format!("the user {user:?} is there twice"), "each user once")));
+                return Err(refused((format!("the user {user:?} appears twice"), "each user once")));
             }
         }
         if users.is_empty() { Err(HtpasswdError::Empty { file: file.to_owned() }) } else { Ok(Self { users }) }
     }
 
-    /// Each user, with hash and cost.
+    /// The users, each with hash and cost.
     pub(crate) fn into_users(self) -> impl Iterator<Item = (String, String, u32)> {
         self.users.into_iter().map(|(user, (hash, cost))| (user, hash, cost))
     }
@@ -84,7 +83,7 @@ impl Htpasswd {
 
 type Fault = (String, &'static str);
 
-/// A user, the hash and its cost; none for an empty line or a comment.
+/// The user, the hash and its cost. `None` for an empty line or a comment.
 fn line(line: &[u8]) -> Result<Option<(String, String, u32)>, Fault> {
     let line = str::from_utf8(line).map_err(|_| ("the line is not UTF-8".to_owned(), "USER:HASH"))?.trim();
     if line.is_empty() || line.starts_with('#') {
@@ -94,16 +93,16 @@ fn line(line: &[u8]) -> Result<Option<(String, String, u32)>, Fault> {
     if user.is_empty() || user.len() > LONGEST_USER || user.contains(char::is_control) {
         return Err((format!("the user's name has {} bytes", user.len()), "a printable name of 1 to 255 bytes"));
     }
-    let of = |fault: &str| format!("the hash of {user:?} {fault}");
+    let hash_fault = |fault: &str| format!("the hash of {user:?} {fault}");
     if !VERSIONS.iter().any(|version| hash.starts_with(version)) {
-        return Err((of("is not bcrypt"), "a hash that starts with $2y$, $2b$ or $2a$, as `htpasswd -B` makes it"));
+        return Err((hash_fault("is not bcrypt"), "a hash that starts with $2y$, $2b$ or $2a$, as `htpasswd -B` makes it"));
     }
     let cost = hash.get(4..6).and_then(|digits| digits.parse::<u32>().ok());
     let (Some(cost), Ok(_)) = (cost, hash.parse::<bcrypt::HashParts>()) else {
-        return Err((of("is cut or damaged"), "60 characters: $2y$, two digits of cost, $, 53 of salt and hash"));
+        return Err((hash_fault("is cut or damaged"), "60 characters: $2y$, two digits of cost, $, 53 of salt and hash"));
     };
     if !COSTS.contains(&cost) {
-        return Err((of(&format!("has cost {cost}")), "a cost from 4 to 14"));
+        return Err((hash_fault(&format!("has cost {cost}")), "a cost from 4 to 14"));
     }
     Ok(Some((user.to_owned(), hash.to_owned(), cost)))
 }
@@ -114,12 +113,12 @@ mod tests {
 
     const HASH: &str = "$2y$05$4A6A6Z5b9U0j3Yk8TjR0V.qzOaUQ1mF3yqJ4w2vXvWq0m9uX1r2aO";
 
-    fn say(text: &str) -> String {
+    fn error(text: &str) -> String {
         Htpasswd::parse(text.as_bytes(), "users").unwrap_err().to_string()
     }
 
     #[test]
-    fn users_comments_and_blank_lines() {
+    fn users_are_parsed_and_comments_skipped() {
         let text = format!("# people\n\nanna:{HASH}\r\n  bert:{}\n", HASH.replace("$2y$05", "$2b$14"));
         let users: Vec<_> = Htpasswd::parse(text.as_bytes(), "users").unwrap().into_users().collect();
         let names: Vec<_> = users.iter().map(|(user, _, cost)| (user.as_str(), *cost)).collect();
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bad_line_is_named() {
+    fn error_names_the_line_and_the_fault() {
         let form = "a hash that starts with $2y$, $2b$ or $2a$, as `htpasswd -B` makes it";
         let whole = "60 characters: $2y$, two digits of cost, $, 53 of salt and hash";
         for (text, message) in [
@@ -159,15 +158,14 @@ mod tests {
                 format!("a:{}", HASH.replace("$05$", "$03$")),
                 "users:1: the hash of \"a\" has cost 3; expected a cost from 4 to 14".into(),
             ),
-            (format!("a:{HASH}\n#\na:{HASH}"), "users:3: the user \"a\" is there twice; expected each user once".into()),
+            (format!("a:{HASH}\n#\na:{HASH}"), "users:3: the user \"a\" appears twice; expected each user once".into()),
             (
                 "# nobody\n".into(),
-                "users: no users; one line USER:HASH for each user is expected, as `htpasswd -nbB USER PASSWORD` prints it"
-                    .into(),
+                "users: no users; expected one line USER:HASH for each user, as `htpasswd -nbB USER PASSWORD` prints it".into(),
             ),
-            ("#".repeat(1 << 20) + "#", "users: more than 1048576 bytes; one line USER:HASH for each user is expected".into()),
+            ("#".repeat(1 << 20) + "#", "users: more than 1048576 bytes; expected one line USER:HASH for each user".into()),
         ] {
-            assert_eq!(say(&text), message);
+            assert_eq!(error(&text), message);
         }
         assert_eq!(
             Htpasswd::parse(b"\xff:x", "users").unwrap_err().to_string(),

@@ -1,5 +1,5 @@
-//! Who may pull. A request's head and the scope it needs enter; a refusal that says how to be let in leaves, or nothing. Anybody may
-//! by default. Credentials are never logged, shown or kept.
+//! Access control: decides by a request's headers and client certificate whether it may proceed. By default every request may.
+//! Credentials are never logged or stored.
 //!
 //! ```text
 //! htpasswd ─▶ users ◀─ basic ◀─ Authorization ─▶ token ◀─ scope
@@ -9,10 +9,13 @@
 pub mod basic;
 pub mod challenge;
 pub mod client_certificate;
+mod error;
 pub mod htpasswd;
 pub mod scope;
 pub mod token;
 pub mod users;
+
+use std::time::Duration;
 
 use http::request::Parts;
 
@@ -24,48 +27,56 @@ use scope::{Grants, Scope};
 use token::Signer;
 use users::Users;
 
-/// Why nobody can be let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum AuthError {
-    /// No random bytes.
-    #[error("the machine gives no random bytes for a key")]
-    Entropy,
-}
+pub use error::AuthError;
 
-/// How clients say who they are.
+/// The credentials that clients need.
 #[derive(Debug, Default)]
 pub enum Auth {
-    /// They need not.
+    /// None.
     #[default]
     Anonymous,
-    /// With a user's name and password.
+    /// A user's name and password.
     Basic(Box<Users>),
-    /// With a token of the endpoint `/token`.
+    /// A token of the endpoint `/token`.
     Token(Box<Tokens>),
 }
 
-/// Who is given a token, and by what.
+/// Which clients get a token.
 #[derive(Debug)]
 pub struct Tokens {
-    /// Users who are given one for their name and password.
+    /// Users get one for their name and password.
     pub users: Option<Users>,
-    /// Whether a client without credentials is given one, too.
+    /// Clients without credentials get one, too.
     pub anonymous: bool,
-    /// Makes and reads them.
+    /// Issues and verifies tokens.
     pub signer: Signer,
 }
 
 impl Auth {
-    /// Whether there is anybody who may not pull: then what is served is not for caches that serve others.
+    /// Access by tokens valid for `lifetime`, which `users` get, and clients without credentials if `anonymous`.
+    ///
+    /// # Errors
+    /// Fails if no key can be generated.
+    pub fn token(users: Option<Users>, anonymous: bool, lifetime: Duration) -> Result<Self, AuthError> {
+        Ok(Self::Token(Box::new(Tokens { users, anonymous, signer: Signer::new(lifetime)? })))
+    }
+
+    /// Access by the names and passwords of `users`, or for every client if that is `None`.
+    #[must_use]
+    pub fn basic(users: Option<Users>) -> Self {
+        users.map_or(Self::Anonymous, |users| Self::Basic(Box::new(users)))
+    }
+
+    /// Whether access is restricted. Shared caches must not store responses then.
     #[must_use]
     pub fn is_needed(&self) -> bool {
         !matches!(self, Self::Anonymous)
     }
 
-    /// Lets a request that needs `scope` pass.
+    /// Checks that a request may use `scope`.
     ///
     /// # Errors
-    /// 401, with what the client has to send; 429, where others' passwords take all the time.
+    /// 401 with a challenge; 429 if too many passwords wait to be verified.
     pub async fn admit(&self, scope: Scope<'_>, head: &Parts, client: &Client) -> Result<(), RegistryError> {
         match self {
             Self::Anonymous => Ok(()),
@@ -77,16 +88,16 @@ impl Auth {
                     RegistryError::Unauthorized(challenge)
                 };
                 let Authorization::Bearer(token) = authorization(&head.headers) else { return Err(refused(None)) };
-                let grants = tokens.signer.read(token).ok_or_else(|| refused(Some(TokenFault::Invalid)))?;
+                let grants = tokens.signer.verify(token).ok_or_else(|| refused(Some(TokenFault::Invalid)))?;
                 if grants.cover(scope) { Ok(()) } else { Err(refused(Some(TokenFault::Scope))) }
             }
         }
     }
 
-    /// Lets a request pass that no token is given for: where users have passwords, with one of these.
+    /// Checks that a request may read the metrics. No token is valid for them, so users authenticate with their passwords.
     ///
     /// # Errors
-    /// As [`Auth::admit`].
+    /// Fails like [`Auth::admit`].
     pub async fn admit_operator(&self, head: &Parts, client: &Client) -> Result<(), RegistryError> {
         match self {
             _ if client.certified => Ok(()),
@@ -96,21 +107,21 @@ impl Auth {
         }
     }
 
-    /// The JSON answer of the token endpoint.
+    /// The JSON response of the token endpoint.
     ///
     /// # Errors
-    /// 404, where there are no tokens here; 401 and 429 as [`Auth::admit`]; 400 for too many scopes.
+    /// 404 if tokens are not in use; 401 and 429 like [`Auth::admit`]; 400 for too many scopes.
     pub async fn issue(&self, scopes: &[String], head: &Parts, client: &Client) -> Result<Vec<u8>, RegistryError> {
         let Self::Token(tokens) = self else { return Err(RegistryError::PathUnknown) };
-        let without = tokens.anonymous && authorization(&head.headers) == Authorization::None;
-        if !without && !client.certified {
+        let is_anonymous = tokens.anonymous && authorization(&head.headers) == Authorization::None;
+        if !is_anonymous && !client.certified {
             verify(tokens.users.as_ref(), head).await?;
         }
         Ok(tokens.signer.issue(Grants::for_scopes(scopes)?))
     }
 }
 
-/// Holds the request's name and password against the users'.
+/// Checks the request's name and password.
 async fn verify(users: Option<&Users>, head: &Parts) -> Result<(), RegistryError> {
     let refused = Err(RegistryError::Unauthorized(Challenge::Basic));
     let (Authorization::Basic(credentials), Some(users)) = (authorization(&head.headers), users) else { return refused };

@@ -1,4 +1,4 @@
-//! What a token is asked for and given for: the scopes of the distribution token protocol ("Token Scope Documentation"). Pure.
+//! The scopes of tokens (distribution token protocol, "Token Scope Documentation").
 
 use std::collections::BTreeSet;
 
@@ -8,19 +8,19 @@ use crate::oci::Repository;
 use crate::registry::http::error::RegistryError;
 use crate::registry::limits::SCOPES;
 
-/// What a request needs of its token.
+/// The scope that a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope<'a> {
-    /// Any token will do.
+    /// Any valid token.
     Any,
-    /// To list the repositories.
+    /// Listing the repositories.
     Catalog,
-    /// To pull from this repository, named as in the request's path.
+    /// Pulling from this repository, named as in the request's path.
     Pull(&'a Repository),
 }
 
 impl Scope<'_> {
-    /// The scope as a challenge names it.
+    /// The scope as a challenge states it.
     #[must_use]
     pub fn name(&self) -> Option<String> {
         match self {
@@ -31,24 +31,24 @@ impl Scope<'_> {
     }
 }
 
-/// What a token is good for.
+/// What a token permits.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Grants {
     /// Repositories to pull from.
     pub pull: BTreeSet<String>,
-    /// Whether the repositories may be listed.
+    /// Listing the repositories.
     pub catalog: bool,
 }
 
 impl Grants {
-    /// What is given for the scopes of a token request: pulling, from whatever repositories were asked for, there or not. Anything
-    /// else in them is left out, as the protocol wants it.
+    /// The grants for the scopes of a token request: pulling and listing. A repository need not exist. Other actions are dropped, as the
+    /// protocol demands.
     ///
     /// # Errors
-    /// 400, for more than [`SCOPES`] scopes.
-    pub fn for_scopes(asked: &[String]) -> Result<Self, RegistryError> {
+    /// 400 for more than [`SCOPES`] scopes.
+    pub fn for_scopes(requested: &[String]) -> Result<Self, RegistryError> {
         let mut grants = Self::default();
-        let scopes = asked.iter().flat_map(|value| value.split(' ')).filter(|scope| !scope.is_empty());
+        let scopes = requested.iter().flat_map(|value| value.split(' ')).filter(|scope| !scope.is_empty());
         for (count, scope) in scopes.enumerate() {
             if count == SCOPES {
                 return Err(RegistryError::BadRequest("too many scopes for one token; at most 32 are expected"));
@@ -64,7 +64,7 @@ impl Grants {
         Ok(grants)
     }
 
-    /// Whether a request that needs `scope` may be answered.
+    /// Whether they include `scope`.
     #[must_use]
     pub fn cover(&self, scope: Scope<'_>) -> bool {
         match scope {
@@ -75,7 +75,7 @@ impl Grants {
     }
 }
 
-/// Type, name and actions. A name may hold colons (a host's port); a type may have a class in brackets.
+/// Type, name and actions. A name may contain colons (a host's port). A type may have a class in parentheses.
 fn parse(scope: &str) -> Option<(&str, &str, &str)> {
     let (kind, rest) = scope.split_once(':')?;
     let (name, actions) = rest.rsplit_once(':')?;
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn pulling_is_given_and_nothing_else() {
+    fn only_pulling_is_granted() {
         assert_eq!(pulls(&["repository:test/hello:pull"]), ["test/hello"]);
         assert_eq!(pulls(&["repository:b:pull,push repository:a:*", "repository:c:push,pull"]), ["a", "b", "c"]);
         assert_eq!(pulls(&["repository:localhost:5000/x:pull"]), ["localhost:5000/x"], "a name with a port");
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_covers_what_it_names() {
+    fn grants_cover_their_scopes_only() {
         let (x, y): (Repository, Repository) = ("x".parse().unwrap(), "y".parse().unwrap());
         let grants = Grants::for_scopes(&["repository:x:pull".into()]).unwrap();
         assert!(grants.cover(Scope::Any) && grants.cover(Scope::Pull(&x)));
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_an_end_to_scopes() {
+    fn number_of_scopes_is_limited() {
         let many = |count: usize| Grants::for_scopes(&[vec!["repository:x:pull"; count].join(" ")]);
         assert!(many(SCOPES).is_ok());
         let refused = many(SCOPES + 1).unwrap_err();

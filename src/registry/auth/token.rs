@@ -1,6 +1,7 @@
-//! Tokens: made, and read again. A token is its claims and their signature by a key of this process. To a client it is a word without
-//! meaning (token protocol, "Requesting a Token"), and nobody else reads it, so it is no JWT. Its end is counted by the monotonic
-//! clock: setting the machine's clock neither ends tokens nor prolongs them.
+//! Issues and verifies tokens. A token is its claims and their HMAC, by a key that this process generates.
+//!
+//! Tokens are opaque to clients (token protocol, "Requesting a Token"), and no other program reads them, so they are not JWTs. Their
+//! lifetime is measured by the monotonic clock: setting the machine's clock neither ends nor prolongs it.
 
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,10 +12,10 @@ use ring::hmac;
 use ring::rand::SystemRandom;
 use serde::{Deserialize, Serialize};
 
-use super::AuthError;
+use super::error::AuthError;
 use super::scope::Grants;
 
-/// Signs tokens, and knows its own again.
+/// Issues tokens, and verifies those that it issued.
 pub struct Signer {
     key: hmac::Key,
     started: Instant,
@@ -29,14 +30,14 @@ impl fmt::Debug for Signer {
 
 #[derive(Serialize, Deserialize)]
 struct Claims {
-    /// Milliseconds from the signer's start to the token's end.
+    /// When the token expires, in milliseconds after the signer's start.
     end: u64,
     grants: Grants,
 }
 
-/// The answer to a token request (token protocol, "Token Response Fields").
+/// The response to a token request (token protocol, "Token Response Fields").
 #[derive(Serialize)]
-struct Issued {
+struct TokenResponse {
     token: String,
     access_token: String,
     expires_in: u64,
@@ -44,28 +45,28 @@ struct Issued {
 }
 
 impl Signer {
-    /// A signer with a new random key, whose tokens are good for `lifetime`.
+    /// A signer with a new random key. Its tokens are valid for `lifetime`.
     ///
     /// # Errors
-    /// [`AuthError::Entropy`], where no key could be made.
+    /// Fails if no key can be generated.
     pub fn new(lifetime: Duration) -> Result<Self, AuthError> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| AuthError::Entropy)?;
         Ok(Self { key, started: Instant::now(), lifetime })
     }
 
-    /// The JSON answer with a new token for `grants`.
+    /// The JSON response with a new token for `grants`.
     #[must_use]
     pub fn issue(&self, grants: Grants) -> Vec<u8> {
         let end = millis(self.started.elapsed() + self.lifetime);
         let token = self.sign(&serde_json::to_vec(&Claims { end, grants }).unwrap_or_default());
         let issued_at = rfc3339(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
         let expires_in = self.lifetime.as_secs();
-        serde_json::to_vec(&Issued { access_token: token.clone(), token, expires_in, issued_at }).unwrap_or_default()
+        serde_json::to_vec(&TokenResponse { access_token: token.clone(), token, expires_in, issued_at }).unwrap_or_default()
     }
 
-    /// What a token is good for; nothing where it is not of this signer, or its time is over.
+    /// The grants of a token. `None` if it has expired or is not from this signer.
     #[must_use]
-    pub fn read(&self, token: &str) -> Option<Grants> {
+    pub fn verify(&self, token: &str) -> Option<Grants> {
         let (claims, signature) = token.split_once('.')?;
         let (claims, signature) = (URL_SAFE_NO_PAD.decode(claims).ok()?, URL_SAFE_NO_PAD.decode(signature).ok()?);
         hmac::verify(&self.key, &claims, &signature).ok()?;
@@ -104,11 +105,11 @@ mod tests {
     }
 
     #[test]
-    fn a_token_says_what_it_was_given_for() {
+    fn issued_token_carries_its_grants() {
         let signer = Signer::new(Duration::from_secs(300)).unwrap();
         let grants = Grants::for_scopes(&["repository:x:pull".into()]).unwrap();
         let answer = issue(&signer, &grants);
-        assert_eq!(signer.read(answer["token"].as_str().unwrap()), Some(grants));
+        assert_eq!(signer.verify(answer["token"].as_str().unwrap()), Some(grants));
         assert_eq!((&answer["access_token"], &answer["expires_in"]), (&answer["token"], &300.into()));
         let shape: String =
             answer["issued_at"].as_str().unwrap().chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
@@ -117,12 +118,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_of_this_signer() {
+    fn forged_tokens_are_refused() {
         let (signer, other) = (Signer::new(Duration::from_secs(300)).unwrap(), Signer::new(Duration::from_secs(300)).unwrap());
         let grants = Grants::default();
         let good = issue(&signer, &grants)["token"].as_str().unwrap().to_owned();
-        assert_eq!(signer.read(&good), Some(grants.clone()));
-        assert_eq!(other.read(&good), None, "another process's");
+        assert_eq!(signer.verify(&good), Some(grants.clone()));
+        assert_eq!(other.verify(&good), None, "from another process");
         let (claims, signature) = good.split_once('.').unwrap();
         let more = URL_SAFE_NO_PAD.encode(r#"{"end":18446744073709551615,"grants":{"pull":["x"],"catalog":true}}"#);
         for forged in [
@@ -135,14 +136,14 @@ mod tests {
             format!("{good}A"),
             format!("{good}.{signature}"),
         ] {
-            assert_eq!(signer.read(&forged), None, "{forged:?}");
+            assert_eq!(signer.verify(&forged), None, "{forged:?}");
         }
         let signed_nonsense = signer.sign(b"nonsense");
-        assert_eq!(signer.read(&signed_nonsense), None);
+        assert_eq!(signer.verify(&signed_nonsense), None);
     }
 
     #[test]
-    fn times_are_written_as_rfc_3339_has_them() {
+    fn times_are_formatted_by_rfc_3339() {
         for (seconds, text) in [
             (0, "1970-01-01T00:00:00Z"),
             (951_782_399, "2000-02-28T23:59:59Z"),
@@ -159,9 +160,9 @@ mod tests {
     }
 
     #[test]
-    fn a_token_ends() {
+    fn token_expires() {
         let signer = Signer::new(Duration::ZERO).unwrap();
         let token = issue(&signer, &Grants::default())["token"].as_str().unwrap().to_owned();
-        assert_eq!(signer.read(&token), None);
+        assert_eq!(signer.verify(&token), None);
     }
 }
