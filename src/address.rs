@@ -1,5 +1,5 @@
-//! Addresses and names of machines on a network, parsed. Texts enter, addresses leave, and whether a text is a name. Both programs
-//! hold configs against it: the guest what it is told, the launcher what it is about to tell.
+//! Parses MAC addresses, addresses with a prefix length, and DNS names. Both programs check configs with it: the launcher before it starts
+//! a guest, and the guest itself.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,24 +7,24 @@ use std::str::FromStr;
 
 /// Longest DNS name, in bytes (RFC 1035, section 2.3.4, without the root's dot and the length byte).
 const NAME_MAX: usize = 253;
-/// Range of an MTU in bytes: what IPv6 needs (RFC 8200, section 5), and what an IPv4 packet can have.
+/// Valid MTUs in bytes: from the minimum for IPv6 (RFC 8200, section 5) to the largest IPv4 packet.
 pub const MTU: std::ops::RangeInclusive<u32> = 1280..=65535;
 
 /// An Ethernet address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mac(pub [u8; 6]);
 
-/// An address with the length of its network's prefix.
+/// An address with the prefix length of its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cidr {
     /// The address.
     pub address: IpAddr,
-    /// Bits of the prefix.
+    /// The prefix length in bits.
     pub prefix: u8,
 }
 
 impl Cidr {
-    /// Whether `other` is in the network of this address.
+    /// Whether `other` is in the same network.
     #[must_use]
     pub fn contains(&self, other: IpAddr) -> bool {
         let network = |address: IpAddr| match address {
@@ -36,23 +36,23 @@ impl Cidr {
 }
 
 impl Mac {
-    /// Whether one interface can have it: it is neither a group's nor all zeros.
+    /// Whether an interface can have this address: it is neither a multicast address nor all zeros.
     #[must_use]
     pub fn is_usable(self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
     }
 }
 
-/// A name that a certificate can be for.
+/// Whether a certificate can have this subject alternative name: a DNS name, a wildcard or an IP address.
 #[must_use]
 pub fn is_san(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok() || is_dns_name(text) || is_wildcard(text)
 }
 
-/// The same, for a command line.
+/// Checks a subject alternative name given on the command line.
 ///
 /// # Errors
-/// What is expected of the text.
+/// Fails with the expected form if [`is_san`] does not hold.
 pub fn san(text: &str) -> Result<String, &'static str> {
     match (is_san(text), text.contains('*')) {
         (true, _) => Ok(text.to_owned()),
@@ -61,15 +61,15 @@ pub fn san(text: &str) -> Result<String, &'static str> {
     }
 }
 
-/// A name whose `*` stands for any one label (RFC 9525, section 6.3): the first label as a whole. Two labels or more follow, since
-/// clients match no wildcard of all that is below a top-level domain.
+/// Whether this is a wildcard name (RFC 9525, section 6.3): its first label is `*`, and two or more labels follow. Clients match no wildcard
+/// directly below a top-level domain.
 #[must_use]
 pub fn is_wildcard(text: &str) -> bool {
-    let below = text.strip_prefix("*.").filter(|below| below.contains('.') && is_dns_name(below));
-    below.is_some() && text.len() <= NAME_MAX
+    let parent = text.strip_prefix("*.").filter(|parent| parent.contains('.') && is_dns_name(parent));
+    parent.is_some() && text.len() <= NAME_MAX
 }
 
-/// A DNS name of letters, digits and hyphens (RFC 1123, section 2.1), whose last label is no number.
+/// Whether this is a DNS name of letters, digits and hyphens (RFC 1123, section 2.1) whose last label is not a number.
 #[must_use]
 pub fn is_dns_name(text: &str) -> bool {
     let is_label = |label: &str| {
@@ -82,7 +82,7 @@ pub fn is_dns_name(text: &str) -> bool {
     text.len() <= NAME_MAX && text.split('.').all(is_label) && !last_is_number
 }
 
-/// A text that is no MAC address or no address with a prefix.
+/// The text is not a MAC address, or not an address with a prefix length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotAnAddress;
 
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_holds_its_addresses_only() {
+    fn network_contains_its_addresses_only() {
         for (own, other, holds) in [
             ("10.1.0.82/16", "10.1.255.1", true),
             ("10.1.0.82/16", "10.2.0.1", false),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_is_the_first_label_as_a_whole() {
+    fn wildcard_must_be_the_whole_first_label() {
         for good in ["*.example.test", "*.a.b.c", "*.EXAMPLE.test"] {
             assert_eq!(san(good).as_deref(), Ok(good));
         }
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_s_address_is_no_interface_s() {
+    fn multicast_interface_address_is_rejected() {
         for (mac, usable) in [
             ("52:54:00:12:34:56", true),
             ("01:00:5e:00:00:01", false),
