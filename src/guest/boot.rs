@@ -16,9 +16,11 @@ use tokio::time::timeout;
 use crate::proto::{self, Booting, Done, Event, Ready, event};
 use crate::registry::api::handler::{Options, Registry};
 use crate::registry::content::store::{Disk, Store};
-use crate::registry::listen::listener::{Listener, runtime, serve};
+use crate::registry::listen::listener::Listener;
+use crate::registry::listen::server::{runtime, serve};
 use crate::registry::telemetry::events::Events;
 use crate::registry::telemetry::metrics::Totals;
+use crate::registry::tls::Identity;
 
 use super::disk::Attached;
 use super::early::{clock, console, entropy, machine, modules, mount};
@@ -28,7 +30,7 @@ use super::power::{By, Stop};
 use super::report::boot_timeline::Steps;
 use super::report::events::Writer;
 use super::report::{events, heartbeat};
-use super::tls::Identity;
+
 use super::{access, control, disk, endpoint_watch, net, power, tls};
 use crate::config::{self, Layer, Origin, Settings};
 
@@ -124,7 +126,7 @@ impl Guest {
         };
         self.say_ready(&prepared);
         let Prepared { registry, listeners, bound, identity, network, disks: (keeper, changes), heartbeat } = prepared;
-        tokio::spawn(endpoint_watch::follow(network, listeners, identity.renewal, self.events.clone()));
+        tokio::spawn(endpoint_watch::follow(network, listeners, identity.leaves, self.events.clone()));
         tokio::spawn(keeper.run(changes));
         if let Some(every) = heartbeat {
             tokio::spawn(heartbeat::beat(every, Arc::clone(&registry), self.events.clone()));
@@ -175,8 +177,8 @@ impl Guest {
         let registry = Arc::new(Registry::new(store, self.events.clone(), options));
         let listeners = Listeners::of(&settings);
         let bound = self.steps.run("listen", || listeners.open(&identity.transport))?;
-        let (own, renewal) = (Arc::clone(&registry), identity.renewal.clone());
-        let disks = (disk::hotplug::Keeper::new(own, settings.disks, attached, renewal, self.events.clone()), changes);
+        let (own, leaves) = (Arc::clone(&registry), identity.leaves.clone());
+        let disks = (disk::hotplug::Keeper::new(own, settings.disks, attached, leaves, self.events.clone()), changes);
         Ok(Prepared { registry, listeners, bound, identity, network, disks, heartbeat: settings.heartbeat })
     }
 

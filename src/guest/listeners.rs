@@ -1,14 +1,10 @@
 //! The places that the guest serves at. What enters are the settings; what leaves are bound sockets, and the URLs that lead to them at
 //! the addresses that the guest has. It accepts nobody.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
-use tokio::net::{TcpListener, TcpSocket};
-
 use crate::proto::Endpoints;
-use crate::registry::limits::BACKLOG;
 use crate::registry::listen::client::Surface;
 use crate::registry::listen::listener::{Listener, Transport};
 
@@ -55,7 +51,7 @@ impl Listeners {
         let all = registry.chain(self.observability.iter().map(|place| (place, Surface::Observability)));
         all.map(|(place, surface)| {
             let transport = if place.plain { Transport::Plain } else { transport.clone() };
-            Ok(Listener { socket: place.open()?, transport, surface })
+            place.open(transport, surface)
         })
         .collect()
     }
@@ -88,31 +84,14 @@ impl Place {
         }
     }
 
-    fn open(self) -> Result<TcpListener, Fault> {
+    fn open(self, transport: Transport, surface: Surface) -> Result<Listener, Fault> {
         let Self { address, port, .. } = self;
         match address {
-            None => everywhere(port).map_err(|source| Fault::Listen { port, source }),
-            Some(address) => {
-                listen(SocketAddr::new(address, port.get())).map_err(|source| Fault::ListenAt { address, port, source })
-            }
+            None => Listener::bind_everywhere(port.get(), transport, surface).map_err(|source| Fault::Listen { port, source }),
+            Some(address) => Listener::bind(SocketAddr::new(address, port.get()), transport, surface)
+                .map_err(|source| Fault::ListenAt { address, port, source }),
         }
     }
-}
-
-/// Every address of the guest, by IPv6 and by IPv4; by IPv4 alone where the kernel has no IPv6.
-fn everywhere(port: NonZeroU16) -> io::Result<TcpListener> {
-    let at = |address: IpAddr| listen(SocketAddr::new(address, port.get()));
-    match TcpSocket::new_v6() {
-        Ok(_) => at(Ipv6Addr::UNSPECIFIED.into()),
-        Err(_) => at(Ipv4Addr::UNSPECIFIED.into()),
-    }
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 #[cfg(test)]
@@ -167,10 +146,10 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
         let at =
             |address: &str| Place { address: Some(address.parse().unwrap()), port: NonZeroU16::new(free).unwrap(), plain: true };
-        let _opened = at("127.0.0.2").open().unwrap();
+        let _opened = at("127.0.0.2").open(Transport::Plain, Surface::All).unwrap();
         tokio::net::TcpStream::connect(("127.0.0.2", free)).await.unwrap();
         tokio::net::TcpStream::connect(("127.0.0.3", free)).await.unwrap_err();
-        let fault = at("192.0.2.1").open().unwrap_err();
+        let fault = at("192.0.2.1").open(Transport::Plain, Surface::All).unwrap_err();
         let said = format!("listen on TCP port {free} of 192.0.2.1: Cannot assign requested address (os error 99)");
         assert_eq!((fault.chain(), fault.code()), (said, "NO_PORT"));
     }

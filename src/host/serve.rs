@@ -22,11 +22,12 @@ use crate::registry::api::handler::{Options, Registry};
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::content::store::{Store, StoreError};
 use crate::registry::limits::Limits;
-use crate::registry::limits::overrides::Chosen;
+use crate::registry::limits::overrides::LimitOverride;
 use crate::registry::listen::client::Surface;
-use crate::registry::listen::listener::{Listener, Transport, runtime, serve};
+use crate::registry::listen::listener::{Listener, Transport};
+use crate::registry::listen::server::{runtime, serve};
 use crate::registry::telemetry::events::Events;
-use crate::registry::tls::{self, Authority, TlsError};
+use crate::registry::tls::{self, Authority, Identity, TlsError};
 
 /// How long transfers may go on after SIGINT or SIGTERM.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -73,7 +74,7 @@ pub struct Args {
     /// How much a client may take, where it is to be otherwise: a key of `limits` in the appliance's config, such as stallSeconds=60
     /// (repeatable)
     #[arg(long, value_name = "KEY=NUMBER")]
-    limit: Vec<Chosen>,
+    limit: Vec<LimitOverride>,
 
     /// Hold all that is sent against its digest: where it has another, the response is cut before its end
     #[arg(long)]
@@ -233,27 +234,20 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         None => (Events::disabled(), None),
     };
     let clients = args.access.client_ca()?;
-    let limits = args.limit.iter().fold(Limits::default(), |limits, chosen| chosen.over(limits));
+    let limits = args.limit.iter().fold(Limits::default(), |limits, one| one.apply(limits));
     let auth = args.access.auth()?;
-    let (transport, ca_pem) = transport(args, &store, clients.as_ref())?;
+    let Identity { transport, ca_pem, .. } = identity(args, &store, clients.as_ref())?;
     let client_certificates = clients.map(|clients| clients.presence());
     let options = Options { limits, auth, client_certificates, ca_pem, verify: args.verify };
     let registry = Arc::new(Registry::new(store, events, options));
     let surface = if args.metrics.is_some() { Surface::Registry } else { Surface::All };
-    let mut listeners = Vec::new();
-    for address in &args.listen {
-        listeners.push(bind(*address, transport.clone(), surface)?);
-    }
-    for address in &args.plain {
-        listeners.push(bind(*address, Transport::Plain, surface)?);
-    }
-    let endpoints = listeners.iter().map(url).collect::<io::Result<_>>()?;
-    let mut metrics = None;
-    if let Some(address) = args.metrics {
-        let listener = bind(address, Transport::Plain, Surface::Observability)?;
-        metrics = Some(format!("http://{}", listener.socket.local_addr()?));
-        listeners.push(listener);
-    }
+    let own = args.listen.iter().map(|address| (address, transport.clone()));
+    let own = own.chain(args.plain.iter().map(|address| (address, Transport::Plain)));
+    let mut listeners = own.map(|(address, transport)| bind(*address, transport, surface)).collect::<Result<Vec<_>, Error>>()?;
+    let endpoints = listeners.iter().map(Listener::url).collect::<io::Result<_>>()?;
+    let observability = args.metrics.map(|address| bind(address, Transport::Plain, Surface::Observability)).transpose()?;
+    let metrics = observability.as_ref().map(Listener::url).transpose()?;
+    listeners.extend(observability);
 
     let snapshot = registry.snapshot();
     let store = snapshot.store();
@@ -296,12 +290,6 @@ fn check_is_folder(path: &Path) -> Result<(), Error> {
     Err(Error::NotALayout { path: path.to_owned(), found, instead })
 }
 
-/// Where a listener is.
-fn url(listener: &Listener) -> io::Result<String> {
-    let scheme = if matches!(listener.transport, Transport::Plain) { "http" } else { "https" };
-    Ok(format!("{scheme}://{}", listener.socket.local_addr()?))
-}
-
 /// SIGINT and SIGTERM.
 struct Signals {
     interrupt: Signal,
@@ -339,35 +327,33 @@ fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<L
     })
 }
 
-/// What is spoken, and the CA that clients have to trust. The CA is written where it was asked for.
-fn transport(args: &Args, store: &Store, clients: Option<&ClientCa>) -> Result<(Transport, Option<String>), Error> {
-    let (config, ca) = match (args.certificates.mode(), args.certificates.provided()) {
-        (Some(Tls::Off), _) => return Ok((Transport::Plain, None)),
+/// The server's certificate. Writes the CA certificate to the file of `--ca-out`.
+fn identity(args: &Args, store: &Store, clients: Option<&ClientCa>) -> Result<Identity, Error> {
+    let identity = match (args.certificates.mode(), args.certificates.provided()) {
+        (Some(Tls::Off), _) => Identity::plain(),
         (Some(Tls::Provided), Some((chain, key))) => {
             let pem = read(&chain)?;
-            if let Some(name) = tls::lacking(&pem, &args.san) {
+            if let Some(name) = tls::uncovered_name(&pem, &args.san) {
                 return Err(Error::NotFor { certificate: chain, name: name.clone() });
             }
-            tls::provided(&pem, &read(&key)?, clients, Some(SystemTime::now()))?
+            Identity::provided(&pem, &read(&key)?, clients, Some(SystemTime::now()))?
         }
         _ => {
             let authority = match args.certificates.ca()? {
                 Some(ca) => ca.authority,
                 None => Authority::generate("localregistry")?,
             };
-            let authority = Arc::new(authority);
-            let own = args.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
-            let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
-            names.extend(own.chain(args.san.iter().cloned()));
-            let config = authority.server_config(&names, store.upstreams(), clients)?;
-            (config, authority.ca_pem().to_owned())
+            let own: Vec<_> = args.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).collect();
+            // The first name becomes the common name, which X.509 limits to 64 characters.
+            let names = std::iter::once("localhost".to_owned()).chain(args.san.iter().cloned());
+            Identity::signed(authority, names, &own, store.upstreams(), clients)?
         }
     };
-    if let Some(path) = args.certificates.output() {
+    if let (Some(path), Some(ca)) = (args.certificates.output(), &identity.ca_pem) {
         let failed = |cause| Error::File { verb: "write", path: path.to_owned(), cause };
         files::write_atomically(path, ca.as_bytes()).map_err(failed)?;
     }
-    Ok((Transport::Tls(config), Some(ca)))
+    Ok(identity)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

@@ -1,7 +1,13 @@
-//! The server, used by both programs.
+//! The read-only OCI registry server that both programs use.
 //!
 //! ```text
-//! listener ─ serve ─▶ door ─▶ connection ─ tls ─▶ admission ─▶ streams ─▶ answer ─ route ─▶ holdings (catalog, kept, store) ─ reply ─▶ body ─ flight ─ log ─▶ events
+//! listen:   server ─▶ acceptor ─▶ connection ─ tls ─▶ write_timeout ─▶ admission ─▶ activity
+//!                                                                                      │
+//! api:                                    route ─▶ auth ─▶ handler ─▶ resolve ◀────────┘
+//!                                                     │
+//! content:                     snapshot (catalog, manifest_cache, store) ─▶ body ─▶ buffers
+//!                                                                             │
+//! telemetry:                                                   log ─▶ events, metrics
 //! ```
 
 pub mod api;

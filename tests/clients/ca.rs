@@ -218,7 +218,7 @@ fn a_ca_that_cannot_sign_is_refused_before_the_boot() {
         )
     };
     let of = |name: &str, why: &str| using(&format!("{name}.crt"), &format!("{name}.key"), why);
-    let encrypted = "the key is encrypted; expected without a passphrase (`openssl pkcs8 -topk8 -nocrypt` takes it off)";
+    let encrypted = "the key is encrypted; expected one without a passphrase (`openssl pkcs8 -topk8 -nocrypt` removes it)";
     let older =
         |form: &str| format!("the key is in the older form {form}; expected PKCS #8 (`openssl pkcs8 -topk8 -nocrypt` makes it)");
     let not_ca = "the certificate is not a CA's; expected basic constraints with CA:TRUE (`openssl x509 -text` shows them)";
@@ -228,20 +228,16 @@ fn a_ca_that_cannot_sign_is_refused_before_the_boot() {
         of("plain", not_ca),
         of("unsigning", "the certificate may not sign others; expected a key usage with keyCertSign, or none"),
         of("expired", "the certificate expired on Sat, 03 Feb 2001 00:00:00 GMT; make a new CA, or set this machine's clock"),
-        of("later", "the certificate is valid from Tue, 01 Jan 2999 00:00:00 GMT on only; set this machine's clock"),
+        of("later", "the certificate is not valid before Tue, 01 Jan 2999 00:00:00 GMT; set this machine's clock"),
         of(
             "twice",
-            "the certificate's subject cannot be repeated as an issuer; expected one where no attribute stands twice and each is text \
-             (a UTF8String, a PrintableString or an IA5String)",
+            "the certificate's subject cannot be copied into leaves; expected each attribute once, and as a UTF8String, a \
+             PrintableString or an IA5String",
         ),
         using("junk", "good.key", "the certificate is not PEM with a CERTIFICATE block"),
         using("good.key", "good.key", "the certificate is not PEM with a CERTIFICATE block"),
         using("cut.crt", "good.key", "the certificate is not an X.509 certificate"),
-        using(
-            "two.crt",
-            "good.key",
-            "the certificate file has 2 certificates; the one that is to sign is expected, and no other",
-        ),
+        using("two.crt", "good.key", "the certificate file has 2 certificates; expected only the one that signs"),
         using("good.crt", "junk", "the key is not PEM with one PRIVATE KEY block"),
         using("good.crt", "good.crt", "the key is not PEM with one PRIVATE KEY block"),
         using(

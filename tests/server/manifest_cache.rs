@@ -2,7 +2,7 @@
 //! it does not need the disk.
 
 use localregistry::oci::media_type;
-use localregistry::registry::limits::{KEPT, KEPT_MANIFEST};
+use localregistry::registry::limits::{CACHED_MANIFESTS, LARGEST_CACHED_MANIFEST};
 use serde_json::json;
 use testing::http::{Response, get, head, send};
 use testing::layout::{Layout, Stored};
@@ -73,13 +73,13 @@ fn the_second_answer_is_the_first_one_whatever_is_asked() {
 #[test]
 fn what_is_kept_needs_no_disk_and_what_is_larger_does() {
     let mut layout = Layout::default();
-    let (small, large) = (manifest_of(&layout, KEPT_MANIFEST), manifest_of(&layout, KEPT_MANIFEST + 1));
+    let (small, large) = (manifest_of(&layout, LARGEST_CACHED_MANIFEST), manifest_of(&layout, LARGEST_CACHED_MANIFEST + 1));
     layout.name(small, media_type::OCI_MANIFEST, "test/hello:small");
     layout.name(large, media_type::OCI_MANIFEST, "test/hello:large").write();
     let server = Server::start(layout.path());
     let path = |tag: &str| format!("/v2/test/hello/manifests/{tag}");
     let content = get(server.plain, &path("small")).body;
-    assert_eq!((content.len() as u64, get(server.plain, &path("large")).body.len()), (KEPT_MANIFEST, large.size));
+    assert_eq!((content.len() as u64, get(server.plain, &path("large")).body.len()), (LARGEST_CACHED_MANIFEST, large.size));
     remove(&layout, small);
     remove(&layout, large);
     assert_eq!(get(server.plain, &path("small")).body, content);
@@ -94,7 +94,7 @@ fn what_is_kept_needs_no_disk_and_what_is_larger_does() {
 #[test]
 fn so_many_are_kept_and_the_others_come_from_the_disk() {
     let mut layout = Layout::default();
-    let more = KEPT + 20;
+    let more = CACHED_MANIFESTS + 20;
     let images: Vec<Stored> = (0..more).map(|at| layout.image(&format!("test/hello:{at}"), &at.to_le_bytes())).collect();
     layout.write();
     let server = Server::start(layout.path());
@@ -104,7 +104,7 @@ fn so_many_are_kept_and_the_others_come_from_the_disk() {
     }
     images.iter().for_each(|image| remove(&layout, *image));
     let served: Vec<usize> = (0..more).filter(|at| status(*at) == 200).collect();
-    assert_eq!(served, (0..KEPT).collect::<Vec<_>>(), "the first ones stay");
+    assert_eq!(served, (0..CACHED_MANIFESTS).collect::<Vec<_>>(), "the first ones stay");
 }
 
 #[test]

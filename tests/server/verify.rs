@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use localregistry::oci::{Digest, media_type};
 use localregistry::proto::event;
-use localregistry::registry::limits::{CHUNK, KEPT_MANIFEST};
+use localregistry::registry::limits::{CHUNK, LARGEST_CACHED_MANIFEST};
 use serde_json::json;
 use testing::h2::{self, Peer};
 use testing::http::{Response, connect, get, head, ranged};
@@ -125,7 +125,7 @@ fn a_small_blob_and_a_manifest_with_wrong_bytes_are_errors() {
     // One that is kept in memory, and one that is too large for it.
     let mut layout = Layout::default();
     let small = layout.image("test/hello:small", b"layer");
-    let fill = "a".repeat(usize::try_from(KEPT_MANIFEST).unwrap());
+    let fill = "a".repeat(usize::try_from(LARGEST_CACHED_MANIFEST).unwrap());
     let config = layout.json(&json!({"architecture": "amd64", "os": "linux"}));
     let large = layout.json(&json!({
         "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config.descriptor(media_type::OCI_CONFIG),

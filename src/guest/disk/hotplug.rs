@@ -12,11 +12,11 @@ use tokio::time::timeout;
 use super::{ANSWER, Attached, Device, DiskChoice, DiskError, look, mount, unmount};
 use crate::guest::early::console;
 use crate::guest::error::Fault;
-use crate::guest::tls::Renewal;
 use crate::proto::{Disks, event};
 use crate::registry::api::handler::Registry;
 use crate::registry::content::store::{Disk, Store};
 use crate::registry::telemetry::events::Events;
+use crate::registry::tls::Leaves;
 use crate::text;
 
 /// Code of the warning that a disk is not meant.
@@ -31,7 +31,7 @@ pub struct Keeper {
     /// Disks that are there and not served: each is looked at once.
     refused: Vec<Device>,
     /// Whose certificates have to name the hosts that a disk brings.
-    renewal: Option<Renewal>,
+    leaves: Option<Arc<Leaves>>,
     events: Events,
 }
 
@@ -42,10 +42,10 @@ impl Keeper {
         registry: Arc<Registry>,
         choices: Vec<DiskChoice>,
         served: Vec<Attached>,
-        renewal: Option<Renewal>,
+        leaves: Option<Arc<Leaves>>,
         events: Events,
     ) -> Self {
-        Self { registry, choices, served, refused: Vec::new(), renewal, events }
+        Self { registry, choices, served, refused: Vec::new(), leaves, events }
     }
 
     /// Looks whenever a device has come or gone, as long as the guest serves.
@@ -114,8 +114,8 @@ impl Keeper {
                 return Err(told(fault));
             }
         };
-        if let Some(renewal) = &self.renewal {
-            renewal.stand_in(snapshot.store().upstreams());
+        if let Some(leaves) = &self.leaves {
+            leaves.add_upstreams(snapshot.store().upstreams());
         }
         self.registry.replace(snapshot);
         self.served.push(attached);

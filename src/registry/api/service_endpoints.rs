@@ -8,7 +8,7 @@ use super::route::ServiceEndpoint;
 use crate::registry::content::body::Payload;
 use crate::registry::http::error::RegistryError;
 use crate::registry::http::reply;
-use crate::registry::limits::PROBE;
+use crate::registry::limits::HEALTH_TIMEOUT;
 use crate::registry::listen::client::{Client, Surface};
 use crate::registry::telemetry::metrics::exposition;
 
@@ -31,7 +31,7 @@ impl Registry {
             }
             ServiceEndpoint::Health => {
                 let snapshot = self.snapshot();
-                let probed = self.health.check(PROBE, move || snapshot.store().probe()).await;
+                let probed = self.health.check(HEALTH_TIMEOUT, move || snapshot.store().probe()).await;
                 probed.map_err(|error| {
                     tracing::warn!(error, "the health probe of the disk failed");
                     RegistryError::Unhealthy

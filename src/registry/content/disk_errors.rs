@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::oci::Digest;
-use crate::registry::limits::{FAULTS, FAULTS_EVERY};
+use crate::registry::limits::{DISK_WARNING_INTERVAL, DISK_WARNINGS};
 use crate::registry::telemetry::events::Events;
 
 /// Why a disk did not return a blob as its catalog lists it.
@@ -91,10 +91,10 @@ impl DiskErrors {
     /// If the rate limit allows a warning now, returns how many were suppressed since the last one.
     fn admit(&self, kind: DiskErrorKind, now: Instant) -> Option<u64> {
         let mut limit = self.rate_limits.get(kind as usize)?.lock().unwrap_or_else(PoisonError::into_inner);
-        if limit.started.is_none_or(|started| now.saturating_duration_since(started) >= FAULTS_EVERY) {
+        if limit.started.is_none_or(|started| now.saturating_duration_since(started) >= DISK_WARNING_INTERVAL) {
             (limit.started, limit.reported) = (Some(now), 0);
         }
-        if limit.reported == FAULTS {
+        if limit.reported == DISK_WARNINGS {
             limit.suppressed += 1;
             return None;
         }
@@ -140,9 +140,9 @@ mod tests {
     fn rate_of_warnings_is_limited_by_kind_and_suppressed_ones_are_counted() {
         let (disk_errors, start) = (DiskErrors::default(), Instant::now());
         let admit = |after| disk_errors.admit(DiskErrorKind::Truncated, start + after);
-        let reported = (0..FAULTS + 7).filter(|_| admit(Duration::ZERO) == Some(0)).count();
-        assert_eq!(reported, FAULTS as usize);
+        let reported = (0..DISK_WARNINGS + 7).filter(|_| admit(Duration::ZERO) == Some(0)).count();
+        assert_eq!(reported, DISK_WARNINGS as usize);
         assert_eq!(disk_errors.admit(DiskErrorKind::Hung, start), Some(0), "another kind");
-        assert_eq!([admit(FAULTS_EVERY), admit(FAULTS_EVERY)], [Some(7), Some(0)]);
+        assert_eq!([admit(DISK_WARNING_INTERVAL), admit(DISK_WARNING_INTERVAL)], [Some(7), Some(0)]);
     }
 }

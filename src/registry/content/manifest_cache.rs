@@ -15,10 +15,10 @@ use http::HeaderMap;
 
 use crate::disk::catalog::{Blob, BlobId};
 use crate::oci::{Digest, Hasher};
-use crate::registry::limits::{KEPT, KEPT_MANIFEST};
+use crate::registry::limits::{CACHED_MANIFESTS, LARGEST_CACHED_MANIFEST};
 
 /// Slots of the table. At most half of them are used, so a search is short.
-const SLOTS: usize = 2 * KEPT;
+const SLOTS: usize = 2 * CACHED_MANIFESTS;
 
 /// The manifests in memory.
 #[derive(Debug)]
@@ -51,12 +51,12 @@ impl ManifestCache {
 
     /// Whether [`ManifestCache::insert`] would cache the blob: it is a small manifest, and the cache is not full.
     pub fn accepts(&self, blob: &Blob<'_>) -> bool {
-        blob.manifest.is_some() && blob.size <= KEPT_MANIFEST && self.used.load(Ordering::Relaxed) < KEPT
+        blob.manifest.is_some() && blob.size <= LARGEST_CACHED_MANIFEST && self.used.load(Ordering::Relaxed) < CACHED_MANIFESTS
     }
 
     /// Caches a manifest, unless another request did so already or the cache is full.
     pub fn insert(&self, blob: BlobId, content: Vec<u8>, headers: HeaderMap) {
-        if self.used.fetch_add(1, Ordering::Relaxed) >= KEPT {
+        if self.used.fetch_add(1, Ordering::Relaxed) >= CACHED_MANIFESTS {
             self.used.fetch_sub(1, Ordering::Relaxed);
             return;
         }
@@ -125,14 +125,14 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for number in 0..2 * KEPT as u32 {
+                    for number in 0..2 * CACHED_MANIFESTS as u32 {
                         cache.insert(id(number * 7), vec![1], HeaderMap::new());
                     }
                 });
             }
         });
-        let found = (0..2 * KEPT as u32).filter(|number| cache.get(id(number * 7)).is_some()).count();
-        assert_eq!((found, cache.slots.iter().filter(|slot| slot.get().is_some()).count()), (KEPT, KEPT));
+        let found = (0..2 * CACHED_MANIFESTS as u32).filter(|number| cache.get(id(number * 7)).is_some()).count();
+        assert_eq!((found, cache.slots.iter().filter(|slot| slot.get().is_some()).count()), (CACHED_MANIFESTS, CACHED_MANIFESTS));
         assert!(!cache.accepts(&small) && ManifestCache::default().accepts(&small));
     }
 
@@ -140,7 +140,10 @@ mod tests {
     fn only_small_manifests_are_cached() {
         let cache = ManifestCache::default();
         let of_size = |size| Blob { size, ..blob(b"", Some("type")) };
-        assert_eq!([KEPT_MANIFEST, KEPT_MANIFEST + 1].map(|size| cache.accepts(&of_size(size))), [true, false]);
+        assert_eq!(
+            [LARGEST_CACHED_MANIFEST, LARGEST_CACHED_MANIFEST + 1].map(|size| cache.accepts(&of_size(size))),
+            [true, false]
+        );
         assert!(!cache.accepts(&blob(b"small", None)), "not a manifest");
     }
 

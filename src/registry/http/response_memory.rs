@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::error::RegistryError;
-use crate::registry::limits::{DOCUMENT_WAIT, DOCUMENT_WAITERS, DOCUMENTS, SMALL_CHUNK};
+use crate::registry::limits::{RESPONSE_MEMORY, RESPONSE_MEMORY_WAIT, RESPONSE_MEMORY_WAITERS, SMALL_CHUNK};
 
 /// The memory that generated responses may use together.
 #[derive(Debug)]
@@ -25,13 +25,13 @@ pub(crate) struct Permit(OwnedSemaphorePermit);
 
 impl Default for ResponseMemory {
     fn default() -> Self {
-        Self::new(DOCUMENTS, DOCUMENT_WAIT)
+        Self::new(RESPONSE_MEMORY, RESPONSE_MEMORY_WAIT)
     }
 }
 
 impl ResponseMemory {
     fn new(bytes: usize, max_wait: Duration) -> Self {
-        Self { free_bytes: Arc::new(Semaphore::new(bytes)), waiters: Semaphore::new(DOCUMENT_WAITERS), max_wait }
+        Self { free_bytes: Arc::new(Semaphore::new(bytes)), waiters: Semaphore::new(RESPONSE_MEMORY_WAITERS), max_wait }
     }
 
     /// Reserves memory for a response of at most `bytes` bytes.
@@ -39,7 +39,7 @@ impl ResponseMemory {
     /// # Errors
     /// Fails with 429 if other responses hold the memory for too long, or if too many requests wait already.
     pub async fn acquire(&self, bytes: usize) -> Result<Permit, RegistryError> {
-        let bytes = u32::try_from(bytes.min(DOCUMENTS)).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(bytes.min(RESPONSE_MEMORY)).unwrap_or(u32::MAX);
         if let Ok(permit) = Arc::clone(&self.free_bytes).try_acquire_many_owned(bytes) {
             return Ok(Permit(permit));
         }
@@ -96,7 +96,7 @@ mod tests {
     async fn number_of_waiters_is_limited() {
         let memory = Arc::new(ResponseMemory::new(10, Duration::from_secs(600)));
         let permit = memory.acquire(10).await.unwrap();
-        let waiting: Vec<_> = (0..DOCUMENT_WAITERS)
+        let waiting: Vec<_> = (0..RESPONSE_MEMORY_WAITERS)
             .map(|_| {
                 let memory = Arc::clone(&memory);
                 tokio::spawn(async move { memory.acquire(1).await.map(drop) })

@@ -1,77 +1,78 @@
-//! Limits as a test author chooses them: a name and a number become one field of [`Limits`], or are refused with what is expected.
-//! Pure; the names are those of `Limits` in `proto/localregistry/v1/config.proto`.
+//! The limits that a test author may change: their defaults, their names in the config, and their accepted values.
 
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::Limits;
-
-/// What a time takes.
+/// Values of a time.
 pub const SECONDS: &str = "seconds from 1 to 3600";
-/// What the minimum rate takes.
+/// Values of the minimum rate.
 pub const RATE: &str = "bytes a second from 1 to 1073741824";
-/// What the number of connections takes: each is some 40 KiB.
+/// Values of the number of connections. Each takes some 40 KiB.
 pub const CONNECTIONS: &str = "a number of connections from 1 to 16384";
-/// What the number of streams takes: so many are served at once, and the others of the 100 and more that are announced wait.
+/// Values of the number of streams that are served at once. Further ones wait: 100 or more are always announced.
 pub const STREAMS: &str = "a number of streams from 1 to 256";
 
-/// A limit that can be chosen.
+/// A limit that the config can change.
 #[derive(Debug)]
 pub struct Choice {
-    /// Its name.
+    /// Its key, as in `Limits` of `proto/localregistry/v1/config.proto`.
     pub key: &'static str,
-    /// The largest value; the least is 1.
+    /// The largest value; the smallest is 1.
     most: u32,
-    /// The values in words.
+    /// The accepted values, in words.
     pub expected: &'static str,
     set: fn(&mut Limits, u32),
 }
 
-/// Every limit that can be chosen. The others follow from the machine or from a specification.
-#[rustfmt::skip]
-pub const CHOICES: [Choice; 9] = [
-    Choice { key: "firstByteSeconds",   most: 3600,    expected: SECONDS,     set: |limits, value| limits.first_byte = seconds(value) },
-    Choice { key: "handshakeSeconds",   most: 3600,    expected: SECONDS,     set: |limits, value| limits.handshake = seconds(value) },
-    Choice { key: "requestHeadSeconds", most: 3600,    expected: SECONDS,     set: |limits, value| limits.request_head = seconds(value) },
-    Choice { key: "stallSeconds",       most: 3600,    expected: SECONDS,     set: |limits, value| limits.stall = seconds(value) },
-    Choice { key: "pingSeconds",        most: 3600,    expected: SECONDS,     set: |limits, value| limits.ping = seconds(value) },
-    Choice { key: "idleSeconds",        most: 3600,    expected: SECONDS,     set: |limits, value| limits.idle = seconds(value) },
-    Choice { key: "minimumRate",        most: 1 << 30, expected: RATE,        set: |limits, value| limits.minimum_rate = value.into() },
-    Choice { key: "connections",        most: 16_384,  expected: CONNECTIONS, set: |limits, value| limits.connections = value as usize },
-    Choice { key: "streams",            most: 256,     expected: STREAMS,     set: |limits, value| limits.streams = value },
-];
+/// Defines [`Limits`], its defaults and [`CHOICES`] from one row per limit.
+macro_rules! limits {
+    ($($field:ident: $type:ty = $default:ident $(, $key:literal to $most:literal, $expected:ident, $convert:expr)?;)*) => {
+        /// The limits that can be changed.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct Limits {
+            $(#[doc = concat!("By default [`", stringify!($default), "`](super::", stringify!($default), ").")] pub $field: $type,)*
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Self { $($field: super::$default,)* }
+            }
+        }
+
+        /// Every limit that the config can change. The others follow from the machine or from a specification.
+        pub const CHOICES: &[Choice] = &[$($(Choice {
+            key: $key,
+            most: $most,
+            expected: $expected,
+            set: |limits, value| limits.$field = $convert(value),
+        },)?)*];
+    };
+}
+
+// A new limit takes a constant in the parent module, a row here, and a field in the proto.
+limits! {
+    first_byte: Duration = FIRST_BYTE, "firstByteSeconds" to 3600, SECONDS, seconds;
+    handshake: Duration = HANDSHAKE, "handshakeSeconds" to 3600, SECONDS, seconds;
+    request_head: Duration = REQUEST_HEAD, "requestHeadSeconds" to 3600, SECONDS, seconds;
+    stall: Duration = STALL, "stallSeconds" to 3600, SECONDS, seconds;
+    ping: Duration = PING, "pingSeconds" to 3600, SECONDS, seconds;
+    idle: Duration = IDLE, "idleSeconds" to 3600, SECONDS, seconds;
+    minimum_rate: u64 = MINIMUM_RATE, "minimumRate" to 1_073_741_824, RATE, u64::from;
+    connections: usize = CONNECTIONS, "connections" to 16_384, CONNECTIONS, count;
+    handshakes: usize = HANDSHAKES;
+    streams: u32 = STREAMS, "streams" to 256, STREAMS, u32::from;
+}
 
 fn seconds(value: u32) -> Duration {
     Duration::from_secs(value.into())
 }
 
-/// Why a limit is not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LimitError {
-    /// No `=` in it.
-    #[error("expected KEY=NUMBER, such as stallSeconds=60")]
-    Form,
-    /// No limit of this name.
-    #[error("there is no limit {0:?}; expected one of {names}", names = names())]
-    Unknown(String),
-    /// A value that it does not take.
-    #[error("{key} is {value}; expected {expected}")]
-    Value {
-        /// The limit.
-        key: &'static str,
-        /// As it was given.
-        value: String,
-        /// What it takes.
-        expected: &'static str,
-    },
-}
-
-fn names() -> String {
-    CHOICES.iter().map(|choice| choice.key).collect::<Vec<_>>().join(", ")
+fn count(value: u32) -> usize {
+    value as usize
 }
 
 impl Limits {
-    /// These limits with another value for `key`; nothing where that is no value for it.
+    /// Changes the limit `key`. Returns `None` if there is no such limit, or it does not accept `value`.
     #[must_use]
     pub fn with(mut self, key: &str, value: u32) -> Option<Self> {
         let choice = CHOICES.iter().find(|choice| choice.key == key)?;
@@ -80,22 +81,47 @@ impl Limits {
     }
 }
 
-/// One limit with its value, from `KEY=NUMBER`.
+/// Why a limit cannot be changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LimitError {
+    /// There is no `=`.
+    #[error("expected KEY=NUMBER, such as stallSeconds=60")]
+    Form,
+    /// There is no limit of this name.
+    #[error("there is no limit {0:?}; expected one of {names}", names = names())]
+    Unknown(String),
+    /// The limit does not accept this value.
+    #[error("{key} is {value}; expected {expected}")]
+    Value {
+        /// The limit.
+        key: &'static str,
+        /// The value, as it was written.
+        value: String,
+        /// The accepted values.
+        expected: &'static str,
+    },
+}
+
+fn names() -> String {
+    CHOICES.iter().map(|choice| choice.key).collect::<Vec<_>>().join(", ")
+}
+
+/// A new value for one limit, parsed from `KEY=NUMBER`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Chosen {
+pub struct LimitOverride {
     key: &'static str,
     value: u32,
 }
 
-impl Chosen {
-    /// `limits` with this one.
+impl LimitOverride {
+    /// Changes this limit in `limits`.
     #[must_use]
-    pub fn over(self, limits: Limits) -> Limits {
+    pub fn apply(self, limits: Limits) -> Limits {
         limits.with(self.key, self.value).unwrap_or(limits)
     }
 }
 
-impl FromStr for Chosen {
+impl FromStr for LimitOverride {
     type Err = LimitError;
 
     fn from_str(text: &str) -> Result<Self, LimitError> {
@@ -114,11 +140,11 @@ mod tests {
     #[test]
     fn each_choice_sets_a_limit_of_its_own() {
         let mut seen = vec![Limits::default()];
-        for choice in &CHOICES {
+        for choice in CHOICES {
             for value in [7, choice.most] {
-                let chosen: Chosen = format!("{}={value}", choice.key).parse().unwrap();
-                let limits = chosen.over(Limits::default());
-                assert!(!seen.contains(&limits), "{chosen:?}");
+                let parsed: LimitOverride = format!("{}={value}", choice.key).parse().unwrap();
+                let limits = parsed.apply(Limits::default());
+                assert!(!seen.contains(&limits), "{parsed:?}");
                 seen.push(limits);
             }
             assert_eq!(
@@ -127,13 +153,13 @@ mod tests {
             );
             assert!(choice.expected.ends_with(&format!("from 1 to {}", choice.most)), "{choice:?}");
         }
-        let two = ["stallSeconds=1", "streams=2"].map(|text| text.parse::<Chosen>().unwrap());
-        let limits = two.into_iter().fold(Limits::default(), |limits, chosen| chosen.over(limits));
+        let two = ["stallSeconds=1", "streams=2"].map(|text| text.parse::<LimitOverride>().unwrap());
+        let limits = two.into_iter().fold(Limits::default(), |limits, one| one.apply(limits));
         assert_eq!(limits, Limits { stall: Duration::from_secs(1), streams: 2, ..Limits::default() });
     }
 
     #[test]
-    fn what_is_no_limit_is_refused_in_words() {
+    fn error_names_the_limit_and_the_accepted_values() {
         for (text, words) in [
             ("stallSeconds", "expected KEY=NUMBER, such as stallSeconds=60"),
             ("", "expected KEY=NUMBER, such as stallSeconds=60"),
@@ -152,7 +178,7 @@ mod tests {
             ("streams=257", "streams is 257; expected a number of streams from 1 to 256"),
             ("streams=99999999999", "streams is 99999999999; expected a number of streams from 1 to 256"),
         ] {
-            assert_eq!(text.parse::<Chosen>().unwrap_err().to_string(), words, "{text}");
+            assert_eq!(text.parse::<LimitOverride>().unwrap_err().to_string(), words, "{text}");
         }
     }
 }

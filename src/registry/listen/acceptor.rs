@@ -1,7 +1,6 @@
-//! The door: one thread takes connections up, and waits with them until they say something. What enters are bound sockets; what leaves
-//! are connections whose first bytes are there. It never answers anybody.
+//! Accepts connections on a thread of its own, bounds their number, and waits for the first bytes of each.
 //!
-//! A flood of connections takes this thread's time, and so one processor's at most; whoever is being served has the others.
+//! A flood of connections uses at most the one processor that this thread runs on. The threads that serve requests have the others.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,170 +14,181 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Client;
-use super::connection::{self, Closing, Shared};
+use super::connection::{self, ServerState};
 use super::listener::{Listener, Transport};
-use crate::registry::limits::{DESCRIPTOR_PAUSE, REMINDER, SILENCE};
+use super::shutdown::ShutdownSignal;
+use crate::registry::limits::{ACCEPT_WARNING_INTERVAL, DESCRIPTOR_PAUSE, SILENCE};
 
-/// The thread. It ends when this is dropped, and lets go of whoever has said nothing yet.
+/// The accept thread. It ends when this is dropped, and closes the connections that have sent nothing yet.
 #[derive(Debug)]
-pub(crate) struct Door {
+pub(crate) struct AcceptThread {
     handle: Handle,
     _end: oneshot::Sender<()>,
 }
 
-impl Door {
+impl AcceptThread {
     /// Starts the thread.
     ///
     /// # Errors
-    /// As of starting threads and making an epoll instance.
-    pub fn open() -> io::Result<Self> {
+    /// Fails if the thread or its epoll instance cannot be created.
+    pub fn start() -> io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (end, ended) = oneshot::channel::<()>();
-        thread::Builder::new().name("door".to_owned()).spawn(move || drop(runtime.block_on(ended)))?;
+        thread::Builder::new().name("accept".to_owned()).spawn(move || drop(runtime.block_on(ended)))?;
         Ok(Self { handle, _end: end })
     }
 
-    /// Where its work is done.
+    /// The runtime of the thread.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
 }
 
-/// Places for those who are connected, and who of them has said nothing yet.
+/// Bounds the number of connections, and evicts an idle one for a new one.
 #[derive(Debug)]
-pub(crate) struct Rooms {
-    places: Arc<Semaphore>,
-    silent: Mutex<Line>,
+pub(crate) struct ConnectionSlots {
+    slots: Arc<Semaphore>,
+    idle: Mutex<IdleQueue>,
 }
 
-/// Those who are silent, by the numbers of their coming: since when, and what sends each away.
+/// Connections that have sent nothing yet, oldest first: when each was accepted, and the sender whose drop closes it.
 #[derive(Debug, Default)]
-struct Line {
-    came: u64,
-    silent: BTreeMap<u64, (Instant, oneshot::Sender<()>)>,
+struct IdleQueue {
+    accepted: u64,
+    connections: BTreeMap<u64, (Instant, oneshot::Sender<()>)>,
 }
 
-impl Rooms {
-    /// So many places.
+impl ConnectionSlots {
+    /// Allows `count` connections.
     pub fn new(count: usize) -> Arc<Self> {
-        Arc::new(Self { places: Arc::new(Semaphore::new(count)), silent: Mutex::default() })
+        Arc::new(Self { slots: Arc::new(Semaphore::new(count)), idle: Mutex::default() })
     }
 
-    /// A place for one more. Where there is none, whoever has said nothing for longest, and for [`SILENCE`], makes it: who comes speaks at
-    /// once, and must not wait behind those who never do.
-    async fn enter(self: &Arc<Self>) -> Option<(OwnedSemaphorePermit, Silent, oneshot::Receiver<()>)> {
-        let place = loop {
-            if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-                break place;
+    /// Acquires a connection slot. If none is free, evicts the connection that has been idle longest, provided it has been idle for at
+    /// least [`SILENCE`]: a real client sends its first bytes at once, and must not wait behind connections that never send any.
+    ///
+    /// The receiver fires when the new connection is evicted in turn.
+    async fn acquire(self: &Arc<Self>) -> Option<(OwnedSemaphorePermit, IdleGuard, oneshot::Receiver<()>)> {
+        let slot = loop {
+            if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+                break slot;
             }
-            let next = Arc::clone(&self.places).acquire_owned();
-            match self.send_away() {
+            let next = Arc::clone(&self.slots).acquire_owned();
+            match self.evict_idle() {
                 None => break next.await.ok()?,
-                Some(patience) => {
-                    if let Ok(place) = timeout(patience, next).await {
-                        break place.ok()?;
+                Some(remaining) => {
+                    if let Ok(slot) = timeout(remaining, next).await {
+                        break slot.ok()?;
                     }
                 }
             }
         };
-        let (away, sent_away) = oneshot::channel();
-        let mut line = self.line();
-        line.came += 1;
-        let number = line.came;
-        line.silent.insert(number, (Instant::now(), away));
-        Some((place, Silent { rooms: Arc::clone(self), number }, sent_away))
+        let (evict, evicted) = oneshot::channel();
+        let mut idle = self.idle();
+        idle.accepted += 1;
+        let number = idle.accepted;
+        idle.connections.insert(number, (Instant::now(), evict));
+        Some((slot, IdleGuard { slots: Arc::clone(self), number }, evicted))
     }
 
-    /// Sends away whoever has been silent for longest, where that is long enough; else says how much longer it may be. Nothing where nobody
-    /// is silent, or a place is about to be free.
-    fn send_away(&self) -> Option<Duration> {
-        let mut line = self.line();
-        let (since, _) = line.silent.first_key_value()?.1;
-        let patience = SILENCE.saturating_sub(since.elapsed());
-        if patience.is_zero() {
-            // What it is told is that its sender is gone.
-            line.silent.pop_first();
+    /// Evicts the connection that has been idle longest. If that is for less than [`SILENCE`], returns the time that is left.
+    ///
+    /// Returns `None` if a connection was evicted, or none is idle.
+    fn evict_idle(&self) -> Option<Duration> {
+        let mut idle = self.idle();
+        let (since, _) = idle.connections.first_key_value()?.1;
+        let remaining = SILENCE.saturating_sub(since.elapsed());
+        if remaining.is_zero() {
+            // Drops the sender, which the connection's task waits for.
+            idle.connections.pop_first();
             return None;
         }
-        Some(patience)
+        Some(remaining)
     }
 
-    fn line(&self) -> MutexGuard<'_, Line> {
-        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    fn idle(&self) -> MutexGuard<'_, IdleQueue> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One who has said nothing yet, as long as that is so.
+/// Keeps a connection in the idle queue until it is dropped.
 #[derive(Debug)]
-struct Silent {
-    rooms: Arc<Rooms>,
+struct IdleGuard {
+    slots: Arc<ConnectionSlots>,
     number: u64,
 }
 
-impl Drop for Silent {
+impl Drop for IdleGuard {
     fn drop(&mut self) {
-        self.rooms.line().silent.remove(&self.number);
+        self.slots.idle().connections.remove(&self.number);
     }
 }
 
-/// Takes up those who connect, as places get free, and has `server` serve them when they have spoken. Has to be run by the door's thread.
-pub(crate) async fn accept(listener: Listener, shared: Arc<Shared>, rooms: Arc<Rooms>, closing: Closing, server: Handle) {
+/// Accepts connections as slots become free. Hands each one over to `server` once its first bytes have arrived. Must run on the accept
+/// thread.
+pub(crate) async fn accept(
+    listener: Listener,
+    state: Arc<ServerState>,
+    slots: Arc<ConnectionSlots>,
+    shutdown: ShutdownSignal,
+    server: Handle,
+) {
     let Listener { socket, transport, surface } = listener;
-    let Some(socket) = here(socket) else { return };
-    let mut told: Option<Instant> = None;
+    let Some(socket) = register(socket) else { return };
+    let mut warned: Option<Instant> = None;
     loop {
         let (stream, peer) = match socket.accept().await {
             Ok(accepted) => accepted,
-            // The peer is gone already, or the process has no descriptor or memory left: neither ends the loop.
+            // The peer has left already, or the process is out of descriptors or memory. Neither ends the loop.
             Err(error) => {
                 if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-                    if told.is_none_or(|at| at.elapsed() >= REMINDER) {
+                    if warned.is_none_or(|at| at.elapsed() >= ACCEPT_WARNING_INTERVAL) {
                         tracing::warn!(%error, "a connection could not be accepted");
-                        told = Some(Instant::now());
+                        warned = Some(Instant::now());
                     }
                     sleep(DESCRIPTOR_PAUSE).await;
                 }
                 continue;
             }
         };
-        let Some((place, silent, sent_away)) = rooms.enter().await else { return };
-        tune(&stream);
-        let (shared, transport, closing, server) = (Arc::clone(&shared), transport.clone(), closing.clone(), server.clone());
-        // Where the connection is gone already, what it had connected to is of no use either.
+        let Some((slot, idle, evicted)) = slots.acquire().await else { return };
+        disable_nagle(&stream);
+        let (state, transport, shutdown, server) = (Arc::clone(&state), transport.clone(), shutdown.clone(), server.clone());
+        // If this fails, the connection is gone, and its local address no longer matters.
         let local = stream.local_addr().unwrap_or(peer);
         let client = Client { peer, local, encrypted: matches!(transport, Transport::Tls(_)), certified: false, surface };
-        let open = shared.registry.metrics().connection();
+        let open = state.registry.metrics().connection();
         tokio::spawn(async move {
-            let spoken = tokio::select! {
+            let protocol = tokio::select! {
                 biased;
-                spoken = timeout(shared.registry.limits().first_byte, connection::spoken(&stream)) => spoken.ok().flatten(),
-                _ = sent_away => None,
+                protocol = timeout(state.registry.limits().first_byte, connection::detect_protocol(&stream)) => protocol.ok().flatten(),
+                _ = evicted => None,
             };
-            drop(silent);
-            // Its descriptor goes over to the threads that serve.
-            let (Some(spoken), Ok(stream)) = (spoken, stream.into_std()) else { return };
+            drop(idle);
+            // The descriptor moves to the runtime that serves.
+            let (Some(protocol), Ok(stream)) = (protocol, stream.into_std()) else { return };
             server.spawn(async move {
                 if let Ok(stream) = TcpStream::from_std(stream) {
-                    connection::run(stream, spoken, client, transport, &shared, closing).await;
+                    connection::run(stream, protocol, client, transport, &state, shutdown).await;
                 }
-                drop((open, place));
+                drop((open, slot));
             });
         });
-        // Those who have spoken come first: a flood of connections is taken up one at a time, with what they wait for between.
+        // In a flood, the connections accepted before get a turn between any two new ones.
         tokio::task::yield_now().await;
     }
 }
 
-/// The socket, watched by the thread that this runs on.
-fn here(socket: TcpListener) -> Option<TcpListener> {
+/// Registers the socket with the runtime of the calling thread.
+fn register(socket: TcpListener) -> Option<TcpListener> {
     let moved = socket.into_std().and_then(TcpListener::from_std);
-    moved.inspect_err(|error| tracing::error!(%error, "a listener could not be watched")).ok()
+    moved.inspect_err(|error| tracing::error!(%error, "cannot poll a listening socket")).ok()
 }
 
 /// Small responses go out at once.
-fn tune(stream: &TcpStream) {
+fn disable_nagle(stream: &TcpStream) {
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY could not be set");
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
 }

@@ -1,5 +1,4 @@
-//! The streams of one HTTP/2 connection: each is run, watched while it waits for its peer, and counted (as are the requests of
-//! HTTP/1.1), so that a connection without any is known to be idle. What enters are futures that hyper makes; nothing of what they send is looked at.
+//! Counts the open requests of a connection, so that one without any is known to be idle, and drops HTTP/2 streams that stall.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,53 +8,53 @@ use std::time::{Duration, Instant};
 use hyper::rt::Executor;
 use tokio::time::{Sleep, sleep};
 
-/// Runs the streams of a connection. A stream that nothing happens on for `stall` (its peer gives it no window) is dropped, which
-/// resets it; the others go on.
+/// Runs the streams of an HTTP/2 connection. A stream that makes no progress for `stall` (its peer opens no window) is dropped, which
+/// resets it. The other streams go on.
 #[derive(Debug, Clone)]
-pub(crate) struct Streams {
+pub(crate) struct StreamExecutor {
     pub stall: Duration,
     pub activity: Arc<Activity>,
 }
 
-impl<F> Executor<F> for Streams
+impl<F> Executor<F> for StreamExecutor
 where
     F: Future + Send + 'static,
     F::Output: Send,
 {
-    /// Most answers are ready at once: then they need no task of their own and no timer, and the connection writes those of all streams
-    /// that came together in one go.
+    // Most responses are ready at the first poll. They need no task and no timer, and the connection writes the responses of all
+    // streams that arrived together in one go.
     fn execute(&self, stream: F) {
-        let (mut stream, open) = (Box::pin(stream), Activity::open(&self.activity));
+        let (mut stream, open) = (Box::pin(stream), Activity::begin_request(&self.activity));
         if stream.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             let stalled = Box::pin(sleep(self.stall));
-            tokio::spawn(Watched { stream, patience: self.stall, stalled, _open: open });
+            tokio::spawn(StreamTask { stream, stall: self.stall, stalled, _open: open });
         }
     }
 }
 
-struct Watched<F> {
+struct StreamTask<F> {
     stream: Pin<Box<F>>,
-    patience: Duration,
+    stall: Duration,
     stalled: Pin<Box<Sleep>>,
-    _open: Open,
+    _open: OpenRequest,
 }
 
-impl<F: Future> Future for Watched<F> {
+impl<F: Future> Future for StreamTask<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         if self.stalled.as_mut().poll(context).is_ready() || self.stream.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
-        let deadline = tokio::time::Instant::now() + self.patience;
+        let deadline = tokio::time::Instant::now() + self.stall;
         self.stalled.as_mut().reset(deadline);
-        // A reset timer must be polled to be armed.
+        // A timer is armed only once it is polled after the reset.
         let _ = self.stalled.as_mut().poll(context);
         Poll::Pending
     }
 }
 
-/// How many streams are open, and since when there is none. One timer watches over a connection, however many they are.
+/// The number of open requests of a connection, and when it last changed.
 #[derive(Debug)]
 pub(crate) struct Activity(Mutex<(usize, Instant)>);
 
@@ -66,22 +65,22 @@ impl Default for Activity {
 }
 
 impl Activity {
-    /// Counts a stream, or a request of HTTP/1.1, as long as what is returned lives.
-    pub fn open(activity: &Arc<Self>) -> Open {
+    /// Counts an HTTP/2 stream or an HTTP/1.1 request until the returned guard is dropped.
+    pub fn begin_request(activity: &Arc<Self>) -> OpenRequest {
         activity.state().0 += 1;
-        Open(Arc::clone(activity))
+        OpenRequest(Arc::clone(activity))
     }
 
-    /// Counts from now on: what a handshake took is nothing to whoever comes after it.
-    pub fn begin(&self) {
+    /// Restarts the idle time: the time that the TLS handshake took does not count.
+    pub fn restart(&self) {
         self.state().1 = Instant::now();
     }
 
-    /// Ends when there has been no stream for `patience`.
-    pub async fn idle(&self, patience: Duration) {
+    /// Completes once no request has been open for `limit`.
+    pub async fn idle(&self, limit: Duration) {
         loop {
             let (open, since) = *self.state();
-            let left = if open > 0 { patience } else { patience.saturating_sub(since.elapsed()) };
+            let left = if open > 0 { limit } else { limit.saturating_sub(since.elapsed()) };
             if left.is_zero() {
                 return;
             }
@@ -94,11 +93,11 @@ impl Activity {
     }
 }
 
-/// A stream, as long as it is open.
+/// Counts as an open request until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Open(Arc<Activity>);
+pub(crate) struct OpenRequest(Arc<Activity>);
 
-impl Drop for Open {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
         let mut state = self.0.state();
         *state = (state.0 - 1, Instant::now());
@@ -114,14 +113,14 @@ mod tests {
     const LONG: Duration = Duration::from_secs(600);
 
     #[tokio::test]
-    async fn streams_run_to_their_end_wherever_they_wait() {
-        let streams = Streams { stall: LONG, activity: Arc::default() };
+    async fn streams_run_to_completion_whether_or_not_they_wait() {
+        let streams = StreamExecutor { stall: LONG, activity: Arc::default() };
         streams.execute(ready(()));
-        assert_eq!(streams.activity.state().0, 0, "done at once");
-        let (go, told) = oneshot::channel();
+        assert_eq!(streams.activity.state().0, 0, "completed at the first poll");
+        let (go, start) = oneshot::channel();
         let (done, ended) = oneshot::channel();
         streams.execute(async move {
-            told.await.unwrap();
+            start.await.unwrap();
             done.send(7).unwrap();
         });
         assert_eq!(streams.activity.state().0, 1);
@@ -133,16 +132,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_stalls_is_dropped_and_then_the_connection_is_idle() {
-        let streams = Streams { stall: Duration::from_millis(5), activity: Arc::default() };
+    async fn stalled_stream_is_dropped_and_leaves_the_connection_idle() {
+        let streams = StreamExecutor { stall: Duration::from_millis(5), activity: Arc::default() };
         streams.execute(pending::<()>());
         streams.activity.idle(Duration::from_millis(1)).await;
         assert_eq!(streams.activity.state().0, 0);
     }
 
     #[tokio::test]
-    async fn a_panic_counts_as_an_end() {
-        let streams = Streams { stall: LONG, activity: Arc::default() };
+    async fn panicking_stream_is_no_longer_counted() {
+        let streams = StreamExecutor { stall: LONG, activity: Arc::default() };
         let panicking = std::panic::AssertUnwindSafe(|| streams.execute(async { panic!("on purpose") }));
         assert!(std::panic::catch_unwind(panicking).is_err());
         assert_eq!(streams.activity.state().0, 0);

@@ -1,4 +1,4 @@
-//! The other end of a connection: where it is, how it is connected, and what it may ask for there. Pure.
+//! The peer of a connection: its address, its transport, and the endpoints that its listener serves.
 
 use std::net::{Ipv6Addr, SocketAddr};
 
@@ -7,35 +7,36 @@ use http::request::Parts;
 
 use crate::oci::Host;
 
-/// What a listener answers.
+/// Which endpoints a listener serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Surface {
-    /// The registry, and beside it health, metrics and the CA.
+    /// The registry, health, metrics and the CA.
     #[default]
     All,
-    /// The registry alone: the rest has a listener of its own.
+    /// The registry alone: the other endpoints have a listener of their own.
     Registry,
-    /// Health, metrics and the CA alone, for anybody.
+    /// Health, metrics and the CA alone, without authentication.
     Observability,
 }
 
-/// A client.
+/// A connected client.
 #[derive(Debug, Clone, Copy)]
 pub struct Client {
-    /// Its address.
+    /// The client's address.
     pub peer: SocketAddr,
-    /// The address here that it connected to.
+    /// The address of this machine that it connected to.
     pub local: SocketAddr,
-    /// Whether it speaks TLS.
+    /// Whether the connection uses TLS.
     pub encrypted: bool,
-    /// Whether it has shown a certificate of the client CA; to what decides who may pull, whether that stands in for credentials.
+    /// From the TLS layer: the client has a certificate of the client CA. In [`Auth`](crate::registry::auth::Auth): that certificate
+    /// replaces credentials.
     pub certified: bool,
-    /// What it is answered.
+    /// The endpoints that its listener serves.
     pub surface: Surface,
 }
 
 impl Client {
-    /// The URL of `path` here, by the name that the client uses for this registry.
+    /// The URL of `path` on this registry, with the host name that the client uses.
     #[must_use]
     pub fn url(&self, head: &Parts, path: &str) -> String {
         let scheme = if self.encrypted { "https" } else { "http" };
@@ -46,21 +47,21 @@ impl Client {
     }
 }
 
-/// The host that the client says it speaks to.
+/// The host that a request is addressed to: its `:authority` or `Host`.
 #[must_use]
 pub fn host(head: &Parts) -> Option<Host> {
     let authority = head.uri.authority().map(http::uri::Authority::as_str).or_else(|| head.headers.get(HOST)?.to_str().ok());
     authority.and_then(|host| host.parse().ok())
 }
 
-/// Whether a `Host` header or an `:authority` can be one: a name, an IPv4 address or an IPv6 address in brackets, and a port or none
-/// (RFC 3986, sections 3.2.2 and 3.2.3). A client without a host to name sends an empty one (RFC 9112, section 3.2). Names with characters
-/// that URIs allow and domain names do not, such as the comma between two hosts, are refused.
+/// Whether a `Host` header or an `:authority` is well-formed: a name, an IPv4 address or an IPv6 address in brackets, and an optional port
+/// (RFC 3986, sections 3.2.2 and 3.2.3). An empty host is allowed (RFC 9112, section 3.2). Characters that URIs allow and domain names do
+/// not, such as a comma, are not.
 #[must_use]
 pub fn is_host(text: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(text) else { return false };
     let (name, port) = match text.rsplit_once(':') {
-        // The colon is one of an address.
+        // The last colon is part of an IPv6 address.
         Some((_, rest)) if rest.ends_with(']') => (text, ""),
         Some((name, port)) => (name, port),
         None => (text, ""),
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_that_cannot_be_are_told_from_those_that_can() {
+    fn malformed_hosts_are_told_from_well_formed_ones() {
         for host in ["", "a", "a:", "a:0", "A.b-c_d~1.:65535", "10.1.0.7:5000", "[::1]", "[::1]:", "[::1]:5000", "xn--4ca.test"] {
             assert!(is_host(host.as_bytes()), "{host:?}");
         }
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_as_the_client_knows_it() {
+    fn url_has_the_host_that_the_client_sent() {
         assert_eq!(url(true, "/v2/", Some("Registry.test:5000")), "https://registry.test:5000/token");
         assert_eq!(url(false, "/v2/", Some("[::1]:5000")), "http://[::1]:5000/token");
         assert_eq!(url(true, "https://docker.io/v2/", None), "https://docker.io/token", "HTTP/2");

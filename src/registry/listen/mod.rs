@@ -1,4 +1,8 @@
-//! From a listening socket to HTTP requests: accepting, TLS, connection slots, HTTP/1.1 and HTTP/2, timeouts, shutdown.
+//! From listening sockets to HTTP requests: accepting, connection slots, TLS, HTTP/1.1 and HTTP/2, timeouts, shutdown.
+//!
+//! ```text
+//! server ─▶ acceptor ─▶ connection ─▶ (TLS) ─▶ write_timeout ─▶ admission ─▶ activity ─▶ api::handler
+//! ```
 
 pub(crate) mod acceptor;
 pub(crate) mod activity;
@@ -6,5 +10,7 @@ pub(crate) mod admission;
 pub mod client;
 pub(crate) mod connection;
 pub mod listener;
-pub mod refusals;
+pub mod server;
+pub(crate) mod shutdown;
+pub mod tls_refusals;
 pub(crate) mod write_timeout;

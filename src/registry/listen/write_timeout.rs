@@ -1,4 +1,4 @@
-//! A stream that fails where its peer has taken nothing for too long: a write that is never read holds memory for ever otherwise.
+//! Fails a write that its peer does not read in time: such a write would hold its memory without end.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,46 +9,45 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::activity::{Activity, Open};
+use super::activity::{Activity, OpenRequest};
 
-/// `stream`, with a bound on how long a write may wait.
+/// `stream`, whose writes may each wait for `timeout` at most.
 #[derive(Debug)]
-pub(crate) struct Guarded<S> {
+pub(crate) struct WriteTimeout<S> {
     stream: S,
-    patience: Duration,
+    timeout: Duration,
     activity: Arc<Activity>,
-    /// Set while a write waits. The connection is not idle then: its peer still reads what was said last.
-    waiting: Option<(Pin<Box<Sleep>>, Open)>,
+    /// Set while a write waits. The connection counts as active then: its peer is still reading the last response.
+    waiting: Option<(Pin<Box<Sleep>>, OpenRequest)>,
 }
 
-impl<S> Guarded<S> {
-    /// Lets each write on `stream` wait for `patience` at most.
-    pub fn new(stream: S, patience: Duration, activity: Arc<Activity>) -> Self {
-        Self { stream, patience, activity, waiting: None }
+impl<S> WriteTimeout<S> {
+    pub fn new(stream: S, timeout: Duration, activity: Arc<Activity>) -> Self {
+        Self { stream, timeout, activity, waiting: None }
     }
 
-    /// Passes on what a write came to, or fails it where it has waited too long.
+    /// Passes on the result of a write, or fails it if it has waited for too long.
     fn bound<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.waiting = None;
             return written;
         }
-        let (patience, activity) = (self.patience, &self.activity);
-        let (waiting, _) = self.waiting.get_or_insert_with(|| (Box::pin(sleep(patience)), Activity::open(activity)));
+        let (timeout, activity) = (self.timeout, &self.activity);
+        let (waiting, _) = self.waiting.get_or_insert_with(|| (Box::pin(sleep(timeout)), Activity::begin_request(activity)));
         if waiting.deadline() > Instant::now() && waiting.as_mut().poll(context).is_pending() {
             return Poll::Pending;
         }
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read")))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.bound(context, written)

@@ -1,19 +1,20 @@
-//! What there is to know of a CA's certificate (RFC 5280, section 4.1). DER enters, the fields that signing under it needs leave. It
-//! verifies nothing.
+//! Parses the fields of an X.509 certificate (RFC 5280, section 4.1) that signing under it needs, and writes certificates as PEM. Verifies no
+//! signature.
 
 use rcgen::string::{Ia5String, PrintableString};
 use rcgen::{DistinguishedName, DnType, DnValue};
+use rustls_pki_types::CertificateDer;
 use yasna::models::ObjectIdentifier;
 use yasna::tags::{TAG_IA5STRING, TAG_PRINTABLESTRING, TAG_UTCTIME, TAG_UTF8STRING};
 use yasna::{ASN1Error, ASN1ErrorKind, ASN1Result, BERReader, BERReaderSeq, Tag};
 
-/// Extensions that are looked at, by the last arc below `id-ce` (2.5.29).
+// The extensions that matter here, by their last arc below `id-ce`.
 const SUBJECT_KEY_IDENTIFIER: u64 = 14;
 const KEY_USAGE: u64 = 15;
 const BASIC_CONSTRAINTS: u64 = 19;
-/// The arcs of `id-ce`.
+/// The arcs of `id-ce`, 2.5.29.
 const ID_CE: [u64; 3] = [2, 5, 29];
-/// In the first byte of `KeyUsage`, whose bits count from the highest: number 5, signing certificates.
+/// Bit 5 of `KeyUsage`, counted from the highest bit of the first byte: may sign certificates.
 const KEY_CERT_SIGN: u8 = 0x80 >> 5;
 
 /// A certificate's fields.
@@ -23,20 +24,19 @@ pub(crate) struct Certificate {
     pub issuer: Vec<u8>,
     /// The subject's name, DER.
     pub subject: Vec<u8>,
-    /// The public key with its algorithm, DER.
+    /// The subject public key info, DER.
     pub public_key: Vec<u8>,
-    /// When it begins and ends, in seconds since 1970.
+    /// Start and end, in seconds since 1970.
     pub validity: (i64, i64),
-    /// What signed leaves name their issuer's key by.
+    /// The subject key identifier. Leaves repeat it as their authority key identifier.
     pub key_identifier: Option<Vec<u8>>,
-    /// Whether it says that it is a CA's.
+    /// From the basic constraints.
     pub is_ca: bool,
-    /// Whether it may sign certificates, where it says what it may.
+    /// From the key usage, if there is one.
     pub may_sign: Option<bool>,
 }
 
 impl Certificate {
-    /// The fields of the certificate in `der`.
     pub(crate) fn parse(der: &[u8]) -> ASN1Result<Self> {
         yasna::parse_der(der, |reader| {
             reader.read_sequence(|reader| {
@@ -100,8 +100,8 @@ fn extension(reader: &mut BERReaderSeq<'_, '_>, certificate: &mut Certificate) -
     Ok(())
 }
 
-/// The name in `der`, as the library writes it again. It keeps one value of an attribute, and one attribute in each set: whether the
-/// name came out the same is for the caller to see.
+/// The name in `der`, as the library can write it: with one value per attribute, and one attribute per set. The caller must check whether
+/// that gives the same bytes.
 pub(crate) fn name(der: &[u8]) -> ASN1Result<DistinguishedName> {
     let mut name = DistinguishedName::new();
     yasna::parse_der(der, |reader| {
@@ -131,4 +131,9 @@ fn text(reader: BERReader<'_, '_>) -> ASN1Result<DnValue> {
         }
         _ => Err(invalid()),
     }
+}
+
+pub(super) fn pem(certificate: &CertificateDer<'_>) -> String {
+    let lines = ::pem::EncodeConfig::new().set_line_ending(::pem::LineEnding::LF);
+    ::pem::encode_config(&::pem::Pem::new("CERTIFICATE", certificate.to_vec()), lines)
 }

@@ -107,7 +107,7 @@ fn exists(path: &Path) -> io::Result<bool> {
 }
 
 fn make(certificate: &Path, key: &Path) -> Result<(), DirError> {
-    let made = provided::make("localregistry").map_err(DirError::Make)?;
+    let made = provided::generate("localregistry").map_err(DirError::Make)?;
     let write = |path: &Path| {
         let path = path.to_owned();
         move |source| DirError::Io { verb: "write", path, source }

@@ -19,7 +19,7 @@ use crate::host::vm::accel::Accel;
 use crate::host::vm::net::check::check as check_networks;
 use crate::host::vm::net::{self, Kind, Net};
 use crate::host::vm::qemu::{Backend, Board, Channels, Disk, Forward, Machine, Network, Version};
-use crate::registry::tls;
+use crate::registry::tls::{self, Identity};
 
 /// Names of the fw_cfg files that the guest reads.
 const CONFIG: &str = "opt/localregistry/config";
@@ -188,9 +188,9 @@ fn check_pem(certificate: &Path, key: &Path, names: &[String]) -> Result<(), Lau
         files::read(path, LARGEST_PEM).map_err(|source| LaunchError::Read { what, path: path.to_owned(), source })
     };
     let (chain, secret) = (read("certificate", certificate)?, read("key", key)?);
-    let served = tls::provided(&chain, &secret, None, Some(SystemTime::now())).map(drop);
+    let served = Identity::provided(&chain, &secret, None, Some(SystemTime::now())).map(drop);
     served.map_err(|source| LaunchError::Pem { certificate: certificate.to_owned(), key: key.to_owned(), source })?;
-    match tls::lacking(&chain, names) {
+    match tls::uncovered_name(&chain, names) {
         Some(name) => Err(LaunchError::NotFor { certificate: certificate.to_owned(), name: name.clone() }),
         None => Ok(()),
     }

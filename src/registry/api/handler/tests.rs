@@ -13,7 +13,8 @@ use tokio::time::sleep;
 
 use crate::registry::api::handler::*;
 use crate::registry::listen::client::Surface;
-use crate::registry::listen::listener::{Listener, Transport, serve};
+use crate::registry::listen::listener::{Listener, Transport};
+use crate::registry::listen::server::serve;
 use crate::registry::telemetry::metrics::exposition::Exposition;
 
 #[derive(Debug)]

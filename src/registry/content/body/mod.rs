@@ -21,7 +21,7 @@ pub(crate) use pieces::{ByteSource, OpenBlob};
 
 use super::buffers::{Draining, InFlight};
 use crate::registry::limits::TURN;
-use crate::registry::listen::activity::Open;
+use crate::registry::listen::activity::OpenRequest;
 use crate::registry::telemetry::log::LogEntry;
 
 /// What keeps a connection open for a response.
@@ -30,7 +30,7 @@ pub(crate) enum ConnectionGuard {
     /// Marks the connection as active until the body is dropped.
     Http1 {
         /// Only dropped.
-        _open: Open,
+        _open: OpenRequest,
     },
     /// Takes over the chunks that are in flight when the body is dropped.
     Http2(Arc<Draining>),

@@ -1,12 +1,12 @@
-//! Admits the requests of an HTTP/2 connection one after another, so that streams that wait cost little memory.
+//! Bounds the number of HTTP/2 streams that h2 knows, so that waiting requests cost little memory.
 //!
 //! A stream costs kilobytes from the moment that h2 reads its HEADERS frame. A connection may have [`STREAMS`] of them, and a thousand
-//! connections a hundred thousand. So h2 sees a bounded number of streams: [`OWN_STREAMS`] of each connection, and [`SHARED_STREAMS`] of
-//! all. The HEADERS frames of the others are held back here, still compressed, and follow in their order as earlier streams end. Frames
-//! that open streams need, such as WINDOW_UPDATE, overtake them: nothing that a client is owed waits for what it has asked for later.
+//! connections a hundred thousand. So h2 sees a bounded number of streams: [`OWN_STREAMS`] per connection, and [`SHARED_STREAMS`] more for
+//! all connections together. The HEADERS frames of further streams are held back here, still compressed, and pass in order as earlier
+//! streams end. Frames that open streams need, such as WINDOW_UPDATE, overtake them, so no response waits for a later request.
 //!
-//! No request is refused here. A connection whose frames fill [`HELD_FRAMES`], and what there is for all ([`SHARED_HELD_FRAMES`]), is not
-//! read until streams of its own end.
+//! No request is refused here. A connection whose held frames fill [`HELD_FRAMES`] and the shared [`SHARED_HELD_FRAMES`] is not read until
+//! some of its streams end.
 //!
 //! [`STREAMS`]: crate::registry::limits::STREAMS
 
@@ -25,7 +25,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::registry::limits::{ANNOUNCED_STREAMS, HELD_FRAMES, OWN_STREAMS, SHARED_HELD_FRAMES, SHARED_STREAMS};
-use frames::{ACK, CONTINUATION, DATA, END_STREAM, Frames, GOAWAY, HEAD, HEADERS, Head, PING, PUSH_PROMISE, Piece, RST_STREAM};
+use frames::{
+    ACK, CONTINUATION, DATA, END_STREAM, FrameHeader, Frames, GOAWAY, HEAD, HEADERS, PING, PUSH_PROMISE, Piece, RST_STREAM,
+};
 
 /// The client's preface (RFC 9113, section 3.4). Frames follow it.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -33,118 +35,119 @@ pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MAX_FRAME: usize = 16_384;
 /// Bytes read from the connection at once.
 const READ: usize = 4096;
-/// By how many bytes the room for frames that wait grows.
+/// Step in which the buffer for held frames grows, in bytes.
 const GROWTH: usize = 1024;
 
-/// What all connections share.
+/// The streams and the memory that all connections share.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct StreamPool {
     /// Streams that h2 may know.
     streams: Arc<Semaphore>,
-    /// Room for frames that wait, in units of [`GROWTH`].
-    room: Arc<Semaphore>,
+    /// Memory for held frames, in units of [`GROWTH`].
+    memory: Arc<Semaphore>,
 }
 
-impl Default for Shared {
+impl Default for StreamPool {
     fn default() -> Self {
-        let room = Arc::new(Semaphore::new(SHARED_HELD_FRAMES / GROWTH));
-        Self { streams: Arc::new(Semaphore::new(SHARED_STREAMS)), room }
+        let memory = Arc::new(Semaphore::new(SHARED_HELD_FRAMES / GROWTH));
+        Self { streams: Arc::new(Semaphore::new(SHARED_STREAMS)), memory }
     }
 }
 
-/// A place in the line for one of the slots that all connections share.
-type Line = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
+/// A pending acquisition of a shared stream.
+type Acquire = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
 
 /// The streams of one connection that h2 knows.
 struct Slots {
     /// Most streams at once.
-    most: usize,
-    /// Those that are open, by their numbers.
+    limit: usize,
+    /// The identifiers of the open streams.
     open: Vec<u32>,
-    /// Those that all connections share, and what this one has of them.
+    /// The streams that all connections share, and those of them that this connection has.
     shared: Arc<Semaphore>,
-    taken: Option<OwnedSemaphorePermit>,
-    line: Option<Line>,
+    acquired: Option<OwnedSemaphorePermit>,
+    acquiring: Option<Acquire>,
 }
 
 impl Slots {
-    /// Opens a stream if there is a slot for it. Otherwise wakes the task when there may be one.
+    /// Opens a stream if a slot is free for it. Otherwise wakes the task when one becomes free.
     fn open(&mut self, stream: u32, context: &mut Context<'_>) -> bool {
-        let admitted = self.open.len() < self.most && (self.open.len() < OWN_STREAMS || self.take_shared(context));
+        let admitted = self.open.len() < self.limit && (self.open.len() < OWN_STREAMS || self.acquire_shared(context));
         if admitted {
             self.open.push(stream);
         }
         admitted
     }
 
-    fn take_shared(&mut self, context: &mut Context<'_>) -> bool {
-        let permit = match &mut self.line {
-            Some(line) => line.as_mut().poll(context),
+    fn acquire_shared(&mut self, context: &mut Context<'_>) -> bool {
+        let permit = match &mut self.acquiring {
+            Some(acquiring) => acquiring.as_mut().poll(context),
             None => match Arc::clone(&self.shared).try_acquire_owned() {
                 Ok(permit) => Poll::Ready(Ok(permit)),
-                Err(_) => self.line.insert(Box::pin(Arc::clone(&self.shared).acquire_owned())).as_mut().poll(context),
+                Err(_) => self.acquiring.insert(Box::pin(Arc::clone(&self.shared).acquire_owned())).as_mut().poll(context),
             },
         };
         let Poll::Ready(Ok(permit)) = permit else { return false };
-        self.line = None;
-        match &mut self.taken {
-            Some(taken) => taken.merge(permit),
-            None => self.taken = Some(permit),
+        self.acquiring = None;
+        match &mut self.acquired {
+            Some(acquired) => acquired.merge(permit),
+            None => self.acquired = Some(permit),
         }
         true
     }
 
-    /// Closes a stream. Says whether it was open.
+    /// Closes a stream. Returns whether it was open.
     fn close(&mut self, stream: u32) -> bool {
         let Some(at) = self.open.iter().position(|open| *open == stream) else { return false };
         self.open.swap_remove(at);
-        if let Some(taken) = &mut self.taken
-            && taken.num_permits() > self.open.len().saturating_sub(OWN_STREAMS)
+        if let Some(acquired) = &mut self.acquired
+            && acquired.num_permits() > self.open.len().saturating_sub(OWN_STREAMS)
         {
-            drop(taken.split(1));
+            drop(acquired.split(1));
         }
         true
     }
 }
 
-/// What a client has sent and h2 has not read yet.
+/// The bytes that a client has sent and h2 has not read yet.
 struct Inbound {
     frames: Frames,
     slots: Slots,
-    /// What h2 reads next.
+    /// The bytes that h2 reads next.
     ready: BytesMut,
-    /// Frames that wait for a slot, and those that have to follow them.
+    /// Frames that wait for a slot, and the frames that must not overtake them.
     held: VecDeque<u8>,
-    /// Room that all connections share, and what this one has of it.
-    room: Arc<Semaphore>,
-    taken: Vec<OwnedSemaphorePermit>,
-    /// Whether the present frame is one of those.
+    /// The memory for held frames that all connections share, and what this connection has of it.
+    shared_memory: Arc<Semaphore>,
+    acquired_memory: Vec<OwnedSemaphorePermit>,
+    /// Whether the current frame is being held.
     holding: bool,
-    /// Frames among them that have no part of a header block.
+    /// Held frames that carry no header block.
     followers: usize,
-    /// Whether a trailer section of an open stream is among them.
+    /// Whether the trailer section of an open stream is held.
     trailers: bool,
-    /// Whether a request that is cancelled already was just let through: h2 takes it up before it sees the next one, because it counts
-    /// those that are cancelled first (see [`crate::registry::limits::RESETS`]).
+    /// Whether a request that its client has already cancelled was just passed on. h2 must process it before it sees the next one: it
+    /// counts requests that are cancelled before it has processed them (see [`crate::registry::limits::RESETS`]).
     cancelled: bool,
-    /// The last stream that the client has opened, and the last one of which h2 knows.
+    /// The last stream that the client has opened.
     last: u32,
+    /// The last stream that h2 knows.
     passed: u32,
     /// Whether the server has sent GOAWAY.
     leaving: bool,
-    /// Whether the client broke the protocol so that its frames cannot be told apart. h2 ends the connection.
+    /// Whether the client broke the protocol so badly that frames can no longer be found. h2 ends the connection.
     broken: bool,
 }
 
 impl Inbound {
-    /// Sorts bytes that have just arrived: into `out` and then `ready`, or behind those that wait.
+    /// Sorts bytes that have just arrived: into `out` and then `ready`, or into `held`.
     fn sort(&mut self, mut bytes: &[u8], context: &mut Context<'_>, out: &mut ReadBuf<'_>) {
         while let Some(piece) = self.frames.next(&mut bytes) {
             let head;
             let bytes = match piece {
                 Piece::Payload(payload) => payload,
                 Piece::Head(next) => {
-                    self.holding = self.has_to_wait(next, context);
+                    self.holding = self.must_wait(next, context);
                     head = next;
                     &head.0
                 }
@@ -161,14 +164,14 @@ impl Inbound {
     }
 
     fn pass(&mut self, bytes: &[u8], out: &mut ReadBuf<'_>) {
-        let room = if self.ready.is_empty() { out.remaining().min(bytes.len()) } else { 0 };
-        let (now, later) = bytes.split_at(room);
+        let count = if self.ready.is_empty() { out.remaining().min(bytes.len()) } else { 0 };
+        let (now, later) = bytes.split_at(count);
         out.put_slice(now);
         self.ready.extend_from_slice(later);
     }
 
-    /// Whether a frame has to wait behind others or for a slot.
-    fn has_to_wait(&mut self, head: Head, context: &mut Context<'_>) -> bool {
+    /// Whether a frame must wait for a slot or behind other frames.
+    fn must_wait(&mut self, head: FrameHeader, context: &mut Context<'_>) -> bool {
         let (stream, behind) = (head.stream(), !self.held.is_empty());
         self.broken |= head.payload() > MAX_FRAME;
         if self.broken {
@@ -177,39 +180,39 @@ impl Inbound {
         let waits = match head.kind() {
             HEADERS if stream > self.last => {
                 self.last = stream;
-                // A client that has more streams than it was allowed is told so by h2.
+                // If a client opens more streams than it may, h2 refuses them.
                 let too_many = self.slots.open.len() >= ANNOUNCED_STREAMS as usize;
                 if !behind && too_many {
                     self.slots.open.push(stream);
                 }
                 behind || !too_many && !self.slots.open(stream, context)
             }
-            _ => behind && self.has_to_follow(head),
+            _ => behind && self.must_follow(head),
         };
         if waits {
             self.trailers |= head.kind() == HEADERS && stream <= self.passed;
-            self.followers += usize::from(!head.is_of_block());
+            self.followers += usize::from(!head.is_header_block());
         } else {
             self.note(head);
         }
         waits
     }
 
-    /// Whether a frame has to follow those that wait.
-    fn has_to_follow(&self, head: Head) -> bool {
+    /// Whether a frame must not overtake the held ones.
+    fn must_follow(&self, head: FrameHeader) -> bool {
         let stream = head.stream();
         match head.kind() {
-            // HPACK needs the order of all header blocks.
+            // HPACK needs all header blocks in order.
             HEADERS | CONTINUATION | PUSH_PROMISE | GOAWAY => true,
-            // With it, h2 learns that the client has seen GOAWAY, and would take streams that wait here for later ones.
+            // It acknowledges GOAWAY. If h2 saw it early, it would refuse the held streams as opened after GOAWAY.
             PING => self.leaving && head.has(ACK),
             RST_STREAM if stream <= self.passed => self.trailers,
             _ => stream > self.passed && stream <= self.last,
         }
     }
 
-    /// Follows a frame that h2 gets to see. Says whether it cancels a stream.
-    fn note(&mut self, head: Head) -> bool {
+    /// Tracks a frame that is passed on to h2. Returns whether it cancels an open stream.
+    fn note(&mut self, head: FrameHeader) -> bool {
         match head.kind() {
             HEADERS => self.passed = self.passed.max(head.stream()),
             RST_STREAM => return self.slots.close(head.stream()),
@@ -218,74 +221,74 @@ impl Inbound {
         false
     }
 
-    /// How many bytes may be read now.
-    fn room(&mut self) -> usize {
+    /// How many bytes may be read from the connection now.
+    fn read_limit(&mut self) -> usize {
         if self.held.is_empty() || !self.is_between_frames() {
             return READ;
         }
-        let room = |taken: &[_]| (HELD_FRAMES + taken.len() * GROWTH).saturating_sub(self.held.len()).min(READ);
-        match room(&self.taken) {
+        let free = |acquired: &[_]| (HELD_FRAMES + acquired.len() * GROWTH).saturating_sub(self.held.len()).min(READ);
+        match free(&self.acquired_memory) {
             0 => {
-                self.taken.extend(Arc::clone(&self.room).try_acquire_owned());
-                room(&self.taken)
+                self.acquired_memory.extend(Arc::clone(&self.shared_memory).try_acquire_owned());
+                free(&self.acquired_memory)
             }
-            room => room,
+            free => free,
         }
     }
 
-    /// Whether no frame has come in part that overtakes those that wait: nothing can be let through in the middle of it.
+    /// Whether h2 is between two frames. In the middle of a frame that overtakes the held ones, none of them can pass.
     fn is_between_frames(&self) -> bool {
         self.holding || self.frames.left == 0
     }
 
-    /// Lets frames through that have waited, as far as there are slots.
+    /// Passes on held frames, as far as slots are free.
     fn release(&mut self, context: &mut Context<'_>) {
         while self.is_between_frames()
-            && let Some(head) = Head::at(&self.held, 0)
+            && let Some(head) = FrameHeader::at(&self.held, 0)
         {
             let opens = head.kind() == HEADERS && head.stream() > self.passed;
             if !opens || !self.cancelled && self.slots.open(head.stream(), context) {
-                self.let_through(0, head);
+                self.pass_held(0, head);
             } else if !self.overtake() {
                 break;
             }
         }
         if self.held.is_empty() {
-            (self.held, self.taken, self.trailers, self.slots.line) = (VecDeque::new(), Vec::new(), false, None);
+            (self.held, self.acquired_memory, self.trailers, self.slots.acquiring) = (VecDeque::new(), Vec::new(), false, None);
         }
     }
 
-    /// Lets frames of open streams through that wait behind a request. Says whether there was one.
+    /// Passes on the frames of open streams that wait behind a request. Returns whether there were any.
     fn overtake(&mut self) -> bool {
         let (before, mut at) = (self.followers, 0);
         while self.followers > 0
-            && let Some(head) = Head::at(&self.held, at)
+            && let Some(head) = FrameHeader::at(&self.held, at)
         {
-            if self.has_to_follow(head) {
+            if self.must_follow(head) {
                 at += HEAD + head.payload();
             } else {
-                self.let_through(at, head);
+                self.pass_held(at, head);
             }
         }
         self.followers < before
     }
 
-    /// Lets the frame through that waits at this place, or as much of it as has come.
-    fn let_through(&mut self, at: usize, head: Head) {
+    /// Passes on the held frame at offset `at`, or as much of it as has arrived.
+    fn pass_held(&mut self, at: usize, head: FrameHeader) {
         self.cancelled |= self.note(head);
-        self.followers -= usize::from(!head.is_of_block());
+        self.followers -= usize::from(!head.is_header_block());
         let end = (at + HEAD + head.payload()).min(self.held.len());
-        // The rest of the last frame follows directly.
+        // If the last frame is incomplete, its remaining bytes pass directly.
         self.holding &= end < self.held.len();
         self.ready.extend(self.held.drain(at..end));
     }
 }
 
-/// An HTTP/2 connection whose client has a bounded number of streams in h2. The bytes that are read and written are otherwise the same.
+/// An HTTP/2 connection with a bounded number of streams. Bytes are delayed and reordered by whole frames, and never changed.
 pub(crate) struct Admission<S> {
     stream: S,
     inbound: Inbound,
-    /// What h2 sends.
+    /// The frames that h2 sends.
     outbound: Frames,
 }
 
@@ -296,18 +299,22 @@ impl<S: fmt::Debug> fmt::Debug for Admission<S> {
 }
 
 impl<S> Admission<S> {
-    /// Lets h2 see `most` streams of `stream` at once, those beyond [`OWN_STREAMS`] as far as `shared` goes.
-    pub fn new(stream: S, most: u32, shared: &Shared) -> Self {
-        let (shared, room) = (Arc::clone(&shared.streams), Arc::clone(&shared.room));
-        let slots =
-            Slots { most: usize::try_from(most).unwrap_or(usize::MAX), open: Vec::new(), shared, taken: None, line: None };
+    /// Lets h2 see up to `limit` streams of `stream` at once. Those beyond [`OWN_STREAMS`] come from `pool`.
+    pub fn new(stream: S, limit: u32, pool: &StreamPool) -> Self {
+        let slots = Slots {
+            limit: usize::try_from(limit).unwrap_or(usize::MAX),
+            open: Vec::new(),
+            shared: Arc::clone(&pool.streams),
+            acquired: None,
+            acquiring: None,
+        };
         let inbound = Inbound {
             frames: Frames::after(PREFACE.len()),
             slots,
             ready: BytesMut::new(),
             held: VecDeque::new(),
-            room,
-            taken: Vec::new(),
+            shared_memory: Arc::clone(&pool.memory),
+            acquired_memory: Vec::new(),
             holding: false,
             followers: 0,
             trailers: false,
@@ -320,7 +327,7 @@ impl<S> Admission<S> {
         Self { stream, inbound, outbound: Frames::after(0) }
     }
 
-    /// Follows what was written: a stream is over for its client when its last frame is.
+    /// Tracks the frames that were written: the slot of a stream is free once its last frame is written.
     fn sent(&mut self, slices: &[IoSlice<'_>], mut written: usize, context: &Context<'_>) {
         let mut closed = false;
         for slice in slices {
@@ -337,7 +344,7 @@ impl<S> Admission<S> {
             }
         }
         if closed && !self.inbound.held.is_empty() {
-            // The same task reads.
+            // The task that writes also reads, and held frames may pass now.
             context.waker().wake_by_ref();
         }
     }
@@ -365,9 +372,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Admission<S> {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let room = inbound.room();
+            let limit = inbound.read_limit();
             let mut chunk = [MaybeUninit::uninit(); READ];
-            let Some(chunk) = chunk.get_mut(..room).filter(|chunk| !chunk.is_empty()) else { return Poll::Pending };
+            let Some(chunk) = chunk.get_mut(..limit).filter(|chunk| !chunk.is_empty()) else { return Poll::Pending };
             let mut chunk = ReadBuf::uninit(chunk);
             ready!(Pin::new(&mut *stream).poll_read(context, &mut chunk))?;
             if chunk.filled().is_empty() {

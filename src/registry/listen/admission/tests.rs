@@ -1,4 +1,4 @@
-//! Which frames h2 sees, and when.
+//! Tests which frames h2 sees, and when.
 
 use std::pin::pin;
 use std::task::Waker;
@@ -18,19 +18,19 @@ type Seen = Vec<(u8, u32)>;
 struct Connection {
     admission: Admission<DuplexStream>,
     client: DuplexStream,
-    /// What h2 would see as frames.
+    /// Parses the bytes that h2 reads.
     frames: Frames,
 }
 
-/// So many streams for all.
-fn shared(streams: usize) -> Shared {
-    Shared { streams: Arc::new(Semaphore::new(streams)), ..Shared::default() }
+/// A pool of `streams` shared streams.
+fn pool(streams: usize) -> StreamPool {
+    StreamPool { streams: Arc::new(Semaphore::new(streams)), ..StreamPool::default() }
 }
 
-/// A connection on which the preface was sent.
-async fn connection(most: u32, shared: &Shared) -> Connection {
+/// A connection whose client has sent the preface.
+async fn connection(limit: u32, pool: &StreamPool) -> Connection {
     let (client, server) = duplex(1 << 20);
-    let admission = Admission::new(server, most, shared);
+    let admission = Admission::new(server, limit, pool);
     let mut connection = Connection { admission, client, frames: Frames::after(PREFACE.len()) };
     connection.send(PREFACE).await;
     assert_eq!(connection.seen(), []);
@@ -46,7 +46,7 @@ impl Connection {
     fn seen(&mut self) -> Seen {
         let (mut seen, mut context) = (Seen::new(), Context::from_waker(Waker::noop()));
         let mut pending = 0;
-        // A read that only lets h2 take up what it has is followed by another.
+        // A pending read may only give h2 time to process what it has read. Try once more.
         while pending < 2 {
             let mut bytes = [0; 100];
             let read = pin!(self.admission.read(&mut bytes)).poll(&mut context);
@@ -84,12 +84,12 @@ fn headers(streams: impl IntoIterator<Item = u32>) -> Seen {
 }
 
 #[tokio::test]
-async fn requests_beyond_the_slots_wait_and_follow_in_order() {
-    let shared = shared(1);
-    let mut peer = connection(100, &shared).await;
+async fn requests_beyond_the_slots_wait_and_pass_in_order() {
+    let pool = pool(1);
+    let mut peer = connection(100, &pool).await;
     peer.send(&[1, 3, 5, 7, 9].map(get).concat()).await;
     assert_eq!(peer.seen(), headers([1, 3, 5]), "two of its own, and the shared one");
-    let mut other = connection(100, &shared).await;
+    let mut other = connection(100, &pool).await;
     other.send(&[1, 3, 5].map(get).concat()).await;
     assert_eq!(other.seen(), headers([1, 3]), "each connection has its own");
     peer.answer(3).await;
@@ -97,15 +97,15 @@ async fn requests_beyond_the_slots_wait_and_follow_in_order() {
     peer.admission.write_all(&frame(RST_STREAM, 0, 1, &[0; 4])).await.unwrap();
     peer.admission.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, 5, b"")).await.unwrap();
     assert_eq!(peer.seen(), headers([9]));
-    assert_eq!(other.seen(), headers([5]), "what one gives back goes to another");
+    assert_eq!(other.seen(), headers([5]), "a slot that one releases goes to another");
     drop((peer, other));
-    assert_eq!((shared.streams.available_permits(), shared.room.available_permits()), (1, SHARED_HELD_FRAMES / GROWTH));
+    assert_eq!((pool.streams.available_permits(), pool.memory.available_permits()), (1, SHARED_HELD_FRAMES / GROWTH));
 }
 
 #[tokio::test]
-async fn frames_that_open_streams_need_overtake_requests_that_wait() {
-    let shared = shared(0);
-    let mut peer = connection(100, &shared).await;
+async fn frames_of_open_streams_overtake_waiting_requests() {
+    let pool = pool(0);
+    let mut peer = connection(100, &pool).await;
     peer.send(&[1, 3, 5, 7].map(get).concat()).await;
     assert_eq!(peer.seen(), headers([1, 3]));
     let window = |stream| frame(WINDOW_UPDATE, 0, stream, &[0, 0, 1, 0]);
@@ -118,9 +118,9 @@ async fn frames_that_open_streams_need_overtake_requests_that_wait() {
 }
 
 #[tokio::test]
-async fn frames_that_came_behind_a_request_that_waits_on_reach_a_stream_once_it_is_open() {
-    let shared = shared(0);
-    let mut peer = connection(100, &shared).await;
+async fn frames_of_a_waiting_stream_follow_its_request() {
+    let pool = pool(0);
+    let mut peer = connection(100, &pool).await;
     peer.send(&[1, 3, 5, 7, 9].map(get).concat()).await;
     assert_eq!(peer.seen(), headers([1, 3]));
     let window = |stream| frame(WINDOW_UPDATE, 0, stream, &[0, 0, 1, 0]);
@@ -129,13 +129,17 @@ async fn frames_that_came_behind_a_request_that_waits_on_reach_a_stream_once_it_
     peer.answer(1).await;
     assert_eq!(peer.seen(), [(HEADERS, 5), (WINDOW_UPDATE, 5), (WINDOW_UPDATE, 5)]);
     peer.answer(3).await;
-    assert_eq!(peer.seen(), [(HEADERS, 7), (RST_STREAM, 7), (HEADERS, 9), (WINDOW_UPDATE, 9)], "a cancelled one takes no slot");
+    assert_eq!(
+        peer.seen(),
+        [(HEADERS, 7), (RST_STREAM, 7), (HEADERS, 9), (WINDOW_UPDATE, 9)],
+        "a cancelled request takes no slot"
+    );
 }
 
 #[tokio::test]
-async fn header_blocks_keep_their_order_and_what_ends_the_connection_comes_last() {
-    let shared = shared(0);
-    let mut peer = connection(100, &shared).await;
+async fn header_blocks_stay_in_order_and_goaway_comes_last() {
+    let pool = pool(0);
+    let mut peer = connection(100, &pool).await;
     // Two requests with content. The first has a trailer section that comes after a request that waits, and is then cancelled.
     let open = |stream| frame(HEADERS, END_HEADERS, stream, &[7; 90]);
     peer.send(&[open(1), open(3)].concat()).await;
@@ -151,18 +155,18 @@ async fn header_blocks_keep_their_order_and_what_ends_the_connection_comes_last(
 }
 
 #[tokio::test]
-async fn a_connection_is_not_read_while_too_much_waits_and_loses_nothing() {
-    let shared = Shared { room: Arc::new(Semaphore::new(2)), ..shared(0) };
-    let mut peer = connection(100, &shared).await;
+async fn full_connection_is_not_read_and_loses_no_frame() {
+    let pool = StreamPool { memory: Arc::new(Semaphore::new(2)), ..pool(0) };
+    let mut peer = connection(100, &pool).await;
     let requests = (0..1000).map(|at| at * 2 + 1).collect::<Vec<u32>>();
     peer.send(&requests.iter().copied().map(get).collect::<Vec<_>>().concat()).await;
     let mut seen = peer.seen();
     assert_eq!(seen, headers([1, 3]));
     assert!(peer.admission.inbound.held.capacity() <= HELD_FRAMES + 3 * GROWTH, "{}", peer.admission.inbound.held.capacity());
-    let mut other = connection(100, &shared).await;
+    let mut other = connection(100, &pool).await;
     other.send(&requests.iter().copied().map(get).collect::<Vec<_>>().concat()).await;
     other.seen();
-    assert!(other.admission.inbound.held.len() <= HELD_FRAMES, "the other one has all that there was for both");
+    assert!(other.admission.inbound.held.len() <= HELD_FRAMES, "the first connection has all the shared memory");
     while let Some((_, last)) = seen.last().copied().filter(|(_, last)| *last < 1999) {
         peer.answer(last).await;
         seen.extend(peer.seen());
@@ -171,23 +175,23 @@ async fn a_connection_is_not_read_while_too_much_waits_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn streams_beyond_those_announced_are_left_to_h2_to_refuse() {
-    let shared = shared(1000);
-    let mut peer = connection(100, &shared).await;
+async fn streams_beyond_the_announced_limit_are_passed_to_h2_to_refuse() {
+    let pool = pool(1000);
+    let mut peer = connection(100, &pool).await;
     peer.send(&(0..102).map(|at| get(at * 2 + 1)).collect::<Vec<_>>().concat()).await;
     assert_eq!(peer.seen().len(), 102);
-    assert_eq!(shared.streams.available_permits(), 1000 - 98);
+    assert_eq!(pool.streams.available_permits(), 1000 - 98);
 }
 
 #[tokio::test]
-async fn a_frame_that_is_too_long_is_left_to_h2_to_refuse() {
-    let shared = shared(0);
-    let mut peer = connection(100, &shared).await;
+async fn oversized_frame_is_passed_to_h2_to_refuse() {
+    let pool = pool(0);
+    let mut peer = connection(100, &pool).await;
     peer.send(&[get(1), get(3), get(5), frame(HEADERS, END_HEADERS, 7, &[7; MAX_FRAME + 1])].concat()).await;
     assert_eq!(peer.seen(), headers([1, 3, 7]));
 }
 
-/// What a client does next.
+/// The next action of a client or the server.
 #[derive(Debug, Clone)]
 enum Act {
     Ask { pieces: usize },
@@ -208,14 +212,14 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    /// Whatever a client sends, however its bytes are cut, and whenever it is answered: h2 sees every frame, those of a stream and all
-    /// header blocks in their order, and never more streams at once than there are slots.
+    /// However the client's bytes are cut, and whenever it is answered: h2 sees every frame, the frames of each stream and all header
+    /// blocks in order, and never more open streams than there are slots.
     #[test]
-    fn every_frame_is_seen_in_its_order(acts in prop::collection::vec(act(), 1..80), cut in 1..60_usize, slots in 0..4_usize) {
+    fn every_frame_is_seen_in_order(acts in prop::collection::vec(act(), 1..80), cut in 1..60_usize, slots in 0..4_usize) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let shared = shared(slots);
-            let mut peer = connection(100, &shared).await;
+            let pool = pool(slots);
+            let mut peer = connection(100, &pool).await;
             let (mut sent, mut seen, mut asked) = (Seen::new(), Seen::new(), 0);
             for act in acts {
                 let stream = |at: u32| at * 2 + 1;
@@ -237,7 +241,7 @@ proptest! {
                     _ => vec![],
                 };
                 for frame in &frames {
-                    let head = Head(*frame.first_chunk().unwrap());
+                    let head = FrameHeader(*frame.first_chunk().unwrap());
                     sent.push((head.kind(), head.stream()));
                 }
                 for piece in frames.concat().chunks(cut) {
@@ -263,7 +267,7 @@ proptest! {
                 assert_eq!(of(&seen, &is_of), of(&sent, &is_of), "stream {number}");
             }
             drop(peer);
-            assert_eq!(shared.streams.available_permits(), slots);
+            assert_eq!(pool.streams.available_permits(), slots);
         });
     }
 }

@@ -16,7 +16,7 @@ pub use repositories::{RepositoryRef, RepositorySlots};
 use crate::registry::api::route::Endpoint;
 use crate::registry::content::disk_errors::DiskErrors;
 use crate::registry::http::error;
-use crate::registry::listen::refusals::Refusals;
+use crate::registry::listen::tls_refusals::TlsRefusals;
 use histogram::Histogram;
 use repositories::RepositoryCounters;
 
@@ -44,7 +44,7 @@ pub struct Metrics {
     panics: AtomicU64,
     pub(crate) disk_errors: DiskErrors,
     /// Clients that rejected the certificate.
-    pub(crate) refusals: Refusals,
+    pub(crate) refusals: TlsRefusals,
     repositories: RepositoryCounters,
 }
 

@@ -1,5 +1,5 @@
-//! Clients that break off a TLS handshake after they have been sent the registry's certificate: mostly nodes that do not trust the CA.
-//! The launcher gets a warning for each client address, at a bounded rate.
+//! Reports clients that abort a TLS handshake after receiving the registry's certificate: mostly nodes that do not trust the CA. Emits
+//! one warning event per client address, at a bounded rate.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -14,10 +14,10 @@ use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, Error, ServerConfig};
 
 use crate::proto::{TlsRefused, Warning, event};
-use crate::registry::limits::{REFUSALS_EVERY, REFUSING_CLIENTS};
+use crate::registry::limits::{REFUSAL_INTERVAL, REFUSING_CLIENTS};
 use crate::registry::telemetry::events::Events;
 
-/// Code of the warning.
+/// Code of the warning event.
 pub const CODE: &str = "TLS_REFUSED";
 
 /// Names of the alerts that a client can send in a handshake (RFC 8446, section 6, and RFC 5246, section 7.2, for TLS 1.2).
@@ -48,8 +48,8 @@ const ALERTS: [(AlertDescription, &str); 24] = [
     (AlertDescription::NoApplicationProtocol, "no_application_protocol"),
 ];
 
-/// The alert with which a client broke off a handshake that failed with `error`; empty if it closed the connection without one. `None` if
-/// the handshake failed for another reason.
+/// The alert that the client sent to abort a handshake that failed with `error`. Empty if the client closed the connection without an
+/// alert. `None` if the handshake failed for another reason.
 #[must_use]
 pub fn alert(error: &io::Error) -> Option<String> {
     let closed = matches!(
@@ -70,11 +70,11 @@ pub fn alert(error: &io::Error) -> Option<String> {
     }
 }
 
-/// What an alert says about the client.
+/// The likely reason for an alert.
 fn meaning(alert: &str) -> Option<&'static str> {
     Some(match alert {
         "unknown_ca" => "it does not trust the CA",
-        // Go's clients, and so all runtimes, send the first of these for whatever is wrong.
+        // Go's TLS, which the container runtimes use, sends `bad_certificate` for every problem.
         "bad_certificate" | "certificate_unknown" => "it does not trust the CA, or the certificate lacks the name that it uses",
         "certificate_expired" => "by its clock the certificate is not valid",
         "certificate_revoked" | "access_denied" => "it trusts the CA, but not this certificate",
@@ -86,19 +86,19 @@ fn meaning(alert: &str) -> Option<&'static str> {
 }
 
 impl TlsRefused {
-    /// What the client did, how often, and why, in words that follow its address.
+    /// Describes what the client did, how often and why, to follow its address in a sentence.
     #[must_use]
     pub fn action(&self) -> String {
         let Self { peer, server_name, alert, count } = self;
         let times = if *count == 1 { String::new() } else { format!(" {count} times") };
-        let asked = if server_name.is_empty() { String::new() } else { format!("; it asked for {server_name}") };
+        let sni = if server_name.is_empty() { String::new() } else { format!("; it asked for {server_name}") };
         match meaning(alert) {
             _ if peer.is_empty() => format!("broke off the TLS handshake{times}"),
             Some(why) if alert.is_empty() => {
-                format!("closed the connection on the registry's certificate, without an alert{times}: {why}{asked}")
+                format!("closed the connection on the registry's certificate, without an alert{times}: {why}{sni}")
             }
-            Some(why) => format!("refused the registry's certificate ({alert}){times}: {why}{asked}"),
-            None => format!("broke off the TLS handshake ({alert}){times}{asked}"),
+            Some(why) => format!("refused the registry's certificate ({alert}){times}: {why}{sni}"),
+            None => format!("broke off the TLS handshake ({alert}){times}{sni}"),
         }
     }
 }
@@ -110,72 +110,74 @@ impl fmt::Display for TlsRefused {
     }
 }
 
-/// The server name (SNI) that a client asked for, noted when its certificate is chosen.
+/// Records the server name (SNI) of one handshake.
 #[derive(Debug)]
-pub struct AskedFor {
+pub struct SniRecorder {
     certificates: Arc<dyn ResolvesServerCert>,
     name: OnceLock<String>,
 }
 
-impl AskedFor {
-    /// `config` for one handshake, whose server name is noted.
+impl SniRecorder {
+    /// A recorder, and a copy of `config` for one handshake that reports to it.
     #[must_use]
-    pub fn noted(config: &ServerConfig) -> (Arc<Self>, Arc<ServerConfig>) {
-        let asked = Arc::new(Self { certificates: Arc::clone(&config.cert_resolver), name: OnceLock::new() });
+    pub fn install(config: &ServerConfig) -> (Arc<Self>, Arc<ServerConfig>) {
+        let recorder = Arc::new(Self { certificates: Arc::clone(&config.cert_resolver), name: OnceLock::new() });
         let mut config = config.clone();
-        config.cert_resolver = Arc::clone(&asked) as _;
-        (asked, Arc::new(config))
+        config.cert_resolver = Arc::clone(&recorder) as _;
+        (recorder, Arc::new(config))
     }
 
-    /// The name; empty if the client asked for none. `None` if no certificate was chosen: the client has not seen one.
+    /// The server name, empty if the client sent none. `None` if the handshake ended before the client was sent a certificate.
     #[must_use]
     pub fn server_name(&self) -> Option<String> {
         self.name.get().cloned()
     }
 }
 
-impl ResolvesServerCert for AskedFor {
+impl ResolvesServerCert for SniRecorder {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.name.get_or_init(|| hello.server_name().unwrap_or_default().to_owned());
         self.certificates.resolve(hello)
     }
 }
 
-/// The refusals of the present interval of [`REFUSALS_EVERY`].
+/// Counts the refusals of each interval of [`REFUSAL_INTERVAL`], per client address.
 #[derive(Debug, Default)]
-pub struct Refusals(Mutex<Interval>);
+pub struct TlsRefusals(Mutex<Interval>);
 
 #[derive(Debug, Default)]
 struct Interval {
     since: Option<Instant>,
-    /// The latest refusal of each address, up to [`REFUSING_CLIENTS`]; its count is that of the refusals not yet in a warning.
+    /// The latest refusal of each address, up to [`REFUSING_CLIENTS`] addresses. Its count is the number not yet reported.
     clients: BTreeMap<IpAddr, TlsRefused>,
-    /// Refusals by other addresses.
+    /// TlsRefusals by further addresses.
     others: u32,
 }
 
-impl Refusals {
-    /// Notes that `peer`, which had asked for `server_name` (empty: for no name), broke off a handshake with `alert`. The first refusal
-    /// of an address in an interval is emitted at once, its further ones with the next interval's first refusal or [`Refusals::flush`].
-    pub fn happened(&self, events: &Events, peer: IpAddr, server_name: String, alert: String) {
-        self.happened_at(Instant::now(), events, peer, TlsRefused { peer: String::new(), server_name, alert, count: 1 });
+impl TlsRefusals {
+    /// Records that `peer` aborted a handshake with `alert`. `server_name` is empty if the client sent none.
+    ///
+    /// Emits the first refusal of an address in an interval at once. Counts the further ones, and emits that count with the first refusal
+    /// of the next interval or in [`TlsRefusals::flush`].
+    pub fn record(&self, events: &Events, peer: IpAddr, server_name: String, alert: String) {
+        self.record_at(Instant::now(), events, peer, TlsRefused { peer: String::new(), server_name, alert, count: 1 });
     }
 
-    fn happened_at(&self, now: Instant, events: &Events, peer: IpAddr, refused: TlsRefused) {
+    fn record_at(&self, now: Instant, events: &Events, peer: IpAddr, refused: TlsRefused) {
         let peer = peer.to_canonical();
         let refused = TlsRefused { peer: peer.to_string(), ..refused };
         let mut interval = self.interval();
-        if interval.since.is_none_or(|since| now.saturating_duration_since(since) >= REFUSALS_EVERY) {
+        if interval.since.is_none_or(|since| now.saturating_duration_since(since) >= REFUSAL_INTERVAL) {
             interval.flush(events);
             interval.since = Some(now);
         }
-        let has_room = interval.clients.len() < REFUSING_CLIENTS;
+        let below_limit = interval.clients.len() < REFUSING_CLIENTS;
         match interval.clients.entry(peer) {
             Entry::Occupied(mut known) => {
                 let count = known.get().count.saturating_add(1);
                 known.insert(TlsRefused { count, ..refused });
             }
-            Entry::Vacant(first) if has_room => {
+            Entry::Vacant(first) if below_limit => {
                 emit(events, refused.clone());
                 first.insert(TlsRefused { count: 0, ..refused });
             }
@@ -183,7 +185,7 @@ impl Refusals {
         }
     }
 
-    /// Emits the refusals that are in no warning yet: at the server's end.
+    /// Emits the refusals not yet reported. Called when the server ends.
     pub fn flush(&self, events: &Events) {
         self.interval().flush(events);
     }
@@ -194,7 +196,7 @@ impl Refusals {
 }
 
 impl Interval {
-    /// Emits what is in no warning yet, and forgets all.
+    /// Emits the refusals not yet reported, and starts over.
     fn flush(&mut self, events: &Events) {
         let Self { clients, others, .. } = std::mem::take(self);
         let others = TlsRefused { count: others, ..TlsRefused::default() };
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn alerts_and_closed_connections_are_refusals_and_other_errors_are_not() {
+    fn only_alerts_and_closed_connections_are_refusals() {
         let tls = |error: Error| alert(&io::Error::new(io::ErrorKind::InvalidData, error));
         assert_eq!(tls(Error::AlertReceived(AlertDescription::UnknownCA)).as_deref(), Some("unknown_ca"));
         assert_eq!(tls(Error::AlertReceived(AlertDescription::BadCertificate)).as_deref(), Some("bad_certificate"));
@@ -246,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_name_client_alert_and_likely_reason() {
+    fn message_names_client_alert_and_likely_reason() {
         for (server_name, alert, count, message) in [
             ("", "unknown_ca", 3, "10.1.0.7 refused the registry's certificate (unknown_ca) 3 times: it does not trust the CA"),
             (
@@ -272,20 +274,20 @@ mod tests {
     }
 
     #[test]
-    fn first_refusal_of_an_interval_is_emitted_at_once_and_the_others_counted() {
-        let (refusals, (events, queue), start) = (Refusals::default(), Events::queue(), Instant::now());
-        let happened = |after, last| {
-            refusals.happened_at(start + after, &events, Ipv4Addr::new(10, 1, 0, last).into(), refused("", "unknown_ca"));
+    fn first_refusal_of_an_interval_is_emitted_at_once_and_further_ones_are_counted() {
+        let (refusals, (events, queue), start) = (TlsRefusals::default(), Events::queue(), Instant::now());
+        let record = |after, last| {
+            refusals.record_at(start + after, &events, Ipv4Addr::new(10, 1, 0, last).into(), refused("", "unknown_ca"));
         };
         let message = |last: u8, times: &str| {
             format!("10.1.0.{last} refused the registry's certificate (unknown_ca){times}: it does not trust the CA")
         };
-        (0..1000).for_each(|_| happened(Duration::ZERO, 7));
-        happened(Duration::ZERO, 8);
+        (0..1000).for_each(|_| record(Duration::ZERO, 7));
+        record(Duration::ZERO, 8);
         assert_eq!(messages(&queue), [message(7, ""), message(8, "")]);
-        happened(REFUSALS_EVERY, 8);
+        record(REFUSAL_INTERVAL, 8);
         assert_eq!(messages(&queue), [message(7, " 999 times"), message(8, "")]);
-        (0..2).for_each(|_| happened(REFUSALS_EVERY, 8));
+        (0..2).for_each(|_| record(REFUSAL_INTERVAL, 8));
         refusals.flush(&events);
         assert_eq!(messages(&queue), [message(8, " 2 times")]);
         refusals.flush(&events);
@@ -293,12 +295,12 @@ mod tests {
     }
 
     #[test]
-    fn refusals_by_too_many_addresses_are_counted_together() {
-        let (refusals, (events, queue), start) = (Refusals::default(), Events::queue(), Instant::now());
+    fn refusals_beyond_the_address_limit_are_counted_together() {
+        let (refusals, (events, queue), start) = (TlsRefusals::default(), Events::queue(), Instant::now());
         let more = 1000;
         for address in 0..REFUSING_CLIENTS + more {
             let address = Ipv4Addr::from(u32::try_from(address).unwrap());
-            (0..2).for_each(|_| refusals.happened_at(start, &events, address.into(), refused("", "")));
+            (0..2).for_each(|_| refusals.record_at(start, &events, address.into(), refused("", "")));
         }
         assert_eq!(messages(&queue).len(), REFUSING_CLIENTS);
         refusals.flush(&events);
