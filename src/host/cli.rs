@@ -42,7 +42,7 @@ pub struct Cli {
 enum Command {
     /// Pack container images into a disk
     #[command(display_name = NAME)]
-    Pack(Box<pack::Args>),
+    Pack(Box<pack::PackArgs>),
     /// Show what a disk holds, verify it, write its layout back out
     #[command(display_name = NAME)]
     Inspect(inspect::Args),
@@ -51,7 +51,7 @@ enum Command {
     Diff(diff::Args),
     /// Make a small runnable image, to try everything with
     #[command(display_name = NAME)]
-    Sample(sample::Args),
+    Sample(sample::SampleArgs),
     /// Serve a layout from this machine, without a VM
     #[command(display_name = NAME)]
     Serve(Box<serve::Args>),

@@ -72,8 +72,8 @@ pub(crate) fn init(error: &InitError) -> Option<&'static str> {
 }
 
 /// For a sample image that cannot be made.
-pub(crate) fn sample(error: &sample::Error) -> Option<&'static str> {
-    if let sample::Error::Program(error) = error { init(error) } else { None }
+pub(crate) fn sample(error: &sample::SampleError) -> Option<&'static str> {
+    if let sample::SampleError::Program(error) = error { init(error) } else { None }
 }
 
 /// For a cluster that nothing is made for.

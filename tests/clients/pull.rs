@@ -145,12 +145,12 @@ fn one_platform_is_kept_and_the_rest_is_named() {
 
     bench.refused(
         &["--pull", &name, "--platform", "linux/s390x"],
-        &format!("cannot pull {name}: it is not there for linux/s390x; it is for linux/amd64, linux/arm64"),
+        &format!("cannot pull {name}: the image has no manifest for linux/s390x, only for linux/amd64, linux/arm64"),
     );
     let single = format!("{host}/test/hello@{}", images.amd64.digest);
     bench.refused(
         &["--pull", &single, "--platform", "linux/arm64"],
-        &format!("cannot pull {single}: it is not there for linux/arm64; it is for linux/amd64"),
+        &format!("cannot pull {single}: the image has no manifest for linux/arm64, only for linux/amd64"),
     );
 }
 
@@ -284,8 +284,8 @@ fn over_tls() {
     bench.refused(
         &["--pull", &name],
         &format!(
-            "cannot pull {name}: {host} has a certificate by an authority that is not trusted here; give its CA with --registry-ca \
-             FILE, or put it into /etc/docker/certs.d/{host}/ca.crt"
+            "cannot pull {name}: the certificate of {host} is signed by an unknown CA; trust that CA with --registry-ca FILE, \
+             or put it into /etc/docker/certs.d/{host}/ca.crt"
         ),
     );
     fs::copy(serving.folder.path().join("ca.crt"), bench.path("ca.crt")).unwrap();

@@ -204,8 +204,8 @@ fn layers_that_unpack_to_far_more_than_they_are() {
     bench.refused(
         &["bomb.tar"],
         &format!(
-            "cannot pack bomb.tar: image test/bomb:1: layer layer.tar: it unpacks to more than {limit} bytes, far more than images \
-             do; decompress it first if it is meant"
+            "cannot pack bomb.tar: image test/bomb:1: layer layer.tar: it decompresses to more than {limit} bytes, far more than \
+             images do; if that is intended, decompress it before packing"
         ),
     );
 }

@@ -261,7 +261,7 @@ fn disks_within_their_own_sources() {
             &["--spec", "list", "-o", "layout/x"],
             "cannot write layout/x: it is in the source layout; a path outside of it is expected",
         ),
-        (&["layout", "-o", "new/"], "cannot write new/: it ends like a folder's path; that of a file is expected"),
+        (&["layout", "-o", "new/"], "cannot write new/: it is the path of a folder; the path of a file is expected"),
         (&["layout", "-o", "layout/"], "cannot write layout/: it is there already and not a regular file"),
         (&["layout", "-o", ".."], "cannot write ..: it is there already and not a regular file"),
     ] {

@@ -30,7 +30,7 @@ fn statuses() {
         ),
         (
             Answer::new(401, &[("WWW-Authenticate", "Negotiate")], b""),
-            "HOST answers 401 with no challenge that is understood (\"Negotiate\"); Basic or Bearer with a realm is expected",
+            "HOST answers 401 with an unsupported challenge (\"Negotiate\"); Basic, or Bearer with a realm, is expected",
         ),
         (Answer::new(418, &[], b""), "HOST answers 418 to the request for manifest 1 of a/b"),
         (
@@ -59,7 +59,7 @@ fn bodies_that_are_no_manifest() {
         ),
         (
             Answer::new(200, &[("Content-Type", "application/vnd.docker.distribution.manifest.v1+prettyjws")], b"{}"),
-            "HOST has manifest 1 of a/b as a Docker schema 1 manifest only, which names no config and signs itself anew on each pull; \
+            "HOST has manifest 1 of a/b only as a Docker schema 1 manifest, which has no config and is signed again on each pull; \
              push the image again with a current tool"
                 .to_owned(),
         ),
@@ -76,7 +76,7 @@ fn bodies_that_are_no_manifest() {
         (Answer::new(200, &[oci], &vec![b' '; (4 << 20) + 1]), "HOST gives manifest 1 of a/b with more than 4194304 bytes".to_owned()),
         (
             Answer { cut: Some(1), ..Answer::new(200, &[oci], b"{}") },
-            "HOST breaks off: Peer disconnected".to_owned(),
+            "the connection to HOST failed: Peer disconnected".to_owned(),
         ),
     ] {
         refused_with(MANIFEST, fault, &expected);
@@ -117,7 +117,7 @@ fn bodies_that_are_not_the_blob() {
     let (bench, host) = (Bench::default(), upstream.address.to_string());
     bench.refused(
         &["--pull", &format!("{host}/a/b:1")],
-        &format!("cannot pull {host}/a/b:1: {host} breaks off blob {digest} of a/b after 0 of 1000000 bytes"),
+        &format!("cannot pull {host}/a/b:1: {host} closed the connection after 0 of 1000000 bytes of blob {digest} of a/b"),
     );
 }
 
@@ -249,7 +249,7 @@ fn nobody_there_and_silence() {
     let address = silent.local_addr().unwrap();
     bench.refused(
         &["--pull", &format!("{address}/a/b:1"), "--plain-http", &address.to_string(), "--pull-timeout", "1"],
-        &format!("cannot pull {address}/a/b:1: {address} says nothing for 1 s (receive response)"),
+        &format!("cannot pull {address}/a/b:1: {address} did not respond within 1 s (receive response)"),
     );
 }
 
@@ -262,8 +262,8 @@ fn a_certificate_for_another_name() {
     bench.refused(
         &["--pull", &format!("{host}/a/b:1"), "--registry-ca", "ca.crt"],
         &format!(
-            "cannot pull {host}/a/b:1: no TLS with {host}: invalid peer certificate: certificate not valid for name \"localhost\"; \
-             certificate is only valid for IpAddress(127.0.0.1)"
+            "cannot pull {host}/a/b:1: the TLS handshake with {host} failed: invalid peer certificate: certificate not valid for name \
+             \"localhost\"; certificate is only valid for IpAddress(127.0.0.1)"
         ),
     );
     assert_eq!(upstream.targets(), [""; 0]);

@@ -58,7 +58,7 @@ fn a_challenge_from_where_a_redirect_leads_is_not_answered() {
 #[test]
 fn redirects_that_lead_nowhere() {
     refused_with(MANIFEST, Answer::redirect(MANIFEST), "it has more than 5 redirects on the way to one answer");
-    refused_with(MANIFEST, Answer::redirect("ftp://x/?secret"), "\"ftp://x/\" is no URL of http or https");
+    refused_with(MANIFEST, Answer::redirect("ftp://x/?secret"), "\"ftp://x/\" is not an http or https URL");
     // From TLS to plain HTTP.
     let (ca, certificate, key) = certificates::server();
     let upstream = Upstream::start_on("127.0.0.1:0", Some((&certificate, &key)), |asked| match asked.target.as_str() {
@@ -133,16 +133,17 @@ fn token_services_that_cannot_be_asked_or_give_none() {
     };
     pull(
         "http://registry.test/t?x=secret",
-        "HOST sends for its tokens to http://registry.test/t, which is plain HTTP; nothing is sent there",
+        "HOST names the token service http://registry.test/t, which is plain HTTP; no request is sent there",
     );
     pull(
         "https://registry.test/t",
-        "HOST sends for its tokens to https://registry.test/t, another host, and is itself plain HTTP; nothing is sent there",
+        "HOST names the token service https://registry.test/t, which is another host, although the registry itself is plain HTTP; \
+         no request is sent there",
     );
     for (answer, why) in [
         (&b"{\"token\": secret}"[..], "the answer is not JSON of that kind"),
         (b"{}", "the answer has neither \"token\" nor \"access_token\""),
-        (b"{\"token\":\"a\\r\\nb\"}", "it has other characters than a header may have"),
+        (b"{\"token\":\"a\\r\\nb\"}", "it contains characters that a header cannot have"),
     ] {
         let answer = answer.to_owned();
         let service = Upstream::start(move |_| Answer::new(200, &[], &answer));

@@ -64,6 +64,6 @@ fn a_folder_with_something_else_is_left_alone() {
     refused(
         &bench,
         &["-o", "mine", "--binary", "static"],
-        "mine has something else than an earlier sample; a new or an empty folder is expected",
+        "mine contains something other than an earlier sample; a new or empty folder is expected",
     );
 }

@@ -11,17 +11,19 @@ use super::objects::{IMAGES, INITRAMFS, KERNEL, PORT, USER};
 use crate::disk::catalog;
 use crate::disk::layout::Tree;
 use crate::host::boot::program::Program;
-use crate::host::images::pack::virtual_layout::open_regular;
-use crate::host::images::scratch::{Archive, Image, Layer, Layout, Nothing, Packing, Rights, Start};
+use crate::host::images::scratch::{
+    ContainerConfig, EmptyObject, FileOwnership, LayerCompression, LayerWriter, LayoutWriter, WrittenImage, WrittenLayer,
+};
+use crate::host::images::virtual_layout::open_regular;
 use crate::host::inspect::contents::{BlobFault, Contents, ContentsError};
 use crate::host::inspect::reader::{Disk, DiskError, Form};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::{Digest, Hasher, ImageName, Tag};
 
 /// What KubeVirt runs QEMU as, user and group: it opens the files of these images.
-const QEMU: Rights = Rights { owner: 107, mode: 0o444 };
+const QEMU: FileOwnership = FileOwnership { owner: 107, mode: 0o444 };
 /// A folder of its.
-const QEMU_FOLDER: Rights = Rights { owner: 107, mode: 0o555 };
+const QEMU_FOLDER: FileOwnership = FileOwnership { owner: 107, mode: 0o555 };
 /// The server's path in its image.
 const PROGRAM: &str = "localregistry";
 /// The disk's path in its image: the one file of the folder that KubeVirt looks into.
@@ -123,7 +125,7 @@ impl Parts<'_> {
         if !matches!(disk.form, Form::FileSystem(_)) {
             return Err(ImagesError::Form { disk: self.disk.to_owned(), form: disk.form });
         }
-        let mut layout = Layout::new(folder, self.server.processor)?;
+        let mut layout = LayoutWriter::new(folder, self.server.processor)?;
         let images = [
             self.server(&mut layout, disk.tree.as_ref(), interrupt)?,
             self.disk(&mut layout, interrupt)?,
@@ -143,14 +145,19 @@ impl Parts<'_> {
     }
 
     /// The server, and what it serves in a layer of its own, which is as it lies on the disk.
-    fn server(&self, layout: &mut Layout, tree: &(dyn Tree + Send + Sync), interrupt: &Interrupt) -> Result<Image, ImagesError> {
-        let program = layout.layer::<io::Error>(Packing::Gzip, |archive| {
-            archive.file(PROGRAM, Rights::PROGRAM, self.server.content.len() as u64, &*self.server.content)
+    fn server(
+        &self,
+        layout: &mut LayoutWriter,
+        tree: &(dyn Tree + Send + Sync),
+        interrupt: &Interrupt,
+    ) -> Result<WrittenImage, ImagesError> {
+        let program = layout.layer::<io::Error>(LayerCompression::Gzip, |archive| {
+            archive.file(PROGRAM, FileOwnership::PROGRAM, self.server.content.len() as u64, &*self.server.content)
         })?;
-        let content = layout.layer(Packing::Plain, |archive| self.content(archive, tree, interrupt))?;
-        let start = Start {
+        let content = layout.layer(LayerCompression::None, |archive| self.content(archive, tree, interrupt))?;
+        let start = ContainerConfig {
             user: format!("{USER}:{USER}"),
-            exposed_ports: [(format!("{PORT}/tcp"), Nothing {})].into(),
+            exposed_ports: [(format!("{PORT}/tcp"), EmptyObject {})].into(),
             entrypoint: [&format!("/{PROGRAM}"), "serve", IMAGES].map(str::to_owned).into(),
             cmd: ["--listen".to_owned(), format!("0.0.0.0:{PORT}")].into(),
             working_dir: "/",
@@ -158,16 +165,16 @@ impl Parts<'_> {
         Ok(layout.image(&start, &[program, content])?)
     }
 
-    fn disk(&self, layout: &mut Layout, interrupt: &Interrupt) -> Result<Image, ImagesError> {
-        let layer = layout.layer(Packing::Plain, |archive| {
+    fn disk(&self, layout: &mut LayoutWriter, interrupt: &Interrupt) -> Result<WrittenImage, ImagesError> {
+        let layer = layout.layer(LayerCompression::None, |archive| {
             archive.folder("disk", QEMU_FOLDER)?;
             add(archive, DISK, self.disk, interrupt)
         })?;
         unstarted(layout, layer)
     }
 
-    fn boot(&self, layout: &mut Layout, interrupt: &Interrupt) -> Result<Image, ImagesError> {
-        let layer = layout.layer(Packing::Gzip, |archive| {
+    fn boot(&self, layout: &mut LayoutWriter, interrupt: &Interrupt) -> Result<WrittenImage, ImagesError> {
+        let layer = layout.layer(LayerCompression::Gzip, |archive| {
             archive.folder("boot", QEMU_FOLDER)?;
             add(archive, KERNEL.trim_start_matches('/'), self.kernel, interrupt)?;
             add(archive, INITRAMFS.trim_start_matches('/'), self.initramfs, interrupt)
@@ -176,7 +183,12 @@ impl Parts<'_> {
     }
 
     /// The disk's image layout, blobs by their digests.
-    fn content(&self, archive: &mut Archive, tree: &(dyn Tree + Send + Sync), interrupt: &Interrupt) -> Result<(), ImagesError> {
+    fn content(
+        &self,
+        archive: &mut LayerWriter,
+        tree: &(dyn Tree + Send + Sync),
+        interrupt: &Interrupt,
+    ) -> Result<(), ImagesError> {
         let root = IMAGES.trim_start_matches('/');
         let contents = Contents::read(tree, false, interrupt)
             .map_err(|source| ImagesError::Contents { disk: self.disk.to_owned(), source })?;
@@ -199,7 +211,9 @@ impl Parts<'_> {
             match tree.open(file) {
                 Ok(found) => {
                     self.parents(archive, &path, &mut folders)?;
-                    archive.file(&path, Rights::FILE, found.size, found.reader).map_err(|source| self.lost(file, source))?;
+                    archive
+                        .file(&path, FileOwnership::FILE, found.size, found.reader)
+                        .map_err(|source| self.lost(file, source))?;
                 }
                 Err(error) if !needed && error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(self.lost(file, source)),
@@ -215,7 +229,7 @@ impl Parts<'_> {
             self.parents(archive, &path, &mut folders)?;
             let hasher = Hasher::new(blob.digest.algorithm());
             let mut passing = Passing { inner: found.reader, hasher, interrupt };
-            archive.file(&path, Rights::FILE, blob.size, &mut passing).map_err(|source| self.lost(&file, source))?;
+            archive.file(&path, FileOwnership::FILE, blob.size, &mut passing).map_err(|source| self.lost(&file, source))?;
             let found = passing.hasher.finish();
             if found != blob.digest {
                 return Err(fault(blob.digest, BlobFault::Content { found }));
@@ -225,11 +239,11 @@ impl Parts<'_> {
     }
 
     /// Adds the folders above `path` that are not there yet.
-    fn parents(&self, archive: &mut Archive, path: &str, known: &mut HashSet<String>) -> Result<(), ImagesError> {
+    fn parents(&self, archive: &mut LayerWriter, path: &str, known: &mut HashSet<String>) -> Result<(), ImagesError> {
         for (at, _) in path.match_indices('/') {
             let folder = path.get(..at).unwrap_or_default();
             if known.insert(folder.to_owned()) {
-                archive.folder(folder, Rights::PROGRAM)?;
+                archive.folder(folder, FileOwnership::PROGRAM)?;
             }
         }
         Ok(())
@@ -241,12 +255,12 @@ impl Parts<'_> {
 }
 
 /// An image that nobody starts: its files are all there is to it.
-fn unstarted(layout: &mut Layout, layer: Layer) -> Result<Image, ImagesError> {
-    Ok(layout.image(&Start { working_dir: "/", ..Start::default() }, &[layer])?)
+fn unstarted(layout: &mut LayoutWriter, layer: WrittenLayer) -> Result<WrittenImage, ImagesError> {
+    Ok(layout.image(&ContainerConfig { working_dir: "/", ..ContainerConfig::default() }, &[layer])?)
 }
 
 /// Adds the file `from` of this machine, as QEMU's.
-fn add(archive: &mut Archive, path: &str, from: &Path, interrupt: &Interrupt) -> Result<(), ImagesError> {
+fn add(archive: &mut LayerWriter, path: &str, from: &Path, interrupt: &Interrupt) -> Result<(), ImagesError> {
     let copied = open_regular(from).and_then(|(file, size)| {
         let passing = Reading { inner: file, interrupt };
         archive.file(path, QEMU, size, passing)

@@ -1,6 +1,8 @@
-//! Images: pulled from other registries, packed into a disk, or made as samples.
+//! Container images: pulled from registries, packed into a disk, written from scratch, and the sample image.
 
 pub mod pack;
 pub mod pull;
 pub mod sample;
 pub mod scratch;
+pub(in crate::host) mod virtual_layout;
+mod work_dir;

@@ -1,5 +1,5 @@
-//! `localregistry sample`: a small image that runs, from this project's own static init, which greets and ends when it is asked to.
-//! What enters is that program; what leaves is an OCI image layout. No network is used, and the same program gives the same bytes.
+//! `localregistry sample`: writes an image layout with a small runnable image. Its program is this project's static init, which prints
+//! a greeting with `--hello`. No network is used. The same program gives the same bytes.
 
 use std::fs;
 use std::io;
@@ -8,93 +8,91 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::scratch::{Layout, Packing, Rights, Start};
+use super::scratch::{ContainerConfig, FileOwnership, LayerCompression, LayoutWriter};
 use crate::disk::layout::{self, Directory, ReadOptions, Unnamed};
 use crate::host::boot::initramfs::init;
 use crate::host::boot::program::Program;
 use crate::host::support::report::Report;
 use crate::oci::Digest;
 
-/// The image's name.
+/// Name of the image.
 const NAME: &str = "test/hello:latest";
-/// The program's path in the image.
+/// Path of the program in the image.
 const PROGRAM: &str = "localregistry-init";
-/// What a container of it runs.
 const ENTRYPOINT: [&str; 2] = ["/localregistry-init", "--hello"];
-/// What runtimes and scanners read to know what an image is made of (freedesktop.org, os-release(5)).
+/// Identifies the image to runtimes and scanners (os-release(5)).
 const OS_RELEASE: &str = "NAME=localregistry\nID=localregistry\nPRETTY_NAME=\"localregistry sample image\"\n";
 
-/// Make a small image that runs, to try everything with
+/// Write a small runnable image to try out packing and running
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   localregistry sample -o sample/ && localregistry pack sample/ -o disk.erofs
 
-The image is test/hello:latest. A container of it prints a greeting and ends. The same program gives the same bytes.")]
-pub struct Args {
-    /// Folder for the OCI image layout; an earlier sample there is replaced
+The image is test/hello:latest. Its container prints a greeting and exits. The same program gives the same bytes.")]
+pub struct SampleArgs {
+    /// Folder for the OCI image layout; replaces an earlier sample
     #[arg(long, short, value_name = "LAYOUT_DIR")]
     output: PathBuf,
 
-    /// The static program of the image [default: localregistry-init beside this program, or built in the same target/]
+    /// Static program for the image [default: localregistry-init next to this program, or built in the same target/]
     #[arg(long, visible_alias = "init", value_name = "PATH")]
     binary: Option<PathBuf>,
 }
 
-/// Why there is no sample image.
+/// Why no sample image is written.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is no program for it.
+pub enum SampleError {
+    /// The program is missing or unsuitable.
     #[error(transparent)]
     Program(#[from] init::InitError),
-    /// The folder has something else.
-    #[error("{} has something else than an earlier sample; a new or an empty folder is expected", .0.display())]
+    /// The folder has other content.
+    #[error("{} contains something other than an earlier sample; a new or empty folder is expected", .0.display())]
     Occupied(PathBuf),
     /// A file cannot be written.
     #[error("cannot write the image to {}", folder.display())]
     Write {
         /// The folder.
         folder: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// The result cannot be printed.
-    #[error("the image is made, and its summary cannot be printed")]
+    #[error("the image is written, but its summary cannot be printed")]
     Print(#[source] io::Error),
 }
 
-/// The image that was made.
+/// The sample image.
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "SampleResult")]
-pub(crate) struct Summary {
-    /// The layout's folder, as it was given.
+pub(crate) struct SampleResult {
+    /// Folder of the layout, as given.
     layout: PathBuf,
-    /// The image's name.
+    /// Name of the image.
     image: &'static str,
-    /// Digest of its manifest.
+    /// Digest of the manifest.
     digest: String,
     /// Size of the whole layout in bytes.
     bytes: u64,
 }
 
-/// Runs the subcommand.
+/// Runs `localregistry sample`.
 ///
 /// # Errors
-/// [`Error`], when there is no program, or its image cannot be written.
-pub fn run(args: Args, report: Report) -> Result<(), Error> {
+/// Fails if there is no program, or its image cannot be written.
+pub fn run(args: SampleArgs, report: Report) -> Result<(), SampleError> {
     let binary = args.binary.map_or_else(init::find, Ok)?;
     let program = init::read(&binary)?;
     let folder = args.output;
     if !is_free(&folder) {
-        return Err(Error::Occupied(folder));
+        return Err(SampleError::Occupied(folder));
     }
-    report.step(format!("making an image of {}", binary.display()));
-    let (digest, bytes) = write(&folder, &program).map_err(|source| Error::Write { folder: folder.clone(), source })?;
+    report.step(format!("writing an image of {}", binary.display()));
+    let (digest, bytes) = write(&folder, &program).map_err(|source| SampleError::Write { folder: folder.clone(), source })?;
     let text = format!("{NAME}  {digest}\n{}: a layout of {bytes} bytes", folder.display());
-    let summary = Summary { layout: folder, image: NAME, digest: digest.to_string(), bytes };
-    report.result(&summary, &text).map_err(Error::Print)
+    let summary = SampleResult { layout: folder, image: NAME, digest: digest.to_string(), bytes };
+    report.result(&summary, &text).map_err(SampleError::Print)
 }
 
-/// Whether the folder is missing, empty, or has an earlier sample.
+/// Whether the folder is missing, empty, or contains an earlier sample.
 fn is_free(folder: &Path) -> bool {
     let Ok(mut entries) = fs::read_dir(folder) else { return !folder.exists() };
     if entries.next().is_none() {
@@ -105,17 +103,18 @@ fn is_free(folder: &Path) -> bool {
     images.is_ok_and(|images| images.iter().all(|image| image.name() == NAME))
 }
 
-/// Writes the layout of an image with `program` to `folder`, and gives the image's digest and the layout's size. The index comes
-/// last: until then, the folder has the earlier image.
+/// Writes the layout of an image with `program` to `folder`. Returns the image's digest and the layout's size. The index is written
+/// last, so that an earlier image stays valid until then.
 fn write(folder: &Path, program: &Program) -> io::Result<(Digest, u64)> {
-    let mut layout = Layout::new(folder, program.processor)?;
+    let mut layout = LayoutWriter::new(folder, program.processor)?;
     let program = &*program.content;
-    let layer = layout.layer(Packing::Gzip, |archive| {
-        archive.folder("etc", Rights::PROGRAM)?;
-        archive.file("etc/os-release", Rights::FILE, OS_RELEASE.len() as u64, OS_RELEASE.as_bytes())?;
-        archive.file(PROGRAM, Rights::PROGRAM, program.len() as u64, program)
+    let layer = layout.layer(LayerCompression::Gzip, |archive| {
+        archive.folder("etc", FileOwnership::PROGRAM)?;
+        archive.file("etc/os-release", FileOwnership::FILE, OS_RELEASE.len() as u64, OS_RELEASE.as_bytes())?;
+        archive.file(PROGRAM, FileOwnership::PROGRAM, program.len() as u64, program)
     })?;
-    let start = Start { entrypoint: ENTRYPOINT.map(str::to_owned).into(), working_dir: "/", ..Start::default() };
+    let start =
+        ContainerConfig { entrypoint: ENTRYPOINT.map(str::to_owned).into(), working_dir: "/", ..ContainerConfig::default() };
     let image = layout.image(&start, &[layer])?;
     let digest = image.digest;
     layout.name(image, NAME);

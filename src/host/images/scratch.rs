@@ -1,6 +1,7 @@
-//! OCI images from scratch: layers of files that are given one by one, and an image layout around them. What enters are files; what
-//! leaves is a layout, whose `index.json` comes last. The same files give the same bytes: nothing in them is of a clock, a user or a
-//! machine. Content passes through and is never held.
+//! Writes OCI images from scratch: layers from individual files, and the image layout around them.
+//!
+//! The same files give the same bytes, independent of clock, user and machine. Content is streamed, never held in memory.
+//! `index.json` is written last.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,171 +13,171 @@ use serde::Serialize;
 use serde_json::json;
 use tempfile::NamedTempFile;
 
-use super::pack::virtual_layout::{Descriptor, Manifest};
+use super::virtual_layout::{NewDescriptor, NewManifest, OCI_LAYOUT};
 use crate::disk::layout::REF_NAME;
 use crate::host::boot::elf::Processor;
 use crate::host::support::files;
 use crate::oci::media_type::{OCI_CONFIG, OCI_MANIFEST};
 use crate::oci::{Algorithm, Digest, Hasher};
 
-/// Where blobs are.
+/// Folder of the blobs.
 const BLOBS: &str = "blobs/sha256";
-/// Type of a layer (OCI image specification, "Image Layer Filesystem Changeset").
+/// Media type of an uncompressed layer (OCI image specification, "Image Layer Filesystem Changeset").
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-/// The same, compressed.
+/// Media type of a gzip layer.
 const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-/// Bytes that are written at once.
+/// Size of the write buffer in bytes.
 const BUFFER: usize = 1 << 20;
 
-/// How a layer lies in the layout.
+/// Compression of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Packing {
-    /// As it is: for what is compressed already.
-    Plain,
-    /// Compressed with gzip.
+pub enum LayerCompression {
+    /// Uncompressed, for content that is compressed already.
+    None,
+    /// gzip.
     Gzip,
 }
 
-/// Who has a file, as user and as group, and what may be done with it.
+/// Owner and mode of a file.
 #[derive(Debug, Clone, Copy)]
-pub struct Rights {
-    /// Number of the user and of the group.
+pub struct FileOwnership {
+    /// ID of both user and group.
     pub owner: u32,
-    /// The file's mode.
+    /// Mode of the file.
     pub mode: u32,
 }
 
-impl Rights {
-    /// A program, or a folder, of root's.
+impl FileOwnership {
+    /// A program or folder of root.
     pub const PROGRAM: Self = Self { owner: 0, mode: 0o755 };
-    /// A file of root's that everybody reads.
+    /// A file of root that everyone can read.
     pub const FILE: Self = Self { owner: 0, mode: 0o644 };
 }
 
-/// What a container of an image is started with (OCI image configuration, "Properties", `config`).
+/// How a container of an image is started (OCI image configuration, "Properties", `config`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Start {
-    /// User and group, `UID:GID`; empty: root.
+pub struct ContainerConfig {
+    /// User and group as `UID:GID`. Empty for root.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub user: String,
-    /// Ports that are listened at, such as `5000/tcp`.
+    /// Ports that the program listens on, such as `5000/tcp`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub exposed_ports: BTreeMap<String, Nothing>,
-    /// The program, and its first arguments.
+    pub exposed_ports: BTreeMap<String, EmptyObject>,
+    /// The program and its first arguments.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub entrypoint: Vec<String>,
-    /// Its further arguments, where nobody says other ones.
+    /// Default for the further arguments.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cmd: Vec<String>,
-    /// Where it is started.
+    /// Working directory of the program.
     pub working_dir: &'static str,
 }
 
-/// `{}`.
+/// The JSON object `{}`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Nothing {}
+pub struct EmptyObject {}
 
-/// A layer that is whole.
+/// A complete layer.
 #[derive(Debug, Clone)]
-pub struct Layer {
-    descriptor: Descriptor,
-    /// Digest of the archive before it was compressed.
+pub struct WrittenLayer {
+    descriptor: NewDescriptor,
+    /// Digest of the uncompressed archive.
     diff_id: Digest,
 }
 
-/// An image whose blobs are written.
+/// A complete image, not yet named.
 #[derive(Debug, Clone)]
-pub struct Image {
-    descriptor: Descriptor,
-    /// The manifest's digest.
+pub struct WrittenImage {
+    descriptor: NewDescriptor,
+    /// Digest of the manifest.
     pub digest: Digest,
 }
 
-/// A layout in the making.
+/// Writes an image layout.
 #[derive(Debug)]
-pub struct Layout {
+pub struct LayoutWriter {
     root: PathBuf,
-    /// The processor that its images are for.
+    /// Processor of the images.
     processor: Processor,
-    /// The manifests, named.
-    manifests: Vec<Descriptor>,
-    /// Size of the blobs that were written.
+    /// Descriptors of the named images.
+    manifests: Vec<NewDescriptor>,
+    /// Bytes of blobs written so far.
     bytes: u64,
 }
 
-impl Layout {
-    /// A layout, of images for `processor`, in the folder `root`, which is made where it is missing.
+impl LayoutWriter {
+    /// Starts a layout of images for `processor` in the folder `root`, which is created if it is missing.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// Fails if the folder cannot be created.
     pub fn new(root: &Path, processor: Processor) -> io::Result<Self> {
         fs::create_dir_all(root.join(BLOBS))?;
         Ok(Self { root: root.to_owned(), processor, manifests: Vec::new(), bytes: 0 })
     }
 
-    /// A layer of the files that `fill` adds.
+    /// Writes a layer of the files that `fill` adds.
     ///
     /// # Errors
-    /// Those of `fill`, and as of writing files.
+    /// Fails if `fill` fails, or a file cannot be written.
     pub fn layer<E: From<io::Error>>(
         &mut self,
-        packing: Packing,
-        fill: impl FnOnce(&mut Archive) -> Result<(), E>,
-    ) -> Result<Layer, E> {
+        compression: LayerCompression,
+        fill: impl FnOnce(&mut LayerWriter) -> Result<(), E>,
+    ) -> Result<WrittenLayer, E> {
         let file = tempfile::Builder::new().prefix(".localregistry-").tempfile_in(self.root.join(BLOBS))?;
-        let mut archive = Archive(tar::Builder::new(Compressing::new(file, packing)));
+        let mut archive = LayerWriter(tar::Builder::new(LayerStream::new(file, compression)));
         fill(&mut archive)?;
         let (file, blob, diff_id) = archive.0.into_inner()?.finish()?;
         let bytes = file.as_file().metadata()?.len();
         self.keep(file, &blob)?;
-        let kind = if packing == Packing::Gzip { LAYER_GZIP } else { LAYER };
+        let kind = if compression == LayerCompression::Gzip { LAYER_GZIP } else { LAYER };
         self.bytes += bytes;
-        Ok(Layer { descriptor: Descriptor::new(kind, blob, bytes), diff_id })
+        Ok(WrittenLayer { descriptor: NewDescriptor::new(kind, blob, bytes), diff_id })
     }
 
-    /// An image of these layers, the lowest first, which has no name yet.
+    /// Writes an image of these layers, the lowest first.
     ///
     /// # Errors
-    /// As of writing files.
-    pub fn image(&mut self, start: &Start, layers: &[Layer]) -> io::Result<Image> {
+    /// Fails if a file cannot be written.
+    pub fn image(&mut self, start: &ContainerConfig, layers: &[WrittenLayer]) -> io::Result<WrittenImage> {
         let diff_ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
         let config = json!({
             "architecture": self.processor.architecture(), "os": "linux", "config": start, "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
         let config = self.blob(OCI_CONFIG, config.to_string().as_bytes())?;
         let layers = layers.iter().map(|layer| layer.descriptor.clone()).collect();
-        let manifest = Manifest { schema_version: 2, media_type: OCI_MANIFEST, artifact_type: None, config, layers };
+        let manifest = NewManifest { schema_version: 2, media_type: OCI_MANIFEST, artifact_type: None, config, layers };
         let content = serde_json::to_vec(&manifest)?;
-        Ok(Image { descriptor: self.blob(OCI_MANIFEST, &content)?, digest: Digest::sha256_of(&content) })
+        Ok(WrittenImage { descriptor: self.blob(OCI_MANIFEST, &content)?, digest: Digest::sha256_of(&content) })
     }
 
-    /// Names an image.
-    pub fn name(&mut self, mut image: Image, name: &str) {
+    /// Adds an image to the index as `name`.
+    pub fn name(&mut self, mut image: WrittenImage, name: &str) {
         image.descriptor.annotations.insert(REF_NAME, name.to_owned());
         self.manifests.push(image.descriptor);
     }
 
-    /// Writes what names the images, and gives the size of the layout.
+    /// Writes the index and returns the size of the layout in bytes.
     ///
     /// # Errors
-    /// As of writing files.
+    /// Fails if a file cannot be written.
     pub fn finish(self) -> io::Result<u64> {
         let index = json!({ "schemaVersion": 2, "mediaType": crate::oci::media_type::OCI_INDEX, "manifests": self.manifests });
-        let (marker, index) = (br#"{"imageLayoutVersion":"1.0.0"}"#, index.to_string());
-        files::write_atomically(&self.root.join("oci-layout"), marker)?;
+        let index = index.to_string();
+        files::write_atomically(&self.root.join("oci-layout"), OCI_LAYOUT)?;
         files::write_atomically(&self.root.join("index.json"), index.as_bytes())?;
-        Ok(self.bytes + marker.len() as u64 + index.len() as u64)
+        Ok(self.bytes + OCI_LAYOUT.len() as u64 + index.len() as u64)
     }
 
-    fn blob(&mut self, kind: &'static str, content: &[u8]) -> io::Result<Descriptor> {
+    fn blob(&mut self, kind: &'static str, content: &[u8]) -> io::Result<NewDescriptor> {
         let digest = Digest::sha256_of(content);
         files::write_atomically(&self.root.join(digest.blob_path()), content)?;
         self.bytes += content.len() as u64;
-        Ok(Descriptor::new(kind, digest, content.len() as u64))
+        Ok(NewDescriptor::new(kind, digest, content.len() as u64))
     }
 
-    /// Gives a file the name of its digest, and the mode that a new file has.
+    /// Renames a temporary file to its digest, with the mode of a regular new file.
     fn keep(&self, file: NamedTempFile, digest: &Digest) -> io::Result<()> {
         file.as_file().sync_all()?;
         file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
@@ -184,49 +185,49 @@ impl Layout {
     }
 }
 
-/// A layer in the making.
-pub struct Archive(tar::Builder<Compressing>);
+/// Adds files to a layer.
+pub struct LayerWriter(tar::Builder<LayerStream>);
 
-impl Archive {
-    /// Adds a folder; those above it come first.
+impl LayerWriter {
+    /// Adds a folder. Its parents must be added first.
     ///
     /// # Errors
-    /// As of writing.
-    pub fn folder(&mut self, path: &str, rights: Rights) -> io::Result<()> {
-        let mut header = header(tar::EntryType::Directory, rights, 0);
+    /// Fails if the layer cannot be written.
+    pub fn folder(&mut self, path: &str, ownership: FileOwnership) -> io::Result<()> {
+        let mut header = header(tar::EntryType::Directory, ownership, 0);
         self.0.append_data(&mut header, format!("{path}/"), io::empty())
     }
 
     /// Adds a file of `size` bytes.
     ///
     /// # Errors
-    /// As of writing, and where there are fewer bytes.
-    pub fn file(&mut self, path: &str, rights: Rights, size: u64, content: impl Read) -> io::Result<()> {
-        let mut exact = Exact { inner: content.take(size), missing: size };
-        let mut header = header(tar::EntryType::Regular, rights, size);
+    /// Fails if the layer cannot be written, or `content` is shorter.
+    pub fn file(&mut self, path: &str, ownership: FileOwnership, size: u64, content: impl Read) -> io::Result<()> {
+        let mut exact = ExactSize { inner: content.take(size), missing: size };
+        let mut header = header(tar::EntryType::Regular, ownership, size);
         self.0.append_data(&mut header, path, &mut exact)
     }
 }
 
-/// The head of a file in an archive: GNU's, which has no largest size.
-fn header(kind: tar::EntryType, rights: Rights, size: u64) -> tar::Header {
+/// The header of a file, in GNU format, which has no size limit.
+fn header(kind: tar::EntryType, ownership: FileOwnership, size: u64) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(kind);
-    header.set_mode(rights.mode);
-    header.set_uid(rights.owner.into());
-    header.set_gid(rights.owner.into());
+    header.set_mode(ownership.mode);
+    header.set_uid(ownership.owner.into());
+    header.set_gid(ownership.owner.into());
     header.set_mtime(0);
     header.set_size(size);
     header
 }
 
-/// Content of a known size: an end before it is an error, since the archive would be torn.
-struct Exact<R> {
+/// A reader that fails if its content is shorter than announced, which would corrupt the archive.
+struct ExactSize<R> {
     inner: io::Take<R>,
     missing: u64,
 }
 
-impl<R: Read> Read for Exact<R> {
+impl<R: Read> Read for ExactSize<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         if count == 0 && self.missing > 0 && !buffer.is_empty() {
@@ -237,44 +238,44 @@ impl<R: Read> Read for Exact<R> {
     }
 }
 
-/// Hashes an archive and passes it on.
-struct Compressing {
+/// Hashes the archive and passes it on to the encoder.
+struct LayerStream {
     archive: Hasher,
-    sink: Sink,
+    sink: LayerEncoder,
 }
 
-enum Sink {
-    Plain(Box<Hashed>),
-    Gzip(Box<GzEncoder<Hashed>>),
+enum LayerEncoder {
+    Plain(Box<HashedFile>),
+    Gzip(Box<GzEncoder<HashedFile>>),
 }
 
-impl Compressing {
-    fn new(file: NamedTempFile, packing: Packing) -> Self {
-        let hashed = Hashed { file: BufWriter::with_capacity(BUFFER, file), hasher: Hasher::new(Algorithm::Sha256) };
-        let sink = match packing {
-            Packing::Plain => Sink::Plain(Box::new(hashed)),
-            // Its header then has neither a time nor a name.
-            Packing::Gzip => Sink::Gzip(Box::new(GzEncoder::new(hashed, flate2::Compression::default()))),
+impl LayerStream {
+    fn new(file: NamedTempFile, compression: LayerCompression) -> Self {
+        let hashed = HashedFile { file: BufWriter::with_capacity(BUFFER, file), hasher: Hasher::new(Algorithm::Sha256) };
+        let sink = match compression {
+            LayerCompression::None => LayerEncoder::Plain(Box::new(hashed)),
+            // The gzip header gets neither a time nor a name.
+            LayerCompression::Gzip => LayerEncoder::Gzip(Box::new(GzEncoder::new(hashed, flate2::Compression::default()))),
         };
         Self { archive: Hasher::new(Algorithm::Sha256), sink }
     }
 
-    /// The file, its digest, and that of the archive.
+    /// Returns the file, its digest, and the archive's digest.
     fn finish(self) -> io::Result<(NamedTempFile, Digest, Digest)> {
         let hashed = match self.sink {
-            Sink::Plain(hashed) => *hashed,
-            Sink::Gzip(encoder) => encoder.finish()?,
+            LayerEncoder::Plain(hashed) => *hashed,
+            LayerEncoder::Gzip(encoder) => encoder.finish()?,
         };
         let file = hashed.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         Ok((file, hashed.hasher.finish(), self.archive.finish()))
     }
 }
 
-impl Write for Compressing {
+impl Write for LayerStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.sink {
-            Sink::Plain(sink) => sink.write_all(bytes)?,
-            Sink::Gzip(sink) => sink.write_all(bytes)?,
+            LayerEncoder::Plain(sink) => sink.write_all(bytes)?,
+            LayerEncoder::Gzip(sink) => sink.write_all(bytes)?,
         }
         self.archive.update(bytes);
         Ok(bytes.len())
@@ -285,12 +286,12 @@ impl Write for Compressing {
     }
 }
 
-struct Hashed {
+struct HashedFile {
     file: BufWriter<NamedTempFile>,
     hasher: Hasher,
 }
 
-impl Write for Hashed {
+impl Write for HashedFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write_all(bytes)?;
         self.hasher.update(bytes);
@@ -306,17 +307,21 @@ impl Write for Hashed {
 mod tests {
     use super::*;
 
-    fn made(packing: Packing) -> (tempfile::TempDir, Digest) {
+    fn write_layout(compression: LayerCompression) -> (tempfile::TempDir, Digest) {
         let folder = tempfile::tempdir().unwrap();
-        let mut layout = Layout::new(folder.path(), Processor::X86).unwrap();
+        let mut layout = LayoutWriter::new(folder.path(), Processor::X86).unwrap();
         let layer = layout
-            .layer(packing, |archive| {
-                archive.folder("disk", Rights { owner: 107, mode: 0o555 })?;
-                archive.file("disk/file", Rights { owner: 107, mode: 0o444 }, 7, &b"content"[..])
+            .layer(compression, |archive| {
+                archive.folder("disk", FileOwnership { owner: 107, mode: 0o555 })?;
+                archive.file("disk/file", FileOwnership { owner: 107, mode: 0o444 }, 7, &b"content"[..])
             })
             .unwrap();
-        let start =
-            Start { entrypoint: vec!["/program".to_owned()], user: "1:2".to_owned(), working_dir: "/", ..Start::default() };
+        let start = ContainerConfig {
+            entrypoint: vec!["/program".to_owned()],
+            user: "1:2".to_owned(),
+            working_dir: "/",
+            ..ContainerConfig::default()
+        };
         let image = layout.image(&start, &[layer]).unwrap();
         let digest = image.digest;
         layout.name(image, "a.test/b:1");
@@ -325,8 +330,8 @@ mod tests {
     }
 
     #[test]
-    fn the_same_files_give_the_same_bytes_and_nothing_else_is_left() {
-        for packing in [Packing::Plain, Packing::Gzip] {
+    fn layouts_are_reproducible_and_leave_no_other_files() {
+        for compression in [LayerCompression::None, LayerCompression::Gzip] {
             let listing = |folder: &Path| {
                 let blobs = fs::read_dir(folder.join(BLOBS)).unwrap().map(|blob| blob.unwrap().path());
                 let mut files: Vec<(String, Vec<u8>)> =
@@ -334,7 +339,7 @@ mod tests {
                 files.sort();
                 files
             };
-            let (one, other) = (made(packing), made(packing));
+            let (one, other) = (write_layout(compression), write_layout(compression));
             assert_eq!(one.1, other.1);
             assert_eq!(listing(one.0.path()), listing(other.0.path()));
             assert!(listing(one.0.path()).iter().all(|(name, content)| Digest::sha256_of(content).hex() == *name));
@@ -343,11 +348,11 @@ mod tests {
     }
 
     #[test]
-    fn content_that_ends_too_early_is_an_error_and_leaves_nothing() {
+    fn short_content_fails_and_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
-        let mut layout = Layout::new(folder.path(), Processor::X86).unwrap();
-        let torn = layout.layer(Packing::Plain, |archive| archive.file("file", Rights::FILE, 9, &b"content"[..]));
-        assert_eq!(torn.map(|_| ()).unwrap_err().to_string(), "it ends 2 bytes too early");
+        let mut layout = LayoutWriter::new(folder.path(), Processor::X86).unwrap();
+        let short = layout.layer(LayerCompression::None, |archive| archive.file("file", FileOwnership::FILE, 9, &b"content"[..]));
+        assert_eq!(short.map(|_| ()).unwrap_err().to_string(), "it ends 2 bytes too early");
         assert_eq!(fs::read_dir(folder.path().join(BLOBS)).unwrap().count(), 0);
     }
 }

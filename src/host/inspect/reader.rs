@@ -115,7 +115,7 @@ impl Disk {
             return Err(DiskError::Empty);
         }
         if is_archive(&head) {
-            let tree = source::archived(path, false, &std::env::temp_dir(), interrupt)?;
+            let tree = source::open_archive(path, false, &std::env::temp_dir(), interrupt)?;
             return Ok(Self { form: Form::Archive, bytes: Some(bytes), tree });
         }
         let Superblock { fs, bytes: expected } = Superblock::detect(&head).ok_or(DiskError::Unknown)?;

@@ -130,10 +130,10 @@ fn outputs(generator: &mut SchemaGenerator) -> Vec<Output> {
     }
     let event = |command| Output { command, kind: "Event".to_owned() };
     vec![
-        of::<pack::Summary>("pack", generator),
+        of::<pack::PackResult>("pack", generator),
         of::<inspect::Document<'_>>("inspect", generator),
         of::<diff::Difference>("diff", generator),
-        of::<sample::Summary>("sample", generator),
+        of::<sample::SampleResult>("sample", generator),
         of::<serve::Ready>("serve", generator),
         of::<kernel::Written<'_>>("kernel", generator),
         of::<initramfs::Written<'_>>("initramfs", generator),

@@ -1,5 +1,5 @@
-//! A tar archive as a [`Tree`]: its members are listed once, and their content is then read where it lies. Nothing is unpacked, and
-//! nothing outside of the archive can be named through it.
+//! Reads a tar archive as a [`Tree`], without unpacking it: members are listed once, then read at their offsets. No path or link can
+//! lead out of the archive.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -9,75 +9,54 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use tar::EntryType;
 
 use crate::disk::layout::{Identity, OpenFile, Tree};
+use crate::host::support::report::escaped;
 
-/// Bytes of a tar block: headers are one, and content is padded to whole ones (POSIX pax, "ustar Interchange Format").
+/// Size of a tar block in bytes. A header is one block; content is padded to full blocks (POSIX pax, "ustar Interchange Format").
 const BLOCK: u64 = 512;
-/// Most links followed for one path: as many as Linux follows.
+/// Most links followed for one path, as in Linux.
 const MAX_LINKS: usize = 40;
 
-/// Why a file cannot be read as an archive.
+/// Why a file is rejected as an archive.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// Not a tar archive, or a damaged one.
     #[error("it is not a whole tar archive")]
     Read(#[source] io::Error),
-    /// The archive ends within a member.
     #[error("the archive is cut short: member {member:?} has {size} bytes, and {there} of them are there")]
-    Truncated {
-        /// The member.
-        member: String,
-        /// Its size in bytes.
-        size: u64,
-        /// How many of them the archive has.
-        there: u64,
-    },
-    /// A member that would lie outside of the archive's folder.
+    Truncated { member: String, size: u64, there: u64 },
     #[error("archive member {0:?} leaves the archive; a relative name without .. is expected")]
     Name(String),
-    /// A link that would lead out of the archive's folder.
     #[error("symbolic link {member:?} leads out of the archive, to {target:?}; a target inside it is expected")]
-    Link {
-        /// The member.
-        member: String,
-        /// Where it leads.
-        target: String,
-    },
-    /// A member that is neither a file, a folder nor a symbolic link.
+    Link { member: String, target: String },
     #[error("archive member {member:?} is a {kind}; files, folders and symbolic links are expected")]
-    Kind {
-        /// The member.
-        member: String,
-        /// What it is.
-        kind: &'static str,
-    },
+    Kind { member: String, kind: &'static str },
 }
 
 #[derive(Debug, Clone)]
 enum Member {
-    /// A file's content, in the archive's bytes.
+    /// Offset and size of a file's content in the archive.
     File {
         at: u64,
         size: u64,
     },
-    /// A symbolic link's target.
+    /// Target of a symbolic link.
     Link(String),
     Folder,
 }
 
-/// An archive whose members are known.
+/// An open archive.
 #[derive(Debug)]
 pub struct Archive {
     file: File,
     members: HashMap<String, Member>,
-    /// Whether the archive has its end mark. Some writers leave it out, so it is asked for only where something is missing.
+    /// Whether the archive has its end mark. Some writers omit it, so this matters only if something is missing.
     ended: bool,
 }
 
 impl Archive {
-    /// Lists the members of the uncompressed archive `file`. Where a name stands twice, the last counts, as in tar.
+    /// Lists the members of the uncompressed archive `file`. Of members with the same name the last one counts, as in tar.
     ///
     /// # Errors
-    /// [`ArchiveError`], at the first member that is damaged, cut, or not to be trusted.
+    /// Fails with the first member that is damaged, truncated or unsafe.
     pub fn open(file: File) -> Result<Self, ArchiveError> {
         let len = file.metadata().map_err(damaged)?.len();
         (&file).rewind().map_err(damaged)?;
@@ -105,7 +84,7 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Whether there is something at `path`.
+    /// Whether `path` exists.
     #[must_use]
     pub fn has(&self, path: &str) -> bool {
         self.resolve(path).is_ok_and(|path| self.members.contains_key(&path))
@@ -120,7 +99,7 @@ impl Archive {
     /// Opens the file at `path`.
     ///
     /// # Errors
-    /// When there is none.
+    /// Fails if there is no regular file at `path`.
     pub fn member(&self, path: &str) -> io::Result<OpenFile<'_>> {
         let (at, size) = self.find(path)?;
         Ok(OpenFile { reader: Box::new(Section { file: &self.file, at, left: size }), size })
@@ -139,7 +118,7 @@ impl Archive {
         }
     }
 
-    /// The path that `path` means once every link on the way is followed.
+    /// Resolves all symbolic links in `path`.
     fn resolve(&self, path: &str) -> io::Result<String> {
         let mut waiting: VecDeque<String> = path.split('/').map(str::to_owned).collect();
         let mut done: Vec<String> = Vec::new();
@@ -167,7 +146,7 @@ impl Archive {
         Ok(done.join("/"))
     }
 
-    /// No link may lead out, used or not. (One that leads nowhere, or in a circle, harms only who follows it.)
+    /// Rejects links that lead out of the archive, used or not. A dangling or circular link fails only when it is followed.
     fn check_links(&self) -> Result<(), ArchiveError> {
         let mut links: Vec<(&String, &String)> = self
             .members
@@ -196,18 +175,16 @@ impl Tree for Archive {
     }
 }
 
-/// The messages of the tar reader quote the archive: without control characters, which a terminal would obey.
+/// The tar reader's messages quote the archive, so control characters are escaped.
 fn damaged(error: io::Error) -> ArchiveError {
-    let message =
-        error.to_string().chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect();
-    ArchiveError::Read(io::Error::new::<String>(error.kind(), message))
+    ArchiveError::Read(io::Error::new(error.kind(), escaped(&error.to_string())))
 }
 
 fn leaves() -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, "a symbolic link leads out of the archive; a file inside it is expected")
 }
 
-/// A member's name without `.` and doubled slashes; none if it is absolute or has `..`.
+/// A member's name without `.` and repeated slashes, or `None` if it is absolute or contains `..`.
 fn normal(name: &str) -> Option<String> {
     let components: Vec<&str> = name.split('/').filter(|component| !matches!(*component, "" | ".")).collect();
     (!name.starts_with('/') && !components.contains(&"..")).then(|| components.join("/"))
@@ -234,7 +211,7 @@ fn is_zero_block(file: &File, at: u64) -> bool {
     file.read_exact_at(&mut block, at).is_ok() && block.iter().all(|byte| *byte == 0)
 }
 
-/// A part of a file, read without moving the file's own position: many may be read at once.
+/// A reader of a part of a file. It does not move the file's position, so that several can read at once.
 struct Section<'a> {
     file: &'a File,
     at: u64,
@@ -263,12 +240,12 @@ mod tests {
 
     use super::*;
 
-    /// An archive of (name, kind, target or content).
+    /// An archive with members of (name, kind, target or content).
     fn archive(members: &[(&str, EntryType, &str)]) -> File {
         let mut builder = tar::Builder::new(tempfile::tempfile().unwrap());
         for (name, kind, content) in members {
             let mut header = tar::Header::new_ustar();
-            // Written as it is: the builder refuses some names that others write.
+            // Written directly, because the builder refuses names that other tools write.
             header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
             header.set_entry_type(*kind);
             let data = if matches!(kind, Regular) { *content } else { "" };
@@ -299,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_members_through_links_and_the_last_of_a_name() {
+    fn reads_members_through_links_and_the_last_of_equal_names() {
         let archive = Archive::open(archive(&[
             ("./a/b", Regular, "first"),
             ("a/b", Regular, "last"),
@@ -316,13 +293,13 @@ mod tests {
     }
 
     #[test]
-    fn links_in_a_circle_end() {
+    fn circular_links_are_rejected() {
         let archive = Archive::open(archive(&[("a", Symlink, "b"), ("b", Symlink, "a")])).unwrap();
         assert_eq!(text(&archive, "a").unwrap_err(), "symbolic links lead in a circle");
     }
 
     #[test]
-    fn refuses_what_leaves_the_archive() {
+    fn names_and_links_out_of_the_archive_are_rejected() {
         for name in ["/etc/passwd", "../x", "a/../../x", "a/.."] {
             assert_eq!(
                 refusal(archive(&[(name, Regular, "x")])),
@@ -335,7 +312,7 @@ mod tests {
                 format!("symbolic link \"a/link\" leads out of the archive, to {target:?}; a target inside it is expected")
             );
         }
-        // Out by way of another link.
+        // Out of the archive through another link.
         assert_eq!(
             refusal(archive(&[("a/b/up", Symlink, ".."), ("out", Symlink, "a/b/up/../../x")])),
             "symbolic link \"out\" leads out of the archive, to \"a/b/up/../../x\"; a target inside it is expected"
@@ -343,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_file() {
+    fn hard_links_and_devices_are_rejected() {
         for (kind, called) in [(Link, "hard link"), (Char, "character device"), (Block, "block device"), (Fifo, "FIFO")] {
             assert_eq!(
                 refusal(archive(&[("a", kind, "b")])),
@@ -353,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_cut_archive() {
+    fn truncated_archives_are_rejected() {
         let whole = || archive(&[("a", Regular, &"x".repeat(2000))]);
         let cut = whole();
         cut.set_len(1000).unwrap();
@@ -372,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_size_that_no_archive_has() {
+    fn impossible_member_sizes_are_rejected() {
         let mut header = tar::Header::new_ustar();
         header.set_path("bomb").unwrap();
         header.set_size(1 << 62);
@@ -387,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_a_damaged_archive_without_its_control_characters() {
+    fn control_characters_of_a_damaged_archive_are_escaped() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[b'\x1b'; 1024]).unwrap();
         let message = refusal(file);

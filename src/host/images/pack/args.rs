@@ -1,4 +1,4 @@
-//! The command line of `pack`: flags become requests, in the order that they are given in. Only lists of images are read here.
+//! The command line of `pack`, turned into requests in the order given. Only `--spec` files are read here.
 
 use std::path::PathBuf;
 
@@ -9,24 +9,25 @@ use super::mkfs::Format;
 use super::request::{Origin, Request, Tags};
 use super::spec::{self, SpecError};
 use crate::disk::label::Label;
-use crate::host::images::pull::Pulling;
+use crate::host::images::pull::PullArgs;
 use crate::oci::{Host, Platform, Tag};
 
 /// Pack container images into a disk
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A SOURCE is an OCI image layout (a folder, or a tar archive of one) or what docker save writes. Archives may be \
-compressed with gzip or zstd; hard links, devices and names that lead out of an archive are refused. Names are taken as the source \
-gives them: busybox:latest is the repository busybox, docker.io/library/busybox:latest the repository library/busybox of docker.io. \
-What podman and buildah name localhost/app is found as REGISTRY/app, unless the disk has app or docker.io/app with that tag too.
+    after_help = "A SOURCE is an OCI image layout (a folder, or a tar archive of one) or a docker save archive. Archives may be \
+    compressed with gzip or zstd. Archives with hard links, devices, or names that lead out of the archive are refused. Image names are \
+    used as the source gives them: busybox:latest is the repository busybox, docker.io/library/busybox:latest is the repository \
+    library/busybox of docker.io. An image that podman or buildah named localhost/app is served as REGISTRY/app, unless the disk also \
+    has app or docker.io/app with the same tag.
 
-A FILE of --spec is prototext, a list of entries of one of these forms (proto/localregistry/v1/images.proto has all fields):
+The FILE of --spec is prototext: a list of entries in these forms (proto/localregistry/v1/images.proto has all fields):
   images { name: \"a/b\" config { file_path: \"…\" digest_path: \"…\" } layers { file_path: \"…\" digest_path: \"…\" } }
-  images { name: \"a/b\" path: \"SOURCE\" }                     the image answers to every tag, as that of the form above does
+  images { name: \"a/b\" path: \"SOURCE\" }                     like the form above, the image answers to every tag
   images { repository: \"a/b\" tag: \"v1\" path: \"SOURCE\" }
   images { name: \"a/b\" tag: \"v1\" artifact { file_path: \"…\" media_type: \"…\" } }
-Relative paths in it start from the folder that it is in, or from --base. A manifest that Bazel wrote has paths below the runfiles' \
-folder of the main repository: --base \"$RUNFILES_DIR/_main\".
+Relative paths start from the folder of FILE, or from --base. A list that Bazel wrote has paths below the runfiles folder of the \
+main repository: use --base \"$RUNFILES_DIR/_main\".
 
 Examples:
   localregistry pack images/ -o disk.erofs
@@ -36,53 +37,52 @@ Examples:
   localregistry pack --spec images.textproto --platform linux/amd64 -o disk.erofs"
 )]
 struct Flags {
-    /// What to pack: an OCI image layout or a docker save archive
+    /// An OCI image layout or a docker save archive to pack
     #[arg(value_name = "SOURCE", required_unless_present_any = ["name", "artifact", "spec", "pull"], value_parser = OsStringValueParser::new().map(Request::source))]
     sources: Vec<Request>,
 
-    /// Pack SOURCE, and give its image the name REF: repository[:tag]. For an image without a name, or in place of the only one.
-    /// Without a tag, the image keeps its own, or gets latest. May be given several times
+    /// Pack SOURCE and name its image REF: repository[:tag]. Names the images without a name, or else renames the only image. Without
+    /// a tag in REF, the image keeps its tag, or gets latest. Repeatable
     #[arg(long, value_name = "REF=SOURCE", value_parser = Request::named)]
     name: Vec<Request>,
 
-    /// Pack FILE, whatever it is, as an OCI artifact of the name REF. What follows the last colon is its media type where it looks like
-    /// one (a/b); a FILE whose own name ends so, or with a colon, is given with another colon at its end. May be given several times
+    /// Pack FILE, of any kind, as an OCI artifact named REF. The text after the last colon is its media type if it looks like one
+    /// (a/b). If FILE's own name ends like that, or with a colon, add another colon. Repeatable
     #[arg(long, value_name = "REF=FILE[:media/type]", value_parser = Request::artifact)]
     artifact: Vec<Request>,
 
-    /// Pack the images that FILE lists, see below. May be given several times
+    /// Pack the images listed in FILE, see below. Repeatable
     #[arg(long, value_name = "FILE")]
     spec: Vec<PathBuf>,
 
-    /// Where relative paths in FILE of --spec start. Default: the folder that FILE is in
+    /// Folder that relative paths in the --spec FILE start from. Default: the folder of FILE
     #[arg(long, value_name = "DIR", requires = "spec")]
     base: Option<PathBuf>,
 
-    /// Tag every image with TAG, in place of its own tags, where --name, --artifact or the entry of --spec gives none
+    /// Give every image the tag TAG in place of its own tags, unless --name, --artifact or the --spec entry gives a tag
     #[arg(long, value_name = "TAG")]
     tag: Option<Tag>,
 
-    /// File images whose name has no host, or localhost, under HOST: with docker.io, busybox becomes docker.io/library/busybox
+    /// Put HOST before image names without a host, or with the host localhost: with docker.io, busybox becomes docker.io/library/busybox
     #[arg(long, value_name = "HOST")]
     upstream: Option<Host>,
 
-    /// Keep one platform of each index, os/architecture[/variant]: the image then is that platform's manifest, as skopeo copy and
-    /// docker pull have it. The index is left out, with its other manifests, its attestations, and what refers to them without a name.
-    /// Default: keep all
+    /// Keep one platform of each index, os/architecture[/variant]. The image becomes that platform's manifest, as with skopeo copy and
+    /// docker pull. The index, its other manifests, its attestations, and their unnamed referrers are left out. Default: keep all
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
 
-    /// Where sources give one name to different images, take that of the source given last. Without, that is an error
+    /// If sources have different images of the same name, keep the one of the source given last. Default: fail
     #[arg(long)]
     replace: bool,
 
-    /// Pack images that lack layers, or indexes that lack manifests, without them: the registry does not know these then. For
-    /// non-distributable layers and partial copies. Of image layouts; an archive of docker save says too little of what it lacks
+    /// Pack images that lack layers, and indexes that lack manifests, without them. The registry then answers 404 for the missing
+    /// content. For non-distributable layers and partial copies. Works for image layouts, not for docker save archives
     #[arg(long)]
     allow_missing: bool,
 
     #[command(flatten)]
-    pulling: Pulling,
+    pulling: PullArgs,
 
     /// The disk to write
     #[arg(long, short, value_name = "DISK")]
@@ -92,62 +92,62 @@ struct Flags {
     #[arg(long, value_enum, default_value_t = Format::Erofs)]
     fs: Format,
 
-    /// Label of that file system, for a guest whose config chooses its disks by label
+    /// Label of the file system, for guests whose config selects disks by label
     #[arg(long, value_name = "NAME")]
     label: Option<Label>,
 
-    /// Keep verified blobs in the folder DIR, and read those that are there from there: packing again reads what is new. Made where
-    /// it is missing; any number of packs may share it; remove it at will
+    /// Store verified blobs in the folder DIR and reuse them, so that packing again reads only new blobs. DIR is created if missing,
+    /// may be shared by concurrent packs, and may be deleted at any time
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
 }
 
-/// What is asked for on the command line.
+/// The parsed command line of `pack`.
 #[derive(Debug)]
-pub struct Args {
-    asked: Vec<Asked>,
+pub struct PackArgs {
+    inputs: Vec<Input>,
     base: Option<PathBuf>,
     tag: Option<Tag>,
     upstream: Option<Host>,
     platform: Option<Platform>,
-    /// Whether a later source's images replace those of an earlier one by name.
+    /// Whether an image of a later source replaces one of the same name.
     pub replace: bool,
-    /// Whether images may lack layers.
+    /// Whether images may lack blobs.
     pub allow_missing: bool,
     /// How images are pulled.
-    pub pulling: Pulling,
-    /// The disk to write.
+    pub pulling: PullArgs,
+    /// Path of the disk to write.
     pub output: PathBuf,
-    /// Its file system.
+    /// File system of the disk.
     pub format: Format,
-    /// The label of that.
+    /// Label of the file system.
     pub label: Option<Label>,
-    /// The folder of verified blobs.
+    /// Folder of the blob cache.
     pub cache: Option<PathBuf>,
 }
 
 #[derive(Debug)]
-enum Asked {
+enum Input {
     Request(Box<Request>),
     Spec(PathBuf),
 }
 
-impl Args {
-    /// The lists of images that are given.
+impl PackArgs {
+    /// The `--spec` files.
     pub fn specs(&self) -> impl Iterator<Item = &PathBuf> {
-        self.asked.iter().filter_map(|asked| if let Asked::Spec(path) = asked { Some(path) } else { None })
+        self.inputs.iter().filter_map(|input| if let Input::Spec(path) = input { Some(path) } else { None })
     }
 
-    /// Everything that is asked for, in the order that it is given in.
+    /// All requested sources, in the order given.
     ///
     /// # Errors
-    /// `SpecError`, of a list of images.
+    /// Fails if a `--spec` file cannot be used.
     pub fn requests(&self) -> Result<Vec<Request>, SpecError> {
         let mut requests = Vec::new();
-        for asked in &self.asked {
-            match asked {
-                Asked::Request(request) => requests.push(request.as_ref().clone()),
-                Asked::Spec(path) => requests.extend(spec::read(path, self.base.as_deref())?),
+        for input in &self.inputs {
+            match input {
+                Input::Request(request) => requests.push(request.as_ref().clone()),
+                Input::Spec(path) => requests.extend(spec::read(path, self.base.as_deref())?),
             }
         }
         for request in &mut requests {
@@ -161,29 +161,28 @@ impl Args {
     }
 }
 
-/// Why a label does not go with squashfs.
 const LABELLED_SQUASHFS: &str = "the argument '--label <NAME>' cannot be used with '--fs squashfs': squashfs has no label\n";
 
-impl FromArgMatches for Args {
+impl FromArgMatches for PackArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let flags = Flags::from_arg_matches(matches)?;
         if flags.label.is_some() && flags.fs == Format::Squashfs {
             return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, LABELLED_SQUASHFS));
         }
-        let requests = |requests: Vec<Request>| requests.into_iter().map(Box::new).map(Asked::Request).collect();
+        let requests = |requests: Vec<Request>| requests.into_iter().map(Box::new).map(Input::Request).collect();
         let pulls = flags.pulling.references().iter().cloned().map(Origin::Pull).map(Request::of).collect();
-        let given: [(&str, Vec<Asked>); 5] = [
+        let given: [(&str, Vec<Input>); 5] = [
             ("sources", requests(flags.sources)),
             ("name", requests(flags.name)),
             ("artifact", requests(flags.artifact)),
             ("pull", requests(pulls)),
-            ("spec", flags.spec.into_iter().map(Asked::Spec).collect()),
+            ("spec", flags.spec.into_iter().map(Input::Spec).collect()),
         ];
-        let indexed = given.into_iter().flat_map(|(id, asked)| matches.indices_of(id).into_iter().flatten().zip(asked));
-        let mut asked: Vec<(usize, Asked)> = indexed.collect();
-        asked.sort_by_key(|(index, _)| *index);
+        let indexed = given.into_iter().flat_map(|(id, inputs)| matches.indices_of(id).into_iter().flatten().zip(inputs));
+        let mut inputs: Vec<(usize, Input)> = indexed.collect();
+        inputs.sort_by_key(|(index, _)| *index);
         Ok(Self {
-            asked: asked.into_iter().map(|(_, asked)| asked).collect(),
+            inputs: inputs.into_iter().map(|(_, input)| input).collect(),
             base: flags.base,
             tag: flags.tag,
             upstream: flags.upstream,
@@ -204,7 +203,7 @@ impl FromArgMatches for Args {
     }
 }
 
-impl clap::Args for Args {
+impl clap::Args for PackArgs {
     fn augment_args(command: clap::Command) -> clap::Command {
         Flags::augment_args(command)
     }

@@ -1,5 +1,4 @@
-//! Compression around an archive: recognized by its first bytes, taken off into a nameless temporary file. What enters is a file;
-//! what leaves is a file with the archive itself.
+//! Recognizes gzip and zstd by their first bytes, and decompresses archives into unnamed temporary files, up to a size limit.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
@@ -16,18 +15,17 @@ pub enum Compression {
     Gzip,
     /// RFC 8878.
     Zstd,
-    /// Not at all, or in a way that is not understood here.
+    /// Uncompressed, or an unsupported compression.
     None,
 }
 
-/// Bytes that [`Compression::of`] looks at.
+/// Bytes that [`Compression::of`] needs.
 pub const MAGIC_LEN: usize = 4;
 
-/// The first bytes of each compression.
 const MAGIC: [(&[u8], Compression); 2] = [(b"\x1f\x8b", Compression::Gzip), (b"\x28\xb5\x2f\xfd", Compression::Zstd)];
 
-/// What any content may grow to, in bytes, and by which factor it may grow beyond that. Layers compress to a half or a third; what
-/// passes these bounds is made to fill disks.
+/// Bytes that any content may decompress to, and the ratio allowed beyond that. Layers compress to a half or a third; content
+/// beyond these bounds is a decompression bomb.
 const FREE_GROWTH: u64 = 1 << 30;
 const MAX_RATIO: u64 = 100;
 
@@ -38,10 +36,10 @@ impl Compression {
         MAGIC.iter().find(|(magic, _)| start.starts_with(magic)).map_or(Self::None, |(_, compression)| *compression)
     }
 
-    /// Reads `packed` decompressed.
+    /// A reader of the decompressed content of `packed`.
     ///
     /// # Errors
-    /// When there is no memory for a decoder.
+    /// Fails if a decoder cannot be allocated.
     pub fn decoder<'a>(self, packed: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match self {
             Self::Gzip => Box::new(MultiGzDecoder::new(packed)),
@@ -51,69 +49,66 @@ impl Compression {
     }
 }
 
-/// Most bytes that `packed` compressed bytes may unpack to.
+/// Most bytes that `packed` compressed bytes may decompress to.
 #[must_use]
-pub const fn limit(packed: u64) -> u64 {
+pub const fn max_decompressed(packed: u64) -> u64 {
     FREE_GROWTH.saturating_add(packed.saturating_mul(MAX_RATIO))
 }
 
-/// Why an archive is not decompressed.
+/// Why content cannot be decompressed.
 #[derive(Debug, thiserror::Error)]
-pub enum UnpackError {
-    /// The compressed content is damaged, cut short or unreadable.
+pub enum DecompressError {
     #[error("it cannot be decompressed")]
     Read(#[source] io::Error),
-    /// No place for what it unpacks to.
     #[error("cannot unpack it into a temporary file in {folder}")]
-    Write {
-        /// Where the temporary file is.
-        folder: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// More than any honest archive.
-    #[error("it unpacks to more than {0} bytes, far more than images do; decompress it first if it is meant")]
+    Write { folder: String, source: io::Error },
+    #[error("it decompresses to more than {0} bytes, far more than images do; if that is intended, decompress it before packing")]
     Bomb(u64),
 }
 
-/// The archive in `packed`, decompressed into a file in `folder` that has no name and ends with its last user.
+/// Decompresses `packed` into an unnamed temporary file in `folder`.
 ///
 /// # Errors
-/// [`UnpackError`]; a signal shows as one too.
-pub fn unpack(packed: &File, compression: Compression, folder: &Path, interrupt: &Interrupt) -> Result<File, UnpackError> {
-    let len = packed.metadata().map_err(UnpackError::Read)?.len();
-    let write = |source| UnpackError::Write { folder: folder.display().to_string(), source };
+/// Fails if reading or writing fails, above the size limit, or after a signal.
+pub fn decompress(
+    packed: &File,
+    compression: Compression,
+    folder: &Path,
+    interrupt: &Interrupt,
+) -> Result<File, DecompressError> {
+    let len = packed.metadata().map_err(DecompressError::Read)?.len();
+    let write = |source| DecompressError::Write { folder: folder.display().to_string(), source };
     let mut reader = packed;
-    reader.seek(SeekFrom::Start(0)).map_err(UnpackError::Read)?;
-    let mut plain = compression.decoder(BufReader::with_capacity(1 << 20, reader)).map_err(UnpackError::Read)?;
+    reader.seek(SeekFrom::Start(0)).map_err(DecompressError::Read)?;
+    let mut plain = compression.decoder(BufReader::with_capacity(1 << 20, reader)).map_err(DecompressError::Read)?;
     let mut file = tempfile::tempfile_in(folder).map_err(write)?;
-    pour(&mut plain, limit(len), |part| file.write_all(part).map_err(write), interrupt)?;
+    decompress_into(&mut plain, max_decompressed(len), |part| file.write_all(part).map_err(write), interrupt)?;
     Ok(file)
 }
 
-/// Reads `plain` to its end, through `taken`.
+/// Reads `plain` to its end and passes each part to `on_part`.
 ///
 /// # Errors
-/// As of reading; [`UnpackError::Bomb`] above `limit` bytes; those of `taken`.
-pub fn pour(
+/// Fails if reading or `on_part` fails, above `limit` bytes, or after a signal.
+pub fn decompress_into(
     plain: &mut dyn Read,
     limit: u64,
-    mut taken: impl FnMut(&[u8]) -> Result<(), UnpackError>,
+    mut on_part: impl FnMut(&[u8]) -> Result<(), DecompressError>,
     interrupt: &Interrupt,
-) -> Result<(), UnpackError> {
+) -> Result<(), DecompressError> {
     let mut buffer = vec![0; 1 << 18];
     let mut total = 0_u64;
     loop {
-        interrupt.check_io().map_err(UnpackError::Read)?;
-        let count = plain.read(&mut buffer).map_err(UnpackError::Read)?;
+        interrupt.check_io().map_err(DecompressError::Read)?;
+        let count = plain.read(&mut buffer).map_err(DecompressError::Read)?;
         if count == 0 {
             return Ok(());
         }
         total = total.saturating_add(count as u64);
         if total > limit {
-            return Err(UnpackError::Bomb(limit));
+            return Err(DecompressError::Bomb(limit));
         }
-        taken(buffer.get(..count).unwrap_or_default())?;
+        on_part(buffer.get(..count).unwrap_or_default())?;
     }
 }
 
@@ -133,9 +128,9 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn unpacked(content: &[u8]) -> Result<Vec<u8>, UnpackError> {
+    fn unpacked(content: &[u8]) -> Result<Vec<u8>, DecompressError> {
         let folder = tempfile::tempdir().unwrap();
-        let mut file = unpack(&packed(content), Compression::of(content), folder.path(), &Interrupt::default())?;
+        let mut file = decompress(&packed(content), Compression::of(content), folder.path(), &Interrupt::default())?;
         assert_eq!(folder.path().read_dir().unwrap().count(), 0);
         file.rewind().unwrap();
         let mut plain = Vec::new();
@@ -144,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_gzip_and_zstd_off_in_all_their_parts() {
+    fn decompresses_concatenated_gzip_and_zstd_streams() {
         let zstd = |plain: &[u8]| zstd::encode_all(plain, 1).unwrap();
         for parts in [[gzip(b"one "), gzip(b"two")], [zstd(b"one "), zstd(b"two")]] {
             assert_eq!(unpacked(&parts.concat()).unwrap(), b"one two");
@@ -152,24 +147,24 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_cut() {
+    fn truncated_streams_are_rejected() {
         for whole in [gzip(&[7; 5000]), zstd::encode_all(&[7; 5000][..], 1).unwrap()] {
             for len in MAGIC_LEN..whole.len() {
                 let error = unpacked(&whole[..len]).unwrap_err();
-                assert!(matches!(error, UnpackError::Read(_)), "{len}: {error}");
+                assert!(matches!(error, DecompressError::Read(_)), "{len}: {error}");
             }
         }
     }
 
     #[test]
-    fn refuses_a_bomb() {
+    fn decompression_bombs_are_rejected() {
         let packed = gzip(&[0; 2000]);
         let mut plain = Compression::Gzip.decoder(packed.as_slice()).unwrap();
-        let error = pour(&mut plain, 1999, |_| Ok(()), &Interrupt::default()).unwrap_err();
+        let error = decompress_into(&mut plain, 1999, |_| Ok(()), &Interrupt::default()).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "it unpacks to more than 1999 bytes, far more than images do; decompress it first if it is meant"
+            "it decompresses to more than 1999 bytes, far more than images do; if that is intended, decompress it before packing"
         );
-        assert_eq!(limit(1 << 20), (1 << 30) + (100 << 20));
+        assert_eq!(max_decompressed(1 << 20), (1 << 30) + (100 << 20));
     }
 }

@@ -1,5 +1,5 @@
-//! The disk, beside its later path: content verified on its way into a file system, and flushed. What enters are the united images and
-//! their sources; what leaves is a whole file in a working folder. It never touches the disk's own path.
+//! Writes the disk into a working folder next to its final path: verified content, in a file system, flushed. The final path is not
+//! touched.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,155 +7,120 @@ use std::path::{Path, PathBuf};
 use indicatif::HumanBytes;
 use oci_spec::OciSpecError;
 
-use super::cache::Cache;
-use super::copy::{CopyError, Copying, Counts};
-use super::image_set::Contents;
+use super::cache::BlobCache;
+use super::copy::{BlobCopier, ByteCounts, CopyError};
+use super::image_set::ImageSet;
 use super::layout_files;
 use super::mkfs::{self, Format, MkfsError};
-use super::sink::{self, Target};
+use super::sink::{self, Sink};
 use super::source::Source;
-use super::staging::Stage;
-use super::work_dir::{self, Work};
+use super::staging::StagingDir;
 use crate::disk::erofs::writer::{Plan, TooLarge};
 use crate::disk::label::Label;
+use crate::host::images::work_dir::{self, WorkDir};
 use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::{Report, counted};
 use crate::oci::Digest;
 
-/// Bytes of a block, in every format.
+/// Block size of every format, in bytes.
 const BLOCK: u64 = 4096;
-/// Folders that a disk may have.
+/// Most folders that a disk has.
 const FOLDERS: u64 = 5;
 
-/// Why no disk is made.
+/// Why the disk cannot be written.
 #[derive(Debug, thiserror::Error)]
-pub enum MakeError {
-    /// No working folder.
+pub enum DiskWriterError {
     #[error("cannot make a working folder in {}", folder.display())]
-    Folder {
-        /// Where.
-        folder: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The content cannot be copied.
+    Folder { folder: PathBuf, source: io::Error },
     #[error(transparent)]
     Copy(#[from] CopyError),
-    /// The content cannot be described.
     #[error("cannot describe the content of {}", disk.display())]
-    Describe {
-        /// The disk.
-        disk: PathBuf,
-        /// Why not.
-        source: OciSpecError,
-    },
-    /// The content is more than the file system can have.
+    Describe { disk: PathBuf, source: OciSpecError },
     #[error("cannot make {}", disk.display())]
-    Plan {
-        /// The disk.
-        disk: PathBuf,
-        /// By how much.
-        source: TooLarge,
-    },
-    /// The disk cannot be written.
+    Plan { disk: PathBuf, source: TooLarge },
     #[error("cannot make {}", disk.display())]
-    Write {
-        /// The disk.
-        disk: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The programs for its file system fail.
+    Write { disk: PathBuf, source: io::Error },
     #[error("cannot make {}", disk.display())]
-    Mkfs {
-        /// The disk.
-        disk: PathBuf,
-        /// Why.
-        source: MkfsError,
-    },
+    Mkfs { disk: PathBuf, source: MkfsError },
 }
 
-/// How a disk is made.
+/// Writes one disk.
 #[derive(Debug, Clone, Copy)]
-pub struct Making<'a> {
-    /// The disk, for messages and the working folder's name.
+pub struct DiskWriter<'a> {
+    /// Final path of the disk, for messages and the working folder's name.
     pub disk: &'a Path,
-    /// Its file system.
     pub format: Format,
-    /// The label of that.
     pub label: Option<&'a Label>,
-    /// Blobs verified before.
-    pub cache: Option<&'a Cache>,
-    /// Says what is being done.
+    pub cache: Option<&'a BlobCache>,
     pub report: Report,
-    /// Ends it.
     pub interrupt: &'a Interrupt,
 }
 
-/// A disk that is whole, and not yet where it is to be.
+/// A complete disk in its working folder, not yet renamed to its final path.
 #[derive(Debug)]
-pub struct Made {
-    /// Its size in bytes.
+pub struct FinishedDisk {
+    /// Size of the disk in bytes.
     pub bytes: u64,
-    /// Where its content came from.
-    pub counts: Counts,
-    work: Work,
+    /// Bytes read and bytes cached.
+    pub counts: ByteCounts,
+    work_dir: WorkDir,
 }
 
-impl Made {
-    /// The disk's file, which goes with this value.
+impl FinishedDisk {
+    /// Path of the disk's file, which is removed when this value is dropped.
     #[must_use]
     pub fn file(&self) -> PathBuf {
-        file(&self.work)
+        file(&self.work_dir)
     }
 }
 
-impl Making<'_> {
-    /// Makes the disk of `contents` in a working folder in `folder`.
+impl DiskWriter<'_> {
+    /// Writes the disk of `set` into a working folder in `folder`.
     ///
     /// # Errors
-    /// [`MakeError`]; nothing is left then.
-    pub fn make(&self, contents: &Contents, sources: &[Source], folder: &Path) -> Result<Made, MakeError> {
+    /// Fails with [`DiskWriterError`], and removes the working folder.
+    pub fn write(&self, set: &ImageSet, sources: &[Source], folder: &Path) -> Result<FinishedDisk, DiskWriterError> {
         let disk = self.disk.to_owned();
-        let work = Work::new(folder, &work_dir::prefix(self.disk))
-            .map_err(|source| MakeError::Folder { folder: folder.to_owned(), source })?;
-        let described = layout_files::files(contents).map_err(|source| MakeError::Describe { disk: disk.clone(), source })?;
-        let blobs = contents.blobs.iter().map(|wanted| (wanted.digest.blob_path(), wanted.size));
-        let others = described.iter().map(|(path, content)| ((*path).to_owned(), content.len() as u64));
+        let work_dir = WorkDir::new(folder, &work_dir::prefix(self.disk))
+            .map_err(|source| DiskWriterError::Folder { folder: folder.to_owned(), source })?;
+        let layout_files =
+            layout_files::layout_files(set).map_err(|source| DiskWriterError::Describe { disk: disk.clone(), source })?;
+        let blobs = set.blobs.iter().map(|blob| (blob.digest.blob_path(), blob.size));
+        let others = layout_files.iter().map(|(path, content)| ((*path).to_owned(), content.len() as u64));
         let files: Vec<(String, u64)> = blobs.chain(others).collect();
-        let identity = Digest::sha256_of(&contents.catalog.encode());
+        let identity = Digest::sha256_of(&set.catalog.encode());
 
-        let file = file(&work);
-        let write_error = |source| MakeError::Write { disk: disk.clone(), source };
-        let target = match self.format {
+        let file = file(&work_dir);
+        let write_error = |source| DiskWriterError::Write { disk: disk.clone(), source };
+        let sink = match self.format {
             Format::Erofs => {
-                let plan =
-                    Plan::new(&files, &identity, self.label).map_err(|source| MakeError::Plan { disk: disk.clone(), source })?;
-                Target::image(file.clone(), plan)
+                let plan = Plan::new(&files, &identity, self.label)
+                    .map_err(|source| DiskWriterError::Plan { disk: disk.clone(), source })?;
+                Sink::image(file.clone(), plan)
             }
-            Format::Squashfs | Format::Ext4 => Stage::new(work.path().join("root")).map(Target::Folder),
+            Format::Squashfs | Format::Ext4 => StagingDir::new(work_dir.path().join("root")).map(Sink::Folder),
         };
-        let target = target.map_err(write_error)?;
-        let counts = self.copy(contents, sources, &target)?;
-        for (number, (path, content)) in described.iter().enumerate() {
-            target.write(contents.blobs.len() + number, path, content).map_err(write_error)?;
+        let sink = sink.map_err(write_error)?;
+        let counts = self.copy(set, sources, &sink)?;
+        for (number, (path, content)) in layout_files.iter().enumerate() {
+            sink.write(set.blobs.len() + number, path, content).map_err(write_error)?;
         }
-        if let Target::Folder(stage) = &target {
-            stage.close().map_err(write_error)?;
-            self.make_file_system(stage, &files, &identity, &file)?;
+        if let Sink::Folder(staging) = &sink {
+            staging.close().map_err(write_error)?;
+            self.make_file_system(staging, &files, &identity, &file)?;
         }
-        let bytes = sink::flush(&file).map_err(write_error)?;
-        drop(target);
-        Ok(Made { bytes, counts, work })
+        let bytes = sink::sync(&file).map_err(write_error)?;
+        drop(sink);
+        Ok(FinishedDisk { bytes, counts, work_dir })
     }
 
-    fn copy(&self, contents: &Contents, sources: &[Source], target: &Target) -> Result<Counts, MakeError> {
-        let total = contents.catalog.blob_totals().1;
-        let counted = counted(contents.blobs.len(), "blob");
+    fn copy(&self, set: &ImageSet, sources: &[Source], sink: &Sink) -> Result<ByteCounts, DiskWriterError> {
+        let total = set.catalog.blob_totals().1;
+        let counted = counted(set.blobs.len(), "blob");
         self.report.step(format!("copying and verifying {counted}, {}", HumanBytes(total)));
-        let (bar, counts) = (self.report.bytes_bar("packing", total), Counts::default());
+        let (bar, counts) = (self.report.bytes_bar("packing", total), ByteCounts::default());
         let Self { disk, cache, interrupt, .. } = *self;
-        let copied = Copying { disk, target, cache, counts: &counts, bar: &bar, interrupt }.all(&contents.blobs, sources);
+        let copied = BlobCopier { disk, sink, cache, counts: &counts, bar: &bar, interrupt }.copy_all(&set.blobs, sources);
         bar.finish_and_clear();
         copied?;
         if cache.is_some() {
@@ -165,19 +130,25 @@ impl Making<'_> {
         Ok(counts)
     }
 
-    fn make_file_system(&self, stage: &Stage, files: &[(String, u64)], identity: &Digest, image: &Path) -> Result<(), MakeError> {
+    fn make_file_system(
+        &self,
+        staging: &StagingDir,
+        files: &[(String, u64)],
+        identity: &Digest,
+        image: &Path,
+    ) -> Result<(), DiskWriterError> {
         self.report.step(format!("making the file system {}", self.disk.display()));
         let bytes = files.iter().map(|(_, size)| size.next_multiple_of(BLOCK)).sum();
         let content =
-            mkfs::Content { root: stage.root(), files: files.len() as u64 + FOLDERS, bytes, identity, label: self.label };
-        let made = match self.format {
+            mkfs::MkfsInput { root: staging.root(), files: files.len() as u64 + FOLDERS, bytes, identity, label: self.label };
+        let result = match self.format {
             Format::Ext4 => mkfs::ext4(content, image, self.interrupt),
             Format::Erofs | Format::Squashfs => mkfs::squashfs(content, image, self.interrupt),
         };
-        made.map_err(|source| MakeError::Mkfs { disk: self.disk.to_owned(), source })
+        result.map_err(|source| DiskWriterError::Mkfs { disk: self.disk.to_owned(), source })
     }
 }
 
-fn file(work: &Work) -> PathBuf {
-    work.path().join("disk")
+fn file(work_dir: &WorkDir) -> PathBuf {
+    work_dir.path().join("disk")
 }

@@ -1,110 +1,66 @@
-//! Content that several sources have: it is on the disk once, from one of them, and each of the others is held against its digest here, so
-//! that no damaged source goes unnoticed. What is the same file is read once.
+//! Verifies blobs that several sources have. The disk gets one copy; the others are hashed here, so that a damaged source is
+//! reported. The same file is read only once.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
-use std::num::NonZero;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 
-use super::cache::Cache;
-use super::image_set::Wanted;
+use super::cache::BlobCache;
+use super::image_set::PlannedBlob;
 use super::source::Source;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
+use crate::host::support::workers;
 use crate::oci::{Digest, Hasher};
 
 /// Bytes read at once.
 const CHUNK: usize = 1 << 20;
 
-/// Why a source's content is not what another's is.
+/// Why a duplicate blob is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum DuplicateError {
-    /// It cannot be read.
     #[error("cannot pack {source_label}: image {image}: cannot read {path}, of {size} bytes")]
-    Read {
-        /// The source.
-        source_label: String,
-        /// An image that has the blob there.
-        image: String,
-        /// Where the blob is in the source.
-        path: String,
-        /// Its size in bytes.
-        size: u64,
-        /// Why not.
-        source: io::Error,
-    },
-    /// It is damaged.
+    Read { source_label: String, image: String, path: String, size: u64, source: io::Error },
     #[error("cannot pack {source_label}: image {image}: {path} has the content of {found}; {expected} is expected")]
-    Digest {
-        /// The source.
-        source_label: String,
-        /// An image that has the blob there.
-        image: String,
-        /// Where the blob is in the source.
-        path: String,
-        /// Its digest.
-        expected: Digest,
-        /// The digest of what it holds.
-        found: Digest,
-    },
-    /// A signal came.
+    Digest { source_label: String, image: String, path: String, expected: Digest, found: Digest },
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
 
-/// Reads every blob of `blobs` in the sources that it is not taken from; none that is in `cache`, which is taken from no source.
+/// Verifies every copy in `blobs` that is not the one to be packed. Skips blobs in `cache`, which are taken from no source.
 ///
 /// # Errors
-/// [`DuplicateError`], of the first blob that is not what its digest says.
-pub fn check(blobs: &[Wanted], sources: &[Source], cache: Option<&Cache>, interrupt: &Interrupt) -> Result<(), DuplicateError> {
+/// Fails with the first blob that cannot be read or does not match its digest.
+pub fn check(
+    blobs: &[PlannedBlob],
+    sources: &[Source],
+    cache: Option<&BlobCache>,
+    interrupt: &Interrupt,
+) -> Result<(), DuplicateError> {
     let is_cached =
-        |wanted: &&Wanted| cache.is_some_and(|cache| cache.find(&wanted.digest, wanted.size).is_ok_and(|found| found.is_some()));
-    let shared = blobs.iter().filter(|wanted| !wanted.also.is_empty() && !is_cached(wanted));
-    let work: Vec<(&Wanted, &Source, &str)> = shared.flat_map(|wanted| others(wanted, sources)).collect();
-    let next = AtomicUsize::new(0);
-    let failure: Mutex<Option<(usize, DuplicateError)>> = Mutex::new(None);
-    let worker = || {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some((wanted, source, image)) = work.get(number) else { return };
-            let Err(error) = verify(wanted, source, image, interrupt) else { continue };
-            // No more is begun.
-            next.store(work.len(), Ordering::Relaxed);
-            let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
-            if failure.as_ref().is_none_or(|(before, _)| number < *before) {
-                *failure = Some((number, error));
-            }
-            return;
-        }
-    };
-    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(work.len());
-    thread::scope(|scope| {
-        (1..workers).for_each(|_| drop(scope.spawn(worker)));
-        worker();
-    });
+        |blob: &&PlannedBlob| cache.is_some_and(|cache| cache.find(&blob.digest, blob.size).is_ok_and(|found| found.is_some()));
+    let shared = blobs.iter().filter(|blob| !blob.other_sources.is_empty() && !is_cached(blob));
+    let copies: Vec<(&PlannedBlob, &Source, &str)> = shared.flat_map(|blob| others(blob, sources)).collect();
+    let verified = workers::each(&copies, |(blob, source, image)| verify(blob, source, image, interrupt));
     interrupt.check()?;
-    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |(_, error)| Err(error))
+    verified
 }
 
-/// The sources to read `wanted` in again, each with an image that has it there.
-fn others<'a>(wanted: &'a Wanted, sources: &'a [Source]) -> Vec<(&'a Wanted, &'a Source, &'a str)> {
-    let path = wanted.digest.blob_path();
+/// The other sources of a blob, each with an image that has it there. Sources that share the file are listed once.
+fn others<'a>(blob: &'a PlannedBlob, sources: &'a [Source]) -> Vec<(&'a PlannedBlob, &'a Source, &'a str)> {
+    let path = blob.digest.blob_path();
     let identity = |number: &usize| sources.get(*number).and_then(|source| source.tree.identity(&path));
-    let mut read: HashSet<_> = identity(&wanted.source).into_iter().collect();
-    let unread = wanted.also.iter().filter(|(number, _)| identity(number).is_none_or(|identity| read.insert(identity)));
-    unread.filter_map(|(number, image)| Some((wanted, sources.get(*number)?, image.as_str()))).collect()
+    let mut read: HashSet<_> = identity(&blob.source).into_iter().collect();
+    let unread = blob.other_sources.iter().filter(|(number, _)| identity(number).is_none_or(|identity| read.insert(identity)));
+    unread.filter_map(|(number, image)| Some((blob, sources.get(*number)?, image.as_str()))).collect()
 }
 
-/// Holds a blob of a source against its digest.
-fn verify(wanted: &Wanted, source: &Source, image: &str, interrupt: &Interrupt) -> Result<(), DuplicateError> {
-    let (expected, size) = (wanted.digest, wanted.size);
+/// Hashes the copy of a blob in `source`.
+fn verify(blob: &PlannedBlob, source: &Source, image: &str, interrupt: &Interrupt) -> Result<(), DuplicateError> {
+    let (expected, size) = (blob.digest, blob.size);
     let layout_path = expected.blob_path();
-    let (source_label, image, path) =
-        (source.path.display().to_string(), image.to_owned(), source.tree.display_path(&layout_path));
+    let (source_label, image, path) = (source.label.clone(), image.to_owned(), source.tree.display_path(&layout_path));
     let mut hasher = Hasher::new(expected.algorithm());
     let read = source.tree.open(&layout_path).and_then(|content| {
-        // One byte more shows what has grown.
+        // One extra byte detects a file that has grown.
         let mut reader = content.reader.take(size.saturating_add(1));
         let mut buffer = vec![0; CHUNK.min(usize::try_from(size).unwrap_or(CHUNK).saturating_add(1))];
         loop {
@@ -132,7 +88,7 @@ mod tests {
     use crate::host::images::pack::image_set;
     use crate::host::images::pack::request::{Origin, Request};
 
-    /// Two artifacts of one content, opened.
+    /// Two artifacts with the same content.
     fn sources(folder: &Path) -> Vec<Source> {
         let open = |name: &str| {
             let file = folder.join(name);
@@ -145,23 +101,23 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_changes_while_it_is_read_is_told() {
+    fn a_copy_that_changes_while_it_is_read_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let sources = sources(dir.path());
-        let contents = image_set::unite(&sources, false).unwrap();
-        let check = || check(&contents.blobs, &sources, None, &Interrupt::default()).map_err(|error| error.to_string());
+        let set = image_set::merge(&sources, false).unwrap();
+        let check = || check(&set.blobs, &sources, None, &Interrupt::default()).map_err(|error| error.to_string());
         assert_eq!(check(), Ok(()));
         let path = dir.path().join("b");
         let expected = Digest::sha256_of(b"content");
         for content in ["Content", "content and more", "con"] {
             fs::write(&path, content).unwrap();
             let path = path.display();
-            // No more is read than one byte behind the end.
+            // At most one byte beyond the end is read.
             let found = Digest::sha256_of(&content.as_bytes()[..content.len().min(8)]);
             let message = format!("image test/b:1: {path} has the content of {found}; {expected} is expected");
             assert_eq!(check(), Err(format!("cannot pack {path}: {message}")));
         }
-        // Once it is the same file, there is nothing to compare.
+        // The same file is not compared with itself.
         fs::remove_file(&path).unwrap();
         fs::hard_link(dir.path().join("a"), &path).unwrap();
         fs::write(&path, "Content").unwrap();

@@ -1,97 +1,83 @@
-//! Images made of plain files: the files of an image and of their digests, as Bazel's rules for Docker write them, and single files as
-//! artifacts. What enters are paths; what leaves is a layout made of them. Content of images is not read here, only when it is packed.
+//! Builds images from plain files: a config and layers with files of their digests, as Bazel's Docker rules write them, or one file
+//! as an OCI artifact. Layers are not read here but when they are packed.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::request::Part;
-use super::virtual_layout::{Descriptor, Made, Manifest, Place, open_regular};
+use crate::host::images::virtual_layout::{BlobContent, NewDescriptor, NewManifest, VirtualLayout, open_regular};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::{Algorithm, Digest, Hasher, media_type};
 
-/// Largest file that holds a digest, in bytes: enough to say what else it holds.
+/// Bytes read of a digest file: enough to describe wrong content.
 const MAX_DIGEST: u64 = 4096;
 /// Hexadecimal digits of a SHA-256 digest.
 const DIGITS: usize = 64;
-/// Type of an artifact's file where none is given.
+/// Default media type of an artifact's file.
 const UNKNOWN_FILE: &str = "application/octet-stream";
-/// Type of an artifact where none is given: what ORAS calls it.
+/// Default artifact type, as in ORAS.
 const UNKNOWN_ARTIFACT: &str = "application/vnd.unknown.artifact.v1";
-/// The annotation that gives a file its name when it is pulled (image specification, "Pre-Defined Annotation Keys").
+/// The annotation with a file's name, used when it is pulled (image specification, "Pre-Defined Annotation Keys").
 const TITLE: &str = "org.opencontainers.image.title";
-/// What an empty descriptor describes.
+/// Content of the empty descriptor.
 const EMPTY: &[u8] = b"{}";
 
-/// Why files do not make an image.
+/// Why no image can be built from files.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
-    /// A file cannot be read.
     #[error("cannot read {what} {}", path.display())]
-    Read {
-        /// What it is in the image.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A file that should hold a digest holds something else.
+    Read { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{} {found}; 64 lower-case hexadecimal digits of a SHA-256 digest and nothing else are expected", path.display())]
-    Digest {
-        /// The file.
-        path: PathBuf,
-        /// What it holds.
-        found: String,
-    },
-    /// A file whose name cannot be written into a manifest.
+    Digest { path: PathBuf, found: String },
     #[error("the name of {} is not UTF-8; rename it, or pack a link to it", path.display())]
-    Name {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The manifest cannot be written as JSON.
+    Name { path: PathBuf },
     #[error("cannot make a manifest")]
     Manifest(#[from] serde_json::Error),
 }
 
-/// The image that has this config and these layers, by a Docker schema 2 manifest.
+/// Builds the image with this config and these layers, with a Docker schema 2 manifest.
 ///
 /// # Errors
-/// [`FilesError`], of the first file that cannot be read.
-pub fn image(config: &Part, layers: &[Part]) -> Result<Made, FilesError> {
+/// Fails with the first file that cannot be read.
+pub fn image(config: &Part, layers: &[Part]) -> Result<VirtualLayout, FilesError> {
     let mut blobs = Vec::new();
     let mut part = |part: &Part, what, media_type| {
         let digest = digest(&part.digest)?;
         let (_, size) = opened(&part.file, what)?;
-        blobs.push((digest, Place::File(part.file.clone())));
-        Ok::<_, FilesError>(Descriptor::new(media_type, digest, size))
+        blobs.push((digest, BlobContent::File(part.file.clone())));
+        Ok::<_, FilesError>(NewDescriptor::new(media_type, digest, size))
     };
     let config = part(config, "config", media_type::DOCKER_CONFIG)?;
     let layers = layers.iter().map(|layer| part(layer, "layer", media_type::DOCKER_LAYER_GZIP)).collect::<Result<_, _>>()?;
-    let manifest = Manifest { schema_version: 2, media_type: media_type::DOCKER_MANIFEST, artifact_type: None, config, layers };
-    Ok(Made::new(&manifest, blobs)?)
+    let manifest =
+        NewManifest { schema_version: 2, media_type: media_type::DOCKER_MANIFEST, artifact_type: None, config, layers };
+    Ok(VirtualLayout::new(&manifest, blobs)?)
 }
 
-/// The artifact that `file` is (image specification, "Guidelines for Artifact Usage"): it and its layer are of type `media_type`.
+/// Builds an artifact whose only layer is `file` (image specification, "Guidelines for Artifact Usage"). `media_type` is the type of
+/// both the artifact and the layer.
 ///
 /// # Errors
-/// [`FilesError`], when it cannot be read.
-pub fn artifact(file: &Path, media_type: Option<&str>, interrupt: &Interrupt) -> Result<Made, FilesError> {
+/// Fails if the file cannot be read.
+pub fn artifact(file: &Path, media_type: Option<&str>, interrupt: &Interrupt) -> Result<VirtualLayout, FilesError> {
     let name = file.file_name().and_then(|name| name.to_str()).ok_or_else(|| FilesError::Name { path: file.to_owned() })?;
     let (mut content, size) = opened(file, "file")?;
     let digest = hash(&mut content, interrupt).map_err(|source| unreadable("file", file, source))?;
-    let mut layer = Descriptor::new(media_type.unwrap_or(UNKNOWN_FILE).to_owned(), digest, size);
+    let mut layer = NewDescriptor::new(media_type.unwrap_or(UNKNOWN_FILE).to_owned(), digest, size);
     layer.annotations.insert(TITLE, name.to_owned());
     let empty = Digest::sha256_of(EMPTY);
-    let manifest = Manifest {
+    let manifest = NewManifest {
         schema_version: 2,
         media_type: media_type::OCI_MANIFEST,
         artifact_type: Some(media_type.unwrap_or(UNKNOWN_ARTIFACT).to_owned()),
-        config: Descriptor::new(media_type::OCI_EMPTY, empty, EMPTY.len() as u64),
+        config: NewDescriptor::new(media_type::OCI_EMPTY, empty, EMPTY.len() as u64),
         layers: vec![layer],
     };
-    Ok(Made::new(&manifest, [(empty, Place::Held(EMPTY.to_owned())), (digest, Place::File(file.to_owned()))])?)
+    Ok(VirtualLayout::new(
+        &manifest,
+        [(empty, BlobContent::Memory(EMPTY.to_owned())), (digest, BlobContent::File(file.to_owned()))],
+    )?)
 }
 
 fn opened(path: &Path, what: &'static str) -> Result<(File, u64), FilesError> {
@@ -102,7 +88,7 @@ fn unreadable(what: &'static str, path: &Path, source: io::Error) -> FilesError 
     FilesError::Read { what, path: path.to_owned(), source }
 }
 
-/// The digest that a file holds.
+/// Reads a digest file.
 fn digest(path: &Path) -> Result<Digest, FilesError> {
     let mut content = Vec::new();
     let (file, _) = opened(path, "digest file")?;
@@ -111,7 +97,7 @@ fn digest(path: &Path) -> Result<Digest, FilesError> {
     format!("sha256:{text}").parse().map_err(|_| FilesError::Digest { path: path.to_owned(), found: fault(&text) })
 }
 
-/// What is wrong with the content of a digest's file.
+/// Describes wrong content of a digest file.
 fn fault(text: &str) -> String {
     let is_hex = |text: &str| text.len() == DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let trimmed = text.trim_end();
@@ -146,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_digest_files_hold_instead() {
+    fn describes_wrong_digest_files() {
         let hex = Digest::sha256_of(b"").hex();
         for (content, expected) in [
             (String::new(), "is empty".to_owned()),

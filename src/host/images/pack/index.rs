@@ -1,10 +1,10 @@
-//! The disk's `index.json`: one descriptor for each image, in order of their names. Pure, and the same bytes each time.
+//! The disk's `index.json`: one descriptor for each image, sorted by name. The same images give the same bytes.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::image_set::Contents;
+use super::image_set::ImageSet;
 use crate::disk::layout::{EVERY_TAG, REF_NAME};
 use crate::oci::media_type;
 
@@ -13,31 +13,31 @@ use crate::oci::media_type;
 struct Index<'a> {
     schema_version: u8,
     media_type: &'static str,
-    manifests: Vec<Entry<'a>>,
+    manifests: Vec<IndexEntry<'a>>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Entry<'a> {
+struct IndexEntry<'a> {
     media_type: &'a str,
     digest: String,
     size: u64,
     annotations: BTreeMap<&'static str, &'a str>,
 }
 
-/// The file.
+/// The content of `index.json`.
 ///
 /// # Errors
-/// Never: it is always JSON.
-pub fn json(contents: &Contents) -> serde_json::Result<Vec<u8>> {
-    let mut manifests = Vec::with_capacity(contents.images.len());
-    for (name, image) in &contents.images {
-        let catalog = &contents.catalog;
+/// Fails only if serialization fails, which it does not for these types.
+pub fn json(set: &ImageSet) -> serde_json::Result<Vec<u8>> {
+    let mut manifests = Vec::with_capacity(set.images.len());
+    for (name, image) in &set.images {
+        let catalog = &set.catalog;
         let repository = catalog.repository(image.repository.as_str());
         let blob = repository.and_then(|repository| catalog.blob_in(repository, &image.digest)).and_then(|id| catalog.blob(id));
         let Some(blob) = blob else { continue };
         let every_tag = image.every_tag.then_some((EVERY_TAG, "true"));
-        manifests.push(Entry {
+        manifests.push(IndexEntry {
             media_type: blob.manifest.unwrap_or_default(),
             digest: image.digest.to_string(),
             size: blob.size,

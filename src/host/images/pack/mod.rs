@@ -1,6 +1,6 @@
-//! `localregistry pack`: images from builds to one disk. What enters are image layouts and archives; what leaves is a file system
-//! whose root is an OCI image layout, with a catalog beside it. Sources are only read, and the disk's path holds the old disk or the
-//! whole new one.
+//! `localregistry pack`: writes images into one disk, a file system whose root is an OCI image layout with a catalog.
+//!
+//! Sources are only read. The new disk replaces the old one in one rename, after it is complete and flushed.
 
 mod archive;
 mod args;
@@ -23,8 +23,6 @@ mod sink;
 pub mod source;
 mod spec;
 mod staging;
-pub(in crate::host) mod virtual_layout;
-mod work_dir;
 
 use std::fs::{self, File};
 use std::io;
@@ -38,35 +36,35 @@ use serde::Serialize;
 use super::pull::PullError;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::report::{Report, counted, escaped};
-pub use args::Args;
-use cache::{Cache, CacheError};
-use disk_writer::{MakeError, Making};
+pub use args::PackArgs;
+use cache::{BlobCache, BlobCacheError};
+use disk_writer::{DiskWriter, DiskWriterError};
 use duplicates::DuplicateError;
-use image_set::{Contents, UnionError};
+use image_set::{ImageSet, ImageSetError};
 pub use mkfs::Format;
 use mkfs::MkfsError;
-use platform::LeftOut;
+use platform::SelectedPlatform;
 use request::Request;
 use source::{Source, SourceError};
 use spec::SpecError;
 
 use crate::disk::layout::{Image, MissingBlob};
 
-/// Most images that the result lists for a person.
+/// Most images that the text result lists.
 const LISTED: usize = 20;
 
-/// Why no disk is made.
+/// Why packing failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// The disk's path is not one to write to.
+    /// The disk's path cannot be written to.
     #[error("cannot write {}", disk.display())]
     Disk {
         /// The disk.
         disk: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A list of images cannot be used.
+    /// A `--spec` file cannot be used.
     #[error(transparent)]
     Spec(#[from] SpecError),
     /// A source cannot be packed.
@@ -74,7 +72,7 @@ pub enum PackError {
     Source {
         /// What messages call the source.
         label: String,
-        /// What is wrong with it.
+        /// The cause.
         source: SourceError,
     },
     /// An image cannot be pulled.
@@ -82,25 +80,25 @@ pub enum PackError {
     Pull(#[from] PullError),
     /// Sources contradict each other.
     #[error(transparent)]
-    Union(#[from] UnionError),
-    /// A source has damaged content that another source has whole.
+    ImageSet(#[from] ImageSetError),
+    /// A source has a damaged copy of a blob that another source has too.
     #[error(transparent)]
     Duplicate(#[from] DuplicateError),
     /// The cache cannot be used.
     #[error(transparent)]
-    Cache(#[from] CacheError),
-    /// The disk cannot be made.
+    Cache(#[from] BlobCacheError),
+    /// The disk cannot be written.
     #[error(transparent)]
-    Make(#[from] MakeError),
-    /// The programs for its file system are missing.
+    Write(#[from] DiskWriterError),
+    /// The programs that make the file system are missing.
     #[error("cannot make {}", disk.display())]
     Mkfs {
         /// The disk.
         disk: PathBuf,
-        /// Why not.
+        /// The cause.
         source: MkfsError,
     },
-    /// A signal came.
+    /// A signal interrupted packing.
     #[error("{} is not written: {cause}", disk.display())]
     Interrupted {
         /// The disk.
@@ -109,12 +107,12 @@ pub enum PackError {
         cause: Interrupted,
     },
     /// The result cannot be printed.
-    #[error("the disk is made, and its summary cannot be printed")]
+    #[error("the disk is written, but its summary cannot be printed")]
     Print(#[source] io::Error),
 }
 
 impl PackError {
-    /// The status that the process ends with: 128 and its number after a signal, as a shell has it, else 1.
+    /// The exit status: 128 plus the signal's number after a signal, as in a shell, else 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -124,116 +122,118 @@ impl PackError {
     }
 }
 
-/// The disk that was made.
+/// The packed disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-#[schemars(rename = "PackResult")]
-pub struct Summary {
-    /// The disk, as it was given.
+pub struct PackResult {
+    /// The disk's path, as given.
     pub disk: PathBuf,
     /// Its size in bytes.
     pub bytes: u64,
-    /// How many images it has: tags, and what has none.
+    /// Number of images: tags, and manifests without a tag.
     pub images: usize,
-    /// How many blobs, each counted once.
+    /// Number of blobs, each counted once.
     pub blobs: usize,
-    /// The blobs' size in bytes.
+    /// Size of all blobs in bytes.
     pub blob_bytes: u64,
-    /// How many of these bytes were read from sources, and hashed.
+    /// Bytes of blobs that were read from sources and hashed.
     pub read_bytes: u64,
-    /// How many of these bytes were taken from the cache.
+    /// Bytes of blobs that were taken from the cache.
     pub cached_bytes: u64,
-    /// The images of which one platform is kept, and what is left out for that; with `--platform`.
+    /// With `--platform`: the images reduced to one platform, and what was left out of each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub left_out: Vec<OnePlatform>,
-    /// Content that images name and that is left out because no source has it; with `--allow-missing`.
+    pub left_out: Vec<KeptPlatform>,
+    /// With `--allow-missing`: content that images name and no source has.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<MissingBlob>,
 }
 
-/// An image of which one platform is kept.
+/// An image reduced to one platform.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-#[schemars(rename = "KeptPlatform")]
-pub struct OnePlatform {
-    /// The image.
+pub struct KeptPlatform {
+    /// Name of the image.
     pub image: String,
-    /// The platform, os/architecture with the variant where there is one.
+    /// The platform that is kept, as os/architecture[/variant].
     pub platform: String,
-    /// The other platforms, which are left out.
+    /// What is left out: the other platforms, and counts of attestations and other manifests.
     pub left_out: Vec<String>,
 }
 
-impl OnePlatform {
-    /// Those of a source, by the names that its images have got.
+impl KeptPlatform {
+    /// The reduced images of a source, by their final names.
     fn of(source: &Source) -> impl Iterator<Item = Self> {
-        let named = |one: &LeftOut| source.images.iter().filter(|image| image.digest == one.kept).map(Image::name).collect();
+        let named =
+            |one: &SelectedPlatform| source.images.iter().filter(|image| image.digest == one.kept).map(Image::name).collect();
         source.left_out.iter().flat_map(move |one| {
             let images: Vec<String> = named(one);
-            let made = |image| Self { image, platform: one.platform.clone(), left_out: one.rest.clone() };
-            images.into_iter().map(made).collect::<Vec<_>>()
+            let kept = |image| Self { image, platform: one.platform.clone(), left_out: one.left_out.clone() };
+            images.into_iter().map(kept).collect::<Vec<_>>()
         })
     }
 }
 
-/// Runs the subcommand.
+/// Runs `localregistry pack`.
 ///
 /// # Errors
-/// [`PackError`]; the disk's path is then as it was.
-pub fn run(args: &Args, report: Report) -> Result<(), PackError> {
+/// Fails with [`PackError`]. The disk's path is then unchanged.
+pub fn run(args: &PackArgs, report: Report) -> Result<(), PackError> {
     let disk = &args.output;
-    // Before any thread is started: each inherits that signals are not its own.
+    // Before any thread starts: threads inherit the blocked signals.
     let interrupt = Interrupt::catch().map_err(|source| PackError::Disk { disk: disk.clone(), source })?;
     let packed = pack(args, report, &interrupt);
-    let (summary, contents) = match interrupt.check() {
+    let (summary, set) = match interrupt.check() {
         Err(cause) if packed.is_err() => return Err(PackError::Interrupted { disk: disk.clone(), cause }),
         _ => packed?,
     };
-    report.result(&summary, &text(&summary, &contents)).map_err(PackError::Print)
+    report.result(&summary, &text(&summary, &set)).map_err(PackError::Print)
 }
 
-/// Packs. Where it fails, the disk's path is as it was, and nothing is left beside it.
-fn pack(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(Summary, Contents), PackError> {
+/// Packs the disk. After an error, the disk's path is unchanged and no working folder is left.
+fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackResult, ImageSet), PackError> {
     let disk = args.output.as_path();
-    let wrong_disk = |source| PackError::Disk { disk: disk.to_owned(), source };
+    let disk_error = |source| PackError::Disk { disk: disk.to_owned(), source };
     args.format.check().map_err(|source| PackError::Mkfs { disk: disk.to_owned(), source })?;
     let requests = args.requests()?;
     let read = requests.iter().flat_map(Request::paths).chain(args.specs().map(PathBuf::as_path));
-    let target = target(disk, read).map_err(wrong_disk)?;
+    let target = target(disk, read).map_err(disk_error)?;
     let folder = folder(&target);
-    let cache = args.cache.as_deref().map(Cache::open).transpose()?;
+    let cache = args.cache.as_deref().map(BlobCache::open).transpose()?;
 
-    let sources = open_sources::all(args, requests, folder, report, interrupt)?;
-    let left_out: Vec<OnePlatform> = sources.iter().flat_map(OnePlatform::of).collect();
+    let sources = open_sources::open_all(args, requests, folder, report, interrupt)?;
+    let left_out: Vec<KeptPlatform> = sources.iter().flat_map(KeptPlatform::of).collect();
     for one in left_out.iter().filter(|one| !one.left_out.is_empty()) {
         report.step(format!("image {}: {} is kept, and left out: {}", one.image, one.platform, one.left_out.join(", ")));
     }
-    let contents = image_set::unite(&sources, args.replace)?;
-    for one in &contents.missing {
+    let set = image_set::merge(&sources, args.replace)?;
+    for one in &set.missing {
         report.step(one.to_string());
     }
-    duplicates::check(&contents.blobs, &sources, cache.as_ref(), interrupt)?;
-    let making = Making { disk, format: args.format, label: args.label.as_ref(), cache: cache.as_ref(), report, interrupt };
-    let made = making.make(&contents, &sources, folder)?;
+    duplicates::check(&set.blobs, &sources, cache.as_ref(), interrupt)?;
+    let writer = DiskWriter { disk, format: args.format, label: args.label.as_ref(), cache: cache.as_ref(), report, interrupt };
+    let finished = writer.write(&set, &sources, folder)?;
     interrupt.check().map_err(|cause| PackError::Interrupted { disk: disk.to_owned(), cause })?;
-    fs::rename(made.file(), &target).map_err(wrong_disk)?;
-    // The disk is there now, whatever comes of this: some file systems do not flush folders.
+    fs::rename(finished.file(), &target).map_err(disk_error)?;
+    // The result is ignored: the disk is complete, and some file systems cannot flush folders.
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    let (blobs, blob_bytes) = contents.catalog.blob_totals();
-    let (read_bytes, cached_bytes) = made.counts.totals();
-    let summary = Summary {
+    let (blobs, blob_bytes) = set.catalog.blob_totals();
+    let (read_bytes, cached_bytes) = finished.counts.totals();
+    let summary = PackResult {
         disk: disk.to_owned(),
-        bytes: made.bytes,
-        images: contents.images.len(),
+        bytes: finished.bytes,
+        images: set.images.len(),
         blobs,
         blob_bytes,
         read_bytes,
         cached_bytes,
         left_out,
-        missing: contents.missing.clone(),
+        missing: set.missing.clone(),
     };
-    Ok((summary, contents))
+    Ok((summary, set))
 }
 
-/// The path that the disk is renamed to: through a symbolic link, not over it. It is none of `sources` and in none of them.
+/// The path that the finished disk is renamed to. A symbolic link is followed, not replaced.
+///
+/// # Errors
+/// Fails if the path is one of `sources`, or inside one of them, or cannot be a file.
 fn target<'a>(disk: &Path, sources: impl Iterator<Item = &'a Path>) -> io::Result<PathBuf> {
     let target = match fs::metadata(disk) {
         Ok(old) if !old.is_file() => return Err(io::Error::other("it is there already and not a regular file")),
@@ -253,10 +253,10 @@ fn target<'a>(disk: &Path, sources: impl Iterator<Item = &'a Path>) -> io::Resul
     Ok(target)
 }
 
-/// The path of a disk that is not there yet.
+/// The canonical path of a disk that does not exist yet.
 fn new_target(disk: &Path) -> io::Result<PathBuf> {
     let name = disk.file_name().filter(|_| !disk.as_os_str().as_encoded_bytes().ends_with(b"/"));
-    let name = name.ok_or_else(|| io::Error::other("it ends like a folder's path; that of a file is expected"))?;
+    let name = name.ok_or_else(|| io::Error::other("it is the path of a folder; the path of a file is expected"))?;
     let folder = folder(disk);
     match folder.canonicalize() {
         Ok(found) if found.is_dir() => Ok(found.join(name)),
@@ -270,22 +270,21 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     identity(one).is_some_and(|one| identity(other) == Some(one))
 }
 
-/// The folder that `path` lies in.
 fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The result for a person: the images, then the totals.
-fn text(summary: &Summary, contents: &Contents) -> String {
+/// The text result: the images, then the totals.
+fn text(summary: &PackResult, set: &ImageSet) -> String {
     let mut lines = Vec::new();
-    let listed: Vec<(String, &Image)> = contents.images.values().take(LISTED).map(|image| (label(image), image)).collect();
+    let listed: Vec<(String, &Image)> = set.images.values().take(LISTED).map(|image| (label(image), image)).collect();
     let width = listed.iter().map(|(label, _)| label.len()).max().unwrap_or_default();
     for (label, image) in listed {
         let size = image.blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
         let digest: String = image.digest.hex().chars().take(12).collect();
         lines.push(format!("{label:width$}  {}:{digest}  {}", image.digest.algorithm().name(), HumanBytes(size)));
     }
-    if let Some(more) = contents.images.len().checked_sub(LISTED).filter(|more| *more > 0) {
+    if let Some(more) = set.images.len().checked_sub(LISTED).filter(|more| *more > 0) {
         lines.push(format!("and {more} more"));
     }
     let (images, blobs) = (counted(summary.images, "image"), counted(summary.blobs, "blob"));
@@ -295,7 +294,7 @@ fn text(summary: &Summary, contents: &Contents) -> String {
     lines.join("\n")
 }
 
-/// An image's name, without the digest that stands beside it.
+/// An image's name without its digest, which has its own column.
 fn label(image: &Image) -> String {
     match (&image.tag, image.every_tag) {
         (_, true) => format!("{}:*", image.repository),

@@ -1,4 +1,4 @@
-//! The names that a source's images get: those of the source, or those that were asked for in their place. Pure.
+//! Determines the final names of a source's images: their own, or those requested.
 
 use std::collections::BTreeSet;
 
@@ -7,52 +7,42 @@ use crate::disk::layout::Image;
 use crate::oci::{Host, ImageName, NameError, Repository, Tag};
 use crate::registry::content::upstreams::{self, DOCKER_HUB, LOCALHOST};
 
-/// Where a name of one component is on Docker Hub.
+/// Namespace of Docker Hub's official images.
 const LIBRARY: &str = "library";
 
-/// Why images cannot be named so.
+/// Why images cannot have the requested names.
 #[derive(Debug, thiserror::Error)]
 pub enum NamingError {
-    /// It is not clear which image is meant.
     #[error("{name}: it holds {} images ({}); one image, or one without a name, is expected", images.len(), images.join(", "))]
-    Several {
-        /// The name given.
-        name: String,
-        /// What the source has.
-        images: Vec<String>,
-    },
-    /// A name that becomes none under a host.
+    Several { name: String, images: Vec<String> },
     #[error("image {image} cannot be filed under {upstream}")]
-    Upstream {
-        /// Its name.
-        image: String,
-        /// The host.
-        upstream: String,
-        /// Why not.
-        source: NameError,
-    },
+    Upstream { image: String, upstream: String, source: NameError },
 }
 
-/// The images of a source by the names that were asked for. `from_file` says whether they were asked for in a file.
+/// Names the images of a source as requested. `from_file` says whether the request is from a `--spec` file, for messages.
 ///
-/// A repository goes to the source's images without one of their own, else to its only image in place of the one it has. Referrers and
-/// signatures go along.
+/// A requested repository applies to the images that have none, or else to the only image. Its referrers and signatures follow it.
 ///
 /// # Errors
-/// [`NamingError`], where that would be a guess.
-pub fn name(images: Vec<Image>, naming: &Naming, upstream: Option<&Host>, from_file: bool) -> Result<Vec<Image>, NamingError> {
+/// Fails if it is ambiguous which image is meant.
+pub fn name_images(
+    images: Vec<Image>,
+    naming: &Naming,
+    upstream: Option<&Host>,
+    from_file: bool,
+) -> Result<Vec<Image>, NamingError> {
     let mut images = match &naming.repository {
         Some(repository) => named(images, repository, &naming.tags, from_file)?,
         None => tagged(images, &naming.tags),
     };
     if let Some(upstream) = upstream {
-        images.iter_mut().try_for_each(|image| file_under(image, upstream))?;
+        images.iter_mut().try_for_each(|image| add_host(image, upstream))?;
     }
     Ok(images)
 }
 
 fn named(images: Vec<Image>, repository: &Repository, tags: &Tags, from_file: bool) -> Result<Vec<Image>, NamingError> {
-    let (mut companions, heads): (Vec<Image>, Vec<Image>) = images.into_iter().partition(accompanies);
+    let (mut companions, heads): (Vec<Image>, Vec<Image>) = images.into_iter().partition(is_companion);
     let any_unnamed = heads.iter().any(|image| !image.is_named);
     let (mut meant, others): (Vec<Image>, Vec<Image>) = heads.into_iter().partition(|image| image.is_named != any_unnamed);
     let one = meant.iter().map(|image| image.digest).collect::<BTreeSet<_>>().len() <= 1;
@@ -75,10 +65,10 @@ fn named(images: Vec<Image>, repository: &Repository, tags: &Tags, from_file: bo
     Ok([meant, companions, others].concat())
 }
 
-/// The images by their own names, with the tags that were asked for.
+/// The images by their own names, with the requested tags.
 fn tagged(mut images: Vec<Image>, tags: &Tags) -> Vec<Image> {
     if *tags != Tags::Own {
-        images.iter_mut().filter(|image| !accompanies(image)).for_each(|image| tag(image, tags));
+        images.iter_mut().filter(|image| !is_companion(image)).for_each(|image| tag(image, tags));
     }
     images
 }
@@ -88,7 +78,7 @@ fn tag(image: &mut Image, tags: &Tags) {
     image.tag = match tags {
         Tags::One(tag) => Some(tag.clone()),
         Tags::OwnOrNone => image.tag.take(),
-        // A list of tags, and tools that know nothing of every tag, have at least this one.
+        // Tag lists, and tools that do not know the every-tag annotation, show at least this tag.
         Tags::Own | Tags::Every => Some(image.tag.take().unwrap_or_else(Tag::latest)),
     };
     if matches!(tags, Tags::One(_)) {
@@ -96,19 +86,19 @@ fn tag(image: &mut Image, tags: &Tags) {
     }
 }
 
-/// Whether it goes along with another image: a referrer, or what is filed by the tag of a digest.
-fn accompanies(image: &Image) -> bool {
+/// Whether the image belongs to another: it is a referrer, or its tag is derived from a digest, as for cosign signatures.
+fn is_companion(image: &Image) -> bool {
     image.blobs.first().is_some_and(|root| root.subject.is_some()) || image.tag.as_ref().is_some_and(Tag::is_attachment)
 }
 
-/// What an image without a repository is called in messages: its tag, else its digest.
+/// Name in messages of an image without a repository: its tag, or else its digest.
 fn label(image: &Image) -> String {
     image.tag.as_ref().map_or_else(|| image.digest.to_string(), Tag::to_string)
 }
 
-/// Files an image under a host, if it is under none: `busybox` of Docker Hub as what clients ask for, `library/busybox`. podman and
-/// buildah write `localhost/` before a name without a host.
-fn file_under(image: &mut Image, upstream: &Host) -> Result<(), NamingError> {
+/// Adds a host to an image name without one. `busybox` on Docker Hub becomes `library/busybox`, which clients ask for. podman and
+/// buildah write `localhost/` before names without a host, so that counts as no host.
+fn add_host(image: &mut Image, upstream: &Host) -> Result<(), NamingError> {
     if image.repository.host().is_some_and(|host| host != LOCALHOST) {
         return Ok(());
     }
@@ -139,12 +129,12 @@ mod tests {
 
     fn names(images: Vec<Image>, naming: &Naming, upstream: Option<&str>) -> Result<Vec<String>, String> {
         let upstream: Option<Host> = upstream.map(|host| host.parse().unwrap());
-        let named = name(images, naming, upstream.as_ref(), false).map_err(|error| error.to_string())?;
+        let named = name_images(images, naming, upstream.as_ref(), false).map_err(|error| error.to_string())?;
         Ok(named.iter().map(|image| format!("{}{}", image.name(), if image.every_tag { "*" } else { "" })).collect())
     }
 
     #[test]
-    fn names_the_one_image_that_is_meant() {
+    fn a_requested_name_applies_to_the_unnamed_or_only_image() {
         let unnamed = || image("x/y", false, "1");
         let tagged = |tag: &str, content: &str| image(&format!("x/y:{tag}"), false, content);
         let other = || image("o/o:1", true, "2");
@@ -166,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn every_tag_or_none() {
+    fn tag_modes() {
         let one = |tags| names(vec![image("x/y", false, "1")], &naming("x/y", Some(tags)), None).unwrap();
         assert_eq!(one(Tags::Every), ["x/y:latest*"]);
         assert_eq!(one(Tags::OwnOrNone), [format!("x/y@{}", Digest::sha256_of(b"1"))]);
@@ -175,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn does_not_guess_which_image_is_meant() {
+    fn an_ambiguous_name_is_rejected() {
         let two = || vec![image("a/a:1", true, "1"), image("b/b:1", true, "2")];
         assert_eq!(
             names(two(), &naming("x/y", None), None).unwrap_err(),
@@ -193,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_for_those_that_have_none() {
+    fn a_host_is_added_to_names_without_one() {
         for (name, upstream, expected) in [
             ("busybox:1", "docker.io", "docker.io/library/busybox:1"),
             ("x/y:1", "docker.io", "docker.io/x/y:1"),

@@ -1,24 +1,24 @@
-//! Every source that is asked for, opened: those that are here, then those that are pulled, so that what is here need not be pulled.
-//! What enters are requests; what leaves are sources, in the order of the requests.
+//! Opens all requested sources: local ones first, so that blobs they have need not be pulled, then those in registries.
 
 use std::path::Path;
 
-use super::args::Args;
+use super::PackError;
+use super::args::PackArgs;
 use super::request::{Origin, Request};
 use super::source::Source;
-use super::{PackError, work_dir};
-use crate::host::images::pull::{PullError, Pulled, Reference};
+use crate::host::images::pull::{ImageReference, PullError, PulledLayout};
+use crate::host::images::work_dir;
 use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::Report;
 use crate::oci::Platform;
 
-/// Opens every source, in the order given where that matters, else in one order whatever the one given: of messages, and of which source
-/// a shared blob is read from.
+/// Opens every source. With `--replace` the order given is kept. Otherwise sources are sorted and deduplicated, so that neither
+/// messages nor the source of a shared blob depend on the order given.
 ///
 /// # Errors
-/// [`PackError`], of the first that cannot be opened.
-pub fn all(
-    args: &Args,
+/// Fails with the first source that cannot be opened.
+pub fn open_all(
+    args: &PackArgs,
     mut requests: Vec<Request>,
     folder: &Path,
     report: Report,
@@ -28,7 +28,7 @@ pub fn all(
         requests.sort_by_cached_key(|request| (request.label(), format!("{request:?}")));
         requests.dedup();
     }
-    let open = |request: &Request, pulled: Option<Pulled>| {
+    let open = |request: &Request, pulled: Option<PulledLayout>| {
         let opened = Source::open(request, pulled, args.allow_missing, folder, interrupt);
         opened.map_err(|source| PackError::Source { label: request.label(), source })
     };
@@ -49,34 +49,34 @@ pub fn all(
     Ok(sources)
 }
 
-/// What a request pulls.
-fn reference(request: &Request) -> Option<&Reference> {
+/// The image that a request pulls.
+fn reference(request: &Request) -> Option<&ImageReference> {
     if let Origin::Pull(reference) = &request.origin { Some(reference) } else { None }
 }
 
-/// Pulls what is asked for, all that is for one platform at once: in the order of the requests that pull.
+/// Pulls all requested images, one pull for each platform. The result is in the order of the pulling requests.
 fn pull(
-    args: &Args,
+    args: &PackArgs,
     requests: &[Request],
     here: &[Source],
     folder: &Path,
     report: Report,
     interrupt: &Interrupt,
-) -> Result<Vec<Pulled>, PullError> {
-    let near: Vec<_> = here.iter().map(|source| source.tree.as_ref()).collect();
-    let wanted: Vec<(&Reference, Option<&Platform>)> =
+) -> Result<Vec<PulledLayout>, PullError> {
+    let local: Vec<_> = here.iter().map(|source| source.tree.as_ref()).collect();
+    let wanted: Vec<(&ImageReference, Option<&Platform>)> =
         requests.iter().filter_map(|request| Some((reference(request)?, request.platform.as_ref()))).collect();
-    let mut found: Vec<(Option<&Platform>, Reference, Pulled)> = Vec::new();
+    let mut found: Vec<(Option<&Platform>, ImageReference, PulledLayout)> = Vec::new();
     for (_, platform) in &wanted {
         if found.iter().any(|(known, ..)| known == platform) {
             continue;
         }
         let alike = wanted.iter().filter(|(_, other)| other == platform).map(|(reference, _)| (*reference).clone()).collect();
         let place = (folder, &*work_dir::prefix(&args.output));
-        let pulled = args.pulling.run(alike, *platform, &near, place, report, interrupt)?;
+        let pulled = args.pulling.run(alike, *platform, &local, place, report, interrupt)?;
         found.extend(pulled.into_iter().map(|(reference, pulled)| (*platform, reference, pulled)));
     }
-    let of = |(reference, platform): &(&Reference, Option<&Platform>)| {
+    let of = |(reference, platform): &(&ImageReference, Option<&Platform>)| {
         let one = found.iter().find(|(known, of, _)| known == platform && of == *reference);
         one.map(|(.., pulled)| pulled.clone())
     };

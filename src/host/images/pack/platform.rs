@@ -1,50 +1,53 @@
-//! One platform of each index: what enters is a layout, what leaves is the same layout whose `index.json` names, in place of an index,
-//! the manifest in it that is for the platform. As with `skopeo copy` and `docker pull`, that manifest keeps its bytes and so its digest,
-//! and no index is written anew. What cannot be read here stays as it is: who reads the layout says what is wrong.
+//! Reduces a layout to one platform: `index.json` names the platform's manifest in place of each index.
+//!
+//! As with `skopeo copy` and `docker pull`, that manifest keeps its bytes and so its digest, and no new index is written. Content
+//! that cannot be read stays unchanged; the layout's reader reports the error.
 
 use std::collections::HashSet;
 use std::io;
 
 use serde_json::Value;
 
-use super::virtual_layout::held;
 use crate::disk::layout::{Identity, OpenFile, Tree};
+use crate::host::images::virtual_layout::in_memory;
+use crate::host::support::report::counted;
 use crate::oci::graph::{self, Node};
 use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Platform, media_type};
 
-/// Largest `index.json`, in bytes, as layouts are read.
+/// Largest `index.json` in bytes, as in the layout reader.
 const MAX_INDEX: u64 = 64 << 20;
-/// The annotation by which BuildKit's attestations say of which manifest they are.
+/// Annotation of BuildKit's attestations.
 const ATTESTATION: &str = "vnd.docker.reference.type";
-/// An index that has nothing for the platform.
+
+/// An index has no manifest for the platform.
 #[derive(Debug, thiserror::Error)]
-#[error("image {image} has nothing for {wanted}, only for {}", there.join(", "))]
+#[error("image {image} has nothing for {wanted}, only for {}", available.join(", "))]
 pub struct PlatformError {
     image: String,
     wanted: String,
-    there: Vec<String>,
+    available: Vec<String>,
 }
 
-/// What was left out of an index.
+/// An index reduced to one platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeftOut {
-    /// The manifest that is kept.
+pub struct SelectedPlatform {
+    /// Digest of the kept manifest.
     pub kept: Digest,
-    /// Its platform.
+    /// Platform of the kept manifest.
     pub platform: String,
-    /// What else there was: platforms, and counts of what is for none.
-    pub rest: Vec<String>,
+    /// What was left out: platforms, and counts of manifests without one.
+    pub left_out: Vec<String>,
 }
 
-/// A layout of which one platform is kept.
-pub struct Kept {
+/// A layout with a replaced `index.json`.
+pub struct ReducedLayout {
     tree: Box<dyn Tree + Send + Sync>,
     index: Vec<u8>,
 }
 
-impl Tree for Kept {
+impl Tree for ReducedLayout {
     fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
-        if path == "index.json" { Ok(held(&self.index)) } else { self.tree.open(path) }
+        if path == "index.json" { Ok(in_memory(&self.index)) } else { self.tree.open(path) }
     }
 
     fn display_path(&self, path: &str) -> String {
@@ -56,13 +59,13 @@ impl Tree for Kept {
     }
 }
 
-type Kind = Box<dyn Tree + Send + Sync>;
+type BoxedTree = Box<dyn Tree + Send + Sync>;
 
-/// `tree` with only what is for `wanted` of each index, and what was left out.
+/// Reduces each index of `tree` to the platform `wanted`, and returns what was left out.
 ///
 /// # Errors
-/// [`PlatformError`], where an index for platforms has nothing for this one.
-pub fn keep(tree: Kind, wanted: &Platform) -> Result<(Kind, Vec<LeftOut>), PlatformError> {
+/// Fails if an index has manifests for platforms, but none for this one.
+pub fn reduce(tree: BoxedTree, wanted: &Platform) -> Result<(BoxedTree, Vec<SelectedPlatform>), PlatformError> {
     let Some(mut index) =
         read(tree.as_ref(), "index.json", MAX_INDEX).and_then(|json| serde_json::from_slice::<Value>(&json).ok())
     else {
@@ -82,9 +85,9 @@ pub fn keep(tree: Kind, wanted: &Platform) -> Result<(Kind, Vec<LeftOut>), Platf
             object.insert("annotations".to_owned(), annotations);
         }
         let platform = found.platform.as_ref().map(ToString::to_string).unwrap_or_default();
-        let one = LeftOut { kept: found.digest, platform, rest: rest(&leaves, found.digest) };
-        if !left_out.contains(&one) {
-            left_out.push(one);
+        let selected = SelectedPlatform { kept: found.digest, platform, left_out: others(&leaves, found.digest) };
+        if !left_out.contains(&selected) {
+            left_out.push(selected);
         }
     }
     for root in roots.iter().filter_map(parsed) {
@@ -92,10 +95,10 @@ pub fn keep(tree: Kind, wanted: &Platform) -> Result<(Kind, Vec<LeftOut>), Platf
     }
     drop_referrers(tree.as_ref(), roots, &mut dropped);
     let Ok(index) = serde_json::to_vec(&index) else { return Ok((tree, Vec::new())) };
-    Ok((Box::new(Kept { tree, index }), left_out))
+    Ok((Box::new(ReducedLayout { tree, index }), left_out))
 }
 
-/// The manifests below an index; none where it is no index, or cannot be read whole.
+/// The manifests below an index. `None` if `root` is not an index, or cannot be read completely.
 fn leaves(tree: &dyn Tree, root: &Descriptor) -> Option<Vec<Descriptor>> {
     let mut leaves = Vec::new();
     let mut walk = graph::Walk::from_root(root.clone());
@@ -111,16 +114,16 @@ fn leaves(tree: &dyn Tree, root: &Descriptor) -> Option<Vec<Descriptor>> {
     Some(leaves)
 }
 
-/// The manifest for `wanted`; none of an index that is not for platforms.
+/// The manifest for `wanted`. `None` if the index is not for platforms.
 fn select(root: &Descriptor, leaves: &[Descriptor], wanted: &Platform) -> Result<Option<Descriptor>, PlatformError> {
     let for_platforms: Vec<(&Descriptor, &Platform)> =
-        leaves.iter().filter(|leaf| !is_for_none(leaf)).filter_map(|leaf| Some((leaf, leaf.platform.as_ref()?))).collect();
+        leaves.iter().filter(|leaf| !has_no_platform(leaf)).filter_map(|leaf| Some((leaf, leaf.platform.as_ref()?))).collect();
     if for_platforms.is_empty() {
         return Ok(None);
     }
-    // Where two are for it (as of several releases of Windows), the first, as clients choose.
+    // Of several matches (releases of Windows), the first, as in clients.
     let found = for_platforms.iter().find(|(_, platform)| wanted.matches(platform));
-    // Without a variant, the only one of its architecture.
+    // A platform without a variant also matches the only manifest of its architecture.
     let alike = || {
         let mut alike =
             for_platforms.iter().filter(|(_, platform)| wanted.variant.is_none() && wanted.same_architecture(platform));
@@ -130,7 +133,11 @@ fn select(root: &Descriptor, leaves: &[Descriptor], wanted: &Platform) -> Result
     let missing = || {
         let name = root.annotations.get(crate::disk::layout::REF_NAME);
         let image = name.map_or_else(|| root.digest.to_string(), Clone::clone);
-        PlatformError { image, wanted: wanted.to_string(), there: platforms(for_platforms.iter().map(|(_, platform)| *platform)) }
+        PlatformError {
+            image,
+            wanted: wanted.to_string(),
+            available: platforms(for_platforms.iter().map(|(_, platform)| *platform)),
+        }
     };
     found.map(|(leaf, _)| Some((*leaf).clone())).ok_or_else(missing)
 }
@@ -141,41 +148,39 @@ fn platforms<'a>(all: impl Iterator<Item = &'a Platform>) -> Vec<String> {
     names
 }
 
-/// What stands beside the kept manifest.
-fn rest(leaves: &[Descriptor], kept: Digest) -> Vec<String> {
-    let others = || leaves.iter().filter(|leaf| leaf.digest != kept);
-    let for_platforms = others().filter(|leaf| !is_for_none(leaf)).filter_map(|leaf| leaf.platform.as_ref());
+/// The platforms other than the kept one, and counts of manifests without a platform.
+fn others(leaves: &[Descriptor], kept: Digest) -> Vec<String> {
+    let all_others = || leaves.iter().filter(|leaf| leaf.digest != kept);
+    let for_platforms = all_others().filter(|leaf| !has_no_platform(leaf)).filter_map(|leaf| leaf.platform.as_ref());
     let mut rest = platforms(for_platforms);
-    let attestations = others().filter(|leaf| leaf.annotations.contains_key(ATTESTATION)).count();
-    let unknown = others().filter(|leaf| is_for_none(leaf) || leaf.platform.is_none()).count() - attestations;
-    for (count, one) in [(attestations, "attestation"), (unknown, "manifest for no platform")] {
-        match count {
-            0 => {}
-            1 => rest.push(format!("1 {one}")),
-            _ => rest
-                .push(format!("{count} {}", one.replacen("attestation", "attestations", 1).replacen("manifest", "manifests", 1))),
-        }
+    let attestations = all_others().filter(|leaf| leaf.annotations.contains_key(ATTESTATION)).count();
+    let unknown = all_others().filter(|leaf| has_no_platform(leaf) || leaf.platform.is_none()).count() - attestations;
+    if attestations > 0 {
+        rest.push(counted(attestations, "attestation"));
+    }
+    if unknown > 0 {
+        rest.push(format!("{} for no platform", counted(unknown, "manifest")));
     }
     rest
 }
 
-/// Whether it is no image for a platform: an attestation, or one that says that its platform is unknown.
-fn is_for_none(leaf: &Descriptor) -> bool {
+/// Whether the manifest is not for a platform: an attestation, or one of the platform "unknown".
+fn has_no_platform(leaf: &Descriptor) -> bool {
     leaf.annotations.contains_key(ATTESTATION) || leaf.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
 }
 
-/// Takes what has no name and refers to what is left out, out of the index as well.
+/// Removes unnamed referrers of removed manifests from the index.
 fn drop_referrers(tree: &dyn Tree, roots: &mut Vec<Value>, dropped: &mut HashSet<Digest>) {
     loop {
         let before = roots.len();
         roots.retain(|root| {
             let Some(descriptor) = parsed(root).filter(|descriptor| descriptor.annotations.is_empty()) else { return true };
             let subject = verified(tree, &descriptor).and_then(|manifest| manifest.subject);
-            let goes = subject.is_some_and(|subject| dropped.contains(&subject.digest));
-            if goes {
+            let is_dropped = subject.is_some_and(|subject| dropped.contains(&subject.digest));
+            if is_dropped {
                 dropped.insert(descriptor.digest);
             }
-            !goes
+            !is_dropped
         });
         if roots.len() == before {
             return;
@@ -187,7 +192,7 @@ fn parsed(descriptor: &Value) -> Option<Descriptor> {
     serde_json::from_value(descriptor.clone()).ok()
 }
 
-/// A manifest whose content has the digest that it is named by.
+/// Reads a manifest. `None` if its content does not match its digest.
 fn verified(tree: &dyn Tree, descriptor: &Descriptor) -> Option<Manifest> {
     let content = read(tree, &descriptor.digest.blob_path(), MAX_MANIFEST_SIZE)?;
     let is_intact = descriptor.digest.algorithm().digest_of(&content) == descriptor.digest;
@@ -212,15 +217,15 @@ mod tests {
         Descriptor { platform: platform.parse().ok(), ..Descriptor::new(media_type::OCI_MANIFEST, digest, 1) }
     }
 
-    fn chosen(wanted: &str, there: &[&str]) -> Result<String, String> {
-        let leaves: Vec<Descriptor> = there.iter().enumerate().map(|(n, platform)| leaf(platform, &n.to_string())).collect();
+    fn selected(wanted: &str, available: &[&str]) -> Result<String, String> {
+        let leaves: Vec<Descriptor> = available.iter().enumerate().map(|(n, platform)| leaf(platform, &n.to_string())).collect();
         let found = select(&leaf("linux/amd64", "root"), &leaves, &wanted.parse().unwrap()).map_err(|error| error.to_string())?;
         Ok(found.unwrap().platform.unwrap().to_string())
     }
 
     #[test]
-    fn variants_are_those_that_clients_assume() {
-        for (wanted, there, expected) in [
+    fn variants_match_as_in_clients() {
+        for (wanted, available, expected) in [
             ("linux/amd64", &["linux/arm64", "linux/amd64"][..], "linux/amd64"),
             ("linux/arm64", &["linux/amd64", "linux/arm64/v8"], "linux/arm64/v8"),
             ("linux/arm64/v8", &["linux/amd64", "linux/arm64"], "linux/arm64"),
@@ -228,7 +233,7 @@ mod tests {
             ("linux/arm", &["linux/amd64", "linux/arm/v6"], "linux/arm/v6"),
             ("linux/amd64/v3", &["linux/amd64", "linux/amd64/v3"], "linux/amd64/v3"),
         ] {
-            assert_eq!(chosen(wanted, there).as_deref(), Ok(expected), "{wanted} of {there:?}");
+            assert_eq!(selected(wanted, available).as_deref(), Ok(expected), "{wanted} of {available:?}");
         }
     }
 
@@ -252,7 +257,7 @@ mod tests {
         fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
             let (content, opened) = self.0.get(path).ok_or(io::ErrorKind::NotFound)?;
             opened.set(opened.get() + 1);
-            Ok(held(content))
+            Ok(in_memory(content))
         }
     }
 
@@ -269,15 +274,15 @@ mod tests {
     }
 
     #[test]
-    fn a_platform_that_is_not_there_is_not_replaced() {
-        for (wanted, there) in [
+    fn a_missing_platform_is_not_replaced_by_another() {
+        for (wanted, available) in [
             ("linux/arm", &["linux/arm/v5", "linux/arm/v6"][..]),
             ("linux/arm/v7", &["linux/arm/v6"]),
             ("windows/amd64", &["linux/amd64"]),
         ] {
             let digest = Digest::sha256_of(b"root");
-            let expected = format!("image {digest} has nothing for {wanted}, only for {}", there.join(", "));
-            assert_eq!(chosen(wanted, there), Err(expected));
+            let expected = format!("image {digest} has nothing for {wanted}, only for {}", available.join(", "));
+            assert_eq!(selected(wanted, available), Err(expected));
         }
     }
 }

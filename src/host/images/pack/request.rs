@@ -1,24 +1,24 @@
-//! What is asked to be packed: where each source is, and what its images are to be called. Texts of the command line become types
-//! here; nothing is opened.
+//! One source to pack, as requested on the command line or in a `--spec` file: where it is and how its images are named.
+//! Nothing is opened here.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::host::images::pull::Reference;
+use crate::host::images::pull::ImageReference;
 use crate::oci::{Host, ImageName, Platform, Repository, Tag};
 
-/// A source as it is asked for.
+/// A requested source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// What it is.
+    /// Where the images come from.
     pub origin: Origin,
-    /// Where it is asked for, where that is a file: `images.textproto:4:1`.
-    pub place: Option<String>,
-    /// What its images are called.
+    /// Position of the entry in a `--spec` file, such as `images.textproto:4:1`.
+    pub position: Option<String>,
+    /// How the images are named.
     pub naming: Naming,
-    /// Host that images without one are filed under.
+    /// Host given to images whose name has none.
     pub upstream: Option<Host>,
-    /// The platform to keep of each index.
+    /// The only platform to keep of each index.
     pub platform: Option<Platform>,
 }
 
@@ -29,86 +29,86 @@ pub enum Origin {
     Path {
         /// The file or folder.
         path: PathBuf,
-        /// Whether symbolic links in a folder may lead out of it, as in those that Bazel's rules make.
+        /// Whether symbolic links may lead out of the folder, as in the output of Bazel's rules.
         links: bool,
     },
-    /// Files that a manifest is made for.
+    /// A config and layers; the manifest is generated.
     Parts {
-        /// The config.
+        /// The image config.
         config: Part,
         /// The layers, the lowest first.
         layers: Vec<Part>,
     },
-    /// One file as an artifact.
+    /// One file, packed as an OCI artifact.
     Artifact {
         /// The file.
         file: PathBuf,
-        /// Its type, where one is given.
+        /// Its media type.
         media_type: Option<String>,
     },
-    /// An image of a registry.
-    Pull(Reference),
+    /// An image in a registry.
+    Pull(ImageReference),
 }
 
-/// A file and the file that has its digest.
+/// A blob's file, and the file that contains its digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// The content.
     pub file: PathBuf,
-    /// The digest, in hexadecimal digits.
+    /// The digest's file: 64 hexadecimal digits.
     pub digest: PathBuf,
 }
 
-/// What images are called.
+/// How images are named.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Naming {
-    /// Their repository, in place of the source's.
+    /// Repository to use in place of the source's.
     pub repository: Option<Repository>,
-    /// Their tags.
+    /// Which tags the images get.
     pub tags: Tags,
 }
 
-/// Which tags images have.
+/// Which tags images get.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Tags {
-    /// Those that the source gives; an image that is given a repository and has none gets `latest`.
+    /// The source's tags. An image without a tag gets `latest` if its repository is given.
     #[default]
     Own,
-    /// Those that the source gives, if any.
+    /// The source's tags, if any.
     OwnOrNone,
-    /// This one.
+    /// This tag.
     One(Tag),
-    /// All that there are.
+    /// Every tag: the image answers to any tag of its repository.
     Every,
 }
 
 impl Request {
-    /// A source of which nothing more is said.
+    /// A request with defaults for everything but its origin.
     #[must_use]
     pub fn of(origin: Origin) -> Self {
-        Self { origin, place: None, naming: Naming::default(), upstream: None, platform: None }
+        Self { origin, position: None, naming: Naming::default(), upstream: None, platform: None }
     }
 
-    /// The layout or archive at `path`.
+    /// Requests the layout or archive at `path`.
     #[must_use]
     pub fn source(path: OsString) -> Self {
         Self::of(Origin::Path { path: path.into(), links: false })
     }
 
-    /// Reads `REF=SOURCE`.
+    /// Parses `REF=SOURCE`.
     ///
     /// # Errors
-    /// Why the text is none.
+    /// Fails with a message if the text has another form.
     pub fn named(text: &str) -> Result<Self, String> {
         let (naming, path) = naming(text, "REF=SOURCE", "a file or folder")?;
         Ok(Self { naming, ..Self::of(Origin::Path { path: path.into(), links: false }) })
     }
 
-    /// Reads `REF=FILE[:media/type]`. What follows the last colon is the type where it has the form of one; where it is empty, the
-    /// colon is no part of the file's name either.
+    /// Parses `REF=FILE[:media/type]`. The text after the last colon is the media type if it has the form of one. A colon at the
+    /// very end is removed.
     ///
     /// # Errors
-    /// Why the text is none.
+    /// Fails with a message if the text has another form.
     pub fn artifact(text: &str) -> Result<Self, String> {
         let (naming, rest) = naming(text, "REF=FILE[:media/type]", "a file")?;
         let (file, media_type) = match rest.rsplit_once(':') {
@@ -122,23 +122,23 @@ impl Request {
         Ok(Self { naming, ..Self::of(Origin::Artifact { file: file.into(), media_type }) })
     }
 
-    /// What messages call it.
+    /// The request's name in messages.
     #[must_use]
     pub fn label(&self) -> String {
         let path = match &self.origin {
             Origin::Path { path, .. } => Some(path),
             Origin::Artifact { file, .. } => Some(file),
             Origin::Pull(reference) => {
-                return self.place.iter().cloned().chain([reference.to_string()]).collect::<Vec<_>>().join(": ");
+                return self.position.iter().cloned().chain([reference.to_string()]).collect::<Vec<_>>().join(": ");
             }
-            // Which of its files it is about, each message says.
+            // The messages about parts name the file themselves.
             Origin::Parts { .. } => None,
         };
         let path = path.map(|path| path.display().to_string());
-        self.place.clone().into_iter().chain(path).collect::<Vec<_>>().join(": ")
+        self.position.clone().into_iter().chain(path).collect::<Vec<_>>().join(": ")
     }
 
-    /// The files and folders that it is read from.
+    /// The files and folders that the source is read from.
     #[must_use]
     pub fn paths(&self) -> Vec<&Path> {
         match &self.origin {
@@ -152,12 +152,12 @@ impl Request {
     }
 }
 
-/// The name before the first `=`, and what is after it.
+/// Splits at the first `=` into the name and the rest.
 fn naming<'a>(text: &'a str, form: &str, what: &str) -> Result<(Naming, &'a str), String> {
     let (name, rest) = text.split_once('=').ok_or_else(|| format!("{form} is expected"))?;
     let name: ImageName = name.parse().map_err(|error| format!("{name:?}: {error}"))?;
     if name.digest.is_some() {
-        return Err("a digest is not given but computed; repository[:tag] is expected before =".to_owned());
+        return Err("the digest is computed from the content; repository[:tag] is expected before =".to_owned());
     }
     if rest.is_empty() {
         return Err(format!("there is nothing after =; {what} is expected"));
@@ -165,7 +165,7 @@ fn naming<'a>(text: &'a str, form: &str, what: &str) -> Result<(Naming, &'a str)
     Ok((Naming { repository: Some(name.repository), tags: name.tag.map_or(Tags::Own, Tags::One) }, rest))
 }
 
-/// Whether a text has the form of a media type without parameters (RFC 6838, section 4.2).
+/// Whether `text` is a media type without parameters (RFC 6838, section 4.2).
 #[must_use]
 pub fn is_media_type(text: &str) -> bool {
     let name = |part: &str| {
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_by_their_form() {
+    fn parses_named_sources() {
         let (repository, label, tags) = parts(Request::named("localhost:5000/a:b=dir=1").unwrap());
         assert_eq!((repository.as_str(), label.as_str(), tags), ("localhost:5000/a", "dir=1", Tags::One("b".parse().unwrap())));
         for (text, expected) in [
@@ -194,7 +194,7 @@ mod tests {
             ("a=", "there is nothing after =; a file or folder is expected"),
             (
                 "a@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855=x",
-                "a digest is not given but computed; repository[:tag] is expected before =",
+                "the digest is computed from the content; repository[:tag] is expected before =",
             ),
         ] {
             assert_eq!(Request::named(text).unwrap_err(), expected);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_artifacts_with_and_without_colons() {
+    fn splits_the_media_type_off_an_artifact_file() {
         for (text, file, kind) in [
             ("f", "f", None),
             ("f:text/plain", "f", Some("text/plain")),

@@ -1,5 +1,4 @@
-//! Where the disk's content goes while it is verified: straight to its place in an EROFS image, or into a folder that a program makes
-//! a file system of. No content is looked at here.
+//! The destination of the disk's files: their final offsets in an EROFS image, or a staging folder for mksquashfs and mke2fs.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -10,43 +9,42 @@ use indicatif::HumanBytes;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
-use super::staging::Stage;
+use super::staging::StagingDir;
 use crate::disk::erofs::writer::Plan;
 
-/// Where content goes.
+/// Where the files are written.
 #[derive(Debug)]
-pub enum Target {
-    /// An image, as long as it will be, that reads as zeros where nothing is written yet.
+pub enum Sink {
+    /// An EROFS image of its final size. Unwritten parts read as zeros.
     Image {
-        /// The image.
         path: PathBuf,
-        /// Its places. The files are numbered: the blobs in their order, then the others.
+        /// The offset of each file, by number: the blobs in order, then the other files.
         plan: Plan,
     },
-    /// A folder.
-    Folder(Stage),
+    /// A staging folder.
+    Folder(StagingDir),
 }
 
-impl Target {
-    /// Makes the image at `path`, with everything but the files' content. All the space that it takes is taken here, where the file
-    /// system can: a full one shows before anything is read.
+impl Sink {
+    /// Creates the image at `path` with everything but the files' content. Allocates all space now if the file system supports
+    /// that, so that a full disk is reported before anything is read.
     ///
     /// # Errors
-    /// As of making and writing a file; without space, in words.
+    /// Fails if the image cannot be created or written, or if the space does not suffice.
     pub fn image(path: PathBuf, plan: Plan) -> io::Result<Self> {
         let image = OpenOptions::new().write(true).create_new(true).open(&path)?;
         match fallocate(&image, FallocateFlags::empty(), 0, plan.bytes) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => image.set_len(plan.bytes),
-            taken => taken.map_err(|errno| no_space(errno.into(), &path, plan.bytes)),
+            allocated => allocated.map_err(|errno| describe_no_space(errno.into(), &path, plan.bytes)),
         }?;
         plan.write(&image)?;
         Ok(Self::Image { path, plan })
     }
 
-    /// Opens the place of file `number`, whose path on the disk is `path`.
+    /// Opens file `number`, whose path on the disk is `path`, for writing.
     ///
     /// # Errors
-    /// As of opening a file.
+    /// Fails if the image or the file cannot be opened.
     pub fn open(&self, number: usize, path: &str) -> io::Result<File> {
         match self {
             Self::Image { path, plan } => {
@@ -54,32 +52,32 @@ impl Target {
                 image.seek(SeekFrom::Start(plan.content_offset(number)))?;
                 Ok(image)
             }
-            Self::Folder(stage) => stage.create(path),
+            Self::Folder(staging) => staging.create(path),
         }
     }
 
-    /// Writes the whole of file `number`.
+    /// Writes the complete file `number`.
     ///
     /// # Errors
-    /// As of writing one.
+    /// Fails if the file cannot be written.
     pub fn write(&self, number: usize, path: &str, content: &[u8]) -> io::Result<()> {
         match self {
             Self::Image { path, plan } => {
                 OpenOptions::new().write(true).open(path)?.write_all_at(content, plan.content_offset(number))
             }
-            Self::Folder(stage) => stage.write(path, content),
+            Self::Folder(staging) => staging.write(path, content),
         }
     }
 
-    /// Whether what is not written reads as zeros.
+    /// Whether unwritten content reads as zeros.
     #[must_use]
-    pub const fn is_zeros(&self) -> bool {
+    pub const fn reads_as_zeros(&self) -> bool {
         matches!(self, Self::Image { .. })
     }
 }
 
-/// An error of writing in the folder of `path`, with what is left there if that is the reason.
-pub fn no_space(error: io::Error, path: &Path, wanted: u64) -> io::Error {
+/// Adds needed and free space to `error` if the file system of `path` is full.
+pub fn describe_no_space(error: io::Error, path: &Path, wanted: u64) -> io::Error {
     if error.kind() != io::ErrorKind::StorageFull {
         return error;
     }
@@ -89,11 +87,11 @@ pub fn no_space(error: io::Error, path: &Path, wanted: u64) -> io::Error {
     io::Error::new(error.kind(), format!("it takes {wanted}, and its file system has {free} free"))
 }
 
-/// Flushes a file to the medium, and gives its size in bytes.
+/// Flushes a file to the medium and returns its size in bytes.
 ///
 /// # Errors
-/// As of flushing.
-pub fn flush(path: &Path) -> io::Result<u64> {
+/// Fails if the file cannot be flushed.
+pub fn sync(path: &Path) -> io::Result<u64> {
     let file = File::open(path)?;
     file.sync_all()?;
     Ok(fs::metadata(path)?.len())

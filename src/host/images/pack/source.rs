@@ -1,73 +1,73 @@
-//! What a source is, and which images it holds under which names. Nothing is copied here.
+//! Opens a source (layout, archive, files or pulled image) and lists its images by their final names. Nothing is copied here.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::archive::{Archive, ArchiveError};
-use super::compression::{self, Compression, UnpackError};
-use super::docker::{self, DockerError, Saved};
+use super::compression::{self, Compression, DecompressError};
+use super::docker::{self, DockerArchive, DockerError};
 use super::files::{self, FilesError};
 use super::naming::{self, NamingError};
-use super::platform::{self, LeftOut, PlatformError};
+use super::platform::{self, PlatformError, SelectedPlatform};
 use super::request::{Origin, Request};
-use super::virtual_layout::Linked;
 use crate::disk::layout::{self, Directory, Image, LayoutError, ReadOptions, Tree, Unnamed};
-use crate::host::images::pull::Pulled;
+use crate::host::images::pull::PulledLayout;
+use crate::host::images::virtual_layout::UnconfinedDir;
 use crate::host::support::interrupt::Interrupt;
 
-/// First bytes of compressions that are not understood here, to say so.
+/// First bytes of unsupported compressions, for the error message.
 const OTHER_MAGIC: [(&[u8], &str); 2] = [(b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2")];
 
-/// Why a source cannot be packed. The path is the caller's to say.
+/// Why a source cannot be packed. The caller adds the path.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// It is not there or not readable.
+    /// The file or folder cannot be read.
     #[error("cannot read it")]
     Read(#[source] io::Error),
-    /// Neither a file nor a folder.
+    /// The path is neither a file nor a folder.
     #[error("it is neither a file nor a folder; an OCI image layout or a docker save archive is expected")]
     Special,
-    /// An empty file.
+    /// The file is empty.
     #[error("the file is empty; a tar archive is expected")]
     Empty,
-    /// A file that is no archive.
+    /// The file is not an archive.
     #[error("it is not a tar archive, plain or compressed with gzip or zstd")]
     NotAnArchive,
-    /// Compressed otherwise.
+    /// The compression is not supported.
     #[error("it is compressed with {0}; gzip, zstd or no compression is expected")]
     Compression(&'static str),
-    /// A compressed archive that does not decompress.
+    /// The archive cannot be decompressed.
     #[error(transparent)]
-    Unpack(#[from] UnpackError),
-    /// A damaged archive, or one not to be trusted.
+    Decompress(#[from] DecompressError),
+    /// The archive is damaged or unsafe.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
-    /// An archive of something else.
+    /// The archive has no images.
     #[error("the archive has neither index.json (an OCI image layout) nor manifest.json (docker save) at its root{0}")]
     Unknown(&'static str),
-    /// A docker save archive with a fault.
+    /// The docker save archive is invalid.
     #[error(transparent)]
     Docker(#[from] DockerError),
-    /// An image layout with a fault.
+    /// The image layout is invalid.
     #[error(transparent)]
     Layout(LayoutError),
-    /// An image layout that lacks something.
+    /// The image layout is incomplete.
     #[error("something that an image names is missing (with --allow-missing, the rest is packed)")]
     Missing(#[source] LayoutError),
-    /// Files that make no image.
+    /// No image can be built from the given files.
     #[error(transparent)]
     Files(#[from] FilesError),
-    /// An index without the platform that is to be kept.
+    /// An index has no manifest for the selected platform.
     #[error(transparent)]
     Platform(#[from] PlatformError),
-    /// An image of a registry that was not pulled before.
+    /// The image was not pulled before.
     #[error("it is not pulled")]
     NotPulled,
-    /// No image at all.
+    /// There is no image.
     #[error("it holds no image")]
     NoImage,
-    /// Names that its images cannot have.
+    /// The images cannot have the given names.
     #[error(transparent)]
     Naming(#[from] NamingError),
 }
@@ -78,34 +78,35 @@ impl From<LayoutError> for SourceError {
     }
 }
 
-/// An opened source.
+/// An open source.
 pub struct Source {
-    /// Where it is, as messages say it.
-    pub path: PathBuf,
-    /// Its files.
+    /// The source's name in messages.
+    pub label: String,
+    /// The source's files, as an image layout.
     pub tree: Box<dyn Tree + Send + Sync>,
-    /// Its images, named.
+    /// The images, by their final names.
     pub images: Vec<Image>,
-    /// What was left out for the sake of one platform.
-    pub left_out: Vec<LeftOut>,
+    /// The indexes that were reduced to one platform.
+    pub left_out: Vec<SelectedPlatform>,
 }
 
 impl Source {
-    /// Opens a source, of which `pulled` is what was pulled of it, and finds its images. Manifests are verified; other blobs only have their size checked. What must be
-    /// decompressed first goes to `folder`. Where it is `lenient`, images may lack layers.
+    /// Opens a source and lists its images. Manifests are verified; of other blobs only the size is checked.
+    ///
+    /// `pulled` is the result of a pull request. Archives are decompressed into `folder`. With `lenient`, images may lack blobs.
     ///
     /// # Errors
-    /// [`SourceError`], at the first thing that is wrong.
+    /// Fails with the first error found.
     pub fn open(
         request: &Request,
-        pulled: Option<Pulled>,
+        pulled: Option<PulledLayout>,
         lenient: bool,
         folder: &Path,
         interrupt: &Interrupt,
     ) -> Result<Self, SourceError> {
         let tree = tree(request, pulled, folder, interrupt)?;
         let (tree, left_out) = match &request.platform {
-            Some(platform) => platform::keep(tree, platform)?,
+            Some(platform) => platform::reduce(tree, platform)?,
             None => (tree, Vec::new()),
         };
         let pulled_as = if let Origin::Pull(reference) = &request.origin { Some(&reference.repository) } else { None };
@@ -114,14 +115,14 @@ impl Source {
         if images.is_empty() {
             return Err(SourceError::NoImage);
         }
-        let images = naming::name(images, &request.naming, request.upstream.as_ref(), request.place.is_some())?;
-        Ok(Self { path: request.label().into(), tree, images, left_out })
+        let images = naming::name_images(images, &request.naming, request.upstream.as_ref(), request.position.is_some())?;
+        Ok(Self { label: request.label(), tree, images, left_out })
     }
 }
 
 fn tree(
     request: &Request,
-    pulled: Option<Pulled>,
+    pulled: Option<PulledLayout>,
     folder: &Path,
     interrupt: &Interrupt,
 ) -> Result<Box<dyn Tree + Send + Sync>, SourceError> {
@@ -132,11 +133,11 @@ fn tree(
         Origin::Path { path, links } => {
             let metadata = fs::metadata(path).map_err(SourceError::Read)?;
             if metadata.is_file() {
-                archived(path, request.naming.repository.is_some(), folder, interrupt)
+                open_archive(path, request.naming.repository.is_some(), folder, interrupt)
             } else if !metadata.is_dir() {
                 Err(SourceError::Special)
             } else if *links {
-                Ok(Box::new(Linked(path.clone())))
+                Ok(Box::new(UnconfinedDir(path.clone())))
             } else {
                 Ok(Box::new(Directory::open(path).map_err(SourceError::Read)?))
             }
@@ -144,29 +145,29 @@ fn tree(
     }
 }
 
-/// The archive at `path` as a layout; `nameless` says whether its images may be without names. What must be decompressed first goes
-/// to `folder`.
+/// Opens the archive at `path` as an image layout, decompressed into `folder` if it is compressed. `nameless` accepts images without
+/// names.
 ///
 /// # Errors
-/// [`SourceError`], where it is no whole archive of images.
-pub fn archived(
+/// Fails if the file is not a complete archive of images.
+pub fn open_archive(
     path: &Path,
     nameless: bool,
     folder: &Path,
     interrupt: &Interrupt,
 ) -> Result<Box<dyn Tree + Send + Sync>, SourceError> {
-    let archive = Archive::open(plain(path, folder, interrupt)?)?;
+    let archive = Archive::open(uncompressed(path, folder, interrupt)?)?;
     if archive.has("index.json") {
         return Ok(Box::new(archive));
     }
     if archive.has(docker::MANIFEST) {
-        return Ok(Box::new(Saved::open(archive, nameless, interrupt)?));
+        return Ok(Box::new(DockerArchive::open(archive, nameless, interrupt)?));
     }
     Err(SourceError::Unknown(if archive.ended() { "" } else { ", and no end mark: it may have been cut short" }))
 }
 
-/// The archive at `path` without its compression.
-fn plain(path: &Path, folder: &Path, interrupt: &Interrupt) -> Result<File, SourceError> {
+/// Opens the archive at `path`, decompressed.
+fn uncompressed(path: &Path, folder: &Path, interrupt: &Interrupt) -> Result<File, SourceError> {
     let mut file = File::open(path).map_err(SourceError::Read)?;
     let start = start(&mut file).map_err(SourceError::Read)?;
     if start.is_empty() {
@@ -174,7 +175,7 @@ fn plain(path: &Path, folder: &Path, interrupt: &Interrupt) -> Result<File, Sour
     }
     let compression = Compression::of(&start);
     if compression != Compression::None {
-        return Ok(compression::unpack(&file, compression, folder, interrupt)?);
+        return Ok(compression::decompress(&file, compression, folder, interrupt)?);
     }
     if let Some((_, name)) = OTHER_MAGIC.iter().find(|(magic, _)| start.starts_with(magic)) {
         return Err(SourceError::Compression(name));
@@ -182,7 +183,7 @@ fn plain(path: &Path, folder: &Path, interrupt: &Interrupt) -> Result<File, Sour
     if is_header(&start) { Ok(file) } else { Err(SourceError::NotAnArchive) }
 }
 
-/// The first tar block of a file, or less.
+/// The first tar block of a file, or less if it is shorter.
 fn start(file: &mut File) -> io::Result<Vec<u8>> {
     let mut start = Vec::with_capacity(512);
     file.take(512).read_to_end(&mut start)?;
@@ -190,7 +191,7 @@ fn start(file: &mut File) -> io::Result<Vec<u8>> {
     Ok(start)
 }
 
-/// Whether an archive may start so: with a header whose checksum holds, with the end mark, or cut within the first header.
+/// Whether an archive can start like this: with a header of correct checksum, with the end mark, or truncated in the first header.
 fn is_header(start: &[u8]) -> bool {
     if start.iter().all(|byte| *byte == 0) {
         return true;

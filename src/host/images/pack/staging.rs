@@ -1,4 +1,4 @@
-//! The disk's content as a folder, for programs that make a file system of one. Nothing is hashed here.
+//! The folder that mksquashfs or mke2fs turns into a file system, with the modes that its files have on the disk.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -7,52 +7,52 @@ use std::path::{Path, PathBuf};
 
 use crate::oci::Algorithm;
 
-/// Modes of the disk's files and folders: read-only for everyone, as the disk is.
+/// Modes of files and folders on the disk: read-only for everyone.
 const FILE_MODE: u32 = 0o444;
 const FOLDER_MODE: u32 = 0o555;
-/// Mode of the folders while they are filled.
+/// Mode of folders while they are filled.
 const OPEN_FOLDER_MODE: u32 = 0o755;
 
-/// The folder.
+/// The staging folder.
 #[derive(Debug)]
-pub struct Stage {
+pub struct StagingDir {
     root: PathBuf,
 }
 
-impl Stage {
-    /// Makes the folder `root`, and those for blobs in it.
+impl StagingDir {
+    /// Creates the folder `root` with the folders of an image layout.
     ///
     /// # Errors
-    /// When nothing can be written there.
+    /// Fails if a folder cannot be created.
     pub fn new(root: PathBuf) -> io::Result<Self> {
-        let stage = Self { root };
-        for folder in stage.folders() {
+        let staging = Self { root };
+        for folder in staging.folders() {
             DirBuilder::new().recursive(true).mode(OPEN_FOLDER_MODE).create(folder)?;
         }
-        Ok(stage)
+        Ok(staging)
     }
 
-    /// The folder.
+    /// Path of the folder.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Makes an empty file.
+    /// Creates an empty file.
     ///
     /// # Errors
-    /// As of making a file.
+    /// Fails if the file cannot be created.
     pub fn create(&self, path: &str) -> io::Result<File> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.root.join(path))?;
-        // Not when it is made: the umask would have a say.
+        // Set after creation, because the umask does not apply here.
         file.set_permissions(Permissions::from_mode(FILE_MODE))?;
         Ok(file)
     }
 
-    /// Makes `path` a further name of the file `of`, if both can be in one file system.
+    /// Hard-links `of` at `path`. Returns false if the file systems do not allow it.
     ///
     /// # Errors
-    /// As of linking, where that is not the reason.
+    /// Fails if linking fails for another reason.
     pub fn link(&self, of: &Path, path: &str) -> io::Result<bool> {
         use io::ErrorKind::{CrossesDevices, PermissionDenied, TooManyLinks, Unsupported};
         match fs::hard_link(of, self.root.join(path)) {
@@ -62,10 +62,10 @@ impl Stage {
         }
     }
 
-    /// Gives the folders the modes that they have on the disk, the innermost first; a folder for blobs that stayed empty goes.
+    /// Sets the folders' final modes, innermost first, and removes empty folders.
     ///
     /// # Errors
-    /// As of changing modes.
+    /// Fails if a folder cannot be read, changed or removed.
     pub fn close(&self) -> io::Result<()> {
         for folder in self.folders() {
             if fs::read_dir(&folder)?.next().is_none() {
@@ -83,18 +83,18 @@ impl Stage {
         [sha256, sha512, blobs, self.root.join("localregistry"), self.root.clone()]
     }
 
-    /// Makes a whole file.
+    /// Creates a file with `content`.
     ///
     /// # Errors
-    /// As of writing one.
+    /// Fails if the file cannot be written.
     pub fn write(&self, path: &str, content: &[u8]) -> io::Result<()> {
         self.create(path)?.write_all(content)
     }
 }
 
-impl Drop for Stage {
+impl Drop for StagingDir {
     fn drop(&mut self) {
-        // A folder must be open for its files to be removed, unless by root. What fails here fails again, and visibly, there.
+        // Users other than root need write access to a folder to remove its files. An error here shows again in that removal.
         for folder in self.folders().iter().rev() {
             let _ = fs::set_permissions(folder, Permissions::from_mode(OPEN_FOLDER_MODE));
         }

@@ -1,5 +1,5 @@
-//! What a registry wants to be shown (RFC 9110 section 11, and the token service of distribution's "Token Authentication
-//! Specification"): a challenge read, a token fetched. Pure but for [`token`].
+//! Authentication at registries: parses challenges (RFC 9110, section 11) and requests tokens (distribution's "Token Authentication
+//! Specification").
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,27 +11,27 @@ use super::credentials::Credentials;
 use super::error::Fault;
 use super::url::{host_of, without_query};
 
-/// Largest answer of a token service, in bytes.
-const MAX_TOKEN: u64 = 1 << 20;
-/// How this program is called where token services ask.
+/// Largest response of a token service, in bytes.
+const MAX_TOKEN_RESPONSE: u64 = 1 << 20;
+/// The `client_id` of this program at token services.
 const CLIENT_ID: &str = "localregistry";
 
-/// How a registry wants to be asked.
+/// The authentication scheme that a registry asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Challenge {
-    /// With a user and a password.
+    /// User and password in each request.
     Basic,
-    /// With a token from a service.
+    /// A token from a token service.
     Bearer {
-        /// The service's URL.
+        /// URL of the token service.
         realm: String,
-        /// What the registry calls itself there.
+        /// The registry's name at the token service.
         service: Option<String>,
     },
 }
 
 impl Challenge {
-    /// The challenge that is best understood among the values of `WWW-Authenticate`.
+    /// The preferred challenge among the values of `WWW-Authenticate`: Bearer before Basic.
     #[must_use]
     pub fn parse(values: &[&str]) -> Option<Self> {
         let mut basic = None;
@@ -54,36 +54,36 @@ impl Challenge {
     }
 }
 
-/// `Authorization` for a user with a password (RFC 7617).
+/// The `Authorization` value for a user and password (RFC 7617).
 #[must_use]
-pub fn basic(user: &str, password: &str) -> String {
+pub fn basic_authorization(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
-/// Whether `realm` may be asked for tokens of the registry behind `endpoint`, perhaps with credentials.
+/// Checks that a token request to `realm` for the registry at `endpoint` is safe.
 ///
 /// # Errors
-/// [`Fault::Realm`] where it is plain HTTP and not allowed to be, or where a registry over plain HTTP, which anybody on the way can be,
-/// would have credentials sent to another host.
+/// Fails if `realm` is plain HTTP and its host may not use that. Also fails if credentials would go to another host than a plain-HTTP
+/// registry, whose challenge an attacker on the network can forge.
 pub fn check_realm(client: &Client, endpoint: &Endpoint, realm: &Uri, with_credentials: bool) -> Result<(), Fault> {
     let registry = endpoint.base.split_once("://").map_or("", |(_, host)| host);
     let refused = |why| Fault::Realm { host: registry.to_owned(), realm: without_query(realm), why };
     let host = host_of(realm);
-    if realm.scheme_str() != Some("https") && !client.may_be_plain(&host) {
+    if realm.scheme_str() != Some("https") && !client.allows_plain(&host) {
         return Err(refused("which is plain HTTP"));
     }
     let name = registry.rsplit_once(':').map_or(registry, |(name, _)| name);
     if with_credentials && endpoint.base.starts_with("http://") && realm.host() != Some(name) && realm.host() != Some(registry) {
-        return Err(refused("another host, and is itself plain HTTP"));
+        return Err(refused("which is another host, although the registry itself is plain HTTP"));
     }
     Ok(())
 }
 
-/// Asks `realm` for a token to pull from the repository at `path`, and gives the response for the caller to judge.
+/// Requests a token to pull from the repository `path`. The caller checks the response's status.
 ///
 /// # Errors
-/// Where no response comes.
-pub fn ask(
+/// Fails if there is no response.
+pub fn request_token(
     endpoint: &Endpoint,
     realm: &str,
     service: Option<&str>,
@@ -100,33 +100,33 @@ pub fn ask(
     let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
     let url = format!("{realm}{}{query}", if realm.contains('?') { '&' } else { '?' });
     let authorization = match credentials {
-        Some(Credentials::Password(user, password)) => Some(basic(user, password)),
+        Some(Credentials::Password(user, password)) => Some(basic_authorization(user, password)),
         _ => None,
     };
     endpoint.get(&url, &[], authorization.as_deref()).map(|(response, _)| response)
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct TokenResponse {
     token: Option<String>,
     access_token: Option<String>,
 }
 
-/// `Authorization` by the token in a token service's answer.
+/// Parses a token service's response into an `Authorization` value.
 ///
 /// # Errors
-/// [`Fault::Token`] where there is none.
-pub fn token(endpoint: &Endpoint, response: Response, realm: &Uri) -> Result<String, Fault> {
-    let body = endpoint.read(response, realm, "a token", MAX_TOKEN)?;
-    let none = |why: &str| Fault::Token { realm: without_query(realm), why: why.to_owned() };
-    // What serde says may quote the answer, in which there may be a token.
-    let answer: Answer = serde_json::from_slice(&body).map_err(|_| none("the answer is not JSON of that kind"))?;
+/// Fails if the response has no valid token.
+pub fn parse_token(endpoint: &Endpoint, response: Response, realm: &Uri) -> Result<String, Fault> {
+    let body = endpoint.read(response, realm, "a token", MAX_TOKEN_RESPONSE)?;
+    let invalid = |why: &str| Fault::Token { realm: without_query(realm), why: why.to_owned() };
+    // serde's error is dropped: it may quote the response, and so a token.
+    let answer: TokenResponse = serde_json::from_slice(&body).map_err(|_| invalid("the answer is not JSON of that kind"))?;
     let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
-    let token = token.ok_or_else(|| none("the answer has neither \"token\" nor \"access_token\""))?;
+    let token = token.ok_or_else(|| invalid("the answer has neither \"token\" nor \"access_token\""))?;
     if token.bytes().all(|byte| byte.is_ascii_graphic()) {
         Ok(format!("Bearer {token}"))
     } else {
-        Err(none("it has other characters than a header may have"))
+        Err(invalid("it contains characters that a header cannot have"))
     }
 }
 
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn challenges_as_registries_write_them() {
+    fn parses_challenges_as_registries_write_them() {
         let bearer = |realm: &str, service: Option<&str>| {
             Some(Challenge::Bearer { realm: realm.to_owned(), service: service.map(str::to_owned) })
         };
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn basic_as_in_the_specification() {
-        assert_eq!(basic("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+    fn basic_authorization_matches_the_rfc() {
+        assert_eq!(basic_authorization("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
     }
 }

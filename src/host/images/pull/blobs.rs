@@ -1,4 +1,4 @@
-//! Fetching blobs into the store: several at once, each hashed as it comes, and taken up where it was cut off.
+//! Fetches blobs into the store, several at once. Each blob is hashed while it is received, and resumed after a lost connection.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -11,35 +11,35 @@ use indicatif::ProgressBar;
 
 use super::client::Client;
 use super::error::Fault;
-use super::image::Wanted;
+use super::image::RemoteBlob;
 use super::store::Store;
 use super::upstream::Upstream;
 use super::url::host_of;
 use crate::disk::layout::Tree;
 use crate::oci::{Digest, Hasher};
 
-/// How many are fetched at once: what docker and containerd do.
-const AT_ONCE: usize = 3;
+/// Number of parallel downloads, as in docker and containerd.
+const PARALLEL_DOWNLOADS: usize = 3;
 /// Bytes read at once.
 const CHUNK: usize = 256 << 10;
 
-/// What may have a blob already, on this machine.
-pub type Near<'a> = &'a (dyn Tree + Send + Sync);
+/// A layout on this machine that may have some of the blobs.
+pub type LocalTree<'a> = &'a (dyn Tree + Send + Sync);
 
-/// Whether there is a blob of this digest's name and of this size in `tree`.
-pub fn is_in(tree: Near<'_>, digest: &Digest, size: u64) -> bool {
+/// Whether `tree` has a blob of this digest's name and this size. The content is not verified.
+pub fn has_blob(tree: LocalTree<'_>, digest: &Digest, size: u64) -> bool {
     tree.open(&digest.blob_path()).is_ok_and(|content| content.size == size)
 }
 
-/// Fetches `wanted` into `store`, the largest first. What is good in `near` is copied from there.
+/// Fetches `wanted` into `store`, the largest first. Intact blobs in `local` are copied instead.
 ///
 /// # Errors
-/// [`Fault`], of the first that fails; the others are given up.
+/// Fails with the first error, and stops the other downloads.
 pub fn fetch(
     client: &Client,
     upstream: &Upstream<'_>,
-    (store, near): (&Store, &[Near<'_>]),
-    mut wanted: Vec<(Digest, Wanted)>,
+    (store, local): (&Store, &[LocalTree<'_>]),
+    mut wanted: Vec<(Digest, RemoteBlob)>,
     bar: &ProgressBar,
 ) -> Result<(), Fault> {
     wanted.sort_by_key(|(_, blob)| std::cmp::Reverse(blob.size));
@@ -47,10 +47,10 @@ pub fn fetch(
     let failure: Mutex<Option<Fault>> = Mutex::new(None);
     let worker = || {
         while let Some((digest, blob)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let Err(fault) = fetch_one(client, upstream, (store, near), digest, blob, bar) else { continue };
+            let Err(fault) = fetch_one(client, upstream, (store, local), digest, blob, bar) else { continue };
             next.store(wanted.len(), Ordering::Relaxed);
             let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
-            // What stopping does to the others is not what is told.
+            // Only the first error counts: stopping makes the other downloads fail too.
             if failure.is_none() {
                 *failure = Some(fault);
                 client.stop();
@@ -59,7 +59,7 @@ pub fn fetch(
         }
     };
     thread::scope(|scope| {
-        (1..AT_ONCE.min(wanted.len())).for_each(|_| drop(scope.spawn(worker)));
+        (1..PARALLEL_DOWNLOADS.min(wanted.len())).for_each(|_| drop(scope.spawn(worker)));
         worker();
     });
     client.check()?;
@@ -69,19 +69,19 @@ pub fn fetch(
 fn fetch_one(
     client: &Client,
     upstream: &Upstream<'_>,
-    (store, near): (&Store, &[Near<'_>]),
+    (store, local): (&Store, &[LocalTree<'_>]),
     digest: &Digest,
-    blob: &Wanted,
+    blob: &RemoteBlob,
     bar: &ProgressBar,
 ) -> Result<(), Fault> {
     let write = |source| Fault::Write { file: digest.blob_path(), source };
     let file = File::create_new(store.path(digest)).map_err(write)?;
     let hasher = Hasher::new(digest.algorithm());
     let what = format!("blob {digest} of {}", upstream.path);
-    let mut download = Download { upstream, digest, size: blob.size, what, file, hasher, at: 0, bar };
-    if !download.copy(client, near)? {
-        client.patiently(|| download.go_on()).map_err(|fault| match fault {
-            Fault::NotFound { host, what, .. } if blob.foreign => Fault::Foreign { host, what },
+    let mut download = Download { upstream, digest, size: blob.size, what, file, hasher, received: 0, bar };
+    if !download.copy(client, local)? {
+        client.retry(|| download.resume()).map_err(|fault| match fault {
+            Fault::NotFound { host, what, .. } if blob.is_foreign => Fault::Foreign { host, what },
             other => other,
         })?;
     }
@@ -100,56 +100,57 @@ struct Download<'a> {
     what: String,
     file: File,
     hasher: Hasher,
-    /// How much is there.
-    at: u64,
+    /// Bytes received so far.
+    received: u64,
     bar: &'a ProgressBar,
 }
 
 impl Download<'_> {
-    /// Copies the blob from the first of `near` that has it, and says whether it is there then, whole and good.
-    fn copy(&mut self, client: &Client, near: &[Near<'_>]) -> Result<bool, Fault> {
+    /// Copies the blob from the first of `local` with an intact copy. Returns whether there was one.
+    fn copy(&mut self, client: &Client, local: &[LocalTree<'_>]) -> Result<bool, Fault> {
         let (digest, size) = (self.digest, self.size);
-        for tree in near.iter().filter(|tree| is_in(**tree, digest, size)) {
+        for tree in local.iter().filter(|tree| has_blob(**tree, digest, size)) {
             let Ok(content) = tree.open(&self.digest.blob_path()) else { continue };
             let mut reader = content.reader.take(self.size);
             let mut buffer = vec![0; CHUNK];
             while let Ok(count @ 1..) = reader.read(&mut buffer) {
                 client.check()?;
-                self.take(buffer.get(..count).unwrap_or_default(), "this machine")?;
+                self.append(buffer.get(..count).unwrap_or_default(), "this machine")?;
             }
-            if self.at == self.size && self.hasher.clone().finish() == *self.digest {
+            if self.received == self.size && self.hasher.clone().finish() == *self.digest {
                 return Ok(true);
             }
-            self.begin_anew()?;
+            self.restart()?;
         }
         Ok(false)
     }
 
-    /// Asks for what is missing.
-    fn go_on(&mut self) -> Result<(), Fault> {
-        if self.at == self.size && self.at > 0 {
+    /// Requests the missing part.
+    fn resume(&mut self) -> Result<(), Fault> {
+        if self.received == self.size && self.received > 0 {
             return Ok(());
         }
-        let range = format!("bytes={}-", self.at);
-        let headers: &[(&str, &str)] = if self.at == 0 { &[] } else { &[("Range", &range)] };
+        let range = format!("bytes={}-", self.received);
+        let headers: &[(&str, &str)] = if self.received == 0 { &[] } else { &[("Range", &range)] };
         let (response, at) = self.upstream.get(&format!("blobs/{}", self.digest), &self.what, headers)?;
         let header = |name| response.headers().get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
         let from = header(CONTENT_RANGE).and_then(first_byte).filter(|_| response.status() == 206);
-        if self.at > 0 && from != Some(self.at) {
-            self.begin_anew()?;
+        if self.received > 0 && from != Some(self.received) {
+            self.restart()?;
             if response.status() == 206 {
                 let cause = format!("it was asked for the end of {} and gives another part", self.what);
                 return Err(Fault::Broken { host: host_of(&at), cause });
             }
         }
         let (expected, host) = (self.size, host_of(&at));
-        let announced =
-            header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok()).map(|length| length.saturating_add(self.at));
+        let announced = header(CONTENT_LENGTH)
+            .and_then(|length| length.parse::<u64>().ok())
+            .map(|length| length.saturating_add(self.received));
         if let Some(found) = announced.filter(|announced| *announced != expected) {
             return Err(Fault::Size { host, what: self.what.clone(), expected, found });
         }
-        // One byte more, to see that there is none.
-        let mut body = response.into_body().into_reader().take((expected - self.at).saturating_add(1));
+        // One extra byte detects a body that is too long.
+        let mut body = response.into_body().into_reader().take((expected - self.received).saturating_add(1));
         let mut buffer = vec![0; CHUNK];
         loop {
             let count = match body.read(&mut buffer) {
@@ -160,18 +161,18 @@ impl Download<'_> {
             if count == 0 {
                 break;
             }
-            self.take(buffer.get(..count).unwrap_or_default(), &host)?;
+            self.append(buffer.get(..count).unwrap_or_default(), &host)?;
         }
-        if self.at < expected {
-            return Err(Fault::Cut { host, what: self.what.clone(), expected, found: self.at });
+        if self.received < expected {
+            return Err(Fault::Cut { host, what: self.what.clone(), expected, found: self.received });
         }
         Ok(())
     }
 
-    fn take(&mut self, part: &[u8], host: &str) -> Result<(), Fault> {
-        self.at += part.len() as u64;
-        if self.at > self.size {
-            let (what, expected, found) = (self.what.clone(), self.size, self.at);
+    fn append(&mut self, part: &[u8], host: &str) -> Result<(), Fault> {
+        self.received += part.len() as u64;
+        if self.received > self.size {
+            let (what, expected, found) = (self.what.clone(), self.size, self.received);
             return Err(Fault::Size { host: host.to_owned(), what, expected, found });
         }
         self.hasher.update(part);
@@ -179,10 +180,10 @@ impl Download<'_> {
         self.file.write_all(part).map_err(|source| self.write(source))
     }
 
-    /// Where a registry does not know of ranges.
-    fn begin_anew(&mut self) -> Result<(), Fault> {
-        self.bar.dec(self.at);
-        self.at = 0;
+    /// Discards what was received.
+    fn restart(&mut self) -> Result<(), Fault> {
+        self.bar.dec(self.received);
+        self.received = 0;
         self.hasher = Hasher::new(self.digest.algorithm());
         self.file.rewind().and_then(|()| self.file.set_len(0)).map_err(|source| self.write(source))
     }
@@ -192,7 +193,7 @@ impl Download<'_> {
     }
 }
 
-/// The number of the first byte in `Content-Range` (RFC 9110, section 14.4).
+/// Offset of the first byte in `Content-Range` (RFC 9110, section 14.4).
 fn first_byte(content_range: &str) -> Option<u64> {
     content_range.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
 }

@@ -1,5 +1,7 @@
-//! Requests to registries over HTTP: TLS and whom it trusts, redirects, timeouts, second tries. Credentials go to the origin that they are
-//! for and never along with a redirect to another, nor over plain HTTP unless that was allowed for the host.
+//! The HTTP client for registries: TLS, redirects, timeouts and retries.
+//!
+//! Credentials are sent only to the origin they are for. They never follow a redirect to another origin, and never go over plain HTTP
+//! unless that is allowed for the host.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,47 +22,47 @@ use super::url::{host_of, is_loopback, resolve, same_origin, uri, without_query}
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::Host;
 
-/// A response whose body is still to be read.
+/// A response with an unread body.
 pub type Response = http::Response<Body>;
 
-/// Longest time for a name's address, and for a connection with its handshake.
+/// Timeout of name resolution, and of a connection with its TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often something is asked for before it counts as failed.
+/// Attempts of a request before it fails.
 const TRIES: u32 = 5;
-/// The same where nothing was answered at all.
-const SILENT_TRIES: u32 = 2;
-/// The pause before the second try; it doubles with each.
-const PAUSE: Duration = Duration::from_millis(250);
-/// The longest that a registry is let ask to wait.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Redirects that are followed, one after the other.
+/// Attempts if the host does not respond, because each takes the full timeout.
+const TIMEOUT_TRIES: u32 = 2;
+/// Pause before the second attempt. It doubles with each attempt.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Longest pause that a registry may ask for.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// Most redirects followed for one request.
 const MAX_REDIRECTS: usize = 5;
-/// How often a signal is looked for while nothing else happens.
-const TICK: Duration = Duration::from_millis(50);
+/// Interval of checks for a signal.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How registries are spoken to.
+/// Settings for all registries.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    /// Hosts that are spoken to in plain HTTP.
+pub struct ClientSettings {
+    /// Hosts to contact over plain HTTP.
     pub plain_http: Vec<Host>,
-    /// Files with further CAs.
+    /// Files of additional CAs.
     pub cas: Vec<PathBuf>,
-    /// The longest silence.
+    /// Longest time without receiving data.
     pub timeout: Duration,
-    /// Files that credentials are looked for in.
+    /// Files to search for credentials.
     pub credentials: Vec<PathBuf>,
 }
 
-/// Everything that all registries have in common.
+/// The client for all registries of one pull.
 pub struct Client {
-    /// How they are spoken to.
-    pub settings: Settings,
+    /// The settings.
+    pub settings: ClientSettings,
     interrupt: Interrupt,
     endpoints: Mutex<HashMap<String, Endpoint>>,
     stopped: AtomicBool,
 }
 
-/// A host that answers.
+/// A host and how to reach it.
 #[derive(Clone)]
 pub struct Endpoint {
     /// `https://HOST` or `http://HOST`.
@@ -70,24 +72,24 @@ pub struct Endpoint {
 }
 
 impl Client {
-    /// A client that stops at a signal.
+    /// Creates a client that stops at a signal.
     #[must_use]
-    pub fn new(settings: Settings, interrupt: Interrupt) -> Self {
+    pub fn new(settings: ClientSettings, interrupt: Interrupt) -> Self {
         Self { settings, interrupt, endpoints: Mutex::default(), stopped: AtomicBool::new(false) }
     }
 
-    /// The host's endpoint. A host of this machine is asked whether it speaks TLS, as docker does; another has to, or to be allowed
-    /// not to.
+    /// The endpoint of `host`. A loopback host is probed for TLS, as in docker. Any other host must speak TLS unless plain HTTP is allowed
+    /// for it.
     ///
     /// # Errors
-    /// Where a CA cannot be used, or the host of this machine does not answer.
+    /// Fails if a CA cannot be used, or a loopback host does not respond.
     pub fn endpoint(&self, host: &str) -> Result<Endpoint, Fault> {
         if let Some(known) = self.endpoints().get(host) {
             return Ok(known.clone());
         }
-        let plain = self.allowed_plain(host);
+        let plain = self.is_plain_configured(host);
         let mut endpoint = Endpoint { base: format!("https://{host}"), agent: self.agent(host)?, timeout: self.settings.timeout };
-        // From here on it is stopped with the others.
+        // Registered before the probe, so that `stop` reaches it.
         self.endpoints().insert(host.to_owned(), endpoint.clone());
         if plain || (is_loopback(host) && !self.speaks_tls(&endpoint)?) {
             endpoint.base = format!("http://{host}");
@@ -96,65 +98,66 @@ impl Client {
         Ok(endpoint)
     }
 
-    /// Ends every request under way, and lets none begin.
+    /// Aborts all requests and prevents new ones.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         self.endpoints().values().for_each(|endpoint| endpoint.agent.clone().shutdown());
     }
 
-    /// Stops at a signal; returns once `done` is set.
+    /// Calls [`Client::stop`] after a signal. Returns once `done` is set.
     pub fn watch(&self, done: &AtomicBool) {
         while !done.load(Ordering::SeqCst) {
             if self.interrupt.check().is_err() {
                 self.stop();
             }
-            thread::sleep(TICK);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
     /// # Errors
-    /// After a signal.
+    /// Fails after a signal.
     pub fn check(&self) -> Result<(), Fault> {
         Ok(self.interrupt.check()?)
     }
 
-    /// Does `attempt`, and where what is wrong may pass, does it again a little later, or when the registry says.
+    /// Calls `attempt`, and retries it after a transient error, with growing pauses or those that the registry asks for.
     ///
     /// # Errors
-    /// That of the last attempt.
-    pub fn patiently<T>(&self, mut attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
-        let mut pause = PAUSE;
-        let mut tried = 1;
+    /// Fails with the error of the last attempt.
+    pub fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
+        let mut pause = FIRST_PAUSE;
+        let mut tries = 1;
         loop {
             let fault = match attempt() {
                 Ok(done) => return Ok(done),
                 Err(fault) => fault,
             };
-            // What a signal cut off is not told as the registry's fault.
+            // A signal aborts requests; report the signal, not the aborted request.
             self.check()?;
-            let wait = fault.after().unwrap_or(pause);
-            // Each silence was long.
-            let most = if matches!(fault, Fault::Timeout { .. }) { SILENT_TRIES } else { TRIES };
-            let over = tried >= most || wait > LONGEST_PAUSE || self.stopped.load(Ordering::SeqCst);
-            if over || !fault.is_passing() {
+            let wait = fault.retry_after().unwrap_or(pause);
+            let max_tries = if matches!(fault, Fault::Timeout { .. }) { TIMEOUT_TRIES } else { TRIES };
+            let gives_up = tries >= max_tries || wait > MAX_PAUSE || self.stopped.load(Ordering::SeqCst);
+            if gives_up || !fault.is_transient() {
                 return Err(match fault {
-                    Fault::RateLimited { host, said, after, .. } => Fault::RateLimited { host, said, after, tries: tried },
+                    Fault::RateLimited { host, detail, retry_after, .. } => {
+                        Fault::RateLimited { host, detail, retry_after, tries }
+                    }
                     other => other,
                 });
             }
             self.pause(wait)?;
             pause *= 2;
-            tried += 1;
+            tries += 1;
         }
     }
 
-    /// Whether credentials and content may go to or come from `host` over plain HTTP.
+    /// Whether plain HTTP may be used with `host`.
     #[must_use]
-    pub fn may_be_plain(&self, host: &str) -> bool {
-        is_loopback(host) || self.allowed_plain(host)
+    pub fn allows_plain(&self, host: &str) -> bool {
+        is_loopback(host) || self.is_plain_configured(host)
     }
 
-    fn allowed_plain(&self, host: &str) -> bool {
+    fn is_plain_configured(&self, host: &str) -> bool {
         self.settings.plain_http.iter().any(|plain| plain.as_str() == host)
     }
 
@@ -162,7 +165,7 @@ impl Client {
         let end = Instant::now() + wait;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
             self.check()?;
-            thread::sleep(left.min(TICK));
+            thread::sleep(left.min(POLL_INTERVAL));
         }
         Ok(())
     }
@@ -174,7 +177,7 @@ impl Client {
             .build();
         let config = Agent::config_builder()
             .tls_config(tls)
-            // As docker has it, no proxy stands between this machine and itself.
+            // As in docker, a loopback host is never reached through a proxy.
             .proxy(if is_loopback(host) { None } else { Proxy::try_from_env() })
             .user_agent(concat!("localregistry/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
@@ -205,16 +208,16 @@ impl Client {
 }
 
 impl Endpoint {
-    /// Gets `url`, by way of redirects, and says where the response is from. `authorization` is shown to the origin of `url` alone.
+    /// Gets `url`, following redirects. Returns the response and its final URL. `authorization` is sent only to the origin of `url`.
     ///
     /// # Errors
-    /// Where no response comes; its status is the caller's to judge.
+    /// Fails if there is no response. The caller checks its status.
     pub fn get(&self, url: &str, headers: &[(&str, &str)], authorization: Option<&str>) -> Result<(Response, Uri), Fault> {
         let first = uri(url)?;
         let mut at = first.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let shown = authorization.filter(|_| same_origin(&at, &first));
-            let response = self.send(&at, headers, shown)?;
+            let sent = authorization.filter(|_| same_origin(&at, &first));
+            let response = self.send(&at, headers, sent)?;
             let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
             let Some(next) = location.filter(|_| response.status().is_redirection()) else { return Ok((response, at)) };
             let next = resolve(&at, next)?;
@@ -223,13 +226,13 @@ impl Endpoint {
             }
             at = next;
         }
-        Err(Fault::Endless("5 redirects on the way to one answer".to_owned()))
+        Err(Fault::Endless(format!("{MAX_REDIRECTS} redirects on the way to one answer")))
     }
 
     /// Posts a form to `url`.
     ///
     /// # Errors
-    /// Where no response comes.
+    /// Fails if there is no response.
     pub fn post(&self, url: &str, form: &[(&str, &str)]) -> Result<Response, Fault> {
         let at = uri(url)?;
         let sent = self.agent.post(at.clone()).send_form(form.iter().copied());
@@ -239,7 +242,7 @@ impl Endpoint {
     /// Reads a body to its end.
     ///
     /// # Errors
-    /// Where it is cut, or has more than `limit` bytes.
+    /// Fails if the connection is lost, or the body has more than `limit` bytes.
     pub fn read(&self, response: Response, at: &Uri, what: &str, limit: u64) -> Result<Vec<u8>, Fault> {
         let mut body = Vec::new();
         let mut reader = io::Read::take(response.into_body().into_reader(), limit.saturating_add(1));
@@ -250,7 +253,7 @@ impl Endpoint {
         Ok(body)
     }
 
-    /// What is wrong where reading a body fails.
+    /// Converts an error of reading a body.
     #[must_use]
     pub fn broken(&self, at: &Uri, error: io::Error) -> Fault {
         fault(&host_of(at), error.into(), self.timeout)
@@ -288,7 +291,7 @@ fn io_fault(host: String, error: io::Error) -> Fault {
     if let Some(cause) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         return tls_fault(host, cause.clone());
     }
-    // The words of the standard library, which has no kind for it.
+    // The standard library has no error kind for this, only the message.
     if error.to_string().starts_with("failed to lookup address information") {
         return Fault::Resolve(host);
     }

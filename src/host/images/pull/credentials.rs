@@ -1,5 +1,5 @@
-//! The credentials that people keep for registries: docker's `config.json`, with its helpers, and podman's `auth.json`. What enters is
-//! a registry's host; what leaves is what to show it. Nothing here prints or keeps a secret.
+//! Looks up the user's credentials for a registry in docker's `config.json`, its credential helpers, and podman's `auth.json`. Secrets
+//! are never printed or stored.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -8,19 +8,19 @@ use std::path::PathBuf;
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 
-/// What docker files the credentials of docker.io under.
+/// Docker's key for the credentials of docker.io.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
-/// What a registry is shown.
+/// Credentials for a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// A user and a password.
     Password(String, String),
-    /// A refresh token, which a token service changes into access tokens.
+    /// A refresh token, which a token service exchanges for access tokens.
     IdentityToken(String),
 }
 
-/// Why credentials cannot be had, where there may be some.
+/// Why configured credentials cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
     /// The file cannot be read.
@@ -28,13 +28,13 @@ pub enum CredentialsError {
     Read {
         /// The file.
         file: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The file is something else.
+    /// The file is not docker's JSON.
     #[error("the credentials in {} cannot be read: the JSON of docker's config.json is expected", .0.display())]
     Json(PathBuf),
-    /// An entry is damaged.
+    /// The entry is damaged.
     #[error("the entry for {host} in {} is damaged: base64 of user:password is expected in \"auth\"", file.display())]
     Entry {
         /// The registry.
@@ -42,19 +42,19 @@ pub enum CredentialsError {
         /// The file.
         file: PathBuf,
     },
-    /// A helper fails. What it prints is not shown: it may be a secret.
+    /// The credential helper fails. Its output may be a secret and is not shown.
     #[error("the credential helper that {} names for {host} {what}; try it with `echo {host} | docker-credential-NAME get`", file.display())]
     Helper {
         /// The registry.
         host: String,
         /// The file that names it.
         file: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the helper.
         what: &'static str,
     },
 }
 
-/// The files that credentials are looked for in, in this order, whether they are there or not.
+/// The files to search, in this order. They need not exist.
 #[must_use]
 pub fn files(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -63,10 +63,10 @@ pub fn files(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     set("REGISTRY_AUTH_FILE").into_iter().chain(docker.map(|folder| folder.join("config.json"))).chain(podman).collect()
 }
 
-/// The credentials for `host` in the first of `files` that has any, and which one that is.
+/// Finds the credentials for `host` in the first of `files` that has any, and returns that file too.
 ///
 /// # Errors
-/// Where a file is there and cannot be used.
+/// Fails if a file exists and cannot be used.
 pub fn find(host: &str, files: &[PathBuf]) -> Result<Option<(Credentials, PathBuf)>, CredentialsError> {
     let keys: &[&str] = if host == "docker.io" { &[DOCKER_HUB, "docker.io"] } else { &[host] };
     for file in files {
@@ -76,7 +76,7 @@ pub fn find(host: &str, files: &[PathBuf]) -> Result<Option<(Credentials, PathBu
                 opened => opened.map_err(|source| CredentialsError::Read { file: file.clone(), source })?,
             };
             let found = docker_credential::get_credential_from_reader(opened, key);
-            if let Some(credentials) = judge(found, host, file)? {
+            if let Some(credentials) = interpret(found, host, file)? {
                 return Ok(Some((credentials, file.clone())));
             }
         }
@@ -84,7 +84,7 @@ pub fn find(host: &str, files: &[PathBuf]) -> Result<Option<(Credentials, PathBu
     Ok(None)
 }
 
-fn judge(
+fn interpret(
     found: Result<DockerCredential, CredentialRetrievalError>,
     host: &str,
     file: &std::path::Path,
@@ -95,9 +95,9 @@ fn judge(
         Ok(DockerCredential::UsernamePassword(user, password)) => Ok(Some(Credentials::Password(user, password))),
         Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Credentials::IdentityToken(token))),
         Err(CredentialRetrievalError::NoCredentialConfigured) => Ok(None),
-        // The words are the helpers' protocol.
+        // This message is part of the helpers' protocol.
         Err(CredentialRetrievalError::HelperFailure { stdout, .. }) if stdout.contains("credentials not found") => Ok(None),
-        // One that ends before it has read the host is told as one that is not there.
+        // A helper that exits before it has read the host gives the same error as a missing one.
         Err(CredentialRetrievalError::HelperFailure { .. } | CredentialRetrievalError::HelperCommunicationError) => {
             helper("is not there or fails")
         }
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn are_found_by_host_as_docker_files_them() {
+    fn finds_credentials_under_docker_s_keys() {
         let anna = Ok(Some(("anna".to_owned(), "secret:1".to_owned())));
         // anna:secret:1
         for (config, host) in [
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_are_named_and_nothing_of_them_shown() {
+    fn errors_name_the_file_and_show_no_content() {
         for (config, expected) in [
             ("{\"auths\": ", "the credentials in FILE cannot be read: the JSON of docker's config.json is expected"),
             (
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_where_the_environment_says() {
+    fn the_environment_selects_the_files() {
         type Variables = &'static [(&'static str, &'static str)];
         let cases: [(Variables, &[&str]); 4] = [
             (&[("HOME", "/h")], &["/h/.docker/config.json"]),

@@ -1,5 +1,5 @@
-//! What can go wrong on the way from a registry to here, each in words that name the host and say what to do. No message holds a
-//! secret: neither credentials nor tokens, nor the query of a URL, in which storage services put theirs.
+//! Errors of pulling. Messages name the host and say what to do. They never contain credentials, tokens, or the query of a URL, where
+//! storage services put signatures.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,63 +11,63 @@ use crate::oci::{Digest, MAX_MANIFEST_SIZE, ManifestError};
 
 use super::credentials::CredentialsError;
 
-/// Why an image is not pulled.
+/// An image could not be pulled.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot pull {image}")]
 pub struct PullError {
-    /// Its name, in full.
+    /// Full name of the image.
     pub image: String,
-    /// What is wrong.
+    /// The cause.
     pub source: Fault,
 }
 
-/// What is wrong.
+/// Why a pull failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// No address for a name.
+    /// The host's name cannot be resolved.
     #[error("the name {0} has no address; is it right, and does a DNS server answer?")]
     Resolve(String),
-    /// No connection.
+    /// The host cannot be connected to.
     #[error("cannot connect to {host}")]
     Connect {
         /// Host and port.
         host: String,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A certificate by nobody that is trusted.
+    /// The host's certificate is signed by an unknown CA.
     #[error(
-        "{0} has a certificate by an authority that is not trusted here; give its CA with --registry-ca FILE, or put it into \
-         /etc/docker/certs.d/{0}/ca.crt"
+        "the certificate of {0} is signed by an unknown CA; trust that CA with --registry-ca FILE, or put it into \
+        /etc/docker/certs.d/{0}/ca.crt"
     )]
     Issuer(String),
-    /// No TLS for another reason.
-    #[error("no TLS with {host}: {cause}")]
+    /// The TLS handshake failed for another reason.
+    #[error("the TLS handshake with {host} failed: {cause}")]
     Tls {
         /// Host and port.
         host: String,
-        /// What rustls says.
+        /// The error of rustls.
         cause: rustls::Error,
     },
-    /// Something else than TLS at the other end.
+    /// The host does not speak TLS.
     #[error("{0} does not speak TLS; if plain HTTP is right for it, allow that with --plain-http {0}")]
     NoTls(String),
-    /// Silence.
-    #[error("{host} says nothing for {} s ({phase})", limit.as_secs())]
+    /// The host does not respond.
+    #[error("{host} did not respond within {} s ({phase})", limit.as_secs())]
     Timeout {
         /// Host and port.
         host: String,
-        /// What was waited for.
+        /// The phase of the request.
         phase: String,
-        /// How long one waits.
+        /// The timeout.
         limit: Duration,
     },
-    /// The connection is cut, or what comes is not HTTP.
-    #[error("{host} breaks off: {cause}")]
+    /// The connection is lost, or the response is not HTTP.
+    #[error("the connection to {host} failed: {cause}")]
     Broken {
         /// Host and port.
         host: String,
-        /// What is seen of it.
+        /// The cause.
         cause: String,
     },
     /// A redirect from TLS to plain HTTP.
@@ -75,208 +75,211 @@ pub enum Fault {
     Downgrade {
         /// Host and port.
         host: String,
-        /// Where to, without a query.
+        /// The target, without its query.
         to: String,
     },
-    /// No URL, where one is expected.
-    #[error("\"{0}\" is no URL of http or https")]
+    /// The text is not a URL of HTTP or HTTPS.
+    #[error("\"{0}\" is not an http or https URL")]
     Url(String),
-    /// The registry asks for credentials, and there are none.
-    #[error("{host} asks for credentials (401{said}), and there are none for it in {}; run `docker login {host}`", places(files))]
+    /// The registry asks for credentials, and none are configured.
+    #[error(
+        "{host} asks for credentials (401{detail}), and there are none for it in {}; run `docker login {host}`",
+        places(files)
+    )]
     NoCredentials {
         /// Host and port.
         host: String,
-        /// The registry's own words.
-        said: String,
-        /// Where they were looked for.
+        /// The registry's error message.
+        detail: String,
+        /// The files that were searched.
         files: Vec<PathBuf>,
     },
-    /// The credentials are refused.
-    #[error("{host} refuses the credentials for it in {} ({status}{said})", file.display())]
+    /// The registry refuses the credentials.
+    #[error("{host} refuses the credentials for it in {} ({status}{detail})", file.display())]
     Refused {
         /// Host and port.
         host: String,
-        /// The status.
+        /// The HTTP status.
         status: u16,
-        /// The registry's own words.
-        said: String,
-        /// Where they are from.
+        /// The registry's error message.
+        detail: String,
+        /// The file that the credentials are from.
         file: PathBuf,
     },
-    /// Nobody is let in, or not to this.
-    #[error("{host} denies access to {what} ({status}{said})")]
+    /// The registry denies access.
+    #[error("{host} denies access to {what} ({status}{detail})")]
     Denied {
         /// Host and port.
         host: String,
-        /// What was asked for.
+        /// The requested object.
         what: String,
-        /// The status.
+        /// The HTTP status.
         status: u16,
-        /// The registry's own words.
-        said: String,
+        /// The registry's error message.
+        detail: String,
     },
-    /// Credentials that cannot be read.
+    /// The credentials cannot be read.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
-    /// A challenge that is not understood.
-    #[error("{host} answers 401 with no challenge that is understood ({given:?}); Basic or Bearer with a realm is expected")]
+    /// The challenge is not supported.
+    #[error("{host} answers 401 with an unsupported challenge ({challenge:?}); Basic, or Bearer with a realm, is expected")]
     Challenge {
         /// Host and port.
         host: String,
-        /// `WWW-Authenticate`, as it came.
-        given: String,
+        /// The values of `WWW-Authenticate`.
+        challenge: String,
     },
-    /// Tokens by plain HTTP, or credentials for a plain registry's realm elsewhere.
-    #[error("{host} sends for its tokens to {realm}, {why}; nothing is sent there")]
+    /// The token service is unsafe: plain HTTP, or another host named over plain HTTP.
+    #[error("{host} names the token service {realm}, {why}; no request is sent there")]
     Realm {
         /// Host and port.
         host: String,
-        /// The realm, without a query.
+        /// URL of the token service, without its query.
         realm: String,
-        /// What is wrong with it.
+        /// Why it is unsafe.
         why: &'static str,
     },
-    /// A token service whose answer has no token.
+    /// The token service's response has no token.
     #[error("{realm} gives no token: {why}")]
     Token {
-        /// The realm, without a query.
+        /// URL of the token service, without its query.
         realm: String,
-        /// What came in its place.
+        /// What is wrong with the response.
         why: String,
     },
-    /// It is not there.
-    #[error("{host} has no {what} (404{said})")]
+    /// The object does not exist.
+    #[error("{host} has no {what} (404{detail})")]
     NotFound {
         /// Host and port.
         host: String,
-        /// What was asked for.
+        /// The requested object.
         what: String,
-        /// The registry's own words.
-        said: String,
+        /// The registry's error message.
+        detail: String,
     },
     /// Too many requests.
-    #[error("{host} limits the rate of requests (429{said}){}; it was asked {}. Credentials often raise the limit", wait(*after), times(*tries))]
+    #[error("{host} limits the rate of requests (429{detail}){}; it was asked {}. Credentials often raise the limit", pause(*retry_after), times(*tries))]
     RateLimited {
         /// Host and port.
         host: String,
-        /// The registry's own words.
-        said: String,
-        /// When one may come again.
-        after: Option<Duration>,
-        /// How often it was asked.
+        /// The registry's error message.
+        detail: String,
+        /// The pause that the registry asks for.
+        retry_after: Option<Duration>,
+        /// Number of attempts.
         tries: u32,
     },
-    /// Another status.
-    #[error("{host} answers {status}{said} to the request for {what}")]
+    /// Another HTTP status.
+    #[error("{host} answers {status}{detail} to the request for {what}")]
     Status {
         /// Host and port.
         host: String,
-        /// The status.
+        /// The HTTP status.
         status: u16,
-        /// The registry's own words.
-        said: String,
-        /// What was asked for.
+        /// The registry's error message.
+        detail: String,
+        /// The requested object.
         what: String,
-        /// When one may come again.
-        after: Option<Duration>,
+        /// The pause that the registry asks for.
+        retry_after: Option<Duration>,
     },
-    /// A body other than its digest.
+    /// The content does not match its digest.
     #[error("{host} gives {what} with the content of {found}; {expected} is expected")]
     Digest {
         /// Host and port.
         host: String,
-        /// What was asked for.
+        /// The requested object.
         what: String,
-        /// What it has to be.
+        /// The expected digest.
         expected: Digest,
-        /// What it is.
+        /// The digest of the content.
         found: Digest,
     },
-    /// A body longer or shorter than its descriptor says.
+    /// The content does not have the size of its descriptor.
     #[error("{host} gives {what} with {found} bytes; {expected} are expected")]
     Size {
         /// Host and port.
         host: String,
-        /// What was asked for.
+        /// The requested object.
         what: String,
-        /// The size that its descriptor gives, in bytes.
+        /// Size in the descriptor, in bytes.
         expected: u64,
-        /// What came, or is announced.
+        /// Bytes received or announced.
         found: u64,
     },
-    /// A body that ends before its end.
-    #[error("{host} breaks off {what} after {found} of {expected} bytes")]
+    /// The body ends too early.
+    #[error("{host} closed the connection after {found} of {expected} bytes of {what}")]
     Cut {
         /// Host and port.
         host: String,
-        /// What was asked for.
+        /// The requested object.
         what: String,
-        /// Its size in bytes.
+        /// Size of the object in bytes.
         expected: u64,
-        /// What came.
+        /// Bytes received.
         found: u64,
     },
-    /// Too large to be what it should be.
+    /// The body is larger than any valid one.
     #[error("{host} gives {what} with more than {limit} bytes")]
     TooLarge {
         /// Host and port.
         host: String,
-        /// What was asked for.
+        /// The requested object.
         what: String,
-        /// The most that is read, in bytes.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// A descriptor of a manifest that nobody could serve.
+    /// A descriptor names a manifest larger than the limit.
     #[error("manifest {digest} has {size} bytes; at most {MAX_MANIFEST_SIZE} are pulled")]
     LargeManifest {
-        /// The manifest.
+        /// Digest of the manifest.
         digest: Digest,
-        /// Its size, in bytes.
+        /// Size in the descriptor, in bytes.
         size: u64,
     },
-    /// Something that is no manifest.
+    /// The media type is not one of a manifest.
     #[error("{host} gives {what} as {found:?}; the media type of an OCI or Docker manifest or index is expected")]
     MediaType {
         /// Host and port.
         host: String,
-        /// What was asked for.
+        /// The requested object.
         what: String,
-        /// `Content-Type`.
+        /// The `Content-Type`.
         found: String,
     },
-    /// Docker's schema 1.
+    /// The registry has only a Docker schema 1 manifest.
     #[error(
-        "{host} has {what} as a Docker schema 1 manifest only, which names no config and signs itself anew on each pull; \
-         push the image again with a current tool"
+        "{host} has {what} only as a Docker schema 1 manifest, which has no config and is signed again on each pull; push the image \
+        again with a current tool"
     )]
     Schema1 {
         /// Host and port.
         host: String,
-        /// What was asked for.
+        /// The requested object.
         what: String,
     },
-    /// A manifest that is none.
+    /// The content is not a manifest.
     #[error("{host} gives {what}, which is expected to be a manifest")]
     Manifest {
         /// Host and port.
         host: String,
-        /// What was asked for.
+        /// The requested object.
         what: String,
-        /// Why it is none.
+        /// The cause.
         source: ManifestError,
     },
-    /// Not for this platform.
-    #[error("it is not there for {wanted}; it is for {}", there.join(", "))]
+    /// The image has no manifest for the selected platform.
+    #[error("the image has no manifest for {wanted}, only for {}", available.join(", "))]
     Platform {
-        /// What was asked for.
+        /// The selected platform.
         wanted: String,
-        /// What there is.
-        there: Vec<String>,
+        /// The image's platforms.
+        available: Vec<String>,
     },
-    /// Indexes within indexes, or manifests without end.
+    /// A limit on redirects, referrers, manifests or nesting is exceeded.
     #[error("it has more than {0}")]
     Endless(String),
-    /// A layer that the registry does not have and that its maker keeps elsewhere.
+    /// The registry does not have a non-distributable layer.
     #[error(
         "{host} does not have {what}, a layer whose type says that it is not distributed; the URLs of such layers are not fetched"
     )]
@@ -286,42 +289,42 @@ pub enum Fault {
         /// The layer.
         what: String,
     },
-    /// A CA that cannot be used.
+    /// A CA file cannot be used.
     #[error("cannot trust the CA in {}: {why}", file.display())]
     Ca {
-        /// Its file.
+        /// The file.
         file: PathBuf,
-        /// Why not.
+        /// The cause.
         why: String,
     },
-    /// No folder for what comes.
+    /// The working folder cannot be created.
     #[error("cannot make a working folder in {}", folder.display())]
     Folder {
-        /// Where.
+        /// The folder to create it in.
         folder: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// What came cannot be kept.
+    /// Pulled content cannot be written.
     #[error("cannot write {file} into the working folder beside the disk")]
     Write {
         /// The file.
         file: String,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// What was pulled is no image.
+    /// The pulled content is not a valid image.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// A signal came.
+    /// A signal interrupted the pull.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
 
 impl Fault {
-    /// Whether the same request may go well a little later.
+    /// Whether the same request may succeed a little later.
     #[must_use]
-    pub fn is_passing(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Timeout { .. } | Self::Broken { .. } | Self::Cut { .. } | Self::RateLimited { .. } => true,
             Self::Status { status, .. } => *status == 408 || *status >= 500,
@@ -329,18 +332,18 @@ impl Fault {
         }
     }
 
-    /// How long the registry asks to wait.
+    /// The pause that the registry asks for.
     #[must_use]
-    pub fn after(&self) -> Option<Duration> {
+    pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::RateLimited { after, .. } | Self::Status { after, .. } => *after,
+            Self::RateLimited { retry_after, .. } | Self::Status { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
 }
 
-fn wait(after: Option<Duration>) -> String {
-    after.map_or_else(String::new, |after| format!(" and asks to wait {} s", after.as_secs()))
+fn pause(retry_after: Option<Duration>) -> String {
+    retry_after.map_or_else(String::new, |pause| format!(" and asks to wait {} s", pause.as_secs()))
 }
 
 fn times(count: u32) -> String {

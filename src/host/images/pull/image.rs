@@ -1,6 +1,5 @@
-//! What belongs to an image in a registry: its manifest or index, what that lists for the platform that is wanted, and what refers to
-//! it: signatures, attestations, bills of materials. What leaves is a list of manifests, all fetched and verified, and of the blobs
-//! that they name, none of them fetched.
+//! Finds everything that belongs to an image in a registry: its manifest or index, the manifests for the selected platform, and its
+//! referrers (signatures, attestations, SBOMs). Manifests are fetched and verified. The blobs that they name are only listed.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -10,46 +9,46 @@ use serde::Deserialize;
 
 use super::client::Client;
 use super::error::Fault;
-use super::reference::Reference;
+use super::reference::ImageReference;
 use super::store::Store;
-use super::tree::Listed;
-use super::upstream::{Upstream, clean};
+use super::tree::ListedManifest;
+use super::upstream::{Upstream, printable};
 use crate::oci::graph::{self, Exceeded, MAX_MANIFESTS, Node};
 use crate::oci::{
-    COSIGN_SUFFIXES, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, ManifestError, Platform, Reference as Name, Tag, media_type,
+    COSIGN_SUFFIXES, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, ManifestError, Platform, Reference, Tag, media_type,
 };
 
-/// What is accepted for a manifest.
+/// Accepted media types of a manifest.
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
 application/vnd.oci.artifact.manifest.v1+json";
-/// Beginning of the media types of Docker's schema 1, which registries give whatever is accepted.
+/// Prefix of the media types of Docker schema 1, which some registries send whatever `Accept` says.
 const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1";
-/// The platform that stands for none, in an index (BuildKit's attestations).
+/// Operating system of index entries that are not for a platform, such as BuildKit's attestations.
 const UNKNOWN: &str = "unknown";
 
-/// A blob that has to be fetched.
+/// A blob to fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// Its size in bytes.
+pub struct RemoteBlob {
+    /// Size in bytes.
     pub size: u64,
-    /// Whether its type says that registries need not have it.
-    pub foreign: bool,
+    /// Whether the media type is non-distributable, so that registries need not have the blob.
+    pub is_foreign: bool,
 }
 
-/// What belongs to an image.
+/// Everything that belongs to an image.
 #[derive(Debug, Default)]
-pub struct Found {
-    /// What the layout's index lists, the image itself first.
-    pub listed: Vec<Listed>,
-    /// The blobs of all manifests.
-    pub blobs: BTreeMap<Digest, Wanted>,
-    /// What was left out of an index: platforms.
+pub struct ImageContent {
+    /// The manifests that the layout's index lists, the image itself first.
+    pub listed: Vec<ListedManifest>,
+    /// Blobs of all manifests.
+    pub blobs: BTreeMap<Digest, RemoteBlob>,
+    /// Platforms of the index that were left out.
     pub left_out: Vec<String>,
 }
 
-/// A manifest as it came.
-struct Fetched {
+/// A fetched manifest.
+struct FetchedManifest {
     digest: Digest,
     size: u64,
     media_type: String,
@@ -59,42 +58,42 @@ struct Fetched {
 /// Finds everything that belongs to `reference`.
 ///
 /// # Errors
-/// [`Fault`], at the first thing that is wrong.
-pub fn find(
+/// Fails with the first error found.
+pub fn find_content(
     client: &Client,
     upstream: &Upstream<'_>,
     store: &Arc<Store>,
-    reference: &Reference,
+    reference: &ImageReference,
     platform: Option<&Platform>,
-) -> Result<Found, Fault> {
+) -> Result<ImageContent, Fault> {
     let (found, graph, subjects) = Default::default();
-    let mut walk = Walk { client, upstream, store, found, graph, subjects };
-    let root = walk.fetch(&reference.manifest(), None)?;
+    let mut finder = Finder { client, upstream, store, found, graph, subjects };
+    let root = finder.fetch(&reference.manifest(), None)?;
     let root = match platform {
-        Some(platform) => walk.choose(root, platform)?,
+        Some(platform) => finder.select_platform(root, platform)?,
         None => root,
     };
     let name = Some((reference.repository.clone(), reference.tag.clone()));
-    walk.found.listed.push(Listed { digest: root.digest, size: root.size, media_type: root.media_type.clone(), name });
-    walk.tree(root)?;
-    walk.referrers(reference)?;
-    Ok(walk.found)
+    finder.found.listed.push(ListedManifest { digest: root.digest, size: root.size, media_type: root.media_type.clone(), name });
+    finder.fetch_tree(root)?;
+    finder.fetch_referrers(reference)?;
+    Ok(finder.found)
 }
 
-struct Walk<'a> {
+struct Finder<'a> {
     client: &'a Client,
     upstream: &'a Upstream<'a>,
     store: &'a Arc<Store>,
-    found: Found,
+    found: ImageContent,
     /// The manifests fetched so far. Those of referrers count against the same limits.
     graph: graph::Walk,
-    /// Manifests whose referrers are still to be asked for.
+    /// Manifests whose referrers are not yet requested.
     subjects: VecDeque<Digest>,
 }
 
-impl Walk<'_> {
-    /// Fetches everything that `root` lists, and notes the blobs.
-    fn tree(&mut self, root: Fetched) -> Result<(), Fault> {
+impl Finder<'_> {
+    /// Fetches all manifests below `root` and lists their blobs.
+    fn fetch_tree(&mut self, root: FetchedManifest) -> Result<(), Fault> {
         self.graph.add_root(Descriptor::new(&root.media_type, root.digest, root.size));
         let mut root = Some(root);
         while let Some(step) = self.graph.next_manifest() {
@@ -104,49 +103,49 @@ impl Walk<'_> {
             }
             let fetched = match root.take() {
                 Some(root) => root,
-                None => self.fetch(&Name::Digest(descriptor.digest), Some(&descriptor))?,
+                None => self.fetch(&Reference::Digest(descriptor.digest), Some(&descriptor))?,
             };
             self.subjects.push_back(fetched.digest);
             for blob in &fetched.manifest.blobs {
-                let foreign = [".nondistributable.", ".foreign."].iter().any(|part| blob.media_type.contains(part));
-                self.found.blobs.insert(blob.digest, Wanted { size: blob.size, foreign });
+                let is_foreign = [".nondistributable.", ".foreign."].iter().any(|part| blob.media_type.contains(part));
+                self.found.blobs.insert(blob.digest, RemoteBlob { size: blob.size, is_foreign });
             }
             self.graph.descend(depth, fetched.manifest.manifests);
         }
         Ok(())
     }
 
-    /// The one manifest that `root` lists for `platform`; `root` itself where it is no index and for that platform.
-    fn choose(&mut self, root: Fetched, platform: &Platform) -> Result<Fetched, Fault> {
+    /// Selects the manifest for `platform` in the index `root`. A `root` that is not an index must itself be for that platform.
+    fn select_platform(&mut self, root: FetchedManifest, platform: &Platform) -> Result<FetchedManifest, Fault> {
         if !media_type::is_index(&root.manifest.media_type) {
             return match self.platform_of(&root)? {
                 Some(own) if !platform.matches(&own) => {
-                    Err(Fault::Platform { wanted: platform.to_string(), there: vec![own.to_string()] })
+                    Err(Fault::Platform { wanted: platform.to_string(), available: vec![own.to_string()] })
                 }
                 _ => Ok(root),
             };
         }
         let listed = self.platforms(root)?;
-        let names = |chosen: &[(Descriptor, Platform)]| {
-            let mut names: Vec<String> = chosen.iter().map(|(_, platform)| platform.to_string()).collect();
+        let names = |listed: &[(Descriptor, Platform)]| {
+            let mut names: Vec<String> = listed.iter().map(|(_, platform)| platform.to_string()).collect();
             names.sort();
             names.dedup();
             names
         };
-        // Where two are for it (as of several releases of Windows), the first, as clients choose; without a variant, also the only one
-        // that there is of its architecture.
+        // Of several matches (releases of Windows), the first, as in clients. A platform without a variant also matches the only
+        // manifest of its architecture.
         let alike: Vec<&(Descriptor, Platform)> =
             listed.iter().filter(|(_, listed)| platform.same_architecture(listed)).collect();
         let only = || alike.first().filter(|_| alike.len() == 1 && platform.variant.is_none());
         let Some((one, kept)) = listed.iter().find(|(_, listed)| platform.matches(listed)).or_else(|| only().copied()) else {
-            return Err(Fault::Platform { wanted: platform.to_string(), there: names(&listed) });
+            return Err(Fault::Platform { wanted: platform.to_string(), available: names(&listed) });
         };
         self.found.left_out = names(&listed).into_iter().filter(|name| *name != kept.to_string()).collect();
-        self.fetch(&Name::Digest(one.digest), Some(one))
+        self.fetch(&Reference::Digest(one.digest), Some(one))
     }
 
-    /// The manifests with their platforms that an index lists, itself or by way of others. What is for no platform is passed over.
-    fn platforms(&self, index: Fetched) -> Result<Vec<(Descriptor, Platform)>, Fault> {
+    /// The manifests below an index with their platforms. Skips those that are not for a platform.
+    fn platforms(&self, index: FetchedManifest) -> Result<Vec<(Descriptor, Platform)>, Fault> {
         let mut listed = Vec::new();
         let mut walk = graph::Walk::default();
         walk.descend(0, index.manifest.manifests);
@@ -157,7 +156,7 @@ impl Walk<'_> {
                 Some(platform) => listed.push((descriptor.clone(), platform.clone())),
                 None if is_repeated => {}
                 None => {
-                    let fetched = self.fetch(&Name::Digest(descriptor.digest), Some(&descriptor))?;
+                    let fetched = self.fetch(&Reference::Digest(descriptor.digest), Some(&descriptor))?;
                     if media_type::is_index(&fetched.manifest.media_type) {
                         walk.descend(depth, fetched.manifest.manifests);
                     } else if let Some(platform) = self.platform_of(&fetched)? {
@@ -169,13 +168,13 @@ impl Walk<'_> {
         Ok(listed)
     }
 
-    /// The platform that an image's config gives; none for an artifact.
-    fn platform_of(&self, image: &Fetched) -> Result<Option<Platform>, Fault> {
+    /// The platform in an image's config. `None` for an artifact.
+    fn platform_of(&self, image: &FetchedManifest) -> Result<Option<Platform>, Fault> {
         let configs = [media_type::OCI_CONFIG, media_type::DOCKER_CONFIG];
         let config = image.manifest.blobs.first().filter(|blob| configs.contains(&blob.media_type.as_str()));
         let Some(config) = config.filter(|config| config.size <= MAX_MANIFEST_SIZE) else { return Ok(None) };
         let what = format!("config {} of {}", config.digest, self.upstream.path);
-        let content = self.client.patiently(|| {
+        let content = self.client.retry(|| {
             let (response, at) = self.upstream.get(&format!("blobs/{}", config.digest), &what, &[])?;
             self.upstream.read(response, &at, &what, MAX_MANIFEST_SIZE)
         })?;
@@ -183,9 +182,9 @@ impl Walk<'_> {
         Ok(serde_json::from_slice(&content).ok())
     }
 
-    /// Finds what refers to the manifests found so far: by the referrers API, else by the tag that stands in for it (distribution
-    /// specification, "Listing Referrers" and "Referrers Tag Schema"); and by cosign's tags.
-    fn referrers(&mut self, reference: &Reference) -> Result<(), Fault> {
+    /// Finds the referrers of the manifests found so far: by the referrers API or else the referrers tag (distribution specification,
+    /// "Listing Referrers" and "Referrers Tag Schema"), and by cosign's tags.
+    fn fetch_referrers(&mut self, reference: &ImageReference) -> Result<(), Fault> {
         let own: HashSet<Digest> = self.subjects.iter().copied().collect();
         let mut has_api = true;
         while let Some(subject) = self.subjects.pop_front() {
@@ -195,28 +194,30 @@ impl Walk<'_> {
                 if self.graph.is_visited(&descriptor.digest) {
                     continue;
                 }
-                // Lists may outlive what they list.
-                let Some(fetched) = absent(self.fetch(&Name::Digest(descriptor.digest), Some(&descriptor)))? else { continue };
+                // A list may name manifests that were deleted.
+                let Some(fetched) = if_found(self.fetch(&Reference::Digest(descriptor.digest), Some(&descriptor)))? else {
+                    continue;
+                };
                 let (digest, size, media_type) = (fetched.digest, fetched.size, fetched.media_type.clone());
-                self.found.listed.push(Listed { digest, size, media_type, name: None });
-                self.tree(fetched)?;
+                self.found.listed.push(ListedManifest { digest, size, media_type, name: None });
+                self.fetch_tree(fetched)?;
             }
             let base = format!("{}-{}", subject.algorithm().name(), subject.hex());
             let fallback = (!has_api).then(|| base.clone());
             let cosign = COSIGN_SUFFIXES.iter().filter(|_| own.contains(&subject)).map(|end| format!("{base}{end}"));
             for tag in fallback.into_iter().chain(cosign) {
                 let Ok(tag) = tag.parse::<Tag>() else { continue };
-                let Some(fetched) = absent(self.fetch(&Name::Tag(tag.clone()), None))? else { continue };
+                let Some(fetched) = if_found(self.fetch(&Reference::Tag(tag.clone()), None))? else { continue };
                 let (digest, size, media_type) = (fetched.digest, fetched.size, fetched.media_type.clone());
                 let name = Some((reference.repository.clone(), Some(tag)));
-                self.found.listed.push(Listed { digest, size, media_type, name });
-                self.tree(fetched)?;
+                self.found.listed.push(ListedManifest { digest, size, media_type, name });
+                self.fetch_tree(fetched)?;
             }
         }
         Ok(())
     }
 
-    /// What the referrers API lists for a manifest; none where the registry has no such API.
+    /// The referrers of a manifest by the referrers API. `None` if the registry does not have that API.
     fn listed_referrers(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>, Fault> {
         #[derive(Deserialize)]
         struct Index {
@@ -226,7 +227,7 @@ impl Walk<'_> {
         let mut listed = Vec::new();
         let mut next = Some(format!("referrers/{subject}"));
         while let Some(target) = next {
-            let fetched = self.client.patiently(|| {
+            let fetched = self.client.retry(|| {
                 let (response, at) = self.upstream.get(&target, &what, &[("Accept", media_type::OCI_INDEX)])?;
                 let header =
                     |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
@@ -234,7 +235,7 @@ impl Walk<'_> {
                 Ok((kind, link, self.upstream.read(response, &at, &what, MAX_MANIFEST_SIZE)?))
             });
             let (kind, link, body) = match fetched {
-                // Registries without it answer in many ways.
+                // Registries without the API answer with various errors.
                 Err(Fault::NotFound { .. } | Fault::Denied { .. } | Fault::Status { status: 400..500, .. }) => return Ok(None),
                 other => other?,
             };
@@ -255,36 +256,36 @@ impl Walk<'_> {
         Ok(Some(listed))
     }
 
-    /// Fetches a manifest and keeps it: by tag, or by digest, and then held against its descriptor.
-    fn fetch(&self, name: &Name, descriptor: Option<&Descriptor>) -> Result<Fetched, Fault> {
+    /// Fetches a manifest by tag or digest, verifies it against its descriptor, and stores it.
+    fn fetch(&self, name: &Reference, descriptor: Option<&Descriptor>) -> Result<FetchedManifest, Fault> {
         let what = format!("manifest {name} of {}", self.upstream.path);
         if let Some(Descriptor { digest, size, .. }) = descriptor.filter(|descriptor| descriptor.size > MAX_MANIFEST_SIZE) {
             return Err(Fault::LargeManifest { digest: *digest, size: *size });
         }
-        let (kind, given, content) = self.client.patiently(|| {
+        let (kind, announced, content) = self.client.retry(|| {
             let (response, at) = self.upstream.get(&format!("manifests/{name}"), &what, &[("Accept", ACCEPT)])?;
             let header =
                 |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-            let (kind, given) = (header("content-type"), header("docker-content-digest"));
-            Ok((kind, given, self.upstream.read(response, &at, &what, MAX_MANIFEST_SIZE)?))
+            let (kind, announced) = (header("content-type"), header("docker-content-digest"));
+            Ok((kind, announced, self.upstream.read(response, &at, &what, MAX_MANIFEST_SIZE)?))
         })?;
         let kind = kind.split(';').next().unwrap_or_default().trim();
         let host = || self.upstream.host.clone();
         if kind.starts_with(SCHEMA1) {
             return Err(Fault::Schema1 { host: host(), what });
         }
-        // Some registries name the format alone.
+        // Some registries send only the format.
         if !media_type::is_manifest(kind) && kind != "application/json" {
-            return Err(Fault::MediaType { host: host(), what, found: clean(kind) });
+            return Err(Fault::MediaType { host: host(), what, found: printable(kind) });
         }
         let size = content.len() as u64;
         if let Some(expected) = descriptor.map(|descriptor| descriptor.size).filter(|expected| *expected != size) {
             return Err(Fault::Size { host: host(), what, expected, found: size });
         }
-        let digest = match (name, given.parse::<Digest>()) {
-            (Name::Digest(digest), _) => *digest,
-            (Name::Tag(_), Ok(given)) => given,
-            (Name::Tag(_), Err(_)) => Digest::sha256_of(&content),
+        let digest = match (name, announced.parse::<Digest>()) {
+            (Reference::Digest(digest), _) => *digest,
+            (Reference::Tag(_), Ok(announced)) => announced,
+            (Reference::Tag(_), Err(_)) => Digest::sha256_of(&content),
         };
         self.verify(&what, &content, digest)?;
         let manifest = Manifest::parse(&content).map_err(|source| match source {
@@ -293,7 +294,7 @@ impl Walk<'_> {
         })?;
         self.store.put(digest, &content).map_err(|source| Fault::Write { file: digest.blob_path(), source })?;
         let media_type = if media_type::is_manifest(kind) { kind.to_owned() } else { manifest.media_type.clone() };
-        Ok(Fetched { digest, size, media_type, manifest })
+        Ok(FetchedManifest { digest, size, media_type, manifest })
     }
 
     fn verify(&self, what: &str, content: &[u8], expected: Digest) -> Result<(), Fault> {
@@ -309,16 +310,16 @@ fn too_many(exceeded: Exceeded) -> Fault {
     Fault::Endless(exceeded.limit.to_string())
 }
 
-/// What came, or none where the registry does not have it.
-fn absent(fetched: Result<Fetched, Fault>) -> Result<Option<Fetched>, Fault> {
+/// Converts "not found" to `None`.
+fn if_found(fetched: Result<FetchedManifest, Fault>) -> Result<Option<FetchedManifest>, Fault> {
     match fetched {
         Err(Fault::NotFound { .. }) => Ok(None),
         other => other.map(Some),
     }
 }
 
-/// The target of the next page of a list of referrers (distribution specification, "Listing Referrers": `Link`, RFC 8288). Only the
-/// query is taken over: a list goes on where it began.
+/// The target of the next page of referrers (distribution specification, "Listing Referrers": `Link`, RFC 8288). Only the query of the
+/// link is used, so that a list cannot continue on another host.
 fn next_page(link: &str, subject: &Digest) -> Option<String> {
     let (url, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
     let next = parameters.split(';').any(|parameter| matches!(parameter.trim(), "rel=\"next\"" | "rel=next"));
@@ -331,7 +332,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_goes_on_where_its_link_leads() {
+    fn the_next_page_takes_only_the_query_of_its_link() {
         let subject = Digest::sha256_of(b"");
         for (link, expected) in [
             ("</v2/a/referrers/x?n=2&last=y>; rel=\"next\"", Some("n=2&last=y")),

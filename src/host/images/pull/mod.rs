@@ -1,9 +1,9 @@
-//! `pack --pull`: images from a registry that this machine can reach. What enters are references; what leaves are layouts to pack,
-//! every manifest and blob of them verified, in a working folder that is removed when they are dropped. Nothing is ever pushed, and
-//! nothing is asked of a registry but what belongs to the images.
+//! `pack --pull`: pulls images with their referrers from registries into image layouts in a working folder, verified.
+//!
+//! The working folder is removed when the layouts are dropped. Nothing is pushed.
 //!
 //! ```text
-//! reference ─ client (TLS, redirects, tries) ─ upstream (credentials, errors) ─ image (manifests, referrers) ─ blobs ─▶ tree
+//! reference ─ client (TLS, redirects, retries) ─ upstream (credentials, errors) ─ image (manifests, referrers) ─ blobs ─▶ tree
 //! ```
 
 mod auth;
@@ -31,70 +31,70 @@ use indicatif::HumanBytes;
 use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::Report;
 use crate::oci::{Digest, Host, Platform};
-use blobs::Near;
-use client::{Client, Settings};
-use image::{Found, Wanted};
+use blobs::LocalTree;
+use client::{Client, ClientSettings};
+use image::{ImageContent, RemoteBlob};
 use store::Store;
 use upstream::Upstream;
 
 pub use error::{Fault, PullError};
-pub use reference::Reference;
-pub use tree::Pulled;
+pub use reference::ImageReference;
+pub use tree::PulledLayout;
 
-/// What `pack` takes for pulling.
+/// The options of `pack` for pulling.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Pulling")]
-pub struct Pulling {
-    /// Pull the image REF (as docker pull takes it: busybox, quay.io/org/app:v1, host:5000/app@sha256:…) and pack it under its upstream,
-    /// with what refers to it. Credentials are those of docker login and podman login. May be given several times
+pub struct PullArgs {
+    /// Pull the image REF, with its referrers, and pack it under the name of its registry. REF is as for docker pull: busybox,
+    /// quay.io/org/app:v1, host:5000/app@sha256:… Credentials are those of docker login and podman login. Repeatable
     #[arg(long, value_name = "REF")]
-    pull: Vec<Reference>,
+    pull: Vec<ImageReference>,
 
-    /// Trust the CAs in FILE (PEM) for registries that are pulled from, beside those of the system and /etc/docker/certs.d
+    /// Trust the CAs in FILE (PEM) when pulling, in addition to those of the system and of /etc/docker/certs.d. Repeatable
     #[arg(long, value_name = "FILE")]
     registry_ca: Vec<PathBuf>,
 
-    /// Speak plain HTTP with the registry HOST[:PORT], credentials included. On localhost that is seen to without being asked for
+    /// Use plain HTTP for the registry HOST[:PORT], also for credentials. Not needed for localhost. Repeatable
     #[arg(long, value_name = "HOST")]
     plain_http: Vec<Host>,
 
-    /// Give a registry up that says nothing for so many seconds
+    /// Give up if a registry sends nothing for SECONDS
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pull_timeout: u64,
 }
 
-impl Pulling {
-    /// What `--pull` names, in the order that it is given in.
+impl PullArgs {
+    /// The images to pull, in the order given.
     #[must_use]
-    pub fn references(&self) -> &[Reference] {
+    pub fn references(&self) -> &[ImageReference] {
         &self.pull
     }
 
-    /// Pulls `references` into a working folder in `folder` whose name starts with `prefix`: each image as a layout, with its name,
-    /// in order of their names. Blobs that one of `near` has are not fetched.
+    /// Pulls `references` into a working folder in `folder` whose name starts with `prefix`. Returns each image as a layout, sorted by
+    /// name. Blobs that one of `local` has are not fetched.
     ///
     /// # Errors
-    /// [`PullError`], of the first that fails; nothing is left then.
+    /// Fails with the first image that cannot be pulled, and removes the working folder.
     pub fn run(
         &self,
-        mut references: Vec<Reference>,
+        mut references: Vec<ImageReference>,
         platform: Option<&Platform>,
-        near: &[Near<'_>],
+        local: &[LocalTree<'_>],
         (folder, prefix): (&Path, &str),
         report: Report,
         interrupt: &Interrupt,
-    ) -> Result<Vec<(Reference, Pulled)>, PullError> {
+    ) -> Result<Vec<(ImageReference, PulledLayout)>, PullError> {
         references.sort();
         references.dedup();
         let Some(first) = references.first() else { return Ok(Vec::new()) };
-        let made = Store::new(folder, prefix);
-        let store = made.map_err(|source| PullError { image: first.to_string(), source: no_folder(folder, source) })?;
+        let result = Store::new(folder, prefix);
+        let store = result.map_err(|source| PullError { image: first.to_string(), source: folder_fault(folder, source) })?;
         let client = Client::new(self.settings(), interrupt.clone());
-        let pull = Pull { client, store: Arc::new(store), platform, near, report };
+        let pull = Puller { client, store: Arc::new(store), platform, local, report };
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| pull.client.watch(&done));
-            let _done = Done(&done);
+            let _set_done = SetOnDrop(&done);
             let pulled = references.into_iter().map(|reference| match pull.one(&reference) {
                 Ok(pulled) => Ok((reference, pulled)),
                 Err(source) => Err(PullError { image: reference.to_string(), source }),
@@ -103,8 +103,8 @@ impl Pulling {
         })
     }
 
-    fn settings(&self) -> Settings {
-        Settings {
+    fn settings(&self) -> ClientSettings {
+        ClientSettings {
             plain_http: self.plain_http.clone(),
             cas: self.registry_ca.clone(),
             timeout: Duration::from_secs(self.pull_timeout),
@@ -113,49 +113,51 @@ impl Pulling {
     }
 }
 
-fn no_folder(folder: &Path, source: io::Error) -> Fault {
+fn folder_fault(folder: &Path, source: io::Error) -> Fault {
     Fault::Folder { folder: folder.to_owned(), source }
 }
 
-/// Says that the work is done when it is dropped, by a panic too.
-struct Done<'a>(&'a AtomicBool);
+/// Sets a flag when it is dropped, also by a panic.
+struct SetOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Done<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
 }
 
-struct Pull<'a> {
+struct Puller<'a> {
     client: Client,
     store: Arc<Store>,
     platform: Option<&'a Platform>,
-    near: &'a [Near<'a>],
+    local: &'a [LocalTree<'a>],
     report: Report,
 }
 
-impl Pull<'_> {
-    fn one(&self, reference: &Reference) -> Result<Pulled, Fault> {
+impl Puller<'_> {
+    fn one(&self, reference: &ImageReference) -> Result<PulledLayout, Fault> {
         self.report.step(format!("pulling {reference}"));
         let upstream = Upstream::new(&self.client, reference)?;
-        let Found { listed, blobs, left_out } = image::find(&self.client, &upstream, &self.store, reference, self.platform)?;
+        let ImageContent { listed, blobs, left_out } =
+            image::find_content(&self.client, &upstream, &self.store, reference, self.platform)?;
         if let (Some(platform), false) = (self.platform, left_out.is_empty()) {
             self.report.step(format!("{reference}: {platform} is kept, left out: {}", left_out.join(", ")));
         }
         let all = blobs.len();
-        let wanted: Vec<(Digest, Wanted)> = blobs.into_iter().filter(|(digest, _)| !self.store.has(digest)).collect();
-        let is_near = |(digest, blob): &(Digest, Wanted)| self.near.iter().any(|near| blobs::is_in(*near, digest, blob.size));
-        let far: Vec<&(Digest, Wanted)> = wanted.iter().filter(|one| !is_near(one)).collect();
+        let wanted: Vec<(Digest, RemoteBlob)> = blobs.into_iter().filter(|(digest, _)| !self.store.has(digest)).collect();
+        let is_local =
+            |(digest, blob): &(Digest, RemoteBlob)| self.local.iter().any(|local| blobs::has_blob(*local, digest, blob.size));
+        let far: Vec<&(Digest, RemoteBlob)> = wanted.iter().filter(|one| !is_local(one)).collect();
         self.report.step(format!("fetching {} of {all} blobs, {}", far.len(), HumanBytes(total(far.iter().copied()))));
         let bar = self.report.bytes_bar("pulling", total(wanted.iter()));
-        let fetched = blobs::fetch(&self.client, &upstream, (&self.store, self.near), wanted, &bar);
+        let fetched = blobs::fetch(&self.client, &upstream, (&self.store, self.local), wanted, &bar);
         bar.finish_and_clear();
         fetched?;
-        Ok(Pulled::new(Arc::clone(&self.store), &listed))
+        Ok(PulledLayout::new(Arc::clone(&self.store), &listed))
     }
 }
 
-/// The size of blobs together, in bytes.
-fn total<'a>(blobs: impl Iterator<Item = &'a (Digest, Wanted)>) -> u64 {
+/// Total size of blobs in bytes.
+fn total<'a>(blobs: impl Iterator<Item = &'a (Digest, RemoteBlob)>) -> u64 {
     blobs.fold(0, |sum, (_, blob)| sum.saturating_add(blob.size))
 }

@@ -1,40 +1,40 @@
-//! What `--pull` names: an image by the name that people write, filled in as docker fills it in. Pure.
+//! Parses the image references of `--pull`, with docker's defaults for host, namespace and tag.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::oci::{Digest, Host, ImageName, NameError, Repository, Tag};
 
-/// The registry that a name without a host means.
+/// Registry of names without a host.
 const DEFAULT_HOST: &str = "docker.io";
-/// Another name of it, from docker's beginnings.
+/// Former name of the default registry.
 const OLD_DEFAULT_HOST: &str = "index.docker.io";
-/// Where its registry answers.
+/// Host that serves the default registry.
 const DEFAULT_ENDPOINT: &str = "registry-1.docker.io";
-/// Where its images without a namespace are.
+/// Namespace of the default registry's images without one.
 const DEFAULT_NAMESPACE: &str = "library";
 
 /// An image in an upstream registry: its host, its repository, and a tag or a digest or both.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Reference {
-    /// The upstream, as images name it and clients ask for it: `docker.io`.
+pub struct ImageReference {
+    /// The registry as image names have it: `docker.io`.
     pub host: Host,
-    /// The repository with the host before it, which it is filed under.
+    /// The repository, including the host.
     pub repository: Repository,
-    /// The tag that it is filed under; `latest` where neither tag nor digest is given.
+    /// The tag. `latest` if neither tag nor digest is given.
     pub tag: Option<Tag>,
-    /// The manifest that is meant, where it is given: then the tag is not asked for.
+    /// Digest of the manifest, if given. The tag is then not resolved.
     pub digest: Option<Digest>,
 }
 
-impl Reference {
-    /// Host and port that answer for the upstream.
+impl ImageReference {
+    /// Host and port that serve the registry.
     #[must_use]
     pub fn endpoint(&self) -> &str {
         if self.host.as_str() == DEFAULT_HOST { DEFAULT_ENDPOINT } else { self.host.as_str() }
     }
 
-    /// What the registry is asked for: the digest where there is one, else the tag.
+    /// The reference of the manifest to request: the digest if given, or else the tag.
     #[must_use]
     pub fn manifest(&self) -> crate::oci::Reference {
         match (&self.digest, &self.tag) {
@@ -45,7 +45,7 @@ impl Reference {
     }
 }
 
-impl FromStr for Reference {
+impl FromStr for ImageReference {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
@@ -63,7 +63,7 @@ impl FromStr for Reference {
     }
 }
 
-impl fmt::Display for Reference {
+impl fmt::Display for ImageReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = ImageName { repository: self.repository.clone(), tag: self.tag.clone(), digest: self.digest };
         name.fmt(f)
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_filled_in_as_docker_does() {
+    fn defaults_are_those_of_docker() {
         let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         for (text, full, endpoint) in [
             ("busybox", "docker.io/library/busybox:latest", "registry-1.docker.io"),
@@ -90,29 +90,29 @@ mod tests {
             (&format!("host:5000/a/b@{digest}"), &format!("host:5000/a/b@{digest}"), "host:5000"),
             (&format!("busybox:1@{digest}"), &format!("docker.io/library/busybox:1@{digest}"), "registry-1.docker.io"),
         ] {
-            let reference: Reference = text.parse().unwrap();
+            let reference: ImageReference = text.parse().unwrap();
             assert_eq!((reference.to_string().as_str(), reference.endpoint()), (full, endpoint), "{text}");
         }
     }
 
     #[test]
-    fn a_digest_is_asked_for_before_a_tag() {
+    fn a_digest_takes_precedence_over_a_tag() {
         let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        let asked = |text: &str| text.parse::<Reference>().unwrap().manifest().to_string();
+        let asked = |text: &str| text.parse::<ImageReference>().unwrap().manifest().to_string();
         assert_eq!(asked("a"), "latest");
         assert_eq!(asked("a:b"), "b");
         assert_eq!(asked(&format!("a:b@{digest}")), digest);
     }
 
     #[test]
-    fn what_is_no_name_is_refused() {
+    fn invalid_names_are_rejected() {
         for (text, expected) in [
             ("", NameError::Repository),
             ("https://quay.io/a", NameError::Host),
             ("A", NameError::Repository),
             ("a:", NameError::Tag),
         ] {
-            assert_eq!(text.parse::<Reference>().unwrap_err(), expected, "{text:?}");
+            assert_eq!(text.parse::<ImageReference>().unwrap_err(), expected, "{text:?}");
         }
     }
 }

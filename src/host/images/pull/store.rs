@@ -1,70 +1,65 @@
-//! Where pulled content is kept until it is packed: a hidden folder beside the disk, removed with everything in it when it is dropped.
+//! The working folder that pulled blobs are stored in until they are packed.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tempfile::TempDir;
-
 use crate::disk::layout::Directory;
+use crate::host::images::work_dir::WorkDir;
 use crate::oci::{Algorithm, Digest};
 
-/// The folder.
+/// Pulled blobs in a working folder.
 #[derive(Debug)]
 pub struct Store {
-    dir: TempDir,
+    dir: WorkDir,
     blobs: Directory,
-    /// What is there whole.
-    have: Mutex<HashSet<Digest>>,
-    /// Held while this process works in the folder: what is not held was left by one that was killed.
-    _held: File,
+    /// The blobs that are complete.
+    complete: Mutex<HashSet<Digest>>,
 }
 
 impl Store {
-    /// Makes it in `folder`, with a name that starts with `prefix`.
+    /// Creates a store in `folder`, with a name that starts with `prefix`.
     ///
     /// # Errors
-    /// When nothing can be written there.
+    /// Fails if `folder` cannot be written to.
     pub fn new(folder: &Path, prefix: &str) -> io::Result<Self> {
-        let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(folder)?;
-        let held = File::open(dir.path())?;
-        held.try_lock()?;
+        let dir = WorkDir::new(folder, prefix)?;
         for algorithm in Algorithm::ALL {
             fs::create_dir_all(dir.path().join("blobs").join(algorithm.name()))?;
         }
         let blobs = Directory::open(dir.path())?;
-        Ok(Self { dir, blobs, have: Mutex::default(), _held: held })
+        Ok(Self { dir, blobs, complete: Mutex::default() })
     }
 
-    /// The blobs, by their paths in a layout.
+    /// The folder with the blobs, by their paths in a layout.
     #[must_use]
     pub const fn blobs(&self) -> &Directory {
         &self.blobs
     }
 
-    /// Where a blob is or will be.
+    /// Path of a blob, which need not exist yet.
     #[must_use]
     pub fn path(&self, digest: &Digest) -> PathBuf {
         self.dir.path().join(digest.blob_path())
     }
 
-    /// Whether a blob is there whole: it is not fetched again then.
+    /// Whether a blob is complete.
     #[must_use]
     pub fn has(&self, digest: &Digest) -> bool {
-        self.have().contains(digest)
+        self.complete().contains(digest)
     }
 
-    /// Notes that a blob is there whole.
+    /// Marks a blob as complete.
     pub fn add(&self, digest: Digest) {
-        self.have().insert(digest);
+        self.complete().insert(digest);
     }
 
-    /// Keeps content that is verified.
+    /// Stores verified content.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// Fails if the content cannot be written.
     pub fn put(&self, digest: Digest, content: &[u8]) -> io::Result<()> {
         if !self.has(&digest) {
             fs::write(self.path(&digest), content)?;
@@ -73,7 +68,7 @@ impl Store {
         Ok(())
     }
 
-    fn have(&self) -> MutexGuard<'_, HashSet<Digest>> {
-        self.have.lock().unwrap_or_else(PoisonError::into_inner)
+    fn complete(&self) -> MutexGuard<'_, HashSet<Digest>> {
+        self.complete.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,28 +1,29 @@
-//! What was pulled of one image, seen as an image layout: the blobs that all pulled images share, and an index of its own.
+//! A pulled image as an image layout: its own index, and blobs in the store that all pulled images share.
 
-use std::io::{self, Cursor};
+use std::io;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::store::Store;
 use crate::disk::layout::{OpenFile, REF_NAME, Tree};
+use crate::host::images::virtual_layout::{OCI_LAYOUT, in_memory};
 use crate::oci::{Digest, ImageName, Repository, Tag, media_type};
 
-/// A manifest that the index lists.
+/// A manifest listed in the index.
 #[derive(Debug, Clone)]
-pub struct Listed {
-    /// Its digest.
+pub struct ListedManifest {
+    /// Digest of the manifest.
     pub digest: Digest,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// The media type that it was served with.
+    /// Media type that it was served with.
     pub media_type: String,
-    /// Its name; none for what refers to another manifest and is found by that.
+    /// Repository and tag. `None` for a referrer, which is found by its subject.
     pub name: Option<(Repository, Option<Tag>)>,
 }
 
-impl Listed {
+impl ListedManifest {
     fn descriptor(&self) -> Value {
         let mut descriptor = json!({"mediaType": self.media_type, "digest": self.digest.to_string(), "size": self.size});
         if let Some((repository, tag)) = &self.name {
@@ -33,33 +34,29 @@ impl Listed {
     }
 }
 
-/// The layout.
+/// The layout of one pulled image.
 #[derive(Debug, Clone)]
-pub struct Pulled {
+pub struct PulledLayout {
     store: Arc<Store>,
     index: String,
 }
 
-impl Pulled {
-    /// A layout of these manifests.
+impl PulledLayout {
+    /// The layout with these manifests in its index.
     #[must_use]
-    pub fn new(store: Arc<Store>, listed: &[Listed]) -> Self {
-        let manifests: Vec<Value> = listed.iter().map(Listed::descriptor).collect();
+    pub fn new(store: Arc<Store>, listed: &[ListedManifest]) -> Self {
+        let manifests: Vec<Value> = listed.iter().map(ListedManifest::descriptor).collect();
         let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests});
         Self { store, index: index.to_string() }
     }
 }
 
-impl Tree for Pulled {
+impl Tree for PulledLayout {
     fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
         match path {
-            "oci-layout" => Ok(text(r#"{"imageLayoutVersion":"1.0.0"}"#)),
-            "index.json" => Ok(text(&self.index)),
+            "oci-layout" => Ok(in_memory(OCI_LAYOUT)),
+            "index.json" => Ok(in_memory(self.index.as_bytes())),
             blob => self.store.blobs().open(blob),
         }
     }
-}
-
-fn text(text: &str) -> OpenFile<'_> {
-    OpenFile { size: text.len() as u64, reader: Box::new(Cursor::new(text.as_bytes())) }
 }

@@ -1,5 +1,4 @@
-//! Whom a registry's certificate may be by: the CAs of the system, those that docker and podman keep for the host, and those given.
-//! Files are only read.
+//! The CAs that are trusted for a registry: the system's, those in docker's and podman's `certs.d`, and those given.
 
 use std::fs;
 use std::io;
@@ -13,19 +12,18 @@ use ureq::tls::{Certificate, RootCerts};
 use super::error::Fault;
 use crate::host::support::files;
 
-/// Where docker and podman look for the CAs of one host: `HOST/*.crt`.
+/// Folders of docker and podman with a host's CAs as `HOST/*.crt`.
 const HOST_FOLDERS: [&str; 2] = ["/etc/docker/certs.d", "/etc/containers/certs.d"];
-/// Largest file of CAs, in bytes.
+/// Largest CA file in bytes.
 const MAX_FILE: u64 = 4 << 20;
 
-/// The CAs that are trusted for `host`: the system's (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured), those in `given`, and those
-/// kept for it.
+/// The CAs trusted for `host`: the system's (by `SSL_CERT_FILE` and `SSL_CERT_DIR` if set), those in `given`, and those of the host.
 ///
 /// # Errors
-/// Where a file of the latter two cannot be used.
+/// Fails if a file of the latter two cannot be used.
 pub fn roots(host: &str, given: &[PathBuf]) -> Result<RootCerts, Fault> {
     let mut roots: Vec<CertificateDer<'static>> = rustls_native_certs::load_native_certs().certs;
-    for file in given.iter().cloned().chain(kept(host)) {
+    for file in given.iter().cloned().chain(host_ca_files(host)) {
         let added = certificates(&file).map_err(|why| Fault::Ca { file, why })?;
         roots.extend(added);
     }
@@ -33,8 +31,8 @@ pub fn roots(host: &str, given: &[PathBuf]) -> Result<RootCerts, Fault> {
     Ok(RootCerts::from(roots))
 }
 
-/// The files that are kept for a host, in order of their names.
-fn kept(host: &str) -> Vec<PathBuf> {
+/// The CA files of a host, sorted.
+fn host_ca_files(host: &str) -> Vec<PathBuf> {
     let folders = HOST_FOLDERS.iter().map(|folder| Path::new(folder).join(host));
     let entries = folders.filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
     let mut files: Vec<PathBuf> =
@@ -50,7 +48,7 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     if found.is_empty() {
         return Err("it has no CERTIFICATE block; PEM is expected".to_owned());
     }
-    // Those that rustls would only pass over.
+    // rustls would silently skip certificates that it cannot use.
     let mut store = RootCertStore::empty();
     found.iter().try_for_each(|certificate| store.add(certificate.clone())).map_err(|error| error.to_string())?;
     Ok(found)

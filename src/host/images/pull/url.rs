@@ -1,4 +1,4 @@
-//! URLs of registries, of what they redirect to, and of their token services. Pure.
+//! URLs of registries, redirects and token services.
 
 use std::net::IpAddr;
 
@@ -7,10 +7,10 @@ use http::Uri;
 use super::error::Fault;
 use crate::oci::Host;
 
-/// `url`, parsed.
+/// Parses `url`.
 ///
 /// # Errors
-/// Where it is none of http or https.
+/// Fails if `url` is not an http or https URL.
 pub fn uri(url: &str) -> Result<Uri, Fault> {
     let parsed: Result<Uri, _> = url.parse();
     match parsed {
@@ -19,10 +19,10 @@ pub fn uri(url: &str) -> Result<Uri, Fault> {
     }
 }
 
-/// The URL that a redirect from `base` leads to.
+/// Resolves the `Location` of a redirect from `base`.
 ///
 /// # Errors
-/// As of [`uri`].
+/// Fails if the result is not an http or https URL.
 pub fn resolve(base: &Uri, location: &str) -> Result<Uri, Fault> {
     let (scheme, authority) = (base.scheme_str().unwrap_or("https"), base.authority().map_or("", |authority| authority.as_str()));
     if location.contains("://") {
@@ -37,7 +37,7 @@ pub fn resolve(base: &Uri, location: &str) -> Result<Uri, Fault> {
     }
 }
 
-/// Whether credentials for `a` may be shown to `b`: it is the same scheme, host and port.
+/// Whether both URLs have the same scheme, host and port, so that credentials for one may be sent to the other.
 #[must_use]
 pub fn same_origin(a: &Uri, b: &Uri) -> bool {
     let port = |uri: &Uri| uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 });
@@ -55,13 +55,13 @@ pub fn host_of(uri: &Uri) -> String {
     }
 }
 
-/// A URL without its query, in which there may be secrets.
+/// A URL without its query and user, which may be secret.
 #[must_use]
 pub fn without_query(uri: &Uri) -> String {
     format!("{}://{}{}", uri.scheme_str().unwrap_or_default(), host_of(uri), uri.path())
 }
 
-/// Whether `host` is this machine.
+/// Whether `host` is a loopback address or a localhost name.
 #[must_use]
 pub fn is_loopback(host: &str) -> bool {
     let name = host.parse::<Host>().map_or_else(|_| host.to_owned(), |host| host.name().to_owned());
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn redirects_are_resolved_as_browsers_do() {
+    fn redirects_are_resolved() {
         let base = uri("https://a:5000/v2/x/blobs/1").unwrap();
         for (location, expected) in [
             ("https://b/c?d=e", "https://b/c?d=e"),
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_by_its_names() {
+    fn loopback_hosts() {
         for host in ["localhost", "localhost:5000", "127.0.0.1:1", "127.9.9.9", "[::1]:5000", "a.localhost"] {
             assert!(is_loopback(host), "{host}");
         }
@@ -114,8 +114,8 @@ mod tests {
     }
 
     #[test]
-    fn messages_have_no_query() {
+    fn messages_have_no_query_and_no_user() {
         assert_eq!(without_query(&uri("https://user:pw@b:1/c?sig=secret").unwrap()), "https://b:1/c");
-        assert_eq!(uri("no?sig=secret").unwrap_err().to_string(), "\"no\" is no URL of http or https");
+        assert_eq!(uri("no?sig=secret").unwrap_err().to_string(), "\"no\" is not an http or https URL");
     }
 }

@@ -1,5 +1,6 @@
-//! The file that lists images (`proto/localregistry/v1/images.proto`, as prototext): what enters is its text, what leaves are requests.
-//! Nothing that it names is opened here. Every fault is told with its file, line and column.
+//! Parses a `--spec` file, a prototext list of images (`proto/localregistry/v1/images.proto`), into requests.
+//!
+//! Every error names file, line and column. The files that the list names are not opened here.
 
 mod scan;
 
@@ -13,41 +14,28 @@ use super::request::{Naming, Origin, Part, Request, Tags, is_media_type};
 use crate::host::support::files;
 use crate::proto;
 
-/// Largest file, in bytes: some 400,000 images.
+/// Largest file in bytes, enough for about 400,000 images.
 const MAX_SPEC: u64 = 64 << 20;
-/// The schema, compiled.
+/// The schema as a compiled descriptor set.
 const SCHEMA: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/images.binpb"));
-/// The message that a file is.
+/// The message type of a file.
 const MESSAGE: &str = "localregistry.v1.Images";
 
-/// Why a file is no list of images.
+/// Why a `--spec` file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    /// It cannot be read.
     #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// It is not what the schema says, or says something that cannot be.
-    #[error("{place}: {fault}")]
-    Fault {
-        /// `FILE:LINE:COLUMN`.
-        place: String,
-        /// What is wrong there.
-        fault: String,
-    },
-    /// The schema within this program does not fit it.
+    Read { path: PathBuf, source: io::Error },
+    #[error("{position}: {fault}")]
+    Invalid { position: String, fault: String },
     #[error("the schema of lists of images that this program was built with is damaged")]
     Schema(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// The images that the file at `path` lists. Relative paths in it start from `base`, else from its folder.
+/// Reads the list at `path`. Relative paths in it start from `base`, or else from the list's folder.
 ///
 /// # Errors
-/// [`SpecError`], at the first fault.
+/// Fails with the first error found.
 pub fn read(path: &Path, base: Option<&Path>) -> Result<Vec<Request>, SpecError> {
     let unreadable = |source| SpecError::Read { path: path.to_owned(), source };
     let content = files::read(path, MAX_SPEC).map_err(unreadable)?;
@@ -56,10 +44,10 @@ pub fn read(path: &Path, base: Option<&Path>) -> Result<Vec<Request>, SpecError>
 }
 
 fn parse(content: &[u8], path: &Path, base: &Path) -> Result<Vec<Request>, SpecError> {
-    let place = |(line, column): (usize, usize)| format!("{}:{line}:{column}", path.display());
+    let label = |(line, column): (usize, usize)| format!("{}:{line}:{column}", path.display());
     let fault = |at: usize, fault: String| {
         let position = scan::positions(content, &[at]).pop().unwrap_or((1, 1));
-        SpecError::Fault { place: place(position), fault }
+        SpecError::Invalid { position: label(position), fault }
     };
     let text = str::from_utf8(content).map_err(|error| fault(error.valid_up_to(), "it is not UTF-8".to_owned()))?;
     let starts = scan::entries(text).map_err(|deep| fault(deep.at, deep.to_string()))?;
@@ -67,7 +55,7 @@ fn parse(content: &[u8], path: &Path, base: &Path) -> Result<Vec<Request>, SpecE
     let pool = DescriptorPool::decode(SCHEMA).map_err(|error| SpecError::Schema(error.into()))?;
     let message = pool.get_message_by_name(MESSAGE).ok_or_else(|| SpecError::Schema(MESSAGE.into()))?;
     let parsed = DynamicMessage::parse_text_format(message, text).map_err(|error| {
-        // Without a place where the text ends too early.
+        // The parser gives no position if the text ends too early.
         let label = error.labels().and_then(|mut labels| labels.next());
         fault(label.map_or(text.len(), |label| label.offset()), error.to_string())
     })?;
@@ -75,13 +63,15 @@ fn parse(content: &[u8], path: &Path, base: &Path) -> Result<Vec<Request>, SpecE
     if starts.len() != list.images.len() {
         return Err(SpecError::Schema(format!("{} entries are found, and {} read", starts.len(), list.images.len()).into()));
     }
-    let places = scan::positions(content, &starts).into_iter().map(place);
-    let entries = list.images.into_iter().zip(places);
-    entries.map(|(entry, place)| request(entry, place.clone(), base).map_err(|fault| SpecError::Fault { place, fault })).collect()
+    let positions = scan::positions(content, &starts).into_iter().map(label);
+    let entries = list.images.into_iter().zip(positions);
+    entries
+        .map(|(entry, position)| request(entry, position.clone(), base).map_err(|fault| SpecError::Invalid { position, fault }))
+        .collect()
 }
 
-/// The request that an entry is, or what is wrong with it.
-fn request(entry: proto::Image, place: String, base: &Path) -> Result<Request, String> {
+/// Converts an entry to a request.
+fn request(entry: proto::Image, position: String, base: &Path) -> Result<Request, String> {
     let naming = naming(&entry)?;
     let named = naming.repository.is_some();
     let upstream = entry.upstream.as_deref().map(|host| host.parse().map_err(|error| format!("upstream {host:?}: {error}")));
@@ -89,7 +79,7 @@ fn request(entry: proto::Image, place: String, base: &Path) -> Result<Request, S
         entry.platform.as_deref().map(|platform| platform.parse().map_err(|error| format!("platform {platform:?}: {error}")));
     let origin = origin(entry, base, named)?;
     Ok(Request {
-        place: Some(place),
+        position: Some(position),
         naming,
         upstream: upstream.transpose()?,
         platform: platform.transpose()?,
@@ -171,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_forms_of_bazel() {
+    fn parses_the_three_forms_that_bazel_rules_write() {
         let text = r#"
             # As rules_docker, rules_oci and then with tags.
             images { name: "a/b" config { file_path: "c" digest_path: "c.sha256" } layers { file_path: "l" digest_path: "/l.sha256" } }
@@ -193,15 +183,15 @@ mod tests {
             (path("w.tar"), "", Tags::Own, "6:61"),
         ];
         assert_eq!(requests.len(), expected.len());
-        for (request, (origin, repository, tags, place)) in requests.into_iter().zip(expected) {
+        for (request, (origin, repository, tags, position)) in requests.into_iter().zip(expected) {
             assert_eq!(request.origin, origin);
             assert_eq!(request.naming.repository.map(|name| name.to_string()).unwrap_or_default(), repository);
-            assert_eq!((request.naming.tags, request.place), (tags, Some(format!("i.textproto:{place}"))));
+            assert_eq!((request.naming.tags, request.position), (tags, Some(format!("i.textproto:{position}"))));
         }
     }
 
     #[test]
-    fn faults_by_their_place() {
+    fn errors_name_line_and_column() {
         let deep = "images { [a/localregistry.v1.Images] ".to_owned() + &"{ [a/localregistry.v1.Images] ".repeat(100_000);
         let one = "one of path, config, artifact and pull is expected";
         let cases = [

@@ -1,22 +1,22 @@
-//! Places in a prototext: where its entries start, and how deep it nests. The parser tells neither once it is done, and calls itself for
-//! each level. Pure.
+//! Scans prototext for the positions of its entries, which the parser does not report, and for its nesting depth, which the
+//! recursive parser does not limit.
 
-/// Deepest nesting of messages: the schema has two levels, and the parser's words are better for what is a little deeper.
+/// Deepest allowed nesting. The schema has two levels; the parser has better messages for slightly deeper input.
 const MAX_DEPTH: usize = 16;
 
-/// A text that nests deeper than any list of images.
+/// Messages are nested deeper than [`MAX_DEPTH`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("messages are nested deeper than {MAX_DEPTH}")]
-pub struct Deep {
-    /// The brace that is one too many, in bytes from the start.
+pub struct TooDeep {
+    /// Byte offset of the first brace beyond the limit.
     pub at: usize,
 }
 
-/// Where the messages of the outermost level start, in bytes: at their field's name, or at their brace within a list.
+/// Byte offsets of the outermost messages: of the field name, or of the brace for elements of a list.
 ///
 /// # Errors
-/// [`Deep`].
-pub fn entries(text: &str) -> Result<Vec<usize>, Deep> {
+/// Fails if the nesting is too deep.
+pub fn entries(text: &str) -> Result<Vec<usize>, TooDeep> {
     let mut starts = Vec::new();
     let (mut depth, mut name) = (0_usize, None);
     let mut in_word = false;
@@ -36,7 +36,7 @@ pub fn entries(text: &str) -> Result<Vec<usize>, Deep> {
                 }
                 depth += 1;
                 if depth > MAX_DEPTH {
-                    return Err(Deep { at });
+                    return Err(TooDeep { at });
                 }
             }
             b'}' | b'>' => depth = depth.saturating_sub(1),
@@ -46,7 +46,7 @@ pub fn entries(text: &str) -> Result<Vec<usize>, Deep> {
     Ok(starts)
 }
 
-/// To behind the quote that ends a string, or the end of the line, where the string is wrong.
+/// Advances past the closing quote, or past the end of the line if the string is not closed.
 fn skip_string(bytes: &mut impl Iterator<Item = (usize, u8)>, quote: u8) {
     while let Some((_, byte)) = bytes.next() {
         match byte {
@@ -58,9 +58,9 @@ fn skip_string(bytes: &mut impl Iterator<Item = (usize, u8)>, quote: u8) {
     }
 }
 
-/// Lines and columns, both from 1, of the bytes at `places`, which ascend. Columns count characters.
+/// Line and column, both from 1, of each byte offset in `offsets`, which must ascend. Columns count characters.
 #[must_use]
-pub fn positions(content: &[u8], places: &[usize]) -> Vec<(usize, usize)> {
+pub fn positions(content: &[u8], offsets: &[usize]) -> Vec<(usize, usize)> {
     let (mut line, mut start, mut scanned) = (1, 0, 0);
     let position = |at: &usize| {
         let at = (*at).min(content.len());
@@ -71,7 +71,7 @@ pub fn positions(content: &[u8], places: &[usize]) -> Vec<(usize, usize)> {
         scanned = at;
         (line, String::from_utf8_lossy(content.get(start..at).unwrap_or_default()).chars().count() + 1)
     };
-    places.iter().map(position).collect()
+    offsets.iter().map(position).collect()
 }
 
 #[cfg(test)]
@@ -79,19 +79,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_are_found_beside_strings_and_comments() {
+    fn entries_ignores_braces_in_strings_and_comments() {
         let text = "# images {\nimages { path: \"}{\\\"{\" }\n images: [ < >, { a { } } ] images{'}'}";
         assert_eq!(entries(text), Ok(vec![11, 37, 52, 64]));
     }
 
     #[test]
-    fn nesting_ends() {
+    fn deep_nesting_is_rejected() {
         assert!(entries(&"{".repeat(16)).is_ok());
-        assert_eq!(entries(&"{".repeat(17)), Err(Deep { at: 16 }));
+        assert_eq!(entries(&"{".repeat(17)), Err(TooDeep { at: 16 }));
     }
 
     #[test]
-    fn positions_count_characters() {
+    fn columns_count_characters() {
         let text = "é\nßx";
         assert_eq!(positions(text.as_bytes(), &[0, 2, 3, 5, 99]), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)]);
     }

@@ -1,5 +1,4 @@
-//! An image layout that is nowhere: one manifest made here, and content that lies in files all over the machine. What enters are
-//! files; what leaves is a [`Tree`]. Content is read, never copied.
+//! An image layout that exists only in memory: one generated manifest, and blobs that are files anywhere on this machine.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -14,28 +13,31 @@ use serde::Serialize;
 use crate::disk::layout::{Identity, OpenFile, Tree};
 use crate::oci::Digest;
 
-/// A manifest of an image or artifact, its fields in the order in which Docker writes them.
+/// Content of the file `oci-layout` (OCI image layout specification).
+pub const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// A manifest to write. The fields are in Docker's order.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Manifest {
-    /// 2, of both kinds.
+pub struct NewManifest {
+    /// Always 2.
     pub schema_version: u8,
-    /// Its own type.
+    /// Media type of the manifest.
     pub media_type: &'static str,
-    /// What an artifact is.
+    /// Type of an artifact.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    /// The config.
-    pub config: Descriptor,
-    /// The layers, the lowest first.
-    pub layers: Vec<Descriptor>,
+    /// Descriptor of the config.
+    pub config: NewDescriptor,
+    /// Descriptors of the layers, the lowest first.
+    pub layers: Vec<NewDescriptor>,
 }
 
-/// A descriptor, its fields in the order in which Docker writes them.
+/// A descriptor to write. The fields are in Docker's order.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Descriptor {
-    /// Type of the content.
+pub struct NewDescriptor {
+    /// Media type of the content.
     pub media_type: Cow<'static, str>,
     /// Size of the content in bytes.
     pub size: u64,
@@ -46,7 +48,7 @@ pub struct Descriptor {
     pub annotations: BTreeMap<&'static str, String>,
 }
 
-impl Descriptor {
+impl NewDescriptor {
     /// A descriptor without annotations.
     #[must_use]
     pub fn new(media_type: impl Into<Cow<'static, str>>, digest: Digest, size: u64) -> Self {
@@ -54,66 +56,66 @@ impl Descriptor {
     }
 }
 
-/// Where a blob's content is.
+/// The content of a blob.
 #[derive(Debug)]
-pub enum Place {
-    /// Here.
-    Held(Vec<u8>),
+pub enum BlobContent {
+    /// In memory.
+    Memory(Vec<u8>),
     /// In a file.
     File(PathBuf),
 }
 
-/// A layout of one image without a name.
+/// A layout of one unnamed image.
 #[derive(Debug)]
-pub struct Made {
+pub struct VirtualLayout {
     index: Vec<u8>,
-    blobs: HashMap<String, Place>,
+    blobs: HashMap<String, BlobContent>,
 }
 
-impl Made {
-    /// The layout of the image with this manifest, and with `blobs`.
+impl VirtualLayout {
+    /// The layout of one image with this manifest and these blobs.
     ///
     /// # Errors
-    /// Never: such a manifest is always JSON.
-    pub fn new(manifest: &Manifest, blobs: impl IntoIterator<Item = (Digest, Place)>) -> serde_json::Result<Self> {
+    /// Fails only if serialization fails, which it does not for these types.
+    pub fn new(manifest: &NewManifest, blobs: impl IntoIterator<Item = (Digest, BlobContent)>) -> serde_json::Result<Self> {
         let content = serde_json::to_vec(manifest)?;
         let digest = Digest::sha256_of(&content);
-        let root = Descriptor::new(manifest.media_type, digest, content.len() as u64);
+        let root = NewDescriptor::new(manifest.media_type, digest, content.len() as u64);
         let index = serde_json::to_vec(&serde_json::json!({ "schemaVersion": 2, "manifests": [root] }))?;
-        let blobs = blobs.into_iter().chain([(digest, Place::Held(content))]);
+        let blobs = blobs.into_iter().chain([(digest, BlobContent::Memory(content))]);
         Ok(Self { index, blobs: blobs.map(|(digest, place)| (digest.blob_path(), place)).collect() })
     }
 }
 
-impl Tree for Made {
+impl Tree for VirtualLayout {
     fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
         match (path, self.blobs.get(path)) {
-            ("oci-layout", _) => Ok(held(br#"{"imageLayoutVersion":"1.0.0"}"#)),
-            ("index.json", _) => Ok(held(&self.index)),
-            (_, Some(Place::Held(content))) => Ok(held(content)),
-            (_, Some(Place::File(file))) => content(file),
+            ("oci-layout", _) => Ok(in_memory(OCI_LAYOUT)),
+            ("index.json", _) => Ok(in_memory(&self.index)),
+            (_, Some(BlobContent::Memory(content))) => Ok(in_memory(content)),
+            (_, Some(BlobContent::File(file))) => content(file),
             (_, None) => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
     fn display_path(&self, path: &str) -> String {
         match self.blobs.get(path) {
-            Some(Place::File(file)) => file.display().to_string(),
+            Some(BlobContent::File(file)) => file.display().to_string(),
             _ => path.to_owned(),
         }
     }
 
     fn identity(&self, path: &str) -> Option<Identity> {
-        let Some(Place::File(file)) = self.blobs.get(path) else { return None };
+        let Some(BlobContent::File(file)) = self.blobs.get(path) else { return None };
         identity(file)
     }
 }
 
-/// A folder whose symbolic links may lead out of it, as those of Bazel's rules do. Only for what the user's own build made.
+/// A folder whose symbolic links may lead out of it, as in the output of Bazel's rules. Only for trusted build output.
 #[derive(Debug)]
-pub struct Linked(pub PathBuf);
+pub struct UnconfinedDir(pub PathBuf);
 
-impl Tree for Linked {
+impl Tree for UnconfinedDir {
     fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
         content(&self.0.join(path))
     }
@@ -123,9 +125,9 @@ impl Tree for Linked {
     }
 }
 
-/// Content that is in memory.
+/// Content in memory.
 #[must_use]
-pub fn held(content: &[u8]) -> OpenFile<'_> {
+pub fn in_memory(content: &[u8]) -> OpenFile<'_> {
     OpenFile { reader: Box::new(Cursor::new(content)), size: content.len() as u64 }
 }
 
@@ -139,10 +141,10 @@ fn identity(path: &Path) -> Option<Identity> {
     Some(Identity { device: metadata.dev(), inode: metadata.ino(), at: 0 })
 }
 
-/// Opens a regular file and gives its size in bytes. A FIFO in its place does not hold up who opens it.
+/// Opens a regular file and returns its size in bytes. Does not block on a FIFO.
 ///
 /// # Errors
-/// As of opening a file; also where it is no regular one.
+/// Fails if the file cannot be opened or is not a regular file.
 pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
     let file = File::from(open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?);
     let metadata = file.metadata()?;

@@ -1,0 +1,59 @@
+//! A hidden working folder, removed with its content when it is dropped. A folder left by a killed process is removed by the next
+//! process that works in the same place.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+/// Prefix of the names of working folders for `disk`.
+#[must_use]
+pub fn prefix(disk: &Path) -> String {
+    format!(".{}.pack-", disk.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// A locked working folder.
+#[derive(Debug)]
+pub struct WorkDir {
+    folder: TempDir,
+    /// A folder without a lock was left by a killed process.
+    _lock: File,
+}
+
+impl WorkDir {
+    /// Creates a folder in `parent` whose name starts with `prefix`, and removes those of killed processes.
+    ///
+    /// # Errors
+    /// Fails if `parent` cannot be written to.
+    pub fn new(parent: &Path, prefix: &str) -> io::Result<Self> {
+        remove_abandoned(parent, prefix);
+        let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(parent).map_err(|error| without_path(&error))?;
+        let lock = File::open(folder.path())?;
+        lock.try_lock()?;
+        Ok(Self { folder, _lock: lock })
+    }
+
+    /// Path of the folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// The error without the random path that tempfile appends.
+fn without_path(error: &io::Error) -> io::Error {
+    let text = error.to_string();
+    let (message, _) = text.split_once(" at path ").unwrap_or((&text, ""));
+    io::Error::new(error.kind(), message.to_owned())
+}
+
+/// Removes abandoned folders. One that cannot be removed stays and does no harm.
+fn remove_abandoned(parent: &Path, prefix: &str) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(prefix);
+        if ours && File::open(entry.path()).is_ok_and(|left| left.try_lock().is_ok()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
