@@ -1,4 +1,4 @@
-//! How an error is told: in one line, with its causes.
+//! Text helpers of both programs: an error with its causes on one line, and line splitting with a length limit.
 
 use std::error::Error;
 
@@ -12,4 +12,92 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     line
+}
+
+/// Splits a byte stream into lines of limited length. The input is untrusted: memory stays bounded, and nothing is decoded.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    limit: usize,
+    pending: Vec<u8>,
+    truncated: bool,
+}
+
+/// One line, without its newline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Line<'a> {
+    /// The first bytes of the line, up to the limit.
+    pub bytes: &'a [u8],
+    /// Whether the line was longer than the limit.
+    pub truncated: bool,
+}
+
+impl Lines {
+    /// `limit` is the longest line in bytes that is not truncated.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { limit, pending: Vec::new(), truncated: false }
+    }
+
+    /// Appends `bytes` and calls `each` for every line that they complete.
+    pub(crate) fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(Line<'_>)) {
+        for part in bytes.split_inclusive(|&byte| byte == b'\n') {
+            let (part, ended) = match part.split_last() {
+                Some((b'\n', line)) => (line, true),
+                _ => (part, false),
+            };
+            let space = self.limit.saturating_sub(self.pending.len());
+            let stored = part.get(..space).unwrap_or(part);
+            self.pending.extend_from_slice(stored);
+            self.truncated |= stored.len() < part.len();
+            if ended {
+                each(Line { bytes: &self.pending, truncated: self.truncated });
+                self.pending.clear();
+                self.truncated = false;
+            }
+        }
+    }
+
+    /// The line whose newline has not come yet; empty if there is none.
+    #[cfg(feature = "host")]
+    pub(crate) fn unfinished(&self) -> Line<'_> {
+        Line { bytes: &self.pending, truncated: self.truncated }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(limit: usize, parts: &[&[u8]]) -> (Vec<(String, bool)>, Vec<u8>) {
+        let mut lines = Lines::new(limit);
+        let mut found = Vec::new();
+        for part in parts {
+            lines.feed(part, |line| found.push((String::from_utf8(line.bytes.to_vec()).unwrap(), line.truncated)));
+        }
+        (found, lines.pending)
+    }
+
+    #[test]
+    fn lines_do_not_depend_on_how_the_stream_is_cut() {
+        let expected = vec![("one".to_owned(), false), (String::new(), false), ("two".to_owned(), false)];
+        assert_eq!(split(10, &[b"one\n\ntwo\nth"]), (expected.clone(), b"th".to_vec()));
+        let single: Vec<&[u8]> = b"one\n\ntwo\nth".chunks(1).collect();
+        assert_eq!(split(10, &single), (expected, b"th".to_vec()));
+    }
+
+    #[test]
+    fn long_line_is_truncated_and_the_next_one_is_not() {
+        let (found, unfinished) = split(3, &[b"abc\nabcd\n", b"ab", b"cdefgh", b"\nx\nlonger"]);
+        let found: Vec<(&str, bool)> = found.iter().map(|(text, truncated)| (text.as_str(), *truncated)).collect();
+        assert_eq!(found, [("abc", false), ("abc", true), ("abc", true), ("x", false)]);
+        assert_eq!(unfinished, b"lon");
+    }
+
+    #[test]
+    fn endless_line_is_stored_up_to_the_limit() {
+        let mut lines = Lines::new(100);
+        for _ in 0..1000 {
+            lines.feed(&[b'x'; 1000], |_| panic!("no line has ended"));
+        }
+        assert_eq!((lines.pending.as_slice(), lines.truncated), (&[b'x'; 100][..], true));
+    }
 }

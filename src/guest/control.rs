@@ -10,6 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::proto::{Command, command};
 use crate::registry::telemetry::events::Events;
+use crate::text::{Line, Lines};
 
 use super::early::{clock, console, ports};
 use super::power::{By, DRAIN, Stop};
@@ -39,18 +40,27 @@ pub fn listen(stop: UnboundedSender<Stop>, events: Events) {
 }
 
 fn serve(mut port: impl Read, stop: &UnboundedSender<Stop>, events: &Events) -> io::Result<()> {
-    let mut lines = Lines::default();
+    let mut lines = Lines::new(LONGEST);
     let mut chunk = [0; 4096];
     loop {
         let read = port.read(&mut chunk)?;
         if read == 0 {
             thread::sleep(IDLE);
         }
-        for line in lines.push(chunk.get(..read).unwrap_or_default()) {
-            if let Err(problem) = line.and_then(|line| obey(&line, stop)) {
+        lines.feed(chunk.get(..read).unwrap_or_default(), |line| {
+            if let Err(problem) = take(line, stop) {
                 warn(events, problem);
             }
-        }
+        });
+    }
+}
+
+/// Carries out the command in `line`. A blank line is ignored.
+fn take(line: Line<'_>, stop: &UnboundedSender<Stop>) -> Result<(), String> {
+    match line {
+        Line { truncated: true, .. } => Err(format!("not a command: a line of over {LONGEST} bytes")),
+        Line { bytes, .. } if bytes.trim_ascii().is_empty() => Ok(()),
+        Line { bytes, .. } => obey(bytes, stop),
     }
 }
 
@@ -79,40 +89,6 @@ fn parse(line: &[u8]) -> Result<command::Command, String> {
 
 fn warn(events: &Events, message: String) {
     console::warn(events, "BAD_COMMAND", message);
-}
-
-/// Parts a stream into lines without ever holding more than [`LONGEST`] bytes.
-#[derive(Debug, Default)]
-struct Lines {
-    partial: Vec<u8>,
-    /// Whether the line that has begun is too long and its rest is to be skipped.
-    skipping: bool,
-}
-
-impl Lines {
-    /// The lines that end in `bytes`; blank ones are left out.
-    fn push(&mut self, bytes: &[u8]) -> Vec<Result<Vec<u8>, String>> {
-        let mut lines = Vec::new();
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let (text, ended) = part.strip_suffix(b"\n").map_or((part, false), |text| (text, true));
-            if !self.skipping && self.partial.len().saturating_add(text.len()) > LONGEST {
-                self.partial = Vec::new();
-                self.skipping = true;
-                lines.push(Err(format!("not a command: a line of over {LONGEST} bytes")));
-            }
-            if !self.skipping {
-                self.partial.extend_from_slice(text);
-            }
-            if ended {
-                self.skipping = false;
-                let line = std::mem::take(&mut self.partial);
-                if !line.trim_ascii().is_empty() {
-                    lines.push(Ok(line));
-                }
-            }
-        }
-        lines
-    }
 }
 
 #[cfg(test)]
@@ -156,21 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn lines_may_come_in_pieces() {
-        let mut lines = Lines::default();
-        assert_eq!(lines.push(b"ab"), []);
-        assert_eq!(lines.push(b"c\n\n \r\nd\ne"), [Ok(b"abc".to_vec()), Ok(b"d".to_vec())]);
-        assert_eq!(lines.push(b"\n"), [Ok(b"e".to_vec())]);
-    }
-
-    #[test]
-    fn a_line_without_end_is_skipped_and_holds_no_memory() {
-        let mut lines = Lines::default();
-        let refused = Err("not a command: a line of over 65536 bytes".to_owned());
-        assert_eq!(lines.push(&vec![b'x'; LONGEST]), []);
-        assert_eq!(lines.push(b"x"), [refused]);
-        assert_eq!(lines.push(&vec![b'x'; LONGEST]), []);
-        assert_eq!(lines.partial.capacity(), 0);
-        assert_eq!(lines.push(b"x\ngood\n"), [Ok(b"good".to_vec())]);
+    fn blank_line_is_ignored_and_long_line_is_refused() {
+        let (stop, mut stops) = tokio::sync::mpsc::unbounded_channel();
+        let mut lines = Lines::new(LONGEST);
+        let mut results = Vec::new();
+        lines.feed(b"\n \r\n", |line| results.push(take(line, &stop)));
+        lines.feed(&[b'x'; LONGEST], |_| panic!("the line has not ended"));
+        lines.feed(b"x\n{\"shutdown\":{}}\n", |line| results.push(take(line, &stop)));
+        assert_eq!(results, [Ok(()), Ok(()), Err("not a command: a line of over 65536 bytes".to_owned()), Ok(())]);
+        assert!(stops.try_recv().is_ok());
     }
 }

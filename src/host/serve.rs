@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::nodes::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::nodes::ca::{self, Certificates, Tls};
 use super::support::files;
 use super::support::report::{Report, counted};
+use super::support::signals::Signals;
 use super::vm::launch::{LaunchError, check_disk};
 use super::vm::net::check::privileged;
 use crate::address::san;
@@ -265,7 +265,7 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let text = format!("serving {} at {}{beside}", counted(ready.images, "image"), ready.endpoints.join(", "));
     report.result(&ready, &text)?;
 
-    let totals = serve(listeners, registry, signals.first(), Signals::drain).await;
+    let totals = serve(listeners, registry, first(signals), drain).await;
     report.step(format!("served {} requests, {} bytes", totals.requests, totals.bytes));
     // The registry is gone, and its end of the queue with it: the recorder has come to its end.
     recorder.map(std::thread::JoinHandle::join);
@@ -290,34 +290,15 @@ fn check_is_folder(path: &Path) -> Result<(), Error> {
     Err(Error::NotALayout { path: path.to_owned(), found, instead })
 }
 
-/// SIGINT and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+/// Waits for the first signal, which starts the graceful shutdown.
+async fn first(mut signals: Signals) -> Signals {
+    signals.next().await;
+    signals
 }
 
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-
-    /// The first one: it ends the server in order.
-    async fn first(mut self) -> Self {
-        self.next().await;
-        self
-    }
-
-    /// How long transfers may take after it: until the next one, or for [`DRAIN`].
-    async fn drain(mut self) {
-        let _ = tokio::time::timeout(DRAIN, self.next()).await;
-    }
+/// Waits for a second signal, for [`DRAIN`] at most: then transfers under way are cut.
+async fn drain(mut signals: Signals) {
+    let _ = tokio::time::timeout(DRAIN, signals.next()).await;
 }
 
 fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<Listener, Error> {

@@ -4,6 +4,7 @@ pub mod cache;
 pub mod files;
 pub mod interrupt;
 pub mod report;
+pub mod signals;
 pub(crate) mod sys;
 pub mod tools;
 pub mod workers;

@@ -9,8 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::host::vm::launch::{BadEvent, LONGEST_EVENT, Line, Lines, parse_event};
+use crate::host::vm::launch::{BadEvent, LONGEST_EVENT, parse_event};
 use crate::proto::Event;
+use crate::text::{Line, Lines};
 
 /// How often a file is looked at for more.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -61,7 +62,7 @@ pub(crate) fn read(path: &Path, follow: bool, mut each: impl FnMut(Entry<'_>) ->
             return Ok(false);
         }
     }
-    let rest = lines.rest();
+    let rest = lines.unfinished();
     if rest.bytes.is_empty() {
         return Ok(false);
     }

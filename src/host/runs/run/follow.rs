@@ -6,11 +6,10 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
 use super::lifeline::{self, Lifeline};
 use super::print;
 use crate::host::support::report::Report;
+use crate::host::support::signals::Signals;
 use crate::host::vm::launch::{Appliance, Ended};
 use crate::proto::Event;
 use crate::proto::event::Event as Kind;
@@ -22,26 +21,6 @@ const BAD_EVENTS: u32 = 10;
 const ECHO: Duration = Duration::from_secs(1);
 /// Events that wait to be printed at most.
 const WAITING: usize = 4096;
-
-/// SIGINT and SIGTERM.
-pub(crate) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    pub(crate) fn listen() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// The name of the next one. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-        }
-    }
-}
 
 /// What is printed while it runs.
 #[derive(Debug, Clone, Copy)]

@@ -23,10 +23,11 @@ use crate::host::nodes::ca;
 use crate::host::nodes::trust::{self, Contents, TrustError};
 use crate::host::support::files;
 use crate::host::support::report::Report;
+use crate::host::support::signals::Signals;
 use crate::host::vm::launch::error::{NO_ACCESS, NO_KERNEL, NO_PLACE};
 use crate::host::vm::launch::{self, Appliance, Ended, LaunchError, Options, command};
 
-use follow::{Shown, Signals, follow};
+use follow::{Shown, follow};
 use lifeline::{Descriptor, Lifeline, LifelineError};
 use notes::{Note, writable};
 

@@ -3,7 +3,8 @@
 
 use std::collections::VecDeque;
 
-use super::lines::{Line, Lines, printable};
+use super::printable::printable;
+use crate::text::{Line, Lines};
 
 /// Lines that are kept.
 const KEPT: usize = 40;
@@ -42,7 +43,7 @@ impl Console {
 
     /// The last `count` lines, the unfinished one included.
     pub(crate) fn tail(&self, count: usize) -> Vec<String> {
-        let rest = self.lines.rest();
+        let rest = self.lines.unfinished();
         let rest = (!rest.bytes.is_empty()).then(|| shown(rest));
         let all: Vec<String> = self.last.iter().cloned().chain(rest).collect();
         let skipped = all.len().saturating_sub(count);
@@ -58,7 +59,7 @@ impl Console {
 /// A line as it is kept.
 fn shown(line: Line<'_>) -> String {
     let mut text = printable(line.bytes);
-    if line.cut {
+    if line.truncated {
         text.push_str(" …");
     }
     text

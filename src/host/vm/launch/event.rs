@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use super::lines::{Line, printable};
+use super::printable::printable;
 use crate::proto::Event;
+use crate::text::Line;
 
 /// Longest event, in bytes. The longest honest one is `ready`, with a CA of about 1 KiB.
 pub(crate) const LONGEST: usize = 64 * 1024;
@@ -56,7 +57,7 @@ pub enum BadEvent {
 /// The event in `line`.
 pub(crate) fn parse(line: Line<'_>) -> Result<Event, BadEvent> {
     let start = || printable(line.bytes.get(..SHOWN).unwrap_or(line.bytes));
-    if line.cut {
+    if line.truncated {
         return Err(BadEvent::TooLong { start: start() });
     }
     let event: Event = serde_json::from_slice(line.bytes).map_err(|source| BadEvent::Json { start: start(), source })?;
@@ -72,7 +73,7 @@ mod tests {
     use crate::proto::event;
 
     fn whole(bytes: &[u8]) -> Result<Event, BadEvent> {
-        parse(Line { bytes, cut: false })
+        parse(Line { bytes, truncated: false })
     }
 
     #[test]
@@ -100,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_line_that_was_cut_is_refused_even_where_it_reads_well() {
-        let error = parse(Line { bytes: br#"{"booting":{}}"#, cut: true }).unwrap_err();
+        let error = parse(Line { bytes: br#"{"booting":{}}"#, truncated: true }).unwrap_err();
         assert_eq!(error.to_string(), r#"the guest sent an event of more than 65536 bytes, starting "{\"booting\":{}}""#);
     }
 }

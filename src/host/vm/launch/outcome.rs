@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::lines::printable;
+use super::printable::printable;
 use crate::proto::Done;
 
 /// QEMU's reason for its end when a signal told it to.

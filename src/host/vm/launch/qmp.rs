@@ -11,8 +11,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::lines::Lines;
 use super::record::Record;
+use crate::text::Lines;
 
 /// Longest message from QEMU, in bytes.
 const LONGEST: usize = 256 * 1024;

@@ -11,9 +11,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::console::Console;
 use super::event::{self, BadEvent};
-use super::lines::Lines;
+
 use super::outcome::{Exit, Killed, Outcome, Seen};
 use crate::proto::{Done, Event, event::Event as Kind};
+use crate::text::Lines;
 
 /// Console lines that are shown when something went wrong.
 const SHOWN: usize = 20;

@@ -12,8 +12,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::LaunchError;
-use super::lines::printable;
 use super::outcome::Exit;
+use super::printable::printable;
 use super::process::Process;
 use crate::host::vm::qemu::{Board, Version};
 
