@@ -1,4 +1,4 @@
-//! A launcher in Rust: boots a packed disk, hands out the CA, waits for a pull, and ends the appliance in order.
+//! A launcher in Rust: boots a packed disk, writes the CA, waits for a pull, and shuts the appliance down.
 //!
 //! ```console
 //! $ cargo run --example boot -- images.erofs
@@ -14,12 +14,12 @@ use localregistry::proto::event::Event;
 async fn main() -> Result<(), Box<dyn Error>> {
     let disk = std::env::args_os().nth(1).ok_or("usage: boot DISK")?;
 
-    // One call: it returns when the registry answers. Dropping the future, or the appliance, ends QEMU.
+    // Returns when the registry is ready. Dropping the future or the appliance ends QEMU.
     let mut appliance = Appliance::builder(disk).name("registry.test").boot().await?;
     appliance.write_ca(Path::new("boot-ca.crt"))?;
     println!("pull from {}, trusting boot-ca.crt", appliance.address());
 
-    // What nodes do, as it happens; here until the first request has been answered.
+    // Events arrive as they happen; this waits for the first answered request.
     while let Some(event) = appliance.next_event().await {
         if let Some(Event::Request(request)) = event?.event {
             println!("{} asked for {} {}", request.peer, request.repository, request.reference);
@@ -27,10 +27,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
     }
 
-    // In order: transfers under way finish, and the guest says what it has done.
-    let ended = appliance.shutdown().await;
-    match ended.outcome {
-        Outcome::Done(done) => println!("ended in order after {} requests", done.requests),
+    // Graceful: transfers under way finish, and the guest reports its totals.
+    let exit = appliance.shutdown().await;
+    match exit.outcome {
+        Outcome::Done(done) => println!("shut down cleanly after {} requests", done.requests),
         other => return Err(other.to_string().into()),
     }
     Ok(())

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A launcher in Python that starts QEMU itself, by the machine definition beside it, and needs no `localregistry` at run time.
+"""A launcher in Python that starts QEMU itself with the machine definition in the parent folder. It does not run `localregistry`.
 
     qemu/launchers/machine.py DISK KERNEL INITRAMFS REPOSITORY:TAG
 
-The kernel is one of `localregistry kernel`, the initramfs one of `localregistry initramfs`. It reads the events (proto/JSON.md) from
-their port, pulls the image's manifest over TLS with the CA that came in one of them, and shuts the machine down by the control port.
-MACHINE, APPEND and ACCEL name another definition, kernel command line and accelerators. Standard library only.
+The kernel comes from `localregistry kernel`, the initramfs from `localregistry initramfs`. This program reads the events
+(proto/JSON.md), pulls the image's manifest over TLS with the CA from the event `ready`, and shuts the machine down through the control
+port. The variables MACHINE, APPEND and ACCEL set another definition, kernel command line and accelerators. Standard library only.
 """
 
 import json
@@ -21,34 +21,34 @@ import urllib.request
 
 MACHINE = os.environ.get("MACHINE", str(pathlib.Path(__file__).resolve().parent.parent / "q35.cfg"))
 APPEND = os.environ.get("APPEND", "console=ttyS0 panic=-1 loglevel=5 no_timer_check")
-# KVM that opens and does not work shows as a boot without an end: say TCG there.
+# If KVM opens but does not work, the boot never ends: set ACCEL=tcg then.
 ACCEL = os.environ.get("ACCEL", "kvm tcg").split()
-# Names that the certificate is to have: where this machine reaches the registry.
+# Names for the certificate: the address at which this machine reaches the registry.
 CONFIG = {"names": ["127.0.0.1"]}
-# From QEMU's start to `ready`.
+# Time limit from QEMU's start to `ready`.
 DEADLINE_SECONDS = 600
 
 
 class Machine:
-    """QEMU with an appliance in it. Leaving the `with` ends QEMU, whatever happened."""
+    """QEMU with an appliance in it. Leaving the `with` block kills QEMU."""
 
     def __init__(self, disk, kernel, initramfs):
         self._files = tempfile.TemporaryDirectory()
         config = pathlib.Path(self._files.name, "config.json")
         config.write_text(json.dumps(CONFIG))
         self.console = pathlib.Path(self._files.name, "console")
-        # Connected sockets: nothing is left of them, and QEMU's end is their end of file.
+        # Connected sockets: they leave no files, and read end of file when QEMU ends.
         ours, theirs = {}, {}
         for port in ("events", "control", "qmp"):
             ours[port], theirs[port] = socket.socketpair()
-        # Should this program be killed, so is QEMU.
+        # The kernel kills QEMU if this program dies.
         command = ["setpriv", "--pdeathsig", "KILL", os.environ.get("QEMU", "qemu-system-x86_64")]
         command += ["-nodefaults", "-no-user-config", "-display", "none", "-cpu", "max"]
         for name in ACCEL:
             command += ["-accel", name]
         command += ["-readconfig", MACHINE, "-kernel", kernel, "-initrd", initramfs]
         command += ["-append", APPEND, "-set", f"drive.disk.file={disk}"]
-        # A comma is doubled here, and not in -set.
+        # Commas are doubled here, but not in -set.
         command += ["-fw_cfg", "name=opt/localregistry/config,file=" + str(config).replace(",", ",,")]
         command += ["-set", f"chardev.console.path={self.console}", "-set", "netdev.net0.hostfwd=tcp:127.0.0.1:0-:5000"]
         for port, end in theirs.items():
@@ -59,7 +59,7 @@ class Machine:
         self._control = ours["control"]
         self._qmp = ours["qmp"].makefile("rw")
         self._events = ours["events"].makefile()
-        # A machine that hangs is killed, and its events end.
+        # A machine that hangs is killed, which ends its events.
         self._deadline = threading.Timer(DEADLINE_SECONDS, self.qemu.kill)
         self._deadline.start()
 
@@ -73,25 +73,25 @@ class Machine:
         self._files.cleanup()
 
     def event(self, kind):
-        """The next event of that kind; those before it are passed over."""
+        """Returns the next event of that kind. Earlier ones are skipped."""
         for line in self._events:
             event = json.loads(line)
             if kind in event:
                 return event[kind]
-            # A fault of the guest, in its own words: it has stopped.
+            # The guest has stopped, and names its fault.
             if "done" in event:
                 raise SystemExit(f"the guest stopped: {event['done']['reason']}")
         console = self.console.read_text(errors="replace") if self.console.exists() else ""
         raise SystemExit(f"QEMU ended with status {self.qemu.wait()} before `{kind}`\n{console}")
 
     def ready(self):
-        """Waits for the registry: what it says of itself. From here on there is no deadline."""
+        """Waits until the registry is ready, and returns that event. There is no deadline afterwards."""
         ready = self.event("ready")
         self._deadline.cancel()
         return ready
 
     def ask(self, command, **arguments):
-        """QEMU's answer to a command (QMP)."""
+        """Returns QEMU's answer to a QMP command."""
         print(json.dumps({"execute": command, "arguments": arguments}), file=self._qmp, flush=True)
         for line in self._qmp:
             answer = json.loads(line)
@@ -102,7 +102,7 @@ class Machine:
         raise SystemExit(f"QEMU ended with status {self.qemu.wait()} and did not answer {command}")
 
     def port(self):
-        """The port of 127.0.0.1 that QEMU took for the registry."""
+        """Returns the port of 127.0.0.1 that QEMU forwards to the registry."""
         self.ask("qmp_capabilities")
         # Protocol, descriptor, source address and port, destination address and port, …
         for row in self.ask("human-monitor-command", **{"command-line": "info usernet"}).splitlines():
@@ -111,11 +111,11 @@ class Machine:
         raise SystemExit("QEMU forwards no port")
 
     def shutdown(self):
-        """Ends it in order, and gives its last word."""
+        """Shuts the machine down, and returns its last event."""
         self._control.sendall(b'{"shutdown":{}}\n')
         done = self.event("done")
         if done.get("status", 0) != 0 or self.qemu.wait() != 0:
-            raise SystemExit(f"not in order: {done}")
+            raise SystemExit(f"did not shut down cleanly: {done}")
         return done
 
 
@@ -135,7 +135,7 @@ def main():
         request = machine.event("request")
         print(f"pulled {image} of {ready['images']} images, {digest}, and it saw {request['digest']}")
         done = machine.shutdown()
-        print(f"ended in order after {done['requests']} requests")
+        print(f"shut down cleanly after {done['requests']} requests")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-// A launcher in Go: `localregistry run --json` gives one line when the registry answers.
+// A launcher in Go: `localregistry run --json` prints one line when the registry is ready.
 //
 //	go run qemu/launchers/run.go DISK REPOSITORY:TAG
 //
-// Pulls the image's manifest over TLS, trusting the registry's CA alone. Standard library only.
+// It pulls the image's manifest over TLS, and trusts only the registry's CA. Standard library only.
 package main
 
 import (
@@ -18,7 +18,7 @@ import (
 	"strings"
 )
 
-// Ready is the line: what this program wants of it.
+// Ready has the fields of the line that this program needs.
 type Ready struct {
 	Endpoint string `json:"endpoint"`
 	CA       string `json:"ca"`
@@ -31,16 +31,16 @@ type Appliance struct {
 	lifeline io.Closer
 }
 
-// Boot returns when the registry answers. No file is left.
+// Boot returns when the registry is ready.
 func Boot(disk string, arguments ...string) (*Appliance, error) {
 	program := os.Getenv("LOCALREGISTRY")
 	if program == "" {
 		program = "localregistry"
 	}
 	run := exec.Command(program, append([]string{"run", disk, "--end-with-stdin", "--quiet", "--json"}, arguments...)...)
-	// What goes wrong is on standard error.
+	// Errors are on standard error.
 	run.Stderr = os.Stderr
-	// `run` ends when its standard input does, and so with this program, however it ends.
+	// `run` ends when its standard input is closed, and so when this program ends in any way.
 	lifeline, err := run.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func Boot(disk string, arguments ...string) (*Appliance, error) {
 		err = json.Unmarshal(line, &appliance.Ready)
 	}
 	if err != nil {
-		// Standard output has ended, and so has `run`, or is about to: its exit status says more.
+		// Standard output was closed because `run` has failed: return its exit status.
 		lifeline.Close()
 		if ended := run.Wait(); ended != nil {
 			return nil, ended
@@ -68,13 +68,13 @@ func Boot(disk string, arguments ...string) (*Appliance, error) {
 	return appliance, nil
 }
 
-// Stop ends it in order. The error is nil only where the guest says that all went well.
+// Stop shuts the registry down. The error is nil only if the guest reports a clean shutdown.
 func (appliance *Appliance) Stop() error {
 	appliance.lifeline.Close()
 	return appliance.run.Wait()
 }
 
-// Client trusts the registry's CA, and nobody else.
+// Client trusts only the registry's CA.
 func (appliance *Appliance) Client() (*http.Client, error) {
 	pem, err := os.ReadFile(appliance.CA)
 	if err != nil {

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""A launcher in Python: `localregistry run --json` gives one line when the registry answers, then one for each event.
+"""A launcher in Python: `localregistry run --json --follow` prints one line when the registry is ready, then one for each event.
 
     qemu/launchers/run.py DISK REPOSITORY:TAG
 
-Pulls the image's manifest over TLS, trusting the registry's CA alone, and prints what the registry saw. Standard library only.
+It pulls the image's manifest over TLS, trusts only the registry's CA, and prints the request as the registry logged it. Standard library
+only.
 """
 
 import contextlib
@@ -19,10 +20,9 @@ MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.ima
 
 @contextlib.contextmanager
 def appliance(disk, *arguments):
-    """A running registry: what it said when it was ready, and its events to come. It is ended in order, or an error says why not."""
+    """Runs a registry. Yields the line that reports it as ready, and its events. Fails unless it shuts down cleanly."""
     program = os.environ.get("LOCALREGISTRY", "localregistry")
-    # `run` ends when its standard input does, and so with this program, however it ends. What goes wrong is on standard error, and no
-    # file is left.
+    # `run` ends when its standard input is closed, and so when this program ends in any way. Errors are on standard error.
     command = [program, "run", disk, "--end-with-stdin", "--quiet", "--json", "--follow", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         try:
@@ -38,7 +38,7 @@ def appliance(disk, *arguments):
 
 
 def manifest(endpoint, ca, image):
-    """The manifest of `image`, and its digest."""
+    """Returns the manifest of `image` and its digest."""
     repository, _, tag = image.rpartition(":")
     request = urllib.request.Request(f"{endpoint}/v2/{repository}/manifests/{tag}", headers={"Accept": MANIFESTS})
     with urllib.request.urlopen(request, context=ssl.create_default_context(cafile=ca)) as response:

@@ -1,10 +1,10 @@
 #!/bin/sh
-# A launcher in shell: boots a disk, says where the registry is and which CA to trust, has a command pull, and ends the registry.
+# A launcher in shell: boots a disk, runs a command that pulls from the registry, and shuts the registry down.
 #
 #   qemu/launchers/run.sh DISK COMMAND…     e.g. run.sh images.erofs sh -c 'curl --cacert "$REGISTRY_CA" "https://$REGISTRY/v2/_catalog"'
 #
-# The command gets REGISTRY (host and port), REGISTRY_CA (PEM) and REGISTRY_TRUST (files for every runtime). The exit status is the
-# command's, or that of `localregistry run` (see its --help) where that failed.
+# The command has REGISTRY (host and port), REGISTRY_CA (PEM) and REGISTRY_TRUST (files for every runtime) in its environment. The exit
+# status is the command's, or that of `localregistry run` (see its --help) if that failed.
 set -eu
 
 [ $# -ge 2 ] || { echo "usage: run.sh DISK COMMAND…" >&2; exit 2; }
@@ -13,8 +13,8 @@ shift
 localregistry=${LOCALREGISTRY:-localregistry}
 
 work=$(mktemp -d)
-# Descriptor 3 holds the lifeline's writing end. Nothing that this shell starts may inherit it: `run` ends when the last copy is closed,
-# and so when this shell ends, however it does.
+# Descriptor 3 is the writing end of the pipe that is the standard input of `run`. No other process may inherit it: `run` ends when the
+# last copy is closed, and so when this shell ends in any way.
 mkfifo "$work/lifeline"
 exec 3<>"$work/lifeline"
 run=
@@ -27,7 +27,7 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# The file is there, whole, once the registry answers; until then `run` may end with an error, and has said which.
+# The ready file appears atomically once the registry is ready. If `run` fails before, it has printed the error.
 "$localregistry" run "$disk" --end-with-stdin --quiet --json --ready-file "$work/ready" --trust "$work/trust" \
     <"$work/lifeline" >"$work/line" 3>&- &
 run=$!
@@ -41,7 +41,7 @@ export REGISTRY REGISTRY_CA REGISTRY_TRUST
 
 pulled=0
 "$@" 3>&- || pulled=$?
-# In order: transfers under way finish, and `run` exits 0 only where the guest says that all went well.
+# Graceful: transfers under way finish, and `run` exits with 0 only if the guest reports a clean shutdown.
 exec 3>&-
 status=0
 wait "$run" || status=$?

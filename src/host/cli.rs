@@ -63,25 +63,25 @@ enum Command {
     Initramfs(initramfs::Args),
     /// Boot a packed disk and serve its images until a signal ends it
     #[command(display_name = NAME)]
-    Run(Box<run::Args>),
+    Run(Box<run::RunArgs>),
     /// Say what of this machine packing and booting need, and what is missing
     #[command(display_name = NAME)]
     Doctor(doctor::Args),
     /// List the runs of this user
     #[command(display_name = NAME)]
-    Ps(ps::Args),
+    Ps(ps::PsArgs),
     /// End a run in order
     #[command(display_name = NAME)]
-    Stop(stop::Args),
+    Stop(stop::StopArgs),
     /// Write the files that nodes need to trust a registry
     #[command(display_name = NAME)]
     Trust(trust::Args),
     /// Show who pulled what, from a log of events
     #[command(display_name = NAME)]
-    Events(pull_log::events::Args),
+    Events(pull_log::events::EventsArgs),
     /// Hold a log of events against what should have been pulled
     #[command(display_name = NAME)]
-    Assert(pull_log::assert::Args),
+    Assert(pull_log::assert::AssertArgs),
     /// Describe the JSON of events, commands and config, field by field
     #[command(display_name = NAME)]
     Schema(schema::Args),

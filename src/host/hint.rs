@@ -8,7 +8,7 @@ use super::boot::modules::{ModulesError, TreeError};
 use super::deploy::DeployError;
 use super::images::sample;
 use super::vm::launch::error::Purpose;
-use super::vm::launch::{LaunchError, Outcome};
+use super::vm::launch::{BuildError, LaunchError, Outcome};
 use crate::text::chain;
 
 /// `error` with its causes and the hint, on one line.
@@ -33,6 +33,16 @@ pub(crate) fn launch(error: &LaunchError) -> Option<&'static str> {
              a VM",
         ),
         LaunchError::Ended(ended) if matches!(ended.outcome, Outcome::NotReady(_)) => Some("--timeout gives it longer"),
+        _ => None,
+    }
+}
+
+/// For an appliance that cannot be built.
+pub(crate) fn build(error: &BuildError) -> Option<&'static str> {
+    match error {
+        BuildError::Launch(error) => launch(error),
+        BuildError::Kernel(error) => kernel(error),
+        BuildError::Initramfs(error) => initramfs(error),
         _ => None,
     }
 }

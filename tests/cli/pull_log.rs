@@ -85,7 +85,7 @@ fn with_json_the_log_s_own_lines_are_passed_on() {
 fn a_last_line_that_was_cut_off_is_left_out() {
     let whole = written(&log());
     let bench = bench(&format!("{whole}{{\"time\": 1, \"requ"));
-    let note = "the last line of log was cut off in writing, and is left out\n";
+    let note = "the last line of log is incomplete and is ignored\n";
     let (status, table, said) = run(&bench, &["events", "log"]);
     assert_eq!((status, table.lines().count(), said.as_str()), (Some(0), 4, note));
     let (status, _, said) = run(&bench, &["assert", "--pulled", "test/multi:1", "--times", "2", "log"]);
@@ -132,7 +132,7 @@ fn a_socket_is_read_to_its_end() {
     assert_eq!(text(&output.stdout).lines().count(), 4);
     assert_eq!(
         text(&output.stderr),
-        "line 1 of socket: the guest sent a line that is no event: \"junk\": expected value at line 1 column 1\n"
+        "line 1 of socket: the guest sent a line that is not an event: \"junk\": expected value at line 1 column 1\n"
     );
 }
 
@@ -175,7 +175,7 @@ fn what_does_not_hold_exits_1_with_the_difference() {
     let both = format!("  {}  {}", row("10.1.0.7", one, "   200        512"), row("10.1.0.8", one, "   200        512"));
     let missed = format!("  {}", row("10.1.0.8", "test/multi:2", "   404        512"));
     let nearest = format!(
-        "  nobody asked for test/other:1; the nearest names in the log:\n  {}{missed}",
+        "  no client asked for test/other:1; the most similar names in the log:\n  {}{missed}",
         row("10.1.0.8", one, "   200        512")
     );
     for (arguments, difference, context) in [
@@ -260,8 +260,8 @@ fn a_failure_lists_the_nearest_names_and_says_which_tag_was_taken() {
     let (status, _, said) = run(&bench, &["assert", "--pulled", "team/backend", "log"]);
     let head = "localregistry: team/backend:latest was not pulled; it was expected to be pulled at least once\n\
                 - team/backend:latest: to be pulled at least once\n+ team/backend:latest: not pulled\n  \
-                no tag was given: latest was looked for, as clients do\n  nobody asked for team/backend:latest; the nearest names in \
-                the log:\n";
+                no tag was given: latest was looked for, as clients do\n  no client asked for team/backend:latest; the most similar \
+                names in the log:\n";
     assert!(said.starts_with(head), "{said}");
     assert_eq!(status, Some(1));
     let said = run(&bench, &["assert", "--pulled", "team/backends", "log"]);
@@ -282,7 +282,7 @@ fn a_log_that_proves_nothing_exits_2() {
         (&["none", "--pulled", "a"][..], "cannot read the events in none: No such file or directory (os error 2)"),
         (
             &["damaged", "--pulled", "test/multi:1"],
-            "line 3 of damaged is no event: the log is damaged, and proves nothing: the guest sent a line that is no event: \"junk\": \
+            "line 3 of damaged is not an event: the log is damaged and proves nothing: the guest sent a line that is not an event: \"junk\": \
              expected value at line 1 column 1",
         ),
         (

@@ -75,12 +75,12 @@ fn bad_flags_exit_2() {
         (&["disk", "--net", "user", "--net", "user"], "--net: user is given to two networks; give each its own"),
         (
             &["disk", "--net", "tap=a", "--publish", "5000"],
-            "the argument '--publish <[ADDR:]PORT>' needs '--net user': nothing else forwards",
+            "the argument '--publish <[ADDR:]PORT>' needs '--net user': no other network forwards ports",
         ),
         (
             &["disk", "--net", "tap=a", "--metrics", "0"],
-            "the argument '--metrics <[ADDR:]PORT>' needs '--net user': nothing else forwards; on other networks say the guest's own \
-             port, --set metricsPort=PORT",
+            "the argument '--metrics <[ADDR:]PORT>' needs '--net user': no other network forwards ports; for those, \
+             --set metricsPort=PORT sets the guest's own port",
         ),
         (&["disk", "--follow"], "the argument '--follow' needs '--json'"),
         (&["disk", "--json", "--follow", "--detach"], "the argument '--follow' cannot be used with '--detach'"),

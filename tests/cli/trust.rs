@@ -376,10 +376,8 @@ fn a_given_certificate_that_lacks_a_name_is_refused() {
         (&["--san", "other.test"], "other.test"),
         (&["--set", "names=registry.test,other.test"], "other.test"),
     ] {
-        let message = format!(
-            "localregistry: the certificate cert.pem is not for {name}, by which clients are to reach the registry; give one with that \
-             name, or leave the name out\n"
-        );
+        let message =
+            format!("localregistry: the certificate cert.pem is not valid for {name}; use one that is, or leave the name out\n");
         assert_eq!(run(arguments), (Some(13), message), "{arguments:?}");
     }
     // With its own names it gets as far as QEMU.

@@ -199,7 +199,7 @@ fn what_is_released_works_together() {
     let url = format!("{}/v2/_catalog", ready["endpoint"].as_str().unwrap());
     let listed = succeed(Command::new("curl").args(["--silent", "--fail", "--cacert", ready["ca"].as_str().unwrap(), &url]));
     assert_eq!(listed.trim(), r#"{"repositories":["test/hello"]}"#);
-    assert_eq!(run(&["stop", "released"]), "released ended in order\n");
+    assert_eq!(run(&["stop", "released"]), "released shut down cleanly\n");
 
     // The cluster's machine boots the same bits, and its replicas run the same program.
     let cluster = Deployed(folder.join("cluster"));

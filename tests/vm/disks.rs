@@ -165,7 +165,7 @@ fn several_disks_are_one_registry_and_disks_come_and_go() {
     assert!(get(address(&vm), &blob("quay.io/test/three", &big)).body == big);
     let ended = vm.stop(Signal::SIGTERM);
     assert_eq!(ended.status, Some(0), "{}", ended.stderr);
-    for line in [format!("{name} is served, too: 3 images\n"), format!("{name} is gone: 2 images\n")] {
+    for line in [format!("{name} was added: 3 images in all\n"), format!("{name} was removed: 2 images in all\n")] {
         assert!(ended.stderr.contains(&line), "{line} is missing in {}", ended.stderr);
     }
     let cut = ended.requests().into_iter().filter(|request| !request.complete).count();

@@ -129,7 +129,7 @@ fn a_given_certificate_that_is_over_or_of_another_key_is_refused_before_the_boot
     let expired =
         "certificate 1 of the given chain expired on Mon, 01 Jan 2001 00:00:00 GMT; make a new one, or set this machine's clock";
     let ended = run(&old, &old, &[]);
-    let said = format!("localregistry: {old}.crt and {old}.key cannot be served with: {expired}\n");
+    let said = format!("localregistry: cannot serve with the certificate {old}.crt and the key {old}.key: {expired}\n");
     assert_eq!((ended.status, ended.stderr.as_str(), ended.events.len()), (Some(13), said.as_str(), 0));
 
     // `run` has looked at good ones, and QEMU hands over others.
@@ -290,8 +290,8 @@ fn a_guest_that_hangs_is_told_from_an_idle_one() {
             std::thread::sleep(Duration::from_millis(20));
         }
     };
-    let hangs = "warning: the guest hangs, or is kept from running: nothing has come from it for ";
-    let goes_on = "warning: the guest goes on, after ";
+    let hangs = "warning: the guest hangs or is not scheduled: no sign of life for ";
+    let goes_on = "warning: the guest is alive again after ";
     let (hung, went_on) = (said(hangs), said(goes_on));
     qmp.run("stop", json!({}));
     says_once_more(hangs, hung);

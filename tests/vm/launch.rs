@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use localregistry::config::guest_config::Setting;
-use localregistry::host::vm::accel::{Accel, Choice};
+use localregistry::host::vm::accel::{Accel, AccelChoice};
 use localregistry::launch::{Access, Appliance, Board, BuildError, Builder, Exit, Flavor, LaunchError, Outcome};
 use localregistry::proto::event::Event as Kind;
 use nix::sys::signal::{Signal, kill};
@@ -33,7 +33,7 @@ fn packed() -> (TempDir, PathBuf) {
 
 /// An appliance of `disk` over plain HTTP, with the cached kernel and this project's init.
 fn plain(disk: &Path) -> Builder {
-    Appliance::builder(disk).accel(Choice::Tcg).timeout(Duration::from_secs(300)).plain_http()
+    Appliance::builder(disk).accel(AccelChoice::Tcg).timeout(Duration::from_secs(300)).plain_http()
 }
 
 /// Status of a GET, by a thread that may wait.
@@ -90,7 +90,7 @@ async fn an_appliance_boots_serves_tells_and_ends_in_order() {
     let ended = appliance.shutdown().await;
     let Outcome::Done(done) = &ended.outcome else { panic!("{ended:?}") };
     assert_eq!((ended.outcome.exit_status(), done.requests), (0, 1));
-    assert!(ended.unwritten.is_empty());
+    assert!(ended.incomplete.is_empty());
     assert!(!is_there(pid));
 
     let kept = fs::read_to_string(&events).unwrap();
@@ -102,7 +102,7 @@ async fn an_appliance_boots_serves_tells_and_ends_in_order() {
 #[tokio::test]
 async fn appliances_share_a_disk_and_not_their_fate() {
     let (folder, disk) = packed();
-    let with_tls = Appliance::builder(&disk).accel(Choice::Tcg).timeout(Duration::from_secs(300)).name("registry.test");
+    let with_tls = Appliance::builder(&disk).accel(AccelChoice::Tcg).timeout(Duration::from_secs(300)).name("registry.test");
     let (one, other) = tokio::join!(plain(&disk).boot(), with_tls.boot());
     let (one, other) = (one.unwrap(), other.unwrap());
     assert_ne!(one.address(), other.address());
@@ -142,7 +142,7 @@ async fn appliances_share_a_disk_and_not_their_fate() {
 async fn a_kept_ca_is_the_next_appliance_s_too_and_can_be_brought() {
     let (folder, disk) = packed();
     let kept = folder.path().join("kept");
-    let over_tls = || Appliance::builder(&disk).accel(Choice::Tcg).timeout(Duration::from_secs(300));
+    let over_tls = || Appliance::builder(&disk).accel(AccelChoice::Tcg).timeout(Duration::from_secs(300));
     // The last that is said holds.
     let first = over_tls().plain_http().ca_dir(&kept).boot().await.unwrap();
     let pem = fs::read_to_string(kept.join("ca.crt")).unwrap();
@@ -162,11 +162,11 @@ async fn a_kept_ca_is_the_next_appliance_s_too_and_can_be_brought() {
     let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
     fs::write(folder.path().join("other.key"), other).unwrap();
     let refused = over_tls().ca(&certificate, folder.path().join("other.key")).qemu("no-such-qemu").boot().await.unwrap_err();
-    let BuildError::OwnCa(error) = &refused else { panic!("{refused:?}") };
+    let BuildError::Ca(error) = &refused else { panic!("{refused:?}") };
     let why = std::error::Error::source(error).unwrap().to_string();
     assert_eq!((refused.to_string().as_str(), why.as_str()), ("cannot use the CA", "the key is not the certificate's"));
     let error = over_tls().ca_dir(folder.path().join("no/where")).boot().await.unwrap_err();
-    assert!(matches!(error, BuildError::OwnCa(_)), "{error:?}");
+    assert!(matches!(error, BuildError::Ca(_)), "{error:?}");
     assert_eq!(children_with(&disk), Vec::<String>::new());
 }
 
@@ -209,7 +209,7 @@ fn not_bootable() -> (TempDir, Builder) {
     for name in ["kernel", "initramfs"] {
         fs::write(folder.path().join(name), "not really").unwrap();
     }
-    let builder = Appliance::builder(disk).accel(Choice::Tcg);
+    let builder = Appliance::builder(disk).accel(AccelChoice::Tcg);
     let builder = builder.kernel(folder.path().join("kernel"), folder.path().join("initramfs"));
     (folder, builder)
 }
@@ -233,16 +233,16 @@ async fn a_board_is_the_machine_of_the_command_line() {
     }
     let (folder, disk) = packed();
     let error = Appliance::builder(disk).board(Board::Virt).command(folder.path()).await.unwrap_err();
-    let message = "the board virt boots none of the kernels that can be had by themselves: give one with its initramfs";
+    let message = "no kernel flavor runs on the board virt; set a kernel and its initramfs or modules";
     assert_eq!(error.to_string(), message);
 }
 
 #[tokio::test]
 async fn a_flavor_is_the_kernel_of_the_command_line() {
     let (folder, disk) = packed();
-    let (line, _) = command(Appliance::builder(&disk).flavor(Flavor::Cloud).accel(Choice::Tcg), folder.path()).await;
+    let (line, _) = command(Appliance::builder(&disk).flavor(Flavor::Cloud).accel(AccelChoice::Tcg), folder.path()).await;
     assert!(line.contains("/kernel/cloud/"), "{line}");
-    let own = Appliance::builder(disk).flavor(Flavor::Own).accel(Choice::Tcg).command(folder.path()).await;
+    let own = Appliance::builder(disk).flavor(Flavor::Own).accel(AccelChoice::Tcg).command(folder.path()).await;
     match own {
         Ok(built) => assert!(built.arguments.iter().any(|argument| argument.to_str().unwrap().contains("/kernel/own/"))),
         Err(error) => assert!(matches!(error, BuildError::Kernel(_)), "{error:?}"),
@@ -309,7 +309,7 @@ async fn access_is_in_the_guest_s_config_and_its_files() {
     ] {
         let error = builder.boot().await.unwrap_err();
         let BuildError::Access(cause) = &error else { panic!("{error:?}") };
-        assert_eq!((error.to_string().as_str(), cause.to_string().as_str()), ("cannot set up who may pull", why));
+        assert_eq!((error.to_string().as_str(), cause.to_string().as_str()), ("cannot set up access control", why));
     }
 }
 
@@ -332,7 +332,7 @@ async fn errors_of_the_library_name_no_flags() {
         (builder.clone().metrics(address), format!("cannot listen on {address} for health and metrics")),
         (
             builder.clone().set(interfaces).net("user".parse().unwrap()),
-            "the config has interfaces, and networks are given as well: say them in one place".to_owned(),
+            "the interfaces are set twice: by the config, and by the networks; set them in one place".to_owned(),
         ),
         (
             builder.qemu(&old),
@@ -362,6 +362,6 @@ fn the_example_runs() {
     assert!(curl.unwrap().status.success());
     let mut rest = String::new();
     said.read_to_string(&mut rest).unwrap();
-    assert!(rest.contains(" asked for test/hello latest\nended in order after 1 requests\n"), "{rest}");
+    assert!(rest.contains(" asked for test/hello latest\nshut down cleanly after 1 requests\n"), "{rest}");
     assert!(run.wait().unwrap().success());
 }

@@ -111,7 +111,7 @@ fn the_python_launcher_starts_qemu_by_the_machine_definition() {
         let digests = pulled.strip_prefix("pulled test/hello:latest of 1 images, ").unwrap();
         let (got, seen) = digests.split_once(", and it saw ").unwrap();
         assert!(got == seen && got.starts_with("sha256:"), "{said}");
-        assert_eq!(ended, "ended in order after 1 requests");
+        assert_eq!(ended, "shut down cleanly after 1 requests");
     };
     serves(machine("a,disk"));
     let mut microvm = machine("a,disk");

@@ -53,13 +53,13 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
         (
             13,
             &["disk", "--htpasswd", "no-users"],
-            "cannot let anybody in: cannot read no-users: No such file or directory (os error 2)",
+            "cannot set up access control: cannot read no-users: No such file or directory (os error 2)",
         ),
-        (13, &["disk", "--htpasswd", "kernel"], "cannot let anybody in: kernel:1: there is no colon; expected USER:HASH"),
+        (13, &["disk", "--htpasswd", "kernel"], "cannot set up access control: kernel:1: there is no colon; expected USER:HASH"),
         (
             13,
             &["disk", "--client-ca", "kernel"],
-            "cannot let anybody in: kernel cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
+            "cannot set up access control: kernel cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
         ),
         (
             12,
@@ -81,29 +81,29 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
         (
             8,
             &["disk", "--qemu", "cat"],
-            &format!("cat is no QEMU: its --version says {:?}, expected \"QEMU emulator version …\"", first_line("cat")),
+            &format!("cat is not QEMU: its --version prints {:?}, expected \"QEMU emulator version …\"", first_line("cat")),
         ),
         (
             9,
             &["kernel"],
-            "kernel (10 bytes) is no disk of ours: it has none of the file systems EROFS, ext4 and squashfs; make one with \
+            "kernel (10 bytes) is not a packed disk: it has no EROFS, ext4 or squashfs file system; make one with \
              `localregistry pack`",
         ),
         (
             9,
             &["half"],
-            "the disk half has 4096 bytes, and its erofs file system 8192: it was copied in part; copy or pack it anew",
+            "the disk half is cut short: it has 4096 bytes, and its erofs file system has 8192; copy or pack it again",
         ),
         (
             13,
             &["disk", "--cert", "kernel", "--key", "other.key"],
-            "kernel and other.key cannot be served with: the given certificate chain is not PEM with one or more CERTIFICATE blocks, \
+            "cannot serve with the certificate kernel and the key other.key: the given certificate chain is not PEM with one or more CERTIFICATE blocks, \
              the leaf first",
         ),
         (
             13,
             &["disk", "--cert", "cert.pem", "--key", "other.key"],
-            "cert.pem and other.key cannot be served with: the given certificate chain and key do not go together: keys may \
+            "cannot serve with the certificate cert.pem and the key other.key: the given certificate chain and key do not go together: keys may \
              not be consistent: KeyMismatch",
         ),
         (
@@ -133,41 +133,41 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
         (
             12,
             &["disk", "--run-dir", "/proc/none"],
-            "cannot make the run's folder /proc/none (--run-dir takes another): No such file or directory (os error 2)",
+            "cannot make the run's folder /proc/none: No such file or directory (os error 2); --run-dir takes another folder",
         ),
         (
             12,
             &["disk", "--run-dir", "/usr"],
-            "/usr is there already and not empty: expected a folder for this run alone, which is removed at its end",
+            "/usr is not empty: the run's folder has to be new or empty, and is removed at the end of the run",
         ),
         (
             2,
             &["disk", "--config", "interfaces.json", "--net", "user"],
-            "the config has interfaces, and networks are given as well: say them in one place; --net gives networks",
+            "the interfaces are set twice: by the config, and by the networks; set them in one place; --net gives networks",
         ),
         (
             2,
             &["disk", "--net", "bridge=br0", "--print-command"],
-            "bridge=br0 needs a tap that this program makes and keeps: make one (ip tuntap add dev TAP mode tap user USER) and give \
-             tap=TAP",
+            "bridge=br0 needs a tap that exists only while this program runs QEMU; make a tap (ip tuntap add dev TAP mode tap user USER) \
+             and use tap=TAP",
         ),
         (
             11,
             &["disk", "--net", "socket-fd=987"],
-            "socket-fd=987 is no open socket: the launcher has to leave it open for this program (without close-on-exec): Bad file \
+            "socket-fd=987 is not an open socket: the launcher has to leave it open for this program (without close-on-exec): Bad file \
              descriptor (os error 9)",
         ),
         (
             11,
             &["disk", "--net", "stream=no.sock"],
-            "no.sock is no socket to connect to: start what listens there first: No such file or directory (os error 2)",
+            "no.sock is not a socket to connect to: start the program that listens there first: No such file or directory (os error 2)",
         ),
-        (11, &["disk", "--net", "stream=kernel"], "kernel is no socket to connect to: start what listens there first"),
         (
             11,
-            &["disk", "--net", "dgram=./kernel,./peer"],
-            "./kernel is there already and no socket: QEMU would put its own in its place",
+            &["disk", "--net", "stream=kernel"],
+            "kernel is not a socket to connect to: start the program that listens there first",
         ),
+        (11, &["disk", "--net", "dgram=./kernel,./peer"], "./kernel exists and is not a socket: QEMU would replace it"),
         (11, &["disk", "--net", "dgram=no/a,./peer"], "QEMU cannot make the socket no/a: No such file or directory (os error 2)"),
         (
             8,
@@ -197,7 +197,7 @@ fn a_run_s_folder_that_is_not_writable_is_named() {
     fs::create_dir(folder.path("locked")).unwrap();
     let refused = |arguments: &[&str], path: &str| {
         let message = format!(
-            "localregistry: cannot make the run's folder {} (--run-dir takes another): Permission denied (os error 13)\n",
+            "localregistry: cannot make the run's folder {}: Permission denied (os error 13); --run-dir takes another folder\n",
             folder.path(path).display()
         );
         assert_eq!(as_nobody(&folder, "locked", &[&["disk"], arguments].concat()), (Some(12), message));

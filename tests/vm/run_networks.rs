@@ -19,14 +19,14 @@ fn networks_that_are_missing_are_named() {
         ip("link add plain0 type veth peer name plain1");
         for (network, message) in [
             ("bridge=br9", "there is no bridge br9 (as root: ip link add br9 type bridge && ip link set br9 up)".to_owned()),
-            ("bridge=plain0", "plain0 is no bridge, but an interface of the kind veth".to_owned()),
-            ("bridge=lo", "lo is no bridge, but a plain interface".to_owned()),
-            ("bridge=br0,mtu=9000", "mtu=9000 is more than the bridge br0 takes, 1500".to_owned()),
+            ("bridge=plain0", "plain0 is not a bridge, but an interface of the kind veth".to_owned()),
+            ("bridge=lo", "lo is not a bridge, but a plain interface".to_owned()),
+            ("bridge=br0,mtu=9000", "mtu=9000 is larger than the MTU of the bridge br0, 1500".to_owned()),
             (
                 "tap=tap9",
                 "there is no tap tap9 (as root: ip tuntap add dev tap9 mode tap user USER && ip link set tap9 up)".to_owned(),
             ),
-            ("tap=br0", "br0 is no tap, but an interface of the kind bridge".to_owned()),
+            ("tap=br0", "br0 is not a tap, but an interface of the kind bridge".to_owned()),
         ] {
             let (status, stderr) = boot(&folder, &["disk", "--net", network]);
             assert_eq!((status, stderr), (Some(11), format!("localregistry: {message}\n")));
@@ -57,7 +57,7 @@ fn a_tap_of_another_user_and_one_in_use_are_named() {
         assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "tap=tap0"]), (Some(15), message.to_owned()));
 
         // It is that user's.
-        let _held = localregistry::host::vm::net::attach::open("tap0").unwrap();
+        let _held = localregistry::host::vm::net::attach::open_tap("tap0").unwrap();
         let (status, stderr) = boot(&folder, &["disk", "--net", "tap=tap0"]);
         let message = "localregistry: the tap tap0 is in use by another process: give each machine its own\n";
         assert_eq!((status, stderr.as_str()), (Some(11), message));
@@ -69,7 +69,7 @@ fn a_tap_of_another_user_and_one_in_use_are_named() {
 fn privileged_ports_are_refused_for_lack_of_permission() {
     privately(|| {
         let folder = folder();
-        let roots = "ports below 1024 are root's (take another, or as root: sysctl -w net.ipv4.ip_unprivileged_port_start=443): \
+        let roots = "ports below 1024 are for root (use another, or as root: sysctl -w net.ipv4.ip_unprivileged_port_start=443): \
                      Permission denied (os error 13)";
         for (flag, purpose) in [("--publish", "the registry"), ("--metrics", "health and metrics")] {
             let message = format!(

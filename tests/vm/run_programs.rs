@@ -86,7 +86,7 @@ fn a_program_gets_a_line_events_and_files_and_nothing_is_left() {
     // The same name again is refused, and harms nothing.
     let again = place.run(&["--name", "one"]).output().unwrap();
     let message = format!(
-        "localregistry: {} is the folder of a run that lives: choose another name, or end that one with `localregistry stop`\n",
+        "localregistry: {} belongs to a run that is alive: choose another name, or end that run with `localregistry stop`\n",
         folder.display()
     );
     assert_eq!((again.status.code(), String::from_utf8(again.stderr).unwrap()), (Some(12), message));
@@ -122,7 +122,10 @@ fn a_run_in_the_background_is_listed_and_stopped() {
     let table = succeed(&mut place.command(&["ps"]));
     assert!(table.lines().nth(1).unwrap().starts_with("back  ready  "), "{table}");
     let stopped = place.output(&["stop", "back"]);
-    assert_eq!((stopped.status.code(), String::from_utf8(stopped.stdout).unwrap().as_str()), (Some(0), "back ended in order\n"));
+    assert_eq!(
+        (stopped.status.code(), String::from_utf8(stopped.stdout).unwrap().as_str()),
+        (Some(0), "back shut down cleanly\n")
+    );
     gone(number(&ready["pid"]));
     gone(number(&ready["qemu_pid"]));
     assert_eq!(place.runs(), Vec::<String>::new());
@@ -130,7 +133,7 @@ fn a_run_in_the_background_is_listed_and_stopped() {
     let nobody = place.output(&["stop", "back"]);
     let folder = place.path("runtime/localregistry/back");
     let message = format!(
-        "localregistry: there is no run back: {} is no folder of one (`localregistry ps` lists them)\n",
+        "localregistry: there is no run back: {} is not the folder of a run (`localregistry ps` lists the runs)\n",
         folder.display()
     );
     assert_eq!((nobody.status.code(), String::from_utf8(nobody.stderr).unwrap()), (Some(1), message));
@@ -181,7 +184,7 @@ fn a_folder_of_one_s_own_is_kept_where_that_is_wanted() {
     let listed: Value = serde_json::from_str(&succeed(&mut place.command(&["ps", "--json", &folder]))).unwrap();
     assert_eq!((&listed["runs"][0]["state"], &listed["runs"][0]["run_dir"]), (&"ready".into(), &folder.clone().into()));
     let stopped = place.output(&hint.split(' ').collect::<Vec<_>>());
-    assert_eq!((stopped.status.code(), text(&stopped.stdout).as_str()), (Some(0), "own ended in order\n"), "{stopped:?}");
+    assert_eq!((stopped.status.code(), text(&stopped.stdout).as_str()), (Some(0), "own shut down cleanly\n"), "{stopped:?}");
     let listed: Value = serde_json::from_str(&succeed(&mut place.command(&["ps", "--json", &folder]))).unwrap();
     assert_eq!((&listed["runs"][0]["state"], &listed["runs"][0]["status"]), (&"ended".into(), &0.into()));
     assert!(Path::new(&folder).join("ready.json").exists());
@@ -279,7 +282,7 @@ fn run_ends_in_order_when_its_standard_input_ends() {
     let status = run.0.wait().unwrap();
     let said = fs::read_to_string(place.path("stderr")).unwrap();
     assert_eq!(status.code(), Some(0), "{said}");
-    let steps = ["standard input (--end-with-stdin) has ended: stopping in order\n", "the appliance ended in order ("];
+    let steps = ["standard input (--end-with-stdin) was closed: shutting down\n", "the appliance shut down cleanly ("];
     assert!(steps.iter().all(|step| said.contains(step)), "{said}");
     gone(number(&ready["qemu_pid"]));
     assert_eq!(place.runs(), Vec::<String>::new());
@@ -309,7 +312,7 @@ fn launcher_that_is_gone_before_ready_ends_the_boot() {
     let mut run = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(run.stdin.take());
     let failed = run.wait_with_output().unwrap();
-    let message = "localregistry: standard input (--end-with-stdin) has ended before the registry was ready; QEMU was killed\n";
+    let message = "localregistry: standard input (--end-with-stdin) was closed before the registry was ready; QEMU was killed\n";
     assert_eq!((failed.status.code(), text(&failed.stderr).as_str()), (Some(6), message));
     assert_eq!(place.runs(), Vec::<String>::new());
 }
@@ -327,8 +330,7 @@ fn lifelines_without_an_end_to_wait_for_are_refused() {
     // Standard input is /dev/null.
     refused(
         place.run(&["--end-with-stdin"]),
-        "standard input (--end-with-stdin) is neither a pipe nor a socket, whose end could be waited for: give it one, and keep the \
-         other end open",
+        "standard input (--end-with-stdin) is neither a pipe nor a socket: give it one of these, and keep the other end open",
     );
     refused(
         place.run(&["--end-with-fd", "99"]),
@@ -390,7 +392,7 @@ fn paths_that_are_not_utf_8_are_refused_where_json_names_them() {
     fs::create_dir(odd("runtime")).unwrap();
     let output = place.run(&[]).env("XDG_RUNTIME_DIR", odd("runtime")).output().unwrap();
     let said = text(&output.stderr);
-    let end = "is not UTF-8, which the JSON that names it has to be: give --run-dir a path that is\n";
+    let end = "is not UTF-8, but has to be in JSON; --run-dir takes another folder\n";
     assert!(output.status.code() == Some(12) && said.ends_with(end), "{said}");
 
     // Where nothing is JSON, any path does.

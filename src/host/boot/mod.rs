@@ -1,5 +1,6 @@
 //! What QEMU boots: a kernel, its modules and the initramfs with the init program.
 
+pub mod board;
 pub mod decompress;
 pub mod elf;
 pub mod initramfs;

@@ -1,12 +1,14 @@
-//! The folders of runs, by which `ps` and `stop` find them. A name or a path enters, a folder leaves that is locked as long as its run
-//! lives: however a run ends, the lock is gone with it, and whoever comes next can tell, and clean up.
+//! The folder of a run, by which `ps` and `stop` find it.
+//!
+//! The folder has a lock that the run holds while it is alive. However the run ends, the kernel releases the lock, so that other
+//! processes notice the end and can clean up.
 //!
 //! ```text
-//! $XDG_RUNTIME_DIR/localregistry/NAME/ ─┬─ lock        held while the run lives; at its end it holds the exit status
-//!                                       ├─ run.json    who: [`Who`]
+//! $XDG_RUNTIME_DIR/localregistry/NAME/ ─┬─ lock        held while the run is alive; after its end it contains the exit status
+//!                                       ├─ run.json    name, process and disks: [`RunInfo`]
 //!                                       ├─ ready.json  once it is ready: the line that `run --json` prints
 //!                                       ├─ ca.crt      with TLS, the CA certificate
-//!                                       └─ log         of a detached run: what it says on standard error
+//!                                       └─ log         of a detached run: its standard error
 //! ```
 
 use std::fs::{self, DirBuilder, File};
@@ -15,140 +17,115 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use ring::rand::{SecureRandom, SystemRandom};
-use serde::{Deserialize, Serialize};
 
+use super::state::{INFO, LOCK, READY, Run, RunInfo};
 use crate::host::support::files;
-
-pub use super::state::{Run, State};
 
 /// Longest name of a run, in bytes.
 const NAME_MAX: usize = 64;
-/// Longest file that is read here, in bytes.
-pub(crate) const LARGEST: u64 = 1 << 20;
-/// Names in a run's folder.
-pub(crate) const LOCK: &str = "lock";
-pub(crate) const WHO: &str = "run.json";
-pub(crate) const READY: &str = "ready.json";
 
-/// Why there is no folder for a run.
+/// Why the folder of a run cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RunsError {
-    /// It cannot be made.
-    #[error("cannot make the run's folder {} (--run-dir takes another)", .path.display())]
-    Make {
-        /// Where.
+    /// It cannot be created.
+    #[error("cannot make the run's folder {}", .path.display())]
+    Create {
+        /// The folder.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// The folder of all runs belongs to somebody else.
-    #[error("{} is open to others: expected a folder of this user's alone (set XDG_RUNTIME_DIR, or give --run-dir)", .path.display())]
+    /// Other users can write to the folder of all runs.
+    #[error("{} is not a folder that only this user can write to (set XDG_RUNTIME_DIR to one)", .path.display())]
     Shared {
-        /// Where.
+        /// The folder of all runs.
         path: PathBuf,
     },
-    /// Its path cannot be told to others: what tells it is JSON.
-    #[error("the run's folder {path:?} is not UTF-8, which the JSON that names it has to be: give --run-dir a path that is")]
+    /// Its path cannot be in JSON.
+    #[error("the path of the run's folder, {path:?}, is not UTF-8, but has to be in JSON")]
     NotUtf8 {
-        /// Where.
+        /// The folder.
         path: PathBuf,
     },
-    /// Another run has it.
-    #[error("{} is the folder of a run that lives: choose another name, or end that one with `localregistry stop`", .path.display())]
+    /// Another run uses it.
+    #[error("{} belongs to a run that is alive: choose another name, or end that run with `localregistry stop`", .path.display())]
     Alive {
-        /// Where.
+        /// The folder.
         path: PathBuf,
     },
-    /// Something else is there.
-    #[error("{} is there already and not empty: expected a folder for this run alone, which is removed at its end", .path.display())]
+    /// It has other content.
+    #[error("{} is not empty: the run's folder has to be new or empty, and is removed at the end of the run", .path.display())]
     NotEmpty {
-        /// Where.
+        /// The folder.
         path: PathBuf,
     },
-    /// It cannot be written to.
+    /// A file in it cannot be written.
     #[error("cannot write to {} in the run's folder", .path.display())]
     Write {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
 }
 
-/// Who runs.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Who {
-    /// The run's name.
-    pub name: String,
-    /// The process that runs it, and that QEMU dies with.
-    pub pid: i32,
-    /// The first disk, an absolute path.
-    pub disk: PathBuf,
-    /// The disks after it, absolute paths.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub further_disks: Vec<PathBuf>,
-    /// Whether the folder stays when it has ended.
-    pub keep: bool,
-}
-
-/// Which folder a run is to have.
+/// The name and place of a run's folder.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted<'a> {
-    /// Its name; none: a random one.
+pub struct RunDirOptions<'a> {
+    /// The run's name. `None`: a random one.
     pub name: Option<&'a str>,
-    /// Where; none: under the user's runtime folder, by its name.
+    /// The folder. `None`: the one below the user's runtime folder with the run's name.
     pub folder: Option<&'a Path>,
 }
 
-/// The folder of a run of this process. Dropping it removes it, where it is not to be kept.
+/// The folder of a run. Dropping it removes it, unless it is to be kept.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
     name: String,
-    /// Whether the name leads to it: it lies where all runs do.
-    named: bool,
+    /// Whether it is in the folder of all runs, where its name finds it.
+    in_runs_folder: bool,
     lock: Option<File>,
     keep: bool,
 }
 
 impl RunDir {
-    /// Makes the folder that is `wanted`, and locks it. What dead runs have left beside it is removed.
+    /// Creates and locks the folder of a run of this process. Removes the folders of killed runs.
     ///
     /// # Errors
-    /// It cannot be made, or is somebody else's.
-    pub fn make(wanted: &Wanted<'_>, disks: &[PathBuf], keep: bool) -> Result<Self, RunsError> {
-        let (path, name) = place(wanted)?;
-        let mut made = Self { path, name, named: wanted.folder.is_none(), lock: None, keep: false };
+    /// Fails if the folder cannot be created, or is in use.
+    pub fn create(options: &RunDirOptions<'_>, disks: &[PathBuf], keep: bool) -> Result<Self, RunsError> {
+        let mut dir = Self::create_unlocked(options)?;
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| RunsError::Write { path, source }
         };
-        let lock_path = made.path(LOCK);
-        // Locked before it has its name: nobody finds it unlocked while this process lives.
-        let mut lock = tempfile::NamedTempFile::new_in(&made.path).map_err(failed(&lock_path))?;
+        let lock_path = dir.path(LOCK);
+        // It is locked before it gets its name, so that nobody finds it unlocked while this process is alive.
+        let mut lock = tempfile::NamedTempFile::new_in(&dir.path).map_err(failed(&lock_path))?;
         lock.as_file_mut().lock().map_err(failed(&lock_path))?;
-        made.lock = Some(lock.persist_noclobber(&lock_path).map_err(|error| failed(&lock_path)(error.error))?);
+        dir.lock = Some(lock.persist_noclobber(&lock_path).map_err(|error| failed(&lock_path)(error.error))?);
         let pid = i32::try_from(std::process::id()).unwrap_or_default();
         let mut disks = disks.iter().map(|disk| std::path::absolute(disk).unwrap_or_else(|_| disk.clone()));
         let disk = disks.next().unwrap_or_default();
-        let who = Who { name: made.name.clone(), pid, disk, further_disks: disks.collect(), keep };
-        let who = serde_json::to_vec(&who).map_err(|error| failed(&made.path(WHO))(error.into()))?;
-        made.write(WHO, &who)?;
-        made.keep = keep;
-        Ok(made)
+        let info = RunInfo { name: dir.name.clone(), pid, disk, further_disks: disks.collect(), keep };
+        let info = serde_json::to_vec(&info).map_err(|error| failed(&dir.path(INFO))(error.into()))?;
+        dir.write(INFO, &info)?;
+        dir.keep = keep;
+        Ok(dir)
     }
 
-    /// Makes the folder that is `wanted` for somebody else, who removes it.
+    /// Creates the folder for a run of another process.
     ///
     /// # Errors
-    /// As [`RunDir::make`].
-    pub fn make_for_others(wanted: &Wanted<'_>) -> Result<Self, RunsError> {
-        let (path, name) = place(wanted)?;
-        Ok(Self { path, name, named: wanted.folder.is_none(), lock: None, keep: false })
+    /// Fails if the folder cannot be created, or is in use.
+    pub fn create_unlocked(options: &RunDirOptions<'_>) -> Result<Self, RunsError> {
+        let (path, name) = create_folder(options)?;
+        Ok(Self { path, name, in_runs_folder: options.folder.is_none(), lock: None, keep: false })
     }
 
-    /// Leaves it to whoever it was made for.
-    pub fn leave(mut self) {
+    /// Leaves the folder in place.
+    pub fn persist(mut self) {
         self.keep = true;
     }
 
@@ -158,10 +135,10 @@ impl RunDir {
         &self.name
     }
 
-    /// What `stop` finds the run by: its name, or its folder where that was chosen.
+    /// The argument by which `stop` finds the run: its name, or its folder if that was chosen.
     #[must_use]
-    pub fn stopped_by(&self) -> &Path {
-        if self.named { Path::new(&self.name) } else { &self.path }
+    pub fn stop_argument(&self) -> &Path {
+        if self.in_runs_folder { Path::new(&self.name) } else { &self.path }
     }
 
     /// The folder, an absolute path.
@@ -170,16 +147,16 @@ impl RunDir {
         &self.path
     }
 
-    /// A file in it.
+    /// The path of a file in it.
     #[must_use]
     pub fn path(&self, file: &str) -> PathBuf {
         self.path.join(file)
     }
 
-    /// Writes a file in it, whole or not at all.
+    /// Writes a file in it atomically.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// Fails if the file cannot be written.
     pub fn write(&self, file: &str, content: &[u8]) -> Result<PathBuf, RunsError> {
         let path = self.path(file);
         match files::write_atomically(&path, content) {
@@ -188,18 +165,18 @@ impl RunDir {
         }
     }
 
-    /// Tells others that the run is ready: `line` is what `run --json` prints.
+    /// Marks the run as ready. `line` is what `run --json` prints.
     ///
     /// # Errors
-    /// It cannot be written.
-    pub fn ready(&self, line: &str) -> Result<(), RunsError> {
+    /// Fails if the file cannot be written.
+    pub fn write_ready(&self, line: &str) -> Result<(), RunsError> {
         self.write(READY, line.as_bytes()).map(drop)
     }
 
-    /// Tells others that the run has ended with `status`: those who wait for the lock.
-    pub fn ended(&mut self, status: u8) {
+    /// Writes the exit status for processes that wait for the lock.
+    pub fn write_exit_status(&mut self, status: u8) {
         if let Some(lock) = &mut self.lock {
-            // Who waits takes nothing for killed.
+            // If it cannot be written, the run counts as killed.
             let _unwritten = write!(lock, "{status}");
         }
     }
@@ -208,59 +185,57 @@ impl RunDir {
 impl Drop for RunDir {
     fn drop(&mut self) {
         if !self.keep {
-            // Somebody may have been quicker.
-            let _gone = fs::remove_dir_all(&self.path);
+            // Another process may have removed it.
+            let _already_gone = fs::remove_dir_all(&self.path);
         }
     }
 }
 
-/// The runs of this user, by name.
+/// Lists the runs of this user in the order of their names.
 ///
 /// # Errors
-/// The folder of all runs is somebody else's.
-pub fn all() -> Result<Vec<Run>, RunsError> {
-    let base = base()?;
-    let entries = fs::read_dir(&base).into_iter().flatten().flatten();
-    let mut runs: Vec<Run> = entries.filter_map(|entry| Run::of(&entry.path())).collect();
-    runs.sort_by(|one, other| one.who.name.cmp(&other.who.name));
+/// Fails if the folder of all runs cannot be used.
+pub fn list_runs() -> Result<Vec<Run>, RunsError> {
+    let entries = fs::read_dir(runs_folder()?).into_iter().flatten().flatten();
+    let mut runs: Vec<Run> = entries.filter_map(|entry| Run::open(&entry.path())).collect();
+    runs.sort_by(|one, other| one.info.name.cmp(&other.info.name));
     Ok(runs)
 }
 
-/// The folder of the run `named`: a path where it has a slash, else a name.
+/// The folder of the run that `argument` names: a path if it has a slash, otherwise a name.
 ///
 /// # Errors
-/// The folder of all runs is somebody else's.
-pub fn folder_of(named: &str) -> Result<PathBuf, RunsError> {
-    if named.contains('/') || matches!(named, "." | "..") { Ok(named.into()) } else { Ok(base()?.join(named)) }
+/// Fails if the folder of all runs cannot be used.
+pub fn folder_of(argument: &str) -> Result<PathBuf, RunsError> {
+    if argument.contains('/') || matches!(argument, "." | "..") { Ok(argument.into()) } else { Ok(runs_folder()?.join(argument)) }
 }
 
-/// Whether `text` can be a run's name.
+/// Whether `text` is a valid name of a run.
 #[must_use]
 pub fn is_name(text: &str) -> bool {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    (1..=NAME_MAX).contains(&text.len()) && text.bytes().all(good) && !text.starts_with(['.', '-'])
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=NAME_MAX).contains(&text.len()) && text.bytes().all(valid) && !text.starts_with(['.', '-'])
 }
 
-/// Makes the folder that is `wanted`, empty, and gives its path and the run's name.
-fn place(wanted: &Wanted<'_>) -> Result<(PathBuf, String), RunsError> {
-    let name = wanted.name.map_or_else(random_name, |name| Ok(name.to_owned()));
-    let name = name.map_err(|source| RunsError::Make { path: PathBuf::new(), source })?;
-    let path = match wanted.folder {
-        Some(folder) => std::path::absolute(folder).map_err(|source| RunsError::Make { path: folder.to_owned(), source })?,
+/// Creates an empty folder, and returns its path and the run's name.
+fn create_folder(options: &RunDirOptions<'_>) -> Result<(PathBuf, String), RunsError> {
+    let name = options.name.map_or_else(random_name, |name| Ok(name.to_owned()));
+    let name = name.map_err(|source| RunsError::Create { path: PathBuf::new(), source })?;
+    let path = match options.folder {
+        Some(folder) => std::path::absolute(folder).map_err(|source| RunsError::Create { path: folder.to_owned(), source })?,
         None => {
-            let runs = all()?;
-            runs.iter().for_each(Run::clean);
-            base()?.join(&name)
+            list_runs()?.iter().for_each(Run::remove_if_dead);
+            runs_folder()?.join(&name)
         }
     };
     if path.to_str().is_none() {
         return Err(RunsError::NotUtf8 { path });
     }
-    if let Some(run) = Run::of(&path) {
-        if run.lives() {
+    if let Some(run) = Run::open(&path) {
+        if run.is_alive() {
             return Err(RunsError::Alive { path });
         }
-        run.clean();
+        run.remove_if_dead();
     }
     match DirBuilder::new().mode(0o700).create(&path) {
         Ok(()) => Ok((path, name)),
@@ -268,117 +243,118 @@ fn place(wanted: &Wanted<'_>) -> Result<(PathBuf, String), RunsError> {
             match fs::read_dir(&path).map(|mut entries| entries.next()) {
                 Ok(None) => Ok((path, name)),
                 Ok(Some(_)) => Err(RunsError::NotEmpty { path }),
-                Err(source) => Err(RunsError::Make { path, source }),
+                Err(source) => Err(RunsError::Create { path, source }),
             }
         }
-        Err(source) => Err(RunsError::Make { path, source }),
+        Err(source) => Err(RunsError::Create { path, source }),
     }
 }
 
-/// A name that no other run has.
+/// A random name. Its 40 random bits keep runs apart.
 fn random_name() -> io::Result<String> {
     let mut bytes = [0; 5];
     SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("no random numbers"))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The folder of all runs of this user, which is made where it is missing.
-fn base() -> Result<PathBuf, RunsError> {
+/// The folder of all runs of this user. It is created if it does not exist.
+fn runs_folder() -> Result<PathBuf, RunsError> {
     let user = nix::unistd::geteuid().as_raw();
     let path = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute()) {
         Some(runtime) => runtime.join("localregistry"),
-        // Where everybody writes: it has to be this user's alone.
+        // In a folder that all users can write to, so the owner and the mode are checked below.
         None => std::env::temp_dir().join(format!("localregistry-{user}")),
     };
     match DirBuilder::new().mode(0o700).create(&path) {
-        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => return Err(RunsError::Make { path, source }),
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => return Err(RunsError::Create { path, source }),
         _ => {}
     }
     match fs::symlink_metadata(&path) {
         Ok(found) if found.is_dir() && found.uid() == user && found.mode() & 0o022 == 0 => Ok(path),
         Ok(_) => Err(RunsError::Shared { path }),
-        Err(source) => Err(RunsError::Make { path, source }),
+        Err(source) => Err(RunsError::Create { path, source }),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::runs::state::RunState;
 
-    fn make(folder: &Path, keep: bool) -> Result<RunDir, RunsError> {
-        RunDir::make(&Wanted { name: Some("one"), folder: Some(folder) }, &["/disk".into()], keep)
+    fn create(folder: &Path, keep: bool) -> Result<RunDir, RunsError> {
+        RunDir::create(&RunDirOptions { name: Some("one"), folder: Some(folder) }, &["/disk".into()], keep)
     }
 
     #[test]
-    fn a_run_tells_how_it_fares_and_is_gone() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("run");
-        let mut made = make(&folder, false).unwrap();
-        let mut run = Run::of(&folder).unwrap();
-        assert_eq!((run.state, run.who.name.as_str(), run.who.disk.as_path()), (State::Booting, "one", Path::new("/disk")));
-        let again = make(&folder, false).unwrap_err().to_string();
-        assert!(again.contains("is the folder of a run that lives"), "{again}");
-        made.ready("{\"endpoint\":\"x\"}").unwrap();
-        assert_eq!(Run::of(&folder).unwrap().state, State::Ready);
-        made.ended(3);
-        drop(made);
+    fn state_follows_the_run_and_its_folder_is_removed() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("run");
+        let mut dir = create(&folder, false).unwrap();
+        let mut run = Run::open(&folder).unwrap();
+        assert_eq!((run.state, run.info.name.as_str(), run.info.disk.as_path()), (RunState::Booting, "one", Path::new("/disk")));
+        let again = create(&folder, false).unwrap_err().to_string();
+        assert!(again.contains("belongs to a run that is alive"), "{again}");
+        dir.write_ready("{\"endpoint\":\"x\"}").unwrap();
+        assert_eq!(Run::open(&folder).unwrap().state, RunState::Ready);
+        dir.write_exit_status(3);
+        drop(dir);
         assert!(!folder.exists());
-        assert_eq!(run.look(), State::Ended(3), "for those who waited");
+        assert_eq!(run.refresh(), RunState::Ended(3), "for processes that waited");
     }
 
     #[test]
-    fn what_a_killed_run_leaves_makes_room() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("run");
-        let mut made = make(&folder, false).unwrap();
-        // As a kill leaves it: the folder is there, the lock is not held.
-        made.lock = None;
-        assert_eq!(Run::of(&folder).unwrap().state, State::Dead);
-        std::mem::forget(made);
-        let again = make(&folder, false).unwrap();
-        assert_eq!(Run::of(&folder).unwrap().state, State::Booting);
+    fn folder_of_a_killed_run_is_replaced() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("run");
+        let mut dir = create(&folder, false).unwrap();
+        // A killed run leaves its folder, but holds no lock.
+        dir.lock = None;
+        assert_eq!(Run::open(&folder).unwrap().state, RunState::Dead);
+        std::mem::forget(dir);
+        let again = create(&folder, false).unwrap();
+        assert_eq!(Run::open(&folder).unwrap().state, RunState::Booting);
         drop(again);
         assert!(!folder.exists());
     }
 
     #[test]
-    fn a_kept_run_stays_and_is_not_written_over() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("run");
-        let mut made = make(&folder, true).unwrap();
-        made.ended(0);
-        drop(made);
-        assert_eq!(Run::of(&folder).unwrap().state, State::Ended(0));
-        assert!(matches!(make(&folder, false), Err(RunsError::NotEmpty { .. })));
+    fn kept_folder_stays_and_is_not_overwritten() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("run");
+        let mut dir = create(&folder, true).unwrap();
+        dir.write_exit_status(0);
+        drop(dir);
+        assert_eq!(Run::open(&folder).unwrap().state, RunState::Ended(0));
+        assert!(matches!(create(&folder, false), Err(RunsError::NotEmpty { .. })));
         assert!(folder.join("lock").exists());
     }
 
     #[test]
-    fn stop_finds_a_run_by_its_name_or_its_chosen_folder() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("run");
-        let mut made = make(&folder, false).unwrap();
-        assert_eq!(made.stopped_by(), folder);
-        made.named = true;
-        assert_eq!(made.stopped_by(), Path::new("one"));
+    fn stop_argument_is_the_name_or_the_chosen_folder() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("run");
+        let mut dir = create(&folder, false).unwrap();
+        assert_eq!(dir.stop_argument(), folder);
+        dir.in_runs_folder = true;
+        assert_eq!(dir.stop_argument(), Path::new("one"));
     }
 
     #[test]
-    fn folder_that_json_cannot_name_is_refused() {
+    fn folder_that_is_not_utf8_is_refused() {
         use std::os::unix::ffi::OsStrExt;
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join(std::ffi::OsStr::from_bytes(b"r\xffn"));
-        let error = make(&folder, false).unwrap_err();
-        assert!(error.to_string().contains("/r\\xFFn\" is not UTF-8, which the JSON that names it has to be"), "{error}");
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join(std::ffi::OsStr::from_bytes(b"r\xffn"));
+        let error = create(&folder, false).unwrap_err();
+        assert!(error.to_string().contains("/r\\xFFn\", is not UTF-8, but has to be in JSON"), "{error}");
         assert!(!folder.exists());
     }
 
     #[test]
-    fn names() {
-        for (name, good) in
+    fn names_of_runs() {
+        for (name, valid) in
             [("a", true), ("node-1.x_y", true), ("", false), (".a", false), ("-a", false), ("a/b", false), ("ä", false)]
         {
-            assert_eq!(is_name(name), good, "{name}");
+            assert_eq!(is_name(name), valid, "{name}");
         }
     }
 }

@@ -1,38 +1,36 @@
-//! Which accelerator a VM gets: KVM only where it can work, else TCG, QEMU's emulation. A choice and the machine's facts enter, an
-//! accelerator and the reason leave. It never starts a VM: the boot deadline of [`super::launch`] catches what looks usable and is
-//! not.
+//! Chooses the accelerator of a VM: KVM if it can work on this machine, otherwise TCG, QEMU's emulation.
+//!
+//! The probe starts no guest. A KVM device that opens but does not run guests is caught by the boot timeout of [`super::launch`].
 
 use std::fs::{self, OpenOptions};
 use std::io;
 
-/// The device that KVM is used through.
-const DEVICE: &str = "/dev/kvm";
-/// Where the kernel lists what the processor can do.
+const KVM_DEVICE: &str = "/dev/kvm";
 const CPUINFO: &str = "/proc/cpuinfo";
 
-/// What the user asks for.
+/// The accelerator that the user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Choice {
-    /// KVM where it can work, else TCG
+pub enum AccelChoice {
+    /// KVM if it can work, otherwise TCG
     #[default]
     Auto,
-    /// KVM, or an error where it cannot work
+    /// KVM, or an error if it cannot work
     Kvm,
     /// QEMU's emulation, which works everywhere
     Tcg,
 }
 
-/// What QEMU runs the guest's instructions with.
+/// The accelerator that QEMU uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accel {
-    /// The processor itself.
+    /// Hardware virtualization.
     Kvm,
     /// Emulation.
     Tcg,
 }
 
 impl Accel {
-    /// QEMU's name of it.
+    /// The name that QEMU's `-accel` takes.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -44,42 +42,46 @@ impl Accel {
 
 /// Why KVM cannot work.
 #[derive(Debug, thiserror::Error)]
-pub enum NoKvm {
-    /// The device does not open.
-    #[error("cannot open {DEVICE} for reading and writing")]
+pub enum KvmError {
+    /// The device cannot be opened.
+    #[error("cannot open {KVM_DEVICE} for reading and writing")]
     Device(#[source] io::Error),
-    /// The processor's list cannot be read.
+    /// The processor's features cannot be read.
     #[error("cannot read {CPUINFO}")]
     Cpuinfo(#[source] io::Error),
-    /// The device opens, and every guest would hang: the processor does not virtualize.
-    #[error("{DEVICE} opens, but {CPUINFO} lists neither vmx nor svm")]
+    /// The device opens, but the processor has no virtualization extension: every guest would hang.
+    #[error("{KVM_DEVICE} opens, but {CPUINFO} lists neither vmx nor svm")]
     Flags,
 }
 
-/// The accelerator for `choice` where KVM is as `kvm` says. With it comes what made automatic choice fall to TCG, if anything did.
+/// Selects the accelerator for this machine. If automatic choice falls back to TCG, returns the reason, too.
 ///
 /// # Errors
-/// KVM is asked for and cannot work.
-pub fn choose(choice: Choice, kvm: Result<(), NoKvm>) -> Result<(Accel, Option<NoKvm>), NoKvm> {
+/// Fails if KVM is required and cannot work.
+pub fn select(choice: AccelChoice) -> Result<(Accel, Option<KvmError>), KvmError> {
+    choose(choice, if choice == AccelChoice::Tcg { Ok(()) } else { probe() })
+}
+
+fn choose(choice: AccelChoice, kvm: Result<(), KvmError>) -> Result<(Accel, Option<KvmError>), KvmError> {
     match (choice, kvm) {
-        (Choice::Tcg, _) => Ok((Accel::Tcg, None)),
-        (Choice::Auto | Choice::Kvm, Ok(())) => Ok((Accel::Kvm, None)),
-        (Choice::Auto, Err(why)) => Ok((Accel::Tcg, Some(why))),
-        (Choice::Kvm, Err(why)) => Err(why),
+        (AccelChoice::Tcg, _) => Ok((Accel::Tcg, None)),
+        (AccelChoice::Auto | AccelChoice::Kvm, Ok(())) => Ok((Accel::Kvm, None)),
+        (AccelChoice::Auto, Err(why)) => Ok((Accel::Tcg, Some(why))),
+        (AccelChoice::Kvm, Err(why)) => Err(why),
     }
 }
 
-/// Whether KVM can work on this machine, as far as can be told without starting a guest.
+/// Checks whether KVM can work on this machine, without starting a guest.
 ///
 /// # Errors
-/// The reason why it cannot.
-pub fn probe() -> Result<(), NoKvm> {
-    OpenOptions::new().read(true).write(true).open(DEVICE).map_err(NoKvm::Device)?;
-    let cpuinfo = fs::read_to_string(CPUINFO).map_err(NoKvm::Cpuinfo)?;
-    if virtualizes(&cpuinfo) { Ok(()) } else { Err(NoKvm::Flags) }
+/// Fails if the device cannot be opened or the processor has no virtualization extension.
+pub fn probe() -> Result<(), KvmError> {
+    OpenOptions::new().read(true).write(true).open(KVM_DEVICE).map_err(KvmError::Device)?;
+    let cpuinfo = fs::read_to_string(CPUINFO).map_err(KvmError::Cpuinfo)?;
+    if virtualizes(&cpuinfo) { Ok(()) } else { Err(KvmError::Flags) }
 }
 
-/// Whether `cpuinfo` has one of the flags `vmx` (Intel) and `svm` (AMD).
+/// Whether `cpuinfo` lists the flag `vmx` (Intel) or `svm` (AMD).
 fn virtualizes(cpuinfo: &str) -> bool {
     cpuinfo
         .lines()
@@ -93,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_words_of_the_flags_line_count() {
+    fn only_whole_flags_count() {
         assert!(virtualizes("processor\t: 0\nflags\t\t: fpu vme vmx ssse3\n"));
         assert!(virtualizes("flags\t\t: fpu svm\n"));
         assert!(!virtualizes("flags\t\t: fpu vme tsc\nvmx flags\t: vnmi\n"));
@@ -103,18 +105,18 @@ mod tests {
     }
 
     #[test]
-    fn automatic_choice_falls_to_tcg_and_says_why() {
-        assert_eq!(choose(Choice::Auto, Ok(())).unwrap().0, Accel::Kvm);
-        let (accel, why) = choose(Choice::Auto, Err(NoKvm::Flags)).unwrap();
+    fn auto_falls_back_to_tcg_and_returns_why() {
+        assert_eq!(choose(AccelChoice::Auto, Ok(())).unwrap().0, Accel::Kvm);
+        let (accel, why) = choose(AccelChoice::Auto, Err(KvmError::Flags)).unwrap();
         assert_eq!(accel, Accel::Tcg);
         assert_eq!(why.unwrap().to_string(), "/dev/kvm opens, but /proc/cpuinfo lists neither vmx nor svm");
     }
 
     #[test]
-    fn an_asked_for_kvm_is_never_replaced() {
-        assert_eq!(choose(Choice::Kvm, Ok(())).unwrap().0, Accel::Kvm);
-        assert!(matches!(choose(Choice::Kvm, Err(NoKvm::Flags)), Err(NoKvm::Flags)));
-        assert_eq!(choose(Choice::Tcg, Ok(())).unwrap().0, Accel::Tcg);
-        assert!(choose(Choice::Tcg, Err(NoKvm::Flags)).unwrap().1.is_none());
+    fn required_kvm_is_never_replaced() {
+        assert_eq!(choose(AccelChoice::Kvm, Ok(())).unwrap().0, Accel::Kvm);
+        assert!(matches!(choose(AccelChoice::Kvm, Err(KvmError::Flags)), Err(KvmError::Flags)));
+        assert_eq!(choose(AccelChoice::Tcg, Ok(())).unwrap().0, Accel::Tcg);
+        assert!(choose(AccelChoice::Tcg, Err(KvmError::Flags)).unwrap().1.is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! The virtual machine: QEMU's arguments and networks, and the process that boots and ends it.
+//! The virtual machine: QEMU's command line, its networks, and the process that boots and ends it.
 
 pub mod accel;
 pub mod launch;

@@ -18,10 +18,10 @@ pub use download::{DownloadError, TOOLS};
 pub use options::{Options, Wanted};
 
 use super::modules::Need;
+use crate::host::boot::board::Board;
 use crate::host::support::cache::{self, CacheError};
 use crate::host::support::files;
 use crate::host::support::report::Report;
-use crate::host::vm::qemu::Board;
 use crate::oci::Digest;
 
 /// The command line of `localregistry kernel`.

@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::host::boot::board::Board;
 use crate::host::boot::decompress::Compression;
 use crate::host::boot::modules::Need;
-use crate::host::vm::qemu::Board;
 
 /// An option of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::{Ca, Error};
-use crate::config::guest_config::Setting;
 
 /// What is wrong with a certificate where none is to be used.
 const CERTIFICATE_UNUSED: &str =
@@ -82,20 +81,6 @@ impl Certificates {
         self.tls.or(self.cert.is_some().then_some(Tls::Provided))
     }
 
-    /// What a guest's config says of it.
-    #[must_use]
-    pub fn setting(&self) -> Option<Setting> {
-        let signs = self.ca.is_some() || self.ca_dir.is_some();
-        let mode = match self.mode() {
-            _ if signs => "SIGN",
-            Some(Tls::Generate) => "GENERATE",
-            Some(Tls::Provided) => "PROVIDED",
-            Some(Tls::Off) => "OFF",
-            None => return None,
-        };
-        Some(Setting::new(&["tls", "mode"], mode))
-    }
-
     /// The given certificate chain and its key.
     #[must_use]
     pub fn provided(&self) -> Option<(PathBuf, PathBuf)> {
@@ -115,55 +100,21 @@ impl Certificates {
         }
     }
 
-    /// The CA's files as a guest is given them, by their names in fw_cfg.
-    ///
-    /// # Errors
-    /// As [`Certificates::ca`]: a guest that cannot sign says so only after its boot.
-    pub fn secrets(&self) -> Result<Vec<(&'static str, PathBuf)>, Error> {
-        Ok(self.ca()?.map(Ca::secrets).into_iter().flatten().collect())
+    /// The PEM files of the signing CA, certificate and key, if they are given.
+    #[must_use]
+    pub fn ca_files(&self) -> Option<(PathBuf, PathBuf)> {
+        self.ca.clone().zip(self.key.clone())
+    }
+
+    /// The folder with the signing CA, if it is given.
+    #[must_use]
+    pub fn ca_dir(&self) -> Option<&Path> {
+        self.ca_dir.as_deref()
     }
 
     /// Where the CA certificate is to be written, where that is said.
     #[must_use]
     pub fn output(&self) -> Option<&Path> {
         self.ca_out.as_deref()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-    use crate::config::guest_config::GuestConfig;
-    use crate::host::nodes::ca::{CERTIFICATE, KEY};
-
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        certificates: Certificates,
-    }
-
-    fn flags(flags: &str) -> Certificates {
-        Line::try_parse_from(["x"].into_iter().chain(flags.split_whitespace())).unwrap().certificates
-    }
-
-    #[test]
-    fn a_guest_is_told_what_the_flags_say() {
-        for (given, told) in [
-            ("", "{}"),
-            ("--tls generate", r#"{"tls":{"mode":"GENERATE"}}"#),
-            ("--tls off", r#"{"tls":{"mode":"OFF"}}"#),
-            ("--cert c --key k", r#"{"tls":{"mode":"PROVIDED"}}"#),
-            ("--ca c --key k", r#"{"tls":{"mode":"SIGN"}}"#),
-            ("--ca c --key k --tls generate", r#"{"tls":{"mode":"SIGN"}}"#),
-            ("--ca-dir d", r#"{"tls":{"mode":"SIGN"}}"#),
-        ] {
-            let mut config = GuestConfig::default();
-            flags(given).setting().iter().for_each(|setting| config.set(setting).unwrap());
-            assert_eq!(config.to_json(), told, "{given}");
-            assert_eq!(flags(given).conflict(), None, "{given}");
-        }
-        assert!([CERTIFICATE, KEY].iter().all(|name| name.len() <= 55), "as long as fw_cfg's names may be");
     }
 }

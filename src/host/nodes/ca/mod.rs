@@ -93,3 +93,13 @@ impl Ca {
         [(CERTIFICATE, self.certificate), (KEY, self.key)]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_into_fw_cfg() {
+        assert!([CERTIFICATE, KEY].iter().all(|name| name.len() <= 55));
+    }
+}

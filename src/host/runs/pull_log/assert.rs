@@ -1,10 +1,5 @@
-//! `localregistry assert`: a log and an expectation enter, an exit status leaves, and a difference where there is one.
-//!
-//! | status | meaning |
-//! |---|---|
-//! | 0 | the log shows what is expected |
-//! | 1 | it shows something else, which is on standard error |
-//! | 2 | the command line is wrong, or the log cannot be read or trusted |
+//! `localregistry assert`: checks a log for an expected number of pulls. The exit status says whether it holds; the difference is on
+//! standard error.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,16 +12,16 @@ use std::process::ExitCode;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Pull, Refusals, Tracker, Wanted, log};
+use super::{ImageQuery, Pull, PullTracker, Refusals, log_reader};
 use crate::host::support::report::Report;
-use crate::host::vm::launch::BadEvent;
+use crate::host::vm::launch::EventError;
 use crate::proto::event::Event as Kind;
 use crate::text::chain;
 
-/// Pulls, and refusals, that are shown of each sort.
-const SHOWN: usize = 10;
-/// The warning of a guest that had to drop events.
-const DROPPED: &str = "DROPPED_EVENTS";
+/// Number of pulls, and of refusals, that are printed.
+const MAX_LISTED: usize = 10;
+/// Code of the warning of a guest that dropped events.
+const DROPPED_EVENTS: &str = "DROPPED_EVENTS";
 
 /// The command line of `localregistry assert`.
 #[derive(Debug, clap::Args)]
@@ -40,39 +35,39 @@ Examples:
   localregistry assert --pulled docker.io/library/busybox --times 3 events.jsonl
       Its tag latest was pulled exactly three times, by any address
   localregistry assert --not-pulled test/secret:1 events.jsonl
-      Nobody pulled it
+      No client pulled it
 
-A pull is one whole answer (200 or 206) to a GET of the image's manifest, by tag or by digest; HEAD, layers and what is taken up again
-count nothing. A client that asks HEAD for a tag and then gets its digest (containerd, dockerd) has pulled the tag, once.
-Where a pull is missing, clients that refused the registry's certificate are named: mostly they do not trust its CA.
+A pull is one complete response (200 or 206) to a GET of the image's manifest, by tag or by digest. HEAD, layers and resumed downloads
+do not count. A client that sends HEAD for a tag and then gets its digest (containerd, dockerd) has pulled the tag once.
+If a pull is missing, clients that refused the registry's certificate are listed: mostly they do not trust its CA.
 
 Exit status:
-  0  the log shows it
-  1  the log shows something else: the difference is on standard error
+  0  the log shows the expected pulls
+  1  the log shows something else; the difference is on standard error
   2  the command line is wrong, or the log cannot be read, is damaged, or lacks events that were dropped"
 )]
-pub struct Args {
-    /// The image that was to be pulled, as clients name it: without a tag its tag latest
+pub struct AssertArgs {
+    /// The image that was pulled, as clients name it; the default tag is latest
     #[arg(long, value_name = "REF")]
-    pulled: Option<Wanted>,
+    pulled: Option<ImageQuery>,
 
-    /// The image that was not to be pulled
+    /// The image that was not pulled
     #[arg(long, value_name = "REF", conflicts_with = "count")]
-    not_pulled: Option<Wanted>,
+    not_pulled: Option<ImageQuery>,
 
-    /// Count pulls by this address alone
+    /// Count only pulls by this address
     #[arg(long, value_name = "IP")]
     by: Option<IpAddr>,
 
-    /// Exactly so many
+    /// Exactly N times
     #[arg(long, value_name = "N")]
     times: Option<u64>,
 
-    /// So many or more (default: 1)
+    /// N times or more [default: 1]
     #[arg(long, value_name = "N")]
     at_least: Option<u64>,
 
-    /// So many or fewer
+    /// N times or fewer
     #[arg(long, value_name = "N")]
     at_most: Option<u64>,
 
@@ -81,18 +76,18 @@ pub struct Args {
     log: PathBuf,
 }
 
-/// Why a log proves nothing.
+/// Why the log cannot be evaluated.
 #[derive(Debug, thiserror::Error)]
 enum LogError {
     #[error("cannot read the events in {}", .path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("line {number} of {} is no event: the log is damaged, and proves nothing", .path.display())]
-    Damaged { path: PathBuf, number: u64, source: BadEvent },
-    #[error("{} lacks events that were dropped: it does not show how often {wanted} was pulled, only that it was {counted}", .path.display())]
-    Dropped { path: PathBuf, wanted: String, counted: String },
+    #[error("line {number} of {} is not an event: the log is damaged and proves nothing", .path.display())]
+    Damaged { path: PathBuf, number: u64, source: EventError },
+    #[error("{} lacks events that were dropped: it does not show how often {image} was pulled, only that it was {counted}", .path.display())]
+    Dropped { path: PathBuf, image: String, counted: String },
 }
 
-/// How many pulls are expected.
+/// The expected number of pulls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expected {
     Exactly(u64),
@@ -109,17 +104,17 @@ impl Expected {
         }
     }
 
-    /// Whether `count` is too small.
+    /// Whether pulls are missing.
     fn lacks(self, count: u64) -> bool {
         matches!(self, Self::Exactly(least) | Self::AtLeast(least) if count < least)
     }
 
-    /// Whether `count` or any larger number will do.
-    fn holds_for_more_than(self, count: u64) -> bool {
+    /// Whether `count` and any larger number are as expected.
+    fn holds_from(self, count: u64) -> bool {
         matches!(self, Self::AtLeast(least) if count >= least)
     }
 
-    fn words(self) -> String {
+    fn text(self) -> String {
         match self {
             Self::Exactly(0) => "not to be pulled".to_owned(),
             Self::Exactly(count) => format!("to be pulled {}", times(count)),
@@ -139,24 +134,23 @@ fn pulled(count: u64) -> String {
 
 /// What the log shows.
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "AssertResult")]
-pub struct Shown<'a> {
-    /// The image, as it was given, with the tag that is meant.
+pub struct AssertResult<'a> {
+    /// The image as given, with its tag.
     image: String,
-    /// The address whose pulls were counted; null: those of all.
+    /// The address whose pulls were counted; null: all addresses.
     by: Option<IpAddr>,
-    /// How many pulls were counted.
+    /// The number of pulls.
     pulls: u64,
-    /// What was expected, in words.
+    /// The expectation in words.
     expected: &'a str,
-    /// Whether the log shows that.
+    /// Whether the log shows it.
     holds: bool,
 }
 
-/// Holds the log against what is expected, and gives the exit status.
+/// Checks the log and returns the exit status.
 #[must_use]
-pub fn run(args: &Args, report: &Report) -> ExitCode {
-    match held(args, report) {
+pub fn run(args: &AssertArgs, report: &Report) -> ExitCode {
+    match check(args, report) {
         Ok(holds) => ExitCode::from(u8::from(!holds)),
         Err(error) => {
             eprintln!("localregistry: {}", chain(&error));
@@ -165,39 +159,39 @@ pub fn run(args: &Args, report: &Report) -> ExitCode {
     }
 }
 
-fn held(args: &Args, report: &Report) -> Result<bool, LogError> {
-    let (Some(wanted), expected) = args.expected() else { return Ok(false) };
-    let Found { pulls, refusals, dropped } = found(args, report)?;
+fn check(args: &AssertArgs, report: &Report) -> Result<bool, LogError> {
+    let (Some(image), expected) = args.expected() else { return Ok(false) };
+    let LogSummary { pulls, refusals, dropped } = read(args, report)?;
     let is_by = |pull: &Pull| args.by.is_none_or(|by| pull.by == Some(by.to_canonical()));
-    let counted = pulls.iter().filter(|pull| wanted.is(pull) && is_by(pull) && pull.counts()).count() as u64;
+    let counted = pulls.iter().filter(|pull| image.matches(pull) && is_by(pull) && pull.is_complete()).count() as u64;
     let by = args.by.map_or_else(String::new, |by| format!(" by {by}"));
-    if dropped && !expected.holds_for_more_than(counted) {
-        let (wanted, counted) = (format!("{wanted}{by}"), pulled(counted));
-        return Err(LogError::Dropped { path: args.log.clone(), wanted, counted });
+    if dropped && !expected.holds_from(counted) {
+        let (image, counted) = (format!("{image}{by}"), pulled(counted));
+        return Err(LogError::Dropped { path: args.log.clone(), image, counted });
     }
     let holds = expected.holds(counted);
-    let (found, words) = (pulled(counted), expected.words());
+    let (found, expectation) = (pulled(counted), expected.text());
     if !holds {
-        eprintln!("localregistry: {wanted} was {found}{by}; it was expected {words}");
-        eprintln!("- {wanted}{by}: {words}\n+ {wanted}{by}: {found}");
-        if !wanted.is_complete() {
+        eprintln!("localregistry: {image} was {found}{by}; it was expected {expectation}");
+        eprintln!("- {image}{by}: {expectation}\n+ {image}{by}: {found}");
+        if !image.has_reference() {
             eprintln!("  no tag was given: latest was looked for, as clients do");
         }
         if expected.lacks(counted) {
             list(&refusals.by(args.by));
         }
-        context(wanted, &pulls, is_by);
+        print_similar(image, &pulls, is_by);
     }
-    let shown = Shown { image: wanted.to_string(), by: args.by, pulls: counted, expected: &words, holds };
+    let result = AssertResult { image: image.to_string(), by: args.by, pulls: counted, expected: &expectation, holds };
     if holds || report.json {
-        // Whether somebody reads it does not change what the log shows.
-        let _closed = report.result(&shown, &format!("{wanted} was {found}{by}"));
+        // A closed standard output does not change the exit status.
+        let _closed = report.result(&result, &format!("{image} was {found}{by}"));
     }
     Ok(holds)
 }
 
-impl Args {
-    fn expected(&self) -> (Option<&Wanted>, Expected) {
+impl AssertArgs {
+    fn expected(&self) -> (Option<&ImageQuery>, Expected) {
         let expected = match (&self.not_pulled, self.times, self.at_least, self.at_most) {
             (Some(_), ..) => Expected::Exactly(0),
             (None, Some(times), ..) => Expected::Exactly(times),
@@ -208,30 +202,29 @@ impl Args {
     }
 }
 
-/// What a log has.
+/// The content of a log.
 #[derive(Default)]
-struct Found {
-    /// Every pull and attempt.
+struct LogSummary {
+    /// All pulls and attempts.
     pulls: Vec<Pull>,
     /// Clients that refused the registry's certificate.
     refusals: Refusals,
-    /// Whether it lacks events.
+    /// Whether events are missing.
     dropped: bool,
 }
 
-/// Reads the log.
-fn found(args: &Args, report: &Report) -> Result<Found, LogError> {
+fn read(args: &AssertArgs, report: &Report) -> Result<LogSummary, LogError> {
     let path = || args.log.clone();
-    let (mut tracker, mut found, mut damaged) = (Tracker::default(), Found::default(), None);
-    let read = log::read(&args.log, false, |entry| {
+    let (mut tracker, mut summary, mut damaged) = (PullTracker::default(), LogSummary::default(), None);
+    let read = log_reader::read(&args.log, false, |entry| {
         match entry.event {
             Ok(event) => match event.event {
-                Some(Kind::Request(request)) => found.pulls.extend(tracker.take(event.time, &request)),
+                Some(Kind::Request(request)) => summary.pulls.extend(tracker.track(event.time, &request)),
                 Some(Kind::Warning(warning)) => {
-                    found.dropped |= warning.code == DROPPED;
-                    found.refusals.add(warning);
+                    summary.dropped |= warning.code == DROPPED_EVENTS;
+                    summary.refusals.add(warning);
                 }
-                Some(Kind::Done(done)) => found.dropped |= done.dropped_events > 0,
+                Some(Kind::Done(done)) => summary.dropped |= done.dropped_events > 0,
                 _ => {}
             },
             Err(source) => {
@@ -241,40 +234,40 @@ fn found(args: &Args, report: &Report) -> Result<Found, LogError> {
         }
         ControlFlow::Continue(())
     });
-    let cut = read.map_err(|source| LogError::Read { path: path(), source })?;
-    if cut {
-        report.step(format!("the last line of {} was cut off in writing, and is left out", args.log.display()));
+    let incomplete = read.map_err(|source| LogError::Read { path: path(), source })?;
+    if incomplete {
+        report.step(format!("the last line of {} is incomplete and is ignored", args.log.display()));
     }
-    damaged.map_or(Ok(found), Err)
+    damaged.map_or(Ok(summary), Err)
 }
 
-/// The images with the names nearest to what is wanted, the last pull or attempt of each: those of the address that it is about, or
-/// of all addresses if that one asked for nothing.
-fn nearest<'a>(wanted: &Wanted, pulls: &'a [Pull], is_by: impl Fn(&Pull) -> bool) -> Vec<&'a Pull> {
+/// Sorts the images in the log by the similarity of their names to `image`, and returns the last pull or attempt of each. If the address
+/// in question asked for nothing, those of all addresses are returned.
+fn most_similar<'a>(image: &ImageQuery, pulls: &'a [Pull], is_by: impl Fn(&Pull) -> bool) -> Vec<&'a Pull> {
     let any = pulls.iter().any(&is_by);
     let considered = pulls.iter().filter(|pull| !any || is_by(pull));
     let by_image: HashMap<String, &Pull> = considered.map(|pull| (pull.image(), pull)).collect();
-    let mut images: Vec<_> = by_image.into_iter().map(|(image, pull)| (wanted.distance(pull), image, pull)).collect();
+    let mut images: Vec<_> = by_image.into_iter().map(|(name, pull)| (image.distance(pull), name, pull)).collect();
     images.sort_by(|(one, name, _), (other, other_name, _)| (one, name).cmp(&(other, other_name)));
     images.into_iter().map(|(_, _, pull)| pull).collect()
 }
 
-/// Shows what there is instead: the image's pulls and attempts by any address, else the images with the nearest names.
-fn context(wanted: &Wanted, pulls: &[Pull], is_by: impl Fn(&Pull) -> bool) {
-    let mut shown: Vec<&Pull> = pulls.iter().filter(|pull| wanted.is(pull)).collect();
-    if shown.is_empty() {
-        shown = nearest(wanted, pulls, is_by);
-        if !shown.is_empty() {
-            eprintln!("  nobody asked for {wanted}; the nearest names in the log:");
+/// Prints what the log shows instead: the image's pulls and attempts by any address, otherwise the images with the most similar names.
+fn print_similar(image: &ImageQuery, pulls: &[Pull], is_by: impl Fn(&Pull) -> bool) {
+    let mut listed: Vec<&Pull> = pulls.iter().filter(|pull| image.matches(pull)).collect();
+    if listed.is_empty() {
+        listed = most_similar(image, pulls, is_by);
+        if !listed.is_empty() {
+            eprintln!("  no client asked for {image}; the most similar names in the log:");
         }
     }
-    list(&shown);
+    list(&listed);
 }
 
-/// Shows the first of these, and how many more there are.
-fn list(shown: &[impl fmt::Display]) {
-    shown.iter().take(SHOWN).for_each(|one| eprintln!("  {one}"));
-    if let Some(more) = shown.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+/// Prints the first of `lines`, and how many more there are.
+fn list(lines: &[impl fmt::Display]) {
+    lines.iter().take(MAX_LISTED).for_each(|line| eprintln!("  {line}"));
+    if let Some(more) = lines.len().checked_sub(MAX_LISTED).filter(|more| *more > 0) {
         eprintln!("  and {more} more");
     }
 }

@@ -1,4 +1,4 @@
-//! `localregistry events`: a log enters, a table of pulls leaves, or the log's own lines, chosen.
+//! `localregistry events`: prints the pulls in a log as a table, or as the log's own lines.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use super::log::{self, Entry};
-use super::{HEAD, Pull, Tracker, Wanted, address, at, refusals, row};
+use super::log_reader::{self, LogEntry};
+use super::{ImageQuery, PullTracker, TABLE_HEAD, address, refusals, short_digest, write_row};
 use crate::host::support::report::Report;
 use crate::proto::event::Event as Kind;
 use crate::proto::{Event, Request, Warning};
@@ -18,71 +18,71 @@ use crate::text::chain;
 #[command(after_help = "\
 Examples:
   localregistry events events.jsonl
-      Who pulled what, and what they did not get
+      Which client pulled what, and which pulls failed
   localregistry events --follow events.jsonl --by 10.1.0.7
-      What one node pulls, as it does; ends when the registry does
+      The pulls of one node as they happen; ends with the registry
   localregistry events --json events.jsonl --image docker.io/library/busybox
-      The events of that image's pulls, as they stand in the log
+      The events of that image's pulls, unchanged
 
-A pull is one whole answer to a GET of an image's manifest, by tag or by digest (after HEAD of a tag: of that tag). What failed is
-listed with its status; layers, configs and HEAD are not, but with --all. Clients that refused the registry's certificate are listed,
-too, but with --image.")]
-pub struct Args {
+A pull is one complete response to a GET of an image's manifest, by tag or by digest (after HEAD of a tag: of that tag). Failed pulls are
+listed with their status. Layers, configs and HEAD are listed only with --all. Clients that refused the registry's certificate are listed
+unless --image is given.")]
+pub struct EventsArgs {
     /// The log that `run --events` or `serve --events` wrote, or the Unix socket of the guest's events
     #[arg(value_name = "FILE|SOCKET")]
     log: PathBuf,
 
-    /// Go on with what is written later, until the registry has ended
+    /// Wait for further events, until the registry has ended
     #[arg(long, short)]
     follow: bool,
 
-    /// Only what this address asked for
+    /// Only requests of this address
     #[arg(long, value_name = "IP")]
     by: Option<IpAddr>,
 
     /// Only this image
     #[arg(long, value_name = "REF", conflicts_with = "all")]
-    image: Option<Wanted>,
+    image: Option<ImageQuery>,
 
-    /// Every request, not manifests alone
+    /// Every request, not only manifests
     #[arg(long)]
     all: bool,
 }
 
-/// Why the events are not shown.
+/// Why the events cannot be printed.
 #[derive(Debug, thiserror::Error)]
 pub enum EventsError {
-    /// The log.
+    /// The log cannot be read.
     #[error("cannot read the events in {}", .path.display())]
     Read {
-        /// Where.
+        /// The log.
         path: PathBuf,
-        /// Why not.
+        /// The error.
         source: io::Error,
     },
-    /// Standard output.
+    /// Standard output cannot be written.
     #[error("cannot print the events")]
     Print(#[source] io::Error),
 }
 
-/// Shows the pulls. A reader of standard output that goes away ends it, and is no error.
+/// Prints the pulls. A closed standard output ends it without an error.
 ///
 /// # Errors
-/// [`EventsError`].
-pub fn run(args: &Args, report: &Report) -> Result<(), EventsError> {
+/// See [`EventsError`].
+pub fn run(args: &EventsArgs, report: &Report) -> Result<(), EventsError> {
     let mut out = io::stdout().lock();
-    let mut tracker = Tracker::default();
-    let mut printed = if report.json { Ok(()) } else { writeln!(out, "{HEAD}") };
-    let read = log::read(&args.log, args.follow, |entry| {
+    let mut tracker = PullTracker::default();
+    let mut printed = if report.json { Ok(()) } else { writeln!(out, "{TABLE_HEAD}") };
+    let read = log_reader::read(&args.log, args.follow, |entry| {
         if printed.is_ok() {
-            printed = show(args, report, &entry, &mut tracker, &mut out);
+            printed = print_entry(args, report, &entry, &mut tracker, &mut out);
         }
         let done = args.follow && matches!(&entry.event, Ok(Event { event: Some(Kind::Done(_)), .. }));
         if done || printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    let cut = read.map_err(|source| EventsError::Read { path: args.log.clone(), source })?;
-    if cut {
-        report.step(format!("the last line of {} was cut off in writing, and is left out", args.log.display()));
+    let incomplete = read.map_err(|source| EventsError::Read { path: args.log.clone(), source })?;
+    if incomplete {
+        report.step(format!("the last line of {} is incomplete and is ignored", args.log.display()));
     }
     match printed {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(EventsError::Print(error)),
@@ -90,8 +90,14 @@ pub fn run(args: &Args, report: &Report) -> Result<(), EventsError> {
     }
 }
 
-/// Prints one entry, where it is wanted.
-fn show(args: &Args, report: &Report, entry: &Entry<'_>, tracker: &mut Tracker, out: &mut impl Write) -> io::Result<()> {
+/// Prints an entry if the options select it.
+fn print_entry(
+    args: &EventsArgs,
+    report: &Report,
+    entry: &LogEntry<'_>,
+    tracker: &mut PullTracker,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let event = match &entry.event {
         Ok(event) => event,
         Err(error) => {
@@ -101,15 +107,15 @@ fn show(args: &Args, report: &Report, entry: &Entry<'_>, tracker: &mut Tracker, 
     };
     let (by, line) = match &event.event {
         Some(Kind::Request(request)) => {
-            let line = match tracker.take(event.time, request) {
-                Some(pull) if is_wanted(args, &pull) => pull.to_string(),
-                None if args.all => Other { time: event.time, request }.to_string(),
+            let line = match tracker.track(event.time, request) {
+                Some(pull) if args.image.as_ref().is_none_or(|image| image.matches(&pull)) => pull.to_string(),
+                None if args.all => RequestRow { time: event.time, request }.to_string(),
                 _ => return Ok(()),
             };
             (address(request), line)
         }
         Some(Kind::Warning(Warning { tls_refused: Some(refused), .. })) if args.image.is_none() => {
-            (refusals::address(refused), refusals::Row { time: event.time, refused }.to_string())
+            (refusals::address(refused), refusals::RefusalRow { time: event.time, refused }.to_string())
         }
         _ => return Ok(()),
     };
@@ -125,21 +131,17 @@ fn show(args: &Args, report: &Report, entry: &Entry<'_>, tracker: &mut Tracker, 
     out.flush()
 }
 
-fn is_wanted(args: &Args, pull: &Pull) -> bool {
-    args.image.as_ref().is_none_or(|image| image.is(pull))
-}
-
-/// A request that is no pull.
-struct Other<'a> {
+/// The row of a request that is not a pull.
+struct RequestRow<'a> {
     time: f64,
     request: &'a Request,
 }
 
-impl fmt::Display for Other<'_> {
+impl fmt::Display for RequestRow<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Request { method, endpoint, repository, reference, status, bytes, complete, .. } = self.request;
-        let reference = if reference.contains(':') { at(reference) } else { format!(" {reference}") };
+        let reference = if reference.contains(':') { short_digest(reference) } else { format!(" {reference}") };
         let what = format!("{method} {endpoint} {repository}{reference}");
-        row(f, self.time, address(self.request), what.trim_end(), *status, *bytes, *complete)
+        write_row(f, self.time, address(self.request), what.trim_end(), *status, *bytes, *complete)
     }
 }

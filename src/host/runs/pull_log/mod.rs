@@ -1,20 +1,20 @@
-//! Who pulled what, out of a log of events. Requests enter, [`Pull`]s leave.
+//! Derives the pulls from a log of events.
 //!
-//! A **pull** of an image by an address is one whole answer (200 or 206) to one GET of the image's manifest, by tag or by digest. So:
+//! A **pull** of an image by an address is one complete response (200 or 206) to a GET of the image's manifest, by tag or by digest:
 //!
-//! - a HEAD is none. But it says which digest a tag names, and a client that asks so first (containerd, dockerd) gets the manifest by
-//!   that digest then: that GET is a pull of the tag. One HEAD goes with one GET.
-//! - layers and configs are none, however often they are asked for and taken up again.
-//! - an answer that was cut short is none, nor is an error, nor 304: then the client has the image already.
-//! - the manifests below an index are pulls of their own, by digest.
+//! - HEAD is not a pull. But a client that resolves a tag by HEAD (containerd, dockerd) then gets the manifest by digest: that GET is a
+//!   pull of the tag. Each HEAD counts for one GET.
+//! - Requests for layers and configs are not pulls, however often they are resumed.
+//! - A response that was cut short is not a pull, nor is an error, nor 304, with which the client has the image already.
+//! - The manifests below an index are pulls of their own, by digest.
 //!
-//! A node that has an image already asks with HEAD at most, and so pulls nothing.
+//! A node that has an image already sends at most HEAD, and so pulls nothing.
 
 pub mod assert;
 pub mod events;
-mod log;
+mod image_query;
+mod log_reader;
 mod refusals;
-mod wanted;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -23,64 +23,64 @@ use std::net::{IpAddr, SocketAddr};
 use crate::host::vm::launch::printable;
 use crate::proto::Request;
 
+pub use image_query::{ImageQuery, ImageQueryError};
 pub use refusals::Refusals;
-pub use wanted::{Wanted, WantedError};
 
-/// Characters of a digest that are shown: as many as tell images apart.
-const SHOWN: usize = "sha256:".len() + 12;
-/// Seconds of a day.
-const DAY: f64 = 86_400.0;
+/// Length of a shortened digest.
+const SHORT_DIGEST: usize = "sha256:".len() + 12;
+const DAY_SECONDS: f64 = 86_400.0;
 
-/// A manifest that a client wanted.
+/// A pull of a manifest, or an attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pull {
-    /// When, in seconds since 1970 by the registry's clock.
+    /// Seconds since 1970, by the registry's clock.
     pub time: f64,
     /// The client's address.
     pub by: Option<IpAddr>,
-    /// The repository, with its upstream's host.
+    /// The repository, including its upstream's host.
     pub repository: String,
-    /// The tag, where the client named one.
+    /// The tag, if the client used one.
     pub tag: Option<String>,
-    /// The manifest's digest; empty where there was no answer with one.
+    /// The manifest's digest; empty if the response had none.
     pub digest: String,
-    /// HTTP's status.
+    /// The HTTP status.
     pub status: u32,
-    /// Bytes sent.
+    /// Number of bytes sent.
     pub bytes: u64,
-    /// Whether the answer was sent whole.
+    /// Whether the whole response was sent.
     pub complete: bool,
 }
 
 impl Pull {
-    /// Whether the client got it.
+    /// Whether the client got the manifest.
     #[must_use]
-    pub fn counts(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.complete && matches!(self.status, 200 | 206)
     }
 
-    /// The image's name, the digest shortened.
+    /// The image's name with a shortened digest.
     fn image(&self) -> String {
         let tag = self.tag.as_ref().map_or_else(String::new, |tag| format!(":{tag}"));
-        format!("{}{tag}{}", self.repository, at(&self.digest))
+        format!("{}{tag}{}", self.repository, short_digest(&self.digest))
     }
 }
 
 impl fmt::Display for Pull {
-    /// One row of the table.
+    /// Formats it as a row of the table.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        row(f, self.time, self.by, &self.image(), self.status, self.bytes, self.complete)
+        write_row(f, self.time, self.by, &self.image(), self.status, self.bytes, self.complete)
     }
 }
 
-fn at(digest: &str) -> String {
-    if digest.is_empty() { String::new() } else { format!("@{}", digest.get(..SHOWN).unwrap_or(digest)) }
+/// `@` and the shortened digest, or nothing for an empty one.
+fn short_digest(digest: &str) -> String {
+    if digest.is_empty() { String::new() } else { format!("@{}", digest.get(..SHORT_DIGEST).unwrap_or(digest)) }
 }
 
-/// The head of the table that [`row`]s make.
-const HEAD: &str = "TIME (UTC)    BY               IMAGE                                              STATUS      BYTES";
+/// The head of the table for [`write_row`].
+const TABLE_HEAD: &str = "TIME (UTC)    BY               IMAGE                                              STATUS      BYTES";
 
-fn row(
+fn write_row(
     f: &mut fmt::Formatter<'_>,
     time: f64,
     by: Option<IpAddr>,
@@ -91,38 +91,38 @@ fn row(
 ) -> fmt::Result {
     let by = by.map_or_else(|| "?".to_owned(), |by| by.to_string());
     let cut = if complete { "" } else { " (cut short)" };
-    // A client chose these words.
+    // It contains text from a client.
     let what = printable(what.as_bytes());
-    write!(f, "{}  {by:<15}  {what:<50} {status:>6} {bytes:>10}{cut}", Clock(time))
+    write!(f, "{}  {by:<15}  {what:<50} {status:>6} {bytes:>10}{cut}", TimeOfDay(time))
 }
 
-/// The time of day of a time in seconds since 1970, to the millisecond, in UTC.
-struct Clock(f64);
+/// Formats a time in seconds since 1970 as the time of day in UTC, with milliseconds.
+struct TimeOfDay(f64);
 
-impl fmt::Display for Clock {
+impl fmt::Display for TimeOfDay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = (self.0.rem_euclid(DAY) * 1000.0) as u64;
+        let millis = (self.0.rem_euclid(DAY_SECONDS) * 1000.0) as u64;
         let (seconds, millis) = (millis / 1000, millis % 1000);
         write!(f, "{:02}:{:02}:{:02}.{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
     }
 }
 
-/// The address in a request's `peer`.
+/// The client's address.
 fn address(request: &Request) -> Option<IpAddr> {
     let peer: SocketAddr = request.peer.parse().ok()?;
     Some(peer.ip().to_canonical())
 }
 
-/// What of a log is remembered to know pulls by.
+/// Finds the pulls in a sequence of requests.
 #[derive(Debug, Default)]
-pub struct Tracker {
-    /// Tags that a client has asked for with HEAD and not got yet: by client, repository and digest.
+pub struct PullTracker {
+    /// Tags that a client has resolved by HEAD but not pulled yet, by client, repository and digest.
     resolved: HashMap<(Option<IpAddr>, String, String), String>,
 }
 
-impl Tracker {
-    /// The pull, or the attempt at one, that a request is. Nothing for other requests, and for 401, which asks for credentials.
-    pub fn take(&mut self, time: f64, request: &Request) -> Option<Pull> {
+impl PullTracker {
+    /// Returns the pull or attempt that a request is. `None` for other requests, and for 401, which asks for credentials.
+    pub fn track(&mut self, time: f64, request: &Request) -> Option<Pull> {
         if request.endpoint != "manifest" || request.status == 401 {
             return None;
         }
@@ -139,7 +139,7 @@ impl Tracker {
         } else if pull.tag.is_none() {
             pull.tag = self.resolved.get(&key()).cloned();
         }
-        if pull.counts() {
+        if pull.is_complete() {
             self.resolved.remove(&key());
         }
         Some(pull)
@@ -168,13 +168,13 @@ mod tests {
     }
 
     fn tags(requests: &[Request]) -> Vec<(Option<String>, bool)> {
-        let mut tracker = Tracker::default();
-        let pulls = requests.iter().filter_map(|request| tracker.take(0.0, request));
-        pulls.map(|pull| (pull.tag.clone(), pull.counts())).collect()
+        let mut tracker = PullTracker::default();
+        let pulls = requests.iter().filter_map(|request| tracker.track(0.0, request));
+        pulls.map(|pull| (pull.tag.clone(), pull.is_complete())).collect()
     }
 
     #[test]
-    fn a_tag_is_pulled_by_name_or_by_the_digest_that_a_head_gave() {
+    fn tag_is_pulled_by_name_or_by_the_digest_from_head() {
         let one = Some("1".to_owned());
         assert_eq!(tags(&[request("GET", "1", 200)]), [(one.clone(), true)], "podman");
         assert_eq!(tags(&[request("HEAD", "1", 200), request("GET", DIGEST, 200)]), [(one.clone(), true)], "containerd");
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_arrive_does_not_count() {
+    fn incomplete_responses_do_not_count() {
         let one = Some("1".to_owned());
         let cut = Request { complete: false, ..request("GET", DIGEST, 200) };
         let requests = [request("HEAD", "1", 200), cut, request("GET", DIGEST, 200)];
@@ -199,9 +199,9 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_everything_and_no_terminal_sequence() {
-        let mut tracker = Tracker::default();
-        let mut pull = tracker.take(1_793_491_209.25, &request("GET", "1", 200)).unwrap();
+    fn row_is_complete_and_printable() {
+        let mut tracker = PullTracker::default();
+        let mut pull = tracker.track(1_793_491_209.25, &request("GET", "1", 200)).unwrap();
         let rest = "                       200        512";
         let row = pull.to_string();
         assert!(row.starts_with("00:00:09.250  10.1.0.7         test/multi:1@sha256:e3b0c44298fc "), "{row}");

@@ -1,19 +1,19 @@
-//! Clients in a log of events that refused the registry's certificate: why a pull is missing.
+//! Clients in a log of events that refused the registry's certificate. They may explain a missing pull.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use super::Clock;
+use super::TimeOfDay;
 use crate::host::vm::launch::printable;
 use crate::proto::{TlsRefused, Warning};
 
-/// The refusals in a log: counts by client, alert and server name.
+/// The number of refusals in a log by client, alert and server name.
 #[derive(Debug, Default)]
 pub struct Refusals(BTreeMap<(Option<IpAddr>, String, String), u32>);
 
 impl Refusals {
-    /// Adds the refusals that `warning` tells of, if it does.
+    /// Adds the refusals in `warning`, if there are any.
     pub fn add(&mut self, warning: Warning) {
         let Some(refused) = warning.tls_refused else { return };
         let key = (address(&refused), refused.alert, refused.server_name);
@@ -21,7 +21,7 @@ impl Refusals {
         *count = count.saturating_add(refused.count);
     }
 
-    /// Those of the client `by` and of clients that are not named, or all; a line each.
+    /// Formats the refusals of the client `by` and of unknown clients as one line each; without `by` all refusals.
     #[must_use]
     pub fn by(&self, by: Option<IpAddr>) -> Vec<String> {
         let is_by = |peer: &Option<IpAddr>| by.is_none_or(|by| peer.is_none_or(|peer| peer == by.to_canonical()));
@@ -36,18 +36,17 @@ impl Refusals {
     }
 }
 
-/// A refusal in the table of pulls.
-pub(crate) struct Row<'a> {
-    /// When, in seconds since 1970.
+/// The row of a refusal in the table of pulls.
+pub(crate) struct RefusalRow<'a> {
+    /// Seconds since 1970.
     pub time: f64,
-    /// Which.
     pub refused: &'a TlsRefused,
 }
 
-impl fmt::Display for Row<'_> {
+impl fmt::Display for RefusalRow<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let by = address(self.refused).map_or_else(|| "?".to_owned(), |by| by.to_string());
-        write!(f, "{}  {by:<15}  {}", Clock(self.time), printable(self.refused.action().as_bytes()))
+        write!(f, "{}  {by:<15}  {}", TimeOfDay(self.time), printable(self.refused.action().as_bytes()))
     }
 }
 

@@ -1,7 +1,6 @@
-//! The arguments of `run`. Words enter, options of [`crate::host::vm::launch`] leave.
+//! The arguments of `localregistry run`, and the [`Builder`] that they describe.
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,21 +13,20 @@ use crate::host::boot::kernel::Flavor;
 use crate::host::nodes::access::{Access, CLIENT_CA_WITHOUT_TLS};
 use crate::host::nodes::ca::{Certificates, Tls};
 use crate::host::nodes::trust::Endpoint;
-use crate::host::runs::dir::{Wanted, is_name};
+use crate::host::runs::dir::{RunDirOptions, is_name};
 use crate::host::support::report::Report;
-use crate::host::vm::accel::Choice;
-use crate::host::vm::launch::{LEAST_MEMORY, Options};
+use crate::host::vm::accel::AccelChoice;
+use crate::host::vm::launch::{Appliance, Builder, MIN_MEMORY};
 use crate::host::vm::net::{self, Net};
 use crate::host::vm::qemu::Board;
 
-/// Longest config file, in bytes: what the guest takes too.
-pub(crate) const LARGEST_CONFIG: u64 = 1 << 20;
-/// Longest time that the guest waits for its disks, in seconds: what its config takes.
-const LONGEST_DISK_WAIT: i64 = 3600;
-/// Longest time to wait for `ready`, in seconds: a day.
-const LONGEST_TIMEOUT: u64 = 24 * 60 * 60;
+/// Longest config file in bytes, as in the guest.
+pub(crate) const CONFIG_MAX: u64 = 1 << 20;
+/// Longest `--disk-wait` in seconds, as in the guest's config.
+const DISK_WAIT_MAX: i64 = 3600;
+/// Longest `--timeout` in seconds: a day.
+const TIMEOUT_MAX: u64 = 24 * 60 * 60;
 
-/// Why `--machine virt` alone is not enough.
 const VIRT_WITHOUT_KERNEL: &str = "the argument '--machine virt' needs '--kernel <FILE>': there is no flavor for 64-bit ARM";
 
 /// The command line of `localregistry run`.
@@ -38,40 +36,40 @@ Examples:
   localregistry run images.erofs
       Boots the disk and prints where the registry is and how to trust it; Ctrl-C ends it
   localregistry run base.erofs build.erofs
-      Two disks as one registry; what they disagree on ends the boot
+      Two disks as one registry; the boot fails if they contradict each other
   localregistry run images.erofs --publish 0.0.0.0:5000 --san registry.test --san 10.1.0.82
-      On a fixed port of every address, for other hosts too, under further names
+      On a fixed port of all addresses, for other hosts, too, with further names
   localregistry run images.erofs --net bridge=br0,ip=10.1.0.82/16 --san registry.test
       As one more machine on a bridge
   localregistry run images.erofs --json --quiet --follow --trust /tmp/t1/trust
-      For programs: everything that nodes need in a folder, one JSON line when ready, then one for each event
+      For programs: the trust files in a folder, one JSON line when it is ready, then one for each event
   localregistry run images.erofs --ca-dir ~/.local/share/localregistry-ca
-      Under a CA that later runs have too: node images can be built with it in them
+      With a CA that later runs share, so that node images can be built with it
   localregistry run images.erofs --detach --name one; localregistry stop one
       In the background
   localregistry run images.erofs --flavor own --machine microvm
-      On our own kernel, built by image/kernel, and the least machine: the fastest boot
+      With our own kernel, built by image/kernel, and the smallest machine: the fastest boot
   localregistry run images.erofs --kernel /boot/vmlinuz-6.1.0-30-amd64 --modules /lib/modules/6.1.0-30-amd64
-      On any other kernel
+      With any other kernel
   localregistry run images.erofs --tls off --set trace=true --console console.txt
-      Plain HTTP, each boot step with its time on the console, the console kept
+      Plain HTTP, each boot step with its time on the console, the console in a file
 
-Networks (--net KIND[,mac=MAC][,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mtu=BYTES]), without ip= by DHCP:
-  user                 QEMU's own: forwarded ports (--publish, --metrics, listeners) in, nothing out; the default
-  tap=NAME             a tap that is there
-  bridge=NAME          a bridge, by a tap of the run's own (needs CAP_NET_ADMIN), gone with QEMU
+Networks (--net KIND[,mac=MAC][,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mtu=BYTES]); without ip= with DHCP:
+  user                 QEMU's user network: forwarded ports (--publish, --metrics, listeners) in, nothing out; the default
+  tap=NAME             an existing tap
+  bridge=NAME          a bridge, through a tap that is made for QEMU and gone with it (needs CAP_NET_ADMIN)
   socket-fd=N          an open socket that this program was started with
-  stream=PATH          a Unix socket that passt or a switch listens at; ,reconnect=SECONDS with QEMU 8.0 or later
-  dgram=LOCAL,REMOTE   Unix sockets by path, or IPv4:PORT both
+  stream=PATH          a Unix socket that passt or a switch listens on; ,reconnect=SECONDS with QEMU 8.0 or later
+  dgram=LOCAL,REMOTE   two paths of Unix sockets, or two IPv4:PORT
   mcast=GROUP:PORT     a multicast group on the loopback
-On `user` the guest answers connections to its forwarded ports. It can open no connection and send no datagram, to this machine or another.
-On the other networks it reaches whatever they reach: nothing is filtered.
-Ports published beyond 127.0.0.1 answer every host, and the events have the client's address. Clients on 127.0.0.1 show as QEMU's own address.
-The guest is then 198.18.0.15 on `user`, unless ip= gives another. If another network has a gateway, answers to other hosts go there and are
-lost: let those hosts use that network.
+On `user` the guest answers connections to its forwarded ports. It cannot open connections or send datagrams, to this machine or to others.
+On the other networks nothing is filtered.
+Ports published beyond 127.0.0.1 answer every host, and events have the client's address. Clients on 127.0.0.1 appear with QEMU's address.
+The guest is then 198.18.0.15 on `user`, unless ip= sets another address. If another network has a gateway, answers to other hosts go there
+and are lost: let those hosts use that network.
 
 Exit status:
-   0  the guest ended in order, as asked by SIGINT, SIGTERM, `localregistry stop`, its launcher's end (--end-with-stdin) or itself;
+   0  the guest shut down cleanly, on SIGINT, SIGTERM, `localregistry stop`, its launcher's end (--end-with-stdin) or by itself;
       with --detach: it is ready
    1  another error before the boot, or in writing a file
    2  the command line is wrong
@@ -79,26 +77,26 @@ Exit status:
    4  the guest's kernel panicked
    5  the registry was not ready within --timeout
    6  QEMU died or was killed
-   7  QEMU ended in order, the guest did not: it reset or powered off by itself
-   8  QEMU is missing, too old, or none
-   9  a disk is missing, or none of ours
+   7  QEMU exited, but the guest had not shut down: it reset or powered off by itself
+   8  QEMU is missing, too old, or another program
+   9  a disk is missing, or is not a packed disk
   10  a port is taken
-  11  a bridge, a tap or a socket of --net is missing, in use or something else
-  12  the run's folder, a file or a folder that is to be written, cannot be
-  13  a certificate, a key, a CA or a file that says who may pull cannot be used
+  11  a bridge, a tap or a socket of --net is missing, in use or of another kind
+  12  the run's folder, an output file or an output folder cannot be written
+  13  a certificate, a key, a CA or an access control file cannot be used
   14  there is no kernel or no initramfs, or the kernel lacks an option that the guest needs
   15  no permission to make or to open a tap of --net, or to listen on a port below 1024
-Where it is neither 0 nor 2, standard error says what happened and shows the console's last lines.")]
-pub struct Args {
-    /// The packed disks, served as one (they are only read: any number of machines may share them)
+Unless it is 0 or 2, standard error says what happened and shows the last lines of the console.")]
+pub struct RunArgs {
+    /// The packed disks, served as one registry (they are opened read-only: machines may share them)
     #[arg(value_name = "DISK", required = true)]
     pub(crate) disk: Vec<PathBuf>,
 
     /// Longest time that the guest waits for its disks, in seconds [default: 5]
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=LONGEST_DISK_WAIT))]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=DISK_WAIT_MAX))]
     disk_wait: Option<u32>,
 
-    /// Hold all that is sent against its digest: where a disk has other bytes the response is cut before its end
+    /// Verify the digest of everything that is sent: a response with wrong bytes is cut before its end
     #[arg(long)]
     verify: bool,
 
@@ -106,15 +104,15 @@ pub struct Args {
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
     pub(crate) machine: Board,
 
-    /// The kernel, as `localregistry kernel` gives it
+    /// The kernel, one of `localregistry kernel`
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
     pub(crate) flavor: Flavor,
 
-    /// Boot this kernel (ELF or bzImage) instead of a flavor's
+    /// Boot this kernel (ELF or bzImage) instead of that of a flavor
     #[arg(long, value_name = "FILE", requires = "beside_kernel", conflicts_with = "flavor")]
     pub(crate) kernel: Option<PathBuf>,
 
-    /// The modules of that kernel, a folder lib/modules/RELEASE: the initramfs is made with them
+    /// The modules of that kernel, a folder lib/modules/RELEASE; an initramfs is made with them
     #[arg(long, value_name = "DIR", requires = "kernel", group = "beside_kernel")]
     pub(crate) modules: Option<PathBuf>,
 
@@ -122,23 +120,23 @@ pub struct Args {
     #[arg(long, value_name = "FILE", group = "beside_kernel")]
     pub(crate) initramfs: Option<PathBuf>,
 
-    /// Take this localregistry-init into the initramfs
+    /// Put this localregistry-init into the initramfs
     #[arg(long, value_name = "FILE", conflicts_with = "initramfs")]
     pub(crate) init: Option<PathBuf>,
 
     /// Memory of the machine in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(i64::from(LEAST_MEMORY)..=1 << 20))]
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(i64::from(MIN_MEMORY)..=1 << 20))]
     memory: u32,
 
-    /// Virtual processors
+    /// Number of virtual processors
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
     cpus: u32,
 
-    /// What runs the guest's instructions
+    /// The accelerator
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
-    accel: Choice,
+    accel: AccelChoice,
 
-    /// A network to be on, one interface each (repeatable; see below)
+    /// A network, one interface each (repeatable; see below)
     #[arg(long, value_name = "KIND[,…]")]
     net: Vec<Net>,
 
@@ -146,7 +144,7 @@ pub struct Args {
     #[arg(long, value_name = "[ADDR:]PORT")]
     publish: Option<Publish>,
 
-    /// A further name or address that clients use: it goes into the certificate, and into the trust files (repeatable)
+    /// A further name or address that clients use, for the certificate and the trust files (repeatable)
     #[arg(long, value_name = "NAME", value_parser = san)]
     pub(crate) san: Vec<String>,
 
@@ -156,7 +154,8 @@ pub struct Args {
     #[command(flatten)]
     pub(crate) access: Access,
 
-    /// Where this machine listens for /healthz, /metrics and /ca.crt, over plain HTTP and for anybody, instead of beside the registry
+    /// Where this machine listens for /healthz, /metrics and /ca.crt, over plain HTTP and without access control, instead of on the
+    /// registry's port
     #[arg(long, value_name = "[ADDR:]PORT")]
     metrics: Option<Publish>,
 
@@ -164,24 +163,24 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
-    /// One key of that config, nested keys joined by dots: tls.mode=OFF (repeatable; wins over --config)
+    /// One key of that config, nested keys joined by dots: tls.mode=OFF (repeatable; overrides --config)
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<Setting>,
 
-    /// Write the files that nodes need to trust the registry to this folder, before it is said to be ready (see `trust`)
+    /// Write the files that nodes need to trust the registry to this folder, before it is reported as ready (see `trust`)
     #[arg(long, value_name = "DIR", conflicts_with = "print_command")]
     pub(crate) trust: Option<PathBuf>,
 
-    /// With --trust: where nodes reach the registry, if not where this machine does; without a port, on the registry's. It goes into the
-    /// certificate, too (repeatable)
+    /// With --trust: where nodes reach the registry, if not where this machine does; the default port is the registry's. It is added to
+    /// the certificate, too (repeatable)
     #[arg(long, value_name = "HOST[:PORT]", requires = "trust")]
     pub(crate) trust_host: Vec<Endpoint>,
 
-    /// Keep every event of the guest in this file, one JSON line each
+    /// Write every event of the guest to this file, one JSON line each
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
 
-    /// Keep the guest's console in this file
+    /// Write the guest's console to this file
     #[arg(long, value_name = "FILE")]
     console: Option<PathBuf>,
 
@@ -189,8 +188,8 @@ pub struct Args {
     #[arg(long)]
     pub(crate) log: bool,
 
-    /// Longest time from QEMU's start to ready, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=LONGEST_TIMEOUT))]
+    /// Time limit from QEMU's start to ready, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=TIMEOUT_MAX))]
     timeout: u64,
 
     /// The QEMU to start [default: qemu-system-x86_64, for virt qemu-system-aarch64]
@@ -202,18 +201,18 @@ pub struct Args {
     qemu_arg: Vec<OsString>,
 
     #[command(flatten)]
-    pub(crate) program: Program,
+    pub(crate) program: ProgramArgs,
 }
 
-/// What programs want of a run.
+/// Options for programs that start a run.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "For programs")]
-pub(crate) struct Program {
+pub(crate) struct ProgramArgs {
     /// Name of the run, for `ps` and `stop` [default: a random one]; with --run-dir these take the folder instead
     #[arg(long, value_name = "NAME", value_parser = name)]
     name: Option<String>,
 
-    /// Folder of the run, for it alone and removed at its end [default: $XDG_RUNTIME_DIR/localregistry/NAME]
+    /// Folder of the run, new or empty, removed at its end [default: $XDG_RUNTIME_DIR/localregistry/NAME]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
 
@@ -221,69 +220,60 @@ pub(crate) struct Program {
     #[arg(long)]
     pub(crate) keep: bool,
 
-    /// After the line that says that it is ready, print each event, too: one JSON line each (needs --json)
+    /// After the JSON line that reports it as ready, print each event as a JSON line (needs --json)
     #[arg(long, conflicts_with_all = ["detach", "print_command"])]
     pub(crate) follow: bool,
 
-    /// Write the JSON line here once it is ready; removed at the end
+    /// Write the JSON line to this file once it is ready; removed at the end
     #[arg(long, value_name = "FILE", conflicts_with = "print_command")]
     pub(crate) ready_file: Option<PathBuf>,
 
-    /// Write the number of the process that runs it here, before the boot; removed at the end
+    /// Write the process ID of the run to this file, before the boot; removed at the end
     #[arg(long, value_name = "FILE", conflicts_with = "print_command")]
     pub(crate) pid_file: Option<PathBuf>,
 
-    /// Return once it is ready, and leave it running: `localregistry stop` ends it
+    /// Return once it is ready, and leave it running in the background: `localregistry stop` ends it
     #[arg(long, conflicts_with = "print_command")]
     pub(crate) detach: bool,
 
-    /// End in order, as by SIGTERM, when standard input ends: a pipe or socket that the launcher holds the other end of. So the run ends
-    /// with its launcher, however that ends; with --detach, too
+    /// Shut down, as on SIGTERM, when standard input ends: a pipe or socket whose other end the launcher holds. So the run ends with its
+    /// launcher, however that ends, also with --detach
     #[arg(long, conflicts_with_all = ["end_with_fd", "print_command"])]
     end_with_stdin: bool,
 
-    /// The same by the pipe or socket that is open as the descriptor N, 3 or more
+    /// The same with the pipe or socket that is open as the descriptor N, 3 or more
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..), conflicts_with = "print_command")]
     end_with_fd: Option<i32>,
 
-    /// Boot nothing: write the files that QEMU needs into the run's folder, which stays, and print QEMU's command line
+    /// Do not boot: write the files that QEMU needs to the run's folder, which stays, and print QEMU's command line
     #[arg(long)]
     pub(crate) print_command: bool,
 
-    /// Set by --detach for the process that it leaves
+    /// Set by --detach for the background process
     #[arg(long, hide = true)]
     pub(crate) supervised: bool,
 }
 
-impl Program {
-    /// The descriptor that the run ends with.
+impl ProgramArgs {
+    /// The descriptor whose end ends the run.
     pub(crate) fn lifeline(&self) -> Option<Descriptor> {
         if self.end_with_stdin { Some(Descriptor::Stdin) } else { self.end_with_fd.map(Descriptor::Number) }
     }
 
-    /// Which folder it is to have.
-    pub(crate) fn folder(&self) -> Wanted<'_> {
-        Wanted { name: self.name.as_deref(), folder: self.run_dir.as_deref() }
+    pub(crate) fn run_dir(&self) -> RunDirOptions<'_> {
+        RunDirOptions { name: self.name.as_deref(), folder: self.run_dir.as_deref() }
     }
 }
 
-/// The name of a run.
+/// Parses the name of a run.
 fn name(text: &str) -> Result<String, &'static str> {
     is_name(text)
         .then(|| text.to_owned())
         .ok_or("expected 1 to 64 letters, digits, dots, hyphens and underscores, a letter or digit first")
 }
 
-impl Args {
-    /// The single settings, those of the flags last.
-    pub(crate) fn settings(&self) -> Vec<Setting> {
-        let wait = self.disk_wait.map(|seconds| Setting::new(&["disk", "waitSeconds"], seconds));
-        let verify = self.verify.then(|| Setting::new(&["verify"], true));
-        let own = wait.into_iter().chain(verify).chain(self.certificates.setting()).chain(self.access.settings());
-        self.set.iter().cloned().chain(own).collect()
-    }
-
-    /// What flags together do not allow, in words.
+impl RunArgs {
+    /// Returns a message if options contradict each other.
     #[must_use]
     pub fn conflict(&self, report: &Report) -> Option<String> {
         let no_tls = self.certificates.mode() == Some(Tls::Off);
@@ -294,49 +284,108 @@ impl Args {
             (no_tls && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),
             (
                 self.publish.is_some() && !forwards,
-                "the argument '--publish <[ADDR:]PORT>' needs '--net user': nothing else forwards",
+                "the argument '--publish <[ADDR:]PORT>' needs '--net user': no other network forwards ports",
             ),
             (
                 self.metrics.is_some() && !forwards,
-                "the argument '--metrics <[ADDR:]PORT>' needs '--net user': nothing else forwards; on other networks say the guest's own \
-                 port, --set metricsPort=PORT",
+                "the argument '--metrics <[ADDR:]PORT>' needs '--net user': no other network forwards ports; for those, \
+                 --set metricsPort=PORT sets the guest's own port",
             ),
             (self.program.follow && !report.json, "the argument '--follow' needs '--json'"),
         ];
         let fixed = fixed.into_iter().find_map(|(holds, words)| holds.then_some(words));
         let fixed = self.certificates.conflict().or(fixed).map(str::to_owned);
-        fixed.or_else(|| net::together(&self.net).err().map(|error| format!("--net: {error}")))
+        fixed.or_else(|| net::check_conflicts(&self.net).err().map(|error| format!("--net: {error}")))
     }
 
-    /// What to boot, and how.
-    pub(crate) fn options(
-        &self,
-        kernel: PathBuf,
-        initramfs: PathBuf,
-        config: GuestConfig,
-        ca: Vec<(&'static str, PathBuf)>,
-        report: Report,
-    ) -> Options {
-        Options {
-            board: self.machine,
-            disks: self.disk.clone(),
-            kernel,
-            initramfs,
-            qemu: self.qemu.clone().unwrap_or_else(|| self.machine.program().into()),
-            memory_mib: self.memory,
-            cpus: self.cpus,
-            accel: self.accel,
-            nets: self.net.clone(),
-            publish: self.publish.map_or(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), |publish| publish.0),
-            metrics: self.metrics.map(|metrics| metrics.0),
-            config,
-            tls: self.certificates.provided(),
-            secrets: self.access.secrets().into_iter().chain(ca).collect(),
-            qemu_arguments: self.qemu_arg.clone(),
-            events: self.events.clone(),
-            console: self.console.clone(),
-            timeout: Duration::from_secs(self.timeout),
-            report,
+    /// The builder for these options. `config` is the content of `--config`.
+    pub(crate) fn builder(&self, config: GuestConfig, report: &Report) -> Builder {
+        let mut disks = self.disk.iter();
+        // clap requires a disk.
+        let mut builder = Appliance::builder(disks.next().cloned().unwrap_or_default());
+        builder = disks.fold(builder, Builder::disk);
+        builder = builder
+            .config(config)
+            .board(self.machine)
+            .memory_mib(self.memory)
+            .cpus(self.cpus)
+            .accel(self.accel)
+            .access(self.access.clone())
+            .timeout(Duration::from_secs(self.timeout));
+        builder = match (&self.kernel, &self.modules, &self.initramfs) {
+            (Some(kernel), Some(modules), _) => builder.kernel_with_modules(kernel, modules),
+            (Some(kernel), None, Some(initramfs)) => builder.kernel(kernel, initramfs),
+            (_, _, Some(initramfs)) => builder.flavor(self.flavor).initramfs(initramfs),
+            // clap requires --modules or --initramfs with --kernel.
+            (_, _, None) => builder.flavor(self.flavor),
+        };
+        builder = self.init.iter().fold(builder, Builder::init);
+        builder = self.qemu.iter().fold(builder, Builder::qemu);
+        builder = self.qemu_arg.iter().fold(builder, Builder::qemu_argument);
+        builder = self.net.iter().cloned().fold(builder, Builder::net);
+        builder = self.publish.iter().fold(builder, |builder, publish| builder.publish(publish.0));
+        builder = self.metrics.iter().fold(builder, |builder, metrics| builder.metrics(metrics.0));
+        builder = self.events.iter().fold(builder, Builder::events_file);
+        builder = self.console.iter().fold(builder, Builder::console_file);
+        // Options of their own override --set.
+        builder = self.set.iter().cloned().fold(builder, Builder::set);
+        builder = self.disk_wait.iter().fold(builder, |builder, wait| builder.disk_wait(Duration::from_secs((*wait).into())));
+        if self.verify {
+            builder = builder.verify();
+        }
+        builder = self.tls(builder);
+        let hosts = self.trust_host.iter().map(|endpoint| endpoint.host.name().trim_matches(['[', ']']));
+        builder = self.san.iter().map(String::as_str).chain(hosts).fold(builder, Builder::name);
+        if report.quiet { builder } else { builder.verbose() }
+    }
+
+    fn tls(&self, builder: Builder) -> Builder {
+        if let Some((certificate, key)) = self.certificates.ca_files() {
+            return builder.ca(certificate, key);
+        }
+        if let Some(dir) = self.certificates.ca_dir() {
+            return builder.ca_dir(dir);
+        }
+        match (self.certificates.mode(), self.certificates.provided()) {
+            (Some(Tls::Off), _) => builder.plain_http(),
+            (Some(Tls::Provided), Some((chain, key))) => builder.certificate(chain, key),
+            (Some(Tls::Generate), _) => builder.generated_certificate(),
+            _ => builder,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: RunArgs,
+    }
+
+    #[test]
+    fn config_has_the_options() {
+        let report = Report { json: false, quiet: true };
+        for (options, expected) in [
+            ("", "{}"),
+            ("--tls generate", r#"{"tls":{"mode":"GENERATE"}}"#),
+            ("--tls off", r#"{"tls":{"mode":"OFF"}}"#),
+            ("--cert c --key k", r#"{"tls":{"mode":"PROVIDED"}}"#),
+            ("--ca c --key k", r#"{"tls":{"mode":"SIGN"}}"#),
+            ("--ca c --key k --tls generate", r#"{"tls":{"mode":"SIGN"}}"#),
+            ("--ca-dir d", r#"{"tls":{"mode":"SIGN"}}"#),
+            ("--tls off --set tls.mode=GENERATE", r#"{"tls":{"mode":"OFF"}}"#),
+            ("--disk-wait 7 --verify", r#"{"disk":{"waitSeconds":7},"verify":true}"#),
+            ("--san a.test --trust t --trust-host [fd00::1]:5000", r#"{"names":["a.test","fd00::1"]}"#),
+        ] {
+            let line = Line::try_parse_from(["run", "disk"].into_iter().chain(options.split_whitespace())).unwrap();
+            assert_eq!(line.args.conflict(&report), None, "{options}");
+            let builder = line.args.builder(GuestConfig::default(), &report);
+            assert_eq!(builder.guest_config().unwrap().to_json(), expected, "{options}");
         }
     }
 }

@@ -1,5 +1,6 @@
-//! A run that is left in the background. This program starts itself anew, passes on what that prints until it is ready, and returns.
-//! The new one leads a session of its own, and dies with this one as long as it is not ready.
+//! `run --detach`: starts this program again as a background process, copies its output until the run is ready, and returns.
+//!
+//! The background process leads a session of its own. Until it is ready, it dies with the process that started it.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -14,10 +15,10 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
 use crate::host::support::sys;
 
-/// Exit status where the process that was started was killed, as for a killed QEMU.
+/// Exit status if the background process was killed, as for a killed QEMU.
 const KILLED: u8 = 6;
 
-/// Starts the run, waits until it is ready or has ended, and gives the exit status. With `stdin` the run gets standard input as it is.
+/// Starts the run in the background, waits until it is ready or has ended, and returns the exit status. `stdin` passes standard input on.
 pub(crate) fn detach(stdin: bool) -> ExitCode {
     match start(stdin) {
         Ok(status) => ExitCode::from(status),
@@ -31,55 +32,55 @@ pub(crate) fn detach(stdin: bool) -> ExitCode {
 fn start(stdin: bool) -> io::Result<u8> {
     let mut command = Command::new("/proc/self/exe");
     command.args(arguments()).stdin(if stdin { Stdio::inherit() } else { Stdio::null() }).stdout(Stdio::piped());
-    // SIGTERM, so that it removes what it has made.
+    // SIGTERM rather than SIGKILL, so that it removes its files.
     sys::signal_with_parent(&mut command, Signal::SIGTERM);
     let mut run = command.spawn()?;
-    let mut said = 0;
-    if let Some(mut words) = run.stdout.take() {
+    let mut copied = 0;
+    if let Some(mut output) = run.stdout.take() {
         let mut buffer = vec![0; 64 * 1024];
-        // The end comes when it has ended, or has let go of its standard output: then it is ready.
+        // The output ends when the run has ended, or is ready and has closed it.
         loop {
-            let count = words.read(&mut buffer)?;
+            let count = output.read(&mut buffer)?;
             if count == 0 {
                 break;
             }
-            said += count;
+            copied += count;
             let mut out = io::stdout().lock();
             out.write_all(buffer.get(..count).unwrap_or_default())?;
             out.flush()?;
         }
     }
-    if said > 0 {
+    if copied > 0 {
         return Ok(0);
     }
     Ok(run.wait()?.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(KILLED))
 }
 
-/// The arguments of this process, with the flag that says who it is behind the subcommand.
+/// The arguments of this process, with the hidden flag of the background process after the subcommand.
 fn arguments() -> Vec<OsString> {
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let place = arguments.iter().position(|argument| argument == "run").map_or(0, |place| place + 1);
-    arguments.insert(place, "--supervised".into());
+    let index = arguments.iter().position(|argument| argument == "run").map_or(0, |index| index + 1);
+    arguments.insert(index, "--supervised".into());
     arguments
 }
 
-/// Leaves the session of whoever started it: Ctrl-C there is not meant for it.
+/// Leaves the session of the terminal, so that Ctrl-C there does not reach this process.
 pub(crate) fn leave_session() -> io::Result<()> {
-    // It leads no group: it has just been started.
+    // It cannot fail: a process that was just started leads no group.
     setsid().map(drop).map_err(io::Error::from)
 }
 
-/// From here on it lives by itself.
+/// Stops dying with the process that started it.
 pub(crate) fn outlive_parent() -> io::Result<()> {
     prctl::set_pdeathsig(None).map_err(io::Error::from)
 }
 
-/// Lets go of standard input and output, and says on `log` what it has to say: whoever started it goes.
-pub(crate) fn let_go(log: &Path) -> io::Result<()> {
+/// Closes standard input and output, and redirects standard error to `log`. The process that started it returns then.
+pub(crate) fn close_stdio(log: &Path) -> io::Result<()> {
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
-    let nowhere = File::options().read(true).write(true).open("/dev/null")?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stderr(&log)?;
-    dup2_stdin(&nowhere)?;
-    dup2_stdout(&nowhere)?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
     Ok(())
 }

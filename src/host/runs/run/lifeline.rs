@@ -1,4 +1,4 @@
-//! A pipe or socket whose other end the launcher holds: when the launcher closes it or ends, in whatever way, the run ends too.
+//! Watches a pipe or socket whose other end the launcher holds. The run ends when the launcher closes it or ends, in whatever way.
 
 use std::fmt;
 use std::io;
@@ -12,12 +12,11 @@ use tokio::sync::oneshot;
 
 use crate::host::support::sys;
 
-/// Which descriptor is the lifeline.
+/// The descriptor to watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Descriptor {
-    /// Standard input.
     Stdin,
-    /// One that this program inherits by this number.
+    /// An inherited descriptor.
     Number(i32),
 }
 
@@ -26,7 +25,7 @@ pub(crate) enum Descriptor {
 pub(crate) enum LifelineError {
     #[error("{0} cannot be used: the launcher has to leave it open for this program (without close-on-exec)")]
     NotOpen(Descriptor, #[source] io::Error),
-    #[error("{0} is neither a pipe nor a socket, whose end could be waited for: give it one, and keep the other end open")]
+    #[error("{0} is neither a pipe nor a socket: give it one of these, and keep the other end open")]
     Kind(Descriptor),
     #[error("{0} is the writing end of a pipe: give it the reading end, and keep the writing end open")]
     WritingEnd(Descriptor),
@@ -42,19 +41,18 @@ pub(crate) struct Lifeline {
 }
 
 impl Lifeline {
-    /// Watches `descriptor`. What is written to it is read and means nothing.
+    /// Starts watching `descriptor`. Data that arrives is discarded.
     ///
     /// # Errors
-    /// Nothing is open there, or it has no end to wait for: it is no pipe and no socket, or the writing end of a pipe.
+    /// Fails if the descriptor is not open, is neither a pipe nor a socket, or is the writing end of a pipe.
     pub(crate) fn watch(descriptor: Descriptor) -> Result<Self, LifelineError> {
-        // A copy: the number may be given to another file later.
+        // A copy, as the number may be reused for another file later.
         let copy = sys::inherited(descriptor.number()).map_err(|source| LifelineError::NotOpen(descriptor, source))?;
         check(&copy, descriptor)?;
         let (close, closed) = oneshot::channel();
         let watch = move || {
             wait_for_end(&copy);
-            // Nobody listens once the run has ended.
-            let _ended = close.send(());
+            let _run_has_ended = close.send(());
         };
         let thread = thread::Builder::new().name("lifeline".into()).spawn(watch);
         thread.map_err(|source| LifelineError::Thread(descriptor, source))?;
@@ -62,7 +60,7 @@ impl Lifeline {
     }
 }
 
-/// Waits until the launcher has closed `lifeline`, and takes it: later calls wait forever. So do all without a lifeline. Cancel-safe.
+/// Waits until the launcher has closed `lifeline`, and takes it out. Without a lifeline it waits forever. Cancel-safe.
 pub(crate) async fn closed(lifeline: &mut Option<Lifeline>) -> Descriptor {
     if let Some(Lifeline { descriptor, closed }) = lifeline.as_mut()
         && closed.await.is_ok()
@@ -84,7 +82,7 @@ fn check(file: &OwnedFd, descriptor: Descriptor) -> Result<(), LifelineError> {
     if mode == OFlags::WRONLY { Err(LifelineError::WritingEnd(descriptor)) } else { Ok(()) }
 }
 
-/// Reads to the end of `file`, which may be non-blocking.
+/// Reads `file`, which may be non-blocking, until it ends.
 fn wait_for_end(file: &OwnedFd) {
     let mut buffer = [0; 4096];
     loop {
@@ -93,7 +91,7 @@ fn wait_for_end(file: &OwnedFd) {
         match read(file.as_fd(), &mut buffer) {
             Ok(0) => return,
             Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
-            // A reset connection, for one.
+            // For example a connection reset.
             Err(_) => return,
         }
     }

@@ -1,5 +1,5 @@
-//! What `run` prints: where the registry is, requests, warnings, and how the machine ended. Facts enter, text leaves; whatever a
-//! guest wrote is made printable first.
+//! What `run` prints: where the registry is, requests, warnings, and how the machine ended. Text from the guest or a client is made
+//! printable.
 
 use std::fmt;
 use std::io;
@@ -11,34 +11,33 @@ use serde::Serialize;
 use crate::host::runs::dir::RunDir;
 use crate::host::support::report::{Report, counted};
 use crate::host::vm::launch::command::QemuCommand;
-use crate::host::vm::launch::{Appliance, Ended, printable};
+use crate::host::vm::launch::{Appliance, ExitReport, printable};
 use crate::proto::{Disks, Request, Warning};
 
 /// Where the registry is: printed as soon as it is ready.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
-#[schemars(rename = "RunReady")]
-pub(crate) struct Place {
+pub(crate) struct RunReady {
     /// The registry's URL.
     endpoint: String,
     /// Host and port, as they stand before an image's name.
     address: String,
-    /// Every URL that it is reached by, that one first.
+    /// All URLs of the registry, `endpoint` first.
     endpoints: Vec<String>,
-    /// URL of health, metrics and the CA, where they have a port of their own.
+    /// URL of health, metrics and the CA, if they have a port of their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<String>,
-    /// URLs of the registry's further listeners, where the config has some.
+    /// URLs of the registry's further listeners, if the config has some.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     further: Vec<String>,
-    /// Further names that the certificate is for; with `--san`, or `names` in the config.
+    /// Further names that the certificate is valid for; with `--san`, or `names` in the config.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     names: Vec<String>,
     /// The CA certificate, an absolute path; null with plain HTTP.
     ca: Option<PathBuf>,
-    /// The folder with the trust files, an absolute path, where they are asked for.
+    /// The folder with the trust files, an absolute path; with `--trust`.
     #[serde(skip_serializing_if = "Option::is_none")]
     trust: Option<PathBuf>,
-    /// Tags on the disk.
+    /// Number of tags on the disks.
     images: u32,
     /// Seconds from QEMU's start to ready.
     boot_seconds: f64,
@@ -50,15 +49,15 @@ pub(crate) struct Place {
     name: String,
     /// The run's folder, an absolute path.
     run_dir: PathBuf,
-    /// The process that runs it.
+    /// The process of the run.
     pid: u32,
-    /// In the background: what `stop` finds it by.
+    /// In the background: the argument for `stop`.
     #[serde(skip)]
-    stopped_by: Option<PathBuf>,
+    stop_argument: Option<PathBuf>,
 }
 
-impl Place {
-    pub(crate) fn of(vm: &Appliance, ca: Option<PathBuf>, trust: Option<PathBuf>, run: &RunDir, detached: bool) -> Self {
+impl RunReady {
+    pub(crate) fn new(vm: &Appliance, ca: Option<PathBuf>, trust: Option<PathBuf>, run: &RunDir, detached: bool) -> Self {
         Self {
             endpoint: vm.endpoint(),
             address: vm.address(),
@@ -69,27 +68,27 @@ impl Place {
             ca,
             trust,
             images: vm.ready().images,
-            // To the millisecond: the digits after it say nothing.
+            // Rounded to milliseconds.
             boot_seconds: (vm.boot_time().as_secs_f64() * 1000.0).round() / 1000.0,
             qemu_pid: vm.pid(),
             accel: vm.accel().as_str(),
             name: run.name().to_owned(),
             run_dir: run.folder().to_owned(),
             pid: std::process::id(),
-            stopped_by: detached.then(|| run.stopped_by().to_owned()),
+            stop_argument: detached.then(|| run.stop_argument().to_owned()),
         }
     }
 
     /// The line of `--json`.
     ///
     /// # Errors
-    /// A path is not UTF-8.
+    /// Fails if a path is not UTF-8.
     pub(crate) fn json(&self) -> io::Result<String> {
         Ok(serde_json::to_string(self)?)
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for RunReady {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { endpoint, address, images, boot_seconds, accel, .. } = self;
         writeln!(
@@ -101,7 +100,7 @@ impl fmt::Display for Place {
             writeln!(f, "and at {other}")?;
         }
         match &self.ca {
-            Some(ca) => trusting(f, address, ca)?,
+            Some(ca) => write_tls_usage(f, address, ca)?,
             None => {
                 writeln!(f, "  curl {endpoint}/v2/_catalog")?;
                 writeln!(f, "  skopeo copy --src-tls-verify=false docker://{address}/NAME:TAG oci:OUT")?;
@@ -112,20 +111,20 @@ impl fmt::Display for Place {
             writeln!(f, "Health, metrics and the CA are at {metrics}/healthz, /metrics and /ca.crt")?;
         }
         if let Some(trust) = &self.trust {
-            writeln!(f, "What nodes need to trust it is in {}", trust.display())?;
+            writeln!(f, "The trust files for nodes are in {}", trust.display())?;
         }
-        match &self.stopped_by {
+        match &self.stop_argument {
             Some(run) => write!(f, "`localregistry stop {}` ends it.", quoted(run)),
             None => write!(f, "Ctrl-C ends it."),
         }
     }
 }
 
-/// The CA, and how clients are told to trust it.
-fn trusting(f: &mut fmt::Formatter<'_>, address: &str, ca: &Path) -> fmt::Result {
+/// Writes the CA's path and how clients trust it.
+fn write_tls_usage(f: &mut fmt::Formatter<'_>, address: &str, ca: &Path) -> fmt::Result {
     writeln!(f, "Its CA certificate is {}", ca.display())?;
     writeln!(f, "  curl --cacert {} https://{address}/v2/_catalog", quoted(ca))?;
-    // podman and skopeo take a folder, and from it every file that ends so.
+    // podman and skopeo take a folder, and read every file *.crt in it.
     if let (Some("crt"), Some(folder)) = (ca.extension().and_then(|end| end.to_str()), ca.parent()) {
         writeln!(f, "  skopeo copy --src-cert-dir {} docker://{address}/NAME:TAG oci:OUT", quoted(folder))?;
         writeln!(f, "  podman pull --cert-dir {} {address}/NAME:TAG", quoted(folder))?;
@@ -133,36 +132,35 @@ fn trusting(f: &mut fmt::Formatter<'_>, address: &str, ca: &Path) -> fmt::Result
     Ok(())
 }
 
-/// QEMU's command line, for those who start it themselves.
+/// QEMU's command line, for launchers that start QEMU themselves.
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "RunCommand")]
-pub(crate) struct Printed {
+pub(crate) struct RunCommand {
     /// QEMU's program and its arguments.
     command: Vec<String>,
-    /// Where the registry will be forwarded from, host and port; null where nothing is forwarded.
+    /// The address that will be forwarded to the registry, host and port; null if nothing is forwarded.
     address: Option<String>,
-    /// Where health, metrics and the CA will be forwarded from; with `--metrics`.
+    /// The address that will be forwarded to health, metrics and the CA; with `--metrics`.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<String>,
-    /// Where the registry's further listeners will be forwarded from, in the config's order; where it has some.
+    /// The addresses that will be forwarded to the registry's further listeners, in the config's order; absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     further: Vec<String>,
-    /// The folder with the files, which stays.
+    /// The folder with the files. It is not removed.
     run_dir: PathBuf,
     /// The guest's config.
     config: PathBuf,
-    /// The Unix socket that QEMU will listen at for who reads the guest's events.
+    /// The Unix socket that QEMU will listen on for the reader of the guest's events.
     events: PathBuf,
-    /// The Unix socket that QEMU will listen at for commands to the guest.
+    /// The Unix socket that QEMU will listen on for commands to the guest.
     control: PathBuf,
-    /// The Unix socket that QEMU will listen at for commands to itself.
+    /// The Unix socket that QEMU will listen on for QMP.
     qmp: PathBuf,
     /// The file that QEMU writes the console to.
     console: PathBuf,
 }
 
-impl Printed {
-    pub(crate) fn of(command: &QemuCommand, folder: &Path) -> Self {
+impl RunCommand {
+    pub(crate) fn new(command: &QemuCommand, folder: &Path) -> Self {
         let QemuCommand { program, arguments, config, events, control, qmp, console, registry, metrics, further } =
             command.clone();
         let arguments = arguments.iter().map(|argument| argument.to_string_lossy().into_owned());
@@ -181,13 +179,13 @@ impl Printed {
     }
 }
 
-impl fmt::Display for Printed {
+impl fmt::Display for RunCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "# In {}, which is yours to remove:", self.run_dir.display())?;
+        writeln!(f, "# In {}, which you have to remove:", self.run_dir.display())?;
         writeln!(f, "#   config.json   the guest's config, read at the start")?;
-        writeln!(f, "#   events.sock   made by QEMU: one JSON event a line, `ready` with the CA among them")?;
-        writeln!(f, "#   control.sock  made by QEMU: takes {{\"shutdown\":{{}}}} and a line's end")?;
-        writeln!(f, "#   qmp.sock, console  made by QEMU: its own control, and the guest's console")?;
+        writeln!(f, "#   events.sock   made by QEMU: the events, one JSON line each; `ready` has the CA")?;
+        writeln!(f, "#   control.sock  made by QEMU: takes {{\"shutdown\":{{}}}} and a newline")?;
+        writeln!(f, "#   qmp.sock, console  made by QEMU: QMP, and the guest's console")?;
         match &self.address {
             Some(address) => writeln!(f, "# The registry will be forwarded from {address}.")?,
             None => writeln!(f, "# The event `ready` says where the registry is.")?,
@@ -208,7 +206,7 @@ fn word_quoted(text: &str) -> String {
     if plain { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
-/// One request on one line: who, what, how it went.
+/// Formats a request as one line.
 pub(crate) fn request(request: &Request) -> String {
     let Request { peer, method, endpoint, repository, reference, status, bytes, range, duration, user_agent, .. } = request;
     let mut line = format!("{peer} {method} {endpoint}");
@@ -223,39 +221,43 @@ pub(crate) fn request(request: &Request) -> String {
     printable(line.as_bytes())
 }
 
-/// One warning of the guest.
+/// Formats a warning of the guest.
 pub(crate) fn warning(warning: &Warning) -> String {
     printable(format!("warning: {}: {}", warning.code, warning.message).as_bytes())
 }
 
-/// A disk that came, or is gone.
+/// Formats a change of the disks.
 pub(crate) fn disks(disks: &Disks) -> String {
     let Disks { added, removed, images, .. } = disks;
-    let now = counted(*images as usize, "image");
-    let line = if removed.is_empty() { format!("{added} is served, too: {now}") } else { format!("{removed} is gone: {now}") };
+    let total = counted(*images as usize, "image");
+    let line = if removed.is_empty() {
+        format!("{added} was added: {total} in all")
+    } else {
+        format!("{removed} was removed: {total} in all")
+    };
     printable(line.as_bytes())
 }
 
-/// Says how the machine ended, and gives the exit status.
-pub(crate) fn ended(ended: &Ended, report: &Report) -> u8 {
-    let status = ended.outcome.exit_status();
+/// Prints how the machine ended, and returns the exit status.
+pub(crate) fn print_exit(exit: &ExitReport, report: &Report) -> u8 {
+    let status = exit.outcome.exit_status();
     if status == 0 {
-        report.step(ended.outcome.to_string());
+        report.step(exit.outcome.to_string());
     } else {
-        eprintln!("localregistry: {}", ended.outcome);
-        last_lines(ended);
+        eprintln!("localregistry: {}", exit.outcome);
+        print_last_lines(exit);
     }
-    for line in &ended.unwritten {
+    for line in &exit.incomplete {
         eprintln!("localregistry: {line}");
     }
-    if status == 0 && !ended.unwritten.is_empty() { 1 } else { status }
+    if status == 0 && !exit.incomplete.is_empty() { 1 } else { status }
 }
 
-/// Shows the last lines of the console and of QEMU.
-pub(crate) fn last_lines(ended: &Ended) {
-    for (whose, lines) in [("the console's last lines", &ended.console), ("QEMU's last lines", &ended.stderr)] {
+/// Prints the last lines of the console and of QEMU.
+pub(crate) fn print_last_lines(exit: &ExitReport) {
+    for (title, lines) in [("the console's last lines", &exit.console), ("QEMU's last lines", &exit.stderr)] {
         if !lines.is_empty() {
-            eprintln!("{whose}:");
+            eprintln!("{title}:");
             for line in lines {
                 eprintln!("  {line}");
             }
@@ -267,8 +269,8 @@ pub(crate) fn last_lines(ended: &Ended) {
 mod tests {
     use super::*;
 
-    fn place(ca: Option<&str>) -> Place {
-        Place {
+    fn ready(ca: Option<&str>) -> RunReady {
+        RunReady {
             endpoint: format!("{}://127.0.0.1:43673", if ca.is_some() { "https" } else { "http" }),
             address: "127.0.0.1:43673".into(),
             endpoints: vec![format!("{}://127.0.0.1:43673", if ca.is_some() { "https" } else { "http" })],
@@ -284,14 +286,14 @@ mod tests {
             name: "one".into(),
             run_dir: "/run/one".into(),
             pid: 16,
-            stopped_by: None,
+            stop_argument: None,
         }
     }
 
     #[test]
-    fn a_person_reads_where_it_is_and_how_to_pull() {
+    fn text_result_says_where_it_is_and_how_to_pull() {
         assert_eq!(
-            place(Some("/tmp/it's here/ca.crt")).to_string(),
+            ready(Some("/tmp/it's here/ca.crt")).to_string(),
             "The registry is ready at https://127.0.0.1:43673 (3 images, 3.2 s under tcg)\n\
              Its CA certificate is /tmp/it's here/ca.crt\n\
              \x20 curl --cacert '/tmp/it'\\''s here/ca.crt' https://127.0.0.1:43673/v2/_catalog\n\
@@ -299,9 +301,9 @@ mod tests {
              \x20 podman pull --cert-dir '/tmp/it'\\''s here' 127.0.0.1:43673/NAME:TAG\n\
              Ctrl-C ends it."
         );
-        assert!(!place(Some("/tmp/ca.pem")).to_string().contains("--cert-dir"), "podman reads *.crt only");
+        assert!(!ready(Some("/tmp/ca.pem")).to_string().contains("--cert-dir"), "podman reads *.crt only");
         assert_eq!(
-            place(None).to_string(),
+            ready(None).to_string(),
             "The registry is ready at http://127.0.0.1:43673 (3 images, 3.2 s under tcg)\n\
              \x20 curl http://127.0.0.1:43673/v2/_catalog\n\
              \x20 skopeo copy --src-tls-verify=false docker://127.0.0.1:43673/NAME:TAG oci:OUT\n\
@@ -311,42 +313,42 @@ mod tests {
     }
 
     #[test]
-    fn metrics_with_a_port_of_their_own_are_shown() {
-        let with = Place { metrics: Some("http://127.0.0.1:43674".into()), ..place(None) };
+    fn metrics_on_a_port_of_their_own_are_printed() {
+        let with = RunReady { metrics: Some("http://127.0.0.1:43674".into()), ..ready(None) };
         let line = "Health, metrics and the CA are at http://127.0.0.1:43674/healthz, /metrics and /ca.crt\n";
         assert!(with.to_string().contains(line), "{with}");
         assert!(with.json().unwrap().contains(r#""metrics":"http://127.0.0.1:43674""#));
     }
 
     #[test]
-    fn a_program_reads_one_json_line() {
+    fn json_result_is_one_line() {
         assert_eq!(
-            place(Some("/tmp/ca.crt")).json().unwrap(),
+            ready(Some("/tmp/ca.crt")).json().unwrap(),
             r#"{"endpoint":"https://127.0.0.1:43673","address":"127.0.0.1:43673","endpoints":["https://127.0.0.1:43673"],"ca":"/tmp/ca.crt","images":3,"boot_seconds":3.25,"qemu_pid":17,"accel":"tcg","name":"one","run_dir":"/run/one","pid":16}"#
         );
     }
 
     #[test]
-    fn further_endpoints_and_the_background_are_told() {
-        let mut place = place(None);
-        place.endpoints.push("http://10.1.0.82:5000".into());
-        place.further.push("http://127.0.0.1:8080".into());
-        place.stopped_by = Some("one".into());
-        place.trust = Some("/tmp/trust".into());
+    fn further_endpoints_and_the_stop_command_are_printed() {
+        let mut ready = ready(None);
+        ready.endpoints.push("http://10.1.0.82:5000".into());
+        ready.further.push("http://127.0.0.1:8080".into());
+        ready.stop_argument = Some("one".into());
+        ready.trust = Some("/tmp/trust".into());
         assert!(
-            place.json().unwrap().contains(r#""further":["http://127.0.0.1:8080"],"ca":null,"trust":"/tmp/trust","images":3"#),
-            "{place:?}"
+            ready.json().unwrap().contains(r#""further":["http://127.0.0.1:8080"],"ca":null,"trust":"/tmp/trust","images":3"#),
+            "{ready:?}"
         );
-        let text = place.to_string();
+        let text = ready.to_string();
         assert!(text.contains("under tcg)\nand at http://10.1.0.82:5000\nand at http://127.0.0.1:8080\n"), "{text}");
-        let end = "\nWhat nodes need to trust it is in /tmp/trust\n`localregistry stop one` ends it.";
+        let end = "\nThe trust files for nodes are in /tmp/trust\n`localregistry stop one` ends it.";
         assert!(text.ends_with(end), "{text}");
-        place.stopped_by = Some("/tmp/a run".into());
-        assert!(place.to_string().ends_with("\n`localregistry stop '/tmp/a run'` ends it."), "{place}");
+        ready.stop_argument = Some("/tmp/a run".into());
+        assert!(ready.to_string().ends_with("\n`localregistry stop '/tmp/a run'` ends it."), "{ready}");
     }
 
     #[test]
-    fn a_printed_command_is_one_for_a_shell() {
+    fn printed_command_is_quoted_for_a_shell() {
         let command = QemuCommand {
             program: "qemu".into(),
             arguments: vec!["-append".into(), "a b".into(), "it's".into()],
@@ -359,7 +361,7 @@ mod tests {
             metrics: None,
             further: vec![],
         };
-        let printed = Printed::of(&command, Path::new("/r"));
+        let printed = RunCommand::new(&command, Path::new("/r"));
         let text = printed.to_string();
         assert!(text.lines().take(6).all(|line| line.starts_with("# ")), "{text}");
         assert_eq!(text.lines().last(), Some("qemu -append 'a b' 'it'\\''s'"));
@@ -370,16 +372,16 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_one_line() {
+    fn disk_change_is_one_line() {
         let name = "/dev/vdb (serial \"x\")".to_owned();
-        let came = Disks { added: name.clone(), images: 3, ..Disks::default() };
-        let gone = Disks { removed: name, images: 1, ..Disks::default() };
-        assert_eq!(disks(&came), "/dev/vdb (serial \"x\") is served, too: 3 images");
-        assert_eq!(disks(&gone), "/dev/vdb (serial \"x\") is gone: 1 image");
+        let added = Disks { added: name.clone(), images: 3, ..Disks::default() };
+        let removed = Disks { removed: name, images: 1, ..Disks::default() };
+        assert_eq!(disks(&added), "/dev/vdb (serial \"x\") was added: 3 images in all");
+        assert_eq!(disks(&removed), "/dev/vdb (serial \"x\") was removed: 1 image in all");
     }
 
     #[test]
-    fn a_request_is_one_line_whatever_the_client_wrote() {
+    fn request_is_one_printable_line() {
         let mut made = Request {
             peer: "10.0.2.2:40112".into(),
             method: "GET".into(),

@@ -1,22 +1,22 @@
-//! Where the host listens, in words: `[ADDR:]PORT`. A text enters, an address leaves.
+//! Parses the host address of a forwarded port, `[ADDR:]PORT`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::str::FromStr;
 
-/// Where the host listens: `[ADDR:]PORT`, without an address 127.0.0.1.
+/// A host address, `[ADDR:]PORT`. The default of ADDR is 127.0.0.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Publish(pub SocketAddrV4);
 
-/// Why a text is no place to listen at.
+/// Why the text is not a host address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// The address is none.
+    /// Bad address.
     #[error("ADDR is an IPv4 address of this machine, such as 127.0.0.1 or 0.0.0.0")]
     Address,
-    /// QEMU's user network cannot.
+    /// QEMU's user network does not forward from IPv6.
     #[error("QEMU's user network forwards from IPv4 addresses only: give one, such as 127.0.0.1")]
     Version6,
-    /// The port is none.
+    /// Bad port.
     #[error("PORT is a number from 0 to 65535")]
     Port,
 }
@@ -48,20 +48,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_to_listen_is_read() {
-        for (text, place) in [
+    fn host_addresses_are_parsed() {
+        for (text, address) in [
             ("0", "127.0.0.1:0"),
             ("5000", "127.0.0.1:5000"),
             ("127.0.0.1:0", "127.0.0.1:0"),
             ("0.0.0.0:65535", "0.0.0.0:65535"),
             ("10.1.0.82:443", "10.1.0.82:443"),
         ] {
-            assert_eq!(text.parse::<Publish>().unwrap().0.to_string(), place);
+            assert_eq!(text.parse::<Publish>().unwrap().0.to_string(), address);
         }
     }
 
     #[test]
-    fn what_is_no_place_is_refused() {
+    fn bad_host_addresses_are_refused() {
         for (text, error) in [
             ("", PublishError::Port),
             ("+5", PublishError::Port),

@@ -1,4 +1,4 @@
-//! What a launcher in Rust says before a boot, with a default for everything but the disk.
+//! Builds the options of a launch: everything but the disk has a default. `localregistry run` goes through it as well.
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::command::{QemuCommand, command};
+use super::error::{NO_ACCESS, NO_KERNEL, USAGE};
 use super::{Appliance, LaunchError, Options};
 use crate::address::is_san;
 use crate::config::guest_config::{ConfigError, GuestConfig, Setting};
@@ -14,27 +15,27 @@ use crate::host::boot::{initramfs, kernel};
 use crate::host::nodes::access::{Access, AccessError};
 use crate::host::nodes::ca::{self, Ca};
 use crate::host::support::report::Report;
-use crate::host::vm::accel::Choice;
+use crate::host::vm::accel::AccelChoice;
 use crate::host::vm::net::Net;
 use crate::host::vm::qemu::Board;
 
-/// How long a boot may take where nothing is said.
+/// Default of [`Builder::timeout`].
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Why a builder gives no appliance.
+/// Why a builder could not boot an appliance.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// A name that no certificate can be for.
-    #[error("{0:?} is no DNS name and no IP address: the certificate cannot be for it")]
+    /// The name cannot be in a certificate.
+    #[error("{0:?} is not a DNS name or an IP address: the certificate cannot contain it")]
     Name(String),
-    /// A setting that the config does not know.
+    /// A setting contradicts an earlier one.
     #[error("the setting does not fit what was set before")]
     Set(#[source] ConfigError),
     /// There is no kernel.
     #[error("there is no kernel to boot")]
     Kernel(#[source] kernel::Error),
-    /// No flavor is for the board.
-    #[error("the board {} boots none of the kernels that can be had by themselves: give one with its initramfs", .0.name())]
+    /// No flavor runs on the board.
+    #[error("no kernel flavor runs on the board {}; set a kernel and its initramfs or modules", .0.name())]
     NoFlavor(Board),
     /// The kernel cannot run the guest on the board.
     #[error(transparent)]
@@ -42,56 +43,80 @@ pub enum BuildError {
     /// There is no initramfs.
     #[error("there is no initramfs to boot with")]
     Initramfs(#[source] initramfs::Error),
-    /// The CA that is to sign cannot.
+    /// The signing CA cannot be used.
     #[error("cannot use the CA")]
-    OwnCa(#[source] ca::Error),
-    /// What says who may pull cannot be used.
-    #[error("cannot set up who may pull")]
+    Ca(#[source] ca::Error),
+    /// The access control files cannot be used.
+    #[error("cannot set up access control")]
     Access(#[source] AccessError),
-    /// The thread that made these ready ended.
-    #[error("the search for the kernel, the initramfs and the CA was broken off")]
-    BrokenOff(#[source] tokio::task::JoinError),
-    /// The boot.
+    /// The thread that prepared the boot panicked or was cancelled.
+    #[error("the preparation of the boot was aborted")]
+    Aborted(#[source] tokio::task::JoinError),
+    /// The boot failed.
     #[error(transparent)]
     Launch(#[from] LaunchError),
 }
 
-/// Where the CA is from that signs the certificate.
-#[derive(Debug, Clone)]
-enum OwnCa {
-    /// Two PEM files: the certificate, and its key.
-    Files(PathBuf, PathBuf),
-    /// A folder that keeps one.
-    KeptIn(PathBuf),
-}
-
-impl OwnCa {
-    fn read(&self) -> Result<Ca, ca::Error> {
-        let now = SystemTime::now();
+impl BuildError {
+    /// The exit status of `localregistry run` (see its `--help`).
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Files(certificate, key) => Ca::read(certificate, key, now),
-            Self::KeptIn(dir) => Ca::kept_in(dir, now),
+            Self::Launch(error) => error.exit_status(),
+            Self::Access(_) | Self::Ca(_) => NO_ACCESS,
+            Self::Kernel(_) | Self::Unfit(_) | Self::Initramfs(_) => NO_KERNEL,
+            Self::Name(_) | Self::NoFlavor(_) => USAGE,
+            Self::Set(_) | Self::Aborted(_) => 1,
         }
     }
 }
 
-/// What to boot, said step by step: see [`Appliance::builder`].
+/// The kernel to boot.
+#[derive(Debug, Clone)]
+enum KernelSource {
+    Flavor(Flavor),
+    File {
+        kernel: PathBuf,
+        /// The folder with its modules, from which an initramfs is made.
+        modules: Option<PathBuf>,
+    },
+}
+
+/// The CA that signs the certificate.
+#[derive(Debug, Clone)]
+enum CaSource {
+    /// PEM files of the certificate and its key.
+    Files(PathBuf, PathBuf),
+    /// A folder that keeps a CA. It is created at first use.
+    Dir(PathBuf),
+}
+
+impl CaSource {
+    fn read(&self) -> Result<Ca, ca::Error> {
+        let now = SystemTime::now();
+        match self {
+            Self::Files(certificate, key) => Ca::read(certificate, key, now),
+            Self::Dir(dir) => Ca::kept_in(dir, now),
+        }
+    }
+}
+
+/// What to boot, and how: see [`Appliance::builder`].
 #[derive(Debug, Clone)]
 pub struct Builder {
-    /// Its kernel and initramfs are empty where none are given, and so is its QEMU.
+    /// Until [`Builder::options`], the kernel and the initramfs are empty, and so is QEMU if it is not set.
     options: Options,
-    flavor: Flavor,
-    kernel: Option<PathBuf>,
+    kernel: KernelSource,
     initramfs: Option<PathBuf>,
     init: Option<PathBuf>,
-    ca: Option<OwnCa>,
+    ca: Option<CaSource>,
     access: Access,
     names: Vec<String>,
     settings: Vec<Setting>,
 }
 
 impl Appliance {
-    /// Says what to boot: the packed disk `disk`, and what is to differ from the defaults. Nothing is done before [`Builder::boot`].
+    /// Starts building an appliance of the packed disk `disk`. Nothing happens before [`Builder::boot`].
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -104,10 +129,10 @@ impl Appliance {
     /// # Ok(())
     /// # }
     /// ```
-    /// `examples/boot.rs` is a whole program.
+    /// `examples/boot.rs` is a complete program.
     ///
-    /// The machine has to have QEMU; a kernel is downloaded with apt into the cache when it is first needed ([`Builder::kernel`] gives
-    /// another), and the static `localregistry-init` is looked for as [`Builder::init`] says.
+    /// QEMU has to be installed. The first boot downloads a kernel with apt into the cache ([`Builder::kernel`] sets another), and
+    /// needs the static `localregistry-init` ([`Builder::init`]).
     #[must_use]
     pub fn builder(disk: impl Into<PathBuf>) -> Builder {
         let options = Options {
@@ -118,7 +143,7 @@ impl Appliance {
             qemu: PathBuf::new(),
             memory_mib: 256,
             cpus: 1,
-            accel: Choice::Auto,
+            accel: AccelChoice::Auto,
             nets: Vec::new(),
             publish: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
             metrics: None,
@@ -133,8 +158,7 @@ impl Appliance {
         };
         Builder {
             options,
-            flavor: Flavor::default(),
-            kernel: None,
+            kernel: KernelSource::Flavor(Flavor::default()),
             initramfs: None,
             init: None,
             ca: None,
@@ -146,56 +170,72 @@ impl Appliance {
 }
 
 impl Builder {
-    /// Serves this disk, too. What two disks disagree on ends the boot.
+    /// Adds a further disk. The boot fails if two disks contradict each other.
     #[must_use]
     pub fn disk(mut self, disk: impl Into<PathBuf>) -> Self {
         self.options.disks.push(disk.into());
         self
     }
 
-    /// How long the guest waits for its disks. Default: 5 s.
+    /// Sets how long the guest waits for its disks. Default: 5 s.
     #[must_use]
     pub fn disk_wait(self, wait: Duration) -> Self {
         self.set(Setting::new(&["disk", "waitSeconds"], wait.as_secs()))
     }
 
-    /// Holds all that is sent against its digest: where a disk has other bytes the response is cut before its end.
+    /// Verifies the digest of everything that is sent. A response with wrong bytes is cut before its end.
     #[must_use]
     pub fn verify(self) -> Self {
         self.set(Setting::new(&["verify"], true))
     }
 
-    /// The board that QEMU makes. Default: [`Board::Q35`]. [`Board::Microvm`] boots fastest, and nothing can be plugged into it;
-    /// [`Board::Virt`] (64-bit ARM) needs [`Builder::kernel`].
+    /// Sets the board. Default: [`Board::Q35`]. [`Board::Microvm`] boots fastest but has no hotplug; [`Board::Virt`] (64-bit ARM) needs
+    /// [`Builder::kernel`].
     #[must_use]
     pub fn board(mut self, board: Board) -> Self {
         self.options.board = board;
         self
     }
 
-    /// Which kernel is booted, where [`Builder::kernel`] gives none. Default: [`Flavor::Cloud`]. Those of the distribution are
-    /// downloaded with apt into the cache when they are first needed; [`Flavor::Own`] has to have been built by `image/kernel`.
+    // Of the next three, the last call wins.
+
+    /// Boots the kernel of this flavor. Default: [`Flavor::Cloud`]. The distribution's kernels are downloaded with apt into the cache at
+    /// first use; [`Flavor::Own`] has to be built with `image/kernel` before.
     #[must_use]
     pub fn flavor(mut self, flavor: Flavor) -> Self {
-        self.flavor = flavor;
+        self.kernel = KernelSource::Flavor(flavor);
         self
     }
 
-    /// Boots this kernel (a bootable ELF or a bzImage), with this initramfs, instead of those of [`Builder::flavor`].
+    /// Boots this kernel (a bootable ELF or a bzImage) with this initramfs.
     #[must_use]
     pub fn kernel(mut self, kernel: impl Into<PathBuf>, initramfs: impl Into<PathBuf>) -> Self {
-        self.kernel = Some(kernel.into());
+        self.kernel = KernelSource::File { kernel: kernel.into(), modules: None };
+        self.initramfs(initramfs)
+    }
+
+    /// Boots this kernel with an initramfs that is made of its modules in `modules`, a folder lib/modules/RELEASE.
+    #[must_use]
+    pub fn kernel_with_modules(mut self, kernel: impl Into<PathBuf>, modules: impl Into<PathBuf>) -> Self {
+        self.kernel = KernelSource::File { kernel: kernel.into(), modules: Some(modules.into()) };
+        self.initramfs = None;
+        self
+    }
+
+    /// Boots with this initramfs. Default: one that is made for the kernel.
+    #[must_use]
+    pub fn initramfs(mut self, initramfs: impl Into<PathBuf>) -> Self {
         self.initramfs = Some(initramfs.into());
         self
     }
 
-    /// Takes this `localregistry-init` into the initramfs that is made; it is not looked at where [`Builder::kernel`] gives an initramfs.
-    /// Default: the one that the environment variable `LOCALREGISTRY_INIT` names, else the first static one of these: beside this
-    /// program, and `x86_64-unknown-linux-musl/release/localregistry-init` in the `target` folder that this program was built in.
+    /// Sets the `localregistry-init` for the initramfs that is made. It is not used if an initramfs is set. Default: the one that the
+    /// environment variable `LOCALREGISTRY_INIT` names, otherwise the first static one of these: beside this program, and
+    /// `x86_64-unknown-linux-musl/release/localregistry-init` in the `target` folder that this program was built in.
     ///
-    /// It is PID 1 of a machine without libraries, so it has to be static: a debug build is not. If there is none,
-    /// [`Builder::boot`] gives [`BuildError::Initramfs`]. Build one in the sources of this crate, which takes Debian's `musl-tools` and
-    /// `rustup target add x86_64-unknown-linux-musl`, and name it here or in the variable:
+    /// It has to be static, since it is PID 1 of a machine without libraries: a debug build is not. If there is none,
+    /// [`Builder::boot`] fails with [`BuildError::Initramfs`]. Build one in the sources of this crate (this takes Debian's `musl-tools`
+    /// and `rustup target add x86_64-unknown-linux-musl`), and set it here or in the variable:
     ///
     /// ```sh
     /// cargo build --release --target x86_64-unknown-linux-musl --no-default-features --features guest --bin localregistry-init
@@ -206,50 +246,50 @@ impl Builder {
         self
     }
 
-    /// The QEMU to start, a path or a name in `PATH`. Default: `qemu-system-x86_64`, for [`Board::Virt`] `qemu-system-aarch64`.
+    /// Sets the QEMU program, a path or a name in `PATH`. Default: `qemu-system-x86_64`, for [`Board::Virt`] `qemu-system-aarch64`.
     #[must_use]
     pub fn qemu(mut self, program: impl Into<PathBuf>) -> Self {
         self.options.qemu = program.into();
         self
     }
 
-    /// A further argument for QEMU, after this library's own.
+    /// Adds an argument for QEMU, after those of this library.
     #[must_use]
     pub fn qemu_argument(mut self, argument: impl Into<OsString>) -> Self {
         self.options.qemu_arguments.push(argument.into());
         self
     }
 
-    /// Memory in MiB. Default: 256.
+    /// Sets the memory in MiB. Default: 256.
     #[must_use]
     pub fn memory_mib(mut self, mib: u32) -> Self {
         self.options.memory_mib = mib;
         self
     }
 
-    /// Virtual processors. Default: 1.
+    /// Sets the number of virtual processors. Default: 1.
     #[must_use]
     pub fn cpus(mut self, count: u32) -> Self {
         self.options.cpus = count;
         self
     }
 
-    /// What runs the guest's instructions. Default: KVM where it can work, else TCG.
+    /// Sets the accelerator. Default: KVM if it can work, otherwise TCG.
     #[must_use]
-    pub fn accel(mut self, accel: Choice) -> Self {
+    pub fn accel(mut self, accel: AccelChoice) -> Self {
         self.options.accel = accel;
         self
     }
 
-    /// Puts it on a further network. Default, where none is said: QEMU's user network.
+    /// Adds a network. Default: QEMU's user network alone.
     #[must_use]
     pub fn net(mut self, net: Net) -> Self {
         self.options.nets.push(net);
         self
     }
 
-    /// Where this machine listens for the registry, on QEMU's user network. Default: a free port of 127.0.0.1. Beyond the loopback it
-    /// answers other hosts, too, and events have their addresses; the guest can open no connection in either case.
+    /// Sets the host address that QEMU's user network forwards to the registry. Default: a free port of 127.0.0.1. Beyond the loopback
+    /// other hosts are answered, too, and events have their addresses. In either case the guest cannot open connections.
     #[must_use]
     pub fn publish(mut self, address: SocketAddrV4) -> Self {
         self.options.publish = address;
@@ -263,28 +303,35 @@ impl Builder {
         self
     }
 
-    /// A further name or address that clients use: it goes into the certificate.
+    /// Adds a name or address that clients use to the certificate.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.names.push(name.into());
         self
     }
 
-    /// The guest's config, in place of what was set before.
+    /// Sets the guest's config. [`Builder::set`] and the methods based on it override its keys.
     #[must_use]
     pub fn config(mut self, config: GuestConfig) -> Self {
         self.options.config = config;
         self
     }
 
-    /// One key of the guest's config, over [`Builder::config`].
+    /// Sets one key of the guest's config.
     #[must_use]
     pub fn set(mut self, setting: Setting) -> Self {
         self.settings.push(setting);
         self
     }
 
-    // Of the next four, the last that is said holds.
+    // Of the next five, the last call wins.
+
+    /// Serves over TLS with a certificate and a CA that the guest generates. This is the default; it overrides the mode in
+    /// [`Builder::config`].
+    #[must_use]
+    pub fn generated_certificate(self) -> Self {
+        self.tls("GENERATE", None, None)
+    }
 
     /// Serves plain HTTP.
     #[must_use]
@@ -292,62 +339,62 @@ impl Builder {
         self.tls("OFF", None, None)
     }
 
-    /// Serves with this certificate chain and key, PEM files, instead of ones that the guest makes.
+    /// Serves with this certificate chain and key, PEM files.
     #[must_use]
     pub fn certificate(self, chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.tls("PROVIDED", Some((chain.into(), key.into())), None)
     }
 
-    /// Signs the registry's certificate with this CA, PEM files, the key in PKCS #8, instead of with one that the guest makes: nodes
-    /// that trust it already trust the registry. The guest gets the key; it is written nowhere.
+    /// Signs the generated certificate with this CA, PEM files, the key in PKCS #8: nodes that trust the CA already trust the registry.
+    /// The guest gets the key and writes it nowhere.
     #[must_use]
     pub fn ca(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        self.tls("SIGN", None, Some(OwnCa::Files(certificate.into(), key.into())))
+        self.tls("SIGN", None, Some(CaSource::Files(certificate.into(), key.into())))
     }
 
-    /// Signs it with the CA that the folder `dir` keeps, so that every appliance of that folder has the same. At first use one is made
-    /// there, `ca.crt` for everybody and `ca.key` for its owner; any number of first uses at once agree on one.
+    /// Signs the generated certificate with the CA in the folder `dir`, so that all appliances with this folder share a CA. At first
+    /// use it is created there: `ca.crt` for everybody, `ca.key` for its owner only. Concurrent first uses agree on one CA.
     #[must_use]
     pub fn ca_dir(self, dir: impl Into<PathBuf>) -> Self {
-        self.tls("SIGN", None, Some(OwnCa::KeptIn(dir.into())))
+        self.tls("SIGN", None, Some(CaSource::Dir(dir.into())))
     }
 
-    fn tls(mut self, mode: &str, provided: Option<(PathBuf, PathBuf)>, ca: Option<OwnCa>) -> Self {
+    fn tls(mut self, mode: &str, provided: Option<(PathBuf, PathBuf)>, ca: Option<CaSource>) -> Self {
         self.options.tls = provided;
         self.ca = ca;
         self.set(Setting::new(&["tls", "mode"], mode))
     }
 
-    /// Says who may pull, over what [`Builder::set`] says of it. Default: everybody. The files are read before the boot, and the guest
-    /// gets the password file and the client CA, but no password.
+    /// Sets who may pull; it overrides [`Builder::set`]. Default: everybody. The files are checked before the boot. The guest gets the
+    /// password file and the client CA, but no password.
     #[must_use]
     pub fn access(mut self, access: Access) -> Self {
         self.access = access;
         self
     }
 
-    /// Keeps every event in this file, one JSON line each.
+    /// Writes every event to this file, one JSON line each.
     #[must_use]
     pub fn events_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.options.events = Some(path.into());
         self
     }
 
-    /// Keeps the guest's console in this file.
+    /// Writes the guest's console to this file.
     #[must_use]
     pub fn console_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.options.console = Some(path.into());
         self
     }
 
-    /// How long the boot may take, from QEMU's start to ready. Default: 120 s.
+    /// Sets the time limit from QEMU's start to ready. Default: 120 s.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = timeout;
         self
     }
 
-    /// Tells progress on standard error. Default: nothing is printed.
+    /// Prints progress on standard error. Default: prints nothing.
     #[must_use]
     pub fn verbose(mut self) -> Self {
         self.options.report.quiet = false;
@@ -363,8 +410,7 @@ impl Builder {
         Ok(Appliance::boot(self.options().await?).await?)
     }
 
-    /// QEMU's command line, for a launcher that starts QEMU itself, and the files that it needs in `folder`, which is there. Nothing is
-    /// booted.
+    /// Builds QEMU's command line for a launcher that starts QEMU itself, and writes its files into the existing folder `folder`.
     ///
     /// # Errors
     /// See [`BuildError`].
@@ -372,47 +418,76 @@ impl Builder {
         Ok(command(self.options().await?, folder).await?)
     }
 
-    /// All that was said, checked, with a kernel and an initramfs.
-    async fn options(self) -> Result<Options, BuildError> {
-        let Self { mut options, flavor, kernel, initramfs, init, ca, access, names, settings } = self;
-        for setting in settings.iter().chain(&access.settings()) {
-            options.config.set(setting).map_err(BuildError::Set)?;
-        }
-        if access.has_client_ca() && options.config.is_plain() {
-            return Err(BuildError::Access(AccessError::ClientCaWithoutTls));
-        }
+    /// Checks the config, the disks and the access control files: what can be checked without creating or downloading anything. All
+    /// other methods do it as well; call it to fail before longer preparations. It reads files and blocks.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn check(&self) -> Result<(), BuildError> {
+        self.guest_config()?;
+        self.options.disks.iter().try_for_each(|disk| super::check_disk(disk))?;
+        self.access.check().map_err(BuildError::Access)
+    }
+
+    /// Finds the kernel, the initramfs and the CA, and returns the options for [`Appliance::boot`]. It may download a kernel.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub async fn options(self) -> Result<Options, BuildError> {
+        // Downloads, unpacks and waits for file locks.
+        tokio::task::spawn_blocking(move || self.resolve()).await.map_err(BuildError::Aborted)?
+    }
+
+    fn resolve(mut self) -> Result<Options, BuildError> {
+        self.check()?;
+        self.options.config = self.guest_config()?;
+        let Self { mut options, kernel, initramfs, init, ca, access, .. } = self;
         let board = options.board;
         if options.qemu.as_os_str().is_empty() {
             options.qemu = board.program().into();
         }
-        for name in names {
-            if !is_san(&name) {
-                return Err(BuildError::Name(name));
-            }
-            options.config.add_name(&name);
+        options.secrets.extend(access.secrets());
+        if let Some(ca) = ca {
+            options.secrets.extend(ca.read().map_err(BuildError::Ca)?.secrets());
         }
-        options.disks.iter().try_for_each(|disk| super::check_disk(disk))?;
-        let report = options.report;
-        // It may download, unpack and wait for another's lock, which is no async code.
-        let found = tokio::task::spawn_blocking(move || {
-            access.check().map_err(BuildError::Access)?;
-            let signer = ca.map(|ca| ca.read()).transpose().map_err(BuildError::OwnCa)?.map(Ca::secrets);
-            let secrets: Vec<_> = access.secrets().into_iter().chain(signer.into_iter().flatten()).collect();
-            if let (Some(kernel), Some(initramfs)) = (&kernel, &initramfs) {
-                kernel::check_fits(kernel, kernel::options_of(kernel), board)?;
-                return Ok::<_, BuildError>((kernel.clone(), initramfs.clone(), secrets));
+        let (kernel, kernel_options, modules) = match kernel {
+            KernelSource::File { kernel, modules } => {
+                let kernel_options = kernel::options_of(&kernel);
+                (kernel, kernel_options, modules)
             }
-            if board == Board::Virt {
-                return Err(BuildError::NoFlavor(board));
+            KernelSource::Flavor(_) if board == Board::Virt => return Err(BuildError::NoFlavor(board)),
+            KernelSource::Flavor(flavor) => {
+                let kernel = kernel::cached_or_download(flavor, &options.report).map_err(BuildError::Kernel)?;
+                let kernel_options = kernel.options();
+                (kernel.elf, kernel_options, Some(kernel.modules))
             }
-            let kernel = kernel::cached_or_download(flavor, &report).map_err(BuildError::Kernel)?;
-            kernel::check_fits(&kernel.elf, kernel.options(), board)?;
-            let initramfs = initramfs::cached(init.as_deref(), &kernel.modules, &report).map_err(BuildError::Initramfs)?;
-            Ok((kernel.elf, initramfs, secrets))
-        });
-        let (kernel, initramfs, secrets) = found.await.map_err(BuildError::BrokenOff)??;
-        (options.kernel, options.initramfs) = (kernel, initramfs);
-        options.secrets.extend(secrets);
+        };
+        kernel::check_fits(&kernel, kernel_options, board)?;
+        options.kernel = kernel;
+        options.initramfs = match initramfs {
+            Some(initramfs) => initramfs,
+            // A kernel file comes with its modules or with an initramfs.
+            None => initramfs::cached(init.as_deref(), &modules.unwrap_or_default(), &options.report)
+                .map_err(BuildError::Initramfs)?,
+        };
         Ok(options)
+    }
+
+    /// The guest's config with all settings and names.
+    pub(crate) fn guest_config(&self) -> Result<GuestConfig, BuildError> {
+        let mut config = self.options.config.clone();
+        for setting in self.settings.iter().chain(&self.access.settings()) {
+            config.set(setting).map_err(BuildError::Set)?;
+        }
+        if self.access.has_client_ca() && config.is_plain() {
+            return Err(BuildError::Access(AccessError::ClientCaWithoutTls));
+        }
+        for name in &self.names {
+            if !is_san(name) {
+                return Err(BuildError::Name(name.clone()));
+            }
+            config.add_name(name);
+        }
+        Ok(config)
     }
 }

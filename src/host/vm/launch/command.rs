@@ -1,5 +1,6 @@
-//! For launchers that start QEMU themselves: options enter, the command line leaves, and the files that it needs. Nothing is started.
-//! Whoever starts it reads the events from a socket, and ends the guest by another ([`crate::proto::Command`]).
+//! QEMU's command line and its files, for launchers that start QEMU themselves. Nothing is started here.
+//!
+//! Such a launcher reads the events from a socket, and shuts the guest down through another ([`crate::proto::Command`]).
 
 use std::ffi::OsString;
 use std::io;
@@ -8,66 +9,63 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf, absolute};
 
 use super::error::Purpose;
-use super::prepare::{Further, Prepared};
+use super::prepare::{ExtraForward, Prepared};
 use super::{LaunchError, Options};
 use crate::host::support::files;
-use crate::host::vm::accel::{self, Choice};
-use crate::host::vm::net::Kind;
+use crate::host::vm::accel;
+use crate::host::vm::net::{NetKind, SOCKET_PATH_MAX};
 use crate::host::vm::qemu::{Channel, Channels};
 
-/// Longest path of a Unix socket in bytes (unix(7), `sun_path` without the final 0).
-const SOCKET_PATH_MAX: usize = 107;
-
-/// A command line of QEMU, and what it needs and makes. All paths are absolute.
+/// A command line of QEMU with the files and sockets that it uses. All paths are absolute.
 #[derive(Debug, Clone)]
 pub struct QemuCommand {
-    /// QEMU.
+    /// The QEMU program.
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// The guest's config, which has been written.
+    /// The guest's config. The file has been written.
     pub config: PathBuf,
-    /// Where QEMU will listen, and give the events to who connects: those from before that wait.
+    /// Unix socket that QEMU will listen on for the reader of the events. Events wait until it connects.
     pub events: PathBuf,
-    /// Where it will take commands to the guest.
+    /// Unix socket that QEMU will listen on for commands to the guest.
     pub control: PathBuf,
-    /// Where it will take commands to itself.
+    /// Unix socket that QEMU will listen on for QMP.
     pub qmp: PathBuf,
-    /// Where it will keep the guest's console.
+    /// Output file for the guest's console.
     pub console: PathBuf,
-    /// Where it will forward the registry from, and health, metrics and the CA: with a port that was free.
+    /// Host address that is forwarded to the registry, with a port that was free.
     pub registry: Option<SocketAddrV4>,
-    /// The same for health, metrics and the CA.
+    /// Host address that is forwarded to health, metrics and the CA.
     pub metrics: Option<SocketAddrV4>,
-    /// The same for the registry's further listeners.
+    /// Host addresses that are forwarded to the registry's further listeners.
     pub further: Vec<SocketAddrV4>,
 }
 
-/// The command line for `options`, with its files in `folder`, which is there.
+/// Builds the command line for `options`, and writes its files into the existing folder `folder`.
 ///
 /// # Errors
-/// As [`super::Appliance::boot`] before it starts QEMU; a bridge, which needs a tap that this program makes and keeps.
+/// Fails for the reasons for which [`super::Appliance::boot`] fails before it starts QEMU, and for a bridge: its tap exists only while
+/// this program runs QEMU.
 pub async fn command(mut options: Options, folder: &Path) -> Result<QemuCommand, LaunchError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| LaunchError::Create { what: "command", path, source }
     };
     let folder = absolute(folder).map_err(failed(folder))?;
-    // A launcher may start it from anywhere.
+    // The launcher may run the command in another folder.
     let tls = options.tls.iter_mut().flat_map(|(certificate, key)| [certificate, key]);
     let files = [&mut options.kernel, &mut options.initramfs].into_iter().chain(&mut options.disks).chain(tls);
     for path in files.chain(options.secrets.iter_mut().map(|(_, path)| path)) {
         *path = absolute(&*path).map_err(failed(path))?;
     }
-    if let Some(bridge) = options.nets.iter().find(|net| matches!(net.kind, Kind::Bridge(_))) {
-        return Err(LaunchError::NeedsUs { network: bridge.name() });
+    if let Some(bridge) = options.nets.iter().find(|net| matches!(net.kind, NetKind::Bridge(_))) {
+        return Err(LaunchError::OwnTap { network: bridge.name() });
     }
     options.publish = with_port(Purpose::Registry, options.publish)?;
     options.metrics = options.metrics.map(|address| with_port(Purpose::Metrics, address)).transpose()?;
-    let kvm = if options.accel == Choice::Tcg { Ok(()) } else { accel::probe() };
-    let (accel, _) = accel::choose(options.accel, kvm)?;
-    let mut prepared = Prepared::of(options).await?;
-    for Further { forward, .. } in &mut prepared.further {
+    let (accel, _) = accel::select(options.accel)?;
+    let mut prepared = Prepared::new(options).await?;
+    for ExtraForward { forward, .. } in &mut prepared.further {
         forward.host = with_port(Purpose::Registry, forward.host)?;
     }
 
@@ -101,7 +99,7 @@ pub async fn command(mut options: Options, folder: &Path) -> Result<QemuCommand,
     })
 }
 
-/// `address`, with a port that is free where it has none.
+/// `address`, with port 0 replaced by a free one.
 fn with_port(purpose: Purpose, address: SocketAddrV4) -> Result<SocketAddrV4, LaunchError> {
     let failed = |source| LaunchError::port(purpose, address, source);
     let port = TcpListener::bind(address).and_then(|listener| listener.local_addr()).map_err(failed)?.port();

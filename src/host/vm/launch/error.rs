@@ -1,4 +1,4 @@
-//! Why there is no running appliance.
+//! The errors of a launch, and the exit status that each means for `localregistry run`.
 
 use std::fmt;
 use std::io;
@@ -6,38 +6,38 @@ use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::options::LEAST_MEMORY;
+use super::monitor::ExitReport;
+use super::options::MIN_MEMORY;
 use super::outcome::{Exit, Outcome};
 use super::qmp::QmpError;
-use super::record::Ended;
-use crate::host::vm::accel::NoKvm;
-use crate::host::vm::net::NetError;
-use crate::host::vm::net::check::{NoNetwork, privileged};
-use crate::host::vm::qemu::version::{Lacks, newer};
+use crate::host::vm::accel::KvmError;
+use crate::host::vm::net::NetSpecError;
+use crate::host::vm::net::check::{NetworkError, privileged};
+use crate::host::vm::qemu::version::{VersionError, newer};
 use crate::registry::tls::TlsError;
 
-// Exit statuses of `localregistry run` for what is wrong before a boot; those of the boot are `Outcome`'s.
+// Exit statuses of `localregistry run` for errors before the boot. Those of the boot itself are in `Outcome::exit_status`.
 
-/// What was asked for does not go together.
-const USAGE: u8 = 2;
-/// QEMU is missing, too old, or none.
+/// The options contradict each other.
+pub const USAGE: u8 = 2;
+/// QEMU is missing, too old, or another program.
 pub const NO_QEMU: u8 = 8;
-/// The disk is missing or none of ours.
+/// The disk is missing, or is not a packed disk.
 pub const NO_DISK: u8 = 9;
 /// A port is taken.
 pub const NO_PORT: u8 = 10;
-/// A bridge, a tap or a socket is missing, in use or something else.
+/// A bridge, a tap or a socket is missing, in use or of another kind.
 pub const NO_NETWORK: u8 = 11;
-/// Something that is to be written cannot be: the run's folder, or a file.
-pub const NO_PLACE: u8 = 12;
-/// A certificate, a key, or a file that says who may pull cannot be used.
+/// The run's folder or another output file cannot be written.
+pub const CANNOT_WRITE: u8 = 12;
+/// A certificate, a key, or an access control file cannot be used.
 pub const NO_ACCESS: u8 = 13;
 /// The kernel or the initramfs is missing, or the kernel lacks what the guest needs.
 pub const NO_KERNEL: u8 = 14;
-/// The user may not make or open a tap, or listen on a privileged port.
+/// The user lacks the permission to make or open a tap, or to listen on a privileged port.
 pub const NO_PERMISSION: u8 = 15;
 
-/// Why [`super::Appliance::boot`] gives no machine. Whatever the reason, nothing of the machine is left.
+/// Why [`super::Appliance::boot`] failed. No process and no file of the machine is left.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// A file that the machine boots from cannot be read.
@@ -45,22 +45,22 @@ pub enum LaunchError {
     Read {
         /// Disk, kernel, ….
         what: &'static str,
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// What should be a file is something else.
+    /// The path is not a file.
     #[error("the {what} {} is {found}, expected a file", .path.display())]
     NotAFile {
         /// Disk, kernel, ….
         what: &'static str,
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// What it is instead.
+        /// What is there instead.
         found: &'static str,
     },
-    /// The disk is not packed.
+    /// The disk is a folder with an image layout, which has to be packed first.
     #[error("{} is a folder with an OCI image layout, expected a packed disk", .path.display())]
     Layout {
         /// The folder.
@@ -71,12 +71,12 @@ pub enum LaunchError {
     Empty {
         /// Disk, kernel, ….
         what: &'static str,
-        /// Which.
+        /// The file.
         path: PathBuf,
     },
-    /// The disk has no file system that the guest reads.
+    /// The disk has no file system that the guest can read.
     #[error(
-        "{} ({bytes} bytes) is no disk of ours: it has none of the file systems EROFS, ext4 and squashfs; make one with \
+        "{} ({bytes} bytes) is not a packed disk: it has no EROFS, ext4 or squashfs file system; make one with \
          `localregistry pack`", .path.display()
     )]
     NoFileSystem {
@@ -85,9 +85,9 @@ pub enum LaunchError {
         /// Its size.
         bytes: u64,
     },
-    /// Some of the disk is missing.
+    /// The disk is shorter than its file system.
     #[error(
-        "the disk {} has {bytes} bytes, and its {fs} file system {expected}: it was copied in part; copy or pack it anew", .path.display()
+        "the disk {} is cut short: it has {bytes} bytes, and its {fs} file system has {expected}; copy or pack it again", .path.display()
     )]
     Truncated {
         /// The disk.
@@ -96,57 +96,54 @@ pub enum LaunchError {
         bytes: u64,
         /// Type of the file system.
         fs: &'static str,
-        /// The file system's size.
+        /// Size of the file system.
         expected: u64,
     },
-    /// A certificate, or its key, that cannot be served with.
-    #[error("{} and {} cannot be served with", .certificate.display(), .key.display())]
+    /// The certificate and its key cannot be used.
+    #[error("cannot serve with the certificate {} and the key {}", .certificate.display(), .key.display())]
     Pem {
-        /// The chain's file.
+        /// File of the certificate chain.
         certificate: PathBuf,
-        /// The key's file.
+        /// File of the key.
         key: PathBuf,
-        /// Why.
+        /// The error.
         source: TlsError,
     },
-    /// A given certificate is not for a name that clients are to use.
-    #[error(
-        "the certificate {} is not for {name}, by which clients are to reach the registry; give one with that name, or leave the name \
-         out", .certificate.display()
-    )]
+    /// The certificate is not valid for one of the registry's names.
+    #[error("the certificate {} is not valid for {name}; use one that is, or leave the name out", .certificate.display())]
     NotFor {
-        /// The chain's file.
+        /// File of the certificate chain.
         certificate: PathBuf,
         /// The name.
         name: String,
     },
-    /// A file that is to keep the console or the events cannot be created.
+    /// The file for the console or the events cannot be created.
     #[error("cannot create {} for the {what}", .path.display())]
     Create {
         /// Console or events.
         what: &'static str,
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// Too little memory to boot in.
-    #[error("{given} MiB of memory are too little to boot in; expected at least {LEAST_MEMORY}")]
+    /// Too little memory.
+    #[error("{given} MiB of memory are too little to boot; expected at least {MIN_MEMORY}")]
     Memory {
-        /// What was given, in MiB.
+        /// The given size in MiB.
         given: u32,
     },
-    /// KVM is asked for and cannot work.
+    /// KVM is required and cannot work.
     #[error("KVM cannot be used (TCG works everywhere)")]
-    NoKvm(#[from] NoKvm),
-    /// A port is taken, or the address is not one of this machine.
+    NoKvm(#[from] KvmError),
+    /// The port is taken, or the address does not belong to this machine.
     #[error("cannot listen on {address} for {purpose}")]
     Port {
         /// What the port is for.
         purpose: Purpose,
-        /// Where.
+        /// The address.
         address: SocketAddrV4,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
     /// The user may not listen on the port.
@@ -154,21 +151,21 @@ pub enum LaunchError {
     Privileged {
         /// What the port is for.
         purpose: Purpose,
-        /// Where.
+        /// The address.
         address: SocketAddrV4,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// There is no QEMU.
+    /// QEMU is not installed.
     #[error("{} is not installed (on Debian and Ubuntu: apt-get install {package})", .program.display())]
     NoQemu {
         /// The program that was looked for.
         program: PathBuf,
-        /// The package that has it.
+        /// The Debian package with it.
         package: &'static str,
     },
-    /// The program is something else.
-    #[error("{} is no QEMU: its --version says {said:?}, expected \"QEMU emulator version …\"", .program.display())]
+    /// The program is not QEMU.
+    #[error("{} is not QEMU: its --version prints {said:?}, expected \"QEMU emulator version …\"", .program.display())]
     NotQemu {
         /// The program.
         program: PathBuf,
@@ -180,77 +177,78 @@ pub enum LaunchError {
     TooOld {
         /// The program.
         program: PathBuf,
-        /// The package that has it.
+        /// The Debian package with it.
         package: &'static str,
         /// What it lacks.
         #[source]
-        lacks: Lacks,
+        lacks: VersionError,
     },
-    /// A network cannot be had.
+    /// A network is not available.
     #[error(transparent)]
-    Network(#[from] NoNetwork),
-    /// Networks that do not go together.
+    Network(#[from] NetworkError),
+    /// The networks contradict each other.
     #[error(transparent)]
-    Nets(#[from] NetError),
-    /// Two say which interfaces there are.
-    #[error("the config has interfaces, and networks are given as well: say them in one place")]
+    Nets(#[from] NetSpecError),
+    /// The config has interfaces, and networks are given, too.
+    #[error("the interfaces are set twice: by the config, and by the networks; set them in one place")]
     Interfaces,
-    /// A network that lives with this program.
+    /// The network's tap exists only while this program runs QEMU.
     #[error(
-        "{network} needs a tap that this program makes and keeps: make one (ip tuntap add dev TAP mode tap user USER) and give tap=TAP"
+        "{network} needs a tap that exists only while this program runs QEMU; make a tap (ip tuntap add dev TAP mode tap user USER) and \
+         use tap=TAP"
     )]
-    NeedsUs {
+    OwnTap {
         /// The network.
         network: String,
     },
-    /// There is nothing to forward with.
-    #[error("a port can be forwarded only with the network user (the guest's own port for metrics is metricsPort of its config)")]
+    /// Ports are to be forwarded, but QEMU's user network is not among the networks.
+    #[error("only QEMU's user network forwards ports (on other networks, metricsPort of the config sets the port for metrics)")]
     NothingForwarded,
     /// QEMU cannot be started.
     #[error("cannot start {}", .program.display())]
     Spawn {
         /// The program.
         program: PathBuf,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
     /// QEMU ended before it started the machine.
-    #[error("QEMU {exit} before it started the machine{}", said(.stderr))]
+    #[error("QEMU {exit} before it started the machine{}", joined(.stderr))]
     Start {
         /// How it ended.
         exit: Exit,
         /// The last lines that it printed.
         stderr: Vec<String>,
     },
-    /// This program ran out of descriptors, threads or memory.
+    /// This process ran out of file descriptors, threads or memory.
     #[error("cannot {what} for QEMU")]
     Resource {
-        /// What was being done.
+        /// What failed.
         what: &'static str,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// QEMU's control socket does not answer as it should.
+    /// QEMU's control socket does not answer as expected.
     #[error(transparent)]
     Qmp(#[from] QmpError),
-    /// QEMU does not say which port it forwards from.
+    /// QEMU's answer does not contain the forwarded port.
     #[error("QEMU's monitor does not name the forwarded port; its answer: {answer:?}")]
     NoPort {
-        /// What `info usernet` printed.
+        /// The answer to `info usernet`.
         answer: String,
     },
-    /// The guest printed nothing and said nothing: an accelerator that opens and does not work.
+    /// The guest printed nothing: KVM opens but does not run it.
     #[error("the guest has shown no sign of life in {} s", .after.as_secs())]
-    Silent {
-        /// The time it had.
+    NoSignOfLife {
+        /// The time limit.
         after: Duration,
     },
     /// The machine ended before the registry was ready.
     #[error("{}", .0.outcome)]
-    Ended(Box<Ended>),
+    Ended(Box<ExitReport>),
 }
 
-/// What a port of this machine is listened on for.
+/// What a port of this machine is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// The registry.
@@ -269,7 +267,7 @@ impl fmt::Display for Purpose {
 }
 
 impl LaunchError {
-    /// What it means that `address` cannot be listened on.
+    /// The error for an `address` that cannot be listened on.
     pub(crate) fn port(purpose: Purpose, address: SocketAddrV4, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::PermissionDenied => Self::Privileged { purpose, address, source },
@@ -281,8 +279,8 @@ impl LaunchError {
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Ended(ended) => ended.outcome.exit_status(),
-            Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::NeedsUs { .. } | Self::Memory { .. } => USAGE,
+            Self::Ended(report) => report.outcome.exit_status(),
+            Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::OwnTap { .. } | Self::Memory { .. } => USAGE,
             Self::NoQemu { .. } | Self::NotQemu { .. } | Self::TooOld { .. } | Self::Spawn { .. } => NO_QEMU,
             Self::NoFileSystem { .. } | Self::Truncated { .. } | Self::Layout { .. } => NO_DISK,
             Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. } => match *what {
@@ -295,19 +293,19 @@ impl LaunchError {
             Self::Privileged { .. } => NO_PERMISSION,
             Self::Network(cause) if cause.is_permission() => NO_PERMISSION,
             Self::Network(_) => NO_NETWORK,
-            Self::Create { .. } => NO_PLACE,
+            Self::Create { .. } => CANNOT_WRITE,
             Self::Pem { .. } | Self::NotFor { .. } => NO_ACCESS,
             _ => 1,
         }
     }
 
-    /// Whether this may be the accelerator's doing: QEMU did not get as far as a guest that shows a sign of life. Some hosts let KVM
-    /// open and then refuse it a register, at which QEMU aborts.
+    /// Whether the accelerator may be the cause: the guest has not shown a sign of life. Some hosts let KVM open and then refuse a
+    /// register, at which QEMU aborts.
     pub(crate) fn blames_accelerator(&self) -> bool {
         match self {
-            Self::Start { .. } | Self::Qmp(_) | Self::Silent { .. } => true,
-            Self::Ended(ended) => match ended.outcome {
-                Outcome::Died { exit, killed: None, done: false } => exit.is_crash() && ended.console.is_empty(),
+            Self::Start { .. } | Self::Qmp(_) | Self::NoSignOfLife { .. } => true,
+            Self::Ended(report) => match report.outcome {
+                Outcome::Died { exit, killed: None, done: false } => exit.is_crash() && report.console.is_empty(),
                 _ => false,
             },
             _ => false,
@@ -315,32 +313,32 @@ impl LaunchError {
     }
 }
 
-/// QEMU's own words, in a row.
-fn said(stderr: &[String]) -> String {
+/// QEMU's messages on one line.
+fn joined(stderr: &[String]) -> String {
     if stderr.is_empty() { String::new() } else { format!(": {}", stderr.join("; ")) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::vm::launch::Killed;
+    use crate::host::vm::launch::KillReason;
 
-    fn died(exit: Exit, killed: Option<Killed>, console: &[&str]) -> LaunchError {
+    fn died(exit: Exit, killed: Option<KillReason>, console: &[&str]) -> LaunchError {
         let outcome = Outcome::Died { exit, killed, done: false };
         let console = console.iter().map(|line| (*line).to_owned()).collect();
-        LaunchError::Ended(Box::new(Ended { outcome, console, stderr: vec![], unwritten: vec![] }))
+        LaunchError::Ended(Box::new(ExitReport { outcome, console, stderr: vec![], incomplete: vec![] }))
     }
 
     #[test]
-    fn only_what_happens_before_a_sign_of_life_blames_the_accelerator() {
-        assert!(LaunchError::Silent { after: Duration::from_secs(10) }.blames_accelerator());
+    fn accelerator_is_blamed_only_before_a_sign_of_life() {
+        assert!(LaunchError::NoSignOfLife { after: Duration::from_secs(10) }.blames_accelerator());
         assert!(LaunchError::Start { exit: Exit::Code(1), stderr: vec![] }.blames_accelerator());
         assert!(died(Exit::Signal(6), None, &[]).blames_accelerator(), "an abort");
         assert!(died(Exit::Code(1), None, &[]).blames_accelerator());
         assert!(!died(Exit::Signal(6), None, &["booting"]).blames_accelerator(), "the guest lived");
         assert!(!died(Exit::Signal(9), None, &[]).blames_accelerator(), "somebody killed it");
-        assert!(!died(Exit::Told, None, &[]).blames_accelerator());
-        assert!(!died(Exit::Signal(6), Some(Killed::Wanted), &[]).blames_accelerator());
+        assert!(!died(Exit::QuitOnSignal, None, &[]).blames_accelerator());
+        assert!(!died(Exit::Signal(6), Some(KillReason::Requested), &[]).blames_accelerator());
         assert!(!LaunchError::NoQemu { program: "qemu".into(), package: "qemu-system-x86" }.blames_accelerator());
     }
 }

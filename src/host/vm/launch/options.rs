@@ -1,4 +1,4 @@
-//! What to boot, and how.
+//! The options of a launch.
 
 use std::ffi::OsString;
 use std::net::SocketAddrV4;
@@ -7,55 +7,54 @@ use std::time::Duration;
 
 use crate::config::guest_config::GuestConfig;
 use crate::host::support::report::Report;
-use crate::host::vm::accel::Choice;
+use crate::host::vm::accel::AccelChoice;
 use crate::host::vm::net::Net;
 use crate::host::vm::qemu::Board;
 
-/// Least memory of a machine in MiB. Debian's full kernel boots in 104, and in 96 only where the init is small: it and its modules are
-/// in memory twice while they are unpacked. With less it panics ("System is deadlocked on memory") or dies without a word.
-pub const LEAST_MEMORY: u32 = 112;
+/// Smallest memory of a machine in MiB. Debian's full kernel boots in 104, and in 96 if the init is small: while they are unpacked, the
+/// init and its modules are in memory twice. With less it panics ("System is deadlocked on memory") or dies silently.
+pub const MIN_MEMORY: u32 = 112;
 
-/// What to boot, and how.
+/// What [`super::Appliance::boot`] boots, and how. [`super::Builder`] fills it with defaults.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The board.
     pub board: Board,
-    /// The packed disks: at least one.
+    /// The packed disks; at least one.
     pub disks: Vec<PathBuf>,
     /// The kernel: a bootable ELF or a bzImage.
     pub kernel: PathBuf,
     /// The initramfs, with `localregistry-init` as `/init`.
     pub initramfs: PathBuf,
-    /// QEMU's program: a path, or a name that is looked up in `PATH`.
+    /// The QEMU program: a path, or a name that is looked up in `PATH`.
     pub qemu: PathBuf,
-    /// Memory in MiB, at least [`LEAST_MEMORY`].
+    /// Memory in MiB, at least [`MIN_MEMORY`].
     pub memory_mib: u32,
-    /// Virtual processors.
+    /// Number of virtual processors.
     pub cpus: u32,
-    /// What runs the guest's instructions.
-    pub accel: Choice,
-    /// The networks that it is on, one interface each. None: QEMU's user network, with the interfaces that the config says.
+    /// The accelerator.
+    pub accel: AccelChoice,
+    /// The networks, one interface each. If empty: QEMU's user network, with the interfaces of the config.
     pub nets: Vec<Net>,
-    /// Where the host listens for the registry, on QEMU's user network. Port 0: a free one.
+    /// Host address that QEMU's user network forwards to the registry. Port 0 takes a free one.
     pub publish: SocketAddrV4,
-    /// Where the host listens for health, metrics and the CA, where they are to have a port of their
-    /// own, on QEMU's user network. Port 0: a free one.
+    /// Host address that QEMU's user network forwards to health, metrics and the CA, on a port of their own. Port 0 takes a free one.
     pub metrics: Option<SocketAddrV4>,
-    /// What the guest is told. The addresses of `publish` are added to its names, the host's time to its clock, `nets` to its
+    /// The guest's config. The launcher adds the addresses of `publish` to its names, the host's time to its clock, and `nets` to its
     /// interfaces.
     pub config: GuestConfig,
-    /// Certificate chain and key, PEM files, where `config` says that they are provided.
+    /// PEM files of the certificate chain and its key, if the config's TLS mode is PROVIDED.
     pub tls: Option<(PathBuf, PathBuf)>,
-    /// Further files for the guest, by their names in fw_cfg: the password file and the client CA, where `config` asks for them.
+    /// Further files for the guest, by their names in fw_cfg: the password file, the client CA and the signing CA.
     pub secrets: Vec<(&'static str, PathBuf)>,
-    /// Further arguments for QEMU, after this program's own.
+    /// Further arguments for QEMU, after those of this library.
     pub qemu_arguments: Vec<OsString>,
-    /// File that keeps every event, one JSON line each.
+    /// Output file for the events, one JSON line each.
     pub events: Option<PathBuf>,
-    /// File that keeps the raw console.
+    /// Output file for the raw console.
     pub console: Option<PathBuf>,
-    /// How long the boot may take, from QEMU's start to `ready`.
+    /// Time limit from QEMU's start to `ready`.
     pub timeout: Duration,
-    /// Where progress is told.
+    /// Where progress is reported.
     pub report: Report,
 }

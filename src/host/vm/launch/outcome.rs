@@ -1,5 +1,4 @@
-//! How a machine ended, and what that is called. What was seen enters, one outcome with its exit status and its sentence leaves.
-//! It never looks at anything itself.
+//! How a machine ended: maps what was observed to one outcome, its exit status and its message. Pure functions.
 
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
@@ -11,28 +10,28 @@ use nix::sys::signal::Signal;
 use super::printable::printable;
 use crate::proto::Done;
 
-/// QEMU's reason for its end when a signal told it to.
-const TOLD: &str = "host-signal";
+/// The reason in QMP's SHUTDOWN event if a signal made QEMU quit.
+const HOST_SIGNAL: &str = "host-signal";
 
 /// How the QEMU process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// With this status.
     Code(i32),
-    /// By this signal.
+    /// Killed by this signal.
     Signal(i32),
-    /// With status 0, because a signal from elsewhere told it to: QEMU takes SIGTERM, SIGINT and SIGHUP for a wish.
-    Told,
+    /// With status 0, but because of a signal from outside: QEMU handles SIGTERM, SIGINT and SIGHUP by quitting.
+    QuitOnSignal,
 }
 
 impl Exit {
-    /// Whether QEMU ended so by a fault of its own: a status, or a signal that a program brings upon itself.
+    /// Whether QEMU failed by itself: a nonzero status, or a signal that a program raises by its own fault.
     pub(crate) fn is_crash(self) -> bool {
         let own = [Signal::SIGABRT, Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE];
         match self {
             Self::Code(code) => code != 0,
             Self::Signal(number) => own.iter().any(|&signal| signal as i32 == number),
-            Self::Told => false,
+            Self::QuitOnSignal => false,
         }
     }
 }
@@ -50,7 +49,7 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Code(code) => write!(f, "exited with status {code}"),
-            Self::Told => f.write_str("was told to end by a signal"),
+            Self::QuitOnSignal => f.write_str("quit on a signal"),
             Self::Signal(number) => match Signal::try_from(number) {
                 Ok(signal) => write!(f, "was killed by {signal}"),
                 Err(_) => write!(f, "was killed by signal {number}"),
@@ -61,80 +60,78 @@ impl fmt::Display for Exit {
 
 /// Why the launcher itself killed QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Killed {
-    /// `ready` did not come in time.
+pub enum KillReason {
+    /// `ready` did not come within this time.
     NotReady(Duration),
-    /// The machine did not end after it was asked to.
-    Asked,
-    /// The same, and it had missed its heartbeats by then.
+    /// The machine did not end after a shutdown request.
+    NoShutdown,
+    /// The machine did not end after a shutdown request, and its heartbeat had stopped.
     Hung,
     /// The machine did not end after its `done` event.
-    Done,
-    /// The machine did not end after its kernel's panic.
-    Panic,
-    /// Whoever started it wanted it gone at once.
-    Wanted,
+    StuckAfterDone,
+    /// The machine did not end after a kernel panic.
+    StuckAfterPanic,
+    /// [`super::Appliance::kill`] was called.
+    Requested,
 }
 
-/// Everything that was seen of a machine, once it has ended.
+/// Everything that was observed of a machine that has ended.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Seen {
-    /// How QEMU ended.
+pub(crate) struct Observations {
     pub exit: Exit,
-    /// Whether and why the launcher killed it.
-    pub killed: Option<Killed>,
-    /// The kernel's panic line, or what QEMU said of a panic.
+    /// Why the launcher killed QEMU, if it did.
+    pub killed: Option<KillReason>,
+    /// The kernel's panic line, or QEMU's report of a panic.
     pub panic: Option<String>,
-    /// Whether the guest said `ready`.
+    /// Whether the guest sent `ready`.
     pub ready: bool,
-    /// The guest's last event.
+    /// The guest's `done` event.
     pub done: Option<Done>,
-    /// QEMU's reason for its end: "guest-shutdown", "guest-reset", ….
+    /// The reason in QMP's SHUTDOWN event: "guest-shutdown", "guest-reset", ….
     pub reason: Option<String>,
 }
 
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// In order: `ready`, then `done` with status 0, then QEMU's own end.
+    /// Cleanly: the guest sent `ready`, then `done` with status 0, then QEMU exited by itself.
     Done(Done),
     /// The guest stopped and named its fault.
     Fault(Done),
-    /// The guest's kernel panicked: its line.
+    /// The guest's kernel panicked; its panic line.
     Panic(String),
     /// `ready` did not come within this time.
     NotReady(Duration),
     /// QEMU died or was killed.
     Died {
-        /// How.
+        /// How QEMU ended.
         exit: Exit,
-        /// Why, where the launcher did it.
-        killed: Option<Killed>,
-        /// Whether the guest had said `done` before.
+        /// Why the launcher killed it, if it did.
+        killed: Option<KillReason>,
+        /// Whether the guest had sent `done` before.
         done: bool,
     },
-    /// QEMU ended in order, the guest did not: it reset or powered off by itself.
+    /// QEMU exited normally, but the guest had not sent `done`: it reset or powered off by itself.
     Stopped {
         /// Whether the registry had been ready.
         ready: bool,
-        /// QEMU's reason.
+        /// The reason in QMP's SHUTDOWN event.
         reason: Option<String>,
     },
 }
 
 impl Outcome {
-    /// What `seen` amounts to. A panic outweighs all, whatever was said before it; then the guest's own words; then the deadline;
-    /// then how QEMU ended.
-    pub(crate) fn of(seen: Seen) -> Self {
-        let Seen { exit, killed, panic, ready, done, reason } = seen;
+    /// Decides the outcome. A panic outweighs everything; then the guest's own fault; then the boot timeout; then how QEMU ended.
+    pub(crate) fn from_observations(seen: Observations) -> Self {
+        let Observations { exit, killed, panic, ready, done, reason } = seen;
         if let Some(line) = panic {
             return Self::Panic(line);
         }
-        let told = exit == Exit::Code(0) && reason.as_deref() == Some(TOLD);
-        let exit = if told { Exit::Told } else { exit };
+        let on_signal = exit == Exit::Code(0) && reason.as_deref() == Some(HOST_SIGNAL);
+        let exit = if on_signal { Exit::QuitOnSignal } else { exit };
         match (done, killed, exit) {
             (Some(done), _, _) if done.status != 0 => Self::Fault(done),
-            (_, Some(Killed::NotReady(after)), _) => Self::NotReady(after),
+            (_, Some(KillReason::NotReady(after)), _) => Self::NotReady(after),
             (Some(done), _, Exit::Code(0)) if ready => Self::Done(done),
             (_, _, Exit::Code(0)) => Self::Stopped { ready, reason },
             (done, killed, exit) => Self::Died { exit, killed, done: done.is_some() },
@@ -160,7 +157,7 @@ impl fmt::Display for Outcome {
         match self {
             Self::Done(done) => {
                 let (requests, bytes, reason) = (done.requests, done.bytes, printable(done.reason.as_bytes()));
-                write!(f, "the appliance ended in order ({reason}): {requests} requests, {bytes} bytes sent")
+                write!(f, "the appliance shut down cleanly ({reason}): {requests} requests, {bytes} bytes sent")
             }
             Self::Fault(done) => {
                 let (code, reason) = (printable(done.code.as_bytes()), printable(done.reason.as_bytes()));
@@ -188,17 +185,17 @@ impl fmt::Display for Outcome {
     }
 }
 
-impl fmt::Display for Killed {
+impl fmt::Display for KillReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotReady(after) => write!(f, "the registry was not ready within {} s", after.as_secs()),
-            Self::Asked => f.write_str("the guest did not power off after it was asked to"),
+            Self::NoShutdown => f.write_str("the guest did not power off after it was asked to"),
             Self::Hung => {
                 f.write_str("the guest hung: its heartbeat had stopped, and it did not power off after it was asked to")
             }
-            Self::Done => f.write_str("the guest did not power off after it was done"),
-            Self::Panic => f.write_str("the guest's kernel panicked and did not stop"),
-            Self::Wanted => f.write_str("it was to end at once"),
+            Self::StuckAfterDone => f.write_str("the guest did not power off after it was done"),
+            Self::StuckAfterPanic => f.write_str("the guest's kernel panicked and did not stop"),
+            Self::Requested => f.write_str("an immediate end was requested"),
         }
     }
 }
@@ -211,12 +208,12 @@ mod tests {
         Some(Done { reason: "why".into(), status, code: "NAME".into(), requests: 2, bytes: 30, ..Done::default() })
     }
 
-    /// The status that the rules of `run --help` give, written a second time as one list.
-    fn expected(seen: &Seen) -> u8 {
+    /// The rules of `run --help`, written a second time as one list.
+    fn expected(seen: &Observations) -> u8 {
         let rules = [
             (seen.panic.is_some(), 4),
             (seen.done.as_ref().is_some_and(|done| done.status != 0), 3),
-            (matches!(seen.killed, Some(Killed::NotReady(_))), 5),
+            (matches!(seen.killed, Some(KillReason::NotReady(_))), 5),
             (seen.exit != Exit::Code(0) || seen.reason.as_deref() == Some("host-signal"), 6),
             (!seen.ready || seen.done.is_none(), 7),
         ];
@@ -226,8 +223,15 @@ mod tests {
     #[test]
     fn every_combination_has_its_status() {
         let late = Duration::from_secs(9);
-        let kills = [Killed::NotReady(late), Killed::Asked, Killed::Hung, Killed::Done, Killed::Panic, Killed::Wanted];
-        let killed: Vec<Option<Killed>> = kills.into_iter().map(Some).chain([None]).collect();
+        let kills = [
+            KillReason::NotReady(late),
+            KillReason::NoShutdown,
+            KillReason::Hung,
+            KillReason::StuckAfterDone,
+            KillReason::StuckAfterPanic,
+            KillReason::Requested,
+        ];
+        let killed: Vec<Option<KillReason>> = kills.into_iter().map(Some).chain([None]).collect();
         let mut zeros = 0;
         for exit in [Exit::Code(0), Exit::Code(1), Exit::Signal(9)] {
             for &killed in &killed {
@@ -236,8 +240,8 @@ mod tests {
                         for done in [None, done(0), done(1)] {
                             for reason in [None, Some("guest-shutdown".to_owned()), Some("host-signal".to_owned())] {
                                 let (panic, done) = (panic.clone(), done.clone());
-                                let seen = Seen { exit, killed, panic, ready, done, reason };
-                                let status = Outcome::of(seen.clone()).exit_status();
+                                let seen = Observations { exit, killed, panic, ready, done, reason };
+                                let status = Outcome::from_observations(seen.clone()).exit_status();
                                 assert_eq!(status, expected(&seen), "{seen:?}");
                                 zeros += u32::from(status == 0);
                             }
@@ -246,16 +250,16 @@ mod tests {
                 }
             }
         }
-        // Exit 0, ready, done with 0, no panic, two of the reasons, and killed in any way but the deadline.
+        // Exit 0, ready, done with 0, no panic, two of the reasons, and any kill reason but the timeout.
         assert_eq!(zeros, 12);
     }
 
     #[test]
-    fn every_outcome_has_its_sentence() {
+    fn every_outcome_has_its_message() {
         let died = |exit, killed, done| Outcome::Died { exit, killed, done };
         let stopped = |ready, reason: Option<&str>| Outcome::Stopped { ready, reason: reason.map(str::to_owned) };
         for (outcome, sentence) in [
-            (Outcome::Done(done(0).unwrap()), "the appliance ended in order (why): 2 requests, 30 bytes sent"),
+            (Outcome::Done(done(0).unwrap()), "the appliance shut down cleanly (why): 2 requests, 30 bytes sent"),
             (Outcome::Fault(done(7).unwrap()), "the guest stopped: FATAL code=NAME why (status 7)"),
             (
                 Outcome::Panic("Kernel panic - not syncing: x".into()),
@@ -265,23 +269,23 @@ mod tests {
             (died(Exit::Code(1), None, false), "QEMU exited with status 1 before the guest said that it was done"),
             (died(Exit::Signal(9), None, true), "QEMU was killed by SIGKILL after the guest said that it was done"),
             (died(Exit::Signal(77), None, false), "QEMU was killed by signal 77 before the guest said that it was done"),
-            (died(Exit::Told, None, false), "QEMU was told to end by a signal before the guest said that it was done"),
+            (died(Exit::QuitOnSignal, None, false), "QEMU quit on a signal before the guest said that it was done"),
             (
-                died(Exit::Signal(9), Some(Killed::Asked), false),
+                died(Exit::Signal(9), Some(KillReason::NoShutdown), false),
                 "QEMU was killed by SIGKILL, by this program: the guest did not power off after it was asked to",
             ),
             (
-                died(Exit::Signal(9), Some(Killed::Hung), false),
+                died(Exit::Signal(9), Some(KillReason::Hung), false),
                 "QEMU was killed by SIGKILL, by this program: the guest hung: its heartbeat had stopped, and it did not power off \
                  after it was asked to",
             ),
             (
-                died(Exit::Signal(9), Some(Killed::Done), true),
+                died(Exit::Signal(9), Some(KillReason::StuckAfterDone), true),
                 "QEMU was killed by SIGKILL, by this program: the guest did not power off after it was done",
             ),
             (
-                died(Exit::Signal(9), Some(Killed::Wanted), false),
-                "QEMU was killed by SIGKILL, by this program: it was to end at once",
+                died(Exit::Signal(9), Some(KillReason::Requested), false),
+                "QEMU was killed by SIGKILL, by this program: an immediate end was requested",
             ),
             (stopped(true, Some("guest-reset")), "the guest reset without saying that it was done"),
             (stopped(false, Some("guest-shutdown")), "the guest powered off before the registry was ready"),
@@ -292,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_s_words_do_not_act_on_the_terminal() {
+    fn guest_text_is_made_printable() {
         let fault = Done { reason: "\x1b[2Jgone\n0".into(), status: 1, code: "A\x07".into(), ..Done::default() };
         assert_eq!(Outcome::Fault(fault).to_string(), "the guest stopped: FATAL code=A\\u{7} gone\\u{a}0 (status 1)");
     }

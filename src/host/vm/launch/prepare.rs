@@ -1,5 +1,5 @@
-//! From options to what can be started: everything that can be checked before QEMU is started is checked here, so that the message is
-//! ours, and what QEMU and the guest are to be told is put together.
+//! Checks the options before QEMU is started, so that errors are this program's own, and derives QEMU's machine and the guest's config
+//! from them.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::Purpose;
-use super::{LEAST_MEMORY, LaunchError, Options, version};
+use super::{LaunchError, MIN_MEMORY, Options, version};
 use crate::address::Mac;
 use crate::config::guest_config::GuestConfig;
 use crate::disk::superblock::{HEAD_LEN, Superblock};
@@ -17,11 +17,12 @@ use crate::host::support::files;
 use crate::host::support::sys;
 use crate::host::vm::accel::Accel;
 use crate::host::vm::net::check::check as check_networks;
-use crate::host::vm::net::{self, Kind, Net};
+use crate::host::vm::net::{self, Net, NetKind};
+use crate::host::vm::qemu::network::check_version;
 use crate::host::vm::qemu::{Backend, Board, Channels, Disk, Forward, Machine, Network, Version};
 use crate::registry::tls::{self, Identity};
 
-/// Names of the fw_cfg files that the guest reads.
+// Names of the fw_cfg files that the guest reads.
 const CONFIG: &str = "opt/localregistry/config";
 const TLS_CERTIFICATE: &str = "opt/localregistry/tls.crt";
 const TLS_KEY: &str = "opt/localregistry/tls.key";
@@ -29,31 +30,32 @@ const TLS_KEY: &str = "opt/localregistry/tls.key";
 /// The file that every image layout has (image layout specification, "oci-layout file").
 const LAYOUT: &str = "oci-layout";
 
-/// Longest file with a certificate chain or a key, in bytes.
-const LARGEST_PEM: u64 = 1 << 20;
+/// Longest PEM file, in bytes.
+const PEM_MAX: u64 = 1 << 20;
 
-/// Options that have been checked, with what follows from them.
+/// Checked options, and what follows from them.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub options: Options,
-    /// The networks, each with its address on the link.
+    /// The networks with their MAC addresses.
     pub nets: Vec<(Net, Mac)>,
     version: Version,
-    /// The whole config of the guest.
+    /// The complete config of the guest.
     pub config: GuestConfig,
     /// The serial of each disk.
     serials: Vec<String>,
-    /// What is forwarded to the registry, and to health, metrics and the CA.
+    /// The forward to the registry.
     pub registry: Option<Forward>,
+    /// The forward to health, metrics and the CA.
     pub metrics: Option<Forward>,
-    pub further: Vec<Further>,
+    pub further: Vec<ExtraForward>,
 }
 
-/// What is forwarded to a further listener of the guest.
+/// The forward to a further listener of the guest.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Further {
+pub(crate) struct ExtraForward {
     pub forward: Forward,
-    /// Whether it speaks plain HTTP.
+    /// Whether the listener speaks plain HTTP.
     pub plain: bool,
 }
 
@@ -61,32 +63,33 @@ impl Prepared {
     /// Checks `options`.
     ///
     /// # Errors
-    /// What is missing, cannot be used, or does not go together. Nothing is left of it.
-    pub(crate) async fn of(mut options: Options) -> Result<Self, LaunchError> {
+    /// Fails if something is missing, cannot be used, or contradicts another option. Nothing is left behind.
+    pub(crate) async fn new(mut options: Options) -> Result<Self, LaunchError> {
         check_files(&options)?;
-        if options.memory_mib < LEAST_MEMORY {
+        if options.memory_mib < MIN_MEMORY {
             return Err(LaunchError::Memory { given: options.memory_mib });
         }
-        net::together(&options.nets)?;
+        net::check_conflicts(&options.nets)?;
         let mut config = options.config.clone();
-        let said = !options.nets.is_empty();
-        if said && config.has_interfaces() {
+        let explicit = !options.nets.is_empty();
+        if explicit && config.has_interfaces() {
             return Err(LaunchError::Interfaces);
         }
-        if !said {
+        if !explicit {
             options.nets.push(Net::user());
         }
-        // Interfaces of the config's own are left as they are.
-        let beyond = [Some(options.publish), options.metrics].into_iter().flatten().any(|address| !address.ip().is_loopback());
-        let routed = beyond && !config.has_interfaces();
+        // Interfaces of the config are not changed.
+        let addresses = [Some(options.publish), options.metrics];
+        let beyond_loopback = addresses.into_iter().flatten().any(|address| !address.ip().is_loopback());
+        let routed = beyond_loopback && !config.has_interfaces();
         if routed {
             options.nets.iter_mut().filter(|net| net.is_user()).for_each(Net::route_to_clients);
         }
-        let version = version::ask(&options.qemu, options.board).await?;
+        let version = version::query(&options.qemu, options.board).await?;
         check_networks(&mut options.nets).await?;
-        let nets = net::with_macs(&options.nets);
-        let nets = nets.map_err(|source| LaunchError::Resource { what: "choose addresses on the link", source })?;
-        if said || routed {
+        let nets = net::assign_macs(&options.nets);
+        let nets = nets.map_err(|source| LaunchError::Resource { what: "choose MAC addresses", source })?;
+        if explicit || routed {
             config.set_interfaces(net::interfaces(&nets));
         }
         let user = options.nets.iter().any(Net::is_user);
@@ -101,52 +104,52 @@ impl Prepared {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         config.complete(user.then_some(options.publish), now);
         let registry = user.then_some(Forward { host: options.publish, guest_port: config.port() });
-        // From free ports: how many there are is the config's affair.
+        // Further listeners get free ports: there is no option to choose them.
         let host = SocketAddrV4::new(*options.publish.ip(), 0);
         let further = config.further_ports().into_iter().filter(|_| user);
-        let further = further.map(|(guest_port, plain)| Further { forward: Forward { host, guest_port }, plain }).collect();
+        let further = further.map(|(guest_port, plain)| ExtraForward { forward: Forward { host, guest_port }, plain }).collect();
         let prepared = Self { options, nets, version, config, serials, registry, metrics, further };
-        // By names alone: what a network lacks does not hang on a descriptor.
-        let lacks = version.suffices(&prepared.networks(&[]));
+        // The version check needs no open descriptors.
+        let lacks = check_version(version, &prepared.networks(&[]));
         let Options { qemu, board, .. } = &prepared.options;
         lacks.map_err(|lacks| LaunchError::TooOld { program: qemu.clone(), package: board.package(), lacks })?;
         Ok(prepared)
     }
 
-    /// The network interfaces, where `open` are the descriptors of those that QEMU inherits.
-    fn networks(&self, open: &[Option<i32>]) -> Vec<Network> {
+    /// QEMU's network interfaces. `fds` are the descriptors that QEMU inherits, by the position of their network.
+    fn networks(&self, fds: &[Option<i32>]) -> Vec<Network> {
         let nets = self.nets.iter().enumerate();
-        nets.map(|(place, (net, mac))| Network { backend: self.backend(net, open.get(place).copied().flatten()), mac: *mac })
+        nets.map(|(index, (net, mac))| Network { backend: self.backend(net, fds.get(index).copied().flatten()), mac: *mac })
             .collect()
     }
 
-    fn backend(&self, net: &Net, open: Option<i32>) -> Backend {
-        match (&net.kind, open) {
-            (Kind::User, _) => {
+    fn backend(&self, net: &Net, fd: Option<i32>) -> Backend {
+        match (&net.kind, fd) {
+            (NetKind::User, _) => {
                 let further = self.further.iter().map(|further| further.forward);
                 let forwards = [self.registry, self.metrics].into_iter().flatten().chain(further).collect();
                 Backend::User { forwards, guest: net.address, gateway: net.gateway }
             }
-            (Kind::Tap(_) | Kind::Bridge(_), Some(open)) => Backend::TapFd(open),
-            (Kind::Tap(name) | Kind::Bridge(name), None) => Backend::Tap(name.clone()),
-            (Kind::Socket(socket), open) => Backend::SocketFd(open.unwrap_or(socket.number)),
-            (Kind::Stream { path, reconnect }, _) => {
+            (NetKind::Tap(_) | NetKind::Bridge(_), Some(fd)) => Backend::TapFd(fd),
+            (NetKind::Tap(name) | NetKind::Bridge(name), None) => Backend::Tap(name.clone()),
+            (NetKind::Socket(socket), fd) => Backend::SocketFd(fd.unwrap_or(socket.number)),
+            (NetKind::Stream { path, reconnect }, _) => {
                 Backend::Stream { path: path.clone(), reconnect: *reconnect, version: self.version }
             }
-            (Kind::Dgram(both), _) => Backend::Dgram(both.clone()),
-            (Kind::Multicast(group), _) => Backend::Multicast(*group),
+            (NetKind::Dgram(sockets), _) => Backend::Dgram(sockets.clone()),
+            (NetKind::Multicast(group), _) => Backend::Multicast(*group),
         }
     }
 
-    /// The machine, where `config` is the file with the guest's config, and `open` the descriptors of the networks that QEMU inherits.
-    pub(crate) fn machine(&self, accel: Accel, config: PathBuf, open: &[Option<i32>], channels: Channels) -> Machine {
+    /// QEMU's machine. `config` is the file with the guest's config, `fds` are the descriptors for [`Prepared::networks`].
+    pub(crate) fn machine(&self, accel: Accel, config: PathBuf, fds: &[Option<i32>], channels: Channels) -> Machine {
         let options = &self.options;
         let mut fw_cfg = vec![(CONFIG, config)];
         if let Some((certificate, key)) = &options.tls {
             fw_cfg.extend([(TLS_CERTIFICATE, certificate.clone()), (TLS_KEY, key.clone())]);
         }
         fw_cfg.extend(options.secrets.iter().cloned());
-        // Emulated, the counter runs at the rate of the host's own.
+        // An emulated time stamp counter runs at the rate of the host's counter.
         let unmeasurable = options.board == Board::Microvm && accel == Accel::Tcg;
         Machine {
             board: options.board,
@@ -163,7 +166,7 @@ impl Prepared {
                 .zip(self.serials.iter().cloned())
                 .map(|(path, serial)| Disk { path, serial })
                 .collect(),
-            networks: self.networks(open),
+            networks: self.networks(fds),
             fw_cfg,
             channels,
             further: options.qemu_arguments.clone(),
@@ -173,19 +176,20 @@ impl Prepared {
 
 fn check_files(options: &Options) -> Result<(), LaunchError> {
     options.disks.iter().try_for_each(|disk| check_disk(disk))?;
-    readable("kernel", &options.kernel)?;
-    readable("initramfs", &options.initramfs)?;
+    open("kernel", &options.kernel)?;
+    open("initramfs", &options.initramfs)?;
     if let Some((certificate, key)) = &options.tls {
         check_pem(certificate, key, &options.config.names())?;
     }
-    options.secrets.iter().try_for_each(|(_, path)| readable("secret", path).map(drop))
+    options.secrets.iter().try_for_each(|(_, path)| open("secret", path).map(drop))
 }
 
-/// Checks that the guest can serve with the chain and the key, which it would say only after its boot, and that the chain is for `names`.
+/// Checks that the guest can serve with this chain and key, and that the chain is valid for `names`. The guest would fail only after it
+/// has booted.
 fn check_pem(certificate: &Path, key: &Path, names: &[String]) -> Result<(), LaunchError> {
     let read = |what, path: &Path| {
-        readable(what, path)?;
-        files::read(path, LARGEST_PEM).map_err(|source| LaunchError::Read { what, path: path.to_owned(), source })
+        open(what, path)?;
+        files::read(path, PEM_MAX).map_err(|source| LaunchError::Read { what, path: path.to_owned(), source })
     };
     let (chain, secret) = (read("certificate", certificate)?, read("key", key)?);
     let served = Identity::provided(&chain, &secret, None, Some(SystemTime::now())).map(drop);
@@ -196,31 +200,31 @@ fn check_pem(certificate: &Path, key: &Path, names: &[String]) -> Result<(), Lau
     }
 }
 
-/// Checks that the ports can be listened at.
+/// Checks that the published ports can be listened on.
 fn check_ports(options: &Options) -> Result<(), LaunchError> {
-    // Both at once: they must not be the same.
     let listen =
         |purpose, address: SocketAddrV4| TcpListener::bind(address).map_err(|source| LaunchError::port(purpose, address, source));
+    // Both are open at once, so that two equal ports are noticed.
     let registry = listen(Purpose::Registry, options.publish)?;
     let metrics = options.metrics.map(|address| listen(Purpose::Metrics, address)).transpose()?;
     drop((registry, metrics));
     Ok(())
 }
 
-/// Checks that the file at `path` is a disk that the guest can read: it has a file system that is known, and all of it.
-/// [`super::Appliance::boot`] does so too; this is for those who have more to prepare before it.
+/// Checks that the file at `path` is a disk that the guest can read: it has a known file system, and is not shorter than that.
+/// [`super::Appliance::boot`] does it as well; call it to fail before longer preparations.
 ///
 /// # Errors
-/// It cannot be read, is neither a file nor a block device, has no such file system, or less of it than there should be.
+/// Fails if the disk cannot be read, is neither a file nor a block device, or its file system is unknown or incomplete.
 pub fn check_disk(path: &Path) -> Result<(), LaunchError> {
     if path.join(LAYOUT).is_file() {
         return Err(LaunchError::Layout { path: path.to_owned() });
     }
-    let mut file = readable("disk", path)?;
+    let mut file = open("disk", path)?;
     let read = |source| LaunchError::Read { what: "disk", path: path.to_owned(), source };
     let mut start = Vec::with_capacity(HEAD_LEN);
     Read::by_ref(&mut file).take(HEAD_LEN as u64).read_to_end(&mut start).map_err(read)?;
-    // Of a device too, whose metadata say nothing.
+    // The metadata of a block device has no size.
     let bytes = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(read)?;
     let path = path.to_owned();
     let Some(found) = Superblock::detect(&start) else { return Err(LaunchError::NoFileSystem { path, bytes }) };
@@ -230,8 +234,8 @@ pub fn check_disk(path: &Path) -> Result<(), LaunchError> {
     }
 }
 
-/// The file, or block device, at `path`, which can be read and is not empty.
-fn readable(what: &'static str, path: &Path) -> Result<File, LaunchError> {
+/// Opens the file or block device at `path`, which must not be empty.
+fn open(what: &'static str, path: &Path) -> Result<File, LaunchError> {
     let read = |source| LaunchError::Read { what, path: path.to_owned(), source };
     let metadata = fs::metadata(path).map_err(read)?;
     let kind = metadata.file_type();

@@ -1,5 +1,4 @@
-//! The QEMU process: started, killed, reaped. A command enters; a process leaves that a thread of its own waits for. It never
-//! outlives its [`Process`], nor this program.
+//! A child process that is always reaped. It never outlives its [`Process`] nor this program.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,21 +12,21 @@ use tokio::sync::watch;
 use super::outcome::Exit;
 use crate::host::support::sys;
 
-/// A running child. Dropping it kills it and returns when it is gone.
+/// A running child. Dropping it kills and reaps it.
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
     killer: Killer,
-    ended: watch::Receiver<Option<Exit>>,
-    keeper: Option<JoinHandle<()>>,
+    exit: watch::Receiver<Option<Exit>>,
+    thread: Option<JoinHandle<()>>,
 }
 
-/// What a process is killed by: it names that process even when its number has been given to another.
+/// Kills a process by its pidfd, which names that process even when its pid has been reused.
 #[derive(Debug, Clone)]
 pub(crate) struct Killer(Arc<OwnedFd>);
 
 impl Killer {
-    /// Sends SIGKILL. That the process has ended already is no fault: nothing else can be wrong with a descriptor of one's own child.
+    /// Sends SIGKILL. Sending it to one's own child can only fail if the child has ended already.
     pub(crate) fn kill(&self) {
         let _ended_already = pidfd_send_signal(&*self.0, Signal::KILL);
     }
@@ -36,22 +35,22 @@ impl Killer {
 impl Process {
     /// Starts `command`.
     ///
-    /// A thread starts it, waits for it and reaps it. It is the thread whose end the kernel watches ([`sys::signal_with_parent`]), so
-    /// that neither the caller's thread nor its runtime matters, and only this program's end ends the child.
+    /// A thread of its own starts, waits for and reaps the child. The kernel kills the child when that thread ends
+    /// ([`sys::signal_with_parent`]), so the caller's thread and runtime may end earlier.
     ///
     /// # Errors
-    /// The program cannot be started.
+    /// Fails if the program or the thread cannot be started.
     pub(crate) fn start(mut command: Command) -> io::Result<Self> {
         sys::signal_with_parent(&mut command, nix::sys::signal::Signal::SIGKILL);
         let (started, start) = mpsc::sync_channel(1);
-        let (end, ended) = watch::channel(None);
-        let keeper = thread::Builder::new().name("qemu".into()).spawn(move || {
+        let (exit_sender, exit) = watch::channel(None);
+        let thread = thread::Builder::new().name("qemu".into()).spawn(move || {
             match spawn(command) {
                 Ok((mut child, pidfd)) => {
                     let _starter_waits = started.send(Ok((child.id(), pidfd)));
-                    // An error here would mean that somebody else has reaped the child: then it has ended, and nobody knows how.
+                    // Waiting can only fail if something else has reaped the child; its status is lost then.
                     let exit = child.wait().map_or(Exit::Signal(0), Exit::from);
-                    end.send_replace(Some(exit));
+                    exit_sender.send_replace(Some(exit));
                 }
                 Err(error) => {
                     let _starter_waits = started.send(Err(error));
@@ -59,24 +58,22 @@ impl Process {
             };
         })?;
         let (pid, pidfd) = start.recv().map_err(io::Error::other)??;
-        Ok(Self { pid, killer: Killer(Arc::new(pidfd)), ended, keeper: Some(keeper) })
+        Ok(Self { pid, killer: Killer(Arc::new(pidfd)), exit, thread: Some(thread) })
     }
 
-    /// Its number.
     pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// What it is killed by.
     pub(crate) fn killer(&self) -> Killer {
         self.killer.clone()
     }
 
-    /// Waits for its end. Cancel-safe, and every later call gives the same.
-    pub(crate) async fn ended(&self) -> Exit {
-        let mut ended = self.ended.clone();
-        let exit = ended.wait_for(Option::is_some).await.map(|exit| *exit);
-        // The sender goes only after it has told.
+    /// Waits for the end of the process. Cancel-safe, and may be called again.
+    pub(crate) async fn exit(&self) -> Exit {
+        let mut exit = self.exit.clone();
+        let exit = exit.wait_for(Option::is_some).await.map(|exit| *exit);
+        // The sender is dropped only after it has sent.
         exit.ok().flatten().unwrap_or(Exit::Signal(0))
     }
 }
@@ -84,13 +81,13 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.killer.kill();
-        if let Some(keeper) = self.keeper.take() {
-            let _ended = keeper.join();
+        if let Some(thread) = self.thread.take() {
+            let _panicked = thread.join();
         }
     }
 }
 
-/// Starts `command` and closes this program's copies of the descriptors that it inherits.
+/// Starts `command`. Dropping the command closes this process's copies of the file descriptors that the child inherits.
 fn spawn(mut command: Command) -> io::Result<(Child, OwnedFd)> {
     let mut child = command.spawn()?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -118,18 +115,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_is_told_to_everyone_who_asks() {
+    async fn exit_can_be_awaited_twice() {
         let process = Process::start(command("exit 7")).unwrap();
-        assert_eq!(process.ended().await, Exit::Code(7));
-        assert_eq!(process.ended().await, Exit::Code(7));
+        assert_eq!(process.exit().await, Exit::Code(7));
+        assert_eq!(process.exit().await, Exit::Code(7));
         process.killer().kill();
     }
 
     #[tokio::test]
-    async fn a_killed_process_says_so() {
+    async fn killed_process_exits_by_signal() {
         let process = Process::start(command("exec sleep 1000")).unwrap();
         process.killer().kill();
-        assert_eq!(process.ended().await, Exit::Signal(9));
+        assert_eq!(process.exit().await, Exit::Signal(9));
     }
 
     #[test]
@@ -142,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_program_is_an_error() {
+    fn missing_program_is_an_error() {
         let error = Process::start(Command::new("/nonexistent/qemu")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

@@ -1,5 +1,5 @@
-//! QEMU's control socket (QMP): commands enter, answers leave, and what QEMU reports by itself goes into the record. It knows the
-//! few commands that the launcher needs.
+//! A minimal client of QEMU's control socket (QMP): sends commands, returns their answers, and passes QEMU's own events to the
+//! [`Monitor`].
 
 use std::time::Duration;
 
@@ -11,58 +11,58 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::record::Record;
+use super::monitor::Monitor;
 use crate::text::Lines;
 
 /// Longest message from QEMU, in bytes.
-const LONGEST: usize = 256 * 1024;
-/// Answers that may wait: one command is under way at a time.
-const WAITING: usize = 8;
+const MAX_MESSAGE: usize = 256 * 1024;
+/// Capacity of the queue of answers: only one command is under way at a time.
+const ANSWER_QUEUE: usize = 8;
 
-/// What went wrong in talking to QEMU.
+/// Why a command to QEMU failed.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
-    /// QEMU closed the socket or cannot be written to.
+    /// QEMU closed the socket.
     #[error("QEMU does not answer {command}: its control socket is closed")]
     Closed {
         /// The command.
         command: &'static str,
     },
-    /// QEMU has not answered in time.
+    /// QEMU did not answer in time.
     #[error("QEMU has not answered {command} within {} s", .after.as_secs())]
     Late {
         /// The command.
         command: &'static str,
-        /// The time it had.
+        /// The time limit.
         after: Duration,
     },
-    /// QEMU refuses the command.
+    /// QEMU refused the command.
     #[error("QEMU refuses {command}: {reason}")]
     Refused {
         /// The command.
         command: &'static str,
-        /// Its words.
+        /// QEMU's message.
         reason: String,
     },
 }
 
-/// The commanding end of the socket.
+/// The sending half.
 #[derive(Debug)]
 pub(crate) struct Qmp {
     socket: OwnedWriteHalf,
     answers: mpsc::Receiver<Answer>,
-    /// Number of the last command: an answer to an older one, given up by its caller, is passed over.
-    last: u64,
+    /// The id of the last command. Answers with another id belong to commands that timed out, and are skipped.
+    last_id: u64,
 }
 
-/// The listening end.
+/// The receiving half.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: OwnedReadHalf,
     answers: mpsc::Sender<Answer>,
 }
 
-/// One message from QEMU: an answer, or what happened.
+/// One message from QEMU: an answer or an event.
 #[derive(Debug, Deserialize)]
 struct Message {
     id: Option<u64>,
@@ -86,20 +86,20 @@ struct Answer {
 }
 
 impl Qmp {
-    /// Both ends over `socket`.
-    pub(crate) fn over(socket: UnixStream) -> (Self, Listener) {
+    /// Splits `socket` into both halves.
+    pub(crate) fn new(socket: UnixStream) -> (Self, Listener) {
         let (reader, writer) = socket.into_split();
-        let (sender, answers) = mpsc::channel(WAITING);
-        (Self { socket: writer, answers, last: 0 }, Listener { socket: reader, answers: sender })
+        let (sender, answers) = mpsc::channel(ANSWER_QUEUE);
+        (Self { socket: writer, answers, last_id: 0 }, Listener { socket: reader, answers: sender })
     }
 
-    /// Sends `command` and gives its answer.
+    /// Sends `command` and returns its answer.
     ///
     /// # Errors
-    /// QEMU is gone, refuses, or has not answered within `after`.
+    /// Fails if QEMU is gone, refuses the command, or has not answered within `after`.
     pub(crate) async fn execute(&mut self, command: &'static str, arguments: Value, after: Duration) -> Result<Value, QmpError> {
-        self.last += 1;
-        let id = self.last;
+        self.last_id += 1;
+        let id = self.last_id;
         let mut message = json!({ "execute": command, "id": id });
         if let (Some(message), false) = (message.as_object_mut(), arguments.is_null()) {
             message.insert("arguments".into(), arguments);
@@ -122,8 +122,8 @@ impl Qmp {
 
 impl Listener {
     /// Reads until QEMU closes the socket.
-    pub(crate) async fn listen(mut self, record: &Record) {
-        let mut lines = Lines::new(LONGEST);
+    pub(crate) async fn listen(mut self, monitor: &Monitor) {
+        let mut lines = Lines::new(MAX_MESSAGE);
         let mut buffer = vec![0; 16 * 1024];
         loop {
             let count = match self.socket.read(&mut buffer).await {
@@ -132,35 +132,35 @@ impl Listener {
             };
             lines.feed(buffer.get(..count).unwrap_or_default(), |line| {
                 if let Ok(message) = serde_json::from_slice(line.bytes) {
-                    self.take(message, record);
+                    self.dispatch(message, monitor);
                 }
             });
         }
     }
 
-    /// Passes an answer on and records an event; the greeting is neither.
-    fn take(&self, message: Message, record: &Record) {
+    /// Queues an answer, or notes an event. The greeting is neither, and ignored.
+    fn dispatch(&self, message: Message, monitor: &Monitor) {
         match message {
             Message { event: Some(event), data, .. } => {
                 let reason = data.get("reason").and_then(Value::as_str).map(str::to_owned);
                 match event.as_str() {
-                    "SHUTDOWN" => record.ending(reason),
-                    "GUEST_PANICKED" => record.panicked("QEMU's pvpanic device says so"),
+                    "SHUTDOWN" => monitor.set_shutdown_reason(reason),
+                    "GUEST_PANICKED" => monitor.set_panicked("QEMU's pvpanic device says so"),
                     _ => {}
                 }
             }
             Message { id: Some(id), value, error, .. } => {
                 let result = error.map_or(Ok(value.unwrap_or_default()), |refusal| Err(refusal.desc));
-                // Full only where answers were given up: those are passed over anyway.
-                let _given_up = self.answers.try_send(Answer { id, result });
+                // The queue is full only if commands timed out, and their answers are skipped anyway.
+                let _timed_out = self.answers.try_send(Answer { id, result });
             }
             _ => {}
         }
     }
 }
 
-/// The port that QEMU forwards to the guest's `guest_port`, in what its monitor prints for `info usernet`: of the lines that say
-/// HOST_FORWARD the one with that destination, and its column after the source address.
+/// Finds the host port that QEMU forwards to `guest_port` in the monitor's answer to `info usernet`: in the HOST_FORWARD line with that
+/// destination port, the column after the source address.
 pub(crate) fn forwarded_port(usernet: &str, guest_port: u16) -> Option<u16> {
     usernet.lines().find_map(|line| {
         let mut columns = line.split_whitespace().skip_while(|column| *column != "TCP[HOST_FORWARD]");
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_forwarded_port_is_read() {
+    fn forwarded_port_is_found() {
         let usernet = "Hub -1 (net):\r\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n  \
                        TCP[ESTABLISHED]  31       127.0.0.1  1234       10.0.2.15  5000     0     0\r\n  \
                        TCP[HOST_FORWARD]   4       127.0.0.1 43674       10.0.2.15  9090     0     0\r\n  \
@@ -193,17 +193,17 @@ mod tests {
         }
     }
 
-    /// A QMP that a test answers by hand.
+    /// A QMP client whose other end the test holds.
     fn pair() -> (Qmp, Listener, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (qmp, listener) = Qmp::over(ours);
+        let (qmp, listener) = Qmp::new(ours);
         (qmp, listener, theirs)
     }
 
     #[tokio::test]
-    async fn an_answer_to_a_command_that_was_given_up_is_passed_over() {
+    async fn answer_to_a_timed_out_command_is_skipped() {
         let (mut qmp, listener, mut qemu) = pair();
-        let task = tokio::spawn(async move { listener.listen(&Record::default()).await });
+        let task = tokio::spawn(async move { listener.listen(&Monitor::default()).await });
         let late = qmp.execute("query-status", Value::Null, Duration::ZERO).await.unwrap_err();
         assert_eq!(late.to_string(), "QEMU has not answered query-status within 0 s");
 
@@ -222,15 +222,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_qemu_reports_is_recorded() {
+    async fn qemu_events_are_observed() {
         let (_qmp, listener, mut qemu) = pair();
-        let record = Record::default();
+        let monitor = Monitor::default();
         qemu.write_all(b"{\"event\":\"SHUTDOWN\",\"data\":{\"guest\":true,\"reason\":\"guest-reset\"}}\n").await.unwrap();
         qemu.write_all(b"{\"event\":\"GUEST_PANICKED\",\"data\":{\"action\":\"poweroff\"}}\n").await.unwrap();
         drop(qemu);
-        listener.listen(&record).await;
-        let facts = record.facts();
-        assert_eq!(facts.reason.as_deref(), Some("guest-reset"));
-        assert_eq!(facts.panic.as_deref(), Some("QEMU's pvpanic device says so"));
+        listener.listen(&monitor).await;
+        let state = monitor.state();
+        assert_eq!(state.reason.as_deref(), Some("guest-reset"));
+        assert_eq!(state.panic.as_deref(), Some("QEMU's pvpanic device says so"));
     }
 }

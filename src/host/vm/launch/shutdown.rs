@@ -1,4 +1,4 @@
-//! How a machine is brought to its end: asked, asked again, killed. Its ways to be talked to enter; nothing leaves, the record tells.
+//! Ends a machine: asks the guest through its control port, then presses the power button, then kills QEMU.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,64 +8,65 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use super::ANSWER;
-use super::outcome::Killed;
+use super::QMP_TIMEOUT;
+use super::monitor::Monitor;
+use super::outcome::KillReason;
 use super::process::Killer;
 use super::qmp::Qmp;
-use super::record::Record;
 
-/// How long a guest that is asked to stop has before it is killed: 20 s in all.
-pub(crate) const PATIENCE: Patience = Patience { drain: Duration::from_secs(15), button: Duration::from_secs(5) };
-/// How long QEMU may take to end after `done` or a panic.
-const GRACE: Duration = Duration::from_secs(10);
+/// Time until a guest that does not shut down is killed: 20 s in all.
+pub(crate) const SHUTDOWN_TIMEOUTS: ShutdownTimeouts =
+    ShutdownTimeouts { request: Duration::from_secs(15), power_button: Duration::from_secs(5) };
+/// Time that QEMU has to end after `done` or a panic.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The command that stops the guest, as it goes through the control port.
+/// The shutdown command for the guest's control port.
 const SHUTDOWN: &[u8] = b"{\"shutdown\":{}}\n";
 
-/// The ways to talk to a machine.
+/// The channels that a machine takes commands from.
 #[derive(Debug)]
-pub(crate) struct Commands {
+pub(crate) struct ControlChannels {
     pub control: UnixStream,
     pub qmp: Qmp,
 }
 
-/// How long the guest may take to say `done`.
+/// How long the launcher waits for `done`.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
-    /// Once it is asked through its control port. Transfers under way have 10 s.
-    drain: Duration,
-    /// Once the power button is pressed, QEMU's answer included.
-    button: Duration,
+pub(crate) struct ShutdownTimeouts {
+    /// After the request through the control port. The guest gives transfers under way 10 s.
+    request: Duration,
+    /// After the power button, including QEMU's answer.
+    power_button: Duration,
 }
 
-/// Ends a machine in order, or kills it when `patience` has passed.
-pub(crate) async fn stop(commands: Commands, record: Arc<Record>, killer: Killer, patience: Patience) {
-    let Commands { mut control, mut qmp } = commands;
-    let asked = async {
+/// Shuts the machine down gracefully, or kills it when `timeouts` have passed.
+pub(crate) async fn shut_down(channels: ControlChannels, monitor: Arc<Monitor>, killer: Killer, timeouts: ShutdownTimeouts) {
+    let ControlChannels { mut control, mut qmp } = channels;
+    let request = async {
         control.write_all(SHUTDOWN).await.ok()?;
-        Some(record.end().await)
+        Some(monitor.ending().await)
     };
-    // A control port that cannot be written to, or that nobody reads, leaves the power button.
-    if let Ok(Some(_)) = timeout(patience.drain, asked).await {
+    // If the control port cannot be written to, or the guest does not read it, the power button comes next.
+    if let Ok(Some(_)) = timeout(timeouts.request, request).await {
         return;
     }
-    let pressed = async {
-        // An answer is of no use: either the guest ends now, or it is killed. A QEMU that is stopped gives none.
-        let _refused = qmp.execute("system_powerdown", Value::Null, ANSWER).await;
-        record.end().await
+    let power_button = async {
+        // The answer does not matter: either the guest ends now, or it is killed. A stopped QEMU does not answer.
+        let _refused = qmp.execute("system_powerdown", Value::Null, QMP_TIMEOUT).await;
+        monitor.ending().await
     };
-    if timeout(patience.button, pressed).await.is_err() {
-        let hangs = record.facts().hangs;
-        record.kills(if hangs { Killed::Hung } else { Killed::Asked });
+    if timeout(timeouts.power_button, power_button).await.is_err() {
+        let hung = monitor.state().hung;
+        monitor.set_killed(if hung { KillReason::Hung } else { KillReason::NoShutdown });
         killer.kill();
     }
 }
 
-/// Kills a machine that is about to end and does not.
-pub(crate) async fn guard(record: Arc<Record>, killer: Killer) {
-    let why = record.end().await;
-    sleep(GRACE).await;
-    record.kills(why);
+/// Kills a machine that is about to end by itself but does not.
+pub(crate) async fn kill_if_stuck(monitor: Arc<Monitor>, killer: Killer) {
+    let reason = monitor.ending().await;
+    sleep(EXIT_TIMEOUT).await;
+    monitor.set_killed(reason);
     killer.kill();
 }
 
@@ -80,26 +81,26 @@ mod tests {
     use crate::host::vm::launch::process::Process;
 
     #[tokio::test]
-    async fn qemu_that_answers_nothing_is_killed_without_waiting_for_its_answer() {
+    async fn qemu_that_does_not_answer_is_killed_in_time() {
         let mut sleep = Command::new("sleep");
         sleep.arg("1000");
         let process = Process::start(sleep).unwrap();
         let (control, mut guest) = UnixStream::pair().unwrap();
         let (qmp, mut qemu) = UnixStream::pair().unwrap();
-        // Nobody reads the answers, and none comes.
-        let (qmp, _listener) = Qmp::over(qmp);
-        let record = Arc::new(Record::default());
+        // Nobody answers.
+        let (qmp, _listener) = Qmp::new(qmp);
+        let monitor = Arc::new(Monitor::default());
         let short = Duration::from_millis(20);
-        let patience = Patience { drain: short, button: short };
-        let ends = stop(Commands { control, qmp }, Arc::clone(&record), process.killer(), patience);
-        timeout(ANSWER, ends).await.expect("QEMU's answer is not waited for");
-        assert_eq!(process.ended().await, Exit::Signal(9));
-        assert_eq!(record.facts().killed, Some(Killed::Asked));
+        let timeouts = ShutdownTimeouts { request: short, power_button: short };
+        let ends = shut_down(ControlChannels { control, qmp }, Arc::clone(&monitor), process.killer(), timeouts);
+        timeout(QMP_TIMEOUT, ends).await.expect("QEMU's answer is not waited for");
+        assert_eq!(process.exit().await, Exit::Signal(9));
+        assert_eq!(monitor.state().killed, Some(KillReason::NoShutdown));
 
-        // Asked in both ways before.
-        let mut said = String::new();
-        guest.read_to_string(&mut said).await.unwrap();
-        assert_eq!(said.as_bytes(), SHUTDOWN);
+        // Both requests came before.
+        let mut received = String::new();
+        guest.read_to_string(&mut received).await.unwrap();
+        assert_eq!(received.as_bytes(), SHUTDOWN);
         let mut pressed = vec![0; 1024];
         let count = qemu.read(&mut pressed).await.unwrap();
         assert!(String::from_utf8_lossy(&pressed[..count]).contains("\"system_powerdown\""));

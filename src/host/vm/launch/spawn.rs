@@ -1,6 +1,6 @@
-//! From what is prepared to a running QEMU: taps are opened, sockets paired, the command is made, the process started and its readers
-//! with it.
+//! Starts QEMU: opens its taps, makes its sockets, builds the command, starts the process and the tasks that read from it.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,27 +17,27 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::monitor::{CaptureFile, Monitor, read_console, read_events, read_stderr};
 use super::prepare::Prepared;
 use super::process::Process;
 use super::qmp::Qmp;
-use super::record::{Copy, Record, read_console, read_events, read_stderr};
-use super::shutdown::{Commands, guard};
-use super::{Appliance, LaunchError, Options, QUEUE, version};
+use super::shutdown::{ControlChannels, kill_if_stuck};
+use super::{Appliance, EVENT_QUEUE, LaunchError, Options, version};
 use crate::config::guest_config::GuestConfig;
 use crate::host::vm::accel::Accel;
 use crate::host::vm::net::attach::attach;
-use crate::host::vm::net::{Datagrams, Kind};
+use crate::host::vm::net::{Datagrams, NetKind};
 use crate::host::vm::qemu::{Channel, Channels};
 use crate::proto::Ready;
 
-/// Files that QEMU makes and does not remove. Dropping it removes them.
+/// Sockets that QEMU creates but does not remove. Dropping this removes them.
 #[derive(Debug)]
-pub(crate) struct Leftovers(Vec<PathBuf>);
+pub(crate) struct SocketFiles(Vec<PathBuf>);
 
-impl Drop for Leftovers {
+impl Drop for SocketFiles {
     fn drop(&mut self) {
         for path in &self.0 {
-            // It is not there where QEMU has not come so far.
+            // It does not exist if QEMU failed early.
             let _not_there = std::fs::remove_file(path);
         }
     }
@@ -46,60 +46,61 @@ impl Drop for Leftovers {
 /// Starts QEMU with `accel`.
 pub(crate) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance, LaunchError> {
     let options = &prepared.options;
-    let (console_copy, events_copy) = (copy("console", &options.console)?, copy("events", &options.events)?);
+    let console_copy = capture_file("console", options.console.as_ref())?;
+    let events_copy = capture_file("events", options.events.as_ref())?;
     let networks = attach(&prepared.nets).await?;
 
-    let (console, their_console) = pair()?;
-    let (events, their_events) = pair()?;
-    let (control, their_control) = pair()?;
-    let (qmp, their_qmp) = pair()?;
-    let (stderr, their_stderr) = pair()?;
+    let (console, qemu_console) = socket_pair()?;
+    let (events, qemu_events) = socket_pair()?;
+    let (control, qemu_control) = socket_pair()?;
+    let (qmp, qemu_qmp) = socket_pair()?;
+    let (stderr, qemu_stderr) = socket_pair()?;
     let config_file = in_memory(&prepared.config)?;
     let inherited = |socket: &OwnedFd| Channel::Inherited(socket.as_raw_fd());
     let channels = Channels {
-        qmp: inherited(&their_qmp),
-        console: inherited(&their_console),
-        events: inherited(&their_events),
-        control: inherited(&their_control),
+        qmp: inherited(&qemu_qmp),
+        console: inherited(&qemu_console),
+        events: inherited(&qemu_events),
+        control: inherited(&qemu_control),
     };
-    let numbers: Vec<_> = networks.iter().map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd)).collect();
+    let network_fds: Vec<_> = networks.iter().map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd)).collect();
     let config_path = format!("/dev/fd/{}", config_file.as_raw_fd()).into();
-    let machine = prepared.machine(accel, config_path, &numbers, channels);
-    let mut kept = vec![their_console, their_events, their_control, their_qmp, config_file];
-    kept.extend(networks.into_iter().flatten());
+    let machine = prepared.machine(accel, config_path, &network_fds, channels);
+    let mut inherited_fds = vec![qemu_console, qemu_events, qemu_control, qemu_qmp, config_file];
+    inherited_fds.extend(networks.into_iter().flatten());
 
     let mut command = Command::new(&options.qemu);
     command.args(machine.arguments());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(their_stderr));
-    // Ctrl-C in a terminal goes to the whole foreground group: QEMU would end at once where the guest should end in order.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(qemu_stderr));
+    // Ctrl-C in a terminal goes to the whole foreground group: in it, QEMU would end at once, before the guest can shut down.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    // They keep their numbers, which the arguments name: nothing is renumbered over a descriptor that is in use.
-    command.preserved_fds(kept);
+    // The arguments name the descriptors by number, so each keeps its number in the child.
+    command.preserved_fds(inherited_fds);
 
     let started = Instant::now();
     let process = Process::start(command).map_err(|source| version::spawn_error(&options.qemu, options.board, source))?;
-    let record = Arc::new(Record::default());
-    let (qmp, listener) = Qmp::over(qmp);
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    let into_events = sender.downgrade();
+    let monitor = Arc::new(Monitor::default());
+    let (qmp, listener) = Qmp::new(qmp);
+    let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
+    let event_sender = sender.downgrade();
     let mut readers = JoinSet::new();
-    let own = || Arc::clone(&record);
-    readers.spawn(with(own(), async move |record| read_console(console, record, console_copy).await));
-    readers.spawn(with(own(), async move |record| read_events(events, record, sender, events_copy).await));
-    readers.spawn(with(own(), async move |record| read_stderr(stderr, record).await));
-    readers.spawn(with(own(), async move |record| listener.listen(record).await));
-    let mut wardens = JoinSet::new();
-    wardens.spawn(guard(own(), process.killer()));
+    let shared = || Arc::clone(&monitor);
+    readers.spawn(with(shared(), async move |monitor| read_console(console, monitor, console_copy).await));
+    readers.spawn(with(shared(), async move |monitor| read_events(events, monitor, sender, events_copy).await));
+    readers.spawn(with(shared(), async move |monitor| read_stderr(stderr, monitor).await));
+    readers.spawn(with(shared(), async move |monitor| listener.listen(monitor).await));
+    let mut guards = JoinSet::new();
+    guards.spawn(kill_if_stuck(shared(), process.killer()));
     Ok(Appliance {
         process,
-        _leftovers: leftovers(options),
-        record,
+        _socket_files: socket_files(options),
+        monitor,
         events: receiver,
-        into_events,
-        early: std::collections::VecDeque::new(),
-        commands: Some(Commands { control, qmp }),
+        event_sender,
+        early_events: VecDeque::new(),
+        channels: Some(ControlChannels { control, qmp }),
         readers,
-        wardens,
+        guards,
         accel,
         disks: options.disks.clone(),
         names: options.config.names(),
@@ -113,27 +114,26 @@ pub(crate) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
     })
 }
 
-/// `read` over a record that it owns.
-async fn with(record: Arc<Record>, read: impl AsyncFnOnce(&Record)) {
-    read(&record).await;
+/// Runs `read` with a monitor that the future owns.
+async fn with(monitor: Arc<Monitor>, read: impl AsyncFnOnce(&Monitor)) {
+    read(&monitor).await;
 }
 
-/// The file that is to keep what a stream gives, where there is to be one.
-fn copy(what: &'static str, path: &Option<PathBuf>) -> Result<Option<Copy>, LaunchError> {
-    let create = |path: &PathBuf| Copy::create(path).map_err(|source| LaunchError::Create { what, path: path.clone(), source });
-    path.as_ref().map(create).transpose()
+fn capture_file(what: &'static str, path: Option<&PathBuf>) -> Result<Option<CaptureFile>, LaunchError> {
+    let create =
+        |path: &PathBuf| CaptureFile::create(path).map_err(|source| LaunchError::Create { what, path: path.clone(), source });
+    path.map(create).transpose()
 }
 
-/// What QEMU will make and leave.
-fn leftovers(options: &Options) -> Leftovers {
-    let made = options.nets.iter().filter_map(|net| match &net.kind {
-        Kind::Dgram(Datagrams::Unix { local, .. }) => Some(local.clone()),
+fn socket_files(options: &Options) -> SocketFiles {
+    let paths = options.nets.iter().filter_map(|net| match &net.kind {
+        NetKind::Dgram(Datagrams::Unix { local, .. }) => Some(local.clone()),
         _ => None,
     });
-    Leftovers(made.collect())
+    SocketFiles(paths.collect())
 }
 
-/// `config` as a file without a name, which ends with its last descriptor.
+/// Puts `config` into an anonymous file, which is gone with its last descriptor.
 fn in_memory(config: &GuestConfig) -> Result<OwnedFd, LaunchError> {
     let failed = |source| LaunchError::Resource { what: "keep the config", source };
     let memory = memfd_create("localregistry-config", MemfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
@@ -142,8 +142,8 @@ fn in_memory(config: &GuestConfig) -> Result<OwnedFd, LaunchError> {
     Ok(file.into())
 }
 
-/// Two ends of a stream: ours, and QEMU's.
-fn pair() -> Result<(UnixStream, OwnedFd), LaunchError> {
+/// Makes a connected pair of stream sockets: this process's end, and the end that a child inherits.
+pub(crate) fn socket_pair() -> Result<(UnixStream, OwnedFd), LaunchError> {
     let failed = |source| LaunchError::Resource { what: "make a socket", source };
     let (ours, theirs) = StdStream::pair().map_err(failed)?;
     ours.set_nonblocking(true).map_err(failed)?;

@@ -1,54 +1,49 @@
-//! Asks a QEMU for its version. A program enters, its version leaves; it starts no machine and leaves no process.
+//! Asks a QEMU program for its version.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::LaunchError;
 use super::outcome::Exit;
 use super::printable::printable;
 use super::process::Process;
+use super::spawn::socket_pair;
 use crate::host::vm::qemu::{Board, Version};
 
-/// How long a program may take to say its version.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Bytes of what it says that are read at most.
-const LARGEST: u64 = 4096;
+/// Time limit for `--version`.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of its output that are read at most.
+const MAX_OUTPUT: u64 = 4096;
 
-/// The version of `program`, which is to make `board`.
+/// Returns the version of `program`, which is to run `board`.
 ///
 /// # Errors
-/// It is missing, cannot be started, or is no QEMU.
-pub(crate) async fn ask(program: &Path, board: Board) -> Result<Version, LaunchError> {
-    let failed = |source| LaunchError::Resource { what: "make a socket", source };
-    let (ours, theirs) = StdStream::pair().map_err(failed)?;
-    ours.set_nonblocking(true).map_err(failed)?;
-    let mut ours = UnixStream::from_std(ours).map_err(failed)?;
+/// Fails if the program is missing, cannot be started, or is not QEMU.
+pub(crate) async fn query(program: &Path, board: Board) -> Result<Version, LaunchError> {
+    let (mut ours, theirs) = socket_pair()?;
     let mut command = Command::new(program);
-    command.arg("--version").stdin(Stdio::null()).stdout(OwnedFd::from(theirs)).stderr(Stdio::null());
+    command.arg("--version").stdin(Stdio::null()).stdout(theirs).stderr(Stdio::null());
     let process = Process::start(command).map_err(|source| spawn_error(program, board, source))?;
-    let mut said = Vec::new();
-    let answer = async {
-        let _broken_off = (&mut ours).take(LARGEST).read_to_end(&mut said).await;
-        process.ended().await
+    let mut output = Vec::new();
+    let run = async {
+        let _reset = (&mut ours).take(MAX_OUTPUT).read_to_end(&mut output).await;
+        process.exit().await
     };
-    let exit = timeout(PATIENCE, answer).await;
-    let said = String::from_utf8_lossy(&said).into_owned();
-    let version = Version::parse(&said).filter(|_| exit == Ok(Exit::Code(0)));
+    let exit = timeout(TIMEOUT, run).await;
+    let output = String::from_utf8_lossy(&output).into_owned();
+    let version = Version::parse(&output).filter(|_| exit == Ok(Exit::Code(0)));
     version.ok_or_else(|| {
-        let said = printable(said.lines().next().unwrap_or_default().as_bytes());
+        let said = printable(output.lines().next().unwrap_or_default().as_bytes());
         LaunchError::NotQemu { program: program.to_owned(), said }
     })
 }
 
-/// Why `program`, which was to make `board`, was not started.
+/// The error for `program`, which was to run `board` and could not be started.
 pub(crate) fn spawn_error(program: &Path, board: Board, source: io::Error) -> LaunchError {
     let program = program.to_owned();
     match source.kind() {

@@ -1,5 +1,4 @@
-//! What can be seen of networks before a boot: whether the interface, the bridge, the socket is there, and may be used. Networks
-//! enter, the first fault leaves, with what to do about it. It changes nothing.
+//! Checks before the boot that the interfaces, bridges and sockets of the networks exist and may be used. Changes nothing.
 
 use std::io;
 use std::net::UdpSocket;
@@ -10,45 +9,45 @@ use futures_util::TryStreamExt;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
-use super::{Datagrams, Kind, Net};
+use super::{Datagrams, Net, NetKind};
 use crate::host::support::sys;
 
-/// Why a network cannot be had.
+/// Why a network is not available.
 #[derive(Debug, thiserror::Error)]
-pub enum NoNetwork {
-    /// There is no such bridge.
+pub enum NetworkError {
+    /// The bridge does not exist.
     #[error("there is no bridge {name} (as root: ip link add {name} type bridge && ip link set {name} up)")]
     NoBridge {
         /// Its name.
         name: String,
     },
-    /// There is no such tap.
+    /// The tap does not exist.
     #[error("there is no tap {name} (as root: ip tuntap add dev {name} mode tap user USER && ip link set {name} up)")]
     NoTap {
         /// Its name.
         name: String,
     },
-    /// An interface of that name is something else.
-    #[error("{name} is no {expected}, but {found}")]
-    NotOne {
+    /// The interface is of another kind.
+    #[error("{name} is not a {expected}, but {found}")]
+    WrongKind {
         /// Its name.
         name: String,
         /// Bridge or tap.
         expected: &'static str,
-        /// What it is.
+        /// Its kind.
         found: String,
     },
-    /// Larger packets than the bridge takes.
-    #[error("mtu={mtu} is more than the bridge {name} takes, {largest}")]
+    /// The MTU is larger than that of the bridge.
+    #[error("mtu={mtu} is larger than the MTU of the bridge {name}, {largest}")]
     Mtu {
-        /// What is asked for, in bytes.
+        /// The requested MTU in bytes.
         mtu: u32,
         /// The bridge.
         name: String,
-        /// What it takes.
+        /// The bridge's MTU in bytes.
         largest: u32,
     },
-    /// The user may not make a tap.
+    /// The user may not create a tap.
     #[error(
         "no permission to make a tap on the bridge {name}: it takes CAP_NET_ADMIN (run it as root, or have root make a tap for you, \
          ip tuntap add dev TAP mode tap user USER, and give tap=TAP)"
@@ -57,7 +56,7 @@ pub enum NoNetwork {
         /// The bridge.
         name: String,
     },
-    /// The user may not open the tap.
+    /// The tap belongs to another user.
     #[error(
         "no permission to open the tap {name}: it belongs to another user (as root: ip tuntap add dev {name} mode tap user USER)"
     )]
@@ -65,70 +64,72 @@ pub enum NoNetwork {
         /// The tap.
         name: String,
     },
-    /// The user may not open taps at all.
+    /// The user may not open any tap.
     #[error("cannot open /dev/net/tun for the tap {name} (as root: chmod 0666 /dev/net/tun, as most systems have it)")]
     NoDevice {
         /// The tap.
         name: String,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// Another process has the tap.
+    /// Another process uses the tap.
     #[error("the tap {name} is in use by another process: give each machine its own")]
     Busy {
         /// The tap.
         name: String,
     },
-    /// The system refuses something else.
+    /// The kernel refuses something else.
     #[error("cannot {action}")]
     Refused {
-        /// What was being done, with its operands.
+        /// What failed, with its operands.
         action: String,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// No socket has that number.
-    #[error("socket-fd={number} is no open socket: the launcher has to leave it open for this program (without close-on-exec)")]
+    /// The descriptor is not a socket.
+    #[error(
+        "socket-fd={number} is not an open socket: the launcher has to leave it open for this program (without close-on-exec)"
+    )]
     NoSocket {
-        /// The number.
+        /// The descriptor's number.
         number: i32,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// Nothing is there to connect to.
-    #[error("{} is no socket to connect to: start what listens there first", .path.display())]
+    /// Nothing listens on the Unix socket.
+    #[error("{} is not a socket to connect to: start the program that listens there first", .path.display())]
     NoPeer {
         /// The path.
         path: PathBuf,
-        /// Why, where there is a reason.
+        /// The error, if the path cannot be examined.
         source: Option<io::Error>,
     },
-    /// QEMU would remove what is there.
-    #[error("{} is there already and no socket: QEMU would put its own in its place", .path.display())]
-    InTheWay {
+    /// QEMU would replace a file with its socket.
+    #[error("{} exists and is not a socket: QEMU would replace it", .path.display())]
+    NotASocket {
         /// The path.
         path: PathBuf,
     },
-    /// QEMU cannot put its socket there.
+    /// QEMU cannot create its socket.
     #[error("QEMU cannot make the socket {}", .path.display())]
-    NoPlace {
+    CannotCreate {
         /// The path.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// QEMU cannot listen there.
-    #[error("QEMU cannot listen on the UDP port of {address}: another process has it, or it is no address of this machine")]
-    NoPort {
+    /// QEMU cannot listen on the UDP port.
+    #[error("QEMU cannot listen on the UDP port of {address}: another process has it, or the address is not of this machine")]
+    UdpPort {
         /// The address.
         address: std::net::SocketAddrV4,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
 }
 
-/// What follows in the message where a user may not listen on `port`: whose ports the privileged ones are, and what to do. Empty
-/// where the port is not privileged (ip_unprivileged_port_start, Linux's Documentation/networking/ip-sysctl.rst).
+/// The end of the message for a `port` that the user may not listen on: which ports are privileged, and what to do. Empty if the port is
+/// not privileged (ip_unprivileged_port_start, Linux's Documentation/networking/ip-sysctl.rst).
 #[must_use]
 pub fn privileged(port: u16) -> String {
     let setting = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
@@ -136,125 +137,124 @@ pub fn privileged(port: u16) -> String {
     if port >= first {
         return String::new();
     }
-    format!(": ports below {first} are root's (take another, or as root: sysctl -w net.ipv4.ip_unprivileged_port_start={port})")
+    format!(": ports below {first} are for root (use another, or as root: sysctl -w net.ipv4.ip_unprivileged_port_start={port})")
 }
 
-impl NoNetwork {
-    /// Whether it is there, and another user could have it.
+impl NetworkError {
+    /// Whether another user could use the network.
     #[must_use]
     pub const fn is_permission(&self) -> bool {
         matches!(self, Self::NoPermission { .. } | Self::NotOurs { .. } | Self::NoDevice { .. })
     }
 }
 
-/// An interface of this machine.
+/// A network interface of this machine.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub index: u32,
     pub mtu: u32,
-    /// "bridge", "tun", …; none for plain ones.
+    /// "bridge", "tun", …; `None` for a physical interface.
     kind: Option<InfoKind>,
 }
 
-/// Looks at everything that `nets` need, and opens the sockets that are given by number.
+/// Checks everything that `nets` need, and takes the sockets that are given by number.
 ///
 /// # Errors
-/// The first thing that is missing or cannot be used.
-pub async fn check(nets: &mut [Net]) -> Result<(), NoNetwork> {
-    if nets.iter().any(|net| matches!(net.kind, Kind::Tap(_) | Kind::Bridge(_))) {
+/// Fails for the first thing that is missing or cannot be used.
+pub async fn check(nets: &mut [Net]) -> Result<(), NetworkError> {
+    if nets.iter().any(|net| matches!(net.kind, NetKind::Tap(_) | NetKind::Bridge(_))) {
         let links = netlink()?;
         for net in nets.iter() {
             match &net.kind {
-                Kind::Tap(name) => tap(&links, name).await.map(drop)?,
-                Kind::Bridge(name) => bridge(&links, name, net.mtu).await.map(drop)?,
+                NetKind::Tap(name) => find_tap(&links, name).await.map(drop)?,
+                NetKind::Bridge(name) => find_bridge(&links, name, net.mtu).await.map(drop)?,
                 _ => {}
             }
         }
     }
-    nets.iter_mut().try_for_each(|net| sockets(&mut net.kind))
+    nets.iter_mut().try_for_each(|net| check_sockets(&mut net.kind))
 }
 
-fn sockets(kind: &mut Kind) -> Result<(), NoNetwork> {
+fn check_sockets(kind: &mut NetKind) -> Result<(), NetworkError> {
     match kind {
-        Kind::Socket(given) if given.socket.is_none() => {
-            let socket = sys::inherited_socket(given.number);
-            let socket = socket.map_err(|source| NoNetwork::NoSocket { number: given.number, source })?;
-            given.socket = Some(socket.into());
+        NetKind::Socket(inherited) if inherited.socket.is_none() => {
+            let socket = sys::inherited_socket(inherited.number);
+            let socket = socket.map_err(|source| NetworkError::NoSocket { number: inherited.number, source })?;
+            inherited.socket = Some(socket.into());
             Ok(())
         }
-        // With `reconnect` QEMU waits for it.
-        Kind::Stream { path, reconnect: None } => match std::fs::metadata(&*path) {
+        // With `reconnect` QEMU waits for the peer.
+        NetKind::Stream { path, reconnect: None } => match std::fs::metadata(&*path) {
             Ok(found) if found.file_type().is_socket() => Ok(()),
-            Ok(_) => Err(NoNetwork::NoPeer { path: path.clone(), source: None }),
-            Err(source) => Err(NoNetwork::NoPeer { path: path.clone(), source: Some(source) }),
+            Ok(_) => Err(NetworkError::NoPeer { path: path.clone(), source: None }),
+            Err(source) => Err(NetworkError::NoPeer { path: path.clone(), source: Some(source) }),
         },
-        Kind::Dgram(Datagrams::Unix { local, .. }) => place(local),
-        Kind::Dgram(Datagrams::Udp { local, .. }) => {
+        NetKind::Dgram(Datagrams::Unix { local, .. }) => check_socket_path(local),
+        NetKind::Dgram(Datagrams::Udp { local, .. }) => {
             let bound = UdpSocket::bind(*local).map(drop);
-            bound.map_err(|source| NoNetwork::NoPort { address: *local, source })
+            bound.map_err(|source| NetworkError::UdpPort { address: *local, source })
         }
         _ => Ok(()),
     }
 }
 
-/// Whether a socket can be made at `path`.
-fn place(path: &Path) -> Result<(), NoNetwork> {
+/// Checks that a socket can be created at `path`.
+fn check_socket_path(path: &Path) -> Result<(), NetworkError> {
     match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => return Err(NoNetwork::InTheWay { path: path.to_owned() }),
+        Ok(found) if !found.file_type().is_socket() => return Err(NetworkError::NotASocket { path: path.to_owned() }),
         _ => {}
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let writable = rustix::fs::access(folder, rustix::fs::Access::WRITE_OK);
-    writable.map_err(|error| NoNetwork::NoPlace { path: path.to_owned(), source: error.into() })
+    writable.map_err(|error| NetworkError::CannotCreate { path: path.to_owned(), source: error.into() })
 }
 
-/// The kernel's interfaces, as this process sees them. Call it within a Tokio runtime: a task reads the answers.
-pub(crate) fn netlink() -> Result<Handle, NoNetwork> {
-    let refused = |source| NoNetwork::Refused { action: "open a netlink socket".into(), source };
+/// Opens a netlink socket. Call it within a Tokio runtime: a task reads the answers.
+pub(crate) fn netlink() -> Result<Handle, NetworkError> {
+    let refused = |source| NetworkError::Refused { action: "open a netlink socket".into(), source };
     let (connection, handle, _) = rtnetlink::new_connection().map_err(refused)?;
     tokio::spawn(connection);
     Ok(handle)
 }
 
-/// The tap `name`.
-async fn tap(links: &Handle, name: &str) -> Result<Link, NoNetwork> {
-    let Some(link) = find(links, name).await? else { return Err(NoNetwork::NoTap { name: name.to_owned() }) };
-    link.is(InfoKind::Tun, name, "tap")
+async fn find_tap(links: &Handle, name: &str) -> Result<Link, NetworkError> {
+    let Some(link) = find_link(links, name).await? else { return Err(NetworkError::NoTap { name: name.to_owned() }) };
+    link.expect_kind(InfoKind::Tun, name, "tap")
 }
 
-/// The bridge `name`, which takes packets of `mtu` bytes.
-pub(crate) async fn bridge(links: &Handle, name: &str, mtu: Option<u32>) -> Result<Link, NoNetwork> {
-    let Some(link) = find(links, name).await? else { return Err(NoNetwork::NoBridge { name: name.to_owned() }) };
-    let link = link.is(InfoKind::Bridge, name, "bridge")?;
+/// Finds the bridge `name`, and checks that packets of `mtu` bytes fit.
+pub(crate) async fn find_bridge(links: &Handle, name: &str, mtu: Option<u32>) -> Result<Link, NetworkError> {
+    let Some(link) = find_link(links, name).await? else { return Err(NetworkError::NoBridge { name: name.to_owned() }) };
+    let link = link.expect_kind(InfoKind::Bridge, name, "bridge")?;
     match mtu {
-        Some(mtu) if mtu > link.mtu => Err(NoNetwork::Mtu { mtu, name: name.to_owned(), largest: link.mtu }),
+        Some(mtu) if mtu > link.mtu => Err(NetworkError::Mtu { mtu, name: name.to_owned(), largest: link.mtu }),
         _ => Ok(link),
     }
 }
 
-/// The interface `name`, if there is one.
-pub(crate) async fn find(links: &Handle, name: &str) -> Result<Option<Link>, NoNetwork> {
+/// Finds the interface `name`.
+pub(crate) async fn find_link(links: &Handle, name: &str) -> Result<Option<Link>, NetworkError> {
     let found = links.link().get().match_name(name).execute().try_next().await;
     match found {
-        Ok(message) => Ok(message.map(Link::of)),
+        Ok(message) => Ok(message.map(Link::new)),
         Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => Ok(None),
         Err(error) => Err(refused(format!("look for the interface {name}"))(error)),
     }
 }
 
-/// The error for `action`, which the kernel refused.
-pub(crate) fn refused(action: String) -> impl FnOnce(rtnetlink::Error) -> NoNetwork {
+/// Makes the error for an `action` that the kernel refused.
+pub(crate) fn refused(action: String) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
     move |error| {
         let source = match error {
             rtnetlink::Error::NetlinkError(message) => message.to_io(),
             other => io::Error::other(other),
         };
-        NoNetwork::Refused { action, source }
+        NetworkError::Refused { action, source }
     }
 }
 
 impl Link {
-    fn of(message: LinkMessage) -> Self {
+    fn new(message: LinkMessage) -> Self {
         let index = message.header.index;
         let mut link = Self { index, mtu: 0, kind: None };
         for attribute in message.attributes {
@@ -270,12 +270,11 @@ impl Link {
         link
     }
 
-    /// It, where it is of `kind`.
-    fn is(self, kind: InfoKind, name: &str, expected: &'static str) -> Result<Self, NoNetwork> {
+    fn expect_kind(self, kind: InfoKind, name: &str, expected: &'static str) -> Result<Self, NetworkError> {
         if self.kind.as_ref() == Some(&kind) {
             return Ok(self);
         }
         let found = self.kind.map_or("a plain interface".to_owned(), |kind| format!("an interface of the kind {kind}"));
-        Err(NoNetwork::NotOne { name: name.to_owned(), expected, found })
+        Err(NetworkError::WrongKind { name: name.to_owned(), expected, found })
     }
 }

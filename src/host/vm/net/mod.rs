@@ -1,5 +1,6 @@
-//! The networks that an appliance is put on. The words of `--net` enter (`parse`), networks leave: what QEMU connects to, and what
-//! the guest is told of it. [`check`] looks at what can be looked at before a boot, [`attach`] opens taps.
+//! The networks of an appliance: what QEMU connects each interface to, and what the guest's config says about it.
+//!
+//! The text form is that of `--net`. [`check`] examines the machine before a boot, [`attach`] opens taps.
 
 pub mod attach;
 pub mod check;
@@ -16,14 +17,16 @@ use serde_json::{Value, json};
 
 use crate::address::{Cidr, Mac};
 
-pub use parse::NetError;
+pub use parse::NetSpecError;
 
-/// What QEMU's user network gives a guest by DHCP (QEMU's manual, `-netdev user`, option `dhcpstart`).
+/// Longest path of a Unix socket in bytes (unix(7), `sun_path` without the final 0).
+pub(crate) const SOCKET_PATH_MAX: usize = 107;
+/// The address that QEMU's user network gives a guest by DHCP (QEMU's manual, `-netdev user`, option `dhcpstart`).
 const USER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-/// The IPv6 network of QEMU's user network (the same, option `ipv6-net`): nobody else reaches it.
+/// The IPv6 network of QEMU's user network (the same, option `ipv6-net`). Other machines cannot reach it.
 const USER_NETWORK_6: &str = "fec0::/64";
-/// The guest's address on QEMU's user network where ports are published beyond the loopback. Clients keep their own addresses there, so
-/// this network must not be theirs: it is one of those reserved for benchmarks (RFC 2544, appendix C.2.2).
+/// The guest's address on QEMU's user network if ports are published beyond the loopback. Clients keep their own addresses then, so the
+/// network must not overlap theirs: it is one of those reserved for benchmarks (RFC 2544, appendix C.2.2).
 const USER_ADDRESS_BEYOND_LOOPBACK: Cidr = Cidr { address: IpAddr::V4(Ipv4Addr::new(198, 18, 0, 15)), prefix: 24 };
 /// The host part of QEMU's own address in its user network (QEMU's manual, `-netdev user`, option `host`).
 const USER_GATEWAY: u32 = 0x0202;
@@ -31,124 +34,125 @@ const USER_GATEWAY: u32 = 0x0202;
 /// One network interface of the appliance.
 #[derive(Debug, Clone)]
 pub struct Net {
-    /// What it is connected to.
-    pub kind: Kind,
-    /// Its address on the link. None: a random one, which no other run has.
+    /// What QEMU connects it to.
+    pub kind: NetKind,
+    /// Its MAC address. `None`: a random one.
     pub mac: Option<Mac>,
-    /// Its static address. None: by DHCP.
+    /// Its static address. `None`: DHCP.
     pub address: Option<Cidr>,
     /// Default gateway, with a static address.
     pub gateway: Option<IpAddr>,
-    /// Largest packet in bytes. None: what the link or the DHCP server says.
+    /// MTU in bytes. `None`: that of the link or the DHCP server.
     pub mtu: Option<u32>,
 }
 
-/// What an interface is connected to.
+/// What QEMU connects an interface to.
 #[derive(Debug, Clone)]
-pub enum Kind {
-    /// QEMU's own network: forwarded ports in, nothing out. It needs no rights.
+pub enum NetKind {
+    /// QEMU's user network: forwarded ports in, nothing out. It needs no privileges.
     User,
-    /// A tap that is there, which the user may open.
+    /// An existing tap that the user may open.
     Tap(String),
-    /// A bridge of this machine, by a tap of its own that is gone with QEMU. Needs `CAP_NET_ADMIN`.
+    /// A bridge of this machine, through a tap that is created for QEMU and gone with it. Needs `CAP_NET_ADMIN`.
     Bridge(String),
-    /// A socket that the peer has the other end of: frames one a datagram, or each after its length in 4 bytes in a stream.
+    /// A socket with the peer at its other end. A datagram socket carries one frame per datagram; in a stream each frame follows its
+    /// length in 4 bytes.
     Socket(SocketFd),
-    /// A Unix socket that somebody listens at, such as passt or a switch: frames each after its length.
+    /// A Unix socket that passt or a switch listens on. Each frame follows its length in 4 bytes.
     Stream {
         /// The socket's path.
         path: PathBuf,
-        /// Seconds between attempts to connect where the peer is not there or goes away. Needs QEMU 8.0.
+        /// Seconds between attempts to connect while the peer is not there. Needs QEMU 8.0.
         reconnect: Option<u32>,
     },
-    /// Frames one a datagram, from one place to another.
+    /// One frame per datagram, between two sockets.
     Dgram(Datagrams),
-    /// Frames one a datagram to an IPv4 multicast group of the loopback: every machine of the group is on one network.
+    /// One frame per datagram, to an IPv4 multicast group of the loopback: all machines of the group share a network.
     Multicast(SocketAddrV4),
 }
 
-/// A descriptor that QEMU inherits, by the number that it was named with.
+/// A socket that QEMU inherits.
 #[derive(Debug, Clone)]
 pub struct SocketFd {
-    /// The number, for messages.
+    /// The descriptor's number, for messages.
     pub number: i32,
-    /// The socket. None: the number is not looked up before the boot.
+    /// The socket. `None`: it is taken by its number before the boot.
     pub socket: Option<Arc<OwnedFd>>,
 }
 
-/// Both ends of a network of datagrams.
+/// Both ends of a datagram network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Datagrams {
-    /// Unix sockets, by their paths. QEMU makes the first; it is removed when QEMU has ended.
+    /// Unix sockets. QEMU creates the local one; it is removed after QEMU has ended.
     Unix {
-        /// QEMU's.
+        /// QEMU's socket.
         local: PathBuf,
-        /// The peer's.
+        /// The peer's socket.
         remote: PathBuf,
     },
     /// UDP.
     Udp {
-        /// QEMU's.
+        /// QEMU's address.
         local: SocketAddrV4,
-        /// The peer's.
+        /// The peer's address.
         remote: SocketAddrV4,
     },
 }
 
 impl Net {
-    /// An interface on `kind`, by DHCP, with a random address on the link.
+    /// An interface with DHCP and a random MAC address.
     #[must_use]
-    pub fn new(kind: Kind) -> Self {
+    pub fn new(kind: NetKind) -> Self {
         Self { kind, mac: None, address: None, gateway: None, mtu: None }
     }
 
     /// QEMU's user network.
     #[must_use]
     pub fn user() -> Self {
-        Self::new(Kind::User)
+        Self::new(NetKind::User)
     }
 
     /// Whether it is QEMU's user network.
     #[must_use]
     pub fn is_user(&self) -> bool {
-        matches!(self.kind, Kind::User)
+        matches!(self.kind, NetKind::User)
     }
 
-    /// What `--net` calls it, without its options.
+    /// Its text form without options.
     #[must_use]
     pub fn name(&self) -> String {
         match &self.kind {
-            Kind::User => "user".to_owned(),
-            Kind::Tap(name) => format!("tap={name}"),
-            Kind::Bridge(name) => format!("bridge={name}"),
-            Kind::Socket(socket) => format!("socket-fd={}", socket.number),
-            Kind::Stream { path, .. } => format!("stream={}", path.display()),
-            Kind::Dgram(Datagrams::Unix { local, remote }) => format!("dgram={},{}", local.display(), remote.display()),
-            Kind::Dgram(Datagrams::Udp { local, remote }) => format!("dgram={local},{remote}"),
-            Kind::Multicast(group) => format!("mcast={group}"),
+            NetKind::User => "user".to_owned(),
+            NetKind::Tap(name) => format!("tap={name}"),
+            NetKind::Bridge(name) => format!("bridge={name}"),
+            NetKind::Socket(socket) => format!("socket-fd={}", socket.number),
+            NetKind::Stream { path, .. } => format!("stream={}", path.display()),
+            NetKind::Dgram(Datagrams::Unix { local, remote }) => format!("dgram={},{}", local.display(), remote.display()),
+            NetKind::Dgram(Datagrams::Udp { local, remote }) => format!("dgram={local},{remote}"),
+            NetKind::Multicast(group) => format!("mcast={group}"),
         }
     }
 
-    /// What it alone may use of this machine: two interfaces must not have the same.
-    fn resource(&self) -> Option<String> {
+    /// The resource of this machine that it uses exclusively, if any. Two interfaces must not have the same.
+    fn exclusive_resource(&self) -> Option<String> {
         match &self.kind {
-            // One switch may have several cables to one appliance.
-            Kind::Bridge(_) | Kind::Stream { .. } | Kind::Multicast(_) => None,
-            Kind::Dgram(Datagrams::Unix { local, .. }) => Some(format!("dgram={}", local.display())),
-            Kind::Dgram(Datagrams::Udp { local, .. }) => Some(format!("dgram={local}")),
+            // An appliance may have several interfaces on one switch.
+            NetKind::Bridge(_) | NetKind::Stream { .. } | NetKind::Multicast(_) => None,
+            NetKind::Dgram(Datagrams::Unix { local, .. }) => Some(format!("dgram={}", local.display())),
+            NetKind::Dgram(Datagrams::Udp { local, .. }) => Some(format!("dgram={local}")),
             _ => Some(self.name()),
         }
     }
 
-    /// The address by which QEMU's user network reaches the guest.
+    /// The guest's address on QEMU's user network.
     #[must_use]
     pub fn user_address(&self) -> IpAddr {
         self.address.map_or(IpAddr::V4(USER_ADDRESS), |own| own.address)
     }
 
-    /// Lets the guest answer clients on other machines through QEMU's user network: gives it a default route, and the static address
-    /// that a route needs. QEMU forwards a connection from beyond the loopback with the client's own address, and the DHCP server of
-    /// a restricted user network names no router.
+    /// Adds a default route on QEMU's user network, and a static address, which the route needs. QEMU forwards a connection from beyond
+    /// the loopback with the client's own address, and the DHCP server of a restricted user network names no router: without the route,
+    /// the guest could not answer clients on other machines.
     pub fn route_to_clients(&mut self) {
         let own = *self.address.get_or_insert(USER_ADDRESS_BEYOND_LOOPBACK);
         if let IpAddr::V4(address) = own.address {
@@ -160,35 +164,35 @@ impl Net {
         }
     }
 
-    /// What the guest's config says of it, with the address that it has on the link.
+    /// Its entry in the guest's config.
     fn interface(&self, mac: Mac) -> Value {
-        let mut said = json!({ "mac": mac.to_string() });
-        if let Some(said) = said.as_object_mut() {
-            said.extend(self.address.map(|own| ("addresses".to_owned(), json!([own.to_string()]))));
-            said.extend(self.gateway.map(|gateway| ("gateway".to_owned(), gateway.to_string().into())));
-            said.extend(self.mtu.map(|mtu| ("mtu".to_owned(), mtu.into())));
+        let mut entry = json!({ "mac": mac.to_string() });
+        if let Some(entry) = entry.as_object_mut() {
+            entry.extend(self.address.map(|own| ("addresses".to_owned(), json!([own.to_string()]))));
+            entry.extend(self.gateway.map(|gateway| ("gateway".to_owned(), gateway.to_string().into())));
+            entry.extend(self.mtu.map(|mtu| ("mtu".to_owned(), mtu.into())));
         }
-        said
+        entry
     }
 }
 
-/// `interfaces` of the guest's config for `nets`, whose addresses on the link are known.
+/// The `interfaces` of the guest's config.
 #[must_use]
 pub fn interfaces(nets: &[(Net, Mac)]) -> Value {
-    // The guest prefers the default route of an earlier interface. That of QEMU's user network leads only to clients of forwarded ports.
+    // The guest prefers the default route of an earlier interface. The route on QEMU's user network reaches clients of forwarded ports only.
     let (user, others): (Vec<_>, Vec<_>) = nets.iter().partition(|(net, _)| net.is_user() && net.gateway.is_some());
     others.into_iter().chain(user).map(|(net, mac)| net.interface(*mac)).collect()
 }
 
-/// Gives each of `nets` the address that it has on the link.
+/// Gives each of `nets` its MAC address, random if none is set.
 ///
 /// # Errors
-/// The system gives no random numbers.
-pub fn with_macs(nets: &[Net]) -> Result<Vec<(Net, Mac)>, std::io::Error> {
+/// Fails if the system has no random numbers.
+pub fn assign_macs(nets: &[Net]) -> Result<Vec<(Net, Mac)>, std::io::Error> {
     nets.iter().map(|net| Ok((net.clone(), net.mac.map_or_else(random_mac, Ok)?))).collect()
 }
 
-/// A random address of the locally administered ones (IEEE 802, section 8.4.2): 40 bits, so that runs side by side do not meet.
+/// A random, locally administered address (IEEE 802, section 8.4.2). Its 40 random bits keep concurrent runs apart.
 fn random_mac() -> Result<Mac, std::io::Error> {
     let mut mac = [0; 6];
     SystemRandom::new().fill(&mut mac).map_err(|_| std::io::Error::other("no random numbers"))?;
@@ -196,25 +200,25 @@ fn random_mac() -> Result<Mac, std::io::Error> {
     Ok(Mac(mac))
 }
 
-/// Whether `nets` go together.
+/// Checks that no two networks use the same resource, MAC address or IP address.
 ///
 /// # Errors
-/// Two of them want the same thing.
-pub fn together(nets: &[Net]) -> Result<(), NetError> {
+/// Fails with [`NetSpecError::Twice`].
+pub fn check_conflicts(nets: &[Net]) -> Result<(), NetSpecError> {
     let mut seen = HashSet::new();
     for net in nets {
         let mac = net.mac.map(|mac| format!("mac={mac}"));
         let address = net.address.map(|own| format!("ip={}", own.address));
-        for one in [net.resource(), mac, address].into_iter().flatten() {
+        for one in [net.exclusive_resource(), mac, address].into_iter().flatten() {
             if !seen.insert(one.clone()) {
-                return Err(NetError::Twice { what: one });
+                return Err(NetSpecError::Twice { what: one });
             }
         }
     }
     Ok(())
 }
 
-/// Of `endpoints`, URLs of the guest's own addresses, those that others reach: all but those of QEMU's user network.
+/// Of `endpoints`, URLs of the guest's own addresses, returns those that other machines can reach: all but those on QEMU's user network.
 #[must_use]
 pub fn reachable(nets: &[Net], endpoints: &[String]) -> Vec<String> {
     let user = nets.iter().find(|net| net.is_user());
@@ -226,8 +230,8 @@ pub fn reachable(nets: &[Net], endpoints: &[String]) -> Vec<String> {
         of_user && !of_another
     };
     let address = |url: &String| {
-        let (_, place) = url.split_once("://")?;
-        Some(place.parse::<std::net::SocketAddr>().ok()?.ip())
+        let (_, authority) = url.split_once("://")?;
+        Some(authority.parse::<std::net::SocketAddr>().ok()?.ip())
     };
     endpoints.iter().filter(|url| address(url).is_some_and(|address| !only_user(address))).cloned().collect()
 }
@@ -241,17 +245,17 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_is_told_by_mac() {
+    fn config_names_interfaces_by_mac() {
         let nets = [
             (net("user"), Mac([0x52, 0, 0, 0, 0, 1])),
             (net("bridge=br0,ip=10.1.0.82/16,gw=10.1.0.1,mtu=1400"), Mac([0x52, 0, 0, 0, 0, 2])),
         ];
-        let told = r#"[{"mac":"52:00:00:00:00:01"},{"addresses":["10.1.0.82/16"],"gateway":"10.1.0.1","mac":"52:00:00:00:00:02","mtu":1400}]"#;
-        assert_eq!(interfaces(&nets).to_string(), told);
+        let expected = r#"[{"mac":"52:00:00:00:00:01"},{"addresses":["10.1.0.82/16"],"gateway":"10.1.0.1","mac":"52:00:00:00:00:02","mtu":1400}]"#;
+        assert_eq!(interfaces(&nets).to_string(), expected);
     }
 
     #[test]
-    fn user_network_gets_a_route_to_clients_and_keeps_given_addresses() {
+    fn user_network_gets_a_route_and_keeps_given_addresses() {
         for (given, address, gateway) in [
             ("user", "198.18.0.15/24", Some("198.18.0.2")),
             ("user,ip=192.168.76.9/24", "192.168.76.9/24", Some("192.168.76.2")),
@@ -277,17 +281,17 @@ mod tests {
     }
 
     #[test]
-    fn random_addresses_are_usable_and_differ() {
+    fn random_macs_are_usable_and_differ() {
         let nets = vec![Net::user(); 100];
-        let macs: HashSet<_> = with_macs(&nets).unwrap().into_iter().map(|(_, mac)| mac.0).collect();
+        let macs: HashSet<_> = assign_macs(&nets).unwrap().into_iter().map(|(_, mac)| mac.0).collect();
         assert_eq!(macs.len(), 100);
         assert!(macs.iter().all(|mac| Mac(*mac).is_usable() && mac[0] & 2 == 2), "locally administered");
-        let given = with_macs(&[net("user,mac=52:54:00:00:00:01")]).unwrap();
+        let given = assign_macs(&[net("user,mac=52:54:00:00:00:01")]).unwrap();
         assert_eq!(given[0].1.to_string(), "52:54:00:00:00:01");
     }
 
     #[test]
-    fn what_two_interfaces_want_is_refused() {
+    fn shared_resource_is_refused() {
         for (one, other, twice) in [
             ("user", "user", "user"),
             ("tap=a", "tap=a", "tap=a"),
@@ -296,14 +300,14 @@ mod tests {
             ("user,mac=52:54:00:00:00:01", "tap=a,mac=52:54:00:00:00:01", "mac=52:54:00:00:00:01"),
             ("tap=a,ip=10.0.0.1/8", "bridge=b,ip=10.0.0.1/16", "ip=10.0.0.1"),
         ] {
-            let error = together(&[net(one), net(other)]).unwrap_err();
+            let error = check_conflicts(&[net(one), net(other)]).unwrap_err();
             assert_eq!(error.to_string(), format!("{twice} is given to two networks; give each its own"));
         }
-        assert!(together(&[net("bridge=a"), net("bridge=a"), net("user"), net("tap=b,ip=10.0.0.1/8")]).is_ok());
+        assert!(check_conflicts(&[net("bridge=a"), net("bridge=a"), net("user"), net("tap=b,ip=10.0.0.1/8")]).is_ok());
     }
 
     #[test]
-    fn only_addresses_that_others_reach_are_told() {
+    fn addresses_on_the_user_network_are_not_reachable() {
         let all =
             ["https://10.0.2.15:5000", "https://[fec0::5054:ff:fe12:3456]:5000", "https://10.1.0.82:5000"].map(str::to_owned);
         assert_eq!(reachable(&[net("user"), net("tap=a")], &all), ["https://10.1.0.82:5000"]);

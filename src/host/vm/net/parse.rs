@@ -1,77 +1,73 @@
-//! The words of `--net`: `KIND[=VALUE][,KEY=VALUE…]`. A text enters, a [`Net`] leaves whose parts fit each other. It looks at nothing
-//! but the text.
+//! Parses the text form of a network, `KIND[=VALUE][,KEY=VALUE…]`, and checks that its parts fit each other.
 
 use std::net::{IpAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::{Datagrams, Kind, Net, SocketFd};
+use super::{Datagrams, Net, NetKind, SOCKET_PATH_MAX, SocketFd};
 use crate::address::{Cidr, MTU, Mac};
 
 /// Longest name of an interface in bytes (Linux, `IFNAMSIZ` without the final 0).
 const NAME_MAX: usize = 15;
-/// Longest path of a Unix socket in bytes (unix(7), `sun_path` without the final 0).
-const SOCKET_PATH_MAX: usize = 107;
-/// The kinds, as they are told.
 const KINDS: &str = "user, tap=NAME, bridge=NAME, socket-fd=N, stream=PATH, dgram=LOCAL,REMOTE, mcast=GROUP:PORT";
 
-/// Why a text is no network.
+/// Why networks are not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NetError {
-    /// The kind.
-    #[error("{kind:?} is no kind of network; expected one of {KINDS}")]
+pub enum NetSpecError {
+    /// Unknown kind.
+    #[error("{kind:?} is not a kind of network; expected one of {KINDS}")]
     Kind {
-        /// What stands there.
+        /// The kind.
         kind: String,
     },
-    /// passt.
+    /// passt is not a kind of its own.
     #[error(
         "passt is part of QEMU only since 10.1: start `passt --socket PATH` and give stream=PATH, which every version since 7.2 takes"
     )]
     Passt,
-    /// The kind's own value.
+    /// Bad value of the kind.
     #[error("{kind} needs {expected}, not {value:?}")]
     Value {
         /// The kind.
         kind: &'static str,
-        /// What stands there.
+        /// The value.
         value: String,
-        /// What should.
+        /// What is expected.
         expected: &'static str,
     },
-    /// A key.
-    #[error("{key:?} is no option of {kind}; expected {expected}")]
+    /// Unknown option.
+    #[error("{key:?} is not an option of {kind}; expected {expected}")]
     Key {
         /// The kind.
         kind: String,
-        /// What stands there.
+        /// The option.
         key: String,
-        /// What may.
+        /// The options of the kind.
         expected: &'static str,
     },
-    /// An option's value.
-    #[error("{key}={value} is no {expected}")]
+    /// Bad value of an option.
+    #[error("{key}={value} is not {expected}")]
     Option {
         /// The option.
         key: &'static str,
         /// Its value.
         value: String,
-        /// What it should be.
+        /// What is expected.
         expected: &'static str,
     },
-    /// An option twice.
+    /// The option is given twice.
     #[error("{key}= is given twice")]
     Repeated {
         /// The option.
         key: String,
     },
-    /// A gateway, and no address.
-    #[error("gw={gateway} needs ip=ADDRESS/PREFIX: by DHCP the server says the gateway")]
+    /// A gateway without a static address.
+    #[error("gw={gateway} needs ip=ADDRESS/PREFIX: with DHCP the server sets the gateway")]
     GatewayAlone {
         /// The gateway.
         gateway: IpAddr,
     },
-    /// A gateway that is not reached.
+    /// The gateway is in another network.
     #[error("gw={gateway} is not in the network of ip={address}")]
     GatewayOutside {
         /// The gateway.
@@ -79,30 +75,30 @@ pub enum NetError {
         /// The address.
         address: Cidr,
     },
-    /// A gateway that is the appliance itself.
+    /// The gateway is the appliance itself.
     #[error("gw={gateway} is the address of the appliance itself")]
     GatewayItself {
         /// The gateway.
         gateway: IpAddr,
     },
-    /// IPv6 on QEMU's user network.
+    /// QEMU's user network has no IPv6 here.
     #[error("ip={address} is IPv6: QEMU's user network forwards to IPv4 addresses only")]
     UserVersion6 {
         /// The address.
         address: Cidr,
     },
-    /// The same for two.
+    /// Two networks use the same resource or address.
     #[error("{what} is given to two networks; give each its own")]
     Twice {
-        /// What.
+        /// The resource or address.
         what: String,
     },
 }
 
 impl FromStr for Net {
-    type Err = NetError;
+    type Err = NetSpecError;
 
-    fn from_str(text: &str) -> Result<Self, NetError> {
+    fn from_str(text: &str) -> Result<Self, NetSpecError> {
         let mut parts = text.split(',');
         let head = parts.next().unwrap_or_default();
         let (kind, value) = head.split_once('=').map_or((head, None), |(kind, value)| (kind, Some(value)));
@@ -111,101 +107,100 @@ impl FromStr for Net {
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
             if seen.contains(&key) {
-                return Err(NetError::Repeated { key: key.to_owned() });
+                return Err(NetSpecError::Repeated { key: key.to_owned() });
             }
             seen.push(key);
-            net.set(kind, key, value)?;
+            net.set_option(kind, key, value)?;
         }
-        net.fits()?;
+        net.check_addresses()?;
         Ok(net)
     }
 }
 
-/// The kind; one that has two values takes the second from `rest`.
-fn parse_kind<'a>(kind: &str, value: Option<&str>, rest: &mut impl Iterator<Item = &'a str>) -> Result<Kind, NetError> {
-    let bad = |kind, expected, value: &str| NetError::Value { kind, value: value.to_owned(), expected };
+/// Parses the kind. A kind with two values takes the second from `rest`.
+fn parse_kind<'a>(kind: &str, value: Option<&str>, rest: &mut impl Iterator<Item = &'a str>) -> Result<NetKind, NetSpecError> {
+    let bad = |kind, expected, value: &str| NetSpecError::Value { kind, value: value.to_owned(), expected };
     let given = value.unwrap_or_default();
     Ok(match kind {
-        "user" if value.is_none() => Kind::User,
+        "user" if value.is_none() => NetKind::User,
         "user" => return Err(bad("user", "no value", given)),
-        "tap" => Kind::Tap(interface_name(given).ok_or_else(|| bad("tap", "a name of an interface", given))?),
-        "bridge" => Kind::Bridge(interface_name(given).ok_or_else(|| bad("bridge", "a name of an interface", given))?),
+        "tap" => NetKind::Tap(interface_name(given).ok_or_else(|| bad("tap", "a name of an interface", given))?),
+        "bridge" => NetKind::Bridge(interface_name(given).ok_or_else(|| bad("bridge", "a name of an interface", given))?),
         "socket-fd" => {
             // 0 to 2 are standard input, output and error.
             let number = given.parse().ok().filter(|number| *number > 2);
             let number = number.ok_or_else(|| bad("socket-fd", "the number of an open socket, 3 or more", given))?;
-            Kind::Socket(SocketFd { number, socket: None })
+            NetKind::Socket(SocketFd { number, socket: None })
         }
         "stream" => {
             let path = socket_path(given).ok_or_else(|| bad("stream", "the path of a socket, of 1 to 107 bytes", given))?;
-            Kind::Stream { path, reconnect: None }
+            NetKind::Stream { path, reconnect: None }
         }
         "dgram" => {
             let remote = rest.next().unwrap_or_default();
             let both = datagrams(given, remote);
             let expected = "LOCAL,REMOTE, both paths of sockets (of 1 to 107 bytes, with a slash) or both IPv4:PORT";
-            Kind::Dgram(both.ok_or_else(|| bad("dgram", expected, &format!("{given},{remote}")))?)
+            NetKind::Dgram(both.ok_or_else(|| bad("dgram", expected, &format!("{given},{remote}")))?)
         }
         "mcast" => {
             let group = given.parse().ok().filter(|group: &SocketAddrV4| group.ip().is_multicast() && group.port() != 0);
             let expected = "GROUP:PORT, an IPv4 multicast group (224.0.0.0/4) and a port";
-            Kind::Multicast(group.ok_or_else(|| bad("mcast", expected, given))?)
+            NetKind::Multicast(group.ok_or_else(|| bad("mcast", expected, given))?)
         }
-        "passt" => return Err(NetError::Passt),
-        _ => return Err(NetError::Kind { kind: kind.to_owned() }),
+        "passt" => return Err(NetSpecError::Passt),
+        _ => return Err(NetSpecError::Kind { kind: kind.to_owned() }),
     })
 }
 
 impl Net {
-    /// Takes the option `key`.
-    fn set(&mut self, kind: &str, key: &str, value: &str) -> Result<(), NetError> {
-        let bad = |key, expected| NetError::Option { key, value: value.to_owned(), expected };
+    fn set_option(&mut self, kind: &str, key: &str, value: &str) -> Result<(), NetSpecError> {
+        let bad = |key, expected| NetSpecError::Option { key, value: value.to_owned(), expected };
         match (key, &mut self.kind) {
             ("mac", _) => {
-                let expected = "address of one interface, such as 52:54:00:12:34:56";
+                let expected = "the address of an interface, such as 52:54:00:12:34:56";
                 let mac = value.parse().ok().filter(|mac: &Mac| mac.is_usable());
                 self.mac = Some(mac.ok_or_else(|| bad("mac", expected))?);
             }
             ("ip", _) => {
-                let expected = "address with the length of its network's prefix, such as 10.1.0.82/16";
+                let expected = "an address with its prefix length, such as 10.1.0.82/16";
                 self.address = Some(value.parse().map_err(|_| bad("ip", expected))?);
             }
-            ("gw", _) => self.gateway = Some(value.parse().map_err(|_| bad("gw", "address, such as 10.1.0.1"))?),
+            ("gw", _) => self.gateway = Some(value.parse().map_err(|_| bad("gw", "an address, such as 10.1.0.1"))?),
             ("mtu", _) => {
                 let mtu = value.parse().ok().filter(|mtu| MTU.contains(mtu));
-                self.mtu = Some(mtu.ok_or_else(|| bad("mtu", "number of bytes from 1280 to 65535"))?);
+                self.mtu = Some(mtu.ok_or_else(|| bad("mtu", "a number of bytes from 1280 to 65535"))?);
             }
-            ("reconnect", Kind::Stream { reconnect, .. }) => {
+            ("reconnect", NetKind::Stream { reconnect, .. }) => {
                 let seconds = value.parse().ok().filter(|seconds| (1..=3600).contains(seconds));
-                *reconnect = Some(seconds.ok_or_else(|| bad("reconnect", "number of seconds from 1 to 3600"))?);
+                *reconnect = Some(seconds.ok_or_else(|| bad("reconnect", "a number of seconds from 1 to 3600"))?);
             }
             (_, of) => {
-                let stream = matches!(of, Kind::Stream { .. });
+                let stream = matches!(of, NetKind::Stream { .. });
                 let expected = if stream { "mac=, ip=, gw=, mtu= or reconnect=" } else { "mac=, ip=, gw= or mtu=" };
-                return Err(NetError::Key { kind: kind.to_owned(), key: key.to_owned(), expected });
+                return Err(NetSpecError::Key { kind: kind.to_owned(), key: key.to_owned(), expected });
             }
         }
         Ok(())
     }
 
-    /// Whether its address and its gateway fit each other and its kind.
-    fn fits(&self) -> Result<(), NetError> {
+    /// Checks that the address and the gateway fit each other and the kind.
+    fn check_addresses(&self) -> Result<(), NetSpecError> {
         match (self.address, self.gateway) {
-            (None, Some(gateway)) => return Err(NetError::GatewayAlone { gateway }),
-            (Some(own), Some(gateway)) if own.address == gateway => return Err(NetError::GatewayItself { gateway }),
+            (None, Some(gateway)) => return Err(NetSpecError::GatewayAlone { gateway }),
+            (Some(own), Some(gateway)) if own.address == gateway => return Err(NetSpecError::GatewayItself { gateway }),
             (Some(own), Some(gateway)) if !own.contains(gateway) => {
-                return Err(NetError::GatewayOutside { gateway, address: own });
+                return Err(NetSpecError::GatewayOutside { gateway, address: own });
             }
             _ => {}
         }
         match self.address {
-            Some(address) if self.is_user() && address.address.is_ipv6() => Err(NetError::UserVersion6 { address }),
+            Some(address) if self.is_user() && address.address.is_ipv6() => Err(NetSpecError::UserVersion6 { address }),
             _ => Ok(()),
         }
     }
 }
 
-/// A name that an interface can have (Linux, `dev_valid_name`).
+/// Checks the name of an interface (Linux, `dev_valid_name`).
 fn interface_name(text: &str) -> Option<String> {
     let good = (1..=NAME_MAX).contains(&text.len())
         && !matches!(text, "." | "..")
@@ -221,7 +216,7 @@ fn datagrams(local: &str, remote: &str) -> Option<Datagrams> {
     if let (Ok(local), Ok(remote)) = (local.parse(), remote.parse()) {
         return Some(Datagrams::Udp { local, remote });
     }
-    // With a slash, so that an option or a mistyped address is not taken for a file.
+    // A path needs a slash, so that an option or a mistyped address is not taken for a file.
     let path = |text: &str| socket_path(text).filter(|path| path != Path::new("/") && text.contains('/') && !text.contains('='));
     Some(Datagrams::Unix { local: path(local)?, remote: path(remote)? })
 }
@@ -231,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_is_read_and_told_again() {
+    fn every_kind_is_parsed_and_printed() {
         for text in [
             "user",
             "tap=tap0",
@@ -248,21 +243,21 @@ mod tests {
             assert_eq!((full.mac, full.mtu), ("52:54:00:12:34:56".parse().ok(), Some(1400)), "{text}");
             assert_eq!((full.address, full.gateway), ("10.1.0.82/16".parse().ok(), "10.1.0.1".parse().ok()), "{text}");
         }
-        let Kind::Stream { reconnect, .. } = "stream=s,reconnect=5".parse::<Net>().unwrap().kind else { panic!("a stream") };
+        let NetKind::Stream { reconnect, .. } = "stream=s,reconnect=5".parse::<Net>().unwrap().kind else { panic!("a stream") };
         assert_eq!(reconnect, Some(5));
         assert!("tap=a,ip=2001:db8::2/64,gw=2001:db8::1".parse::<Net>().is_ok());
     }
 
     #[test]
-    fn what_is_no_network_is_refused_with_what_is_expected() {
+    fn bad_networks_are_refused_with_what_is_expected() {
         let long = format!("stream=/{}", "x".repeat(107));
-        let keys = "is no option of tap; expected mac=, ip=, gw= or mtu=";
+        let keys = "is not an option of tap; expected mac=, ip=, gw= or mtu=";
         let paths = "dgram needs LOCAL,REMOTE, both paths of sockets (of 1 to 107 bytes, with a slash) or both IPv4:PORT, not";
-        let mac = "is no address of one interface, such as 52:54:00:12:34:56";
-        let cidr = "is no address with the length of its network's prefix, such as 10.1.0.82/16";
+        let mac = "is not the address of an interface, such as 52:54:00:12:34:56";
+        let cidr = "is not an address with its prefix length, such as 10.1.0.82/16";
         for (text, message) in [
-            ("", format!("\"\" is no kind of network; expected one of {KINDS}")),
-            ("wifi=home", format!("\"wifi\" is no kind of network; expected one of {KINDS}")),
+            ("", format!("\"\" is not a kind of network; expected one of {KINDS}")),
+            ("wifi=home", format!("\"wifi\" is not a kind of network; expected one of {KINDS}")),
             (
                 "passt",
                 "passt is part of QEMU only since 10.1: start `passt --socket PATH` and give stream=PATH, which every version \
@@ -286,13 +281,13 @@ mod tests {
             ("tap=a,mac=01:00:5e:00:00:01", format!("mac=01:00:5e:00:00:01 {mac}")),
             ("tap=a,ip=10.1.0.82", format!("ip=10.1.0.82 {cidr}")),
             ("tap=a,ip=10.1.0.82/33", format!("ip=10.1.0.82/33 {cidr}")),
-            ("tap=a,ip=10.1.0.82/16,gw=x", "gw=x is no address, such as 10.1.0.1".to_owned()),
-            ("tap=a,gw=10.1.0.1", "gw=10.1.0.1 needs ip=ADDRESS/PREFIX: by DHCP the server says the gateway".to_owned()),
+            ("tap=a,ip=10.1.0.82/16,gw=x", "gw=x is not an address, such as 10.1.0.1".to_owned()),
+            ("tap=a,gw=10.1.0.1", "gw=10.1.0.1 needs ip=ADDRESS/PREFIX: with DHCP the server sets the gateway".to_owned()),
             ("tap=a,ip=10.1.0.82/16,gw=10.2.0.1", "gw=10.2.0.1 is not in the network of ip=10.1.0.82/16".to_owned()),
             ("tap=a,ip=10.1.0.82/16,gw=10.1.0.82", "gw=10.1.0.82 is the address of the appliance itself".to_owned()),
-            ("tap=a,mtu=1279", "mtu=1279 is no number of bytes from 1280 to 65535".to_owned()),
-            ("tap=a,mtu=65536", "mtu=65536 is no number of bytes from 1280 to 65535".to_owned()),
-            ("stream=s,reconnect=0", "reconnect=0 is no number of seconds from 1 to 3600".to_owned()),
+            ("tap=a,mtu=1279", "mtu=1279 is not a number of bytes from 1280 to 65535".to_owned()),
+            ("tap=a,mtu=65536", "mtu=65536 is not a number of bytes from 1280 to 65535".to_owned()),
+            ("stream=s,reconnect=0", "reconnect=0 is not a number of seconds from 1 to 3600".to_owned()),
             ("tap=a,mtu=1400,mtu=1500", "mtu= is given twice".to_owned()),
             ("tap=a,reconnect=1", format!("\"reconnect\" {keys}")),
             ("tap=a,up", format!("\"up\" {keys}")),

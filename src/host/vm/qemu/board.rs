@@ -1,30 +1,9 @@
-//! The boards that QEMU makes, and in what their devices differ. A board enters, words of QEMU's command line and of the kernel's
-//! leave.
+//! How QEMU's and the kernel's command lines differ between the boards.
 
-/// A board.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Board {
-    /// A PC with PCI Express: disks and network cards can be plugged in
-    #[default]
-    Q35,
-    /// The least x86 machine, without PCI: boots fastest, nothing can be plugged in
-    Microvm,
-    /// 64-bit ARM
-    Virt,
-}
+use crate::host::boot::board::Board;
 
 impl Board {
-    /// Its name, as QEMU and `--machine` have it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Q35 => "q35",
-            Self::Microvm => "microvm",
-            Self::Virt => "virt",
-        }
-    }
-
-    /// The QEMU that makes it, looked up in `PATH`.
+    /// The QEMU program for it.
     #[must_use]
     pub const fn program(self) -> &'static str {
         match self {
@@ -33,7 +12,7 @@ impl Board {
         }
     }
 
-    /// The Debian package that has that QEMU.
+    /// The Debian package with [`Board::program`].
     #[must_use]
     pub const fn package(self) -> &'static str {
         match self {
@@ -42,13 +21,13 @@ impl Board {
         }
     }
 
-    /// What `-machine` is given.
+    /// The value of `-machine`.
     pub(crate) const fn machine(self) -> &'static str {
         match self {
             Self::Q35 => "q35",
-            // ACPI: the devices are found, the power button works, the power can be cut. Without the RTC the guest boots in 1970.
+            // The kernel needs ACPI to find the devices, for the power button and to power off. Without the RTC the guest boots in 1970.
             Self::Microvm => "microvm,acpi=on,rtc=on",
-            // The newest interrupt controller that the accelerator has.
+            // The newest interrupt controller that the accelerator supports.
             Self::Virt => "virt,gic-version=max",
         }
     }
@@ -62,7 +41,7 @@ impl Board {
         format!("virtio-{kind}-{bus}")
     }
 
-    /// The device by which the guest's kernel tells QEMU of its panic.
+    /// The device through which the guest's kernel reports a panic to QEMU.
     pub(crate) const fn panic_device(self) -> &'static str {
         match self {
             Self::Q35 | Self::Virt => "pvpanic-pci",
@@ -70,11 +49,11 @@ impl Board {
         }
     }
 
-    /// What the kernel is told on this board alone.
+    /// Kernel arguments for this board only.
     ///
     /// - `no_timer_check`: at its start an x86 kernel counts the timer's interrupts for some milliseconds, and panics ("IO-APIC + timer
-    ///   doesn't work!") where it sees too few. On a busy host an emulated machine may well not run for that long: eight boots at once
-    ///   on two processors are enough. Under KVM the kernel leaves the check out by itself.
+    ///   doesn't work!") if it sees too few. On a busy host an emulated machine may not be scheduled for that long: eight concurrent
+    ///   boots on two processors are enough. Under KVM the kernel skips the check by itself.
     pub(crate) const fn kernel_arguments(self) -> &'static str {
         match self {
             Self::Q35 | Self::Microvm => " no_timer_check",
@@ -82,7 +61,7 @@ impl Board {
         }
     }
 
-    /// The serial port that is the console, as Linux calls it.
+    /// Linux's name of the serial port that is the console.
     pub(crate) const fn console(self) -> &'static str {
         match self {
             Self::Q35 | Self::Microvm => "ttyS0",

@@ -1,5 +1,4 @@
-//! QEMU's command line. A machine's description enters, the arguments leave, each with its reason. It never starts anything and
-//! reads nothing.
+//! Builds QEMU's command line from the description of a machine. Pure functions; each argument has its reason.
 
 mod board;
 pub mod network;
@@ -12,35 +11,35 @@ use std::path::PathBuf;
 
 use super::accel::Accel;
 
-pub use board::Board;
+pub use crate::host::boot::board::Board;
 pub use network::{Backend, Forward, Network};
 pub use version::Version;
 
-/// Name of the virtio-serial port that events come out of.
+/// Name of the virtio-serial port of the guest's events.
 const EVENTS_PORT: &str = "localregistry.events";
-/// Name of the virtio-serial port that commands go into.
+/// Name of the virtio-serial port for commands to the guest.
 const CONTROL_PORT: &str = "localregistry.control";
 
-/// What every kernel is told, beside its console and what its board asks for:
+/// Kernel arguments on every board, besides the console:
 ///
-/// - `panic=-1`: a panic resets the machine at once, and `-no-reboot` makes that QEMU's end.
-/// - `loglevel=5`: errors and warnings only. Every character is an exit from the guest: the full log of a stock kernel costs
-///   0.4 s of boot under TCG. A panic raises the level by itself and prints all of its report.
+/// - `panic=-1`: a panic resets the machine at once, and with `-no-reboot` a reset ends QEMU.
+/// - `loglevel=5`: errors and warnings only. Every character is an exit from the guest: the full log of a stock kernel adds 0.4 s to a
+///   boot under TCG. A panic raises the level and prints its complete report.
 const KERNEL_ARGUMENTS: &str = "panic=-1 loglevel=5";
 
-/// One appliance as QEMU sees it.
+/// The machine that QEMU emulates.
 #[derive(Debug, Clone)]
 pub struct Machine {
     /// The board.
     pub board: Board,
-    /// The rate of the processor's time stamp counter in kHz, where the guest's kernel cannot measure it: it waits forever for an
-    /// interrupt on a microvm with ACPI that is emulated.
+    /// The rate of the time stamp counter in kHz, if the guest's kernel cannot measure it: on an emulated microvm with ACPI it waits
+    /// forever for an interrupt.
     pub tsc_khz: Option<u64>,
-    /// What runs the guest's instructions.
+    /// The accelerator.
     pub accel: Accel,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// Virtual processors.
+    /// Number of virtual processors.
     pub cpus: u32,
     /// The kernel: an ELF with a PVH note, or a bzImage.
     pub kernel: PathBuf,
@@ -50,44 +49,44 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     /// The network interfaces, in order.
     pub networks: Vec<Network>,
-    /// Files that the guest reads through fw_cfg: name (at most 55 characters) and path.
+    /// Files that the guest reads through fw_cfg: a name of at most 55 characters, and the path.
     pub fw_cfg: Vec<(&'static str, PathBuf)>,
-    /// The ways to talk to it.
+    /// The channels to QEMU and the guest.
     pub channels: Channels,
-    /// Further arguments, which come last and win where QEMU lets them.
+    /// Further arguments. They come last, and override others if QEMU allows it.
     pub further: Vec<OsString>,
 }
 
 /// A packed disk.
 #[derive(Debug, Clone)]
 pub struct Disk {
-    /// A raw image, only ever read.
+    /// A raw image. QEMU opens it read-only.
     pub path: PathBuf,
-    /// Serial that the guest finds it by.
+    /// The serial number by which the guest finds it.
     pub serial: String,
 }
 
-/// The ways to talk to QEMU and the guest.
+/// The channels to QEMU and the guest.
 #[derive(Debug, Clone)]
 pub struct Channels {
-    /// QEMU's own control (QMP).
+    /// QMP.
     pub qmp: Channel,
     /// The serial console.
     pub console: Channel,
-    /// The port that events come out of.
+    /// The port of the guest's events.
     pub events: Channel,
-    /// The port that commands go into.
+    /// The port for commands to the guest.
     pub control: Channel,
 }
 
-/// One of them.
+/// One channel.
 #[derive(Debug, Clone)]
 pub enum Channel {
-    /// A connected stream socket that QEMU inherits: it gives end of file when QEMU ends, and leaves no name behind.
+    /// A connected stream socket that QEMU inherits. Its other end reads end of file when QEMU ends; no file is left.
     Inherited(RawFd),
-    /// A Unix socket that QEMU listens at; the guest waits for nobody, and what it says waits for the first who connects.
+    /// A Unix socket that QEMU listens on. The guest does not wait for a client; its output waits for the first one.
     Listening(PathBuf),
-    /// A file that is written to.
+    /// An output file.
     File(PathBuf),
 }
 
@@ -114,42 +113,42 @@ impl Machine {
         groups.into_iter().flatten().chain(self.further.iter().cloned()).collect()
     }
 
-    /// The board and how it ends.
+    /// The board, and when QEMU exits.
     fn board(&self) -> Vec<OsString> {
         vec![
             "-machine".into(),
             self.board.machine().into(),
             "-accel".into(),
             self.accel.as_str().into(),
-            // Every feature that the accelerator can give: under TCG that is RDRAND, so that entropy does not wait.
+            // All features of the accelerator. Under TCG this includes RDRAND, so that the guest has entropy at once.
             "-cpu".into(),
             "max".into(),
             "-smp".into(),
             self.cpus.to_string().into(),
             "-m".into(),
             format!("{}M", self.memory_mib).into(),
-            // Nothing that is not listed here, neither by default nor from /etc/qemu.
+            // No devices but those listed here, neither default ones nor any from /etc/qemu.
             "-nodefaults".into(),
             "-no-user-config".into(),
             "-display".into(),
             "none".into(),
-            // A reset ends QEMU: an appliance that restarts by itself would hide its fault.
+            // A reset ends QEMU: an appliance that restarts would hide its fault.
             "-no-reboot".into(),
-            // A guest panic gives QEMU a status of its own where the guest's kernel has the driver.
+            // If the guest's kernel has the driver, a panic makes QEMU exit with a status of its own.
             "-device".into(),
             self.board.panic_device().into(),
             "-action".into(),
             "panic=exit-failure".into(),
-            // Certificates need a date.
+            // Certificates need the date.
             "-rtc".into(),
             "base=utc".into(),
-            // Keys must not wait for entropy.
+            // Entropy for the keys.
             "-device".into(),
             self.board.virtio("rng").into(),
         ]
     }
 
-    /// What runs inside.
+    /// The kernel and the initramfs.
     fn guest(&self) -> Vec<OsString> {
         vec![
             "-kernel".into(),
@@ -161,27 +160,25 @@ impl Machine {
         ]
     }
 
-    /// What the kernel is told.
     fn kernel_arguments(&self) -> String {
         let rate = self.tsc_khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
         format!("console={} {KERNEL_ARGUMENTS}{}{rate}", self.board.console(), self.board.kernel_arguments())
     }
 
-    /// The packed disks. Without QEMU's file locks: nobody writes, and any number of machines share one disk.
+    /// The packed disks. QEMU's file locks are off: nobody writes, and machines may share a disk.
     fn storage(&self) -> Vec<OsString> {
-        let one = |(place, disk): (usize, &Disk)| {
-            let node = if place == 0 { "disk".to_owned() } else { format!("disk{place}") };
+        let arguments = |(index, disk): (usize, &Disk)| {
+            let node = if index == 0 { "disk".to_owned() } else { format!("disk{index}") };
             let backend = format!("driver=raw,node-name={node},read-only=on,file.driver=file,file.locking=off,file.filename=");
             let device = format!("{},drive={node},serial=", self.board.virtio("blk"));
             let device = keyed(&device, OsStr::new(&disk.serial));
             ["-blockdev".into(), keyed(&backend, disk.path.as_os_str()), "-device".into(), device]
         };
-        self.disks.iter().enumerate().flat_map(one).collect()
+        self.disks.iter().enumerate().flat_map(arguments).collect()
     }
 
-    /// The network interfaces.
     fn network(&self) -> Vec<OsString> {
-        self.networks.iter().enumerate().flat_map(|(place, network)| network.arguments(place, self.board)).collect()
+        self.networks.iter().enumerate().flat_map(|(index, network)| network.arguments(index, self.board)).collect()
     }
 
     /// Console, events, control and QMP.
@@ -210,7 +207,7 @@ impl Machine {
         ]
     }
 
-    /// Config and keys.
+    /// The files for fw_cfg.
     fn firmware(&self) -> Vec<OsString> {
         let entry = |(name, path): &(&str, PathBuf)| {
             let argument = keyed(&format!("name={name},file="), path.as_os_str());
@@ -220,14 +217,14 @@ impl Machine {
     }
 }
 
-/// `prefix` followed by `value` with its commas doubled.
+/// Appends `value`, escaped, to `prefix`.
 fn keyed(prefix: &str, value: &OsStr) -> OsString {
     let mut argument = OsString::from(prefix);
     argument.push(escaped(value));
     argument
 }
 
-/// A value inside a comma-separated argument: QEMU reads a doubled comma as one.
+/// Escapes a value in a comma-separated argument: QEMU reads a doubled comma as one.
 fn escaped(value: &OsStr) -> OsString {
     let bytes = value.as_bytes().iter();
     let doubled = bytes.flat_map(|&byte| if byte == b',' { vec![b',', b','] } else { vec![byte] });
@@ -285,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_the_golden_one() {
+    fn command_line_matches_the_golden_file() {
         let microvm = Machine { board: Board::Microvm, tsc_khz: Some(2_596_142), ..machine() };
         let virt = Machine { board: Board::Virt, ..machine() };
         assert_eq!(listing(&machine()), include_str!("../../../../tests/golden/qemu-argv.txt"));
@@ -294,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_between_machines_is_passed_on() {
+    fn options_of_a_machine_are_in_the_command_line() {
         let machine = Machine {
             accel: Accel::Kvm,
             memory_mib: 512,

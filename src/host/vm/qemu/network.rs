@@ -1,38 +1,38 @@
-//! The networks of QEMU's command line, one back end and one device each.
+//! The network arguments of QEMU's command line: one backend and one device for each interface.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddrV4};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
-use super::board::Board;
 use super::escaped;
-use super::version::{RECONNECT_MS, Version};
+use super::version::{OLDEST, RECONNECT, RECONNECT_MS, STREAM, Version, VersionError};
 use crate::address::{Cidr, Mac};
+use crate::host::boot::board::Board;
 use crate::host::vm::net::Datagrams;
 
-/// One network interface as QEMU sees it.
+/// One network interface of the machine.
 #[derive(Debug, Clone)]
 pub struct Network {
-    /// What it is connected to.
+    /// What QEMU connects it to.
     pub backend: Backend,
-    /// Its address on the link.
+    /// Its MAC address.
     pub mac: Mac,
 }
 
-/// What an interface is connected to.
+/// What QEMU connects an interface to.
 #[derive(Debug, Clone)]
 pub enum Backend {
-    /// QEMU's own network.
+    /// QEMU's user network.
     User {
-        /// The ports that are forwarded.
+        /// The forwarded ports.
         forwards: Vec<Forward>,
-        /// The guest's address, which the ports are forwarded to. None: the one that QEMU's DHCP gives.
+        /// The guest's address, which ports are forwarded to. `None`: the one from QEMU's DHCP.
         guest: Option<Cidr>,
-        /// QEMU's own address. None: the one that it takes by itself.
+        /// QEMU's own address. `None`: QEMU's default.
         gateway: Option<IpAddr>,
     },
-    /// An open tap that QEMU inherits.
+    /// A tap that QEMU inherits.
     TapFd(RawFd),
     /// A tap that QEMU opens itself.
     Tap(String),
@@ -44,29 +44,29 @@ pub enum Backend {
         path: PathBuf,
         /// Seconds between attempts.
         reconnect: Option<u32>,
-        /// The QEMU that is told: the option's name has changed.
+        /// The version of QEMU: the name of the reconnect option has changed.
         version: Version,
     },
-    /// Datagrams between two places.
+    /// Datagrams between two sockets.
     Dgram(Datagrams),
-    /// Datagrams to a multicast group, on the loopback.
+    /// Datagrams to a multicast group on the loopback.
     Multicast(SocketAddrV4),
 }
 
-/// A TCP port of the host, and the guest's that it leads to.
+/// A TCP port of the host that is forwarded to a port of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forward {
-    /// Where the host listens. Port 0: QEMU takes a free one.
+    /// The host's address. Port 0: QEMU takes a free one.
     pub host: SocketAddrV4,
-    /// Where the guest listens.
+    /// The guest's port.
     pub guest_port: u16,
 }
 
 impl Network {
-    /// Its arguments on `board`, as the network number `place`.
-    pub(crate) fn arguments(&self, place: usize, board: Board) -> [OsString; 4] {
-        let device = format!("{},netdev=net{place},mac={}", board.virtio("net"), self.mac);
-        ["-netdev".into(), self.backend.argument(&format!("net{place}")), "-device".into(), device.into()]
+    /// Its arguments on `board`, as the network number `index`.
+    pub(crate) fn arguments(&self, index: usize, board: Board) -> [OsString; 4] {
+        let device = format!("{},netdev=net{index},mac={}", board.virtio("net"), self.mac);
+        ["-netdev".into(), self.backend.argument(&format!("net{index}")), "-device".into(), device.into()]
     }
 }
 
@@ -74,8 +74,8 @@ impl Backend {
     fn argument(&self, id: &str) -> OsString {
         match self {
             Self::User { forwards, guest, gateway } => user(id, forwards, *guest, *gateway).into(),
-            // The files are for scripts that QEMU would run.
             Self::TapFd(fd) => format!("tap,id={id},fd={fd}").into(),
+            // Without the scripts that QEMU would run.
             Self::Tap(name) => format!("tap,id={id},ifname={name},script=no,downscript=no").into(),
             Self::SocketFd(fd) => format!("socket,id={id},fd={fd}").into(),
             Self::Stream { path, reconnect, version } => {
@@ -96,13 +96,13 @@ impl Backend {
                     |name, end: &SocketAddrV4| format!(",{name}.type=inet,{name}.host={},{name}.port={}", end.ip(), end.port());
                 format!("dgram,id={id}{}{}", end("local", local), end("remote", remote)).into()
             }
-            // On the loopback: a test's frames are nobody else's.
+            // On the loopback, so that the frames stay on this machine.
             Self::Multicast(group) => format!("socket,id={id},mcast={group},localaddr=127.0.0.1").into(),
         }
     }
 }
 
-/// User networking: the forwarded ports in, nothing out.
+/// User networking, restricted: forwarded ports in, nothing out.
 fn user(id: &str, forwards: &[Forward], guest: Option<Cidr>, gateway: Option<IpAddr>) -> String {
     let mut argument = format!("user,id={id},restrict=on");
     argument.extend(guest.map(|guest| format!(",net={guest}")));
@@ -110,6 +110,20 @@ fn user(id: &str, forwards: &[Forward], guest: Option<Cidr>, gateway: Option<IpA
     let to = guest.map_or_else(String::new, |guest| guest.address.to_string());
     argument.extend(forwards.iter().map(|forward| format!(",hostfwd=tcp:{}-{to}:{}", forward.host, forward.guest_port)));
     argument
+}
+
+/// Checks that QEMU in this `version` can boot an appliance with `networks`.
+///
+/// # Errors
+/// Fails for the first thing that needs a newer version.
+pub(crate) fn check_version(version: Version, networks: &[Network]) -> Result<(), VersionError> {
+    version.require("this program", OLDEST)?;
+    networks.iter().try_for_each(|network| match &network.backend {
+        Backend::Stream { reconnect: Some(_), .. } => version.require("stream=…,reconnect=…", RECONNECT),
+        Backend::Stream { .. } => version.require("the network stream=…", STREAM),
+        Backend::Dgram(_) => version.require("the network dgram=…", STREAM),
+        _ => Ok(()),
+    })
 }
 
 fn with_path(prefix: String, path: &Path) -> OsString {
@@ -123,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_back_end_has_its_argument() {
+    fn each_backend_has_its_argument() {
         let version = |major, minor| Version { major, minor };
         let stream = |path: &str, reconnect, version| Backend::Stream { path: path.into(), reconnect, version };
         let forward = |host: &str, guest_port| Forward { host: host.parse().unwrap(), guest_port };
@@ -158,5 +172,24 @@ mod tests {
         ] {
             assert_eq!(backend.argument("n"), argument);
         }
+    }
+
+    #[test]
+    fn old_version_lacks_networks() {
+        let on = |backend| [Network { backend, mac: Mac([2, 0, 0, 0, 0, 1]) }];
+        let stream = |reconnect| on(Backend::Stream { path: "/s".into(), reconnect, version: OLDEST });
+        let dgram = on(Backend::Dgram(Datagrams::Unix { local: "/a".into(), remote: "/b".into() }));
+        let version = |text: &str| Version::parse(&format!("QEMU emulator version {text}")).unwrap();
+        let lacks = |version: Version, networks: &[Network]| check_version(version, networks).map_err(|lacks| lacks.to_string());
+        assert_eq!(lacks(version("7.0.0"), &[]).unwrap_err(), "this program needs QEMU 7.1 or later, and this is 7.0");
+        assert_eq!(lacks(version("7.1.0"), &[]), Ok(()));
+        let said = lacks(version("7.1.0"), &stream(None)).unwrap_err();
+        assert_eq!(said, "the network stream=… needs QEMU 7.2 or later, and this is 7.1");
+        let said = lacks(version("7.1.0"), &dgram).unwrap_err();
+        assert_eq!(said, "the network dgram=… needs QEMU 7.2 or later, and this is 7.1");
+        assert_eq!(lacks(version("7.2.0"), &stream(None)), Ok(()));
+        let said = lacks(version("7.2.22"), &stream(Some(1))).unwrap_err();
+        assert_eq!(said, "stream=…,reconnect=… needs QEMU 8.0 or later, and this is 7.2");
+        assert_eq!(lacks(version("8.0.0"), &stream(Some(1))), Ok(()));
     }
 }

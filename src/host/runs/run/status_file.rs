@@ -1,5 +1,4 @@
-//! Files that tell others of a run: where it is, which process it is. They are removed with it, so that nobody takes an old one for
-//! new; and what is to be written later is looked at before the boot.
+//! Files that describe a run to other programs (`--ready-file`, `--pid-file`). They are removed with the run.
 
 use std::fs;
 use std::io;
@@ -7,43 +6,41 @@ use std::path::{Path, PathBuf};
 
 use crate::host::support::files;
 
-/// A file that is removed with the run. Dropping it removes it.
+/// A file that describes the run. Dropping it removes it.
 #[derive(Debug)]
-pub(crate) struct Note {
+pub(crate) struct StatusFile {
     path: PathBuf,
 }
 
-impl Note {
-    /// Takes `path` for later: an old file goes, so that nobody takes it for new.
-    pub(crate) fn at(path: &Path) -> io::Result<Self> {
-        writable(path)?;
+impl StatusFile {
+    /// Checks that `path` can be written later, and removes an old file, so that nobody takes it for a new one.
+    pub(crate) fn new(path: &Path) -> io::Result<Self> {
+        check_writable(path)?;
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(Self { path: path.to_owned() }),
         }
     }
 
-    /// Writes it, whole or not at all.
+    /// Writes the file atomically.
     pub(crate) fn write(&self, content: &str) -> io::Result<()> {
         files::write_atomically(&self.path, content.as_bytes())
     }
 
-    /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-impl Drop for Note {
+impl Drop for StatusFile {
     fn drop(&mut self) {
-        // It is not there where nothing has been written.
+        // It does not exist if nothing was written.
         let _not_there = fs::remove_file(&self.path);
     }
 }
 
-/// Whether a file can be written at `path` as [`files::write_atomically`] does: its folder is there and may be written to, and what is
-/// there is a file.
-pub(crate) fn writable(path: &Path) -> io::Result<()> {
+/// Checks that [`files::write_atomically`] can write `path`: its folder exists and is writable, and `path` is not another kind of file.
+pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(io::Error::other("it is there already and not a regular file"));
     }

@@ -1,4 +1,4 @@
-//! An image as a person or a pod's spec names it, held against the names in a log. Text enters; whether a pull is meant leaves.
+//! Matches an image name, as a person or a pod's spec has it, with the repository names in a log.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,26 +7,26 @@ use super::Pull;
 use crate::oci::{Digest, Host, ImageName, NameError, Repository, Tag};
 use crate::registry::content::upstreams::{DOCKER_HUB, LOCALHOST, canonical};
 
-/// Docker Hub's namespace for names without one.
+/// Docker Hub's namespace for names without a slash.
 const LIBRARY: &str = "library";
 
-/// An image that pulls are looked for of.
+/// An image to look for in a log.
 ///
-/// Names mean what they mean to clients: without tag and digest `latest`; with a digest that alone. Without a host the registry's
-/// own images are meant, Docker Hub's (`busybox` is `docker.io/library/busybox` too) and those that podman named `localhost/NAME`. A
-/// host that is an address or has a port is the registry itself, which looks for a name in the same places, or an upstream of that
-/// name. `localhost` is podman's word for no registry.
+/// Names mean what they mean to clients. The default tag is `latest`; a digest overrides the tag. A name without a host means the
+/// registry's own images, those of Docker Hub (`busybox` is also `docker.io/library/busybox`), and those that podman calls
+/// `localhost/NAME`. A host that is an address or has a port means the registry itself, which looks for the name in the same places, or
+/// an upstream of that name. `localhost` is podman's host for images without a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// As it was given, with the tag where none was.
+pub struct ImageQuery {
+    /// The name as given, with the default tag if it had no reference.
     text: String,
-    /// Whether the tag was given, or a digest.
-    complete: bool,
-    /// The repository's name without a host.
+    /// Whether the name has a tag or a digest.
+    has_reference: bool,
+    /// The repository without its host.
     path: String,
-    /// The names that a log may have for the repository.
+    /// The names that the repository may have in a log.
     repositories: Vec<String>,
-    by: Reference,
+    reference: Reference,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,31 +35,31 @@ enum Reference {
     Digest(Digest),
 }
 
-/// Why a text names no image.
+/// The text is not the name of an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected an image's name, such as test/hello:1, docker.io/library/busybox or 10.1.0.82:5000/test/hello@sha256:…: {0}")]
-pub struct WantedError(NameError);
+pub struct ImageQueryError(NameError);
 
-impl FromStr for Wanted {
-    type Err = WantedError;
+impl FromStr for ImageQuery {
+    type Err = ImageQueryError;
 
-    fn from_str(text: &str) -> Result<Self, WantedError> {
-        let ImageName { repository, tag, digest } = text.parse().map_err(WantedError)?;
-        let complete = tag.is_some() || digest.is_some();
-        let by = match digest {
+    fn from_str(text: &str) -> Result<Self, ImageQueryError> {
+        let ImageName { repository, tag, digest } = text.parse().map_err(ImageQueryError)?;
+        let has_reference = tag.is_some() || digest.is_some();
+        let reference = match digest {
             Some(digest) => Reference::Digest(digest),
             None => Reference::Tag(tag.unwrap_or_else(Tag::latest)),
         };
-        let text = if complete { text.to_owned() } else { format!("{text}:{}", Tag::latest()) };
+        let text = if has_reference { text.to_owned() } else { format!("{text}:{}", Tag::latest()) };
         let path = repository.path().to_owned();
-        Ok(Self { text, complete, path, repositories: repositories(&repository), by })
+        Ok(Self { text, has_reference, path, repositories: repositories(&repository), reference })
     }
 }
 
-/// The names that a log may have for it.
+/// The names that a repository may have in a log.
 fn repositories(repository: &Repository) -> Vec<String> {
     let (host, path) = (repository.host(), repository.path());
-    // Where the registry looks for a name without an upstream.
+    // The places where the registry looks for a name without an upstream.
     let own = || [path.to_owned(), format!("{DOCKER_HUB}/{path}"), format!("{LOCALHOST}/{path}")];
     let mut names = match host {
         None => own().to_vec(),
@@ -74,28 +74,28 @@ fn repositories(repository: &Repository) -> Vec<String> {
     names
 }
 
-/// Whether a host is how a node reaches a registry of a test, rather than an upstream's name.
+/// Whether a host is the address of this registry rather than the name of an upstream.
 fn is_own(host: &str) -> bool {
     let is_bare = host.parse::<Host>().is_ok_and(|parsed| parsed.name() == host);
     let address = host.trim_start_matches('[').trim_end_matches(']');
     !is_bare || address.parse::<std::net::IpAddr>().is_ok()
 }
 
-impl Wanted {
-    /// Whether a tag or a digest was given. If not, the tag is the one that clients take.
+impl ImageQuery {
+    /// Whether the name has a tag or a digest. If not, the tag is `latest`.
     #[must_use]
-    pub fn is_complete(&self) -> bool {
-        self.complete
+    pub fn has_reference(&self) -> bool {
+        self.has_reference
     }
 
-    /// How far the name of what was pulled is from this one, to sort by: the edit distance of the repositories, at most 1 where only
-    /// the hosts differ, then that of the tags.
+    /// How much the name of a pull differs: the edit distance of the repositories, at most 1 if only the hosts differ, then that of the
+    /// tags.
     #[must_use]
     pub fn distance(&self, pull: &Pull) -> (usize, usize) {
         let same_path = pull.repository.parse::<Repository>().is_ok_and(|other| other.path() == self.path);
         let distances = self.repositories.iter().map(|name| strsim::levenshtein(name, &pull.repository));
         let repository = distances.min().unwrap_or_default().min(if same_path { 1 } else { usize::MAX });
-        let tag = match &self.by {
+        let tag = match &self.reference {
             Reference::Tag(tag) => strsim::levenshtein(tag.as_str(), pull.tag.as_deref().unwrap_or_default()),
             Reference::Digest(_) => 0,
         };
@@ -104,16 +104,16 @@ impl Wanted {
 
     /// Whether `pull` is of this image.
     #[must_use]
-    pub fn is(&self, pull: &Pull) -> bool {
+    pub fn matches(&self, pull: &Pull) -> bool {
         self.repositories.contains(&pull.repository)
-            && match &self.by {
+            && match &self.reference {
                 Reference::Tag(tag) => pull.tag.as_deref() == Some(tag.as_str()),
                 Reference::Digest(digest) => pull.digest == digest.to_string(),
             }
     }
 }
 
-impl fmt::Display for Wanted {
+impl fmt::Display for ImageQuery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn names_mean_what_they_mean_to_clients() {
-        for (text, repository, tag, is) in [
+        for (text, repository, tag, matches) in [
             ("test/hello:1", "test/hello", "1", true),
             ("test/hello", "test/hello", "latest", true),
             ("test/hello", "test/hello", "1", false),
@@ -163,16 +163,16 @@ mod tests {
             ("quay.io/busybox", "docker.io/library/busybox", "latest", false),
             ("test/hello:2@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "test/hello", "1", true),
         ] {
-            assert_eq!(text.parse::<Wanted>().unwrap().is(&pull(repository, tag)), is, "{text} {repository}:{tag}");
+            assert_eq!(text.parse::<ImageQuery>().unwrap().matches(&pull(repository, tag)), matches, "{text} {repository}:{tag}");
         }
         let other = format!("test/hello@{}", DIGEST.replace('e', "f"));
-        assert!(!other.parse::<Wanted>().unwrap().is(&pull("test/hello", "1")));
+        assert!(!other.parse::<ImageQuery>().unwrap().matches(&pull("test/hello", "1")));
     }
 
     #[test]
-    fn what_names_no_image_is_refused() {
+    fn bad_image_names_are_refused() {
         for text in ["", "Upper/case", "a:b:c", "a@sha256:1"] {
-            let error = text.parse::<Wanted>().unwrap_err().to_string();
+            let error = text.parse::<ImageQuery>().unwrap_err().to_string();
             assert!(error.starts_with("expected an image's name, such as test/hello:1, "), "{error}");
         }
     }

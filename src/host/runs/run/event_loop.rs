@@ -1,5 +1,4 @@
-//! A running machine followed to its end: signals, events and warnings enter; requests and events are printed, and how it ended
-//! leaves.
+//! Runs a ready machine until it ends: handles signals and the launcher's end, and prints requests, warnings and events.
 
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -10,50 +9,49 @@ use super::lifeline::{self, Lifeline};
 use super::print;
 use crate::host::support::report::Report;
 use crate::host::support::signals::Signals;
-use crate::host::vm::launch::{Appliance, Ended};
+use crate::host::vm::launch::{Appliance, ExitReport};
 use crate::proto::Event;
 use crate::proto::event::Event as Kind;
 use crate::text::chain;
 
-/// Bad events that are shown: a guest gone mad must not fill the terminal.
-const BAD_EVENTS: u32 = 10;
-/// A signal that comes this soon after another is the same wish.
-const ECHO: Duration = Duration::from_secs(1);
-/// Events that wait to be printed at most.
-const WAITING: usize = 4096;
+/// Number of bad events that are printed, so that a broken guest does not fill the terminal.
+const MAX_BAD_EVENTS: u32 = 10;
+/// A signal this soon after another counts as the same: a terminal and a wrapper may both deliver it.
+const SIGNAL_ECHO: Duration = Duration::from_secs(1);
+/// Capacity of the queue of events to print.
+const PRINT_QUEUE: usize = 4096;
 
-/// What is printed while it runs.
+/// What is printed while the machine runs.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Shown {
+pub(crate) struct Output {
     /// Each request, on standard error.
     pub requests: bool,
     /// Each event, as JSON on standard output.
     pub events: bool,
 }
 
-/// Follows the machine to its end. The first signal ends it in order, a later one at once. The end of `lifeline` ends it in order, too,
-/// and counts as no signal: a launcher that sends one may close its pipe soon before or after.
-pub(crate) async fn follow(
+/// Waits until the machine has ended. The first signal shuts it down gracefully, a later one kills it. The end of `lifeline` shuts it
+/// down as well, but does not count as a signal: a launcher that sends one may close its pipe shortly before or after.
+pub(crate) async fn run(
     mut vm: Appliance,
     mut signals: Signals,
     mut lifeline: Option<Lifeline>,
-    shown: Shown,
+    output: Output,
     report: &Report,
-) -> Ended {
-    let mut asked: Option<Instant> = None;
-    let mut bad = 0;
-    let mut printer = shown.events.then(Printer::start);
+) -> ExitReport {
+    let mut first_signal: Option<Instant> = None;
+    let mut bad_events = 0;
+    let mut printer = output.events.then(Printer::start);
     loop {
         tokio::select! {
             name = signals.next() => {
-                match asked {
+                match first_signal {
                     None => {
-                        report.step(format!("{name}: stopping in order (once more kills)"));
+                        report.step(format!("{name}: shutting down (a second signal kills QEMU)"));
                         vm.stop();
-                        asked = Some(Instant::now());
+                        first_signal = Some(Instant::now());
                     }
-                    // A terminal and a wrapper may each pass the same one on.
-                    Some(when) if when.elapsed() < ECHO => {}
+                    Some(when) if when.elapsed() < SIGNAL_ECHO => {}
                     Some(_) => {
                         report.step(format!("{name}: killing QEMU"));
                         vm.kill();
@@ -61,7 +59,7 @@ pub(crate) async fn follow(
                 }
             }
             descriptor = lifeline::closed(&mut lifeline) => {
-                report.step(format!("{descriptor} has ended: stopping in order"));
+                report.step(format!("{descriptor} was closed: shutting down"));
                 vm.stop();
             }
             event = vm.next_event() => match event {
@@ -70,15 +68,15 @@ pub(crate) async fn follow(
                         printer.print(&event);
                     }
                     match &event.event {
-                        Some(Kind::Request(request)) if shown.requests => eprintln!("{}", print::request(request)),
+                        Some(Kind::Request(request)) if output.requests => eprintln!("{}", print::request(request)),
                         Some(Kind::Warning(warning)) => report.step(print::warning(warning)),
                         Some(Kind::Disks(disks)) => report.step(print::disks(disks)),
                         _ => {}
                     }
                 }
                 Some(Err(error)) => {
-                    bad += 1;
-                    if bad <= BAD_EVENTS {
+                    bad_events += 1;
+                    if bad_events <= MAX_BAD_EVENTS {
                         report.step(format!("warning: {}", chain(&error)));
                     }
                 }
@@ -86,12 +84,12 @@ pub(crate) async fn follow(
             },
         }
     }
-    let mut ended = vm.wait().await;
-    ended.unwritten.extend(printer.and_then(Printer::finish));
-    ended
+    let mut exit = vm.wait().await;
+    exit.incomplete.extend(printer.and_then(Printer::finish));
+    exit
 }
 
-/// Prints events on a thread of its own: a reader that is slow, or that does not read at all, must not keep signals waiting.
+/// Prints events on a thread of its own, so that a reader that is slow or does not read at all does not delay signals.
 struct Printer {
     queue: Option<SyncSender<String>>,
     thread: JoinHandle<io::Result<()>>,
@@ -100,7 +98,7 @@ struct Printer {
 
 impl Printer {
     fn start() -> Self {
-        let (queue, lines) = sync_channel(WAITING);
+        let (queue, lines) = sync_channel(PRINT_QUEUE);
         Self { queue: Some(queue), thread: thread::spawn(move || print_lines(&lines)), dropped: 0 }
     }
 
@@ -108,17 +106,17 @@ impl Printer {
         let Ok(line) = serde_json::to_string(event) else { return };
         match self.queue.as_ref().map(|queue| queue.try_send(line + "\n")) {
             Some(Err(TrySendError::Full(_))) => self.dropped += 1,
-            // The thread tells why at the end.
+            // The thread has failed; `finish` returns its error.
             Some(Err(TrySendError::Disconnected(_))) => self.queue = None,
             Some(Ok(())) | None => {}
         }
     }
 
-    /// What is missing of what was to be printed.
+    /// Returns a message if events were not printed.
     fn finish(mut self) -> Option<String> {
         self.queue = None;
         if self.dropped > 0 {
-            // Nobody reads: there is nothing to wait for.
+            // The thread may be blocked by a reader that does not read, so it is not joined.
             return Some(format!("{} events were not printed: standard output was read too slowly", self.dropped));
         }
         let error = self.thread.join().ok()?.err()?;

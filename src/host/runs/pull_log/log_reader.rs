@@ -1,5 +1,4 @@
-//! A log of events, line by line: a file that may still grow, or a socket that gives them as they come. Bytes enter, each whole line
-//! leaves; a last line that was cut off in writing is told apart.
+//! Reads a log of events: a file, which may still be growing, or a Unix socket.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,34 +8,32 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::host::vm::launch::{BadEvent, LONGEST_EVENT, parse_event};
+use crate::host::vm::launch::{EventError, MAX_EVENT, parse_event};
 use crate::proto::Event;
 use crate::text::{Line, Lines};
 
-/// How often a file is looked at for more.
-const PERIOD: Duration = Duration::from_millis(100);
-/// Bytes that are read at once.
+/// Interval at which a growing file is read.
+const POLL: Duration = Duration::from_millis(100);
 const CHUNK: usize = 64 * 1024;
 
 /// One line of a log.
-pub(crate) struct Entry<'a> {
-    /// Its number, from 1.
+pub(crate) struct LogEntry<'a> {
+    /// Its line number, from 1.
     pub number: u64,
-    /// The line, without its end.
+    /// The line without its newline.
     pub bytes: &'a [u8],
-    /// What it says.
-    pub event: Result<Event, BadEvent>,
+    pub event: Result<Event, EventError>,
 }
 
-/// Gives each line of the log at `path` to `each`, until that breaks or there are no more: of a file with `follow` never.
-/// True: the last line has no end and is no event, so it was cut off and was not given.
+/// Calls `each` for every line of the log at `path`, until it breaks or the log ends. With `follow`, a file does not end. Returns true if
+/// the last line is incomplete: it has no newline and is not an event. Such a line is skipped.
 ///
 /// # Errors
-/// It cannot be read.
-pub(crate) fn read(path: &Path, follow: bool, mut each: impl FnMut(Entry<'_>) -> ControlFlow<()>) -> io::Result<bool> {
+/// Fails if the log cannot be read.
+pub(crate) fn read(path: &Path, follow: bool, mut each: impl FnMut(LogEntry<'_>) -> ControlFlow<()>) -> io::Result<bool> {
     let is_socket = fs::metadata(path)?.file_type().is_socket();
     let mut source: Box<dyn Read> = if is_socket { Box::new(UnixStream::connect(path)?) } else { Box::new(File::open(path)?) };
-    let mut lines = Lines::new(LONGEST_EVENT);
+    let mut lines = Lines::new(MAX_EVENT);
     let mut number = 0;
     let mut flow = ControlFlow::Continue(());
     let mut chunk = vec![0; CHUNK];
@@ -50,7 +47,7 @@ pub(crate) fn read(path: &Path, follow: bool, mut each: impl FnMut(Entry<'_>) ->
             break;
         }
         if count == 0 {
-            std::thread::sleep(PERIOD);
+            std::thread::sleep(POLL);
         }
         lines.feed(chunk.get(..count).unwrap_or_default(), |line| {
             if flow.is_continue() {
@@ -62,18 +59,18 @@ pub(crate) fn read(path: &Path, follow: bool, mut each: impl FnMut(Entry<'_>) ->
             return Ok(false);
         }
     }
-    let rest = lines.unfinished();
-    if rest.bytes.is_empty() {
+    let unfinished = lines.unfinished();
+    if unfinished.bytes.is_empty() {
         return Ok(false);
     }
-    let last = entry(number + 1, rest);
-    let cut = last.event.is_err();
-    if !cut {
-        let _end = each(last);
+    let last = entry(number + 1, unfinished);
+    let incomplete = last.event.is_err();
+    if !incomplete {
+        let _flow = each(last);
     }
-    Ok(cut)
+    Ok(incomplete)
 }
 
-fn entry(number: u64, line: Line<'_>) -> Entry<'_> {
-    Entry { number, bytes: line.bytes, event: parse_event(line) }
+fn entry(number: u64, line: Line<'_>) -> LogEntry<'_> {
+    LogEntry { number, bytes: line.bytes, event: parse_event(line) }
 }
