@@ -2,15 +2,20 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 
+use super::LaunchError;
 use super::outcome::Exit;
 use crate::host::support::sys;
+use crate::host::vm::qemu::Board;
 
 /// A running child. Dropping it kills and reaps it.
 #[derive(Debug)]
@@ -143,4 +148,21 @@ mod tests {
         let error = Process::start(Command::new("/nonexistent/qemu")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
+}
+
+/// The error for a QEMU `program` for `board` that could not be started.
+pub(crate) fn spawn_error(program: &Path, board: Board, source: io::Error) -> LaunchError {
+    let program = program.to_owned();
+    match source.kind() {
+        io::ErrorKind::NotFound => LaunchError::NoQemu { program, package: board.package() },
+        _ => LaunchError::Spawn { program, source },
+    }
+}
+
+/// Makes a connected pair of stream sockets: this process's end, and the end that a child inherits.
+pub(crate) fn socket_pair() -> Result<(UnixStream, OwnedFd), LaunchError> {
+    let failed = |source| LaunchError::Resource { what: "make a socket", source };
+    let (ours, theirs) = StdStream::pair().map_err(failed)?;
+    ours.set_nonblocking(true).map_err(failed)?;
+    Ok((UnixStream::from_std(ours).map_err(failed)?, theirs.into()))
 }

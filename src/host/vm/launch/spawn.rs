@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -12,17 +11,16 @@ use std::time::Duration;
 
 use command_fds::CommandFdExt;
 use rustix::fs::{MemfdFlags, memfd_create};
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::monitor::{CaptureFile, Monitor, read_console, read_events, read_stderr};
 use super::prepare::Prepared;
-use super::process::Process;
+use super::process::{Process, socket_pair, spawn_error};
 use super::qmp::Qmp;
 use super::shutdown::{ControlChannels, kill_if_stuck};
-use super::{Appliance, EVENT_QUEUE, LaunchError, Options, version};
+use super::{Appliance, EVENT_QUEUE, LaunchError, Options};
 use crate::config::guest_config::GuestConfig;
 use crate::host::vm::accel::Accel;
 use crate::host::vm::net::attach::attach;
@@ -78,7 +76,7 @@ pub(crate) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
     command.preserved_fds(inherited_fds);
 
     let started = Instant::now();
-    let process = Process::start(command).map_err(|source| version::spawn_error(&options.qemu, options.board, source))?;
+    let process = Process::start(command).map_err(|source| spawn_error(&options.qemu, options.board, source))?;
     let monitor = Arc::new(Monitor::default());
     let (qmp, listener) = Qmp::new(qmp);
     let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
@@ -140,12 +138,4 @@ fn in_memory(config: &GuestConfig) -> Result<OwnedFd, LaunchError> {
     let mut file = File::from(memory);
     file.write_all(config.to_json().as_bytes()).map_err(failed)?;
     Ok(file.into())
-}
-
-/// Makes a connected pair of stream sockets: this process's end, and the end that a child inherits.
-pub(crate) fn socket_pair() -> Result<(UnixStream, OwnedFd), LaunchError> {
-    let failed = |source| LaunchError::Resource { what: "make a socket", source };
-    let (ours, theirs) = StdStream::pair().map_err(failed)?;
-    ours.set_nonblocking(true).map_err(failed)?;
-    Ok((UnixStream::from_std(ours).map_err(failed)?, theirs.into()))
 }

@@ -1,6 +1,5 @@
 //! Asks a QEMU program for its version.
 
-use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -11,8 +10,7 @@ use tokio::time::timeout;
 use super::LaunchError;
 use super::outcome::Exit;
 use super::printable::printable;
-use super::process::Process;
-use super::spawn::socket_pair;
+use super::process::{Process, socket_pair, spawn_error};
 use crate::host::vm::qemu::{Board, Version};
 
 /// Time limit for `--version`.
@@ -41,13 +39,4 @@ pub(crate) async fn query(program: &Path, board: Board) -> Result<Version, Launc
         let said = printable(output.lines().next().unwrap_or_default().as_bytes());
         LaunchError::NotQemu { program: program.to_owned(), said }
     })
-}
-
-/// The error for `program`, which was to run `board` and could not be started.
-pub(crate) fn spawn_error(program: &Path, board: Board, source: io::Error) -> LaunchError {
-    let program = program.to_owned();
-    match source.kind() {
-        io::ErrorKind::NotFound => LaunchError::NoQemu { program, package: board.package() },
-        _ => LaunchError::Spawn { program, source },
-    }
 }
