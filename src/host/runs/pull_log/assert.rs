@@ -44,7 +44,7 @@ If a pull is missing, clients that refused the registry's certificate are listed
 Exit status:
   0  the log shows the expected pulls
   1  the log shows something else; the difference is on standard error
-  2  the command line is wrong, or the log cannot be read, is damaged, or lacks events that were dropped"
+  2  the command line is wrong, or the log cannot be read, is damaged, or lacks events that the answer depends on"
 )]
 pub struct AssertArgs {
     /// The image that was pulled, as clients name it; the default tag is latest
@@ -83,8 +83,8 @@ enum LogError {
     Read { path: PathBuf, source: io::Error },
     #[error("line {number} of {} is not an event: the log is damaged and proves nothing", .path.display())]
     Damaged { path: PathBuf, number: u64, source: EventError },
-    #[error("{} lacks events that were dropped: it does not show how often {image} was pulled, only that it was {counted}", .path.display())]
-    Dropped { path: PathBuf, image: String, counted: String },
+    #[error("{} {gap}: it does not show how often {image} was pulled, only that it was {counted}", .path.display())]
+    Gap { path: PathBuf, gap: &'static str, image: String, counted: String },
 }
 
 /// The expected number of pulls.
@@ -161,13 +161,13 @@ pub fn run(args: &AssertArgs, report: &Report) -> ExitCode {
 
 fn check(args: &AssertArgs, report: &Report) -> Result<bool, LogError> {
     let (Some(image), expected) = args.expected() else { return Ok(false) };
-    let LogSummary { pulls, refusals, dropped } = read(args, report)?;
+    let LogSummary { pulls, refusals, gap } = read(args)?;
     let is_by = |pull: &Pull| args.by.is_none_or(|by| pull.by == Some(by.to_canonical()));
     let counted = pulls.iter().filter(|pull| image.matches(pull) && is_by(pull) && pull.is_complete()).count() as u64;
     let by = args.by.map_or_else(String::new, |by| format!(" by {by}"));
-    if dropped && !expected.holds_from(counted) {
+    if let Some(gap) = gap.filter(|_| !expected.holds_from(counted)) {
         let (image, counted) = (format!("{image}{by}"), pulled(counted));
-        return Err(LogError::Dropped { path: args.log.clone(), image, counted });
+        return Err(LogError::Gap { path: args.log.clone(), gap, image, counted });
     }
     let holds = expected.holds(counted);
     let (found, expectation) = (pulled(counted), expected.text());
@@ -202,6 +202,9 @@ impl AssertArgs {
     }
 }
 
+/// What a log lacks whose writer had to drop events.
+const DROPPED: &str = "lacks events that were dropped";
+
 /// The content of a log.
 #[derive(Default)]
 struct LogSummary {
@@ -209,11 +212,11 @@ struct LogSummary {
     pulls: Vec<Pull>,
     /// Clients that refused the registry's certificate.
     refusals: Refusals,
-    /// Whether events are missing.
-    dropped: bool,
+    /// Why events are missing, if they are.
+    gap: Option<&'static str>,
 }
 
-fn read(args: &AssertArgs, report: &Report) -> Result<LogSummary, LogError> {
+fn read(args: &AssertArgs) -> Result<LogSummary, LogError> {
     let path = || args.log.clone();
     let (mut tracker, mut summary, mut damaged) = (PullTracker::default(), LogSummary::default(), None);
     let read = log_reader::read(&args.log, false, |entry| {
@@ -221,10 +224,12 @@ fn read(args: &AssertArgs, report: &Report) -> Result<LogSummary, LogError> {
             Ok(event) => match event.event {
                 Some(Kind::Request(request)) => summary.pulls.extend(tracker.track(event.time, &request)),
                 Some(Kind::Warning(warning)) => {
-                    summary.dropped |= warning.code == DROPPED_EVENTS;
+                    if warning.code == DROPPED_EVENTS {
+                        summary.gap = Some(DROPPED);
+                    }
                     summary.refusals.add(warning);
                 }
-                Some(Kind::Done(done)) => summary.dropped |= done.dropped_events > 0,
+                Some(Kind::Done(done)) if done.dropped_events > 0 => summary.gap = Some(DROPPED),
                 _ => {}
             },
             Err(source) => {
@@ -236,7 +241,7 @@ fn read(args: &AssertArgs, report: &Report) -> Result<LogSummary, LogError> {
     });
     let incomplete = read.map_err(|source| LogError::Read { path: path(), source })?;
     if incomplete {
-        report.step(format!("the last line of {} is incomplete and is ignored", args.log.display()));
+        summary.gap = Some("ends in the middle of an event");
     }
     damaged.map_or(Ok(summary), Err)
 }
