@@ -1,30 +1,29 @@
-//! The kernel command line, split as the kernel splits it (`lib/cmdline.c`, `next_arg`). What enters is `/proc/cmdline`; what
-//! leaves are its options with their values. It never interprets them.
+//! Splits the kernel command line into options as the kernel does (`lib/cmdline.c`, `next_arg`).
 
-/// The options up to `--` (what follows is for the init's own arguments), each with its value where it has one.
+/// The options before `--`, each with its value if it has one. The kernel passes what follows `--` to init as arguments.
 #[must_use]
 pub fn options(line: &str) -> Vec<(String, Option<String>)> {
     let words = words(line);
     words.iter().map(|word| split(word)).take_while(|(name, value)| !(name == "--" && value.is_none())).collect()
 }
 
-/// White space parts words, except between double quotes.
+/// Splits at white space outside double quotes.
 fn words(line: &str) -> Vec<&str> {
     let mut quoted = false;
-    let parted = line.split(|character: char| {
+    let words = line.split(|character: char| {
         quoted ^= character == '"';
         character.is_ascii_whitespace() && !quoted
     });
-    parted.filter(|word| !word.is_empty()).collect()
+    words.filter(|word| !word.is_empty()).collect()
 }
 
-/// The first `=` parts the name from the value. Quotes around the whole word or the whole value are dropped, others stay.
+/// Splits at the first `=`. Drops quotes around the whole word or the whole value.
 fn split(word: &str) -> (String, Option<String>) {
-    let (word, whole) = match word.strip_prefix('"') {
+    let (word, quoted) = match word.strip_prefix('"') {
         Some(rest) => (rest, true),
         None => (word, false),
     };
-    let word = if whole { word.strip_suffix('"').unwrap_or(word) } else { word };
+    let word = if quoted { word.strip_suffix('"').unwrap_or(word) } else { word };
     let Some((name, value)) = word.split_once('=') else { return (word.to_owned(), None) };
     let value = match value.strip_prefix('"') {
         Some(rest) => rest.strip_suffix('"').unwrap_or(rest),
@@ -46,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_parted_as_the_kernel_parts_them() {
+    fn words_are_split_as_the_kernel_splits_them() {
         for (line, expected) in [
             ("", vec![]),
             (" \n", vec![]),

@@ -1,119 +1,120 @@
-//! Which disks to serve: what the config says of them becomes [`DiskChoice`]s. Pure.
+//! Selects the disks to serve: parses the keys `disk.serial` and `disks` into [`DiskChoice`]s.
 
 use std::fmt;
 
 use super::ConfigError;
-use super::settings::Check;
+use super::check::Check;
 use crate::proto;
 
 /// Longest serial of a virtio disk, in bytes (VIRTIO 1.2, section 5.2.6: `VIRTIO_BLK_T_GET_ID`).
-const SERIAL_MAX: usize = 20;
+const MAX_SERIAL: usize = 20;
 /// Longest label of a file system, in bytes (EROFS and ext4).
-const LABEL_MAX: usize = 16;
-/// Serial of the disk where nothing is said.
-const SERIAL: &str = "localregistry";
-/// Serials of the disks that are served besides, then.
-const FURTHER: &str = "localregistry-*";
+const MAX_LABEL: usize = 16;
+/// Serial of the first disk that the launcher attaches by default.
+pub(super) const SERIAL: &str = "localregistry";
+/// Serials of the further disks that the launcher attaches by default.
+const FURTHER_SERIALS: &str = "localregistry-*";
 
-/// A disk to serve, or any number of them.
+/// One disk to serve, or all disks whose name starts with a prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskChoice {
-    /// Which.
+    /// How the disk is selected.
     pub by: DiskBy,
-    /// Whether boot goes on without it.
+    /// Whether boot continues without it.
     pub optional: bool,
 }
 
-/// How a disk is told from others.
+/// How a disk is selected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskBy {
     /// By its virtio serial.
     Serial(Pattern),
     /// By the label of its file system.
     Label(Pattern),
-    /// By its device, a name in `/dev`.
+    /// By its device name in `/dev`.
     Device(String),
 }
 
-/// A name, or what names begin with.
+/// An exact name, or a prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
     text: String,
-    /// Whether more may follow.
-    open: bool,
+    /// Whether `text` is only a prefix.
+    prefix: bool,
 }
 
 impl Pattern {
-    /// The pattern in `text`: a `*` at its end stands for anything.
+    /// Parses `text`, in which a trailing `*` makes the rest a prefix.
     #[must_use]
-    pub fn of(text: &str) -> Self {
-        let open = text.strip_suffix('*');
-        Self { text: open.unwrap_or(text).to_owned(), open: open.is_some() }
+    pub fn parse(text: &str) -> Self {
+        let prefix = text.strip_suffix('*');
+        Self { text: prefix.unwrap_or(text).to_owned(), prefix: prefix.is_some() }
     }
 
-    /// Whether `name` is meant.
+    /// Whether `name` matches.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
-        if self.open { name.starts_with(&self.text) } else { name == self.text }
+        if self.prefix { name.starts_with(&self.text) } else { name == self.text }
     }
 }
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.text, if self.open { "*" } else { "" })
+        write!(f, "{}{}", self.text, if self.prefix { "*" } else { "" })
     }
 }
 
 impl DiskBy {
-    /// Whether any number of disks may be meant.
+    /// Whether several disks may match.
     #[must_use]
-    pub const fn is_open(&self) -> bool {
-        matches!(self, Self::Serial(Pattern { open: true, .. }) | Self::Label(Pattern { open: true, .. }))
+    pub const fn matches_many(&self) -> bool {
+        matches!(self, Self::Serial(Pattern { prefix: true, .. }) | Self::Label(Pattern { prefix: true, .. }))
     }
 }
 
-/// The disks that are chosen; where none are, the one with `serial`, and those that a launcher adds to it.
-pub(crate) fn disks(check: Check, serial: &str, given: &[proto::DiskChoice]) -> Result<Vec<DiskChoice>, ConfigError> {
-    let by_serial = |serial: &str, optional| DiskChoice { by: DiskBy::Serial(Pattern::of(serial)), optional };
-    match (serial, given) {
-        ("", []) => Ok(vec![by_serial(SERIAL, false), by_serial(FURTHER, true)]),
+/// The disks in `choices`. If there are none, the disk with `serial` (or the default one), and the further disks that a launcher
+/// attaches.
+pub(crate) fn disks(check: Check, serial: &str, choices: &[proto::DiskChoice]) -> Result<Vec<DiskChoice>, ConfigError> {
+    let by_serial = |serial: &str, optional| DiskChoice { by: DiskBy::Serial(Pattern::parse(serial)), optional };
+    match (serial, choices) {
+        ("", []) => Ok(vec![by_serial(SERIAL, false), by_serial(FURTHER_SERIALS, true)]),
         (serial, []) => {
-            check.that(is_name(serial, SERIAL_MAX), "disk.serial", serial)?;
-            let exact = Pattern { text: serial.to_owned(), open: false };
-            Ok(vec![DiskChoice { by: DiskBy::Serial(exact), optional: false }, by_serial(FURTHER, true)])
+            check.that(is_name(serial, MAX_SERIAL), "disk.serial", serial)?;
+            let exact = Pattern { text: serial.to_owned(), prefix: false };
+            Ok(vec![DiskChoice { by: DiskBy::Serial(exact), optional: false }, by_serial(FURTHER_SERIALS, true)])
         }
-        ("", given) => given.iter().enumerate().map(|(place, given)| disk(check, place, given)).collect(),
+        ("", choices) => choices.iter().enumerate().map(|(index, choice)| disk(check, index, choice)).collect(),
         _ => Err(ConfigError::DiskTwice { origin: check.origin }),
     }
 }
 
-fn disk(check: Check, place: usize, given: &proto::DiskChoice) -> Result<DiskChoice, ConfigError> {
-    let key = |field: &str| format!("disks.{place}.{field}");
-    let proto::DiskChoice { serial, label, path, optional } = given;
+fn disk(check: Check, index: usize, choice: &proto::DiskChoice) -> Result<DiskChoice, ConfigError> {
+    let key = |field: &str| format!("disks.{index}.{field}");
+    let proto::DiskChoice { serial, label, path, optional } = choice;
     let by = match (serial.as_str(), label.as_str(), path.as_str()) {
         (serial, "", "") => {
-            check.that(is_name(serial, SERIAL_MAX), &key("serial"), serial)?;
-            DiskBy::Serial(Pattern::of(serial))
+            check.that(is_name(serial, MAX_SERIAL), &key("serial"), serial)?;
+            DiskBy::Serial(Pattern::parse(serial))
         }
         ("", label, "") => {
-            check.that(is_name(label, LABEL_MAX), &key("label"), label).map(|()| DiskBy::Label(Pattern::of(label)))?
+            check.that(is_name(label, MAX_LABEL), &key("label"), label).map(|()| DiskBy::Label(Pattern::parse(label)))?
         }
         ("", "", path) => DiskBy::Device(check.some(device(path), &key("path"), path)?),
         (_, "", path) => return check.some(None, &key("path"), path),
         (_, label, _) => return check.some(None, &key("label"), label),
     };
-    Ok(DiskChoice { optional: *optional || by.is_open(), by })
+    Ok(DiskChoice { optional: *optional || by.matches_many(), by })
 }
 
-/// The name in `/dev` that `path` says.
+/// The device name of a path such as `/dev/vdb`.
 fn device(path: &str) -> Option<String> {
     let name = path.strip_prefix("/dev/")?;
-    let good = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-    good.then(|| name.to_owned())
+    let valid = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    valid.then(|| name.to_owned())
 }
 
-fn is_name(text: &str, longest: usize) -> bool {
-    (1..=longest).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+fn is_name(text: &str, max: usize) -> bool {
+    (1..=max).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]
@@ -127,23 +128,23 @@ mod tests {
     }
 
     fn serial(text: &str, optional: bool) -> DiskChoice {
-        DiskChoice { by: DiskBy::Serial(Pattern::of(text)), optional }
+        DiskChoice { by: DiskBy::Serial(Pattern::parse(text)), optional }
     }
 
     #[test]
-    fn disks_are_chosen_by_serial_label_or_path() {
+    fn disks_are_selected_by_serial_label_or_path() {
         let further = serial("localregistry-*", true);
         assert_eq!(parse("{}").unwrap(), [serial("localregistry", false), further.clone()]);
         assert_eq!(parse(r#"{"disk": {"serial": "images"}}"#).unwrap(), [serial("images", false), further]);
         let list = r#"{"disks": [{"serial": "a"}, {"label": "b", "optional": true}, {"path": "/dev/vdb1"}, {"label": "c*"}]}"#;
-        let label = |text| DiskChoice { by: DiskBy::Label(Pattern::of(text)), optional: true };
+        let label = |text| DiskChoice { by: DiskBy::Label(Pattern::parse(text)), optional: true };
         let path = DiskChoice { by: DiskBy::Device("vdb1".into()), optional: false };
         assert_eq!(parse(list).unwrap(), [serial("a", false), label("b"), path, label("c*")]);
-        assert!(Pattern::of("c*").matches("c1") && Pattern::of("c*").matches("c") && !Pattern::of("c").matches("c1"));
+        assert!(Pattern::parse("c*").matches("c1") && Pattern::parse("c*").matches("c") && !Pattern::parse("c").matches("c1"));
     }
 
     #[test]
-    fn what_names_no_disk_or_two_is_refused() {
+    fn a_choice_that_names_no_disk_or_two_is_rejected() {
         let expected = "expected one of a serial (1 to 20 printable ASCII characters), a label (1 to 16 of them) and a path such as \
                         /dev/vdb";
         for (disk, key, value) in [
@@ -162,7 +163,7 @@ mod tests {
         }
         assert_eq!(
             parse(r#"{"disks": [{"serial": "a"}], "disk": {"serial": "b"}}"#).unwrap_err(),
-            "fw_cfg opt/localregistry/config: disk.serial and disks both say which disk to serve; expected one of them"
+            "fw_cfg opt/localregistry/config: disk.serial and disks both select disks; set only one of them"
         );
         assert_eq!(
             parse(r#"{"disks": {"serial": "a"}}"#).unwrap_err(),

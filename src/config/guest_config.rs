@@ -1,5 +1,5 @@
-//! What the guest is told, put together on the host. A JSON file and single settings enter, one JSON object leaves whose every key
-//! and type is known to `proto/localregistry/v1/config.proto`. Whether a value makes sense is for the guest to say.
+//! Assembles the guest's config on the host from a JSON file and `KEY=VALUE` settings. It checks keys and types against
+//! `proto/localregistry/v1/config.proto`; the guest checks the values.
 
 use std::net::SocketAddrV4;
 use std::ops::RangeInclusive;
@@ -9,47 +9,47 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde_json::{Map, Value, json};
 
-use super::merge::lay;
+use super::disks::SERIAL;
+use super::layer::camel_case;
+use super::merge::merge;
+use super::settings::DEFAULT_PORT;
 use crate::proto::listener::Transport;
 use crate::proto::tls::Mode;
 use crate::proto::{Config, DiskChoice, Listener};
 
-/// Port of the registry inside the guest where nothing else is said.
-const PORT: u16 = 5000;
-/// Ports of health, metrics and the CA inside the guest where nothing is said: the first one that is not the registry's.
+/// Candidates for the port of health, metrics and the CA if the config sets none. The first free one is used.
 const METRICS_PORTS: RangeInclusive<u16> = 9090..=u16::MAX;
-/// Serial of the disk where nothing else is said.
-const SERIAL: &str = "localregistry";
 
-/// The config of a guest: proto3 JSON, checked against the contract. It keeps what is said apart from what is not, so that a
-/// `false` or a 0 still overrides the config on the disk.
+/// A guest's config as proto3 JSON. It records which keys are set, so that `false` and 0 override the config on the disk too.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct GuestConfig {
     json: Map<String, Value>,
 }
 
-/// Why a text is no config.
+/// Why a config or a setting is rejected.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// It is not JSON, or the contract does not know a key or a type in it.
-    #[error("it is not a config of the appliance (proto3 JSON of localregistry.v1.Config)")]
+pub enum GuestConfigError {
+    /// The text is not JSON, or it has an unknown key or a value of another type.
+    #[error("not a guest config; expected proto3 JSON of localregistry.v1.Config")]
     Json(#[source] serde_json::Error),
     /// A setting without a key.
-    #[error("expected KEY=VALUE, nested keys joined by dots: hostname=registry, tls.mode=OFF, names=a.example,10.1.0.82")]
+    #[error(
+        "expected KEY=VALUE with nested keys joined by dots, such as hostname=registry, tls.mode=OFF or names=a.example,10.1.0.82"
+    )]
     NoKey,
-    /// A setting whose key or value the contract does not know. One line, with its cause: it is shown where a flag is refused.
+    /// A setting with an unknown key or an invalid value. The message includes the cause, because clap prints one line.
     #[error("{key} cannot be set to {value:?}: {problem}")]
     Setting {
-        /// The key, nested keys joined by dots.
+        /// The key, with nested keys joined by dots.
         key: String,
         /// The value.
         value: String,
-        /// What is wrong.
+        /// Why it is rejected.
         problem: String,
     },
 }
 
-/// One key with its value, from `KEY=VALUE`.
+/// One key with its value, parsed from `KEY=VALUE`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Setting {
     path: Vec<String>,
@@ -57,7 +57,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// `value` for the key at `path`.
+    /// Sets the key at `path` to `value`.
     #[must_use]
     pub fn new(path: &[&str], value: impl Into<Value>) -> Self {
         Self { path: path.iter().map(|key| (*key).to_owned()).collect(), value: value.into() }
@@ -65,11 +65,11 @@ impl Setting {
 }
 
 impl FromStr for Setting {
-    type Err = ConfigError;
+    type Err = GuestConfigError;
 
-    /// The value is read as the type that its key has: a number, a truth value, a text, a list (parted by commas, or in JSON).
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or(ConfigError::NoKey)?;
+    /// Parses the value as the key's type: a number, a boolean, a string, or a list (separated by commas, or as JSON).
+    fn from_str(text: &str) -> Result<Self, GuestConfigError> {
+        let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or(GuestConfigError::NoKey)?;
         let path: Vec<String> = key.split('.').map(camel_case).collect();
         let mut problem = None;
         for value in readings(value) {
@@ -79,11 +79,11 @@ impl FromStr for Setting {
                 Err(error) => problem = problem.or(Some(error.to_string())),
             }
         }
-        Err(ConfigError::Setting { key: key.into(), value: value.into(), problem: problem.unwrap_or_default() })
+        Err(GuestConfigError::Setting { key: key.into(), value: value.into(), problem: problem.unwrap_or_default() })
     }
 }
 
-/// What `value` may mean, likeliest first.
+/// The possible JSON values of `value`, the most likely first.
 fn readings(value: &str) -> Vec<Value> {
     let text = Value::from(value);
     let list = value.split(',').filter(|item| !item.is_empty()).collect();
@@ -92,45 +92,45 @@ fn readings(value: &str) -> Vec<Value> {
 }
 
 impl GuestConfig {
-    /// The config in `text`, one JSON object.
+    /// Parses `text`, one JSON object.
     ///
     /// # Errors
-    /// It is not JSON, or has a key or a type that the contract does not know.
-    pub fn parse(text: &[u8]) -> Result<Self, ConfigError> {
-        // Read once for its faults, with their places, and once to keep what is said.
-        let _typed: Config = serde_json::from_slice(text).map_err(ConfigError::Json)?;
-        let json: Map<String, Value> = serde_json::from_slice(text).map_err(ConfigError::Json)?;
+    /// Fails if it is not JSON, or has an unknown key or a value of another type.
+    pub fn parse(text: &[u8]) -> Result<Self, GuestConfigError> {
+        // The typed parse reports errors with their position; the untyped one records which keys are set.
+        let _typed: Config = serde_json::from_slice(text).map_err(GuestConfigError::Json)?;
+        let json: Map<String, Value> = serde_json::from_slice(text).map_err(GuestConfigError::Json)?;
         let config = Self { json: canonical(json) };
-        config.typed().map_err(ConfigError::Json)?;
+        config.typed().map_err(GuestConfigError::Json)?;
         Ok(config)
     }
 
-    /// This config with `setting` in place of what it said there.
+    /// This config with `setting` applied.
     ///
     /// # Errors
-    /// The contract does not know the result.
+    /// Fails if the result does not match the schema.
     fn with(mut self, setting: &Setting) -> Result<Self, serde_json::Error> {
         let mut value = setting.value.clone();
         for key in setting.path.iter().rev() {
             value = json!({ key: value });
         }
         if let Value::Object(over) = value {
-            lay(&mut self.json, over);
+            merge(&mut self.json, over);
         }
         self.typed()?;
         Ok(self)
     }
 
-    /// Takes over `setting`, which wins over what was said before.
+    /// Applies `setting`, which overrides an earlier value.
     ///
     /// # Errors
-    /// The contract does not know the result: the setting goes into what is no object.
-    pub fn set(&mut self, setting: &Setting) -> Result<(), ConfigError> {
-        *self = std::mem::take(self).with(setting).map_err(ConfigError::Json)?;
+    /// Fails if the result does not match the schema, such as when the setting's parent is not an object.
+    pub fn set(&mut self, setting: &Setting) -> Result<(), GuestConfigError> {
+        *self = std::mem::take(self).with(setting).map_err(GuestConfigError::Json)?;
         Ok(())
     }
 
-    /// Whether it says that the registry serves plain HTTP.
+    /// Whether the registry serves plain HTTP.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         self.typed().ok().and_then(|config| config.tls).is_some_and(|tls| tls.mode() == Mode::Off)
@@ -146,26 +146,25 @@ impl GuestConfig {
         }
     }
 
-    /// The names that the certificate is to have besides the guest's own.
+    /// Names for the certificate besides the guest's own.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.typed().map(|config| config.names).unwrap_or_default()
     }
 
-    /// Whether it says anything of interfaces.
+    /// Whether the config sets `interfaces`.
     #[must_use]
     pub fn has_interfaces(&self) -> bool {
         self.json.contains_key("interfaces")
     }
 
-    /// Says which interfaces there are, in place of what it said of them.
+    /// Replaces `interfaces`.
     pub fn set_interfaces(&mut self, interfaces: Value) {
         self.json.insert("interfaces".into(), interfaces);
     }
 
-    /// Adds what the host knows: the names that it reaches the guest by where a port of it is forwarded, the port of the registry (said
-    /// even where it is the usual one, so that a config on the disk cannot move the registry away from it), and the time where none
-    /// is given.
+    /// Adds what the host knows: the names under which it reaches the guest through a forwarded port, the time if the config sets
+    /// none, and the registry's port. The port is set even if it is the default, so that a config on the disk cannot change it.
     pub fn complete(&mut self, publish: Option<SocketAddrV4>, now: Duration) {
         if let Some(publish) = publish {
             for name in ["127.0.0.1", "localhost"] {
@@ -183,36 +182,37 @@ impl GuestConfig {
     #[must_use]
     pub fn port(&self) -> u16 {
         let port = self.typed().map_or(0, |config| config.port);
-        u16::try_from(port).ok().filter(|&port| port != 0).unwrap_or(PORT)
+        u16::try_from(port).ok().filter(|&port| port != 0).unwrap_or(DEFAULT_PORT.get())
     }
 
-    /// Port of health, metrics and the CA inside the guest; where none is said, one is taken, and said.
-    pub fn take_metrics_port(&mut self) -> u16 {
-        let said = self.typed().ok().and_then(|config| u16::try_from(config.metrics_port).ok()).filter(|&port| port != 0);
-        let further = self.further_ports();
-        let taken = |port: &u16| *port == self.port() || further.iter().any(|(other, _)| other == port);
-        let port = said.unwrap_or_else(|| METRICS_PORTS.into_iter().find(|port| !taken(port)).unwrap_or_default());
+    /// Port of health, metrics and the CA inside the guest. If the config sets none, chooses a free one and sets it.
+    pub fn assign_metrics_port(&mut self) -> u16 {
+        let configured = self.typed().ok().and_then(|config| u16::try_from(config.metrics_port).ok()).filter(|&port| port != 0);
+        let listeners = self.listener_ports();
+        let taken = |port: &u16| *port == self.port() || listeners.iter().any(|(other, _)| other == port);
+        let port = configured.unwrap_or_else(|| METRICS_PORTS.into_iter().find(|port| !taken(port)).unwrap_or_default());
         self.json.insert("metricsPort".into(), port.into());
         port
     }
 
-    /// The serials that `count` disks are to have, so that the guest serves them; where there are several and none is said, boot is
-    /// told to wait for all.
-    pub fn take_disks(&mut self, count: usize) -> Vec<String> {
+    /// The serials to give to `count` disks so that the guest serves them. If the config selects no disks and `count` is more than
+    /// 1, makes boot wait for all of them.
+    pub fn assign_disk_serials(&mut self, count: usize) -> Vec<String> {
         let config = self.typed().unwrap_or_default();
         let exact =
             |choice: &DiskChoice| Some(choice.serial.clone()).filter(|serial| !serial.is_empty() && !serial.ends_with('*'));
-        // The first disk is the one that is chosen first, and so on.
-        let mut said: Vec<Option<String>> = config.disks.iter().map(exact).collect();
+        // The disks match the choices in order.
+        let mut configured: Vec<Option<String>> = config.disks.iter().map(exact).collect();
         if let Some(serial) = config.disk.map(|disk| disk.serial).filter(|serial| !serial.is_empty()) {
-            said.insert(0, Some(serial));
+            configured.insert(0, Some(serial));
         }
-        let own = [SERIAL.to_owned()].into_iter().chain((1..).map(|number| format!("{SERIAL}-{number}")));
-        // Numbered by their places, also where the first one has a name of its own.
-        let mut own = own.skip(usize::from(said.first().is_some_and(Option::is_some)));
-        let mut unsaid = || own.find(|serial| !said.iter().flatten().any(|said| said == serial)).unwrap_or_default();
+        let defaults = [SERIAL.to_owned()].into_iter().chain((1..).map(|number| format!("{SERIAL}-{number}")));
+        // The number in a default serial is the disk's index, even if the first disk has another serial.
+        let mut defaults = defaults.skip(usize::from(configured.first().is_some_and(Option::is_some)));
+        let mut next_default =
+            || defaults.find(|serial| !configured.iter().flatten().any(|other| other == serial)).unwrap_or_default();
         let serials: Vec<String> =
-            (0..count).map(|place| said.get(place).cloned().flatten().unwrap_or_else(&mut unsaid)).collect();
+            (0..count).map(|index| configured.get(index).cloned().flatten().unwrap_or_else(&mut next_default)).collect();
         if count > 1 && config.disks.is_empty() {
             let exact = serials.iter().map(|serial| json!({ "serial": serial }));
             self.json.insert("disks".into(), exact.chain([json!({ "serial": format!("{SERIAL}-*") })]).collect());
@@ -223,9 +223,9 @@ impl GuestConfig {
         serials
     }
 
-    /// Ports of the further listeners inside the guest, each once, and whether it speaks plain HTTP.
+    /// Ports of the further listeners inside the guest, without duplicates, and whether each speaks plain HTTP.
     #[must_use]
-    pub fn further_ports(&self) -> Vec<(u16, bool)> {
+    pub fn listener_ports(&self) -> Vec<(u16, bool)> {
         let config = self.typed().unwrap_or_default();
         let off = config.tls.unwrap_or_default().mode() == Mode::Off;
         let plain = |one: &Listener| match one.transport() {
@@ -233,9 +233,9 @@ impl GuestConfig {
             Transport::Plain => true,
             Transport::Tls => false,
         };
-        let all =
+        let ports =
             config.listeners.iter().filter_map(|one| Some((u16::try_from(one.port).ok().filter(|&port| port != 0)?, plain(one))));
-        all.fold(Vec::new(), |mut ports, one| {
+        ports.fold(Vec::new(), |mut ports, one| {
             if !ports.iter().any(|(port, _)| *port == one.0) {
                 ports.push(one);
             }
@@ -243,29 +243,30 @@ impl GuestConfig {
         })
     }
 
-    /// The JSON.
+    /// The config as JSON.
     #[must_use]
     pub fn to_json(&self) -> String {
         Value::Object(self.json.clone()).to_string()
     }
 
-    /// The config as its type, with ports that are: the host forwards to them.
+    /// Parses the config and checks the ports, to which the host forwards.
     fn typed(&self) -> Result<Config, serde_json::Error> {
         let config: Config = serde_json::from_value(Value::Object(self.json.clone()))?;
-        let further = config.listeners.iter().map(|one| ("listeners: port", one.port));
-        for (key, port) in [("port", config.port), ("metricsPort", config.metrics_port)].into_iter().chain(further) {
+        let listeners = config.listeners.iter().map(|one| ("listeners: port", one.port));
+        for (key, port) in [("port", config.port), ("metricsPort", config.metrics_port)].into_iter().chain(listeners) {
             if port > u32::from(u16::MAX) {
-                return Err(serde_json::Error::custom(format!("{key} {port}, expected 1 to 65535")));
+                return Err(serde_json::Error::custom(format!("{key} is {port}; expected 1 to 65535")));
             }
         }
         Ok(config)
     }
 }
 
-/// `json` with each key in the form that proto3 JSON writes (the contract takes two), and without nulls, which say nothing.
+/// Converts the keys of `json` to lowerCamelCase (proto3 JSON also accepts the proto's field names) and drops nulls, which set
+/// nothing.
 fn canonical(json: Map<String, Value>) -> Map<String, Value> {
-    let said = json.into_iter().filter(|(_, value)| !value.is_null());
-    said.map(|(key, value)| (camel_case(&key), canonical_value(value))).collect()
+    let set = json.into_iter().filter(|(_, value)| !value.is_null());
+    set.map(|(key, value)| (camel_case(&key), canonical_value(value))).collect()
 }
 
 fn canonical_value(value: Value) -> Value {
@@ -274,17 +275,6 @@ fn canonical_value(value: Value) -> Value {
         Value::Array(items) => items.into_iter().map(canonical_value).collect(),
         other => other,
     }
-}
-
-/// `wait_seconds` as `waitSeconds`.
-fn camel_case(name: &str) -> String {
-    let mut words = name.split('_');
-    let first = words.next().unwrap_or_default().to_owned();
-    words.fold(first, |mut name, word| {
-        let mut letters = word.chars();
-        name.extend(letters.next().map(|letter| letter.to_ascii_uppercase()));
-        name + letters.as_str()
-    })
 }
 
 #[cfg(test)]
@@ -308,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_is_read_as_its_key_s_type() {
+    fn a_setting_is_parsed_as_the_type_of_its_key() {
         for (setting, json) in [
             ("hostname=registry", json!({ "hostname": "registry" })),
             ("hostname=123", json!({ "hostname": "123" })),
@@ -335,13 +325,16 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_the_contract_does_not_know_is_refused() {
+    fn an_unknown_key_or_an_invalid_value_is_rejected() {
         for (setting, message) in [
             (
                 "port",
-                "expected KEY=VALUE, nested keys joined by dots: hostname=registry, tls.mode=OFF, names=a.example,10.1.0.82",
+                "expected KEY=VALUE with nested keys joined by dots, such as hostname=registry, tls.mode=OFF or names=a.example,10.1.0.82",
             ),
-            ("=1", "expected KEY=VALUE, nested keys joined by dots: hostname=registry, tls.mode=OFF, names=a.example,10.1.0.82"),
+            (
+                "=1",
+                "expected KEY=VALUE with nested keys joined by dots, such as hostname=registry, tls.mode=OFF or names=a.example,10.1.0.82",
+            ),
             (
                 "hostnam=x",
                 "hostnam cannot be set to \"x\": unknown field `hostnam`, expected one of `hostname`, `names`, `port`, `tls`, \
@@ -354,8 +347,8 @@ mod tests {
                 "tls.mode cannot be set to \"off\": unknown variant `off`, expected one of `MODE_UNSPECIFIED`, `GENERATE`, \
                  `PROVIDED`, `OFF`, `SIGN`",
             ),
-            ("metricsPort=70000", "metricsPort cannot be set to \"70000\": metricsPort 70000, expected 1 to 65535"),
-            ("port=70000", "port cannot be set to \"70000\": port 70000, expected 1 to 65535"),
+            ("metricsPort=70000", "metricsPort cannot be set to \"70000\": metricsPort is 70000; expected 1 to 65535"),
+            ("port=70000", "port cannot be set to \"70000\": port is 70000; expected 1 to 65535"),
             ("limits.stallSeconds=long", "limits.stallSeconds cannot be set to \"long\": invalid digit found in string"),
             ("trace=maybe", "trace cannot be set to \"maybe\": invalid type: string \"maybe\", expected a boolean"),
         ] {
@@ -364,24 +357,24 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_checked_and_kept_as_it_is_said() {
+    fn a_file_is_checked_and_records_which_keys_are_set() {
         let config = parsed(r#"{"trace": false, "clock": {"epoch_seconds": 0}, "port": 5001, "tls": null}"#);
         assert_eq!(config.to_json(), r#"{"clock":{"epochSeconds":0},"port":5001,"trace":false}"#);
         let error = GuestConfig::parse(b"{\n\"prot\": 1}").unwrap_err();
-        assert_eq!(error.to_string(), "it is not a config of the appliance (proto3 JSON of localregistry.v1.Config)");
+        assert_eq!(error.to_string(), "not a guest config; expected proto3 JSON of localregistry.v1.Config");
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(cause.starts_with("unknown field `prot`, expected one of"), "{cause}");
         assert!(cause.ends_with("at line 2 column 6"), "{cause}");
         for text in ["", "[]", "7", "{\"port\":1,\"port\":2}", "{\"port\":-1}", "{\"port\":65536}", "\u{0}"] {
-            assert!(matches!(GuestConfig::parse(text.as_bytes()), Err(ConfigError::Json(_))), "{text}");
+            assert!(matches!(GuestConfig::parse(text.as_bytes()), Err(GuestConfigError::Json(_))), "{text}");
         }
     }
 
     #[test]
-    fn each_disk_has_a_serial_that_the_guest_looks_for() {
+    fn each_disk_gets_a_serial_that_the_guest_selects() {
         let take = |said: &str, count: usize| {
             let mut config = parsed(said);
-            let serials = config.take_disks(count).join(" ");
+            let serials = config.assign_disk_serials(count).join(" ");
             (serials, config.to_json())
         };
         let both = |serials: &str, json: &str| (serials.to_owned(), json.to_owned());
@@ -405,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_for_metrics_is_taken_where_none_is_said() {
+    fn a_metrics_port_is_assigned_if_none_is_configured() {
         for (said, taken) in [
             ("{}", 9090),
             (r#"{"port": 9090}"#, 9091),
@@ -414,25 +407,25 @@ mod tests {
             (r#"{"port": 9090, "listeners": [{"port": 9091}]}"#, 9092),
         ] {
             let mut config = parsed(said);
-            assert_eq!(config.take_metrics_port(), taken, "{said}");
+            assert_eq!(config.assign_metrics_port(), taken, "{said}");
             assert!(config.to_json().contains(&format!("\"metricsPort\":{taken}")), "{}", config.to_json());
         }
     }
 
     #[test]
-    fn further_ports_are_known_with_what_they_speak() {
+    fn listener_ports_are_listed_with_their_protocol() {
         let config = parsed(
             r#"{"listeners": [{"port": 80, "transport": "PLAIN"}, {"port": 443}, {"address": "10.1.0.82", "port": 443}, {}]}"#,
         );
-        assert_eq!(config.further_ports(), [(80, true), (443, false)]);
+        assert_eq!(config.listener_ports(), [(80, true), (443, false)]);
         let off = parsed(r#"{"tls": {"mode": "OFF"}, "listeners": [{"port": 81}]}"#);
-        assert_eq!(off.further_ports(), [(81, true)]);
+        assert_eq!(off.listener_ports(), [(81, true)]);
         let error = GuestConfig::parse(br#"{"listeners": [{"port": 65536}]}"#).unwrap_err();
-        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "listeners: port 65536, expected 1 to 65535");
+        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "listeners: port is 65536; expected 1 to 65535");
     }
 
     #[test]
-    fn the_host_adds_its_names_its_port_and_its_time() {
+    fn the_host_adds_its_names_the_port_and_the_time() {
         let mut config = parsed(r#"{"names": ["localhost", "registry.example"]}"#);
         config.complete(Some(SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), 443)), Duration::from_millis(1_793_491_200_250));
         let json = r#"{"clock":{"epochSeconds":1793491200.25},"names":["localhost","registry.example","127.0.0.1","127.0.0.2"],"port":5000}"#;

@@ -1,23 +1,22 @@
-//! The kernel's own option `ip=` (Documentation/admin-guide/nfs/nfsroot.rst), which the kernels here leave to the init. What enters
-//! are the options of the command line; what leaves are the config's keys that it means. What it says of servers is checked, and of
-//! no use here.
+//! Translates the kernel option `ip=` (Documentation/admin-guide/nfs/nfsroot.rst) into config keys. The kernels that boot the guest
+//! leave this option to init. Server addresses are checked and ignored.
 
-use std::net::Ipv4Addr;
+use std::net::{AddrParseError, Ipv4Addr};
 
 use serde_json::{Map, Value, json};
 
 use crate::address::is_dns_name;
 
-/// The option.
+/// Name of the option.
 pub const KEY: &str = "ip";
-/// What it takes.
+/// Its accepted values, in words.
 pub const EXPECTED: &str = "dhcp, off, or CLIENT:SERVER:GATEWAY:MASK:HOSTNAME:DEVICE:AUTOCONF with IPv4 addresses, a device ethN, and \
                             AUTOCONF dhcp or off";
 
-/// The keys that the last `ip=` in `options` means, if there is one.
+/// The config keys for the last `ip=` in `options`; empty if there is none.
 ///
 /// # Errors
-/// Its value, where it is not what the kernel describes, or asks for what the guest does not have (BOOTP, RARP).
+/// Returns the value if its syntax is invalid or it asks for BOOTP or RARP, which the guest lacks.
 pub fn layer(options: &[(String, Option<String>)]) -> Result<Map<String, Value>, String> {
     match options.iter().rfind(|(name, _)| name == KEY) {
         None => Ok(Map::new()),
@@ -28,7 +27,7 @@ pub fn layer(options: &[(String, Option<String>)]) -> Result<Map<String, Value>,
     }
 }
 
-/// What the method of configuration is called.
+/// The field AUTOCONF.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Method {
     Dhcp,
@@ -47,14 +46,13 @@ fn method(text: &str) -> Option<Method> {
 
 fn parse(value: &str) -> Option<Map<String, Value>> {
     let fields: Vec<_> = if method(value).is_some() { vec!["", "", "", "", "", "", value] } else { value.split(':').collect() };
-    let field = |place: usize| fields.get(place).copied().unwrap_or_default();
+    let field = |index: usize| fields.get(index).copied().unwrap_or_default();
     if value.is_empty() || fields.len() > 10 {
         return None;
     }
     // Server, name servers, time server.
-    let others = [1, 7, 8, 9].into_iter().map(|place| address(field(place)));
-    let _checked: Vec<_> = others.collect::<Option<_>>()?;
-    let (client, gateway, mask) = (address(field(0))?, address(field(2))?, address(field(3))?);
+    [1, 7, 8, 9].into_iter().try_for_each(|index| address(field(index)).map(drop)).ok()?;
+    let (client, gateway, mask) = (address(field(0)).ok()?, address(field(2)).ok()?, address(field(3)).ok()?);
     let mut interface = Map::new();
     match (client, method(field(6))?) {
         (Some(client), Method::Off | Method::Either) => {
@@ -80,12 +78,12 @@ fn parse(value: &str) -> Option<Map<String, Value>> {
     Some(layer)
 }
 
-/// The address in a field: none where it is empty, nothing at all where it is no address.
-fn address(field: &str) -> Option<Option<Ipv4Addr>> {
-    if field.is_empty() { Some(None) } else { field.parse().ok().map(Some) }
+/// Parses a field. An empty one is `Ok(None)`.
+fn address(field: &str) -> Result<Option<Ipv4Addr>, AddrParseError> {
+    if field.is_empty() { Ok(None) } else { field.parse().map(Some) }
 }
 
-/// Length of the prefix that `mask` means; without one the class of `client` says it, as in the kernel (`net/ipv4/ipconfig.c`).
+/// Prefix length of `mask`. Without a mask it follows from the class of `client`, as in the kernel (`net/ipv4/ipconfig.c`).
 fn prefix(client: Ipv4Addr, mask: Option<Ipv4Addr>) -> Option<u32> {
     match mask {
         Some(mask) => {
@@ -107,12 +105,12 @@ mod tests {
 
     use super::*;
 
-    fn given(value: &str) -> String {
+    fn keys_of(value: &str) -> String {
         Value::Object(parse(value).unwrap_or_else(|| panic!("{value}"))).to_string()
     }
 
     #[test]
-    fn the_kernel_s_forms_are_read() {
+    fn every_form_that_the_kernel_documents_is_read() {
         for (value, keys) in [
             ("dhcp", r#"{"interfaces":[{"autoconf":"DHCP"}]}"#),
             ("on", r#"{"interfaces":[{"autoconf":"DHCP"}]}"#),
@@ -126,12 +124,12 @@ mod tests {
             ("192.168.7.9", r#"{"interfaces":[{"addresses":["192.168.7.9/24"]}]}"#),
             ("172.16.0.9:10.0.0.1:::::none:10.0.0.2:10.0.0.3:10.0.0.4", r#"{"interfaces":[{"addresses":["172.16.0.9/16"]}]}"#),
         ] {
-            assert_eq!(given(value), keys, "{value}");
+            assert_eq!(keys_of(value), keys, "{value}");
         }
     }
 
     #[test]
-    fn others_are_refused_with_key_and_source() {
+    fn other_values_are_rejected_with_key_and_source() {
         for value in [
             "",
             "bootp",
@@ -155,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_keys_lie_over_it() {
+    fn localregistry_options_override_it() {
         let line = "ip=bootp ip=10.1.0.82:::255.0.0.0:reg localregistry.interfaces.0.mtu=1400 localregistry.hostname=other";
         let settings = Layer::from_command_line(line).unwrap().settings(Origin::CommandLine).unwrap();
         assert_eq!(settings.hostname, "other");

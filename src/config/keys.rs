@@ -1,162 +1,154 @@
-//! Every key of the config in one table: what kind of value it takes, and the words for that. It never holds values.
+//! The keys of the config. The build script derives their paths and types from `Config` in `proto/localregistry/v1/config.proto`; this
+//! file adds what error messages say about their values.
+
+use std::borrow::Cow;
 
 use serde_json::Value;
 
-use crate::proto::{auth, interface, listener, tls};
 use crate::registry::limits::overrides;
 
-/// What kind of value a key takes.
+include!(concat!(env!("OUT_DIR"), "/config_keys.rs"));
+
+/// The type of a key's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A string.
     Text,
     /// A list of strings.
     Texts,
-    /// A whole number that fits 32 bits.
+    /// An unsigned 32-bit integer.
     Number,
-    /// A number.
+    /// A floating-point number.
     Real,
     /// true or false.
     Bool,
-    /// The name of a [`tls::Mode`].
-    TlsMode,
-    /// The name of an [`auth::Mode`].
-    AuthMode,
-    /// The name of an [`auth::ClientCertificate`].
-    ClientCertificate,
-    /// The name of an [`interface::Autoconf`].
-    Autoconf,
-    /// The name of a [`listener::Transport`].
-    Transport,
+    /// One of these names. The first is the proto's "unspecified".
+    Choice(&'static [&'static str]),
+    /// An object that holds other keys.
+    Object,
+    /// A list of such objects.
+    Objects,
 }
 
 /// One key.
 #[derive(Debug)]
 pub struct Key {
-    /// Its name, nested keys joined by dots, `*` for a place in a list.
+    /// Its path: nested keys joined by dots, with `*` for an index into a list.
     pub path: &'static str,
-    /// What it takes.
+    /// The type of its value.
     pub kind: Kind,
-    /// The same in words.
-    pub expected: &'static str,
 }
 
-/// The keys of `Config` in `proto/localregistry/v1/config.proto`.
-#[rustfmt::skip]
-pub const KEYS: [Key; 39] = [
-    Key { path: "hostname",                    kind: Kind::Text,              expected: "a DNS name of at most 64 characters" },
-    Key { path: "names",                       kind: Kind::Texts,             expected: "a list of DNS names, wildcards such as *.example.test, and IP addresses" },
-    Key { path: "port",                        kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
-    Key { path: "tls.mode",                    kind: Kind::TlsMode,           expected: "GENERATE, SIGN, PROVIDED or OFF" },
-    Key { path: "interfaces.*.mac",            kind: Kind::Text,              expected: "a MAC address such as 52:54:00:12:34:56" },
-    Key { path: "interfaces.*.addresses",      kind: Kind::Texts,             expected: "a list of addresses with their prefix, such as 10.1.0.82/16" },
-    Key { path: "interfaces.*.gateway",        kind: Kind::Text,              expected: "the IP address of a gateway, beside addresses of its family" },
-    Key { path: "interfaces.*.mtu",            kind: Kind::Number,            expected: "a packet size in bytes from 1280 to 65535" },
-    Key { path: "interfaces.*.timeoutSeconds", kind: Kind::Number,            expected: "seconds, at most 3600" },
-    Key { path: "interfaces.*.gateways",       kind: Kind::Texts,             expected: "IP addresses of gateways, one for each family that has addresses" },
-    Key { path: "interfaces.*.vlan",           kind: Kind::Number,            expected: "the number of a VLAN from 1 to 4094" },
-    Key { path: "interfaces.*.autoconf",       kind: Kind::Autoconf,          expected: "DHCP, SLAAC, DHCP_SLAAC or LINK_LOCAL" },
-    Key { path: "interfaces.*.place",          kind: Kind::Number,            expected: "a place among the interfaces, from 0 to 255" },
-    Key { path: "disk.serial",                 kind: Kind::Text,              expected: "the serial of a virtio disk: 1 to 20 printable ASCII characters" },
-    Key { path: "disk.waitSeconds",            kind: Kind::Number,            expected: "seconds, at most 3600" },
-    Key { path: "disks.*.serial",              kind: Kind::Text,              expected: DISK },
-    Key { path: "disks.*.label",               kind: Kind::Text,              expected: DISK },
-    Key { path: "disks.*.path",                kind: Kind::Text,              expected: DISK },
-    Key { path: "disks.*.optional",            kind: Kind::Bool,              expected: "true or false" },
-    Key { path: "clock.epochSeconds",          kind: Kind::Real,              expected: "seconds since 1970, at most 253402300799 (the year 9999)" },
-    Key { path: "auth.mode",                   kind: Kind::AuthMode,          expected: "ANONYMOUS, BASIC, TOKEN or ANONYMOUS_TOKEN" },
-    Key { path: "auth.tokenSeconds",           kind: Kind::Number,            expected: "seconds, at most 86400" },
-    Key { path: "auth.clientCertificate",      kind: Kind::ClientCertificate, expected: "IGNORED, OPTIONAL or REQUIRED" },
-    Key { path: "metricsPort",                 kind: Kind::Number,            expected: "a TCP port from 1 to 65535, and not the registry's" },
-    Key { path: "listeners.*.address",         kind: Kind::Text,              expected: "an IP address of the appliance" },
-    Key { path: "listeners.*.port",            kind: Kind::Number,            expected: "a TCP port from 1 to 65535" },
-    Key { path: "listeners.*.transport",       kind: Kind::Transport,         expected: "PLAIN, or with a tls.mode other than OFF also TLS" },
-    Key { path: "limits.firstByteSeconds",     kind: Kind::Number,            expected: overrides::SECONDS },
-    Key { path: "limits.handshakeSeconds",     kind: Kind::Number,            expected: overrides::SECONDS },
-    Key { path: "limits.requestHeadSeconds",   kind: Kind::Number,            expected: overrides::SECONDS },
-    Key { path: "limits.stallSeconds",         kind: Kind::Number,            expected: overrides::SECONDS },
-    Key { path: "limits.pingSeconds",          kind: Kind::Number,            expected: overrides::SECONDS },
-    Key { path: "limits.idleSeconds",          kind: Kind::Number,            expected: overrides::SECONDS },
-    Key { path: "limits.minimumRate",          kind: Kind::Number,            expected: overrides::RATE },
-    Key { path: "limits.connections",          kind: Kind::Number,            expected: overrides::CONNECTIONS },
-    Key { path: "limits.streams",              kind: Kind::Number,            expected: overrides::STREAMS },
-    Key { path: "heartbeatSeconds",            kind: Kind::Number,            expected: "seconds, at most 3600; 0 for none" },
-    Key { path: "trace",                       kind: Kind::Bool,              expected: "true or false" },
-    Key { path: "verify",                      kind: Kind::Bool,              expected: "true or false" },
-];
-
-/// The places that hold other keys and no value of their own.
-pub const OBJECTS: [(&str, &str); 8] = [
-    ("tls", "an object such as {\"mode\": \"OFF\"}"),
-    ("disk", "an object such as {\"serial\": \"localregistry\"}"),
-    ("clock", "an object such as {\"epochSeconds\": 1800000000}"),
-    ("auth", "an object such as {\"mode\": \"BASIC\"}"),
-    ("limits", "an object such as {\"stallSeconds\": 60}"),
-    ("disks.*", "an object such as {\"serial\": \"localregistry-1\"}"),
-    ("interfaces.*", "an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),
-    ("listeners.*", "an object such as {\"port\": 80, \"transport\": \"PLAIN\"}"),
-];
-
-/// What says which disk is meant.
+const SECONDS: &str = "seconds, at most 3600";
+const TCP_PORT: &str = "a TCP port from 1 to 65535";
 const DISK: &str = "one of a serial (1 to 20 printable ASCII characters), a label (1 to 16 of them) and a path such as /dev/vdb";
 
-/// The places that hold a list of objects.
-pub const LISTS: [(&str, &str); 3] = [
-    ("interfaces", "a list of interfaces, numbered from 0 without a gap"),
-    ("listeners", "a list of listeners, numbered from 0 without a gap"),
-    ("disks", "a list of disks, numbered from 0 without a gap"),
+/// The accepted values of each key whose type does not say enough, in words. Limits have theirs in [`overrides`].
+#[rustfmt::skip]
+const EXPECTED: &[(&str, &str)] = &[
+    ("hostname",                    "a DNS name of at most 64 characters"),
+    ("names",                       "a list of DNS names, wildcards such as *.example.test, and IP addresses"),
+    ("port",                        TCP_PORT),
+    ("tls",                         "an object such as {\"mode\": \"OFF\"}"),
+    ("interfaces",                  "a list of interfaces, numbered from 0 without a gap"),
+    ("interfaces.*",                "an object such as {\"addresses\": [\"10.1.0.82/16\"]}"),
+    ("interfaces.*.mac",            "a MAC address such as 52:54:00:12:34:56"),
+    ("interfaces.*.addresses",      "a list of addresses with their prefix, such as 10.1.0.82/16"),
+    ("interfaces.*.gateway",        "the IP address of a gateway, and an address of the same family in `addresses`"),
+    ("interfaces.*.mtu",            "a packet size in bytes from 1280 to 65535"),
+    ("interfaces.*.timeoutSeconds", SECONDS),
+    ("interfaces.*.gateways",       "IP addresses of gateways, one for each family that has addresses"),
+    ("interfaces.*.vlan",           "the number of a VLAN from 1 to 4094"),
+    ("interfaces.*.place",          "a position among the interfaces, from 0 to 255"),
+    ("disk",                        "an object such as {\"serial\": \"localregistry\"}"),
+    ("disk.serial",                 "the serial of a virtio disk: 1 to 20 printable ASCII characters"),
+    ("disk.waitSeconds",            SECONDS),
+    ("clock",                       "an object such as {\"epochSeconds\": 1800000000}"),
+    ("clock.epochSeconds",          "seconds since 1970, at most 253402300799 (the year 9999)"),
+    ("auth",                        "an object such as {\"mode\": \"BASIC\"}"),
+    ("auth.tokenSeconds",           "seconds, at most 86400"),
+    ("metricsPort",                 "a TCP port from 1 to 65535 other than the registry's"),
+    ("limits",                      "an object such as {\"stallSeconds\": 60}"),
+    ("heartbeatSeconds",            "seconds, at most 3600; 0 for no heartbeat"),
+    ("listeners",                   "a list of listeners, numbered from 0 without a gap"),
+    ("listeners.*",                 "an object such as {\"port\": 80, \"transport\": \"PLAIN\"}"),
+    ("listeners.*.address",         "an IP address of the appliance"),
+    ("listeners.*.port",            TCP_PORT),
+    ("listeners.*.transport",       "PLAIN, or TLS if tls.mode is not OFF"),
+    ("disks",                       "a list of disks, numbered from 0 without a gap"),
+    ("disks.*",                     "an object such as {\"serial\": \"localregistry-1\"}"),
+    ("disks.*.serial",              DISK),
+    ("disks.*.label",               DISK),
+    ("disks.*.path",                DISK),
 ];
 
-/// The key named `path`, in which a number stands for a place in a list.
+/// The key at `path`, in which a number stands for an index into a list.
 #[must_use]
 pub fn find(path: &str) -> Option<&'static Key> {
-    let general = generalised(path);
+    let is_index = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let general = path.split('.').map(|part| if is_index(part) { "*" } else { part }).collect::<Vec<_>>().join(".");
     KEYS.iter().find(|key| key.path == general)
 }
 
-/// What the object named `path` must be, where there is such an object.
-#[must_use]
-pub fn object(path: &str) -> Option<&'static str> {
-    let general = generalised(path);
-    OBJECTS.iter().find(|(object, _)| *object == general).map(|(_, expected)| *expected)
-}
-
-/// What the list of objects named `path` must be, where there is such a list.
-#[must_use]
-pub fn list_of_objects(path: &str) -> Option<&'static str> {
-    LISTS.iter().find(|(list, _)| *list == path).map(|(_, expected)| *expected)
-}
-
-/// The names of all keys, as a person writes them.
+/// The paths of all keys that hold a value, with `N` for an index into a list.
 #[must_use]
 pub fn list() -> String {
-    KEYS.iter().map(|key| key.path.replace('*', "N")).collect::<Vec<_>>().join(", ")
+    KEYS.iter().filter(|key| key.has_value()).map(|key| key.path.replace('*', "N")).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether `value` is of `kind`. Numbers may be strings, as proto3 JSON has it.
-#[must_use]
-pub fn accepts(kind: Kind, value: &Value) -> bool {
-    match kind {
-        Kind::Text => value.is_string(),
-        Kind::Texts => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
-        Kind::Number => match value {
-            Value::String(text) => text.parse::<u32>().is_ok(),
-            other => other.as_u64().is_some_and(|number| u32::try_from(number).is_ok()),
-        },
-        Kind::Real => match value {
-            Value::String(text) => text.parse::<f64>().is_ok_and(f64::is_finite),
-            other => other.is_number(),
-        },
-        Kind::Bool => value.is_boolean(),
-        Kind::TlsMode => value.as_str().and_then(tls::Mode::from_str_name).is_some(),
-        Kind::AuthMode => value.as_str().and_then(auth::Mode::from_str_name).is_some(),
-        Kind::Autoconf => value.as_str().and_then(interface::Autoconf::from_str_name).is_some(),
-        Kind::Transport => value.as_str().and_then(listener::Transport::from_str_name).is_some(),
-        Kind::ClientCertificate => value.as_str().and_then(auth::ClientCertificate::from_str_name).is_some(),
+impl Key {
+    /// Whether the key holds a value of its own, not other keys.
+    #[must_use]
+    pub const fn has_value(&self) -> bool {
+        !matches!(self.kind, Kind::Object | Kind::Objects)
+    }
+
+    /// The accepted values, in words.
+    #[must_use]
+    pub fn expected(&self) -> Cow<'static, str> {
+        let limit = self.path.strip_prefix("limits.");
+        let limit = limit.and_then(|name| overrides::CHOICES.iter().find(|choice| choice.key == name));
+        let words = limit.map(|limit| limit.expected).or_else(|| {
+            let row = EXPECTED.iter().find(|(path, _)| *path == self.path);
+            row.map(|(_, words)| *words)
+        });
+        match (words, self.kind) {
+            (Some(words), _) => words.into(),
+            (None, Kind::Choice([_, names @ .., last])) => format!("{} or {last}", names.join(", ")).into(),
+            (None, Kind::Bool) => "true or false".into(),
+            (None, _) => "".into(),
+        }
+    }
+
+    /// Whether `value` has the key's type. proto3 JSON also takes numbers as strings.
+    #[must_use]
+    pub fn accepts(&self, value: &Value) -> bool {
+        match (self.kind, value) {
+            (Kind::Text, value) => value.is_string(),
+            (Kind::Texts, value) => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
+            (Kind::Number, Value::String(text)) => text.parse::<u32>().is_ok(),
+            (Kind::Number, value) => value.as_u64().is_some_and(|number| u32::try_from(number).is_ok()),
+            (Kind::Real, Value::String(text)) => text.parse::<f64>().is_ok_and(f64::is_finite),
+            (Kind::Real, value) => value.is_number(),
+            (Kind::Bool, value) => value.is_boolean(),
+            (Kind::Choice(names), value) => value.as_str().is_some_and(|name| names.contains(&name)),
+            (Kind::Object, value) => value.is_object(),
+            (Kind::Objects, value) => value.is_array(),
+        }
     }
 }
 
-fn generalised(path: &str) -> String {
-    let is_place = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    path.split('.').map(|part| if is_place(part) { "*" } else { part }).collect::<Vec<_>>().join(".")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_words_for_its_values_and_every_row_a_key() {
+        for key in KEYS {
+            assert_ne!(key.expected(), "", "{} needs a row in EXPECTED, or in the table of limits", key.path);
+        }
+        for (path, _) in EXPECTED {
+            assert!(KEYS.iter().any(|key| key.path == *path), "{path} is no key of the config");
+        }
+    }
 }

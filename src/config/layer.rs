@@ -1,32 +1,31 @@
-//! One source of the config, checked by itself, and how sources are laid over each other. What enters is a source's text; what
-//! leaves is a [`Layer`] whose keys and values are all good, or the error that names the first that is not.
+//! Parses one source of the config into a [`Layer`] with known keys and valid values, and merges layers.
 
 use serde_json::{Map, Value};
 
-use super::merge::lay;
+use super::merge::merge;
 use crate::proto::Config;
 
-use super::keys::{self, Kind};
+use super::keys::{self, Key, Kind};
 use super::settings::Settings;
-use super::{ConfigError, LARGEST, Origin, cmdline, kernel_ip};
+use super::{ConfigError, MAX_BYTES, Origin, cmdline, kernel_ip};
 
-/// Longest value shown in an error, in characters.
-const SHOWN: usize = 80;
+/// Longest value shown in an error message, in characters.
+const MAX_SHOWN: usize = 80;
 
-/// Prefix of our options on the kernel command line.
+/// Prefix of the options that belong to this config.
 const PREFIX: &str = "localregistry.";
 
-/// Keys and values of one source, or of several laid over each other: proto3 JSON in lowerCamelCase.
+/// Keys and values of one source, or of several merged ones, as proto3 JSON with lowerCamelCase names.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Layer(Map<String, Value>);
 
 impl Layer {
-    /// The config in `text`, which must be one JSON object.
+    /// Parses `text`, one JSON object.
     ///
     /// # Errors
-    /// When it is too long, no JSON object, or has a key or value that no config has.
+    /// Fails if it is longer than [`MAX_BYTES`], is not a JSON object, or has an unknown key or an invalid value.
     pub fn from_json(origin: Origin, text: &[u8]) -> Result<Self, ConfigError> {
-        if text.len() as u64 > LARGEST {
+        if text.len() as u64 > MAX_BYTES {
             return Err(ConfigError::TooLarge { origin });
         }
         let syntax = |error: serde_json::Error| ConfigError::Syntax { origin, problem: error.to_string() };
@@ -35,17 +34,17 @@ impl Layer {
             return Err(ConfigError::Syntax { origin, problem: format!("it is {}", shown(&value)) });
         };
         let layer = Self(object(origin, "", &map)?);
-        // The text once more, since a key that is there twice has gone from the map.
+        // Parse the text again: duplicate keys are no longer visible in the map.
         let config: Config = serde_json::from_slice(text).map_err(syntax)?;
         Settings::parse(&config, origin)?;
         Ok(layer)
     }
 
-    /// The config in the options of `line` that start with `localregistry.`, laid over what `ip=` says; of a key that is there twice the last counts, as
-    /// with the kernel's own options.
+    /// Parses the options of `line` that start with `localregistry.` and merges them over the keys of `ip=`. Of duplicate options
+    /// the last wins, as with the kernel's own.
     ///
     /// # Errors
-    /// When one has a key or value that no config has.
+    /// Fails if an option has an unknown key or an invalid value.
     pub fn from_command_line(line: &str) -> Result<Self, ConfigError> {
         let origin = Origin::CommandLine;
         let options = cmdline::options(line);
@@ -53,16 +52,21 @@ impl Layer {
             origin,
             key: kernel_ip::KEY.to_owned(),
             value: shown(&value.into()),
-            expected: kernel_ip::EXPECTED,
+            expected: kernel_ip::EXPECTED.into(),
         })?;
         for (name, value) in options {
             let Some(name) = name.strip_prefix(PREFIX) else { continue };
             let path = name.split('.').map(camel_case).collect::<Vec<_>>().join(".");
-            let key = keys::find(&path).ok_or_else(|| ConfigError::UnknownKey { origin, key: name.to_owned() })?;
-            let bad =
-                |value: &Value| ConfigError::BadValue { origin, key: path.clone(), value: shown(value), expected: key.expected };
-            let value = value.ok_or_else(|| bad(&Value::Null)).map(|text| from_text(key.kind, text))?;
-            if !keys::accepts(key.kind, &value) {
+            let key = keys::find(&path).filter(|key| key.has_value());
+            let key = key.ok_or_else(|| ConfigError::UnknownKey { origin, key: name.to_owned() })?;
+            let bad = |value: &Value| ConfigError::BadValue {
+                origin,
+                key: path.clone(),
+                value: shown(value),
+                expected: key.expected(),
+            };
+            let value = from_text(key, value.ok_or_else(|| bad(&Value::Null))?);
+            if !key.accepts(&value) {
                 return Err(bad(&value));
             }
             insert(&mut map, &path, value)?;
@@ -72,17 +76,17 @@ impl Layer {
         Ok(layer)
     }
 
-    /// This layer with `over` laid over it: `over`'s values win, key by key; a list replaces a list.
+    /// Merges `over` into this layer. Values in `over` win key by key, and a list replaces a list.
     #[must_use]
-    pub fn under(mut self, over: Self) -> Self {
-        lay(&mut self.0, over.0);
+    pub fn overridden_by(mut self, over: Self) -> Self {
+        merge(&mut self.0, over.0);
         self
     }
 
-    /// This layer, which must not say which disk to take: it stands on that disk.
+    /// Checks that this layer, read from a disk, does not select disks.
     ///
     /// # Errors
-    /// When it does.
+    /// Fails if it does.
     pub fn without_disk(self) -> Result<Self, ConfigError> {
         let key =
             self.0.get("disk").and_then(Value::as_object).and_then(|disk| disk.keys().next()).map(|key| format!("disk.{key}"));
@@ -92,10 +96,10 @@ impl Layer {
         }
     }
 
-    /// What the layer says, with the defaults for all else.
+    /// The settings of this layer, with defaults for all other keys.
     ///
     /// # Errors
-    /// When a value is none that its key takes.
+    /// Fails if a value is invalid.
     pub fn settings(&self, origin: Origin) -> Result<Settings, ConfigError> {
         let config: Config = serde_json::from_value(Value::Object(self.0.clone()))
             .map_err(|error| ConfigError::Syntax { origin, problem: error.to_string() })?;
@@ -103,8 +107,8 @@ impl Layer {
     }
 }
 
-/// `map` with its keys in lowerCamelCase (proto3 JSON takes the names of the `.proto` too), all known and each with a value of
-/// its kind.
+/// Converts the keys of `map` to lowerCamelCase (proto3 JSON also accepts the proto's field names) and checks that each is known
+/// and has a value of its type.
 fn object(origin: Origin, prefix: &str, map: &Map<String, Value>) -> Result<Map<String, Value>, ConfigError> {
     let entries = map.iter().map(|(name, value)| {
         let name = camel_case(name);
@@ -115,22 +119,22 @@ fn object(origin: Origin, prefix: &str, map: &Map<String, Value>) -> Result<Map<
 }
 
 fn checked(origin: Origin, path: &str, value: &Value) -> Result<Value, ConfigError> {
-    let bad = |expected| ConfigError::BadValue { origin, key: path.to_owned(), value: shown(value), expected };
-    if let Some(expected) = keys::object(path) {
-        let map = value.as_object().ok_or_else(|| bad(expected))?;
-        return object(origin, path, map).map(Value::Object);
-    }
-    if let Some(expected) = keys::list_of_objects(path) {
-        let items = value.as_array().ok_or_else(|| bad(expected))?.iter().enumerate();
-        return items.map(|(place, item)| checked(origin, &format!("{path}.{place}"), item)).collect();
-    }
     let key = keys::find(path).ok_or_else(|| ConfigError::UnknownKey { origin, key: path.to_owned() })?;
-    if keys::accepts(key.kind, value) { Ok(value.clone()) } else { Err(bad(key.expected)) }
+    if !key.accepts(value) {
+        return Err(ConfigError::BadValue { origin, key: path.to_owned(), value: shown(value), expected: key.expected() });
+    }
+    match (key.kind, value) {
+        (Kind::Object, Value::Object(map)) => object(origin, path, map).map(Value::Object),
+        (Kind::Objects, Value::Array(items)) => {
+            items.iter().enumerate().map(|(index, item)| checked(origin, &format!("{path}.{index}"), item)).collect()
+        }
+        (_, value) => Ok(value.clone()),
+    }
 }
 
-/// The value that `text` on the command line means for a key of `kind`.
-fn from_text(kind: Kind, text: String) -> Value {
-    match (kind, text.as_str()) {
+/// Parses `text` from the command line as the type of `key`.
+fn from_text(key: &Key, text: String) -> Value {
+    match (key.kind, text.as_str()) {
         (Kind::Texts, "") => Value::Array(Vec::new()),
         (Kind::Texts, list) => list.split(',').map(Value::from).collect(),
         (Kind::Bool, "true" | "1") => Value::Bool(true),
@@ -139,11 +143,11 @@ fn from_text(kind: Kind, text: String) -> Value {
     }
 }
 
-/// Puts `value` at `path`, making what lies between; a number in `path` is a place in a list, at most one past its end.
+/// Inserts `value` at `path` and creates missing parents. A number in `path` is an index into a list, at most one past its end.
 fn insert(map: &mut Map<String, Value>, path: &str, value: Value) -> Result<(), ConfigError> {
     let parts: Vec<_> = path.split('.').collect();
     let (object, field) = match parts.as_slice() {
-        [list, place, field] => (item(map, list, place), field),
+        [list, index, field] => (item(map, list, index), field),
         [outer, field] => (map.entry(*outer).or_insert_with(|| Value::Object(Map::new())).as_object_mut(), field),
         _ => (Some(map), &path),
     };
@@ -151,24 +155,24 @@ fn insert(map: &mut Map<String, Value>, path: &str, value: Value) -> Result<(), 
         origin: Origin::CommandLine,
         key: path.to_owned(),
         value: shown(&value),
-        expected: keys::list_of_objects(parts.first().copied().unwrap_or_default()).unwrap_or_default(),
+        expected: parts.first().and_then(|list| keys::find(list)).map(Key::expected).unwrap_or_default(),
     })?;
     object.insert((*field).to_owned(), value);
     Ok(())
 }
 
-/// The object at `place` of the list named `list`, made where it is the next one; nothing where that would leave a gap.
-fn item<'a>(map: &'a mut Map<String, Value>, list: &str, place: &str) -> Option<&'a mut Map<String, Value>> {
+/// The object at `index` of the list named `list`. An index one past the end appends an object; a larger one gives `None`.
+fn item<'a>(map: &'a mut Map<String, Value>, list: &str, index: &str) -> Option<&'a mut Map<String, Value>> {
     let items = map.entry(list).or_insert_with(|| Value::Array(Vec::new())).as_array_mut()?;
-    let place: usize = place.parse().ok()?;
-    if place == items.len() {
+    let index: usize = index.parse().ok()?;
+    if index == items.len() {
         items.push(Value::Object(Map::new()));
     }
-    items.get_mut(place)?.as_object_mut()
+    items.get_mut(index)?.as_object_mut()
 }
 
-/// `wait_seconds` as `waitSeconds`.
-fn camel_case(name: &str) -> String {
+/// Converts a name such as `wait_seconds` to `waitSeconds`.
+pub(super) fn camel_case(name: &str) -> String {
     let mut parts = name.split('_');
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |mut name, part| {
@@ -179,11 +183,11 @@ fn camel_case(name: &str) -> String {
     })
 }
 
-/// `value` for an error: as JSON, cut where it is long; nothing at all is "not given".
+/// `value` as JSON for an error message, cut to [`MAX_MAX_SHOWN`] characters; "not given" for null.
 fn shown(value: &Value) -> String {
     if value.is_null() {
         return "not given".to_owned();
     }
     let text = value.to_string();
-    if text.chars().count() <= SHOWN { text } else { text.chars().take(SHOWN).chain("…".chars()).collect() }
+    if text.chars().count() <= MAX_SHOWN { text } else { text.chars().take(MAX_SHOWN).chain("…".chars()).collect() }
 }

@@ -1,12 +1,12 @@
-//! How one source of the config is laid over another, on the host as in the guest.
+//! Merges two JSON configs.
 
 use serde_json::{Map, Value};
 
-/// `over` laid over `under`: objects are merged, everything else is replaced.
-pub(crate) fn lay(under: &mut Map<String, Value>, over: Map<String, Value>) {
+/// Merges `over` into `under`: objects merge key by key, any other value in `over` replaces the one in `under`.
+pub(crate) fn merge(under: &mut Map<String, Value>, over: Map<String, Value>) {
     for (key, value) in over {
         match (under.get_mut(&key), value) {
-            (Some(Value::Object(under)), Value::Object(over)) => lay(under, over),
+            (Some(Value::Object(under)), Value::Object(over)) => merge(under, over),
             (_, value) => {
                 under.insert(key, value);
             }

@@ -1,12 +1,12 @@
-//! The appliance's config. What enters are up to three texts: `localregistry/config.json` on the disk, fw_cfg
-//! `opt/localregistry/config`, the kernel command line; what leaves is one [`Settings`]. Later sources win over earlier ones, key
-//! by key; a list replaces a list. It never guesses: an unknown key or a bad value in any source is an error that names the key,
-//! the value, the source and what is expected, also where a later source would have won.
+//! The guest's config. It merges up to three sources into one [`Settings`]: `localregistry/config.json` on the disk, fw_cfg
+//! `opt/localregistry/config`, and the kernel command line. Later sources win key by key, and a list replaces a list. Each source
+//! is validated by itself: an unknown key or an invalid value is an error even if a later source would override it.
 //!
 //! ```text
 //! defaults ◀ disk ◀ fw_cfg ◀ kernel command line ─▶ Settings
 //! ```
 
+pub(crate) mod check;
 pub mod cmdline;
 pub mod disks;
 pub mod guest_config;
@@ -16,6 +16,7 @@ pub mod layer;
 pub(crate) mod merge;
 pub mod settings;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -24,10 +25,10 @@ use std::path::Path;
 pub use layer::Layer;
 pub use settings::Settings;
 
-/// Longest text of a source, in bytes.
-pub const LARGEST: u64 = 1 << 20;
+/// Longest text of one source, in bytes.
+pub const MAX_BYTES: u64 = 1 << 20;
 
-/// Where fw_cfg's files of this appliance are.
+/// Directory of the guest's fw_cfg files.
 pub const FW_CFG: &str = "/sys/firmware/qemu_fw_cfg/by_name/opt/localregistry";
 
 /// Where a value came from.
@@ -39,7 +40,7 @@ pub enum Origin {
     FwCfg,
     /// The kernel command line.
     CommandLine,
-    /// All of them, each being right by itself.
+    /// All sources, merged. Each is valid by itself.
     Together,
 }
 
@@ -54,71 +55,71 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A config that cannot be used.
+/// An unusable config.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file of a source could not be read.
-    #[error("{origin}: read {path}")]
+    /// The file of a source cannot be read.
+    #[error("{origin}: cannot read {path}")]
     Read {
         /// The source.
         origin: Origin,
-        /// The file.
+        /// Its path.
         path: String,
         /// Why.
         source: io::Error,
     },
-    /// The text is longer than [`LARGEST`].
-    #[error("{origin}: more than {LARGEST} bytes; expected a config of a few lines")]
+    /// The text is longer than [`MAX_BYTES`].
+    #[error("{origin} is longer than {MAX_BYTES} bytes")]
     TooLarge {
         /// The source.
         origin: Origin,
     },
-    /// The text is not what the source must hold.
+    /// The text is not one JSON object.
     #[error("{origin}: {problem}; expected one JSON object")]
     Syntax {
         /// The source.
         origin: Origin,
-        /// What the parser says.
+        /// The parser's message.
         problem: String,
     },
-    /// A key that no config has.
+    /// A key that is not in the config's schema.
     #[error("{origin}: unknown key {key}; expected one of {}", keys::list())]
     UnknownKey {
         /// The source.
         origin: Origin,
-        /// The key, nested keys joined by dots.
+        /// The key, with nested keys joined by dots.
         key: String,
     },
-    /// A value that its key does not take.
+    /// A value that its key does not accept.
     #[error("{origin}: {key} is {value}; expected {expected}")]
     BadValue {
         /// The source.
         origin: Origin,
-        /// The key, nested keys joined by dots.
+        /// The key, with nested keys joined by dots.
         key: String,
-        /// The value, as JSON, cut where it is long.
+        /// The value as JSON, cut if it is long.
         value: String,
-        /// What the key takes.
-        expected: &'static str,
+        /// The accepted values.
+        expected: Cow<'static, str>,
     },
-    /// Two disks have a file, and not the same.
-    #[error("{origin}: {one} and {other} have different ones; expected the same on each, or one alone")]
+    /// Two disks have different config files.
+    #[error("{origin}: {one} and {other} have different configs; put the same one on each disk, or one on a single disk")]
     Disagree {
         /// The source.
         origin: Origin,
-        /// The one disk.
+        /// The first disk.
         one: String,
-        /// The other.
+        /// The second disk.
         other: String,
     },
-    /// Two keys say which disk to take.
-    #[error("{origin}: disk.serial and disks both say which disk to serve; expected one of them")]
+    /// Both `disk.serial` and `disks` select disks.
+    #[error("{origin}: disk.serial and disks both select disks; set only one of them")]
     DiskTwice {
         /// The source.
         origin: Origin,
     },
-    /// The disk's file says which disk to take.
-    #[error("{origin}: {key} chooses the disk that this file is on; expected it in fw_cfg or on the kernel command line")]
+    /// The config file on a disk selects disks.
+    #[error("{origin}: {key} selects the disk that this file is on; set it in fw_cfg or on the kernel command line")]
     DiskOnDisk {
         /// The source.
         origin: Origin,
@@ -127,51 +128,51 @@ pub enum ConfigError {
     },
 }
 
-/// What was given from outside the disk: fw_cfg, with the kernel command line over it.
+/// Reads what the launcher provides: fw_cfg, with the kernel command line merged over it.
 ///
 /// # Errors
-/// When either cannot be read or is refused.
-pub fn outside() -> Result<Layer, ConfigError> {
+/// Fails if either cannot be read or is invalid.
+pub fn from_launcher() -> Result<Layer, ConfigError> {
     let fw_cfg = match read(Origin::FwCfg, &Path::new(FW_CFG).join("config/raw"))? {
         Some(text) => Layer::from_json(Origin::FwCfg, &text)?,
         None => Layer::default(),
     };
     let line = read(Origin::CommandLine, Path::new("/proc/cmdline"))?.unwrap_or_default();
-    Ok(fw_cfg.under(Layer::from_command_line(&String::from_utf8_lossy(&line))?))
+    Ok(fw_cfg.overridden_by(Layer::from_command_line(&String::from_utf8_lossy(&line))?))
 }
 
-/// What the disk mounted at `root` says, for everything but which disk that is.
+/// Reads the config file on the disk mounted at `root`. A disk without one gives an empty layer.
 ///
 /// # Errors
-/// When its file cannot be read or is refused.
-pub fn on_disk(root: &Path) -> Result<Layer, ConfigError> {
+/// Fails if the file cannot be read, is invalid, or selects disks.
+pub fn from_disk(root: &Path) -> Result<Layer, ConfigError> {
     match read(Origin::Disk, &root.join("localregistry/config.json"))? {
         Some(text) => Layer::from_json(Origin::Disk, &text)?.without_disk(),
         None => Ok(Layer::default()),
     }
 }
 
-/// What several disks say, each given as its name and its root.
+/// Reads the config files on several disks, each given by its name and its root.
 ///
 /// # Errors
-/// As of [`on_disk`]; where two of them say different things.
-pub fn on_disks<'a>(disks: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Result<Layer, ConfigError> {
-    let mut said: Option<(&str, Layer)> = None;
+/// Fails if [`from_disk`] fails for a disk, or if two disks have different configs.
+pub fn from_disks<'a>(disks: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Result<Layer, ConfigError> {
+    let mut first: Option<(&str, Layer)> = None;
     for (name, root) in disks {
-        let layer = on_disk(root)?;
-        match &said {
+        let layer = from_disk(root)?;
+        match &first {
             _ if layer == Layer::default() => {}
-            None => said = Some((name, layer)),
+            None => first = Some((name, layer)),
             Some((_, known)) if *known == layer => {}
             Some((one, _)) => {
                 return Err(ConfigError::Disagree { origin: Origin::Disk, one: (*one).to_owned(), other: name.to_owned() });
             }
         }
     }
-    Ok(said.map(|(_, layer)| layer).unwrap_or_default())
+    Ok(first.map(|(_, layer)| layer).unwrap_or_default())
 }
 
-/// The text of `path`, or nothing where there is no such file.
+/// Reads `path`. Returns `None` if it does not exist.
 fn read(origin: Origin, path: &Path) -> Result<Option<Vec<u8>>, ConfigError> {
     let failed = |source| ConfigError::Read { origin, path: path.display().to_string(), source };
     let file = match File::open(path) {
@@ -180,8 +181,8 @@ fn read(origin: Origin, path: &Path) -> Result<Option<Vec<u8>>, ConfigError> {
         Err(error) => return Err(failed(error)),
     };
     let mut text = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut text).map_err(failed)?;
-    if text.len() as u64 > LARGEST { Err(ConfigError::TooLarge { origin }) } else { Ok(Some(text)) }
+    file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_BYTES { Err(ConfigError::TooLarge { origin }) } else { Ok(Some(text)) }
 }
 
 #[cfg(test)]

@@ -1,5 +1,4 @@
-//! The config as types: what enters is a decoded [`Config`], what leaves is a [`Settings`] in which every value is good and every
-//! default filled in. It never reads anything.
+//! The config as checked values. [`Settings::parse`] validates a decoded [`Config`] and fills in every default.
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -14,163 +13,161 @@ use crate::proto::{self, Config, tls::Mode};
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::limits::{Limits, TOKEN_LIFETIME};
 
-use super::disks::disks;
-use super::{ConfigError, Origin, keys};
+use super::check::Check;
+use super::disks::{DiskChoice, disks};
+use super::{ConfigError, Origin};
 
-pub use super::disks::{DiskBy, DiskChoice, Pattern};
+const DEFAULT_HOSTNAME: &str = "localregistry";
+pub(super) const DEFAULT_PORT: NonZeroU16 = NonZeroU16::MIN.saturating_add(4999);
+/// Longest host name that Linux accepts, in bytes.
+const MAX_HOSTNAME: usize = 64;
+/// VLAN IDs (IEEE 802.1Q, section 9.6: 0 means no VLAN, 4095 is reserved).
+const VLAN_IDS: std::ops::RangeInclusive<u16> = 1..=4094;
+/// A launcher notices a hung guest within half a minute, and one night adds at most 500 KB to the event log.
+const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
+/// Longest lifetime of a token, in seconds: one day.
+const MAX_TOKEN_SECONDS: u32 = 86_400;
+/// Latest time: the end of the year 9999, in seconds since 1970.
+const MAX_CLOCK: f64 = 253_402_300_799.0;
 
-/// Longest host name that Linux takes, in bytes.
-const HOSTNAME_MAX: usize = 64;
-/// Numbers of VLANs (IEEE 802.1Q, section 9.6: 0 is none, 4095 is reserved).
-const VLANS: std::ops::RangeInclusive<u16> = 1..=4094;
-/// Longest wait that a config may ask for, in seconds.
-const WAIT_MAX: u32 = 3600;
-/// Time between two heartbeats: a launcher knows of a hung guest within half a minute, and a night's log has no more than 500 KB of
-/// them.
-const HEARTBEAT: Duration = Duration::from_secs(10);
-/// Longest life of a token, in seconds: a day.
-const TOKEN_SECONDS_MAX: u32 = 86_400;
-/// Latest clock: the end of the year 9999, in seconds since 1970.
-const CLOCK_MAX: f64 = 253_402_300_799.0;
-
-/// Everything the appliance is told, parsed.
+/// The complete config of the guest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// Host name, also a name in the certificate.
+    /// Host name, which is also a name in the certificate.
     pub hostname: String,
-    /// Further names and addresses for the certificate.
+    /// Further DNS names and IP addresses in the certificate.
     pub names: Vec<String>,
     /// TCP port of the registry.
     pub port: NonZeroU16,
-    /// Further places that the registry is served at.
+    /// Further addresses and ports on which the registry is served.
     pub listeners: Vec<Listener>,
     /// Where the certificate comes from.
     pub tls: TlsMode,
-    /// Who may pull.
+    /// How clients authenticate.
     pub auth: AuthMode,
-    /// Whether TLS clients are asked for certificates.
+    /// Whether TLS clients must show certificates. `None` requests none.
     pub client_certificate: Option<Presence>,
-    /// TCP port of health, metrics and the CA, where they have one of their own.
+    /// TCP port of health, metrics and the CA. `None` serves them on the registry's port.
     pub metrics_port: Option<NonZeroU16>,
-    /// How much a client may take.
+    /// What one client may use.
     pub limits: Limits,
-    /// Interfaces to bring up; never empty.
+    /// Network interfaces to bring up. Never empty.
     pub interfaces: Vec<Interface>,
-    /// The disks to serve; never empty.
+    /// Disks to serve. Never empty.
     pub disks: Vec<DiskChoice>,
-    /// How long to wait for them.
+    /// How long boot waits for the disks.
     pub disk_wait: Duration,
-    /// Whether all that is sent is held against its digest.
+    /// Whether each response is verified against its digest.
     pub verify: bool,
-    /// The host's time, where it was given.
+    /// The host's time, if the launcher provided it.
     pub clock: Option<SystemTime>,
-    /// Time between two heartbeats, where there are any.
+    /// Time between two heartbeats. `None` sends none.
     pub heartbeat: Option<Duration>,
-    /// Whether each step is printed.
+    /// Whether the console shows each boot step.
     pub trace: bool,
 }
 
 /// Where the registry's certificate comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsMode {
-    /// A CA and a leaf made at boot.
+    /// Boot generates a CA and a leaf certificate.
     Generate,
-    /// Chain and key through fw_cfg.
+    /// The launcher provides the chain and the key through fw_cfg.
     Provided,
     /// Plain HTTP.
     Off,
-    /// A leaf made at boot, signed by a CA through fw_cfg.
+    /// Boot generates a leaf certificate, signed by a CA that the launcher provides through fw_cfg.
     Sign,
 }
 
-/// How clients say who they are.
+/// How clients authenticate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthMode {
-    /// They need not.
+    /// Without credentials.
     Anonymous,
-    /// By a user's name and password.
+    /// With a user name and a password.
     Basic,
-    /// By a token.
+    /// With a token.
     Token {
-        /// Whether a token is given without credentials, too.
+        /// Whether clients without credentials get tokens too.
         anonymous: bool,
-        /// How long it is good for.
+        /// How long a token is valid.
         lifetime: Duration,
     },
 }
 
-/// A further place that the registry is served at.
+/// A further address and port on which the registry is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listener {
-    /// The one address that it is on; none for every one.
+    /// The address to listen on. `None` is every address.
     pub address: Option<IpAddr>,
     /// TCP port.
     pub port: NonZeroU16,
-    /// Whether it speaks plain HTTP.
+    /// Whether it speaks plain HTTP instead of HTTPS.
     pub plain: bool,
 }
 
-/// One interface to bring up.
+/// One network interface to bring up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// Which one.
-    pub select: Select,
-    /// The VLAN on it that is meant.
+    /// Which interface.
+    pub selector: Selector,
+    /// VLAN ID, if the addresses belong to a VLAN on the interface.
     pub vlan: Option<u16>,
     /// Static addresses.
     pub addresses: Vec<Cidr>,
-    /// Default gateways, one for each family at most.
+    /// Default gateways, at most one for each address family.
     pub gateways: Vec<IpAddr>,
-    /// Whether DHCPv4 gives it an address.
+    /// Whether the interface gets an IPv4 address by DHCP.
     pub dhcp: bool,
-    /// Which IPv6 addresses it gives itself.
-    pub ipv6: Ipv6,
-    /// Largest packet, where it is not left to the link or DHCP.
+    /// Which autoconfigured IPv6 address boot waits for.
+    pub ipv6_wait: Ipv6Wait,
+    /// MTU in bytes. `None` leaves it to the link or the DHCP server.
     pub mtu: Option<u32>,
-    /// How long to wait for its link and for its addresses.
+    /// How long boot waits for the link and the addresses.
     pub timeout: Duration,
 }
 
-/// Which of the addresses that IPv6 gives by itself are waited for.
+/// Which autoconfigured IPv6 address boot waits for. The kernel configures the others whenever routers advertise them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ipv6 {
-    /// None; those that come are taken.
-    Taken,
-    /// One of a network that a router advertises.
+pub enum Ipv6Wait {
+    /// None.
+    Nothing,
+    /// An address with a prefix that a router advertises.
     Advertised,
-    /// The link-local one.
+    /// The link-local address.
     LinkLocal,
 }
 
-/// Which interface is meant.
+/// How an interface is selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Select {
-    /// The one with this address.
+pub enum Selector {
+    /// By its MAC address.
     Mac(Mac),
-    /// The one at this place among those the kernel found, from 0.
+    /// By its position among the interfaces that the kernel found, counted from 0.
     Place(usize),
 }
 
 impl Settings {
-    /// Parses `config`, which came from `origin`.
+    /// Validates `config`, which comes from `origin`.
     ///
     /// # Errors
-    /// [`ConfigError::BadValue`] for the first value that its key does not take.
+    /// Fails with [`ConfigError::BadValue`] for the first invalid value.
     pub fn parse(config: &Config, origin: Origin) -> Result<Self, ConfigError> {
         let check = Check { origin };
-        let interfaces = config.interfaces.iter().enumerate().map(|(place, given)| interface(check, place, given));
+        let interfaces = config.interfaces.iter().enumerate().map(|(place, message)| interface(check, place, message));
         let interfaces = interfaces.collect::<Result<Vec<_>, _>>()?;
         let mode = config.tls.unwrap_or_default().mode();
-        let listeners = config.listeners.iter().enumerate().map(|(place, given)| listener(check, place, given, mode));
+        let listeners = config.listeners.iter().enumerate().map(|(place, message)| listener(check, place, message, mode));
         let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
         let disk = config.disk.clone().unwrap_or_default();
         let auth = config.auth.unwrap_or_default();
         let epoch = config.clock.unwrap_or_default().epoch_seconds;
         Ok(Self {
             hostname: match config.hostname.as_str() {
-                "" => "localregistry".to_owned(),
+                "" => DEFAULT_HOSTNAME.to_owned(),
                 name => {
-                    check.that(name.len() <= HOSTNAME_MAX && is_dns_name(name), "hostname", name).map(|()| name.to_owned())?
+                    check.that(name.len() <= MAX_HOSTNAME && is_dns_name(name), "hostname", name).map(|()| name.to_owned())?
                 }
             },
             names: config
@@ -179,8 +176,8 @@ impl Settings {
                 .try_for_each(|name| check.that(is_san(name), "names", name))
                 .map(|()| config.names.clone())?,
             port: match config.port {
-                0 => NonZeroU16::MIN.saturating_add(4999),
-                port => check.some(u16::try_from(port).ok().and_then(NonZeroU16::new), "port", port)?,
+                0 => DEFAULT_PORT,
+                port => check.port(port, "port")?,
             },
             listeners,
             tls: match mode {
@@ -197,26 +194,27 @@ impl Settings {
             },
             metrics_port: match config.metrics_port {
                 0 => None,
-                port => Some(check.some(u16::try_from(port).ok().and_then(NonZeroU16::new), "metricsPort", port)?),
+                port => Some(check.port(port, "metricsPort")?),
             },
             limits: limits(check, config.limits.unwrap_or_default())?,
             interfaces: if interfaces.is_empty() { vec![Interface::default()] } else { interfaces },
             disks: disks(check, &disk.serial, &config.disks)?,
             disk_wait: check.wait(disk.wait_seconds, 5, "disk.waitSeconds")?,
-            clock: check.some(clock(epoch), "clock.epochSeconds", epoch)?,
+            clock: match epoch {
+                0.0 => None,
+                epoch => Some(check.some(clock(epoch), "clock.epochSeconds", epoch)?),
+            },
             heartbeat: heartbeat(check, config.heartbeat_seconds)?,
             trace: config.trace,
             verify: config.verify,
         })
     }
-}
 
-impl Settings {
-    /// These settings, of all sources together, where their values go with each other.
+    /// Checks what only the merged config can show: that no two services share a port.
     ///
     /// # Errors
-    /// [`ConfigError::BadValue`] where two things are to have one port.
-    pub fn consistent(self) -> Result<Self, ConfigError> {
+    /// Fails with [`ConfigError::BadValue`] if they do.
+    pub fn check_together(self) -> Result<Self, ConfigError> {
         let check = Check { origin: Origin::Together };
         let port = self.metrics_port.map_or(0, NonZeroU16::get);
         check.some((port != self.port.get()).then_some(()), "metricsPort", port)?;
@@ -225,15 +223,15 @@ impl Settings {
 }
 
 impl Default for Interface {
-    /// The first interface, by DHCP.
+    /// The first interface, configured by DHCP.
     fn default() -> Self {
         Self {
-            select: Select::Place(0),
+            selector: Selector::Place(0),
             vlan: None,
             addresses: Vec::new(),
             gateways: Vec::new(),
             dhcp: true,
-            ipv6: Ipv6::Taken,
+            ipv6_wait: Ipv6Wait::Nothing,
             mtu: None,
             timeout: Duration::from_secs(30),
         }
@@ -244,7 +242,7 @@ fn auth_mode(check: Check, auth: proto::Auth) -> Result<AuthMode, ConfigError> {
     let lifetime = match auth.token_seconds {
         0 => TOKEN_LIFETIME,
         seconds => check.some(
-            (seconds <= TOKEN_SECONDS_MAX).then(|| Duration::from_secs(seconds.into())),
+            (seconds <= MAX_TOKEN_SECONDS).then(|| Duration::from_secs(seconds.into())),
             "auth.tokenSeconds",
             seconds,
         )?,
@@ -259,121 +257,83 @@ fn auth_mode(check: Check, auth: proto::Auth) -> Result<AuthMode, ConfigError> {
 
 fn heartbeat(check: Check, seconds: Option<u32>) -> Result<Option<Duration>, ConfigError> {
     match seconds {
-        None => Ok(Some(HEARTBEAT)),
+        None => Ok(Some(DEFAULT_HEARTBEAT)),
         Some(0) => Ok(None),
         Some(seconds) => check.wait(seconds, 0, "heartbeatSeconds").map(Some),
     }
 }
 
-fn limits(check: Check, given: proto::Limits) -> Result<Limits, ConfigError> {
-    let given = [
-        ("firstByteSeconds", given.first_byte_seconds),
-        ("handshakeSeconds", given.handshake_seconds),
-        ("requestHeadSeconds", given.request_head_seconds),
-        ("stallSeconds", given.stall_seconds),
-        ("pingSeconds", given.ping_seconds),
-        ("idleSeconds", given.idle_seconds),
-        ("minimumRate", given.minimum_rate),
-        ("connections", given.connections),
-        ("streams", given.streams),
-    ];
-    let said = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
-    said.into_iter()
-        .try_fold(Limits::default(), |limits, (key, value)| check.some(limits.with(key, value), &format!("limits.{key}"), value))
+fn limits(check: Check, limits: proto::Limits) -> Result<Limits, ConfigError> {
+    // As JSON, which names the limits that are set, so that a new limit needs no code here.
+    let json = serde_json::to_value(limits).unwrap_or_default();
+    json.as_object().into_iter().flatten().try_fold(Limits::default(), |limits, (key, value)| {
+        let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+        check.some(number.and_then(|number| limits.with(key, number)), &format!("limits.{key}"), value.clone())
+    })
 }
 
-fn listener(check: Check, place: usize, given: &proto::Listener, mode: Mode) -> Result<Listener, ConfigError> {
+fn listener(check: Check, place: usize, message: &proto::Listener, mode: Mode) -> Result<Listener, ConfigError> {
     let key = |field: &str| format!("listeners.{place}.{field}");
-    let address = Some(given.address.as_str()).filter(|text| !text.is_empty());
-    let plain = match given.transport() {
+    let address = Some(message.address.as_str()).filter(|text| !text.is_empty());
+    let plain = match message.transport() {
         Transport::Unspecified => Some(mode == Mode::Off),
         Transport::Plain => Some(true),
         Transport::Tls => (mode != Mode::Off).then_some(false),
     };
     Ok(Listener {
         address: address.map(|text| check.some(text.parse().ok(), &key("address"), text)).transpose()?,
-        port: check.some(u16::try_from(given.port).ok().and_then(NonZeroU16::new), &key("port"), given.port)?,
-        plain: check.some(plain, &key("transport"), given.transport().as_str_name())?,
+        port: check.port(message.port, &key("port"))?,
+        plain: check.some(plain, &key("transport"), message.transport().as_str_name())?,
     })
 }
 
-fn interface(check: Check, place: usize, given: &proto::Interface) -> Result<Interface, ConfigError> {
+fn interface(check: Check, place: usize, message: &proto::Interface) -> Result<Interface, ConfigError> {
     let key = |field: &str| format!("interfaces.{place}.{field}");
-    let addresses = given.addresses.iter().map(|text| check.some(text.parse().ok(), &key("addresses"), text.as_str()));
+    let addresses = message.addresses.iter().map(|text| check.some(text.parse().ok(), &key("addresses"), text.as_str()));
     let addresses = addresses.collect::<Result<Vec<Cidr>, _>>()?;
     let mut gateways: Vec<IpAddr> = Vec::new();
-    let first = [("gateway", &given.gateway)].into_iter().filter(|(_, text)| !text.is_empty());
-    for (field, text) in first.chain(given.gateways.iter().map(|text| ("gateways", text))) {
+    let first = [("gateway", &message.gateway)].into_iter().filter(|(_, text)| !text.is_empty());
+    for (field, text) in first.chain(message.gateways.iter().map(|text| ("gateways", text))) {
         let fits = |gateway: &IpAddr| {
             addresses.iter().any(|own| own.address.is_ipv4() == gateway.is_ipv4())
                 && !gateways.iter().any(|other| other.is_ipv4() == gateway.is_ipv4())
         };
         gateways.push(check.some(text.parse().ok().filter(fits), &key(field), text.as_str())?);
     }
-    let autoconf = given.autoconf();
+    let autoconf = message.autoconf();
     Ok(Interface {
-        select: match (given.mac.as_str(), given.place) {
-            ("", None) => Select::Place(place),
+        selector: match (message.mac.as_str(), message.place) {
+            ("", None) => Selector::Place(place),
             ("", Some(other)) => {
                 let small = u8::try_from(other).ok().map(usize::from);
-                Select::Place(check.some(small, &key("place"), other)?)
+                Selector::Place(check.some(small, &key("place"), other)?)
             }
-            (text, _) => Select::Mac(check.some(text.parse().ok(), &key("mac"), text)?),
+            (text, _) => Selector::Mac(check.some(text.parse().ok(), &key("mac"), text)?),
         },
-        vlan: match given.vlan {
+        vlan: match message.vlan {
             0 => None,
-            id => Some(check.some(u16::try_from(id).ok().filter(|id| VLANS.contains(id)), &key("vlan"), id)?),
+            id => Some(check.some(u16::try_from(id).ok().filter(|id| VLAN_IDS.contains(id)), &key("vlan"), id)?),
         },
         dhcp: match autoconf {
             Autoconf::Unspecified => addresses.is_empty(),
             other => matches!(other, Autoconf::Dhcp | Autoconf::DhcpSlaac),
         },
-        ipv6: match autoconf {
-            Autoconf::Unspecified | Autoconf::Dhcp => Ipv6::Taken,
-            Autoconf::Slaac | Autoconf::DhcpSlaac => Ipv6::Advertised,
-            Autoconf::LinkLocal => Ipv6::LinkLocal,
+        ipv6_wait: match autoconf {
+            Autoconf::Unspecified | Autoconf::Dhcp => Ipv6Wait::Nothing,
+            Autoconf::Slaac | Autoconf::DhcpSlaac => Ipv6Wait::Advertised,
+            Autoconf::LinkLocal => Ipv6Wait::LinkLocal,
         },
         addresses,
         gateways,
-        mtu: match given.mtu {
+        mtu: match message.mtu {
             0 => None,
             mtu => Some(check.some(MTU.contains(&mtu).then_some(mtu), &key("mtu"), mtu)?),
         },
-        timeout: check.wait(given.timeout_seconds, 30, &key("timeoutSeconds"))?,
+        timeout: check.wait(message.timeout_seconds, 30, &key("timeoutSeconds"))?,
     })
 }
 
-/// Turns a value that its key does not take into the error that says so.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Check {
-    pub origin: Origin,
-}
-
-impl Check {
-    pub fn some<T>(self, parsed: Option<T>, key: &str, value: impl Into<serde_json::Value>) -> Result<T, ConfigError> {
-        parsed.ok_or_else(|| ConfigError::BadValue {
-            origin: self.origin,
-            key: key.to_owned(),
-            value: value.into().to_string(),
-            expected: keys::find(key).map_or("", |key| key.expected),
-        })
-    }
-
-    pub fn that(self, good: bool, key: &str, value: &str) -> Result<(), ConfigError> {
-        self.some(good.then_some(()), key, value)
-    }
-
-    fn wait(self, seconds: u32, default: u32, key: &str) -> Result<Duration, ConfigError> {
-        let seconds = self.some((seconds <= WAIT_MAX).then_some(seconds), key, seconds)?;
-        Ok(Duration::from_secs(u64::from(if seconds == 0 { default } else { seconds })))
-    }
-}
-
-/// The time that `epoch` gives: none where it is 0; nothing at all where it is no time.
-fn clock(epoch: f64) -> Option<Option<SystemTime>> {
-    if epoch == 0.0 {
-        return Some(None);
-    }
-    let seconds = Some(epoch).filter(|epoch| (0.0..=CLOCK_MAX).contains(epoch))?;
-    Some(UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds).ok()?))
+fn clock(epoch: f64) -> Option<SystemTime> {
+    let seconds = Some(epoch).filter(|epoch| (0.0..=MAX_CLOCK).contains(epoch))?;
+    UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds).ok()?)
 }

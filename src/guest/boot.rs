@@ -149,7 +149,7 @@ impl Guest {
 
     /// The steps from the config to the listening socket.
     async fn prepare(&mut self) -> Result<Prepared, Fault> {
-        let outside = self.steps.run("config", config::outside)?;
+        let outside = self.steps.run("config", config::from_launcher)?;
         let early = outside.settings(Origin::Together)?;
         self.trace(&early);
         let changes = disk::notified()?;
@@ -269,8 +269,8 @@ impl Guest {
 
 fn config_over_disks(outside: Layer, disks: &[Attached]) -> Result<Settings, config::ConfigError> {
     let named: Vec<_> = disks.iter().map(|disk| (disk.device.to_string(), disk.root.as_path())).collect();
-    let inside = config::on_disks(named.iter().map(|(name, root)| (name.as_str(), *root)))?;
-    inside.under(outside).settings(Origin::Together)?.consistent()
+    let inside = config::from_disks(named.iter().map(|(name, root)| (name.as_str(), *root)))?;
+    inside.overridden_by(outside).settings(Origin::Together)?.check_together()
 }
 
 /// What the disks have, as one.

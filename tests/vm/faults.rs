@@ -151,7 +151,7 @@ fn a_config_that_cannot_be_is_named_and_so_is_a_port_that_is_taken() {
     fatal(&unknown, "BAD_CONFIG", &format!("kernel command line: unknown key hostnam; expected one of {known}"));
 
     let twice = vm::fails(&disk, &["--set", "metricsPort=5000"]);
-    let reason = "config from all sources: metricsPort is 5000; expected a TCP port from 1 to 65535, and not the registry's";
+    let reason = "config from all sources: metricsPort is 5000; expected a TCP port from 1 to 65535 other than the registry's";
     fatal(&twice, "BAD_CONFIG", reason);
 
     for (bound, arguments) in [("5000", &[][..]), ("9090", &["--metrics", "127.0.0.1:0"])] {

@@ -46,7 +46,7 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
         (
             1,
             &["disk", "--config", "bad.json"],
-            "the config bad.json cannot be used: it is not a config of the appliance (proto3 JSON of localregistry.v1.Config): \
+            "the config bad.json cannot be used: not a guest config; expected proto3 JSON of localregistry.v1.Config: \
              unknown field `prot`, expected one of `hostname`, `names`, `port`, `tls`, `interfaces`, `disk`, `clock`, `trace`, \
              `auth`, `metrics_port`, `metricsPort`, `limits`, `heartbeat_seconds`, `heartbeatSeconds`, `listeners`, `disks`, `verify` at line 2 column 7",
         ),

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::config::settings::{DiskBy, DiskChoice};
+use crate::config::disks::{DiskBy, DiskChoice};
 use crate::disk::superblock::{HEAD_LEN, label};
 
 /// What the kernel knows of its block devices.
@@ -123,7 +123,7 @@ pub fn pick<'c>(choices: &'c [DiskChoice], devices: &[Device]) -> Result<Vec<Dev
         if found.peek().is_none() && !choice.optional {
             return Err(choice);
         }
-        let most = if choice.by.is_open() { usize::MAX } else { 1 };
+        let most = if choice.by.matches_many() { usize::MAX } else { 1 };
         for device in found.take(most) {
             if !meant.contains(device) {
                 meant.push(device.clone());
@@ -136,14 +136,14 @@ pub fn pick<'c>(choices: &'c [DiskChoice], devices: &[Device]) -> Result<Vec<Dev
 #[cfg(test)]
 pub(in crate::guest::disk) mod tests {
     use super::*;
-    use crate::config::settings::Pattern;
+    use crate::config::disks::Pattern;
 
     pub fn device(name: &str, serial: &str, label: Option<&str>) -> Device {
         Device { name: name.into(), serial: serial.into(), label: label.map(str::to_owned), sequence: name.into() }
     }
 
     fn choice(by: DiskBy) -> DiskChoice {
-        DiskChoice { optional: by.is_open(), by }
+        DiskChoice { optional: by.matches_many(), by }
     }
 
     #[test]
@@ -156,7 +156,7 @@ pub(in crate::guest::disk) mod tests {
             device("vde", "localregistry", None),
             device("vdf", "", None),
         ];
-        let serial = |text: &str| choice(DiskBy::Serial(Pattern::of(text)));
+        let serial = |text: &str| choice(DiskBy::Serial(Pattern::parse(text)));
         let names = |choices: &[DiskChoice]| {
             let names = |devices: Vec<Device>| devices.into_iter().map(|device| device.name).collect::<Vec<_>>().join(" ");
             pick(choices, &devices).map(names).map_err(|missing| missing.by.clone())
@@ -165,9 +165,9 @@ pub(in crate::guest::disk) mod tests {
         assert_eq!(names(&[serial("localregistry"), serial("localregistry-*")]), these("vdc vdb vdd"));
         assert_eq!(names(&[serial("localregistry*")]), these("vdb vdc vdd vde"));
         assert_eq!(names(&[choice(DiskBy::Device("vdf".into())), choice(DiskBy::Device("vdb".into()))]), these("vdf vdb"));
-        assert_eq!(names(&[choice(DiskBy::Label(Pattern::of("images")))]), these("vdb"));
+        assert_eq!(names(&[choice(DiskBy::Label(Pattern::parse("images")))]), these("vdb"));
         assert_eq!(names(&[serial("none-*"), serial("root")]), these("vda"));
-        assert_eq!(names(&[serial("root"), serial("no")]), Err(DiskBy::Serial(Pattern::of("no"))));
+        assert_eq!(names(&[serial("root"), serial("no")]), Err(DiskBy::Serial(Pattern::parse("no"))));
         assert_eq!(names(&[DiskChoice { optional: true, ..serial("no") }]), these(""));
         assert_eq!(names(&[serial("*")]), these("vda vdb vdc vdd vde"), "one without a serial has none");
     }

@@ -132,7 +132,7 @@ impl Keeper {
             return Err((NOT_MEANT, format!("{device} came; expected one {}", meant.join(", or "))));
         }
         let taken = |choice: &DiskChoice| self.served.iter().find(|attached| attached.device.is_meant_by(choice));
-        let others: Vec<_> = meaning.map(|choice| if choice.by.is_open() { None } else { taken(choice) }).collect();
+        let others: Vec<_> = meaning.map(|choice| if choice.by.matches_many() { None } else { taken(choice) }).collect();
         match others.iter().all(Option::is_some).then(|| others.first().copied().flatten()).flatten() {
             None => Ok(()),
             Some(other) => Err((NOT_MEANT, format!("{device} came; {} is served in its place already", other.device))),

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::early::console;
 use super::early::mount::{self, Mount, MountError};
 use super::net::changes;
-use crate::config::settings::{DiskBy, DiskChoice};
+use crate::config::disks::{DiskBy, DiskChoice};
 use crate::disk::superblock::{FileSystem, Superblock};
 
 pub use device::Device;

@@ -1,7 +1,7 @@
 //! What is refused, and in which words.
 
 use super::device::tests::device;
-use crate::config::settings::Pattern;
+use crate::config::disks::Pattern;
 use crate::disk::superblock::HEAD_LEN;
 use crate::guest::disk::*;
 
@@ -33,17 +33,17 @@ fn a_missing_disk_names_those_that_are_there() {
     let missing =
         |by: DiskBy, found: &[Device]| DiskError::Missing { by, wait: Duration::from_secs(5), found: found.to_vec() }.to_string();
     assert_eq!(
-        missing(DiskBy::Serial(Pattern::of("images")), &[]),
+        missing(DiskBy::Serial(Pattern::parse("images")), &[]),
         "no disk with the serial \"images\" after 5 s; the virtio disks here are none; \
          give QEMU -device virtio-blk-pci,serial=images"
     );
     assert_eq!(
-        missing(DiskBy::Serial(Pattern::of("images")), &[device("vda", "root", None), device("vdb", "", None)]),
+        missing(DiskBy::Serial(Pattern::parse("images")), &[device("vda", "root", None), device("vdb", "", None)]),
         "no disk with the serial \"images\" after 5 s; the virtio disks here are vda (\"root\"), vdb (\"\"); \
          give QEMU -device virtio-blk-pci,serial=images"
     );
     assert_eq!(
-        missing(DiskBy::Label(Pattern::of("images")), &[device("vda", "root", Some("other"))]),
+        missing(DiskBy::Label(Pattern::parse("images")), &[device("vda", "root", Some("other"))]),
         "no disk with the label \"images\" after 5 s; the virtio disks here are vda (\"root\", label \"other\"); \
          pack one with --label images, or give QEMU another -device virtio-blk-pci"
     );

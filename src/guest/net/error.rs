@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::client::Refusal;
 use super::link::Link;
 use super::pick::{seen, which};
-use crate::config::settings::{Mac, Select};
+use crate::config::settings::{Mac, Selector};
 
 /// A network that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +16,7 @@ pub enum NetError {
     #[error("no network interface {}; the interfaces here are {}; give QEMU -device virtio-net-pci", which(*select), seen(found))]
     NoNic {
         /// The one meant.
-        select: Select,
+        select: Selector,
         /// Those there are.
         found: Vec<Link>,
     },
@@ -128,14 +128,14 @@ mod tests {
     #[test]
     fn a_missing_interface_names_those_that_are_there() {
         let no_nic = |select, found| NetError::NoNic { select, found };
-        let none = no_nic(Select::Place(0), vec![]);
+        let none = no_nic(Selector::Place(0), vec![]);
         assert_eq!(none.code(), "NO_NIC");
         assert_eq!(
             none.to_string(),
             "no network interface number 0 (they count from 0); the interfaces here are none; give QEMU -device virtio-net-pci"
         );
         assert_eq!(
-            no_nic(Select::Mac(Mac([2, 0, 0, 0, 0, 9])), vec![link(2, "eth0", 1), link(3, "eth1", 2)]).to_string(),
+            no_nic(Selector::Mac(Mac([2, 0, 0, 0, 0, 9])), vec![link(2, "eth0", 1), link(3, "eth1", 2)]).to_string(),
             "no network interface with the MAC address 02:00:00:00:00:09; the interfaces here are \
              eth0 (52:54:00:00:00:01), eth1 (52:54:00:00:00:02); give QEMU -device virtio-net-pci"
         );

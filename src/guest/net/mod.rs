@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep};
 use crate::registry::telemetry::events::Events;
 
 use super::early::console;
-use crate::config::settings::{Interface, Ipv6};
+use crate::config::settings::{Interface, Ipv6Wait};
 pub use error::NetError;
 use link::{Assigned, Links, State};
 use manager::{Keeper, Shared, Status};
@@ -136,7 +136,7 @@ impl Shared {
         for (interface, status) in self.interfaces.iter().zip(statuses.iter()) {
             let (patience, error) = match status {
                 Status::Up | Status::Working | Status::Failed(_) => continue,
-                Status::Missing(found) => (NIC_WAIT, NetError::NoNic { select: interface.select, found: found.clone() }),
+                Status::Missing(found) => (NIC_WAIT, NetError::NoNic { select: interface.selector, found: found.clone() }),
                 Status::NoCarrier(link) => {
                     let patience = if serves { NIC_WAIT.min(interface.timeout) } else { interface.timeout };
                     (patience, NetError::NoCarrier { link: link.clone(), timeout: patience })
@@ -160,7 +160,8 @@ impl Shared {
 
     /// The indices of the interfaces whose link-local address is asked for.
     fn link_local(&self) -> Vec<u32> {
-        let asked = self.interfaces.iter().zip(self.indices()).filter(|(interface, _)| interface.ipv6 == Ipv6::LinkLocal);
+        let asked =
+            self.interfaces.iter().zip(self.indices()).filter(|(interface, _)| interface.ipv6_wait == Ipv6Wait::LinkLocal);
         asked.filter_map(|(_, index)| index).collect()
     }
 }

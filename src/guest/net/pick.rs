@@ -1,6 +1,6 @@
 //! Which interface is meant. What enters are the interfaces there are, and who has which; what leaves is one of them, or none.
 
-use crate::config::settings::{Interface, Mac, Select};
+use crate::config::settings::{Interface, Mac, Selector};
 
 use super::link::Link;
 
@@ -11,16 +11,16 @@ use super::link::Link;
 #[must_use]
 pub fn pick<'a>(found: &'a [Link], interfaces: &[Interface], had: &[Option<Mac>], own: usize) -> Option<&'a Link> {
     let mut plain = found.iter().filter(|link| !link.made);
-    let place = match interfaces.get(own)?.select {
-        Select::Mac(mac) => return plain.find(|link| link.mac == mac),
-        Select::Place(place) => place,
+    let place = match interfaces.get(own)?.selector {
+        Selector::Mac(mac) => return plain.find(|link| link.mac == mac),
+        Selector::Place(place) => place,
     };
     let mine = had.get(own).copied().flatten();
     let of_another = |link: &Link| {
         let others = interfaces.iter().zip(had).enumerate().filter(|(other, _)| *other != own);
-        others
-            .into_iter()
-            .any(|(_, (other, had))| other.vlan.is_none() && (other.select == Select::Mac(link.mac) || *had == Some(link.mac)))
+        others.into_iter().any(|(_, (other, had))| {
+            other.vlan.is_none() && (other.selector == Selector::Mac(link.mac) || *had == Some(link.mac))
+        })
     };
     match mine {
         Some(mac) => plain.clone().find(|link| link.mac == mac).or_else(|| plain.find(|link| !of_another(link))),
@@ -33,10 +33,10 @@ pub fn pick<'a>(found: &'a [Link], interfaces: &[Interface], had: &[Option<Mac>]
 
 /// The one meant, in words.
 #[must_use]
-pub fn which(select: Select) -> String {
+pub fn which(select: Selector) -> String {
     match select {
-        Select::Mac(mac) => format!("with the MAC address {mac}"),
-        Select::Place(place) => format!("number {place} (they count from 0)"),
+        Selector::Mac(mac) => format!("with the MAC address {mac}"),
+        Selector::Place(place) => format!("number {place} (they count from 0)"),
     }
 }
 
@@ -61,23 +61,23 @@ mod tests {
         Link { index, name: format!("eth{index}"), mac: mac(last), carrier: true, made: false }
     }
 
-    fn at(select: Select) -> Interface {
-        Interface { select, ..Interface::default() }
+    fn at(select: Selector) -> Interface {
+        Interface { selector: select, ..Interface::default() }
     }
 
     #[test]
     fn an_interface_is_picked_by_place_or_mac() {
         let found = [link(2, 1), link(3, 2), Link { made: true, ..link(4, 2) }];
         let one = |select| pick(&found, &[at(select)], &[None], 0).map(|link| link.index);
-        assert_eq!(one(Select::Place(0)), Some(2));
-        assert_eq!(one(Select::Place(2)), None, "a VLAN is no interface of its own");
-        assert_eq!(one(Select::Mac(mac(2))), Some(3));
-        assert_eq!(one(Select::Mac(mac(9))), None);
+        assert_eq!(one(Selector::Place(0)), Some(2));
+        assert_eq!(one(Selector::Place(2)), None, "a VLAN is no interface of its own");
+        assert_eq!(one(Selector::Mac(mac(2))), Some(3));
+        assert_eq!(one(Selector::Mac(mac(9))), None);
     }
 
     #[test]
     fn one_that_comes_again_is_the_same_and_one_that_replaces_it_is_nobody_else_s() {
-        let interfaces = [at(Select::Place(0)), at(Select::Place(1)), at(Select::Mac(mac(7)))];
+        let interfaces = [at(Selector::Place(0)), at(Selector::Place(1)), at(Selector::Mac(mac(7)))];
         let had = [Some(mac(1)), Some(mac(2)), None];
         let one = |found: &[Link], own| pick(found, &interfaces, &had, own).map(|link| link.mac);
         let left = [link(3, 2), link(5, 7)];
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_place_that_has_moved_up_is_not_taken_twice() {
-        let interfaces = [at(Select::Place(0)), at(Select::Place(1))];
+        let interfaces = [at(Selector::Place(0)), at(Selector::Place(1))];
         let had = [None, Some(mac(2))];
         assert_eq!(pick(&[link(3, 2)], &interfaces, &had, 0), None);
     }

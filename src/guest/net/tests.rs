@@ -1,4 +1,4 @@
-use crate::config::settings::{Mac, Select};
+use crate::config::settings::{Mac, Selector};
 use crate::guest::net::*;
 use link::Link;
 
@@ -9,7 +9,7 @@ fn link() -> Link {
 /// How it ends with these statuses after `millis`: "" for not yet.
 fn end(statuses: [Status; 2], millis: u64) -> String {
     let timeout = Duration::from_secs(3);
-    let interfaces = [0, 1].map(|place| Interface { select: Select::Place(place), timeout, ..Interface::default() });
+    let interfaces = [0, 1].map(|place| Interface { selector: Selector::Place(place), timeout, ..Interface::default() });
     let (events, _queue) = Events::queue();
     let shared = Shared::new(Links::open().unwrap(), "reg", &interfaces, events);
     *shared.statuses() = statuses.into();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::settings::{Cidr, Ipv6};
+use crate::config::settings::{Cidr, Ipv6Wait};
 use crate::guest::net::link::{Link, State};
 use crate::guest::net::{NetError, conflict};
 
@@ -38,11 +38,11 @@ impl Keeper {
         let is_given = |address: IpAddr| self.interface.addresses.iter().any(|given| given.address == address);
         let mut ours = own.iter().filter(|one| one.state == State::Ours && !is_given(one.address));
         let is_local = |address: IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-        Ok(match self.interface.ipv6 {
-            Ipv6::Advertised if !ours.any(|one| one.address.is_ipv6() && !is_local(one.address)) => {
+        Ok(match self.interface.ipv6_wait {
+            Ipv6Wait::Advertised if !ours.any(|one| one.address.is_ipv6() && !is_local(one.address)) => {
                 Some("IPv6 address of a network that a router advertises")
             }
-            Ipv6::LinkLocal if !ours.any(|one| is_local(one.address)) => Some("IPv6 link-local address"),
+            Ipv6Wait::LinkLocal if !ours.any(|one| is_local(one.address)) => Some("IPv6 link-local address"),
             _ => None,
         })
     }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::dir::{RunDir, RunsError};
-use crate::config::guest_config::{ConfigError, GuestConfig};
+use crate::config::guest_config::{GuestConfig, GuestConfigError};
 use crate::host::hint;
 use crate::host::nodes::trust::{self, Contents, TrustError};
 use crate::host::support::files;
@@ -42,7 +42,7 @@ enum RunError {
     #[error("cannot read the config {}", .path.display())]
     ReadConfig { path: PathBuf, source: io::Error },
     #[error("the config {} cannot be used", .path.display())]
-    Config { path: PathBuf, source: ConfigError },
+    Config { path: PathBuf, source: GuestConfigError },
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]

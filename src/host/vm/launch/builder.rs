@@ -9,7 +9,7 @@ use super::command::{QemuCommand, command};
 use super::error::{NO_ACCESS, NO_KERNEL, USAGE};
 use super::{Appliance, LaunchError, Options};
 use crate::address::is_san;
-use crate::config::guest_config::{ConfigError, GuestConfig, Setting};
+use crate::config::guest_config::{GuestConfig, GuestConfigError, Setting};
 use crate::host::boot::kernel::Flavor;
 use crate::host::boot::{initramfs, kernel};
 use crate::host::nodes::access::{Access, AccessError};
@@ -30,7 +30,7 @@ pub enum BuildError {
     Name(String),
     /// A setting contradicts an earlier one.
     #[error("the setting does not fit what was set before")]
-    Set(#[source] ConfigError),
+    Set(#[source] GuestConfigError),
     /// There is no kernel.
     #[error("there is no kernel to boot")]
     Kernel(#[source] kernel::Error),

@@ -99,14 +99,14 @@ impl Prepared {
         if user {
             check_ports(&options)?;
         }
-        let serials = config.take_disks(options.disks.len());
-        let metrics = options.metrics.map(|host| Forward { host, guest_port: config.take_metrics_port() });
+        let serials = config.assign_disk_serials(options.disks.len());
+        let metrics = options.metrics.map(|host| Forward { host, guest_port: config.assign_metrics_port() });
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         config.complete(user.then_some(options.publish), now);
         let registry = user.then_some(Forward { host: options.publish, guest_port: config.port() });
         // Further listeners get free ports: there is no option to choose them.
         let host = SocketAddrV4::new(*options.publish.ip(), 0);
-        let further = config.further_ports().into_iter().filter(|_| user);
+        let further = config.listener_ports().into_iter().filter(|_| user);
         let further = further.map(|(guest_port, plain)| ExtraForward { forward: Forward { host, guest_port }, plain }).collect();
         let prepared = Self { options, nets, version, config, serials, registry, metrics, further };
         // The version check needs no open descriptors.
