@@ -372,8 +372,8 @@ mod tests {
 
     #[test]
     fn each_disk_gets_a_serial_that_the_guest_selects() {
-        let take = |said: &str, count: usize| {
-            let mut config = parsed(said);
+        let take = |json: &str, count: usize| {
+            let mut config = parsed(json);
             let serials = config.assign_disk_serials(count).join(" ");
             (serials, config.to_json())
         };
@@ -387,8 +387,8 @@ mod tests {
             take(r#"{"disk":{"serial":"a","waitSeconds":9}}"#, 2),
             both("a localregistry-1", &format!(r#"{{"disk":{{"waitSeconds":9}},"disks":[{}]}}"#, list("a")))
         );
-        let said = r#"{"disks":[{"label":"x"},{"serial":"b"},{"serial":"c*"}]}"#;
-        assert_eq!(take(said, 3), both("localregistry b localregistry-1", said));
+        let json = r#"{"disks":[{"label":"x"},{"serial":"b"},{"serial":"c*"}]}"#;
+        assert_eq!(take(json, 3), both("localregistry b localregistry-1", json));
         let taken = r#"{"disks":[{"path":"/dev/vda"},{"serial":"localregistry"}]}"#;
         assert_eq!(take(taken, 2), both("localregistry-1 localregistry", taken));
         let late = r#"{"disks":[{"path":"/dev/vda"},{"serial":"late"}]}"#;
@@ -399,16 +399,16 @@ mod tests {
 
     #[test]
     fn a_metrics_port_is_assigned_if_none_is_configured() {
-        for (said, taken) in [
+        for (json, expected) in [
             ("{}", 9090),
             (r#"{"port": 9090}"#, 9091),
             (r#"{"metricsPort": 81}"#, 81),
             (r#"{"metricsPort": 0}"#, 9090),
             (r#"{"port": 9090, "listeners": [{"port": 9091}]}"#, 9092),
         ] {
-            let mut config = parsed(said);
-            assert_eq!(config.assign_metrics_port(), taken, "{said}");
-            assert!(config.to_json().contains(&format!("\"metricsPort\":{taken}")), "{}", config.to_json());
+            let mut config = parsed(json);
+            assert_eq!(config.assign_metrics_port(), expected, "{json}");
+            assert!(config.to_json().contains(&format!("\"metricsPort\":{expected}")), "{}", config.to_json());
         }
     }
 

@@ -40,7 +40,7 @@ pub struct Settings {
     /// TCP port of the registry.
     pub port: NonZeroU16,
     /// Further addresses and ports on which the registry is served.
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<ListenAddress>,
     /// Where the certificate comes from.
     pub tls: TlsMode,
     /// How clients authenticate.
@@ -98,7 +98,7 @@ pub enum AuthMode {
 
 /// A further address and port on which the registry is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Listener {
+pub struct ListenAddress {
     /// The address to listen on. `None` is every address.
     pub address: Option<IpAddr>,
     /// TCP port.
@@ -272,7 +272,7 @@ fn limits(check: Check, limits: proto::Limits) -> Result<Limits, ConfigError> {
     })
 }
 
-fn listener(check: Check, place: usize, message: &proto::Listener, mode: Mode) -> Result<Listener, ConfigError> {
+fn listener(check: Check, place: usize, message: &proto::Listener, mode: Mode) -> Result<ListenAddress, ConfigError> {
     let key = |field: &str| format!("listeners.{place}.{field}");
     let address = Some(message.address.as_str()).filter(|text| !text.is_empty());
     let plain = match message.transport() {
@@ -280,7 +280,7 @@ fn listener(check: Check, place: usize, message: &proto::Listener, mode: Mode) -
         Transport::Plain => Some(true),
         Transport::Tls => (mode != Mode::Off).then_some(false),
     };
-    Ok(Listener {
+    Ok(ListenAddress {
         address: address.map(|text| check.some(text.parse().ok(), &key("address"), text)).transpose()?,
         port: check.port(message.port, &key("port"))?,
         plain: check.some(plain, &key("transport"), message.transport().as_str_name())?,

@@ -9,7 +9,7 @@ use crate::registry::auth::client_certificate::Presence;
 use crate::registry::limits::Limits;
 
 use super::disks::DiskBy;
-use super::settings::{AuthMode, Interface, Ipv6Wait, Listener, Selector, TlsMode};
+use super::settings::{AuthMode, Interface, Ipv6Wait, ListenAddress, Selector, TlsMode};
 use crate::config::*;
 
 fn fw_cfg(text: &str) -> Layer {
@@ -116,7 +116,7 @@ fn every_key_can_be_set_as_json_or_on_the_command_line() {
     assert_eq!(all.clock, Some(UNIX_EPOCH + Duration::from_millis(1_800_000_000_500)));
     assert_eq!(all.auth, AuthMode::Token { anonymous: true, lifetime: Duration::from_secs(60) });
     assert_eq!((all.client_certificate, all.metrics_port), (Some(Presence::Optional), NonZeroU16::new(9090)));
-    let listener = |address: Option<&str>, port| Listener {
+    let listener = |address: Option<&str>, port| ListenAddress {
         address: address.map(|address| address.parse().unwrap()),
         port: NonZeroU16::new(port).unwrap(),
         plain: true,

@@ -1,5 +1,4 @@
-//! Who may pull. What enters are the settings and the secrets that the launcher gives through fw_cfg; what leaves is what the registry
-//! lets in by. A secret never leaves, not even in an error.
+//! Sets up access control from the settings and the secrets in fw_cfg. Errors never contain a secret.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,44 +15,44 @@ use crate::config::settings::{AuthMode, Settings, TlsMode};
 const HTPASSWD: &str = "htpasswd";
 const CLIENT_CA: &str = "client-ca.crt";
 
-/// Secrets that nobody can be let in by.
+/// Why access control cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
-    /// A file that the launcher should have given.
-    #[error("{wanted}; give QEMU -fw_cfg name=opt/localregistry/{name},file=…; read {path}")]
+    /// A file that the launcher has to provide is missing.
+    #[error("{setting}; give QEMU -fw_cfg name=opt/localregistry/{name},file=FILE; cannot read {path}")]
     Read {
-        /// What in the config wants it.
-        wanted: &'static str,
+        /// The setting that requires it.
+        setting: &'static str,
         /// Its name in fw_cfg.
         name: &'static str,
-        /// Where it was looked for.
+        /// Its path.
         path: String,
         /// Why.
         source: io::Error,
     },
-    /// The CA of clients' certificates.
+    /// The CA of client certificates is invalid.
     #[error("fw_cfg opt/localregistry/{CLIENT_CA} cannot be used")]
     ClientCa(#[source] ClientCaError),
-    /// Certificates without TLS.
-    #[error("auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE, SIGN or PROVIDED with it")]
+    /// Client certificates without TLS.
+    #[error("auth.clientCertificate needs TLS and tls.mode is OFF; set it to GENERATE, SIGN or PROVIDED")]
     NoTls,
-    /// The password file, or a key.
+    /// The password file is invalid, or a key cannot be generated.
     #[error(transparent)]
     Auth(#[from] AuthError),
 }
 
-/// How the registry asks who a client is.
+/// How clients authenticate.
 ///
 /// # Errors
-/// When a secret that the settings ask for is missing or bad.
+/// Fails if a required secret is missing or invalid.
 pub fn auth(settings: &Settings) -> Result<Auth, AccessError> {
     auth_from(Path::new(FW_CFG), settings.auth)
 }
 
-/// The CA of clients' certificates, where the settings ask for certificates.
+/// The CA of client certificates, if the settings use them.
 ///
 /// # Errors
-/// When it is missing or bad, or there is no TLS.
+/// Fails if it is missing or invalid, or if TLS is off.
 pub fn client_ca(settings: &Settings) -> Result<Option<ClientCa>, AccessError> {
     client_ca_from(Path::new(FW_CFG), settings)
 }
@@ -73,8 +72,8 @@ fn auth_from(folder: &Path, mode: AuthMode) -> Result<Auth, AccessError> {
     })
 }
 
-fn users(folder: &Path, wanted: &'static str) -> Result<Users, AccessError> {
-    let text = read(folder, HTPASSWD, htpasswd::LARGEST, wanted)?;
+fn users(folder: &Path, setting: &'static str) -> Result<Users, AccessError> {
+    let text = read(folder, HTPASSWD, htpasswd::LARGEST, setting)?;
     Ok(Users::parse(&text, "fw_cfg opt/localregistry/htpasswd")?)
 }
 
@@ -83,14 +82,14 @@ fn client_ca_from(folder: &Path, settings: &Settings) -> Result<Option<ClientCa>
     if settings.tls == TlsMode::Off {
         return Err(AccessError::NoTls);
     }
-    let pem = read(folder, CLIENT_CA, client_certificate::LARGEST, "auth.clientCertificate asks for certificates")?;
+    let pem = read(folder, CLIENT_CA, client_certificate::LARGEST, "auth.clientCertificate is set")?;
     ClientCa::parse(&pem, presence).map(Some).map_err(AccessError::ClientCa)
 }
 
-/// One byte more than `limit` at most: enough for whoever parses it to say that it is too large.
-fn read(folder: &Path, name: &'static str, limit: u64, wanted: &'static str) -> Result<Vec<u8>, AccessError> {
+/// Reads at most one byte more than `limit`, so that the parser can reject larger files.
+fn read(folder: &Path, name: &'static str, limit: u64, setting: &'static str) -> Result<Vec<u8>, AccessError> {
     let path = folder.join(name).join("raw");
-    let failed = |source| AccessError::Read { wanted, name, path: path.display().to_string(), source };
+    let failed = |source| AccessError::Read { setting, name, path: path.display().to_string(), source };
     let mut content = Vec::new();
     File::open(&path).and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut content)).map_err(failed)?;
     Ok(content)
@@ -109,7 +108,7 @@ mod tests {
     const USER: &str = "anna:$2y$05$4A6A6Z5b9U0j3Yk8TjR0V.qzOaUQ1mF3yqJ4w2vXvWq0m9uX1r2aO\n";
     const LIFETIME: Duration = Duration::from_secs(300);
 
-    /// A folder as fw_cfg has it, with these files.
+    /// A folder with these files in the layout of fw_cfg.
     fn fw_cfg(files: &[(&str, &str)]) -> TempDir {
         let folder = tempfile::tempdir().unwrap();
         for (name, content) in files {
@@ -124,10 +123,10 @@ mod tests {
     }
 
     #[test]
-    fn each_mode_takes_its_secrets() {
+    fn each_mode_reads_its_secrets() {
         let (with, without) = (fw_cfg(&[("htpasswd", USER)]), fw_cfg(&[]));
         let token = |anonymous| AuthMode::Token { anonymous, lifetime: LIFETIME };
-        assert!(matches!(auth_from(with.path(), AuthMode::Anonymous), Ok(Auth::Anonymous)), "what is not asked for is not read");
+        assert!(matches!(auth_from(with.path(), AuthMode::Anonymous), Ok(Auth::Anonymous)), "unused files are not read");
         assert!(matches!(auth_from(with.path(), AuthMode::Basic), Ok(Auth::Basic(_))));
         let anonymous = |folder: &TempDir| match auth_from(folder.path(), token(true)) {
             Ok(Auth::Token(tokens)) => (tokens.users.is_some(), tokens.anonymous),
@@ -137,8 +136,10 @@ mod tests {
         for (mode, name) in [(AuthMode::Basic, "BASIC"), (token(false), "TOKEN")] {
             let error = auth_from(without.path(), mode).unwrap_err().to_string();
             let path = without.path().join("htpasswd/raw");
-            let expected =
-                format!("auth.mode is {name}; give QEMU -fw_cfg name=opt/localregistry/htpasswd,file=…; read {}", path.display());
+            let expected = format!(
+                "auth.mode is {name}; give QEMU -fw_cfg name=opt/localregistry/htpasswd,file=FILE; cannot read {}",
+                path.display()
+            );
             assert_eq!(error, expected);
         }
         let bad = fw_cfg(&[("htpasswd", "anna")]);
@@ -147,19 +148,19 @@ mod tests {
     }
 
     #[test]
-    fn client_certificates_want_a_ca_and_tls() {
+    fn client_certificates_need_a_ca_and_tls() {
         let certificate = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).unwrap().cert.pem();
         let (with, bad) = (fw_cfg(&[("client-ca.crt", &certificate)]), fw_cfg(&[("client-ca.crt", "nonsense")]));
         assert!(client_ca_from(with.path(), &settings("{}")).unwrap().is_none());
         let required = settings(r#"{"auth": {"clientCertificate": "REQUIRED"}}"#);
         assert!(client_ca_from(with.path(), &required).unwrap().is_some());
-        let say = |folder: &TempDir, settings| client_ca_from(folder.path(), settings).unwrap_err().to_string();
-        assert_eq!(say(&bad, &required), "fw_cfg opt/localregistry/client-ca.crt cannot be used");
+        let error = |folder: &TempDir, settings| client_ca_from(folder.path(), settings).unwrap_err().to_string();
+        assert_eq!(error(&bad, &required), "fw_cfg opt/localregistry/client-ca.crt cannot be used");
         let plain = settings(r#"{"auth": {"clientCertificate": "OPTIONAL"}, "tls": {"mode": "OFF"}}"#);
         assert_eq!(
-            say(&with, &plain),
-            "auth.clientCertificate asks for certificates and tls.mode is OFF; expected GENERATE, SIGN or PROVIDED with it"
+            error(&with, &plain),
+            "auth.clientCertificate needs TLS and tls.mode is OFF; set it to GENERATE, SIGN or PROVIDED"
         );
-        assert!(say(&fw_cfg(&[]), &required).starts_with("auth.clientCertificate asks for certificates; give QEMU -fw_cfg"));
+        assert!(error(&fw_cfg(&[]), &required).starts_with("auth.clientCertificate is set; give QEMU -fw_cfg"));
     }
 }

@@ -1,5 +1,5 @@
-//! Commands from the launcher. What enters are lines of JSON from the port `localregistry.control`, each a
-//! [`Command`]; what leaves is the clock set or a [`Stop`]. A line that is no command is a warning event; it never ends anything.
+//! Executes commands from the launcher: JSON lines from the port `localregistry.control`, each a [`Command`]. An invalid line
+//! causes a warning event and nothing else.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,34 +13,34 @@ use crate::registry::telemetry::events::Events;
 use crate::text::{Line, Lines};
 
 use super::early::{clock, console, ports};
-use super::power::{By, DRAIN, Stop};
+use super::power::{DRAIN, Requester, ShutdownRequest};
 
 /// Name of the port.
 pub const PORT: &str = "localregistry.control";
 
 /// Longest line, in bytes.
-const LONGEST: usize = 64 << 10;
-/// Longest part of a bad line that is repeated, in characters.
-const SHOWN: usize = 80;
-/// Time between two reads while nobody holds the host's end of the port: a read gives its end at once then.
+const MAX_LINE: usize = 64 << 10;
+/// Longest part of an invalid line shown in a warning, in characters.
+const MAX_SHOWN: usize = 80;
+/// Time between two reads while the host's end of the port is closed: a read then returns at once.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// Takes commands from the port, where there is one, until the machine ends.
-pub fn listen(stop: UnboundedSender<Stop>, events: Events) {
+/// Executes commands from the port, if there is one, until the machine powers off.
+pub fn listen(requests: UnboundedSender<ShutdownRequest>, events: Events) {
     let listen = move || {
         let Some(path) = ports::find(PORT) else { return };
-        let served = File::open(&path).and_then(|port| serve(port, &stop, &events));
-        if let Err(error) = served {
-            warn(&events, format!("no commands are taken any more: read {}: {error}", path.display()));
+        let result = File::open(&path).and_then(|port| serve(port, &requests, &events));
+        if let Err(error) = result {
+            warn(&events, format!("cannot read {}, so commands are no longer accepted: {error}", path.display()));
         }
     };
     if let Err(error) = thread::Builder::new().name("control".to_owned()).spawn(listen) {
-        console::say(&format!("no commands are taken: no thread for them: {error}"));
+        console::log(&format!("cannot start the thread for the control port, so commands are not accepted: {error}"));
     }
 }
 
-fn serve(mut port: impl Read, stop: &UnboundedSender<Stop>, events: &Events) -> io::Result<()> {
-    let mut lines = Lines::new(LONGEST);
+fn serve(mut port: impl Read, requests: &UnboundedSender<ShutdownRequest>, events: &Events) -> io::Result<()> {
+    let mut lines = Lines::new(MAX_LINE);
     let mut chunk = [0; 4096];
     loop {
         let read = port.read(&mut chunk)?;
@@ -48,27 +48,29 @@ fn serve(mut port: impl Read, stop: &UnboundedSender<Stop>, events: &Events) -> 
             thread::sleep(IDLE);
         }
         lines.feed(chunk.get(..read).unwrap_or_default(), |line| {
-            if let Err(problem) = take(line, stop) {
+            if let Err(problem) = execute_line(line, requests) {
                 warn(events, problem);
             }
         });
     }
 }
 
-/// Carries out the command in `line`. A blank line is ignored.
-fn take(line: Line<'_>, stop: &UnboundedSender<Stop>) -> Result<(), String> {
+/// Executes the command in `line`. Ignores a blank line.
+fn execute_line(line: Line<'_>, requests: &UnboundedSender<ShutdownRequest>) -> Result<(), String> {
     match line {
-        Line { truncated: true, .. } => Err(format!("not a command: a line of over {LONGEST} bytes")),
+        Line { truncated: true, .. } => Err(format!("not a command: the line is longer than {MAX_LINE} bytes")),
         Line { bytes, .. } if bytes.trim_ascii().is_empty() => Ok(()),
-        Line { bytes, .. } => obey(bytes, stop),
+        Line { bytes, .. } => execute(bytes, requests),
     }
 }
 
-fn obey(line: &[u8], stop: &UnboundedSender<Stop>) -> Result<(), String> {
+fn execute(line: &[u8], requests: &UnboundedSender<ShutdownRequest>) -> Result<(), String> {
     match parse(line)? {
         command::Command::Shutdown(shutdown) => {
             let drain = if shutdown.drain_seconds == 0 { DRAIN } else { Duration::from_secs(u64::from(shutdown.drain_seconds)) };
-            stop.send(Stop { by: By::Command, drain }).map_err(|_| "the machine ends already".to_owned())
+            requests
+                .send(ShutdownRequest { by: Requester::Command, drain })
+                .map_err(|_| "the machine is already shutting down".to_owned())
         }
         command::Command::SetClock(set) => clock::set(set.epoch_seconds),
     }
@@ -77,14 +79,14 @@ fn obey(line: &[u8], stop: &UnboundedSender<Stop>) -> Result<(), String> {
 fn parse(line: &[u8]) -> Result<command::Command, String> {
     let bad = |problem: &str| {
         let text = String::from_utf8_lossy(line);
-        let cut = if text.chars().count() > SHOWN { "…" } else { "" };
-        let shown: String = text.chars().take(SHOWN).collect();
+        let cut = if text.chars().count() > MAX_SHOWN { "…" } else { "" };
+        let shown: String = text.chars().take(MAX_SHOWN).collect();
         format!(
             "not a command: {shown:?}{cut}: {problem}; expected {{\"shutdown\":{{}}}} or {{\"setClock\":{{\"epochSeconds\":N}}}}"
         )
     };
     let command: Command = serde_json::from_slice(line).map_err(|error| bad(&error.to_string()))?;
-    command.command.ok_or_else(|| bad("it names no command"))
+    command.command.ok_or_else(|| bad("it has no command"))
 }
 
 fn warn(events: &Events, message: String) {
@@ -106,10 +108,10 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused_in_words() {
+    fn other_lines_are_rejected_with_a_reason() {
         let expected = r#"expected {"shutdown":{}} or {"setClock":{"epochSeconds":N}}"#;
         for (line, problem) in [
-            ("{}", r#""{}": it names no command"#),
+            ("{}", r#""{}": it has no command"#),
             ("stop", r#""stop": expected value at line 1 column 1"#),
             (
                 r#"{"halt":{}}"#,
@@ -123,23 +125,23 @@ mod tests {
     }
 
     #[test]
-    fn a_shutdown_says_how_long_transfers_may_take() {
-        let (stop, mut stops) = tokio::sync::mpsc::unbounded_channel();
-        obey(br#"{"shutdown":{}}"#, &stop).unwrap();
-        obey(br#"{"shutdown":{"drainSeconds":3}}"#, &stop).unwrap();
-        assert_eq!(stops.try_recv(), Ok(Stop { by: By::Command, drain: Duration::from_secs(10) }));
-        assert_eq!(stops.try_recv(), Ok(Stop { by: By::Command, drain: Duration::from_secs(3) }));
+    fn a_shutdown_command_sets_the_time_to_drain() {
+        let (requests, mut received) = tokio::sync::mpsc::unbounded_channel();
+        execute(br#"{"shutdown":{}}"#, &requests).unwrap();
+        execute(br#"{"shutdown":{"drainSeconds":3}}"#, &requests).unwrap();
+        assert_eq!(received.try_recv(), Ok(ShutdownRequest { by: Requester::Command, drain: Duration::from_secs(10) }));
+        assert_eq!(received.try_recv(), Ok(ShutdownRequest { by: Requester::Command, drain: Duration::from_secs(3) }));
     }
 
     #[test]
-    fn blank_line_is_ignored_and_long_line_is_refused() {
-        let (stop, mut stops) = tokio::sync::mpsc::unbounded_channel();
-        let mut lines = Lines::new(LONGEST);
+    fn blank_line_is_ignored_and_long_line_is_rejected() {
+        let (requests, mut received) = tokio::sync::mpsc::unbounded_channel();
+        let mut lines = Lines::new(MAX_LINE);
         let mut results = Vec::new();
-        lines.feed(b"\n \r\n", |line| results.push(take(line, &stop)));
-        lines.feed(&[b'x'; LONGEST], |_| panic!("the line has not ended"));
-        lines.feed(b"x\n{\"shutdown\":{}}\n", |line| results.push(take(line, &stop)));
-        assert_eq!(results, [Ok(()), Ok(()), Err("not a command: a line of over 65536 bytes".to_owned()), Ok(())]);
-        assert!(stops.try_recv().is_ok());
+        lines.feed(b"\n \r\n", |line| results.push(execute_line(line, &requests)));
+        lines.feed(&[b'x'; MAX_LINE], |_| panic!("the line has not ended"));
+        lines.feed(b"x\n{\"shutdown\":{}}\n", |line| results.push(execute_line(line, &requests)));
+        assert_eq!(results, [Ok(()), Ok(()), Err("not a command: the line is longer than 65536 bytes".to_owned()), Ok(())]);
+        assert!(received.try_recv().is_ok());
     }
 }

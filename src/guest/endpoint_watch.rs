@@ -1,5 +1,5 @@
-//! Where the registry is, and what follows when that changes. What enters are the guest's addresses; what leaves are endpoints, a
-//! certificate that names them, and the event that says so. Connections that are open go on.
+//! Watches the guest's addresses. After each change it renews the certificate and sends an `endpoints` event. Open connections
+//! continue.
 
 use std::sync::Arc;
 
@@ -12,15 +12,15 @@ use super::early::console;
 use super::listeners::Listeners;
 use super::net::Network;
 
-/// Takes every change of the addresses to the certificate and the launcher, as long as the guest serves.
-pub async fn follow(mut network: Network, listeners: Listeners, leaves: Option<Arc<Leaves>>, events: Events) {
+/// Runs while the guest serves.
+pub async fn run(mut network: Network, listeners: Listeners, leaves: Option<Arc<Leaves>>, events: Events) {
     loop {
         let addresses = network.changed().await;
         if let Some(Err(error)) = leaves.as_ref().map(|leaves| leaves.set_addresses(addresses)) {
             console::warn(&events, "TLS", text::chain(&error));
         }
-        let now = listeners.endpoints(addresses);
-        console::say(&format!("the addresses changed: now at {}", now.endpoints.join(" ")));
-        events.emit(event::Event::Endpoints(now));
+        let endpoints = listeners.endpoints(addresses);
+        console::log(&format!("the addresses changed; serving at {}", endpoints.endpoints.join(" ")));
+        events.emit(event::Event::Endpoints(endpoints));
     }
 }

@@ -1,5 +1,4 @@
-//! What ends a boot. What enters is the error of a step; what leaves is its stable code and one line of words. It never decides
-//! what happens then: [`boot`](super::boot) does.
+//! The faults that end a boot, each with a stable code. [`boot`](super::boot) decides what happens then.
 
 use std::io;
 use std::net::IpAddr;
@@ -21,14 +20,14 @@ use crate::config::ConfigError;
 /// A fatal error, by the step that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// The kernel's file systems.
+    /// Mounting the kernel's file systems.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// Kernel modules.
+    /// Loading kernel modules.
     #[error(transparent)]
     Module(#[from] ModuleError),
-    /// Threads and signals.
-    #[error("start the runtime, its threads and signal handlers")]
+    /// Starting threads, signal handlers or the runtime.
+    #[error("cannot start the runtime, its threads or its signal handlers")]
     Runtime(#[source] io::Error),
     /// The config.
     #[error(transparent)]
@@ -39,7 +38,7 @@ pub enum Fault {
     /// The network.
     #[error(transparent)]
     Net(#[from] NetError),
-    /// What is on a disk.
+    /// The content of a disk.
     #[error("{disk}")]
     Contents {
         /// The disk.
@@ -47,20 +46,20 @@ pub enum Fault {
         /// What is wrong with it.
         source: StoreError,
     },
-    /// What two disks have.
+    /// Content on which two disks disagree.
     #[error("the disks cannot be served together")]
     Conflict(#[source] Conflict),
-    /// Randomness.
+    /// Random numbers.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
     /// The certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Who may pull.
+    /// Access control.
     #[error(transparent)]
     Access(#[from] AccessError),
     /// The registry's port.
-    #[error("listen on TCP port {port}")]
+    #[error("cannot listen on TCP port {port}")]
     Listen {
         /// The port.
         port: NonZeroU16,
@@ -68,7 +67,7 @@ pub enum Fault {
         source: io::Error,
     },
     /// A port of one address.
-    #[error("listen on TCP port {port} of {address}")]
+    #[error("cannot listen on TCP port {port} of {address}")]
     ListenAt {
         /// The address.
         address: IpAddr,
@@ -77,13 +76,13 @@ pub enum Fault {
         /// Why.
         source: io::Error,
     },
-    /// A bug of ours.
+    /// A bug in this program.
     #[error("a bug in localregistry-init: {0}")]
     Panic(String),
 }
 
 impl Fault {
-    /// Stable name of the fault, for the console and the `done` event.
+    /// Stable code of the fault, for the console and the `done` event.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -103,7 +102,7 @@ impl Fault {
         }
     }
 
-    /// The fault with its causes, joined by ": ".
+    /// The fault and its causes, joined by ": ".
     #[must_use]
     pub fn chain(&self) -> String {
         text::chain(self)
@@ -124,7 +123,7 @@ mod tests {
     #[test]
     fn a_fault_is_one_line_with_its_causes() {
         let fault = Fault::Listen { port: NonZeroU16::MIN, source: io::Error::from_raw_os_error(98) };
-        assert_eq!(fault.chain(), "listen on TCP port 1: Address already in use (os error 98)");
+        assert_eq!(fault.chain(), "cannot listen on TCP port 1: Address already in use (os error 98)");
         assert_eq!(fault.code(), "NO_PORT");
     }
 }

@@ -1,65 +1,54 @@
-//! The places that the guest serves at. What enters are the settings; what leaves are bound sockets, and the URLs that lead to them at
-//! the addresses that the guest has. It accepts nobody.
+//! Binds the guest's listening sockets and lists their URLs.
 
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU16;
 
 use crate::proto::Endpoints;
 use crate::registry::listen::client::Surface;
 use crate::registry::listen::listener::{Listener, Transport};
 
 use super::error::Fault;
-use crate::config::settings::{Settings, TlsMode};
+use crate::config::settings::{ListenAddress, Settings, TlsMode};
 
-/// Every place.
+/// All listening addresses.
 #[derive(Debug, Clone)]
 pub struct Listeners {
-    /// Of the registry, that of `port` first.
-    registry: Vec<Place>,
-    /// Of health, metrics and the CA, where they have one of their own.
-    observability: Option<Place>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    /// None: every address.
-    address: Option<IpAddr>,
-    port: NonZeroU16,
-    plain: bool,
+    /// The registry's addresses. The one of `port` is the first.
+    registry: Vec<ListenAddress>,
+    /// The address of health, metrics and the CA, if they have their own port.
+    observability: Option<ListenAddress>,
 }
 
 impl Listeners {
-    /// The places that `settings` want.
+    /// The addresses in `settings`.
     #[must_use]
     pub fn of(settings: &Settings) -> Self {
-        let every = |port, plain| Place { address: None, port, plain };
-        let further = settings.listeners.iter();
-        let further = further.map(|one| Place { address: one.address, port: one.port, plain: one.plain });
+        let wildcard = |port, plain| ListenAddress { address: None, port, plain };
+        let first = wildcard(settings.port, settings.tls == TlsMode::Off);
         Self {
-            registry: [every(settings.port, settings.tls == TlsMode::Off)].into_iter().chain(further).collect(),
-            observability: settings.metrics_port.map(|port| every(port, true)),
+            registry: [first].into_iter().chain(settings.listeners.iter().copied()).collect(),
+            observability: settings.metrics_port.map(|port| wildcard(port, true)),
         }
     }
 
-    /// Listens at each of them; `transport` is what the registry speaks where it is not plain.
+    /// Listens on all addresses. `transport` is the registry's protocol unless an address is plain.
     ///
     /// # Errors
-    /// [`Fault::Listen`] and [`Fault::ListenAt`], for the first that is not to be had.
-    pub fn open(&self, transport: &Transport) -> Result<Vec<Listener>, Fault> {
+    /// Fails with [`Fault::Listen`] or [`Fault::ListenAt`] for the first port that cannot be used.
+    pub fn listen(&self, transport: &Transport) -> Result<Vec<Listener>, Fault> {
         let surface = if self.observability.is_some() { Surface::Registry } else { Surface::All };
-        let registry = self.registry.iter().map(|place| (place, surface));
-        let all = registry.chain(self.observability.iter().map(|place| (place, Surface::Observability)));
-        all.map(|(place, surface)| {
-            let transport = if place.plain { Transport::Plain } else { transport.clone() };
-            place.open(transport, surface)
+        let registry = self.registry.iter().map(|address| (address, surface));
+        let all = registry.chain(self.observability.iter().map(|address| (address, Surface::Observability)));
+        all.map(|(address, surface)| {
+            let transport = if address.plain { Transport::Plain } else { transport.clone() };
+            address.listen(transport, surface)
         })
         .collect()
     }
 
-    /// Where they are, as URLs, for a guest with `addresses`.
+    /// The URLs of all listeners for a guest with `addresses`.
     #[must_use]
     pub fn endpoints(&self, addresses: &[IpAddr]) -> Endpoints {
-        let urls = |places: &[Place]| places.iter().flat_map(|place| place.urls(addresses)).collect();
+        let urls = |listeners: &[ListenAddress]| listeners.iter().flat_map(|listener| listener.urls(addresses)).collect();
         let (first, further) = self.registry.split_at(1.min(self.registry.len()));
         Endpoints {
             endpoints: urls(first),
@@ -69,7 +58,7 @@ impl Listeners {
     }
 }
 
-impl Place {
+impl ListenAddress {
     fn urls(self, addresses: &[IpAddr]) -> impl Iterator<Item = String> {
         let scheme = if self.plain { "http" } else { "https" };
         let here = addresses.iter().filter(move |address| self.is_on(**address));
@@ -79,12 +68,12 @@ impl Place {
     fn is_on(self, address: IpAddr) -> bool {
         match self.address {
             None => true,
-            Some(every) if every.is_unspecified() => every.is_ipv6() || address.is_ipv4(),
+            Some(wildcard) if wildcard.is_unspecified() => wildcard.is_ipv6() || address.is_ipv4(),
             Some(own) => own == address,
         }
     }
 
-    fn open(self, transport: Transport, surface: Surface) -> Result<Listener, Fault> {
+    fn listen(self, transport: Transport, surface: Surface) -> Result<Listener, Fault> {
         let Self { address, port, .. } = self;
         match address {
             None => Listener::bind_everywhere(port.get(), transport, surface).map_err(|source| Fault::Listen { port, source }),
@@ -96,6 +85,8 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use crate::config::{Layer, Origin};
 
     use super::*;
@@ -129,28 +120,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_families_are_listened_for_and_a_port_in_use_is_refused() {
+    async fn both_families_are_served_and_a_port_in_use_is_an_error() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let wanted = listeners(&format!(r#"{{"port": {free}}}"#));
-        let opened = wanted.open(&Transport::Plain).unwrap();
+        let listeners = listeners(&format!(r#"{{"port": {free}}}"#));
+        let opened = listeners.listen(&Transport::Plain).unwrap();
         for address in ["127.0.0.1", "::1"] {
             tokio::net::TcpStream::connect((address, free)).await.unwrap();
         }
-        let fault = wanted.open(&Transport::Plain).unwrap_err();
-        assert_eq!(fault.chain(), format!("listen on TCP port {free}: Address already in use (os error 98)"));
+        let fault = listeners.listen(&Transport::Plain).unwrap_err();
+        assert_eq!(fault.chain(), format!("cannot listen on TCP port {free}: Address already in use (os error 98)"));
         drop(opened);
     }
 
     #[tokio::test]
-    async fn one_address_alone_and_one_that_is_not_ours() {
+    async fn a_listener_on_one_address_serves_no_other() {
         let free = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
-        let at =
-            |address: &str| Place { address: Some(address.parse().unwrap()), port: NonZeroU16::new(free).unwrap(), plain: true };
-        let _opened = at("127.0.0.2").open(Transport::Plain, Surface::All).unwrap();
+        let at = |address: &str| ListenAddress {
+            address: Some(address.parse().unwrap()),
+            port: NonZeroU16::new(free).unwrap(),
+            plain: true,
+        };
+        let _opened = at("127.0.0.2").listen(Transport::Plain, Surface::All).unwrap();
         tokio::net::TcpStream::connect(("127.0.0.2", free)).await.unwrap();
         tokio::net::TcpStream::connect(("127.0.0.3", free)).await.unwrap_err();
-        let fault = at("192.0.2.1").open(Transport::Plain, Surface::All).unwrap_err();
-        let said = format!("listen on TCP port {free} of 192.0.2.1: Cannot assign requested address (os error 99)");
-        assert_eq!((fault.chain(), fault.code()), (said, "NO_PORT"));
+        let fault = at("192.0.2.1").listen(Transport::Plain, Surface::All).unwrap_err();
+        let message = format!("cannot listen on TCP port {free} of 192.0.2.1: Cannot assign requested address (os error 99)");
+        assert_eq!((fault.chain(), fault.code()), (message, "NO_PORT"));
     }
 }

@@ -1,13 +1,14 @@
-//! PID 1's duties, one file each. [`boot`] holds the order of boot in one place; everything else is a step of it.
+//! PID 1 of the appliance. [`boot`] runs the steps of boot in order; each other module implements one step or one duty.
 //!
 //! ```text
-//! console ─ mounts ─ modules ─ events ─ settings ─ disk ─ clock ─ network ─ catalog ─ entropy ─ tls ─ listen ─▶ serve ─▶ power off
+//! console ─ mounts ─ modules ─ events ─ config ─ disk ─ config on the disk ─ clock ─ network ─ catalog ─ entropy ─ auth ─ tls ─ listen
+//!     ─▶ ready ─▶ serve ─▶ power off
 //! ```
 //!
-//! Parsers and decisions are pure functions; what touches the machine is a thin shell around them. Every step that can fail has
-//! an error of its own, and [`Fault`](error::Fault) gives each a stable code.
+//! Parsers and decisions are pure functions, with thin code around them that touches the machine. Each step that can fail has its
+//! own error type, and [`Fault`](error::Fault) gives each error a stable code.
 
-// Lengths and offsets come from disks, networks and the host: a sum of them is checked or saturates, and never wraps.
+// Lengths and offsets come from disks, networks and the host, so every sum is checked or saturates.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 pub mod access;

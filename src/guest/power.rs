@@ -1,5 +1,5 @@
-//! The end. What enters is whatever may ask for it: a signal, the power button, a command; what leaves is a [`Stop`] for the
-//! server and, at last, a machine without power. It also reaps orphans, PID 1's oldest duty.
+//! Shuts the machine down on a signal, the power button or a command: unmounts the disks and cuts the power. As PID 1 it also reaps
+//! orphaned processes.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -17,26 +17,26 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::disk;
 use super::early::console;
 
-/// How long transfers under way may take where nobody says otherwise.
+/// Default time for transfers in progress.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
-/// How long the machine may take to end once it is decided.
-const END: Duration = Duration::from_secs(4);
-/// How much longer it may take to say that this was not enough: a console that nobody reads must not keep the power on.
-const SAY: Duration = Duration::from_millis(200);
+/// How long the shutdown may take after serving has ended.
+const DEADLINE: Duration = Duration::from_secs(4);
+/// Extra time to print that the deadline has passed. A console without a reader must not delay the power-off.
+const DEADLINE_MESSAGE: Duration = Duration::from_millis(200);
 
-/// A request to end in order.
+/// A request to shut down gracefully.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stop {
-    /// Who asked.
-    pub by: By,
-    /// How long transfers under way may take.
+pub struct ShutdownRequest {
+    /// The source of the request.
+    pub by: Requester,
+    /// How long transfers in progress may take.
     pub drain: Duration,
 }
 
-/// Who asks for the end.
+/// The source of a shutdown request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
+pub enum Requester {
     /// A command on the control port.
     Command,
     /// SIGTERM.
@@ -47,10 +47,10 @@ pub enum By {
     Button,
 }
 
-impl By {
-    /// In words, for the console and the `done` event.
+impl Requester {
+    /// A description for the console and the `done` event.
     #[must_use]
-    pub const fn words(self) -> &'static str {
+    pub const fn describe(self) -> &'static str {
         match self {
             Self::Command => "a command on the control port",
             Self::Terminate => "SIGTERM",
@@ -60,36 +60,36 @@ impl By {
     }
 }
 
-/// Listens for signals and the power button, and reaps orphans from now on. What leaves are the two ends of the channel on which
-/// the end is asked for. Must be called within the runtime.
+/// Listens for signals and the power button, and reaps orphans, from now on. Returns both ends of the channel of shutdown requests.
+/// Must be called within the runtime.
 ///
 /// # Errors
-/// When the kernel takes no signal handler.
-pub fn watch() -> io::Result<(UnboundedSender<Stop>, UnboundedReceiver<Stop>)> {
-    let (stop, stops) = unbounded_channel();
-    for (kind, by) in [(SignalKind::terminate(), By::Terminate), (SignalKind::interrupt(), By::Interrupt)] {
+/// Fails if the kernel refuses a signal handler.
+pub fn watch() -> io::Result<(UnboundedSender<ShutdownRequest>, UnboundedReceiver<ShutdownRequest>)> {
+    let (sender, requests) = unbounded_channel();
+    for (kind, by) in [(SignalKind::terminate(), Requester::Terminate), (SignalKind::interrupt(), Requester::Interrupt)] {
         let mut arrivals = signal(kind)?;
-        let stop = stop.clone();
+        let sender = sender.clone();
         tokio::spawn(async move {
             while arrivals.recv().await.is_some() {
-                let _ = stop.send(Stop { by, drain: DRAIN });
+                let _ = sender.send(ShutdownRequest { by, drain: DRAIN });
             }
         });
     }
     reap_orphans()?;
     if let Err(error) = set_cad_enabled(false) {
-        console::say(&format!("Ctrl-Alt-Del restarts the machine at once: {error}"));
+        console::log(&format!("cannot take over Ctrl-Alt-Del, which restarts the machine at once: {error}"));
     }
-    input_devices().for_each(|device| watch_button(device, stop.clone()));
-    Ok((stop, stops))
+    input_devices().for_each(|device| watch_button(device, sender.clone()));
+    Ok((sender, requests))
 }
 
-/// Reaps every child that ends: in a machine with one program those are orphans of nobody, but PID 1 must.
+/// Reaps every child that exits. PID 1 inherits all orphans.
 fn reap_orphans() -> io::Result<()> {
     let mut children = signal(SignalKind::child())?;
     tokio::spawn(async move {
         loop {
-            // Those, too, that ended before anybody listened. One signal may stand for many.
+            // Also reap children that exited before the handler was installed. One signal may stand for several children.
             while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
             if children.recv().await.is_none() {
                 return;
@@ -104,55 +104,55 @@ fn input_devices() -> impl Iterator<Item = PathBuf> {
     entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("event")).map(|entry| entry.path())
 }
 
-fn watch_button(device: PathBuf, stop: UnboundedSender<Stop>) {
+fn watch_button(device: PathBuf, sender: UnboundedSender<ShutdownRequest>) {
     let watch = move || {
         let Ok(mut device) = File::open(device) else { return };
         let mut record = [0; input::SIZE];
         while device.read_exact(&mut record).is_ok() {
             if input::Event::parse(record).is_power_pressed() {
-                let _ = stop.send(Stop { by: By::Button, drain: DRAIN });
+                let _ = sender.send(ShutdownRequest { by: Requester::Button, drain: DRAIN });
             }
         }
     };
     if let Err(error) = thread::Builder::new().name("button".to_owned()).spawn(watch) {
-        console::say(&format!("the power button does nothing: no thread for it: {error}"));
+        console::log(&format!("cannot start a thread for the power button, so it does nothing: {error}"));
     }
 }
 
-/// Cuts the power in `END` from now, whatever else hangs.
+/// Cuts the power after [`DEADLINE`], whatever hangs.
 pub fn set_deadline() {
     let cut = || {
-        thread::sleep(END);
-        let _ =
-            thread::Builder::new().spawn(|| console::say(&format!("the end took over {} s: cutting the power", END.as_secs())));
-        thread::sleep(SAY);
+        thread::sleep(DEADLINE);
+        let _ = thread::Builder::new()
+            .spawn(|| console::log(&format!("shutdown took over {} s; cutting the power", DEADLINE.as_secs())));
+        thread::sleep(DEADLINE_MESSAGE);
         let _ = reboot(RebootMode::RB_POWER_OFF);
     };
     if let Err(error) = thread::Builder::new().name("deadline".to_owned()).spawn(cut) {
-        console::say(&format!("the end has no deadline: no thread for it: {error}"));
+        console::log(&format!("cannot start the thread that limits the time of the shutdown: {error}"));
     }
 }
 
-/// Writes back what is cached, unmounts the disks and cuts the power.
+/// Writes cached data back, unmounts the disks and cuts the power.
 pub fn off() -> ! {
     nix::unistd::sync();
-    // Detached, so that a file that is still open does not keep a disk. Not mounted (EINVAL): nothing to do.
+    // Detach, because open files would keep a disk mounted. EINVAL: nothing is mounted there.
     for root in fs::read_dir(disk::ROOT).into_iter().flatten().flatten().map(|entry| entry.path()) {
         match umount2(&root, MntFlags::MNT_DETACH) {
             Ok(()) | Err(Errno::EINVAL) => {}
-            Err(error) => console::say(&format!("unmount {}: {error}", root.display())),
+            Err(error) => console::log(&format!("cannot unmount {}: {error}", root.display())),
         }
     }
     let Err(error) = reboot(RebootMode::RB_POWER_OFF);
-    console::say(&format!("the power cannot be cut: {error}"));
+    console::log(&format!("cannot cut the power: {error}"));
     loop {
         thread::park();
     }
 }
 
-/// Records of `/dev/input/event*`: `struct input_event` of Linux's `uapi/linux/input.h`.
+/// Parses records of `/dev/input/event*`: `struct input_event` of Linux's `uapi/linux/input.h`.
 mod input {
-    /// Bytes of a record: two longs of time, type, code, value.
+    /// Bytes of a record: two longs of time, then type, code and value.
     pub const SIZE: usize = 2 * size_of::<usize>() + 8;
 
     const EV_KEY: u16 = 1;
@@ -168,13 +168,13 @@ mod input {
     }
 
     impl Event {
-        /// The event in `record`.
+        /// Parses a record.
         pub const fn parse(record: [u8; SIZE]) -> Self {
             let [.., a, b, c, d, e, f, g, h] = record;
             Self { kind: u16::from_ne_bytes([a, b]), code: u16::from_ne_bytes([c, d]), value: i32::from_ne_bytes([e, f, g, h]) }
         }
 
-        /// Whether it is the power button going down.
+        /// Whether the power button was pressed.
         pub const fn is_power_pressed(self) -> bool {
             matches!(self, Self { kind: EV_KEY, code: KEY_POWER, value: PRESSED })
         }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_power_button_going_down_counts() {
+    fn only_a_press_of_the_power_button_counts() {
         assert!(Event::parse(record(1, 116, 1)).is_power_pressed());
         for (kind, code, value) in [(1, 116, 0), (1, 116, 2), (1, 30, 1), (0, 0, 0), (2, 116, 1), (1, 116, -1)] {
             assert!(!Event::parse(record(kind, code, value)).is_power_pressed(), "{kind} {code} {value}");

@@ -1,5 +1,4 @@
-//! The registry's certificate. What enters are the settings and the guest's addresses; what leaves is how to serve and the CA for
-//! the launcher. A key never leaves.
+//! Generates or loads the registry's certificate for the guest's names and addresses.
 
 use std::fs;
 use std::io;
@@ -16,35 +15,35 @@ use zeroize::Zeroizing;
 use crate::config::FW_CFG;
 use crate::config::settings::{Settings, TlsMode};
 
-/// A certificate that cannot be served with.
+/// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file that the launcher should have given.
-    #[error("tls.mode is {mode}; give QEMU -fw_cfg name=opt/localregistry/{name},file=…; read {FW_CFG}/{name}/raw")]
+    /// A file that the launcher has to provide is missing.
+    #[error("tls.mode is {mode}; give QEMU -fw_cfg name=opt/localregistry/{name},file=FILE; cannot read {FW_CFG}/{name}/raw")]
     Missing {
-        /// The mode that wants it.
+        /// The mode that requires it.
         mode: &'static str,
         /// Its name in fw_cfg.
         name: &'static str,
         /// Why.
         source: io::Error,
     },
-    /// The files that the launcher gave.
-    #[error("fw_cfg opt/localregistry/tls.crt and opt/localregistry/tls.key cannot be served with")]
+    /// The provided certificate or key is unusable.
+    #[error("fw_cfg opt/localregistry/tls.crt and opt/localregistry/tls.key cannot be used")]
     Provided(#[source] tls::TlsError),
-    /// The CA that the launcher gave.
-    #[error("fw_cfg opt/localregistry/ca.crt and opt/localregistry/ca.key cannot be signed with")]
+    /// The provided CA is unusable.
+    #[error("fw_cfg opt/localregistry/ca.crt and opt/localregistry/ca.key cannot be used")]
     Ca(#[source] CaError),
     /// A certificate cannot be signed.
     #[error(transparent)]
     Sign(#[from] tls::TlsError),
 }
 
-/// Makes or takes the certificate for a guest with `addresses` that serves `store`. `clients` is the CA of clients' certificates;
-/// `now` is the time, where the guest is sure of it.
+/// Issues or loads the certificate for a guest with `addresses` that serves `store`. `clients` is the CA of client certificates;
+/// `now` is the time, if the clock is trusted.
 ///
 /// # Errors
-/// When one cannot be made, or the one given is missing, bad, or not valid `now`.
+/// Fails if it cannot be issued, or if a provided one is missing, invalid, or not valid at `now`.
 pub fn identity(
     settings: &Settings,
     addresses: &[IpAddr],
@@ -79,13 +78,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_that_was_not_given_is_named() {
+    fn a_missing_certificate_file_is_named() {
         for (mode, name) in [("PROVIDED", "tls.crt"), ("SIGN", "ca.key")] {
             assert_eq!(
                 read(mode, name).unwrap_err().to_string(),
                 format!(
-                    "tls.mode is {mode}; give QEMU -fw_cfg name=opt/localregistry/{name},file=…; \
-                     read /sys/firmware/qemu_fw_cfg/by_name/opt/localregistry/{name}/raw"
+                    "tls.mode is {mode}; give QEMU -fw_cfg name=opt/localregistry/{name},file=FILE; \
+                     cannot read /sys/firmware/qemu_fw_cfg/by_name/opt/localregistry/{name}/raw"
                 )
             );
         }

@@ -119,10 +119,10 @@ fn further_ports_serve_and_are_reported() {
 fn a_port_that_is_not_to_be_had_is_named() {
     let bench = bench();
     for (setting, reason) in [
-        (r#"listeners=[{"port":5000}]"#, "listen on TCP port 5000: Address in use (os error 98)"),
+        (r#"listeners=[{"port":5000}]"#, "cannot listen on TCP port 5000: Address in use (os error 98)"),
         (
             r#"listeners=[{"port":5001,"address":"192.0.2.1"}]"#,
-            "listen on TCP port 5001 of 192.0.2.1: Address not available (os error 99)",
+            "cannot listen on TCP port 5001 of 192.0.2.1: Address not available (os error 99)",
         ),
     ] {
         let ended = vm::fails(&bench.path("disk.erofs"), &["--set", setting]);
@@ -137,7 +137,7 @@ fn a_guest_without_its_secrets_says_which() {
     let bench = bench();
     for (setting, name) in [("auth.mode=BASIC", "htpasswd"), ("auth.clientCertificate=REQUIRED", "client-ca.crt")] {
         let ended = vm::fails(&bench.path("disk.erofs"), &["--set", setting]);
-        let (done, file) = (ended.done(), format!("give QEMU -fw_cfg name=opt/localregistry/{name},file=…"));
+        let (done, file) = (ended.done(), format!("give QEMU -fw_cfg name=opt/localregistry/{name},file=FILE"));
         assert_eq!((ended.status, done.code.as_str()), (Some(3), "BAD_AUTH"), "{}", ended.stderr);
         assert!(done.reason.contains(&file), "{}", done.reason);
     }

@@ -165,7 +165,7 @@ fn boots_that_fail_say_why() {
     let half = disk.len() / 2 / 4096 * 4096;
     let blocks = u64::from(u32::from_le_bytes(disk[1024 + 36..1024 + 40].try_into().unwrap()));
     let truncated = format!(
-        "/dev/vda (serial \"localregistry\") has {half} bytes; its erofs file system has {}: copy the disk anew",
+        "/dev/vda (serial \"localregistry\") has {half} bytes; its erofs file system has {}: copy the disk again",
         blocks << disk[1024 + 12]
     );
     let cases: [(&[&str], Vec<u8>, &str, &str); 5] = [
@@ -173,21 +173,21 @@ fn boots_that_fail_say_why() {
             &["--qemu", &other],
             disk.clone(),
             "NO_DISK",
-            "no disk with the serial \"localregistry\" after 5 s; the virtio disks here are vda (\"other\"); give QEMU \
+            "no disk with the serial \"localregistry\" after 5 s; virtio disks found: vda (\"other\"); give QEMU \
              -device virtio-blk-pci,serial=localregistry",
         ),
         (
             &["--qemu", &bad],
             vec![0; 1 << 20],
             "BAD_DISK",
-            "/dev/vda (serial \"localregistry\"), 1048576 bytes: no file system known; expected EROFS, ext4 or squashfs, as \
+            "/dev/vda (serial \"localregistry\"), 1048576 bytes, has no known file system; expected EROFS, ext4 or squashfs, as \
              `localregistry pack` makes",
         ),
         (
             &["--qemu", &bad],
             corrupt(disk.clone()),
             "BAD_DISK",
-            "/dev/vda (serial \"localregistry\") is damaged, or the kernel lacks its file system: mount /dev/vda on /disks/vda \
+            "/dev/vda (serial \"localregistry\") is damaged, or the kernel lacks its file system: cannot mount /dev/vda on /disks/vda \
              (type erofs, MS_RDONLY|MS_NOSUID|MS_NODEV|MS_NOEXEC, options \"\"): EBADMSG: Not a data message",
         ),
         (&["--qemu", &bad], disk[..half].to_vec(), "TRUNCATED", &truncated),

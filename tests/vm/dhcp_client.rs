@@ -8,8 +8,8 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use localregistry::guest::net::client::{Lease, Refusal, Times};
-use localregistry::guest::net::dhcp::{self, Kept};
+use localregistry::guest::net::dhcp::{self, Extension};
+use localregistry::guest::net::dhcp_client::{Lease, Refusal, Times};
 use localregistry::guest::net::link::{Link, Links};
 use localregistry::guest::net::packet_socket::PacketSocket;
 use localregistry::guest::net::udp;
@@ -121,7 +121,7 @@ async fn is_leased(links: &Links, link: &Link, answer: Answer) {
     links.add_address(link, given.address).unwrap();
     for server in [Some(SERVER), None] {
         match dhcp::extend(link, HOSTNAME, &given, server, Instant::now() + PATIENCE).await {
-            Kept::Extended(extended) => is_one_hour(&extended),
+            Extension::Extended(extended) => is_one_hour(&extended),
             other => panic!("asked of {server:?}: {other:?}"),
         }
     }
@@ -206,7 +206,7 @@ fn dnsmasq_refuses_an_address_of_another_network() {
                 let held = Lease { address: format!("{address}/24").parse().unwrap(), ..lease() };
                 links.add_address(link, held.address).unwrap();
                 let kept = dhcp::extend(link, HOSTNAME, &held, None, Instant::now() + PATIENCE).await;
-                assert_eq!(kept, Kept::Refused(Refusal::Nak { server: SERVER, address }));
+                assert_eq!(kept, Extension::Refused(Refusal::Nak { server: SERVER, address }));
             });
         },
     );
@@ -223,7 +223,7 @@ fn lease_is_renewed_by_its_server_when_t1_has_passed() {
                 let [renewal, rebinding, end] = [1, 50, 60].map(Duration::from_secs);
                 assert_eq!(given, Lease { times: Some(Times { renewal, rebinding, end }), ..lease() });
                 links.add_address(link, given.address).unwrap();
-                assert_eq!(dhcp::keep(link, HOSTNAME, &given, asked).await, Kept::Extended(given.clone()));
+                assert_eq!(dhcp::renew(link, HOSTNAME, &given, asked).await, Extension::Extended(given.clone()));
                 assert!(asked.elapsed() >= renewal);
             });
             let log = fs::read_to_string("/run/log").unwrap();

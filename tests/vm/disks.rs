@@ -100,7 +100,7 @@ fn several_disks_are_one_registry_and_disks_come_and_go() {
 
     // Those that cannot be served harm nothing.
     let here = |name: &str| format!(r#"/dev/vdd (serial "{name}")"#);
-    let as_before = "; it is not served, and all else is as before";
+    let as_before = "; this disk is not served, and nothing else changes";
     let refusals = [
         (
             &conflicting,
@@ -120,7 +120,7 @@ fn several_disks_are_one_registry_and_disks_come_and_go() {
             "more-5",
             "BAD_DISK",
             format!(
-                "{}, 1048576 bytes: no file system known; expected EROFS, ext4 or squashfs, as `localregistry pack` makes{as_before}",
+                "{}, 1048576 bytes, has no known file system; expected EROFS, ext4 or squashfs, as `localregistry pack` makes{as_before}",
                 here("more-5")
             ),
         ),
@@ -129,7 +129,7 @@ fn several_disks_are_one_registry_and_disks_come_and_go() {
             "else",
             "DISK_IGNORED",
             format!(
-                "{} came; expected one with the label \"images\", or with the label \"second\", or with the serial \"more-*\"{as_before}",
+                "{} was attached; expected one with the label \"images\", or with the label \"second\", or with the serial \"more-*\"{as_before}",
                 here("else")
             ),
         ),
@@ -177,7 +177,7 @@ fn boots_that_their_disks_end_say_why() {
     let (bench, _, image) = hello(b"layer");
     bench.pack(&["layout"]);
     let disk = bench.path("disk.erofs");
-    let missing = "after 1 s; the virtio disks here are vda (\"localregistry\")";
+    let missing = "after 1 s; virtio disks found: vda (\"localregistry\")";
     let (other, conflicting) = pack(&bench, "other", "test/hello:latest", b"other", &[]);
 
     // A catalog of a version to come.
@@ -218,7 +218,7 @@ fn boots_that_their_disks_end_say_why() {
             &disk,
             vec!["--set", r#"disks=[{"serial":"a"},{"serial":"b"}]"#, "--disk-wait", "1"],
             "NO_DISK",
-            "no disk with the serial \"b\" after 1 s; the virtio disks here are vda (\"a\"); give QEMU -device \
+            "no disk with the serial \"b\" after 1 s; virtio disks found: vda (\"a\"); give QEMU -device \
              virtio-blk-pci,serial=b"
                 .to_owned(),
         ),
@@ -320,7 +320,7 @@ fn a_disk_that_hangs_at_boot_ends_it() {
         vm::fails(&disk, &arguments)
     });
     assert_eq!(ended.status, Some(3), "{}", ended.stderr);
-    let reason = "/dev/vda (serial \"localregistry\") did not answer within 30 s: its host has stopped it, or is far too busy";
+    let reason = "/dev/vda (serial \"localregistry\") did not respond within 30 s; the host has stopped it or is overloaded";
     let done = ended.done();
     assert_eq!((done.status, done.code.as_str(), done.reason.as_str()), (1, "DISK_HUNG", reason));
     assert!(ended.stderr.contains(&format!("FATAL code=DISK_HUNG {reason}")), "{}", ended.stderr);

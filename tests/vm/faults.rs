@@ -54,18 +54,18 @@ fn a_clock_that_is_decades_off_is_warned_of_and_nodes_with_one_trust_the_registr
         (
             "base=1970-01-02",
             &[],
-            "the machine's clock stood at N seconds since N, before this program was made: set to the host's time, N",
+            "the machine's clock showed N seconds since N, before this program was built; set to the host's time, N",
         ),
         (
             "base=1970-01-02",
             &["--set", "clock.epochSeconds=1"],
-            "the clock stood at N seconds since N, before this program was made: set to N",
+            "the clock showed N seconds since N, before this program was built; set to N",
         ),
         (
             // By the machine's time: QEMU 7.2 counts the host's in 32 bits from there.
             "base=2100-01-01,clock=vm",
             &[],
-            "the clock stands at N seconds since N, over N years after this program was made: is the host's clock right?",
+            "the clock shows N seconds since N, over N years after this program was built; is the host's clock right?",
         ),
     ];
     for (base, further, expected) in cases {
@@ -133,7 +133,7 @@ fn a_given_certificate_that_is_over_or_of_another_key_is_refused_before_the_boot
     assert_eq!((ended.status, ended.stderr.as_str(), ended.events.len()), (Some(13), said.as_str(), 0));
 
     // `run` has looked at good ones, and QEMU hands over others.
-    let of = "fw_cfg opt/localregistry/tls.crt and opt/localregistry/tls.key cannot be served with";
+    let of = "fw_cfg opt/localregistry/tls.crt and opt/localregistry/tls.key cannot be used";
     let swapped = vm::qemu_changed(&bench.path(""), "args=(\"${@/\\/good./\\/old.}\")");
     fatal(&run(&good, &good, &["--qemu", &swapped]), "BAD_TLS", &format!("{of}: {expired}"));
     let mixed = vm::qemu_changed(&bench.path(""), "args=(\"${@/\\/good.key/\\/old.key}\")");
@@ -157,7 +157,7 @@ fn a_config_that_cannot_be_is_named_and_so_is_a_port_that_is_taken() {
     for (bound, arguments) in [("5000", &[][..]), ("9090", &["--metrics", "127.0.0.1:0"])] {
         let agent = Agent::new(&bench.path(bound), "", &format!("bind {bound}"));
         let ended = vm::fails(&disk, &words(&agent.arguments(), arguments));
-        fatal(&ended, "NO_PORT", &format!("listen on TCP port {bound}: Address in use (os error 98)"));
+        fatal(&ended, "NO_PORT", &format!("cannot listen on TCP port {bound}: Address in use (os error 98)"));
     }
 }
 
@@ -170,7 +170,7 @@ fn a_machine_without_threads_says_so_whatever_it_was_about_to_do() {
         vm::fails(&disk, &words(&agent.arguments(), &[]))
     };
     // The thread that writes the events is the first one.
-    let reason = "start the runtime, its threads and signal handlers: Resource temporarily unavailable (os error 11)";
+    let reason = "cannot start the runtime, its threads or its signal handlers: Resource temporarily unavailable (os error 11)";
     fatal(&boot("1"), "NO_RUNTIME", reason);
     // The runtime's is the second, and the library panics without it.
     let reason = "a bug in localregistry-init: OS can't spawn worker thread: Resource temporarily unavailable (os error 11)";
@@ -184,7 +184,7 @@ fn an_end_that_hangs_is_cut_off() {
     let agent = Agent::new(&bench.path("agent"), "localregistry.port=http", "hold");
     let ended = vm::fails(&disk, &words(&agent.arguments(), &[]));
     fatal(&ended, "BAD_CONFIG", "kernel command line: port is \"http\"; expected a TCP port from 1 to 65535");
-    assert!(ended.stderr.contains("  localregistry: the end took over 4 s: cutting the power\n"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("  localregistry: shutdown took over 4 s; cutting the power\n"), "{}", ended.stderr);
 }
 
 #[test]

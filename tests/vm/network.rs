@@ -124,7 +124,7 @@ fn a_lease_is_kept_and_what_it_becomes_is_followed() {
     // The server is gone until the lease ends.
     segment.heard();
     segment.set(|machine| machine.lease = None);
-    warned(&vm, "NO_ADDRESS", "the lease of 10.91.0.7 ended, and no DHCP server answered");
+    warned(&vm, "NO_ADDRESS", "the lease of 10.91.0.7 expired because no DHCP server answered");
     moves(&vm, "10.91.0.7:", false);
     let heard = segment.heard();
     let place = |words: &str| heard.iter().position(|one| one == words).unwrap_or_else(|| panic!("{words}: {heard:?}"));
@@ -136,7 +136,11 @@ fn a_lease_is_kept_and_what_it_becomes_is_followed() {
         machine.taken.push(at(9).into());
         machine.lease = Some((at(9), long));
     });
-    warned(&vm, "IP_CONFLICT", &format!("the address 10.91.0.9 belongs to another machine, {OTHER}; give each its own"));
+    warned(
+        &vm,
+        "IP_CONFLICT",
+        &format!("the address 10.91.0.9 is already used by another machine, {OTHER}; give each machine its own"),
+    );
     moves(&vm, "10.91.0.10:", true);
     assert!(segment.heard().contains(&"DECLINE of 10.91.0.9".to_owned()));
 
@@ -153,7 +157,7 @@ fn a_lease_is_kept_and_what_it_becomes_is_followed() {
         let nic = found.as_array().unwrap().iter().find(|nic| nic["main-mac"] == "52:54:00:00:00:0b").unwrap();
         qmp.run("set_link", json!({ "name": nic["name"], "up": up }));
         if !up {
-            warned(&vm, "LINK_DOWN", "(52:54:00:00:00:0b): the interface was unplugged, or has no carrier any more");
+            warned(&vm, "LINK_DOWN", "(52:54:00:00:00:0b): the interface was removed or lost its carrier");
         }
     }
     while !segment.heard().contains(&"REQUEST from 10.91.0.10 to 255.255.255.255".to_owned()) {
@@ -236,7 +240,7 @@ fn static_addresses_of_both_families_a_vlan_and_an_interface_that_comes_and_goes
     assert!(connect(&vm, "10.96.0.2").is_some());
 
     // The interface that the settings name, and that was not there; unplugged and plugged in again.
-    assert!(text.contains(&format!("no network interface with the MAC address {plugged}; the interfaces here are")), "{text}");
+    assert!(text.contains(&format!("no network interface with the MAC address {plugged}; interfaces found:")), "{text}");
     let addr = json!({ "type": "unix", "path": late.path });
     qmp.run("netdev_add", json!({ "type": "stream", "id": "c", "server": false, "addr": addr }));
     let add = json!({ "driver": "virtio-net-pci", "netdev": "c", "mac": plugged, "bus": "slot9", "id": "nic" });
@@ -247,7 +251,7 @@ fn static_addresses_of_both_families_a_vlan_and_an_interface_that_comes_and_goes
         if time == 0 {
             qmp.run("device_del", json!({ "id": "nic" }));
             qmp.event("DEVICE_DELETED");
-            warned(&vm, "LINK_DOWN", &format!("({plugged}): the interface was unplugged, or has no carrier any more"));
+            warned(&vm, "LINK_DOWN", &format!("({plugged}): the interface was removed or lost its carrier"));
             moves(&vm, "[fe80::5054:ff:fe00:c]:", false);
             assert!(connect(&vm, "fe80::5054:ff:fe00:c").is_none());
         }
@@ -271,8 +275,8 @@ fn networks_that_cannot_be_had_end_the_boot_and_say_why() {
     let say = |change: &str| vm::qemu_changed(&bench.path(""), change);
 
     let none = say("args=(); for a in \"$@\"; do case $a in virtio-net-pci*) a=virtio-rng-pci;; esac; args+=(\"$a\"); done");
-    let there = "the interfaces here are none; give QEMU -device virtio-net-pci";
-    let message = format!("no network interface number 0 (they count from 0); {there}");
+    let there = "interfaces found: none; give QEMU -device virtio-net-pci";
+    let message = format!("no network interface number 0 (counted from 0); {there}");
     fatal(&vm::fails(&disk, &["--qemu", &none]), "NO_NIC", &message);
 
     // What `run` has no option for comes by the kernel's command line.
@@ -284,8 +288,8 @@ fn networks_that_cannot_be_had_end_the_boot_and_say_why() {
     let sent: u32 = reason.split("answered ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
     assert_eq!(segment.heard()[0], "DISCOVER");
     let message = format!(
-        "eth0 (52:54:00:00:00:0b): no DHCP server answered {sent} packets in 2 s; expected one on this network, or \
-         interfaces.N.addresses in the config"
+        "eth0 (52:54:00:00:00:0b): no DHCP server answered {sent} packets in 2 s; start one on this network, or \
+         set interfaces.N.addresses in the config"
     );
     assert!(sent > 1, "{reason}");
     fatal(&ended, "NO_ADDRESS", &message);
@@ -307,7 +311,9 @@ fn networks_that_cannot_be_had_end_the_boot_and_say_why() {
     fatal(&vm::fails(&disk, &["--net", &net]), "NO_ADDRESS", message);
 
     let conflict = |address: &str| {
-        format!("eth0 (52:54:00:00:00:0b): the address {address} belongs to another machine, {OTHER}; give each its own")
+        format!(
+            "eth0 (52:54:00:00:00:0b): the address {address} is already used by another machine, {OTHER}; give each machine its own"
+        )
     };
     segment.heard();
     segment.set(|machine| {

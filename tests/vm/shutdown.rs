@@ -93,7 +93,7 @@ impl Case {
 
     /// The one that fits is sent whole, though the machine has been asked to end, by `words`.
     fn fitting_is_sent(&mut self, words: &str) {
-        self.vm.console(&format!("localregistry: {words}: no more connections; transfers have 10 s"));
+        self.vm.console(&format!("localregistry: shutdown by {words}: no new connections; transfers in progress have 10 s"));
         let mut late = http::connect(self.vm.address.parse().unwrap());
         // QEMU takes the connection, and the guest does not.
         let _ = late.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -182,7 +182,7 @@ fn a_transfer_of_500_mb_that_fits_the_drain_is_sent_whole() {
     transfer.until(BLOB - FITTING);
     // `run` asks for the end by the control port.
     vm.signal(Signal::SIGTERM);
-    vm.console("localregistry: a command on the control port: no more connections; transfers have 10 s");
+    vm.console("localregistry: shutdown by a command on the control port: no new connections; transfers in progress have 10 s");
     assert_eq!(transfer.until(BLOB), BLOB);
     drop(transfer);
     let ended = vm.end();

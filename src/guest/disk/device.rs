@@ -1,5 +1,5 @@
-//! The disks of the machine. What enters is `/sys/class/block`; what leaves is each virtio disk and partition that is there, and those
-//! of them that are meant. It reads of a disk its first bytes, for its label, and only where labels are asked for.
+//! Lists the machine's virtio disks and partitions from `/sys/class/block`, and matches them with the config. It reads a disk's
+//! first bytes for its label, and only if the config selects disks by label.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -9,21 +9,21 @@ use std::path::{Path, PathBuf};
 use crate::config::disks::{DiskBy, DiskChoice};
 use crate::disk::superblock::{HEAD_LEN, label};
 
-/// What the kernel knows of its block devices.
+/// The kernel's block devices.
 const DEVICES: &str = "/sys/class/block";
-/// What the names of virtio disks start with.
+/// Prefix of the names of virtio disks.
 const VIRTIO: &str = "vd";
 
-/// A disk, or a partition of one.
+/// A disk or a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     /// Its name in `/dev`.
     pub name: String,
-    /// Its virtio serial; empty where it has none.
+    /// Its virtio serial. Empty if it has none.
     pub serial: String,
-    /// The label of its file system, where labels are asked for.
+    /// The label of its file system, if the config selects disks by label.
     pub label: Option<String>,
-    /// Tells it from one that had its name before: names are given again.
+    /// Tells it from an earlier device with the same name.
     sequence: String,
 }
 
@@ -34,34 +34,34 @@ impl Device {
         format!("/dev/{}", self.name)
     }
 
-    /// Its size in bytes; sysfs counts in sectors of 512 whatever the disk's own are.
+    /// Its size in bytes. sysfs counts sectors of 512 bytes, whatever the disk's own size is.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         attribute(&self.name, "size").parse::<u64>().map_or(0, |sectors| sectors.saturating_mul(512))
     }
 
-    /// Its first bytes, `HEAD_LEN` of them or all there are.
+    /// Its first [`HEAD_LEN`] bytes, or fewer if it is smaller.
     ///
     /// # Errors
-    /// As of reading.
+    /// Fails if the device cannot be read.
     pub fn start(&self) -> io::Result<Vec<u8>> {
         let mut start = Vec::with_capacity(HEAD_LEN);
         File::open(self.path())?.take(HEAD_LEN as u64).read_to_end(&mut start)?;
         Ok(start)
     }
 
-    /// Whether it is still the same one.
+    /// Whether both are the same device.
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {
         (&self.name, &self.sequence) == (&other.name, &other.sequence)
     }
 
-    /// Whether `choice` means it.
+    /// Whether `choice` selects it.
     #[must_use]
-    pub fn is_meant_by(&self, choice: &DiskChoice) -> bool {
+    pub fn is_selected_by(&self, choice: &DiskChoice) -> bool {
         match &choice.by {
             DiskBy::Serial(serial) => !self.serial.is_empty() && serial.matches(&self.serial),
-            DiskBy::Label(wanted) => self.label.as_ref().is_some_and(|label| wanted.matches(label)),
+            DiskBy::Label(pattern) => self.label.as_ref().is_some_and(|label| pattern.matches(label)),
             DiskBy::Device(name) => *name == self.name,
         }
     }
@@ -79,17 +79,17 @@ impl fmt::Display for Device {
     }
 }
 
-/// The virtio disks and what else `choices` names, in order of their names. Labels are read where a choice is by label, but for
-/// devices that are `known`.
+/// The virtio disks, and other devices that `choices` name, sorted by name. Labels are read only if a choice needs them, and not
+/// again for `known` devices.
 #[must_use]
 pub fn list(choices: &[DiskChoice], known: &[Device]) -> Vec<Device> {
-    let labelled = choices.iter().any(|choice| matches!(choice.by, DiskBy::Label(_)));
+    let needs_labels = choices.iter().any(|choice| matches!(choice.by, DiskBy::Label(_)));
     let named = |name: &str| choices.iter().any(|choice| matches!(&choice.by, DiskBy::Device(device) if device == name));
     let entries = fs::read_dir(DEVICES).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut devices: Vec<Device> = names.filter(|name| name.starts_with(VIRTIO) || named(name)).map(look).collect();
+    let mut devices: Vec<Device> = names.filter(|name| name.starts_with(VIRTIO) || named(name)).map(read).collect();
     devices.sort_by(|one, other| one.name.cmp(&other.name));
-    for device in devices.iter_mut().filter(|_| labelled) {
+    for device in devices.iter_mut().filter(|_| needs_labels) {
         device.label = match known.iter().find(|known| known.is(device)) {
             Some(known) => known.label.clone(),
             None => device.start().ok().and_then(|start| label(&start).map(str::to_owned)),
@@ -98,10 +98,10 @@ pub fn list(choices: &[DiskChoice], known: &[Device]) -> Vec<Device> {
     devices
 }
 
-fn look(name: String) -> Device {
+fn read(name: String) -> Device {
     let sequence = match attribute(&name, "diskseq") {
-        // Kernels before 5.15, and partitions.
-        none if none.is_empty() => attribute(&name, "dev"),
+        // Kernels before 5.15 have no `diskseq`, and partitions have none.
+        missing if missing.is_empty() => attribute(&name, "dev"),
         sequence => sequence,
     };
     Device { serial: attribute(&name, "serial"), label: None, sequence, name }
@@ -112,25 +112,26 @@ fn attribute(name: &str, attribute: &str) -> String {
     fs::read_to_string(Path::new(&path)).unwrap_or_default().trim_end().to_owned()
 }
 
-/// The devices that `choices` mean, in their order: an open one any number, others the first, none twice.
+/// The devices that `choices` select, in the order of the choices and without duplicates. A prefix selects any number of devices,
+/// any other choice the first.
 ///
 /// # Errors
-/// The first choice that boot waits for and that means none.
+/// Returns the first required choice that selects no device.
 pub fn pick<'c>(choices: &'c [DiskChoice], devices: &[Device]) -> Result<Vec<Device>, &'c DiskChoice> {
-    let mut meant: Vec<Device> = Vec::new();
+    let mut selected: Vec<Device> = Vec::new();
     for choice in choices {
-        let mut found = devices.iter().filter(|device| device.is_meant_by(choice)).peekable();
+        let mut found = devices.iter().filter(|device| device.is_selected_by(choice)).peekable();
         if found.peek().is_none() && !choice.optional {
             return Err(choice);
         }
-        let most = if choice.by.matches_many() { usize::MAX } else { 1 };
-        for device in found.take(most) {
-            if !meant.contains(device) {
-                meant.push(device.clone());
+        let count = if choice.by.matches_many() { usize::MAX } else { 1 };
+        for device in found.take(count) {
+            if !selected.contains(device) {
+                selected.push(device.clone());
             }
         }
     }
-    Ok(meant)
+    Ok(selected)
 }
 
 #[cfg(test)]
@@ -147,7 +148,7 @@ pub(in crate::guest::disk) mod tests {
     }
 
     #[test]
-    fn choices_pick_disks_in_their_order_and_none_twice() {
+    fn choices_select_disks_in_order_without_duplicates() {
         let devices = [
             device("vda", "root", None),
             device("vdb", "localregistry-2", Some("images")),
@@ -161,7 +162,7 @@ pub(in crate::guest::disk) mod tests {
             let names = |devices: Vec<Device>| devices.into_iter().map(|device| device.name).collect::<Vec<_>>().join(" ");
             pick(choices, &devices).map(names).map_err(|missing| missing.by.clone())
         };
-        let these = |meant: &str| Ok(meant.to_owned());
+        let these = |names: &str| Ok(names.to_owned());
         assert_eq!(names(&[serial("localregistry"), serial("localregistry-*")]), these("vdc vdb vdd"));
         assert_eq!(names(&[serial("localregistry*")]), these("vdb vdc vdd vde"));
         assert_eq!(names(&[choice(DiskBy::Device("vdf".into())), choice(DiskBy::Device("vdb".into()))]), these("vdf vdb"));
@@ -169,11 +170,11 @@ pub(in crate::guest::disk) mod tests {
         assert_eq!(names(&[serial("none-*"), serial("root")]), these("vda"));
         assert_eq!(names(&[serial("root"), serial("no")]), Err(DiskBy::Serial(Pattern::parse("no"))));
         assert_eq!(names(&[DiskChoice { optional: true, ..serial("no") }]), these(""));
-        assert_eq!(names(&[serial("*")]), these("vda vdb vdc vdd vde"), "one without a serial has none");
+        assert_eq!(names(&[serial("*")]), these("vda vdb vdc vdd vde"), "a disk without a serial matches no serial");
     }
 
     #[test]
-    fn a_device_is_called_by_all_that_is_known_of_it() {
+    fn a_device_is_described_by_name_serial_and_label() {
         assert_eq!(device("vda", "x", None).to_string(), "/dev/vda (serial \"x\")");
         assert_eq!(device("vda", "x", Some("y")).to_string(), "/dev/vda (serial \"x\", label \"y\")");
         assert_eq!(device("vda1", "", Some("y")).to_string(), "/dev/vda1 (label \"y\")");

@@ -1,15 +1,13 @@
-//! Disks that come and go while the registry serves. What enters are the kernel's notifications; what leaves is a registry that serves
-//! what is there, and an event for each change. A disk that cannot be served, or that disagrees with one that is, is a warning and
-//! changes nothing.
+//! Adds and removes disks while the registry serves, and sends an event for each change. A disk that cannot be served, or that
+//! conflicts with a served one, causes a warning and no change.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
-use super::{ANSWER, Attached, Device, DiskChoice, DiskError, look, mount, unmount};
+use super::{Device, DiskChoice, DiskError, MountedDisk, list_devices, mount, unmount, with_timeout};
 use crate::guest::early::console;
 use crate::guest::error::Fault;
 use crate::proto::{Disks, event};
@@ -19,45 +17,45 @@ use crate::registry::telemetry::events::Events;
 use crate::registry::tls::Leaves;
 use crate::text;
 
-/// Code of the warning that a disk is not meant.
-const NOT_MEANT: &str = "DISK_IGNORED";
+/// Code of the warning about a disk that no choice selects.
+const NOT_SELECTED: &str = "DISK_IGNORED";
 
-/// Who keeps the registry to the disks that are there.
+/// Updates the registry when disks are added or removed.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct DiskManager {
     registry: Arc<Registry>,
     choices: Vec<DiskChoice>,
-    served: Vec<Attached>,
-    /// Disks that are there and not served: each is looked at once.
-    refused: Vec<Device>,
-    /// Whose certificates have to name the hosts that a disk brings.
+    served: Vec<MountedDisk>,
+    /// Disks that are present but not served. Each is examined once.
+    ignored: Vec<Device>,
+    /// Issues certificates for the upstream hosts of a new disk.
     leaves: Option<Arc<Leaves>>,
     events: Events,
 }
 
-impl Keeper {
-    /// Keeps `registry`, which serves the disks `served`, to what `choices` mean.
+impl DiskManager {
+    /// A manager for `registry`, which serves the disks `served`, selected by `choices`.
     #[must_use]
     pub fn new(
         registry: Arc<Registry>,
         choices: Vec<DiskChoice>,
-        served: Vec<Attached>,
+        served: Vec<MountedDisk>,
         leaves: Option<Arc<Leaves>>,
         events: Events,
     ) -> Self {
-        Self { registry, choices, served, refused: Vec::new(), leaves, events }
+        Self { registry, choices, served, ignored: Vec::new(), leaves, events }
     }
 
-    /// Looks whenever a device has come or gone, as long as the guest serves.
+    /// Checks the devices after each notification, while the guest serves.
     pub async fn run(mut self, mut changes: watch::Receiver<()>) {
-        // What boot saw and passed over is no news; what came since is.
+        // Do not warn about disks that boot saw and did not select.
         if let Ok(devices) = self.devices().await {
-            let meant = |device: &&Device| self.choices.iter().any(|choice| device.is_meant_by(choice));
-            self.refused = devices.iter().filter(|device| !meant(device)).cloned().collect();
+            let is_selected = |device: &&Device| self.choices.iter().any(|choice| device.is_selected_by(choice));
+            self.ignored = devices.iter().filter(|device| !is_selected(device)).cloned().collect();
         }
         loop {
             match self.devices().await {
-                Ok(devices) => self.follow(devices).await,
+                Ok(devices) => self.update(devices).await,
                 Err(error) => self.warn(error.code(), text::chain(&error)),
             }
             if changes.changed().await.is_err() {
@@ -67,51 +65,51 @@ impl Keeper {
     }
 
     async fn devices(&self) -> Result<Vec<Device>, DiskError> {
-        let known = self.served.iter().map(|attached| &attached.device).chain(&self.refused).cloned().collect();
-        look(&self.choices, known).await
+        let known = self.served.iter().map(|attached| &attached.device).chain(&self.ignored).cloned().collect();
+        list_devices(&self.choices, known).await
     }
 
-    /// Serves what is new among `devices`, and no longer what is gone.
-    async fn follow(&mut self, devices: Vec<Device>) {
-        let is_there = |known: &Device| devices.iter().any(|device| device.is(known));
-        let (served, gone) = std::mem::take(&mut self.served).into_iter().partition(|attached| is_there(&attached.device));
+    /// Serves new disks among `devices`, and stops serving those that are missing.
+    async fn update(&mut self, devices: Vec<Device>) {
+        let is_present = |known: &Device| devices.iter().any(|device| device.is(known));
+        let (served, removed) = std::mem::take(&mut self.served).into_iter().partition(|attached| is_present(&attached.device));
         self.served = served;
-        self.refused.retain(is_there);
-        for attached in gone {
+        self.ignored.retain(is_present);
+        for attached in removed {
             self.remove(attached).await;
         }
         for device in devices {
-            let mut known = self.served.iter().map(|attached| &attached.device).chain(&self.refused);
+            let mut known = self.served.iter().map(|attached| &attached.device).chain(&self.ignored);
             if known.any(|known| known.is(&device)) {
                 continue;
             }
-            if let Err(fault) = self.add(device.clone()).await {
-                self.refused.push(device);
-                let (code, why) = fault;
-                self.warn(code, format!("{why}; it is not served, and all else is as before"));
+            if let Err((code, why)) = self.add(device.clone()).await {
+                self.ignored.push(device);
+                self.warn(code, format!("{why}; this disk is not served, and nothing else changes"));
             }
         }
     }
 
-    /// Serves one more disk, or says why not: a code, and words.
+    /// Serves one more disk. Fails with the code and the message of a warning.
     async fn add(&mut self, device: Device) -> Result<(), (&'static str, String)> {
-        self.check_meant(&device)?;
-        let told = |fault: Fault| (fault.code(), fault.chain());
+        self.check_selected(&device)?;
+        let warning = |fault: Fault| (fault.code(), fault.chain());
         let attached = match mount(device).await {
-            // The kernel names a device before it can be opened, and reports it once more when it can.
+            // The kernel announces a device before it can be opened, and again when it can.
             Err(DiskError::Read { source, .. }) if Errno::from_io_error(&source) == Some(Errno::NXIO) => return Ok(()),
-            mounted => mounted.map_err(|error| told(error.into()))?,
+            mounted => mounted.map_err(|error| warning(error.into()))?,
         };
         let (name, root, registry) = (attached.device.to_string(), attached.root.clone(), Arc::clone(&self.registry));
-        let opened = in_time(&name, move |name| {
-            let store = with(registry.snapshot().store(), &root, &name)?;
+        let disk = name.clone();
+        let opened = with_timeout(&name, move || {
+            let store = with_disk(registry.snapshot().store(), &root, &disk)?;
             Ok(registry.snapshot_of(store))
         });
         let snapshot = match opened.await {
             Ok(snapshot) => snapshot,
             Err(fault) => {
                 unmount(&attached);
-                return Err(told(fault));
+                return Err(warning(fault));
             }
         };
         if let Some(leaves) = &self.leaves {
@@ -119,40 +117,42 @@ impl Keeper {
         }
         self.registry.replace(snapshot);
         self.served.push(attached);
-        console::say(&format!("{name} came: it is served"));
-        self.tell(name, String::new());
+        console::log(&format!("{name} was attached and is now served"));
+        self.announce(name, String::new());
         Ok(())
     }
 
-    /// Refuses a disk that no choice means, or whose place another has.
-    fn check_meant(&self, device: &Device) -> Result<(), (&'static str, String)> {
-        let mut meaning = self.choices.iter().filter(|choice| device.is_meant_by(choice)).peekable();
-        if meaning.peek().is_none() {
-            let meant: Vec<String> = self.choices.iter().map(|choice| super::meant(&choice.by)).collect();
-            return Err((NOT_MEANT, format!("{device} came; expected one {}", meant.join(", or "))));
+    /// Rejects a disk that no choice selects, or whose choice already has a disk.
+    fn check_selected(&self, device: &Device) -> Result<(), (&'static str, String)> {
+        let mut selecting = self.choices.iter().filter(|choice| device.is_selected_by(choice)).peekable();
+        if selecting.peek().is_none() {
+            let expected: Vec<String> = self.choices.iter().map(|choice| super::describe(&choice.by)).collect();
+            return Err((NOT_SELECTED, format!("{device} was attached; expected one {}", expected.join(", or "))));
         }
-        let taken = |choice: &DiskChoice| self.served.iter().find(|attached| attached.device.is_meant_by(choice));
-        let others: Vec<_> = meaning.map(|choice| if choice.by.matches_many() { None } else { taken(choice) }).collect();
+        let current = |choice: &DiskChoice| self.served.iter().find(|attached| attached.device.is_selected_by(choice));
+        let others: Vec<_> = selecting.map(|choice| if choice.by.matches_many() { None } else { current(choice) }).collect();
         match others.iter().all(Option::is_some).then(|| others.first().copied().flatten()).flatten() {
             None => Ok(()),
-            Some(other) => Err((NOT_MEANT, format!("{device} came; {} is served in its place already", other.device))),
+            Some(other) => Err((NOT_SELECTED, format!("{device} was attached; {} is already served in its place", other.device))),
         }
     }
 
-    /// No longer serves a disk.
-    async fn remove(&mut self, attached: Attached) {
+    /// Stops serving a disk.
+    async fn remove(&mut self, attached: MountedDisk) {
         let (name, registry) = (attached.device.to_string(), Arc::clone(&self.registry));
-        let without = in_time(&name, move |name| Ok(registry.snapshot_of(registry.snapshot().store().without(&name))));
+        let disk = name.clone();
+        let without =
+            with_timeout(&name, move || Ok::<_, Fault>(registry.snapshot_of(registry.snapshot().store().without(&disk))));
         match without.await {
             Ok(snapshot) => self.registry.replace(snapshot),
             Err(fault) => self.warn(fault.code(), fault.chain()),
         }
         unmount(&attached);
-        console::say(&format!("{name} is gone: what it alone had is no longer served"));
-        self.tell(String::new(), name);
+        console::log(&format!("{name} was removed; its content is no longer served unless another disk has it"));
+        self.announce(String::new(), name);
     }
 
-    fn tell(&self, added: String, removed: String) {
+    fn announce(&self, added: String, removed: String) {
         let snapshot = self.registry.snapshot();
         let store = snapshot.store();
         self.events.emit(event::Event::Disks(Disks {
@@ -170,21 +170,8 @@ impl Keeper {
     }
 }
 
-/// `store` with the disk at `root`.
-fn with(store: &Store, root: &Path, name: &str) -> Result<Store, Fault> {
+/// Adds the disk at `root` to `store`.
+fn with_disk(store: &Store, root: &Path, name: &str) -> Result<Store, Fault> {
     let opened = Disk::open(root, name).map_err(|source| Fault::Contents { disk: name.to_owned(), source })?;
     store.with(opened).map_err(Fault::Conflict)
-}
-
-/// What `work` gives, on a thread that may wait for the disk of this name; or that it hangs.
-async fn in_time<T: Send + 'static>(
-    name: &str,
-    work: impl FnOnce(String) -> Result<T, Fault> + Send + 'static,
-) -> Result<T, Fault> {
-    let own = name.to_owned();
-    let hung = || Fault::Disk(DiskError::Hung { what: name.to_owned() });
-    match timeout(ANSWER, tokio::task::spawn_blocking(move || work(own))).await {
-        Ok(done) => done.unwrap_or_else(|_| Err(hung())),
-        Err(_) => Err(hung()),
-    }
 }

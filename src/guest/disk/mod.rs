@@ -1,10 +1,10 @@
-//! The disks to serve. What enters are the choices of the settings; what leaves is each disk that they mean, mounted read-only below
-//! [`ROOT`]. It never writes to a disk, never takes one that is not meant, and waits for none for ever.
+//! The disks to serve. Selects them by the config and mounts each read-only below [`ROOT`]. It never writes to a disk and never
+//! mounts one that the config does not select.
 //!
 //! ```text
-//! choices ─ device ─▶ attach ─▶ a root each ─▶ the store ─▶ the registry
-//!              ▲                                                ▲
-//! kernel's notifications ─ follow (a disk comes, is gone) ──────┘
+//! choices ─ device ─▶ attach ─▶ mount points ─▶ the store ─▶ the registry
+//!              ▲                                               ▲
+//! kernel's notifications ─ hotplug (disks added, removed) ─────┘
 //! ```
 
 pub mod device;
@@ -21,60 +21,60 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::early::console;
 use super::early::mount::{self, Mount, MountError};
-use super::net::changes;
+use super::net::notifications;
 use crate::config::disks::{DiskBy, DiskChoice};
 use crate::disk::superblock::{FileSystem, Superblock};
 
 pub use device::Device;
 
-/// Below it is a folder for each disk, named as its device is.
+/// Each disk is mounted on a folder in here, named after its device.
 pub const ROOT: &str = "/disks";
 
-/// Time between two looks for the disks.
+/// Time between two checks for the disks.
 const POLL: Duration = Duration::from_millis(20);
-/// How long a disk that is there may take to be read and mounted: as long as a response waits for one.
-const ANSWER: Duration = Duration::from_secs(30);
-/// Notifications of the kernel itself about devices (netlink(7), `NETLINK_KOBJECT_UEVENT`).
+/// How long a disk may take to be read and mounted: as long as a response waits for a disk.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Multicast group of the kernel's device notifications (netlink(7), `NETLINK_KOBJECT_UEVENT`).
 const KERNEL_EVENTS: u32 = 1;
 
-/// A disk that is mounted.
+/// A mounted disk.
 #[derive(Debug, Clone)]
-pub struct Attached {
-    /// What it is.
+pub struct MountedDisk {
+    /// The device.
     pub device: Device,
-    /// Where it is.
+    /// Its mount point.
     pub root: PathBuf,
 }
 
-/// A disk that cannot be served.
+/// Why a disk cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// There is none that is meant.
-    #[error("no disk {} after {} s; the virtio disks here are {}; {}", meant(by), wait.as_secs(), seen(found), remedy(by))]
+    /// No disk matches a choice.
+    #[error("no disk {} after {} s; virtio disks found: {}; {}", describe(by), wait.as_secs(), list(found), remedy(by))]
     Missing {
-        /// Which was looked for.
+        /// The choice.
         by: DiskBy,
-        /// How long.
+        /// How long boot waited.
         wait: Duration,
-        /// Those that are there.
+        /// The disks found.
         found: Vec<Device>,
     },
     /// The device cannot be read.
-    #[error("read the superblock of {device}")]
+    #[error("cannot read the superblock of {device}")]
     Read {
         /// The device.
         device: Device,
         /// Why.
         source: io::Error,
     },
-    /// It does not answer.
-    #[error("{what} did not answer within {} s: its host has stopped it, or is far too busy", ANSWER.as_secs())]
+    /// The disk does not respond.
+    #[error("{what} did not respond within {} s; the host has stopped it or is overloaded", TIMEOUT.as_secs())]
     Hung {
-        /// Which.
+        /// The disk, or the operation on it.
         what: String,
     },
-    /// No superblock that is known.
-    #[error("{device}, {bytes} bytes: no file system known; expected EROFS, ext4 or squashfs, as `localregistry pack` makes")]
+    /// No known superblock.
+    #[error("{device}, {bytes} bytes, has no known file system; expected EROFS, ext4 or squashfs, as `localregistry pack` makes")]
     Unknown {
         /// The device.
         device: Device,
@@ -82,7 +82,7 @@ pub enum DiskError {
         bytes: u64,
     },
     /// The file system is longer than the device.
-    #[error("{device} has {bytes} bytes; its {fs} file system has {expected}: copy the disk anew")]
+    #[error("{device} has {bytes} bytes; its {fs} file system has {expected}: copy the disk again")]
     Truncated {
         /// The device.
         device: Device,
@@ -93,7 +93,7 @@ pub enum DiskError {
         /// The file system's size.
         expected: u64,
     },
-    /// The kernel does not mount it.
+    /// The kernel cannot mount it.
     #[error("{device} is damaged, or the kernel lacks its file system")]
     Mount {
         /// The device.
@@ -101,13 +101,13 @@ pub enum DiskError {
         /// Why.
         source: MountError,
     },
-    /// The kernel says nothing of disks that come.
-    #[error("listen for disks that come and go")]
+    /// The kernel's notifications are not available.
+    #[error("cannot watch for disks that are attached or removed")]
     Notify(#[source] io::Error),
 }
 
 impl DiskError {
-    /// Stable name of the fault.
+    /// Stable code of the error.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
@@ -119,22 +119,22 @@ impl DiskError {
     }
 }
 
-/// Says whenever a device comes or goes, from now on.
+/// Signals when devices are added or removed, from now on.
 ///
 /// # Errors
-/// When the kernel does not notify.
-pub fn notified() -> Result<watch::Receiver<()>, DiskError> {
-    changes::notified(SockProtocol::NetlinkKObjectUEvent, KERNEL_EVENTS, "devices").map_err(DiskError::Notify)
+/// Fails if the kernel refuses.
+pub fn watch() -> Result<watch::Receiver<()>, DiskError> {
+    notifications::subscribe(SockProtocol::NetlinkKObjectUEvent, KERNEL_EVENTS, "devices").map_err(DiskError::Notify)
 }
 
-/// Waits up to `wait` for the disks that `choices` mean, and mounts them.
+/// Waits up to `wait` for the disks that `choices` select, and mounts them.
 ///
 /// # Errors
-/// When there is none where boot waits for one, or one holds nothing that can be mounted.
-pub async fn attach(choices: &[DiskChoice], wait: Duration) -> Result<Vec<Attached>, DiskError> {
+/// Fails if a required disk is missing, or a disk cannot be mounted.
+pub async fn attach(choices: &[DiskChoice], wait: Duration) -> Result<Vec<MountedDisk>, DiskError> {
     let deadline = Instant::now() + wait;
-    let meant = loop {
-        let devices = look(choices, Vec::new()).await?;
+    let selected = loop {
+        let devices = list_devices(choices, Vec::new()).await?;
         match device::pick(choices, &devices) {
             Ok(picked) => break picked,
             Err(missing) if Instant::now() >= deadline => {
@@ -144,20 +144,20 @@ pub async fn attach(choices: &[DiskChoice], wait: Duration) -> Result<Vec<Attach
         }
     };
     let mut attached = Vec::new();
-    for device in meant {
+    for device in selected {
         attached.push(mount(device).await?);
     }
     Ok(attached)
 }
 
-/// The devices that there are.
-async fn look(choices: &[DiskChoice], known: Vec<Device>) -> Result<Vec<Device>, DiskError> {
+/// Lists the devices.
+async fn list_devices(choices: &[DiskChoice], known: Vec<Device>) -> Result<Vec<Device>, DiskError> {
     let choices = choices.to_vec();
-    in_time("a disk whose label was to be read", move || Ok(device::list(&choices, &known))).await
+    with_timeout("the disk whose label was being read", move || Ok(device::list(&choices, &known))).await
 }
 
 /// Mounts one disk.
-async fn mount(device: Device) -> Result<Attached, DiskError> {
+async fn mount(device: Device) -> Result<MountedDisk, DiskError> {
     let what = device.to_string();
     let mounting = move || {
         let start = device.start().map_err(|source| DiskError::Read { device: device.clone(), source })?;
@@ -171,31 +171,32 @@ async fn mount(device: Device) -> Result<Attached, DiskError> {
             data: mount_options(superblock.fs),
         };
         mount::attach(&row).map_err(|source| DiskError::Mount { device: device.clone(), source })?;
-        Ok(Attached { device, root })
+        Ok(MountedDisk { device, root })
     };
-    in_time(&what, mounting).await
+    with_timeout(&what, mounting).await
 }
 
-/// Unmounts a disk. What is still open of it keeps it a while.
-fn unmount(attached: &Attached) {
+/// Unmounts a disk. Files that are still open keep it until they are closed.
+fn unmount(attached: &MountedDisk) {
     if let Err(error) = umount2(&attached.root, MntFlags::MNT_DETACH) {
-        console::say(&format!("unmount {}: {error}", attached.root.display()));
+        console::log(&format!("cannot unmount {}: {error}", attached.root.display()));
     }
 }
 
-/// What `work` gives, on a thread that may wait for a disk; or that the disk hangs.
-async fn in_time<T: Send + 'static>(
-    what: &str,
-    work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
-) -> Result<T, DiskError> {
-    let hung = || DiskError::Hung { what: what.to_owned() };
-    match timeout(ANSWER, tokio::task::spawn_blocking(work)).await {
-        Ok(done) => done.unwrap_or_else(|_| Err(hung())),
+/// Runs `task` on a blocking thread. Fails with [`DiskError::Hung`] after [`TIMEOUT`].
+async fn with_timeout<T, E>(what: &str, task: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<DiskError> + Send + 'static,
+{
+    let hung = || DiskError::Hung { what: what.to_owned() }.into();
+    match timeout(TIMEOUT, tokio::task::spawn_blocking(task)).await {
+        Ok(result) => result.unwrap_or_else(|_| Err(hung())),
         Err(_) => Err(hung()),
     }
 }
 
-/// Options for mount(2). ext4's journal cannot be replayed on a disk that is read-only.
+/// Options for mount(2). The journal of ext4 cannot be replayed on a read-only disk.
 const fn mount_options(fs: FileSystem) -> Option<&'static str> {
     match fs {
         FileSystem::Ext4 => Some("noload"),
@@ -203,7 +204,7 @@ const fn mount_options(fs: FileSystem) -> Option<&'static str> {
     }
 }
 
-/// Judges `start`, the first bytes of a device of `bytes`.
+/// Checks the superblock in `start`, the first bytes of a device of `bytes`.
 fn examine(device: &Device, bytes: u64, start: &[u8]) -> Result<Superblock, DiskError> {
     match Superblock::detect(start) {
         None => Err(DiskError::Unknown { device: device.clone(), bytes }),
@@ -214,8 +215,8 @@ fn examine(device: &Device, bytes: u64, start: &[u8]) -> Result<Superblock, Disk
     }
 }
 
-/// Which disk is meant, in words.
-fn meant(by: &DiskBy) -> String {
+/// Describes which disk a choice selects.
+fn describe(by: &DiskBy) -> String {
     match by {
         DiskBy::Serial(serial) => format!("with the serial \"{serial}\""),
         DiskBy::Label(label) => format!("with the label \"{label}\""),
@@ -223,7 +224,7 @@ fn meant(by: &DiskBy) -> String {
     }
 }
 
-/// What to do where it is not there.
+/// What to do about a missing disk.
 fn remedy(by: &DiskBy) -> String {
     match by {
         DiskBy::Serial(serial) => format!("give QEMU -device virtio-blk-pci,serial={serial}"),
@@ -232,15 +233,15 @@ fn remedy(by: &DiskBy) -> String {
     }
 }
 
-fn seen(found: &[Device]) -> String {
+fn list(found: &[Device]) -> String {
     if found.is_empty() {
         return "none".to_owned();
     }
-    let one = |Device { name, serial, label, .. }: &Device| match label {
+    let describe = |Device { name, serial, label, .. }: &Device| match label {
         Some(label) => format!("{name} ({serial:?}, label {label:?})"),
         None => format!("{name} ({serial:?})"),
     };
-    found.iter().map(one).collect::<Vec<_>>().join(", ")
+    found.iter().map(describe).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

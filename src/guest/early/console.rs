@@ -1,5 +1,5 @@
-//! The console: the one way to be heard before anything else works. What enters is a line of text; what leaves is that line on
-//! `/dev/console`, in one write. It never fails: there is nobody left to tell.
+//! Prints to the console, the only output before anything else works. Each message is one line in one write. Errors are ignored:
+//! there is no other place to report them.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -10,7 +10,7 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::registry::telemetry::events::Events;
 
-/// Makes `/dev/console` standard input, output and error. Where it cannot be opened they stay what the kernel gave.
+/// Makes `/dev/console` standard input, output and error. If it cannot be opened, they stay as the kernel set them.
 pub fn open() {
     let Ok(console) = OpenOptions::new().read(true).write(true).open("/dev/console") else { return };
     let _ = dup2_stdin(&console);
@@ -18,31 +18,31 @@ pub fn open() {
     let _ = dup2_stderr(&console);
 }
 
-/// Prints every panic as one line with its place and its thread. Whether a panic ends the appliance is decided where it is
-/// caught: one in a request ends that request only.
+/// Prints every panic as one line with its location and thread. The code that catches the panic decides what it ends: a panic in a
+/// request ends only that request.
 pub fn hook_panics() {
     panic::set_hook(Box::new(|info| {
         let thread = thread::current();
         let name = thread.name().unwrap_or("unnamed");
-        let place = info.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
-        say(&format!("panic in thread {name} at {place}: {}", info.payload_as_str().unwrap_or("no message")));
+        let location = info.location().map_or_else(|| "an unknown location".to_owned(), ToString::to_string);
+        log(&format!("panic in thread {name} at {location}: {}", info.payload_as_str().unwrap_or("no message")));
     }));
 }
 
-/// Prints what the server warns of.
+/// Prints the server's warnings and errors.
 pub fn log_warnings() {
     let lines = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).without_time().with_ansi(false);
     let _ = lines.with_writer(std::io::stderr).try_init();
 }
 
-/// Prints `message` as one line after the program's name.
-pub fn say(message: &str) {
+/// Prints `message` as one line with the program's name in front.
+pub fn log(message: &str) {
     print(&format!("localregistry: {}", one_line(message)));
 }
 
-/// Prints a warning, and queues it for the launcher.
+/// Prints a warning and sends it to the launcher as an event.
 pub fn warn(events: &Events, code: &str, message: String) {
-    say(&format!("warning {code} {message}"));
+    log(&format!("warning {code} {message}"));
     events.warn(code, message);
 }
 
@@ -51,7 +51,7 @@ pub fn fatal(code: &str, message: &str) {
     print(&fatal_line(code, message));
 }
 
-/// Prints `line` as it is.
+/// Prints `line` unchanged.
 pub fn print(line: &str) {
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
@@ -60,7 +60,7 @@ fn fatal_line(code: &str, message: &str) -> String {
     format!("FATAL code={code} {}", one_line(message))
 }
 
-/// `text` without control characters, which could break the line or the terminal of whoever reads it.
+/// Escapes control characters, which could break the line or the reader's terminal.
 fn one_line(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut line, character| {
         if character.is_control() {
@@ -77,7 +77,7 @@ mod tests {
     use super::fatal_line;
 
     #[test]
-    fn a_fatal_error_is_one_line_whatever_is_in_it() {
+    fn a_fatal_error_is_one_line_without_control_characters() {
         assert_eq!(
             fatal_line("BAD_CONFIG", "key \"a\nb\" has \u{1b}[31m in it"),
             "FATAL code=BAD_CONFIG key \"a\\nb\" has \\u{1b}[31m in it"

@@ -1,5 +1,4 @@
-//! Randomness, without which no key can be made. What enters is the kernel's generator; what leaves is that it has its seed, or that it
-//! has none in a bounded time. It reads one byte and keeps none.
+//! Waits until the kernel's random number generator has a seed, without which no key is safe.
 
 use std::io;
 use std::time::Duration;
@@ -8,43 +7,45 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-/// How long the kernel may take to get its seed. A processor's instruction or virtio-rng give it before PID 1 runs; without either the
-/// kernel measures how irregular its own work is, for some seconds.
-const WAIT: Duration = Duration::from_secs(10);
+/// How long the kernel may take to get its seed. A processor's instruction or virtio-rng provide it before PID 1 runs. Without
+/// either the kernel collects timing jitter for some seconds.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// No key can be made.
+/// The kernel provides no random numbers.
 #[derive(Debug, thiserror::Error)]
 pub enum EntropyError {
-    /// There is no seed.
+    /// The generator has no seed.
     #[error(
-        "the kernel's random numbers had no seed after {} s; give QEMU -device virtio-rng-pci, or a -cpu with RDRAND", .0.as_secs_f64()
+        "the kernel's random number generator has no seed after {} s; give QEMU -device virtio-rng-pci, or a -cpu with RDRAND", .0.as_secs_f64()
     )]
     Unseeded(Duration),
-    /// The kernel refused.
-    #[error("ask the kernel for random numbers (getrandom)")]
+    /// The system call failed.
+    #[error("cannot get random numbers from the kernel (getrandom)")]
     Refused(#[source] io::Error),
 }
 
-/// Waits until the kernel's generator has its seed.
+/// Waits until the generator has its seed.
 ///
 /// # Errors
-/// When that takes longer than `WAIT`.
+/// Fails if that takes longer than [`TIMEOUT`].
 pub async fn wait() -> Result<(), EntropyError> {
-    match ask(GetRandomFlags::NONBLOCK) {
-        // Only who waits has the kernel measure.
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => within(WAIT, || ask(GetRandomFlags::empty())).await,
+    match request_byte(GetRandomFlags::NONBLOCK) {
+        // The kernel collects jitter only while a caller blocks.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            with_timeout(TIMEOUT, || request_byte(GetRandomFlags::empty())).await
+        }
         result => result.map_err(EntropyError::Refused),
     }
 }
 
-fn ask(flags: GetRandomFlags) -> io::Result<()> {
+fn request_byte(flags: GetRandomFlags) -> io::Result<()> {
     Ok(getrandom(&mut [0; 1], flags).map(drop)?)
 }
 
-/// What `ask` comes to within `patience`. One that still waits then is left to itself.
-async fn within(patience: Duration, ask: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<(), EntropyError> {
-    let asked = timeout(patience, spawn_blocking(ask)).await.map_err(|_| EntropyError::Unseeded(patience))?;
-    asked.unwrap_or_else(|stopped| Err(io::Error::other(stopped))).map_err(EntropyError::Refused)
+/// Runs the blocking `request` and gives up after `limit`. The abandoned thread keeps waiting.
+async fn with_timeout(limit: Duration, request: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<(), EntropyError> {
+    let result = timeout(limit, spawn_blocking(request)).await.map_err(|_| EntropyError::Unseeded(limit))?;
+    result.unwrap_or_else(|stopped| Err(io::Error::other(stopped))).map_err(EntropyError::Refused)
 }
 
 #[cfg(test)]
@@ -57,20 +58,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_seed_that_does_not_come_is_waited_for_no_longer() {
+    async fn waiting_for_a_seed_times_out() {
         let (release, held) = std::sync::mpsc::channel::<()>();
         let hanging = move || held.recv().map_err(io::Error::other);
-        let error = within(Duration::from_millis(1), hanging).await.unwrap_err();
-        let words =
-            "the kernel's random numbers had no seed after 0.001 s; give QEMU -device virtio-rng-pci, or a -cpu with RDRAND";
-        assert_eq!(error.to_string(), words);
+        let error = with_timeout(Duration::from_millis(1), hanging).await.unwrap_err();
+        let message = "the kernel's random number generator has no seed after 0.001 s; give QEMU -device virtio-rng-pci, or a -cpu with RDRAND";
+        assert_eq!(error.to_string(), message);
         drop(release);
     }
 
     #[tokio::test]
-    async fn what_the_kernel_says_is_kept() {
-        within(Duration::from_secs(60), || Ok(())).await.unwrap();
-        let refused = within(Duration::from_secs(60), || Err(io::ErrorKind::Unsupported.into())).await.unwrap_err();
-        assert_eq!(crate::text::chain(&refused), "ask the kernel for random numbers (getrandom): unsupported");
+    async fn the_kernel_s_result_is_returned() {
+        with_timeout(Duration::from_secs(60), || Ok(())).await.unwrap();
+        let refused = with_timeout(Duration::from_secs(60), || Err(io::ErrorKind::Unsupported.into())).await.unwrap_err();
+        assert_eq!(crate::text::chain(&refused), "cannot get random numbers from the kernel (getrandom): unsupported");
     }
 }

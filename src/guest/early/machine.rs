@@ -1,12 +1,12 @@
-//! Small facts and limits of the machine: uptime, memory, kernel release, host name, open files. What enters are files of
-//! `/proc`; what leaves are numbers and names. It never fails a boot: each fact has a harmless value where it cannot be had.
+//! Reads facts about the machine (uptime, memory, kernel release) and sets the host name and the limit on open files. Reading never
+//! fails a boot: a missing fact has a harmless default.
 
 use std::fs;
 
 use nix::sys::resource::{Resource, setrlimit};
 use nix::time::{ClockId, clock_gettime};
 
-/// Open files that the appliance may have: one for each connection and for each blob being sent.
+/// Limit on open files: one for each connection and each blob in transfer.
 const OPEN_FILES: u64 = 1 << 20;
 
 /// Memory, in bytes.
@@ -25,7 +25,7 @@ pub fn uptime() -> f64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0.0, |now| now.tv_sec() as f64 + now.tv_nsec() as f64 / 1e9)
 }
 
-/// Memory in all and in use.
+/// Total and used memory.
 #[must_use]
 pub fn memory() -> Memory {
     parse_meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default()).unwrap_or_default()
@@ -37,18 +37,18 @@ pub fn kernel_release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim_end().to_owned()
 }
 
-/// Gives the machine its name.
+/// Sets the host name.
 ///
 /// # Errors
-/// When the kernel does not take it.
+/// Fails if the kernel refuses.
 pub fn set_hostname(name: &str) -> std::io::Result<()> {
     fs::write("/proc/sys/kernel/hostname", name)
 }
 
-/// Raises the limit on open files to `OPEN_FILES`, or to what the kernel allows.
+/// Raises the limit on open files to [`OPEN_FILES`], or to the kernel's maximum if that is lower.
 ///
 /// # Errors
-/// When the kernel refuses both.
+/// Fails if the kernel refuses.
 pub fn raise_open_files() -> nix::Result<u64> {
     let allowed = fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok()).unwrap_or(OPEN_FILES);
     let limit = allowed.min(OPEN_FILES);
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn meminfo_without_its_fields_is_nothing() {
+    fn meminfo_without_its_fields_is_rejected() {
         for text in ["", "MemTotal: 5 kB\n", "MemTotal: x kB\nMemAvailable: 1 kB\n", "MemTotalX: 1 kB\nMemAvailable: 1 kB\n"] {
             assert_eq!(parse_meminfo(text), None, "{text:?}");
         }

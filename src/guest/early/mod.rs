@@ -1,4 +1,4 @@
-//! The machine before the network: mounts, modules, console, clock, entropy, ports.
+//! Prepares the machine before the network: mounts, modules, console, clock, entropy, ports.
 
 pub mod clock;
 pub mod console;

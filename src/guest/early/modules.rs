@@ -1,6 +1,6 @@
-//! Kernel modules. What enters is `/lib/modules/order`, a file name a line, dependencies first; what leaves is each of them in the
-//! kernel: loaded here, or found there already, since the kernel that boots may have built in what another has as a module. It never
-//! looks for modules itself: what a kernel needs is decided where the initramfs is made.
+//! Loads the kernel modules listed in `/lib/modules/order`: one file name a line, dependencies first. Skips modules that the kernel
+//! already has, because one kernel may build in what another has as a module. The initramfs builder decides which modules a kernel
+//! needs.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,70 +12,69 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 use super::console;
 
 const DIRECTORY: &str = "/lib/modules";
-/// Modules that few guests need, and what they depend on: each takes some milliseconds of every boot otherwise.
+/// The VLAN driver and its dependencies, which few guests need. Loading them would cost each boot some milliseconds.
 const VLANS: [&str; 5] = ["llc.ko", "stp.ko", "garp.ko", "mrp.ko", "8021q.ko"];
 
-/// A module that could not be loaded.
+/// Why a module cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
-    /// The list is there and cannot be read.
-    #[error("read {DIRECTORY}/order, the list of modules to load")]
+    /// The list exists but cannot be read.
+    #[error("cannot read {DIRECTORY}/order, the list of modules to load")]
     Order(#[source] io::Error),
-    /// A line of the list that is not a file name.
+    /// A line of the list is not the name of a module file.
     #[error("{DIRECTORY}/order line {line} is {name:?}; expected the name of a .ko file in {DIRECTORY}")]
     Name {
         /// Line, from 1.
         line: usize,
-        /// What stands there.
+        /// The line.
         name: String,
     },
-    /// The module's file.
-    #[error("open {DIRECTORY}/{name}, module {place} of {count} in {DIRECTORY}/order")]
+    /// The module's file cannot be opened.
+    #[error("cannot open {DIRECTORY}/{name}, module {place} of {count} in {DIRECTORY}/order")]
     Open {
         /// File name.
         name: String,
-        /// Place in the order, from 1.
+        /// Position in the list, from 1.
         place: usize,
-        /// Modules in the order.
+        /// Number of modules in the list.
         count: usize,
         /// Why.
         source: io::Error,
     },
-    /// The kernel refused it.
+    /// The kernel refused the module.
     #[error(
-        "load {DIRECTORY}/{name}, module {place} of {count} in {DIRECTORY}/order (is it of this kernel, and after those it depends on?)"
+        "cannot cannot load {DIRECTORY}/{name}, module {place} of {count} in {DIRECTORY}/order (is it of this kernel, and after those it depends on?)"
     )]
     Load {
         /// File name.
         name: String,
-        /// Place in the order, from 1.
+        /// Position in the list, from 1.
         place: usize,
-        /// Modules in the order.
+        /// Number of modules in the list.
         count: usize,
         /// Why.
         source: Errno,
     },
 }
 
-/// Loads those modules of the initramfs that the kernel does not have yet, and gives how many these were. Without a list everything is
-/// built in. A kernel that cannot load any is taken for one that needs none: what it lacks is named by the step that needs it. What
-/// VLANs need is left to [`load_vlans`].
+/// Loads the modules of the initramfs that the kernel lacks, except the VLAN driver, and returns their number. Without a list there
+/// is nothing to load. If the kernel cannot load modules, this succeeds too: the step that needs a missing driver reports it.
 ///
 /// # Errors
-/// The first module that cannot be found or loaded.
+/// Fails if a module cannot be opened or loaded.
 pub fn load() -> Result<usize, ModuleError> {
-    load_those(|name| !VLANS.contains(&name))
+    load_matching(|name| !VLANS.contains(&name))
 }
 
-/// Loads what VLANs need, as [`load`] does.
+/// Loads the VLAN driver as [`load`] does.
 ///
 /// # Errors
-/// The first module that cannot be found or loaded.
+/// Fails if a module cannot be opened or loaded.
 pub fn load_vlans() -> Result<usize, ModuleError> {
-    load_those(|name| VLANS.contains(&name))
+    load_matching(|name| VLANS.contains(&name))
 }
 
-fn load_those(wanted: fn(&str) -> bool) -> Result<usize, ModuleError> {
+fn load_matching(wanted: fn(&str) -> bool) -> Result<usize, ModuleError> {
     let text = match fs::read_to_string(Path::new(DIRECTORY).join("order")) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -90,7 +89,7 @@ fn load_those(wanted: fn(&str) -> bool) -> Result<usize, ModuleError> {
             Inserted::Loaded => loaded = loaded.saturating_add(1),
             Inserted::Present => {}
             Inserted::NoLoader => {
-                console::say("this kernel loads no modules: what the guest needs has to be built in");
+                console::log("this kernel cannot load modules; what the guest needs has to be built in");
                 break;
             }
         }
@@ -98,10 +97,10 @@ fn load_those(wanted: fn(&str) -> bool) -> Result<usize, ModuleError> {
     Ok(loaded)
 }
 
-/// What became of a module.
+/// The result of inserting a module.
 enum Inserted {
     Loaded,
-    /// The kernel has it already.
+    /// The kernel has the module already.
     Present,
     /// The kernel is built without CONFIG_MODULES.
     NoLoader,
@@ -122,9 +121,9 @@ fn insert(name: &str, place: usize, count: usize) -> Result<Inserted, ModuleErro
     }
 }
 
-/// Whether the kernel has the module in the file `file`, built in or loaded, as far as it can be seen: each loaded one and most that are
-/// built in have a folder in `/sys/module`, each file system a line in `/proc/filesystems`. What is not seen is loaded, and a second of
-/// the same is no error.
+/// Whether the kernel has the module in `file`, built in or loaded, as far as sysfs and procfs show. Loaded modules and most
+/// built-in ones have a folder in `/sys/module`, file systems a line in `/proc/filesystems`. Loading a module twice is harmless, so
+/// a miss does not matter.
 fn is_present(file: &str, filesystems: &str, modules: &Path) -> bool {
     let name = file.trim_end_matches(".ko").replace('-', "_");
     modules.join(&name).is_dir() || filesystems.lines().any(|line| line.split_whitespace().next_back() == Some(&name))
@@ -134,8 +133,8 @@ fn parse_order(text: &str) -> Result<Vec<&str>, ModuleError> {
     let lines = (1..).zip(text.lines().map(str::trim)).filter(|(_, name)| !name.is_empty());
     lines
         .map(|(line, name)| {
-            let plain = name.ends_with(".ko") && !name.contains('/');
-            if plain { Ok(name) } else { Err(ModuleError::Name { line, name: name.to_owned() }) }
+            let is_file_name = name.ends_with(".ko") && !name.contains('/');
+            if is_file_name { Ok(name) } else { Err(ModuleError::Name { line, name: name.to_owned() }) }
         })
         .collect()
 }
@@ -145,7 +144,7 @@ mod tests {
     use super::{is_present, parse_order};
 
     #[test]
-    fn what_the_kernel_has_is_seen() {
+    fn modules_that_the_kernel_has_are_detected() {
         let modules = tempfile::tempdir().unwrap();
         std::fs::create_dir(modules.path().join("virtio_rng")).unwrap();
         let filesystems = "nodev\tsysfs\n\text4\n\terofs\n";
@@ -162,13 +161,13 @@ mod tests {
     }
 
     #[test]
-    fn order_is_a_name_a_line() {
+    fn the_list_has_one_name_a_line() {
         assert_eq!(parse_order("virtio.ko\n\n virtio_ring.ko \n").unwrap(), ["virtio.ko", "virtio_ring.ko"]);
         assert_eq!(parse_order("").unwrap(), Vec::<&str>::new());
     }
 
     #[test]
-    fn a_line_that_is_no_module_is_refused() {
+    fn a_line_other_than_a_module_name_is_rejected() {
         for (text, message) in [
             ("a.ko\n../b.ko\n", "/lib/modules/order line 2 is \"../b.ko\"; expected the name of a .ko file in /lib/modules"),
             ("a.ko.xz\n", "/lib/modules/order line 1 is \"a.ko.xz\"; expected the name of a .ko file in /lib/modules"),

@@ -1,5 +1,4 @@
-//! File systems. What enters is a table; what leaves is each of its rows mounted, or the first that could not be, with every
-//! operand. It never unmounts: that is [`power`](crate::guest::power)'s.
+//! Mounts file systems from a table of rows. [`power`](crate::guest::power) unmounts them.
 
 use std::fs;
 use std::io;
@@ -8,16 +7,16 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
-/// One row: what is mounted where.
+/// One mount.
 #[derive(Debug, Clone)]
 pub struct Mount<'a> {
-    /// Device, or a name for a file system without one.
+    /// Device, or any name for a file system without one.
     pub source: &'a str,
-    /// Directory, made where it is missing.
+    /// Mount point, which is created if it is missing.
     pub target: &'a str,
     /// Type, as the kernel names it.
     pub fs: &'a str,
-    /// Flags of mount(2).
+    /// Flags for mount(2).
     pub flags: MsFlags,
     /// Options of the file system.
     pub data: Option<&'a str>,
@@ -25,7 +24,7 @@ pub struct Mount<'a> {
 
 const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 
-/// What every boot mounts, in order.
+/// The mounts of every boot, in order.
 #[rustfmt::skip]
 const KERNEL: [Mount<'static>; 4] = [
     Mount { source: "devtmpfs", target: "/dev",  fs: "devtmpfs", flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC), data: Some("mode=0755") },
@@ -34,14 +33,14 @@ const KERNEL: [Mount<'static>; 4] = [
     Mount { source: "tmpfs",    target: "/run",  fs: "tmpfs",    flags: SAFE, data: Some("mode=0755,size=8m") },
 ];
 
-/// Flags of the served disk: read-only, and nothing on it can be run or gain rights.
+/// Flags for served disks: read-only, without devices, setuid or executable files.
 pub const DISK_FLAGS: MsFlags = SAFE.union(MsFlags::MS_RDONLY);
 
-/// A mount that failed.
+/// Why a mount failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// The directory to mount on.
-    #[error("make the directory {target} to mount {fs} on")]
+    /// The mount point cannot be created.
+    #[error("cannot create the directory {target} to mount {fs} on")]
     Target {
         /// The directory.
         target: String,
@@ -50,8 +49,8 @@ pub enum MountError {
         /// Why.
         source: io::Error,
     },
-    /// mount(2) itself.
-    #[error("mount {device} on {target} (type {fs}, {flags}, options {data:?})")]
+    /// mount(2) failed.
+    #[error("cannot mount {device} on {target} (type {fs}, {flags}, options {data:?})")]
     Mount {
         /// The device.
         device: String,
@@ -68,10 +67,10 @@ pub enum MountError {
     },
 }
 
-/// Mounts the kernel's own file systems: `/dev`, `/proc`, `/sys`, `/run`.
+/// Mounts the kernel's file systems: `/dev`, `/proc`, `/sys`, `/run`.
 ///
 /// # Errors
-/// The first row that could not be mounted. One that the kernel has mounted already is none.
+/// Fails if a mount fails. A mount point that the kernel has already populated is skipped.
 pub fn kernel() -> Result<(), MountError> {
     KERNEL.iter().try_for_each(|row| match attach(row) {
         Err(MountError::Mount { source: Errno::EBUSY, .. }) => Ok(()),
@@ -82,7 +81,7 @@ pub fn kernel() -> Result<(), MountError> {
 /// Mounts one row.
 ///
 /// # Errors
-/// Where its directory cannot be made or mount(2) fails.
+/// Fails if the mount point cannot be created or mount(2) fails.
 pub fn attach(row: &Mount<'_>) -> Result<(), MountError> {
     if !Path::new(row.target).is_dir() {
         fs::create_dir_all(row.target).map_err(|source| MountError::Target {
@@ -118,7 +117,7 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "mount /no/device on /proc (type erofs, MS_RDONLY|MS_NOSUID|MS_NODEV|MS_NOEXEC, options \"noload\")"
+            "cannot mount /no/device on /proc (type erofs, MS_RDONLY|MS_NOSUID|MS_NODEV|MS_NOEXEC, options \"noload\")"
         );
     }
 }

@@ -1,23 +1,23 @@
-//! Virtio-serial ports. What enters is a port's name; what leaves is its device. Without udev the names are in sysfs only, and
-//! they get there a moment after the driver is loaded, since the host sends them.
+//! Finds the device of a virtio-serial port by its name. Without udev only sysfs has the names, and they appear shortly after the
+//! driver is loaded, when the host sends them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Where the kernel lists the ports.
+/// The kernel's list of ports.
 const PORTS: &str = "/sys/class/virtio-ports";
-/// Where the kernel lists the virtio devices.
+/// The kernel's list of virtio devices.
 const DEVICES: &str = "/sys/bus/virtio/devices";
-/// Kind of a virtio-serial device (VIRTIO 1.2, section 5: "console").
+/// Device ID of virtio-serial (VIRTIO 1.2, section 5: "console").
 const CONSOLE: &str = "0x0003";
 /// How long a port may take to get its name.
 const WAIT: Duration = Duration::from_secs(1);
-/// Time between two looks for a port.
+/// Time between two checks for a port.
 const POLL: Duration = Duration::from_millis(10);
 
-/// The device of the port named `name`, waited for up to a second where the machine has a virtio-serial device at all.
+/// The device of the port `name`. Waits up to a second for it if the machine has a virtio-serial device.
 #[must_use]
 pub fn find(name: &str) -> Option<PathBuf> {
     let deadline = Instant::now() + WAIT;
@@ -39,7 +39,7 @@ fn find_in(ports: &Path, name: &str) -> Option<PathBuf> {
 }
 
 fn has_serial_device(devices: &Path) -> bool {
-    let is_console = |kind: String| kind.trim_end() == CONSOLE;
+    let is_serial = |id: String| id.trim_end() == CONSOLE;
     let mut devices = fs::read_dir(devices).into_iter().flatten().flatten();
-    devices.any(|device| fs::read_to_string(device.path().join("device")).is_ok_and(is_console))
+    devices.any(|device| fs::read_to_string(device.path().join("device")).is_ok_and(is_serial))
 }

@@ -1,5 +1,4 @@
-//! Whether another machine has an address. What enters is an interface and an address that is to be its own; what leaves is the other
-//! machine. It claims nothing before it has asked.
+//! Detects whether another machine uses an address.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -15,64 +14,64 @@ use super::arp;
 use super::link::Link;
 use super::packet_socket::PacketSocket;
 
-/// How often it is asked. RFC 5227 (section 1.1) has 3 questions 1 to 2 s apart and 2 s after the last: it is for links that take
-/// seconds to come up and machines that sleep, and somebody waits for this one.
+/// Number of ARP probes. RFC 5227 (section 1.1) sends 3 probes 1 to 2 s apart and waits 2 s after the last, for links that take
+/// seconds to come up and machines that sleep. A user waits for this boot.
 const PROBES: u32 = 3;
-/// How long an answer is waited for each time, where the address is static: nobody else has looked.
+/// Wait after each probe for a static address, which no DHCP server has checked.
 pub const STATIC_WAIT: Duration = Duration::from_millis(150);
-/// The same, where a server gave it, which should have looked.
+/// Wait after each probe for a leased address, which the server should have checked.
 pub const LEASED_WAIT: Duration = Duration::from_millis(50);
-/// Longest frame that is looked at, in bytes: an ARP packet has 42.
-const LONGEST: usize = 64;
-/// Records of the kernel's log that are looked at.
+/// Bytes read of each frame: an ARP packet has 42.
+const MAX_FRAME: usize = 64;
+/// Records of the kernel's log to search.
 const RECORDS: usize = 10_000;
 
-/// The other machine on `link` that has `address`, if one answers within `wait` of one of the questions.
+/// The other machine on `link` that uses `address`, if one answers a probe within `wait`.
 ///
 /// # Errors
-/// When frames cannot be sent or received.
-pub async fn other(link: &Link, address: Ipv4Addr, wait: Duration) -> io::Result<Option<Mac>> {
+/// Fails if frames cannot be sent or received.
+pub async fn find(link: &Link, address: Ipv4Addr, wait: Duration) -> io::Result<Option<Mac>> {
     let socket = PacketSocket::open(link, arp::ETHERTYPE, &[])?;
     for _ in 0..PROBES {
         socket.send(&arp::probe(link.mac, address))?;
-        if let Ok(heard) = timeout(wait, listen(&socket, link, address)).await {
-            return heard.map(Some);
+        if let Ok(answer) = timeout(wait, listen(&socket, link, address)).await {
+            return answer.map(Some);
         }
     }
     Ok(None)
 }
 
-/// Tells everybody on `link` that `address` is here: who had it before is forgotten.
+/// Announces on `link` that `address` is here, so that other machines update their ARP caches.
 ///
 /// # Errors
-/// When the frame cannot be sent.
+/// Fails if the frame cannot be sent.
 pub fn announce(link: &Link, address: Ipv4Addr) -> io::Result<()> {
     PacketSocket::open(link, arp::ETHERTYPE, &[])?.send(&arp::announcement(link.mac, address))
 }
 
-/// Waits for a frame that says that another machine has `address`.
+/// Waits for a frame that shows that another machine uses `address`.
 async fn listen(socket: &PacketSocket, link: &Link, address: Ipv4Addr) -> io::Result<Mac> {
-    let mut frame = [0; LONGEST];
+    let mut frame = [0; MAX_FRAME];
     loop {
         let received = socket.receive(&mut frame).await?;
-        if let Some(other) = arp::other(frame.get(..received.length).unwrap_or_default(), link.mac, address) {
+        if let Some(other) = arp::conflicting_sender(frame.get(..received.length).unwrap_or_default(), link.mac, address) {
             return Ok(other);
         }
     }
 }
 
-/// The machine that made the kernel give `address` up, where its log says so (`net/ipv6/ndisc.c`).
+/// The machine whose answer made the kernel reject `address`, from the kernel's log (`net/ipv6/ndisc.c`).
 #[must_use]
-pub fn culprit(address: Ipv6Addr) -> Option<Mac> {
+pub fn ipv6_conflict(address: Ipv6Addr) -> Option<Mac> {
     let mut log = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open("/dev/kmsg").ok()?;
     let mut record = [0; 8192];
     let mut found = None;
-    // At the log's end the read would block.
+    // At the end of the log the read would block.
     for _ in 0..RECORDS {
         match log.read(&mut record) {
             Ok(length) => {
                 let text = String::from_utf8_lossy(record.get(..length).unwrap_or_default());
-                found = culprit_in(&text, address).or(found);
+                found = ipv6_conflict_in(&text, address).or(found);
             }
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(_) => break,
@@ -81,8 +80,8 @@ pub fn culprit(address: Ipv6Addr) -> Option<Mac> {
     found
 }
 
-/// The machine in a record "… IPv6 duplicate address ADDRESS used by MAC detected!".
-fn culprit_in(record: &str, address: Ipv6Addr) -> Option<Mac> {
+/// The MAC address in a record "… IPv6 duplicate address ADDRESS used by MAC detected!".
+fn ipv6_conflict_in(record: &str, address: Ipv6Addr) -> Option<Mac> {
     let (_, rest) = record.split_once(&format!("IPv6 duplicate address {address} used by "))?;
     rest.split_once(" detected")?.0.parse().ok()
 }
@@ -92,13 +91,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_s_log_names_who_has_an_ipv6_address() {
+    fn the_kernel_log_names_the_machine_that_uses_an_ipv6_address() {
         let address = "fd00::1".parse().unwrap();
         let record = |middle: &str| format!("6,230,1000,-;IPv6: eth0: IPv6 duplicate address {middle} detected!\n");
-        let found = culprit_in(&record("fd00::1 used by 02:00:00:00:00:09"), address);
+        let found = ipv6_conflict_in(&record("fd00::1 used by 02:00:00:00:00:09"), address);
         assert_eq!(found, Some(Mac([2, 0, 0, 0, 0, 9])));
-        for other in ["fd00::12 used by 02:00:00:00:00:09", "fd00::1 used by nobody", "fd00::1"] {
-            assert_eq!(culprit_in(&record(other), address), None, "{other}");
+        for other in ["fd00::12 used by 02:00:00:00:00:09", "fd00::1 used by x", "fd00::1"] {
+            assert_eq!(ipv6_conflict_in(&record(other), address), None, "{other}");
         }
     }
 }

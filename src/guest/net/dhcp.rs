@@ -1,5 +1,5 @@
-//! DHCP on the wire: the sockets and the timers around [`client`](super::client). Gets a lease for an interface before a deadline, or
-//! more time for one; giving the address to the interface is left to the caller.
+//! Runs the DHCP client: sockets and timers around [`dhcp_client`](super::dhcp_client). It gets and extends leases; the caller
+//! assigns the address to the interface.
 //!
 //! A client without an address uses a packet socket: many servers answer to the address that they offer, and a UDP socket receives
 //! nothing for an address that its interface does not have yet. A client with an address uses a UDP socket.
@@ -17,37 +17,38 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::config::settings::Mac;
 
 use super::NetError;
-use super::client::{Client, Lease, Outcome, Refusal};
+use super::dhcp_client::{Client, Lease, Outcome, Refusal};
+use super::dhcp_packet::{MAX_PACKET, Purpose, Request};
 use super::link::Link;
-use super::packet::{Ask, LARGEST, Request};
 use super::packet_socket::PacketSocket;
 use super::udp::{self, CLIENT_PORT, SERVER_PORT};
 
-/// Time to the first repetition; each later one takes twice as long. RFC 2131 (section 4.1) has 4 s, for networks of thousands;
-/// this one has a handful of machines that somebody waits for.
+/// Time to the first repetition. Each later one takes twice as long. RFC 2131 (section 4.1) starts at 4 s, for networks of
+/// thousands of machines.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest time between two packets.
-const LONGEST_RETRY: Duration = Duration::from_secs(8);
-/// Shortest time between two packets that ask for more time: RFC 2131 (section 4.4.5) has half of what is left, and at least 60 s.
-const EXTENSION_RETRY: Duration = Duration::from_secs(1);
-/// Packets after which an offer whose server is silent is forgotten.
-const REQUESTS: u32 = 4;
+const MAX_RETRY: Duration = Duration::from_secs(8);
+/// Shortest time between two packets that extend a lease. RFC 2131 (section 4.4.5) waits half of the remaining time, and at least
+/// 60 s.
+const MIN_EXTENSION_RETRY: Duration = Duration::from_secs(1);
+/// Unanswered packets after which the client drops an offer.
+const MAX_UNANSWERED: u32 = 4;
 
-/// What became of a lease.
+/// The result of extending a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kept {
-    /// It goes on, maybe with another address.
+pub enum Extension {
+    /// The lease is extended, perhaps with another address.
     Extended(Lease),
-    /// A server says that the address is not ours any more.
+    /// A server refused.
     Refused(Refusal),
-    /// Nobody answered until it ended.
-    Silent,
+    /// No server answered before the deadline.
+    Unanswered,
 }
 
 /// Gets a lease for `link` before `deadline`, which is `timeout` after the start.
 ///
 /// # Errors
-/// When no server answers or one refuses.
+/// Fails if no server answers, or if one refuses.
 pub async fn acquire(link: &Link, hostname: &str, deadline: Instant, timeout: Duration) -> Result<Lease, NetError> {
     let socket = Socket::packet(link).map_err(|source| NetError::kernel(format!("open a packet socket on {link}"), source))?;
     let mut client = Client::new(link.mac, hostname, random_transaction());
@@ -67,8 +68,8 @@ pub async fn acquire(link: &Link, hostname: &str, deadline: Instant, timeout: Du
                 return Err(NetError::DhcpSilent { link: link.clone(), sent, timeout });
             }
             Err(_) => {
-                retry = (retry * 2).min(LONGEST_RETRY);
-                if client.is_requesting() && unanswered >= REQUESTS {
+                retry = (retry * 2).min(MAX_RETRY);
+                if client.is_requesting() && unanswered >= MAX_UNANSWERED {
                     client.restart();
                     unanswered = 0;
                 }
@@ -77,53 +78,53 @@ pub async fn acquire(link: &Link, hostname: &str, deadline: Instant, timeout: Du
     }
 }
 
-/// Waits until more time for `lease`, which was given at `since`, has to be asked for, and asks: its server, then every server
-/// (RFC 2131, section 4.4.5).
-pub async fn keep(link: &Link, hostname: &str, lease: &Lease, since: Instant) -> Kept {
+/// Waits until `lease`, given at `since`, has to be renewed. Then asks its server, and later every server, to extend it (RFC 2131,
+/// section 4.4.5).
+pub async fn renew(link: &Link, hostname: &str, lease: &Lease, since: Instant) -> Extension {
     let Some(times) = lease.times else { return std::future::pending().await };
     sleep_until(since + times.renewal).await;
     match extend(link, hostname, lease, Some(lease.server), since + times.rebinding).await {
-        Kept::Silent => extend(link, hostname, lease, None, since + times.end).await,
-        answered => answered,
+        Extension::Unanswered => extend(link, hostname, lease, None, since + times.end).await,
+        result => result,
     }
 }
 
-/// Asks `server`, or every one, for more time for `lease`, up to `deadline`. What goes wrong with a packet is a packet lost.
-pub async fn extend(link: &Link, hostname: &str, lease: &Lease, server: Option<Ipv4Addr>, deadline: Instant) -> Kept {
-    let IpAddr::V4(address) = lease.address.address else { return Kept::Silent };
+/// Asks `server`, or every server, to extend `lease` until `deadline`. A send error counts as a lost packet.
+pub async fn extend(link: &Link, hostname: &str, lease: &Lease, server: Option<Ipv4Addr>, deadline: Instant) -> Extension {
+    let IpAddr::V4(address) = lease.address.address else { return Extension::Unanswered };
     let mut client = Client::extending(link.mac, hostname, random_transaction(), address, server);
     let start = Instant::now();
-    let asking = async {
+    let exchange = async {
         loop {
             let now = Instant::now();
-            let wait = now + (deadline.saturating_duration_since(now) / 2).max(EXTENSION_RETRY);
+            let wait = now + (deadline.saturating_duration_since(now) / 2).max(MIN_EXTENSION_RETRY);
             if let Ok(socket) = Socket::udp(link) {
                 let _ = socket.send(client.destination(), &client.packet(start.elapsed())).await;
                 match timeout_at(wait, answer(&socket, &mut client)).await {
-                    Ok(Ok(Outcome::Bound(lease))) => return Kept::Extended(lease),
-                    Ok(Err(refusal)) => return Kept::Refused(refusal),
+                    Ok(Ok(Outcome::Bound(lease))) => return Extension::Extended(lease),
+                    Ok(Err(refusal)) => return Extension::Refused(refusal),
                     Ok(Ok(_)) | Err(_) => {}
                 }
             }
             sleep_until(wait).await;
         }
     };
-    timeout_at(deadline, asking).await.unwrap_or(Kept::Silent)
+    timeout_at(deadline, exchange).await.unwrap_or(Extension::Unanswered)
 }
 
-/// Tells the server of `lease` that another machine has its address (RFC 2131, section 4.4.4). Nobody answers that.
+/// Tells the server of `lease` that another machine uses its address (RFC 2131, section 4.4.4). Servers do not answer that.
 pub async fn decline(link: &Link, lease: &Lease) {
     let (IpAddr::V4(address), Ok(socket)) = (lease.address.address, Socket::packet(link)) else { return };
-    let ask = Ask::Decline { server: lease.server, address };
-    let packet = Request { transaction: random_transaction(), seconds: 0, mac: link.mac, hostname: "", ask }.encode();
+    let purpose = Purpose::Decline { server: lease.server, address };
+    let packet = Request { transaction: random_transaction(), seconds: 0, mac: link.mac, hostname: "", purpose }.encode();
     let _ = socket.send(Ipv4Addr::BROADCAST, &packet).await;
 }
 
-/// What DHCP packets are sent and received by, on one interface.
+/// The socket for DHCP packets on one interface.
 enum Socket {
-    /// For an interface without an address. Sends broadcasts only.
+    /// For an interface without an address. Sends only broadcasts.
     Packet(PacketSocket, Mac),
-    /// For an interface with an address, which the packets are sent from.
+    /// For an interface with an address, from which the packets are sent.
     Udp(UdpSocket),
 }
 
@@ -135,7 +136,7 @@ impl Socket {
     fn udp(link: &Link) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
-        // Before it has a port: those of other interfaces have the same.
+        // Bind to the device first: sockets of other interfaces use the same port.
         setsockopt(&socket, sockopt::BindToDevice, &link.name.clone().into())?;
         setsockopt(&socket, sockopt::Broadcast, &true)?;
         bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT)))?;
@@ -150,13 +151,13 @@ impl Socket {
             Self::Udp(socket) => socket.send_to(packet, (to, SERVER_PORT)).await.map(drop),
         };
         match sent {
-            // A link that comes and goes loses packets like any network; the next one may get through.
+            // A link that goes down loses packets like any network. The next packet may get through.
             Err(error) if matches!(error.kind(), io::ErrorKind::NetworkDown | io::ErrorKind::NetworkUnreachable) => Ok(()),
             sent => sent,
         }
     }
 
-    /// Waits for a packet to the client's port. What is no whole and undamaged UDP datagram gives an empty one.
+    /// Waits for a packet to the client's port. Anything but a complete and undamaged UDP datagram gives an empty packet.
     async fn receive<'b>(&self, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
         let packet = match self {
             Self::Packet(socket, _) => {
@@ -172,11 +173,11 @@ impl Socket {
     }
 }
 
-/// Waits for a packet that leads somewhere.
+/// Waits for a packet that changes the client's state.
 async fn answer(socket: &Socket, client: &mut Client) -> Result<Outcome, Refusal> {
-    let mut buffer = [0; udp::LONGEST_HEADERS + LARGEST as usize];
+    let mut buffer = [0; udp::MAX_HEADERS + MAX_PACKET as usize];
     loop {
-        // An error is one of an earlier packet, such as that nobody listens at the server's port: it says nothing of the next.
+        // The error belongs to an earlier packet, such as ICMP "port unreachable".
         let Ok(packet) = socket.receive(&mut buffer).await else { continue };
         match client.receive(packet) {
             Ok(Outcome::Ignored) => {}
@@ -185,7 +186,7 @@ async fn answer(socket: &Socket, client: &mut Client) -> Result<Outcome, Refusal
     }
 }
 
-/// A number that tells this client's packets from another's: half of a hash under keys that the system's randomness gave.
+/// A random number: half of a hash whose keys come from the system's randomness.
 fn random_transaction() -> u32 {
     u32::try_from(RandomState::new().build_hasher().finish() >> 32).unwrap_or_default()
 }

@@ -1,25 +1,24 @@
-//! The network. What enters are the interfaces of the settings; what leaves is each of them up with its addresses and routes, as long
-//! as the guest lives, and the list of all addresses of the guest whenever it changes. It never leaves an interface half done without
-//! saying so.
+//! The network. A manager for each configured interface brings it up with its addresses and routes and maintains it while the guest
+//! runs. [`Network`] reports the guest's addresses whenever they change.
 //!
 //! ```text
-//! netlink notifications ─ changes ─┬─▶ keeper of each interface ─ conflict, dhcp ─▶ link (addresses, routes)
-//!                                  └─▶ Network::changed ─▶ the certificate and the launcher
+//! netlink ─ notifications ───────────────┬─▶ manager of each interface ─ conflict, dhcp ─▶ link (addresses, routes)
+//!                                        └─▶ Network::changed ─▶ the certificate and the launcher
 //! ```
 
 pub mod arp;
-pub mod changes;
-pub mod client;
 pub mod conflict;
 pub mod dhcp;
+pub mod dhcp_client;
+pub mod dhcp_packet;
 pub mod error;
 pub mod link;
 pub mod manager;
-pub mod packet;
+pub mod netlink;
+pub mod notifications;
 pub mod packet_socket;
 pub mod pick;
 pub mod udp;
-pub mod wire;
 
 use std::fs;
 use std::net::IpAddr;
@@ -34,19 +33,19 @@ use crate::registry::telemetry::events::Events;
 use super::early::console;
 use crate::config::settings::{Interface, Ipv6Wait};
 pub use error::NetError;
-use link::{Assigned, Links, State};
-use manager::{Keeper, Shared, Status};
+use link::{AddressState, AssignedAddress, Links};
+use manager::{InterfaceManager, Shared, Status};
 
-/// How long an interface may take to be found, and to be connected where others are there to serve by.
+/// How long boot waits for an interface to appear, and for its carrier if another interface can already serve.
 const NIC_WAIT: Duration = Duration::from_secs(1);
-/// Whether the other addresses of a network stay when the first goes (Documentation/networking/ip-sysctl.rst).
+/// Keeps the other addresses of a network when its first address is removed (Documentation/networking/ip-sysctl.rst).
 const PROMOTE: &str = "/proc/sys/net/ipv4/conf/all/promote_secondaries";
-/// Time between two looks at how far the interfaces are.
+/// Time between two checks of the interfaces' status.
 const POLL: Duration = Duration::from_millis(10);
-/// How long changes may go on before they are looked at: an interface that comes up gets several addresses.
+/// How long to wait after a change for further ones: an interface that comes up gets several addresses.
 const SETTLE: Duration = Duration::from_millis(250);
 
-/// The network as it is, for who wants to know of its addresses.
+/// The running network.
 #[derive(Debug)]
 pub struct Network {
     shared: Arc<Shared>,
@@ -54,28 +53,30 @@ pub struct Network {
     addresses: Vec<IpAddr>,
 }
 
-/// Brings up the loopback and `interfaces`, and keeps them so from now on. Waits until each has its addresses; an interface that is
-/// not there, or not connected, is waited for only where no other has any. Must be called within the runtime.
+/// Brings up the loopback and `interfaces`, and starts a manager for each. Waits until each interface has its addresses. A missing
+/// or unconnected interface delays boot only while no other interface can serve. Must be called within the runtime.
 ///
 /// # Errors
-/// The first interface that is missing where no other serves, gets no address, or that the kernel does not set up.
+/// Fails if an interface gets no address, if the kernel rejects its setup, or if an interface is missing and no other one serves.
 pub async fn start(interfaces: &[Interface], hostname: &str, events: &Events) -> Result<Network, NetError> {
     let links = Links::open()?;
-    let changes = changes::listen()?;
+    let changes = notifications::of_network()?;
     links.up_loopback()?;
     if let Err(error) = fs::write(PROMOTE, "1") {
-        console::say(&format!("an address that goes may take others of its network with it: write {PROMOTE}: {error}"));
+        console::log(&format!(
+            "when an address is removed, other addresses of its network may be lost: cannot write {PROMOTE}: {error}"
+        ));
     }
     let shared = Arc::new(Shared::new(links, hostname, interfaces, events.clone()));
-    for place in 0..interfaces.len() {
-        tokio::spawn(Keeper::new(place, Arc::clone(&shared), changes.clone()).run());
+    for index in 0..interfaces.len() {
+        tokio::spawn(InterfaceManager::new(index, Arc::clone(&shared), changes.clone()).run());
     }
     settle(&shared).await?;
     let addresses = shared.addresses()?;
     Ok(Network { shared, changes, addresses })
 }
 
-/// Waits until the interfaces are up, as far as they are waited for.
+/// Waits for the interfaces that boot depends on.
 async fn settle(shared: &Shared) -> Result<(), NetError> {
     let start = Instant::now();
     loop {
@@ -90,17 +91,17 @@ async fn settle(shared: &Shared) -> Result<(), NetError> {
 }
 
 impl Network {
-    /// Every address by which others reach the guest.
+    /// The addresses at which the guest can be reached.
     #[must_use]
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
     }
 
-    /// Waits until the addresses are others, and gives them.
+    /// Waits until the addresses change, and returns the new ones.
     pub async fn changed(&mut self) -> &[IpAddr] {
         loop {
             if self.changes.changed().await.is_err() {
-                // Nobody listens any more: the runtime ends.
+                // The runtime is shutting down.
                 std::future::pending::<()>().await;
             }
             sleep(SETTLE).await;
@@ -118,8 +119,8 @@ impl Network {
 }
 
 impl Shared {
-    /// How the first look at the interfaces ends, `elapsed` after the start: not yet; with the fault that ends the boot; or with what is
-    /// to be said of the interfaces that are late.
+    /// The result of the wait at boot, `elapsed` after its start: `None` to continue waiting, the error that fails the boot, or the
+    /// warnings about the interfaces that are late.
     fn outcome(&self, elapsed: Duration) -> Option<Result<Vec<NetError>, NetError>> {
         let mut statuses = self.statuses();
         if let Some(status) = statuses.iter_mut().find(|status| matches!(status, Status::Failed(_))) {
@@ -134,15 +135,15 @@ impl Shared {
         let serves = statuses.iter().any(|status| matches!(status, Status::Up));
         let mut late = Vec::new();
         for (interface, status) in self.interfaces.iter().zip(statuses.iter()) {
-            let (patience, error) = match status {
+            let (timeout, error) = match status {
                 Status::Up | Status::Working | Status::Failed(_) => continue,
-                Status::Missing(found) => (NIC_WAIT, NetError::NoNic { select: interface.selector, found: found.clone() }),
+                Status::Missing(found) => (NIC_WAIT, NetError::NoNic { selector: interface.selector, found: found.clone() }),
                 Status::NoCarrier(link) => {
-                    let patience = if serves { NIC_WAIT.min(interface.timeout) } else { interface.timeout };
-                    (patience, NetError::NoCarrier { link: link.clone(), timeout: patience })
+                    let timeout = if serves { NIC_WAIT.min(interface.timeout) } else { interface.timeout };
+                    (timeout, NetError::NoCarrier { link: link.clone(), timeout })
                 }
             };
-            if elapsed < patience {
+            if elapsed < timeout {
                 return None;
             }
             late.push(error);
@@ -150,23 +151,23 @@ impl Shared {
         if serves { Some(Ok(late)) } else { late.into_iter().next().map(Err) }
     }
 
-    /// Every address by which others reach the guest, in the kernel's order: none that may yet turn out to be another's, no loopback,
-    /// and no link-local one, which means nothing without an interface, but those that the settings ask for.
+    /// The addresses at which the guest can be reached, in the kernel's order. Leaves out tentative and loopback addresses, and
+    /// link-local ones unless the config asks for them.
     fn addresses(&self) -> Result<Vec<IpAddr>, NetError> {
         let local = self.link_local();
         let found = self.links.addresses()?.into_iter();
-        Ok(found.filter(|one| one.state == State::Ours && is_told(one, &local)).map(|one| one.address).collect())
+        Ok(found.filter(|one| one.state == AddressState::Usable && is_announced(one, &local)).map(|one| one.address).collect())
     }
 
-    /// The indices of the interfaces whose link-local address is asked for.
+    /// The indices of the interfaces whose link-local address the config asks for.
     fn link_local(&self) -> Vec<u32> {
-        let asked =
+        let wanted =
             self.interfaces.iter().zip(self.indices()).filter(|(interface, _)| interface.ipv6_wait == Ipv6Wait::LinkLocal);
-        asked.filter_map(|(_, index)| index).collect()
+        wanted.filter_map(|(_, index)| index).collect()
     }
 }
 
-fn is_told(one: &Assigned, local: &[u32]) -> bool {
+fn is_announced(one: &AssignedAddress, local: &[u32]) -> bool {
     match one.address {
         IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
         IpAddr::V6(address) => !address.is_loopback() && (!address.is_unicast_link_local() || local.contains(&one.index)),

@@ -17,7 +17,7 @@ use super::link::Link;
 
 nix::setsockopt_impl!(AuxiliaryData, SOL_PACKET, PACKET_AUXDATA, bool, nix::sys::socket::sockopt::SetBool);
 
-/// Asks for a control message with each frame that says how far the frame's checksums are.
+/// The socket option that adds a control message with the state of the checksums to each frame.
 #[derive(Clone)]
 struct AuxiliaryData;
 
@@ -33,17 +33,17 @@ pub struct PacketSocket {
 pub struct Received {
     /// Bytes of the frame in the buffer. The kernel cuts a frame that is longer than the buffer.
     pub length: usize,
-    /// Whether the checksums above IP are filled in. A sender on the same host may leave them to its network card, and virtio and veth
-    /// pass them on unfinished (`TP_STATUS_CSUMNOTREADY` of uapi/linux/if_packet.h).
+    /// Whether the checksums above IP are complete. A sender on the same host may leave them to its network card, and virtio and
+    /// veth pass such frames on (`TP_STATUS_CSUMNOTREADY` of uapi/linux/if_packet.h).
     pub checksummed: bool,
 }
 
 impl PacketSocket {
-    /// Opens a socket for frames of `ethertype` on `link` that pass `filter`; an empty filter passes all. Must be called within the
-    /// runtime.
+    /// Opens a socket on `link` for frames of `ethertype` that pass `filter`. An empty filter passes all frames. Must be called
+    /// within the runtime.
     ///
     /// # Errors
-    /// When the kernel has no packet sockets, or the interface is gone.
+    /// Fails if the kernel has no packet sockets or the interface is gone.
     pub fn open(link: &Link, ethertype: u16, filter: &[SockFilter]) -> io::Result<Self> {
         let protocol = NonZeroU32::new(ethertype.to_be().into()).map(Protocol::from_raw);
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -54,7 +54,10 @@ impl PacketSocket {
         setsockopt(&socket, AuxiliaryData, &true)?;
         let interfaces = getifaddrs()?.filter_map(|one| one.address?.as_link_addr().copied());
         let interface = interfaces.into_iter().find(|one| one.ifindex() == link.index as usize).ok_or(io::ErrorKind::NotFound)?;
-        #[expect(deprecated, reason = "a descriptor might be closed by others while it is registered; an owned one is not")]
+        #[expect(
+            deprecated,
+            reason = "the deprecated constructor allows a descriptor to be closed while it is registered; an owned descriptor is not"
+        )]
         let socket = AsyncFd::with_interest(socket, Interest::READABLE)?;
         Ok(Self { socket, interface })
     }
@@ -62,15 +65,15 @@ impl PacketSocket {
     /// Sends a whole frame.
     ///
     /// # Errors
-    /// When the interface is down or gone, or its queue is full.
+    /// Fails if the interface is down or gone, or its queue is full.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         Ok(sendto(self.socket.as_raw_fd(), frame, &self.interface, MsgFlags::empty()).map(drop)?)
     }
 
-    /// Waits for a frame, which is written to `buffer`.
+    /// Waits for a frame and writes it to `buffer`.
     ///
     /// # Errors
-    /// Those of recvmsg(2).
+    /// Fails if recvmsg(2) fails.
     pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
         loop {
             let received = self.socket.async_io(Interest::READABLE, |socket| self.receive_now(socket, buffer)).await?;
@@ -80,8 +83,8 @@ impl PacketSocket {
         }
     }
 
-    /// The next frame, or `None` if it came in on another interface. The socket hears them all, because it is not bound: binding takes
-    /// an address with the EtherType in it, and `nix` makes none.
+    /// Reads the next frame, or returns `None` if it came in on another interface. The socket receives from all interfaces because
+    /// it is not bound: the address to bind to would hold the EtherType, and `nix` cannot build one.
     fn receive_now(&self, socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<Received>> {
         let (mut slices, mut control) = ([IoSliceMut::new(buffer)], cmsg_space!(libc::tpacket_auxdata));
         let message = recvmsg::<LinkAddr>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())?;

@@ -1,48 +1,49 @@
-//! Which interface is meant. What enters are the interfaces there are, and who has which; what leaves is one of them, or none.
+//! Matches the interfaces in the config with those that the kernel found.
 
 use crate::config::settings::{Interface, Mac, Selector};
 
 use super::link::Link;
 
-/// The interface for number `own` of `interfaces`, among those `found`, where each has had the one in `had` before.
+/// The found interface for the configured interface `own`. `previous` holds the MAC address that each configured interface had
+/// before.
 ///
-/// One that is meant by its place is the one that it has had, where that is there. Where it is not, it may have been replaced by one
-/// that nobody else has or wants.
+/// An interface selected by its position keeps the MAC address that it had. If that is gone, any interface that no other configured
+/// interface has or selects replaces it.
 #[must_use]
-pub fn pick<'a>(found: &'a [Link], interfaces: &[Interface], had: &[Option<Mac>], own: usize) -> Option<&'a Link> {
-    let mut plain = found.iter().filter(|link| !link.made);
+pub fn pick<'a>(found: &'a [Link], interfaces: &[Interface], previous: &[Option<Mac>], own: usize) -> Option<&'a Link> {
+    let mut physical = found.iter().filter(|link| !link.is_virtual);
     let place = match interfaces.get(own)?.selector {
-        Selector::Mac(mac) => return plain.find(|link| link.mac == mac),
+        Selector::Mac(mac) => return physical.find(|link| link.mac == mac),
         Selector::Place(place) => place,
     };
-    let mine = had.get(own).copied().flatten();
-    let of_another = |link: &Link| {
-        let others = interfaces.iter().zip(had).enumerate().filter(|(other, _)| *other != own);
-        others.into_iter().any(|(_, (other, had))| {
-            other.vlan.is_none() && (other.selector == Selector::Mac(link.mac) || *had == Some(link.mac))
+    let own_mac = previous.get(own).copied().flatten();
+    let is_taken = |link: &Link| {
+        let others = interfaces.iter().zip(previous).enumerate().filter(|(other, _)| *other != own);
+        others.into_iter().any(|(_, (other, mac))| {
+            other.vlan.is_none() && (other.selector == Selector::Mac(link.mac) || *mac == Some(link.mac))
         })
     };
-    match mine {
-        Some(mac) => plain.clone().find(|link| link.mac == mac).or_else(|| plain.find(|link| !of_another(link))),
-        // The list numbers them all, whoever else is named by its address.
-        None => {
-            plain.nth(place).filter(|link| !had.iter().enumerate().any(|(other, had)| other != own && *had == Some(link.mac)))
-        }
+    match own_mac {
+        Some(mac) => physical.clone().find(|link| link.mac == mac).or_else(|| physical.find(|link| !is_taken(link))),
+        // Positions count all interfaces, including those that others select by MAC address.
+        None => physical
+            .nth(place)
+            .filter(|link| !previous.iter().enumerate().any(|(other, mac)| other != own && *mac == Some(link.mac))),
     }
 }
 
-/// The one meant, in words.
+/// Describes which interface the config selects.
 #[must_use]
-pub fn which(select: Selector) -> String {
+pub fn describe(select: Selector) -> String {
     match select {
         Selector::Mac(mac) => format!("with the MAC address {mac}"),
-        Selector::Place(place) => format!("number {place} (they count from 0)"),
+        Selector::Place(place) => format!("number {place} (counted from 0)"),
     }
 }
 
-/// The interfaces there are, in words.
+/// Lists interfaces for an error message.
 #[must_use]
-pub fn seen(found: &[Link]) -> String {
+pub fn list(found: &[Link]) -> String {
     if found.is_empty() {
         return "none".to_owned();
     }
@@ -58,7 +59,7 @@ mod tests {
     }
 
     fn link(index: u32, last: u8) -> Link {
-        Link { index, name: format!("eth{index}"), mac: mac(last), carrier: true, made: false }
+        Link { index, name: format!("eth{index}"), mac: mac(last), carrier: true, is_virtual: false }
     }
 
     fn at(select: Selector) -> Interface {
@@ -66,22 +67,22 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_is_picked_by_place_or_mac() {
-        let found = [link(2, 1), link(3, 2), Link { made: true, ..link(4, 2) }];
+    fn an_interface_is_picked_by_position_or_mac() {
+        let found = [link(2, 1), link(3, 2), Link { is_virtual: true, ..link(4, 2) }];
         let one = |select| pick(&found, &[at(select)], &[None], 0).map(|link| link.index);
         assert_eq!(one(Selector::Place(0)), Some(2));
-        assert_eq!(one(Selector::Place(2)), None, "a VLAN is no interface of its own");
+        assert_eq!(one(Selector::Place(2)), None, "a VLAN has no position");
         assert_eq!(one(Selector::Mac(mac(2))), Some(3));
         assert_eq!(one(Selector::Mac(mac(9))), None);
     }
 
     #[test]
-    fn one_that_comes_again_is_the_same_and_one_that_replaces_it_is_nobody_else_s() {
+    fn a_returning_interface_keeps_its_config_and_a_replacement_takes_no_other_s() {
         let interfaces = [at(Selector::Place(0)), at(Selector::Place(1)), at(Selector::Mac(mac(7)))];
-        let had = [Some(mac(1)), Some(mac(2)), None];
-        let one = |found: &[Link], own| pick(found, &interfaces, &had, own).map(|link| link.mac);
+        let previous = [Some(mac(1)), Some(mac(2)), None];
+        let one = |found: &[Link], own| pick(found, &interfaces, &previous, own).map(|link| link.mac);
         let left = [link(3, 2), link(5, 7)];
-        assert_eq!(one(&left, 0), None, "what is left has its own");
+        assert_eq!(one(&left, 0), None, "both belong to other configured interfaces");
         assert_eq!(one(&left, 1), Some(mac(2)));
         let again = [link(3, 2), link(6, 1)];
         assert_eq!((one(&again, 0), one(&again, 1)), (Some(mac(1)), Some(mac(2))));
@@ -90,9 +91,9 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_has_moved_up_is_not_taken_twice() {
+    fn an_interface_that_moved_up_is_not_picked_twice() {
         let interfaces = [at(Selector::Place(0)), at(Selector::Place(1))];
-        let had = [None, Some(mac(2))];
-        assert_eq!(pick(&[link(3, 2)], &interfaces, &had, 0), None);
+        let previous = [None, Some(mac(2))];
+        assert_eq!(pick(&[link(3, 2)], &interfaces, &previous, 0), None);
     }
 }

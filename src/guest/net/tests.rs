@@ -3,11 +3,11 @@ use crate::guest::net::*;
 use link::Link;
 
 fn link() -> Link {
-    Link { index: 2, name: "eth0".to_owned(), mac: Mac([0x52, 0x54, 0, 0, 0, 1]), carrier: false, made: false }
+    Link { index: 2, name: "eth0".to_owned(), mac: Mac([0x52, 0x54, 0, 0, 0, 1]), carrier: false, is_virtual: false }
 }
 
-/// How it ends with these statuses after `millis`: "" for not yet.
-fn end(statuses: [Status; 2], millis: u64) -> String {
+/// How the wait at boot ends with these statuses after `millis`; "" to continue.
+fn outcome(statuses: [Status; 2], millis: u64) -> String {
     let timeout = Duration::from_secs(3);
     let interfaces = [0, 1].map(|place| Interface { selector: Selector::Place(place), timeout, ..Interface::default() });
     let (events, _queue) = Events::queue();
@@ -22,13 +22,13 @@ fn end(statuses: [Status; 2], millis: u64) -> String {
 }
 
 #[test]
-fn boot_waits_for_what_can_come_and_fails_where_nothing_serves() {
+fn boot_waits_for_late_interfaces_and_fails_if_none_serves() {
     let missing = || Status::Missing(vec![]);
     let unplugged = || Status::NoCarrier(link());
     let failed = || Status::Failed(NetError::LinkDown { link: link() });
     let no_nic = |place| {
-        let there = "the interfaces here are none; give QEMU -device virtio-net-pci";
-        format!("NO_NIC no network interface number {place} (they count from 0); {there}")
+        let there = "interfaces found: none; give QEMU -device virtio-net-pci";
+        format!("NO_NIC no network interface number {place} (counted from 0); {there}")
     };
     let no_carrier = |seconds| format!("NO_ADDRESS eth0 (52:54:00:00:00:01): no carrier after {seconds} s");
     for (statuses, millis, expected) in [
@@ -38,7 +38,7 @@ fn boot_waits_for_what_can_come_and_fails_where_nothing_serves() {
         (
             [Status::Up, failed()],
             0,
-            "fatal LINK_DOWN eth0 (52:54:00:00:00:01): the interface was unplugged, or has no carrier any more".to_owned(),
+            "fatal LINK_DOWN eth0 (52:54:00:00:00:01): the interface was removed or lost its carrier".to_owned(),
         ),
         ([missing(), missing()], 999, String::new()),
         ([missing(), missing()], 1_000, format!("fatal {}", no_nic(0))),
@@ -50,13 +50,13 @@ fn boot_waits_for_what_can_come_and_fails_where_nothing_serves() {
         ([Status::Up, unplugged()], 1_000, format!("ready {}", no_carrier(1))),
     ] {
         let shown = format!("{statuses:?} after {millis} ms");
-        assert_eq!(end(statuses, millis), expected, "{shown}");
+        assert_eq!(outcome(statuses, millis), expected, "{shown}");
     }
 }
 
 #[test]
-fn only_addresses_that_others_reach_are_told() {
-    for (address, local, told) in [
+fn only_reachable_addresses_are_announced() {
+    for (address, local, announced) in [
         ("127.0.0.1", false, false),
         ("169.254.1.1", false, false),
         ("::1", false, false),
@@ -66,7 +66,7 @@ fn only_addresses_that_others_reach_are_told() {
         ("fec0::5", false, true),
         ("2001:db8::1", false, true),
     ] {
-        let one = Assigned { index: 2, address: address.parse().unwrap(), state: State::Ours };
-        assert_eq!(is_told(&one, if local { &[2] } else { &[3] }), told, "{address}");
+        let one = AssignedAddress { index: 2, address: address.parse().unwrap(), state: AddressState::Usable };
+        assert_eq!(is_announced(&one, if local { &[2] } else { &[3] }), announced, "{address}");
     }
 }

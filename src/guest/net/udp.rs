@@ -13,23 +13,23 @@ pub const CLIENT_PORT: u16 = 68;
 pub const SERVER_PORT: u16 = 67;
 /// EtherType of IPv4 (RFC 894).
 pub const ETHERTYPE: u16 = 0x0800;
-/// Bytes of the headers of a received frame at most: Ethernet, IPv4 with the longest options, UDP.
-pub const LONGEST_HEADERS: usize = 14 + 60 + UDP_HEADER as usize;
+/// Most bytes of headers in a received frame: Ethernet, IPv4 with the longest options, UDP.
+pub const MAX_HEADERS: usize = 14 + 60 + UDP_HEADER as usize;
 
-/// UDP's number in an IPv4 header (RFC 790).
+/// IP protocol number of UDP (RFC 790).
 const UDP: u8 = 17;
 /// Version 4, and a header of five words: no options.
 const VERSION_AND_LENGTH: u8 = 0x45;
 const IP_HEADER: u16 = 20;
 const UDP_HEADER: u16 = 8;
-/// Hops that a packet may take (RFC 1700).
+/// Time to live, in hops (RFC 1700).
 const TIME_TO_LIVE: u8 = 64;
-/// Bits of an IPv4 header's flags and offset that only a fragment has: "more fragments", and the offset.
+/// Bits of the flags and offset fields that only fragments have set: "more fragments", and the offset.
 const FRAGMENT: u16 = 0x3fff;
 
 /// Operations of classic BPF (Documentation/networking/filter.rst).
 mod bpf {
-    /// Loads a byte of the frame, or a half-word.
+    /// Loads a byte, or a half-word, of the frame.
     pub const LOAD_BYTE: u16 = 0x30;
     pub const LOAD_HALF: u16 = 0x28;
     /// Loads a half-word of the frame, at an offset from X.
@@ -38,12 +38,12 @@ mod bpf {
     pub const X_HEADER_LENGTH: u16 = 0xb1;
     pub const JUMP_EQUAL: u16 = 0x15;
     pub const JUMP_ANY_BIT: u16 = 0x45;
-    /// Ends: the bytes of the frame to keep; 0 drops it.
+    /// Returns the number of bytes to keep. 0 drops the frame.
     pub const RETURN: u16 = 0x06;
 }
 
-/// Has the kernel drop every frame but whole UDP datagrams to [`CLIENT_PORT`]. What a frame says of its lengths and checksums is left to
-/// [`payload`].
+/// A filter that makes the kernel drop every frame except unfragmented UDP datagrams to [`CLIENT_PORT`]. It does not check lengths
+/// and checksums: [`payload`] does.
 #[must_use]
 pub fn filter() -> [SockFilter; 11] {
     let step = |code, k| SockFilter::new(code, 0, 0, k);
@@ -63,8 +63,8 @@ pub fn filter() -> [SockFilter; 11] {
     ]
 }
 
-/// The frame that takes `payload` from the client at `mac`, which has no address yet, to every server. `None` if `payload` does not fit
-/// into an IPv4 packet.
+/// A frame that broadcasts `payload` from the client at `mac`, which has no address yet, to every server. `None` if `payload` does
+/// not fit into an IPv4 packet.
 #[must_use]
 pub fn broadcast(mac: Mac, payload: &[u8]) -> Option<Vec<u8>> {
     let udp_length = u16::try_from(payload.len()).ok()?.checked_add(UDP_HEADER)?;
@@ -82,8 +82,8 @@ pub fn broadcast(mac: Mac, payload: &[u8]) -> Option<Vec<u8>> {
     )
 }
 
-/// The payload of the UDP datagram to [`CLIENT_PORT`] in `frame`, if that is one whose headers are consistent and whose checksums are
-/// right. The UDP checksum counts only if the frame is `checksummed`, and if the sender computed one (RFC 768).
+/// The payload of `frame`, if that is a UDP datagram to [`CLIENT_PORT`] with consistent headers and correct checksums. The UDP
+/// checksum counts only if the frame is `checksummed` and the sender computed one (RFC 768).
 #[must_use]
 pub fn payload(frame: &[u8], checksummed: bool) -> Option<&[u8]> {
     let packet = frame.get(12..)?.strip_prefix(&ETHERTYPE.to_be_bytes())?;
@@ -92,7 +92,7 @@ pub fn payload(frame: &[u8], checksummed: bool) -> Option<&[u8]> {
     if version >> 4 != 4 || protocol != UDP || !is_whole {
         return None;
     }
-    // An Ethernet frame may be padded: what counts are the lengths in the headers.
+    // An Ethernet frame may be padded, so use the lengths in the headers.
     let packet = packet.get(..usize::from(u16::from_be_bytes([l0, l1])))?;
     let header_length = usize::from(version & 0xf).checked_mul(4).filter(|length| *length >= usize::from(IP_HEADER))?;
     let (header, datagram) = packet.split_at_checked(header_length)?;
@@ -100,23 +100,23 @@ pub fn payload(frame: &[u8], checksummed: bool) -> Option<&[u8]> {
     let udp_length = u16::from_be_bytes([l0, l1]);
     let datagram = datagram.get(..usize::from(udp_length))?;
     let pseudo_header = pseudo_header([s0, s1, s2, s3], [d0, d1, d2, d3], udp_length);
-    let is_right =
-        checksum(&[header]) == RIGHT && (!checksummed || [c0, c1] == [0, 0] || checksum(&[&pseudo_header, datagram]) == RIGHT);
+    let is_correct =
+        checksum(&[header]) == VALID && (!checksummed || [c0, c1] == [0, 0] || checksum(&[&pseudo_header, datagram]) == VALID);
     let is_for_client = u16::from_be_bytes([p0, p1]) == CLIENT_PORT;
-    datagram.get(usize::from(UDP_HEADER)..).filter(|_| is_right && is_for_client)
+    datagram.get(usize::from(UDP_HEADER)..).filter(|_| is_correct && is_for_client)
 }
 
-/// What UDP's checksum covers besides the datagram (RFC 768).
+/// The pseudo header, which the UDP checksum covers too (RFC 768).
 fn pseudo_header([s0, s1, s2, s3]: [u8; 4], [d0, d1, d2, d3]: [u8; 4], length: u16) -> [u8; 12] {
     let [l0, l1] = length.to_be_bytes();
     [s0, s1, s2, s3, d0, d1, d2, d3, 0, UDP, l0, l1]
 }
 
-/// The checksum of bytes that hold their own, if that is right.
-const RIGHT: u16 = 0xffff;
+/// The checksum of bytes that include their own correct checksum.
+const VALID: u16 = 0xffff;
 
-/// The Internet checksum of `parts` after each other (RFC 1071); each but the last has to be of even length. Sums in one's complement
-/// are sums modulo 65535, and of the two zeros it gives 0xffff, since a UDP checksum of 0 means none.
+/// The Internet checksum of the concatenated `parts` (RFC 1071). Each part but the last must have an even length. One's complement
+/// sums are sums modulo 65535; of the two zeros this gives 0xffff, because a UDP checksum of 0 means none.
 fn checksum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2)).map(|word| match *word {
         [high, low] => u64::from(u16::from_be_bytes([high, low])),
@@ -135,7 +135,7 @@ mod tests {
 
     const MAC: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
 
-    /// The Internet checksum as RFC 1071 (section 4.1) computes it: the carries are folded back into the sum.
+    /// The Internet checksum as in RFC 1071 (section 4.1), which folds the carries back into the sum.
     fn folded(bytes: &[u8]) -> u16 {
         let mut sum = 0_u32;
         for (index, byte) in bytes.iter().enumerate() {
@@ -145,7 +145,7 @@ mod tests {
         !u16::try_from(sum).unwrap()
     }
 
-    /// What a server sends: a frame to the client with these IP options.
+    /// A frame from a server to the client, with these IP options.
     fn answer(options: &[u8], payload: &[u8]) -> Vec<u8> {
         let udp_length = u16::try_from(8 + payload.len()).unwrap().to_be_bytes();
         let header_length = 20 + options.len();
@@ -187,7 +187,7 @@ mod tests {
         }
         let padded = [&good[..], &[0; 18]].concat();
         assert_eq!(payload(&padded, true), Some(&b"DHCP!"[..]), "an Ethernet frame has at least 60 bytes");
-        // With the IP header's checksum right, so that the field alone is what is wrong.
+        // Corrects the IP checksum, so that only the changed field is wrong.
         let changed = |place: usize, value: u8| {
             let mut frame = good.clone();
             frame[place] = value;
@@ -225,20 +225,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn broadcast_checksums_are_those_of_rfc_1071(mac in any::<[u8; 6]>(), given in vec(any::<u8>(), 0..1500)) {
-            let frame = broadcast(Mac(mac), &given).unwrap();
+        fn broadcast_checksums_are_those_of_rfc_1071(mac in any::<[u8; 6]>(), bytes in vec(any::<u8>(), 0..1500)) {
+            let frame = broadcast(Mac(mac), &bytes).unwrap();
             prop_assert_eq!(folded(&frame[14..34]), 0);
             let pseudo_header = [&frame[26..34], &[0, 17], &frame[38..40]].concat();
             prop_assert_eq!(folded(&[&pseudo_header[..], &frame[34..]].concat()), 0);
             prop_assert_ne!(&frame[40..42], &[0, 0], "0 would mean that there is none");
-            prop_assert_eq!(&frame[42..], &given[..]);
+            prop_assert_eq!(&frame[42..], &bytes[..]);
         }
 
         #[test]
-        fn payload_of_a_valid_frame_is_read_back(given in vec(any::<u8>(), 0..1472), words in 0_usize..=10, padding in 0_usize..20) {
-            let frame = [answer(&vec![1; words * 4], &given), vec![0; padding]].concat();
-            prop_assert_eq!(payload(&frame, true), Some(&given[..]));
-            prop_assert_eq!(payload(&frame, false), Some(&given[..]));
+        fn payload_of_a_valid_frame_is_read_back(bytes in vec(any::<u8>(), 0..1472), words in 0_usize..=10, padding in 0_usize..20) {
+            let frame = [answer(&vec![1; words * 4], &bytes), vec![0; padding]].concat();
+            prop_assert_eq!(payload(&frame, true), Some(&bytes[..]));
+            prop_assert_eq!(payload(&frame, false), Some(&bytes[..]));
         }
 
         #[test]

@@ -1,6 +1,5 @@
-//! Events on their way out. What enters is the queue that everybody fills; what leaves is one JSON line for each event on the
-//! port `localregistry.events`, or on the console where there is no such port. One thread does the writing and nobody waits for
-//! it: a reader that is slow or absent costs events, which are counted, and never time.
+//! Writes queued events as JSON lines to the port `localregistry.events`, or to the console if there is no such port. One thread
+//! writes, and no other code waits for it: if the reader is slow or absent, events are dropped and counted.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -20,31 +19,31 @@ use crate::guest::early::{console, ports};
 /// Name of the port.
 pub const PORT: &str = "localregistry.events";
 
-/// How long the last event may take to be written, with those before it.
-const LAST: Duration = Duration::from_secs(2);
-/// How much of that those before it may take.
-const BACKLOG: Duration = Duration::from_secs(1);
+/// How long [`Writer::finish`] may take to write the queued events and the last one.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Part of that time for the queued events.
+const BACKLOG_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The thread that writes, as seen by who ends it.
+/// A handle to the writing thread.
 #[derive(Debug)]
 pub struct Writer {
     events: Events,
-    last: Arc<OnceLock<Last>>,
+    last: Arc<OnceLock<FinalEvent>>,
     written: Receiver<()>,
 }
 
-/// The event that ends the stream.
+/// The event that ends the stream, and the deadline for the queued ones.
 #[derive(Debug)]
-struct Last {
+struct FinalEvent {
     done: Done,
-    backlog: Instant,
+    backlog_deadline: Instant,
 }
 
 impl Writer {
-    /// Starts the thread, which looks for the port by itself, so that boot need not wait for it.
+    /// Starts the thread. The thread opens the port itself, so that boot need not wait for it.
     ///
     /// # Errors
-    /// When no thread can be had.
+    /// Fails if no thread can be started.
     pub fn start(events: &Events, queue: Receiver<Event>) -> io::Result<Self> {
         let last = Arc::new(OnceLock::new());
         let (ended, written) = sync_channel(1);
@@ -57,26 +56,26 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Writes what is queued and then `done`, whose `dropped_events` is filled in, and waits for that a bounded time.
+    /// Writes the queued events and then `done`, with its `dropped_events` filled in. Waits a limited time for that.
     pub fn finish(self, done: Done) {
         let done = Done { dropped_events: self.events.dropped(), ..done };
-        let _ = self.last.set(Last { done: done.clone(), backlog: Instant::now() + BACKLOG });
-        // Wakes the thread where it waits for an event. Where the queue is full it is awake.
+        let _ = self.last.set(FinalEvent { done: done.clone(), backlog_deadline: Instant::now() + BACKLOG_TIMEOUT });
+        // Wakes the thread if it waits for an event. If the queue is full, it is awake.
         self.events.emit(event::Event::Done(done));
-        let _ = self.written.recv_timeout(LAST);
+        let _ = self.written.recv_timeout(FINISH_TIMEOUT);
     }
 }
 
-/// Writes `done` where there is no thread to write it, and without waiting for whoever should read it.
+/// Writes `done` without a thread, and without waiting for the reader.
 pub fn write_last(done: Done) {
     let Some(path) = ports::find(PORT) else { return };
     let opened = OpenOptions::new().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path);
     if let Err(error) = opened.and_then(|mut port| write_line(&mut port, &now(event::Event::Done(done)))) {
-        console::say(&format!("the last event cannot be written to {}: {error}", path.display()));
+        console::log(&format!("cannot write the last event to {}: {error}", path.display()));
     }
 }
 
-/// Where the lines go.
+/// Output of the events.
 #[derive(Debug)]
 enum Sink {
     Port(File),
@@ -89,7 +88,7 @@ impl Sink {
         match OpenOptions::new().write(true).open(&path) {
             Ok(port) => Self::Port(port),
             Err(error) => {
-                console::say(&format!("the events go to the console: open {}: {error}", path.display()));
+                console::log(&format!("cannot open {}, so events go to the console: {error}", path.display()));
                 Self::Console
             }
         }
@@ -113,29 +112,29 @@ impl Write for Sink {
 struct Pump {
     events: Events,
     queue: Receiver<Event>,
-    last: Arc<OnceLock<Last>>,
-    /// Events that left the queue and could not be written.
+    last: Arc<OnceLock<FinalEvent>>,
+    /// Events that left the queue but could not be written.
     lost: u64,
-    /// Drops that the reader has been told of.
-    told: u64,
+    /// Dropped events that a warning has reported.
+    reported: u64,
 }
 
 impl Pump {
-    fn new(events: Events, queue: Receiver<Event>, last: Arc<OnceLock<Last>>) -> Self {
-        Self { events, queue, last, lost: 0, told: 0 }
+    fn new(events: Events, queue: Receiver<Event>, last: Arc<OnceLock<FinalEvent>>) -> Self {
+        Self { events, queue, last, lost: 0, reported: 0 }
     }
 
     fn run(mut self, sink: &mut impl Write) {
         loop {
             let next = match self.last.get() {
                 None => self.queue.recv().ok(),
-                Some(last) if Instant::now() < last.backlog => self.queue.try_recv().ok(),
+                Some(last) if Instant::now() < last.backlog_deadline => self.queue.try_recv().ok(),
                 Some(_) => None,
             };
             match next {
                 Some(event) if !is_done(&event) => {
                     self.write(sink, &event);
-                    self.tell_of_drops(sink);
+                    self.report_drops(sink);
                 }
                 _ => return self.finish(sink),
             }
@@ -148,12 +147,12 @@ impl Pump {
         }
     }
 
-    fn tell_of_drops(&mut self, sink: &mut impl Write) {
+    fn report_drops(&mut self, sink: &mut impl Write) {
         let dropped = self.events.dropped();
-        if dropped > self.told {
+        if dropped > self.reported {
             let message =
-                format!("{} events were dropped: the reader of port {PORT} is too slow", dropped.saturating_sub(self.told));
-            self.told = dropped;
+                format!("{} events were dropped: the reader of port {PORT} is too slow", dropped.saturating_sub(self.reported));
+            self.reported = dropped;
             self.write(
                 sink,
                 &now(event::Event::Warning(Warning { code: "DROPPED_EVENTS".to_owned(), message, ..Warning::default() })),
@@ -163,7 +162,7 @@ impl Pump {
 
     fn finish(self, sink: &mut impl Write) {
         let unread = self.queue.try_iter().filter(|event| !is_done(event)).count();
-        if let Some(Last { done, .. }) = self.last.get() {
+        if let Some(FinalEvent { done, .. }) = self.last.get() {
             let dropped_events =
                 done.dropped_events.saturating_add(self.lost).saturating_add(u64::try_from(unread).unwrap_or(u64::MAX));
             let _ = write_line(sink, &now(event::Event::Done(Done { dropped_events, ..done.clone() })));
@@ -180,7 +179,7 @@ fn now(event: event::Event) -> Event {
     Event { time, event: Some(event) }
 }
 
-/// Writes `event` as one line, in one write where the sink takes it.
+/// Writes `event` as one line, in one write if the sink accepts it.
 fn write_line(sink: &mut impl Write, event: &Event) -> io::Result<()> {
     let mut line = serde_json::to_vec(event)?;
     line.push(b'\n');
@@ -196,12 +195,12 @@ mod tests {
         event::Event::Warning(Warning { code: code.to_owned(), message: String::new(), ..Warning::default() })
     }
 
-    fn last(dropped_events: u64, backlog: Duration) -> Arc<OnceLock<Last>> {
+    fn last(dropped_events: u64, backlog: Duration) -> Arc<OnceLock<FinalEvent>> {
         let done = Done { reason: "the end".to_owned(), dropped_events, ..Done::default() };
-        OnceLock::from(Last { done, backlog: Instant::now() + backlog }).into()
+        OnceLock::from(FinalEvent { done, backlog_deadline: Instant::now() + backlog }).into()
     }
 
-    fn run(events: &Events, queue: Receiver<Event>, last: Arc<OnceLock<Last>>) -> Vec<event::Event> {
+    fn run(events: &Events, queue: Receiver<Event>, last: Arc<OnceLock<FinalEvent>>) -> Vec<event::Event> {
         let mut out = Vec::new();
         Pump::new(events.clone(), queue, last).run(&mut out);
         let lines = out.split_inclusive(|byte| *byte == b'\n');
@@ -217,23 +216,23 @@ mod tests {
         let (events, queue) = Events::queue();
         events.emit(warning("A"));
         events.emit(warning("B"));
-        assert_eq!(run(&events, queue, last(0, BACKLOG)), [warning("A"), warning("B"), done(0)]);
+        assert_eq!(run(&events, queue, last(0, BACKLOG_TIMEOUT)), [warning("A"), warning("B"), done(0)]);
     }
 
     #[test]
-    fn drops_are_told_of_once_and_counted_at_the_end() {
+    fn drops_are_reported_once_and_counted_at_the_end() {
         let (events, queue) = Events::queue();
         (0..QUEUE + 3).for_each(|_| events.emit(warning("A")));
         let lines = run(&events, queue, last(3, Duration::from_secs(600)));
-        let told: Vec<_> = lines.iter().filter(|event| **event != warning("A")).cloned().collect();
+        let reported: Vec<_> = lines.iter().filter(|event| **event != warning("A")).cloned().collect();
         let message = "3 events were dropped: the reader of port localregistry.events is too slow".to_owned();
         let expected = event::Event::Warning(Warning { code: "DROPPED_EVENTS".to_owned(), message, ..Warning::default() });
-        assert_eq!(told, [expected, done(3)]);
+        assert_eq!(reported, [expected, done(3)]);
         assert_eq!(lines.len(), QUEUE + 2);
     }
 
     #[test]
-    fn out_of_time_done_goes_before_the_rest_which_counts_as_dropped() {
+    fn after_the_deadline_done_is_written_and_the_rest_counts_as_dropped() {
         let (events, queue) = Events::queue();
         events.emit(warning("A"));
         events.emit(warning("B"));
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_counted() {
+    fn events_that_cannot_be_written_are_counted() {
         struct Broken(Vec<u8>, usize);
         impl Write for Broken {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -255,7 +254,7 @@ mod tests {
         let (events, queue) = Events::queue();
         events.emit(warning("A"));
         let mut sink = Broken(Vec::new(), 0);
-        Pump::new(events.clone(), queue, last(0, BACKLOG)).run(&mut sink);
+        Pump::new(events.clone(), queue, last(0, BACKLOG_TIMEOUT)).run(&mut sink);
         assert_eq!(serde_json::from_slice::<Event>(&sink.0).unwrap().event, Some(done(1)));
     }
 
@@ -270,7 +269,7 @@ mod tests {
             out
         });
         let end = Done { reason: "the end".to_owned(), ..Done::default() };
-        last.set(Last { done: end.clone(), backlog: Instant::now() + BACKLOG }).unwrap();
+        last.set(FinalEvent { done: end.clone(), backlog_deadline: Instant::now() + BACKLOG_TIMEOUT }).unwrap();
         events.emit(event::Event::Done(end));
         assert_eq!(serde_json::from_slice::<Event>(&thread.join().unwrap()).unwrap().event, Some(done(0)));
     }

@@ -1,5 +1,5 @@
-//! The heartbeat. What enters is the registry's counts; what leaves, as often as the config says, is an event with them. It is a task
-//! among those that serve: where these no longer run, it does not either.
+//! Sends heartbeat events with the registry's counters. It runs as a task on the server's runtime, so that a stuck runtime stops
+//! the heartbeat.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use crate::registry::telemetry::metrics::Totals;
 
 use crate::guest::early::machine;
 
-/// Beats as long as the guest serves, first after `every`.
-pub async fn beat(every: Duration, registry: Arc<Registry>, events: Events) {
-    let mut ticks = interval_at(Instant::now() + every, every);
-    // Beats that were missed are not made up for.
+/// Sends a heartbeat every `interval`, the first one after `interval`.
+pub async fn run(interval: Duration, registry: Arc<Registry>, events: Events) {
+    let mut ticks = interval_at(Instant::now() + interval, interval);
+    // Missed heartbeats are not made up for.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;

@@ -1,4 +1,4 @@
-//! What the guest tells the launcher: events, the boot timeline, heartbeats.
+//! Reports to the launcher: events, the boot timeline, heartbeats.
 
 pub mod boot_timeline;
 pub mod events;

@@ -1,5 +1,4 @@
-//! Interfaces, addresses and routes through rtnetlink. What enters is what should be; what leaves is the kernel told so, or the
-//! error with every operand. It never decides.
+//! Configures interfaces, addresses and routes through rtnetlink.
 
 use std::fmt;
 use std::io;
@@ -15,21 +14,21 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use crate::config::settings::{Cidr, Mac};
 
 use super::NetError;
-use super::wire::{self, Message, Request, attribute, find, flag, kind};
+use super::netlink::{self, Message, Request, attribute, find, flag, kind};
 
-/// Index of the loopback, which the kernel makes first.
+/// Index of the loopback, which the kernel creates first.
 const LOOPBACK: u32 = 1;
-/// Most that the kernel sends at once, in bytes (net/netlink/af_netlink.c, `netlink_dump`), twice.
-const BUFFER: usize = 64 * 1024;
-/// Seconds that the kernel, which answers at once, may take.
-const ANSWER: i64 = 10;
+/// Twice the largest message batch that the kernel sends, in bytes (net/netlink/af_netlink.c, `netlink_dump`).
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Timeout for an answer, in seconds. The kernel answers at once.
+const ANSWER_TIMEOUT: i64 = 10;
 
-/// Numbers of attributes and values (uapi/linux/if_link.h, if_addr.h, rtnetlink.h, if_arp.h, if.h).
+/// Attribute types and values (uapi/linux/if_link.h, if_addr.h, rtnetlink.h, if_arp.h, if.h).
 mod number {
     pub const LINK_ADDRESS: u16 = 1;
     pub const LINK_NAME: u16 = 3;
     pub const LINK_MTU: u16 = 4;
-    pub const LINK_BELOW: u16 = 5;
+    pub const LINK_PARENT: u16 = 5;
     pub const LINK_INFO: u16 = 18;
     pub const INFO_KIND: u16 = 1;
     pub const INFO_DATA: u16 = 2;
@@ -52,16 +51,16 @@ mod number {
 /// An Ethernet interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Number of the interface.
+    /// Index of the interface.
     pub index: u32,
     /// Name, such as `eth0`.
     pub name: String,
-    /// Its address.
+    /// Its MAC address.
     pub mac: Mac,
-    /// Whether it is connected to something.
+    /// Whether it has a carrier.
     pub carrier: bool,
-    /// Whether it is another interface's, such as a VLAN.
-    pub made: bool,
+    /// Whether it is a virtual interface, such as a VLAN.
+    pub is_virtual: bool,
 }
 
 impl fmt::Display for Link {
@@ -72,27 +71,27 @@ impl fmt::Display for Link {
 
 /// An address of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Assigned {
-    /// Number of the interface.
+pub struct AssignedAddress {
+    /// Index of the interface.
     pub index: u32,
     /// The address.
     pub address: IpAddr,
-    /// Whether nobody else has it; IPv6 asks first (RFC 4862, section 5.4).
-    pub state: State,
+    /// Whether it is usable. The kernel checks IPv6 addresses for duplicates first (RFC 4862, section 5.4).
+    pub state: AddressState,
 }
 
-/// How far an address is ours.
+/// The state of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// It is.
-    Ours,
-    /// The kernel is asking whether it is.
+pub enum AddressState {
+    /// No other machine has it.
+    Usable,
+    /// The kernel checks for duplicates.
     Tentative,
     /// Another machine has it.
     Duplicate,
 }
 
-/// The kernel's interfaces, over one netlink socket.
+/// The kernel's interfaces, through one netlink socket.
 #[derive(Debug)]
 pub struct Links {
     socket: Mutex<(OwnedFd, u32)>,
@@ -102,10 +101,11 @@ impl Links {
     /// Opens the socket.
     ///
     /// # Errors
-    /// When the kernel gives none.
+    /// Fails if the kernel refuses.
     pub fn open() -> Result<Self, NetError> {
         let opened = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute);
-        let opened = opened.and_then(|socket| setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(ANSWER)).map(|()| socket));
+        let opened =
+            opened.and_then(|socket| setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT)).map(|()| socket));
         let opened = opened.map_err(|error| NetError::kernel("open a netlink socket".to_owned(), error.into()))?;
         Ok(Self { socket: Mutex::new((opened, 0)) })
     }
@@ -113,15 +113,15 @@ impl Links {
     /// Brings the loopback up.
     ///
     /// # Errors
-    /// When the kernel does not.
+    /// Fails if the kernel refuses.
     pub fn up_loopback(&self) -> Result<(), NetError> {
-        self.tell(set_up(LOOPBACK, None)).map_err(|source| NetError::kernel("bring lo up".to_owned(), source))
+        self.execute(set_up(LOOPBACK, None)).map_err(|source| NetError::kernel("bring lo up".to_owned(), source))
     }
 
     /// The Ethernet interfaces, in the order in which the kernel found them.
     ///
     /// # Errors
-    /// When the kernel does not list them.
+    /// Fails if the kernel refuses.
     pub fn ethernet(&self) -> Result<Vec<Link>, NetError> {
         let mut links = Vec::new();
         let request = Request::new(kind::GET_LINK, flag::DUMP, &[0; 16]);
@@ -131,62 +131,62 @@ impl Links {
         Ok(links)
     }
 
-    /// Brings `link` up, with its largest packet set to `mtu` where that is given.
+    /// Brings `link` up and sets its MTU to `mtu`, if given.
     ///
     /// # Errors
-    /// When the kernel does not.
+    /// Fails if the kernel refuses.
     pub fn up(&self, link: &Link, mtu: Option<u32>) -> Result<(), NetError> {
-        let words = |mtu| format!(" with MTU {mtu}");
-        let action = || format!("bring {link} up{}", mtu.map_or_else(String::new, words));
-        self.tell(set_up(link.index, mtu)).map_err(|source| NetError::kernel(action(), source))
+        let suffix = |mtu| format!(" with MTU {mtu}");
+        let action = || format!("bring {link} up{}", mtu.map_or_else(String::new, suffix));
+        self.execute(set_up(link.index, mtu)).map_err(|source| NetError::kernel(action(), source))
     }
 
-    /// Makes the VLAN `id` on `link`.
+    /// Creates the VLAN `id` on `link`.
     ///
     /// # Errors
-    /// When the kernel does not, as where it has no driver for VLANs.
+    /// Fails if the kernel refuses, such as without a VLAN driver.
     pub fn add_vlan(&self, link: &Link, id: u16) -> Result<(), NetError> {
-        let made = self.tell(vlan(link, id));
-        made.map_err(|source| NetError::kernel(format!("make the VLAN {id} on {link}"), source))
+        let result = self.execute(vlan(link, id));
+        result.map_err(|source| NetError::kernel(format!("create the VLAN {id} on {link}"), source))
     }
 
-    /// Gives `link` an address; one that it has already is fine.
+    /// Adds an address to `link`. Succeeds if it is there already.
     ///
     /// # Errors
-    /// When the kernel does not take it.
+    /// Fails if the kernel refuses.
     pub fn add_address(&self, link: &Link, own: Cidr) -> Result<(), NetError> {
-        let told = self.tell(address(kind::NEW_ADDRESS, flag::CREATE | flag::REPLACE, link.index, own));
-        told.map_err(|source| NetError::kernel(format!("give {link} the address {own}"), source))
+        let result = self.execute(address(kind::NEW_ADDRESS, flag::CREATE | flag::REPLACE, link.index, own));
+        result.map_err(|source| NetError::kernel(format!("add the address {own} to {link}"), source))
     }
 
-    /// Takes an address from `link`; one that it does not have is fine, and so is an interface that is gone.
+    /// Removes an address from `link`. Succeeds if the address or the interface is gone already.
     ///
     /// # Errors
-    /// When the kernel does not.
+    /// Fails if the kernel refuses.
     pub fn remove_address(&self, link: &Link, own: Cidr) -> Result<(), NetError> {
-        match self.tell(address(kind::DELETE_ADDRESS, 0, link.index, own)) {
+        match self.execute(address(kind::DELETE_ADDRESS, 0, link.index, own)) {
             Err(error) if !matches!(error.raw_os_error(), Some(nix::libc::EADDRNOTAVAIL | nix::libc::ENODEV)) => {
-                Err(NetError::kernel(format!("take the address {own} from {link}"), error))
+                Err(NetError::kernel(format!("remove the address {own} from {link}"), error))
             }
             _ => Ok(()),
         }
     }
 
-    /// Sends what is for no network of ours to `gateway` through `link`. Of several such routes the one with the lowest `priority`
-    /// is taken. With `on_link` the gateway need not be in a network of `link`.
+    /// Adds a default route to `gateway` through `link`. Of several default routes the kernel uses the one with the lowest
+    /// `priority`. With `on_link` the gateway need not be in a network of `link`.
     ///
     /// # Errors
-    /// When the kernel does not take it, as where `gateway` is in no network of `link`.
+    /// Fails if the kernel refuses, such as for a `gateway` in no network of `link`.
     pub fn add_default_route(&self, link: &Link, gateway: IpAddr, priority: u32, on_link: bool) -> Result<(), NetError> {
-        let told = self.tell(default_route(link.index, gateway, priority, on_link));
-        told.map_err(|source| NetError::kernel(format!("make {gateway} the default gateway of {link}"), source))
+        let result = self.execute(default_route(link.index, gateway, priority, on_link));
+        result.map_err(|source| NetError::kernel(format!("make {gateway} the default gateway of {link}"), source))
     }
 
-    /// Every address of the guest.
+    /// All addresses of the guest.
     ///
     /// # Errors
-    /// When the kernel does not list them.
-    pub fn addresses(&self) -> Result<Vec<Assigned>, NetError> {
+    /// Fails if the kernel refuses.
+    pub fn addresses(&self) -> Result<Vec<AssignedAddress>, NetError> {
         let mut addresses = Vec::new();
         let request = Request::new(kind::GET_ADDRESS, flag::DUMP, &[0; 8]);
         let listed = self.exchange(request, &mut |message| addresses.extend(assigned(message)));
@@ -194,21 +194,21 @@ impl Links {
         Ok(addresses)
     }
 
-    fn tell(&self, request: Request) -> io::Result<()> {
+    fn execute(&self, request: Request) -> io::Result<()> {
         self.exchange(request, &mut |_| {})
     }
 
-    /// Sends a request and has what the kernel answers taken, up to the message that ends the answer.
+    /// Sends a request and passes each message of the answer to `take`.
     fn exchange(&self, request: Request, take: &mut dyn FnMut(&Message<'_>)) -> io::Result<()> {
         let mut guard = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let (socket, sequence) = &mut *guard;
         *sequence = sequence.wrapping_add(1);
         send(socket.as_raw_fd(), &request.finish(*sequence), MsgFlags::empty())?;
-        let mut buffer = vec![0; BUFFER];
+        let mut buffer = vec![0; BUFFER_BYTES];
         loop {
             let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
             let received = buffer.get(..length).unwrap_or_default();
-            for message in wire::messages(received).filter(|message| message.sequence == *sequence) {
+            for message in netlink::messages(received).filter(|message| message.sequence == *sequence) {
                 match message.kind {
                     kind::ERROR | kind::DONE => return outcome(message.body),
                     _ => take(&message),
@@ -218,7 +218,7 @@ impl Links {
     }
 }
 
-/// What the message says that ends an answer: 0, or an error's number below 0.
+/// The result in the message that ends an answer: 0, or a negative errno.
 fn outcome(body: &[u8]) -> io::Result<()> {
     match body.first_chunk().copied().map_or(0, i32::from_ne_bytes) {
         0 => Ok(()),
@@ -226,7 +226,7 @@ fn outcome(body: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The fixed part of a message about the interface `index`, with the flags in `change` set.
+/// The fixed part of a message about the interface `index`, which sets the flags in `change`.
 fn link_body(index: u32, change: u32) -> Vec<u8> {
     [&[0; 4][..], &index.to_ne_bytes(), &change.to_ne_bytes(), &change.to_ne_bytes()].concat()
 }
@@ -241,7 +241,7 @@ fn vlan(link: &Link, id: u16) -> Request {
     let info = [attribute(number::INFO_KIND, b"vlan\0"), attribute(number::INFO_DATA, &data)].concat();
     Request::new(kind::NEW_LINK, flag::ACKNOWLEDGE | flag::CREATE | flag::EXCLUSIVE, &link_body(0, 0))
         .with(number::LINK_NAME, format!("{}.{id}\0", link.name).as_bytes())
-        .with(number::LINK_BELOW, &link.index.to_ne_bytes())
+        .with(number::LINK_PARENT, &link.index.to_ne_bytes())
         .with(number::LINK_INFO, &info)
 }
 
@@ -263,7 +263,7 @@ fn address(kind: u16, flags: u16, index: u32, own: Cidr) -> Request {
     let request = Request::new(kind, flags | flag::ACKNOWLEDGE, &body);
     let request = request.with(number::ADDRESS_LOCAL, &octets).with(number::ADDRESS, &octets);
     match own.address {
-        // Networks of one or two addresses have no broadcast (RFC 3021).
+        // Networks with one or two addresses have no broadcast address (RFC 3021).
         IpAddr::V4(address) if own.prefix < 31 => {
             let broadcast = address.to_bits() | u32::MAX.checked_shr(own.prefix.into()).unwrap_or_default();
             request.with(number::ADDRESS_BROADCAST, &broadcast.to_be_bytes())
@@ -273,7 +273,7 @@ fn address(kind: u16, flags: u16, index: u32, own: Cidr) -> Request {
 }
 
 fn default_route(index: u32, gateway: IpAddr, priority: u32, on_link: bool) -> Request {
-    // Into the main table (254), as an administrator's (RTPROT_STATIC, 4), of universal scope (0), to one machine (RTN_UNICAST, 1).
+    // Main table (254), RTPROT_STATIC (4), universal scope (0), RTN_UNICAST (1).
     let flags = if on_link { number::ROUTE_ON_LINK } else { 0 };
     let body = [&[family(gateway), 0, 0, 0, 254, 4, 0, 1][..], &flags.to_ne_bytes()].concat();
     Request::new(kind::NEW_ROUTE, flag::ACKNOWLEDGE | flag::CREATE | flag::REPLACE, &body)
@@ -282,9 +282,9 @@ fn default_route(index: u32, gateway: IpAddr, priority: u32, on_link: bool) -> R
         .with(number::ROUTE_PRIORITY, &priority.to_ne_bytes())
 }
 
-/// The Ethernet interface that `message` is about.
+/// Parses the Ethernet interface in `message`.
 fn ethernet(message: &Message<'_>) -> Option<Link> {
-    let at = |place: usize| Some(u32::from_ne_bytes(*message.body.get(place..)?.first_chunk()?));
+    let at = |offset: usize| Some(u32::from_ne_bytes(*message.body.get(offset..)?.first_chunk()?));
     let kind = u16::from_ne_bytes(*message.body.get(2..)?.first_chunk()?);
     let (index, flags) = (at(4)?, at(8)?);
     if message.kind != kind::NEW_LINK || kind != number::ETHERNET {
@@ -298,31 +298,31 @@ fn ethernet(message: &Message<'_>) -> Option<Link> {
         name: String::from_utf8_lossy(name).into_owned(),
         mac: Mac(find(attributes, number::LINK_ADDRESS)?.try_into().ok()?),
         carrier: flags & number::LOWER_UP != 0,
-        made: find(info, number::INFO_KIND).is_some(),
+        is_virtual: find(info, number::INFO_KIND).is_some(),
     })
 }
 
-/// The address that `message` is about.
-fn assigned(message: &Message<'_>) -> Option<Assigned> {
-    let [_, _, short, _, i0, i1, i2, i3] = *message.body.first_chunk::<8>()?;
+/// Parses the address in `message`.
+fn assigned(message: &Message<'_>) -> Option<AssignedAddress> {
+    let [_, _, short_flags, _, i0, i1, i2, i3] = *message.body.first_chunk::<8>()?;
     let attributes = message.body.get(8..)?;
-    // Of a point-to-point interface the other attribute is the peer's.
+    // On a point-to-point interface, ADDRESS is the peer's.
     let octets = find(attributes, number::ADDRESS_LOCAL).or_else(|| find(attributes, number::ADDRESS))?;
     let address = match octets.len() {
         4 => IpAddr::V4(Ipv4Addr::from_octets(octets.try_into().ok()?)),
         _ => IpAddr::V6(Ipv6Addr::from_octets(octets.try_into().ok()?)),
     };
     let flags = find(attributes, number::ADDRESS_FLAGS).and_then(|flags| Some(u32::from_ne_bytes(flags.try_into().ok()?)));
-    let flags = flags.unwrap_or_else(|| short.into());
+    let flags = flags.unwrap_or_else(|| short_flags.into());
     let state = if flags & number::DAD_FAILED != 0 {
-        State::Duplicate
+        AddressState::Duplicate
     } else if flags & number::TENTATIVE != 0 {
-        State::Tentative
+        AddressState::Tentative
     } else {
-        State::Ours
+        AddressState::Usable
     };
     let is_one = message.kind == kind::NEW_ADDRESS;
-    is_one.then(|| Assigned { index: u32::from_ne_bytes([i0, i1, i2, i3]), address, state })
+    is_one.then(|| AssignedAddress { index: u32::from_ne_bytes([i0, i1, i2, i3]), address, state })
 }
 
 #[cfg(test)]

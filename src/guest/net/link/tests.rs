@@ -1,10 +1,10 @@
 use crate::guest::net::link::*;
 
 const LINK: fn() -> Link =
-    || Link { index: 2, name: "eth0".to_owned(), mac: Mac([2, 0, 0, 0, 0, 1]), carrier: true, made: false };
+    || Link { index: 2, name: "eth0".to_owned(), mac: Mac([2, 0, 0, 0, 0, 1]), carrier: true, is_virtual: false };
 
 fn only(bytes: &[u8]) -> Message<'_> {
-    let mut messages = wire::messages(bytes);
+    let mut messages = netlink::messages(bytes);
     let one = messages.next().unwrap();
     assert_eq!(messages.next(), None);
     one
@@ -24,7 +24,7 @@ fn ethernet_interfaces_are_read() {
     assert_eq!(ethernet(&only(&bytes)), Some(Link { carrier: false, ..expected.clone() }));
     let vlan = link_message(kind::NEW_LINK, number::ETHERNET, number::LOWER_UP);
     let vlan = vlan.with(number::LINK_INFO, &attribute(number::INFO_KIND, b"vlan\0")).finish(1);
-    assert_eq!(ethernet(&only(&vlan)), Some(Link { made: true, ..expected }));
+    assert_eq!(ethernet(&only(&vlan)), Some(Link { is_virtual: true, ..expected }));
     for other in [link_message(kind::NEW_LINK, 772, 0), link_message(17, number::ETHERNET, 0)] {
         assert_eq!(ethernet(&only(&other.finish(1))), None);
     }
@@ -35,15 +35,15 @@ fn ethernet_interfaces_are_read() {
 #[test]
 fn addresses_are_read_with_their_state() {
     for (text, flags, state) in [
-        ("10.1.0.82/16", None, State::Ours),
-        ("fd00::82/64", Some(0x80), State::Ours),
-        ("fd00::82/64", Some(number::TENTATIVE), State::Tentative),
-        ("fd00::82/64", Some(number::TENTATIVE | number::DAD_FAILED), State::Duplicate),
+        ("10.1.0.82/16", None, AddressState::Usable),
+        ("fd00::82/64", Some(0x80), AddressState::Usable),
+        ("fd00::82/64", Some(number::TENTATIVE), AddressState::Tentative),
+        ("fd00::82/64", Some(number::TENTATIVE | number::DAD_FAILED), AddressState::Duplicate),
     ] {
         let own: Cidr = text.parse().unwrap();
         let request = address(kind::NEW_ADDRESS, 0, 7, own);
         let request = flags.into_iter().fold(request, |request, flags| request.with(number::ADDRESS_FLAGS, &flags.to_ne_bytes()));
-        let expected = Assigned { index: 7, address: own.address, state };
+        let expected = AssignedAddress { index: 7, address: own.address, state };
         assert_eq!(assigned(&only(&request.finish(1))), Some(expected), "{text} {flags:?}");
     }
     let odd = Request::new(kind::NEW_ADDRESS, 0, &[0; 8]).with(number::ADDRESS, &[1, 2, 3]).finish(1);
@@ -51,7 +51,7 @@ fn addresses_are_read_with_their_state() {
 }
 
 #[test]
-fn requests_are_what_the_kernel_reads() {
+fn requests_have_the_layout_that_the_kernel_reads() {
     let bytes = address(kind::NEW_ADDRESS, flag::CREATE, 7, "10.1.0.82/16".parse().unwrap()).finish(1);
     let message = only(&bytes);
     assert_eq!(message.body[..8], [2, 16, 0, 0, 7, 0, 0, 0]);
@@ -65,18 +65,21 @@ fn requests_are_what_the_kernel_reads() {
     let bytes = vlan(&LINK(), 7).finish(1);
     let attributes = &only(&bytes).body[16..];
     assert_eq!(find(attributes, number::LINK_NAME), Some(&b"eth0.7\0"[..]));
-    assert_eq!(find(attributes, number::LINK_BELOW), Some(&2_u32.to_ne_bytes()[..]));
+    assert_eq!(find(attributes, number::LINK_PARENT), Some(&2_u32.to_ne_bytes()[..]));
 }
 
 #[test]
-fn the_kernel_answers_and_a_refusal_names_what_was_done() {
+fn the_kernel_answers_and_an_error_names_the_operation() {
     let links = Links::open().unwrap();
     let addresses = links.addresses().unwrap();
     assert!(addresses.iter().any(|one| one.index == LOOPBACK && one.address.is_loopback()), "{addresses:?}");
     links.ethernet().unwrap();
     let gone = Link { index: 0x7fff_fff0, ..LINK() };
     let error = links.up(&gone, Some(1400)).unwrap_err();
-    assert_eq!((error.code(), error.to_string().as_str()), ("BAD_NETWORK", "bring eth0 (02:00:00:00:00:01) up with MTU 1400"));
+    assert_eq!(
+        (error.code(), error.to_string().as_str()),
+        ("BAD_NETWORK", "cannot bring eth0 (02:00:00:00:00:01) up with MTU 1400")
+    );
     links.remove_address(&gone, "10.0.0.1/8".parse().unwrap()).unwrap();
 }
 

@@ -1,6 +1,5 @@
-//! One interface, from the first look for it to the end of the guest. What enters are its settings and that something changed; what
-//! leaves is the interface with its addresses and routes whenever it is there, and how far it is. What fails after boot is a warning,
-//! and tried again.
+//! Manages one interface while the guest runs: waits for it, assigns its addresses and routes, renews its lease, and starts again
+//! when the interface is removed or loses its carrier. After boot, errors become warnings and are retried.
 
 mod ipv6;
 
@@ -17,55 +16,55 @@ use crate::guest::early::{console, modules};
 use crate::registry::telemetry::events::Events;
 use crate::text;
 
-use super::client::Lease;
-use super::dhcp::{self, Kept};
+use super::dhcp::{self, Extension};
+use super::dhcp_client::Lease;
 use super::link::{Link, Links};
 use super::pick::pick;
 use super::{NetError, conflict};
 
-/// Time to the next attempt after one that failed, once the guest serves.
+/// Time to the next attempt after an error.
 const RETRY: Duration = Duration::from_secs(5);
-/// Pause after an address was declined. RFC 2131 (section 3.1.5) has 10 s; somebody waits for this machine.
-const DECLINED: Duration = Duration::from_secs(1);
-/// How long servers may take to confirm a lease on a link that came up again.
-const CONFIRM: Duration = Duration::from_secs(4);
-/// Priority of the first interface's default route; a lower number comes first.
+/// Pause after a declined address. RFC 2131 (section 3.1.5) waits 10 s; a user waits for this boot.
+const DECLINE_PAUSE: Duration = Duration::from_secs(1);
+/// How long servers may take to confirm a lease after the link came up again.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(4);
+/// Priority of the first interface's default route. The kernel prefers lower numbers.
 const PRIORITY: u32 = 100;
 
-/// How far an interface is.
+/// The state of an interface.
 #[derive(Debug)]
 pub enum Status {
-    /// It is not there; these are.
+    /// Not found. Holds the interfaces that were found.
     Missing(Vec<Link>),
-    /// It is there, and connected to nothing.
+    /// Found, but without a carrier.
     NoCarrier(Link),
-    /// It is being set up.
+    /// Setup in progress.
     Working,
-    /// It has its addresses.
+    /// Ready, with all addresses.
     Up,
-    /// It cannot have them.
+    /// Setup failed.
     Failed(NetError),
 }
 
-/// What the keepers share.
+/// State shared by the interface managers.
 #[derive(Debug)]
 pub struct Shared {
     pub(crate) links: Links,
     pub(crate) interfaces: Vec<Interface>,
     hostname: String,
     events: Events,
-    /// By the number of the interface in the settings, as the next two.
+    // These three lists have one entry for each configured interface.
     statuses: Mutex<Vec<Status>>,
-    /// Which one each has or had.
-    had: Mutex<Vec<Option<Mac>>>,
-    /// Its index, which a VLAN has of its own.
+    /// The MAC address that each has, or had last.
+    macs: Mutex<Vec<Option<Mac>>>,
+    /// The index of each, or of the VLAN on it.
     indices: Mutex<Vec<Option<u32>>>,
-    /// Whether the boot is over, in which faults are fatal and told so.
+    /// Whether boot is over. During boot an error is fatal, after it a warning.
     serving: AtomicBool,
 }
 
 impl Shared {
-    /// Interfaces that nobody has looked at yet.
+    /// Shared state before any manager has run.
     pub(crate) fn new(links: Links, hostname: &str, interfaces: &[Interface], events: Events) -> Self {
         Self {
             links,
@@ -73,7 +72,7 @@ impl Shared {
             hostname: hostname.to_owned(),
             events,
             statuses: Mutex::new(interfaces.iter().map(|_| Status::Working).collect()),
-            had: Mutex::new(vec![None; interfaces.len()]),
+            macs: Mutex::new(vec![None; interfaces.len()]),
             indices: Mutex::new(vec![None; interfaces.len()]),
             serving: AtomicBool::new(false),
         }
@@ -87,70 +86,70 @@ impl Shared {
         lock(&self.indices).clone()
     }
 
-    /// Ends the boot: what fails from now on is a warning.
+    /// Ends the boot: errors become warnings.
     pub(crate) fn start_serving(&self) {
         self.serving.store(true, Ordering::Release);
     }
 
-    /// Tells the launcher of `error`, once the guest serves.
+    /// Sends `error` to the launcher as a warning, after boot.
     pub(crate) fn warn(&self, error: &NetError) {
-        self.tell(error.code(), text::chain(error));
+        self.warn_with(error.code(), text::chain(error));
     }
 
-    fn tell(&self, code: &str, message: String) {
+    fn warn_with(&self, code: &str, message: String) {
         if self.serving.load(Ordering::Acquire) {
             console::warn(&self.events, code, message);
         }
     }
 }
 
-fn lock<T>(place: &Mutex<T>) -> MutexGuard<'_, T> {
-    place.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn set<T>(place: &Mutex<Vec<T>>, at: usize, value: T) {
-    if let Some(slot) = lock(place).get_mut(at) {
+fn set<T>(list: &Mutex<Vec<T>>, index: usize, value: T) {
+    if let Some(slot) = lock(list).get_mut(index) {
         *slot = value;
     }
 }
 
-/// A lease, when it was given, and on which interface.
+/// A lease, the time of its request, and the index of its interface.
 #[derive(Debug, Clone)]
-struct Held {
+struct CurrentLease {
     lease: Lease,
     since: Instant,
     index: u32,
 }
 
-/// Keeps one interface.
+/// The manager of one interface.
 #[derive(Debug)]
-pub struct Keeper {
-    place: usize,
+pub struct InterfaceManager {
+    index: usize,
     interface: Interface,
     shared: Arc<Shared>,
     changes: watch::Receiver<()>,
-    held: Option<Held>,
-    /// What was warned of last: it is not said again and again.
-    told: String,
+    lease: Option<CurrentLease>,
+    /// The last warning, so that it is not repeated.
+    last_warning: String,
 }
 
-impl Keeper {
-    /// For number `place` of the interfaces of `shared`.
-    pub(crate) fn new(place: usize, shared: Arc<Shared>, changes: watch::Receiver<()>) -> Self {
-        let interface = shared.interfaces.get(place).cloned().unwrap_or_default();
-        Self { place, interface, shared, changes, held: None, told: String::new() }
+impl InterfaceManager {
+    /// The manager of the interface at `place` in the config.
+    pub(crate) fn new(index: usize, shared: Arc<Shared>, changes: watch::Receiver<()>) -> Self {
+        let interface = shared.interfaces.get(index).cloned().unwrap_or_default();
+        Self { index, interface, shared, changes, lease: None, last_warning: String::new() }
     }
 
-    /// Keeps it, for ever.
+    /// Runs until the guest ends.
     pub(crate) async fn run(mut self) {
         loop {
             let failed = match self.connected().await {
-                Ok(link) => self.hold_while_connected(link).await,
+                Ok(link) => self.configure_until_lost(link).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = failed {
                 self.warn_once(&error);
-                set(&self.shared.statuses, self.place, Status::Failed(error));
+                set(&self.shared.statuses, self.index, Status::Failed(error));
                 sleep(RETRY).await;
             }
         }
@@ -158,23 +157,23 @@ impl Keeper {
 
     fn warn_once(&mut self, error: &NetError) {
         let words = text::chain(error);
-        if self.told != words {
+        if self.last_warning != words {
             self.shared.warn(error);
-            self.told = words;
+            self.last_warning = words;
         }
     }
 
-    /// Waits until the interface is there, up and connected.
+    /// Waits until the interface exists, is up and has a carrier.
     async fn connected(&mut self) -> Result<Link, NetError> {
         let mut brought_up = None;
         loop {
             self.changes.mark_unchanged();
             let found = self.shared.links.ethernet()?;
-            let had = lock(&self.shared.had).clone();
-            let status = match pick(&found, &self.shared.interfaces, &had, self.place) {
+            let macs = lock(&self.shared.macs).clone();
+            let status = match pick(&found, &self.shared.interfaces, &macs, self.index) {
                 None => Status::Missing(found),
                 Some(base) => {
-                    set(&self.shared.had, self.place, Some(base.mac));
+                    set(&self.shared.macs, self.index, Some(base.mac));
                     let link = match self.interface.vlan {
                         None => Some(base),
                         Some(id) => self.vlan(&found, base, id)?,
@@ -184,31 +183,31 @@ impl Keeper {
                             brought_up = Some(link.index);
                             self.shared.links.up(link, self.interface.mtu)?;
                         }
-                        set(&self.shared.indices, self.place, Some(link.index));
+                        set(&self.shared.indices, self.index, Some(link.index));
                         if link.carrier {
-                            set(&self.shared.statuses, self.place, Status::Working);
+                            set(&self.shared.statuses, self.index, Status::Working);
                             return Ok(link.clone());
                         }
                     }
                     Status::NoCarrier(base.clone())
                 }
             };
-            set(&self.shared.statuses, self.place, status);
+            set(&self.shared.statuses, self.index, status);
             self.change().await;
         }
     }
 
-    /// The VLAN `id` on `base`, made where it is not there yet.
+    /// The VLAN `id` on `base`. Creates it if it is missing.
     fn vlan<'a>(&self, found: &'a [Link], base: &Link, id: u16) -> Result<Option<&'a Link>, NetError> {
         let name = format!("{}.{id}", base.name);
-        let link = found.iter().find(|link| link.made && link.name == name);
+        let link = found.iter().find(|link| link.is_virtual && link.name == name);
         if link.is_none() {
             self.shared.links.up(base, None)?;
-            // What is lacking then, the kernel says.
+            // If a module is missing, `add_vlan` reports it.
             if let Err(error) = modules::load_vlans() {
-                console::say(&text::chain(&error));
+                console::log(&text::chain(&error));
             }
-            // It is found in the next look, of which the kernel's notification is the cause.
+            // The kernel's notification about the new interface triggers the next check, which finds it.
             self.shared.links.add_vlan(base, id)?;
         }
         Ok(link)
@@ -216,29 +215,29 @@ impl Keeper {
 
     async fn change(&mut self) {
         if self.changes.changed().await.is_err() {
-            // Nobody listens any more: the runtime ends.
+            // The runtime is shutting down.
             std::future::pending::<()>().await;
         }
     }
 
-    /// Gives `link` its addresses and keeps them, as long as it is there and connected.
-    async fn hold_while_connected(&mut self, link: Link) -> Result<(), NetError> {
+    /// Configures `link` and maintains its addresses until it is removed or loses its carrier.
+    async fn configure_until_lost(&mut self, link: Link) -> Result<(), NetError> {
         let (shared, changes) = (Arc::clone(&self.shared), self.changes.clone());
-        let was_up = tokio::select! {
+        let is_lost = tokio::select! {
             () = lost(&shared, changes, link.index) => true,
-            held = self.hold(&link) => held.map(|()| false)?,
+            result = self.configure(&link) => result.map(|()| false)?,
         };
-        if was_up {
+        if is_lost {
             self.shared.warn(&NetError::LinkDown { link });
-            self.told.clear();
+            self.last_warning.clear();
         }
         Ok(())
     }
 
-    async fn hold(&mut self, link: &Link) -> Result<(), NetError> {
+    async fn configure(&mut self, link: &Link) -> Result<(), NetError> {
         let deadline = Instant::now() + self.interface.timeout;
         let addresses = self.interface.addresses.clone();
-        self.refuse_conflicts(link, &addresses, conflict::STATIC_WAIT).await?;
+        self.check_conflicts(link, &addresses, conflict::STATIC_WAIT).await?;
         for address in &addresses {
             self.add(link, *address)?;
         }
@@ -246,97 +245,101 @@ impl Keeper {
             self.shared.links.add_default_route(link, *gateway, self.priority(), false)?;
         }
         if self.interface.dhcp {
-            self.lease(link, deadline).await?;
+            self.get_lease(link, deadline).await?;
         }
         self.wait_for_ipv6(link, deadline).await?;
-        set(&self.shared.statuses, self.place, Status::Up);
-        self.told.clear();
-        self.keep_lease(link).await
+        set(&self.shared.statuses, self.index, Status::Up);
+        self.last_warning.clear();
+        self.maintain_lease(link).await
     }
 
     fn priority(&self) -> u32 {
-        PRIORITY.saturating_add(u32::try_from(self.place).unwrap_or(PRIORITY))
+        PRIORITY.saturating_add(u32::try_from(self.index).unwrap_or(PRIORITY))
     }
 
-    /// Gives `link` an address, and tells those who had it from another machine.
+    /// Adds an address to `link` and announces it to machines that knew it at another.
     fn add(&self, link: &Link, own: Cidr) -> Result<(), NetError> {
         self.shared.links.add_address(link, own)?;
         if let IpAddr::V4(address) = own.address
             && let Err(error) = conflict::announce(link, address)
         {
-            self.shared.tell("ARP", format!("{link}: {address} could not be announced: {error}"));
+            self.shared.warn_with("ARP", format!("{link}: cannot announce the address {address} by ARP: {error}"));
         }
         Ok(())
     }
 
-    /// Looks for other machines with any of the IPv4 addresses, all at once. IPv6 looks by itself.
-    async fn refuse_conflicts(&self, link: &Link, addresses: &[Cidr], wait: Duration) -> Result<(), NetError> {
-        let mut looks = tokio::task::JoinSet::new();
+    /// Checks all IPv4 addresses for conflicts at the same time. The kernel checks IPv6 addresses.
+    async fn check_conflicts(&self, link: &Link, addresses: &[Cidr], wait: Duration) -> Result<(), NetError> {
+        let mut checks = tokio::task::JoinSet::new();
         for own in addresses {
             if let IpAddr::V4(address) = own.address {
                 let link = link.clone();
-                looks.spawn(async move { (address, conflict::other(&link, address, wait).await) });
+                checks.spawn(async move { (address, conflict::find(&link, address, wait).await) });
             }
         }
-        while let Some(looked) = looks.join_next().await {
-            let Ok((address, found)) = looked else { continue };
+        while let Some(checked) = checks.join_next().await {
+            let Ok((address, found)) = checked else { continue };
             match found {
                 Ok(None) => {}
                 Ok(other) => return Err(NetError::Conflict { link: link.clone(), address: address.into(), other }),
                 Err(error) => {
-                    self.shared.tell("ARP", format!("{link}: it could not be asked who has {address}: {error}"));
+                    self.shared.warn_with(
+                        "ARP",
+                        format!("{link}: cannot check by ARP whether another machine has the address {address}: {error}"),
+                    );
                 }
             }
         }
         Ok(())
     }
 
-    /// Gets a lease before `deadline`, or has the one confirmed that it still holds, and applies it.
-    async fn lease(&mut self, link: &Link, deadline: Instant) -> Result<(), NetError> {
-        if let Some(held) = self.held.take_if(|held| held.index == link.index) {
-            let asked = Instant::now();
-            match dhcp::extend(link, &self.shared.hostname, &held.lease, None, asked + CONFIRM).await {
-                Kept::Extended(lease) => return self.apply(link, lease, asked, Some(&held)),
-                // Maybe there is no server any more; the lease goes on until it ends.
-                Kept::Silent => {
-                    self.held = Some(held);
+    /// Gets a lease before `deadline`, or has the current one confirmed, and applies it.
+    async fn get_lease(&mut self, link: &Link, deadline: Instant) -> Result<(), NetError> {
+        if let Some(current) = self.lease.take_if(|current| current.index == link.index) {
+            let requested = Instant::now();
+            match dhcp::extend(link, &self.shared.hostname, &current.lease, None, requested + CONFIRM_TIMEOUT).await {
+                Extension::Extended(lease) => return self.apply(link, lease, requested, Some(&current)),
+                // The server may be gone. The lease is valid until it expires.
+                Extension::Unanswered => {
+                    self.lease = Some(current);
                     return Ok(());
                 }
-                Kept::Refused(_) => self.shared.links.remove_address(link, held.lease.address)?,
+                Extension::Refused(_) => self.shared.links.remove_address(link, current.lease.address)?,
             }
         }
-        self.held = None;
+        self.lease = None;
         let mut conflict = None;
         loop {
-            let asked = Instant::now();
+            let requested = Instant::now();
             let lease = match dhcp::acquire(link, &self.shared.hostname, deadline, self.interface.timeout).await {
                 Ok(lease) => lease,
                 Err(error) => return Err(conflict.unwrap_or(error)),
             };
-            match self.refuse_conflicts(link, &[lease.address], conflict::LEASED_WAIT).await {
-                Ok(()) => return self.apply(link, lease, asked, None),
+            match self.check_conflicts(link, &[lease.address], conflict::LEASED_WAIT).await {
+                Ok(()) => return self.apply(link, lease, requested, None),
                 Err(error) => {
                     self.shared.warn(&error);
                     dhcp::decline(link, &lease).await;
                     conflict = Some(error);
                 }
             }
-            sleep(DECLINED).await;
+            sleep(DECLINE_PAUSE).await;
         }
     }
 
-    /// Gives `link` what was leased, in the place of what it `had`.
-    fn apply(&mut self, link: &Link, lease: Lease, since: Instant, had: Option<&Held>) -> Result<(), NetError> {
-        let had = had.filter(|had| had.lease.address != lease.address);
+    /// Applies `lease` to `link`, in place of the `previous` one.
+    fn apply(&mut self, link: &Link, lease: Lease, since: Instant, previous: Option<&CurrentLease>) -> Result<(), NetError> {
+        let previous = previous.filter(|previous| previous.lease.address != lease.address);
         if let (Some(mtu), None) = (lease.mtu, self.interface.mtu) {
             self.shared.links.up(link, Some(mtu.into()))?;
         }
         let own = lease.address;
         let router = lease.router.map(IpAddr::V4);
-        self.held = Some(Held { lease, since, index: link.index });
-        // First: a kernel that cannot be told otherwise takes an address's whole network away with it.
-        if let Some(had) = had {
-            self.shared.links.remove_address(link, had.lease.address)?;
+        self.lease = Some(CurrentLease { lease, since, index: link.index });
+        // Remove the old address first: a kernel without `promote_secondaries` removes all addresses of a network with its first
+        // one.
+        if let Some(previous) = previous {
+            self.shared.links.remove_address(link, previous.lease.address)?;
         }
         self.add(link, own)?;
         match router {
@@ -345,27 +348,27 @@ impl Keeper {
         }
     }
 
-    /// Keeps the lease, where there is one: has it extended, and gets another one where that fails. Ends with the fault of the last.
-    async fn keep_lease(&mut self, link: &Link) -> Result<(), NetError> {
+    /// Renews the lease, and gets another one if that fails. Returns the error of the last attempt.
+    async fn maintain_lease(&mut self, link: &Link) -> Result<(), NetError> {
         loop {
-            let Some(held) = self.held.clone().filter(|_| self.interface.dhcp) else { return std::future::pending().await };
-            let lost = match dhcp::keep(link, &self.shared.hostname, &held.lease, held.since).await {
-                Kept::Extended(lease) => {
-                    self.apply(link, lease, Instant::now(), Some(&held))?;
+            let Some(current) = self.lease.clone().filter(|_| self.interface.dhcp) else { return std::future::pending().await };
+            let lost = match dhcp::renew(link, &self.shared.hostname, &current.lease, current.since).await {
+                Extension::Extended(lease) => {
+                    self.apply(link, lease, Instant::now(), Some(&current))?;
                     continue;
                 }
-                Kept::Refused(source) => NetError::DhcpRefused { link: link.clone(), source },
-                Kept::Silent => NetError::LeaseEnded { link: link.clone(), address: held.lease.address.address },
+                Extension::Refused(source) => NetError::DhcpRefused { link: link.clone(), source },
+                Extension::Unanswered => NetError::LeaseEnded { link: link.clone(), address: current.lease.address.address },
             };
-            self.held = None;
-            self.shared.links.remove_address(link, held.lease.address)?;
+            self.lease = None;
+            self.shared.links.remove_address(link, current.lease.address)?;
             self.shared.warn(&lost);
-            self.lease(link, Instant::now() + self.interface.timeout).await?;
+            self.get_lease(link, Instant::now() + self.interface.timeout).await?;
         }
     }
 }
 
-/// Waits until the interface `index` is not there any more, or not connected.
+/// Waits until the interface `index` is gone or has no carrier.
 async fn lost(shared: &Shared, mut changes: watch::Receiver<()>, index: u32) {
     loop {
         changes.mark_unchanged();

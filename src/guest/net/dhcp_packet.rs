@@ -1,30 +1,28 @@
-//! DHCPv4 packets (RFC 2131, section 2; options of RFC 2132), as far as a client of one address needs them. What enters are bytes
-//! from a network that may be hostile, or a request; what leaves is the other. It never panics and never allocates by a length
-//! that a packet gives: what cannot be read is no packet.
+//! Builds and parses DHCPv4 packets (RFC 2131, section 2; options of RFC 2132), as far as a client for one address needs them.
+//! Input is untrusted: parsing never panics and never allocates by a length taken from the packet.
 //!
-//! `dhcproto` 0.15, which does the same, ends in a panic on malformed options (its issue 77), and a panic here ends the boot.
 
 use std::net::Ipv4Addr;
 
 use crate::config::settings::Mac;
 
-/// Largest packet that the client takes, in bytes: what fits an Ethernet frame less IP and UDP headers.
-pub const LARGEST: u16 = 1472;
+/// Largest packet that the client accepts, in bytes: the Ethernet MTU less IP and UDP headers.
+pub const MAX_PACKET: u16 = 1472;
 
 const BOOT_REQUEST: u8 = 1;
 const BOOT_REPLY: u8 = 2;
 const ETHERNET: u8 = 1;
 const MAC_LENGTH: u8 = 6;
-/// What stands before the options.
+/// The magic cookie before the options.
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
-/// Bytes of a packet before its options, with the cookie.
-const HEAD: usize = HEAD_BEFORE_COOKIE + COOKIE.len();
-/// The same without the cookie (RFC 2131, section 2).
-const HEAD_BEFORE_COOKIE: usize = 236;
-/// Shortest packet that old relays pass on, in bytes (RFC 1542, section 2.1).
-const SHORTEST: usize = 300;
+/// Bytes before the options, with the cookie.
+const OPTIONS_OFFSET: usize = FIXED_FIELDS + COOKIE.len();
+/// Bytes before the cookie (RFC 2131, section 2).
+const FIXED_FIELDS: usize = 236;
+/// Shortest packet that old relays forward, in bytes (RFC 1542, section 2.1).
+const MIN_PACKET: usize = 300;
 
-/// Numbers of the options.
+/// Option codes.
 mod option {
     pub const PAD: u8 = 0;
     pub const SUBNET_MASK: u8 = 1;
@@ -34,168 +32,168 @@ mod option {
     pub const REQUESTED_ADDRESS: u8 = 50;
     pub const LEASE_TIME: u8 = 51;
     pub const MESSAGE_TYPE: u8 = 53;
-    pub const SERVER: u8 = 54;
-    pub const WANTED: u8 = 55;
-    pub const LARGEST_PACKET: u8 = 57;
+    pub const SERVER_ID: u8 = 54;
+    pub const PARAMETER_LIST: u8 = 55;
+    pub const MAX_MESSAGE_SIZE: u8 = 57;
     pub const RENEWAL_TIME: u8 = 58;
     pub const REBINDING_TIME: u8 = 59;
-    pub const CLIENT: u8 = 61;
+    pub const CLIENT_ID: u8 = 61;
     pub const END: u8 = 255;
 }
 
-/// Options that the client asks for.
-const WANTED: [u8; 7] = [
+/// The parameter request list.
+const PARAMETER_LIST: [u8; 7] = [
     option::SUBNET_MASK,
     option::ROUTER,
     option::INTERFACE_MTU,
     option::LEASE_TIME,
-    option::SERVER,
+    option::SERVER_ID,
     option::RENEWAL_TIME,
     option::REBINDING_TIME,
 ];
 
-/// What a packet is for.
+/// The DHCP message type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum MessageType {
     /// A client looks for servers.
     Discover = 1,
     /// A server offers an address.
     Offer = 2,
     /// A client asks for the address offered.
     Request = 3,
-    /// A client found another machine with the address that it was given.
+    /// A client found another machine with the address that the server gave it.
     Decline = 4,
-    /// A server gives it.
+    /// A server confirms the address.
     Ack = 5,
-    /// A server does not.
+    /// A server refuses the address.
     Nak = 6,
 }
 
-/// A packet of a client.
+/// A packet from a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// Number that the answers repeat.
+    /// Transaction ID, which the answers repeat.
     pub transaction: u32,
-    /// Seconds since the client began.
+    /// Seconds since the client started.
     pub seconds: u16,
-    /// The interface's address.
+    /// The interface's MAC address.
     pub mac: Mac,
     /// The host name, which some servers list.
     pub hostname: &'a str,
-    /// What it is for.
-    pub ask: Ask,
+    /// The message type, or what the client asks for.
+    pub purpose: Purpose,
 }
 
-/// What a client wants.
+/// What the client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ask {
+pub enum Purpose {
     /// An offer.
     Discover,
-    /// The address that the server offered.
+    /// The offered address.
     Select {
         /// The server.
         server: Ipv4Addr,
         /// The address.
         address: Ipv4Addr,
     },
-    /// More time for the address that the client has.
+    /// An extension of its lease.
     Extend {
         /// The address.
         address: Ipv4Addr,
     },
-    /// Nothing more to do with an address that another machine has.
+    /// Nothing: the address is used by another machine.
     Decline {
-        /// The server that gave it.
+        /// The server that gave the address.
         server: Ipv4Addr,
         /// The address.
         address: Ipv4Addr,
     },
 }
 
-/// A packet of a server, with the options that matter here.
+/// A packet from a server, with the options that the client uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
-    /// What it is for.
-    pub kind: Kind,
-    /// The number of the request.
+    /// The message type, or what the client asks for.
+    pub kind: MessageType,
+    /// Transaction ID of the request.
     pub transaction: u32,
-    /// Whom it is for.
+    /// The client's MAC address.
     pub mac: Mac,
-    /// The address given or offered.
+    /// The offered or leased address.
     pub address: Ipv4Addr,
-    /// Who sent it.
+    /// The server.
     pub server: Ipv4Addr,
-    /// Mask of the address's network.
+    /// Subnet mask.
     pub mask: Option<Ipv4Addr>,
     /// First default gateway.
     pub router: Option<Ipv4Addr>,
-    /// Largest packet on the network, in bytes.
+    /// MTU of the network, in bytes.
     pub mtu: Option<u16>,
-    /// Seconds that the address is leased for.
+    /// Lease time, in seconds.
     pub lease: Option<u32>,
-    /// Seconds until the client asks the server for more.
+    /// Renewal time (T1), in seconds.
     pub renewal: Option<u32>,
-    /// Seconds until it asks every server.
+    /// Rebinding time (T2), in seconds.
     pub rebinding: Option<u32>,
 }
 
 impl Request<'_> {
-    /// The packet's bytes.
+    /// The encoded packet.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let (kind, own, server) = match self.ask {
-            Ask::Discover => (Kind::Discover, None, None),
-            Ask::Select { server, address } => (Kind::Request, None, Some((server, address))),
-            Ask::Extend { address } => (Kind::Request, Some(address), None),
-            Ask::Decline { server, address } => (Kind::Decline, None, Some((server, address))),
+        let (kind, own, server) = match self.purpose {
+            Purpose::Discover => (MessageType::Discover, None, None),
+            Purpose::Select { server, address } => (MessageType::Request, None, Some((server, address))),
+            Purpose::Extend { address } => (MessageType::Request, Some(address), None),
+            Purpose::Decline { server, address } => (MessageType::Decline, None, Some((server, address))),
         };
         let mut packet = vec![BOOT_REQUEST, ETHERNET, MAC_LENGTH, 0];
         packet.extend(self.transaction.to_be_bytes());
         packet.extend(self.seconds.to_be_bytes());
-        // No flags: the client receives unicast before it has an address (RFC 2131, section 4.1).
+        // No flags: the client can receive unicast before it has an address (RFC 2131, section 4.1).
         packet.extend([0; 2]);
         packet.extend(own.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
-        // Your, server and gateway address: the server's to fill in.
+        // Your, server and gateway address are set by servers and relays.
         packet.extend([0; 12]);
         packet.extend(self.mac.0);
-        // The rest of the hardware address, the server's name and the boot file.
-        packet.resize(HEAD_BEFORE_COOKIE, 0);
+        // The rest of the hardware address, the server name and the boot file stay 0.
+        packet.resize(FIXED_FIELDS, 0);
         packet.extend(COOKIE);
 
         add(&mut packet, option::MESSAGE_TYPE, &[kind as u8]);
-        add(&mut packet, option::CLIENT, &[&[ETHERNET], self.mac.0.as_slice()].concat());
-        if !matches!(self.ask, Ask::Decline { .. }) {
+        add(&mut packet, option::CLIENT_ID, &[&[ETHERNET], self.mac.0.as_slice()].concat());
+        if !matches!(self.purpose, Purpose::Decline { .. }) {
             add(&mut packet, option::HOST_NAME, self.hostname.as_bytes());
-            add(&mut packet, option::LARGEST_PACKET, &LARGEST.to_be_bytes());
-            add(&mut packet, option::WANTED, &WANTED);
+            add(&mut packet, option::MAX_MESSAGE_SIZE, &MAX_PACKET.to_be_bytes());
+            add(&mut packet, option::PARAMETER_LIST, &PARAMETER_LIST);
         }
         if let Some((server, address)) = server {
-            add(&mut packet, option::SERVER, &server.octets());
+            add(&mut packet, option::SERVER_ID, &server.octets());
             add(&mut packet, option::REQUESTED_ADDRESS, &address.octets());
         }
         packet.push(option::END);
-        packet.resize(packet.len().max(SHORTEST), option::PAD);
+        packet.resize(packet.len().max(MIN_PACKET), option::PAD);
         packet
     }
 }
 
 impl Reply {
-    /// The packet in `bytes`, where they are one of a server to an Ethernet client.
+    /// Parses `bytes` as a packet from a server to an Ethernet client.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let head: &[u8; HEAD] = bytes.first_chunk()?;
+        let head: &[u8; OPTIONS_OFFSET] = bytes.first_chunk()?;
         if !head.starts_with(&[BOOT_REPLY, ETHERNET, MAC_LENGTH]) || !head.ends_with(&COOKIE) {
             return None;
         }
-        let options = bytes.get(HEAD..)?;
+        let options = bytes.get(OPTIONS_OFFSET..)?;
         let address = |code| read(options, code).map(Ipv4Addr::from_octets);
         Some(Self {
             kind: kind(read::<1>(options, option::MESSAGE_TYPE)?)?,
             transaction: u32::from_be_bytes(*bytes.get(4..)?.first_chunk()?),
             mac: Mac(*bytes.get(28..)?.first_chunk()?),
             address: Ipv4Addr::from_octets(*bytes.get(16..)?.first_chunk()?),
-            server: address(option::SERVER)?,
+            server: address(option::SERVER_ID)?,
             mask: address(option::SUBNET_MASK),
             router: address(option::ROUTER),
             mtu: read(options, option::INTERFACE_MTU).map(u16::from_be_bytes),
@@ -206,24 +204,24 @@ impl Reply {
     }
 }
 
-/// The kind that a client can be sent.
-const fn kind([number]: [u8; 1]) -> Option<Kind> {
+/// The message types that servers send.
+const fn kind([number]: [u8; 1]) -> Option<MessageType> {
     match number {
-        2 => Some(Kind::Offer),
-        5 => Some(Kind::Ack),
-        6 => Some(Kind::Nak),
+        2 => Some(MessageType::Offer),
+        5 => Some(MessageType::Ack),
+        6 => Some(MessageType::Nak),
         _ => None,
     }
 }
 
-/// Adds an option. Every value here is far shorter than the 255 bytes that one can have.
+/// Appends an option. All values here are far shorter than the maximum of 255 bytes.
 fn add(packet: &mut Vec<u8>, code: u8, value: &[u8]) {
     let value = value.get(..255).unwrap_or(value);
     packet.extend([code, u8::try_from(value.len()).unwrap_or(u8::MAX)]);
     packet.extend(value);
 }
 
-/// The first `N` bytes of the first option `code`, where it has as many; a list of addresses gives its first.
+/// The first `N` bytes of the first option `code`, if it is that long. Of a list of addresses this is the first.
 fn read<const N: usize>(mut options: &[u8], code: u8) -> Option<[u8; N]> {
     loop {
         let (found, rest) = options.split_first()?;
@@ -248,7 +246,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// The packet that a server would send.
+    /// Encodes `reply` as a server would.
     pub fn encode(reply: &Reply) -> Vec<u8> {
         let mut packet = vec![BOOT_REPLY, ETHERNET, MAC_LENGTH, 0];
         packet.extend(reply.transaction.to_be_bytes());
@@ -256,11 +254,11 @@ pub(crate) mod tests {
         packet.extend(reply.address.octets());
         packet.extend([0; 8]);
         packet.extend(reply.mac.0);
-        packet.resize(HEAD - 4, 0);
+        packet.resize(OPTIONS_OFFSET - 4, 0);
         packet.extend(COOKIE);
         packet.extend([option::PAD, option::PAD]);
         add(&mut packet, option::MESSAGE_TYPE, &[reply.kind as u8]);
-        add(&mut packet, option::SERVER, &reply.server.octets());
+        add(&mut packet, option::SERVER_ID, &reply.server.octets());
         add(&mut packet, 15, b"example.com");
         reply.mask.iter().for_each(|mask| add(&mut packet, option::SUBNET_MASK, &mask.octets()));
         reply.router.iter().for_each(|router| add(&mut packet, option::ROUTER, &[router.octets(), [9, 9, 9, 9]].concat()));
@@ -275,7 +273,7 @@ pub(crate) mod tests {
 
     pub fn offer() -> Reply {
         Reply {
-            kind: Kind::Offer,
+            kind: MessageType::Offer,
             transaction: 7,
             mac: Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
             address: Ipv4Addr::new(10, 0, 2, 15),
@@ -290,9 +288,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_discover_is_what_the_rfc_draws() {
+    fn a_discover_has_the_layout_of_the_rfc() {
         let mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-        let request = Request { transaction: 0x0102_0304, seconds: 5, mac, hostname: "reg", ask: Ask::Discover };
+        let request = Request { transaction: 0x0102_0304, seconds: 5, mac, hostname: "reg", purpose: Purpose::Discover };
         let packet = request.encode();
         assert_eq!(packet[..12], [1, 1, 6, 0, 1, 2, 3, 4, 0, 5, 0, 0]);
         assert_eq!(packet[12..28], [0; 16]);
@@ -309,24 +307,26 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_request_says_what_it_is_for() {
+    fn each_purpose_has_its_message_type_and_options() {
         let (server, address) = (Ipv4Addr::new(10, 0, 2, 2), Ipv4Addr::new(10, 0, 2, 15));
-        let encode = |ask| Request { transaction: 1, seconds: 0, mac: Mac([0; 6]), hostname: "h", ask }.encode();
-        for (ask, kind, listed) in [(Ask::Select { server, address }, 3, true), (Ask::Decline { server, address }, 4, false)] {
-            let packet = encode(ask);
-            let options = &packet[HEAD..];
-            assert_eq!(packet[10..16], [0, 0, 0, 0, 0, 0], "no broadcast is asked for, and no address is ours");
+        let encode = |purpose| Request { transaction: 1, seconds: 0, mac: Mac([0; 6]), hostname: "h", purpose }.encode();
+        for (purpose, kind, listed) in
+            [(Purpose::Select { server, address }, 3, true), (Purpose::Decline { server, address }, 4, false)]
+        {
+            let packet = encode(purpose);
+            let options = &packet[OPTIONS_OFFSET..];
+            assert_eq!(packet[10..16], [0, 0, 0, 0, 0, 0], "the broadcast flag and the client's address are 0");
             assert_eq!(read(options, option::MESSAGE_TYPE), Some([kind]));
-            assert_eq!(read(options, option::SERVER), Some(server.octets()));
+            assert_eq!(read(options, option::SERVER_ID), Some(server.octets()));
             assert_eq!(read(options, option::REQUESTED_ADDRESS), Some(address.octets()));
-            assert_eq!(read::<1>(options, option::WANTED).is_some(), listed);
+            assert_eq!(read::<1>(options, option::PARAMETER_LIST).is_some(), listed);
             assert_eq!(read::<1>(options, option::HOST_NAME).is_some(), listed);
         }
-        let packet = encode(Ask::Extend { address });
-        let options = &packet[HEAD..];
-        assert_eq!(packet[10..20], [0, 0, 10, 0, 2, 15, 0, 0, 0, 0], "the answer comes to the address");
+        let packet = encode(Purpose::Extend { address });
+        let options = &packet[OPTIONS_OFFSET..];
+        assert_eq!(packet[10..20], [0, 0, 10, 0, 2, 15, 0, 0, 0, 0], "the server answers to the client's address");
         assert_eq!(read(options, option::MESSAGE_TYPE), Some([3]));
-        assert_eq!((read::<4>(options, option::SERVER), read::<4>(options, option::REQUESTED_ADDRESS)), (None, None));
+        assert_eq!((read::<4>(options, option::SERVER_ID), read::<4>(options, option::REQUESTED_ADDRESS)), (None, None));
     }
 
     #[test]
@@ -335,12 +335,12 @@ pub(crate) mod tests {
         assert_eq!(Reply::parse(&encode(&full)), Some(full));
         let timed = Reply { renewal: Some(2), rebinding: Some(3), ..offer() };
         assert_eq!(Reply::parse(&encode(&timed)), Some(timed));
-        let bare = Reply { kind: Kind::Nak, mask: None, router: None, mtu: None, lease: None, ..offer() };
+        let bare = Reply { kind: MessageType::Nak, mask: None, router: None, mtu: None, lease: None, ..offer() };
         assert_eq!(Reply::parse(&encode(&bare)), Some(bare));
     }
 
     #[test]
-    fn what_is_no_reply_is_nothing() {
+    fn other_packets_are_not_parsed_as_replies() {
         let good = encode(&offer());
         for (at, value) in [(0, BOOT_REQUEST), (1, 6), (2, 16), (236, 0), (242, 99), (244, 1)] {
             let mut packet = good.clone();
@@ -353,7 +353,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_option_too_short_or_past_the_end_is_not_there() {
+    fn an_option_that_is_too_short_or_after_the_end_is_ignored() {
         assert_eq!(read::<4>(&[1, 3, 255, 255, 255], 1), None);
         assert_eq!(read::<4>(&[1, 4, 255, 255, 255], 1), None);
         assert_eq!(read::<4>(&[12, 200, 1, 4, 255, 255, 255, 0], 1), None);
@@ -364,7 +364,7 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn no_packet_panics(mut packet in proptest::collection::vec(any::<u8>(), 0..600), shaped in any::<bool>()) {
-            if shaped && packet.len() > HEAD {
+            if shaped && packet.len() > OPTIONS_OFFSET {
                 packet[..3].copy_from_slice(&[BOOT_REPLY, ETHERNET, MAC_LENGTH]);
                 packet[236..240].copy_from_slice(&COOKIE);
             }

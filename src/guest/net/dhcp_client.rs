@@ -1,60 +1,60 @@
-//! A DHCPv4 client as a state machine (RFC 2131, section 4.4). What enters are packets; what leaves are packets and, at last, a
-//! lease. It has no socket and no clock: [`dhcp`](super::dhcp) gives it both.
+//! A DHCPv4 client as a state machine (RFC 2131, section 4.4). It has neither a socket nor a clock: [`dhcp`](super::dhcp) provides
+//! both.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::config::settings::{Cidr, Mac};
 
-use super::packet::{Ask, Kind, Reply, Request};
+use super::dhcp_packet::{MessageType, Purpose, Reply, Request};
 
-/// Smallest MTU that a server may give, in bytes (RFC 2132, section 5.1, has 68, with which nothing works).
-const SMALLEST_MTU: u16 = 576;
+/// Smallest MTU accepted from a server, in bytes. RFC 2132 (section 5.1) allows 68, too little for any use.
+const MIN_MTU: u16 = 576;
 
-/// Shortest lease that is taken, in seconds: asking again takes time, too.
-const SHORTEST_LEASE: u32 = 2;
-/// A lease that never ends (RFC 2131, section 3.3).
-const FOR_EVER: u32 = u32::MAX;
+/// Shortest lease, in seconds. A shorter one counts as this long, so that the client does not spin.
+const MIN_LEASE: u32 = 2;
+/// A lease that never expires (RFC 2131, section 3.3).
+const INFINITE: u32 = u32::MAX;
 
-/// What a server leased.
+/// A lease of an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// The address with its network's prefix.
+    /// The address with the prefix length of its network.
     pub address: Cidr,
     /// Default gateway.
     pub router: Option<Ipv4Addr>,
-    /// Largest packet on this network, in bytes.
+    /// MTU of the network, in bytes.
     pub mtu: Option<u16>,
-    /// How long the address is ours. None: for ever.
+    /// When to renew the lease. `None` if it never expires.
     pub times: Option<Times>,
-    /// Who leased it.
+    /// The server.
     pub server: Ipv4Addr,
 }
 
-/// The times of a lease, each from when it was asked for (RFC 2131, section 4.4.5).
+/// The times of a lease, counted from its request (RFC 2131, section 4.4.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
-    /// T1, when its server is asked for more.
+    /// T1: the client asks its server to renew the lease.
     pub renewal: Duration,
-    /// T2, when every server is asked.
+    /// T2: the client asks every server.
     pub rebinding: Duration,
-    /// When the address is not ours any more.
+    /// The lease expires.
     pub end: Duration,
 }
 
-/// Why there is no lease.
+/// Why the client gets no lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The server took its offer back.
+    /// The server refused the request.
     #[error("{server} answered the request for {address} with NAK")]
     Nak {
         /// The server.
         server: Ipv4Addr,
-        /// What was asked for.
+        /// The requested address.
         address: Ipv4Addr,
     },
-    /// The address is none of a host, or its network's mask is missing or none.
-    #[error("{server} gave {address} with {}; expected the address of a host and its mask", words(*mask))]
+    /// The address is not a host's, or its subnet mask is missing or invalid.
+    #[error("{server} gave {address} with {}; expected a host address and its subnet mask", describe_mask(*mask))]
     Unusable {
         /// The server.
         server: Ipv4Addr,
@@ -65,49 +65,49 @@ pub enum Refusal {
     },
 }
 
-/// What a packet from the network led to.
+/// The effect of a received packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was none of ours.
+    /// The packet is not for this client, or means nothing in its state.
     Ignored,
-    /// There is something new to send.
+    /// The client has a new packet to send.
     Send,
-    /// The address is ours.
+    /// The client has a lease.
     Bound(Lease),
 }
 
-/// The client, on one interface.
+/// The client on one interface.
 #[derive(Debug)]
 pub struct Client {
     mac: Mac,
     hostname: String,
     transaction: u32,
-    ask: Ask,
-    /// Whose answers count, where it is not everybody's.
+    purpose: Purpose,
+    /// The only server whose answers count. `None` accepts any server.
     server: Option<Ipv4Addr>,
 }
 
 impl Client {
-    /// A client that has no offer yet. `transaction` tells its packets from those of others and should be random.
+    /// A client without an offer. `transaction` should be random, because it tells this client's packets from those of others.
     #[must_use]
     pub fn new(mac: Mac, hostname: &str, transaction: u32) -> Self {
-        Self { mac, hostname: hostname.to_owned(), transaction, ask: Ask::Discover, server: None }
+        Self { mac, hostname: hostname.to_owned(), transaction, purpose: Purpose::Discover, server: None }
     }
 
-    /// A client that has `address` and asks `server` for more time, or every server.
+    /// A client that has `address` and asks `server`, or every server, to extend the lease.
     #[must_use]
     pub fn extending(mac: Mac, hostname: &str, transaction: u32, address: Ipv4Addr, server: Option<Ipv4Addr>) -> Self {
-        Self { mac, hostname: hostname.to_owned(), transaction, ask: Ask::Extend { address }, server }
+        Self { mac, hostname: hostname.to_owned(), transaction, purpose: Purpose::Extend { address }, server }
     }
 
-    /// Where the packets go: to a server by its address only where the client has one itself.
+    /// The destination of its packets. Only a client with an address can send to a server's address.
     #[must_use]
     pub fn destination(&self) -> Ipv4Addr {
-        let asked = if matches!(self.ask, Ask::Extend { .. }) { self.server } else { None };
-        asked.unwrap_or(Ipv4Addr::BROADCAST)
+        let server = if matches!(self.purpose, Purpose::Extend { .. }) { self.server } else { None };
+        server.unwrap_or(Ipv4Addr::BROADCAST)
     }
 
-    /// The packet to send now, `elapsed` after the first: DISCOVER, or REQUEST once there is an offer or an address.
+    /// The packet to send now, `elapsed` after the first: DISCOVER before there is an offer, REQUEST after.
     #[must_use]
     pub fn packet(&self, elapsed: Duration) -> Vec<u8> {
         let request = Request {
@@ -115,38 +115,42 @@ impl Client {
             seconds: u16::try_from(elapsed.as_secs()).unwrap_or(u16::MAX),
             mac: self.mac,
             hostname: &self.hostname,
-            ask: self.ask,
+            purpose: self.purpose,
         };
         request.encode()
     }
 
-    /// Forgets an offer whose server does not answer any more.
+    /// Drops an offer whose server stopped answering.
     pub fn restart(&mut self) {
-        (self.ask, self.server) = (Ask::Discover, None);
+        (self.purpose, self.server) = (Purpose::Discover, None);
     }
 
-    /// Whether there is an offer.
+    /// Whether the client has an offer.
     #[must_use]
     pub const fn is_requesting(&self) -> bool {
-        matches!(self.ask, Ask::Select { .. })
+        matches!(self.purpose, Purpose::Select { .. })
     }
 
-    /// Takes a packet from the network.
+    /// Processes a packet from the network.
     ///
     /// # Errors
-    /// When the server that made the offer says no, or leases something that is no address.
+    /// Fails if the server refuses the request, or leases an unusable address.
     pub fn receive(&mut self, packet: &[u8]) -> Result<Outcome, Refusal> {
         let reply = Reply::parse(packet).filter(|reply| reply.transaction == self.transaction && reply.mac == self.mac);
         let Some(reply) = reply else { return Ok(Outcome::Ignored) };
         let (server, address) = (reply.server, reply.address);
-        let counts = self.server.is_none_or(|asked| asked == server);
-        match (reply.kind, self.ask) {
-            (Kind::Offer, Ask::Discover) => {
-                (self.ask, self.server) = (Ask::Select { server, address }, Some(server));
+        let is_accepted = self.server.is_none_or(|accepted| accepted == server);
+        match (reply.kind, self.purpose) {
+            (MessageType::Offer, Purpose::Discover) => {
+                (self.purpose, self.server) = (Purpose::Select { server, address }, Some(server));
                 Ok(Outcome::Send)
             }
-            (Kind::Ack, Ask::Select { .. } | Ask::Extend { .. }) if counts => lease(&reply).map(Outcome::Bound),
-            (Kind::Nak, Ask::Select { address, .. } | Ask::Extend { address }) if counts => Err(Refusal::Nak { server, address }),
+            (MessageType::Ack, Purpose::Select { .. } | Purpose::Extend { .. }) if is_accepted => {
+                lease(&reply).map(Outcome::Bound)
+            }
+            (MessageType::Nak, Purpose::Select { address, .. } | Purpose::Extend { address }) if is_accepted => {
+                Err(Refusal::Nak { server, address })
+            }
             _ => Ok(Outcome::Ignored),
         }
     }
@@ -159,15 +163,15 @@ fn lease(reply: &Reply) -> Result<Lease, Refusal> {
     Ok(Lease {
         address: Cidr { address: address.into(), prefix },
         router: reply.router,
-        mtu: reply.mtu.filter(|mtu| *mtu >= SMALLEST_MTU),
-        times: reply.lease.filter(|seconds| *seconds != FOR_EVER).map(|seconds| times(seconds, reply.renewal, reply.rebinding)),
+        mtu: reply.mtu.filter(|mtu| *mtu >= MIN_MTU),
+        times: reply.lease.filter(|seconds| *seconds != INFINITE).map(|seconds| times(seconds, reply.renewal, reply.rebinding)),
         server,
     })
 }
 
-/// The times of a lease of `end` seconds: those that the server gave, where they are in order, else half of it and seven eighths.
+/// The times of a lease of `end` seconds: the server's if they are in order, else T1 at one half and T2 at seven eighths.
 fn times(end: u32, renewal: Option<u32>, rebinding: Option<u32>) -> Times {
-    let end = end.max(SHORTEST_LEASE);
+    let end = end.max(MIN_LEASE);
     let default = Duration::from_secs(end.into());
     let (renewal, rebinding) = match (renewal, rebinding) {
         (Some(renewal), Some(rebinding)) if (1..=rebinding).contains(&renewal) && rebinding <= end => {
@@ -178,21 +182,21 @@ fn times(end: u32, renewal: Option<u32>, rebinding: Option<u32>) -> Times {
     Times { renewal, rebinding, end: default }
 }
 
-/// Bits of the prefix that `mask` means: ones, then zeros.
+/// The prefix length of `mask`, which has to be ones followed by zeros.
 fn prefix(mask: Ipv4Addr) -> Option<u8> {
     let bits = mask.to_bits();
     let prefix = bits.leading_ones();
     (prefix > 0 && prefix == bits.count_ones()).then(|| u8::try_from(prefix).ok()).flatten()
 }
 
-fn words(mask: Option<Ipv4Addr>) -> String {
+fn describe_mask(mask: Option<Ipv4Addr>) -> String {
     mask.map_or_else(|| "no subnet mask".to_owned(), |mask| format!("the subnet mask {mask}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::net::packet::tests::{encode, offer};
+    use crate::guest::net::dhcp_packet::tests::{encode, offer};
 
     fn client() -> Client {
         Client::new(offer().mac, "localregistry", offer().transaction)
@@ -205,17 +209,17 @@ mod tests {
     }
 
     fn ack() -> Reply {
-        Reply { kind: Kind::Ack, ..offer() }
+        Reply { kind: MessageType::Ack, ..offer() }
     }
 
     #[test]
     fn an_offer_is_requested_and_an_ack_binds() {
         let Reply { mac, transaction, server, address, .. } = offer();
-        let request = |seconds, ask| Request { transaction, seconds, mac, hostname: "localregistry", ask }.encode();
-        assert_eq!(client().packet(Duration::from_secs(3)), request(3, Ask::Discover));
+        let request = |seconds, purpose| Request { transaction, seconds, mac, hostname: "localregistry", purpose }.encode();
+        assert_eq!(client().packet(Duration::from_secs(3)), request(3, Purpose::Discover));
 
         let mut client = requesting();
-        assert_eq!(client.packet(Duration::from_secs(100_000)), request(u16::MAX, Ask::Select { server, address }));
+        assert_eq!(client.packet(Duration::from_secs(100_000)), request(u16::MAX, Purpose::Select { server, address }));
         assert_eq!(client.destination(), Ipv4Addr::BROADCAST);
         let lease = Lease {
             address: "10.0.2.15/24".parse().unwrap(),
@@ -228,12 +232,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_ignored() {
+    fn packets_of_others_are_ignored() {
         let others = [
             encode(&Reply { transaction: 8, ..offer() }),
             encode(&Reply { mac: Mac([1, 2, 3, 4, 5, 6]), ..offer() }),
             encode(&ack()),
-            encode(&Reply { kind: Kind::Nak, ..offer() }),
+            encode(&Reply { kind: MessageType::Nak, ..offer() }),
             client().packet(Duration::ZERO),
             b"noise".to_vec(),
             vec![],
@@ -248,7 +252,7 @@ mod tests {
     #[test]
     fn another_server_neither_binds_nor_refuses() {
         let mut client = requesting();
-        for kind in [Kind::Offer, Kind::Ack, Kind::Nak] {
+        for kind in [MessageType::Offer, MessageType::Ack, MessageType::Nak] {
             let other = Reply { kind, server: Ipv4Addr::new(10, 0, 2, 66), ..offer() };
             assert_eq!(client.receive(&encode(&other)), Ok(Outcome::Ignored));
         }
@@ -258,20 +262,20 @@ mod tests {
     }
 
     #[test]
-    fn refusals_say_who_and_what() {
+    fn refusals_name_the_server_and_the_address() {
         for (reply, message) in [
-            (Reply { kind: Kind::Nak, ..offer() }, "10.0.2.2 answered the request for 10.0.2.15 with NAK"),
+            (Reply { kind: MessageType::Nak, ..offer() }, "10.0.2.2 answered the request for 10.0.2.15 with NAK"),
             (
                 Reply { mask: None, ..ack() },
-                "10.0.2.2 gave 10.0.2.15 with no subnet mask; expected the address of a host and its mask",
+                "10.0.2.2 gave 10.0.2.15 with no subnet mask; expected a host address and its subnet mask",
             ),
             (
                 Reply { mask: Some(Ipv4Addr::new(255, 0, 255, 0)), ..ack() },
-                "10.0.2.2 gave 10.0.2.15 with the subnet mask 255.0.255.0; expected the address of a host and its mask",
+                "10.0.2.2 gave 10.0.2.15 with the subnet mask 255.0.255.0; expected a host address and its subnet mask",
             ),
             (
                 Reply { address: Ipv4Addr::UNSPECIFIED, ..ack() },
-                "10.0.2.2 gave 0.0.0.0 with the subnet mask 255.255.255.0; expected the address of a host and its mask",
+                "10.0.2.2 gave 0.0.0.0 with the subnet mask 255.255.255.0; expected a host address and its subnet mask",
             ),
         ] {
             assert_eq!(requesting().receive(&encode(&reply)).unwrap_err().to_string(), message);
@@ -279,12 +283,12 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_extended_by_its_server_or_by_any() {
+    fn a_lease_is_extended_by_its_server_or_by_any() {
         let Reply { mac, transaction, server, address, .. } = offer();
         let extending = |server| Client::extending(mac, "localregistry", transaction, address, server);
         let mut renewing = extending(Some(server));
         assert_eq!((renewing.destination(), extending(None).destination()), (server, Ipv4Addr::BROADCAST));
-        let request = Request { transaction, seconds: 0, mac, hostname: "localregistry", ask: Ask::Extend { address } };
+        let request = Request { transaction, seconds: 0, mac, hostname: "localregistry", purpose: Purpose::Extend { address } };
         assert_eq!(renewing.packet(Duration::ZERO), request.encode());
         let other = Reply { server: Ipv4Addr::new(10, 0, 2, 66), ..ack() };
         assert_eq!(renewing.receive(&encode(&other)), Ok(Outcome::Ignored));
@@ -293,12 +297,12 @@ mod tests {
         let moved = Reply { address: Ipv4Addr::new(10, 0, 2, 99), ..ack() };
         let bound = renewing.receive(&encode(&moved));
         assert!(matches!(bound, Ok(Outcome::Bound(lease)) if lease.address.to_string() == "10.0.2.99/24"));
-        let nak = encode(&Reply { kind: Kind::Nak, ..offer() });
+        let nak = encode(&Reply { kind: MessageType::Nak, ..offer() });
         assert_eq!(renewing.receive(&nak), Err(Refusal::Nak { server, address }));
     }
 
     #[test]
-    fn times_are_the_server_s_where_they_are_in_order() {
+    fn times_are_the_server_s_if_they_are_in_order() {
         let millis = |(end, renewal, rebinding)| {
             let times = times(end, renewal, rebinding);
             [times.renewal, times.rebinding, times.end].map(|time| time.as_millis())
@@ -308,14 +312,14 @@ mod tests {
         for odd in [(80, Some(9), Some(3)), (80, Some(3), Some(81)), (80, Some(0), Some(3)), (80, Some(3), None)] {
             assert_eq!(millis(odd), [40_000, 70_000, 80_000], "{odd:?}");
         }
-        assert_eq!(millis((0, None, None)), [1_000, 1_750, 2_000], "no lease makes the client spin");
+        assert_eq!(millis((0, None, None)), [1_000, 1_750, 2_000], "a lease of 0 s does not make the client spin");
         assert_eq!(millis((u32::MAX - 1, None, None))[2], 4_294_967_294_000);
-        let for_ever = requesting().receive(&encode(&Reply { lease: Some(u32::MAX), ..ack() }));
-        assert!(matches!(for_ever, Ok(Outcome::Bound(Lease { times: None, .. }))), "{for_ever:?}");
+        let infinite = requesting().receive(&encode(&Reply { lease: Some(u32::MAX), ..ack() }));
+        assert!(matches!(infinite, Ok(Outcome::Bound(Lease { times: None, .. }))), "{infinite:?}");
     }
 
     #[test]
-    fn an_mtu_with_which_nothing_works_is_not_taken() {
+    fn an_mtu_below_the_minimum_is_ignored() {
         let bound = requesting().receive(&encode(&Reply { mtu: Some(68), ..ack() }));
         assert!(matches!(bound, Ok(Outcome::Bound(Lease { mtu: None, .. }))), "{bound:?}");
     }

@@ -1,10 +1,10 @@
-//! Netlink messages about interfaces, addresses and routes (rtnetlink(7)), as bytes. What enters is a request, or what the kernel
-//! sent; what leaves is the other. It never panics, and never reads past what it was given: what cannot be read is not there.
+//! Builds and parses netlink messages about interfaces, addresses and routes (rtnetlink(7)). Parsing never panics and never reads
+//! past its input; incomplete messages and attributes are skipped.
 //!
-//! Of `rtnetlink` and the crates below it, which know all of the protocol, this program would use one part in a hundred, and they
-//! take a tenth of it.
+//! The crate `rtnetlink` covers the whole protocol. The guest needs about one part in a hundred of it, and it would add a tenth to
+//! the guest's size.
 
-/// Kinds of messages (uapi/linux/rtnetlink.h, uapi/linux/netlink.h).
+/// Message types (uapi/linux/rtnetlink.h, uapi/linux/netlink.h).
 pub(crate) mod kind {
     pub const ERROR: u16 = 2;
     pub const DONE: u16 = 3;
@@ -16,7 +16,7 @@ pub(crate) mod kind {
     pub const NEW_ROUTE: u16 = 24;
 }
 
-/// What is to be done with a request (uapi/linux/netlink.h).
+/// Request flags (uapi/linux/netlink.h).
 pub(crate) mod flag {
     pub const REQUEST: u16 = 1;
     pub const ACKNOWLEDGE: u16 = 4;
@@ -26,52 +26,52 @@ pub(crate) mod flag {
     pub const CREATE: u16 = 0x400;
 }
 
-/// Bytes of a message's head: length, kind, flags, sequence, port.
-const HEAD: usize = 16;
-/// Bytes of an attribute's head: length, kind.
-const ATTRIBUTE_HEAD: usize = 4;
-/// Bits of an attribute's kind that are no number (uapi/linux/netlink.h, `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER`).
+/// Bytes of a message header: length, type, flags, sequence, port.
+const HEADER: usize = 16;
+/// Bytes of an attribute header: length, type.
+const ATTRIBUTE_HEADER: usize = 4;
+/// Flag bits in an attribute's type (uapi/linux/netlink.h, `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER`).
 const ATTRIBUTE_FLAGS: u16 = 0xc000;
 
-/// A message to the kernel, while it is made.
+/// A request under construction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request(Vec<u8>);
 
 impl Request {
-    /// A request of `kind` whose fixed part is `body`.
+    /// A request of type `kind` with the fixed part `body`.
     #[must_use]
     pub fn new(kind: u16, flags: u16, body: &[u8]) -> Self {
         let mut bytes = vec![0; 4];
         bytes.extend(kind.to_ne_bytes());
         bytes.extend((flags | flag::REQUEST).to_ne_bytes());
-        bytes.resize(HEAD, 0);
+        bytes.resize(HEADER, 0);
         bytes.extend(body);
         Self(bytes)
     }
 
-    /// The same with an attribute.
+    /// Appends an attribute.
     #[must_use]
     pub fn with(mut self, kind: u16, value: &[u8]) -> Self {
         self.0.extend(attribute(kind, value));
         self
     }
 
-    /// The message's bytes, as the one with this number.
+    /// The encoded message with this sequence number.
     #[must_use]
     pub fn finish(mut self, sequence: u32) -> Vec<u8> {
         let length = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
-        let head = length.to_ne_bytes().into_iter().zip(self.0.iter_mut());
-        head.for_each(|(byte, place)| *place = byte);
+        let header = length.to_ne_bytes().into_iter().zip(self.0.iter_mut());
+        header.for_each(|(byte, target)| *target = byte);
         let number = sequence.to_ne_bytes().into_iter().zip(self.0.iter_mut().skip(8));
-        number.for_each(|(byte, place)| *place = byte);
+        number.for_each(|(byte, target)| *target = byte);
         self.0
     }
 }
 
-/// An attribute's bytes, filled up to a multiple of four.
+/// An encoded attribute, padded to a multiple of four bytes.
 #[must_use]
 pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(ATTRIBUTE_HEAD.saturating_add(value.len())).unwrap_or(u16::MAX);
+    let length = u16::try_from(ATTRIBUTE_HEADER.saturating_add(value.len())).unwrap_or(u16::MAX);
     let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
     bytes.extend(value);
     bytes.resize(aligned(bytes.len()), 0);
@@ -81,20 +81,20 @@ pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 /// A message from the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Message<'a> {
-    /// What it is.
+    /// Its type.
     pub kind: u16,
-    /// Number of the request that it answers.
+    /// Sequence number of the request that it answers.
     pub sequence: u32,
-    /// What follows the head.
+    /// What follows the header.
     pub body: &'a [u8],
 }
 
-/// The messages in `bytes`, up to the first that is cut.
+/// The messages in `bytes`, up to the first incomplete one.
 pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
         let message = bytes.get(..length)?;
-        let body = message.get(HEAD..)?;
+        let body = message.get(HEADER..)?;
         bytes = bytes.get(aligned(length)..).unwrap_or_default();
         let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
         let sequence = u32::from_ne_bytes(*message.get(8..)?.first_chunk()?);
@@ -102,25 +102,25 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// The attributes in `bytes`, kind and value, up to the first that is cut.
+/// The attributes in `bytes`, as type and value, up to the first incomplete one.
 pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
         let attribute = bytes.get(..length)?;
-        let value = attribute.get(ATTRIBUTE_HEAD..)?;
+        let value = attribute.get(ATTRIBUTE_HEADER..)?;
         bytes = bytes.get(aligned(length)..).unwrap_or_default();
         let kind = u16::from_ne_bytes(*attribute.get(2..)?.first_chunk()?);
         Some((kind & !ATTRIBUTE_FLAGS, value))
     })
 }
 
-/// The value of the first attribute of `kind`.
+/// The value of the first attribute of type `kind`.
 #[must_use]
-pub fn find(attributes_in: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(attributes_in).find(|(found, _)| *found == kind).map(|(_, value)| value)
+pub fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
-/// Next multiple of four.
+/// Rounds up to a multiple of four.
 const fn aligned(length: usize) -> usize {
     length.saturating_add(3) & !3
 }
@@ -148,33 +148,33 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_no_part_of_an_attribute_s_kind() {
+    fn flags_are_not_part_of_an_attribute_s_type() {
         let nested = attribute(18 | 0x8000, &[1]);
         assert_eq!(attributes(&nested).collect::<Vec<_>>(), [(18, &[1][..])]);
     }
 
     #[test]
-    fn what_is_cut_or_too_short_for_its_head_ends_it() {
-        let whole = Request::new(kind::DONE, 0, &[1, 2, 3, 4]).finish(1);
-        for length in 0..whole.len() {
-            assert_eq!(messages(&whole[..length]).count(), 0, "{length}");
+    fn parsing_ends_at_an_incomplete_message_or_attribute() {
+        let complete = Request::new(kind::DONE, 0, &[1, 2, 3, 4]).finish(1);
+        for length in 0..complete.len() {
+            assert_eq!(messages(&complete[..length]).count(), 0, "{length}");
         }
-        let short = [&15_u32.to_ne_bytes()[..], &whole].concat();
+        let short = [&15_u32.to_ne_bytes()[..], &complete].concat();
         assert_eq!(messages(&short).count(), 0);
-        assert_eq!(messages(&[0; 64]).count(), 0, "a length of 0 is no endless list");
+        assert_eq!(messages(&[0; 64]).count(), 0, "a length of 0 does not loop");
         assert_eq!(attributes(&[0; 64]).count(), 0);
         assert_eq!(attributes(&[3, 0, 1, 0]).count(), 0);
     }
 
     proptest! {
         #[test]
-        fn no_bytes_panic_or_go_on_for_ever(bytes in proptest::collection::vec(any::<u8>(), 0..300), cut in 0_u16..80) {
+        fn arbitrary_bytes_neither_panic_nor_loop(bytes in proptest::collection::vec(any::<u8>(), 0..300), cut in 0_u16..80) {
             let shaped = [&u32::from(cut).to_ne_bytes()[..], &bytes].concat();
-            for given in [&bytes, &shaped] {
-                prop_assert!(messages(given).count() <= given.len() / HEAD + 1);
-                let attributes = messages(given).chain([Message { kind: 0, sequence: 0, body: given }]);
+            for input in [&bytes, &shaped] {
+                prop_assert!(messages(input).count() <= input.len() / HEADER + 1);
+                let attributes = messages(input).chain([Message { kind: 0, sequence: 0, body: input }]);
                 for message in attributes {
-                    prop_assert!(super::attributes(message.body).count() <= message.body.len() / ATTRIBUTE_HEAD + 1);
+                    prop_assert!(super::attributes(message.body).count() <= message.body.len() / ATTRIBUTE_HEADER + 1);
                 }
             }
         }
