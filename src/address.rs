@@ -69,17 +69,20 @@ pub fn is_wildcard(text: &str) -> bool {
     parent.is_some() && text.len() <= NAME_MAX
 }
 
+/// A label of a DNS name: 1 to 63 letters, digits and hyphens, no hyphen at the ends (RFC 1123, section 2.1).
+#[must_use]
+pub fn is_dns_label(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
 /// Whether this is a DNS name of letters, digits and hyphens (RFC 1123, section 2.1) whose last label is not a number.
 #[must_use]
 pub fn is_dns_name(text: &str) -> bool {
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-    };
     let last_is_number = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
-    text.len() <= NAME_MAX && text.split('.').all(is_label) && !last_is_number
+    text.len() <= NAME_MAX && text.split('.').all(is_dns_label) && !last_is_number
 }
 
 /// The text is not a MAC address, or not an address with a prefix length.

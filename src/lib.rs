@@ -7,18 +7,18 @@
 //!                                    └────────────────┘ events: ready, CA, requests, done
 //! ```
 //!
-//! | room | holds |
+//! | module | holds |
 //! |---|---|
 //! | [`address`] | addresses and names of machines |
 //! | [`oci`] | digests, names, media types, manifests |
 //! | [`proto`] | the contracts between host and guest, generated from `proto/` |
 //! | [`disk`] | file systems, image layout and catalog, read and written |
-//! | `config` | the guest's config: the host writes it, the guest reads it |
-//! | [`registry`] | the server, in both programs |
-//! | `guest` | PID 1's duties, in `localregistry-init` |
-//! | `host` | the commands of `localregistry`; `launch` is the API for launchers |
+//! | `config` | the guest's config, written by the host and read by the guest |
+//! | [`registry`] | the read-only registry server, used by both programs |
+//! | `guest` | PID 1 of the VM: the program `localregistry-init` |
+//! | `host` | the commands of `localregistry`; [`launch`] is the API for launchers |
 //!
-//! `guest` and `host` never import each other. Both stand on the others.
+//! `guest` and `host` never import each other. Both import the other modules.
 
 pub mod address;
 #[cfg(any(feature = "guest", feature = "host"))]
@@ -31,7 +31,7 @@ pub mod host;
 pub mod oci;
 pub mod proto;
 pub mod registry;
-#[cfg(any(feature = "guest", feature = "host"))]
+#[cfg_attr(not(any(feature = "guest", feature = "host")), expect(dead_code))]
 mod text;
 
 #[cfg(feature = "host")]

@@ -2,6 +2,18 @@
 
 use std::error::Error;
 
+/// `text` with its control characters escaped: a terminal would obey them, and a line break would end the line.
+pub(crate) fn escaped(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut line, character| {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+        line
+    })
+}
+
 /// `error` and its causes, joined by ": ".
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();

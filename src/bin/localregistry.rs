@@ -6,7 +6,7 @@ use clap::Parser;
 use localregistry::host::cli::Cli;
 use mimalloc::MiMalloc;
 
-// `serve` is the appliance's server on the host: it stands on the same allocator.
+// `serve` runs the guest's server on the host, with the guest's allocator.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -1,11 +1,11 @@
-//! The command line of `localregistry`: subcommands, exit codes, and how an error is shown.
+//! The command line of `localregistry`: subcommands, exit codes, and how errors are printed.
 
 use std::env;
 use std::error::Error;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use super::boot::initramfs;
 use super::boot::kernel;
@@ -22,9 +22,10 @@ use super::runs::pull_log;
 use super::runs::run;
 use super::runs::{ps, stop};
 use super::serve;
-use super::support::report::{Report, escaped};
+use super::support::report::Report;
+use crate::text::escaped;
 
-/// The program, also where a subcommand is asked for its version.
+/// The program's name, which `localregistry SUBCOMMAND --version` prints too.
 const NAME: &str = "localregistry";
 
 /// Pack container images into a disk, boot it as a registry, pull from it.
@@ -43,66 +44,66 @@ enum Command {
     /// Pack container images into a disk
     #[command(display_name = NAME)]
     Pack(Box<pack::PackArgs>),
-    /// Show what a disk holds, verify it, write its layout back out
+    /// Show what a disk contains, verify it, or export its image layout
     #[command(display_name = NAME)]
-    Inspect(inspect::Args),
+    Inspect(inspect::InspectArgs),
     /// Show which images of two disks differ
     #[command(display_name = NAME)]
-    Diff(diff::Args),
-    /// Make a small runnable image, to try everything with
+    Diff(diff::DiffArgs),
+    /// Make a small runnable image for trying things out
     #[command(display_name = NAME)]
     Sample(sample::SampleArgs),
-    /// Serve a layout from this machine, without a VM
+    /// Serve an image layout from this machine, without a VM
     #[command(display_name = NAME)]
-    Serve(Box<serve::Args>),
-    /// Write a kernel that QEMU boots directly
+    Serve(Box<serve::ServeArgs>),
+    /// Write a kernel that QEMU can boot directly
     #[command(display_name = NAME)]
-    Kernel(kernel::Args),
-    /// Write the archive that the guest boots from
+    Kernel(kernel::KernelArgs),
+    /// Write the initramfs that the guest boots from
     #[command(display_name = NAME)]
-    Initramfs(initramfs::Args),
-    /// Boot a packed disk and serve its images until a signal ends it
+    Initramfs(initramfs::InitramfsArgs),
+    /// Boot a packed disk and serve its images
     #[command(display_name = NAME)]
     Run(Box<run::RunArgs>),
-    /// Say what of this machine packing and booting need, and what is missing
+    /// Check this machine for everything that `pack` and `run` need
     #[command(display_name = NAME)]
-    Doctor(doctor::Args),
-    /// List the runs of this user
+    Doctor(doctor::DoctorArgs),
+    /// List your runs
     #[command(display_name = NAME)]
     Ps(ps::PsArgs),
-    /// End a run in order
+    /// Stop a run gracefully
     #[command(display_name = NAME)]
     Stop(stop::StopArgs),
-    /// Write the files that nodes need to trust a registry
+    /// Write the files that make nodes trust and use a registry
     #[command(display_name = NAME)]
-    Trust(trust::Args),
-    /// Show who pulled what, from a log of events
+    Trust(trust::TrustArgs),
+    /// Show which clients pulled what, from an event log
     #[command(display_name = NAME)]
     Events(pull_log::events::EventsArgs),
-    /// Hold a log of events against what should have been pulled
+    /// Compare an event log with the pulls you expect
     #[command(display_name = NAME)]
     Assert(pull_log::assert::AssertArgs),
     /// Describe the JSON of events, commands and config, field by field
     #[command(display_name = NAME)]
-    Schema(schema::Args),
-    /// Make the images and the objects that serve a disk from a Kubernetes cluster
+    Schema(schema::SchemaArgs),
+    /// Make images and Kubernetes objects that serve a disk from a cluster
     #[command(display_name = NAME)]
-    Deploy(Box<deploy::Args>),
+    Deploy(Box<deploy::DeployArgs>),
     /// Write man pages and shell completions
     #[command(display_name = NAME)]
-    Manual(manual::Args),
+    Manual(manual::ManualArgs),
 }
 
 impl Cli {
-    /// Runs the subcommand. Errors are printed as one line that ends with their causes.
+    /// Runs the subcommand. An error is printed on one line, followed by its causes.
     #[must_use]
     pub fn run(self) -> ExitCode {
         let report = self.report;
-        // `run` keeps its JSON line in its folder, whatever it prints.
+        // `run` writes its JSON line into its run directory even without `--json`.
         if (report.json || matches!(self.command, Command::Run(_)))
             && let Some(not_utf8) = not_utf8()
         {
-            return usage(&format!("{not_utf8:?} is not UTF-8, which the JSON that names it has to be: use a path that is"));
+            return usage(&format!("{not_utf8:?} is not UTF-8, and JSON cannot name it: use a path that is UTF-8"));
         }
         match self.command {
             Command::Serve(args) => match args.conflict() {
@@ -138,40 +139,86 @@ impl Cli {
                 let failed = |error| fail_with(&error, hint::deploy(&error), error.exit_code());
                 deploy::run(&args, &report).map_or_else(failed, |()| ExitCode::SUCCESS)
             }
-            Command::Manual(args) => status(manual::run(&args, &report)),
+            Command::Manual(args) => status(manual::run(&args, &report, &Self::command())),
         }
     }
 }
 
-/// The first argument that is not UTF-8, or the working directory, which relative paths start from.
+/// Returns the first argument that is not UTF-8, or the working directory if that is not UTF-8: relative paths start there.
 fn not_utf8() -> Option<OsString> {
     let folder = env::current_dir().ok().map(OsString::from);
     env::args_os().skip(1).chain(folder).find(|text| text.to_str().is_none())
 }
 
-/// Exit code 0, or the error printed and exit code 1.
+/// Returns exit code 0, or prints the error and returns exit code 1.
 fn status(result: Result<(), impl Error>) -> ExitCode {
     result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
 }
 
-/// The same, where `hint` has flags that help.
+/// As [`status`]; `hint` may add the flags that help.
 fn hinted<E: Error>(result: Result<(), E>, hint: impl FnOnce(&E) -> Option<&'static str>) -> ExitCode {
     result.map_or_else(|error| fail_with(&error, hint(&error), 1), |()| ExitCode::SUCCESS)
 }
 
-/// Prints which flags do not go together, as the flags' parser does, and gives exit code 2.
+/// Prints a conflict between flags as clap does, and returns exit code 2.
 fn usage(conflict: &str) -> ExitCode {
     eprintln!("error: {conflict}\n\nFor more information, try '--help'.");
     ExitCode::from(2)
 }
 
-/// Prints `error` with its causes on one line and gives exit code `code`.
+/// Prints `error` and its causes on one line, and returns exit code `code`.
 fn fail(error: &dyn Error, code: u8) -> ExitCode {
     fail_with(error, None, code)
 }
 
-/// The same with a hint.
+/// As [`fail`], with a hint at the end of the line.
 fn fail_with(error: &dyn Error, hint: Option<&str>, code: u8) -> ExitCode {
     eprintln!("localregistry: {}", escaped(&hint::line(error, hint)));
     ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use schemars::generate::SchemaSettings;
+
+    use super::*;
+
+    #[test]
+    fn every_subcommand_has_a_man_page_and_completions() {
+        let mut program = Cli::command();
+        let (pages, completions): (Vec<_>, Vec<_>) =
+            manual::files(&program).unwrap().into_iter().partition(|(name, _)| name.starts_with("man/"));
+        let completions: Vec<String> =
+            completions.into_iter().map(|(_, completion)| String::from_utf8(completion).unwrap()).collect();
+        assert_eq!(completions.len(), 3);
+        program.build();
+        for one in program.get_subcommands().filter(|one| one.get_name() != "help") {
+            let path = format!("man/man1/localregistry-{}.1", one.get_name());
+            let (_, page) = pages.iter().find(|(name, _)| *name == path).unwrap();
+            let page = String::from_utf8(page.clone()).unwrap();
+            for argument in one.get_arguments().filter_map(|one| one.get_long().map(|long| (long, one.is_hide_set()))) {
+                let (long, hidden) = argument;
+                assert_eq!(page.contains(&long.replace('-', "\\-")), !hidden, "{path}: {long}");
+                // bash, zsh without and with a value, fish.
+                let forms = [format!(" --{long} "), format!("--{long}["), format!("--{long}=["), format!("-l {long} ")];
+                for completion in &completions {
+                    assert_eq!(forms.iter().any(|form| completion.contains(form)), !hidden, "{path}: {long}");
+                }
+            }
+        }
+        assert_eq!(pages.len(), 1 + program.get_subcommands().filter(|one| one.get_name() != "help").count());
+        assert!(pages.iter().all(|(_, page)| !String::from_utf8_lossy(page).contains(".SH EXTRA")));
+    }
+
+    #[test]
+    fn every_subcommand_s_json_is_described() {
+        let outputs = schema::outputs(&mut SchemaSettings::default().into_generator());
+        let program = Cli::command();
+        let mut commands: Vec<&str> = program.get_subcommands().map(clap::Command::get_name).collect();
+        let mut described: Vec<&str> = outputs.iter().map(|output| output.command.split(' ').next().unwrap()).collect();
+        commands.sort_unstable();
+        described.sort_unstable();
+        described.dedup();
+        assert_eq!(described, commands);
+    }
 }

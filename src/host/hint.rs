@@ -1,4 +1,4 @@
-//! What the command line adds to an error of the library, which knows of no flags: the flags that help.
+//! Hints on the flags that solve an error. The library's errors do not mention flags; the command line adds these.
 
 use std::error::Error;
 
@@ -11,33 +11,37 @@ use super::vm::launch::error::Purpose;
 use super::vm::launch::{BuildError, LaunchError, Outcome};
 use crate::text::chain;
 
-/// `error` with its causes and the hint, on one line.
+/// Formats `error`, its causes and the hint on one line.
 pub(crate) fn line(error: &dyn Error, hint: Option<&str>) -> String {
     let line = chain(error);
     hint.map_or(line.clone(), |hint| format!("{line}; {hint}"))
 }
 
-/// For a machine that cannot be booted, by `run`.
+/// The hint for a VM that could not be booted.
 pub(crate) fn launch(error: &LaunchError) -> Option<&'static str> {
     match error {
-        LaunchError::Port { purpose: Purpose::Registry, .. } => Some("--publish takes another address, with port 0 a free one"),
-        LaunchError::Port { purpose: Purpose::Metrics, .. } => Some("--metrics takes another address, with port 0 a free one"),
-        LaunchError::Privileged { purpose: Purpose::Registry, .. } => Some("--publish takes another port"),
-        LaunchError::Privileged { purpose: Purpose::Metrics, .. } => Some("--metrics takes another port"),
+        LaunchError::Port { purpose: Purpose::Registry, .. } => {
+            Some("choose another address with --publish; port 0 picks a free port")
+        }
+        LaunchError::Port { purpose: Purpose::Metrics, .. } => {
+            Some("choose another address with --metrics; port 0 picks a free port")
+        }
+        LaunchError::Privileged { purpose: Purpose::Registry, .. } => Some("choose another port with --publish"),
+        LaunchError::Privileged { purpose: Purpose::Metrics, .. } => Some("choose another port with --metrics"),
         LaunchError::NoKvm(_) => Some("boot with --accel tcg"),
-        LaunchError::Interfaces => Some("--net gives networks"),
-        LaunchError::NoPort { .. } => Some("--publish with a port needs no answer"),
-        LaunchError::TooOld { .. } => Some("--qemu takes another"),
+        LaunchError::Interfaces => Some("--net sets networks"),
+        LaunchError::NoPort { .. } => Some("or set a port with --publish"),
+        LaunchError::TooOld { .. } => Some("choose another QEMU with --qemu"),
         LaunchError::Layout { .. } => Some(
             "`localregistry pack LAYOUT -o DISK` makes a disk of it, and `localregistry serve LAYOUT` serves it on this machine without \
              a VM",
         ),
-        LaunchError::Ended(ended) if matches!(ended.outcome, Outcome::NotReady(_)) => Some("--timeout gives it longer"),
+        LaunchError::Ended(ended) if matches!(ended.outcome, Outcome::NotReady(_)) => Some("allow more time with --timeout"),
         _ => None,
     }
 }
 
-/// For an appliance that cannot be built.
+/// The hint for an appliance that cannot be built.
 pub(crate) fn build(error: &BuildError) -> Option<&'static str> {
     match error {
         BuildError::Launch(error) => launch(error),
@@ -47,50 +51,52 @@ pub(crate) fn build(error: &BuildError) -> Option<&'static str> {
     }
 }
 
-/// For a kernel that is not there.
-pub(crate) fn kernel(error: &kernel::Error) -> Option<&'static str> {
+/// The hint for a kernel that is not available.
+pub(crate) fn kernel(error: &kernel::KernelError) -> Option<&'static str> {
     match error {
-        kernel::Error::NotBuilt { .. } => Some("--flavor chooses"),
-        kernel::Error::Download(error) if is_no_kernel(error) => Some("--kernel names one"),
+        kernel::KernelError::NotBuilt { .. } => Some("choose a kernel with --flavor"),
+        kernel::KernelError::Download(error) if is_no_kernel(error) => Some("set it with --kernel"),
         _ => None,
     }
 }
 
-/// Whether the distribution has no kernel to boot, as far as is known here.
+/// Whether the distribution offers no bootable kernel. Other download errors may pass by themselves.
 fn is_no_kernel(error: &DownloadError) -> bool {
     use DownloadError::{Contents, Depends, Image, Unknown};
     matches!(error, Unknown { .. } | Depends(_) | Contents { .. } | Image { .. })
 }
 
-/// For an initramfs that cannot be made.
-pub(crate) fn initramfs(error: &initramfs::Error) -> Option<&'static str> {
+/// The hint for an initramfs that cannot be built.
+pub(crate) fn initramfs(error: &initramfs::InitramfsError) -> Option<&'static str> {
     match error {
-        initramfs::Error::Init(error) => init(error),
-        initramfs::Error::Processors { .. } => Some("--init and --modules name them"),
-        initramfs::Error::Modules(ModulesError::Tree { source: TreeError::Missing { .. }, .. }) => Some("--modules names them"),
-        initramfs::Error::Kernel(kernel::Error::Download(error)) if is_no_kernel(error) => {
-            Some("--modules names those of another kernel")
+        initramfs::InitramfsError::Init(error) => init(error),
+        initramfs::InitramfsError::Processors { .. } => Some("set them with --init and --modules"),
+        initramfs::InitramfsError::Modules(ModulesError::Tree { source: TreeError::Missing { .. }, .. }) => {
+            Some("set the modules with --modules")
         }
-        initramfs::Error::Kernel(error) => kernel(error),
+        initramfs::InitramfsError::Kernel(kernel::KernelError::Download(error)) if is_no_kernel(error) => {
+            Some("take another kernel's modules with --modules")
+        }
+        initramfs::InitramfsError::Kernel(error) => kernel(error),
         _ => None,
     }
 }
 
-/// For an init that is nowhere.
+/// The hint for an init that was not found.
 pub(crate) fn init(error: &InitError) -> Option<&'static str> {
-    matches!(error, InitError::Nowhere(_)).then_some("--init names one, too")
+    matches!(error, InitError::Nowhere(_)).then_some("or set one with --init")
 }
 
-/// For a sample image that cannot be made.
+/// The hint for a sample image that cannot be made.
 pub(crate) fn sample(error: &sample::SampleError) -> Option<&'static str> {
     if let sample::SampleError::Program(error) = error { init(error) } else { None }
 }
 
-/// For a cluster that nothing is made for.
+/// The hint for `deploy`.
 pub(crate) fn deploy(error: &DeployError) -> Option<&'static str> {
     match error {
         DeployError::Kernel(error) => kernel(error),
-        DeployError::Initramfs(initramfs::Error::Init(_)) => None,
+        DeployError::Initramfs(initramfs::InitramfsError::Init(_)) => None,
         DeployError::Initramfs(error) => initramfs(error),
         _ => None,
     }

@@ -1,10 +1,11 @@
-//! The launcher's tools, one module for each subcommand of `localregistry`.
+//! The commands of `localregistry`, and the library API for launchers in [`vm::launch`].
 
 pub mod boot;
 pub mod cli;
 pub mod deploy;
 pub mod docs;
 pub mod doctor;
+pub mod exit;
 mod hint;
 pub mod images;
 pub mod inspect;

@@ -1,4 +1,4 @@
-//! `localregistry serve`: the appliance's server on the host, without a VM, for development and for measuring.
+//! `localregistry serve`: the guest's registry server on the host, without a VM, for development and measurements.
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,14 +29,15 @@ use crate::registry::listen::server::{runtime, serve};
 use crate::registry::telemetry::events::Events;
 use crate::registry::tls::{self, Authority, Identity, TlsError};
 
-/// How long transfers may go on after SIGINT or SIGTERM.
+/// How long transfers may continue after SIGINT or SIGTERM.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Serve an OCI image layout from this machine, without a VM
+/// Serve an image layout from this machine, without a VM
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Images of the layout that have no repository's name are filed as localregistry pack files them: beside what they \
-refer to, or in the only repository that there is. What is left, which pack refuses, is served as the repository image.
+    after_help = "Images of the layout without a repository name are filed as `localregistry pack` files them: under the repository \
+of the image they refer to, or under the only repository of the layout. Images that `pack` would refuse for lack of a name are served \
+as the repository `image`.
 
 Examples:
   localregistry serve images/ --tls off
@@ -44,20 +45,20 @@ Examples:
   localregistry serve images/ --listen 10.1.0.82:443 --listen [fd00::82]:443 --plain 10.1.0.82:80
   localregistry serve images/ --htpasswd users --token --metrics 127.0.0.1:9090"
 )]
-pub struct Args {
-    /// Folder of an OCI image layout, or of a disk's extracted content
+pub struct ServeArgs {
+    /// Folder with an OCI image layout, or with the extracted content of a disk
     layout: PathBuf,
 
-    /// Address and port to listen on; port 0 takes a free one. May be given several times
+    /// Address and port to listen on; port 0 picks a free port (repeatable)
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:5000")]
     listen: Vec<SocketAddr>,
 
-    /// Address and port to serve plain HTTP on besides: /ca.crt for nodes that have nothing to trust yet. May be given several times
+    /// Address and port for plain HTTP in addition, so that nodes that trust nothing yet can fetch /ca.crt (repeatable)
     #[arg(long, value_name = "ADDR:PORT")]
     plain: Vec<SocketAddr>,
 
-    /// A further DNS name, wildcard (*.example.test) or IP address that clients use: it goes into the certificate, and a given one has
-    /// to have it. May be given several times
+    /// DNS name, wildcard (*.example.test) or IP address that clients use. A generated certificate gets it, a provided one must
+    /// have it (repeatable)
     #[arg(long, value_name = "NAME", value_parser = san)]
     san: Vec<String>,
 
@@ -67,103 +68,102 @@ pub struct Args {
     #[command(flatten)]
     access: Access,
 
-    /// Serve /healthz, /metrics and /ca.crt here, over plain HTTP and for anybody, instead of beside the registry
+    /// Serve /healthz, /metrics and /ca.crt on this address only, over plain HTTP and without access control
     #[arg(long, value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,
 
-    /// How much a client may take, where it is to be otherwise: a key of `limits` in the appliance's config, such as stallSeconds=60
-    /// (repeatable)
+    /// Change a limit on what one client may use: a key of `limits` in the guest's config, such as stallSeconds=60 (repeatable)
     #[arg(long, value_name = "KEY=NUMBER")]
     limit: Vec<LimitOverride>,
 
-    /// Hold all that is sent against its digest: where it has another, the response is cut before its end
+    /// Verify all content against its digest while sending it; a response whose content does not match is cut short
     #[arg(long)]
     verify: bool,
 
-    /// Serve images of a layout without a catalog that lack layers, or indexes that lack manifests, without them: the registry does
-    /// not know these then. As `pack --allow-missing`
+    /// Serve images of a layout without a catalog even if they lack layers, or indexes that lack manifests. The registry does not
+    /// know the missing content. As `pack --allow-missing`
     #[arg(long)]
     allow_missing: bool,
 
-    /// Keep every event in this file, one JSON message a line
+    /// Write every event to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
 }
 
-/// Why nothing is served.
+/// Why `serve` failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The layout.
+pub enum ServeError {
+    /// The layout cannot be opened.
     #[error("cannot serve {path}")]
     Store {
-        /// The folder.
+        /// The layout.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         cause: Box<StoreError>,
     },
-    /// The layout lacks something.
+    /// The layout lacks content.
     #[error("cannot serve {path}: something that an image names is missing (with --allow-missing, the rest is served)")]
     Missing {
-        /// The folder.
+        /// The layout.
         path: PathBuf,
-        /// What is missing.
+        /// The missing content.
         #[source]
         cause: Box<LayoutError>,
     },
-    /// It is a file.
+    /// The path is a file.
     #[error("{} is {found}, expected the folder of an OCI image layout; {instead}", .path.display())]
     NotALayout {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// What the file is.
         found: &'static str,
-        /// Which commands are meant.
+        /// The commands for such a file.
         instead: &'static str,
     },
-    /// Certificates.
-    #[error("cannot set TLS up")]
+    /// TLS.
+    #[error("cannot set up TLS")]
     Tls(#[from] TlsError),
-    /// A given certificate is not for a name that clients are to use.
+    /// The provided certificate lacks a name of `--san`.
     #[error("the certificate {} is not for {name} (--san); give one with that name, or leave the name out", .certificate.display())]
     NotFor {
-        /// The chain's file.
+        /// The certificate chain's file.
         certificate: PathBuf,
         /// The name.
         name: String,
     },
-    /// A CA that was given.
+    /// A CA of `--ca` or `--ca-dir`.
     #[error("cannot use the CA")]
-    OwnCa(#[from] ca::Error),
-    /// Who may pull.
-    #[error("cannot let anybody in")]
+    OwnCa(#[from] ca::CaFilesError),
+    /// Access control.
+    #[error("cannot set up access control")]
     Access(#[from] AccessError),
-    /// A file that was named.
+    /// A file of a flag.
     #[error("cannot {verb} {path}")]
     File {
-        /// What was being done.
+        /// What failed.
         verb: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         cause: io::Error,
     },
-    /// An address to listen on.
-    #[error("cannot listen on {address}; a free port of an address of this machine is expected (port 0 takes a free one)")]
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}; expected a free port on an address of this machine (port 0 picks a free port)")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         #[source]
         cause: io::Error,
     },
-    /// A port that the user may not listen on.
+    /// The user may not listen on a port.
     #[error("no permission to listen on {address}{}", privileged(.address.port()))]
     Privileged {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         #[source]
         cause: io::Error,
     },
@@ -172,34 +172,34 @@ pub enum Error {
     Start(#[from] io::Error),
 }
 
-/// Where the registry is: printed as soon as it answers.
+/// Where the registry is. Printed once it accepts connections.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "ServeReady")]
 pub(crate) struct Ready {
-    /// Its URLs, those of `--listen` first, then those of `--plain`.
+    /// URLs of the registry: those of `--listen` first, then those of `--plain`.
     endpoints: Vec<String>,
-    /// Further names that the certificate is for; with `--san`.
+    /// Further names in the certificate; with `--san`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     names: Vec<String>,
     /// URL of health, metrics and the CA; with `--metrics`.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<String>,
-    /// How many tags are served.
+    /// Number of tags.
     images: usize,
-    /// How many distinct blobs are served.
+    /// Number of distinct blobs.
     blobs: usize,
-    /// The blobs' size in bytes.
+    /// Total size of the blobs, in bytes.
     blob_bytes: u64,
-    /// The file that the CA certificate was written to, as it was given; with `--ca-out`.
+    /// The file that the CA certificate was written to; with `--ca-out`.
     #[serde(skip_serializing_if = "Option::is_none")]
     ca: Option<PathBuf>,
-    /// Content that images name and that the layout does not have; with `--allow-missing`.
+    /// Content that images refer to and the layout lacks; with `--allow-missing`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     missing: Vec<MissingBlob>,
 }
 
-impl Args {
-    /// What two flags together do not allow, in words.
+impl ServeArgs {
+    /// Returns a message if two flags exclude each other.
     #[must_use]
     pub fn conflict(&self) -> Option<&'static str> {
         let no_tls = self.certificates.mode() == Some(Tls::Off) && self.access.has_client_ca();
@@ -207,22 +207,22 @@ impl Args {
     }
 }
 
-/// Serves until SIGINT or SIGTERM.
+/// Serves the layout until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// [`Error`], where serving could not start.
-pub fn run(args: &Args, report: Report) -> Result<(), Error> {
+/// Fails if serving cannot start.
+pub fn run(args: &ServeArgs, report: Report) -> Result<(), ServeError> {
     let runtime = runtime()?;
     runtime.block_on(serve_layout(args, report))
 }
 
-async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
+async fn serve_layout(args: &ServeArgs, report: Report) -> Result<(), ServeError> {
     let signals = Signals::listen()?;
     check_is_folder(&args.layout)?;
     let path = || args.layout.clone();
     let store = Store::open_with(&args.layout, args.allow_missing).map_err(|cause| match cause {
-        StoreError::Layout(cause) if cause.is_missing() => Error::Missing { path: path(), cause: Box::new(cause) },
-        cause => Error::Store { path: path(), cause: Box::new(cause) },
+        StoreError::Layout(cause) if cause.is_missing() => ServeError::Missing { path: path(), cause: Box::new(cause) },
+        cause => ServeError::Store { path: path(), cause: Box::new(cause) },
     })?;
     let missing: Vec<MissingBlob> = store.disks().iter().flat_map(|disk| disk.missing()).cloned().collect();
     missing.iter().for_each(|one| report.step(one.to_string()));
@@ -243,7 +243,8 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
     let surface = if args.metrics.is_some() { Surface::Registry } else { Surface::All };
     let own = args.listen.iter().map(|address| (address, transport.clone()));
     let own = own.chain(args.plain.iter().map(|address| (address, Transport::Plain)));
-    let mut listeners = own.map(|(address, transport)| bind(*address, transport, surface)).collect::<Result<Vec<_>, Error>>()?;
+    let mut listeners =
+        own.map(|(address, transport)| bind(*address, transport, surface)).collect::<Result<Vec<_>, ServeError>>()?;
     let endpoints = listeners.iter().map(Listener::url).collect::<io::Result<_>>()?;
     let observability = args.metrics.map(|address| bind(address, Transport::Plain, Surface::Observability)).transpose()?;
     let metrics = observability.as_ref().map(Listener::url).transpose()?;
@@ -261,19 +262,19 @@ async fn serve_layout(args: &Args, report: Report) -> Result<(), Error> {
         ca: args.certificates.output().map(Path::to_owned),
         missing,
     };
-    let beside = ready.metrics.as_ref().map_or_else(String::new, |url| format!("; health and metrics at {url}"));
-    let text = format!("serving {} at {}{beside}", counted(ready.images, "image"), ready.endpoints.join(", "));
+    let metrics = ready.metrics.as_ref().map_or_else(String::new, |url| format!("; health and metrics at {url}"));
+    let text = format!("serving {} at {}{metrics}", counted(ready.images, "image"), ready.endpoints.join(", "));
     report.result(&ready, &text)?;
 
     let totals = serve(listeners, registry, first(signals), drain).await;
     report.step(format!("served {} requests, {} bytes", totals.requests, totals.bytes));
-    // The registry is gone, and its end of the queue with it: the recorder has come to its end.
+    // The registry is dropped, and its sender with it, so the recorder's thread ends.
     recorder.map(std::thread::JoinHandle::join);
     Ok(())
 }
 
-/// Refuses what another command is for: a packed disk, and any other file.
-fn check_is_folder(path: &Path) -> Result<(), Error> {
+/// Refuses a packed disk or any other file, and names the command for it.
+fn check_is_folder(path: &Path) -> Result<(), ServeError> {
     if !path.is_file() {
         return Ok(());
     }
@@ -287,7 +288,7 @@ fn check_is_folder(path: &Path) -> Result<(), Error> {
             ("a file", "`localregistry pack ARCHIVE -o DISK` packs a layout in an archive, and `localregistry run DISK` boots it")
         }
     };
-    Err(Error::NotALayout { path: path.to_owned(), found, instead })
+    Err(ServeError::NotALayout { path: path.to_owned(), found, instead })
 }
 
 /// Waits for the first signal, which starts the graceful shutdown.
@@ -301,21 +302,21 @@ async fn drain(mut signals: Signals) {
     let _ = tokio::time::timeout(DRAIN, signals.next()).await;
 }
 
-fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<Listener, Error> {
+fn bind(address: SocketAddr, transport: Transport, surface: Surface) -> Result<Listener, ServeError> {
     Listener::bind(address, transport, surface).map_err(|cause| match cause.kind() {
-        io::ErrorKind::PermissionDenied => Error::Privileged { address, cause },
-        _ => Error::Listen { address, cause },
+        io::ErrorKind::PermissionDenied => ServeError::Privileged { address, cause },
+        _ => ServeError::Listen { address, cause },
     })
 }
 
 /// The server's certificate. Writes the CA certificate to the file of `--ca-out`.
-fn identity(args: &Args, store: &Store, clients: Option<&ClientCa>) -> Result<Identity, Error> {
+fn identity(args: &ServeArgs, store: &Store, clients: Option<&ClientCa>) -> Result<Identity, ServeError> {
     let identity = match (args.certificates.mode(), args.certificates.provided()) {
         (Some(Tls::Off), _) => Identity::plain(),
         (Some(Tls::Provided), Some((chain, key))) => {
             let pem = read(&chain)?;
             if let Some(name) = tls::uncovered_name(&pem, &args.san) {
-                return Err(Error::NotFor { certificate: chain, name: name.clone() });
+                return Err(ServeError::NotFor { certificate: chain, name: name.clone() });
             }
             Identity::provided(&pem, &read(&key)?, clients, Some(SystemTime::now()))?
         }
@@ -331,25 +332,25 @@ fn identity(args: &Args, store: &Store, clients: Option<&ClientCa>) -> Result<Id
         }
     };
     if let (Some(path), Some(ca)) = (args.certificates.output(), &identity.ca_pem) {
-        let failed = |cause| Error::File { verb: "write", path: path.to_owned(), cause };
+        let failed = |cause| ServeError::File { verb: "write", path: path.to_owned(), cause };
         files::write_atomically(path, ca.as_bytes()).map_err(failed)?;
     }
     Ok(identity)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|cause| Error::File { verb: "read", path: path.to_owned(), cause })
+fn read(path: &Path) -> Result<Vec<u8>, ServeError> {
+    std::fs::read(path).map_err(|cause| ServeError::File { verb: "read", path: path.to_owned(), cause })
 }
 
-/// Writes events to a file, each as one line, on a thread of its own.
-fn record(path: &Path, queue: std::sync::mpsc::Receiver<crate::proto::Event>) -> Result<std::thread::JoinHandle<()>, Error> {
+/// Starts a thread that writes events to the file at `path`, one JSON object per line.
+fn record(path: &Path, queue: std::sync::mpsc::Receiver<crate::proto::Event>) -> Result<std::thread::JoinHandle<()>, ServeError> {
     let opened = std::fs::File::create(path);
-    let mut file = opened.map_err(|cause| Error::File { verb: "open", path: path.to_owned(), cause })?;
+    let mut file = opened.map_err(|cause| ServeError::File { verb: "open", path: path.to_owned(), cause })?;
     Ok(std::thread::spawn(move || {
         for event in queue {
             let line = serde_json::to_string(&event).map(|json| json + "\n").unwrap_or_default();
             if let Err(error) = io::Write::write_all(&mut file, line.as_bytes()) {
-                tracing::warn!(%error, "events are no longer recorded");
+                tracing::warn!(%error, "cannot write to the event file; further events are lost");
                 return;
             }
         }

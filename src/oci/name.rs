@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{Digest, DigestError};
+use crate::address::is_dns_label;
 
 /// Length in bytes of the longest repository name, host included. The specification lets clients rely on this much.
 pub const MAX_REPOSITORY: usize = 255;
@@ -68,15 +69,7 @@ impl FromStr for Host {
         let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
         let name_ok = match address {
             Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => {
-                !name.is_empty()
-                    && name.split('.').all(|label| {
-                        !label.is_empty()
-                            && !label.starts_with('-')
-                            && !label.ends_with('-')
-                            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-                    })
-            }
+            None => name.split('.').all(is_dns_label),
         };
         let port_ok = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
         if name_ok && port_ok && text.len() <= MAX_REPOSITORY {

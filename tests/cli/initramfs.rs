@@ -188,7 +188,7 @@ fn listing(archive: &[u8]) -> String {
 fn the_archive_holds_the_init_and_just_the_needed_modules_in_load_order() {
     let machine = Machine::new();
     let output = machine.run();
-    assert_eq!(String::from_utf8(output.stderr).unwrap(), "this kernel has no 8021q, button (the guest does without)\n");
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "this kernel has no 8021q, button (the guest works without)\n");
     assert!(output.status.success());
     let archive = fs::read(machine.output()).unwrap();
     assert_eq!(
@@ -254,7 +254,7 @@ fn a_missing_module_stops_with_its_name_and_use() {
     machine.fails(
         "the modules in ROOT/lib/modules/6.1.0-9-made-up cannot be packed: the module virtio_blk (the disk of images) is \
          neither in modules.dep nor in modules.builtin, and the guest cannot do without it; give the modules of a kernel that \
-         has it, and boot that kernel; --modules names them",
+         has it, and boot that kernel; set the modules with --modules",
     );
 }
 
@@ -322,8 +322,8 @@ fn an_init_that_cannot_be_pid_1_stops() {
     fs::write(machine.init(), &arm).unwrap();
     machine.fails_by(
         machine.command().arg("--quiet").arg("--modules").arg(machine.tree()).arg("--init").arg(machine.init()),
-        "the init is for 64-bit ARM, and the module pvpanic.ko for 64-bit x86: the init, the modules and the kernel that is booted \
-         have to be for one processor; --init and --modules name them",
+        "the init is for 64-bit ARM, and the module pvpanic.ko for 64-bit x86: the init, the modules and the kernel must be \
+         for one processor; set them with --init and --modules",
     );
     arm[18] = 243;
     fs::write(machine.init(), &arm).unwrap();
@@ -332,16 +332,14 @@ fn an_init_that_cannot_be_pid_1_stops() {
     fs::write(machine.init(), elf(&[(3, b"/lib64/ld-linux-x86-64.so.2\0")])).unwrap();
     machine.fails(
         "ROOT/init cannot be the guest's init: it is not static (it asks for /lib64/ld-linux-x86-64.so.2), and the guest has no \
-         libraries; this project's is built with `cargo build --release --target x86_64-unknown-linux-musl \
+         libraries; build this project's with `cargo build --release --target x86_64-unknown-linux-musl \
          --no-default-features --features guest --bin localregistry-init`",
     );
 
     let mut cut = elf(&[(1, b"a static program")]);
     cut.pop();
     fs::write(machine.init(), cut).unwrap();
-    machine.fails(
-        "ROOT/init cannot be the guest's init: it is cut short: its program headers reach to byte 136, but it ends at byte 135",
-    );
+    machine.fails("ROOT/init cannot be the guest's init: it is cut short: its headers need 136 bytes, but it has 135");
 }
 
 #[test]

@@ -180,43 +180,45 @@ fn modules_below_usr_are_found() {
 }
 
 #[test]
-fn apt_without_lists_is_told_of() {
+fn apt_without_lists_is_reported() {
     let machine = Machine::new();
     machine.fails(
         &mut machine.command(),
-        "apt finds no package linux-image-cloud-amd64: run `apt-get update` as root first, or name a kernel that is there: \
-         `apt-cache show --no-all-versions linux-image-cloud-amd64` failed (exit status: 100): E: No packages found; --kernel names one",
+        "apt finds no package linux-image-cloud-amd64: run `apt-get update` as root first, or use a kernel that you have: \
+         `apt-cache show --no-all-versions linux-image-cloud-amd64` failed (exit status: 100): E: No packages found; set it with --kernel",
     );
 }
 
 #[test]
-fn a_package_that_is_gone_is_told_of() {
+fn a_missing_package_is_reported() {
     let machine = Machine::new();
     machine.publish(&machine.package(&files()));
     fs::remove_file(machine.path("archive/kernel.deb")).unwrap();
     machine.fails(
         &mut machine.command(),
-        "cannot download linux-image-6.1.0-9-made-up 6.1.9-1; where apt's lists are old, run `apt-get update` as root first: \
+        "cannot download linux-image-6.1.0-9-made-up 6.1.9-1; if apt's lists are old, run `apt-get update` as root first: \
          `apt-get -q download linux-image-6.1.0-9-made-up=6.1.9-1` failed (exit status: 100): E: Failed to fetch \
          copy:ROOT/archive/./kernel.deb  Failed to stat - stat (2: No such file or directory)",
     );
 }
 
 #[test]
-fn a_package_without_a_kernel_or_modules_is_told_of() {
+fn a_package_without_a_kernel_or_modules_is_reported() {
     for (kept, missing) in [(0, "folder lib/modules/RELEASE"), (1, "boot/vmlinuz-RELEASE")] {
         let machine = Machine::new();
         let kept: Vec<_> = files().into_iter().skip(kept).take(1).collect();
         machine.publish(&machine.package(&kept));
         machine.fails(
             &mut machine.command(),
-            &format!("the package linux-image-6.1.0-9-made-up 6.1.9-1 has no {missing}: name another kernel; --kernel names one"),
+            &format!(
+                "the package linux-image-6.1.0-9-made-up 6.1.9-1 has no {missing}: use another kernel; set it with --kernel"
+            ),
         );
     }
 }
 
 #[test]
-fn a_machine_without_the_tools_is_told_what_to_install() {
+fn missing_tools_are_reported_with_their_packages() {
     let machine = Machine::new();
     machine.fails(
         machine.command().env("PATH", "/nonexistent"),
@@ -259,7 +261,7 @@ fn a_given_kernel_that_cannot_boot_stops() {
         fs::write(machine.path("vmlinuz"), content).unwrap();
         machine.fails(
             machine.command().arg("--kernel").arg(machine.path("vmlinuz")),
-            &format!("ROOT/vmlinuz gives no kernel that QEMU can boot: {}", expected.replace("END", &end)),
+            &format!("ROOT/vmlinuz contains no kernel that QEMU can boot: {}", expected.replace("END", &end)),
         );
     }
     machine.fails(

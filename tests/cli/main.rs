@@ -1,6 +1,7 @@
 //! The command line without a virtual machine. Needs no root and no network.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod docs;
 mod initramfs;
 mod kernel;
 mod pages;

@@ -53,7 +53,7 @@ fn bad_flags_exit_2() {
         (&["disk", "--cert", "a"], "the following required arguments were not provided:\n  --key <FILE>"),
         (
             &["disk", "--tls", "off", "--cert", "a", "--key", "b"],
-            "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them",
+            "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': the other modes do not use them",
         ),
         (&["disk", "--disk-wait", "0"], "invalid value '0' for '--disk-wait <SECONDS>': 0 is not in 1..=3600"),
         (&["disk", "--san", "a b"], "invalid value 'a b' for '--san <NAME>': expected a DNS name or an IP address"),
@@ -100,7 +100,7 @@ fn serve_refuses_flags_that_it_would_not_use() {
     for (arguments, message) in [
         (
             &["--tls", "generate", "--cert", "a", "--key", "b"][..],
-            "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them",
+            "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': the other modes do not use them",
         ),
         (
             &["--tls", "off", "--ca-out", "ca"],

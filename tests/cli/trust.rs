@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 
-use localregistry::host::nodes::trust::{Bundle, Format, Tree, tree};
+use localregistry::host::nodes::trust::{Bundle, FileTree, TrustFormat, tree};
 use serde_json::{Value, json};
 use testing::certificates::ClientAuthority;
 use testing::layout::Layout;
@@ -35,7 +35,7 @@ fn bundles() -> [(&'static str, Bundle); 4] {
     ]
 }
 
-fn listing(tree: &Tree) -> String {
+fn listing(tree: &FileTree) -> String {
     tree.iter().map(|(path, content)| format!("=== {path}\n{content}")).collect()
 }
 
@@ -43,7 +43,7 @@ fn listing(tree: &Tree) -> String {
 fn every_file_is_as_it_was() {
     for (name, bundle) in bundles() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/trust/{name}.txt"));
-        let found = listing(&tree(&bundle, &[Format::All]));
+        let found = listing(&tree(&bundle, &[TrustFormat::All]));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, &found).unwrap();
@@ -65,18 +65,18 @@ fn localhost_names_are_listed_as_they_are_pulled() {
     ];
     let images = names.iter().map(|name| name.parse().unwrap()).collect();
     let bundle = Bundle { images, ..bundle(&["10.1.0.82:443"], Some(CA), &["docker.io", "localhost", "quay.io"]) };
-    let tree = tree(&bundle, &[Format::All]);
+    let tree = tree(&bundle, &[TrustFormat::All]);
     let listed = "docker.io/library/web:1\n10.1.0.82:443/e2e/app:1\nlocalhost/e2e/app:2\nlocalhost/library/web:1\n\
                   localhost/quay.io/tool:1\n10.1.0.82:443/tool:1\n";
     assert_eq!(tree["images.txt"], listed);
     assert!(tree["containerd/certs.d/localhost/hosts.toml"].contains("server = \"https://10.1.0.82:443\""));
     // A node's own name stays its own: dockerd pulls REGISTRY/NAME.
-    let hosts = "# Docker Hub is asked after its mirror: it is nowhere.\n0.0.0.0 registry-1.docker.io index.docker.io\n10.1.0.82 quay.io\n";
+    let hosts = "# dockerd falls back to Docker Hub after its mirror: disable the name.\n0.0.0.0 registry-1.docker.io index.docker.io\n10.1.0.82 quay.io\n";
     assert_eq!(tree["docker/hosts"], hosts);
     assert!(!tree.contains_key("docker/certs.d/localhost/ca.crt"));
 }
 
-fn toml(tree: &Tree, path: &str) -> Value {
+fn toml(tree: &FileTree, path: &str) -> Value {
     serde_json::to_value(toml::from_str::<toml::Table>(&tree[path]).unwrap()).unwrap()
 }
 
@@ -87,7 +87,7 @@ fn yaml(text: &str) -> Value {
 #[test]
 fn containerd_s_parser_reads_them() {
     for (name, bundle) in bundles() {
-        let tree = tree(&bundle, &[Format::All]);
+        let tree = tree(&bundle, &[TrustFormat::All]);
         let url = |host: &str| format!("{}://{host}", if bundle.ca.is_some() { "https" } else { "http" });
         let first = bundle.endpoints[0].to_string();
         let mut servers = BTreeMap::from([("_default".to_owned(), url(&first))]);
@@ -141,7 +141,7 @@ fn the_toml_of_podman_is_toml() {
         ("alone", json!([{ "location": "registry.test" }])),
     ] {
         let (_, bundle) = bundles().into_iter().find(|(known, _)| *known == name).unwrap();
-        let tree = tree(&bundle, &[Format::All]);
+        let tree = tree(&bundle, &[TrustFormat::All]);
         for place in ["podman", "crio", "minikube/files/etc/containers"] {
             assert_eq!(toml(&tree, &format!("{place}/{conf}")), json!({ "registry": expected }), "{name} {place}");
         }
@@ -151,7 +151,8 @@ fn the_toml_of_podman_is_toml() {
 #[test]
 fn the_yaml_is_yaml() {
     let [(_, tls), (_, plain), (_, ipv6), _] = bundles();
-    let (files, plain, ipv6) = (tree(&tls, &[Format::All]), tree(&plain, &[Format::All]), tree(&ipv6, &[Format::All]));
+    let (files, plain, ipv6) =
+        (tree(&tls, &[TrustFormat::All]), tree(&plain, &[TrustFormat::All]), tree(&ipv6, &[TrustFormat::All]));
     let mirror = |url: &str| json!({ "endpoint": [url] });
     let (first, second) = ("https://10.1.0.82:5000", "https://registry.test:5000");
     let trusted = json!({ "tls": { "ca_file": "/etc/rancher/k3s/localregistry.crt" } });
@@ -211,8 +212,9 @@ fn the_yaml_is_yaml() {
 
 #[test]
 fn dockerd_s_json_is_json() {
-    let [(_, tls), (_, plain), (_, ipv6), (_, alone)] = bundles().map(|(name, bundle)| (name, tree(&bundle, &[Format::Docker])));
-    let daemon = |tree: &Tree| serde_json::from_str::<Value>(&tree["docker/daemon.json"]).unwrap();
+    let [(_, tls), (_, plain), (_, ipv6), (_, alone)] =
+        bundles().map(|(name, bundle)| (name, tree(&bundle, &[TrustFormat::Docker])));
+    let daemon = |tree: &FileTree| serde_json::from_str::<Value>(&tree["docker/daemon.json"]).unwrap();
     assert_eq!(daemon(&tls), json!({ "registry-mirrors": ["https://10.1.0.82:5000"] }));
     let insecure = json!({ "registry-mirrors": ["http://10.1.0.82:5000"], "insecure-registries": ["10.1.0.82:5000"] });
     assert_eq!(daemon(&plain), insecure);
@@ -233,7 +235,7 @@ fn a_shell_reads_the_variables() {
         (tls, "https://10.1.0.82:5000|10.1.0.82:5000|ca.crt|docker.io registry.k8s.io"),
         (plain, "http://10.1.0.82:5000|10.1.0.82:5000||docker.io registry.k8s.io"),
     ] {
-        let env = bench.file("env", tree(&bundle, &[Format::Env])["env"].as_bytes());
+        let env = bench.file("env", tree(&bundle, &[TrustFormat::Env])["env"].as_bytes());
         let names = ["ENDPOINT", "ADDRESS", "CA", "UPSTREAMS"].map(|name| format!("$LOCALREGISTRY_{name}"));
         let script = format!(". \"$1\"; printf %s \"{}\"", names.join("|"));
         let said = std::process::Command::new("sh").args(["-euc", &script, "sh"]).arg(env).output().unwrap();
@@ -258,8 +260,8 @@ fn trust(bench: &Bench, arguments: &[&str]) -> Output {
     bench.command(&[&["trust", "--quiet"], arguments].concat()).output().unwrap()
 }
 
-fn written(folder: &Path) -> Tree {
-    let mut tree = Tree::new();
+fn written(folder: &Path) -> FileTree {
+    let mut tree = FileTree::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
         for entry in fs::read_dir(next).unwrap() {
@@ -282,7 +284,7 @@ fn the_command_writes_them_from_a_disk_a_layout_and_a_ready_line() {
     let ca = text(&fs::read(bench.path("ca.crt")).unwrap()).replace('\r', "");
     let expected =
         Bundle { dir: dir.display().to_string(), ..bundle(&["10.1.0.82:5000"], Some(&ca), &["docker.io", "registry.k8s.io"]) };
-    let expected = tree(&expected, &[Format::All]);
+    let expected = tree(&expected, &[TrustFormat::All]);
     assert_eq!(
         expected["images.txt"],
         "docker.io/library/busybox:1.36\nregistry.k8s.io/pause:3.9\n10.1.0.82:5000/test/hello:latest\n"
@@ -311,7 +313,7 @@ fn the_command_writes_them_from_a_disk_a_layout_and_a_ready_line() {
 }
 
 /// The folders for hosts in a bundle's part, without containerd's second spelling.
-fn hosts(trust: &Tree, folder: &str) -> Vec<String> {
+fn hosts(trust: &FileTree, folder: &str) -> Vec<String> {
     let paths = trust.keys().filter_map(|path| path.strip_prefix(folder)?.strip_suffix("/ca.crt"));
     paths.filter(|host| !host.ends_with('_')).map(str::to_owned).collect()
 }
@@ -349,7 +351,7 @@ fn every_endpoint_and_name_of_a_ready_line_gets_its_entry() {
 
     bench.file("ready.json", br#"{"endpoints":["https://0.0.0.0:5000"],"ca":"ca.crt"}"#);
     let refused = trust(&bench, &["--ready", "ready.json", "-o", "trust"]);
-    let message = "localregistry: ready.json names no endpoint that can be used: expected HOST:PORT or a URL of one: ";
+    let message = "localregistry: ready.json has no usable endpoint: expected HOST:PORT or a URL of one: ";
     assert!(text(&refused.stderr).starts_with(message), "{}", text(&refused.stderr));
 }
 
@@ -413,7 +415,7 @@ fn several_disks_are_named_together_or_refused() {
     let refused = with("other");
     assert_eq!(refused.status.code(), Some(1));
     let said = text(&refused.stderr);
-    let start = "localregistry: it is not known which images there are: the tag test/hello:latest is sha256:";
+    let start = "localregistry: the tag test/hello:latest is sha256:";
     let end = format!(" on disk.erofs, and {second} on other; expected the same, or it on one of them\n");
     assert!(said.starts_with(start) && said.ends_with(&end), "{said}");
     assert_eq!(written(&bench.path("trust")), trusted, "what was there stays");
@@ -444,7 +446,7 @@ fn bad_flags_exit_2_and_write_nothing() {
         ),
         (
             &["--endpoint", "a.test/v2", "-o", "t"],
-            "invalid value 'a.test/v2' for '--endpoint <HOST:PORT>': a registry is a host and a port; a path is not expected",
+            "invalid value 'a.test/v2' for '--endpoint <HOST:PORT>': expected only a host and a port of a registry, without a path",
         ),
         (
             &["--endpoint", "a.test", "--upstream", "a b", "-o", "t"],
@@ -477,11 +479,11 @@ fn bad_files_exit_1_and_leave_what_is_there() {
     for (arguments, message) in [
         (
             endpoint(&["-o", "t"]),
-            "no CA is given for a.test:5000; give '--ca <FILE>', or the endpoint as http://a.test:5000 for plain HTTP",
+            "there is no CA for a.test:5000; give '--ca <FILE>', or the endpoint as http://a.test:5000 for plain HTTP",
         ),
         (
             vec!["--endpoint", "http://a.test:5000", "--ca", "ca.crt", "-o", "t"],
-            "a CA is given for http://a.test:5000, which speaks plain HTTP; give one of them",
+            "there is a CA for http://a.test:5000, which is plain HTTP; give only one of them",
         ),
         (endpoint(&["--ca", "none", "-o", "t"]), "cannot read none: No such file or directory (os error 2)"),
         (
@@ -490,35 +492,35 @@ fn bad_files_exit_1_and_leave_what_is_there() {
         ),
         (
             vec!["--ready", "junk", "-o", "t"],
-            "junk is not what `run --json` or `serve --json` print: expected ident at line 1 column 2",
+            "junk is not the output of `run --json` or `serve --json`: expected ident at line 1 column 2",
         ),
         (
             vec!["--ready", "empty.json", "-o", "t"],
-            "empty.json names no endpoint that can be used: expected HOST:PORT or a URL of one: 10.1.0.82:5000, [fd00::1]:5000, \
+            "empty.json has no usable endpoint: expected HOST:PORT or a URL of one: 10.1.0.82:5000, [fd00::1]:5000, \
              https://registry.test:5000",
         ),
         (
             endpoint(&["--ca", "ca.crt", "--disk", "none", "-o", "t"]),
-            "it is not known which images there are: cannot list the images of none: cannot read it: No such file or directory (os \
+            "cannot list the images of none: cannot read it: No such file or directory (os \
              error 2)",
         ),
         (
             endpoint(&["--ca", "ca.crt", "--disk", "folder", "-o", "t"]),
-            "it is not known which images there are: cannot list the images of folder: localregistry/catalog.binpb is not there, and \
+            "cannot list the images of folder: localregistry/catalog.binpb is not there, and \
              the layout cannot be read without it: cannot read oci-layout; an OCI image layout with oci-layout, index.json and blobs/ \
              is expected: No such file or directory (os error 2)",
         ),
         (
             endpoint(&["--ca", "ca.crt", "--disk", "junk", "-o", "t"]),
-            "it is not known which images there are: cannot list the images of junk: it has no file system that is known (EROFS, \
+            "cannot list the images of junk: it has no file system that is known (EROFS, \
              squashfs, ext4), and is no archive; a disk as `localregistry pack` makes, an OCI image layout or an archive of one is \
              expected",
         ),
         (
             endpoint(&["--ca", "ca.crt", "-o", "other"]),
-            "other holds \"thesis\", which no trust bundle has; expected a folder that is empty, not there yet, or an earlier bundle's",
+            "other contains \"thesis\", which is not part of a trust bundle; expected an empty or missing folder, or an earlier bundle",
         ),
-        (endpoint(&["--ca", "ca.crt", "-o", "junk"]), "junk is there and is not a folder"),
+        (endpoint(&["--ca", "ca.crt", "-o", "junk"]), "junk exists and is not a folder"),
         (
             endpoint(&["--ca", "ca.crt", "-o", "no/where"]),
             "cannot write the trust files to no/where: No such file or directory (os error 2)",

@@ -295,11 +295,11 @@ fn a_folder_that_cannot_keep_one_is_refused_before_the_boot() {
     let key = bench.path("kept/ca.key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
     let before = bench.everything();
-    let message = "localregistry: cannot use the CA: others may read the CA's key kept/ca.key (mode 0640): they could stand in for any \
-                   registry that nodes ask; `chmod 600` it, or remove it with its certificate to have a new CA made\n";
+    let message = "localregistry: cannot use the CA: others may read the CA's key kept/ca.key (mode 0640): they could impersonate any \
+                   registry that nodes trust; `chmod 600` it, or remove it and its certificate to create a new CA\n";
     assert_eq!(run("kept"), (Some(13), message.to_owned()));
     let message =
-        "localregistry: cannot use the CA: cannot make the CA's folder no/where: No such file or directory (os error 2)\n";
+        "localregistry: cannot use the CA: cannot create the CA's folder no/where: No such file or directory (os error 2)\n";
     assert_eq!(run("no/where"), (Some(13), message.to_owned()));
     let message = "localregistry: cannot use the CA: cannot look at junk/ca.crt: Not a directory (os error 20)\n";
     assert_eq!(run("junk"), (Some(13), message.to_owned()));
@@ -316,7 +316,7 @@ fn a_folder_that_cannot_keep_one_is_refused_before_the_boot() {
 fn flags_that_do_not_go_together_exit_2() {
     let bench = bench();
     let both =
-        "the arguments '--cert <FILE>' and '--ca <FILE>' cannot be used together: '--key <FILE>' is the key of one of them";
+        "the arguments '--cert <FILE>' and '--ca <FILE>' cannot be used together: '--key <FILE>' can be the key of only one";
     let unused = "the arguments '--ca <FILE>' and '--ca-dir <DIR>' cannot be used with '--tls provided' or '--tls off': there is nothing to sign";
     for (arguments, message) in [
         (&["--ca", "a"][..], "the following required arguments were not provided:\n  --key <FILE>"),
@@ -325,7 +325,7 @@ fn flags_that_do_not_go_together_exit_2() {
         (&["--cert", "a", "--ca", "b", "--key", "c"], both),
         (
             &["--cert", "a", "--key", "b", "--ca-dir", "c"],
-            "the arguments '--cert <FILE>' and '--ca-dir <DIR>' cannot be used together: a given certificate is signed already",
+            "the arguments '--cert <FILE>' and '--ca-dir <DIR>' cannot be used together: the certificate is already signed",
         ),
         (&["--ca", "a", "--key", "b", "--tls", "off"], unused),
         (&["--ca-dir", "a", "--tls", "off"], unused),

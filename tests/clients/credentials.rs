@@ -88,7 +88,7 @@ fn flags_that_do_not_go_together_exit_2() {
             (&["--client-certificate", "optional"], "the following required arguments were not provided:\n  --client-ca <FILE>"),
             (
                 &["--tls", "off", "--client-ca", "x"],
-                "the argument '--client-ca <FILE>' cannot be used with '--tls off': certificates need TLS",
+                "the argument '--client-ca <FILE>' cannot be used with '--tls off': client certificates need TLS",
             ),
         ] {
             let mut process = Command::new(testing::pack::PROGRAM);
@@ -109,13 +109,13 @@ fn files_that_cannot_be_used_exit_1() {
     for (arguments, message) in [
         (
             &["--htpasswd", "users"][..],
-            "cannot let anybody in: users:1: the hash of \"anna\" is not bcrypt; expected a hash that starts with $2y$, $2b$ or $2a$, \
+            "cannot set up access control: users:1: the hash of \"anna\" is not bcrypt; expected a hash that starts with $2y$, $2b$ or $2a$, \
              as `htpasswd -B` makes it",
         ),
-        (&["--htpasswd", "none"], "cannot let anybody in: cannot read none: No such file or directory (os error 2)"),
+        (&["--htpasswd", "none"], "cannot set up access control: cannot read none: No such file or directory (os error 2)"),
         (
             &["--client-ca", "ca"],
-            "cannot let anybody in: ca cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
+            "cannot set up access control: ca cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
         ),
     ] {
         let mut process = Command::new(testing::pack::PROGRAM);

@@ -285,18 +285,13 @@ fn what_cannot_be_deployed_is_named_and_nothing_is_written() {
 
     bench.file("notes", b"mine");
     for taken in ["notes", "layout"] {
-        refused(
-            &bench,
-            &on(taken),
-            1,
-            &format!("{taken} is there already, and is no empty folder; a new or an empty one is expected"),
-        );
+        refused(&bench, &on(taken), 1, &format!("{taken} exists and is not an empty folder; expected a new or an empty one"));
     }
     let gone = "No such file or directory (os error 2)";
     refused(&bench, &on("no/where"), 1, &format!("cannot write no/where: {gone}"));
 
     refused(&bench, &replaced("disk.erofs", "none"), 1, &format!("cannot read the disk none: cannot read it: {gone}"));
-    let message = "layout is no file system image (it is a folder); pack it: `localregistry pack layout -o DISK`";
+    let message = "layout is not a file system image (it is a folder); pack it: `localregistry pack layout -o DISK`";
     refused(&bench, &replaced("disk.erofs", "layout"), 1, message);
     let message = "cannot read the disk notes: it has no file system that is known (EROFS, squashfs, ext4), and is no archive; a disk as \
                    `localregistry pack` makes, an OCI image layout or an archive of one is expected";
@@ -304,19 +299,19 @@ fn what_cannot_be_deployed_is_named_and_nothing_is_written() {
 
     refused(&bench, &replaced("static", "none"), 1, &format!("cannot read the server none: {gone}"));
     refused(&bench, &replaced("static", "notes"), 1, "notes cannot be the server: it is not an ELF file");
-    let message = "dynamic cannot be the server: it is not static (it asks for /lib64/ld.so), and the image has no libraries; this \
-                   project's is built with `cargo build --release --target x86_64-unknown-linux-musl --no-default-features \
+    let message = "dynamic cannot be the server: it is not static (it asks for /lib64/ld.so), and the image has no libraries; build \
+                   this project's with `cargo build --release --target x86_64-unknown-linux-musl --no-default-features \
                    --features host --bin localregistry`";
     refused(&bench, &replaced("static", "dynamic"), 1, message);
-    refused(&bench, &replaced("vmlinux", "none"), 1, &format!("cannot put none into an image: {gone}"));
-    refused(&bench, &replaced("initramfs", "layout"), 1, "cannot put layout into an image: it is not a regular file");
+    refused(&bench, &replaced("vmlinux", "none"), 1, &format!("cannot copy none into an image: {gone}"));
+    refused(&bench, &replaced("initramfs", "layout"), 1, "cannot copy layout into an image: it is not a regular file");
 
-    let message = "http://registry.test:31000 is plain HTTP, and the cluster's registry serves over TLS; give the host alone";
+    let message = "http://registry.test:31000 is plain HTTP, but the registry in the cluster serves over TLS; give only the host";
     refused(&bench, &replaced("registry.test", "http://registry.test"), 1, message);
-    let message = "no certificate can be for the host 1.2.3:31000; a DNS name or an IP address is expected";
+    let message = "the certificate cannot be for the host 1.2.3:31000; expected a DNS name or an IP address";
     refused(&bench, &replaced("registry.test", "1.2.3"), 1, message);
 
-    let message = format!("cannot use the CA: cannot make the CA's folder no/where: {gone}");
+    let message = format!("cannot use the CA: cannot create the CA's folder no/where: {gone}");
     refused(&bench, &with(&["--ca-dir", "no/where"]), 1, &message);
 }
 
@@ -329,7 +324,7 @@ fn a_disk_with_wrong_bytes_is_not_deployed() {
     bench.file("disk.erofs", &disk);
     let (wanted, found) = (bench.file("wanted", b"a layer"), bench.file("found", b"A layer"));
     let message = format!(
-        "blob {} of the disk disk.erofs has the content of {}; `localregistry inspect --verify disk.erofs` names all faults",
+        "blob {} of the disk disk.erofs has the content of {}; `localregistry inspect --verify disk.erofs` lists all faults",
         digest_of(&wanted),
         digest_of(&found)
     );
@@ -365,7 +360,7 @@ fn a_signal_ends_it_and_leaves_nothing() {
 fn bad_flags_exit_2() {
     let bench = Bench::default();
     let with = |old: &str, new: &'static str| FLAGS.map(|one| if one == old { new } else { one }).to_vec();
-    let registry = "expected a registry's host, and a path where there is one: registry.example:5000/e2e";
+    let registry = "expected a registry's host and an optional path, such as registry.example:5000/e2e";
     let namespace = "expected 1 to 63 lower-case letters, digits and hyphens, no hyphen at the ends";
     for (flags, message) in [
         (with("registry.example:5000/e2e/", "e2e"), registry),

@@ -357,7 +357,7 @@ fn diff_tells_what_changed_by_text_json_and_status() {
 }
 
 #[test]
-fn diff_is_in_trouble_with_2() {
+fn diff_fails_with_exit_status_2() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let manifest = layout.image("test/hello:latest", b"a layer");
@@ -379,7 +379,7 @@ fn diff_is_in_trouble_with_2() {
     assert_eq!(
         trouble(&["broken", "other"]),
         format!(
-            "localregistry: cannot compare broken: blob {} is missing; localregistry inspect --verify names every fault\n",
+            "localregistry: cannot compare broken: blob {} is missing; `localregistry inspect --verify` lists all faults\n",
             manifest.digest
         )
     );

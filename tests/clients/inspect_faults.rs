@@ -347,9 +347,9 @@ fn a_catalog_that_disagrees() {
         "made.erofs",
         &[
             format!("{disagrees}: it lacks the repository test/another"),
-            format!("{disagrees}: it has the tag test/hello:latest, which index.json has not"),
+            format!("{disagrees}: it has the tag test/hello:latest, but index.json does not"),
             format!("{disagrees}: it lacks the tag test/hello:2"),
-            format!("{disagrees}: it has the repository test/other, which index.json has not"),
+            format!("{disagrees}: it has the repository test/other, but index.json does not"),
         ],
     );
 
@@ -369,10 +369,10 @@ fn a_catalog_that_disagrees() {
     lacking.sort();
     let (said, _) = failed(bench, &["made.erofs", "--verify"]);
     for expected in [
-        format!("its tag test/hello:latest names {}, and index.json's names {}", disk.manifest.digest, other.digest),
+        format!("its tag test/hello:latest is {}, but in index.json {}", disk.manifest.digest, other.digest),
         format!("it lacks blob {} in the repository test/hello", lacking[0]),
         format!("it lacks blob {} in the repository test/hello", lacking[1]),
-        "it has the repository test/other, which index.json has not".to_owned(),
+        "it has the repository test/other, but index.json does not".to_owned(),
     ] {
         assert!(said.contains(&format!("made.erofs: {disagrees}: {expected}\n")), "{expected}: {said}");
     }
@@ -419,14 +419,14 @@ fn an_export_replaces_nothing() {
         assert_eq!(
             said,
             format!(
-                "localregistry: cannot export to {target}: it is there already, and is no empty folder; a new or an empty one is expected\n"
+                "localregistry: cannot export to {target}: it exists and is not an empty folder; expected a new or an empty one\n"
             )
         );
     }
     let (said, _) = failed(&bench, &["disk.erofs", "--export", "no/such"]);
     assert!(
         said.starts_with(
-            "localregistry: cannot export to no/such: cannot write a working folder beside it: No such file or directory"
+            "localregistry: cannot export to no/such: cannot write a temporary folder next to it: No such file or directory"
         ),
         "{said}"
     );

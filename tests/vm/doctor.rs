@@ -166,12 +166,12 @@ fn a_qemu_that_is_missing_old_or_broken() {
         (
             version("QEMU emulator version 6.2.0 (made up)", "exit 33"),
             "FAIL  qemu        qemu-system-x86_64 6.2 is too old: 7.1 or later is needed; on Debian: apt-get install -t bookworm-backports \
-             qemu-system-x86; --qemu takes another"
+             qemu-system-x86; choose another QEMU with --qemu"
                 .to_owned(),
         ),
         (
             "echo hello".to_owned(),
-            format!("FAIL  qemu        qemu-system-x86_64 says \"hello\", which is no version of QEMU; {install}"),
+            format!("FAIL  qemu        qemu-system-x86_64 prints \"hello\", which is not a QEMU version; {install}"),
         ),
         (
             version("QEMU emulator version 9.1.0", "echo no accelerator >&2; exit 1"),
@@ -182,7 +182,7 @@ fn a_qemu_that_is_missing_old_or_broken() {
         (
             version("QEMU emulator version 9.1.0", "exec /bin/sleep 60"),
             format!(
-                "FAIL  qemu        qemu-system-x86_64 9.1 runs no machine: the machine hangs: it had not run five bytes of code after \
+                "FAIL  qemu        qemu-system-x86_64 9.1 runs no machine: the VM hangs: it had not run five bytes of code after \
                  10 s; {install}"
             ),
         ),
@@ -202,7 +202,7 @@ fn a_qemu_that_is_missing_old_or_broken() {
 #[test]
 fn kvm_that_is_missing_or_does_not_work_or_does() {
     let machine = Machine::new();
-    let slower = "; boots are emulated (TCG), which works and is some times slower";
+    let slower = "; boots are emulated (TCG): this works, but is several times slower";
     let (intel, amd, other) = ("flags\t\t: fpu vmx sse\n", "flags\t\t: fpu svm sse\n", "flags\t\t: fpu sse\nvmx flags\t: vnmi\n");
     let under_kvm = |then: &str| format!("case \"$*\" in *'-accel kvm'*) {then} ;; esac\n{QEMU}");
     for (kvm, cpuinfo, qemu, line) in [
@@ -235,7 +235,7 @@ fn kvm_that_is_missing_or_does_not_work_or_does() {
             true,
             intel,
             under_kvm("exec /bin/sleep 60"),
-            format!("note  kvm         cannot be used: the machine hangs: it had not run five bytes of code after 10 s{slower}"),
+            format!("note  kvm         cannot be used: the VM hangs: it had not run five bytes of code after 10 s{slower}"),
         ),
     ] {
         machine.program("qemu-system-x86_64", &qemu);
@@ -255,29 +255,29 @@ fn a_kernel_that_lacks_options_or_modules() {
     machine.config(&["EROFS_FS", "VIRTIO_PCI", "IPV6"]);
     let line = format!(
         "FAIL  kernel      {name} lacks CONFIG_EROFS_FS (the disk's file system), CONFIG_VIRTIO_PCI (the virtio devices on PCI); boot \
-         one that has it: --flavor cloud"
+         a kernel that has them, such as --flavor cloud"
     );
     machine.differs(&mut machine.command(&[]), &[("kernel", &line)], 1);
 
     machine.config(&["IPV6"]);
-    let line = format!("note  kernel      {name} lacks CONFIG_IPV6 (addresses of IPv6); the guest does without");
+    let line = format!("note  kernel      {name} lacks CONFIG_IPV6 (IPv6 addresses); the guest works without");
     machine.differs(&mut machine.command(&[]), &[("kernel", &line)], 0);
 
     let line = format!(
-        "FAIL  kernel      {name} lacks CONFIG_VIRTIO_MMIO (the virtio devices of a microvm); boot one that has it: --flavor cloud"
+        "FAIL  kernel      {name} lacks CONFIG_VIRTIO_MMIO (the virtio devices of a microvm); boot a kernel that has them, such as --flavor cloud"
     );
     machine.differs(&mut machine.command(&["--machine", "microvm"]), &[("kernel", &line)], 1);
 
     fs::remove_file(machine.path(&machine.kernel(&format!("boot/config-{RELEASE}")))).unwrap();
     let line = format!(
-        "note  kernel      {name}: its config is not known; put it beside the kernel as config-RELEASE, or build the kernel with \
+        "note  kernel      {name}: its config is unknown; put the config next to the kernel as config-RELEASE, or build the kernel with \
          CONFIG_IKCONFIG"
     );
     machine.builtin(&["erofs"]);
     let modules = format!(
         "FAIL  modules     the modules in ROOT/cache/kernel/cloud/linux-image_6.1.9-1/lib/modules/{RELEASE} cannot be packed: the \
          module erofs (the disk's file system) is neither in modules.dep nor in modules.builtin, and the guest cannot do without it; \
-         give the modules of a kernel that has it, and boot that kernel; give those of the kernel (--modules)"
+         give the modules of a kernel that has it, and boot that kernel; name the folder of the kernel's modules with --modules"
     );
     machine.differs(&mut machine.command(&[]), &[("kernel", &line), ("modules", &modules)], 1);
 
@@ -296,7 +296,7 @@ fn a_kernel_of_one_s_own() {
         "config-1",
         fs::read_to_string(machine.path(&machine.kernel(&format!("boot/config-{RELEASE}")))).unwrap().as_bytes(),
     );
-    let modules = "note  modules     not checked; name the kernel's with --modules where it has some";
+    let modules = "note  modules     not checked; if the kernel has modules, name their folder with --modules";
     let line = "ok    kernel      vmlinuz-1 has every option that q35 needs";
     machine.differs(&mut machine.command(&["--kernel", "vmlinuz-1"]), &[("kernel", line), ("modules", modules)], 0);
 
@@ -305,7 +305,7 @@ fn a_kernel_of_one_s_own() {
     let arguments = ["--kernel", "vmlinuz-1", "--modules", &tree];
     machine.differs(&mut machine.command(&arguments), &[("kernel", line), ("modules", &found)], 0);
 
-    let line = "FAIL  kernel      cannot read no-kernel: No such file or directory (os error 2); give one that is there";
+    let line = "FAIL  kernel      cannot read no-kernel: No such file or directory (os error 2); name an existing kernel";
     machine.differs(&mut machine.command(&["--kernel", "no-kernel"]), &[("kernel", line), ("modules", modules)], 1);
 }
 
@@ -314,7 +314,7 @@ fn a_kernel_that_is_not_there_yet() {
     let machine = Machine::new();
     fs::remove_dir_all(machine.path("cache/kernel")).unwrap();
     let modules = ("modules", "note  modules     not known yet; they come with the kernel");
-    let line = "note  kernel      cloud is not in the cache; `localregistry run` downloads it when it boots for the first time";
+    let line = "note  kernel      cloud is not in the cache; `localregistry run` downloads it on the first boot";
     let tools = PROGRAMS[..4].iter().map(|(name, ..)| (*name, there(name, "`kernel` and `run`"))).collect::<Vec<_>>();
     let changed = |kernel| {
         let tools = tools.iter().map(|(name, line)| (*name, line.as_str()));
@@ -331,7 +331,7 @@ fn a_kernel_that_is_not_there_yet() {
         machine.differs(&mut machine.command(&["--flavor", "full"]), &with_apt_get, 1);
     });
 
-    let line = "FAIL  kernel      our own is not built; build it with image/kernel, or take --flavor cloud";
+    let line = "FAIL  kernel      our own kernel is not built; build it with image/kernel, or use --flavor cloud";
     let apt_get = format!("note  apt-get     {}; needed only by {DOWNLOAD}", missing("apt-get", "apt"));
     machine.differs(&mut machine.command(&["--flavor", "own"]), &[("kernel", line), modules, ("apt-get", &apt_get)], 1);
 }
@@ -357,11 +357,11 @@ fn programs_an_init_and_a_cache_that_are_missing() {
     let nowhere = "cannot create the cache folder /dev/null/cache/";
     let line = |name: &str, folder: &str, advice: &str| {
         format!(
-            "FAIL  {name:<10}  {nowhere}{folder} (LOCALREGISTRY_CACHE names another): Not a directory (os error 20); {advice}"
+            "FAIL  {name:<10}  {nowhere}{folder} (set LOCALREGISTRY_CACHE to use another): Not a directory (os error 20); {advice}"
         )
     };
-    let cache = line("cache", "", "set LOCALREGISTRY_CACHE to a folder that can be written to");
-    let kernel = line("kernel", "kernel/cloud", "see the line of the cache");
+    let cache = line("cache", "", "set LOCALREGISTRY_CACHE to a writable folder");
+    let kernel = line("kernel", "kernel/cloud", "see the check `cache`");
     let modules = "note  modules     not known yet; they come with the kernel";
     machine.differs(
         machine.command(&[]).env("LOCALREGISTRY_CACHE", "/dev/null/cache"),

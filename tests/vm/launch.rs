@@ -130,7 +130,7 @@ async fn appliances_share_a_disk_and_not_their_fate() {
     let hosts = fs::read_to_string(trust.join("containerd/certs.d").join(&address).join("hosts.toml")).unwrap();
     assert!(hosts.contains(&format!("server = \"https://{address}\"")), "{hosts}");
     let error = other.trust(folder.path()).unwrap_err();
-    let message = "which no trust bundle has; expected a folder that is empty, not there yet, or an earlier bundle's";
+    let message = "which is not part of a trust bundle; expected an empty or missing folder, or an earlier bundle";
     assert!(error.to_string().ends_with(message), "{error}");
 
     kill(Pid::from_raw(other.pid().try_into().unwrap()), Signal::SIGKILL).unwrap();
@@ -296,11 +296,11 @@ async fn access_is_in_the_guest_s_config_and_its_files() {
     for (builder, why) in [
         (
             builder.clone().access(Access::default().token()),
-            "clients are asked for tokens, and nobody gets one: users are expected (a password file), or tokens for everybody",
+            "clients need tokens, but none can get one: expected users (a password file), or anonymous tokens",
         ),
         (
             builder.clone().plain_http().access(Access::default().required_client_ca(&ca)),
-            "clients are asked for certificates, and the registry serves plain HTTP: certificates need TLS",
+            "clients need certificates, but the registry serves plain HTTP: client certificates need TLS",
         ),
         (
             builder.access(Access::default().htpasswd(folder.path().join("none"))),

@@ -114,10 +114,10 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
         (
             12,
             &["disk", "--trust", "full"],
-            "cannot make the trust files: full holds \"mine\", which no trust bundle has; expected a folder that is empty, not there \
-             yet, or an earlier bundle's",
+            "cannot make the trust files: full contains \"mine\", which is not part of a trust bundle; expected an empty or missing \
+             folder, or an earlier bundle",
         ),
-        (12, &["disk", "--trust", "kernel"], "cannot make the trust files: kernel is there and is not a folder"),
+        (12, &["disk", "--trust", "kernel"], "cannot make the trust files: kernel exists and is not a folder"),
         (
             13,
             &["disk", "--ca", "cert.pem", "--key", "no-key"],
@@ -143,7 +143,7 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
         (
             2,
             &["disk", "--config", "interfaces.json", "--net", "user"],
-            "the interfaces are set twice: by the config, and by the networks; set them in one place; --net gives networks",
+            "the interfaces are set twice: by the config, and by the networks; set them in one place; --net sets networks",
         ),
         (
             2,
@@ -173,7 +173,7 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
             8,
             &["disk", "--net", "stream=no.sock,reconnect=1"],
             "qemu-system-x86_64 is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86): \
-             stream=…,reconnect=… needs QEMU 8.0 or later, and this is 7.2; --qemu takes another",
+             stream=…,reconnect=… needs QEMU 8.0 or later, and this is 7.2; choose another QEMU with --qemu",
         ),
     ] {
         let mut given = vec!["--accel", "tcg"];
@@ -243,8 +243,8 @@ fn a_kernel_without_what_the_guest_needs_is_refused() {
         file("config-1", &config(without));
         let (status, stderr) = boot(&folder, &["disk", "--machine", machine, "--kernel", "vmlinuz-1"]);
         let message = format!(
-            "localregistry: the kernel vmlinuz-1 cannot run the guest on {machine}: by its config it lacks {missing}; boot one that \
-             has it (`localregistry doctor` checks one)\n"
+            "localregistry: the kernel vmlinuz-1 cannot run the guest on {machine}: its config lacks {missing}; boot a kernel that has \
+             them (`localregistry doctor` checks a kernel)\n"
         );
         assert_eq!((status, stderr), (Some(14), message));
     }
@@ -265,8 +265,8 @@ fn our_own_kernel_has_to_be_built() {
     let output = command.output().unwrap();
     let digest = localregistry::oci::Digest::sha256_of(include_bytes!("../../image/kernel.config")).hex();
     let message = format!(
-        "localregistry: there is no kernel to boot: there is no kernel of our own in {}/cache/kernel/own that is built from this \
-         version's config ({}): build it with image/kernel (about ten minutes of one processor), or take the flavor cloud; --flavor chooses\n",
+        "localregistry: there is no kernel to boot: our own kernel is not built: {}/cache/kernel/own has none of this \
+         version's config ({}); build it with image/kernel (about ten minutes on one processor), or use the flavor cloud; choose a kernel with --flavor\n",
         folder.path("").display().to_string().trim_end_matches('/'),
         &digest[..12]
     );
@@ -280,14 +280,14 @@ fn a_taken_port_is_named() {
     let port = taken.local_addr().unwrap().port().to_string();
     let (status, stderr) = boot(&folder, &["disk", "--publish", &port]);
     let message = format!(
-        "localregistry: cannot listen on 127.0.0.1:{port} for the registry: Address already in use (os error 98); --publish takes \
-         another address, with port 0 a free one\n"
+        "localregistry: cannot listen on 127.0.0.1:{port} for the registry: Address already in use (os error 98); choose another \
+         address with --publish; port 0 picks a free port\n"
     );
     assert_eq!((status, stderr), (Some(10), message));
     let (status, stderr) = boot(&folder, &["disk", "--metrics", &port]);
     let message = format!(
-        "localregistry: cannot listen on 127.0.0.1:{port} for health and metrics: Address already in use (os error 98); --metrics \
-         takes another address, with port 0 a free one\n"
+        "localregistry: cannot listen on 127.0.0.1:{port} for health and metrics: Address already in use (os error 98); choose \
+         another address with --metrics; port 0 picks a free port\n"
     );
     assert_eq!((status, stderr), (Some(10), message));
 }
@@ -362,8 +362,8 @@ fn a_qemu_that_is_too_old_is_not_started() {
         let qemu = qemu_of_version(&folder.path(""), version);
         let (status, stderr) = boot(&folder, &["disk", "--qemu", &qemu, "--net", network]);
         let message = format!(
-            "localregistry: {qemu} is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86): {lacking}; --qemu \
-             takes another\n"
+            "localregistry: {qemu} is too old (on Debian: apt-get install -t bookworm-backports qemu-system-x86): {lacking}; choose \
+             another QEMU with --qemu\n"
         );
         assert_eq!((status, stderr), (Some(8), message));
     }

@@ -73,7 +73,7 @@ fn privileged_ports_are_refused_for_lack_of_permission() {
                      Permission denied (os error 13)";
         for (flag, purpose) in [("--publish", "the registry"), ("--metrics", "health and metrics")] {
             let message = format!(
-                "localregistry: no permission to listen on 127.0.0.1:443 for {purpose}: {roots}; {flag} takes another port\n"
+                "localregistry: no permission to listen on 127.0.0.1:443 for {purpose}: {roots}; choose another port with {flag}\n"
             );
             assert_eq!(as_nobody(&folder, "theirs", &["disk", flag, "443"]), (Some(15), message));
         }

@@ -97,7 +97,7 @@ fn a_deadline_that_passes_exits_5() {
     // A stopped machine gets nowhere, however fast this one is.
     kill(qemu, Signal::SIGSTOP).unwrap();
     let (status, stdout, stderr) = end(run);
-    let message = "localregistry: the registry was not ready within 1 s; QEMU was killed; --timeout gives it longer\n";
+    let message = "localregistry: the registry was not ready within 1 s; QEMU was killed; allow more time with --timeout\n";
     assert!(stderr.starts_with(message), "{stderr}");
     assert_eq!((status, stdout.as_str()), (Some(5), ""));
     gone(qemu);

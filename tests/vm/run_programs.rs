@@ -374,7 +374,7 @@ fn paths_that_are_not_utf_8_are_refused_where_json_names_them() {
     let before = place.bench.everything();
     let refused = |command: &mut Command, path: &Path| {
         let refused = command.output().unwrap();
-        let message = format!("error: {path:?} is not UTF-8, which the JSON that names it has to be: use a path that is\n");
+        let message = format!("error: {path:?} is not UTF-8, and JSON cannot name it: use a path that is UTF-8\n");
         let said = text(&refused.stderr);
         assert!(said.starts_with(&message) && said.contains("\\xFF"), "{said}");
         assert_eq!((refused.status.code(), text(&refused.stdout).as_str()), (Some(2), ""));

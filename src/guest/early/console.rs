@@ -9,6 +9,7 @@ use std::thread;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::registry::telemetry::events::Events;
+use crate::text::escaped;
 
 /// Makes `/dev/console` standard input, output and error. If it cannot be opened, they stay as the kernel set them.
 pub fn open() {
@@ -37,7 +38,7 @@ pub fn log_warnings() {
 
 /// Prints `message` as one line with the program's name in front.
 pub fn log(message: &str) {
-    print(&format!("localregistry: {}", one_line(message)));
+    print(&format!("localregistry: {}", escaped(message)));
 }
 
 /// Prints a warning and sends it to the launcher as an event.
@@ -57,19 +58,7 @@ pub fn print(line: &str) {
 }
 
 fn fatal_line(code: &str, message: &str) -> String {
-    format!("FATAL code={code} {}", one_line(message))
-}
-
-/// Escapes control characters, which could break the line or the reader's terminal.
-fn one_line(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut line, character| {
-        if character.is_control() {
-            line.extend(character.escape_default());
-        } else {
-            line.push(character);
-        }
-        line
-    })
+    format!("FATAL code={code} {}", escaped(message))
 }
 
 #[cfg(test)]

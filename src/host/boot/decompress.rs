@@ -1,5 +1,4 @@
-//! Whole compressed buffers to whole plain ones, for kernels and their modules. The output is bounded, so that no input can fill
-//! the memory. Nothing here reads or writes files.
+//! Decompresses kernels and modules in memory. The output is bounded, so that no input can fill the memory.
 
 use std::io::{self, Read};
 
@@ -7,27 +6,27 @@ use flate2::read::GzDecoder;
 use liblzma::read::XzDecoder;
 use zstd::stream::read::Decoder as ZstdDecoder;
 
-/// The compressions that kernels and modules come in.
+/// The compressions of kernels and modules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     /// RFC 1952.
     Gzip,
     /// The .xz format; kernels use its x86 filter.
     Xz,
-    /// RFC 8878.
+    /// The .xz format. Kernels use it with the x86 filter.
     Zstd,
-    /// The legacy frame of LZ4 (lz4_Frame_format.md, "Legacy frame"), which Linux uses.
+    /// RFC 8878.
     Lz4,
 }
 
 /// Magic number of LZ4's legacy frame, little endian.
 pub const LZ4_MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 
-/// A legacy LZ4 block holds at most this many bytes, decompressed.
+/// Maximum size of a decompressed legacy LZ4 block, in bytes.
 const LZ4_BLOCK: usize = 8 << 20;
 
 impl Compression {
-    /// Its name, as a person knows it.
+    /// The compression's common name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -41,7 +40,7 @@ impl Compression {
     /// Decompresses `data` to at most `limit` bytes.
     ///
     /// # Errors
-    /// When `data` is damaged or cut short, or gives more than `limit` bytes.
+    /// Fails if `data` is damaged or cut short, or decompresses to more than `limit` bytes.
     pub fn decompress(self, data: &[u8], limit: usize) -> io::Result<Vec<u8>> {
         match self {
             Self::Gzip => bounded(GzDecoder::new(data), limit),
@@ -58,7 +57,7 @@ fn bounded(reader: impl Read, limit: usize) -> io::Result<Vec<u8>> {
     if plain.len() > limit { Err(too_large(limit)) } else { Ok(plain) }
 }
 
-/// Frames follow each other; each is the magic number, then blocks of a little-endian size and that many bytes.
+/// Decompresses legacy LZ4 frames. Each has the magic number, then blocks of a little-endian size and that many bytes.
 fn lz4_legacy(data: &[u8], limit: usize) -> io::Result<Vec<u8>> {
     let mut rest = data.strip_prefix(&LZ4_MAGIC).ok_or_else(|| invalid("it has no magic number of legacy lz4".to_owned()))?;
     let mut plain = Vec::new();
@@ -97,7 +96,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// `plain` in one of the compressions, as the tools that build kernels write it.
+    /// Compresses `plain` as the tools that build kernels do.
     pub fn compress(compression: Compression, plain: &[u8]) -> Vec<u8> {
         match compression {
             Compression::Gzip => {
@@ -129,13 +128,13 @@ pub(crate) mod tests {
 
     const ALL: [Compression; 4] = [Compression::Gzip, Compression::Xz, Compression::Zstd, Compression::Lz4];
 
-    /// Bytes that do not compress to nothing: a counter of 32 bits.
+    /// Bytes that do not compress well: a 32-bit counter.
     fn sample(size: u32) -> Vec<u8> {
         (0..size / 4).flat_map(u32::to_le_bytes).collect()
     }
 
     #[test]
-    fn gives_back_what_was_compressed() {
+    fn decompresses_the_original() {
         // More than one block of legacy lz4.
         let plain = vec![7; (8 << 20) + 5];
         for compression in ALL {
@@ -145,13 +144,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn lz4_frames_follow_each_other() {
+    fn lz4_frames_may_follow_each_other() {
         let packed = [compress(Compression::Lz4, b"one "), compress(Compression::Lz4, b"two")].concat();
         assert_eq!(Compression::Lz4.decompress(&packed, 7).unwrap(), b"one two");
     }
 
     #[test]
-    fn more_than_the_limit_is_refused() {
+    fn output_beyond_the_limit_is_rejected() {
         let plain = sample(4096);
         for compression in ALL {
             let error = compression.decompress(&compress(compression, &plain), 4095).unwrap_err();
@@ -160,13 +159,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn cut_input_is_refused_at_every_byte() {
+    fn truncated_input_is_rejected_at_every_byte() {
         let plain = sample(256);
         for compression in ALL {
             let packed = compress(compression, &plain);
             for end in 0..packed.len() {
                 let result = compression.decompress(&packed[..end], 4096);
-                // Legacy LZ4 has no end mark: after its magic number alone it is whole, and empty.
+                // Legacy LZ4 has no end mark: the magic number alone is a complete, empty frame.
                 let whole = compression == Compression::Lz4 && end == 4;
                 assert_eq!(result.is_ok(), whole, "{compression:?} cut at {end}: {result:?}");
             }
@@ -174,7 +173,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn damaged_lz4_is_refused_by_name() {
+    fn damaged_lz4_is_rejected_with_a_reason() {
         let cases: [(&[u8], &str); 4] = [
             (b"\x04\x22\x4d\x18", "it has no magic number of legacy lz4"),
             (b"\x02\x21\x4c\x18\x05\0", "it ends in a block's size"),

@@ -1,4 +1,4 @@
-//! What QEMU boots: a kernel, its modules and the initramfs with the init program.
+//! The files that QEMU boots: a kernel, its modules, and the initramfs with the init.
 
 pub mod board;
 pub mod decompress;

@@ -1,5 +1,4 @@
-//! Static programs: what runs where there are no libraries, in the guest or in an image made from scratch. What enters is a file; what
-//! leaves is its content and the processor that it is for.
+//! Reads static programs, which run without libraries: PID 1 of the guest, and the server in an image made from scratch.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,19 +6,19 @@ use std::path::{Path, PathBuf};
 use super::elf::{Elf, ElfError, Processor};
 use crate::host::support::files;
 
-/// Largest program that is taken for one, in bytes.
+/// The largest program accepted, in bytes.
 const LARGEST: u64 = 256 << 20;
 
-/// What a program is wanted for, in the words of errors.
+/// The purpose of a program, for error messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Role {
-    /// What it is called.
+    /// Its short name.
     pub name: &'static str,
-    /// What it is to be.
+    /// Its full name.
     pub title: &'static str,
     /// Where it runs.
-    pub place: &'static str,
-    /// How this project's is built.
+    pub runs_in: &'static str,
+    /// The command that builds this project's.
     pub build: &'static str,
 }
 
@@ -27,52 +26,52 @@ pub struct Role {
 pub const INIT: Role = Role {
     name: "init",
     title: "the guest's init",
-    place: "guest",
+    runs_in: "guest",
     build: "cargo build --release --target x86_64-unknown-linux-musl --no-default-features --features guest --bin localregistry-init",
 };
 
-/// The server of the image that a cluster runs.
+/// The server in the image for a cluster.
 pub const SERVER: Role = Role {
     name: "server",
     title: "the server",
-    place: "image",
+    runs_in: "image",
     build: "cargo build --release --target x86_64-unknown-linux-musl --no-default-features --features host --bin localregistry",
 };
 
-/// Why a file is not such a program.
+/// Why a file is not a usable program.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the {} {}", role.name, path.display())]
     Read {
-        /// What it is wanted for.
+        /// The program's purpose.
         role: Role,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// It is no program, or one of no processor that a guest can have.
+    /// The file is not a program for a guest's processor.
     #[error("{} cannot be {}", path.display(), role.title)]
     Elf {
-        /// What it is wanted for.
+        /// The program's purpose.
         role: Role,
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         source: ElfError,
     },
-    /// It needs libraries, and there are none.
+    /// The program is dynamically linked.
     #[error(
-        "{} cannot be {}: it is not static (it asks for {interpreter}), and the {} has no libraries; this project's is built with `{}`",
-        path.display(), role.title, role.place, role.build
+        "{} cannot be {}: it is not static (it asks for {interpreter}), and the {} has no libraries; build this project's with `{}`",
+        path.display(), role.title, role.runs_in, role.build
     )]
     Dynamic {
-        /// What it is wanted for.
+        /// The program's purpose.
         role: Role,
         /// The file.
         path: PathBuf,
-        /// The dynamic loader that it asks for.
+        /// The dynamic loader it asks for.
         interpreter: String,
     },
 }
@@ -80,17 +79,17 @@ pub enum ProgramError {
 /// A static program.
 #[derive(Debug)]
 pub struct Program {
-    /// Its bytes.
+    /// The program's bytes.
     pub content: Vec<u8>,
-    /// The processor that it is for.
+    /// The processor it is built for.
     pub processor: Processor,
 }
 
 impl Program {
-    /// Reads the program at `path`, which is wanted as `role`.
+    /// Reads the program at `path` for the purpose `role`.
     ///
     /// # Errors
-    /// It cannot be read, is no program of a processor that a guest can have, or is not static.
+    /// Fails if the file cannot be read, is not a program for a guest's processor, or is not static.
     pub fn read(path: &Path, role: Role) -> Result<Self, ProgramError> {
         let path = || path.to_owned();
         let content = files::read(&path(), LARGEST).map_err(|source| ProgramError::Read { role, path: path(), source })?;

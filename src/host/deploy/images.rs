@@ -1,6 +1,5 @@
-//! The three images that a cluster runs: the server with its content, the disk of a machine, and what the machine boots from. What
-//! enters are a disk, a program, a kernel and an initramfs; what leaves is an image layout. Every blob is held against its digest on
-//! its way.
+//! Builds the three images that a cluster runs: the server with its content, a VM's disk, and a VM's kernel and initramfs. Every
+//! blob is verified against its digest while it is copied.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -20,20 +19,20 @@ use crate::host::inspect::reader::{Disk, DiskError, Form};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::{Digest, Hasher, ImageName, Tag};
 
-/// What KubeVirt runs QEMU as, user and group: it opens the files of these images.
+/// User and group as which KubeVirt runs QEMU, which opens the files of these images.
 const QEMU: FileOwnership = FileOwnership { owner: 107, mode: 0o444 };
-/// A folder of its.
+/// As [`QEMU`], for folders.
 const QEMU_FOLDER: FileOwnership = FileOwnership { owner: 107, mode: 0o555 };
-/// The server's path in its image.
+/// Path of the server in its image.
 const PROGRAM: &str = "localregistry";
-/// The disk's path in its image: the one file of the folder that KubeVirt looks into.
+/// Path of the disk in its image: the only file in the folder that KubeVirt reads.
 const DISK: &str = "disk/images.img";
-/// Files of a disk beside its blobs. The layout must have the first two.
+/// Files of a disk other than blobs, and whether a layout must have each.
 const FILES: [(&str, bool); 3] = [("oci-layout", true), ("index.json", true), (catalog::PATH, false)];
-/// Digits of the digests that make a tag.
+/// Number of hexadecimal digits in a default tag.
 const TAG_DIGITS: usize = 12;
 
-/// Why there are no images.
+/// Why the images cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum ImagesError {
     /// The disk cannot be read.
@@ -41,27 +40,27 @@ pub enum ImagesError {
     Disk {
         /// The disk.
         disk: PathBuf,
-        /// Why not.
+        /// The cause.
         source: DiskError,
     },
-    /// It is no file system, and a machine needs one.
-    #[error("{} is no file system image (it is a {}); pack it: `localregistry pack {} -o DISK`", disk.display(), form.name(), disk.display())]
+    /// The disk is not a file system image, which a VM needs.
+    #[error("{} is not a file system image (it is a {}); pack it: `localregistry pack {} -o DISK`", disk.display(), form.name(), disk.display())]
     Form {
-        /// What was given.
+        /// The path.
         disk: PathBuf,
-        /// What it is.
+        /// The form it has.
         form: Form,
     },
-    /// What it has cannot be listed.
-    #[error("cannot list what the disk {} has", disk.display())]
+    /// The disk's content cannot be listed.
+    #[error("cannot list the content of the disk {}", disk.display())]
     Contents {
         /// The disk.
         disk: PathBuf,
-        /// Why not.
+        /// The cause.
         source: ContentsError,
     },
-    /// It has faults.
-    #[error("blob {digest} of the disk {} {fault}; `localregistry inspect --verify {}` names all faults", disk.display(), disk.display())]
+    /// A blob of the disk is damaged.
+    #[error("blob {digest} of the disk {} {fault}; `localregistry inspect --verify {}` lists all faults", disk.display(), disk.display())]
     Fault {
         /// The disk.
         disk: PathBuf,
@@ -70,12 +69,12 @@ pub enum ImagesError {
         /// What is wrong with it.
         fault: BlobFault,
     },
-    /// A file cannot be read, or the layout not be written.
-    #[error("cannot put {} into an image", file.display())]
+    /// A file cannot be copied into an image.
+    #[error("cannot copy {} into an image", file.display())]
     Copy {
         /// The file.
         file: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// The layout cannot be written.
@@ -83,7 +82,7 @@ pub enum ImagesError {
     Write(#[from] io::Error),
 }
 
-/// What the images are made of.
+/// The content of the images.
 #[derive(Debug, Clone)]
 pub struct Parts<'a> {
     /// The packed disk.
@@ -96,30 +95,30 @@ pub struct Parts<'a> {
     pub initramfs: &'a Path,
 }
 
-/// Their names.
+/// The names of the images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
-    /// The server with its content.
+    /// The image of the server with its content.
     pub server: String,
-    /// The disk.
+    /// The image of the disk.
     pub disk: String,
-    /// Kernel and initramfs.
+    /// The image of the kernel and the initramfs.
     pub boot: String,
 }
 
 impl Names {
-    /// All of them.
+    /// All three names.
     pub fn all(&self) -> [&str; 3] {
         [&self.server, &self.disk, &self.boot]
     }
 }
 
 impl Parts<'_> {
-    /// Writes the layout of the three images to `folder`, each named `PREFIX/NAME:TAG`. Without `tag` it is made of their digests, so that
-    /// other content has another name.
+    /// Writes an image layout with the three images to `folder`, each named `PREFIX/NAME:TAG`. The default tag is derived from
+    /// their digests, so that different content has a different name.
     ///
     /// # Errors
-    /// [`ImagesError`]; a signal shows as one too.
+    /// Fails if the disk or a file cannot be read, if a blob is damaged, if the layout cannot be written, or after a signal.
     pub fn write(&self, folder: &Path, prefix: &str, tag: Option<&Tag>, interrupt: &Interrupt) -> Result<Names, ImagesError> {
         let disk = Disk::open(self.disk, interrupt).map_err(|source| ImagesError::Disk { disk: self.disk.to_owned(), source })?;
         if !matches!(disk.form, Form::FileSystem(_)) {
@@ -132,8 +131,8 @@ impl Parts<'_> {
             self.boot(&mut layout, interrupt)?,
         ];
         let digests = images.iter().map(|image| image.digest.to_string()).collect::<Vec<_>>().join(" ");
-        let made: String = Digest::sha256_of(digests.as_bytes()).hex().chars().take(TAG_DIGITS).collect();
-        let tag = tag.map_or(made, Tag::to_string);
+        let derived: String = Digest::sha256_of(digests.as_bytes()).hex().chars().take(TAG_DIGITS).collect();
+        let tag = tag.map_or(derived, Tag::to_string);
         let [server, disk, boot] =
             ["localregistry", "localregistry-disk", "localregistry-boot"].map(|name| format!("{prefix}/{name}:{tag}"));
         let names = Names { server, disk, boot };
@@ -144,7 +143,7 @@ impl Parts<'_> {
         Ok(names)
     }
 
-    /// The server, and what it serves in a layer of its own, which is as it lies on the disk.
+    /// The image of the server. Its content is a separate layer, with the same files as the disk.
     fn server(
         &self,
         layout: &mut LayoutWriter,
@@ -170,7 +169,7 @@ impl Parts<'_> {
             archive.folder("disk", QEMU_FOLDER)?;
             add(archive, DISK, self.disk, interrupt)
         })?;
-        unstarted(layout, layer)
+        image_of_files(layout, layer)
     }
 
     fn boot(&self, layout: &mut LayoutWriter, interrupt: &Interrupt) -> Result<WrittenImage, ImagesError> {
@@ -179,10 +178,10 @@ impl Parts<'_> {
             add(archive, KERNEL.trim_start_matches('/'), self.kernel, interrupt)?;
             add(archive, INITRAMFS.trim_start_matches('/'), self.initramfs, interrupt)
         })?;
-        unstarted(layout, layer)
+        image_of_files(layout, layer)
     }
 
-    /// The disk's image layout, blobs by their digests.
+    /// Copies the disk's image layout, blobs in the order of their digests.
     fn content(
         &self,
         archive: &mut LayerWriter,
@@ -193,7 +192,7 @@ impl Parts<'_> {
         let contents = Contents::read(tree, false, interrupt)
             .map_err(|source| ImagesError::Contents { disk: self.disk.to_owned(), source })?;
         let fault = |digest, fault| ImagesError::Fault { disk: self.disk.to_owned(), digest, fault };
-        // What `pack --allow-missing` left out is as missing in the cluster as it is on the disk.
+        // Blobs that `pack --allow-missing` left out are missing in the cluster too.
         let mut missing = HashSet::new();
         for (number, found) in &contents.faults {
             match (found, contents.blobs.get(*number as usize)) {
@@ -213,24 +212,24 @@ impl Parts<'_> {
                     self.parents(archive, &path, &mut folders)?;
                     archive
                         .file(&path, FileOwnership::FILE, found.size, found.reader)
-                        .map_err(|source| self.lost(file, source))?;
+                        .map_err(|source| self.copy_error(file, source))?;
                 }
                 Err(error) if !needed && error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(self.lost(file, source)),
+                Err(source) => return Err(self.copy_error(file, source)),
             }
         }
         for (_, blob) in blobs {
             let file = blob.digest.blob_path();
             let path = format!("{root}/{file}");
-            let found = tree.open(&file).map_err(|source| self.lost(&file, source))?;
+            let found = tree.open(&file).map_err(|source| self.copy_error(&file, source))?;
             if found.size != blob.size {
                 return Err(fault(blob.digest, BlobFault::Size { expected: blob.size, found: found.size }));
             }
             self.parents(archive, &path, &mut folders)?;
             let hasher = Hasher::new(blob.digest.algorithm());
-            let mut passing = Passing { inner: found.reader, hasher, interrupt };
-            archive.file(&path, FileOwnership::FILE, blob.size, &mut passing).map_err(|source| self.lost(&file, source))?;
-            let found = passing.hasher.finish();
+            let mut reader = HashingReader { inner: found.reader, hasher, interrupt };
+            archive.file(&path, FileOwnership::FILE, blob.size, &mut reader).map_err(|source| self.copy_error(&file, source))?;
+            let found = reader.hasher.finish();
             if found != blob.digest {
                 return Err(fault(blob.digest, BlobFault::Content { found }));
             }
@@ -238,7 +237,7 @@ impl Parts<'_> {
         Ok(())
     }
 
-    /// Adds the folders above `path` that are not there yet.
+    /// Adds the parent folders of `path` that are not in `known` yet.
     fn parents(&self, archive: &mut LayerWriter, path: &str, known: &mut HashSet<String>) -> Result<(), ImagesError> {
         for (at, _) in path.match_indices('/') {
             let folder = path.get(..at).unwrap_or_default();
@@ -249,46 +248,46 @@ impl Parts<'_> {
         Ok(())
     }
 
-    fn lost(&self, file: &str, source: io::Error) -> ImagesError {
+    fn copy_error(&self, file: &str, source: io::Error) -> ImagesError {
         ImagesError::Copy { file: self.disk.join(file), source }
     }
 }
 
-/// An image that nobody starts: its files are all there is to it.
-fn unstarted(layout: &mut LayoutWriter, layer: WrittenLayer) -> Result<WrittenImage, ImagesError> {
+/// An image that only carries files and is never started.
+fn image_of_files(layout: &mut LayoutWriter, layer: WrittenLayer) -> Result<WrittenImage, ImagesError> {
     Ok(layout.image(&ContainerConfig { working_dir: "/", ..ContainerConfig::default() }, &[layer])?)
 }
 
-/// Adds the file `from` of this machine, as QEMU's.
+/// Adds the file `from` of this machine, readable by QEMU.
 fn add(archive: &mut LayerWriter, path: &str, from: &Path, interrupt: &Interrupt) -> Result<(), ImagesError> {
     let copied = open_regular(from).and_then(|(file, size)| {
-        let passing = Reading { inner: file, interrupt };
-        archive.file(path, QEMU, size, passing)
+        let reader = InterruptibleReader { inner: file, interrupt };
+        archive.file(path, QEMU, size, reader)
     });
     copied.map_err(|source| ImagesError::Copy { file: from.to_owned(), source })
 }
 
-/// Stops at a signal.
-struct Reading<'a> {
+/// A reader that fails after a signal.
+struct InterruptibleReader<'a> {
     inner: File,
     interrupt: &'a Interrupt,
 }
 
-impl Read for Reading<'_> {
+impl Read for InterruptibleReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.interrupt.check_io()?;
         self.inner.read(buffer)
     }
 }
 
-/// Hashes what passes, and stops at a signal.
-struct Passing<'a> {
+/// A reader that hashes its content, and fails after a signal.
+struct HashingReader<'a> {
     inner: Box<dyn Read + Send + 'a>,
     hasher: Hasher,
     interrupt: &'a Interrupt,
 }
 
-impl Read for Passing<'_> {
+impl Read for HashingReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.interrupt.check_io()?;
         let count = self.inner.read(buffer)?;
@@ -297,15 +296,15 @@ impl Read for Passing<'_> {
     }
 }
 
-/// Where a cluster pulls the images from: what stands before their names, such as `registry.example:5000/e2e`.
+/// Parses the prefix of image names in the cluster's registry, such as `registry.example:5000/e2e`.
 ///
 /// # Errors
-/// When no image can have such a name.
+/// Fails if no image name can start with it.
 pub fn prefix(text: &str) -> Result<String, &'static str> {
     let plain = text.trim_end_matches('/');
     let named = format!("{plain}/localregistry-disk").parse::<ImageName>();
     match named {
         Ok(name) if name.repository.host().is_some() && name.tag.is_none() && name.digest.is_none() => Ok(plain.to_owned()),
-        _ => Err("expected a registry's host, and a path where there is one: registry.example:5000/e2e"),
+        _ => Err("expected a registry's host and an optional path, such as registry.example:5000/e2e"),
     }
 }

@@ -1,48 +1,47 @@
-//! Kubernetes objects as YAML: a registry's place and its images enter, documents for `kubectl apply` leave. Pure. The objects
-//! themselves are in the `.yaml` files beside this one, with names in braces for what is filled in.
+//! Generates the Kubernetes objects as YAML from the templates `*.yaml` in this folder. Names in braces in them are placeholders.
 
 use crate::host::nodes::trust::kubernetes::hosting;
-use crate::host::nodes::trust::text::quoted;
+use crate::host::support::quote::quoted;
 use crate::oci::Host;
 
-/// Name of every object, and the label by which the Service finds what serves.
+/// The name of every object, and the label by which the Service selects its pods or VM.
 pub const NAME: &str = "localregistry";
-/// The registry's port in its container or machine: the one that the guest has by default.
+/// The registry's port in its container or VM: the guest's default port.
 pub const PORT: u16 = 5000;
-/// User and group of the server: nobody's, as images without users have it.
+/// User and group ID of the server, as in other images without users (`nonroot`).
 pub const USER: u32 = 65532;
-/// Where the images lie in the server's container.
+/// Path of the images in the server's container.
 pub const IMAGES: &str = "/images";
-/// Where the Secret is mounted.
+/// Mount point of the Secret.
 const CA: &str = "/ca";
-/// The Secret with the CA that signs every replica's certificate, of the type `kubernetes.io/tls`.
+/// The Secret with the CA that signs every replica's certificate, of type `kubernetes.io/tls`.
 pub const SECRET: &str = "localregistry-ca";
 
-/// Where the kernel and its initramfs lie in their image.
+/// Path of the kernel in the boot image.
 pub const KERNEL: &str = "/boot/vmlinux";
-/// The initramfs.
+/// Path of the initramfs in the boot image.
 pub const INITRAMFS: &str = "/boot/initramfs.cpio";
-/// Memory of a machine, as `run` gives it by default.
+/// Memory of a VM, as `run` gives it by default.
 const MEMORY: &str = "256Mi";
 
-/// Where a registry is to be in a cluster.
+/// Where a registry runs in a cluster, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The namespace of all but the ConfigMap.
+pub struct Location {
+    /// The namespace of all objects but the ConfigMap.
     pub namespace: String,
-    /// Where nodes reach it, host and port. Never empty; the first is told to tools.
+    /// Hosts and ports by which nodes reach the registry. Never empty; tools get the first.
     pub hosts: Vec<Host>,
-    /// The port that every node forwards to it.
+    /// The port of every node that forwards to the registry.
     pub node_port: u16,
 }
 
-impl Place {
-    /// Where containers reach it.
+impl Location {
+    /// Host and port by which containers of the cluster reach the registry.
     pub fn inside(&self) -> String {
         format!("{NAME}.{}.svc:{PORT}", self.namespace)
     }
 
-    /// The names and addresses that its certificate is for, each once.
+    /// The names and addresses of its certificate, without duplicates.
     fn names(&self) -> Vec<String> {
         let service = format!("{NAME}.{}", self.namespace);
         let mut names: Vec<String> =
@@ -61,32 +60,33 @@ impl Place {
     }
 }
 
-/// The server, twice, with its Service and the ConfigMap.
-pub fn kubernetes(place: &Place, server: &str) -> String {
+/// Two replicas of the server, the Service and the ConfigMap.
+pub fn kubernetes(location: &Location, server: &str) -> String {
     let san = |name: &String| format!("            - --san\n            - {}\n", quoted(name));
     let deployment = format!(
         include_str!("deployment.yaml"),
         name = NAME,
-        namespace = quoted(&place.namespace),
-        plain = place.namespace,
+        namespace = quoted(&location.namespace),
+        plain = location.namespace,
         image = quoted(server),
-        sans = place.names().iter().map(san).collect::<String>(),
+        sans = location.names().iter().map(san).collect::<String>(),
         port = PORT,
         user = USER,
         ca = CA,
         secret = SECRET,
     );
-    documents(&[deployment, service(place), config_map(place)])
+    documents(&[deployment, service(location), config_map(location)])
 }
 
-/// The machine, with the same Service and ConfigMap.
-pub fn kubevirt(place: &Place, disk: &str, boot: &str) -> String {
-    // As QEMU's arguments of `run` have it, for the board that KubeVirt takes.
-    let arguments = format!("console=ttyS0 panic=-1 loglevel=5 no_timer_check localregistry.names={}", place.names().join(","));
+/// The VM, with the same Service and ConfigMap.
+pub fn kubevirt(location: &Location, disk: &str, boot: &str) -> String {
+    // The kernel command line of `run`, for the machine type that KubeVirt uses.
+    let arguments =
+        format!("console=ttyS0 panic=-1 loglevel=5 no_timer_check localregistry.names={}", location.names().join(","));
     let machine = format!(
         include_str!("machine.yaml"),
         name = NAME,
-        namespace = quoted(&place.namespace),
+        namespace = quoted(&location.namespace),
         memory = MEMORY,
         arguments = quoted(&arguments),
         boot = quoted(boot),
@@ -95,21 +95,21 @@ pub fn kubevirt(place: &Place, disk: &str, boot: &str) -> String {
         disk = quoted(disk),
         port = PORT,
     );
-    documents(&[machine, service(place), config_map(place)])
+    documents(&[machine, service(location), config_map(location)])
 }
 
-fn service(place: &Place) -> String {
+fn service(location: &Location) -> String {
     format!(
         include_str!("service.yaml"),
         name = NAME,
-        namespace = quoted(&place.namespace),
+        namespace = quoted(&location.namespace),
         port = PORT,
-        node_port = place.node_port
+        node_port = location.node_port
     )
 }
 
-fn config_map(place: &Place) -> String {
-    hosting(place.node_host(), &place.inside())
+fn config_map(location: &Location) -> String {
+    hosting(location.node_host(), &location.inside())
 }
 
 fn documents(documents: &[String]) -> String {
@@ -121,9 +121,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_certificate_is_for_every_name_once() {
+    fn the_certificate_has_every_name_once() {
         let hosts = ["registry.test:30500", "[fd00::1]:30500", "localregistry:30500"].map(|host| host.parse().unwrap());
-        let place = Place { namespace: "e2e".to_owned(), hosts: hosts.into(), node_port: 30500 };
+        let location = Location { namespace: "e2e".to_owned(), hosts: hosts.into(), node_port: 30500 };
         let expected = [
             "localregistry",
             "localregistry.e2e",
@@ -132,7 +132,7 @@ mod tests {
             "registry.test",
             "fd00::1",
         ];
-        assert_eq!(place.names(), expected);
-        assert_eq!((place.inside().as_str(), place.node_host()), ("localregistry.e2e.svc:5000", "registry.test:30500"));
+        assert_eq!(location.names(), expected);
+        assert_eq!((location.inside().as_str(), location.node_host()), ("localregistry.e2e.svc:5000", "registry.test:30500"));
     }
 }

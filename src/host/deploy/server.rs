@@ -1,37 +1,37 @@
-//! The program that the server's image is made of: this one, linked statically. Where it is looked for.
+//! Finds the program for the server's image: a statically linked `localregistry`.
 
 use std::path::{Path, PathBuf};
 
 use crate::host::boot::program::{Program, ProgramError, SERVER};
 
-/// Where it is built in the same `target/`, seen from the folder of this program.
-const PLACES: [&str; 2] =
+/// Paths of static builds in the same `target/`, relative to this program's folder.
+const CANDIDATES: [&str; 2] =
     ["../x86_64-unknown-linux-musl/release/localregistry", "../../x86_64-unknown-linux-musl/release/localregistry"];
 
-/// Why there is no server.
+/// Why there is no server program.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// It is nowhere.
-    #[error("there is no static localregistry: neither {} nor {}; build it with `{}`, or name it with --server", .own.display(), .others.join(" nor "), SERVER.build)]
+    /// No candidate is a static program.
+    #[error("there is no static localregistry: neither {} nor {}; build it with `{}`, or set one with --server", .own.display(), .others.join(" nor "), SERVER.build)]
     Nowhere {
         /// This program.
         own: PathBuf,
-        /// Where else it was looked for.
+        /// The other candidates.
         others: Vec<String>,
     },
-    /// It cannot be the server.
+    /// The program cannot be the server.
     #[error(transparent)]
     Program(#[from] ProgramError),
 }
 
-/// The program `given`; where none is given, this program if it is static, else a static one that is built beside it.
-pub fn find(given: Option<&Path>) -> Result<Program, ServerError> {
-    if let Some(path) = given {
+/// Reads the program at `path`. Without a path, takes this program if it is static, else a static build next to it.
+pub fn find(path: Option<&Path>) -> Result<Program, ServerError> {
+    if let Some(path) = path {
         return Ok(Program::read(path, SERVER)?);
     }
     let own = std::env::current_exe().unwrap_or_default();
     let folder = own.parent().unwrap_or(Path::new("."));
-    let others = PLACES.map(|place| folder.join(place));
+    let others = CANDIDATES.map(|path| folder.join(path));
     let found = [own.clone()].iter().chain(&others).find_map(|path| Program::read(path, SERVER).ok());
     found.ok_or_else(|| ServerError::Nowhere { own, others: others.iter().map(|path| path.display().to_string()).collect() })
 }

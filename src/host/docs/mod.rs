@@ -1,4 +1,4 @@
-//! Reference pages that are generated from the code.
+//! Documentation generated from the code: man pages, completions, and the reference of all JSON.
 
 pub mod manual;
 pub mod schema;

@@ -1,5 +1,5 @@
-//! The checks of the machine itself: QEMU, KVM, memory, the cache, the programs that commands run. QEMU is asked for its version and
-//! tried; the others are only looked for.
+//! Checks of the machine itself: QEMU, KVM, memory, the cache, and the external programs. QEMU is run; the others are only looked
+//! for.
 
 use std::fs;
 use std::io;
@@ -15,29 +15,29 @@ use crate::host::vm::qemu::version::{OLDEST, newer};
 use crate::host::vm::qemu::{Board, Version};
 use crate::text::chain;
 
-/// Bytes of memory that the default machine and its QEMU take.
+/// Memory that the default VM and its QEMU need, in bytes.
 const MEMORY: u64 = 320 << 20;
 
-/// Whether QEMU is there, new enough, and runs a machine.
+/// Checks that QEMU is installed, is recent enough, and runs a VM.
 pub fn qemu(board: Board, program: &Path) -> Check {
     let name = program.display();
     let install = format!("install Debian's package {} (`apt-get install {}`)", board.package(), board.package());
-    let said = match first_line(program, "--version") {
-        Ok(said) => said,
+    let printed = match first_line(program, "--version") {
+        Ok(printed) => printed,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Check::fail("qemu", format!("{name} is not on this machine"), install);
         }
         Err(error) => return Check::fail("qemu", format!("cannot run {name}: {error}"), install),
     };
-    let Some(version) = Version::parse(&said) else {
-        return Check::fail("qemu", format!("{name} says {said:?}, which is no version of QEMU"), install);
+    let Some(version) = Version::parse(&printed) else {
+        return Check::fail("qemu", format!("{name} prints {printed:?}, which is not a QEMU version"), install);
     };
     let found = format!("{name} {version}");
     if version < OLDEST {
         return Check::fail(
             "qemu",
             format!("{found} is too old: {OLDEST} or later is needed"),
-            format!("{}; --qemu takes another", newer(board.package())),
+            format!("{}; choose another QEMU with --qemu", newer(board.package())),
         );
     }
     if board == Board::Virt {
@@ -49,11 +49,11 @@ pub fn qemu(board: Board, program: &Path) -> Check {
     }
 }
 
-/// Whether KVM can be used, by a machine that runs under it.
+/// Checks that KVM works, by running a VM under it.
 pub fn kvm(board: Board, program: &Path) -> Check {
-    let slower = "boots are emulated (TCG), which works and is some times slower";
+    let slower = "boots are emulated (TCG): this works, but is several times slower";
     if board == Board::Virt && !cfg!(target_arch = "aarch64") {
-        return Check::note("kvm", "another processor's machine is always emulated", slower);
+        return Check::note("kvm", "a VM for another processor is always emulated", slower);
     }
     if let Err(error) = accel::probe() {
         return Check::note("kvm", format!("cannot be used: {}", chain(&error)), slower);
@@ -64,16 +64,16 @@ pub fn kvm(board: Board, program: &Path) -> Check {
     }
 }
 
-/// Whether a machine fits into the memory that is free.
+/// Checks that a VM fits into the available memory.
 pub fn memory() -> Check {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     match available(&text) {
         Some(bytes) => enough(bytes),
-        None => Check::note("memory", "/proc/meminfo does not say how much is available", "a machine takes 256 MiB"),
+        None => Check::note("memory", "/proc/meminfo does not say how much is available", "a VM needs 256 MiB"),
     }
 }
 
-/// The bytes that `meminfo` says are available.
+/// The available memory in bytes, from the text of /proc/meminfo.
 fn available(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
@@ -84,12 +84,12 @@ fn enough(bytes: u64) -> Check {
     if bytes >= MEMORY {
         return Check::ok("memory", found);
     }
-    Check::fail("memory", found, "a machine takes 256 MiB: end something, or give it less (--memory)")
+    Check::fail("memory", found, "a VM needs 256 MiB: free some memory, or give the VM less (--memory)")
 }
 
-/// Whether downloads can be kept.
+/// Checks that the cache folder is writable.
 pub fn cache() -> Check {
-    let advice = "set LOCALREGISTRY_CACHE to a folder that can be written to";
+    let advice = "set LOCALREGISTRY_CACHE to a writable folder";
     let folder = match cache::folder("") {
         Ok(folder) => folder,
         Err(error) => return Check::fail("cache", chain(&error), advice),
@@ -100,7 +100,7 @@ pub fn cache() -> Check {
     }
 }
 
-/// Whether a program is there, which is for `purpose`; and whether that is certain to need it.
+/// Checks that a program is installed. `purpose` says which commands run it; it is `needed` if they are certain to need it.
 pub fn program(tool: Tool, purpose: &str, needed: bool) -> Check {
     match tool.find() {
         Ok(path) => Check::ok(tool.name, format!("{}, for {purpose}", path.display())),
@@ -109,11 +109,11 @@ pub fn program(tool: Tool, purpose: &str, needed: bool) -> Check {
     }
 }
 
-/// The first line that a program says to `flag`, on standard output or else on standard error.
+/// The first line that a program prints when run with `flag`, from standard output or else standard error.
 fn first_line(program: &Path, flag: &str) -> io::Result<String> {
     let output = Command::new(program).arg(flag).env("LC_ALL", "C").stdin(Stdio::null()).output()?;
-    let said = [output.stdout, output.stderr].concat();
-    let line = said.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).find(|line| !line.is_empty());
+    let printed = [output.stdout, output.stderr].concat();
+    let line = printed.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).find(|line| !line.is_empty());
     Ok(printable(line.unwrap_or(b"nothing")))
 }
 
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_enough_or_not() {
+    fn available_memory_is_compared_with_the_need() {
         let meminfo = "MemTotal:        8000000 kB\nMemFree:  1 kB\nMemAvailable:     409600 kB\n";
         assert_eq!(available(meminfo), Some(409_600 << 10));
         for text in ["", "MemAvailable: x kB\n", "MemAvailable: 5\n", "MemAvailable: 18446744073709551615 kB\n"] {
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(enough(400 << 20).line(), "ok    memory      400 MiB available");
         assert_eq!(
             enough(319 << 20).line(),
-            "FAIL  memory      319 MiB available; a machine takes 256 MiB: end something, or give it less (--memory)"
+            "FAIL  memory      319 MiB available; a VM needs 256 MiB: free some memory, or give the VM less (--memory)"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! `localregistry doctor`: whether this machine has what `pack` and `run` need. Facts of the machine enter, one line for each thing
-//! leaves, with what to do where it is not as it should be. It downloads and installs nothing, and boots nothing but five bytes.
+//! `localregistry doctor`: checks that this machine has everything that `pack` and `run` need, and says how to fix what is missing.
+//! It downloads and installs nothing.
 
 mod machine;
 mod trial;
@@ -23,60 +23,62 @@ use crate::text::chain;
 #[command(after_help = "\
 Examples:
   localregistry doctor
-      What `localregistry run` without flags needs
+      Check for everything that `localregistry run` needs without flags
   localregistry doctor --machine microvm --flavor own
-      The same for that machine and kernel
+      Check for another machine type and kernel
   localregistry doctor --kernel /boot/vmlinuz-6.1.0-30-amd64 --modules /lib/modules/6.1.0-30-amd64
-      Whether the guest can run on a kernel
+      Check that the guest can run on a kernel of your own
 
-Each line is `ok`, `note` (something works less well, later or only with another flag) or `FAIL`. Every program that a command runs has a
-line: `note` where it is missing and only some flag needs it. Exit status: 0 without a FAIL, else 1; 2 where the command line is wrong.")]
-pub struct Args {
-    /// The board
+Each line starts with `ok`, `note` (a feature is missing, slower or needs a flag) or `FAIL`. External programs that only some flag needs
+get a `note` if they are missing.
+
+Exit status: 0 without a FAIL, 1 with one, 2 for a wrong command line.")]
+pub struct DoctorArgs {
+    /// Machine type to check for
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
     machine: Board,
 
-    /// The kernel, as `localregistry kernel` gives it
+    /// Kernel to check, as in `localregistry kernel`
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
     flavor: Flavor,
 
-    /// Check this kernel (ELF or bzImage) instead of a flavor's
+    /// Check this kernel (ELF or bzImage) instead of --flavor
     #[arg(long, value_name = "FILE", conflicts_with = "flavor")]
     kernel: Option<PathBuf>,
 
-    /// The modules of that kernel, a folder lib/modules/RELEASE
+    /// Module folder of that kernel, lib/modules/RELEASE
     #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
 
-    /// The QEMU to check [default: qemu-system-x86_64, for virt qemu-system-aarch64]
+    /// QEMU to check [default: qemu-system-x86_64, or qemu-system-aarch64 for virt]
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<PathBuf>,
 }
 
-/// What was found of one thing.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "DoctorCheck")]
 pub struct Check {
-    /// The thing.
+    /// The name of the check.
     name: &'static str,
-    /// Whether it is as it should be.
+    /// The outcome.
     status: Status,
-    /// What there is.
+    /// What was found.
     found: String,
-    /// What to do; null where it is as it should be.
+    /// What to do; null if nothing needs to be done.
     advice: Option<String>,
 }
 
-/// Whether a thing is as it should be.
+/// The outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "DoctorStatus")]
 enum Status {
-    /// It is.
+    /// Everything is fine.
     Ok,
-    /// Something works less well, or later.
+    /// A feature is missing, slower or needs a flag.
     Note,
-    /// `pack` or `run` will not work.
+    /// `pack` or `run` will fail.
     Fail,
 }
 
@@ -93,7 +95,7 @@ impl Check {
         Self { name, status: Status::Fail, found: found.into(), advice: Some(advice.into()) }
     }
 
-    /// One line for a person.
+    /// Formats the check as a line of text.
     fn line(&self) -> String {
         let status = match self.status {
             Status::Ok => "ok",
@@ -105,36 +107,36 @@ impl Check {
     }
 }
 
-/// What this machine has of what `pack` and `run` need.
+/// The results of all checks.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "DoctorResult")]
-pub(crate) struct Written<'a> {
+pub(crate) struct DoctorResult<'a> {
     /// Whether no check failed.
     ok: bool,
-    /// The checks, in the order in which things are needed.
+    /// The checks, in the order in which `pack` and `run` need the things.
     #[schemars(with = "Vec<Check>")]
     checks: &'a [Check],
 }
 
-/// The result cannot be printed.
+/// Standard output cannot be written to.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot print the result")]
 pub struct PrintError(#[source] io::Error);
 
-/// Runs `localregistry doctor`, and tells whether all is well.
+/// Runs `localregistry doctor`, and returns whether no check failed.
 ///
 /// # Errors
-/// When the result cannot be printed.
-pub fn run(args: &Args, report: &Report) -> Result<bool, PrintError> {
+/// Fails if standard output cannot be written to.
+pub fn run(args: &DoctorArgs, report: &Report) -> Result<bool, PrintError> {
     let checks = checks(args);
     let ok = checks.iter().all(|check| check.status != Status::Fail);
     let text: Vec<String> = checks.iter().map(Check::line).collect();
-    report.result(&Written { ok, checks: &checks }, &text.join("\n")).map_err(PrintError)?;
+    report.result(&DoctorResult { ok, checks: &checks }, &text.join("\n")).map_err(PrintError)?;
     Ok(ok)
 }
 
-/// Every check, in the order in which things are needed.
-fn checks(args: &Args) -> Vec<Check> {
+/// Runs all checks, in the order in which `pack` and `run` need the things.
+fn checks(args: &DoctorArgs) -> Vec<Check> {
     let program = args.qemu.clone().unwrap_or_else(|| args.machine.program().into());
     let mut checks = vec![machine::qemu(args.machine, &program), machine::kvm(args.machine, &program), machine::memory()];
     checks.push(machine::cache());
@@ -143,9 +145,9 @@ fn checks(args: &Args) -> Vec<Check> {
     checks
 }
 
-/// The programs that commands run besides QEMU: those that download a kernel, which is needed until there is one, and those that make
-/// file systems other than the default one.
-fn programs(args: &Args) -> impl Iterator<Item = Check> + use<> {
+/// Checks the external programs other than QEMU: those that download a kernel, needed until the cache has one, and those that make
+/// optional file systems.
+fn programs(args: &DoctorArgs) -> impl Iterator<Item = Check> + use<> {
     let lacks_kernel = args.kernel.is_none() && args.flavor != Flavor::Own && matches!(kernel::cached(args.flavor), Ok(None));
     let download = if lacks_kernel { "`kernel` and `run`" } else { "`kernel` and `run` with a kernel that is not in the cache" };
     let download = kernel::TOOLS.into_iter().map(move |tool| machine::program(tool, download, lacks_kernel));
@@ -156,18 +158,20 @@ fn programs(args: &Args) -> impl Iterator<Item = Check> + use<> {
     download.chain(make)
 }
 
-/// The kernel, its modules and the init.
-fn boot_files(args: &Args) -> Vec<Check> {
+/// Checks the kernel, its modules and the init.
+fn boot_files(args: &DoctorArgs) -> Vec<Check> {
     let kernel_and_modules = match &args.kernel {
         Some(path) => {
             let readable = std::fs::File::open(path).map(|_| ());
             let kernel = match readable {
-                Err(error) => Check::fail("kernel", format!("cannot read {}: {error}", path.display()), "give one that is there"),
+                Err(error) => {
+                    Check::fail("kernel", format!("cannot read {}: {error}", path.display()), "name an existing kernel")
+                }
                 Ok(()) => options(&path.display().to_string(), kernel::options_of(path), args.machine),
             };
             let modules = match &args.modules {
                 Some(tree) => modules_in(tree),
-                None => Check::note("modules", "not checked", "name the kernel's with --modules where it has some"),
+                None => Check::note("modules", "not checked", "if the kernel has modules, name their folder with --modules"),
             };
             [kernel, modules]
         }
@@ -176,8 +180,8 @@ fn boot_files(args: &Args) -> Vec<Check> {
     kernel_and_modules.into_iter().chain([guest_init()]).collect()
 }
 
-/// The kernel of a flavor and its modules, where the cache has it.
-fn flavor(args: &Args) -> [Check; 2] {
+/// Checks the cached kernel of a flavor and its modules.
+fn flavor(args: &DoctorArgs) -> [Check; 2] {
     let unknown = || Check::note("modules", "not known yet", "they come with the kernel");
     match kernel::cached(args.flavor) {
         Ok(Some(kernel)) => {
@@ -186,28 +190,28 @@ fn flavor(args: &Args) -> [Check; 2] {
             [options(&name, kernel.options(), args.machine), modules_in(modules)]
         }
         Ok(None) if args.flavor == Flavor::Own => {
-            [Check::fail("kernel", "our own is not built", "build it with image/kernel, or take --flavor cloud"), unknown()]
+            [Check::fail("kernel", "our own kernel is not built", "build it with image/kernel, or use --flavor cloud"), unknown()]
         }
         Ok(None) => [not_downloaded(args.flavor), unknown()],
-        Err(error) => [Check::fail("kernel", chain(&error), "see the line of the cache"), unknown()],
+        Err(error) => [Check::fail("kernel", chain(&error), "see the check `cache`"), unknown()],
     }
 }
 
-/// A kernel of the distribution that `run` has yet to download.
+/// Reports a distribution's kernel that is not in the cache yet.
 fn not_downloaded(flavor: Flavor) -> Check {
     let found = format!("{} is not in the cache", flavor.name());
     let missing: Vec<_> = kernel::TOOLS.into_iter().filter_map(|tool| tool.find().err()).collect();
     match missing.first() {
-        None => Check::note("kernel", found, "`localregistry run` downloads it when it boots for the first time"),
+        None => Check::note("kernel", found, "`localregistry run` downloads it on the first boot"),
         Some(error) => Check::fail("kernel", format!("{found}, and cannot be downloaded: {error}"), "or name one with --kernel"),
     }
 }
 
-/// What the guest uses of a kernel with these options.
-fn options(kernel: &str, options: Option<kernel::Options>, board: Board) -> Check {
+/// Checks that a kernel with these options can run the guest.
+fn options(kernel: &str, options: Option<kernel::KernelOptions>, board: Board) -> Check {
     let Some(options) = options else {
-        let advice = "put it beside the kernel as config-RELEASE, or build the kernel with CONFIG_IKCONFIG";
-        return Check::note("kernel", format!("{kernel}: its config is not known"), advice);
+        let advice = "put the config next to the kernel as config-RELEASE, or build the kernel with CONFIG_IKCONFIG";
+        return Check::note("kernel", format!("{kernel}: its config is unknown"), advice);
     };
     let missing = options.missing(board);
     let named = |need| {
@@ -216,16 +220,16 @@ fn options(kernel: &str, options: Option<kernel::Options>, board: Board) -> Chec
     };
     match (named(Need::Required), named(Need::Optional)) {
         (required, _) if !required.is_empty() => {
-            Check::fail("kernel", format!("{kernel} lacks {required}"), "boot one that has it: --flavor cloud")
+            Check::fail("kernel", format!("{kernel} lacks {required}"), "boot a kernel that has them, such as --flavor cloud")
         }
         (_, optional) if !optional.is_empty() => {
-            Check::note("kernel", format!("{kernel} lacks {optional}"), "the guest does without")
+            Check::note("kernel", format!("{kernel} lacks {optional}"), "the guest works without")
         }
         _ => Check::ok("kernel", format!("{kernel} has every option that {} needs", board.name())),
     }
 }
 
-/// The modules of a tree that the guest loads.
+/// Checks the modules that the guest loads.
 fn modules_in(tree: &Path) -> Check {
     match modules::collect(tree) {
         Ok(found) => {
@@ -236,11 +240,11 @@ fn modules_in(tree: &Path) -> Check {
             };
             Check::ok("modules", format!("{load} ({})", tree.display()))
         }
-        Err(error) => Check::fail("modules", chain(&error), "give those of the kernel (--modules)"),
+        Err(error) => Check::fail("modules", chain(&error), "name the folder of the kernel's modules with --modules"),
     }
 }
 
-/// The guest's program.
+/// Checks the guest's init.
 fn guest_init() -> Check {
     match init::find().and_then(|path| init::read(&path).map(|_| path)) {
         Ok(path) => Check::ok("init", path.display().to_string()),

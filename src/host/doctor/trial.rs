@@ -1,5 +1,5 @@
-//! A machine for a moment: firmware of five instructions' bytes that ends QEMU with a status of its own. It shows what no file does:
-//! that the accelerator runs a guest at all. Nothing is left of it.
+//! Boots a VM with five bytes of firmware, which end QEMU with a known exit status. This shows what no file does: whether an
+//! accelerator can run a guest.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,49 +15,49 @@ use nix::sys::signal::Signal;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::host::support::sys;
-use crate::host::support::tools::last_words;
+use crate::host::support::tools::last_lines;
 use crate::host::vm::accel::Accel;
 use crate::host::vm::launch::printable;
 
-/// Size of the firmware: QEMU takes multiples of 64 KiB.
+/// Size of the firmware. QEMU requires a multiple of 64 KiB.
 const FIRMWARE: usize = 64 << 10;
-/// An x86 processor starts 16 bytes before the end of the firmware, in 16-bit mode: `mov al, 0x10; out 0xf4, al; hlt`.
+/// The last 16 bytes of the firmware, where an x86 processor starts in 16-bit mode: `mov al, 0x10; out 0xf4, al; hlt`.
 const START: [u8; 16] = [0xb0, 0x10, 0xe6, 0xf4, 0xf4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-/// What QEMU's `isa-debug-exit` makes of 0x10: twice that and 1.
+/// The exit status that QEMU's `isa-debug-exit` makes of 0x10: 2 × 0x10 + 1.
 const STATUS: i32 = 0x21;
-/// How long it may take. A working machine needs a tenth of a second, on a busy host some seconds.
+/// Time limit. A working VM needs a tenth of a second, or some seconds on a busy host.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Time between two looks whether QEMU has ended.
+/// Interval of the checks whether QEMU has ended.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Why no machine ran.
+/// Why the VM did not run.
 #[derive(Debug, thiserror::Error)]
 pub enum TrialError {
-    /// Nothing could be started.
+    /// QEMU cannot be started.
     #[error("cannot start {program}")]
     Start {
-        /// QEMU.
+        /// The QEMU program.
         program: String,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The guest never ran its first instructions.
-    #[error("the machine hangs: it had not run five bytes of code after {} s", DEADLINE.as_secs())]
+    /// The guest did not run its first instructions in time.
+    #[error("the VM hangs: it had not run five bytes of code after {} s", DEADLINE.as_secs())]
     Hangs,
-    /// QEMU ended in another way.
-    #[error("QEMU ended with {status}: {said}")]
+    /// QEMU ended with another status.
+    #[error("QEMU ended with {status}: {stderr}")]
     Ended {
-        /// How.
+        /// The exit status.
         status: std::process::ExitStatus,
-        /// The end of what it said.
-        said: String,
+        /// The last lines of its standard error.
+        stderr: String,
     },
 }
 
-/// Starts a machine with `accel` and waits until its processor has run.
+/// Boots a VM with `accel`, and waits until its processor has run the firmware.
 ///
 /// # Errors
-/// It did not.
+/// Fails if QEMU cannot be started, hangs or ends with another status.
 pub fn run(program: &Path, accel: Accel) -> Result<(), TrialError> {
     let start = |source| TrialError::Start { program: program.display().to_string(), source };
     let firmware = memfd_create("localregistry-trial", MemfdFlags::CLOEXEC).map_err(|error| start(error.into()))?;
@@ -81,7 +81,7 @@ pub fn run(program: &Path, accel: Accel) -> Result<(), TrialError> {
     if output.status.code() == Some(STATUS) {
         return Ok(());
     }
-    Err(TrialError::Ended { status: output.status, said: printable(last_words(&output.stderr).as_bytes()) })
+    Err(TrialError::Ended { status: output.status, stderr: printable(last_lines(&output.stderr).as_bytes()) })
 }
 
 fn firmware_bytes() -> Vec<u8> {

@@ -1,5 +1,5 @@
-//! `localregistry diff`: which images of two disks differ. What enters are two disks; what leaves is a list, and an exit status as
-//! diff(1) has it. Only images that differ are read beyond the index.
+//! `localregistry diff`: compares the images of two disks. The exit status is that of diff(1). Of images that are the same, only
+//! the index entries are read.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -11,41 +11,39 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::contents::{self, Blob, BlobKind, Contents, ContentsError, every_tag_name};
-use super::counted;
 use super::reader::{Disk, DiskError};
 use super::table::short;
 use crate::disk::layout::IndexEntry;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
-use crate::host::support::report::Report;
+use crate::host::support::report::{Report, counted};
 use crate::oci::Digest;
 
-/// Exit status where images differ.
+/// Exit status: images differ.
 const DIFFERENT: u8 = 1;
-/// Exit status where nothing can be said.
+/// Exit status: an error.
 const TROUBLE: u8 = 2;
 
 /// Show which images of two disks differ
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A and B are disks as localregistry inspect takes them: EROFS, squashfs or ext4 images, OCI image layouts as folders or \
-archives; the two need not be of one form. Images are told apart by their names, and are the same where their digests are.
+    after_help = "A and B are disks, image layouts or archives, in any form that `localregistry inspect` reads. Images are matched by \
+name and compared by digest.
 
-Exit codes: 0 the same images, 1 some differ, 2 trouble.
+`localregistry schema` describes the fields of --json (DiffResult).
 
-With --json: a, b, same, added [{name, digest, bytes}], removed [the same], changed [{name, from, to, layers_added [{digest, \
-bytes}], layers_removed [the same], bytes_added, bytes_removed}], unchanged.
+Exit status: 0 the images are the same, 1 some differ, 2 an error.
 
 Examples:
   localregistry diff yesterday.erofs today.erofs
   localregistry diff disk.erofs images/ --json | jq -r '.changed[].name'
   localregistry diff --quiet a.erofs b.erofs || localregistry pack images/ -o a.erofs"
 )]
-pub struct Args {
-    /// The old disk
+pub struct DiffArgs {
+    /// Old disk
     #[arg(value_name = "A")]
     a: PathBuf,
 
-    /// The new disk
+    /// New disk
     #[arg(value_name = "B")]
     b: PathBuf,
 }
@@ -53,97 +51,97 @@ pub struct Args {
 /// Why two disks cannot be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum DiffError {
-    /// One cannot be opened.
+    /// A disk cannot be opened.
     #[error("cannot compare {}", disk.display())]
     Disk {
-        /// Which.
+        /// The disk.
         disk: PathBuf,
-        /// Why not.
+        /// The cause.
         source: DiskError,
     },
-    /// Its index or its images cannot be read.
+    /// The index or the images of a disk cannot be read.
     #[error("cannot compare {}", disk.display())]
     Contents {
-        /// Which.
+        /// The disk.
         disk: PathBuf,
-        /// Why not.
+        /// The cause.
         source: ContentsError,
     },
     /// An image that differs is damaged.
-    #[error("cannot compare {}: {fault}; localregistry inspect --verify names every fault", disk.display())]
+    #[error("cannot compare {}: {fault}; `localregistry inspect --verify` lists all faults", disk.display())]
     Fault {
-        /// Which.
+        /// The disk.
         disk: PathBuf,
-        /// What is wrong.
+        /// The fault.
         fault: String,
     },
-    /// A signal came.
+    /// Interrupted by a signal.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    /// No signals can be caught.
-    #[error("cannot start a thread for signals")]
+    /// The signal thread cannot be started.
+    #[error("cannot start the signal thread")]
     Signals(#[source] io::Error),
-    /// The result cannot be printed.
-    #[error("the result cannot be printed")]
+    /// Standard output cannot be written to.
+    #[error("cannot print the result")]
     Print(#[source] io::Error),
 }
 
 impl DiffError {
-    /// The status that the process ends with: 128 and its number after a signal, as a shell has it, else `TROUBLE`.
+    /// The exit status: after a signal 128 plus the signal's number, as in a shell; else `TROUBLE`.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Interrupted(cause) => u8::try_from(128 + cause.0 as i32).unwrap_or(TROUBLE),
+            Self::Interrupted(cause) => cause.exit_code(),
             _ => TROUBLE,
         }
     }
 }
 
-/// How two disks differ.
+/// The differences between two disks.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "DiffResult")]
-pub(crate) struct Difference {
-    /// The first disk, as it was given.
+pub(crate) struct DiffResult {
+    /// The first disk.
     a: PathBuf,
-    /// The second disk, as it was given.
+    /// The second disk.
     b: PathBuf,
     /// Whether both have the same images.
     same: bool,
-    /// The images that only the second disk has.
-    added: Vec<One>,
-    /// The images that only the first disk has.
-    removed: Vec<One>,
-    /// The images whose name both have, with another manifest.
+    /// Images only on the second disk.
+    added: Vec<DiffImage>,
+    /// Images only on the first disk.
+    removed: Vec<DiffImage>,
+    /// Images on both disks with different manifests.
     changed: Vec<Change>,
-    /// How many images are the same.
+    /// Number of images that are the same.
     unchanged: usize,
 }
 
-/// An image that one disk has alone.
+/// An image on only one of the disks.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "DiffImage")]
-struct One {
+struct DiffImage {
     /// The image's name.
     name: String,
-    /// Digest of its manifest.
+    /// Digest of the manifest.
     digest: String,
-    /// Its size in bytes, with all its blobs.
+    /// Total size of its blobs, in bytes.
     bytes: u64,
 }
 
-/// An image that differs.
+/// An image with different manifests on the two disks.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "DiffChange")]
 struct Change {
     /// The image's name.
     name: String,
-    /// Digest of its manifest on the first disk.
+    /// Digest of the manifest on the first disk.
     from: String,
-    /// Digest of its manifest on the second disk.
+    /// Digest of the manifest on the second disk.
     to: String,
-    /// The layers that it has on the second disk only.
+    /// Layers only on the second disk.
     layers_added: Vec<Layer>,
-    /// The layers that it has on the first disk only.
+    /// Layers only on the first disk.
     layers_removed: Vec<Layer>,
     /// Size of the added layers in bytes.
     bytes_added: u64,
@@ -161,11 +159,11 @@ struct Layer {
     bytes: u64,
 }
 
-/// Runs the subcommand, and gives the exit code 0 or 1.
+/// Runs `localregistry diff`, and returns exit status 0 or 1.
 ///
 /// # Errors
-/// [`DiffError`], for the exit code `TROUBLE`.
-pub fn run(args: &Args, report: &Report) -> Result<ExitCode, DiffError> {
+/// Fails if the disks cannot be compared, with exit status `TROUBLE`.
+pub fn run(args: &DiffArgs, report: &Report) -> Result<ExitCode, DiffError> {
     let interrupt = Interrupt::catch().map_err(DiffError::Signals)?;
     let compared = compare(args, report, &interrupt);
     if compared.is_err() {
@@ -183,17 +181,17 @@ struct Side<'a> {
     entries: BTreeMap<String, IndexEntry>,
 }
 
-fn compare(args: &Args, report: &Report, interrupt: &Interrupt) -> Result<Difference, DiffError> {
+fn compare(args: &DiffArgs, report: &Report, interrupt: &Interrupt) -> Result<DiffResult, DiffError> {
     let mut a = Side::open(&args.a, report, interrupt)?;
     let mut b = Side::open(&args.b, report, interrupt)?;
     let all = a.entries.len();
     let same = |entry: &IndexEntry, other: Option<&IndexEntry>| {
         other.is_some_and(|other| other.descriptor.digest == entry.descriptor.digest)
     };
-    let kept: HashSet<String> =
+    let unchanged_names: HashSet<String> =
         a.entries.iter().filter(|(name, entry)| same(entry, b.entries.get(*name))).map(|(name, _)| name.clone()).collect();
-    a.entries.retain(|name, _| !kept.contains(name));
-    b.entries.retain(|name, _| !kept.contains(name));
+    a.entries.retain(|name, _| !unchanged_names.contains(name));
+    b.entries.retain(|name, _| !unchanged_names.contains(name));
     let unchanged = all - a.entries.len();
 
     let (a, b) = (a.read(interrupt)?, b.read(interrupt)?);
@@ -201,12 +199,13 @@ fn compare(args: &Args, report: &Report, interrupt: &Interrupt) -> Result<Differ
     for (name, image) in &a {
         match b.get(name) {
             Some(new) => changed.push(change(name, image, new)),
-            None => removed.push(one(name, image)),
+            None => removed.push(image_of(name, image)),
         }
     }
-    let added: Vec<One> = b.iter().filter(|(name, _)| !a.contains_key(*name)).map(|(name, image)| one(name, image)).collect();
+    let added: Vec<DiffImage> =
+        b.iter().filter(|(name, _)| !a.contains_key(*name)).map(|(name, image)| image_of(name, image)).collect();
     let same = added.is_empty() && removed.is_empty() && changed.is_empty();
-    Ok(Difference { a: args.a.clone(), b: args.b.clone(), same, added, removed, changed, unchanged })
+    Ok(DiffResult { a: args.a.clone(), b: args.b.clone(), same, added, removed, changed, unchanged })
 }
 
 impl<'a> Side<'a> {
@@ -219,7 +218,7 @@ impl<'a> Side<'a> {
         Ok(Self { path, disk, entries })
     }
 
-    /// The blobs of each image that is left, itself first.
+    /// Reads the blobs of each remaining image, its manifest first.
     fn read(self, interrupt: &Interrupt) -> Result<BTreeMap<String, Vec<Blob>>, DiffError> {
         let entries = self.entries.into_values().collect();
         let contents = Contents::read_entries(self.disk.tree.as_ref(), entries, false, interrupt);
@@ -233,14 +232,14 @@ impl<'a> Side<'a> {
     }
 }
 
-/// The name by which an entry is told from others: as [`Contents::label`].
+/// The name of an entry in the comparison, as [`Contents::label`].
 fn label(entry: &IndexEntry) -> String {
     every_tag_name(entry.repository.as_ref(), entry.every_tag).unwrap_or_else(|| entry.name())
 }
 
-fn one(name: &str, blobs: &[Blob]) -> One {
+fn image_of(name: &str, blobs: &[Blob]) -> DiffImage {
     let digest = blobs.first().map(|blob| blob.digest.to_string()).unwrap_or_default();
-    One { name: name.to_owned(), digest, bytes: blobs.iter().fold(0, |sum, blob| sum.saturating_add(blob.size)) }
+    DiffImage { name: name.to_owned(), digest, bytes: blobs.iter().fold(0, |sum, blob| sum.saturating_add(blob.size)) }
 }
 
 fn change(name: &str, from: &[Blob], to: &[Blob]) -> Change {
@@ -258,19 +257,20 @@ fn change(name: &str, from: &[Blob], to: &[Blob]) -> Change {
     }
 }
 
-/// The layers of one that the other has not.
+/// The layers in `of` that are not in `without`.
 fn layers(of: &[Blob], without: &[Blob]) -> Vec<Layer> {
     let known: HashSet<Digest> = without.iter().map(|blob| blob.digest).collect();
     let new = of.iter().filter(|blob| blob.kind == BlobKind::Layer && !known.contains(&blob.digest));
     new.map(|blob| Layer { digest: blob.digest.to_string(), bytes: blob.size }).collect()
 }
 
-fn text(difference: &Difference) -> String {
-    let one =
-        |sign: char| move |image: &One| format!("{sign} {}  {}  {}", image.name, short(&image.digest), HumanBytes(image.bytes));
-    let mut lines: Vec<String> = difference.removed.iter().map(one('-')).collect();
-    lines.extend(difference.added.iter().map(one('+')));
-    for change in &difference.changed {
+fn text(result: &DiffResult) -> String {
+    let image_line = |sign: char| {
+        move |image: &DiffImage| format!("{sign} {}  {}  {}", image.name, short(&image.digest), HumanBytes(image.bytes))
+    };
+    let mut lines: Vec<String> = result.removed.iter().map(image_line('-')).collect();
+    lines.extend(result.added.iter().map(image_line('+')));
+    for change in &result.changed {
         let layers = |sign, layers: &[Layer], bytes| format!("{sign}{} of {}", counted(layers.len(), "layer"), HumanBytes(bytes));
         lines.push(format!(
             "~ {}  {} -> {}  {}  {}",
@@ -281,7 +281,7 @@ fn text(difference: &Difference) -> String {
             layers('-', &change.layers_removed, change.bytes_removed),
         ));
     }
-    let Difference { added, removed, changed, unchanged, .. } = difference;
+    let DiffResult { added, removed, changed, unchanged, .. } = result;
     lines.push(format!("{} removed, {} added, {} changed, {unchanged} the same", removed.len(), added.len(), changed.len()));
     lines.join("\n")
 }

@@ -1,5 +1,5 @@
-//! The result of `inspect` as programs get it, and the table's rows: names and numbers, made one by one while they are written, so that
-//! 100,000 images take no memory of their own here.
+//! The result of `inspect` as JSON and as rows of the table. Rows are generated while they are written, so that a disk with 100,000
+//! images needs no memory for them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,110 +13,110 @@ use super::{Contents, Image};
 use crate::disk::catalog::{self, Catalog};
 use crate::oci::{Digest, media_type};
 
-/// Most images that a message names.
+/// Most images that a message lists.
 const MAX_NAMED: usize = 3;
 
-/// What a disk holds.
+/// The content of a disk.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "InspectResult")]
 pub struct Document<'a> {
-    /// The disk, as it was given.
+    /// The disk.
     pub disk: &'a Path,
     /// `erofs`, `squashfs`, `ext4`, `archive` or `folder`.
     pub form: &'static str,
-    /// Its own size in bytes; null for a folder.
+    /// Size of the file in bytes; null for a folder.
     pub bytes: Option<u64>,
-    /// The digest of the whole file, as sha256sum has it; null for a folder.
+    /// SHA-256 digest of the whole file; null for a folder.
     pub digest: Option<String>,
-    /// Its catalog; null where it has none.
+    /// The disk's catalog; null if it has none.
     pub catalog: Option<CatalogFacts>,
-    /// The registries that it stands in for.
+    /// The upstream hosts in names of images.
     pub upstreams: Vec<&'a str>,
-    /// Sums.
+    /// Totals over all images.
     pub totals: Totals,
-    /// Its images, in order of their names.
-    #[schemars(with = "Vec<Row<'a>>")]
+    /// The images, sorted by name.
+    #[schemars(with = "Vec<ImageRow<'a>>")]
     pub images: Rows<'a>,
-    /// What was hashed; null without `--verify`.
+    /// What was verified; null without `--verify`.
     pub verified: Option<Verified>,
     /// The folder that the layout was written to; null without `--export`.
     pub exported: Option<&'a Path>,
-    /// What is wrong.
+    /// The faults that were found.
     #[schemars(with = "Vec<Finding>")]
     pub faults: &'a [Finding],
 }
 
-/// What is said of the catalog itself.
+/// The catalog of a disk.
 #[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 #[schemars(rename = "DiskCatalog")]
 pub struct CatalogFacts {
-    /// Its version.
+    /// Format version of the catalog.
     pub version: u32,
-    /// How many tags it has.
+    /// Number of tags in the catalog.
     pub tags: usize,
 }
 
-/// Sums over a disk.
+/// Totals over a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "DiskTotals")]
 pub struct Totals {
-    /// Entries of the index: tags, and what has none.
+    /// Entries of the index, with or without a tag.
     pub images: usize,
-    /// Distinct repositories.
+    /// Number of repositories.
     pub repositories: usize,
-    /// Distinct manifests and indexes.
+    /// Number of distinct manifests and indexes.
     pub manifests: usize,
-    /// Distinct blobs, manifests among them.
+    /// Number of distinct blobs, including manifests.
     pub blobs: usize,
-    /// Their size in bytes.
+    /// Total size of the blobs, in bytes.
     pub blob_bytes: u64,
-    /// Blobs that several images have. (Tags of one manifest are one image in this.)
+    /// Number of blobs in more than one image. Tags of one manifest count as one image.
     pub shared_blobs: usize,
-    /// Their size in bytes, each counted once.
+    /// Total size of the shared blobs in bytes, each counted once.
     pub shared_bytes: u64,
-    /// Bytes that the disk would need more if nothing were shared.
+    /// Bytes saved because shared blobs are stored once.
     pub saved_bytes: u64,
 }
 
-/// What was hashed.
+/// What was verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "DiskVerified")]
 pub struct Verified {
-    /// How many blobs.
+    /// Number of blobs.
     pub blobs: usize,
-    /// Their size in bytes.
+    /// Total size of the blobs, in bytes.
     pub bytes: u64,
 }
 
-/// Something that is wrong.
+/// A fault of the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "DiskFault")]
 pub struct Finding {
     /// `missing`, `size`, `content`, `unreadable`, `manifest` or `catalog`.
     pub kind: &'static str,
-    /// The digest of the blob that it is about; null where it is about none.
+    /// Digest of the faulty blob; null for a fault of the catalog.
     pub blob: Option<String>,
-    /// The images that have it.
+    /// The images that contain the blob.
     pub images: Vec<String>,
-    /// The same in a sentence.
+    /// The fault in words.
     pub message: String,
 }
 
-/// An image's row.
+/// An image on a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "DiskImage")]
-pub struct Row<'a> {
-    /// The name that people use.
+pub struct ImageRow<'a> {
+    /// The name as clients write it.
     pub name: String,
-    /// The host of the registry that it is from; null where its name has none.
+    /// The host in the image's name; null if it has none.
     pub upstream: Option<&'a str>,
-    /// The repository below the host; null where it has no name.
+    /// The repository without the host; null for an image without a name.
     pub repository: Option<&'a str>,
-    /// The tag; null where it has none.
+    /// The tag; null for an image without one.
     pub tag: Option<&'a str>,
-    /// Whether it answers to every other tag of the repository as well.
+    /// Whether the image is also served for every tag that its repository does not have.
     pub every_tag: bool,
-    /// The name that the table has.
+    /// The name in the table.
     #[serde(skip)]
     pub label: String,
     /// Digest of the manifest.
@@ -125,27 +125,27 @@ pub struct Row<'a> {
     pub kind: &'static str,
     /// Media type of the manifest.
     pub media_type: &'a str,
-    /// The type of artifact; null where it has none.
+    /// The artifact type; null for an image without one.
     pub artifact_type: Option<&'a str>,
-    /// The digest of the manifest that it refers to; null where it refers to none.
+    /// Digest of the manifest it refers to (`subject`); null for an image without one.
     pub subject: Option<String>,
-    /// Its platforms, os/architecture with the variant where there is one.
+    /// Its platforms: os/architecture, and /variant if there is one.
     pub platforms: Vec<&'a str>,
-    /// How many blobs it has, manifests among them.
+    /// Number of blobs, including manifests.
     pub blobs: usize,
-    /// Their size in bytes.
+    /// Total size of the blobs, in bytes.
     pub bytes: u64,
-    /// How many of these bytes other images have as well.
+    /// Bytes of blobs that other images share.
     pub shared_bytes: u64,
 }
 
-/// The rows of all images, made as they are asked for.
+/// Generates the rows of all images.
 #[derive(Clone, Copy)]
 pub struct Rows<'a>(&'a Contents);
 
 impl<'a> Document<'a> {
-    /// Gathers the result.
-    #[expect(clippy::too_many_arguments, reason = "each is a part of the document, and named where it is used")]
+    /// Assembles the result.
+    #[expect(clippy::too_many_arguments, reason = "each argument is a field of the document")]
     pub fn new(
         path: &'a Path,
         disk: &Disk,
@@ -194,8 +194,8 @@ fn totals(contents: &Contents) -> Totals {
 }
 
 impl<'a> Rows<'a> {
-    /// Every row, in order of the names.
-    pub fn iter(self) -> impl Iterator<Item = Row<'a>> {
+    /// The rows, sorted by name.
+    pub fn iter(self) -> impl Iterator<Item = ImageRow<'a>> {
         self.0.images.iter().filter_map(move |image| row(self.0, image))
     }
 }
@@ -206,7 +206,7 @@ impl Serialize for Rows<'_> {
     }
 }
 
-fn row<'a>(contents: &'a Contents, image: &'a Image) -> Option<Row<'a>> {
+fn row<'a>(contents: &'a Contents, image: &'a Image) -> Option<ImageRow<'a>> {
     let root = contents.root(image)?;
     let head = contents.root_blob(image)?;
     let BlobKind::Manifest(kind) = &head.kind else { return None };
@@ -215,7 +215,7 @@ fn row<'a>(contents: &'a Contents, image: &'a Image) -> Option<Row<'a>> {
         blobs.fold(0_u64, |sum, blob| sum.saturating_add(blob.size))
     };
     let artifact = root.artifact_type.is_some() || root.subject().is_some();
-    Some(Row {
+    Some(ImageRow {
         name: contents.name(image),
         upstream: image.repository.as_ref().and_then(|repository| repository.host()),
         repository: image.repository.as_ref().map(|repository| repository.path()),
@@ -238,7 +238,7 @@ fn row<'a>(contents: &'a Contents, image: &'a Image) -> Option<Row<'a>> {
     })
 }
 
-/// Which images have something, as the end of a sentence.
+/// Lists images at the end of a message.
 pub fn part_of(images: &[String]) -> String {
     let (first, rest) = images.split_at(images.len().min(MAX_NAMED));
     let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };

@@ -1,5 +1,4 @@
-//! Writes the image layout of a disk back out as a folder. What enters are a disk and where to write; what leaves is a folder that is
-//! there whole or not at all, in which every blob has the content of its digest.
+//! Exports the image layout of a disk to a folder. The folder appears only when it is complete, and every blob is verified.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -14,25 +13,25 @@ use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::workers;
 use crate::oci::Algorithm;
 
-/// Files of a layout beside its blobs.
+/// Files of a layout other than blobs.
 const FILES: [&str; 2] = ["oci-layout", "index.json"];
-/// Folder of the layout within the working folder.
+/// The layout's folder within the temporary folder.
 const ROOT: &str = "layout";
 
-/// Why nothing is exported. The target is then as it was.
+/// Why the layout is not exported. The target folder is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// Something is there.
-    #[error("cannot export to {}: it is there already, and is no empty folder; a new or an empty one is expected", .0.display())]
+    /// The target exists and is not an empty folder.
+    #[error("cannot export to {}: it exists and is not an empty folder; expected a new or an empty one", .0.display())]
     Occupied(PathBuf),
     /// The folder cannot be written.
     #[error("cannot export to {}: cannot write {file}", folder.display())]
     Write {
         /// The target.
         folder: PathBuf,
-        /// What was being written.
+        /// The file that could not be written.
         file: String,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// A file cannot be read from the disk.
@@ -42,10 +41,10 @@ pub enum ExportError {
         folder: PathBuf,
         /// The file on the disk.
         file: String,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A blob is not what it should be.
+    /// A blob is damaged.
     #[error("cannot export to {}: blob {digest} {fault}", folder.display())]
     Blob {
         /// The target.
@@ -55,15 +54,15 @@ pub enum ExportError {
         /// What is wrong.
         fault: BlobFault,
     },
-    /// A signal came.
+    /// Interrupted by a signal.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
 
-/// Asks before the work whether `folder` is free.
+/// Checks that `folder` is missing or empty. Call it before long work.
 ///
 /// # Errors
-/// [`ExportError::Occupied`], and where it cannot be read.
+/// Fails if the folder has content or cannot be read.
 pub fn check(folder: &Path) -> Result<(), ExportError> {
     match fs::read_dir(folder) {
         Ok(mut entries) => match entries.next() {
@@ -78,10 +77,10 @@ pub fn check(folder: &Path) -> Result<(), ExportError> {
     }
 }
 
-/// Writes the layout of `contents` to `folder`, by way of a folder beside it.
+/// Exports the layout of `contents` to `folder`, through a temporary folder next to it.
 ///
 /// # Errors
-/// [`ExportError`].
+/// Fails without changing `folder`.
 pub fn export(
     tree: &(dyn Tree + Sync),
     contents: &Contents,
@@ -90,34 +89,34 @@ pub fn export(
     interrupt: &Interrupt,
 ) -> Result<(), ExportError> {
     check(folder)?;
-    let wrong = |file: &str, source| ExportError::Write { folder: folder.to_owned(), file: file.to_owned(), source };
+    let write_error = |file: &str, source| ExportError::Write { folder: folder.to_owned(), file: file.to_owned(), source };
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let made = tempfile::Builder::new().prefix(".localregistry-export-").tempdir_in(parent);
-    let work = made.map_err(|source| wrong("a working folder beside it", source))?;
-    let root = work.path().join(ROOT);
-    for folder in used(contents) {
-        DirBuilder::new().recursive(true).create(root.join(&folder)).map_err(|source| wrong(&folder, source))?;
+    let temporary = tempfile::Builder::new().prefix(".localregistry-export-").tempdir_in(parent);
+    let temporary = temporary.map_err(|source| write_error("a temporary folder next to it", source))?;
+    let root = temporary.path().join(ROOT);
+    for folder in blob_folders(contents) {
+        DirBuilder::new().recursive(true).create(root.join(&folder)).map_err(|source| write_error(&folder, source))?;
     }
     for file in FILES {
         let read = |source| ExportError::Read { folder: folder.to_owned(), file: file.to_owned(), source };
         let mut content = tree.open(file).map_err(read)?.reader;
-        // The index has been read before, and is no larger than its reader allows.
+        // Bounded: the index has been read before, within its reader's limit.
         let mut bytes = Vec::new();
         content.read_to_end(&mut bytes).map_err(read)?;
-        fs::write(root.join(file), bytes).map_err(|source| wrong(file, source))?;
+        fs::write(root.join(file), bytes).map_err(|source| write_error(file, source))?;
     }
     let mut blobs: Vec<&Blob> = contents.blobs.iter().collect();
     blobs.sort_by_key(|blob| std::cmp::Reverse(blob.size));
     workers::each(&blobs, |blob| copy(tree, blob, &root, folder, bar, interrupt))?;
     interrupt.check()?;
-    fs::rename(&root, folder).map_err(|source| wrong("it", source))
+    fs::rename(&root, folder).map_err(|source| write_error("it", source))
 }
 
-/// The folders for the blobs that there are.
-fn used(contents: &Contents) -> Vec<String> {
+/// The folders of the blobs, one for each digest algorithm in use.
+fn blob_folders(contents: &Contents) -> Vec<String> {
     let has = |algorithm: &Algorithm| contents.blobs.iter().any(|blob| blob.digest.algorithm() == *algorithm);
     let used = Algorithm::ALL.into_iter().filter(has).map(|algorithm| format!("blobs/{}", algorithm.name()));
-    // A layout without any image has the folder all the same (image layout specification, "Content").
+    // Required even in a layout without images (image layout specification, "Content").
     std::iter::once("blobs".to_owned()).chain(used).collect()
 }
 
@@ -132,15 +131,15 @@ fn copy(
     let path = blob.digest.blob_path();
     let write = |source| ExportError::Write { folder: folder.to_owned(), file: path.clone(), source };
     let mut file = File::create_new(root.join(&path)).map_err(write)?;
-    let mut failed = None;
+    let mut write_failure = None;
     let copied = verify::hash(tree, blob, bar, interrupt, |part| {
         file.write_all(part).map_err(|error| {
-            failed = Some(error);
+            write_failure = Some(error);
             io::Error::other("not written")
         })
     });
     interrupt.check()?;
-    if let Some(source) = failed {
+    if let Some(source) = write_failure {
         return Err(write(source));
     }
     let fault = match copied {

@@ -1,5 +1,5 @@
-//! `localregistry inspect`: what a disk holds, whether it is whole, and its layout back as a folder. What enters is a disk of whoever made
-//! it; what leaves is a table, a JSON document or a folder. It needs no root, mounts nothing and never writes to the disk.
+//! `localregistry inspect`: lists, verifies or exports the content of a disk. Disks are untrusted. It needs no root, mounts nothing
+//! and never writes to the disk.
 
 pub mod contents;
 pub mod diff;
@@ -18,7 +18,7 @@ use std::thread;
 use indicatif::{HumanBytes, ProgressBar};
 
 use super::support::interrupt::{Interrupt, Interrupted};
-use super::support::report::Report;
+use super::support::report::{Report, counted};
 use crate::disk::catalog;
 use crate::disk::layout::Tree;
 use crate::oci::{Algorithm, Digest, Hasher};
@@ -29,21 +29,20 @@ use document::{Finding, Verified};
 use export::ExportError;
 use reader::{Disk, DiskError, Form};
 
-/// Show what a disk holds
+/// Show what a disk contains, verify it, or export its image layout
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A DISK is an EROFS, squashfs or ext4 image that holds an OCI image layout, made by localregistry pack or by other \
-tools, or such a layout as a folder or an archive. Neither root nor a mount is needed.
+    after_help = "A disk is an EROFS, squashfs or ext4 image with an OCI image layout, made by `localregistry pack` or by another tool. \
+An image layout in a folder or an archive works too. It needs no root and mounts nothing.
 
-SIZE is what an image has in all, SHARED how much of it other images have as well; each blob stands on the disk once. The \
-digest of the disk is that of the whole file (sha256sum DISK).
+SIZE is the size of an image with all its blobs, SHARED the part that other images have too; the disk stores each blob once. The digest \
+in the first line is that of the whole file, as in `sha256sum DISK`. An image named REPOSITORY:* is served for every tag that no other \
+image of its repository has.
 
-With --verify every blob is held against its digest and size, and the catalog against index.json and the manifests. What is \
-wrong is named on standard error, and the exit code is 1; also what `pack --allow-missing` left out is named as missing.
+--verify checks every blob against its digest and size, and the catalog against index.json and the manifests. Faults are listed on \
+standard error, and the exit status is 1. Content that `pack --allow-missing` left out is listed as missing.
 
-REPOSITORY:* is an image that answers to every tag of its repository which no other image has.
-
-`localregistry schema` has the fields of --json (InspectResult).
+`localregistry schema` describes the fields of --json (InspectResult).
 
 Examples:
   localregistry inspect disk.erofs
@@ -51,107 +50,107 @@ Examples:
   localregistry inspect disk.erofs --json | jq -r '.images[].name'
   localregistry inspect disk.erofs --export layout/ && localregistry pack layout/ -o same.erofs"
 )]
-pub struct Args {
-    /// The disk
+pub struct InspectArgs {
+    /// The disk, image layout or archive
     #[arg(value_name = "DISK")]
     disk: PathBuf,
 
-    /// Hash everything, and name what is wrong
+    /// Verify all content, and list the faults
     #[arg(long)]
     verify: bool,
 
-    /// Write the disk's image layout to this folder, which is to be new or empty
+    /// Export the disk's image layout to this folder; must be missing or empty
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
 }
 
-/// Why a disk is not shown, or is not whole.
+/// Why a disk cannot be inspected, or that it has faults.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// It cannot be opened.
+    /// The disk cannot be opened.
     #[error("cannot inspect {}", disk.display())]
     Disk {
         /// The disk.
         disk: PathBuf,
-        /// Why not.
+        /// The cause.
         source: DiskError,
     },
-    /// Its content cannot be listed.
+    /// The disk's content cannot be listed.
     #[error("cannot inspect {}", disk.display())]
     Contents {
         /// The disk.
         disk: PathBuf,
-        /// Why not.
+        /// The cause.
         source: ContentsError,
     },
-    /// Its catalog cannot be read, is of another version, or damaged.
+    /// The catalog cannot be read, is damaged or has another version.
     #[error("cannot inspect {}", disk.display())]
     Catalog {
         /// The disk.
         disk: PathBuf,
-        /// What is wrong.
+        /// The cause.
         source: StoreError,
     },
-    /// A file cannot be read.
+    /// The disk's file cannot be read.
     #[error("cannot inspect {}: cannot read {file}", disk.display())]
     Read {
         /// The disk.
         disk: PathBuf,
-        /// What of it.
+        /// The part of the disk.
         file: &'static str,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// It has faults, which were named.
+    /// The disk has faults, which have been printed.
     #[error("{} has {}", disk.display(), counted(*faults, "fault"))]
     Faults {
         /// The disk.
         disk: PathBuf,
-        /// How many.
+        /// Number of faults.
         faults: usize,
     },
     /// The layout cannot be exported.
     #[error(transparent)]
     Export(#[from] ExportError),
-    /// A signal came.
+    /// Interrupted by a signal.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    /// No signals can be caught.
-    #[error("cannot start a thread for signals")]
+    /// The signal thread cannot be started.
+    #[error("cannot start the signal thread")]
     Signals(#[source] io::Error),
-    /// The result cannot be printed.
-    #[error("the result cannot be printed")]
+    /// Standard output cannot be written to.
+    #[error("cannot print the result")]
     Print(#[source] io::Error),
 }
 
 impl InspectError {
-    /// The status that the process ends with: 128 and its number after a signal, as a shell has it, else 1.
+    /// The exit status: after a signal 128 plus the signal's number, as in a shell; else 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Interrupted(cause)
             | Self::Export(ExportError::Interrupted(cause))
-            | Self::Contents { source: ContentsError::Interrupted(cause), .. } => u8::try_from(128 + cause.0 as i32).unwrap_or(1),
+            | Self::Contents { source: ContentsError::Interrupted(cause), .. } => cause.exit_code(),
             _ => 1,
         }
     }
 }
 
-/// Runs the subcommand.
+/// Runs `localregistry inspect`.
 ///
 /// # Errors
-/// [`InspectError`].
-pub fn run(args: &Args, report: Report) -> Result<(), InspectError> {
+/// Fails if the disk cannot be read, if it has faults, or after a signal.
+pub fn run(args: &InspectArgs, report: Report) -> Result<(), InspectError> {
     let interrupt = Interrupt::catch().map_err(InspectError::Signals)?;
     let done = inspect(args, report, &interrupt);
-    // What a signal cut short fails in many ways, of which it is the cause.
+    // A signal causes errors of many kinds. Report the signal instead.
     if done.is_err() {
         interrupt.check()?;
     }
     done
 }
 
-fn inspect(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(), InspectError> {
+fn inspect(args: &InspectArgs, report: Report, interrupt: &Interrupt) -> Result<(), InspectError> {
     let named = || args.disk.clone();
     if let Some(folder) = &args.export {
         export::check(folder)?;
@@ -163,12 +162,12 @@ fn inspect(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(), Ins
     let (digest, contents) = thread::scope(|scope| {
         let digest = scope.spawn(|| digest(&args.disk, disk.form, &bar, interrupt));
         let contents = Contents::read(tree, args.verify, interrupt);
-        (digest.join().unwrap_or_else(|_| Err(io::Error::other("the thread that hashes it died"))), contents)
+        (digest.join().unwrap_or_else(|_| Err(io::Error::other("the hashing thread panicked"))), contents)
     });
     bar.finish_and_clear();
     let mut contents = contents.map_err(|source| InspectError::Contents { disk: named(), source })?;
     let digest = digest.map_err(|source| InspectError::Read { disk: named(), file: "the whole of it", source })?;
-    // Last, when the memory that reading the index took is free again.
+    // Loaded last, when the memory for reading the index is free again.
     let catalog = store::load_catalog(tree).map_err(|source| InspectError::Catalog { disk: named(), source })?;
 
     let mut verified = None;
@@ -200,7 +199,7 @@ fn inspect(args: &Args, report: Report, interrupt: &Interrupt) -> Result<(), Ins
     if faults.is_empty() { Ok(()) } else { Err(InspectError::Faults { disk: named(), faults: faults.len() }) }
 }
 
-/// The digest of the disk's file; a folder has none.
+/// The digest of the disk's file. `None` for a folder.
 fn digest(disk: &Path, form: Form, bar: &ProgressBar, interrupt: &Interrupt) -> io::Result<Option<Digest>> {
     if form == Form::Folder {
         return Ok(None);
@@ -234,7 +233,7 @@ fn verify(
     done.map(|()| Verified { blobs, bytes })
 }
 
-/// What is wrong, each with the images that it is wrong for.
+/// The faults of the disk, with the images that each affects.
 fn findings(contents: &Contents, differences: &[String]) -> Vec<Finding> {
     let faulty: HashSet<u32> = contents.faults.iter().map(|(number, _)| *number).collect();
     let mut holders = if faulty.is_empty() { Default::default() } else { contents.images_with(&faulty) };
@@ -251,10 +250,4 @@ fn findings(contents: &Contents, differences: &[String]) -> Vec<Finding> {
         message: format!("{} disagrees with index.json and the manifests: {difference}", catalog::PATH),
     });
     blobs.chain(differences).collect()
-}
-
-/// `1 blob`, `2 blobs`.
-#[must_use]
-pub fn counted(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

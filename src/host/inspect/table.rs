@@ -1,31 +1,32 @@
-//! The result of `inspect` for people: a table that fits the terminal. Pure, but for asking the terminal.
+//! The result of `inspect` as a table that fits the terminal.
 
 use std::io::IsTerminal;
 
 use indicatif::HumanBytes;
 
-use super::counted;
-use super::document::{Document, Row};
+use super::document::{Document, ImageRow};
+use crate::host::support::report::counted;
+use crate::text::escaped;
 
-/// Spaces between columns.
+/// Number of spaces between columns.
 const GAP: usize = 2;
-/// Digits of a digest that are shown.
+/// Number of digits of a digest in the table.
 const DIGITS: usize = 12;
-/// What a column that is shortened keeps, in characters: names say more than platforms.
+/// Minimum width of the CONTENT column, in characters. It is shortened before names.
 const MIN_CONTENT: usize = 11;
 const MIN_NAME: usize = 24;
 
-/// How a table is shown.
+/// How the table is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
-    /// Characters in a line; none for as many as it takes.
+    /// Characters per line. `None`: unlimited.
     pub width: Option<usize>,
-    /// Whether the head is set apart by a terminal's means.
+    /// Whether the head is printed bold.
     pub colour: bool,
 }
 
 impl Style {
-    /// What standard output bears: on a terminal its width, and colour unless `NO_COLOR` is set (no-color.org).
+    /// The style for standard output: on a terminal its width, and colour unless `NO_COLOR` is set (no-color.org).
     #[must_use]
     pub fn of_stdout() -> Self {
         let out = std::io::stdout();
@@ -38,17 +39,17 @@ impl Style {
     }
 }
 
-/// A column's side: text to the left, numbers to the right.
+/// Alignment of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+enum Align {
     Left,
     Right,
 }
 
-const COLUMNS: [(&str, Side); 5] =
-    [("NAME", Side::Left), ("CONTENT", Side::Left), ("DIGEST", Side::Left), ("SIZE", Side::Right), ("SHARED", Side::Right)];
+const COLUMNS: [(&str, Align); 5] =
+    [("NAME", Align::Left), ("CONTENT", Align::Left), ("DIGEST", Align::Left), ("SIZE", Align::Right), ("SHARED", Align::Right)];
 
-/// The whole result.
+/// Formats the result.
 #[must_use]
 pub fn disk(document: &Document<'_>, style: Style) -> String {
     let mut lines = vec![heading(document)];
@@ -91,7 +92,7 @@ fn sums(document: &Document<'_>) -> Vec<String> {
     lines
 }
 
-fn cells(row: &Row<'_>) -> [String; 5] {
+fn cells(row: &ImageRow<'_>) -> [String; 5] {
     let digest = short(&row.digest);
     let content = match (row.artifact_type, &row.subject) {
         (kind, Some(subject)) => format!("{} of {}", kind.unwrap_or("referrer"), short(subject)),
@@ -100,27 +101,22 @@ fn cells(row: &Row<'_>) -> [String; 5] {
         (None, None) => row.platforms.join(","),
     };
     let shared = if row.shared_bytes == 0 { "-".to_owned() } else { HumanBytes(row.shared_bytes).to_string() };
-    // Without a tag the name has the digest, which stands beside it.
+    // The digest in a name without a tag is already in the next column.
     let name = match row.label.split_once('@') {
         Some((repository, _)) => repository.to_owned(),
         None => row.label.clone(),
     };
-    [name, plain(&content), digest, HumanBytes(row.bytes).to_string(), shared]
+    [name, escaped(&content), digest, HumanBytes(row.bytes).to_string(), shared]
 }
 
-/// A digest with as many digits as tell it from others at a glance.
+/// Abbreviates a digest.
 #[must_use]
 pub fn short(digest: &str) -> String {
     let (algorithm, hex) = digest.split_once(':').unwrap_or(("", digest));
     format!("{algorithm}:{}", hex.get(..DIGITS).unwrap_or(hex))
 }
 
-/// Text from the disk without what a terminal would obey.
-fn plain(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
-}
-
-/// Head and rows, each in its column, in lines of the style's width.
+/// Aligns head and rows in columns, within the style's width.
 fn fitted(rows: &[[String; 5]], style: Style) -> Vec<String> {
     let mut widths = COLUMNS.map(|(head, _)| head.len());
     for row in rows {
@@ -143,26 +139,26 @@ fn fitted(rows: &[[String; 5]], style: Style) -> Vec<String> {
 }
 
 fn line(cells: &[String; 5], widths: &[usize; 5]) -> String {
-    let padded = cells.iter().zip(widths).zip(COLUMNS).map(|((cell, width), (_, side))| {
+    let padded = cells.iter().zip(widths).zip(COLUMNS).map(|((cell, width), (_, align))| {
         let cell = shortened(cell, *width);
-        match side {
-            Side::Left => format!("{cell:width$}"),
-            Side::Right => format!("{cell:>width$}"),
+        match align {
+            Align::Left => format!("{cell:width$}"),
+            Align::Right => format!("{cell:>width$}"),
         }
     });
     padded.collect::<Vec<_>>().join(&" ".repeat(GAP)).trim_end().to_owned()
 }
 
-/// `text` in at most `width` characters: the middle is left out, since names differ at their ends.
+/// Shortens `text` to `width` characters. It omits the middle, because names differ at their ends.
 fn shortened(text: &str, width: usize) -> String {
     let count = text.chars().count();
     if count <= width {
         return text.to_owned();
     }
-    let kept = width.saturating_sub(1);
-    let front = kept / 2;
+    let rest = width.saturating_sub(1);
+    let front = rest / 2;
     let start: String = text.chars().take(front).collect();
-    let end: String = text.chars().skip(count - (kept - front)).collect();
+    let end: String = text.chars().skip(count - (rest - front)).collect();
     format!("{start}…{end}")
 }
 
@@ -206,13 +202,8 @@ mod tests {
     }
 
     #[test]
-    fn colour_is_the_heads_alone() {
+    fn only_the_head_is_coloured() {
         let lines = fitted(&[row("a", "b")], Style { width: None, colour: true });
         assert!(lines[0].starts_with("\x1b[1mNAME") && lines[0].ends_with("SHARED\x1b[0m") && !lines[1].contains('\x1b'));
-    }
-
-    #[test]
-    fn nothing_from_the_disk_commands_the_terminal() {
-        assert_eq!(plain("a\x1b[2Jb\nc"), "a\\u{1b}[2Jb\\nc");
     }
 }

@@ -1,4 +1,4 @@
-//! Holds what a disk has against what it says: each blob against its digest, the catalog against index.json and the manifests.
+//! Verifies a disk: each blob against its digest, and the catalog against index.json and the manifests.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{self, Read};
@@ -13,26 +13,26 @@ use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::workers;
 use crate::oci::{Digest, Hasher, Repository};
 
-/// Bytes read at once.
+/// Read buffer size in bytes.
 pub const CHUNK: usize = 1 << 20;
-/// Most differences of a catalog that are named: one mistake in its making may be in each of its rows.
+/// Most differences of a catalog that are listed. One bug of its writer may be in every row.
 const MAX_NAMED: usize = 20;
 
-/// Hashes every blob that was not checked yet, on all processors, and adds what is wrong to the faults of `contents`.
+/// Hashes all blobs that were not checked yet, on all processors, and adds their faults to `contents`.
 ///
 /// # Errors
-/// [`ContentsError::Unsupported`] and [`ContentsError::Interrupted`].
+/// Fails with [`ContentsError::Unsupported`] or [`ContentsError::Interrupted`].
 pub fn blobs(
     tree: &(dyn Tree + Sync),
     contents: &mut Contents,
     bar: &ProgressBar,
     interrupt: &Interrupt,
 ) -> Result<(), ContentsError> {
-    let mut work: Vec<(u32, &Blob)> = (0..).zip(&contents.blobs).filter(|(_, blob)| !blob.checked).collect();
-    // The largest first, so that no processor is left with a long one at the end.
-    work.sort_by_key(|(_, blob)| std::cmp::Reverse(blob.size));
+    let mut unchecked: Vec<(u32, &Blob)> = (0..).zip(&contents.blobs).filter(|(_, blob)| !blob.checked).collect();
+    // Largest first, so that no processor is left with a long one at the end.
+    unchecked.sort_by_key(|(_, blob)| std::cmp::Reverse(blob.size));
     let faults = Mutex::new(Vec::new());
-    workers::each(&work, |(number, blob)| {
+    workers::each(&unchecked, |(number, blob)| {
         let fault = fault(tree, blob, bar, interrupt)?;
         faults.lock().unwrap_or_else(PoisonError::into_inner).extend(fault.map(|fault| (*number, fault)));
         Ok::<(), ContentsError>(())
@@ -56,10 +56,10 @@ fn fault(tree: &dyn Tree, blob: &Blob, bar: &ProgressBar, interrupt: &Interrupt)
     }
 }
 
-/// Reads a blob through `each`, and gives how many bytes it has, at least, and their digest. It stops beyond the expected size.
+/// Reads a blob, passing its parts to `each`, and returns its size and digest. Reads at most one byte beyond the expected size.
 ///
 /// # Errors
-/// As of opening and reading it; those of `each`; after a signal.
+/// Fails if the blob cannot be read, if `each` fails, or after a signal.
 pub fn hash(
     tree: &dyn Tree,
     blob: &Blob,
@@ -89,15 +89,15 @@ pub fn hash(
     }
 }
 
-/// What the catalog says otherwise than index.json and the manifests do.
+/// Lists how the catalog differs from index.json and the manifests.
 ///
 /// # Errors
-/// After a signal.
+/// Fails after a signal.
 pub fn catalog(catalog: &Catalog, contents: &Contents, interrupt: &Interrupt) -> Result<Vec<String>, Interrupted> {
     let mut differences = Differences::default();
-    // Images are in order of their repositories.
-    // What the disk does not have was named already, and a catalog that does not promise it is right (`pack --allow-missing`).
+    // Missing blobs are reported as faults. A catalog may omit them (`pack --allow-missing`).
     let missing = contents.faults.iter().filter(|(_, fault)| *fault == BlobFault::Missing).map(|(number, _)| *number).collect();
+    // Images are sorted by repository.
     let named: Vec<_> = contents.images.iter().filter_map(|image| Some((image.repository.as_ref()?, image))).collect();
     let mut expected = HashSet::new();
     for images in named.chunk_by(|(a, _), (b, _)| a == b) {
@@ -116,23 +116,30 @@ pub fn catalog(catalog: &Catalog, contents: &Contents, interrupt: &Interrupt) ->
     for id in catalog.repositories() {
         let name = catalog.repository_name(id);
         if !expected.contains(name) {
-            differences.add(|| format!("it has the repository {}, which index.json has not", name.escape_default()));
+            differences.add(|| format!("it has the repository {}, but index.json does not", name.escape_default()));
         }
     }
-    Ok(differences.named())
+    Ok(differences.listed())
 }
 
-type Filed<'a> = (&'a Repository, RepositoryId);
+/// A repository, and its ID in the catalog.
+type CatalogRepository<'a> = (&'a Repository, RepositoryId);
 
-fn tags(catalog: &Catalog, contents: &Contents, (name, id): Filed<'_>, images: &[&super::Image], differences: &mut Differences) {
+fn tags(
+    catalog: &Catalog,
+    contents: &Contents,
+    (name, id): CatalogRepository<'_>,
+    images: &[&super::Image],
+    differences: &mut Differences,
+) {
     let expected = images.iter().filter_map(|image| Some((image.tag.as_ref()?.as_str(), contents.root_blob(image)?.digest)));
     let mut expected: BTreeMap<&str, Digest> = expected.collect();
     for (tag, blob) in catalog.tags_after(id, None) {
         let found = catalog.blob(blob).map(|blob| blob.digest);
         match (expected.remove(tag), found) {
-            (None, _) => differences.add(|| format!("it has the tag {name}:{}, which index.json has not", tag.escape_default())),
+            (None, _) => differences.add(|| format!("it has the tag {name}:{}, but index.json does not", tag.escape_default())),
             (Some(expected), Some(found)) if expected != found => {
-                differences.add(|| format!("its tag {name}:{tag} names {found}, and index.json's names {expected}"));
+                differences.add(|| format!("its tag {name}:{tag} is {found}, but in index.json {expected}"));
             }
             _ => {}
         }
@@ -145,7 +152,7 @@ fn tags(catalog: &Catalog, contents: &Contents, (name, id): Filed<'_>, images: &
 fn every_tag(
     catalog: &Catalog,
     contents: &Contents,
-    (name, id): Filed<'_>,
+    (name, id): CatalogRepository<'_>,
     images: &[&super::Image],
     differences: &mut Differences,
 ) {
@@ -153,9 +160,9 @@ fn every_tag(
         images.iter().find(|image| image.every_tag).and_then(|image| contents.root_blob(image)).map(|blob| blob.digest);
     let found = catalog.every_tag(id).and_then(|blob| catalog.blob(blob)).map(|blob| blob.digest);
     if expected != found {
-        let said = |digest: Option<Digest>| digest.map_or_else(|| "nothing".to_owned(), |digest| digest.to_string());
+        let or_none = |digest: Option<Digest>| digest.map_or_else(|| "none".to_owned(), |digest| digest.to_string());
         differences.add(|| {
-            format!("in the repository {name} {} answers to every tag by it, and {} by index.json", said(found), said(expected))
+            format!("its manifest for all other tags of {name} is {}, but in index.json {}", or_none(found), or_none(expected))
         });
     }
 }
@@ -163,7 +170,7 @@ fn every_tag(
 fn content(
     catalog: &Catalog,
     contents: &Contents,
-    (name, id): Filed<'_>,
+    (name, id): CatalogRepository<'_>,
     images: &[&super::Image],
     missing: &HashSet<u32>,
     differences: &mut Differences,
@@ -187,47 +194,49 @@ fn content(
             continue;
         };
         if found.size != blob.size {
-            differences.add(|| format!("it gives blob {digest} {} bytes, and manifests give it {}", found.size, blob.size));
+            differences.add(|| format!("its size of blob {digest} is {} bytes, but in manifests {}", found.size, blob.size));
         }
         let kind = if let BlobKind::Manifest(media_type) = &blob.kind { Some(media_type.as_ref()) } else { None };
         if kind != found.manifest {
-            let said = |kind: Option<&str>| kind.unwrap_or("no manifest").escape_default().to_string();
-            differences.add(|| format!("blob {digest} is {} to it, and {} by its content", said(found.manifest), said(kind)));
+            let or_none = |kind: Option<&str>| kind.unwrap_or("no manifest").escape_default().to_string();
+            differences.add(|| {
+                format!("its type of blob {digest} is {}, but the content is {}", or_none(found.manifest), or_none(kind))
+            });
         }
     }
     let surplus = catalog.blobs_of(id).len().saturating_sub(expected.len());
     if surplus > 0 {
-        differences.add(|| format!("it has {surplus} more blobs in the repository {name} than the images there have"));
+        differences.add(|| format!("it has {surplus} more blobs in the repository {name} than its images"));
     }
     for (subject, number) in referrers {
         let Some(referrer) = contents.blobs.get(number as usize).map(|blob| blob.digest) else { continue };
         let mut known = catalog.referrers(id, &subject).filter_map(|blob| catalog.blob(blob));
         if !known.any(|known| known.digest == referrer) {
-            differences.add(|| format!("it does not say that {referrer} refers to {subject} in the repository {name}"));
+            differences.add(|| format!("it lacks that {referrer} refers to {subject} in the repository {name}"));
         }
     }
 }
 
-/// Differences, of which so many are kept.
+/// A bounded list of differences.
 #[derive(Default)]
 struct Differences {
-    kept: Vec<String>,
+    listed: Vec<String>,
     more: u64,
 }
 
 impl Differences {
     fn add(&mut self, difference: impl FnOnce() -> String) {
-        if self.kept.len() < MAX_NAMED {
-            self.kept.push(difference());
+        if self.listed.len() < MAX_NAMED {
+            self.listed.push(difference());
         } else {
             self.more += 1;
         }
     }
 
-    fn named(mut self) -> Vec<String> {
+    fn listed(mut self) -> Vec<String> {
         if self.more > 0 {
-            self.kept.push(format!("it differs in {} more places", self.more));
+            self.listed.push(format!("it differs in {} more places", self.more));
         }
-        self.kept
+        self.listed
     }
 }

@@ -1,4 +1,4 @@
-//! Flags that say who may pull, of `serve` and `run`. File names enter; what the server, or the guest's config, needs leaves.
+//! The flags of `serve` and `run` that control who may pull.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,133 +11,133 @@ use crate::registry::auth::users::Users;
 use crate::registry::auth::{Auth, AuthError};
 use crate::registry::limits::TOKEN_LIFETIME;
 
-/// What is said where certificates are asked for and there is no TLS.
+/// Error: client certificates without TLS.
 pub const CLIENT_CA_WITHOUT_TLS: &str =
-    "the argument '--client-ca <FILE>' cannot be used with '--tls off': certificates need TLS";
+    "the argument '--client-ca <FILE>' cannot be used with '--tls off': client certificates need TLS";
 
-/// Who may pull; everybody by default.
+/// Who may pull. By default everybody may.
 ///
 /// ```
 /// use localregistry::launch::Access;
 ///
-/// // Users of a password file, by tokens; and clients with a certificate need neither.
+/// // Users of a password file get tokens. Clients with a certificate need neither.
 /// let access = Access::default().htpasswd("users").token().optional_client_ca("nodes-ca.crt");
 /// # let _ = access;
 /// ```
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Access", group = clap::ArgGroup::new("admission").args(["htpasswd", "anonymous_pull"]).multiple(true))]
 pub struct Access {
-    /// Ask clients for a user's name and password: a file of lines USER:BCRYPT, as `htpasswd -B` makes them
+    /// Require a user name and password; the file has lines USER:BCRYPT, as `htpasswd -B` writes them
     #[arg(long, value_name = "FILE")]
     htpasswd: Option<PathBuf>,
 
-    /// Ask clients for tokens, which /token gives to the users of --htpasswd
+    /// Require tokens, which /token issues to the users of --htpasswd
     #[arg(long, requires = "admission")]
     token: bool,
 
-    /// Give tokens to clients without credentials, too
+    /// Issue tokens to clients without credentials too
     #[arg(long, requires = "token")]
     anonymous_pull: bool,
 
-    /// Ask TLS clients for a certificate of this CA (PEM)
+    /// Request certificates signed by this CA (PEM) from TLS clients
     #[arg(long, value_name = "FILE")]
     client_ca: Option<PathBuf>,
 
-    /// Whether clients need one
+    /// Whether a client certificate is required [default: required]
     #[arg(long, value_name = "WHETHER", value_enum, requires = "client_ca")]
-    client_certificate: Option<Certificate>,
+    client_certificate: Option<ClientCertificate>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Certificate {
-    /// Without one a client is refused
+enum ClientCertificate {
+    /// Reject clients without a certificate
     Required,
-    /// With one a client needs no name and password
+    /// Clients with a certificate need no password or token
     Optional,
 }
 
 impl Access {
-    /// Asks clients for a user's name and password by HTTP's Basic scheme. The file has lines USER:BCRYPT, as `htpasswd -B` makes them,
-    /// and at most 1 MiB.
+    /// Requires a user name and password (HTTP Basic). The file has lines USER:BCRYPT, as `htpasswd -B` writes them, and at most
+    /// 1 MiB.
     #[must_use]
     pub fn htpasswd(mut self, file: impl Into<PathBuf>) -> Self {
         self.htpasswd = Some(file.into());
         self
     }
 
-    /// Asks clients for a token in place of the password (the distribution token protocol). The registry's `/token` gives one to each
-    /// user of [`Access::htpasswd`]; it is good for 300 s.
+    /// Requires a token instead of the password (distribution token protocol). The registry's `/token` issues one to each user of
+    /// [`Access::htpasswd`]. It is valid for 300 s.
     #[must_use]
     pub fn token(mut self) -> Self {
         self.token = true;
         self
     }
 
-    /// Asks clients for a token as [`Access::token`] does, and gives one to clients without credentials, too.
+    /// As [`Access::token`], but also issues tokens to clients without credentials.
     #[must_use]
     pub fn anonymous_pull(mut self) -> Self {
         self.anonymous_pull = true;
         self.token()
     }
 
-    /// Refuses TLS clients without a certificate of the CA in this PEM file.
+    /// Rejects TLS clients without a certificate of the CA in this PEM file.
     #[must_use]
     pub fn required_client_ca(mut self, file: impl Into<PathBuf>) -> Self {
         self.client_ca = Some(file.into());
-        self.client_certificate = Some(Certificate::Required);
+        self.client_certificate = Some(ClientCertificate::Required);
         self
     }
 
-    /// Lets TLS clients with a certificate of the CA in this PEM file pull without a password or a token.
+    /// TLS clients with a certificate of the CA in this PEM file need no password or token.
     #[must_use]
     pub fn optional_client_ca(self, file: impl Into<PathBuf>) -> Self {
-        Self { client_certificate: Some(Certificate::Optional), ..self.required_client_ca(file) }
+        Self { client_certificate: Some(ClientCertificate::Optional), ..self.required_client_ca(file) }
     }
 }
 
-/// Why nobody can be let in.
+/// Why access control cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
-    /// A file.
+    /// A file cannot be read.
     #[error("cannot read {}", .path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         cause: io::Error,
     },
-    /// The CA of clients' certificates.
+    /// The client CA is invalid.
     #[error("{} cannot be used", .path.display())]
     ClientCa {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         cause: ClientCaError,
     },
-    /// Tokens that nobody can get.
-    #[error("clients are asked for tokens, and nobody gets one: users are expected (a password file), or tokens for everybody")]
+    /// Tokens are required, but no client can get one.
+    #[error("clients need tokens, but none can get one: expected users (a password file), or anonymous tokens")]
     NobodyGetsTokens,
-    /// Certificates without TLS.
-    #[error("clients are asked for certificates, and the registry serves plain HTTP: certificates need TLS")]
+    /// Client certificates are requested without TLS.
+    #[error("clients need certificates, but the registry serves plain HTTP: client certificates need TLS")]
     ClientCaWithoutTls,
-    /// The password file, or a key.
+    /// The password file is invalid, or a key cannot be generated.
     #[error(transparent)]
     Auth(#[from] AuthError),
 }
 
 impl Access {
-    /// Whether TLS clients are asked for certificates.
+    /// Whether certificates are requested from TLS clients.
     #[must_use]
     pub fn has_client_ca(&self) -> bool {
         self.client_ca.is_some()
     }
 
-    /// How the server here asks who a client is.
+    /// The access control for a server in this process.
     ///
     /// # Errors
-    /// [`AccessError`], where the password file cannot be used.
+    /// Fails if the password file is invalid, or if tokens are required and no client can get one.
     pub fn auth(&self) -> Result<Auth, AccessError> {
         let users = self.users()?;
         if self.token {
@@ -149,10 +149,10 @@ impl Access {
         Ok(Auth::basic(users))
     }
 
-    /// Whether the files can be used: a guest that cannot use them says so only after its boot.
+    /// Checks the files. A guest would report an error only after its boot.
     ///
     /// # Errors
-    /// [`AccessError`], where one cannot.
+    /// Fails if a file is invalid.
     pub fn check(&self) -> Result<(), AccessError> {
         self.auth()?;
         self.client_ca().map(drop)
@@ -163,21 +163,21 @@ impl Access {
         Ok(Some(Users::parse(&read(path, htpasswd::LARGEST)?, &path.display().to_string())?))
     }
 
-    /// The CA of clients' certificates.
+    /// The CA of client certificates.
     ///
     /// # Errors
-    /// [`AccessError`], where the file cannot be used.
+    /// Fails if the file is invalid.
     pub fn client_ca(&self) -> Result<Option<ClientCa>, AccessError> {
         let Some(path) = &self.client_ca else { return Ok(None) };
         let presence = match self.client_certificate {
-            Some(Certificate::Optional) => Presence::Optional,
-            Some(Certificate::Required) | None => Presence::Required,
+            Some(ClientCertificate::Optional) => Presence::Optional,
+            Some(ClientCertificate::Required) | None => Presence::Required,
         };
         let parsed = ClientCa::parse(&read(path, client_certificate::LARGEST)?, presence);
         parsed.map(Some).map_err(|cause| AccessError::ClientCa { path: path.clone(), cause })
     }
 
-    /// What a guest's config says of it.
+    /// The flags as settings of the guest's config.
     #[must_use]
     pub fn settings(&self) -> Vec<Setting> {
         let mode = match (self.token, self.anonymous_pull, &self.htpasswd) {
@@ -187,14 +187,14 @@ impl Access {
             (false, _, None) => None,
         };
         let certificate = self.client_ca.as_ref().map(|_| match self.client_certificate {
-            Some(Certificate::Optional) => "OPTIONAL",
-            Some(Certificate::Required) | None => "REQUIRED",
+            Some(ClientCertificate::Optional) => "OPTIONAL",
+            Some(ClientCertificate::Required) | None => "REQUIRED",
         });
         let mode = mode.map(|mode| Setting::new(&["auth", "mode"], mode));
         mode.into_iter().chain(certificate.map(|value| Setting::new(&["auth", "clientCertificate"], value))).collect()
     }
 
-    /// The files that a guest is given beside its config, by their names in fw_cfg.
+    /// The files for a guest, by their names in fw_cfg.
     #[must_use]
     pub fn secrets(&self) -> Vec<(&'static str, PathBuf)> {
         let files = [("opt/localregistry/htpasswd", &self.htpasswd), ("opt/localregistry/client-ca.crt", &self.client_ca)];
@@ -214,13 +214,13 @@ mod tests {
     use crate::config::guest_config::GuestConfig;
 
     #[derive(Debug, Parser)]
-    struct Line {
+    struct TestCli {
         #[command(flatten)]
         access: Access,
     }
 
     fn access(flags: &str) -> Access {
-        Line::try_parse_from(["x"].into_iter().chain(flags.split_whitespace())).unwrap().access
+        TestCli::try_parse_from(["x"].into_iter().chain(flags.split_whitespace())).unwrap().access
     }
 
     fn config(flags: &str) -> String {
@@ -230,8 +230,8 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_is_told_what_the_flags_say() {
-        for (flags, told) in [
+    fn flags_become_settings_of_the_guest_config() {
+        for (flags, expected) in [
             ("", "{}"),
             ("--htpasswd u", r#"{"auth":{"mode":"BASIC"}}"#),
             ("--htpasswd u --token", r#"{"auth":{"mode":"TOKEN"}}"#),
@@ -243,29 +243,29 @@ mod tests {
                 r#"{"auth":{"clientCertificate":"OPTIONAL","mode":"BASIC"}}"#,
             ),
         ] {
-            assert_eq!(config(flags), told, "{flags}");
+            assert_eq!(config(flags), expected, "{flags}");
         }
         let secrets = access("--htpasswd u --client-ca c").secrets();
         let named = |name, file: &str| (name, PathBuf::from(file));
         assert_eq!(secrets, [named("opt/localregistry/htpasswd", "u"), named("opt/localregistry/client-ca.crt", "c")]);
-        assert!(secrets.iter().all(|(name, _)| name.len() <= 55), "as long as fw_cfg's names may be");
+        assert!(secrets.iter().all(|(name, _)| name.len() <= 55), "the limit of fw_cfg names");
     }
 
     #[test]
-    fn flags_that_need_another() {
+    fn flags_that_require_another_flag() {
         for (flags, missing) in [
             ("--token", "<--htpasswd <FILE>|--anonymous-pull>"),
             ("--anonymous-pull", "--token"),
             ("--client-certificate optional", "--client-ca <FILE>"),
         ] {
-            let error = Line::try_parse_from(["x"].into_iter().chain(flags.split_whitespace())).unwrap_err().to_string();
+            let error = TestCli::try_parse_from(["x"].into_iter().chain(flags.split_whitespace())).unwrap_err().to_string();
             let expected = format!("error: the following required arguments were not provided:\n  {missing}\n");
             assert!(error.starts_with(&expected), "{flags}: {error}");
         }
     }
 
     #[test]
-    fn files_that_cannot_be_used() {
+    fn invalid_files_are_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
         std::fs::write(path("users"), "anna:secret\n").unwrap();

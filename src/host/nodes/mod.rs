@@ -1,4 +1,4 @@
-//! What the nodes of a test cluster are given: trust files, certificate authorities, credentials.
+//! What the nodes of a test cluster need: trust files, CAs, and access control.
 
 pub mod access;
 pub mod ca;

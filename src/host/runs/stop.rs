@@ -11,14 +11,13 @@ use serde::Serialize;
 
 use super::dir::{RunsError, folder_of};
 use super::state::{Run, RunState};
+use crate::host::exit::Status;
 use crate::host::support::report::Report;
 
 /// Interval at which the run's state is checked.
 const POLL: Duration = Duration::from_millis(20);
 /// Time that a killed run has to disappear.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Exit status for a run that was killed; `run` has the same for a killed QEMU.
-const KILLED: u8 = 6;
 
 /// The command line of `localregistry stop`.
 #[derive(Debug, clap::Args)]
@@ -102,7 +101,7 @@ pub fn run(args: &StopArgs, report: &Report) -> Result<u8, StopError> {
     let (status, how) = match run.state {
         RunState::Ended(0) => (0, "shut down cleanly".to_owned()),
         RunState::Ended(status) => (status, format!("ended with the exit status {status}")),
-        _ => (KILLED, "was killed".to_owned()),
+        _ => (Status::QemuDied.code(), "was killed".to_owned()),
     };
     run.remove_if_dead();
     let text = format!("{name} {how}");

@@ -1,40 +1,38 @@
-//! Where downloads and what is made from them are kept between runs. Everything in it can be deleted at any time.
+//! The cache folder, which holds downloads and files made from them. Its content may be deleted at any time.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why there is no cache to keep things in.
+/// Why there is no cache folder.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// No variable says where.
-    #[error(
-        "there is no folder for downloads: none of LOCALREGISTRY_CACHE, XDG_CACHE_HOME and HOME is set; set LOCALREGISTRY_CACHE"
-    )]
+    /// No environment variable names a folder.
+    #[error("no folder for downloads: none of LOCALREGISTRY_CACHE, XDG_CACHE_HOME and HOME is set; set LOCALREGISTRY_CACHE")]
     Nowhere,
     /// The folder cannot be made.
-    #[error("cannot create the cache folder {} (LOCALREGISTRY_CACHE names another)", path.display())]
+    #[error("cannot create the cache folder {} (set LOCALREGISTRY_CACHE to use another)", path.display())]
     Create {
         /// The folder.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// The folder `name` of the cache, made where it is missing: below `$LOCALREGISTRY_CACHE`, else `$XDG_CACHE_HOME/localregistry`, else
-/// `~/.cache/localregistry`. The path is absolute.
+/// Returns the absolute path of the cache's folder `name`, and creates it if it is missing. The cache is `$LOCALREGISTRY_CACHE`,
+/// else `$XDG_CACHE_HOME/localregistry`, else `~/.cache/localregistry`.
 ///
 /// # Errors
-/// When no variable says where, or the folder cannot be made.
+/// Fails if no variable is set, or if the folder cannot be created.
 pub fn folder(name: impl AsRef<Path>) -> Result<PathBuf, CacheError> {
     let path = root(|variable| std::env::var_os(variable)).ok_or(CacheError::Nowhere)?.join(name);
     let made = fs::create_dir_all(&path).and_then(|()| std::path::absolute(&path));
     made.map_err(|source| CacheError::Create { path, source })
 }
 
-/// The cache's root by the environment. A relative `XDG_CACHE_HOME` is ignored (XDG base directory specification, "Basics").
+/// The cache's root. A relative `XDG_CACHE_HOME` is ignored (XDG base directory specification, "Basics").
 fn root(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let below = |base: PathBuf| base.join("localregistry");
@@ -53,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_where_the_environment_says() {
+    fn follows_the_environment() {
         type Variables = &'static [(&'static str, &'static str)];
         let cases: [(Variables, Option<&str>); 6] = [
             (&[("LOCALREGISTRY_CACHE", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")], Some("/a")),
@@ -70,10 +68,10 @@ mod tests {
     }
 
     #[test]
-    fn says_what_to_set_where_nothing_is() {
+    fn an_unset_environment_is_reported() {
         assert_eq!(
             CacheError::Nowhere.to_string(),
-            "there is no folder for downloads: none of LOCALREGISTRY_CACHE, XDG_CACHE_HOME and HOME is set; set LOCALREGISTRY_CACHE"
+            "no folder for downloads: none of LOCALREGISTRY_CACHE, XDG_CACHE_HOME and HOME is set; set LOCALREGISTRY_CACHE"
         );
     }
 }

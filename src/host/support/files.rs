@@ -1,14 +1,14 @@
-//! Reading files that may not be what they claim to be, and writing files that are there whole or not at all.
+//! Bounded reads, and atomic writes: a written file is complete or absent.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Reads the file at `path`, of at most `limit` bytes.
+/// Reads the file at `path` if it has at most `limit` bytes.
 ///
 /// # Errors
-/// When it cannot be read or is larger.
+/// Fails if the file cannot be read or is larger.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let mut content = Vec::with_capacity(usize::try_from(file.metadata()?.len().min(limit)).unwrap_or(0));
@@ -19,16 +19,16 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Writes `content` to `path` by way of a new file in the same folder that is then renamed: an old file stays whole until the new one
-/// is, and stays as it is where anything fails. The mode is 0666 less the umask.
+/// Writes `content` to `path` through a temporary file in the same folder, which then replaces `path`. If anything fails, an old
+/// file stays as it is. The mode is 0666 less the umask.
 ///
 /// # Errors
-/// When the folder cannot be written to, or `path` is there and is not a regular file (renaming over a device would replace it).
+/// Fails if the folder is not writable, or if `path` exists and is not a regular file: the rename would replace a device.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     write_private(path, content, 0o666)
 }
 
-/// The same with this mode, less the umask: the file never has another.
+/// As [`write_atomically`], with the given mode less the umask from the moment the file exists.
 ///
 /// # Errors
 /// As [`write_atomically`].
@@ -40,7 +40,7 @@ pub fn write_private(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         Err(_) => path.to_owned(),
     };
     let folder = folder(&target);
-    // Whose error does not name the passing file.
+    // Checked first, because tempfile's error would name the temporary file.
     fs::metadata(&folder)?;
     let mut file =
         tempfile::Builder::new().prefix(".localregistry-").permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
@@ -50,7 +50,7 @@ pub fn write_private(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// The folder that `path` lies in.
+/// The folder that contains `path`.
 fn folder(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writes_through_a_link_and_leaves_nothing_else() {
+    fn writes_through_a_link_and_leaves_no_other_file() {
         let dir = tempfile::tempdir().unwrap();
         let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         fs::write(&file, "old").unwrap();
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_to_replace_what_is_not_a_file() {
+    fn only_regular_files_are_replaced() {
         let error = write_atomically(Path::new("/dev/null"), b"new").unwrap_err();
         assert_eq!(error.to_string(), "it is there already and not a regular file");
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! SIGINT, SIGTERM and SIGHUP while packing: they are noted, a program that is running for the pack is ended, and the work stops at its next
-//! check, so that everything half made is removed on the way out. Nothing is removed here.
+//! Handles SIGINT, SIGTERM and SIGHUP during long work. A signal is recorded, the external program of the work is killed, and the
+//! work stops at its next check, so that destructors remove unfinished files.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -12,15 +12,23 @@ use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
-/// The signals that ask a program to end.
+/// The signals that end the work.
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// A signal asked for the end.
+/// The work was ended by a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted by {}", .0.as_str())]
 pub struct Interrupted(pub Signal);
 
-/// Whether the work is to stop. By default it never is.
+impl Interrupted {
+    /// The exit status after the signal, as in a shell: 128 plus its number.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        u8::try_from(128 + self.0 as i32).unwrap_or(1)
+    }
+}
+
+/// Tells long work to stop after a signal. The default never does.
 #[derive(Debug, Default, Clone)]
 pub struct Interrupt {
     shared: Arc<Shared>,
@@ -28,18 +36,17 @@ pub struct Interrupt {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// The signal that came, 0 before.
+    /// The first signal received, 0 before it.
     signal: AtomicI32,
-    /// The program that runs for us.
+    /// The external program that is running.
     child: Mutex<Option<Pid>>,
 }
 
 impl Interrupt {
-    /// From here on the signals are noted. To be called before other threads are started: they inherit that the signals are not
-    /// theirs.
+    /// Handles the signals from now on. Call it before other threads start: they inherit the blocked signals.
     ///
     /// # Errors
-    /// When no thread can be started.
+    /// Fails if the thread that waits for signals cannot be started.
     pub fn catch() -> io::Result<Self> {
         let signals: SigSet = SIGNALS.into_iter().collect();
         signals.thread_block()?;
@@ -47,10 +54,10 @@ impl Interrupt {
         let shared = Arc::clone(&interrupt.shared);
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
             while let Ok(signal) = signals.wait() {
-                // The first one counts. Those after it change nothing: the way out is a matter of milliseconds, and must be walked.
+                // Only the first signal counts. Later ones do not cut the cleanup short, which takes milliseconds.
                 let _ = shared.signal.compare_exchange(0, signal as i32, Ordering::SeqCst, Ordering::SeqCst);
                 if let Some(child) = *shared.child() {
-                    // It has not been waited for, so the number is still its own.
+                    // The child has not been reaped yet, so its PID is not reused.
                     let _ = killpg(child, Signal::SIGKILL);
                 }
             }
@@ -58,10 +65,10 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// To be called between steps, and every few milliseconds in a long one.
+    /// Checks for a signal. Call it between steps, and every few milliseconds in a long step.
     ///
     /// # Errors
-    /// [`Interrupted`], after a signal.
+    /// Fails with [`Interrupted`] after a signal.
     pub fn check(&self) -> Result<(), Interrupted> {
         match Signal::try_from(self.shared.signal.load(Ordering::SeqCst)) {
             Ok(signal) => Err(Interrupted(signal)),
@@ -69,31 +76,31 @@ impl Interrupt {
         }
     }
 
-    /// As [`Interrupt::check`], where an `io::Error` is expected. [`Interrupt::check`] then tells it from others.
+    /// As [`Interrupt::check`], for functions that return `io::Error`. Callers tell it from other errors by [`Interrupt::check`].
     ///
     /// # Errors
-    /// After a signal.
+    /// Fails after a signal.
     pub fn check_io(&self) -> io::Result<()> {
         self.check().map_err(io::Error::other)
     }
 
-    /// Runs a program to its end, or until a signal comes; then it is killed.
+    /// Runs an external program, and kills it if a signal comes.
     ///
     /// # Errors
-    /// When it cannot be started, or a signal came before.
+    /// Fails if the program cannot be started, or after a signal.
     pub fn run(&self, command: &mut Command) -> io::Result<ExitStatus> {
-        // A process group of its own, so that Ctrl-C on the terminal reaches us alone.
+        // Its own process group, so that Ctrl-C on the terminal reaches only this process.
         command.process_group(0);
         let mut child = {
             let mut running = self.shared.child();
-            // Under the lock: a signal that comes now finds either no program or this one.
+            // Checked under the lock: a signal that comes now finds no program or this one.
             self.check_io()?;
             let child = command.spawn()?;
             *running = i32::try_from(child.id()).ok().map(Pid::from_raw);
             child
         };
         let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
-        // Waits without reaping, so that the number stays taken while a signal's thread may still use it.
+        // Waits without reaping, so that the PID is not reused while the signal thread may kill it.
         while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(nix::errno::Errno::EINTR) {}
         *self.shared.child() = None;
         child.wait()
@@ -119,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_signal_nothing_is_started() {
+    fn after_a_signal_no_program_is_started() {
         let interrupt = Interrupt::default();
         interrupt.shared.signal.store(Signal::SIGTERM as i32, Ordering::SeqCst);
         assert_eq!(interrupt.check(), Err(Interrupted(Signal::SIGTERM)));

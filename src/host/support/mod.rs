@@ -1,8 +1,9 @@
-//! Helpers of all commands: files, caches, external programs, system calls, progress.
+//! Helpers for the commands: files, the cache, external programs, system calls, progress and results.
 
 pub mod cache;
 pub mod files;
 pub mod interrupt;
+pub(crate) mod quote;
 pub mod report;
 pub mod signals;
 pub(crate) mod sys;

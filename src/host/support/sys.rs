@@ -1,5 +1,5 @@
-//! The few calls of the host's half that Rust cannot check: what a child does between `fork` and `exec`, opening a tap, taking a
-//! descriptor by its number, and reading the processor's counter of ticks.
+//! The host's unsafe system calls: setup between `fork` and `exec`, opening a tap, inherited file descriptors, and the processor's
+//! time stamp counter.
 #![allow(unsafe_code)]
 
 use std::ffi::c_char;
@@ -16,16 +16,16 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{getpid, getppid};
 
-/// The device that taps are opened by.
+/// The device that creates and opens taps.
 const TUN: &str = "/dev/net/tun";
 
-/// Has the kernel send `signal` to the child of `command` when the **thread** that spawns it ends, and so at the latest when this
-/// process does, in whatever way. Spawn on a thread that outlives the child.
+/// Makes the kernel send `signal` to the child of `command` when the **thread** that spawns it ends, at the latest when this
+/// process ends. Spawn on a thread that outlives the child.
 pub fn signal_with_parent(command: &mut Command, signal: Signal) {
     let parent = getpid();
     let before_exec = move || {
         prctl::set_pdeathsig(signal)?;
-        // The parent may have gone before the line above: then the signal never comes.
+        // If the parent has ended before the line above, the signal never comes.
         if getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
     };
     // SAFETY: the closure runs in the forked child, where only async-signal-safe calls are allowed. It makes two system calls
@@ -33,19 +33,19 @@ pub fn signal_with_parent(command: &mut Command, signal: Signal) {
     unsafe { command.pre_exec(before_exec) };
 }
 
-/// Opens the tap `name`, or makes one: `%d` in the name is replaced by a number that is free. A tap that is made so goes with the last
-/// descriptor of it. Gives the tap's name, too. Frames have no head but virtio's own, which QEMU takes.
+/// Opens or creates the tap `name`, and returns it with its name. `%d` in the name becomes a free number. A tap created here is
+/// removed when its last descriptor is closed. Its frames have a virtio-net header, which QEMU accepts.
 ///
 /// # Errors
-/// The device is missing, or the kernel refuses.
+/// Fails if the device is missing or the kernel refuses.
 pub fn open_tap(name: &str) -> io::Result<(OwnedFd, String)> {
     let tun = OpenOptions::new().read(true).write(true).open(TUN)?;
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     let flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
     let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
     // The last byte stays 0.
-    let place = request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1);
-    place.zip(name.bytes()).for_each(|(to, byte)| *to = c_char::from_ne_bytes([byte]));
+    let target = request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1);
+    target.zip(name.bytes()).for_each(|(to, byte)| *to = c_char::from_ne_bytes([byte]));
     // SAFETY: the descriptor is open; TUNSETIFF reads and writes one `ifreq`, which `request` is, for the length of the call.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     nix::errno::Errno::result(result)?;
@@ -53,42 +53,42 @@ pub fn open_tap(name: &str) -> io::Result<(OwnedFd, String)> {
     Ok((tun.into(), String::from_utf8_lossy(&name).into_owned()))
 }
 
-/// A copy of the open socket `number`, which this program was started with.
+/// Duplicates the open socket `number`, which this program inherited.
 ///
 /// # Errors
-/// Nothing is open by that number, or it is no socket.
+/// Fails if the descriptor is not open or is not a socket.
 pub fn inherited_socket(number: i32) -> io::Result<OwnedFd> {
     let copy = inherited(number)?;
     getsockopt(&copy, sockopt::SockType)?;
     Ok(copy)
 }
 
-/// A copy of the open file `number`, which this program was started with.
+/// Duplicates the open file descriptor `number`, which this program inherited.
 ///
 /// # Errors
-/// Nothing is open by that number.
+/// Fails if the descriptor is not open.
 pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     // SAFETY: fcntl takes any number, and refuses one that is not open; F_DUPFD_CLOEXEC touches no memory.
     let copy = nix::errno::Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
-    // SAFETY: the kernel has just made this descriptor for us; nobody else knows of it.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// How long the counter is watched.
-const WATCHED: Duration = Duration::from_millis(20);
+/// How long the counter is observed.
+const TSC_SAMPLE: Duration = Duration::from_millis(20);
 
-/// The rate of this machine's time stamp counter in kHz, as QEMU's emulation passes it on; takes 20 ms. On processors without one QEMU
-/// counts nanoseconds.
+/// Measures the rate of this machine's time stamp counter in kHz, as QEMU's TCG passes it to a guest. Takes 20 ms. On processors
+/// without such a counter QEMU counts nanoseconds.
 #[must_use]
 pub fn tsc_khz() -> u64 {
     let (start, from) = reading();
-    std::thread::sleep(WATCHED);
+    std::thread::sleep(TSC_SAMPLE);
     let (end, to) = reading();
     u64::try_from(u128::from(to.wrapping_sub(from)) * 1_000_000 / (end - start).as_nanos().max(1)).unwrap_or(u64::MAX)
 }
 
-/// The clock and the counter at one moment: of some readings the one in which least time passed, so that none in which this thread had
-/// to wait for the processor counts.
+/// Reads the clock and the counter at the same moment. Of several readings it takes the shortest, during which this thread was not
+/// scheduled out.
 fn reading() -> (Instant, u64) {
     let readings = (0..16).map(|_| {
         let (before, ticks) = (Instant::now(), ticks());

@@ -1,14 +1,14 @@
-//! Work spread over all processors.
+//! Runs work on all processors.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// Does `work` on each of `items`, on all processors. After an error no more is begun.
+/// Calls `work` for each of `items` on all processors. After an error, starts no further item.
 ///
 /// # Errors
-/// That of the first item, in their order, whose work failed.
+/// Fails with the error of the first item, in the order of `items`, whose work failed.
 pub fn each<T: Sync, E: Send>(items: &[T], work: impl Fn(&T) -> Result<(), E> + Sync) -> Result<(), E> {
     let next = AtomicUsize::new(0);
     let failure: Mutex<Option<(usize, E)>> = Mutex::new(None);
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_item_once_and_the_first_error() {
+    fn runs_each_item_once_and_reports_the_first_error() {
         let items: Vec<usize> = (0..1000).collect();
         let sum = AtomicUsize::new(0);
         let all: Result<(), usize> = each(&items, |item| {

@@ -6,11 +6,13 @@ use http::{HeaderValue, Version};
 
 use super::route::{RequestTarget, Route};
 use crate::proto;
+use crate::text::escaped;
 
 /// Fills the fields that come from the request's head.
 pub(crate) fn head(head: &Parts, event: &mut proto::Request) {
-    let header =
-        |name: HeaderName| head.headers.get(name).map(|value: &HeaderValue| escaped(value.as_bytes())).unwrap_or_default();
+    // Escapes C0 and C1 control characters: a terminal interprets U+009B like ESC [.
+    let text = |value: &HeaderValue| escaped(&String::from_utf8_lossy(value.as_bytes()));
+    let header = |name: HeaderName| head.headers.get(name).map(text).unwrap_or_default();
     event.method = truncated(head.method.as_str(), 32);
     event.range = truncated(&header(RANGE), 256);
     event.user_agent = truncated(&header(USER_AGENT), 256);
@@ -33,15 +35,6 @@ pub(crate) fn target(target: &RequestTarget, event: &mut proto::Request) {
         (None, Some(name)) => name.to_string(),
         (_, None) => String::new(),
     };
-}
-
-/// A header's bytes as text. Escapes C0 and C1 control characters: a terminal interprets U+009B like ESC [.
-fn escaped(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    if !text.contains(char::is_control) {
-        return text.into_owned();
-    }
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// At most `limit` bytes of `text`, cut between characters.

@@ -2,10 +2,11 @@
 
 /// An ELF file with one program header for each of `segments`: kind, content.
 pub fn elf(segments: &[(u32, &[u8])]) -> Vec<u8> {
-    let mut file = b"\x7fELF\x02\x01".to_vec();
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
     file.resize(64, 0);
     file[18] = 62;
     file[32] = 64;
+    file[54] = 56;
     file[56] = segments.len() as u8;
     let mut offset = 64 + 56 * segments.len() as u64;
     for (kind, content) in segments {

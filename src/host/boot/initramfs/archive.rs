@@ -1,5 +1,5 @@
-//! The initramfs as bytes: a newc archive (Linux `Documentation/driver-api/early-userspace/buffer-format.rst`) that depends on nothing
-//! but its content. Pure.
+//! Builds the initramfs as a newc archive (Linux `Documentation/driver-api/early-userspace/buffer-format.rst`). The bytes depend
+//! only on the content.
 
 use std::io::{self, Write};
 
@@ -7,7 +7,7 @@ use cpio::newc;
 
 use crate::host::boot::modules::Module;
 
-/// An entry; everything else of it follows from the order.
+/// An entry of the archive. Its other header fields follow from its position.
 struct Entry<'a> {
     path: String,
     mode: u32,
@@ -21,19 +21,19 @@ const PROGRAM: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 const CHARACTER_DEVICE_OF_ALL: u32 = 0o020_666;
 
-/// Where PID 1 mounts, and what the modules' files need above them.
-const FOLDERS: [&str; 7] = ["dev", "disk", "lib", "lib/modules", "proc", "run", "sys"];
+/// The mount points of PID 1, and the parent folders of the module files.
+const FOLDERS: [&str; 7] = ["dev", "disks", "lib", "lib/modules", "proc", "run", "sys"];
 
-/// `/dev/console` (Linux `Documentation/admin-guide/devices.txt`): the kernel opens it for PID 1 before anything is mounted.
+/// `/dev/console` (Linux `Documentation/admin-guide/devices.txt`). The kernel opens it for PID 1 before anything is mounted.
 const CONSOLE: (u32, u32) = (5, 1);
 
-/// `/dev/null`: where the machine has no console, a Rust program opens it in the place of its standard streams, and aborts without it.
+/// `/dev/null`. On a machine without a console, a Rust program opens it for its standard streams, and aborts if it is missing.
 const NULL: (u32, u32) = (1, 3);
 
-/// The archive with `init`, the `modules` below `lib/modules`, and their load order in `lib/modules/order`, one file name a line.
+/// Builds the archive: `init`, the `modules` in `lib/modules`, and their load order in `lib/modules/order`, one file name per line.
 ///
 /// # Errors
-/// When a file is larger than the format allows.
+/// Fails if a file is larger than the format allows.
 pub fn archive(init: &[u8], modules: &[Module]) -> io::Result<Vec<u8>> {
     let order: String = modules.iter().map(|module| format!("{}\n", module.file)).collect();
     let mut entries: Vec<Entry> = FOLDERS.map(|path| entry(path, FOLDER, &[])).into();
@@ -55,7 +55,7 @@ fn entry<'a>(path: &str, mode: u32, content: &'a [u8]) -> Entry<'a> {
     Entry { path: path.to_owned(), mode, device: (0, 0), content }
 }
 
-/// Owner root, time 0: what the builder gives where nothing is said.
+/// Appends an entry. Owner root and time 0 are the builder's defaults.
 fn append(archive: &mut Vec<u8>, inode: u32, entry: &Entry) -> io::Result<()> {
     let size = u32::try_from(entry.content.len()).map_err(io::Error::other)?;
     let (major, minor) = entry.device;

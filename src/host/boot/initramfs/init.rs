@@ -1,4 +1,4 @@
-//! The guest's init, PID 1 of a machine without libraries: where it is looked for.
+//! Finds the static init program, PID 1 of the guest.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use crate::host::boot::program::{INIT, Program, ProgramError};
 use crate::host::support::cache::is_file;
 
-/// Where it is, seen from the folder of this program: installed beside it, or built in the same `target/`.
-const PLACES: [&str; 3] = [
+/// Paths relative to this program's folder: installed next to it, or built in the same `target/`.
+const CANDIDATES: [&str; 3] = [
     "localregistry-init",
     "../x86_64-unknown-linux-musl/release/localregistry-init",
     "../../x86_64-unknown-linux-musl/release/localregistry-init",
@@ -16,15 +16,15 @@ const PLACES: [&str; 3] = [
 /// Why there is no init.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    /// It is nowhere.
+    /// No candidate is a static program.
     #[error("there is no static localregistry-init at {}; build it with `{}`, or name one in the variable LOCALREGISTRY_INIT", .0.join(", "), INIT.build)]
     Nowhere(Vec<String>),
-    /// It cannot be PID 1.
+    /// The program cannot be PID 1.
     #[error(transparent)]
     Program(#[from] ProgramError),
 }
 
-/// Finds the init where none is given: `$LOCALREGISTRY_INIT`, else the first static one of the usual places.
+/// Finds the init: `$LOCALREGISTRY_INIT`, else the first candidate that is static.
 pub fn find() -> Result<PathBuf, InitError> {
     let program = std::env::current_exe().ok();
     let folder = program.as_deref().and_then(Path::parent).unwrap_or(Path::new("."));
@@ -35,16 +35,16 @@ fn find_from(variable: Option<OsString>, folder: &Path) -> Result<PathBuf, InitE
     if let Some(path) = variable.filter(|path| !path.is_empty()) {
         return Ok(PathBuf::from(path));
     }
-    let places = PLACES.map(|place| folder.join(place));
-    // A debug build leaves a dynamic one beside this program: not the one that is meant.
-    let found = places.iter().find(|place| is_file(place) && read(place).is_ok());
-    found.cloned().ok_or_else(|| InitError::Nowhere(places.iter().map(|place| place.display().to_string()).collect()))
+    let candidates = CANDIDATES.map(|path| folder.join(path));
+    // A debug build leaves a dynamically linked init next to this program. Skip it.
+    let found = candidates.iter().find(|path| is_file(path) && read(path).is_ok());
+    found.cloned().ok_or_else(|| InitError::Nowhere(candidates.iter().map(|path| path.display().to_string()).collect()))
 }
 
 /// Reads the init at `path`.
 ///
 /// # Errors
-/// As of [`Program::read`].
+/// Fails as [`Program::read`] does.
 pub fn read(path: &Path) -> Result<Program, InitError> {
     Ok(Program::read(path, INIT)?)
 }
@@ -57,7 +57,7 @@ mod tests {
     use crate::host::boot::elf::tests::elf;
 
     #[test]
-    fn the_variable_then_the_first_static_one() {
+    fn the_variable_comes_before_the_first_static_candidate() {
         let target = tempfile::tempdir().unwrap();
         let folder = target.path().join("debug");
         let built = target.path().join("x86_64-unknown-linux-musl/release");
@@ -65,11 +65,11 @@ mod tests {
         fs::create_dir_all(&built).unwrap();
         fs::write(folder.join("localregistry-init"), elf(&[(3, 1, b"/lib64/ld.so\0")])).unwrap();
 
-        let beside = folder.display();
+        let dir = folder.display();
         let expected = format!(
-            "there is no static localregistry-init at {beside}/localregistry-init, \
-             {beside}/../x86_64-unknown-linux-musl/release/localregistry-init, \
-             {beside}/../../x86_64-unknown-linux-musl/release/localregistry-init; build it with `cargo build --release --target \
+            "there is no static localregistry-init at {dir}/localregistry-init, \
+             {dir}/../x86_64-unknown-linux-musl/release/localregistry-init, \
+             {dir}/../../x86_64-unknown-linux-musl/release/localregistry-init; build it with `cargo build --release --target \
              x86_64-unknown-linux-musl --no-default-features --features guest --bin localregistry-init`, or name one in the variable \
              LOCALREGISTRY_INIT"
         );

@@ -1,6 +1,5 @@
-//! `localregistry initramfs`: the archive that the guest boots from. In go the static init and a kernel's module tree; out comes a
-//! deterministic newc archive with the init, the few modules that it loads, and the folders that it mounts on. Nothing else is
-//! written.
+//! `localregistry initramfs`: builds the initramfs that the guest boots from. It is a reproducible newc archive with the static
+//! init, the kernel modules that the init loads, and its mount points.
 
 mod archive;
 pub mod init;
@@ -28,57 +27,56 @@ use crate::oci::Digest;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   localregistry initramfs -o initramfs.cpio
-      this project's init with the modules of the kernel that `localregistry kernel` gives
+      The init of this project, and the modules of the kernel that `localregistry kernel` writes
   localregistry initramfs --modules /lib/modules/6.1.0-30-amd64 -o initramfs.cpio
-      with the modules of any other kernel, in which depmod has run
+      The modules of another kernel, in which depmod has run
   localregistry initramfs --init ./my-init -o initramfs.cpio
-      with any other static program as PID 1; it loads /lib/modules/FILE for each line of /lib/modules/order
+      Another static program as PID 1; it should load /lib/modules/FILE for each line of /lib/modules/order
 
-The same init and modules give the same bytes. LOCALREGISTRY_INIT names an init where --init does not.")]
-pub struct Args {
-    /// Write the archive to this file
+The same init and modules give the same bytes. LOCALREGISTRY_INIT sets the init if --init is not given.")]
+pub struct InitramfsArgs {
+    /// File to write the archive to
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
 
-    /// The static program that becomes PID 1 [default: localregistry-init beside this program, or built in the same target/]
+    /// Static program to run as PID 1 [default: localregistry-init next to this program, or built in the same target/]
     #[arg(long, value_name = "PATH")]
     init: Option<PathBuf>,
 
-    /// The kernel that is booted, as `localregistry kernel` gives it
+    /// Kernel to take the modules of
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
     flavor: Flavor,
 
-    /// The modules of the kernel that is booted, a folder lib/modules/RELEASE, instead of a flavor's
+    /// Module folder lib/modules/RELEASE of another kernel, instead of --flavor
     #[arg(long, value_name = "DIR", conflicts_with = "flavor")]
     modules: Option<PathBuf>,
 }
 
-/// Why there is no initramfs.
+/// Why the initramfs cannot be built.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is no init, or not one for the guest.
+pub enum InitramfsError {
+    /// There is no usable init.
     #[error(transparent)]
     Init(InitError),
-    /// The modules cannot be packed.
+    /// The modules cannot be collected.
     #[error(transparent)]
     Modules(ModulesError),
-    /// One kernel cannot run them both.
+    /// Init and modules are for different processors.
     #[error(
-        "the init is for {init}, and the module {module} for {other}: the init, the modules and the kernel that is booted have to be \
-         for one processor"
+        "the init is for {init}, and the module {module} for {other}: the init, the modules and the kernel must be for one processor"
     )]
     Processors {
         /// The init's processor.
         init: Processor,
-        /// The first module that is for another one.
+        /// The first module for another processor.
         module: String,
-        /// That one.
+        /// That module's processor.
         other: Processor,
     },
     /// There is no kernel to take modules from.
     #[error(transparent)]
-    Kernel(kernel::Error),
-    /// There is no cache.
+    Kernel(kernel::KernelError),
+    /// There is no cache folder.
     #[error(transparent)]
     Cache(CacheError),
     /// A file is too large for the format.
@@ -89,10 +87,10 @@ pub enum Error {
     Write {
         /// The output.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The result cannot be printed.
+    /// Standard output cannot be written to.
     #[error("cannot print the result")]
     Print(#[source] io::Error),
 }
@@ -100,12 +98,12 @@ pub enum Error {
 /// The archive that was written.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "InitramfsResult")]
-pub(crate) struct Written<'a> {
-    /// The file, as it was given.
+pub(crate) struct InitramfsResult<'a> {
+    /// The file that was written.
     file: &'a Path,
     /// Its size in bytes.
     bytes: usize,
-    /// The modules' files, in load order.
+    /// The modules' file names, in load order.
     modules: Vec<&'a str>,
     /// Optional modules that the kernel does not have.
     #[schemars(with = "Vec<&'a str>")]
@@ -115,58 +113,59 @@ pub(crate) struct Written<'a> {
 /// Runs `localregistry initramfs`.
 ///
 /// # Errors
-/// When the init or the modules are not usable, or the output cannot be written; it is then as it was.
-pub fn run(args: &Args, report: &Report) -> Result<(), Error> {
+/// Fails if the init or the modules are not usable, or if the output cannot be written. An old output file then stays as it is.
+pub fn run(args: &InitramfsArgs, report: &Report) -> Result<(), InitramfsError> {
     let init = read_init(args.init.as_deref())?;
     let tree = match &args.modules {
         Some(tree) => tree.clone(),
-        None => kernel::cached_or_download(args.flavor, report).map_err(Error::Kernel)?.modules,
+        None => kernel::cached_or_download(args.flavor, report).map_err(InitramfsError::Kernel)?.modules,
     };
     let modules = collect(&tree, report)?;
     let archive = archive(&init, &modules)?;
     let file = &args.output;
-    files::write_atomically(file, &archive).map_err(|source| Error::Write { path: file.clone(), source })?;
+    files::write_atomically(file, &archive).map_err(|source| InitramfsError::Write { path: file.clone(), source })?;
 
     let names = modules.load.iter().map(|module| module.file.as_str()).collect::<Vec<_>>();
     let text = format!("{}: the init and {} modules, {} bytes", file.display(), names.len(), archive.len());
-    let written = Written { file, bytes: archive.len(), modules: names, absent: &modules.absent };
-    report.result(&written, &text).map_err(Error::Print)
+    let result = InitramfsResult { file, bytes: archive.len(), modules: names, absent: &modules.absent };
+    report.result(&result, &text).map_err(InitramfsError::Print)
 }
 
-/// The archive with the static program `init` as PID 1 and what it needs of the module tree `modules` (`…/lib/modules/<release>`).
-/// The same contents give the same bytes.
+/// Builds the archive with the static program `init` as PID 1 and the modules it loads from `modules`, a folder
+/// `…/lib/modules/RELEASE`. The same content gives the same bytes.
 ///
 /// # Errors
-/// When `init` is not a static program, `modules` lacks a required module or is broken, or they are for different processors.
-pub fn build(init: &Path, modules: &Path) -> Result<Vec<u8>, Error> {
-    let init = init::read(init).map_err(Error::Init)?;
-    let modules = modules::collect(modules).map_err(Error::Modules)?;
+/// Fails if `init` is not a static program, if `modules` is damaged or lacks a required module, or if they are for different
+/// processors.
+pub fn build(init: &Path, modules: &Path) -> Result<Vec<u8>, InitramfsError> {
+    let init = init::read(init).map_err(InitramfsError::Init)?;
+    let modules = modules::collect(modules).map_err(InitramfsError::Modules)?;
     archive(&init, &modules)
 }
 
-fn archive(init: &Program, modules: &Modules) -> Result<Vec<u8>, Error> {
+fn archive(init: &Program, modules: &Modules) -> Result<Vec<u8>, InitramfsError> {
     let other = modules.load.iter().find(|module| module.processor != init.processor);
     other.map_or(Ok(()), |module| {
-        Err(Error::Processors { init: init.processor, module: module.file.clone(), other: module.processor })
+        Err(InitramfsError::Processors { init: init.processor, module: module.file.clone(), other: module.processor })
     })?;
-    archive::archive(&init.content, &modules.load).map_err(Error::Archive)
+    archive::archive(&init.content, &modules.load).map_err(InitramfsError::Archive)
 }
 
-/// The archive for the kernel with the module tree `tree` in the cache, named by the digest of its content, so that it is never stale: built anew each time, which
-/// reads a few megabytes, and written only where it is not there. `init` is this project's where none is given.
+/// Returns the cached archive for the module tree `tree`. Its name is the digest of its content, so it is never stale: it is built
+/// each time, which reads a few megabytes, and written only if it is new. Without `init`, this project's init is used.
 ///
 /// # Errors
-/// As [`build`], or when there is no init or no cache.
-pub fn cached(init: Option<&Path>, tree: &Path, report: &Report) -> Result<PathBuf, Error> {
-    let folder = cache::folder("initramfs").map_err(Error::Cache)?;
+/// Fails as [`build`] does, or if there is no init or no cache folder.
+pub fn cached(init: Option<&Path>, tree: &Path, report: &Report) -> Result<PathBuf, InitramfsError> {
+    let folder = cache::folder("initramfs").map_err(InitramfsError::Cache)?;
     let init = read_init(init)?;
     let modules = collect(tree, report)?;
     let archive = archive(&init, &modules)?;
     store(&folder, &archive)
 }
 
-/// The file of `folder` that holds `archive`, written where it is not there.
-fn store(folder: &Path, archive: &[u8]) -> Result<PathBuf, Error> {
+/// Returns the file in `folder` that holds `archive`, and writes it if it is missing.
+fn store(folder: &Path, archive: &[u8]) -> Result<PathBuf, InitramfsError> {
     let path = folder.join(format!("{}.cpio", Digest::sha256_of(archive).hex()));
     if cache::is_file(&path) {
         mark_used(&path);
@@ -174,42 +173,42 @@ fn store(folder: &Path, archive: &[u8]) -> Result<PathBuf, Error> {
     }
     match files::write_atomically(&path, archive) {
         Ok(()) => remove_unused(folder),
-        Err(source) => return Err(Error::Write { path, source }),
+        Err(source) => return Err(InitramfsError::Write { path, source }),
     }
     Ok(path)
 }
 
-fn read_init(given: Option<&Path>) -> Result<Program, Error> {
-    let path = match given {
+fn read_init(path: Option<&Path>) -> Result<Program, InitramfsError> {
+    let path = match path {
         Some(path) => path.to_owned(),
-        None => init::find().map_err(Error::Init)?,
+        None => init::find().map_err(InitramfsError::Init)?,
     };
-    init::read(&path).map_err(Error::Init)
+    init::read(&path).map_err(InitramfsError::Init)
 }
 
-/// Reads the modules, and says which optional ones are not there.
-fn collect(tree: &Path, report: &Report) -> Result<Modules, Error> {
-    let modules = modules::collect(tree).map_err(Error::Modules)?;
+/// Collects the modules, and prints which optional ones the kernel lacks.
+fn collect(tree: &Path, report: &Report) -> Result<Modules, InitramfsError> {
+    let modules = modules::collect(tree).map_err(InitramfsError::Modules)?;
     if !modules.absent.is_empty() {
-        report.step(format!("this kernel has no {} (the guest does without)", modules.absent.join(", ")));
+        report.step(format!("this kernel has no {} (the guest works without)", modules.absent.join(", ")));
     }
     Ok(modules)
 }
 
-/// Archives that were not used for so long are removed: each build of the init leaves one behind.
-const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Archives unused for this long are removed. Each build of the init leaves one behind.
+const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Keeps an archive for another [`KEPT`]. Where that fails it is only built again later.
+/// Keeps an archive for another [`RETENTION`]. If this fails, the archive is only built again later.
 fn mark_used(path: &Path) {
     let _ = File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
 }
 
-/// Removes the archives of `folder` that were not used for [`KEPT`]. It is only for the space: what fails is left for the next time.
+/// Removes archives unused for [`RETENTION`]. It only saves space: failures are ignored.
 fn remove_unused(folder: &Path) {
     let archives = fs::read_dir(folder).into_iter().flatten().flatten();
     for archive in archives.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "cpio")) {
         let used = archive.metadata().and_then(|metadata| metadata.modified());
-        if used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > KEPT)) {
+        if used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > RETENTION)) {
             let _ = fs::remove_file(archive.path());
         }
     }
@@ -235,7 +234,7 @@ mod tests {
         age(&first, 8 * day);
         assert_eq!(store(folder.path(), used).unwrap(), first);
         let second = store(folder.path(), new).unwrap();
-        assert!(first.exists(), "its use was noted");
+        assert!(first.exists(), "its use was recorded");
         assert_eq!(
             second.file_name().unwrap(),
             "11507a0e2f5e69d5dfa40a62a1bd7b6ee57e6bcd85c67c9b8431b36fff21c437.cpio",

@@ -1,5 +1,5 @@
-//! From the bytes of a bzImage to the ELF that QEMU boots directly (PVH), without the self-decompression that takes most of an
-//! emulated boot. Pure: it reads and writes nothing, and trusts no offset.
+//! Extracts from a bzImage the ELF that QEMU boots directly (PVH). This skips the kernel's self-decompression, which takes most of
+//! an emulated boot. Input is untrusted: no offset in it causes a panic.
 //!
 //! Layout: Linux `Documentation/arch/x86/boot.rst`. The payload's last four bytes are its decompressed size, little endian
 //! (`arch/x86/boot/compressed/mkpiggy.c`; for gzip they are part of the format).
@@ -10,75 +10,75 @@ use std::io;
 use crate::host::boot::decompress::{Compression, LZ4_MAGIC};
 use crate::host::boot::elf::{Elf, ElfError, Processor};
 
-/// Why there is nothing to boot in a file.
+/// Why a file contains no bootable kernel.
 #[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// Neither of the two formats.
+pub enum BzImageError {
+    /// Neither a bzImage nor an ELF file.
     #[error("it is neither a bzImage (no \"HdrS\" at byte 514) nor an ELF file; give the vmlinuz of an x86-64 Linux")]
     NotKernel,
-    /// The header is older than the fields that are needed.
+    /// The header is too old to have the fields of the payload.
     #[error(
         "its boot protocol is {}.{:02}, but only 2.08 and later say where the payload is; give Linux 2.6.26 or later",
         .0 >> 8, .0 & 0xff
     )]
     Protocol(u16),
-    /// The header points past the end.
+    /// The header points past the end of the file.
     #[error("it is cut short: its payload is bytes {start} to {end}, but the file ends at byte {size}")]
     Truncated {
-        /// First byte of the payload.
+        /// Offset of the payload's first byte.
         start: usize,
-        /// The byte after its last.
+        /// Offset after the payload's last byte.
         end: usize,
-        /// Bytes that are there.
+        /// The file's size in bytes.
         size: usize,
     },
-    /// A compression that is known but not understood here.
-    #[error("its payload is compressed with {0}, but only gzip, xz, zstd and lz4 are understood here; {EXTRACT}")]
+    /// A known compression that is not supported.
+    #[error("its payload is compressed with {0}, but only gzip, xz, zstd and lz4 are supported; {EXTRACT}")]
     Unsupported(&'static str),
-    /// A compression that is not known.
-    #[error("its payload is compressed in an unknown way (it starts with {0}); gzip, xz, zstd and lz4 are understood")]
+    /// An unknown compression.
+    #[error("its payload is compressed in an unknown way (it starts with {0}); gzip, xz, zstd and lz4 are supported")]
     Unknown(String),
-    /// The announced size is not that of a kernel.
-    #[error("its payload says that it decompresses to {size} bytes; at most {MAX_KERNEL} are taken for a kernel")]
+    /// The announced size is too large for a kernel.
+    #[error("its payload says that it decompresses to {size} bytes; the limit for a kernel is {MAX_KERNEL}")]
     TooLarge {
-        /// The announced size.
+        /// The announced size in bytes.
         size: usize,
     },
     /// The payload is damaged.
     #[error("its {} payload is damaged", .compression.name())]
     Damaged {
-        /// How it is compressed.
+        /// The payload's compression.
         compression: Compression,
-        /// What the decompressor says.
+        /// The decompressor's error.
         source: io::Error,
     },
-    /// The payload is not what it says.
+    /// The payload's size differs from the announced one.
     #[error("its payload is damaged: it decompresses to {got} bytes, but says {expected}")]
     Size {
-        /// Bytes that came out.
+        /// The decompressed size in bytes.
         got: usize,
-        /// Bytes that were announced.
+        /// The announced size in bytes.
         expected: usize,
     },
-    /// What came out is not a kernel.
+    /// The decompressed payload is not an ELF file for a guest.
     #[error("its kernel cannot be booted")]
     Elf(#[source] ElfError),
-    /// It is a kernel of another processor, whose boot loaders take it as it is.
-    #[error("its kernel is for {0}, and only one for 64-bit x86 is taken out of its file")]
+    /// The kernel is for another processor, whose boot loaders take the file as it is.
+    #[error("its kernel is for {0}; only a kernel for 64-bit x86 can be extracted")]
     Processor(Processor),
-    /// The kernel lacks the entry that QEMU boots an ELF by.
+    /// The kernel lacks the entry point by which QEMU boots an ELF.
     #[error(
         "its kernel has no Xen PVH note (XEN_ELFNOTE_PHYS32_ENTRY), so QEMU cannot boot it as ELF; give one built with CONFIG_PVH=y"
     )]
     NoPvhNote,
 }
 
-const EXTRACT: &str = "extract the ELF with scripts/extract-vmlinux of Linux and give that";
+const EXTRACT: &str = "extract the ELF with scripts/extract-vmlinux of Linux and use that";
 
-/// The largest kernel, decompressed, that is taken for one: distributions' are 30 to 100 MB.
+/// The largest decompressed kernel accepted, in bytes. Distributions' kernels have 30 to 100 MB.
 pub const MAX_KERNEL: usize = 512 << 20;
 
-/// How payloads start, what that compression is called, and whether it is understood (Linux `lib/decompress.c`).
+/// Magic numbers of payloads, the compression's name, and the compression if it is supported (Linux `lib/decompress.c`).
 const MAGICS: [(&[u8], &str, Option<Compression>); 7] = [
     (&[0x1f, 0x8b], "gzip", Some(Compression::Gzip)),
     (&[0xfd, b'7', b'z', b'X', b'Z', 0], "xz", Some(Compression::Xz)),
@@ -89,7 +89,7 @@ const MAGICS: [(&[u8], &str, Option<Compression>); 7] = [
     (&[0x89, b'L', b'Z', b'O'], "lzo", None),
 ];
 
-/// Offsets of the fields of the setup header ("The Real-Mode Kernel Header").
+/// Offsets of fields in the setup header ("The Real-Mode Kernel Header").
 mod field {
     pub const SETUP_SECTS: usize = 0x1f1;
     pub const MAGIC: usize = 0x202;
@@ -99,30 +99,30 @@ mod field {
     pub const PAYLOAD_LENGTH: usize = 0x24c;
 }
 
-/// The bootable ELF in `image`: extracted from a bzImage, or `image` itself where it is that ELF.
+/// Returns the bootable ELF in `image`: extracted from a bzImage, or `image` itself if it is one.
 ///
 /// # Errors
-/// When `image` is not a kernel, is damaged, or has no PVH entry.
-pub fn vmlinux(image: &[u8]) -> Result<Cow<'_, [u8]>, ImageError> {
+/// Fails if `image` is not a kernel, is damaged, or has no PVH entry point.
+pub fn vmlinux(image: &[u8]) -> Result<Cow<'_, [u8]>, BzImageError> {
     let kernel = match image.get(..4) {
         Some(b"\x7fELF") => Cow::Borrowed(image),
         _ => Cow::Owned(decompress(payload(image)?)?),
     };
-    let elf = Elf::parse(&kernel).map_err(ImageError::Elf)?;
+    let elf = Elf::parse(&kernel).map_err(BzImageError::Elf)?;
     if elf.processor() != Processor::X86 {
-        return Err(ImageError::Processor(elf.processor()));
+        return Err(BzImageError::Processor(elf.processor()));
     }
     // XEN_ELFNOTE_PHYS32_ENTRY of Xen's public/elfnote.h.
-    if elf.has_note("Xen", 18) { Ok(kernel) } else { Err(ImageError::NoPvhNote) }
+    if elf.has_note("Xen", 18) { Ok(kernel) } else { Err(BzImageError::NoPvhNote) }
 }
 
-/// The release (as `uname -r` prints it) that a bzImage names; none for an ELF.
+/// The release that a bzImage names, as in `uname -r`. `None` for an ELF.
 #[must_use]
 pub fn release(image: &[u8]) -> Option<String> {
     if !has_header(image) {
         return None;
     }
-    // "kernel_version": the text is at this offset less 0x200.
+    // "kernel_version": the text's offset less 0x200.
     let offset = usize::from(u16::from_le_bytes(*image.get(field::KERNEL_VERSION..)?.first_chunk()?)) + 0x200;
     let text = image.get(offset..)?.split(|byte| matches!(byte, 0 | b' ')).next()?;
     let printable = !text.is_empty() && text.iter().all(u8::is_ascii_graphic);
@@ -133,47 +133,47 @@ fn has_header(image: &[u8]) -> bool {
     image.get(field::MAGIC..field::MAGIC + 4) == Some(b"HdrS")
 }
 
-/// The compressed kernel in a bzImage, with the size that follows it.
-fn payload(image: &[u8]) -> Result<&[u8], ImageError> {
+/// The compressed kernel in a bzImage, including the size that follows it.
+fn payload(image: &[u8]) -> Result<&[u8], BzImageError> {
     if !has_header(image) {
-        return Err(ImageError::NotKernel);
+        return Err(BzImageError::NotKernel);
     }
-    let cut = |end| ImageError::Truncated { start: 0, end, size: image.len() };
+    let cut = |end| BzImageError::Truncated { start: 0, end, size: image.len() };
     let word = |offset: usize| {
         let bytes = image.get(offset..).and_then(|rest| rest.first_chunk()).ok_or_else(|| cut(offset + 4))?;
         Ok(u32::from_le_bytes(*bytes) as usize)
     };
     let version = (word(field::VERSION)? & 0xffff) as u16;
     if version < 0x208 {
-        return Err(ImageError::Protocol(version));
+        return Err(BzImageError::Protocol(version));
     }
-    // "setup_sects": 0 means 4, for ancient kernels; the boot sector is not counted. Protected-mode code follows.
+    // "setup_sects": 0 means 4, for ancient kernels. The boot sector is not counted. Protected-mode code follows the setup sectors.
     let sectors = match image.get(field::SETUP_SECTS).copied().unwrap_or(0) {
         0 => 4,
         sectors => usize::from(sectors),
     };
     let start = ((sectors + 1) * 512).saturating_add(word(field::PAYLOAD_OFFSET)?);
     let end = start.saturating_add(word(field::PAYLOAD_LENGTH)?);
-    image.get(start..end).ok_or(ImageError::Truncated { start, end, size: image.len() })
+    image.get(start..end).ok_or(BzImageError::Truncated { start, end, size: image.len() })
 }
 
-fn decompress(payload: &[u8]) -> Result<Vec<u8>, ImageError> {
+fn decompress(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
     let known = MAGICS.into_iter().find(|(magic, ..)| payload.starts_with(magic));
     let compression = match known {
         Some((_, _, Some(compression))) => compression,
-        Some((_, name, None)) => return Err(ImageError::Unsupported(name)),
-        None => return Err(ImageError::Unknown(hex(payload.get(..6).unwrap_or(payload)))),
+        Some((_, name, None)) => return Err(BzImageError::Unsupported(name)),
+        None => return Err(BzImageError::Unknown(hex(payload.get(..6).unwrap_or(payload)))),
     };
     let (data, size) = match payload.split_last_chunk::<4>() {
         Some((data, size)) => (data, u32::from_le_bytes(*size) as usize),
         None => (payload, 0),
     };
     if size > MAX_KERNEL {
-        return Err(ImageError::TooLarge { size });
+        return Err(BzImageError::TooLarge { size });
     }
     let data = if compression == Compression::Gzip { payload } else { data };
-    let kernel = compression.decompress(data, size).map_err(|source| ImageError::Damaged { compression, source })?;
-    if kernel.len() == size { Ok(kernel) } else { Err(ImageError::Size { got: kernel.len(), expected: size }) }
+    let kernel = compression.decompress(data, size).map_err(|source| BzImageError::Damaged { compression, source })?;
+    if kernel.len() == size { Ok(kernel) } else { Err(BzImageError::Size { got: kernel.len(), expected: size }) }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -188,7 +188,7 @@ mod tests {
     use crate::host::boot::decompress::tests::compress;
     use crate::host::boot::elf::tests::{elf, note};
 
-    /// A bzImage around `payload`: two setup sectors, the payload 16 bytes into the protected-mode code, 8 bytes behind it.
+    /// A bzImage with `payload`: two setup sectors, the payload 16 bytes into the protected-mode code, 8 bytes after it.
     fn bzimage(payload: &[u8]) -> Vec<u8> {
         let mut image = vec![0; 3 * 512 + 16];
         image[0x1f1] = 2;
@@ -203,7 +203,7 @@ mod tests {
         image
     }
 
-    /// `kernel` compressed, with its size behind it, as Linux's `size_append` does; gzip has it already.
+    /// `kernel` compressed and followed by its size, as by Linux's `size_append`; gzip already ends with the size.
     fn packed(compression: Compression, kernel: &[u8]) -> Vec<u8> {
         let mut packed = compress(compression, kernel);
         if compression != Compression::Gzip {
@@ -212,7 +212,7 @@ mod tests {
         packed
     }
 
-    /// An ELF with the PVH note, and bytes for the x86 filter to work on.
+    /// An ELF with the PVH note, and bytes that the x86 filter changes.
     fn kernel() -> Vec<u8> {
         let code: Vec<u8> = (0..20_000_u32).flat_map(|n| [0xe8, n as u8, (n >> 8) as u8, 0, 0, 0x90]).collect();
         elf(&[(1, 4096, &code), (4, 4, &note("Xen", 18, &[0; 8]))])
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn extracts_each_compression_and_passes_elf_through() {
+    fn extracts_every_compression_and_passes_elf_through() {
         for compression in [Compression::Gzip, Compression::Xz, Compression::Zstd, Compression::Lz4] {
             let image = bzimage(&packed(compression, &kernel()));
             assert!(vmlinux(&image).unwrap() == kernel(), "{compression:?}");
@@ -244,18 +244,18 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_a_kernel() {
+    fn files_that_are_not_kernels_are_rejected() {
         let expected = "it is neither a bzImage (no \"HdrS\" at byte 514) nor an ELF file; give the vmlinuz of an x86-64 Linux";
         for bytes in [&b""[..], b"#!/bin/sh", &[0; 4096]] {
             assert_eq!(message(bytes), expected);
         }
         let mut arm = kernel();
         arm[18] = 183;
-        assert_eq!(message(&arm), "its kernel is for 64-bit ARM, and only one for 64-bit x86 is taken out of its file");
+        assert_eq!(message(&arm), "its kernel is for 64-bit ARM; only a kernel for 64-bit x86 can be extracted");
     }
 
     #[test]
-    fn refuses_an_old_boot_protocol() {
+    fn an_old_boot_protocol_is_rejected() {
         let mut image = bzimage(&packed(Compression::Gzip, &kernel()));
         image[0x206] = 7;
         assert_eq!(
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_truncated_image() {
+    fn a_truncated_image_is_rejected() {
         let image = bzimage(&vec![0; 1000]);
         assert_eq!(message(&image[..2000]), "it is cut short: its payload is bytes 1552 to 2552, but the file ends at byte 2000");
         assert_eq!(message(&image[..0x24a]), "it is cut short: its payload is bytes 0 to 588, but the file ends at byte 586");
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_truncated_payload() {
+    fn a_truncated_payload_is_rejected() {
         let whole = packed(Compression::Lz4, &kernel());
         let cut = [&whole[..whole.len() / 2], &whole[whole.len() - 4..]].concat();
         let announced = u32::from_le_bytes(*whole[4..].first_chunk().unwrap());
@@ -296,24 +296,24 @@ mod tests {
     }
 
     #[test]
-    fn refuses_more_than_a_kernel_can_be() {
+    fn a_payload_too_large_for_a_kernel_is_rejected() {
         let mut bomb = packed(Compression::Zstd, &kernel());
         let size = bomb.len();
         bomb[size - 4..].copy_from_slice(&u32::MAX.to_le_bytes());
         assert_eq!(
             message(&bzimage(&bomb)),
-            "its payload says that it decompresses to 4294967295 bytes; at most 536870912 are taken for a kernel"
+            "its payload says that it decompresses to 4294967295 bytes; the limit for a kernel is 536870912"
         );
         bomb[size - 4..].copy_from_slice(&100_u32.to_le_bytes());
         assert_eq!(message(&bzimage(&bomb)), "its zstd payload is damaged: it is more than 100 bytes when decompressed");
     }
 
     #[test]
-    fn refuses_other_compressions_by_name() {
+    fn unsupported_compressions_are_rejected_by_name() {
         let expected = |name| {
             format!(
-                "its payload is compressed with {name}, but only gzip, xz, zstd and lz4 are understood here; extract the ELF \
-                 with scripts/extract-vmlinux of Linux and give that"
+                "its payload is compressed with {name}, but only gzip, xz, zstd and lz4 are supported; extract the ELF \
+                 with scripts/extract-vmlinux of Linux and use that"
             )
         };
         assert_eq!(message(&bzimage(b"BZh91AY")), expected("bzip2"));
@@ -322,16 +322,16 @@ mod tests {
         assert_eq!(
             message(&bzimage(&[1, 2, 3, 4, 5, 6, 7])),
             "its payload is compressed in an unknown way (it starts with 01 02 03 04 05 06); gzip, xz, zstd and lz4 are \
-             understood"
+             supported"
         );
         assert_eq!(
             message(&bzimage(b"")),
-            "its payload is compressed in an unknown way (it starts with ); gzip, xz, zstd and lz4 are understood"
+            "its payload is compressed in an unknown way (it starts with ); gzip, xz, zstd and lz4 are supported"
         );
     }
 
     #[test]
-    fn refuses_a_kernel_without_the_pvh_note() {
+    fn a_kernel_without_the_pvh_note_is_rejected() {
         let expected = "its kernel has no Xen PVH note (XEN_ELFNOTE_PHYS32_ENTRY), so QEMU cannot boot it as ELF; give one \
                         built with CONFIG_PVH=y";
         let plain = elf(&[(1, 4096, b"code"), (4, 4, &note("Xen", 6, b"linux\0"))]);

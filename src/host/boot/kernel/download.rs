@@ -1,12 +1,12 @@
-//! The distribution's kernel package, downloaded and unpacked into the cache; never installed, and without root. It appears in the
-//! cache under its own name only once it is complete.
+//! Downloads the distribution's kernel package and unpacks it into the cache, without root and without installing it. The kernel
+//! gets its final name in the cache only when it is complete.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::bzimage::{self, ImageError, MAX_KERNEL};
+use super::bzimage::{self, BzImageError, MAX_KERNEL};
 use super::{Kernel, store};
 use crate::host::support::files;
 use crate::host::support::report::Report;
@@ -15,89 +15,89 @@ use crate::host::support::tools::{Tool, ToolError};
 const APT_CACHE: Tool = Tool { name: "apt-cache", package: "apt" };
 const APT_GET: Tool = Tool { name: "apt-get", package: "apt" };
 const DPKG_DEB: Tool = Tool { name: "dpkg-deb", package: "dpkg" };
-/// The package has no `modules.dep`: its installation makes it.
+/// Creates `modules.dep`, which the package lacks: normally its installation runs depmod.
 const DEPMOD: Tool = Tool { name: "depmod", package: "kmod" };
 
-/// What unpacks a package.
+/// The programs that unpack a package.
 const UNPACK: [Tool; 2] = [DPKG_DEB, DEPMOD];
-/// All that a download needs.
+/// All programs that a download runs.
 pub const TOOLS: [Tool; 4] = [APT_CACHE, APT_GET, DPKG_DEB, DEPMOD];
 
-/// How unfinished folders start; what a killed run left is removed by the next.
+/// Prefix of unfinished folders. The next run removes those of a killed run.
 const UNFINISHED: &str = ".new-";
 
-/// Why there is no kernel in the cache.
+/// Why the kernel cannot be downloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
-    /// A program is missing or fails.
+    /// A program is missing or failed.
     #[error("cannot {doing}")]
     Tool {
-        /// What it was wanted for.
+        /// What it was to do.
         doing: &'static str,
-        /// What became of it.
+        /// The cause.
         source: ToolError,
     },
-    /// apt does not know the package, or not from where.
-    #[error("apt finds no package {meta}: run `apt-get update` as root first, or name a kernel that is there")]
+    /// apt does not know the package or has no source for it.
+    #[error("apt finds no package {meta}: run `apt-get update` as root first, or use a kernel that you have")]
     Unknown {
-        /// The package that depends on the newest kernel.
+        /// The meta package that depends on the newest kernel.
         meta: &'static str,
-        /// What apt says.
+        /// apt's error.
         source: ToolError,
     },
-    /// The package's record is not as expected.
-    #[error("apt's record of {0} names no kernel package (`Depends: linux-image-… (= VERSION)`): name a kernel")]
+    /// The package's record names no kernel package.
+    #[error("apt's record of {0} names no kernel package (`Depends: linux-image-… (= VERSION)`): use a kernel that you have")]
     Depends(&'static str),
-    /// apt cannot get the package.
-    #[error("cannot download {package} {version}; where apt's lists are old, run `apt-get update` as root first")]
+    /// apt cannot download the package.
+    #[error("cannot download {package} {version}; if apt's lists are old, run `apt-get update` as root first")]
     Fetch {
         /// The kernel package.
         package: String,
         /// Its version.
         version: String,
-        /// What apt says.
+        /// apt's error.
         source: ToolError,
     },
-    /// Something is not where kernel packages have it.
-    #[error("the package {package} {version} has no {missing}: name another kernel")]
+    /// The package lacks a file.
+    #[error("the package {package} {version} has no {missing}: use another kernel")]
     Contents {
         /// The kernel package.
         package: String,
         /// Its version.
         version: String,
-        /// What was looked for.
+        /// The missing file.
         missing: &'static str,
     },
     /// The cache cannot be read or written.
     #[error("cannot {doing} {}", path.display())]
     Cache {
-        /// What was being done.
+        /// What failed.
         doing: &'static str,
-        /// To which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
     /// The package's kernel cannot be booted.
-    #[error("{package} {version} gives no kernel that QEMU can boot: name another")]
+    #[error("{package} {version} contains no kernel that QEMU can boot: use another kernel")]
     Image {
         /// The kernel package.
         package: String,
         /// Its version.
         version: String,
-        /// What is wrong with it.
-        source: ImageError,
+        /// The cause.
+        source: BzImageError,
     },
 }
 
-/// The newest kernel of the cache folder `store`, or where there is none, the one that the distribution's package `meta` depends on,
-/// put there.
+/// Returns the newest kernel in the cache folder `store`. If it has none, first downloads the kernel that the distribution's
+/// package `meta` depends on.
 pub fn cached_or_download(store: &Path, meta: &'static str, report: &Report) -> Result<Kernel, DownloadError> {
     if let Some(kernel) = store::newest(store) {
         return Ok(kernel);
     }
     let _lock = lock(store)?;
-    // Another run may have finished it meanwhile.
+    // Another run may have downloaded it meanwhile.
     if let Some(kernel) = store::newest(store) {
         return Ok(kernel);
     }
@@ -105,7 +105,7 @@ pub fn cached_or_download(store: &Path, meta: &'static str, report: &Report) -> 
     download(store, meta, report)
 }
 
-/// Waits until no other run downloads into `store`. The lock ends with the file.
+/// Waits until no other run downloads into `store`. Closing the file releases the lock.
 fn lock(store: &Path) -> Result<File, DownloadError> {
     let path = store.join(".lock");
     let file = File::options().create(true).write(true).truncate(false).open(&path);
@@ -123,7 +123,7 @@ fn remove_unfinished(store: &Path) -> Result<(), DownloadError> {
 }
 
 fn download(store: &Path, meta: &'static str, report: &Report) -> Result<Kernel, DownloadError> {
-    // Before a download that could not be used.
+    // Checked before a download that could not be unpacked.
     for tool in UNPACK {
         tool.find().map_err(|source| DownloadError::Tool { doing: "unpack the distribution's kernel package", source })?;
     }
@@ -136,7 +136,7 @@ fn download(store: &Path, meta: &'static str, report: &Report) -> Result<Kernel,
     complete(&package, &version, root, report)?;
 
     let folder = store.join(format!("{package}_{version}"));
-    // Only an incomplete one can be there.
+    // A folder of this name is incomplete: a complete kernel would have been found.
     if folder.exists() {
         fs::remove_dir_all(&folder).map_err(cache_error("remove", &folder))?;
     }
@@ -144,7 +144,7 @@ fn download(store: &Path, meta: &'static str, report: &Report) -> Result<Kernel,
     store::open(&folder).ok_or(DownloadError::Contents { package, version, missing: "complete kernel" })
 }
 
-/// The kernel package that the distribution's meta package stands for at present, and its version.
+/// Returns the kernel package that the meta package depends on, and its version.
 fn find_package(meta: &'static str) -> Result<(String, String), DownloadError> {
     let arguments = ["show", "--no-all-versions", meta].map(OsStr::new);
     let record = APT_CACHE.run(Path::new("/"), &arguments).map_err(|source| match source {
@@ -154,20 +154,20 @@ fn find_package(meta: &'static str) -> Result<(String, String), DownloadError> {
     dependency(&record).ok_or(DownloadError::Depends(meta))
 }
 
-/// The kernel package and its version out of a meta package's record.
+/// Parses the kernel package and its version from a meta package's record.
 fn dependency(record: &str) -> Option<(String, String)> {
     let depends = record.lines().find_map(|line| line.strip_prefix("Depends:"))?;
     depends.split([',', '|']).find_map(|dependency| {
         let (package, rest) = dependency.trim().split_once(" (= ")?;
         let version = rest.strip_suffix(')')?;
-        // They become a folder's name.
+        // The two form a folder's name.
         let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.~:".contains(c));
         let fits = package.starts_with("linux-image-") && plain(package) && plain(version);
         fits.then(|| (package.to_owned(), version.to_owned()))
     })
 }
 
-/// Downloads the package into `root`, which is empty, and unpacks it there.
+/// Downloads the package into `root`, an empty folder, and unpacks it there.
 fn fetch(package: &str, version: &str, root: &Path) -> Result<(), DownloadError> {
     let wanted = format!("{package}={version}");
     APT_GET.run(root, &["-q", "download", &wanted].map(OsStr::new)).map_err(|source| match source {
@@ -182,9 +182,9 @@ fn fetch(package: &str, version: &str, root: &Path) -> Result<(), DownloadError>
     fs::remove_file(&archive).map_err(cache_error("remove", &archive))
 }
 
-/// Adds to the unpacked package what its installation would add (`modules.dep` and its like), and the bootable ELF.
+/// Adds to the unpacked package the files of its installation (`modules.dep` and the like), and the bootable ELF.
 fn complete(package: &str, version: &str, root: &Path, report: &Report) -> Result<(), DownloadError> {
-    // Packages of merged-/usr distributions have the modules there, and depmod looks in lib.
+    // Packages for a merged /usr have the modules in usr/lib, but depmod looks in lib.
     if !root.join("lib/modules").exists() && root.join("usr/lib/modules").exists() {
         std::os::unix::fs::symlink("usr/lib", root.join("lib")).map_err(cache_error("create a link in", root))?;
     }
@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_the_kernel_package_out_of_a_record() {
+    fn parses_the_kernel_package_from_a_record() {
         let cases = [
             ("Package: linux-image-cloud-amd64\nDepends: linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)\nSize: 1\n", true),
             ("Depends: initramfs-tools, linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2) | x (= 1)\n", true),
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_run_left_is_removed() {
+    fn unfinished_folders_of_a_killed_run_are_removed() {
         let store = tempfile::tempdir().unwrap();
         fs::create_dir_all(store.path().join(".new-a/boot")).unwrap();
         fs::create_dir_all(store.path().join("kept_1")).unwrap();

@@ -1,5 +1,5 @@
-//! What a kernel was built with, and what of it the guest uses. In go the text of a kernel's config, or a kernel that carries its own
-//! (CONFIG_IKCONFIG); out comes what is missing, by name. Pure: it reads and writes nothing.
+//! The kernel options that the guest needs, and which of them a kernel lacks. A kernel's options come from its config file, or from
+//! the copy in the kernel itself (CONFIG_IKCONFIG).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,28 +8,28 @@ use crate::host::boot::board::Board;
 use crate::host::boot::decompress::Compression;
 use crate::host::boot::modules::Need;
 
-/// An option of the table.
+/// A kernel option of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted {
-    /// Its name, without `CONFIG_`.
+pub struct WantedOption {
+    /// The option's name, without `CONFIG_`.
     pub name: &'static str,
-    /// Whether the guest can do without.
+    /// Whether the guest needs it.
     pub need: Need,
     /// What it is for.
     pub why: &'static str,
-    /// The board that needs it; none: each.
+    /// The only board that needs it. `None`: every board.
     board: Option<Board>,
 }
 
-/// The table, in the order of the guest's boot.
-const WANTED: [Wanted; 40] = [
+/// The table, in the order in which a boot needs the options.
+const OPTIONS: [WantedOption; 40] = [
     required("BLK_DEV_INITRD", "the initramfs"),
     required("BINFMT_ELF", "PID 1"),
     required("PRINTK", "the console"),
     required("TTY", "the console"),
     required("DEVTMPFS", "the devices"),
-    required("PROC_FS", "facts of the machine"),
-    required("SYSFS", "facts of the machine"),
+    required("PROC_FS", "information about the machine"),
+    required("SYSFS", "information about the machine"),
     required("TMPFS", "PID 1's own files"),
     required("EPOLL", "the server"),
     required("EVENTFD", "the server"),
@@ -37,11 +37,11 @@ const WANTED: [Wanted; 40] = [
     required("UNIX", "signals"),
     required("NET", "the network"),
     required("INET", "the network"),
-    required("PACKET", "DHCP, before there is an address"),
+    required("PACKET", "DHCP before there is an address"),
     required("VIRTIO_BLK", "the disk of images"),
     required("VIRTIO_NET", "the network"),
     required("VIRTIO_CONSOLE", "the ports for events and control"),
-    required("FW_CFG_SYSFS", "the config that the launcher hands over"),
+    required("FW_CFG_SYSFS", "the config from the launcher"),
     required("EROFS_FS", "the disk's file system"),
     on(Board::Q35, required("SERIAL_8250_CONSOLE", "the console")),
     on(Board::Q35, required("ACPI", "finding the devices, and power off")),
@@ -51,45 +51,45 @@ const WANTED: [Wanted; 40] = [
     on(Board::Microvm, required("VIRTIO_MMIO", "the virtio devices of a microvm")),
     on(Board::Virt, required("SERIAL_AMBA_PL011_CONSOLE", "the console")),
     on(Board::Virt, required("VIRTIO_PCI", "the virtio devices on PCI")),
-    optional("SQUASHFS", "disks that other tools made"),
-    optional("EXT4_FS", "disks that other tools made"),
-    optional("IPV6", "addresses of IPv6"),
+    optional("SQUASHFS", "disks made by other tools"),
+    optional("EXT4_FS", "disks made by other tools"),
+    optional("IPV6", "IPv6 addresses"),
     optional("VLAN_8021Q", "VLAN tags"),
     optional("HW_RANDOM_VIRTIO", "entropy from the host"),
     optional("RTC_HCTOSYS", "the clock at boot"),
-    optional("PVPANIC", "telling QEMU of a kernel panic"),
+    optional("PVPANIC", "reporting a kernel panic to QEMU"),
     optional("ACPI_BUTTON", "the power button"),
     optional("INPUT_EVDEV", "the power button"),
-    on(Board::Q35, optional("HOTPLUG_PCI_ACPI", "disks and network cards that are plugged in later")),
-    on(Board::Microvm, optional("SERIAL_8250_PNP", "what PID 1 prints to the console by itself")),
+    on(Board::Q35, optional("HOTPLUG_PCI_ACPI", "hot-plugged disks and network cards")),
+    on(Board::Microvm, optional("SERIAL_8250_PNP", "messages of PID 1 on the console")),
     optional("SMP", "more than one processor"),
 ];
 
-const fn required(name: &'static str, why: &'static str) -> Wanted {
-    Wanted { name, need: Need::Required, why, board: None }
+const fn required(name: &'static str, why: &'static str) -> WantedOption {
+    WantedOption { name, need: Need::Required, why, board: None }
 }
 
-const fn optional(name: &'static str, why: &'static str) -> Wanted {
-    Wanted { name, need: Need::Optional, why, board: None }
+const fn optional(name: &'static str, why: &'static str) -> WantedOption {
+    WantedOption { name, need: Need::Optional, why, board: None }
 }
 
-const fn on(board: Board, wanted: Wanted) -> Wanted {
-    Wanted { board: Some(board), ..wanted }
+const fn on(board: Board, wanted: WantedOption) -> WantedOption {
+    WantedOption { board: Some(board), ..wanted }
 }
 
-impl fmt::Display for Wanted {
+impl fmt::Display for WantedOption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CONFIG_{} ({})", self.name, self.why)
     }
 }
 
-/// A kernel's config: what is built in or a module.
+/// The kernel options that are enabled, built in or as modules.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options(BTreeSet<String>);
+pub struct KernelOptions(BTreeSet<String>);
 
-impl Options {
-    /// The options in the text of a kernel's config (`.config`, `/boot/config-RELEASE`); none where it is not one: it does not name the
-    /// option that every config decides.
+impl KernelOptions {
+    /// Parses a kernel's config (`.config`, `/boot/config-RELEASE`). `None` if the text is not a kernel config: it lacks
+    /// CONFIG_64BIT, which every config mentions.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let lines = text.lines().filter_map(|line| line.trim_end().strip_prefix("CONFIG_")?.split_once('='));
@@ -98,7 +98,7 @@ impl Options {
         text.contains("CONFIG_64BIT").then_some(Self(set))
     }
 
-    /// The options of a kernel that carries its config, in its bytes (an ELF, not compressed).
+    /// Finds and parses the config in an uncompressed kernel ELF.
     #[must_use]
     pub fn embedded(kernel: &[u8]) -> Option<Self> {
         let start = find(kernel, b"IKCFG_ST")? + 8;
@@ -108,20 +108,20 @@ impl Options {
         Self::parse(&String::from_utf8_lossy(&text))
     }
 
-    /// What of the table a kernel with these options lacks on `board`.
+    /// The options of the table for `board` that the kernel lacks.
     #[must_use]
-    pub fn missing(&self, board: Board) -> Vec<Wanted> {
-        let here = WANTED.into_iter().filter(|wanted| wanted.board.is_none_or(|only| only == board));
+    pub fn missing(&self, board: Board) -> Vec<WantedOption> {
+        let here = OPTIONS.into_iter().filter(|wanted| wanted.board.is_none_or(|only| only == board));
         here.filter(|wanted| !self.0.contains(wanted.name)).collect()
     }
 }
 
-/// The largest config that is taken for one; a distribution's has 300 kB.
+/// The largest config accepted, in bytes. A distribution's has 300 kB.
 pub const LARGEST_CONFIG: usize = 8 << 20;
 
-/// Where `needle` starts in `bytes`.
+/// The offset of `needle` in `bytes`.
 fn find(bytes: &[u8], needle: &[u8; 8]) -> Option<usize> {
-    // The first byte is rare in a kernel's code: most of the search is a search for one byte.
+    // The first byte is rare in a kernel's code, so most of the search looks for one byte.
     let mut from = 0;
     loop {
         let at = from + bytes.get(from..)?.iter().position(|byte| *byte == needle[0])?;
@@ -137,10 +137,10 @@ mod tests {
     use super::*;
     use crate::host::boot::decompress::tests::compress;
 
-    /// A config with all of the table but `without`.
+    /// A config with all options of the table except `without`.
     fn config(without: &[&str]) -> String {
         let mut text = "# Linux/x86 6.1.9 Kernel Configuration\nCONFIG_64BIT=y\n".to_owned();
-        for (wanted, value) in WANTED.iter().zip(["y", "m"].into_iter().cycle()) {
+        for (wanted, value) in OPTIONS.iter().zip(["y", "m"].into_iter().cycle()) {
             let name = wanted.name;
             let unset = without.contains(&name);
             text += &if unset { format!("# CONFIG_{name} is not set\n") } else { format!("CONFIG_{name}={value}\n") };
@@ -149,17 +149,17 @@ mod tests {
     }
 
     fn missing(text: &str, board: Board) -> Vec<String> {
-        Options::parse(text).unwrap().missing(board).iter().map(ToString::to_string).collect()
+        KernelOptions::parse(text).unwrap().missing(board).iter().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn what_is_missing_is_named_with_its_use() {
+    fn missing_options_are_reported_with_their_use() {
         for board in [Board::Q35, Board::Microvm, Board::Virt] {
             assert_eq!(missing(&config(&[]), board), Vec::<String>::new());
         }
         assert_eq!(
             missing(&config(&["EROFS_FS", "IPV6", "VIRTIO_MMIO"]), Board::Q35),
-            ["CONFIG_EROFS_FS (the disk's file system)", "CONFIG_IPV6 (addresses of IPv6)"]
+            ["CONFIG_EROFS_FS (the disk's file system)", "CONFIG_IPV6 (IPv6 addresses)"]
         );
         assert_eq!(
             missing(&config(&["VIRTIO_PCI", "VIRTIO_MMIO"]), Board::Microvm),
@@ -174,25 +174,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_config_is_not_taken_for_one() {
+    fn text_that_is_not_a_kernel_config_is_rejected() {
         for text in ["", "[section]\nkey = value\n", "CONFIG_=y\n"] {
-            assert_eq!(Options::parse(text), None, "{text:?}");
+            assert_eq!(KernelOptions::parse(text), None, "{text:?}");
         }
     }
 
     #[test]
-    fn a_config_is_found_in_a_kernel() {
+    fn finds_a_config_in_a_kernel() {
         let text = config(&["SMP"]);
         let packed = compress(Compression::Gzip, text.as_bytes());
         let kernel = [b"code IKCFG IIKCFG_ST".as_slice(), &packed, b"IKCFG_ED code"].concat();
-        assert_eq!(Options::embedded(&kernel), Options::parse(&text));
+        assert_eq!(KernelOptions::embedded(&kernel), KernelOptions::parse(&text));
         for broken in [&kernel[..kernel.len() - 10], b"IKCFG_STIKCFG_ED", b"IKCFG_S", b""] {
-            assert_eq!(Options::embedded(broken), None);
+            assert_eq!(KernelOptions::embedded(broken), None);
         }
     }
 
     #[test]
-    fn our_own_kernel_lacks_nothing() {
+    fn our_own_kernel_has_every_option() {
         let own = include_str!("../../../../image/kernel.config");
         for board in [Board::Q35, Board::Microvm] {
             assert_eq!(missing(own, board), Vec::<String>::new());

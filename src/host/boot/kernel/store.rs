@@ -1,13 +1,13 @@
-//! The kernels in the cache, each in a folder `<package>_<version>` that is complete from the moment it has that name:
+//! The kernels in the cache. Each has a folder `PACKAGE_VERSION`, which gets this name only when it is complete:
 //!
 //! ```text
 //! <cache>/kernel/cloud/linux-image-6.1.0-56-cloud-amd64_6.1.192-2/
-//!     boot/vmlinuz-RELEASE …          as the package has them
-//!     lib/modules/RELEASE/            with what depmod adds
+//!     boot/vmlinuz-RELEASE …          from the package
+//!     lib/modules/RELEASE/            from the package, with depmod's lists
 //!     vmlinux                         the bootable ELF
 //! <cache>/kernel/own/<digest of image/kernel.config>/linux-source-6.1_6.1.192-2/
-//!     boot/config-RELEASE             what it was built from
-//!     lib/modules/RELEASE/            the list of what is built in, and no modules
+//!     boot/config-RELEASE             the config it was built from
+//!     lib/modules/RELEASE/            the list of built-in modules
 //!     vmlinux                         the bootable ELF
 //! ```
 
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use super::Kernel;
 use crate::host::support::cache::is_file;
 
-/// The newest complete kernel in `store`, by the version in its folder's name.
+/// Returns the newest complete kernel in `store`, by the version in its folder's name.
 pub fn newest(store: &Path) -> Option<Kernel> {
     let folders = fs::read_dir(store).ok()?.flatten();
     let names = folders.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| !name.starts_with('.'));
@@ -27,7 +27,7 @@ pub fn newest(store: &Path) -> Option<Kernel> {
     kernels.max_by(|(a, _), (b, _)| compare(a, b)).map(|(_, kernel)| kernel)
 }
 
-/// The kernel in `folder`, where all of it is there.
+/// Opens the kernel in `folder` if it is complete.
 pub fn open(folder: &Path) -> Option<Kernel> {
     let (release, modules) = release(folder).ok()??;
     let elf = folder.join("vmlinux");
@@ -35,7 +35,7 @@ pub fn open(folder: &Path) -> Option<Kernel> {
     (is_file(&elf) && is_file(&modules.join("modules.dep"))).then_some(Kernel { elf, modules, release, config })
 }
 
-/// The one release below `lib/modules` of an unpacked package, and its folder; none where there is not exactly one.
+/// The release in `lib/modules` of an unpacked package, and its folder. `None` unless there is exactly one.
 pub fn release(folder: &Path) -> io::Result<Option<(String, PathBuf)>> {
     let entries = fs::read_dir(folder.join("lib/modules"))?.collect::<io::Result<Vec<_>>>()?;
     Ok(match entries.as_slice() {
@@ -44,13 +44,13 @@ pub fn release(folder: &Path) -> io::Result<Option<(String, PathBuf)>> {
     })
 }
 
-/// The version in a folder's name. Neither a package's name nor a version has an underscore (Debian policy, 5.6).
+/// The version in a folder's name. Package names and versions have no underscore (Debian policy, 5.6).
 fn version(folder: &str) -> Option<&str> {
     folder.rsplit_once('_').map(|(_, version)| version)
 }
 
-/// Orders versions as a reader would: runs of digits by their number, the rest by character, `~` before everything, the end included
-/// (Debian policy, 5.6.12).
+/// Compares Debian versions: runs of digits by number, other text by character; `~` sorts before everything, even the end (Debian
+/// policy, 5.6.12).
 fn compare(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a, b);
     while !a.is_empty() || !b.is_empty() {
@@ -67,7 +67,7 @@ fn compare(a: &str, b: &str) -> Ordering {
     Ordering::Equal
 }
 
-/// `~`, the end, letters, everything else.
+/// Sort order of characters: `~`, the end, letters, everything else.
 fn weights(text: &str) -> impl Iterator<Item = u32> {
     let weight = |character: char| match character {
         '~' => 0,
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_ordered_as_debian_orders_them() {
+    fn versions_sort_as_in_debian() {
         let ascending = ["6.1", "6.1.9-1", "6.1.176-1~bpo1", "6.1.176-1", "6.1.176-1+b1", "6.1.192-2", "6.12~rc1-1", "6.12.4-1"];
         for (index, a) in ascending.iter().enumerate() {
             for (other, b) in ascending.iter().enumerate() {
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_complete_kernel_is_chosen() {
+    fn the_newest_complete_kernel_is_returned() {
         let store = tempfile::tempdir().unwrap();
         let add = |folder: &str, files: &[&str]| {
             for file in files {

@@ -1,42 +1,42 @@
-//! The kernel's modules that the guest loads. In goes a tree `lib/modules/RELEASE`; out come the modules of the table [`WANTED`] and
-//! what they depend on, decompressed, in load order. The tree is never written to.
+//! Collects the kernel modules that the guest loads: those of the table [`MODULES`] and their dependencies, decompressed and in
+//! load order, from a tree `lib/modules/RELEASE`.
 
+mod table;
 mod tree;
-mod wanted;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use table::{MODULES, Need, WantedModule};
 pub use tree::TreeError;
-pub use wanted::{Need, WANTED, Wanted};
 
 use super::elf::{Elf, ElfError, Processor};
 use crate::host::support::files;
 
-/// A module to pack.
+/// A kernel module to pack.
 #[derive(Debug)]
 pub struct Module {
     /// Its file name, ending in `.ko`.
     pub file: String,
-    /// Its content, not compressed.
+    /// Its decompressed content.
     pub content: Vec<u8>,
-    /// The processor that it is for.
+    /// The processor it is built for.
     pub processor: Processor,
 }
 
-/// What a tree gives the guest.
+/// The modules of a tree that the guest loads.
 #[derive(Debug)]
 pub struct Modules {
-    /// Each after those that it needs.
+    /// The modules, each after its dependencies.
     pub load: Vec<Module>,
     /// Optional modules that the kernel does not have.
     pub absent: Vec<&'static str>,
 }
 
-/// Why a tree does not give what the guest needs.
+/// Why the modules cannot be collected.
 #[derive(Debug, thiserror::Error)]
 pub enum ModulesError {
-    /// Not a tree, or one without its lists.
+    /// The folder is not a module tree, or depmod has not run in it.
     #[error(
         "cannot read {}; the modules of a kernel are a folder lib/modules/RELEASE in which depmod has made modules.dep",
         path.display()
@@ -44,23 +44,23 @@ pub enum ModulesError {
     List {
         /// The list.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The lists do not give an order to load in.
+    /// The lists give no load order.
     #[error("the modules in {} cannot be packed", tree.display())]
     Tree {
         /// The tree.
         tree: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         source: TreeError,
     },
-    /// A module that is listed cannot be read.
+    /// A listed module cannot be read.
     #[error("cannot read the module {}, which modules.dep lists", path.display())]
     Read {
         /// The module's file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// A module is damaged.
@@ -68,39 +68,39 @@ pub enum ModulesError {
     Decompress {
         /// The module's file.
         path: PathBuf,
-        /// What the decompressor says.
+        /// The cause.
         source: io::Error,
     },
-    /// A module's content is something else.
+    /// A file is not a module.
     #[error("{} is not a kernel module", path.display())]
     Elf {
         /// The module's file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         source: ElfError,
     },
 }
 
-/// The largest list or module that is taken for one; `modules.dep` of a distribution is about 1 MB, its largest module 10 MB.
+/// The largest list or module accepted, in bytes. A distribution's `modules.dep` has about 1 MB, its largest module 10 MB.
 const MAX_FILE: usize = 64 << 20;
 
-/// Reads the modules that the guest needs from `tree`.
+/// Reads the modules that the guest loads from `tree`.
 ///
 /// # Errors
-/// When `tree` is not a module tree, lacks a required module, or has lists or modules that are broken.
+/// Fails if `tree` is not a module tree, lacks a required module, or has damaged lists or modules.
 pub fn collect(tree: &Path) -> Result<Modules, ModulesError> {
     let list = |name| {
         let path = tree.join(name);
         let content = files::read(&path, MAX_FILE as u64).map_err(|source| ModulesError::List { path, source })?;
         Ok(String::from_utf8_lossy(&content).into_owned())
     };
-    let plan = tree::plan(&list("modules.dep")?, &list("modules.builtin")?, &WANTED);
+    let plan = tree::plan(&list("modules.dep")?, &list("modules.builtin")?, &MODULES);
     let plan = plan.map_err(|source| ModulesError::Tree { tree: tree.to_owned(), source })?;
     let load = plan.load.iter().map(|file| read(tree, file));
     Ok(Modules { load: load.collect::<Result<_, _>>()?, absent: plan.absent })
 }
 
-/// Reads `file`, a path in `tree` as modules.dep has it.
+/// Reads the module at `file`, a path relative to `tree`.
 fn read(tree: &Path, file: &str) -> Result<Module, ModulesError> {
     let (stem, compression) = tree::split_name(file).unwrap_or_default();
     let path = tree.join(file);

@@ -1,31 +1,30 @@
-//! What depmod and the kernel's build say about a tree of modules, and the order that a few of them load in. Pure: in go the texts of
-//! `modules.dep` and `modules.builtin`, out comes a list of files.
+//! Computes the load order of modules from the texts of `modules.dep` and `modules.builtin`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::host::boot::decompress::Compression;
 
-use super::wanted::{Need, Wanted};
+use super::table::{Need, WantedModule};
 
-/// Why there is no order to load in.
+/// Why there is no load order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
-    /// A line that depmod does not write.
+    /// A line is not in depmod's format.
     #[error("modules.dep line {line} is not `FILE: DEPENDENCIES`: {text:?}; run depmod again")]
     Line {
-        /// Its number, from 1.
+        /// The line's number, from 1.
         line: usize,
-        /// The line.
+        /// The line's text.
         text: String,
     },
-    /// A name that is not one of a module inside the tree.
+    /// A path is not a module inside the tree.
     #[error(
         "modules.dep line {line} names {file:?}, which is not a module in the tree (FILE.ko, .ko.gz, .ko.xz or .ko.zst); run depmod again"
     )]
     File {
         /// The line's number, from 1.
         line: usize,
-        /// What it names.
+        /// The path.
         file: String,
     },
     /// Two files are the same module.
@@ -35,21 +34,21 @@ pub enum TreeError {
         name: String,
         /// Its first file.
         first: String,
-        /// Its second.
+        /// Its second file.
         second: String,
     },
-    /// A dependency that has no line of its own.
+    /// A dependency has no line of its own.
     #[error("modules.dep says that {file} needs {dependency}, but does not list that; run depmod again")]
     Dependency {
         /// The module.
         file: String,
-        /// What it needs.
+        /// The dependency.
         dependency: String,
     },
-    /// Modules that need each other.
+    /// Modules depend on each other in a circle.
     #[error("modules.dep has modules that need each other, which cannot load: {}; run depmod again", .0.join(" needs "))]
     Cycle(Vec<String>),
-    /// A module that the guest cannot do without.
+    /// The guest needs a module that the kernel does not have.
     #[error(
         "the module {name} ({why}) is neither in modules.dep nor in modules.builtin, and the guest cannot do without it; \
              give the modules of a kernel that has it, and boot that kernel"
@@ -62,28 +61,28 @@ pub enum TreeError {
     },
 }
 
-/// What is to be packed.
+/// The modules to pack.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Files below the tree, each after those that it needs.
+    /// Paths relative to the tree, each after its dependencies.
     pub load: Vec<String>,
     /// Optional modules that the kernel does not have.
     pub absent: Vec<&'static str>,
 }
 
-/// How module files end, and what they are compressed with.
+/// Suffixes of module files, and the compression each stands for.
 const SUFFIXES: [(&str, Option<Compression>); 4] =
     [(".ko", None), (".ko.gz", Some(Compression::Gzip)), (".ko.xz", Some(Compression::Xz)), (".ko.zst", Some(Compression::Zstd))];
 
-/// A module's file name without its folder and suffix, and its compression; none where it is not a module's.
+/// Splits a module's path into its name without suffix, and its compression. `None` if it is not a module's path.
 pub fn split_name(file: &str) -> Option<(&str, Option<Compression>)> {
     let name = file.rsplit('/').next()?;
     let (stem, compression) = SUFFIXES.iter().find_map(|(suffix, how)| Some((name.strip_suffix(suffix)?, *how)))?;
     (!stem.is_empty()).then_some((stem, compression))
 }
 
-/// Finds the `wanted` modules by the texts of `modules.dep` and `modules.builtin`.
-pub fn plan(dep: &str, builtin: &str, wanted: &[Wanted]) -> Result<Plan, TreeError> {
+/// Computes the load order of the `wanted` modules from the texts of `modules.dep` and `modules.builtin`.
+pub fn plan(dep: &str, builtin: &str, wanted: &[WantedModule]) -> Result<Plan, TreeError> {
     let tree = Tree::parse(dep)?;
     let builtin: BTreeSet<String> = builtin.lines().filter_map(|line| module_name(line.trim())).collect();
     let mut plan = Plan { load: Vec::new(), absent: Vec::new() };
@@ -99,11 +98,11 @@ pub fn plan(dep: &str, builtin: &str, wanted: &[Wanted]) -> Result<Plan, TreeErr
     Ok(plan)
 }
 
-/// `modules.dep`, parsed (modules.dep(5)).
+/// A parsed `modules.dep` (modules.dep(5)).
 struct Tree<'a> {
-    /// A module's name to its file.
+    /// Module name to path.
     files: BTreeMap<String, &'a str>,
-    /// A file to those that it needs, in order of their names, so that the result does not depend on depmod's.
+    /// Path to the paths of its dependencies, sorted, so that the result does not depend on depmod's order.
     needs: BTreeMap<&'a str, BTreeSet<&'a str>>,
 }
 
@@ -129,7 +128,7 @@ impl<'a> Tree<'a> {
         Ok(tree)
     }
 
-    /// Adds `start` to `order` after all that it needs, leaving out what is there already. Walks depth first, without recursion.
+    /// Adds `start` to `order` after its dependencies, and skips files that `order` has. Depth first, without recursion.
     fn visit(&self, start: &'a str, seen: &mut BTreeMap<&'a str, Visit>, order: &mut Vec<String>) -> Result<(), TreeError> {
         let mut trail = Vec::new();
         let mut next = (!seen.contains_key(start)).then_some(start);
@@ -160,21 +159,21 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// How far the walk is with a file.
+/// The state of a file in the walk.
 #[derive(Debug, Clone, Copy)]
 enum Visit {
-    /// What it needs is being walked.
+    /// Its dependencies are being visited.
     Open,
-    /// It is in the order.
+    /// It is in the load order.
     Done,
 }
 
-/// A module's name as the kernel knows it: `-` and `_` are one.
+/// A module's name in the kernel, which treats `-` and `_` as the same.
 fn module_name(file: &str) -> Option<String> {
     split_name(file).map(|(stem, _)| stem.replace('-', "_"))
 }
 
-/// Whether `file` is a module's and lies below the tree.
+/// Whether `file` is a module's path inside the tree.
 fn is_inside(file: &str) -> bool {
     split_name(file).is_some() && file.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
@@ -183,39 +182,39 @@ fn is_inside(file: &str) -> bool {
 mod tests {
     use super::*;
 
-    const WANTED: [Wanted; 3] = [
-        Wanted { name: "c_d", need: Need::Required, why: "the disk" },
-        Wanted { name: "b", need: Need::Required, why: "the net" },
-        Wanted { name: "o", need: Need::Optional, why: "comfort" },
+    const MODULES: [WantedModule; 3] = [
+        WantedModule { name: "c_d", need: Need::Required, why: "the disk" },
+        WantedModule { name: "b", need: Need::Required, why: "the net" },
+        WantedModule { name: "o", need: Need::Optional, why: "comfort" },
     ];
 
     fn message(dep: &str) -> String {
-        plan(dep, "", &WANTED).unwrap_err().to_string()
+        plan(dep, "", &MODULES).unwrap_err().to_string()
     }
 
     #[test]
     fn dependencies_come_first_and_once() {
         let dep = "k/a.ko:\nk/b.ko.xz: k/a.ko\nk/x.ko:\nk/c-d.ko: k/b.ko.xz k/a.ko\nk/o.ko.zst: k/c-d.ko\n";
         let expected = ["k/a.ko", "k/b.ko.xz", "k/c-d.ko", "k/o.ko.zst"].map(str::to_owned).to_vec();
-        assert_eq!(plan(dep, "", &WANTED).unwrap(), Plan { load: expected, absent: vec![] });
+        assert_eq!(plan(dep, "", &MODULES).unwrap(), Plan { load: expected, absent: vec![] });
     }
 
     #[test]
     fn the_order_of_lines_and_dependencies_does_not_matter() {
         let a = "k/c-d.ko: k/y.ko k/x.ko k/z.ko\nk/x.ko: k/z.ko\nk/y.ko:\nk/z.ko:\nk/b.ko:\n";
         let b = "k/b.ko:\nk/z.ko:\nk/y.ko:\nk/x.ko: k/z.ko\nk/c-d.ko: k/z.ko k/x.ko k/y.ko\n";
-        assert_eq!(plan(a, "", &WANTED), plan(b, "", &WANTED));
-        assert_eq!(plan(a, "", &WANTED).unwrap().load, ["k/z.ko", "k/x.ko", "k/y.ko", "k/c-d.ko", "k/b.ko"]);
+        assert_eq!(plan(a, "", &MODULES), plan(b, "", &MODULES));
+        assert_eq!(plan(a, "", &MODULES).unwrap().load, ["k/z.ko", "k/x.ko", "k/y.ko", "k/c-d.ko", "k/b.ko"]);
     }
 
     #[test]
-    fn what_is_built_in_is_not_packed_and_what_is_optional_may_be_absent() {
-        let plan = plan("k/b.ko:\n", "kernel/drivers/c-d.ko\n", &WANTED).unwrap();
+    fn built_in_modules_are_not_packed_and_optional_ones_may_be_absent() {
+        let plan = plan("k/b.ko:\n", "kernel/drivers/c-d.ko\n", &MODULES).unwrap();
         assert_eq!(plan, Plan { load: vec!["k/b.ko".to_owned()], absent: vec!["o"] });
     }
 
     #[test]
-    fn a_missing_module_is_named_with_its_use() {
+    fn a_missing_required_module_is_reported_with_its_use() {
         assert_eq!(
             message("k/b.ko:\n"),
             "the module c_d (the disk) is neither in modules.dep nor in modules.builtin, and the guest cannot do without it; \
@@ -247,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_is_refused() {
+    fn a_dependency_circle_is_rejected() {
         assert_eq!(
             message("k/c-d.ko: k/a.ko\nk/a.ko: k/e.ko\nk/e.ko: k/a.ko\nk/b.ko:\n"),
             "modules.dep has modules that need each other, which cannot load: k/a.ko needs k/e.ko needs k/a.ko; run depmod again"
@@ -259,9 +258,9 @@ mod tests {
     }
 
     #[test]
-    fn a_long_chain_does_not_use_up_the_stack() {
+    fn a_long_dependency_chain_does_not_overflow_the_stack() {
         let chain: String = (0..20_000).map(|n| format!("k/m{n}.ko: k/m{}.ko\n", n + 1)).collect();
         let dep = format!("{chain}k/m20000.ko:\nk/c-d.ko: k/m0.ko\nk/b.ko:\n");
-        assert_eq!(plan(&dep, "", &WANTED).unwrap().load.len(), 20_003);
+        assert_eq!(plan(&dep, "", &MODULES).unwrap().load.len(), 20_003);
     }
 }

@@ -1,6 +1,6 @@
-//! `localregistry schema`: every JSON that this program reads and prints, field by field, as a page (`proto/JSON.md`) or as JSON. What
-//! passes between launcher and guest is described by `proto/` and its comments, what `--json` prints by the structs of the commands and
-//! theirs.
+//! `localregistry schema`: a reference of all JSON that this program reads and prints, as Markdown (`proto/JSON.md`) or as JSON.
+//! The messages between launcher and guest come from `proto/` and its comments, the results of `--json` from the commands' result
+//! types.
 
 mod page;
 
@@ -18,13 +18,13 @@ use crate::host::boot::{initramfs, kernel};
 use crate::host::images::{pack, sample};
 use crate::host::inspect::{self, diff};
 use crate::host::nodes::trust;
-use crate::host::runs::{pull_log, run};
+use crate::host::runs::{ps, pull_log, run, stop};
 use crate::host::support::report::Report;
 use crate::host::{deploy, doctor, serve};
 
-/// The descriptors, compiled.
+/// The compiled protobuf descriptors.
 const SCHEMA: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/messages.binpb"));
-/// The messages that are a line, or a file, of their own. The others are within them.
+/// The messages that are a line or a file of their own. The others are nested in them.
 const ROOTS: [&str; 3] = ["localregistry.v1.Event", "localregistry.v1.Command", "localregistry.v1.Config"];
 
 /// The command line of `localregistry schema`.
@@ -32,62 +32,62 @@ const ROOTS: [&str; 3] = ["localregistry.v1.Event", "localregistry.v1.Command", 
 #[command(after_help = "\
 Examples:
   localregistry schema
-      A page, in Markdown
+      Print the reference as Markdown
   localregistry schema --json
-      The same for programs")]
-pub struct Args {}
+      Print it as JSON")]
+pub struct SchemaArgs {}
 
-/// Why there is no page.
+/// Why the schema cannot be printed.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// The descriptors within this program do not fit it.
-    #[error("the schema of events, commands and config that this program was built with is damaged")]
+    /// The embedded descriptors are invalid.
+    #[error("the schema of events, commands and config in this program is damaged")]
     Damaged(#[source] prost_reflect::DescriptorError),
-    /// The result cannot be written.
+    /// Standard output cannot be written to.
     #[error("cannot print the schema")]
     Print(#[source] io::Error),
 }
 
-/// The JSON that this program reads and prints.
+/// All JSON that this program reads and prints.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "SchemaResult")]
 struct Schema {
     /// What each command prints with `--json`.
     commands: Vec<Output>,
-    /// The types, each after the first that has it.
+    /// The types, each after the first one that refers to it.
     types: Vec<Type>,
 }
 
 /// What a command prints with `--json`.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "SchemaCommand")]
-struct Output {
-    /// The command, with the flag that makes it print this where there is one.
-    command: &'static str,
-    /// Name of the type.
+pub(crate) struct Output {
+    /// The command, and the flag that selects this output if one does.
+    pub(crate) command: &'static str,
+    /// The type's name.
     #[serde(rename = "type")]
     kind: String,
 }
 
-/// An object, or a choice of texts.
+/// An object type, or an enumeration of strings.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "SchemaType")]
 struct Type {
-    /// Its name.
+    /// The type's name.
     name: String,
-    /// What it is.
+    /// Its description.
     about: String,
-    /// Whether it is a message of `proto/`, whose fields may all be left out. If not, only optional ones are.
+    /// Whether it is a message of `proto/`: all its fields may be omitted. In other types only optional fields may be.
     proto: bool,
-    /// An object's fields.
+    /// The fields of an object type.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     fields: Vec<Field>,
-    /// The texts to choose from.
+    /// The values of an enumeration.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    values: Vec<Word>,
+    values: Vec<EnumValue>,
 }
 
-/// A field of an object.
+/// A field of an object type.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "SchemaField")]
 struct Field {
@@ -96,34 +96,34 @@ struct Field {
     /// Its type: one of these types by name, or `string`, `integer`, `number`, `boolean`, `decimal string` or `base64`.
     #[serde(rename = "type")]
     kind: String,
-    /// Whether `kind` is a type of its own here.
+    /// Whether `kind` names one of these types.
     #[serde(skip)]
     linked: bool,
     /// Whether it is a list of that type.
     list: bool,
     /// Whether it may be null.
     nullable: bool,
-    /// Whether it may be left out.
+    /// Whether it may be omitted.
     optional: bool,
-    /// Of the fields with the same word here, one is there.
+    /// The choice it belongs to: exactly one field of a choice is present.
     #[serde(skip_serializing_if = "Option::is_none")]
     one_of: Option<String>,
-    /// What it says.
+    /// Its description.
     about: String,
 }
 
-/// A text to choose.
+/// A value of an enumeration.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "SchemaValue")]
-struct Word {
-    /// The text.
+struct EnumValue {
+    /// The string.
     name: String,
-    /// What it means.
+    /// Its description.
     about: String,
 }
 
-/// What each command prints with `--json`. The types are left in `generator`.
-fn outputs(generator: &mut SchemaGenerator) -> Vec<Output> {
+/// What each command prints with `--json`. Registers the types in `generator`.
+pub(crate) fn outputs(generator: &mut SchemaGenerator) -> Vec<Output> {
     fn of<T: JsonSchema>(command: &'static str, generator: &mut SchemaGenerator) -> Output {
         let _reference = generator.subschema_for::<T>();
         Output { command, kind: T::schema_name().into_owned() }
@@ -132,31 +132,31 @@ fn outputs(generator: &mut SchemaGenerator) -> Vec<Output> {
     vec![
         of::<pack::PackResult>("pack", generator),
         of::<inspect::Document<'_>>("inspect", generator),
-        of::<diff::Difference>("diff", generator),
+        of::<diff::DiffResult>("diff", generator),
         of::<sample::SampleResult>("sample", generator),
         of::<serve::Ready>("serve", generator),
-        of::<kernel::Written<'_>>("kernel", generator),
-        of::<initramfs::Written<'_>>("initramfs", generator),
+        of::<kernel::KernelResult<'_>>("kernel", generator),
+        of::<initramfs::InitramfsResult<'_>>("initramfs", generator),
         of::<run::RunReady>("run", generator),
         event("run --follow"),
         of::<run::RunCommand>("run --print-command", generator),
-        of::<doctor::Written<'_>>("doctor", generator),
-        of::<super::super::runs::ps::PsResult>("ps", generator),
-        of::<super::super::runs::stop::StopResult>("stop", generator),
-        of::<trust::Written<'_>>("trust", generator),
+        of::<doctor::DoctorResult<'_>>("doctor", generator),
+        of::<ps::PsResult>("ps", generator),
+        of::<stop::StopResult>("stop", generator),
+        of::<trust::TrustResult<'_>>("trust", generator),
         event("events"),
         of::<pull_log::assert::AssertResult<'_>>("assert", generator),
         of::<Schema>("schema", generator),
-        of::<deploy::Written<'_>>("deploy", generator),
-        of::<manual::Written<'_>>("manual", generator),
+        of::<deploy::DeployResult<'_>>("deploy", generator),
+        of::<manual::ManualResult<'_>>("manual", generator),
     ]
 }
 
-/// Prints the schema.
+/// Runs `localregistry schema`.
 ///
 /// # Errors
-/// [`SchemaError`].
-pub fn run(_: &Args, report: &Report) -> Result<(), SchemaError> {
+/// Fails if standard output cannot be written to.
+pub fn run(_: &SchemaArgs, report: &Report) -> Result<(), SchemaError> {
     let schema = Schema::read()?;
     report.result(&schema, &page::of(&schema)).map_err(SchemaError::Print)
 }
@@ -165,7 +165,7 @@ impl Schema {
     fn read() -> Result<Self, SchemaError> {
         let pool = DescriptorPool::decode(SCHEMA).map_err(SchemaError::Damaged)?;
         let comments: Comments = pool.files().flat_map(|file| comments(&file)).collect();
-        // As they are printed: what has a default may be left out.
+        // Describe the types as they are serialized: fields with a default may be omitted.
         let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
         let mut schema = Self { commands: outputs(&mut generator), types: Vec::new() };
         for message in ROOTS.iter().filter_map(|name| pool.get_message_by_name(name)) {
@@ -177,7 +177,7 @@ impl Schema {
         Ok(schema)
     }
 
-    /// Adds a message, and after it those of its fields.
+    /// Adds a message type, then the types of its fields.
     fn add_message(&mut self, message: &MessageDescriptor, comments: &Comments) {
         let name = local(message.full_name());
         if self.types.iter().any(|known| known.name == name) {
@@ -200,14 +200,14 @@ impl Schema {
     fn add_enum(&mut self, descriptor: &EnumDescriptor, comments: &Comments) {
         let file = descriptor.parent_file();
         let of = |path: &[i32]| comment(comments, file.name(), path);
-        // The first one stands for a field that is not there.
-        let words = descriptor.values().filter(|value| value.number() != 0);
-        let values = words.map(|value| Word { name: value.name().to_owned(), about: of(value.path()) }).collect();
+        // The value 0 stands for an absent field.
+        let values = descriptor.values().filter(|value| value.number() != 0);
+        let values = values.map(|value| EnumValue { name: value.name().to_owned(), about: of(value.path()) }).collect();
         let name = local(descriptor.full_name());
         self.types.push(Type { name, about: of(descriptor.path()), proto: true, fields: Vec::new(), values });
     }
 
-    /// Adds a type of the JSON Schema `definitions`, and after it those of its fields.
+    /// Adds a type of the JSON Schema `definitions`, then the types of its fields.
     fn add_definition(&mut self, name: &str, definitions: &Map<String, Value>) {
         let Some(definition) = definitions.get(name).filter(|_| self.types.iter().all(|known| known.name != name)) else {
             return;
@@ -215,13 +215,13 @@ impl Schema {
         let nothing = Map::new();
         let properties = definition["properties"].as_object().unwrap_or(&nothing);
         let required: Vec<&str> = definition["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        // The required ones are listed as they are declared.
+        // Required fields in the order of their declaration, then the optional ones.
         let optional = properties.keys().map(String::as_str).filter(|name| !required.contains(name));
         let names = required.iter().copied().chain(optional);
         let fields: Vec<Field> =
             names.map(|name| Field::of_property(name, &definition["properties"][name], !required.contains(&name))).collect();
-        let words = definition["oneOf"].as_array().into_iter().flatten();
-        let values = words.map(|word| Word { name: text(&word["const"]), about: about(word) }).collect();
+        let values = definition["oneOf"].as_array().into_iter().flatten();
+        let values = values.map(|value| EnumValue { name: text(&value["const"]), about: about(value) }).collect();
         let inner: Vec<String> = fields.iter().filter(|field| field.linked).map(|field| field.kind.clone()).collect();
         self.types.push(Type { name: name.to_owned(), about: about(definition), proto: false, fields, values });
         inner.iter().for_each(|name| self.add_definition(name, definitions));
@@ -242,14 +242,14 @@ impl Field {
         Self { name, kind, linked, list, nullable: false, optional: true, one_of, about }
     }
 
-    /// A property of a JSON Schema: a value, or a list of values, that may be null.
+    /// Describes a property of a JSON Schema: a value or a list of values, possibly null.
     fn of_property(name: &str, property: &Value, optional: bool) -> Self {
         let is_null = |schema: &Value| schema["type"] == "null";
         let choice = property["anyOf"].as_array();
         let value = choice.and_then(|choice| choice.iter().find(|one| !is_null(one))).unwrap_or(property);
         let has_null = choice.is_some_and(|choice| choice.iter().any(is_null))
             || property["type"].as_array().is_some_and(|types| types.contains(&"null".into()));
-        // What may be left out is left out in the place of null.
+        // An optional field is omitted instead of being null.
         let nullable = has_null && !optional;
         let list = value["type"] == "array";
         let value = if list { &value["items"] } else { value };
@@ -265,21 +265,21 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// What a JSON Schema says in words.
+/// The description in a JSON Schema.
 fn about(schema: &Value) -> String {
     one_line(schema["description"].as_str().unwrap_or_default())
 }
 
-/// The type as JSON has it (proto3's JSON mapping); whether it is one of ours, and then its place in its file.
+/// The type in proto3's JSON mapping; whether it is a message or enum type of ours; and then its path in its file.
 fn kind_of(kind: Kind) -> (String, bool, Option<Vec<i32>>) {
     let plain = |name: &str| (name.to_owned(), false, None);
     match kind {
         Kind::Message(message) => (local(message.full_name()), true, Some(message.path().to_vec())),
-        Kind::Enum(words) => (local(words.full_name()), true, Some(words.path().to_vec())),
+        Kind::Enum(values) => (local(values.full_name()), true, Some(values.path().to_vec())),
         Kind::Bool => plain("boolean"),
         Kind::String => plain("string"),
         Kind::Bytes => plain("base64"),
-        // Beyond 2^53 a JSON number is not exact everywhere.
+        // JSON numbers are exact only up to 2^53.
         Kind::Int64 | Kind::Uint64 | Kind::Sint64 | Kind::Fixed64 | Kind::Sfixed64 => plain("decimal string"),
         Kind::Double | Kind::Float => plain("number"),
         _ => plain("integer"),
@@ -291,13 +291,13 @@ fn local(name: &str) -> String {
     name.trim_start_matches("localregistry.v1.").to_owned()
 }
 
-/// Comments by file and by place in it, as descriptors count places.
+/// Comments by file and by path in the file, as descriptors count paths.
 type Comments = HashMap<(String, Vec<i32>), String>;
 
 fn comments(file: &FileDescriptor) -> Vec<((String, Vec<i32>), String)> {
     let locations = file.file_descriptor_proto().source_code_info.iter().flat_map(|info| &info.location);
-    let told = locations.filter_map(|location| Some((location.path.clone(), location.leading_comments.as_deref()?)));
-    told.map(|(path, comment)| ((file.name().to_owned(), path), one_line(comment))).collect()
+    let commented = locations.filter_map(|location| Some((location.path.clone(), location.leading_comments.as_deref()?)));
+    commented.map(|(path, comment)| ((file.name().to_owned(), path), one_line(comment))).collect()
 }
 
 fn one_line(comment: &str) -> String {
@@ -313,26 +313,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_field_and_value_says_what_it_is() {
+    fn every_field_and_value_has_a_description() {
         let schema = Schema::read().unwrap();
         for one in &schema.types {
-            let silent = one.fields.iter().filter(|field| field.about.is_empty()).map(|field| &field.name);
-            let words = one.values.iter().filter(|word| word.about.is_empty()).map(|word| &word.name);
-            let silent: Vec<&String> = silent.chain(words).collect();
-            assert!(silent.is_empty(), "{} lacks comments: {silent:?}", one.name);
+            let fields = one.fields.iter().filter(|field| field.about.is_empty()).map(|field| &field.name);
+            let values = one.values.iter().filter(|value| value.about.is_empty()).map(|value| &value.name);
+            let undescribed: Vec<&String> = fields.chain(values).collect();
+            assert!(undescribed.is_empty(), "{} lacks comments: {undescribed:?}", one.name);
         }
     }
 
     #[test]
-    fn every_command_s_json_is_described() {
+    fn every_named_type_is_described() {
         let schema = Schema::read().unwrap();
-        let program = <crate::host::cli::Cli as clap::CommandFactory>::command();
-        let mut commands: Vec<&str> = program.get_subcommands().map(clap::Command::get_name).collect();
-        let mut described: Vec<&str> = schema.commands.iter().map(|output| output.command.split(' ').next().unwrap()).collect();
-        commands.sort_unstable();
-        described.sort_unstable();
-        described.dedup();
-        assert_eq!(described, commands);
         let fields = schema.types.iter().flat_map(|one| &one.fields).map(|field| (&field.kind, field.linked));
         let named = schema.commands.iter().map(|output| (&output.kind, true)).chain(fields);
         let plain = ["string", "integer", "number", "boolean", "decimal string", "base64"];
@@ -343,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_commands_are_told_as_they_are_printed() {
+    fn command_results_are_described_as_they_are_serialized() {
         let schema = Schema::read().unwrap();
         let field = |of: &str, name: &str| {
             let found = schema.types.iter().find(|one| one.name == of).unwrap();
@@ -360,14 +353,14 @@ mod tests {
         assert_eq!(field("RunReady", "boot_seconds"), ("number", false, false, false));
         assert_eq!(field("DoctorCheck", "status"), ("DoctorStatus", false, false, false));
         let status = schema.types.iter().find(|one| one.name == "DoctorStatus").unwrap();
-        assert_eq!(status.values.iter().map(|word| word.name.as_str()).collect::<Vec<_>>(), ["ok", "note", "fail"]);
+        assert_eq!(status.values.iter().map(|value| value.name.as_str()).collect::<Vec<_>>(), ["ok", "note", "fail"]);
         let skipped = ["RunReady.stopped_by", "DiskImage.label"];
         let all = schema.types.iter().flat_map(|one| one.fields.iter().map(move |field| format!("{}.{}", one.name, field.name)));
         assert!(all.into_iter().all(|field| !skipped.contains(&field.as_str())));
     }
 
     #[test]
-    fn fields_are_told_as_json_has_them() {
+    fn proto_fields_are_described_as_they_are_in_json() {
         let schema = Schema::read().unwrap();
         let field = |of: &str, name: &str| {
             let found = schema.types.iter().find(|one| one.name == of).unwrap();

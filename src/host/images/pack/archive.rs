@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use tar::EntryType;
 
 use crate::disk::layout::{Identity, OpenFile, Tree};
-use crate::host::support::report::escaped;
+use crate::text::escaped;
 
 /// Size of a tar block in bytes. A header is one block; content is padded to full blocks (POSIX pax, "ustar Interchange Format").
 const BLOCK: u64 = 512;

@@ -161,7 +161,7 @@ pub fn ext4(content: MkfsInput<'_>, image: &Path, interrupt: &Interrupt) -> Resu
     fs::remove_file(&script).map_err(run_error)?;
     // debugfs exits with 0 even if a command failed. On success it prints only its name and version.
     if stderr.lines().any(|line| !line.starts_with("debugfs ")) {
-        return Err(MkfsError::Failed { program: DEBUGFS.name, status, stderr: tools::last_words(stderr.as_bytes()) });
+        return Err(MkfsError::Failed { program: DEBUGFS.name, status, stderr: tools::last_lines(stderr.as_bytes()) });
     }
     // Not `-M`, which leaves a fifteenth free. This never needs more space: a smaller image needs less for itself.
     let blocks = ext4_used(image).map_err(|source| MkfsError::Run { program: RESIZE2FS.name, source })? + EXT4_SPARE;
@@ -211,7 +211,7 @@ fn run(tool: Tool, arguments: &[&OsStr], image: &Path, interrupt: &Interrupt) ->
         let wanted = fs::metadata(image).map_or(0, |image| image.len());
         return Err(MkfsError::Space { program, source: describe_no_space(io::ErrorKind::StorageFull.into(), image, wanted) });
     }
-    Err(MkfsError::Failed { program, status, stderr: tools::last_words(stderr.as_bytes()) })
+    Err(MkfsError::Failed { program, status, stderr: tools::last_lines(stderr.as_bytes()) })
 }
 
 fn uuid(identity: &Digest) -> String {

@@ -35,7 +35,8 @@ use serde::Serialize;
 
 use super::pull::PullError;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
-use crate::host::support::report::{Report, counted, escaped};
+use crate::host::support::report::{Report, counted};
+use crate::text::escaped;
 pub use args::PackArgs;
 use cache::{BlobCache, BlobCacheError};
 use disk_writer::{DiskWriter, DiskWriterError};

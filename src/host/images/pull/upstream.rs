@@ -14,7 +14,7 @@ use super::credentials::{self, Credentials};
 use super::error::Fault;
 use super::reference::ImageReference;
 use super::url::host_of;
-use crate::host::support::report::escaped;
+use crate::text::escaped;
 
 /// Bytes read of an error response.
 const MAX_ERROR: u64 = 16 << 10;

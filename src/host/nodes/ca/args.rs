@@ -1,66 +1,66 @@
-//! Flags that say which certificate is served, of `serve` and `run`. Words enter; a mode, files and what signs leave.
+//! The flags of `serve` and `run` that select the registry's certificate.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::{Ca, Error};
+use super::{Ca, CaFilesError};
 
-/// What is wrong with a certificate where none is to be used.
+/// Error: a certificate in a mode without one.
 const CERTIFICATE_UNUSED: &str =
-    "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': nothing else serves with them";
-/// What is wrong with a CA's output file where there is no CA.
+    "the arguments '--cert <FILE>' and '--key <FILE>' need '--tls provided': the other modes do not use them";
+/// Error: an output file for a CA, without a CA.
 const CA_OUT_WITHOUT_TLS: &str = "the argument '--ca-out <FILE>' cannot be used with '--tls off': without TLS there is no CA";
-/// What is wrong with a CA where nothing is to be signed.
+/// Error: a CA in a mode that signs nothing.
 const CA_UNUSED: &str = "the arguments '--ca <FILE>' and '--ca-dir <DIR>' cannot be used with '--tls provided' or '--tls off': there is nothing to sign";
-/// What is wrong with a key that has two owners.
+/// Error: one key for a certificate and a CA.
 const KEY_OF_BOTH: &str =
-    "the arguments '--cert <FILE>' and '--ca <FILE>' cannot be used together: '--key <FILE>' is the key of one of them";
-/// What is wrong with a certificate beside a CA.
+    "the arguments '--cert <FILE>' and '--ca <FILE>' cannot be used together: '--key <FILE>' can be the key of only one";
+/// Error: a certificate together with a CA.
 const CERT_AND_CA_DIR: &str =
-    "the arguments '--cert <FILE>' and '--ca-dir <DIR>' cannot be used together: a given certificate is signed already";
+    "the arguments '--cert <FILE>' and '--ca-dir <DIR>' cannot be used together: the certificate is already signed";
 
-/// Which certificate is served.
+/// The flags that select the registry's certificate.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Certificates", group = clap::ArgGroup::new("key's").args(["cert", "ca"]).multiple(true))]
 pub struct Certificates {
-    /// Where certificates come from (default: generate)
+    /// Source of the certificate [default: generate]
     #[arg(long, value_name = "MODE", value_enum)]
     tls: Option<Tls>,
 
-    /// Certificate chain, PEM, leaf first, with --tls provided
+    /// Certificate chain to serve, PEM, leaf first
     #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"), requires = "key")]
     cert: Option<PathBuf>,
 
-    /// Private key, PEM: of --cert, or of --ca (then in PKCS #8)
+    /// Private key of --cert or --ca, PEM (for --ca in PKCS #8)
     #[arg(long, value_name = "FILE", required_if_eq("tls", "provided"), requires = "key's")]
     key: Option<PathBuf>,
 
-    /// Sign the certificate with this CA (PEM) instead of one made for this run; --key is its key
+    /// Sign the generated certificate with this CA (PEM) instead of a new one; --key is its key
     #[arg(long, value_name = "FILE", requires = "key", conflicts_with = "ca_dir")]
     ca: Option<PathBuf>,
 
-    /// Sign with the CA that this folder keeps; at first use one is made there, its key for its owner alone
+    /// Sign the generated certificate with the CA in this folder; created on first use, with the key readable only by you
     #[arg(long, value_name = "DIR")]
     ca_dir: Option<PathBuf>,
 
-    /// Write the CA certificate that clients have to trust here (`run` also keeps it in its own folder)
+    /// Write the CA certificate that clients have to trust to this file (`run` also writes it to its run directory)
     #[arg(long, value_name = "FILE")]
     ca_out: Option<PathBuf>,
 }
 
-/// How a registry is served.
+/// The source of the registry's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Tls {
-    /// A certificate is made at the start, and signed by a CA made for it, or by --ca or --ca-dir
+    /// Generate a certificate at startup, signed by a new CA, --ca or --ca-dir
     Generate,
-    /// The certificate and its key are given
+    /// Use the certificate and key of --cert and --key
     Provided,
-    /// No TLS: plain HTTP
+    /// Serve plain HTTP without TLS
     Off,
 }
 
 impl Certificates {
-    /// What two flags together do not allow, in words.
+    /// Returns a message if two flags exclude each other.
     #[must_use]
     pub fn conflict(&self) -> Option<&'static str> {
         let signs = self.ca.is_some() || self.ca_dir.is_some();
@@ -74,28 +74,28 @@ impl Certificates {
         conflicts.into_iter().find_map(|(holds, conflict)| holds.then_some(conflict))
     }
 
-    /// How it is served, where the flags say so.
+    /// The mode set by the flags, if any.
     #[must_use]
     pub fn mode(&self) -> Option<Tls> {
-        // A certificate that is given is meant to be served with.
+        // --cert implies --tls provided.
         self.tls.or(self.cert.is_some().then_some(Tls::Provided))
     }
 
-    /// The given certificate chain and its key.
+    /// The certificate chain and key of `--cert` and `--key`.
     #[must_use]
     pub fn provided(&self) -> Option<(PathBuf, PathBuf)> {
         self.cert.clone().zip(self.key.clone())
     }
 
-    /// The CA that signs, where it is not made for this run alone. Where a folder is to keep one and does not yet, it is made.
+    /// The CA of `--ca` or `--ca-dir`, if given. Creates the one of `--ca-dir` on first use.
     ///
     /// # Errors
-    /// [`Error`], where it cannot be used.
-    pub fn ca(&self) -> Result<Option<Ca>, Error> {
+    /// Fails if the CA cannot be used.
+    pub fn ca(&self) -> Result<Option<Ca>, CaFilesError> {
         let now = SystemTime::now();
         match (&self.ca, &self.key, &self.ca_dir) {
             (Some(ca), Some(key), _) => Ca::read(ca, key, now).map(Some),
-            (_, _, Some(dir)) => Ca::kept_in(dir, now).map(Some),
+            (_, _, Some(dir)) => Ca::in_dir(dir, now).map(Some),
             _ => Ok(None),
         }
     }
@@ -112,7 +112,7 @@ impl Certificates {
         self.ca_dir.as_deref()
     }
 
-    /// Where the CA certificate is to be written, where that is said.
+    /// The file of `--ca-out`.
     #[must_use]
     pub fn output(&self) -> Option<&Path> {
         self.ca_out.as_deref()

@@ -1,5 +1,5 @@
-//! A folder that keeps a CA across runs: `ca.crt` for everybody, `ca.key` for its owner. The first use makes both; any number of
-//! first uses at once agree on one.
+//! A folder with a CA that is used across runs: `ca.crt`, readable by all, and `ca.key`, readable by its owner. The first use
+//! creates both. Concurrent first uses agree on one CA.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -13,39 +13,39 @@ use crate::registry::tls::provided;
 
 const CERTIFICATE: &str = "ca.crt";
 const KEY: &str = "ca.key";
-/// Mode of the folder, and of the key in it.
+/// Mode of the folder.
 const DIR_MODE: u32 = 0o700;
 const KEY_MODE: u32 = 0o600;
-/// Bits of a mode by which others than the owner may read, write or enter.
+/// Permission bits of group and others.
 const OTHERS: u32 = 0o077;
-/// Those by which they may write.
+/// Write permission bits of group and others.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Why a folder cannot keep a CA.
+/// Why the CA in a folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DirError {
-    /// Making, locking or looking into it.
+    /// A file system operation failed.
     #[error("cannot {verb} {}", .path.display())]
     Io {
-        /// What was being done.
+        /// What failed.
         verb: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// Others could put another CA there.
-    #[error("others may write to the CA's folder {} (mode {mode:04o}); `chmod go-w` it, or give another", .path.display())]
+    /// Others could replace the CA.
+    #[error("others may write to the CA's folder {} (mode {mode:04o}); `chmod go-w` it, or use another", .path.display())]
     Writable {
         /// The folder.
         path: PathBuf,
         /// Its mode.
         mode: u32,
     },
-    /// Others could sign with it.
+    /// Others could sign with the key.
     #[error(
-        "others may read the CA's key {} (mode {mode:04o}): they could stand in for any registry that nodes ask; `chmod 600` it, or \
-         remove it with its certificate to have a new CA made",
+        "others may read the CA's key {} (mode {mode:04o}): they could impersonate any registry that nodes trust; `chmod 600` it, or \
+         remove it and its certificate to create a new CA",
         .path.display()
     )]
     Readable {
@@ -54,30 +54,30 @@ pub enum DirError {
         /// Its mode.
         mode: u32,
     },
-    /// Half of a CA.
-    #[error("{} is there and {} is not; expected both, or neither to have a new CA made", .there.display(), .missing.display())]
+    /// Only one of the two files exists.
+    #[error("{} exists, but {} does not; expected both, or neither to create a new CA", .there.display(), .missing.display())]
     Half {
-        /// What is there.
+        /// The file that exists.
         there: PathBuf,
-        /// What is not.
+        /// The missing file.
         missing: PathBuf,
     },
-    /// Making the CA.
-    #[error("cannot make a CA")]
+    /// The CA cannot be created.
+    #[error("cannot create a CA")]
     Make(#[source] crate::registry::tls::TlsError),
 }
 
-/// The files of the CA that `dir` keeps: certificate and key. They are made where there are none.
+/// Returns the certificate and key files of the CA in `dir`. Creates the folder and the CA if they are missing.
 ///
 /// # Errors
-/// [`DirError`].
+/// Fails if the CA cannot be created, or if others than the owner could change or read it.
 pub(crate) fn files(dir: &Path) -> Result<(PathBuf, PathBuf), DirError> {
     let at = |verb, path: &Path| {
         let path = path.to_owned();
         move |source| DirError::Io { verb, path, source }
     };
     match DirBuilder::new().mode(DIR_MODE).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at("make the CA's folder", dir)(error)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at("create the CA's folder", dir)(error)),
         _ => {}
     }
     let folder = File::open(dir).map_err(at("open the CA's folder", dir))?;
@@ -86,13 +86,13 @@ pub(crate) fn files(dir: &Path) -> Result<(PathBuf, PathBuf), DirError> {
     if metadata.is_dir() && mode & OTHERS_WRITE != 0 {
         return Err(DirError::Writable { path: dir.to_owned(), mode });
     }
-    // Held until the folder is closed: one makes the CA, the others find it.
+    // Locked until the folder is closed, so that only one process creates the CA.
     flock(&folder, FlockOperation::LockExclusive).map_err(|error| at("lock", dir)(error.into()))?;
     let (certificate, key) = (dir.join(CERTIFICATE), dir.join(KEY));
     match (exists(&certificate).map_err(at("look at", &certificate))?, exists(&key).map_err(at("look at", &key))?) {
         (true, true) => {}
         (true, false) => return Err(DirError::Half { there: certificate, missing: key }),
-        // The certificate is written last: a key alone is of a first use that was cut short, and nobody has trusted it.
+        // The certificate is written last. A key without one is left from an interrupted first use, and nobody trusts it yet.
         (false, _) => make(&certificate, &key)?,
     }
     let mode = fs::metadata(&key).map_err(at("look at", &key))?.permissions().mode() & 0o7777;
@@ -107,13 +107,13 @@ fn exists(path: &Path) -> io::Result<bool> {
 }
 
 fn make(certificate: &Path, key: &Path) -> Result<(), DirError> {
-    let made = provided::generate("localregistry").map_err(DirError::Make)?;
+    let ca = provided::generate("localregistry").map_err(DirError::Make)?;
     let write = |path: &Path| {
         let path = path.to_owned();
         move |source| DirError::Io { verb: "write", path, source }
     };
-    files::write_private(key, made.key.as_bytes(), KEY_MODE).map_err(write(key))?;
-    files::write_atomically(certificate, made.certificate.as_bytes()).map_err(write(certificate))
+    files::write_private(key, ca.key.as_bytes(), KEY_MODE).map_err(write(key))?;
+    files::write_atomically(certificate, ca.certificate.as_bytes()).map_err(write(certificate))
 }
 
 #[cfg(test)]
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_use_makes_it_and_the_next_finds_it() {
+    fn the_first_use_creates_the_ca_and_the_next_reuses_it() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("ca");
         let (certificate, key) = files(&dir).unwrap();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn first_uses_at_once_agree() {
+    fn concurrent_first_uses_agree() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("ca");
         let found: Vec<Vec<u8>> = std::thread::scope(|scope| {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_use_that_was_cut_short_is_done_again() {
+    fn an_interrupted_first_use_is_repeated() {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
         fs::write(folder.path().join(KEY), "half").unwrap();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_could_use_or_change_is_refused() {
+    fn unsafe_permissions_and_incomplete_cas_are_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("ca");
         let (certificate, key) = files(&dir).unwrap();
@@ -170,22 +170,22 @@ mod tests {
         assert_eq!(
             say(&dir),
             format!(
-                "others may read the CA's key {} (mode 0644): they could stand in for any registry that nodes ask; `chmod 600` it, or \
-                 remove it with its certificate to have a new CA made",
+                "others may read the CA's key {} (mode 0644): they could impersonate any registry that nodes trust; `chmod 600` it, or \
+                 remove it and its certificate to create a new CA",
                 key.display()
             )
         );
         set(&key, 0o600);
         set(&dir, 0o777);
-        let expected = "(mode 0777); `chmod go-w` it, or give another";
+        let expected = "(mode 0777); `chmod go-w` it, or use another";
         assert_eq!(say(&dir), format!("others may write to the CA's folder {} {expected}", dir.display()));
         set(&dir, 0o755);
         fs::remove_file(&key).unwrap();
-        let expected = "expected both, or neither to have a new CA made";
-        assert_eq!(say(&dir), format!("{} is there and {} is not; {expected}", certificate.display(), key.display()));
+        let expected = "expected both, or neither to create a new CA";
+        assert_eq!(say(&dir), format!("{} exists, but {} does not; {expected}", certificate.display(), key.display()));
         let missing = folder.path().join("no/ca");
         let expected = "No such file or directory (os error 2)";
-        assert_eq!(say(&missing), format!("cannot make the CA's folder {}: {expected}", missing.display()));
+        assert_eq!(say(&missing), format!("cannot create the CA's folder {}: {expected}", missing.display()));
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(say(&file).starts_with(&format!("cannot look at {}: ", file.join(CERTIFICATE).display())), "{}", say(&file));

@@ -1,5 +1,5 @@
-//! The CA that signs a registry's certificate, where it is not made for one run alone: brought in two files, or kept in a folder.
-//! Paths enter; checked ones, and what signs with them, leave. A key is in no error, and is written to no place but its folder.
+//! The CA that signs a registry's certificate, if it is not generated for one run: from two files, or in a folder. The key appears
+//! in no error, and is written only to that folder.
 
 mod args;
 mod dir;
@@ -17,60 +17,61 @@ use crate::registry::tls::provided::{self, CaError, LARGEST};
 pub use args::{Certificates, Tls};
 pub use dir::DirError;
 
-/// Names of the CA's files in fw_cfg.
+/// Name of the certificate in fw_cfg.
 const CERTIFICATE: &str = "opt/localregistry/ca.crt";
 const KEY: &str = "opt/localregistry/ca.key";
 
-/// A CA that can be used: its files, and what signs with them.
+/// A usable CA.
 #[derive(Debug)]
 pub struct Ca {
     /// The certificate's file, PEM.
     pub certificate: PathBuf,
     /// The key's file, PEM.
     pub key: PathBuf,
-    /// What signs.
+    /// Signs certificates with the key.
     pub authority: Authority,
 }
 
 /// Why a CA cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file.
+pub enum CaFilesError {
+    /// A file cannot be read.
     #[error("cannot read the {what} {}", .path.display())]
     Read {
-        /// Which of the two.
+        /// Certificate or key.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// What is in the files.
+    /// The files are not a CA that can sign.
     #[error("cannot sign with the CA {} and the key {}", .certificate.display(), .key.display())]
     Use {
         /// The certificate's file.
         certificate: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// Why not.
+        /// The cause.
         source: Box<CaError>,
     },
-    /// The folder that keeps one.
+    /// The CA's folder cannot be used.
     #[error(transparent)]
     Dir(#[from] DirError),
 }
 
 impl Ca {
-    /// The CA in these two files, at the time `now`.
+    /// Reads the CA from two files, and checks it at the time `now`.
     ///
     /// # Errors
-    /// [`Error`], where a file cannot be read, or what is in them cannot sign.
-    pub fn read(certificate: &Path, key: &Path, now: SystemTime) -> Result<Self, Error> {
-        let read =
-            |what, path: &Path| files::read(path, LARGEST).map_err(|source| Error::Read { what, path: path.to_owned(), source });
+    /// Fails if a file cannot be read, or if the CA cannot sign.
+    pub fn read(certificate: &Path, key: &Path, now: SystemTime) -> Result<Self, CaFilesError> {
+        let read = |what, path: &Path| {
+            files::read(path, LARGEST).map_err(|source| CaFilesError::Read { what, path: path.to_owned(), source })
+        };
         let pem = read("CA certificate", certificate)?;
         let key_pem = Zeroizing::new(read("CA key", key)?);
-        let authority = provided::authority(&pem, &key_pem, Some(now)).map_err(|source| Error::Use {
+        let authority = provided::authority(&pem, &key_pem, Some(now)).map_err(|source| CaFilesError::Use {
             certificate: certificate.to_owned(),
             key: key.to_owned(),
             source: Box::new(source),
@@ -78,16 +79,16 @@ impl Ca {
         Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), authority })
     }
 
-    /// The CA that the folder `dir` keeps; made there where it keeps none yet.
+    /// Returns the CA in the folder `dir`, and creates it on first use.
     ///
     /// # Errors
-    /// [`Error`], where the folder cannot be used, or others could read the key.
-    pub fn kept_in(dir: &Path, now: SystemTime) -> Result<Self, Error> {
+    /// Fails if the folder cannot be used, or if others could read the key.
+    pub fn in_dir(dir: &Path, now: SystemTime) -> Result<Self, CaFilesError> {
         let (certificate, key) = dir::files(dir)?;
         Self::read(&certificate, &key, now)
     }
 
-    /// Its files as a guest is given them, by their names in fw_cfg.
+    /// The files for a guest, by their names in fw_cfg.
     #[must_use]
     pub fn secrets(self) -> [(&'static str, PathBuf); 2] {
         [(CERTIFICATE, self.certificate), (KEY, self.key)]

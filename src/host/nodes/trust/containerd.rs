@@ -1,17 +1,17 @@
-//! containerd's hosts files (containerd, `docs/hosts.md`): a folder for each host of image names. What `server` names is the last that
-//! is asked, and without it that would be the host itself: it is the registry here, so that nobody else is asked.
+//! Files of containerd (`docs/hosts.md` there): a folder for each host in image names. containerd asks `server` last, by default
+//! the host itself. Here it is the registry, so that containerd asks no other server.
 
-use super::text::quoted;
-use super::{Bundle, Tree};
+use super::{Bundle, FileTree};
+use crate::host::support::quote::quoted;
 
-/// The folder for every host that has none.
+/// containerd's folder for hosts without a folder.
 const DEFAULT: &str = "_default";
 
-/// The folders: for the registry by each of its addresses, for each upstream host, and for all the others.
-pub(crate) fn certs(bundle: &Bundle) -> Tree {
+/// Folders for each address of the registry, for each upstream host, and for all other hosts.
+pub(crate) fn certs(bundle: &Bundle) -> FileTree {
     let own = bundle.addresses().map(|address| (address, bundle.url_of(address)));
     let mirrored = bundle.mirrored().chain([DEFAULT]).map(|host| (host, bundle.url()));
-    let mut tree = Tree::new();
+    let mut tree = FileTree::new();
     for (host, url) in own.chain(mirrored) {
         for folder in folders(host) {
             tree.insert(format!("{folder}/hosts.toml"), hosts_toml(&url, bundle.ca.is_some()));
@@ -21,7 +21,7 @@ pub(crate) fn certs(bundle: &Bundle) -> Tree {
     tree
 }
 
-/// Names of the folder for `host`: containerd takes either for a host with a port, and some tools cannot keep a colon.
+/// The folder names for `host`. containerd accepts two forms for a host with a port; some tools cannot keep a colon in a name.
 fn folders(host: &str) -> Vec<String> {
     let port = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
     let plain = port.map(|(name, port)| format!("{name}_{port}_"));
@@ -29,12 +29,12 @@ fn folders(host: &str) -> Vec<String> {
 }
 
 fn hosts_toml(url: &str, tls: bool) -> String {
-    // Relative to this file's folder.
+    // Relative to the file's folder.
     let ca = if tls { "ca = \"ca.crt\"\n" } else { "" };
     let how = format!("capabilities = [\"pull\", \"resolve\"]\n{ca}");
     let server = format!("server = {}\n{how}", quoted(url));
-    // containerd 1.6 can neither read a table with a bracket in its name nor do without `host`, and with a file that it cannot read it
-    // asks the upstream itself. `server` with its own lines is enough.
+    // containerd 1.6 cannot parse a table name with a bracket, and also requires `host`. If it cannot parse the file, it asks the
+    // upstream host. So for an IPv6 address `server` has the options, and `host` is empty.
     if url.contains('[') { format!("{server}\n[host]\n") } else { format!("{server}\n[host.{}]\n{how}", quoted(url)) }
 }
 

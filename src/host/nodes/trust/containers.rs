@@ -1,15 +1,15 @@
-//! Files of the library that podman, skopeo, buildah and CRI-O share (containers/image, containers-registries.conf(5) and
-//! containers-certs.d(5)), for `/etc/containers`. A mirror there is always followed by the host itself: instead, each upstream's
-//! location is rewritten to the registry, and then nothing else is ever asked.
+//! Files of the library in podman, skopeo, buildah and CRI-O (containers/image, containers-registries.conf(5) and
+//! containers-certs.d(5)) for `/etc/containers`. Its mirrors always fall back to the upstream host. Instead, each upstream's
+//! location is rewritten to the registry, so that no other server is asked.
 
-use super::text::quoted;
-use super::{Bundle, Tree};
+use super::{Bundle, FileTree};
+use crate::host::support::quote::quoted;
 
-/// Read after most others; what is read later wins.
+/// Sorts after most other files; later files override earlier ones.
 const CONF: &str = "registries.conf.d/50-localregistry.conf";
 
 /// `certs.d` and `registries.conf.d`.
-pub(crate) fn files(bundle: &Bundle) -> Tree {
+pub(crate) fn files(bundle: &Bundle) -> FileTree {
     let folders: Vec<String> = bundle.addresses().map(|address| format!("certs.d/{address}")).collect();
     let mut tree = bundle.certificates(folders.iter().map(String::as_str));
     tree.insert(CONF.to_owned(), conf(bundle));

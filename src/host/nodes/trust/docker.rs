@@ -1,22 +1,22 @@
-//! dockerd's files, for `/etc/docker`, and lines for the node's `/etc/hosts`. dockerd has mirrors for docker.io alone, and after them
-//! asks Docker Hub whatever it is told: only its name can be taken away. Another upstream can be stood in for only where the registry
-//! is an address with HTTPS's own port, since then the upstream's name can be given to it.
+//! Files of dockerd for `/etc/docker`, and lines for `/etc/hosts`. dockerd has mirrors only for docker.io, and falls back to Docker
+//! Hub in any case, so its name must not resolve. Another upstream host can be replaced only if the registry is an IP address with
+//! port 443: then the host's name can resolve to it.
 
 use std::net::IpAddr;
 
 use serde_json::json;
 
-use super::{Bundle, Tree};
+use super::{Bundle, FileTree};
 use crate::registry::content::upstreams::{DOCKER_HUB, LOCALHOST, aliases};
 
-/// An address that nothing answers at, and that says so at once.
+/// An address that refuses connections at once.
 const NOWHERE: &str = "0.0.0.0";
-/// Port of HTTPS.
+/// The port of HTTPS.
 const HTTPS: &str = "443";
 
 /// `certs.d`, `daemon.json` and `hosts`.
-pub(crate) fn files(bundle: &Bundle) -> Tree {
-    // The name of the node itself is not given away: what podman named `localhost/NAME` the registry also has as `NAME`.
+pub(crate) fn files(bundle: &Bundle) -> FileTree {
+    // localhost is not redirected: images that podman names `localhost/NAME` are also in the registry as `NAME`.
     let others: Vec<&str> = bundle.mirrored().filter(|host| ![DOCKER_HUB, LOCALHOST].contains(host)).collect();
     let stand_in = standing_in(bundle);
     let named = others.iter().filter(|_| stand_in.is_some());
@@ -42,7 +42,7 @@ fn daemon(bundle: &Bundle) -> String {
     format!("{daemon:#}\n")
 }
 
-/// The address that other registries' names can be given to.
+/// The address to which names of other registries can resolve.
 fn standing_in(bundle: &Bundle) -> Option<IpAddr> {
     let host = bundle.endpoints.first()?;
     let port = host.as_str().strip_prefix(host.name()).and_then(|rest| rest.strip_prefix(':')).unwrap_or(HTTPS);
@@ -53,7 +53,7 @@ fn standing_in(bundle: &Bundle) -> Option<IpAddr> {
 fn hosts(bundle: &Bundle, others: &[&str], stand_in: Option<IpAddr>) -> String {
     let mut lines = Vec::new();
     if has_mirrored(bundle) {
-        lines.push("# Docker Hub is asked after its mirror: it is nowhere.".to_owned());
+        lines.push("# dockerd falls back to Docker Hub after its mirror: disable the name.".to_owned());
         let names = aliases().filter(|(_, upstream)| *upstream == DOCKER_HUB).map(|(alias, _)| alias);
         lines.push(format!("{NOWHERE} {}", names.collect::<Vec<_>>().join(" ")));
     }
@@ -61,7 +61,7 @@ fn hosts(bundle: &Bundle, others: &[&str], stand_in: Option<IpAddr>) -> String {
         lines.push(match stand_in.filter(|_| !other.contains(':')) {
             Some(address) => format!("{address} {other}"),
             None => format!(
-                "# dockerd has no mirror for {other}: pull {}/{other}/NAME, or serve at an address with port {HTTPS}",
+                "# dockerd has no mirrors for {other}: pull {}/{other}/NAME, or serve on an address with port {HTTPS}",
                 bundle.address()
             ),
         });

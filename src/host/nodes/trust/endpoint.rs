@@ -1,43 +1,43 @@
-//! Where nodes reach a registry, as a person or a program writes it: `HOST:PORT`, or a URL. Text enters, a checked [`Endpoint`] leaves.
+//! Parses where nodes reach a registry: `HOST:PORT` or a URL.
 
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use crate::oci::Host;
 
-/// A registry's place.
+/// Where a registry is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Host and port.
+    /// Host and optional port.
     pub host: Host,
-    /// Whether it is TLS that is spoken there, where the text says so.
+    /// Whether it serves TLS, if the text says so.
     pub tls: Option<bool>,
 }
 
-/// Why a text is no endpoint.
+/// Why a text is not an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    /// Not a host.
+    /// It is not a host.
     #[error("expected HOST:PORT or a URL of one: 10.1.0.82:5000, [fd00::1]:5000, https://registry.test:5000")]
     Host,
-    /// More than a host.
-    #[error("a registry is a host and a port; a path is not expected")]
+    /// It has a path.
+    #[error("expected only a host and a port of a registry, without a path")]
     Path,
 }
 
 impl Endpoint {
-    /// The port in digits, where one is written.
+    /// The port, if there is one.
     #[must_use]
     pub fn port(&self) -> Option<&str> {
         self.host.as_str().strip_prefix(self.host.name())?.strip_prefix(':')
     }
 
-    /// Whether it is where a server listens on every address: no client reaches it there.
+    /// Whether the address is unspecified (all addresses): clients cannot connect to it.
     fn is_unspecified(&self) -> bool {
         self.host.name().trim_matches(['[', ']']).parse().is_ok_and(|address: IpAddr| address.is_unspecified())
     }
 
-    /// This endpoint, with `port` where it has none.
+    /// This endpoint, with `port` if it has none.
     #[must_use]
     pub fn with_port(self, port: Option<&str>) -> Self {
         let with = port.filter(|_| self.port().is_none()).and_then(|port| format!("{}:{port}", self.host).parse().ok());
@@ -45,13 +45,13 @@ impl Endpoint {
     }
 }
 
-/// Where nodes reach a registry that is at `places`, each once: at `hosts`, or if there are none at `places`; and by each of `names`. A
-/// host without a port, and a name, is reached on each port of `places`, the first one's first. `places` with another protocol than the
-/// first are left out, and so are names that no image's name can have before it, such as those of wildcards.
-pub(crate) fn reached(places: &[Endpoint], hosts: &[Endpoint], names: &[String]) -> Vec<Host> {
-    let tls = places.first().and_then(|place| place.tls);
-    let places: Vec<&Endpoint> = places.iter().filter(|place| place.tls == tls).collect();
-    let mut ports = distinct(places.iter().map(|place| place.port()));
+/// The hosts by which nodes reach a registry, without duplicates: `hosts` (or its `own` endpoints if there are none), and `names`.
+/// A host without a port, and every name, is combined with each port of `own`, in order. Endpoints with another protocol than the
+/// first are left out, and so are names that cannot be part of an image name, such as wildcards.
+pub(crate) fn reachable(own: &[Endpoint], hosts: &[Endpoint], names: &[String]) -> Vec<Host> {
+    let tls = own.first().and_then(|endpoint| endpoint.tls);
+    let own: Vec<&Endpoint> = own.iter().filter(|endpoint| endpoint.tls == tls).collect();
+    let mut ports = distinct(own.iter().map(|endpoint| endpoint.port()));
     if ports.is_empty() {
         ports.push(None);
     }
@@ -61,11 +61,11 @@ pub(crate) fn reached(places: &[Endpoint], hosts: &[Endpoint], names: &[String])
     });
     let named: Vec<Endpoint> = named.collect();
     let on_each_port = |endpoint: &Endpoint| ports.iter().map(|port| endpoint.clone().with_port(*port).host).collect::<Vec<_>>();
-    let own = places.iter().filter(|place| hosts.is_empty() && !place.is_unspecified()).map(|place| place.host.clone());
+    let own = own.iter().filter(|endpoint| hosts.is_empty() && !endpoint.is_unspecified()).map(|endpoint| endpoint.host.clone());
     distinct(hosts.iter().flat_map(on_each_port).chain(own).chain(named.iter().flat_map(on_each_port)))
 }
 
-/// Each of `items` once, in their order.
+/// `items` without duplicates, in their order.
 fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
     items.fold(Vec::new(), |mut seen, item| {
         if !seen.contains(&item) {
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_are_read() {
+    fn endpoints_are_parsed() {
         for (text, host, port, tls) in [
             ("10.1.0.82:5000", "10.1.0.82:5000", Some("5000"), None),
             ("https://[fd00::1]:5000/", "[fd00::1]:5000", Some("5000"), Some(true)),
@@ -113,14 +113,14 @@ mod tests {
     }
 
     #[test]
-    fn every_name_is_reached_on_every_port() {
+    fn every_name_is_combined_with_every_port() {
         let endpoints = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<Endpoint>>();
-        let all = |places: &[&str], hosts: &[&str], names: &[&str]| {
+        let all = |own: &[&str], hosts: &[&str], names: &[&str]| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            reached(&endpoints(places), &endpoints(hosts), &names).iter().map(ToString::to_string).collect::<Vec<_>>()
+            reachable(&endpoints(own), &endpoints(hosts), &names).iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         let two = ["https://127.0.0.1:35155", "https://10.1.0.82:5000", "http://10.1.0.82:80"];
-        assert_eq!(all(&two, &[], &[]), ["127.0.0.1:35155", "10.1.0.82:5000"], "what speaks another protocol is left out");
+        assert_eq!(all(&two, &[], &[]), ["127.0.0.1:35155", "10.1.0.82:5000"], "other protocols are left out");
         assert_eq!(
             all(&two, &[], &["registry.test", "10.1.0.82", "fd00::1", "*.example.test"]),
             [
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_endpoint_is_refused() {
+    fn invalid_endpoints_are_rejected() {
         for text in ["", ":5000", "a b:1", "ftp://a.test:1", "a.test:0", "a.test:70000", "fd00::1"] {
             assert_eq!(text.parse::<Endpoint>(), Err(EndpointError::Host), "{text:?}");
         }

@@ -1,4 +1,4 @@
-//! Which images a disk has, as far as a bundle says so. A path enters, tagged names leave. Nothing is mounted.
+//! Lists the images of disks for a bundle, without mounting them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,73 +9,73 @@ use crate::host::support::interrupt::Interrupt;
 use crate::oci::{Host, ImageName, Repository};
 use crate::registry::content::store::{self, StoreError};
 
-/// What a bundle takes from a disk.
+/// What a bundle needs to know about disks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Contents {
-    /// Hosts that have images there.
+pub struct DiskImages {
+    /// Hosts in the names of images.
     pub upstreams: BTreeSet<Host>,
-    /// The tagged images, in order of their names.
+    /// The tagged images, sorted by name.
     pub images: Vec<ImageName>,
 }
 
-/// Why it is not known what a disk has.
+/// Why the images of disks cannot be listed.
 #[derive(Debug, thiserror::Error)]
-pub enum ContentsError {
-    /// The disk, or the folder, cannot be opened.
+pub enum DiskImagesError {
+    /// The disk or folder cannot be opened.
     #[error("cannot list the images of {}", .path.display())]
     Disk {
         /// The disk.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: DiskError,
     },
-    /// It has no catalog and no layout that can be used.
+    /// It has no valid catalog or layout.
     #[error("cannot list the images of {}", .path.display())]
     Index {
         /// The disk.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: StoreError,
     },
-    /// Two disks.
+    /// Two disks disagree.
     #[error("{about} is {} on {}, and {} on {}; expected the same, or it on one of them", one.1, one.0.display(), other.1, other.0.display())]
     Conflict {
-        /// What they disagree on.
+        /// What they disagree about.
         about: ConflictKind,
-        /// The one, and what it says.
+        /// The first disk, and its value.
         one: (PathBuf, String),
-        /// The other, and what that says.
+        /// The second disk, and its value.
         other: (PathBuf, String),
     },
 }
 
-/// What the disks, or the layouts in folders, at `paths` have together.
+/// Lists the images of the disks or layouts at `paths`.
 ///
 /// # Errors
-/// [`ContentsError`].
-pub fn contents(paths: &[PathBuf]) -> Result<Contents, ContentsError> {
+/// Fails if a disk cannot be read, or if two disks disagree.
+pub fn disk_images(paths: &[PathBuf]) -> Result<DiskImages, DiskImagesError> {
     let catalogs = paths.iter().map(|path| catalog_of(path)).collect::<Result<Vec<_>, _>>()?;
     if let [catalog] = catalogs.as_slice() {
         return Ok(named(catalog));
     }
     let merged = catalog::merge(&catalogs.iter().collect::<Vec<_>>());
     let (catalog, _) = merged.map_err(|CatalogConflict { kind: about, first: one, second: other }| {
-        let named = |(place, said): (usize, String)| (paths.get(place).cloned().unwrap_or_default(), said);
-        ContentsError::Conflict { about, one: named(one), other: named(other) }
+        let named = |(index, value): (usize, String)| (paths.get(index).cloned().unwrap_or_default(), value);
+        DiskImagesError::Conflict { about, one: named(one), other: named(other) }
     })?;
     Ok(named(&catalog))
 }
 
-/// What a disk of any form says that it has: what is missing is no matter here.
-fn catalog_of(path: &Path) -> Result<Catalog, ContentsError> {
+/// The catalog of a disk in any form. Missing content does not matter here.
+fn catalog_of(path: &Path) -> Result<Catalog, DiskImagesError> {
     let disk = Disk::open(path, &Interrupt::default());
-    let disk = disk.map_err(|source| ContentsError::Disk { path: path.to_owned(), source })?;
+    let disk = disk.map_err(|source| DiskImagesError::Disk { path: path.to_owned(), source })?;
     let index = store::read_catalog(disk.tree.as_ref(), true);
-    index.map(|(catalog, _)| catalog).map_err(|source| ContentsError::Index { path: path.to_owned(), source })
+    index.map(|(catalog, _)| catalog).map_err(|source| DiskImagesError::Index { path: path.to_owned(), source })
 }
 
-fn named(catalog: &Catalog) -> Contents {
-    let mut contents = Contents::default();
+fn named(catalog: &Catalog) -> DiskImages {
+    let mut contents = DiskImages::default();
     for id in catalog.repositories() {
         let Ok(repository) = catalog.repository_name(id).parse::<Repository>() else { continue };
         contents.upstreams.extend(repository.host().and_then(|host| host.parse().ok()));

@@ -1,19 +1,20 @@
-//! k3s' and RKE2's files, for `/etc/rancher/k3s` (K3s, "Private Registry Configuration"). k3s asks a host itself after its mirrors
-//! unless it runs with `--disable-default-registry-endpoint`, which the drop-in says, and which counts for the hosts that are listed.
+//! Files of k3s and RKE2 for `/etc/rancher/k3s` (K3s, "Private Registry Configuration"). k3s falls back to the host itself after
+//! its mirrors, unless it runs with `--disable-default-registry-endpoint`. The drop-in sets this flag, which applies to the listed
+//! hosts.
 
-use super::text::quoted;
-use super::{Bundle, Tree};
+use super::{Bundle, FileTree};
+use crate::host::support::quote::quoted;
 
-/// The folder that the files are for: the CA is named by its whole path.
+/// The folder on the node. The CA is referred to by its absolute path.
 const FOLDER: &str = "/etc/rancher/k3s";
-/// Every host that is not listed.
+/// k3s' entry for all other hosts.
 const OTHERS: &str = "*";
-/// The CA's file.
+/// The CA's file name.
 const CA: &str = "localregistry.crt";
 
 /// `registries.yaml`, the CA, and `config.yaml.d/localregistry.yaml`.
-pub(crate) fn files(bundle: &Bundle) -> Tree {
-    let mut tree = Tree::new();
+pub(crate) fn files(bundle: &Bundle) -> FileTree {
+    let mut tree = FileTree::new();
     tree.insert("registries.yaml".to_owned(), registries(bundle));
     tree.insert("config.yaml.d/localregistry.yaml".to_owned(), "disable-default-registry-endpoint: true\n".to_owned());
     tree.extend(bundle.ca.clone().map(|ca| (CA.to_owned(), ca)));

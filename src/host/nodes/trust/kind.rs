@@ -1,13 +1,13 @@
-//! A kind cluster's config that mounts containerd's folders into the node (kind, "Configuration", "Extra Mounts").
+//! A kind cluster config that mounts containerd's folders into the node (kind, "Configuration", "Extra Mounts").
 
-use super::text::quoted;
-use super::{Bundle, Tree, containerd, under};
+use super::{Bundle, FileTree, containerd, under};
+use crate::host::support::quote::quoted;
 
-/// Where the node's containerd looks.
+/// The folder that containerd on the node reads.
 const CERTS: &str = "/etc/containerd/certs.d";
 
-/// `kind.yaml` and the folder `certs.d` that it mounts.
-pub(crate) fn files(bundle: &Bundle) -> Tree {
+/// `kind.yaml`, and the folder `certs.d` that it mounts.
+pub(crate) fn files(bundle: &Bundle) -> FileTree {
     let mut tree = under("certs.d", containerd::certs(bundle));
     tree.insert("kind.yaml".to_owned(), cluster(bundle));
     tree
@@ -15,7 +15,7 @@ pub(crate) fn files(bundle: &Bundle) -> Tree {
 
 fn cluster(bundle: &Bundle) -> String {
     let host = quoted(&format!("{}/kind/certs.d", bundle.dir));
-    // The patch is for node images from before kind 0.27; later ones look there anyway.
+    // The patch is for node images before kind 0.27. Later ones read this folder by default.
     format!(
         "kind: Cluster\n\
          apiVersion: kind.x-k8s.io/v1alpha4\n\

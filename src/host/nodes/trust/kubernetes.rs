@@ -1,15 +1,15 @@
-//! The ConfigMap by which a cluster tells tools where its registry is (KEP-1755, `localRegistryHosting.v1`).
+//! The ConfigMap that tells tools in a cluster where its registry is (KEP-1755, `localRegistryHosting.v1`).
 
-use super::text::{block, quoted};
-use super::{Bundle, Tree};
+use super::{Bundle, FileTree};
+use crate::host::support::quote::{block, quoted};
 
 /// `local-registry-hosting.yaml`.
-pub(crate) fn files(bundle: &Bundle) -> Tree {
+pub(crate) fn files(bundle: &Bundle) -> FileTree {
     let address = bundle.address();
-    Tree::from([("local-registry-hosting.yaml".to_owned(), hosting(address, address))])
+    FileTree::from([("local-registry-hosting.yaml".to_owned(), hosting(address, address))])
 }
 
-/// The ConfigMap of a registry that nodes, and whoever is outside of the cluster, reach at `nodes`, and containers at `inside`.
+/// The ConfigMap of a registry. Nodes and tools outside of the cluster reach it at `nodes`, containers at `inside`.
 pub(crate) fn hosting(nodes: &str, inside: &str) -> String {
     let (nodes, inside) = (quoted(nodes), quoted(inside));
     let hosting = block(&format!("host: {nodes}\nhostFromContainerRuntime: {nodes}\nhostFromClusterNetwork: {inside}\n"), 4);

@@ -1,11 +1,11 @@
-//! Files for `~/.minikube` (minikube, "File Sync" and "Certificates"): what is below `files` comes to the node's root, what is in
-//! `certs` to the authorities that it trusts. dockerd's own config is minikube's: for it there are flags of `minikube start`.
+//! Files for `~/.minikube` (minikube, "File Sync" and "Certificates"): `files` is copied to the node's root, and the node trusts
+//! the CAs in `certs`. minikube writes dockerd's config itself, so that needs flags of `minikube start`.
 
-use super::{Bundle, Tree, containerd, containers, docker, under};
+use super::{Bundle, FileTree, containerd, containers, docker, under};
 use crate::registry::content::upstreams::DOCKER_HUB;
 
-/// `files`, `certs` and `flags`, one flag a line.
-pub(crate) fn files(bundle: &Bundle) -> Tree {
+/// `files`, `certs` and `flags`, which has one flag per line.
+pub(crate) fn files(bundle: &Bundle) -> FileTree {
     let mut tree = under("files/etc/containerd/certs.d", containerd::certs(bundle));
     tree.extend(under("files/etc/containers", containers::files(bundle)));
     let docker = docker::files(bundle).into_iter().filter(|(path, _)| path.starts_with("certs.d/"));

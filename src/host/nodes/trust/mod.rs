@@ -1,85 +1,84 @@
-//! What nodes need to trust and use a registry, as the files that each runtime reads. A [`Bundle`] and a choice of [`Format`]s enter, a
-//! [`Tree`] of files leaves; every function of a format is pure. Only [`write()`] touches the disk.
+//! The files that nodes need to trust and use a registry, in the format of each runtime. The formats are pure functions from a
+//! [`Bundle`] to a [`FileTree`] of files; only [`write()`] writes to disk.
 //!
 //! ```text
-//! endpoint, CA, upstream hosts, images ─▶ Bundle ─ tree ─▶ Tree ─ write ─▶ DIR/FORMAT/…
+//! endpoint, CA, upstream hosts, images ─▶ Bundle ─ tree ─▶ FileTree ─ write ─▶ DIR/FORMAT/…
 //! ```
 //!
-//! For each upstream host on the disk there are mirror entries, and they are such that a runtime asks nobody else: an image that is
-//! not on the disk is an error at once, whether or not the node reaches the internet.
+//! Upstream hosts of the disk get mirror entries, written such that a runtime asks no other server: pulling an image that is not on
+//! the disk fails at once, whether or not the node has internet access.
 
 mod command;
+mod common;
 mod containerd;
 mod containers;
 mod docker;
 mod endpoint;
-mod everyone;
 mod images;
 mod k3s;
 mod kind;
 pub(in crate::host) mod kubernetes;
 mod minikube;
 mod talos;
-pub(in crate::host) mod text;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::oci::{Host, ImageName};
 
-pub(crate) use command::Written;
-pub use command::{Args, TrustError, prepare, run};
+pub(crate) use command::TrustResult;
+pub use command::{TrustArgs, TrustError, prepare, run};
 pub use endpoint::{Endpoint, EndpointError};
-pub use images::{Contents, ContentsError, contents};
+pub use images::{DiskImages, DiskImagesError, disk_images};
 pub use write::{WriteError, write};
 
-/// Files by their paths below the bundle's folder.
-pub type Tree = BTreeMap<String, String>;
+/// File contents by path relative to the bundle's folder.
+pub type FileTree = BTreeMap<String, String>;
 
-/// What a bundle is made of.
+/// The content of a bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bundle {
-    /// Where nodes reach the registry; the first is where the mirror entries point. Never empty.
+    /// Where nodes reach the registry. Never empty; mirror entries use the first.
     pub endpoints: Vec<Host>,
-    /// The CA to trust, PEM. None: the registry speaks plain HTTP.
+    /// The CA to trust, PEM. `None`: the registry serves plain HTTP.
     pub ca: Option<String>,
-    /// Hosts that the registry stands in for.
+    /// Hosts that get mirror entries.
     pub upstreams: BTreeSet<Host>,
     /// The tagged images on the disk.
     pub images: Vec<ImageName>,
-    /// The folder that the bundle is written to, an absolute path: some files name others by it.
+    /// The absolute path of the bundle's folder. Some files contain it.
     pub dir: String,
 }
 
-/// A runtime, tool or audience that files are made for.
+/// A tool to write files for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub enum Format {
-    /// Everything below
+pub enum TrustFormat {
+    /// All of these
     All,
-    /// certs.d for containerd, its CRI plugin, ctr, nerdctl, Cluster API
+    /// certs.d for containerd, its CRI plugin, ctr, nerdctl and Cluster API
     Containerd,
-    /// certs.d, daemon.json and lines for /etc/hosts
+    /// certs.d and daemon.json for dockerd, and lines for /etc/hosts
     Docker,
     /// certs.d and registries.conf.d for podman, skopeo and buildah
     Podman,
-    /// The same for CRI-O
+    /// The same files, for CRI-O
     Crio,
-    /// registries.yaml and a drop-in of config.yaml
+    /// registries.yaml and a drop-in for config.yaml, for k3s and RKE2
     K3s,
     /// RegistryMirrorConfig and RegistryTLSConfig documents
     Talos,
-    /// A cluster's config that mounts certs.d
+    /// A cluster config that mounts certs.d
     Kind,
-    /// Files and certificates for ~/.minikube, and flags
+    /// Files and certificates for ~/.minikube, and flags for `minikube start`
     Minikube,
     /// The ConfigMap kube-public/local-registry-hosting (KEP-1755)
     Kubernetes,
-    /// Nothing but what is made in any case: ca.crt, env and images.txt
+    /// Only the files that are always written: ca.crt, env and images.txt
     Env,
 }
 
-impl Format {
-    /// The name of its folder.
+impl TrustFormat {
+    /// The name of the format's folder.
     fn folder(self) -> &'static str {
         match self {
             Self::All | Self::Env => "",
@@ -95,10 +94,10 @@ impl Format {
         }
     }
 
-    /// Its files, by their paths below its folder.
-    fn files(self, bundle: &Bundle) -> Tree {
+    /// The format's files, by path relative to its folder.
+    fn files(self, bundle: &Bundle) -> FileTree {
         match self {
-            Self::All | Self::Env => Tree::new(),
+            Self::All | Self::Env => FileTree::new(),
             Self::Containerd => under("certs.d", containerd::certs(bundle)),
             Self::Docker => docker::files(bundle),
             Self::Podman | Self::Crio => containers::files(bundle),
@@ -111,47 +110,47 @@ impl Format {
     }
 }
 
-/// Every format that has files of its own.
-const FORMATS: [Format; 9] = [
-    Format::Containerd,
-    Format::Docker,
-    Format::Podman,
-    Format::Crio,
-    Format::K3s,
-    Format::Talos,
-    Format::Kind,
-    Format::Minikube,
-    Format::Kubernetes,
+/// The formats with files of their own.
+const FORMATS: [TrustFormat; 9] = [
+    TrustFormat::Containerd,
+    TrustFormat::Docker,
+    TrustFormat::Podman,
+    TrustFormat::Crio,
+    TrustFormat::K3s,
+    TrustFormat::Talos,
+    TrustFormat::Kind,
+    TrustFormat::Minikube,
+    TrustFormat::Kubernetes,
 ];
 
-/// Names that a bundle may have at its top.
+/// The names that a bundle can have at its top level.
 fn top_names() -> impl Iterator<Item = &'static str> {
-    FORMATS.into_iter().map(Format::folder).chain(everyone::NAMES)
+    FORMATS.into_iter().map(TrustFormat::folder).chain(common::NAMES)
 }
 
-/// The files of `bundle` in these formats: those for everyone at the top, each format's in a folder of its own.
+/// The files of `bundle` in these formats: common files at the top level, and a folder for each format.
 #[must_use]
-pub fn tree(bundle: &Bundle, formats: &[Format]) -> Tree {
-    let wanted = |format: &Format| formats.contains(format) || formats.contains(&Format::All);
-    let mut tree = everyone::files(bundle);
+pub fn tree(bundle: &Bundle, formats: &[TrustFormat]) -> FileTree {
+    let wanted = |format: &TrustFormat| formats.contains(format) || formats.contains(&TrustFormat::All);
+    let mut tree = common::files(bundle);
     for format in FORMATS.into_iter().filter(wanted) {
         tree.extend(under(format.folder(), format.files(bundle)));
     }
     tree
 }
 
-/// `tree`, in `folder`.
-fn under(folder: &str, tree: Tree) -> Tree {
+/// Moves `tree` into `folder`.
+fn under(folder: &str, tree: FileTree) -> FileTree {
     tree.into_iter().map(|(path, content)| (format!("{folder}/{path}"), content)).collect()
 }
 
 impl Bundle {
-    /// Where the mirror entries point, as it stands before an image's name.
+    /// The address that mirror entries use, as in image names.
     fn address(&self) -> &str {
         self.endpoints.first().map(Host::as_str).unwrap_or_default()
     }
 
-    /// The same as a URL.
+    /// The URL that mirror entries use.
     fn url(&self) -> String {
         self.url_of(self.address())
     }
@@ -161,19 +160,19 @@ impl Bundle {
         format!("{}://{address}", if self.ca.is_some() { "https" } else { "http" })
     }
 
-    /// Where nodes reach the registry, as it stands before an image's name.
+    /// The registry's addresses, as in image names.
     fn addresses(&self) -> impl Iterator<Item = &str> {
         self.endpoints.iter().map(Host::as_str)
     }
 
-    /// The hosts that the registry stands in for. Where images are filed under one of its own addresses, that needs no mirror.
+    /// The hosts that need mirror entries: images under the registry's own address need none.
     fn mirrored(&self) -> impl Iterator<Item = &str> {
         self.upstreams.iter().filter(|host| !self.endpoints.contains(host)).map(Host::as_str)
     }
 
-    /// `ca.crt` below each of these folders; nothing where there is no CA.
-    fn certificates<'a>(&self, folders: impl IntoIterator<Item = &'a str>) -> Tree {
-        let Some(ca) = &self.ca else { return Tree::new() };
+    /// `ca.crt` in each of these folders. Empty without a CA.
+    fn certificates<'a>(&self, folders: impl IntoIterator<Item = &'a str>) -> FileTree {
+        let Some(ca) = &self.ca else { return FileTree::new() };
         folders.into_iter().map(|folder| (format!("{folder}/ca.crt"), ca.clone())).collect()
     }
 }

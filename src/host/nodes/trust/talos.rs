@@ -1,14 +1,14 @@
-//! Documents of a Talos machine's config, from Talos 1.12 on (Talos reference, "RegistryMirrorConfig" and "RegistryTLSConfig"):
-//! `skipFallback` ends the search at the mirror.
+//! Documents of a Talos machine config, from Talos 1.12 (Talos reference, "RegistryMirrorConfig" and "RegistryTLSConfig").
+//! `skipFallback` disables the fallback to the upstream host.
 
-use super::text::{block, quoted};
-use super::{Bundle, Tree};
+use super::{Bundle, FileTree};
+use crate::host::support::quote::{block, quoted};
 
-/// Every host that has no document of its own.
+/// Talos' entry for hosts without a document.
 const OTHERS: &str = "*";
 
 /// `registries.yaml`.
-pub(crate) fn files(bundle: &Bundle) -> Tree {
+pub(crate) fn files(bundle: &Bundle) -> FileTree {
     let own = bundle.addresses().map(|address| (address, bundle.url_of(address)));
     let mirrored = bundle.mirrored().chain([OTHERS]).map(|host| (host, bundle.url()));
     let mirrors = own.chain(mirrored).map(|(host, url)| {
@@ -24,5 +24,5 @@ pub(crate) fn files(bundle: &Bundle) -> Tree {
             format!("apiVersion: v1alpha1\nkind: RegistryTLSConfig\nname: {name}\nca: |-\n{ca}")
         })
     });
-    Tree::from([("registries.yaml".to_owned(), mirrors.chain(trusted).collect::<Vec<_>>().join("---\n"))])
+    FileTree::from([("registries.yaml".to_owned(), mirrors.chain(trusted).collect::<Vec<_>>().join("---\n"))])
 }

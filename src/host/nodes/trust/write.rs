@@ -1,4 +1,4 @@
-//! A tree of files onto the disk, whole or not at all. It replaces an earlier bundle and nothing else.
+//! Writes a bundle atomically. It replaces only an earlier bundle.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -7,42 +7,42 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::{Tree, top_names};
+use super::{FileTree, top_names};
 
-/// Why a bundle is not written.
+/// Why a bundle cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// A file system that does not let it.
+    /// A file system operation failed.
     #[error("cannot write the trust files to {}", .dir.display())]
     Io {
         /// The folder.
         dir: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// Somebody else's folder.
+    /// The folder contains other files.
     #[error(
-        "{} holds {name:?}, which no trust bundle has; expected a folder that is empty, not there yet, or an earlier bundle's",
+        "{} contains {name:?}, which is not part of a trust bundle; expected an empty or missing folder, or an earlier bundle",
         .dir.display()
     )]
     NotOurs {
         /// The folder.
         dir: PathBuf,
-        /// What is in it.
+        /// The first such file.
         name: String,
     },
-    /// Not even a folder.
-    #[error("{} is there and is not a folder", .dir.display())]
+    /// The path is not a folder.
+    #[error("{} exists and is not a folder", .dir.display())]
     NotAFolder {
         /// The path.
         dir: PathBuf,
     },
 }
 
-/// Whether a bundle may be written to `dir`: asked before the work that would be in vain.
+/// Checks that a bundle may be written to `dir`. Call it before long work.
 ///
 /// # Errors
-/// [`WriteError`], where something else is there.
+/// Fails if `dir` exists and is not an earlier bundle or an empty folder.
 pub fn check(dir: &Path) -> Result<(), WriteError> {
     let failed = |source| WriteError::Io { dir: dir.to_owned(), source };
     match fs::metadata(dir) {
@@ -60,22 +60,22 @@ pub fn check(dir: &Path) -> Result<(), WriteError> {
     Ok(())
 }
 
-/// Writes `tree` as the folder `dir`, whose parent has to be there. A reader sees the old bundle or the new one.
+/// Writes `tree` to the folder `dir`, whose parent must exist. Readers see the old bundle or the new one.
 ///
 /// # Errors
-/// [`WriteError`]. Then `dir` is as it was.
-pub fn write(tree: &Tree, dir: &Path) -> Result<(), WriteError> {
+/// Fails without changing `dir`.
+pub fn write(tree: &FileTree, dir: &Path) -> Result<(), WriteError> {
     check(dir)?;
     replace(tree, dir).map_err(|source| WriteError::Io { dir: dir.to_owned(), source })
 }
 
-fn replace(tree: &Tree, dir: &Path) -> io::Result<()> {
+fn replace(tree: &FileTree, dir: &Path) -> io::Result<()> {
     // Through a symbolic link, not over it.
     let dir = if dir.exists() { dir.canonicalize()? } else { dir.to_owned() };
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::metadata(parent)?;
     let new = tempfile::Builder::new().prefix(".localregistry-").tempdir_in(parent)?;
-    // It is made for its owner alone, and is to be read by the nodes.
+    // tempfile creates it for its owner only, but the nodes must read it.
     fs::set_permissions(new.path(), Permissions::from_mode(0o755))?;
     for (path, content) in tree {
         let path = new.path().join(path);
@@ -83,7 +83,7 @@ fn replace(tree: &Tree, dir: &Path) -> io::Result<()> {
         fs::write(path, content)?;
     }
     if dir.exists() {
-        // What was there is then in the passing folder, and goes with it.
+        // The exchange moves the old bundle to the temporary folder, which is removed.
         renameat_with(CWD, new.path(), CWD, &dir, RenameFlags::EXCHANGE)?;
         return new.close();
     }
@@ -96,12 +96,15 @@ fn replace(tree: &Tree, dir: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn tree(content: &str) -> Tree {
-        Tree::from([("ca.crt".to_owned(), content.to_owned()), ("kind/certs.d/a:1/hosts.toml".to_owned(), content.to_owned())])
+    fn tree(content: &str) -> FileTree {
+        FileTree::from([
+            ("ca.crt".to_owned(), content.to_owned()),
+            ("kind/certs.d/a:1/hosts.toml".to_owned(), content.to_owned()),
+        ])
     }
 
     #[test]
-    fn an_earlier_bundle_is_replaced_and_nothing_is_left_beside_it() {
+    fn an_earlier_bundle_is_replaced_and_leaves_no_other_file() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("trust");
         write(&tree("one"), &dir).unwrap();
@@ -109,22 +112,22 @@ mod tests {
         second.remove("kind/certs.d/a:1/hosts.toml");
         write(&second, &dir).unwrap();
         assert_eq!(fs::read_to_string(dir.join("ca.crt")).unwrap(), "two");
-        assert!(!dir.join("kind").exists(), "what the new bundle does not have is gone");
+        assert!(!dir.join("kind").exists(), "files that the new bundle lacks are removed");
         assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o755);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn what_is_no_bundle_stays() {
+    fn other_files_are_never_replaced() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("thesis"), "mine").unwrap();
         fs::write(folder.path().join("ca.crt"), "mine").unwrap();
         let shown = folder.path().display();
         let say = |dir: &Path| crate::text::chain(&write(&tree("new"), dir).unwrap_err());
-        let expected = "holds \"thesis\", which no trust bundle has; expected a folder that is empty, not there yet, or an earlier \
-                        bundle's";
+        let expected = "contains \"thesis\", which is not part of a trust bundle; expected an empty or missing folder, or an earlier \
+                        bundle";
         assert_eq!(say(folder.path()), format!("{shown} {expected}"));
-        assert_eq!(say(&folder.path().join("thesis")), format!("{shown}/thesis is there and is not a folder"));
+        assert_eq!(say(&folder.path().join("thesis")), format!("{shown}/thesis exists and is not a folder"));
         assert_eq!(
             say(&folder.path().join("no/dir")),
             format!("cannot write the trust files to {shown}/no/dir: No such file or directory (os error 2)")

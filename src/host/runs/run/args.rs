@@ -10,6 +10,7 @@ use crate::address::san;
 
 use crate::config::guest_config::{GuestConfig, Setting};
 use crate::host::boot::kernel::Flavor;
+use crate::host::exit;
 use crate::host::nodes::access::{Access, CLIENT_CA_WITHOUT_TLS};
 use crate::host::nodes::ca::{Certificates, Tls};
 use crate::host::nodes::trust::Endpoint;
@@ -31,7 +32,7 @@ const VIRT_WITHOUT_KERNEL: &str = "the argument '--machine virt' needs '--kernel
 
 /// The command line of `localregistry run`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(after_help = format!("\
 Examples:
   localregistry run images.erofs
       Boots the disk and prints where the registry is and how to trust it; Ctrl-C ends it
@@ -69,24 +70,7 @@ The guest is then 198.18.0.15 on `user`, unless ip= sets another address. If ano
 and are lost: let those hosts use that network.
 
 Exit status:
-   0  the guest shut down cleanly, on SIGINT, SIGTERM, `localregistry stop`, its launcher's end (--end-with-stdin) or by itself;
-      with --detach: it is ready
-   1  another error before the boot, or in writing a file
-   2  the command line is wrong
-   3  the guest stopped with a fault: FATAL code=NAME
-   4  the guest's kernel panicked
-   5  the registry was not ready within --timeout
-   6  QEMU died or was killed
-   7  QEMU exited, but the guest had not shut down: it reset or powered off by itself
-   8  QEMU is missing, too old, or another program
-   9  a disk is missing, or is not a packed disk
-  10  a port is taken
-  11  a bridge, a tap or a socket of --net is missing, in use or of another kind
-  12  the run's folder, an output file or an output folder cannot be written
-  13  a certificate, a key, a CA or an access control file cannot be used
-  14  there is no kernel or no initramfs, or the kernel lacks an option that the guest needs
-  15  no permission to make or to open a tap of --net, or to listen on a port below 1024
-Unless it is 0 or 2, standard error says what happened and shows the last lines of the console.")]
+{}Unless it is 0 or 2, standard error says what happened and shows the last lines of the console.", exit::help()))]
 pub struct RunArgs {
     /// The packed disks, served as one registry (they are opened read-only: machines may share them)
     #[arg(value_name = "DISK", required = true)]

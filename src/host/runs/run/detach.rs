@@ -13,10 +13,8 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
+use crate::host::exit::Status;
 use crate::host::support::sys;
-
-/// Exit status if the background process was killed, as for a killed QEMU.
-const KILLED: u8 = 6;
 
 /// Starts the run in the background, waits until it is ready or has ended, and returns the exit status. `stdin` passes standard input on.
 pub(crate) fn detach(stdin: bool) -> ExitCode {
@@ -53,7 +51,7 @@ fn start(stdin: bool) -> io::Result<u8> {
     if copied > 0 {
         return Ok(0);
     }
-    Ok(run.wait()?.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(KILLED))
+    Ok(run.wait()?.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(Status::QemuDied.code()))
 }
 
 /// The arguments of this process, with the hidden flag of the background process after the subcommand.

@@ -17,12 +17,12 @@ use std::process::ExitCode;
 
 use super::dir::{RunDir, RunsError};
 use crate::config::guest_config::{GuestConfig, GuestConfigError};
+use crate::host::exit::Status;
 use crate::host::hint;
-use crate::host::nodes::trust::{self, Contents, TrustError};
+use crate::host::nodes::trust::{self, DiskImages, TrustError};
 use crate::host::support::files;
 use crate::host::support::report::Report;
 use crate::host::support::signals::Signals;
-use crate::host::vm::launch::error::{CANNOT_WRITE, USAGE};
 use crate::host::vm::launch::{Appliance, BuildError, Builder, ExitReport, LaunchError, Options, command};
 
 use event_loop::Output;
@@ -32,9 +32,6 @@ use status_file::{StatusFile, check_writable};
 pub use args::RunArgs;
 pub(crate) use print::{RunCommand, RunReady};
 pub use publish::{Publish, PublishError};
-
-/// Exit status if the run was ended before it was ready, as for a killed QEMU.
-const INTERRUPTED: u8 = 6;
 
 /// Why `run` failed, except for how a ready machine ended.
 #[derive(Debug, thiserror::Error)]
@@ -73,13 +70,17 @@ enum RunError {
 
 impl RunError {
     fn exit_status(&self) -> u8 {
+        self.status().code()
+    }
+
+    fn status(&self) -> Status {
         match self {
-            Self::Build(error) => error.exit_status(),
-            Self::Launch(error) => error.exit_status(),
-            Self::Interrupted { .. } | Self::LauncherGone(_) => INTERRUPTED,
-            Self::Lifeline(_) => USAGE,
-            Self::Runs(_) | Self::Write { .. } | Self::Trust(TrustError::Write(_)) => CANNOT_WRITE,
-            _ => 1,
+            Self::Build(error) => error.status(),
+            Self::Launch(error) => error.status(),
+            Self::Interrupted { .. } | Self::LauncherGone(_) => Status::QemuDied,
+            Self::Lifeline(_) => Status::Usage,
+            Self::Runs(_) | Self::Write { .. } | Self::Trust(TrustError::Write(_)) => Status::CannotWrite,
+            _ => Status::Error,
         }
     }
 
@@ -166,7 +167,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, RunError> {
 
 /// Checks what can be checked before anything is created or downloaded. Returns the builder and, with `--trust`, what the trust files
 /// contain of the disks.
-fn check(args: &RunArgs, report: &Report) -> Result<(Builder, Option<Contents>), RunError> {
+fn check(args: &RunArgs, report: &Report) -> Result<(Builder, Option<DiskImages>), RunError> {
     let builder = args.builder(read_config(args)?, report);
     builder.check()?;
     if let Some(path) = args.certificates.output() {
@@ -221,7 +222,7 @@ const PID_FILE: &str = "the process's number";
 async fn boot_and_wait(
     args: &RunArgs,
     options: Options,
-    contents: Option<Contents>,
+    contents: Option<DiskImages>,
     files: &RunFiles,
     mut lifeline: Option<Lifeline>,
     report: &Report,
@@ -242,7 +243,7 @@ async fn boot_and_wait(
 fn announce(
     vm: &Appliance,
     args: &RunArgs,
-    contents: Option<Contents>,
+    contents: Option<DiskImages>,
     files: &RunFiles,
     report: &Report,
 ) -> Result<(), RunError> {

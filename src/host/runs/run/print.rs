@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::host::runs::dir::RunDir;
+use crate::host::support::quote::shell_word;
 use crate::host::support::report::{Report, counted};
 use crate::host::vm::launch::command::QemuCommand;
 use crate::host::vm::launch::{Appliance, ExitReport, printable};
@@ -114,7 +115,7 @@ impl fmt::Display for RunReady {
             writeln!(f, "The trust files for nodes are in {}", trust.display())?;
         }
         match &self.stop_argument {
-            Some(run) => write!(f, "`localregistry stop {}` ends it.", quoted(run)),
+            Some(run) => write!(f, "`localregistry stop {}` ends it.", shell_word(&run.to_string_lossy())),
             None => write!(f, "Ctrl-C ends it."),
         }
     }
@@ -123,11 +124,15 @@ impl fmt::Display for RunReady {
 /// Writes the CA's path and how clients trust it.
 fn write_tls_usage(f: &mut fmt::Formatter<'_>, address: &str, ca: &Path) -> fmt::Result {
     writeln!(f, "Its CA certificate is {}", ca.display())?;
-    writeln!(f, "  curl --cacert {} https://{address}/v2/_catalog", quoted(ca))?;
+    writeln!(f, "  curl --cacert {} https://{address}/v2/_catalog", shell_word(&ca.to_string_lossy()))?;
     // podman and skopeo take a folder, and read every file *.crt in it.
     if let (Some("crt"), Some(folder)) = (ca.extension().and_then(|end| end.to_str()), ca.parent()) {
-        writeln!(f, "  skopeo copy --src-cert-dir {} docker://{address}/NAME:TAG oci:OUT", quoted(folder))?;
-        writeln!(f, "  podman pull --cert-dir {} {address}/NAME:TAG", quoted(folder))?;
+        writeln!(
+            f,
+            "  skopeo copy --src-cert-dir {} docker://{address}/NAME:TAG oci:OUT",
+            shell_word(&folder.to_string_lossy())
+        )?;
+        writeln!(f, "  podman pull --cert-dir {} {address}/NAME:TAG", shell_word(&folder.to_string_lossy()))?;
     }
     Ok(())
 }
@@ -190,20 +195,9 @@ impl fmt::Display for RunCommand {
             Some(address) => writeln!(f, "# The registry will be forwarded from {address}.")?,
             None => writeln!(f, "# The event `ready` says where the registry is.")?,
         }
-        let words: Vec<String> = self.command.iter().map(|word| word_quoted(word)).collect();
+        let words: Vec<String> = self.command.iter().map(|word| shell_word(word)).collect();
         writeln!(f, "{}", words.join(" "))
     }
-}
-
-/// `path` as a shell takes it.
-fn quoted(path: &Path) -> String {
-    word_quoted(&path.display().to_string())
-}
-
-/// One word as a shell takes it.
-fn word_quoted(text: &str) -> String {
-    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte));
-    if plain { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// Formats a request as one line.

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::command::{QemuCommand, command};
-use super::error::{NO_ACCESS, NO_KERNEL, USAGE};
 use super::{Appliance, LaunchError, Options};
 use crate::address::is_san;
 use crate::config::guest_config::{GuestConfig, GuestConfigError, Setting};
 use crate::host::boot::kernel::Flavor;
 use crate::host::boot::{initramfs, kernel};
+use crate::host::exit::Status;
 use crate::host::nodes::access::{Access, AccessError};
 use crate::host::nodes::ca::{self, Ca};
 use crate::host::support::report::Report;
@@ -33,19 +33,19 @@ pub enum BuildError {
     Set(#[source] GuestConfigError),
     /// There is no kernel.
     #[error("there is no kernel to boot")]
-    Kernel(#[source] kernel::Error),
+    Kernel(#[source] kernel::KernelError),
     /// No flavor runs on the board.
     #[error("no kernel flavor runs on the board {}; set a kernel and its initramfs or modules", .0.name())]
     NoFlavor(Board),
     /// The kernel cannot run the guest on the board.
     #[error(transparent)]
-    Unfit(#[from] kernel::Unfit),
+    Unfit(#[from] kernel::UnfitKernel),
     /// There is no initramfs.
     #[error("there is no initramfs to boot with")]
-    Initramfs(#[source] initramfs::Error),
+    Initramfs(#[source] initramfs::InitramfsError),
     /// The signing CA cannot be used.
     #[error("cannot use the CA")]
-    Ca(#[source] ca::Error),
+    Ca(#[source] ca::CaFilesError),
     /// The access control files cannot be used.
     #[error("cannot set up access control")]
     Access(#[source] AccessError),
@@ -61,12 +61,16 @@ impl BuildError {
     /// The exit status of `localregistry run` (see its `--help`).
     #[must_use]
     pub fn exit_status(&self) -> u8 {
+        self.status().code()
+    }
+
+    pub(crate) fn status(&self) -> Status {
         match self {
-            Self::Launch(error) => error.exit_status(),
-            Self::Access(_) | Self::Ca(_) => NO_ACCESS,
-            Self::Kernel(_) | Self::Unfit(_) | Self::Initramfs(_) => NO_KERNEL,
-            Self::Name(_) | Self::NoFlavor(_) => USAGE,
-            Self::Set(_) | Self::Aborted(_) => 1,
+            Self::Launch(error) => error.status(),
+            Self::Access(_) | Self::Ca(_) => Status::NoAccess,
+            Self::Kernel(_) | Self::Unfit(_) | Self::Initramfs(_) => Status::NoKernel,
+            Self::Name(_) | Self::NoFlavor(_) => Status::Usage,
+            Self::Set(_) | Self::Aborted(_) => Status::Error,
         }
     }
 }
@@ -92,11 +96,11 @@ enum CaSource {
 }
 
 impl CaSource {
-    fn read(&self) -> Result<Ca, ca::Error> {
+    fn read(&self) -> Result<Ca, ca::CaFilesError> {
         let now = SystemTime::now();
         match self {
             Self::Files(certificate, key) => Ca::read(certificate, key, now),
-            Self::Dir(dir) => Ca::kept_in(dir, now),
+            Self::Dir(dir) => Ca::in_dir(dir, now),
         }
     }
 }

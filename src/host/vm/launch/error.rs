@@ -10,32 +10,12 @@ use super::monitor::ExitReport;
 use super::options::MIN_MEMORY;
 use super::outcome::{Exit, Outcome};
 use super::qmp::QmpError;
+use crate::host::exit::Status;
 use crate::host::vm::accel::KvmError;
 use crate::host::vm::net::NetSpecError;
 use crate::host::vm::net::check::{NetworkError, privileged};
 use crate::host::vm::qemu::version::{VersionError, newer};
 use crate::registry::tls::TlsError;
-
-// Exit statuses of `localregistry run` for errors before the boot. Those of the boot itself are in `Outcome::exit_status`.
-
-/// The options contradict each other.
-pub const USAGE: u8 = 2;
-/// QEMU is missing, too old, or another program.
-pub const NO_QEMU: u8 = 8;
-/// The disk is missing, or is not a packed disk.
-pub const NO_DISK: u8 = 9;
-/// A port is taken.
-pub const NO_PORT: u8 = 10;
-/// A bridge, a tap or a socket is missing, in use or of another kind.
-pub const NO_NETWORK: u8 = 11;
-/// The run's folder or another output file cannot be written.
-pub const CANNOT_WRITE: u8 = 12;
-/// A certificate, a key, or an access control file cannot be used.
-pub const NO_ACCESS: u8 = 13;
-/// The kernel or the initramfs is missing, or the kernel lacks what the guest needs.
-pub const NO_KERNEL: u8 = 14;
-/// The user lacks the permission to make or open a tap, or to listen on a privileged port.
-pub const NO_PERMISSION: u8 = 15;
 
 /// Why [`super::Appliance::boot`] failed. No process and no file of the machine is left.
 #[derive(Debug, thiserror::Error)]
@@ -278,24 +258,30 @@ impl LaunchError {
     /// The exit status of `localregistry run` (see its `--help`).
     #[must_use]
     pub fn exit_status(&self) -> u8 {
+        self.status().code()
+    }
+
+    pub(crate) fn status(&self) -> Status {
         match self {
-            Self::Ended(report) => report.outcome.exit_status(),
-            Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::OwnTap { .. } | Self::Memory { .. } => USAGE,
-            Self::NoQemu { .. } | Self::NotQemu { .. } | Self::TooOld { .. } | Self::Spawn { .. } => NO_QEMU,
-            Self::NoFileSystem { .. } | Self::Truncated { .. } | Self::Layout { .. } => NO_DISK,
+            Self::Ended(report) => report.outcome.status(),
+            Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::OwnTap { .. } | Self::Memory { .. } => {
+                Status::Usage
+            }
+            Self::NoQemu { .. } | Self::NotQemu { .. } | Self::TooOld { .. } | Self::Spawn { .. } => Status::NoQemu,
+            Self::NoFileSystem { .. } | Self::Truncated { .. } | Self::Layout { .. } => Status::NoDisk,
             Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. } => match *what {
-                "disk" => NO_DISK,
-                "kernel" | "initramfs" => NO_KERNEL,
-                "certificate" | "key" | "secret" => NO_ACCESS,
-                _ => 1,
+                "disk" => Status::NoDisk,
+                "kernel" | "initramfs" => Status::NoKernel,
+                "certificate" | "key" | "secret" => Status::NoAccess,
+                _ => Status::Error,
             },
-            Self::Port { .. } => NO_PORT,
-            Self::Privileged { .. } => NO_PERMISSION,
-            Self::Network(cause) if cause.is_permission() => NO_PERMISSION,
-            Self::Network(_) => NO_NETWORK,
-            Self::Create { .. } => CANNOT_WRITE,
-            Self::Pem { .. } | Self::NotFor { .. } => NO_ACCESS,
-            _ => 1,
+            Self::Port { .. } => Status::PortTaken,
+            Self::Privileged { .. } => Status::NoPermission,
+            Self::Network(cause) if cause.is_permission() => Status::NoPermission,
+            Self::Network(_) => Status::NoNetwork,
+            Self::Create { .. } => Status::CannotWrite,
+            Self::Pem { .. } | Self::NotFor { .. } => Status::NoAccess,
+            _ => Status::Error,
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::printable::printable;
+use crate::host::exit::Status;
 use crate::proto::Done;
 
 /// The reason in QMP's SHUTDOWN event if a signal made QEMU quit.
@@ -141,13 +142,17 @@ impl Outcome {
     /// The exit status of `localregistry run` (see its `--help`).
     #[must_use]
     pub fn exit_status(&self) -> u8 {
+        self.status().code()
+    }
+
+    pub(crate) fn status(&self) -> Status {
         match self {
-            Self::Done(_) => 0,
-            Self::Fault(_) => 3,
-            Self::Panic(_) => 4,
-            Self::NotReady(_) => 5,
-            Self::Died { .. } => 6,
-            Self::Stopped { .. } => 7,
+            Self::Done(_) => Status::Success,
+            Self::Fault(_) => Status::GuestFault,
+            Self::Panic(_) => Status::KernelPanic,
+            Self::NotReady(_) => Status::NotReady,
+            Self::Died { .. } => Status::QemuDied,
+            Self::Stopped { .. } => Status::GuestStopped,
         }
     }
 }

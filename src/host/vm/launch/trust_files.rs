@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Appliance;
-use crate::host::nodes::trust::{self, Bundle, Contents, Endpoint, Format, TrustError};
+use crate::host::nodes::trust::{self, Bundle, DiskImages, Endpoint, TrustError, TrustFormat};
 
 impl Appliance {
     /// Writes the files that nodes need to trust and use the registry to the folder `dir`, for every runtime, as `localregistry trust`
@@ -19,14 +19,14 @@ impl Appliance {
 
     /// The same for `contents` that have been read already. Nodes reach the registry at `hosts`, if any are given. Returns the absolute
     /// path of the folder.
-    pub(crate) fn write_trust(&self, dir: &Path, hosts: &[Endpoint], contents: Contents) -> Result<PathBuf, TrustError> {
+    pub(crate) fn write_trust(&self, dir: &Path, hosts: &[Endpoint], contents: DiskImages) -> Result<PathBuf, TrustError> {
         let endpoints = [self.endpoints(), self.further_endpoints()].concat();
         let endpoints =
             endpoints.iter().map(|endpoint| endpoint.parse()).collect::<Result<Vec<_>, _>>().map_err(TrustError::Endpoint)?;
         let plain = self.endpoint().starts_with("http://");
         let ca = (!plain).then_some(self.ready.ca_pem.as_str());
         let bundle = Bundle::of_run(&endpoints, hosts, &self.names, ca, contents, dir)?;
-        trust::write(&trust::tree(&bundle, &[Format::All]), dir)?;
+        trust::write(&trust::tree(&bundle, &[TrustFormat::All]), dir)?;
         Ok(bundle.dir.into())
     }
 }

@@ -1,27 +1,27 @@
-//! What every launcher can use: the CA, variables for a shell, and the list of images.
+//! Files of every bundle: the CA, shell variables, and the list of images.
 
 use std::collections::HashSet;
 
-use super::text::shell;
-use super::{Bundle, Tree};
+use super::{Bundle, FileTree};
+use crate::host::support::quote::shell;
 use crate::oci::{ImageName, Repository};
 use crate::registry::content::upstreams::{DOCKER_HUB, LOCALHOST};
 
-/// The files.
+/// The file names.
 pub(crate) const NAMES: [&str; 3] = ["ca.crt", "env", "images.txt"];
 
 /// `ca.crt` (with TLS), `env` and `images.txt`.
-pub(crate) fn files(bundle: &Bundle) -> Tree {
+pub(crate) fn files(bundle: &Bundle) -> FileTree {
     let [ca, env, images] = NAMES;
-    let mut tree = Tree::new();
+    let mut tree = FileTree::new();
     tree.extend(bundle.ca.clone().map(|pem| (ca.to_owned(), pem)));
     tree.insert(env.to_owned(), variables(bundle));
     tree.insert(images.to_owned(), references(bundle));
     tree
 }
 
-/// Assignments, for `. env`, `set -a; . env` and systemd's `EnvironmentFile=`. A bundle is copied to nodes, and no shell tells a file
-/// where it is: so the CA's path is relative to this file.
+/// Variable assignments for `. env`, `set -a; . env` and systemd's `EnvironmentFile=`. A bundle is copied to nodes, and a sourced
+/// file does not know its own path, so the CA's path is relative.
 fn variables(bundle: &Bundle) -> String {
     let ca = bundle.ca.as_ref().map_or_else(String::new, |_| "ca.crt".to_owned());
     let upstreams: Vec<&str> = bundle.mirrored().collect();
@@ -36,8 +36,9 @@ fn variables(bundle: &Bundle) -> String {
     .fold("# Paths are relative to the folder of this file.\n".to_owned(), |text, line| text + &line)
 }
 
-/// The images as a pod's spec would name them, one a line: an upstream's by its own name, by way of the mirror entries. What podman
-/// named `localhost/NAME` is the registry's own `NAME`, unless the registry finds another repository by that name first.
+/// The images as named in a pod's spec, one per line. Images of upstream hosts keep their names and are found by the mirror
+/// entries. `localhost/NAME`, which podman uses, becomes the registry's own `NAME`, unless the registry resolves that to another
+/// repository first.
 fn references(bundle: &Bundle) -> String {
     let address = bundle.address();
     let repositories = bundle.images.iter().map(|image| &image.repository);
