@@ -107,6 +107,23 @@ fn spawn(mut command: Command) -> io::Result<(Child, OwnedFd)> {
     }
 }
 
+/// The error for a QEMU `program` for `board` that could not be started.
+pub(crate) fn spawn_error(program: &Path, board: Board, source: io::Error) -> LaunchError {
+    let program = program.to_owned();
+    match source.kind() {
+        io::ErrorKind::NotFound => LaunchError::NoQemu { program, package: board.package() },
+        _ => LaunchError::Spawn { program, source },
+    }
+}
+
+/// Makes a connected pair of stream sockets: this process's end, and the end that a child inherits.
+pub(crate) fn socket_pair() -> Result<(UnixStream, OwnedFd), LaunchError> {
+    let failed = |source| LaunchError::Resource { what: "make a socket", source };
+    let (ours, theirs) = StdStream::pair().map_err(failed)?;
+    ours.set_nonblocking(true).map_err(failed)?;
+    Ok((UnixStream::from_std(ours).map_err(failed)?, theirs.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -148,21 +165,4 @@ mod tests {
         let error = Process::start(Command::new("/nonexistent/qemu")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
-}
-
-/// The error for a QEMU `program` for `board` that could not be started.
-pub(crate) fn spawn_error(program: &Path, board: Board, source: io::Error) -> LaunchError {
-    let program = program.to_owned();
-    match source.kind() {
-        io::ErrorKind::NotFound => LaunchError::NoQemu { program, package: board.package() },
-        _ => LaunchError::Spawn { program, source },
-    }
-}
-
-/// Makes a connected pair of stream sockets: this process's end, and the end that a child inherits.
-pub(crate) fn socket_pair() -> Result<(UnixStream, OwnedFd), LaunchError> {
-    let failed = |source| LaunchError::Resource { what: "make a socket", source };
-    let (ours, theirs) = StdStream::pair().map_err(failed)?;
-    ours.set_nonblocking(true).map_err(failed)?;
-    Ok((UnixStream::from_std(ours).map_err(failed)?, theirs.into()))
 }
