@@ -5,11 +5,11 @@ use crate::disk::little_endian::{u16_at, u64_at};
 
 /// A directory's entries, sorted by name.
 #[derive(Debug)]
-pub struct Directory {
+pub struct DirectoryEntries {
     entries: Vec<(Box<[u8]>, u64)>,
 }
 
-impl Directory {
+impl DirectoryEntries {
     /// Parses a directory's content. Each block of `block` bytes has entries of its own.
     ///
     /// # Errors

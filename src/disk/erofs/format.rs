@@ -66,7 +66,7 @@ pub mod inode {
 
 /// The fields of a superblock that the reader uses.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Superblock {
+pub struct ErofsSuperblock {
     /// The checksum, if the image has one.
     pub checksum: Option<u32>,
     /// Block size as a power of two.
@@ -79,7 +79,7 @@ pub struct Superblock {
     pub feature_incompat: u32,
 }
 
-impl Superblock {
+impl ErofsSuperblock {
     /// The fields of the superblock in `bytes`.
     pub fn parse(bytes: &[u8; SUPERBLOCK_SIZE]) -> Option<Self> {
         let has_checksum = u32_at(bytes, superblock::FEATURE_COMPAT)? & HAS_CHECKSUM != 0;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::format::{SUPERBLOCK, SUPERBLOCK_SIZE, Superblock, crc32c, superblock};
+use super::format::{ErofsSuperblock, SUPERBLOCK, SUPERBLOCK_SIZE, crc32c, superblock};
 
 /// Block sizes as powers of two, from a sector to Linux's largest page.
 const BLOCK_BITS: std::ops::RangeInclusive<u8> = 9..=16;
@@ -78,7 +78,7 @@ impl From<ErofsError> for io::Error {
 
 /// An open image. It is untrusted: every offset is checked against the length before it is read.
 #[derive(Debug)]
-pub struct Image {
+pub struct ErofsImage {
     pub(super) file: File,
     /// Length in bytes.
     pub len: u64,
@@ -90,7 +90,7 @@ pub struct Image {
     pub root: u64,
 }
 
-impl Image {
+impl ErofsImage {
     /// Reads the superblock of the image in `file`, of `len` bytes.
     ///
     /// # Errors
@@ -99,8 +99,8 @@ impl Image {
         let mut image = Self { file, len, block_bits: 0, inodes: 0, root: 0 };
         let mut bytes = [0; SUPERBLOCK_SIZE];
         image.read(SUPERBLOCK, &mut bytes)?;
-        let Superblock { checksum, block_bits, root, meta_block, feature_incompat } =
-            Superblock::parse(&bytes).unwrap_or_default();
+        let ErofsSuperblock { checksum, block_bits, root, meta_block, feature_incompat } =
+            ErofsSuperblock::parse(&bytes).unwrap_or_default();
         if !BLOCK_BITS.contains(&block_bits) {
             return Err(ErofsError::BlockSize(block_bits));
         }

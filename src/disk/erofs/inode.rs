@@ -1,7 +1,7 @@
 //! Inodes: the type of a file, and the place of its content in the image.
 
 use super::format::{CHUNKS, COMPACT, DIRECTORY, EXTENDED, INLINE, IS_EXTENDED, InodeFields, PLAIN, REGULAR, SLOT, TYPE_MASK};
-use super::image::{ErofsError, Image};
+use super::image::{ErofsError, ErofsImage};
 
 /// In the format of a chunked file: the chunk size relative to the block size, as a power of two.
 const CHUNK_BITS: u16 = 0x1f;
@@ -51,7 +51,7 @@ struct Extent {
 
 impl Inode {
     /// Reads the inode with this number.
-    pub fn read(image: &Image, number: u64) -> Result<Self, ErofsError> {
+    pub fn read(image: &ErofsImage, number: u64) -> Result<Self, ErofsError> {
         let fault = |fault| ErofsError::Inode { number, fault };
         let at = number.checked_mul(SLOT).and_then(|at| image.inodes.checked_add(at));
         let at = at.ok_or_else(|| fault("has a number past the end of any image"))?;
@@ -90,7 +90,7 @@ impl Inode {
     }
 
     /// Checks that the content's blocks are within the image. Chunks are only checked when they are read.
-    pub fn check(&self, image: &Image) -> Result<(), ErofsError> {
+    pub fn check(&self, image: &ErofsImage) -> Result<(), ErofsError> {
         let (at, len) = match self.layout {
             DataLayout::Plain { at } => (at, self.size),
             DataLayout::Inline { at, .. } => (at, self.last_block(image)),
@@ -100,7 +100,7 @@ impl Inode {
     }
 
     /// Reads content from byte `from` on: at most one extent, at most what `into` holds. Returns 0 at the end.
-    pub fn read_at(&self, image: &Image, from: u64, into: &mut [u8]) -> Result<usize, ErofsError> {
+    pub fn read_at(&self, image: &ErofsImage, from: u64, into: &mut [u8]) -> Result<usize, ErofsError> {
         let Some(extent) = self.extent(image, from)? else { return Ok(0) };
         let count = usize::try_from(extent.len).unwrap_or(usize::MAX).min(into.len());
         let part = into.get_mut(..count).unwrap_or_default();
@@ -112,7 +112,7 @@ impl Inode {
     }
 
     /// The extent that begins with the content's byte `from`; `None` at the end.
-    fn extent(&self, image: &Image, from: u64) -> Result<Option<Extent>, ErofsError> {
+    fn extent(&self, image: &ErofsImage, from: u64) -> Result<Option<Extent>, ErofsError> {
         let Some(left) = self.size.checked_sub(from).filter(|left| *left > 0) else { return Ok(None) };
         let beyond = || self.error("has content past the end of any image");
         let (at, len) = match self.layout {
@@ -139,13 +139,13 @@ impl Inode {
     }
 
     /// Offset of the last block in the content.
-    fn last_block(&self, image: &Image) -> u64 {
+    fn last_block(&self, image: &ErofsImage) -> u64 {
         self.size.saturating_sub(1) >> image.block_bits << image.block_bits
     }
 }
 
 /// The layout of a chunked file whose inode ends at offset `end`; `None` if `format` has unknown bits.
-fn chunks(image: &Image, format: u32, end: u64) -> Option<DataLayout> {
+fn chunks(image: &ErofsImage, format: u32, end: u64) -> Option<DataLayout> {
     let format = u16::try_from(format).ok().filter(|format| format & !(CHUNK_BITS | CHUNK_INDEXES) == 0)?;
     let bits = u32::from(image.block_bits) + u32::from(format & CHUNK_BITS);
     let has_devices = format & CHUNK_INDEXES != 0;
@@ -154,7 +154,7 @@ fn chunks(image: &Image, format: u32, end: u64) -> Option<DataLayout> {
 }
 
 /// Offset of a chunk, in bytes; `None` for a hole.
-fn chunk_offset(image: &Image, table: u64, number: u64, has_devices: bool) -> Result<Option<u64>, ErofsError> {
+fn chunk_offset(image: &ErofsImage, table: u64, number: u64, has_devices: bool) -> Result<Option<u64>, ErofsError> {
     let mut entry = [0; 8];
     // An entry of 4 bytes has the block number alone. It is read into the second half.
     let (_, bytes) = entry.split_at_mut(if has_devices { 0 } else { 4 });

@@ -35,9 +35,9 @@ const ATTRIBUTE_FLAGS: u16 = 0xc000;
 
 /// A request under construction.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request(Vec<u8>);
+pub struct NetlinkRequest(Vec<u8>);
 
-impl Request {
+impl NetlinkRequest {
     /// A request of type `kind` with the fixed part `body`.
     #[must_use]
     pub fn new(kind: u16, flags: u16, body: &[u8]) -> Self {
@@ -134,8 +134,8 @@ mod tests {
     #[test]
     fn a_request_is_read_back() {
         let nested = [attribute(1, b"vlan\0"), attribute(2, &attribute(1, &7_u16.to_ne_bytes()))].concat();
-        let request = Request::new(kind::NEW_LINK, flag::CREATE, &[9; 16]).with(3, b"eth0.7\0").with(18, &nested);
-        let bytes = [request.finish(5), Request::new(kind::GET_LINK, flag::DUMP, &[]).finish(6)].concat();
+        let request = NetlinkRequest::new(kind::NEW_LINK, flag::CREATE, &[9; 16]).with(3, b"eth0.7\0").with(18, &nested);
+        let bytes = [request.finish(5), NetlinkRequest::new(kind::GET_LINK, flag::DUMP, &[]).finish(6)].concat();
         let found: Vec<_> = messages(&bytes).collect();
         assert_eq!(found.iter().map(|one| (one.kind, one.sequence)).collect::<Vec<_>>(), [(16, 5), (18, 6)]);
         assert_eq!(bytes[6..8], (flag::CREATE | flag::REQUEST).to_ne_bytes());
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn parsing_ends_at_an_incomplete_message_or_attribute() {
-        let complete = Request::new(kind::DONE, 0, &[1, 2, 3, 4]).finish(1);
+        let complete = NetlinkRequest::new(kind::DONE, 0, &[1, 2, 3, 4]).finish(1);
         for length in 0..complete.len() {
             assert_eq!(messages(&complete[..length]).count(), 0, "{length}");
         }

@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::directory::Directory;
-use super::image::{ErofsError, Image};
+use super::directory::DirectoryEntries;
+use super::image::{ErofsError, ErofsImage};
 use super::inode::{FileType, Inode};
 use crate::disk::layout::{OpenFile, Tree};
 
@@ -16,9 +16,9 @@ const MAX_DIRECTORY_SIZE: u64 = 256 << 20;
 /// An open image.
 #[derive(Debug)]
 pub struct ErofsTree {
-    image: Image,
+    image: ErofsImage,
     /// Directories read so far, by inode number. A layout has five, one of them large.
-    directories: Mutex<HashMap<u64, Arc<Directory>>>,
+    directories: Mutex<HashMap<u64, Arc<DirectoryEntries>>>,
 }
 
 impl ErofsTree {
@@ -27,7 +27,7 @@ impl ErofsTree {
     /// # Errors
     /// Fails if the superblock is damaged, or has unknown features.
     pub fn open(file: File, len: u64) -> Result<Self, ErofsError> {
-        Ok(Self { image: Image::open(file, len)?, directories: Mutex::default() })
+        Ok(Self { image: ErofsImage::open(file, len)?, directories: Mutex::default() })
     }
 
     /// The inode at `path`; `None` if it does not exist.
@@ -40,7 +40,7 @@ impl ErofsTree {
         Inode::read(&self.image, number).map(Some)
     }
 
-    fn directory(&self, number: u64) -> Result<Arc<Directory>, ErofsError> {
+    fn directory(&self, number: u64) -> Result<Arc<DirectoryEntries>, ErofsError> {
         let mut known = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(directory) = known.get(&number) {
             return Ok(Arc::clone(directory));
@@ -61,7 +61,7 @@ impl ErofsTree {
             }
         }
         let block = usize::try_from(self.image.block_size()).unwrap_or(usize::MAX);
-        let directory = Arc::new(Directory::parse(&content, block).map_err(|fault| inode.error(fault))?);
+        let directory = Arc::new(DirectoryEntries::parse(&content, block).map_err(|fault| inode.error(fault))?);
         known.insert(number, Arc::clone(&directory));
         Ok(directory)
     }
@@ -82,7 +82,7 @@ impl Tree for ErofsTree {
 
 /// Reads a file's content.
 struct FileReader<'a> {
-    image: &'a Image,
+    image: &'a ErofsImage,
     inode: Inode,
     at: u64,
 }

@@ -14,7 +14,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use crate::config::settings::{Cidr, Mac};
 
 use super::NetError;
-use super::netlink::{self, Message, Request, attribute, find, flag, kind};
+use super::netlink::{self, Message, NetlinkRequest, attribute, find, flag, kind};
 
 /// Index of the loopback, which the kernel creates first.
 const LOOPBACK: u32 = 1;
@@ -124,7 +124,7 @@ impl Links {
     /// Fails if the kernel refuses.
     pub fn ethernet(&self) -> Result<Vec<Link>, NetError> {
         let mut links = Vec::new();
-        let request = Request::new(kind::GET_LINK, flag::DUMP, &[0; 16]);
+        let request = NetlinkRequest::new(kind::GET_LINK, flag::DUMP, &[0; 16]);
         let listed = self.exchange(request, &mut |message| links.extend(ethernet(message)));
         listed.map_err(|source| NetError::kernel("list the network interfaces".to_owned(), source))?;
         links.sort_by_key(|link| link.index);
@@ -188,18 +188,18 @@ impl Links {
     /// Fails if the kernel refuses.
     pub fn addresses(&self) -> Result<Vec<AssignedAddress>, NetError> {
         let mut addresses = Vec::new();
-        let request = Request::new(kind::GET_ADDRESS, flag::DUMP, &[0; 8]);
+        let request = NetlinkRequest::new(kind::GET_ADDRESS, flag::DUMP, &[0; 8]);
         let listed = self.exchange(request, &mut |message| addresses.extend(assigned(message)));
         listed.map_err(|source| NetError::kernel("list the addresses".to_owned(), source))?;
         Ok(addresses)
     }
 
-    fn execute(&self, request: Request) -> io::Result<()> {
+    fn execute(&self, request: NetlinkRequest) -> io::Result<()> {
         self.exchange(request, &mut |_| {})
     }
 
     /// Sends a request and passes each message of the answer to `take`.
-    fn exchange(&self, request: Request, take: &mut dyn FnMut(&Message<'_>)) -> io::Result<()> {
+    fn exchange(&self, request: NetlinkRequest, take: &mut dyn FnMut(&Message<'_>)) -> io::Result<()> {
         let mut guard = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let (socket, sequence) = &mut *guard;
         *sequence = sequence.wrapping_add(1);
@@ -231,15 +231,15 @@ fn link_body(index: u32, change: u32) -> Vec<u8> {
     [&[0; 4][..], &index.to_ne_bytes(), &change.to_ne_bytes(), &change.to_ne_bytes()].concat()
 }
 
-fn set_up(index: u32, mtu: Option<u32>) -> Request {
-    let request = Request::new(kind::NEW_LINK, flag::ACKNOWLEDGE, &link_body(index, number::UP));
+fn set_up(index: u32, mtu: Option<u32>) -> NetlinkRequest {
+    let request = NetlinkRequest::new(kind::NEW_LINK, flag::ACKNOWLEDGE, &link_body(index, number::UP));
     mtu.into_iter().fold(request, |request, mtu| request.with(number::LINK_MTU, &mtu.to_ne_bytes()))
 }
 
-fn vlan(link: &Link, id: u16) -> Request {
+fn vlan(link: &Link, id: u16) -> NetlinkRequest {
     let data = attribute(number::VLAN_ID, &id.to_ne_bytes());
     let info = [attribute(number::INFO_KIND, b"vlan\0"), attribute(number::INFO_DATA, &data)].concat();
-    Request::new(kind::NEW_LINK, flag::ACKNOWLEDGE | flag::CREATE | flag::EXCLUSIVE, &link_body(0, 0))
+    NetlinkRequest::new(kind::NEW_LINK, flag::ACKNOWLEDGE | flag::CREATE | flag::EXCLUSIVE, &link_body(0, 0))
         .with(number::LINK_NAME, format!("{}.{id}\0", link.name).as_bytes())
         .with(number::LINK_PARENT, &link.index.to_ne_bytes())
         .with(number::LINK_INFO, &info)
@@ -257,10 +257,10 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-fn address(kind: u16, flags: u16, index: u32, own: Cidr) -> Request {
+fn address(kind: u16, flags: u16, index: u32, own: Cidr) -> NetlinkRequest {
     let body = [&[family(own.address), own.prefix, 0, 0][..], &index.to_ne_bytes()].concat();
     let octets = octets(own.address);
-    let request = Request::new(kind, flags | flag::ACKNOWLEDGE, &body);
+    let request = NetlinkRequest::new(kind, flags | flag::ACKNOWLEDGE, &body);
     let request = request.with(number::ADDRESS_LOCAL, &octets).with(number::ADDRESS, &octets);
     match own.address {
         // Networks with one or two addresses have no broadcast address (RFC 3021).
@@ -272,11 +272,11 @@ fn address(kind: u16, flags: u16, index: u32, own: Cidr) -> Request {
     }
 }
 
-fn default_route(index: u32, gateway: IpAddr, priority: u32, on_link: bool) -> Request {
+fn default_route(index: u32, gateway: IpAddr, priority: u32, on_link: bool) -> NetlinkRequest {
     // Main table (254), RTPROT_STATIC (4), universal scope (0), RTN_UNICAST (1).
     let flags = if on_link { number::ROUTE_ON_LINK } else { 0 };
     let body = [&[family(gateway), 0, 0, 0, 254, 4, 0, 1][..], &flags.to_ne_bytes()].concat();
-    Request::new(kind::NEW_ROUTE, flag::ACKNOWLEDGE | flag::CREATE | flag::REPLACE, &body)
+    NetlinkRequest::new(kind::NEW_ROUTE, flag::ACKNOWLEDGE | flag::CREATE | flag::REPLACE, &body)
         .with(number::ROUTE_GATEWAY, &octets(gateway))
         .with(number::ROUTE_LINK, &index.to_ne_bytes())
         .with(number::ROUTE_PRIORITY, &priority.to_ne_bytes())

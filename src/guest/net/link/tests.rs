@@ -10,9 +10,9 @@ fn only(bytes: &[u8]) -> Message<'_> {
     one
 }
 
-fn link_message(kind: u16, hardware: u16, flags: u32) -> Request {
+fn link_message(kind: u16, hardware: u16, flags: u32) -> NetlinkRequest {
     let body = [&[0, 0][..], &hardware.to_ne_bytes(), &7_u32.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 4]].concat();
-    Request::new(kind, 0, &body).with(number::LINK_NAME, b"eth5\0").with(number::LINK_ADDRESS, &[2, 0, 0, 0, 0, 1])
+    NetlinkRequest::new(kind, 0, &body).with(number::LINK_NAME, b"eth5\0").with(number::LINK_ADDRESS, &[2, 0, 0, 0, 0, 1])
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn ethernet_interfaces_are_read() {
     for other in [link_message(kind::NEW_LINK, 772, 0), link_message(17, number::ETHERNET, 0)] {
         assert_eq!(ethernet(&only(&other.finish(1))), None);
     }
-    let bare = Request::new(kind::NEW_LINK, 0, &[0, 0, 1, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).finish(1);
+    let bare = NetlinkRequest::new(kind::NEW_LINK, 0, &[0, 0, 1, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).finish(1);
     assert_eq!(ethernet(&only(&bare)), None, "without a name or an address");
 }
 
@@ -46,7 +46,7 @@ fn addresses_are_read_with_their_state() {
         let expected = AssignedAddress { index: 7, address: own.address, state };
         assert_eq!(assigned(&only(&request.finish(1))), Some(expected), "{text} {flags:?}");
     }
-    let odd = Request::new(kind::NEW_ADDRESS, 0, &[0; 8]).with(number::ADDRESS, &[1, 2, 3]).finish(1);
+    let odd = NetlinkRequest::new(kind::NEW_ADDRESS, 0, &[0; 8]).with(number::ADDRESS, &[1, 2, 3]).finish(1);
     assert_eq!(assigned(&only(&odd)), None);
 }
 
