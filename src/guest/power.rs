@@ -119,7 +119,7 @@ fn watch_button(device: PathBuf, sender: UnboundedSender<ShutdownRequest>) {
     }
 }
 
-/// Cuts the power after [`DEADLINE`], whatever hangs.
+/// Cuts the power after `DEADLINE`, whatever hangs.
 pub fn set_deadline() {
     let cut = || {
         thread::sleep(DEADLINE);

@@ -27,7 +27,7 @@ pub enum EntropyError {
 /// Waits until the generator has its seed.
 ///
 /// # Errors
-/// Fails if that takes longer than [`TIMEOUT`].
+/// Fails if that takes longer than `TIMEOUT`.
 pub async fn wait() -> Result<(), EntropyError> {
     match request_byte(GetRandomFlags::NONBLOCK) {
         // The kernel collects jitter only while a caller blocks.

@@ -45,7 +45,7 @@ pub fn set_hostname(name: &str) -> std::io::Result<()> {
     fs::write("/proc/sys/kernel/hostname", name)
 }
 
-/// Raises the limit on open files to [`OPEN_FILES`], or to the kernel's maximum if that is lower.
+/// Raises the limit on open files to `OPEN_FILES`, or to the kernel's maximum if that is lower.
 ///
 /// # Errors
 /// Fails if the kernel refuses.

@@ -9,7 +9,7 @@ use crate::oci::{Digest, Host, NameError, Reference, Repository};
 use crate::registry::http::error::RegistryError;
 use crate::registry::listen::client::Surface;
 
-/// An endpoint of the distribution specification with its operands. The repository name is as the client wrote it: [`super::resolve`]
+/// An endpoint of the distribution specification with its operands. The repository name is as the client wrote it: `super::resolve`
 /// finds the upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {

@@ -1,6 +1,6 @@
 //! The buffers of response bodies between the disk and the socket, and the budget of their bytes.
 //!
-//! A body reads into a [`Chunk`]; the connection drops the chunk when it has written it. Chunks get smaller as the budget is used up. When
+//! A body reads into a `Chunk`; the connection drops the chunk when it has written it. Chunks get smaller as the budget is used up. When
 //! it is used up, each body may still hold one small chunk, so bodies that are not read cost little and block no other body.
 
 use std::io;

@@ -13,7 +13,7 @@ const UNASSIGNED: u32 = 0;
 /// The repository uses the shared counter.
 const SHARED: u32 = u32::MAX;
 
-/// The counter of each repository of a catalog: [`UNASSIGNED`], [`SHARED`], or the number of the counter, from 1.
+/// The counter of each repository of a catalog: `UNASSIGNED`, `SHARED`, or the number of the counter, from 1.
 #[derive(Debug)]
 pub struct RepositorySlots(Box<[AtomicU32]>);
 
