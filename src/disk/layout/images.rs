@@ -11,8 +11,8 @@ use super::{
 use crate::oci::graph::{self, Exceeded, Limit, Node};
 use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Repository, media_type};
 
-/// The repository that [`Unnamed::Default`] assigns.
-const DEFAULT_REPOSITORY: &str = "image";
+/// The repository of entries that get no other, where [`Unnamed::Default`] applies: in a server, and in what shows a server's names.
+pub const DEFAULT_REPOSITORY: &str = "image";
 
 /// The content below a root.
 #[derive(Debug, Clone, Default)]

@@ -17,8 +17,8 @@ use super::catalog;
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference, Repository, Tag, media_type};
 
 pub use error::LayoutError;
-pub use images::images;
-pub use repositories::assign_repositories;
+pub use images::{DEFAULT_REPOSITORY, images};
+pub use repositories::{assign_repositories, served_entries};
 pub use tree::{Directory, Identity, OpenFile, Tree};
 
 /// Size in bytes of the largest `index.json`: some 200,000 images.

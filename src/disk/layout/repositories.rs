@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::IndexEntry;
+use super::{DEFAULT_REPOSITORY, IndexEntry, LayoutError};
 use crate::oci::{Digest, Repository, Tag};
 
 /// The entries of an index, each with its repository, without duplicates.
@@ -42,6 +42,32 @@ pub fn assign_repositories(
         entries = assigned.collect();
     }
     without_duplicates(entries)
+}
+
+/// The entries of an index as a server names them: [`assign_repositories`] without a default, and [`DEFAULT_REPOSITORY`] for the rest.
+///
+/// # Errors
+/// Fails with [`LayoutError::Conflict`] if two manifests have the same tag.
+pub fn served_entries(
+    entries: Vec<IndexEntry>,
+    content: impl Fn(&Digest) -> Vec<(Digest, Option<Digest>)>,
+) -> Result<Vec<IndexEntry>, LayoutError> {
+    let default: Option<Repository> = DEFAULT_REPOSITORY.parse().ok();
+    let mut entries = assign_repositories(entries, None, content);
+    let mut holders = HashMap::new();
+    for entry in &mut entries {
+        entry.repository = entry.repository.take().or_else(|| default.clone());
+        let digest = entry.descriptor.digest;
+        let names = [entry.tag.clone().map(Some), entry.every_tag.then_some(None)];
+        for tag in names.into_iter().flatten() {
+            let first = *holders.entry((entry.repository.clone(), tag)).or_insert(digest);
+            if first != digest {
+                let (first, second) = (Box::new(first), Box::new(digest));
+                return Err(LayoutError::Conflict { image: entry.name(), first, second });
+            }
+        }
+    }
+    Ok(entries)
 }
 
 /// The repositories by rule 2 of [`assign_repositories`], by the entry's position in the index.

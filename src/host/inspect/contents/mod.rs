@@ -166,7 +166,7 @@ impl Contents {
     pub fn read(tree: &dyn Tree, verify: bool, interrupt: &Interrupt) -> Result<Self, ContentsError> {
         let entries = layout::entries(tree)?;
         let collector = Collector::collect(tree, &entries, verify, interrupt)?;
-        let entries = layout::assign_repositories(entries, None, |root| collector.content_of(root));
+        let entries = layout::served_entries(entries, |root| collector.content_of(root))?;
         Ok(collector.finish(entries))
     }
 
@@ -241,7 +241,7 @@ pub fn entries(tree: &dyn Tree, interrupt: &Interrupt) -> Result<Vec<IndexEntry>
     let entries = layout::entries(tree)?;
     let unnamed = entries.iter().any(|entry| entry.repository.is_none());
     let collector = Collector::collect(tree, if unnamed { &entries } else { &[] }, false, interrupt)?;
-    Ok(layout::assign_repositories(entries, None, |root| collector.content_of(root)))
+    Ok(layout::served_entries(entries, |root| collector.content_of(root))?)
 }
 
 /// The fault of a blob that cannot be opened or read.
