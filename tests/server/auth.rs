@@ -71,7 +71,7 @@ fn assert_refused(response: &Response, challenge: &str) {
 }
 
 #[test]
-fn everybody_is_let_in_by_default_whatever_they_send() {
+fn anonymous_pulls_are_allowed_by_default_with_any_credentials() {
     let f = serve(Setup::default());
     for authorization in [basic("anna", "x"), "Bearer x".into(), "nonsense".into()] {
         let response = authorized(&f, TARGET, &authorization);
@@ -83,7 +83,7 @@ fn everybody_is_let_in_by_default_whatever_they_send() {
 }
 
 #[test]
-fn users_with_their_passwords() {
+fn users_pull_with_their_passwords() {
     let f = with_users();
     for (user, password) in [("anna", "one:1"), ("bert", "two"), ("anna", "one:1")] {
         for target in ["/v2/", TARGET, "/v2/_catalog", "/v2/test/hello/tags/list", "/metrics"] {
@@ -98,7 +98,7 @@ fn users_with_their_passwords() {
 }
 
 #[test]
-fn everybody_else_is_told_how() {
+fn wrong_or_missing_credentials_get_401_with_a_challenge() {
     let f = with_users();
     let blob = format!("/v2/test/hello/blobs/{}", f.image.digest);
     let referrers = format!("/v2/test/hello/referrers/{}", f.image.digest);
@@ -130,7 +130,7 @@ fn everybody_else_is_told_how() {
 }
 
 #[test]
-fn what_tells_nothing_needs_no_password() {
+fn health_ca_and_error_responses_need_no_password() {
     let f = with_users();
     assert_eq!(get(f.server.plain, "/healthz").status, 200);
     assert_eq!(get(f.server.plain, "/ca.crt").status, 200);
@@ -142,7 +142,7 @@ fn what_tells_nothing_needs_no_password() {
 }
 
 #[test]
-fn too_many_passwords_at_once_are_put_off() {
+fn too_many_waiting_password_checks_get_429_with_retry_after() {
     let response = reply::error(&RegistryError::Busy("too many passwords wait to be verified"));
     assert_eq!((response.status().as_u16(), response.headers()["retry-after"].to_str().unwrap()), (429, "1"));
 }
@@ -194,7 +194,7 @@ fn a_challenge_names_the_token_endpoint_and_the_scope() {
 }
 
 #[test]
-fn a_token_opens_what_it_was_given_for() {
+fn token_grants_only_its_scopes() {
     let f = with_tokens(Some(users()), false, LIFETIME);
     let answer = authorized(&f, "/token?service=localregistry&scope=repository:test/hello:pull,push", &basic("anna", "one:1"));
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
@@ -227,7 +227,7 @@ fn a_token_opens_what_it_was_given_for() {
 }
 
 #[test]
-fn a_token_that_is_none() {
+fn forged_foreign_and_expired_tokens_are_rejected() {
     let f = with_tokens(Some(users()), false, LIFETIME);
     let other = with_tokens(Some(users()), false, LIFETIME);
     let ended = with_tokens(Some(users()), false, Duration::ZERO);
@@ -248,7 +248,7 @@ fn a_token_that_is_none() {
 }
 
 #[test]
-fn the_token_endpoint_asks_for_a_password() {
+fn token_endpoint_requires_a_password() {
     let f = with_tokens(Some(users()), false, LIFETIME);
     let target = "/token?scope=repository:test/hello:pull";
     assert_refused(&get(f.server.plain, target), BASIC);
@@ -267,7 +267,7 @@ fn the_token_endpoint_asks_for_a_password() {
 }
 
 #[test]
-fn tokens_for_everybody() {
+fn anonymous_tokens_are_issued_when_enabled() {
     for users in [None, Some(users())] {
         let has_users = users.is_some();
         let f = with_tokens(users, true, LIFETIME);
@@ -282,7 +282,7 @@ fn tokens_for_everybody() {
 }
 
 #[test]
-fn a_certificate_is_required() {
+fn client_certificate_is_required() {
     let (authority, stranger) = (ClientAuthority::new("nodes"), ClientAuthority::new("strangers"));
     let clients = ClientCa::parse(authority.pem().as_bytes(), Presence::Required).unwrap();
     let f = serve(Setup { clients: Some(clients), auth: Auth::Basic(Box::new(users())), ..Setup::default() });
@@ -303,7 +303,7 @@ fn a_certificate_is_required() {
 }
 
 #[test]
-fn a_certificate_stands_in_for_a_password() {
+fn client_certificate_replaces_a_password() {
     let (authority, stranger) = (ClientAuthority::new("nodes"), ClientAuthority::new("strangers"));
     for tokens in [false, true] {
         let clients = ClientCa::parse(authority.pem().as_bytes(), Presence::Optional).unwrap();

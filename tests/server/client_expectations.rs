@@ -15,7 +15,7 @@ const NAMESPACE: &str = "oci-namespace";
 
 /// CRI-O, podman, skopeo and buildah send what they take as six header lines, and the type that they need may stand in the last.
 #[test]
-fn six_accept_lines() {
+fn six_accept_header_lines_are_accepted() {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", b"layer");
     let server = Server::start(layout.write());
@@ -38,7 +38,7 @@ fn six_accept_lines() {
 
 /// containerd 2 fetches a layer by several open-ended ranges at once, and closes each when it has its part.
 #[test]
-fn parallel_open_ended_ranges_that_are_closed_early() {
+fn parallel_open_ended_ranges_may_be_closed_early() {
     const PART: usize = 1 << 20;
     let mut layout = Layout::default();
     let content: Vec<u8> = (0..16_u32 << 18).flat_map(u32::to_le_bytes).collect();
@@ -88,7 +88,7 @@ fn read_head(reader: &mut impl std::io::BufRead) -> String {
 
 /// containerd writes an upstream's port URL-encoded, and podman writes it as it is.
 #[test]
-fn an_upstream_with_a_port() {
+fn upstream_with_a_port_is_resolved() {
     let mut layout = Layout::default();
     let image = layout.image("registry.example:5000/team/app:1", b"layer");
     let server = Server::start(layout.write());
@@ -108,7 +108,7 @@ fn an_upstream_with_a_port() {
 
 /// Clients that verify signatures probe for tags that are mostly not there.
 #[test]
-fn tags_of_signatures_that_are_not_there() {
+fn missing_signature_tags_get_404() {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", b"layer");
     let server = Server::start(layout.write());
@@ -126,7 +126,7 @@ fn tags_of_signatures_that_are_not_there() {
 
 /// zstd:chunked asks for up to 1,024 ranges in one line, over either protocol.
 #[test]
-fn a_thousand_ranges_in_a_head_of_32_kib() {
+fn a_thousand_ranges_in_a_32_kib_header_are_served() {
     let mut layout = Layout::default();
     let content: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
     layout.image("test/hello:latest", &content);
@@ -168,7 +168,7 @@ fn check_parts(body: &[u8], slices: impl Iterator<Item = (usize, usize)>, conten
 
 /// stargz and SOCI break on an empty type, and oras on a manifest without a length.
 #[test]
-fn every_answer_has_its_type_and_its_length() {
+fn every_response_has_content_type_and_content_length() {
     let mut layout = Layout::default();
     let empty = layout.blob(b"");
     let image = layout.image("test/hello:latest", b"");
@@ -203,7 +203,7 @@ fn every_answer_has_its_type_and_its_length() {
 
 /// An image, its index and what refers to it may all have digests by sha512, and a tag of the referrers' schema is cut then.
 #[test]
-fn sha512_from_the_tag_to_the_referrers() {
+fn sha512_digests_work_for_manifests_blobs_and_referrers() {
     let mut layout = Layout::default();
     let by = |layout: &Layout, value: serde_json::Value| layout.blob_by(Algorithm::Sha512, &serde_json::to_vec(&value).unwrap());
     let config = by(&layout, json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}));
@@ -233,7 +233,7 @@ fn sha512_from_the_tag_to_the_referrers() {
 
 /// The types that descriptors of referrers have (distribution specification, "Listing Referrers").
 #[test]
-fn the_artifact_type_of_a_referrer() {
+fn referrers_list_the_artifact_type() {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", b"layer");
     let subject = image.descriptor(media_type::OCI_MANIFEST);
@@ -277,7 +277,7 @@ fn the_artifact_type_of_a_referrer() {
 
 /// What the codes of errors may be (distribution specification, "Error Codes").
 #[test]
-fn errors_have_the_specification_s_codes() {
+fn errors_use_the_codes_of_the_specification() {
     const CODES: [&str; 14] = [
         "BLOB_UNKNOWN",
         "BLOB_UPLOAD_INVALID",

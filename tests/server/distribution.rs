@@ -47,7 +47,7 @@ fn fixture() -> Fixture {
 }
 
 #[test]
-fn the_base_says_that_the_api_is_here() {
+fn base_endpoint_announces_the_api() {
     let f = fixture();
     for target in ["/v2/", "/v2"] {
         let response = get(f.server.plain, target);
@@ -57,7 +57,7 @@ fn the_base_says_that_the_api_is_here() {
 }
 
 #[test]
-fn manifests_by_tag_and_by_digest_with_the_headers_that_clients_need() {
+fn manifests_are_served_by_tag_and_digest_with_their_headers() {
     let f = fixture();
     for (name, stored, media_type) in
         [("test/hello", f.image, media_type::OCI_MANIFEST), ("test/multi", f.index, media_type::OCI_INDEX)]
@@ -87,7 +87,7 @@ fn manifests_by_tag_and_by_digest_with_the_headers_that_clients_need() {
 }
 
 #[test]
-fn a_platforms_manifest_keeps_its_own_type_and_accept_changes_nothing() {
+fn platform_manifest_keeps_its_type_whatever_accept_says() {
     let f = fixture();
     let index = get(f.server.plain, "/v2/test/multi/manifests/1").json();
     let docker = index["manifests"][1]["digest"].as_str().unwrap();
@@ -102,7 +102,7 @@ fn a_platforms_manifest_keeps_its_own_type_and_accept_changes_nothing() {
 }
 
 #[test]
-fn blobs_of_every_kind() {
+fn blobs_of_every_kind_are_served() {
     let f = fixture();
     let target = |stored: &Stored, repository: &str| format!("/v2/{repository}/blobs/{}", stored.digest);
     let layer = get(f.server.plain, &target(&f.layer_stored, "test/hello"));
@@ -120,7 +120,7 @@ fn blobs_of_every_kind() {
 }
 
 #[test]
-fn content_of_another_repository_is_not_there() {
+fn content_of_another_repository_gets_404() {
     let f = fixture();
     let blob = get(f.server.plain, &format!("/v2/library/busybox/blobs/{}", f.layer_stored.digest));
     assert_eq!((blob.status, blob.code().as_str()), (404, "BLOB_UNKNOWN"));
@@ -131,7 +131,7 @@ fn content_of_another_repository_is_not_there() {
 }
 
 #[test]
-fn single_ranges() {
+fn single_ranges_are_served_or_get_416() {
     let f = fixture();
     let target = format!("/v2/test/hello/blobs/{}", f.layer_stored.digest);
     for (range, start, end) in [
@@ -169,7 +169,7 @@ fn single_ranges() {
 }
 
 #[test]
-fn many_ranges_come_as_parts_in_the_order_asked_for() {
+fn multiple_ranges_come_as_multipart_in_request_order() {
     let f = fixture();
     let target = format!("/v2/test/hello/blobs/{}", f.layer_stored.digest);
     let first = |at: usize| 1_100_000 - at * 1000;
@@ -212,7 +212,7 @@ fn is_made_of(response: &http::Response, slices: &[(usize, usize)], content: &[u
 }
 
 #[test]
-fn conditions() {
+fn conditional_requests_follow_rfc_9110() {
     let f = fixture();
     let target = "/v2/test/hello/manifests/latest";
     let etag = format!("\"{}\"", f.image.digest);
@@ -233,7 +233,7 @@ fn conditions() {
 }
 
 #[test]
-fn one_disk_stands_in_for_many_upstreams() {
+fn one_disk_serves_images_of_many_upstreams() {
     let f = fixture();
     let digest = |response: http::Response| response.header("docker-content-digest").map(str::to_owned);
     let upstream = Some(f.upstream.digest.to_string());
@@ -261,7 +261,7 @@ fn one_disk_stands_in_for_many_upstreams() {
 }
 
 #[test]
-fn a_host_with_a_port_has_its_own_images() {
+fn host_header_with_a_port_selects_its_own_images() {
     let mut layout = Layout::default();
     let with = layout.image("registry.test:5000/e2e/one:1", b"at that port");
     let without = layout.image("registry.test/e2e/one:1", b"at none");
@@ -321,7 +321,7 @@ fn localhost_names_are_found_without_localhost() {
 
 /// The repository by the name that the disk has for it, or, where there is none, as the client wrote it.
 #[test]
-fn the_log_names_the_upstream_however_the_client_did() {
+fn log_names_the_upstream_for_every_form_of_request() {
     let f = fixture();
     let own = f.server.plain.to_string().replace(':', "%3A");
     for (target, host, repository) in [
@@ -340,7 +340,7 @@ fn the_log_names_the_upstream_however_the_client_did() {
 }
 
 #[test]
-fn errors_say_what_and_nothing_of_the_machine() {
+fn errors_name_the_cause_and_reveal_no_internals() {
     let f = fixture();
     let zeros = "0".repeat(64);
     for (target, status, code) in [
@@ -379,7 +379,7 @@ fn errors_say_what_and_nothing_of_the_machine() {
 }
 
 #[test]
-fn nothing_writes() {
+fn write_methods_get_405() {
     let f = fixture();
     for method in ["PUT", "POST", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"] {
         for target in ["/v2/", "/v2/test/hello/blobs/uploads/", "/v2/test/hello/manifests/latest", "/"] {
@@ -391,7 +391,7 @@ fn nothing_writes() {
 }
 
 #[test]
-fn manifests_up_to_4_mib_are_served_whole_and_larger_ones_refused() {
+fn manifests_up_to_4_mib_are_served_and_larger_ones_refused() {
     let manifest = |layout: &Layout, size: usize| {
         let config = layout.json(&json!({}));
         let text = |padding: usize| {

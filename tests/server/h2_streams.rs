@@ -71,7 +71,7 @@ fn mixed(count: usize, layer: &str, manifest: usize) -> (Vec<String>, Vec<usize>
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_requests_on_one_connection_and_thirty_on_forty_others_are_all_answered() {
+async fn many_requests_on_few_connections_are_all_answered() {
     let (server, layer, _layout) = serve();
     let address = server.plain;
     let manifest = tokio::task::spawn_blocking(move || http::get(address, MANIFEST).body.len()).await.unwrap();
@@ -101,7 +101,7 @@ async fn eight_requests_on_each_of_a_thousand_connections_are_all_answered() {
 }
 
 #[test]
-fn a_hundred_streams_sent_before_the_settings_arrive_are_served() {
+fn streams_sent_before_the_settings_arrive_are_served() {
     let (server, _, _layout) = serve();
     for _ in 0..20 {
         // Nothing is read before all is sent.
@@ -120,7 +120,7 @@ fn a_hundred_streams_sent_before_the_settings_arrive_are_served() {
 }
 
 #[test]
-fn streams_that_wait_are_served_when_the_server_ends() {
+fn waiting_streams_are_served_during_shutdown() {
     let (server, layer, _layout) = serve_with(Limits { streams: 1, ..Limits::default() });
     let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 0));
     peer.send(&(0..100).flat_map(|at| get(id(at), if at == 0 { &layer } else { MANIFEST })).collect::<Vec<u8>>());
@@ -157,7 +157,7 @@ fn plain_heads(address: SocketAddr) -> Peer {
 }
 
 #[test]
-fn content_that_follows_its_head_is_discarded_and_the_answer_is_complete() {
+fn request_body_is_discarded_and_the_response_is_complete() {
     let (server, _, _layout) = serve();
     let mut peer = plain_heads(server.plain);
     for at in 0..300 {
@@ -175,7 +175,7 @@ fn content_that_follows_its_head_is_discarded_and_the_answer_is_complete() {
 }
 
 #[test]
-fn an_early_answer_is_complete_and_its_stream_is_reset_without_an_error() {
+fn early_response_is_complete_and_its_stream_is_reset_with_no_error() {
     let (server, _, _layout) = serve();
     let mut peer = plain_heads(server.plain);
     let mut last = 0;
@@ -210,7 +210,7 @@ fn an_early_answer_is_complete_and_its_stream_is_reset_without_an_error() {
 }
 
 #[test]
-fn frames_on_a_stream_that_has_just_ended_are_no_error() {
+fn frames_on_a_recently_closed_stream_are_tolerated() {
     let (server, _, _layout) = serve();
     let mut peer = Peer::new(server.plain);
     for at in 0..300 {
@@ -222,7 +222,7 @@ fn frames_on_a_stream_that_has_just_ended_are_no_error() {
 }
 
 #[test]
-fn requests_that_break_the_protocol_while_they_are_sent_get_the_error_for_it() {
+fn malformed_request_bodies_get_the_right_protocol_error() {
     let (server, _, _layout) = serve();
     let announced = |length: &str| frame(HEADERS, END_HEADERS, 1, &block("POST", "/v2/", &[("content-length", length)]));
     let trailers = frame(HEADERS, END_HEADERS | END_STREAM, 1, &[field("x", b"y"), field(":method", b"GET")].concat());
@@ -253,7 +253,7 @@ fn requests_that_break_the_protocol_while_they_are_sent_get_the_error_for_it() {
 }
 
 #[test]
-fn a_request_for_content_must_not_have_any_and_may_end_after_its_head() {
+fn get_and_head_with_a_body_get_400_and_empty_data_is_allowed() {
     let (server, _, _layout) = serve();
     let mut peer = Peer::new(server.plain);
     let mut stream = 0;
@@ -279,7 +279,7 @@ fn a_request_for_content_must_not_have_any_and_may_end_after_its_head() {
 }
 
 #[test]
-fn a_broken_preface_is_not_answered_in_http1() {
+fn broken_preface_is_not_answered_in_http1() {
     let (server, _, _layout) = serve();
     let answer = |bytes: &[u8]| {
         use std::io::{Read, Write};

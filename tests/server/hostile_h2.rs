@@ -16,7 +16,7 @@ use testing::target::{layout, short, target};
 const CALM: End = End { goaway: Some(ENHANCE_YOUR_CALM), closed: true };
 
 #[test]
-fn streams_reset_at_once_end_the_connection() {
+fn rapid_resets_end_the_connection() {
     let mut t = target();
     let big = t.big.clone();
     // Many in each write, so that they arrive faster than they are taken up (CVE-2023-44487).
@@ -41,7 +41,7 @@ fn streams_reset_at_once_end_the_connection() {
 }
 
 #[test]
-fn heads_without_end_end_the_connection() {
+fn endless_header_blocks_end_the_connection() {
     let mut t = target();
     let start = |block: &[u8]| frame(HEADERS, END_STREAM, 1, block);
     let fields = field("x", &[b'a'; 16_000]);
@@ -74,7 +74,7 @@ fn heads_without_end_end_the_connection() {
 }
 
 #[test]
-fn errors_that_make_the_server_reset_end_the_connection() {
+fn provoked_server_resets_end_the_connection() {
     let mut t = target();
     let big = t.big.clone();
     let itself = |stream: u32| [&stream.to_be_bytes()[..], &[16]].concat();
@@ -111,7 +111,7 @@ fn errors_that_make_the_server_reset_end_the_connection() {
 }
 
 #[test]
-fn empty_data_without_end_ends_the_connection() {
+fn endless_empty_data_frames_end_the_connection() {
     let mut t = target();
     let empty = frame(DATA, 0, 1, &[]).repeat(1000);
     let end = t.flood("empty DATA", 100_000, |at| if at == 0 { post(1, "/v2/") } else { empty.clone() });
@@ -123,7 +123,7 @@ fn empty_data_without_end_ends_the_connection() {
 }
 
 #[test]
-fn a_head_that_unfolds_to_megabytes_is_refused() {
+fn hpack_bomb_is_refused() {
     let mut t = target();
     // A field of 4,000 bytes goes into the table (RFC 7541, section 6.2.1), and then each byte of the head stands for all of it.
     let bomb = |copies: usize| {
@@ -148,7 +148,7 @@ fn a_head_that_unfolds_to_megabytes_is_refused() {
 }
 
 #[test]
-fn heads_that_break_http2() {
+fn malformed_http2_headers_are_rejected() {
     let mut t = target();
     let get = |fields: &[(&str, &str)]| {
         let block: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name, value.as_bytes())).collect();
@@ -231,7 +231,7 @@ fn endless() -> [(&'static str, Vec<u8>); 5] {
 }
 
 #[test]
-fn endless_frames_of_a_peer_that_reads_nothing_cost_no_memory() {
+fn floods_from_a_peer_that_reads_nothing_cost_no_memory() {
     let mut t = target();
     for (what, bytes) in endless() {
         let bytes = bytes.repeat(1000);
@@ -255,7 +255,7 @@ fn endless_frames_of_a_peer_that_reads_nothing_cost_no_memory() {
 }
 
 #[test]
-fn streams_beyond_the_limit_are_refused_and_the_connection_goes_on() {
+fn streams_beyond_the_limit_are_refused_and_the_connection_survives() {
     let t = target();
     // Without a window, no stream ends: all that there may be are open, and 20 more come.
     let mut peer = Peer::connect(t.process.address, &setting(INITIAL_WINDOW_SIZE, 0));
@@ -281,7 +281,7 @@ fn streams_beyond_the_limit_are_refused_and_the_connection_goes_on() {
 }
 
 #[test]
-fn endless_frames_of_a_peer_that_reads_nothing_end_in_time() {
+fn floods_from_a_peer_that_reads_nothing_time_out() {
     let (layout, _, small) = layout();
     let server = Server::start_with(layout.path(), short());
     std::thread::scope(|scope| {

@@ -49,7 +49,7 @@ fn status_of(answer: &[u8]) -> u16 {
 }
 
 #[test]
-fn a_client_that_says_nothing_is_dropped() {
+fn silent_client_is_dropped() {
     let (server, ..) = serve(short());
     for address in [server.plain, server.tls] {
         assert_eq!(until_closed(connect(address)), b"");
@@ -58,7 +58,7 @@ fn a_client_that_says_nothing_is_dropped() {
 }
 
 #[test]
-fn a_head_that_never_ends_in_time_is_dropped() {
+fn slow_request_head_is_dropped() {
     let (server, ..) = serve(short());
     let mut stream = connect(server.plain);
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Slow: ").unwrap();
@@ -74,7 +74,7 @@ fn a_head_that_never_ends_in_time_is_dropped() {
 }
 
 #[test]
-fn a_stalled_or_broken_handshake_is_dropped() {
+fn stalled_or_broken_handshake_is_dropped() {
     let (server, ..) = serve(short());
     let mut stalled = connect(server.tls);
     stalled.write_all(b"\x16\x03\x01\x02\x00\x01\x00").unwrap();
@@ -98,7 +98,7 @@ fn a_stalled_or_broken_handshake_is_dropped() {
 }
 
 #[test]
-fn a_reader_that_takes_nothing_is_dropped_and_others_are_served() {
+fn stalled_reader_is_dropped_and_others_are_served() {
     // Long enough for a good client on a busy machine.
     let (server, big, _layout) = serve(Limits { stall: Duration::from_secs(3), minimum_rate: MINIMUM_RATE, ..short() });
     let mut stalled = Vec::new();
@@ -122,7 +122,7 @@ fn a_reader_that_takes_nothing_is_dropped_and_others_are_served() {
 }
 
 #[test]
-fn a_reader_slower_than_the_minimum_is_dropped() {
+fn reader_below_the_minimum_rate_is_dropped() {
     let (server, big, _layout) = serve(short());
     let mut stream = connect(server.plain);
     write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
@@ -143,7 +143,7 @@ fn a_reader_slower_than_the_minimum_is_dropped() {
 }
 
 #[test]
-fn heads_that_are_too_large() {
+fn oversized_request_heads_get_431() {
     let (server, ..) = serve(Limits::default());
     let lines = |count: usize| (0..count).map(|at| format!("X-{at}: 1\r\n")).collect::<String>();
     let many = |count| raw(server.plain, format!("GET /v2/ HTTP/1.1\r\nHost: x\r\n{}\r\n", lines(count)).as_bytes()).status;
@@ -183,7 +183,7 @@ fn until_answered(mut stream: TcpStream) -> Vec<u8> {
 }
 
 #[test]
-fn heads_that_break_http() {
+fn malformed_request_heads_are_rejected() {
     let (server, ..) = serve(Limits::default());
     let line = |text: &str| raw(server.plain, format!("GET /v2/ HTTP/1.1\r\n{text}\r\n\r\n").as_bytes()).status;
     for (broken, valid) in [
@@ -221,7 +221,7 @@ fn heads_that_break_http() {
 }
 
 #[test]
-fn bodies_are_never_read() {
+fn request_bodies_are_never_read() {
     let (server, ..) = serve(Limits::default());
     for head in [
         "PUT /v2/x/blobs/uploads/1 HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776\r\n\r\n",
@@ -244,7 +244,7 @@ fn bodies_are_never_read() {
 }
 
 #[test]
-fn a_head_request_with_a_body_gets_none_and_pipelined_requests_are_answered_in_order() {
+fn head_gets_no_body_and_pipelined_requests_are_answered_in_order() {
     let (server, ..) = serve(Limits::default());
     let count = 1000;
     let mut stream = connect(server.plain);
@@ -274,7 +274,7 @@ fn a_head_request_with_a_body_gets_none_and_pipelined_requests_are_answered_in_o
 }
 
 #[test]
-fn those_who_say_nothing_make_room_for_those_who_come() {
+fn idle_connections_are_evicted_for_new_ones() {
     // Nothing else ends a silent connection in the time of this test.
     let limits = Limits { connections: 8, first_byte: Duration::from_secs(600), ..Limits::default() };
     let (server, ..) = serve(limits);
@@ -297,7 +297,7 @@ fn those_who_say_nothing_make_room_for_those_who_come() {
 }
 
 #[test]
-fn more_connections_than_places_wait_their_turn() {
+fn connections_beyond_the_limit_wait_and_are_served() {
     let (server, ..) = serve(short());
     let idle: Vec<TcpStream> = (0..300).map(|_| connect(server.plain)).collect();
     // The places are all taken by clients that say nothing; they are dropped, and this one is served.

@@ -34,7 +34,7 @@ fn ask(stream: &mut TcpStream, path: &str) {
 }
 
 #[test]
-fn three_hundred_readers_that_take_nothing_cost_little_memory() {
+fn three_hundred_stalled_readers_cost_little_memory() {
     let (layout, path) = big();
     for arguments in [&["--tls", "off"][..], &[]] {
         let mut process = Process::start_with(layout.path(), arguments, None);
@@ -65,7 +65,7 @@ fn three_hundred_readers_that_take_nothing_cost_little_memory() {
 }
 
 #[test]
-fn handshakes_that_stall_keep_nobody_out() {
+fn stalled_handshakes_do_not_block_other_clients() {
     let mut layout = Layout::default();
     layout.image("test/hello:latest", b"layer");
     let server = Server::start_with(layout.write(), Limits { handshakes: 2, ..Limits::default() });
@@ -149,7 +149,7 @@ fn renegotiation_is_refused() {
 }
 
 #[test]
-fn names_and_pages_at_the_edge() {
+fn names_and_page_sizes_at_the_limits_are_handled() {
     let mut layout = Layout::default();
     let (longest, tag) = ("a/".repeat(127) + "a", "t".repeat(128));
     let image = layout.image(&format!("{longest}:{tag}"), b"layer");
@@ -193,7 +193,7 @@ fn names_and_pages_at_the_edge() {
 }
 
 #[test]
-fn what_is_logged_obeys_no_client() {
+fn logged_text_from_clients_is_escaped() {
     let mut layout = Layout::default();
     layout.image("test/hello:latest", b"layer");
     layout.write();
@@ -272,7 +272,7 @@ fn ten_thousand_connections_come_and_go() {
 }
 
 #[test]
-fn a_process_without_descriptors_goes_on() {
+fn server_survives_running_out_of_file_descriptors() {
     let (layout, path) = big();
     let mut process = Process::start_with(layout.path(), &["--tls", "off"], Some(64));
     let address = process.address;
@@ -316,7 +316,7 @@ fn refused(layout: &Layout) -> String {
 }
 
 #[test]
-fn a_manifest_that_is_an_index_too_is_refused() {
+fn manifest_that_is_also_an_index_is_refused() {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", b"layer");
     let mut both: serde_json::Value =

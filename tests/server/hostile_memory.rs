@@ -87,7 +87,7 @@ fn requests(t: &Target) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[test]
-fn requests_that_are_refused_cost_little_memory() {
+fn refused_requests_cost_little_memory() {
     let mut t = target();
     for (what, bytes) in requests(&t) {
         t.survives(what, |address| repeat(address, &bytes, true));
@@ -95,7 +95,7 @@ fn requests_that_are_refused_cost_little_memory() {
 }
 
 #[test]
-fn handshakes_that_are_refused_cost_little_memory() {
+fn refused_handshakes_cost_little_memory() {
     let (layout, _, small) = testing::target::layout();
     let mut process = Process::start_with(layout.path(), &[], None);
     let address = process.address;

@@ -18,7 +18,7 @@ use testing::server::Server;
 use testing::target::{BIG, layout, short, target};
 
 #[test]
-fn streams_without_a_window_hold_little_and_let_others_pass() {
+fn streams_without_a_window_cost_little_memory_and_block_no_others() {
     let mut t = target();
     let (big, small) = (t.big.clone(), t.small.clone());
     // 100 streams on each of 8 connections; none of a stream's bytes, one byte, or all of a small one's may be sent.
@@ -38,7 +38,7 @@ fn streams_without_a_window_hold_little_and_let_others_pass() {
 }
 
 #[test]
-fn streams_of_a_peer_that_reads_nothing_hold_little() {
+fn streams_of_a_peer_that_reads_nothing_cost_little_memory() {
     let mut t = target();
     let big = t.big.clone();
     // The windows are as wide as they can be; it is the connection that takes nothing.
@@ -62,7 +62,7 @@ fn streams_of_a_peer_that_reads_nothing_hold_little() {
 }
 
 #[test]
-fn a_stream_without_a_window_is_reset_in_time_and_the_others_go_on() {
+fn stream_without_a_window_times_out_and_the_others_continue() {
     let (layout, big, small) = layout();
     let server = Server::start_with(layout.path(), short());
     let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 0));
@@ -82,7 +82,7 @@ fn a_stream_without_a_window_is_reset_in_time_and_the_others_go_on() {
 }
 
 #[test]
-fn the_end_of_a_response_that_has_no_window_is_not_kept_for_ever() {
+fn response_tail_without_a_window_times_out() {
     let (layout, _, small) = layout();
     let server = Server::start_with(layout.path(), short());
     // The window lets the body's only chunk into the connection's memory, and not out of it.
@@ -153,7 +153,7 @@ fn stalled(address: SocketAddr, connections: usize, asked: &Asked) -> Vec<Peer> 
 }
 
 #[test]
-fn a_thousand_connections_of_a_hundred_stalled_streams_hold_little() {
+fn a_thousand_connections_of_a_hundred_stalled_streams_cost_little_memory() {
     for blob in [true, false] {
         let mut t = target();
         let path = if blob { t.big.clone() } else { "/v2/test/hello/manifests/latest".to_owned() };
@@ -168,7 +168,7 @@ fn a_thousand_connections_of_a_hundred_stalled_streams_hold_little() {
 }
 
 #[test]
-fn a_hundred_connections_of_stalled_streams_hold_little_whatever_they_ask_for() {
+fn stalled_streams_of_every_endpoint_cost_little_memory() {
     let (layout, asked) = long_lists();
     for asked in &asked {
         let mut process = Process::start(layout.path());
@@ -181,7 +181,7 @@ fn a_hundred_connections_of_stalled_streams_hold_little_whatever_they_ask_for() 
 }
 
 #[test]
-fn lists_that_nobody_reads_put_other_lists_off_and_nothing_else() {
+fn unread_lists_delay_only_other_lists() {
     let (layout, asked) = long_lists();
     let process = Process::start(layout.path());
     let held = stalled(process.address, 64, &asked[0]);
@@ -205,7 +205,7 @@ fn lists_that_nobody_reads_put_other_lists_off_and_nothing_else() {
 }
 
 #[test]
-fn every_connection_of_many_is_announced_a_hundred_streams() {
+fn every_connection_is_announced_at_least_a_hundred_streams() {
     let (layout, _, small) = layout();
     // The last connections are idle while the first ones are served, on a slow machine for longer than they may be by default.
     let patience = Duration::from_secs(600);
@@ -228,7 +228,7 @@ fn every_connection_of_many_is_announced_a_hundred_streams() {
 }
 
 #[test]
-fn a_connection_without_streams_ends_and_one_that_pulls_again_goes_on() {
+fn idle_http2_connection_times_out_and_an_active_one_stays() {
     let (layout, _, small) = layout();
     let idle = Duration::from_secs(3);
     let server = Server::start_with(layout.path(), Limits { idle, ping: idle / 2, stall: idle, ..Limits::default() });
@@ -256,7 +256,7 @@ fn a_connection_without_streams_ends_and_one_that_pulls_again_goes_on() {
 }
 
 #[test]
-fn a_kept_connection_ends_without_a_word() {
+fn idle_keep_alive_connection_closes_without_a_response() {
     let (layout, ..) = layout();
     let server = Server::start_with(layout.path(), Limits { request_head: Duration::from_secs(2), ..Limits::default() });
     let mut reader = BufReader::new(http::connect(server.plain));
@@ -272,7 +272,7 @@ fn a_kept_connection_ends_without_a_word() {
 }
 
 #[test]
-fn a_connection_is_not_idle_while_its_client_still_reads_the_last_bytes() {
+fn connection_is_not_idle_while_its_client_reads_the_last_bytes() {
     let (layout, big, content) = Layout::large();
     let request_head = Duration::from_secs(1);
     let server = Server::start_with(layout.write(), Limits { request_head, ..Limits::default() });

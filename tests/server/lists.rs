@@ -53,7 +53,7 @@ fn tags_are_sorted_and_paged() {
 }
 
 #[test]
-fn links_keep_the_upstream() {
+fn next_links_keep_the_ns_parameter() {
     let mut layout = Layout::default();
     let image = layout.image("docker.io/library/busybox:1", b"layer");
     layout.name(image, media_type::OCI_MANIFEST, "docker.io/library/busybox:2");
@@ -80,7 +80,7 @@ fn repositories_are_sorted_and_paged() {
 }
 
 #[test]
-fn referrers_by_subject_by_type_and_by_tag_schema() {
+fn referrers_are_found_by_subject_type_and_tag_schema() {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", b"layer");
     let signature = layout.artifact("application/x.signature", image, b"signed");
@@ -140,7 +140,7 @@ fn referrers_by_subject_by_type_and_by_tag_schema() {
 }
 
 #[test]
-fn referrers_are_paged_in_order_of_their_digests() {
+fn referrers_are_paged_in_digest_order() {
     let mut layout = Layout::default();
     let image = layout.image("docker.io/test/hello:latest", b"layer");
     let mut digests: Vec<String> = (0..5)
@@ -180,7 +180,7 @@ fn referrers_are_paged_in_order_of_their_digests() {
 }
 
 #[test]
-fn a_page_has_at_most_a_thousand_entries() {
+fn pages_have_at_most_a_thousand_entries() {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", b"layer");
     for at in 0..1000 {

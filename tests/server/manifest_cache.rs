@@ -32,7 +32,7 @@ fn compared(response: Response) -> (u16, Vec<(String, String)>, Vec<u8>) {
 }
 
 #[test]
-fn the_second_answer_is_the_first_one_whatever_is_asked() {
+fn cached_response_equals_the_first_for_every_request() {
     let (mut asked_first, mut asked_again) = (Vec::new(), Vec::new());
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", b"layer");
@@ -71,7 +71,7 @@ fn the_second_answer_is_the_first_one_whatever_is_asked() {
 }
 
 #[test]
-fn what_is_kept_needs_no_disk_and_what_is_larger_does() {
+fn cached_manifests_need_no_disk_and_larger_ones_do() {
     let mut layout = Layout::default();
     let (small, large) = (manifest_of(&layout, LARGEST_CACHED_MANIFEST), manifest_of(&layout, LARGEST_CACHED_MANIFEST + 1));
     layout.name(small, media_type::OCI_MANIFEST, "test/hello:small");
@@ -92,7 +92,7 @@ fn what_is_kept_needs_no_disk_and_what_is_larger_does() {
 }
 
 #[test]
-fn so_many_are_kept_and_the_others_come_from_the_disk() {
+fn cache_is_bounded_and_the_rest_comes_from_disk() {
     let mut layout = Layout::default();
     let more = CACHED_MANIFESTS + 20;
     let images: Vec<Stored> = (0..more).map(|at| layout.image(&format!("test/hello:{at}"), &at.to_le_bytes())).collect();
@@ -108,7 +108,7 @@ fn so_many_are_kept_and_the_others_come_from_the_disk() {
 }
 
 #[test]
-fn what_is_not_right_is_not_kept() {
+fn corrupt_manifests_are_not_cached() {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", b"layer");
     layout.write();

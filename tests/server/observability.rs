@@ -53,7 +53,7 @@ fn settle(server: &Server, requests: usize) {
 }
 
 #[test]
-fn health_is_that_of_the_disk() {
+fn health_follows_the_disk() {
     let layout = images();
     let server = Server::start(layout.path());
     let healthy = get(server.plain, "/healthz");
@@ -75,14 +75,14 @@ fn health_is_that_of_the_disk() {
 }
 
 #[test]
-fn a_disk_without_blobs_is_healthy() {
+fn disk_without_blobs_is_healthy() {
     let server = Server::start(Layout::default().write());
     assert_eq!(get(server.plain, "/healthz").status, 200);
     assert!(!scrape(server.plain).has("localregistry_blob_sent_bytes_total"));
 }
 
 #[test]
-fn the_ca_comes_over_plain_http() {
+fn ca_is_served_over_plain_http() {
     let layout = images();
     let server = Server::start(layout.path());
     let ca = get(server.plain, "/ca.crt");
@@ -143,7 +143,7 @@ fn requests_are_counted_by_endpoint_and_status() {
 }
 
 #[test]
-fn no_label_is_a_clients() {
+fn metric_labels_contain_no_client_input() {
     let layout = images();
     let server = Server::start(layout.path());
     for target in ["/v2/evil%22name/tags/list", "/v2/no/such/repository/tags/list", "/%0aevil"] {
@@ -156,7 +156,7 @@ fn no_label_is_a_clients() {
 }
 
 #[test]
-fn transfers_under_way_and_connections_are_counted_while_they_last() {
+fn active_transfers_and_connections_are_counted() {
     let (layout, big, _) = Layout::large();
     let server = Server::start(layout.write());
     let mut stream = http::connect(server.plain);
@@ -177,7 +177,7 @@ fn transfers_under_way_and_connections_are_counted_while_they_last() {
 }
 
 #[test]
-fn handshakes_and_why_they_failed() {
+fn failed_handshakes_are_counted_by_reason() {
     let layout = images();
     let authority = ClientAuthority::new("nodes");
     let clients = ClientCa::parse(authority.pem().as_bytes(), Presence::Required).unwrap();
@@ -219,7 +219,7 @@ fn handshakes_and_why_they_failed() {
 }
 
 #[test]
-fn a_port_of_their_own_has_all_of_them_and_nothing_else() {
+fn metrics_port_serves_metrics_and_nothing_else() {
     let layout = images();
     let clients = ClientAuthority::new("nodes");
     let setup = Setup {
@@ -242,7 +242,7 @@ fn a_port_of_their_own_has_all_of_them_and_nothing_else() {
 }
 
 #[test]
-fn a_port_of_their_own_answers_while_the_registry_is_full() {
+fn metrics_port_answers_while_the_registry_is_full() {
     let layout = images();
     let limits = Limits { connections: 1, ..Limits::default() };
     let server = Server::start_as(layout.path(), Setup { own_port: true, limits, ..Setup::default() });

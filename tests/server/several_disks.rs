@@ -26,7 +26,7 @@ fn status(server: &Server, path: &str) -> u16 {
 }
 
 #[test]
-fn disks_are_one_registry() {
+fn several_disks_form_one_registry() {
     let (mut one, mut two) = (Layout::default(), Layout::default());
     let first = one.image("test/both:1", b"one");
     two.image("test/both:2", b"two");
@@ -70,7 +70,7 @@ fn disks_are_one_registry() {
 }
 
 #[test]
-fn disks_that_disagree_are_refused_and_both_named() {
+fn conflicting_disks_are_refused_and_both_named() {
     let (mut one, mut other) = (Layout::default(), Layout::default());
     let (first, second) = (one.image("test/hello:1", b"one"), other.image("test/hello:1", b"other"));
     let conflict = Store::merge(vec![disk(&one, "/dev/vda"), disk(&other, "/dev/vdb")]).unwrap_err();
@@ -82,7 +82,7 @@ fn disks_that_disagree_are_refused_and_both_named() {
 }
 
 #[test]
-fn who_is_being_served_never_notices_a_change() {
+fn requests_in_progress_survive_disk_changes() {
     let (mut one, mut two) = (Layout::default(), Layout::default());
     let big: Vec<u8> = (0..16_u32 << 20).map(|at| u8::try_from(at.wrapping_mul(at) % 251).unwrap()).collect();
     one.image("test/always:1", b"always");
@@ -135,7 +135,7 @@ fn who_is_being_served_never_notices_a_change() {
 }
 
 #[test]
-fn what_was_counted_stays_counted() {
+fn counters_survive_disk_changes() {
     let (mut one, mut two) = (Layout::default(), Layout::default());
     one.image("test/b:1", b"layer-b");
     two.image("test/a:1", b"layer-a");
@@ -159,7 +159,7 @@ fn what_was_counted_stays_counted() {
 
 /// Boot opens the catalog alone: how long it takes, and what it holds, does not hang on the blobs.
 #[test]
-fn a_disk_with_a_catalog_is_opened_without_a_look_at_its_blobs() {
+fn disk_with_a_catalog_opens_without_reading_blobs() {
     let mut layout = Layout::default();
     for at in 0..50_u32 {
         layout.image(&format!("test/{at}:1"), &at.to_le_bytes());

@@ -46,7 +46,7 @@ fn tls(address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> std::io::
 }
 
 #[test]
-fn tls_of_both_versions_for_every_name_and_no_other() {
+fn tls_1_2_and_1_3_accept_every_certificate_name_and_no_other() {
     let (server, image, _layout) = serve();
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let config = Arc::new(client(&server.ca_pem, &["http/1.1"], &[version]));
@@ -68,7 +68,7 @@ fn tls_of_both_versions_for_every_name_and_no_other() {
 }
 
 #[test]
-fn sessions_are_resumed() {
+fn tls_sessions_are_resumed() {
     let (server, ..) = serve();
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let config = Arc::new(client(&server.ca_pem, &["http/1.1"], &[version]));
@@ -87,7 +87,7 @@ fn sessions_are_resumed() {
 }
 
 #[tokio::test]
-async fn http2_by_alpn_and_by_prior_knowledge() {
+async fn http2_works_by_alpn_and_prior_knowledge() {
     let (server, image, _layout) = serve();
     let plain = tokio::net::TcpStream::connect(server.plain).await.unwrap();
     check_http2(TokioIo::new(plain), &image).await;
@@ -129,7 +129,7 @@ where
 }
 
 #[test]
-fn the_wrong_protocol_is_told_so() {
+fn wrong_protocol_on_a_port_gets_400_and_an_explanation() {
     let (server, ..) = serve();
     let hello = http::raw(server.plain, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
     assert_eq!(
@@ -146,7 +146,7 @@ fn the_wrong_protocol_is_told_so() {
 
 /// Two by TLS and two plain ones, by both families; and what a node does that has nothing to trust yet.
 #[test]
-fn any_number_of_listeners() {
+fn several_listeners_serve_at_once() {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", b"layer");
     let arguments = ["--listen", "[::1]:0", "--plain", "127.0.0.1:0", "--plain", "[::1]:0"];
@@ -190,7 +190,7 @@ fn every_request_is_logged_once_when_it_ends() {
 }
 
 #[test]
-fn a_client_that_goes_away_is_logged_as_incomplete() {
+fn aborted_download_is_logged_as_incomplete() {
     let (layout, big, _) = Layout::large();
     let server = Server::start(layout.write());
     let mut stream = http::connect(server.plain);
@@ -204,7 +204,7 @@ fn a_client_that_goes_away_is_logged_as_incomplete() {
 }
 
 #[test]
-fn a_shutdown_lets_transfers_finish_and_takes_no_new_ones() {
+fn shutdown_finishes_transfers_and_accepts_no_new_ones() {
     let (layout, big, content) = Layout::large();
     let server = Server::start(layout.write());
     let (address, mut stream) = (server.plain, http::connect(server.plain));
@@ -226,7 +226,7 @@ fn a_shutdown_lets_transfers_finish_and_takes_no_new_ones() {
 }
 
 #[test]
-fn a_drain_that_is_over_cuts_what_is_left() {
+fn transfers_left_after_the_drain_are_cut() {
     let (layout, big, _) = Layout::large();
     let server = Server::start(layout.write());
     let mut stream = http::connect(server.plain);
@@ -245,7 +245,7 @@ fn a_drain_that_is_over_cuts_what_is_left() {
 }
 
 #[test]
-fn a_file_that_is_shorter_than_the_catalog_says_is_never_passed_off_as_whole() {
+fn truncated_blob_is_never_served_as_complete() {
     let (layout, big, _) = Layout::large();
     let server = Server::start(layout.write());
     let file = std::fs::File::options().write(true).open(layout.path().join(big.digest.blob_path())).unwrap();
@@ -273,7 +273,7 @@ fn a_file_that_is_shorter_than_the_catalog_says_is_never_passed_off_as_whole() {
 }
 
 #[test]
-fn ranges_of_a_file_that_shrinks_are_cut_over_both_protocols() {
+fn ranges_of_a_shrinking_file_are_cut_over_both_protocols() {
     let (layout, big, content) = Layout::large();
     let server = Server::start(layout.write());
     let file = std::fs::File::options().write(true).open(layout.path().join(big.digest.blob_path())).unwrap();
@@ -318,7 +318,7 @@ fn ranges_of_a_file_that_shrinks_are_cut_over_both_protocols() {
 }
 
 #[test]
-fn a_client_that_has_said_all_is_answered_all_the_same() {
+fn half_closed_client_gets_its_response() {
     let (layout, big, content) = Layout::large();
     let server = Server::start(layout.write());
     let request = format!("GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest);

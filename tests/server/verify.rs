@@ -73,7 +73,7 @@ fn is_disk_error(response: &Response) -> bool {
 }
 
 #[test]
-fn a_blob_with_wrong_bytes_is_cut_before_its_end() {
+fn corrupt_blob_is_cut_before_its_end() {
     let size = 10 * CHUNK;
     for at in [0, size / 2, size - 1] {
         let (layout, layer, file) = layer_of(size);
@@ -114,7 +114,7 @@ fn a_blob_with_wrong_bytes_is_cut_before_its_end() {
 }
 
 #[test]
-fn a_small_blob_and_a_manifest_with_wrong_bytes_are_errors() {
+fn corrupt_small_blob_and_manifest_get_500() {
     let (layout, layer, file) = layer_of(1000);
     spoil(&file, 7);
     let server = verifying(&layout);
@@ -145,7 +145,7 @@ fn a_small_blob_and_a_manifest_with_wrong_bytes_are_errors() {
 }
 
 #[test]
-fn a_part_of_a_blob_with_wrong_bytes_is_an_error_wherever_they_are() {
+fn range_of_a_corrupt_blob_fails_wherever_the_damage_is() {
     let size = 10 * CHUNK;
     let (layout, layer, file) = layer_of(size);
     spoil(&file, size - 1);
@@ -169,7 +169,7 @@ fn everything_ranged(address: SocketAddr, layer: Stored, range: &str) -> usize {
 }
 
 #[test]
-fn what_is_right_is_served_as_ever() {
+fn intact_content_is_served_unchanged() {
     let size = 10 * CHUNK + 7;
     let (layout, layer, file) = layer_of(size);
     let content = fs::read(&file).unwrap();
@@ -211,7 +211,7 @@ fn referrers_are_verified_too() {
 }
 
 #[test]
-fn a_file_of_another_size_is_an_error_that_is_counted_and_named() {
+fn blob_of_the_wrong_size_is_counted_and_logged() {
     let (layout, layer, file) = layer_of(1000);
     let content = fs::read(&file).unwrap();
     let server = Server::start(layout.path());

@@ -73,7 +73,7 @@ fn digits(text: &str) -> Option<Option<u128>> {
 }
 
 #[test]
-fn answers_to_the_examples_of_the_rfc() {
+fn expected_responses_match_the_examples_of_rfc_9110() {
     let parts = |list: &[Positions]| Answer::Parts(list.to_vec());
     for (header, expected) in [
         ("bytes=0-499", Answer::One((0, 499))),

@@ -32,17 +32,17 @@ use testing::server::{Server, Setup};
 const STALLED: usize = 96;
 
 #[test]
-fn answers_are_exact_while_there_is_memory() {
+fn responses_are_exact_with_memory_available() {
     run(Setup::default(), 0, 180);
 }
 
 #[test]
-fn answers_are_exact_while_connections_that_read_nothing_hold_all_memory() {
+fn responses_are_exact_while_stalled_connections_hold_all_memory() {
     run(Setup::default(), STALLED, 50);
 }
 
 #[test]
-fn answers_are_exact_while_blobs_are_verified() {
+fn responses_are_exact_while_blobs_are_verified() {
     run(Setup { verify: true, ..Setup::default() }, 0, 60);
 }
 
