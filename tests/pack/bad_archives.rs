@@ -10,7 +10,7 @@ use testing::layout::Layout;
 use testing::pack::{Bench, Saved, archive, archive_of, blob, gzip, hello};
 
 #[test]
-fn archives_that_are_cut_short() {
+fn truncated_archives_are_refused() {
     let (bench, layout, _) = hello(&[7; 5000]);
     let whole = archive_of(&layout);
     // In the middle of whichever member comes last, of the layer, and of a header.
@@ -38,7 +38,7 @@ fn archives_that_are_cut_short() {
 }
 
 #[test]
-fn archive_members_that_leave_the_archive() {
+fn archive_members_outside_the_archive_are_refused() {
     let bench = Bench::default();
     for name in ["/index.json", "../index.json", "blobs/../../index.json"] {
         bench.file("bad.tar", &archive(&[(name, Regular, b"{}")]));
@@ -60,7 +60,7 @@ fn archive_members_that_leave_the_archive() {
 }
 
 #[test]
-fn archive_members_that_are_no_files() {
+fn special_archive_members_are_refused() {
     let bench = Bench::default();
     for (kind, called) in [(Link, "hard link"), (Block, "block device"), (Fifo, "FIFO")] {
         bench.file("bad.tar", &archive(&[("index.json", Regular, b"{}"), ("blobs/it", kind, b"index.json")]));
@@ -74,7 +74,7 @@ fn archive_members_that_are_no_files() {
 }
 
 #[test]
-fn an_archive_member_of_a_size_that_cannot_be() {
+fn archive_member_of_an_impossible_size_is_refused() {
     let bench = Bench::default();
     let mut bomb = archive(&[("index.json", Regular, b"{}")]);
     let mut header = tar::Header::from_byte_slice(&bomb[..512]).clone();
@@ -90,7 +90,7 @@ fn an_archive_member_of_a_size_that_cannot_be() {
 }
 
 #[test]
-fn sources_that_are_something_else() {
+fn unrecognized_sources_are_refused() {
     let bench = Bench::default();
     fs::create_dir(bench.path("empty")).unwrap();
     let layout = Layout::default();
@@ -120,7 +120,7 @@ fn sources_that_are_something_else() {
 }
 
 #[test]
-fn faults_of_docker_archives() {
+fn malformed_docker_archives_are_refused() {
     let bench = Bench::default();
     let refused = |saved: &Saved, message: &str| {
         bench.file("saved.tar", &saved.bytes());
@@ -190,7 +190,7 @@ fn faults_of_docker_archives() {
 }
 
 #[test]
-fn layers_that_unpack_to_far_more_than_they_are() {
+fn decompression_bombs_are_refused() {
     let bench = Bench::default();
     // 1,280 MiB of zeros in some forty kilobytes.
     let part = zstd::encode_all(vec![0; 128 << 20].as_slice(), 1).unwrap();
@@ -211,7 +211,7 @@ fn layers_that_unpack_to_far_more_than_they_are() {
 }
 
 #[test]
-fn names_in_archives_do_not_reach_the_terminal() {
+fn archive_names_are_escaped_in_messages() {
     let bench = Bench::default();
     let mut saved = Saved::default();
     saved.image(&["test/hello:1"], &[("\u{1b}[2J\nlayer", b"layer")]);

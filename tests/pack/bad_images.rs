@@ -11,7 +11,7 @@ use testing::layout::Layout;
 use testing::pack::{Bench, blob, hello};
 
 #[test]
-fn a_missing_blob() {
+fn missing_blob_is_refused() {
     let (bench, layout, _) = hello(b"a layer");
     fs::remove_file(layout.join(blob(b"a layer"))).unwrap();
     let path = blob(b"a layer");
@@ -25,7 +25,7 @@ fn a_missing_blob() {
 }
 
 #[test]
-fn a_missing_manifest() {
+fn missing_manifest_is_refused() {
     let (bench, layout, manifest) = hello(b"a layer");
     fs::remove_file(layout.join(manifest.digest.blob_path())).unwrap();
     bench.refused(
@@ -40,7 +40,7 @@ fn a_missing_manifest() {
 }
 
 #[test]
-fn a_wrong_digest() {
+fn blob_with_a_wrong_digest_is_refused() {
     let (bench, layout, _) = hello(b"a layer");
     let path = blob(b"a layer");
     fs::write(layout.join(&path), b"A layer").unwrap();
@@ -55,7 +55,7 @@ fn a_wrong_digest() {
 }
 
 #[test]
-fn a_wrong_digest_of_a_manifest() {
+fn manifest_with_a_wrong_digest_is_refused() {
     let (bench, layout, manifest) = hello(b"a layer");
     let path = layout.join(manifest.digest.blob_path());
     let changed = fs::read_to_string(&path).unwrap().replace("schemaVersion", "schemaversion");
@@ -71,7 +71,7 @@ fn a_wrong_digest_of_a_manifest() {
 }
 
 #[test]
-fn a_wrong_size() {
+fn blob_of_a_wrong_size_is_refused() {
     let (bench, layout, _) = hello(b"a layer");
     let path = blob(b"a layer");
     fs::write(layout.join(&path), b"a longer layer").unwrap();
@@ -82,7 +82,7 @@ fn a_wrong_size() {
 }
 
 #[test]
-fn an_index_that_is_not_json() {
+fn index_that_is_not_json_is_refused() {
     let (bench, layout, _) = hello(b"a layer");
     fs::write(layout.join("index.json"), "<html>").unwrap();
     bench.refused(
@@ -92,7 +92,7 @@ fn an_index_that_is_not_json() {
 }
 
 #[test]
-fn a_path_that_leaves_a_layout() {
+fn path_out_of_the_layout_is_refused() {
     let (bench, layout, _) = hello(b"a layer");
     bench.file("outside", b"a layer");
     let path = blob(b"a layer");
@@ -122,7 +122,7 @@ fn a_path_that_leaves_a_layout() {
 }
 
 #[test]
-fn a_link_within_a_layout_is_followed() {
+fn link_within_the_layout_is_followed() {
     let (bench, layout, _) = hello(b"a layer");
     let path = layout.join(blob(b"a layer"));
     fs::rename(&path, layout.join("elsewhere")).unwrap();
@@ -131,7 +131,7 @@ fn a_link_within_a_layout_is_followed() {
 }
 
 #[test]
-fn a_fifo_in_the_place_of_a_blob() {
+fn fifo_in_place_of_a_blob_is_refused() {
     let (bench, layout, _) = hello(b"a layer");
     let path = layout.join(blob(b"a layer"));
     fs::remove_file(&path).unwrap();
@@ -146,7 +146,7 @@ fn a_fifo_in_the_place_of_a_blob() {
 }
 
 #[test]
-fn one_tag_claimed_twice() {
+fn duplicate_tag_is_refused() {
     let bench = Bench::default();
     let (mut a, mut b, mut both) = (Layout::default(), Layout::default(), Layout::default());
     let first = a.image("test/hello:latest", b"one").digest;
@@ -175,7 +175,7 @@ fn one_tag_claimed_twice() {
 }
 
 #[test]
-fn one_blob_of_two_sizes() {
+fn blob_with_two_declared_sizes_is_refused() {
     let bench = Bench::default();
     let (mut a, mut b) = (Layout::default(), Layout::default());
     a.image("test/a:1", b"shared");
@@ -195,7 +195,7 @@ fn one_blob_of_two_sizes() {
 }
 
 #[test]
-fn names_that_are_missing_or_wrong() {
+fn missing_and_malformed_names_are_refused() {
     let bench = Bench::default();
     let mut bare = Layout::default();
     let digest = bare.image("v1", b"layer").digest;

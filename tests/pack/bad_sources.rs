@@ -11,7 +11,7 @@ use testing::layout::Layout;
 use testing::pack::{Bench, archive_of, blob, hello, text};
 
 #[test]
-fn lists_that_are_not_by_the_schema() {
+fn lists_that_break_the_schema_are_refused() {
     let bench = Bench::default();
     let one = "one of path, config, artifact and pull is expected";
     for (list, message) in [
@@ -39,7 +39,7 @@ fn lists_that_are_not_by_the_schema() {
 }
 
 #[test]
-fn digest_files_that_hold_something_else() {
+fn malformed_digest_files_are_refused() {
     let bench = Bench::default();
     let hex = Digest::sha256_of(b"config").hex();
     bench.file("config", b"config");
@@ -88,7 +88,7 @@ fn digest_files_that_hold_something_else() {
 }
 
 #[test]
-fn artifacts_that_are_no_files() {
+fn artifacts_must_be_regular_files() {
     let bench = Bench::default();
     fs::create_dir(bench.path("folder")).unwrap();
     for (file, fault) in [
@@ -100,7 +100,7 @@ fn artifacts_that_are_no_files() {
 }
 
 #[test]
-fn indexes_without_the_platform() {
+fn indexes_without_the_platform_are_refused() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let platform = |architecture: &str, variant: Option<&str>| {
@@ -123,7 +123,7 @@ fn indexes_without_the_platform() {
 }
 
 #[test]
-fn a_name_claimed_by_one_tag_and_by_all() {
+fn tag_that_conflicts_with_an_every_tag_image_is_refused() {
     let bench = Bench::default();
     let (mut one, mut all) = (Layout::default(), Layout::default());
     let first = one.image("test/hello:v1", b"one").digest;
@@ -139,7 +139,7 @@ fn a_name_claimed_by_one_tag_and_by_all() {
 }
 
 #[test]
-fn a_non_distributable_layer_that_is_missing() {
+fn missing_non_distributable_layer_is_refused() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let layer = layout.blob(b"not for you");
@@ -172,7 +172,7 @@ fn a_non_distributable_layer_that_is_missing() {
 }
 
 #[test]
-fn damage_that_another_source_would_hide() {
+fn damaged_blob_is_refused_even_if_another_source_has_it() {
     let bench = Bench::default();
     let (mut a, mut b) = (Layout::default(), Layout::default());
     a.image("test/a:1", b"shared");
@@ -194,7 +194,7 @@ fn damage_that_another_source_would_hide() {
 }
 
 #[test]
-fn indexes_in_a_circle_or_too_deep() {
+fn circular_and_too_deep_indexes_are_refused() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let nest = |child: serde_json::Value| {
@@ -240,7 +240,7 @@ fn indexes_in_a_circle_or_too_deep() {
 }
 
 #[test]
-fn disks_within_their_own_sources() {
+fn disk_inside_its_own_source_is_refused() {
     let (bench, layout, _) = hello(b"a layer");
     bench.file("file", b"content");
     bench.file("list", b"images { path: 'layout' }");
@@ -273,7 +273,7 @@ fn disks_within_their_own_sources() {
 }
 
 #[test]
-fn paths_do_not_reach_the_terminal_as_they_are() {
+fn paths_are_escaped_in_messages() {
     let (bench, layout, _) = hello(b"a layer");
     let odd = "od\u{1b}[31md\n";
     fs::rename(layout, bench.path(odd)).unwrap();
@@ -292,7 +292,7 @@ fn paths_do_not_reach_the_terminal_as_they_are() {
 }
 
 #[test]
-fn flags_that_make_no_sense_exit_2() {
+fn contradictory_flags_exit_2() {
     let bench = Bench::default();
     for (arguments, message) in [
         (&["--base", "x", "y"][..], "error: the following required arguments were not provided:"),
@@ -322,7 +322,7 @@ fn flags_that_make_no_sense_exit_2() {
 }
 
 #[test]
-fn a_working_folder_that_cannot_be_made_is_told_without_its_name() {
+fn scratch_folder_failure_is_reported_without_its_random_name() {
     let (bench, _, _) = hello(b"a layer");
     let output = bench.command(&["-q", "pack", "layout", "-o", "/proc/disk"]).output().unwrap();
     assert_eq!(

@@ -218,7 +218,7 @@ fn trusted(bench: &Bench, disk: &str) -> String {
 
 /// Referrers, indexes of signatures, plain images, tags alone and cosign's tags, sha512, indexes in indexes, one name twice.
 #[test]
-fn serve_pack_inspect_diff_and_trust_find_the_same_in_any_layout() {
+fn every_command_finds_the_same_images_in_any_layout() {
     let (mut packed, mut refused, mut filed) = (0, 0, 0);
     for seed in 0..120 {
         let layout = layout(seed);
@@ -270,7 +270,7 @@ fn serve_pack_inspect_diff_and_trust_find_the_same_in_any_layout() {
 
 /// A plain image and an index of signatures beside one repository: a client that asks for referrers finds them.
 #[test]
-fn a_layout_is_served_with_the_signatures_that_its_index_does_not_name() {
+fn signatures_outside_the_index_are_served() {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:1", b"layer");
     layout.image("test/other:1", b"other");
@@ -290,7 +290,7 @@ fn a_layout_is_served_with_the_signatures_that_its_index_does_not_name() {
 
 /// What `pack` wants a name for is served as the repository `image`, and nodes are told so.
 #[test]
-fn images_that_belong_nowhere_are_served_as_the_repository_image() {
+fn images_without_a_repository_are_served_as_image() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     layout.image("test/a:1", b"a");
@@ -316,7 +316,7 @@ fn images_that_belong_nowhere_are_served_as_the_repository_image() {
 
 /// Layouts that lack layers and manifests of indexes: `serve --allow-missing` serves what `pack --allow-missing` packs.
 #[test]
-fn serve_allows_what_is_missing_as_pack_does() {
+fn serve_and_pack_treat_allow_missing_alike() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let image = layout.image("test/image:1", b"the layer that is missing");

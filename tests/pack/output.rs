@@ -35,7 +35,7 @@ fn mixed() -> Layout {
 }
 
 #[test]
-fn the_disk_is_a_layout_with_a_catalog() {
+fn disk_is_a_layout_with_a_catalog() {
     let bench = Bench::default();
     let layout = bench.layout("layout", &mixed());
     bench.pack(&["layout"]);
@@ -56,7 +56,7 @@ fn the_disk_is_a_layout_with_a_catalog() {
 }
 
 #[test]
-fn the_file_system_depends_on_nothing_else() {
+fn file_system_bytes_are_reproducible() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());
     bench.pack(&["layout"]);
@@ -69,7 +69,7 @@ fn the_file_system_depends_on_nothing_else() {
 }
 
 #[test]
-fn the_order_of_sources_does_not_matter() {
+fn order_of_sources_does_not_change_the_disk() {
     let bench = Bench::default();
     bench.layout("a", &mixed());
     let mut other = Layout::default();
@@ -90,7 +90,7 @@ fn the_order_of_sources_does_not_matter() {
 }
 
 #[test]
-fn neither_umask_nor_user_matter() {
+fn umask_and_user_do_not_change_the_disk() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());
     bench.pack(&["layout"]);
@@ -118,7 +118,7 @@ fn neither_umask_nor_user_matter() {
 }
 
 #[test]
-fn docker_save_becomes_schema_2() {
+fn docker_save_archives_become_schema_2_manifests() {
     let bench = Bench::default();
     let mut saved = Saved::default();
     saved.member("1/layer.tar", b"the lower layer");
@@ -173,7 +173,7 @@ fn compressed_layers_of_docker_archives_stay_compressed() {
 }
 
 #[test]
-fn an_archive_that_is_both_is_read_as_a_layout() {
+fn archive_with_both_indexes_is_read_as_a_layout() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let hello = layout.manifest(&[b"layer"]);
@@ -194,7 +194,7 @@ fn an_archive_that_is_both_is_read_as_a_layout() {
 }
 
 #[test]
-fn the_last_of_two_members_of_one_name_counts() {
+fn last_archive_member_of_a_name_wins() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     layout.image("test/hello:latest", b"layer");
@@ -213,7 +213,7 @@ fn the_last_of_two_members_of_one_name_counts() {
 }
 
 #[test]
-fn the_result_for_people_and_for_programs() {
+fn result_is_printed_as_text_and_as_json() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());
     let output = bench.command(&["pack", "layout", "-o", "disk.erofs"]).output().unwrap();
@@ -230,7 +230,7 @@ fn the_result_for_people_and_for_programs() {
 }
 
 #[test]
-fn a_long_list_of_images_is_cut() {
+fn long_list_of_images_is_shortened() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     for number in 10..35 {
@@ -245,7 +245,7 @@ fn a_long_list_of_images_is_cut() {
 }
 
 #[test]
-fn a_link_to_the_disk_stays_a_link() {
+fn symbolic_link_to_the_disk_stays_a_link() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());
     bench.file("real.erofs", b"the old disk");

@@ -17,7 +17,7 @@ use testing::pack::{Bench, text};
 use testing::upstream::{Answer, Images, MANIFEST, Upstream, blob_target, layer, refused_with, registry};
 
 #[test]
-fn statuses() {
+fn error_statuses_are_reported() {
     for (fault, expected) in [
         (
             Answer::error(404, "MANIFEST_UNKNOWN", "manifest unknown"),
@@ -48,7 +48,7 @@ fn statuses() {
 }
 
 #[test]
-fn bodies_that_are_no_manifest() {
+fn invalid_manifest_bodies_are_refused() {
     let oci = ("Content-Type", OCI_MANIFEST);
     let found = Digest::sha256_of(b"{}");
     let other = Digest::sha256_of(b"other");
@@ -84,7 +84,7 @@ fn bodies_that_are_no_manifest() {
 }
 
 #[test]
-fn bodies_that_are_not_the_blob() {
+fn blob_bodies_that_do_not_match_are_refused() {
     let (digest, blob) = (Digest::sha256_of(&layer()), blob_target());
     let mut wrong = layer();
     wrong[7] ^= 1;
@@ -122,7 +122,7 @@ fn bodies_that_are_not_the_blob() {
 }
 
 #[test]
-fn layers_that_are_kept_elsewhere_are_not_fetched_from_there() {
+fn foreign_layers_are_not_fetched_from_their_urls() {
     let layout = Layout::default();
     let elsewhere = Upstream::start(|_| Answer::new(200, &[], b"foreign"));
     let config = layout.json(&json!({"architecture": "amd64", "os": "windows"}));
@@ -148,7 +148,7 @@ fn layers_that_are_kept_elsewhere_are_not_fetched_from_there() {
 }
 
 #[test]
-fn indexes_and_descriptors_that_lie() {
+fn false_descriptors_and_indexes_are_refused() {
     let layout = Layout::default();
     let image = layout.manifest(&[b"layer"]);
     let mut wrong = image.descriptor(OCI_MANIFEST);
@@ -178,7 +178,7 @@ fn indexes_and_descriptors_that_lie() {
 }
 
 #[test]
-fn what_passes_is_waited_for() {
+fn transient_failures_are_retried() {
     let (manifests, blobs) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let blob = blob_target();
     let (layout, image, upstream) = registry(move |asked| match asked.target.as_str() {
@@ -205,7 +205,7 @@ fn what_passes_is_waited_for() {
 }
 
 #[test]
-fn a_server_without_ranges_begins_anew() {
+fn download_restarts_from_a_server_without_ranges() {
     let (count, blob) = (AtomicUsize::new(0), blob_target());
     let (_layout, _, upstream) = registry(move |asked| {
         (asked.target == blob).then(|| match count.fetch_add(1, Ordering::SeqCst) {
@@ -219,7 +219,7 @@ fn a_server_without_ranges_begins_anew() {
 }
 
 #[test]
-fn what_is_here_already_is_not_fetched() {
+fn blobs_of_other_sources_are_not_fetched_again() {
     let (layout, image, upstream) = registry(|_| None);
     let (bench, host) = (Bench::default(), upstream.address.to_string());
     let mut other = Layout::default();
@@ -237,7 +237,7 @@ fn what_is_here_already_is_not_fetched() {
 }
 
 #[test]
-fn nobody_there_and_silence() {
+fn unreachable_and_silent_registries_are_reported() {
     let bench = Bench::default();
     // A port that was free a moment ago, and one whose server says nothing.
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -254,7 +254,7 @@ fn nobody_there_and_silence() {
 }
 
 #[test]
-fn a_certificate_for_another_name() {
+fn certificate_for_another_name_is_refused() {
     let (ca, certificate, key) = certificates::server();
     let upstream = Upstream::start_on("127.0.0.1:0", Some((&certificate, &key)), |_| Answer::new(200, &[], b""));
     let (bench, host) = (Bench::default(), format!("localhost:{}", upstream.address.port()));
@@ -270,7 +270,7 @@ fn a_certificate_for_another_name() {
 }
 
 #[test]
-fn a_signal_ends_it_at_once_and_leaves_nothing() {
+fn signal_ends_the_pull_at_once_and_leaves_no_files() {
     let (asked, blob) = (Arc::new(AtomicUsize::new(0)), blob_target());
     let seen = Arc::clone(&asked);
     let (_layout, _, upstream) = registry(move |request| {
@@ -299,7 +299,7 @@ fn a_signal_ends_it_at_once_and_leaves_nothing() {
 }
 
 #[test]
-fn flags_that_are_wrong_exit_2() {
+fn bad_pull_flags_exit_2() {
     let bench = Bench::default();
     for (arguments, message) in [
         (

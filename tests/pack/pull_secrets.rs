@@ -19,7 +19,7 @@ fn log_in(bench: &Bench, host: &str, entry: serde_json::Value) {
 const ANNA: &str = "YW5uYTpzZWNyZXQ=";
 
 #[test]
-fn a_redirect_takes_no_credentials_along() {
+fn redirects_carry_no_credentials() {
     let elsewhere = Upstream::start(|_| Answer::new(200, &[], &layer()));
     let (blob, to) = (blob_target(), format!("http://{}/store/blob?signature=1", elsewhere.address));
     let (_layout, _, upstream) = registry(move |asked| {
@@ -38,7 +38,7 @@ fn a_redirect_takes_no_credentials_along() {
 }
 
 #[test]
-fn a_challenge_from_where_a_redirect_leads_is_not_answered() {
+fn challenge_from_a_redirect_target_is_not_answered() {
     let elsewhere = Upstream::start(|_| Answer::new(401, &[("WWW-Authenticate", "Basic realm=\"x\"")], b""));
     let (blob, to) = (blob_target(), format!("http://{}/blob", elsewhere.address));
     let (_layout, _, upstream) = registry(move |asked| (asked.target == blob).then(|| Answer::redirect(&to)));
@@ -56,7 +56,7 @@ fn a_challenge_from_where_a_redirect_leads_is_not_answered() {
 }
 
 #[test]
-fn redirects_that_lead_nowhere() {
+fn bad_redirects_are_refused() {
     refused_with(MANIFEST, Answer::redirect(MANIFEST), "it has more than 5 redirects on the way to one answer");
     refused_with(MANIFEST, Answer::redirect("ftp://x/?secret"), "\"ftp://x/\" is not an http or https URL");
     // From TLS to plain HTTP.
@@ -83,7 +83,7 @@ fn with_tokens(realm: String) -> (Layout, Stored, Upstream) {
 }
 
 #[test]
-fn tokens_by_password_and_by_refresh_token() {
+fn tokens_are_fetched_by_password_and_by_refresh_token() {
     let service = Upstream::start(|asked| match (asked.method.as_str(), asked.header("authorization")) {
         ("GET", Some(shown)) if shown == format!("Basic {ANNA}") => Answer::new(200, &[], br#"{"token":"t"}"#),
         ("POST", None) if asked.body.contains("refresh_token=r%2B1") => Answer::new(200, &[], br#"{"access_token":"t"}"#),
@@ -119,7 +119,7 @@ fn tokens_by_password_and_by_refresh_token() {
 }
 
 #[test]
-fn token_services_that_cannot_be_asked_or_give_none() {
+fn failing_token_services_are_reported() {
     let bench = Bench::default();
     let pull = |realm: &str, expected: &str| {
         let (_layout, _, upstream) = with_tokens(realm.to_owned());

@@ -22,7 +22,7 @@ fn refused(bench: &Bench, arguments: &[&str], message: &str) {
 }
 
 #[test]
-fn the_sample_packs_and_is_made_again_to_the_same_bytes() {
+fn sample_packs_and_is_reproducible() {
     let bench = bench();
     let sample = |folder: &str| {
         let output = bench.command(&["--quiet", "--json", "sample", "-o", folder, "--binary", "static"]).output().unwrap();
@@ -43,7 +43,7 @@ fn the_sample_packs_and_is_made_again_to_the_same_bytes() {
 }
 
 #[test]
-fn what_is_no_program_for_it_is_refused() {
+fn unusable_program_is_refused() {
     let bench = bench();
     refused(
         &bench,
@@ -57,7 +57,7 @@ fn what_is_no_program_for_it_is_refused() {
 }
 
 #[test]
-fn a_folder_with_something_else_is_left_alone() {
+fn folder_with_other_files_is_left_alone() {
     let bench = bench();
     fs::create_dir(bench.path("mine")).unwrap();
     bench.file("mine/file", b"mine");

@@ -64,7 +64,7 @@ fn referrers(folder: &Path, to: Stored) -> usize {
 }
 
 #[test]
-fn one_platform_is_kept() {
+fn only_the_selected_platform_is_kept() {
     let bench = Bench::default();
     let signed = signed();
     bench.layout("layout", &signed.layout);
@@ -94,7 +94,7 @@ fn one_platform_is_kept() {
 }
 
 #[test]
-fn all_platforms_and_all_that_refers_to_them_come_along() {
+fn all_platforms_and_their_referrers_are_kept() {
     let bench = Bench::default();
     let signed = signed();
     bench.layout("layout", &signed.layout);
@@ -118,7 +118,7 @@ fn all_platforms_and_all_that_refers_to_them_come_along() {
 }
 
 #[test]
-fn a_later_source_replaces_an_earlier_one() {
+fn later_source_replaces_an_earlier_one() {
     let bench = Bench::default();
     let (mut old, mut new) = (Layout::default(), Layout::default());
     let first = old.image("test/hello:1", b"old").digest.to_string();
@@ -152,7 +152,7 @@ fn a_later_source_replaces_an_earlier_one() {
 }
 
 #[test]
-fn what_is_missing_is_left_out() {
+fn images_with_missing_layers_are_left_out() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let foreign = layout.blob(b"not for you");

@@ -31,7 +31,7 @@ fn manifest_of(config: &[u8], layers: &[&[u8]]) -> String {
 }
 
 #[test]
-fn the_first_form_of_bazel_answers_to_every_tag() {
+fn bazel_layout_without_tags_serves_every_tag() {
     let bench = Bench::default();
     fs::create_dir(bench.path("app")).unwrap();
     let (config, lower, upper) = (b"{\"os\":\"linux\"}", gzip(b"lower"), gzip(b"upper"));
@@ -86,7 +86,7 @@ fn the_first_form_of_bazel_answers_to_every_tag() {
 }
 
 #[test]
-fn the_other_forms_of_bazel_and_its_runfiles() {
+fn other_bazel_forms_and_runfiles_are_packed() {
     let bench = Bench::default();
     let (mut second, mut third) = (Layout::default(), Layout::default());
     let one = second.image("", b"second").digest;
@@ -131,7 +131,7 @@ fn the_other_forms_of_bazel_and_its_runfiles() {
 }
 
 #[test]
-fn one_list_of_every_kind() {
+fn one_list_holds_every_kind_of_image() {
     let bench = Bench::default();
     part(&bench, "config.json", b"{}");
     let mut layout = Layout::default();
@@ -203,7 +203,7 @@ fn files_become_artifacts() {
 }
 
 #[test]
-fn tags_and_upstreams_for_all() {
+fn default_tags_and_upstreams_apply_to_all_images() {
     let bench = Bench::default();
     let (mut two, mut one) = (Layout::default(), Layout::default());
     two.image("busybox:1", b"busybox");
