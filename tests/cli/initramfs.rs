@@ -185,7 +185,7 @@ fn listing(archive: &[u8]) -> String {
 }
 
 #[test]
-fn the_archive_holds_the_init_and_just_the_needed_modules_in_load_order() {
+fn archive_holds_the_init_and_the_needed_modules_in_load_order() {
     let machine = Machine::new();
     let output = machine.run();
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "this kernel has no 8021q, button (the guest works without)\n");
@@ -199,7 +199,7 @@ fn the_archive_holds_the_init_and_just_the_needed_modules_in_load_order() {
 }
 
 #[test]
-fn the_result_is_one_json_line_where_asked_for() {
+fn result_with_json_is_one_line() {
     let machine = Machine::new();
     let mut command = machine.command();
     let output =
@@ -214,7 +214,7 @@ fn the_result_is_one_json_line_where_asked_for() {
 }
 
 #[test]
-fn the_same_contents_give_the_same_bytes() {
+fn same_contents_give_the_same_bytes() {
     let machine = Machine::new();
     let first = build(&machine.init(), &machine.tree()).unwrap();
     assert!(machine.run().status.success());
@@ -236,7 +236,7 @@ fn the_same_contents_give_the_same_bytes() {
 }
 
 #[test]
-fn without_modules_those_of_the_cached_kernel_are_taken() {
+fn modules_default_to_those_of_the_cached_kernel() {
     let machine = Machine::new();
     let folder = machine.folder.path().join("cache/kernel/cloud/linux-image-made-up_6.1.9-1");
     fs::create_dir_all(&folder).unwrap();
@@ -248,7 +248,7 @@ fn without_modules_those_of_the_cached_kernel_are_taken() {
 }
 
 #[test]
-fn a_missing_module_stops_with_its_name_and_use() {
+fn missing_module_is_named_with_its_use() {
     let machine = Machine::new();
     machine.relist(|line| (!line.contains("virtio_blk")).then(|| line.to_owned()));
     machine.fails(
@@ -259,7 +259,7 @@ fn a_missing_module_stops_with_its_name_and_use() {
 }
 
 #[test]
-fn a_broken_list_stops() {
+fn malformed_module_list_is_refused() {
     let machine = Machine::new();
     machine.relist(|line| (!line.starts_with("kernel/lib/libcrc32c")).then(|| line.to_owned()));
     machine.fails(
@@ -286,7 +286,7 @@ fn a_broken_list_stops() {
 }
 
 #[test]
-fn a_broken_module_stops() {
+fn malformed_module_is_refused() {
     let machine = Machine::new();
     fs::remove_file(machine.tree().join("kernel/fs/erofs/erofs.ko.zst")).unwrap();
     machine.fails(
@@ -305,7 +305,7 @@ fn a_broken_module_stops() {
 }
 
 #[test]
-fn an_init_that_cannot_be_pid_1_stops() {
+fn unusable_init_is_refused() {
     let machine = Machine::new();
     fs::remove_file(machine.init()).unwrap();
     machine.fails("cannot read the init ROOT/init: No such file or directory (os error 2)");
@@ -343,7 +343,7 @@ fn an_init_that_cannot_be_pid_1_stops() {
 }
 
 #[test]
-fn an_output_that_cannot_be_written_stops() {
+fn unwritable_output_is_reported() {
     let machine = Machine::new();
     let write_to = |output: &Path| {
         let mut command = Command::new(testing::pack::PROGRAM);
@@ -367,7 +367,7 @@ fn an_output_that_cannot_be_written_stops() {
 }
 
 #[test]
-fn bad_flags_exit_with_2() {
+fn bad_flags_exit_2() {
     let machine = Machine::new();
     let output = machine.command().arg("--unknown").output().unwrap();
     assert_eq!(output.status.code(), Some(2));

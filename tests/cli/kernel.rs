@@ -137,7 +137,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn the_distributions_kernel_is_unpacked_into_the_cache_and_used_from_there() {
+fn distribution_kernel_is_unpacked_into_the_cache_and_reused() {
     let machine = Machine::new();
     machine.publish(&machine.package(&files()));
     let output = machine.command().output().unwrap();
@@ -169,7 +169,7 @@ fn the_distributions_kernel_is_unpacked_into_the_cache_and_used_from_there() {
 }
 
 #[test]
-fn modules_below_usr_are_found() {
+fn modules_below_usr_lib_are_found() {
     let machine = Machine::new();
     let merged = |(file, content): (String, Vec<u8>)| (file.replace("lib/modules", "usr/lib/modules"), content);
     machine.publish(&machine.package(&files().into_iter().map(merged).collect::<Vec<_>>()));
@@ -180,7 +180,7 @@ fn modules_below_usr_are_found() {
 }
 
 #[test]
-fn apt_without_lists_is_reported() {
+fn missing_apt_lists_are_reported() {
     let machine = Machine::new();
     machine.fails(
         &mut machine.command(),
@@ -190,7 +190,7 @@ fn apt_without_lists_is_reported() {
 }
 
 #[test]
-fn a_missing_package_is_reported() {
+fn unavailable_package_is_reported() {
     let machine = Machine::new();
     machine.publish(&machine.package(&files()));
     fs::remove_file(machine.path("archive/kernel.deb")).unwrap();
@@ -203,7 +203,7 @@ fn a_missing_package_is_reported() {
 }
 
 #[test]
-fn a_package_without_a_kernel_or_modules_is_reported() {
+fn package_without_a_kernel_or_modules_is_refused() {
     for (kept, missing) in [(0, "folder lib/modules/RELEASE"), (1, "boot/vmlinuz-RELEASE")] {
         let machine = Machine::new();
         let kept: Vec<_> = files().into_iter().skip(kept).take(1).collect();
@@ -228,7 +228,7 @@ fn missing_tools_are_reported_with_their_packages() {
 }
 
 #[test]
-fn a_given_kernel_is_extracted_or_passed_through() {
+fn provided_kernel_is_extracted_or_used_as_it_is() {
     let machine = Machine::new();
     for (content, release) in [(bzimage(), serde_json::json!(RELEASE)), (kernel(), serde_json::Value::Null)] {
         fs::write(machine.path("vmlinuz"), content).unwrap();
@@ -242,7 +242,7 @@ fn a_given_kernel_is_extracted_or_passed_through() {
 }
 
 #[test]
-fn a_given_kernel_that_cannot_boot_stops() {
+fn unbootable_kernel_is_refused() {
     let machine = Machine::new();
     let cases = [
         (

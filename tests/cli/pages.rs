@@ -28,7 +28,7 @@ fn links_lead_to_files() {
 }
 
 #[test]
-fn paths_of_the_project_exist() {
+fn paths_in_backticks_exist() {
     let folders = ["src/", "tests/", "qemu/", "image/", "benches/", "proto/", "docs/", "examples/"];
     for (page, text) in pages() {
         for path in quoted(&text).filter(|text| folders.iter().any(|folder| text.starts_with(folder))) {

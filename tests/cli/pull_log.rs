@@ -55,7 +55,7 @@ fn row(by: &str, image: &str, rest: &str) -> String {
 }
 
 #[test]
-fn the_table_has_every_pull_and_what_was_missed() {
+fn table_lists_every_pull_and_every_miss() {
     let bench = bench(&written(&log()));
     let one = "test/multi:1@sha256:e3b0c44298fc";
     let (seven, eight) = (row("10.1.0.7", one, "   200        512"), row("10.1.0.8", one, "   200        512"));
@@ -75,14 +75,14 @@ fn the_table_has_every_pull_and_what_was_missed() {
 }
 
 #[test]
-fn with_json_the_log_s_own_lines_are_passed_on() {
+fn json_output_passes_log_lines_through() {
     let bench = bench(&written(&log()));
     let expected = written(&[log()[2].clone()]);
     assert_eq!(run(&bench, &["events", "--json", "log", "--by", "10.1.0.7"]), (Some(0), expected, String::new()));
 }
 
 #[test]
-fn a_last_line_that_was_cut_off_is_left_out() {
+fn truncated_last_line_is_ignored() {
     let whole = written(&log());
     let bench = bench(&format!("{whole}{{\"time\": 1, \"requ"));
     let note = "the last line of log is incomplete and is ignored\n";
@@ -107,7 +107,7 @@ fn a_last_line_that_was_cut_off_is_left_out() {
 }
 
 #[test]
-fn following_a_file_ends_with_the_registry() {
+fn follow_ends_when_the_registry_ends() {
     let events = log();
     let (before, after) = events.split_at(3);
     let bench = bench(&written(before));
@@ -128,7 +128,7 @@ fn following_a_file_ends_with_the_registry() {
 }
 
 #[test]
-fn a_socket_is_read_to_its_end() {
+fn socket_is_read_to_its_end() {
     let bench = Bench::default();
     let listener = UnixListener::bind(bench.path("socket")).unwrap();
     let mut command = bench.command(&["events", "socket"]);
@@ -146,7 +146,7 @@ fn a_socket_is_read_to_its_end() {
 
 /// Somebody who reads no further is no error.
 #[test]
-fn a_reader_that_goes_away_ends_it() {
+fn closed_output_ends_the_command() {
     let bench = bench(&written(&log()).repeat(2000));
     let mut command = bench.command(&["events", "log"]);
     let mut showing = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -157,7 +157,7 @@ fn a_reader_that_goes_away_ends_it() {
 }
 
 #[test]
-fn what_holds_exits_0_and_says_so() {
+fn assertions_that_hold_exit_0() {
     let bench = bench(&written(&log()));
     for (arguments, said) in [
         (&["--pulled", "test/multi:1"][..], "test/multi:1 was pulled 2 times"),
@@ -177,7 +177,7 @@ fn what_holds_exits_0_and_says_so() {
 }
 
 #[test]
-fn what_does_not_hold_exits_1_with_the_difference() {
+fn assertions_that_fail_exit_1_with_the_difference() {
     let bench = bench(&written(&log()));
     let one = "test/multi:1@sha256:e3b0c44298fc";
     let both = format!("  {}  {}", row("10.1.0.7", one, "   200        512"), row("10.1.0.8", one, "   200        512"));
@@ -246,7 +246,7 @@ fn listed(bench: &Bench, arguments: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn a_failure_lists_the_nearest_names_and_says_which_tag_was_taken() {
+fn failure_suggests_similar_names_and_the_default_tag() {
     let mut events: Vec<Value> = (0..20).map(|number| pulled("10.1.0.7", &format!("aaa/unrelated-{number}"), "1")).collect();
     for (by, repository, tag) in [
         ("10.1.0.7", "quay.io/team/backend", "v1"),
@@ -279,7 +279,7 @@ fn a_failure_lists_the_nearest_names_and_says_which_tag_was_taken() {
 }
 
 #[test]
-fn a_log_that_proves_nothing_exits_2() {
+fn incomplete_log_exits_2() {
     let whole = log();
     let bench = bench(&written(&whole));
     bench.file("damaged", format!("{}junk\n{}", written(&whole[..2]), written(&whole[2..])).as_bytes());

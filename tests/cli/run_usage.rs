@@ -95,7 +95,7 @@ fn bad_flags_exit_2() {
 }
 
 #[test]
-fn serve_refuses_flags_that_it_would_not_use() {
+fn serve_refuses_flags_it_would_ignore() {
     let folder = folder();
     for (arguments, message) in [
         (
@@ -116,7 +116,7 @@ fn serve_refuses_flags_that_it_would_not_use() {
 }
 
 #[test]
-fn limits_that_are_none_are_refused_before_anything_is_served() {
+fn invalid_limits_are_refused_before_serving() {
     for (limit, why) in [
         ("stallSeconds=0", "stallSeconds is 0; expected seconds from 1 to 3600"),
         ("streams=1000", "streams is 1000; expected a number of streams from 1 to 256"),

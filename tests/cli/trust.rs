@@ -40,7 +40,7 @@ fn listing(tree: &FileTree) -> String {
 }
 
 #[test]
-fn every_file_is_as_it_was() {
+fn every_file_matches_its_golden_file() {
     for (name, bundle) in bundles() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/trust/{name}.txt"));
         let found = listing(&tree(&bundle, &[TrustFormat::All]));
@@ -54,7 +54,7 @@ fn every_file_is_as_it_was() {
 
 /// What podman named `localhost/NAME` is listed as the registry's own `NAME`, where that is what a client gets by it.
 #[test]
-fn localhost_names_are_listed_as_they_are_pulled() {
+fn localhost_names_are_listed_as_clients_pull_them() {
     let names = [
         "docker.io/library/web:1",
         "e2e/app:1",
@@ -85,7 +85,7 @@ fn yaml(text: &str) -> Value {
 }
 
 #[test]
-fn containerd_s_parser_reads_them() {
+fn hosts_toml_parses_as_containerd_parses_it() {
     for (name, bundle) in bundles() {
         let tree = tree(&bundle, &[TrustFormat::All]);
         let url = |host: &str| format!("{}://{host}", if bundle.ca.is_some() { "https" } else { "http" });
@@ -119,7 +119,7 @@ fn containerd_s_parser_reads_them() {
 }
 
 #[test]
-fn the_toml_of_podman_is_toml() {
+fn registries_conf_is_valid_toml() {
     let conf = "registries.conf.d/50-localregistry.conf";
     for (name, expected) in [
         (
@@ -149,7 +149,7 @@ fn the_toml_of_podman_is_toml() {
 }
 
 #[test]
-fn the_yaml_is_yaml() {
+fn yaml_files_are_valid_yaml() {
     let [(_, tls), (_, plain), (_, ipv6), _] = bundles();
     let (files, plain, ipv6) =
         (tree(&tls, &[TrustFormat::All]), tree(&plain, &[TrustFormat::All]), tree(&ipv6, &[TrustFormat::All]));
@@ -211,7 +211,7 @@ fn the_yaml_is_yaml() {
 }
 
 #[test]
-fn dockerd_s_json_is_json() {
+fn daemon_json_is_valid_json() {
     let [(_, tls), (_, plain), (_, ipv6), (_, alone)] =
         bundles().map(|(name, bundle)| (name, tree(&bundle, &[TrustFormat::Docker])));
     let daemon = |tree: &FileTree| serde_json::from_str::<Value>(&tree["docker/daemon.json"]).unwrap();
@@ -228,7 +228,7 @@ fn dockerd_s_json_is_json() {
 
 /// A shell gets out what was put in.
 #[test]
-fn a_shell_reads_the_variables() {
+fn env_file_is_read_by_a_shell() {
     let [(_, tls), (_, plain), ..] = bundles();
     let bench = Bench::default();
     for (bundle, expected) in [
@@ -278,7 +278,7 @@ fn written(folder: &Path) -> FileTree {
 }
 
 #[test]
-fn the_command_writes_them_from_a_disk_a_layout_and_a_ready_line() {
+fn files_are_written_from_a_disk_a_layout_or_a_ready_line() {
     let bench = bench();
     let dir = bench.path("trust");
     let ca = text(&fs::read(bench.path("ca.crt")).unwrap()).replace('\r', "");
@@ -319,7 +319,7 @@ fn hosts(trust: &FileTree, folder: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_endpoint_and_name_of_a_ready_line_gets_its_entry() {
+fn every_endpoint_and_name_of_a_ready_line_gets_an_entry() {
     let bench = bench();
     let ready = json!({
         "endpoint": "https://127.0.0.1:35155", "endpoints": ["https://127.0.0.1:35155", "https://10.1.0.82:5000"],
@@ -357,7 +357,7 @@ fn every_endpoint_and_name_of_a_ready_line_gets_its_entry() {
 
 /// `run` and `serve` are given a certificate and a name that it lacks. QEMU is not started: there is none.
 #[test]
-fn a_given_certificate_that_lacks_a_name_is_refused() {
+fn certificate_without_a_needed_name_is_refused() {
     let bench = bench();
     let given = rcgen::generate_simple_self_signed(["registry.test".to_owned(), "10.1.0.82".to_owned()]).unwrap();
     bench.file("cert.pem", given.cert.pem().as_bytes());
@@ -397,7 +397,7 @@ fn a_given_certificate_that_lacks_a_name_is_refused() {
 }
 
 #[test]
-fn several_disks_are_named_together_or_refused() {
+fn several_disks_are_combined_or_refused() {
     let bench = bench();
     let (mut more, mut other) = (Layout::default(), Layout::default());
     more.image("quay.io/test/more:1", b"more");
@@ -423,7 +423,7 @@ fn several_disks_are_named_together_or_refused() {
 
 /// A key that lies beside the certificate goes to no node.
 #[test]
-fn a_key_in_the_ca_s_file_stays_where_it_is() {
+fn key_in_the_ca_file_is_not_copied() {
     let bench = bench();
     let mut both = fs::read(bench.path("ca.crt")).unwrap();
     both.extend(rcgen::KeyPair::generate().unwrap().serialize_pem().bytes());
@@ -467,7 +467,7 @@ fn bad_flags_exit_2_and_write_nothing() {
 }
 
 #[test]
-fn bad_files_exit_1_and_leave_what_is_there() {
+fn bad_files_exit_1_and_change_nothing() {
     let bench = bench();
     bench.file("junk", b"not really");
     bench.file("empty.json", b"{}");
