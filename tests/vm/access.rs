@@ -22,7 +22,7 @@ fn bench() -> Bench {
 }
 
 #[test]
-fn users_get_tokens_and_metrics_have_a_port_of_their_own() {
+fn users_get_tokens_and_metrics_have_a_separate_port() {
     let bench = bench();
     let users = bench.path("users").display().to_string();
     let vm = Vm::boot(&bench.path("disk.erofs"), &["--htpasswd", &users, "--token", "--metrics", "127.0.0.1:0"]);
@@ -60,7 +60,7 @@ fn users_get_tokens_and_metrics_have_a_port_of_their_own() {
 }
 
 #[test]
-fn certificates_stand_in_for_passwords() {
+fn client_certificates_replace_passwords() {
     let bench = bench();
     let authority = ClientAuthority::new("nodes");
     let (users, ca) = (bench.path("users"), bench.file("nodes.crt", authority.pem().as_bytes()));
@@ -80,7 +80,7 @@ fn certificates_stand_in_for_passwords() {
 
 /// What a node does that has nothing to trust yet: the CA over plain HTTP, and then all else over TLS.
 #[test]
-fn further_ports_serve_and_are_reported() {
+fn additional_ports_serve_and_are_reported() {
     let bench = bench();
     let listeners = r#"listeners=[{"port":8080,"transport":"PLAIN"},{"port":8443,"address":"10.0.2.15"}]"#;
     let vm = Vm::boot(&bench.path("disk.erofs"), &["--set", listeners]);
@@ -116,7 +116,7 @@ fn further_ports_serve_and_are_reported() {
 }
 
 #[test]
-fn a_port_that_is_not_to_be_had_is_named() {
+fn unavailable_port_is_named() {
     let bench = bench();
     for (setting, reason) in [
         (r#"listeners=[{"port":5000}]"#, "cannot listen on TCP port 5000: Address in use (os error 98)"),
@@ -133,7 +133,7 @@ fn a_port_that_is_not_to_be_had_is_named() {
 }
 
 #[test]
-fn a_guest_without_its_secrets_says_which() {
+fn missing_secrets_are_named_by_the_guest() {
     let bench = bench();
     for (setting, name) in [("auth.mode=BASIC", "htpasswd"), ("auth.clientCertificate=REQUIRED", "client-ca.crt")] {
         let ended = vm::fails(&bench.path("disk.erofs"), &["--set", setting]);

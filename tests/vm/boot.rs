@@ -122,7 +122,7 @@ fn real_clients_pull_over_tls_and_the_image_runs() {
 }
 
 #[test]
-fn a_static_address_with_a_given_certificate_and_plain_http() {
+fn static_address_with_a_provided_certificate_and_plain_http_serves() {
     let bench = Bench::default();
     let disk = disk(&bench);
     let given = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
@@ -153,7 +153,7 @@ fn a_static_address_with_a_given_certificate_and_plain_http() {
 }
 
 #[test]
-fn boots_that_fail_say_why() {
+fn failed_boots_report_the_cause() {
     let bench = Bench::default();
     let path = disk(&bench);
     let disk = fs::read(&path).unwrap();
@@ -214,7 +214,7 @@ fn corrupt(mut disk: Vec<u8>) -> Vec<u8> {
 }
 
 #[test]
-fn an_init_that_dies_is_a_kernel_panic() {
+fn init_that_dies_causes_a_kernel_panic() {
     let bench = Bench::default();
     let disk = disk(&bench);
     // With this argument the init prints its version and returns, which PID 1 must not.
@@ -226,7 +226,7 @@ fn an_init_that_dies_is_a_kernel_panic() {
 }
 
 #[test]
-fn a_guest_that_powers_off_without_a_word_exits_7() {
+fn guest_that_powers_off_without_a_report_exits_7() {
     let bench = Bench::default();
     let disk = disk(&bench);
     let noop = bench.path("noop").display().to_string();

@@ -87,7 +87,7 @@ fn assert_pulls(log: &Path, arguments: &[&str]) {
 }
 
 #[test]
-fn three_nodes_on_a_bridge_pull_at_once_with_the_trust_bundle_alone() {
+fn three_nodes_on_a_bridge_pull_at_once_with_only_the_trust_bundle() {
     privately(|| {
         let bench = Bench::default();
         cluster_disk(&bench);
@@ -182,7 +182,7 @@ fn catalog(one: &One, trusted: &One) -> Option<String> {
 }
 
 #[test]
-fn eight_appliances_side_by_side_do_not_notice_each_other() {
+fn eight_appliances_run_independently() {
     let bench = Bench::default();
     fs::create_dir(bench.path("runtime")).unwrap();
     let names: Vec<String> = (1..=8).map(|number| format!("one{number}")).collect();

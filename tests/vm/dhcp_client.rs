@@ -161,29 +161,29 @@ fn dhcpd(further: &str) -> Killed {
 const ONE_HOUR: &str = "default-lease-time 3600; max-lease-time 3600;";
 
 #[test]
-fn dnsmasq_gives_and_extends_a_lease_by_unicast() {
+fn dnsmasq_grants_and_extends_a_lease_by_unicast() {
     on_a_cable(|| dnsmasq(&[]), || with_link(async |links, link| is_leased(links, link, Answer::Unicast).await));
 }
 
 #[test]
-fn dnsmasq_gives_and_extends_a_lease_by_broadcast() {
+fn dnsmasq_grants_and_extends_a_lease_by_broadcast() {
     let server = || dnsmasq(&["--dhcp-broadcast"]);
     on_a_cable(server, || with_link(async |links, link| is_leased(links, link, Answer::Broadcast).await));
 }
 
 #[test]
-fn isc_dhcpd_gives_and_extends_a_lease_by_unicast() {
+fn isc_dhcpd_grants_and_extends_a_lease_by_unicast() {
     on_a_cable(|| dhcpd(ONE_HOUR), || with_link(async |links, link| is_leased(links, link, Answer::Unicast).await));
 }
 
 #[test]
-fn isc_dhcpd_gives_and_extends_a_lease_by_broadcast() {
+fn isc_dhcpd_grants_and_extends_a_lease_by_broadcast() {
     let server = || dhcpd(&format!("always-broadcast on; {ONE_HOUR}"));
     on_a_cable(server, || with_link(async |links, link| is_leased(links, link, Answer::Broadcast).await));
 }
 
 #[test]
-fn busybox_udhcpd_gives_a_lease_by_broadcast_and_extends_it() {
+fn busybox_udhcpd_grants_and_extends_a_lease_by_broadcast() {
     let server = || {
         let config = format!(
             "interface server\nstart {GIVEN}\nend {GIVEN}\nmax_leases 1\nlease_file /run/leases\npidfile /run/pid\n\
@@ -343,12 +343,12 @@ fn against_hostile_answers(honest: bool, client: impl AsyncFnOnce(&Link) + Send 
 }
 
 #[test]
-fn hostile_answers_before_the_right_one_are_ignored() {
+fn hostile_replies_before_the_valid_one_are_ignored() {
     against_hostile_answers(true, async |link| assert_eq!(acquire(link).await, lease()));
 }
 
 #[test]
-fn hostile_answers_alone_are_no_answer() {
+fn hostile_replies_alone_give_no_lease() {
     against_hostile_answers(false, async |link| {
         let short = Duration::from_secs(2);
         let error = dhcp::acquire(link, HOSTNAME, Instant::now() + short, short).await.unwrap_err();

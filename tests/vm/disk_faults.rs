@@ -36,7 +36,7 @@ fn place(disk: &Path, content: &[u8]) -> u64 {
 }
 
 #[test]
-fn faults_of_a_disk_that_serves() {
+fn faults_of_a_disk_while_serving_are_reported() {
     let bench = Bench::default();
     // What becomes of each layer on the way to the disk, or from it.
     let names = ["good", "middle", "first", "short", "wrong", "late"];
@@ -145,7 +145,7 @@ fn faults_of_a_disk_that_serves() {
 }
 
 #[test]
-fn a_machine_that_is_killed_leaves_its_disk_as_it_was() {
+fn killed_machine_leaves_its_disk_unchanged() {
     let bench = Bench::default();
     let big = noise(1, 48 * MIB);
     let (disk, image) = pack(&bench, "images", "test/hello:1", &big, &[]);

@@ -50,7 +50,7 @@ fn slots(names: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn several_disks_are_one_registry_and_disks_come_and_go() {
+fn several_disks_form_one_registry_and_are_hot_plugged() {
     let bench = Bench::default();
     let shared = noise(1, MIB);
     let big = noise(2, 48 * MIB);
@@ -173,7 +173,7 @@ fn several_disks_are_one_registry_and_disks_come_and_go() {
 }
 
 #[test]
-fn boots_that_their_disks_end_say_why() {
+fn boots_that_fail_because_of_disks_report_the_cause() {
     let (bench, _, image) = hello(b"layer");
     bench.pack(&["layout"]);
     let disk = bench.path("disk.erofs");
@@ -264,7 +264,7 @@ fn boots_that_their_disks_end_say_why() {
 }
 
 #[test]
-fn boot_waits_for_a_disk_that_is_late_and_for_no_other() {
+fn boot_waits_only_for_expected_disks() {
     let bench = Bench::default();
     let (first, _) = pack(&bench, "first", "test/first:1", b"first", &[]);
     let (late, _) = pack(&bench, "late", "test/late:1", b"late", &[]);
@@ -300,7 +300,7 @@ fn boot_waits_for_a_disk_that_is_late_and_for_no_other() {
 }
 
 #[test]
-fn a_disk_that_hangs_at_boot_ends_it() {
+fn hanging_disk_fails_the_boot() {
     let bench = Bench::default();
     let (disk, _) = pack(&bench, "images", "test/hello:1", b"layer", &[]);
     let (late, _) = pack(&bench, "late", "test/late:1", b"late", &[]);

@@ -139,7 +139,7 @@ fn missing(name: &str, package: &str) -> String {
 }
 
 #[test]
-fn a_machine_on_which_all_is_well() {
+fn complete_machine_passes_every_check() {
     let machine = Machine::new();
     machine.differs(&mut machine.command(&[]), &[], 0);
 
@@ -158,7 +158,7 @@ fn a_machine_on_which_all_is_well() {
 }
 
 #[test]
-fn a_qemu_that_is_missing_old_or_broken() {
+fn missing_old_and_broken_qemu_are_reported() {
     let machine = Machine::new();
     let install = "install Debian's package qemu-system-x86 (`apt-get install qemu-system-x86`)";
     let version = |version: &str, else_: &str| format!("case $1 in --version) echo '{version}' ;; *) {else_} ;; esac");
@@ -200,7 +200,7 @@ fn a_qemu_that_is_missing_old_or_broken() {
 }
 
 #[test]
-fn kvm_that_is_missing_or_does_not_work_or_does() {
+fn missing_broken_and_working_kvm_are_told_apart() {
     let machine = Machine::new();
     let slower = "; boots are emulated (TCG): this works, but is several times slower";
     let (intel, amd, other) = ("flags\t\t: fpu vmx sse\n", "flags\t\t: fpu svm sse\n", "flags\t\t: fpu sse\nvmx flags\t: vnmi\n");
@@ -249,7 +249,7 @@ fn kvm_that_is_missing_or_does_not_work_or_does() {
 }
 
 #[test]
-fn a_kernel_that_lacks_options_or_modules() {
+fn missing_kernel_options_and_modules_are_reported() {
     let machine = Machine::new();
     let name = format!("cloud Linux {RELEASE} (ROOT/cache/kernel/cloud/linux-image_6.1.9-1/vmlinux)");
     machine.config(&["EROFS_FS", "VIRTIO_PCI", "IPV6"]);
@@ -289,7 +289,7 @@ fn a_kernel_that_lacks_options_or_modules() {
 }
 
 #[test]
-fn a_kernel_of_one_s_own() {
+fn provided_kernel_is_checked() {
     let machine = Machine::new();
     machine.file("vmlinuz-1", b"not really");
     machine.file(
@@ -310,7 +310,7 @@ fn a_kernel_of_one_s_own() {
 }
 
 #[test]
-fn a_kernel_that_is_not_there_yet() {
+fn kernel_not_yet_downloaded_is_reported() {
     let machine = Machine::new();
     fs::remove_dir_all(machine.path("cache/kernel")).unwrap();
     let modules = ("modules", "note  modules     not known yet; they come with the kernel");
@@ -337,7 +337,7 @@ fn a_kernel_that_is_not_there_yet() {
 }
 
 #[test]
-fn programs_an_init_and_a_cache_that_are_missing() {
+fn missing_programs_init_and_cache_are_reported() {
     // The folder for root's programs is looked at besides `PATH`: here it is empty.
     on_tmpfs(Path::new("/usr/sbin"), "size=64k", || {
         for (name, package, purpose) in PROGRAMS {
@@ -371,7 +371,7 @@ fn programs_an_init_and_a_cache_that_are_missing() {
 }
 
 #[test]
-fn flags_that_do_not_go_together() {
+fn conflicting_flags_exit_2() {
     for (arguments, message) in [
         (&["--modules", "m"][..], "the following required arguments were not provided:\n  --kernel <FILE>"),
         (&["--kernel", "k", "--flavor", "full"], "the argument '--kernel <FILE>' cannot be used with '--flavor <WHICH>'"),

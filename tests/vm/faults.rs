@@ -46,7 +46,7 @@ fn numbers(text: &str) -> (Vec<u64>, String) {
 }
 
 #[test]
-fn a_clock_that_is_decades_off_is_warned_of_and_nodes_with_one_trust_the_registry() {
+fn wrong_clock_gives_a_warning_and_nodes_still_trust_the_registry() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
     let built = localregistry::guest::early::clock::built().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
@@ -116,7 +116,7 @@ fn certificate(bench: &Bench, name: &str, until: i32) -> String {
 }
 
 #[test]
-fn a_given_certificate_that_is_over_or_of_another_key_is_refused_before_the_boot_and_in_it() {
+fn expired_or_mismatched_certificate_is_refused_before_and_during_boot() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
     let (good, old) = (certificate(&bench, "good", 2100), certificate(&bench, "old", 2001));
@@ -142,7 +142,7 @@ fn a_given_certificate_that_is_over_or_of_another_key_is_refused_before_the_boot
 }
 
 #[test]
-fn a_config_that_cannot_be_is_named_and_so_is_a_port_that_is_taken() {
+fn invalid_config_and_a_port_in_use_are_named() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
     let line = |words: &str| vm::qemu_changed(&bench.path(""), &format!("args=(\"${{@/panic=-1/panic=-1 {words}}}\")"));
@@ -162,7 +162,7 @@ fn a_config_that_cannot_be_is_named_and_so_is_a_port_that_is_taken() {
 }
 
 #[test]
-fn a_machine_without_threads_says_so_whatever_it_was_about_to_do() {
+fn lack_of_threads_is_reported() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
     let boot = |tasks: &str| {
@@ -178,7 +178,7 @@ fn a_machine_without_threads_says_so_whatever_it_was_about_to_do() {
 }
 
 #[test]
-fn an_end_that_hangs_is_cut_off() {
+fn hanging_shutdown_is_cut_off() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
     let agent = Agent::new(&bench.path("agent"), "localregistry.port=http", "hold");
@@ -188,7 +188,7 @@ fn an_end_that_hangs_is_cut_off() {
 }
 
 #[test]
-fn an_init_that_faults_and_memory_that_runs_out_are_kernel_panics() {
+fn init_fault_and_out_of_memory_are_kernel_panics() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
     for (command, panic) in [
@@ -206,7 +206,7 @@ fn an_init_that_faults_and_memory_that_runs_out_are_kernel_panics() {
 }
 
 #[test]
-fn a_machine_without_a_console_serves_and_its_panic_is_told_by_the_panic_device() {
+fn machine_without_a_console_serves_and_its_panic_is_still_reported() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
     let agent = Agent::changing(&bench.path("agent"), &[("console=ttyS0", "console=ttyS1")], "");
@@ -218,7 +218,7 @@ fn a_machine_without_a_console_serves_and_its_panic_is_told_by_the_panic_device(
 }
 
 #[test]
-fn the_least_memory_is_enough_to_serve_and_less_is_refused() {
+fn minimum_memory_suffices_to_serve_and_less_is_refused() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
     let ended = vm::fails(&disk, &["--memory", "111"]);
@@ -237,7 +237,7 @@ fn the_least_memory_is_enough_to_serve_and_less_is_refused() {
 }
 
 #[test]
-fn a_guest_that_hangs_is_told_from_an_idle_one() {
+fn hung_guest_is_distinguished_from_an_idle_one() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
     let traced = vm::qemu_changed(

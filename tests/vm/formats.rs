@@ -76,7 +76,7 @@ fn trusted_and_pulled(disk: &Path, names: &[String]) -> Vm {
 }
 
 #[test]
-fn a_bundle_of_a_run_lists_the_1000_images_of_an_ext4_disk() {
+fn trust_bundle_of_a_run_lists_1000_images_of_an_ext4_disk() {
     let bench = Bench::default();
     let (layout, names) = named::layout(1000);
     bench.layout("layout", &layout);
@@ -87,7 +87,7 @@ fn a_bundle_of_a_run_lists_the_1000_images_of_an_ext4_disk() {
 
 /// A disk of another tool, without a catalog: the guest finds what `pack` finds, and so does the bundle.
 #[test]
-fn a_plain_layout_is_served_and_trusted_with_signatures_that_have_no_name() {
+fn plain_layout_with_untagged_signatures_is_served_and_trusted() {
     let bench = Bench::default();
     let (mut layout, names) = named::layout(60);
     let index: serde_json::Value = serde_json::from_slice(&fs::read(layout.path().join("index.json")).unwrap()).unwrap();
@@ -109,7 +109,7 @@ fn a_plain_layout_is_served_and_trusted_with_signatures_that_have_no_name() {
 }
 
 #[test]
-fn the_end_of_a_blob_beyond_4_gib_is_served() {
+fn end_of_a_blob_over_4_gib_is_served() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let size = (4 << 30) + 12_345_u64;

@@ -177,7 +177,7 @@ fn machine(fixture: &Fixture) {
 }
 
 #[test]
-fn every_command_prints_what_the_schema_says() {
+fn json_output_of_every_command_matches_the_schema() {
     let bench = Bench::default();
     let schema = serde_json::from_str(&succeed(&mut bench.command(&["schema", "--json"]))).unwrap();
     let fixture = Fixture { bench, schema: Schema { schema, seen: RefCell::default() } };

@@ -61,7 +61,7 @@ fn children_with(file: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_appliance_boots_serves_tells_and_ends_in_order() {
+async fn appliance_boots_serves_reports_events_and_ends() {
     let (folder, disk) = packed();
     let events = folder.path().join("events");
     let appliance = plain(&disk).events_file(&events).qemu_argument("-name").qemu_argument("guest=by-argument");
@@ -100,7 +100,7 @@ async fn an_appliance_boots_serves_tells_and_ends_in_order() {
 }
 
 #[tokio::test]
-async fn appliances_share_a_disk_and_not_their_fate() {
+async fn appliances_that_share_a_disk_end_independently() {
     let (folder, disk) = packed();
     let with_tls = Appliance::builder(&disk).accel(AccelChoice::Tcg).timeout(Duration::from_secs(300)).name("registry.test");
     let (one, other) = tokio::join!(plain(&disk).boot(), with_tls.boot());
@@ -139,7 +139,7 @@ async fn appliances_share_a_disk_and_not_their_fate() {
 }
 
 #[tokio::test]
-async fn a_kept_ca_is_the_next_appliance_s_too_and_can_be_brought() {
+async fn stored_ca_is_reused_and_can_be_provided() {
     let (folder, disk) = packed();
     let kept = folder.path().join("kept");
     let over_tls = || Appliance::builder(&disk).accel(AccelChoice::Tcg).timeout(Duration::from_secs(300));
@@ -171,7 +171,7 @@ async fn a_kept_ca_is_the_next_appliance_s_too_and_can_be_brought() {
 }
 
 #[tokio::test]
-async fn a_boot_that_is_given_up_leaves_no_qemu() {
+async fn cancelled_boot_leaves_no_qemu() {
     let (_folder, disk) = packed();
     let mut boot = Box::pin(plain(&disk).boot());
     // As soon as QEMU runs, and not before.
@@ -185,7 +185,7 @@ async fn a_boot_that_is_given_up_leaves_no_qemu() {
 }
 
 #[tokio::test]
-async fn what_cannot_boot_is_refused_before_anything_starts() {
+async fn unbootable_setups_are_refused_before_anything_starts() {
     let (folder, disk) = packed();
     let error = plain(&disk).name("no name").boot().await.unwrap_err();
     assert_eq!(error.to_string(), "\"no name\" is no DNS name and no IP address: the certificate cannot be for it");
@@ -223,7 +223,7 @@ async fn command(builder: Builder, folder: &Path) -> (String, serde_json::Value)
 }
 
 #[tokio::test]
-async fn a_board_is_the_machine_of_the_command_line() {
+async fn board_selects_the_machine_as_on_the_command_line() {
     for (board, program, machine) in
         [(Board::Q35, "qemu-system-x86_64", "-machine q35"), (Board::Microvm, "qemu-system-x86_64", "-machine microvm,")]
     {
@@ -238,7 +238,7 @@ async fn a_board_is_the_machine_of_the_command_line() {
 }
 
 #[tokio::test]
-async fn a_flavor_is_the_kernel_of_the_command_line() {
+async fn flavor_selects_the_kernel_as_on_the_command_line() {
     let (folder, disk) = packed();
     let (line, _) = command(Appliance::builder(&disk).flavor(Flavor::Cloud).accel(AccelChoice::Tcg), folder.path()).await;
     assert!(line.contains("/kernel/cloud/"), "{line}");
@@ -250,7 +250,7 @@ async fn a_flavor_is_the_kernel_of_the_command_line() {
 }
 
 #[tokio::test]
-async fn access_is_in_the_guest_s_config_and_its_files() {
+async fn access_settings_reach_the_guest_config_and_files() {
     let (folder, builder) = not_bootable();
     let users = folder.path().join("users");
     // The hash of "secret".
@@ -315,7 +315,7 @@ async fn access_is_in_the_guest_s_config_and_its_files() {
 
 /// A launcher in Rust has no command line.
 #[tokio::test]
-async fn errors_of_the_library_name_no_flags() {
+async fn library_errors_name_no_command_line_flags() {
     let (folder, builder) = not_bootable();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let SocketAddr::V4(address) = taken.local_addr().unwrap() else { panic!("{taken:?}") };
@@ -346,7 +346,7 @@ async fn errors_of_the_library_name_no_flags() {
 }
 
 #[test]
-fn the_example_runs() {
+fn example_runs() {
     let (folder, disk) = packed();
     let built = Command::new(env!("CARGO")).args(["build", "--quiet", "--locked", "--example", "boot"]).status().unwrap();
     assert!(built.success());

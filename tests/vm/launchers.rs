@@ -50,7 +50,7 @@ fn fails_as_run_does(bench: &Bench, mut command: Command) {
 }
 
 #[test]
-fn the_shell_launcher_runs_a_command_beside_the_registry() {
+fn shell_launcher_runs_a_command_with_the_registry() {
     let bench = Bench::default();
     bench.sample_disk();
     let pull = "curl --silent --fail --cacert \"$REGISTRY_CA\" \"https://$REGISTRY/v2/test/hello/tags/list\" && \
@@ -68,7 +68,7 @@ fn the_shell_launcher_runs_a_command_beside_the_registry() {
 }
 
 #[test]
-fn the_python_launcher_pulls_and_sees_the_pull() {
+fn python_launcher_pulls_and_reports_the_pull() {
     let bench = Bench::default();
     bench.sample_disk();
     let output = of(&bench, "run.py").args(["disk.erofs", "test/hello:latest"]).output().unwrap();
@@ -93,7 +93,7 @@ fn append_of_microvm(bench: &Bench) -> String {
 }
 
 #[test]
-fn the_python_launcher_starts_qemu_by_the_machine_definition() {
+fn python_launcher_starts_qemu_with_the_machine_definition() {
     let bench = Bench::default();
     bench.sample_disk();
     succeed(&mut bench.command(&["--quiet", "kernel", "-o", "vmlinux"]));
@@ -143,7 +143,7 @@ fn build_go(bench: &Bench) {
 }
 
 #[test]
-fn the_go_launcher_pulls() {
+fn go_launcher_pulls() {
     let bench = Bench::default();
     bench.sample_disk();
     build_go(&bench);
@@ -158,7 +158,7 @@ fn the_go_launcher_pulls() {
 
 /// Whoever kills a launcher kills its machine, however early that is.
 #[test]
-fn a_launcher_that_is_killed_leaves_no_process() {
+fn killed_launcher_leaves_no_process() {
     let bench = Bench::default();
     bench.sample_disk();
     build_go(&bench);
@@ -223,7 +223,7 @@ fn argument(first: &str, words: &str) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn the_machine_definitions_are_the_machines_of_run() {
+fn machine_definitions_match_the_machines_of_run() {
     same_machine(include_str!("../../qemu/q35.cfg"), include_str!("../golden/qemu-argv.txt"));
     same_machine(include_str!("../../qemu/microvm.cfg"), include_str!("../golden/qemu-argv-microvm.txt"));
 }
@@ -260,7 +260,7 @@ fn same_machine(definition: &str, arguments: &str) {
 }
 
 #[test]
-fn the_page_on_json_is_what_schema_prints() {
+fn json_page_matches_the_schema_command() {
     let page = succeed(Command::new(PROGRAM).arg("schema"));
     assert!(page == include_str!("../../proto/JSON.md"), "write it anew: localregistry schema >proto/JSON.md");
     let json = succeed(Command::new(PROGRAM).args(["schema", "--json"]));

@@ -45,7 +45,7 @@ fn heartbeat(vm: &Vm, fits: impl Fn(u64) -> bool) -> u64 {
 }
 
 #[test]
-fn ten_thousand_connections_at_once_stop_neither_pulls_nor_accepting() {
+fn ten_thousand_connections_stop_neither_pulls_nor_accepting() {
     privately(|| {
         setrlimit(Resource::RLIMIT_NOFILE, 2 * CROWD as u64, 2 * CROWD as u64).unwrap();
         let bench = Bench::default();

@@ -82,7 +82,7 @@ fn warned(vm: &Vm, code: &str, words: &str) {
 }
 
 #[test]
-fn a_lease_is_kept_and_what_it_becomes_is_followed() {
+fn lease_is_renewed_and_changes_are_applied() {
     let bench = Bench::default();
     let disk = disk(&bench);
     let segment = Segment::at(&bench.path("switch"));
@@ -171,7 +171,7 @@ fn a_lease_is_kept_and_what_it_becomes_is_followed() {
 }
 
 #[test]
-fn static_addresses_of_both_families_a_vlan_and_an_interface_that_comes_and_goes() {
+fn static_addresses_vlan_and_interface_hotplug_work() {
     let bench = Bench::default();
     let disk = disk(&bench);
     let [segment, other, late] = ["switch", "other", "late"].map(|name| Segment::at(&bench.path(name)));
@@ -268,7 +268,7 @@ fn fatal(ended: &Ended, code: &str, message: &str) {
 }
 
 #[test]
-fn networks_that_cannot_be_had_end_the_boot_and_say_why() {
+fn unusable_networks_fail_the_boot_with_the_cause() {
     let bench = Bench::default();
     let disk = disk(&bench);
     let segment = Segment::at(&bench.path("switch"));

@@ -38,7 +38,7 @@ fn pull(vm: &Vm) {
 }
 
 #[test]
-fn a_bridge_has_a_tap_as_long_as_the_appliance_lives() {
+fn tap_on_a_bridge_lives_as_long_as_the_appliance() {
     privately(|| {
         let bench = Bench::default();
         let disk = bench.sample_disk();
@@ -78,7 +78,7 @@ fn a_bridge_has_a_tap_as_long_as_the_appliance_lives() {
 }
 
 #[test]
-fn a_tap_that_is_there_is_used_and_stays() {
+fn existing_tap_is_used_and_stays() {
     privately(|| {
         let bench = Bench::default();
         let disk = bench.sample_disk();
@@ -165,7 +165,7 @@ fn received(count: std::io::Result<usize>, buffer: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn frames_pass_both_ways_on_every_network_without_rights() {
+fn frames_pass_both_ways_on_every_unprivileged_network() {
     privately(|| {
         let bench = Bench::default();
         let disk = bench.sample_disk();
@@ -257,7 +257,7 @@ impl OtherHost {
 }
 
 #[test]
-fn published_ports_answer_other_hosts_and_the_guest_can_open_no_connection() {
+fn published_ports_answer_other_hosts_and_the_guest_cannot_connect_out() {
     privately(|| {
         let bench = Bench::default();
         let disk = bench.sample_disk();
@@ -311,7 +311,7 @@ fn published_ports_answer_other_hosts_and_the_guest_can_open_no_connection() {
 }
 
 #[test]
-fn the_user_network_takes_another_address() {
+fn user_network_accepts_another_address() {
     let bench = Bench::default();
     let vm = Vm::boot(&bench.sample_disk(), &["--net", "user,ip=192.168.76.9/24,gw=192.168.76.1"]);
     assert!(vm.address.starts_with("127.0.0.1:"), "{}", vm.address);

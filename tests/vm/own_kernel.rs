@@ -15,7 +15,7 @@ fn own() -> Kernel {
 }
 
 #[test]
-fn our_own_kernel_serves_on_q35_and_on_microvm() {
+fn own_kernel_serves_on_q35_and_microvm() {
     let release_built = own().release;
     assert!(release_built.ends_with("-localregistry"), "{release_built}");
     for machine in ["q35", "microvm"] {
@@ -25,7 +25,7 @@ fn our_own_kernel_serves_on_q35_and_on_microvm() {
 }
 
 #[test]
-fn our_own_kernel_does_without_the_modules_that_another_s_initramfs_brings() {
+fn own_kernel_ignores_modules_of_another_kernel() {
     let bench = Bench::default();
     let own = own();
     let initramfs = bench.path("initramfs").display().to_string();
@@ -36,7 +36,7 @@ fn our_own_kernel_does_without_the_modules_that_another_s_initramfs_brings() {
 }
 
 #[test]
-fn a_panic_of_our_own_kernel_is_told_on_both_machines() {
+fn own_kernel_panic_is_reported_on_both_machines() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
     own();

@@ -13,7 +13,7 @@ use testing::refused::{as_nobody, boot, folder, run};
 use testing::vm::succeed;
 
 #[test]
-fn what_cannot_be_used_is_named_before_anything_starts() {
+fn unusable_inputs_are_named_before_anything_starts() {
     let folder = folder();
     fs::create_dir(folder.path("dir")).unwrap();
     fs::create_dir(folder.path("full")).unwrap();
@@ -192,7 +192,7 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
 
 /// By a user who may not write there: the runtime folder is somebody else's, or what `--run-dir` names is.
 #[test]
-fn a_run_s_folder_that_is_not_writable_is_named() {
+fn unwritable_run_folder_is_named() {
     let folder = folder();
     fs::create_dir(folder.path("locked")).unwrap();
     let refused = |arguments: &[&str], path: &str| {
@@ -207,7 +207,7 @@ fn a_run_s_folder_that_is_not_writable_is_named() {
 }
 
 #[test]
-fn a_disk_without_read_permission_is_named() {
+fn unreadable_disk_is_named() {
     let folder = folder();
     let disk = folder.path("disk");
     fs::set_permissions(&disk, fs::Permissions::from_mode(0o0)).unwrap();
@@ -222,7 +222,7 @@ fn a_disk_without_read_permission_is_named() {
 }
 
 #[test]
-fn a_kernel_without_what_the_guest_needs_is_refused() {
+fn kernel_without_required_options_is_refused() {
     let folder = folder();
     let file = |name: &str, content: &str| fs::write(folder.path(name), content).unwrap();
     file("vmlinuz-1", "not really");
@@ -258,7 +258,7 @@ fn a_kernel_without_what_the_guest_needs_is_refused() {
 }
 
 #[test]
-fn our_own_kernel_has_to_be_built() {
+fn own_kernel_must_be_built_first() {
     let folder = folder();
     let mut command = folder.command(&["run", "disk", "--flavor", "own"]);
     command.env("LOCALREGISTRY_CACHE", folder.path("cache")).env("XDG_RUNTIME_DIR", folder.path("runtime"));
@@ -274,7 +274,7 @@ fn our_own_kernel_has_to_be_built() {
 }
 
 #[test]
-fn a_taken_port_is_named() {
+fn port_in_use_is_named() {
     let folder = folder();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
@@ -294,7 +294,7 @@ fn a_taken_port_is_named() {
 
 /// A folder with a layout is for `pack` and `serve`, a packed disk for `run`.
 #[test]
-fn run_and_serve_say_which_command_is_meant() {
+fn run_and_serve_suggest_each_other() {
     let folder = folder();
     let mut layout = Layout::default();
     layout.image("test/hello:1", b"layer");
@@ -325,7 +325,7 @@ fn run_and_serve_say_which_command_is_meant() {
 }
 
 #[test]
-fn a_file_that_is_no_kernel_gives_qemu_s_words() {
+fn invalid_kernel_shows_the_message_of_qemu() {
     let folder = folder();
     let (status, stderr) = boot(&folder, &["disk"]);
     // The words after it are QEMU's, and differ between its versions.
@@ -352,7 +352,7 @@ fn qemu_of_version(folder: &Path, version: &str) -> String {
 }
 
 #[test]
-fn a_qemu_that_is_too_old_is_not_started() {
+fn outdated_qemu_is_not_started() {
     let folder = folder();
     for (version, network, lacking) in [
         ("6.2.0", "user", "this program needs QEMU 7.1 or later, and this is 6.2"),

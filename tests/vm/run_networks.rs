@@ -11,7 +11,7 @@ use testing::refused::{as_nobody, boot, folder, nobody};
 use testing::vm::succeed;
 
 #[test]
-fn networks_that_are_missing_are_named() {
+fn missing_networks_are_named() {
     privately(|| {
         let folder = folder();
         let ip = |arguments: &str| succeed(Command::new("ip").args(arguments.split(' ')));
@@ -37,7 +37,7 @@ fn networks_that_are_missing_are_named() {
 }
 
 #[test]
-fn a_tap_of_another_user_and_one_in_use_are_named() {
+fn tap_of_another_user_and_tap_in_use_are_named() {
     privately(|| {
         let folder = folder();
         let ip = |arguments: &str| succeed(Command::new("ip").args(arguments.split(' ')));

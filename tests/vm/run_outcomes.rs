@@ -73,7 +73,7 @@ fn runs(folder: &Path) -> usize {
 }
 
 #[test]
-fn a_kernel_panic_exits_4_with_its_line() {
+fn kernel_panic_exits_4_and_shows_its_line() {
     let folder = folder();
     let run = start(folder.path(), &["--console", "console"]);
     let qemu = qemu_of(&run);
@@ -90,7 +90,7 @@ fn a_kernel_panic_exits_4_with_its_line() {
 }
 
 #[test]
-fn a_deadline_that_passes_exits_5() {
+fn boot_timeout_exits_5() {
     let folder = folder();
     let run = start(folder.path(), &["--timeout", "1"]);
     let qemu = qemu_of(&run);
@@ -104,7 +104,7 @@ fn a_deadline_that_passes_exits_5() {
 }
 
 #[test]
-fn a_killed_qemu_exits_6_and_names_the_signal() {
+fn killed_qemu_exits_6_and_names_the_signal() {
     for (signal, message) in
         [(Signal::SIGKILL, "was killed by SIGKILL before"), (Signal::SIGABRT, "was killed by SIGABRT before")]
     {
@@ -120,7 +120,7 @@ fn a_killed_qemu_exits_6_and_names_the_signal() {
 }
 
 #[test]
-fn a_signal_before_ready_kills_qemu_and_exits_6() {
+fn signal_before_ready_kills_qemu_and_exits_6() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let folder = folder();
         let run = start(folder.path(), &[]);
@@ -138,7 +138,7 @@ fn a_signal_before_ready_kills_qemu_and_exits_6() {
 }
 
 #[test]
-fn a_killed_launcher_takes_qemu_with_it() {
+fn killed_launcher_takes_qemu_with_it() {
     let folder = folder();
     let mut run = start(folder.path(), &[]);
     let qemu = qemu_of(&run);

@@ -64,7 +64,7 @@ impl Place {
 }
 
 #[test]
-fn a_program_gets_a_line_events_and_files_and_nothing_is_left() {
+fn run_prints_ready_writes_files_and_cleans_up() {
     let place = Place::new();
     fs::write(place.path("ready"), "an old one").unwrap();
     let arguments =
@@ -111,7 +111,7 @@ fn a_program_gets_a_line_events_and_files_and_nothing_is_left() {
 }
 
 #[test]
-fn a_run_in_the_background_is_listed_and_stopped() {
+fn background_run_is_listed_and_stopped() {
     let place = Place::new();
     let started = place.run(&["--json", "--quiet", "--detach", "--name", "back"]).output().unwrap();
     assert_eq!(started.status.code(), Some(0), "{started:?}");
@@ -140,7 +140,7 @@ fn a_run_in_the_background_is_listed_and_stopped() {
 }
 
 #[test]
-fn a_killed_background_run_takes_qemu_with_it_and_is_cleaned_up() {
+fn killed_background_run_takes_qemu_with_it_and_is_cleaned_up() {
     let place = Place::new();
     let started = place.run(&["--json", "--quiet", "--detach", "--name", "back"]).output().unwrap();
     let ready: Value = serde_json::from_slice(&started.stdout).unwrap();
@@ -152,7 +152,7 @@ fn a_killed_background_run_takes_qemu_with_it_and_is_cleaned_up() {
 }
 
 #[test]
-fn a_background_run_that_fails_says_why_and_leaves_nothing() {
+fn failed_background_run_reports_the_cause_and_leaves_nothing() {
     let place = Place::new();
     fs::write(place.path("none"), "x").unwrap();
     let given = ["--quiet", "--detach", "--kernel", "none", "--initramfs", "none"];
@@ -171,7 +171,7 @@ fn a_background_run_that_fails_says_why_and_leaves_nothing() {
 }
 
 #[test]
-fn a_folder_of_one_s_own_is_kept_where_that_is_wanted() {
+fn provided_folder_is_kept_on_request() {
     let place = Place::new();
     let folder = place.path("own").display().to_string();
     let started =
@@ -193,7 +193,7 @@ fn a_folder_of_one_s_own_is_kept_where_that_is_wanted() {
 }
 
 #[test]
-fn a_printed_command_works_when_a_shell_runs_it() {
+fn printed_command_works_in_a_shell() {
     let place = Place::new();
     // A path that a shell and QEMU each read in their own way.
     let folder = place.path("it's a, folder").display().to_string();
@@ -233,7 +233,7 @@ fn a_printed_command_works_when_a_shell_runs_it() {
 }
 
 #[test]
-fn a_printed_command_is_json_for_programs_and_leaves_nothing_when_refused() {
+fn printed_command_has_a_json_form_and_refusals_leave_nothing() {
     let place = Place::new();
     let net = "mcast=239.1.2.3:4000,ip=10.1.0.2/24";
     let mut command = place.run(&["--print-command", "--json", "--quiet", "--tls", "off", "--net", net]);
@@ -266,7 +266,7 @@ fn a_printed_command_is_json_for_programs_and_leaves_nothing_when_refused() {
 }
 
 #[test]
-fn run_ends_in_order_when_its_standard_input_ends() {
+fn run_shuts_down_when_its_standard_input_ends() {
     let place = Place::new();
     let mut command = place.run(&["--json", "--end-with-stdin", "--tls", "off"]);
     let run = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(place.path("stderr")).unwrap()).spawn();
@@ -306,7 +306,7 @@ fn background_run_ends_when_the_inherited_descriptor_is_closed() {
 }
 
 #[test]
-fn launcher_that_is_gone_before_ready_ends_the_boot() {
+fn launcher_that_exits_before_ready_ends_the_boot() {
     let place = Place::new();
     let mut command = place.run(&["--quiet", "--end-with-stdin", "--qemu-arg", "-S"]);
     let mut run = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -318,7 +318,7 @@ fn launcher_that_is_gone_before_ready_ends_the_boot() {
 }
 
 #[test]
-fn lifelines_without_an_end_to_wait_for_are_refused() {
+fn lifelines_that_cannot_close_are_refused() {
     let place = Place::new();
     let (reading, writing) = std::io::pipe().unwrap();
     let writing = OwnedFd::from(writing);
@@ -348,7 +348,7 @@ fn lifelines_without_an_end_to_wait_for_are_refused() {
 }
 
 #[test]
-fn stopped_qemu_is_killed_when_it_does_not_end_as_asked() {
+fn suspended_qemu_is_killed_after_the_timeout() {
     let place = Place::new();
     let mut command = place.run(&["--json", "--quiet", "--tls", "off"]);
     let mut run = Killed(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
@@ -368,7 +368,7 @@ fn stopped_qemu_is_killed_when_it_does_not_end_as_asked() {
 
 /// JSON is UTF-8: a path that is not is refused before anything is made, and no half line is printed.
 #[test]
-fn paths_that_are_not_utf_8_are_refused_where_json_names_them() {
+fn non_utf_8_paths_are_refused_with_json_output() {
     let place = Place::new();
     let odd = |name: &str| place.path("").join(OsStr::from_bytes(&[name.as_bytes(), b"\xff"].concat()));
     let before = place.bench.everything();

@@ -126,7 +126,7 @@ impl Case {
 }
 
 #[test]
-fn the_power_button_lets_transfers_end_and_cuts_what_takes_too_long() {
+fn power_button_finishes_short_transfers_and_cuts_long_ones() {
     let bench = Bench::default();
     let disk = disk(&bench);
     let socket = bench.path("qmp");
@@ -137,7 +137,7 @@ fn the_power_button_lets_transfers_end_and_cuts_what_takes_too_long() {
 }
 
 #[test]
-fn ctrl_alt_del_and_the_power_button_after_it() {
+fn power_button_after_ctrl_alt_del_shuts_down_at_once() {
     let bench = Bench::default();
     let disk = disk(&bench);
     let socket = bench.path("qmp");
@@ -151,7 +151,7 @@ fn ctrl_alt_del_and_the_power_button_after_it() {
 }
 
 #[test]
-fn sigterm_and_sigint_after_it_and_a_thousand_orphans_before() {
+fn orphans_are_reaped_and_sigint_after_sigterm_shuts_down_at_once() {
     let bench = Bench::default();
     let disk = disk(&bench);
     let agent = Agent::new(&bench.path("agent"), "", "");
@@ -174,7 +174,7 @@ fn sigterm_and_sigint_after_it_and_a_thousand_orphans_before() {
 }
 
 #[test]
-fn a_transfer_of_500_mb_that_fits_the_drain_is_sent_whole() {
+fn transfer_of_500_mb_within_the_drain_is_completed() {
     let bench = Bench::default();
     let disk = disk(&bench);
     let vm = Vm::boot(&disk, &["--tls", "off", "--console", "console"]);

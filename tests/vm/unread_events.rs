@@ -99,7 +99,7 @@ fn ask(address: SocketAddr) {
 }
 
 #[test]
-fn a_launcher_that_does_not_read_costs_events_and_no_requests() {
+fn unread_events_are_dropped_and_requests_are_served() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
     let machine = Machine::start(&bench, &disk, "slow");
