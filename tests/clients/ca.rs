@@ -44,7 +44,7 @@ fn handshake(folder: &Path, address: &str, name: &str) -> String {
 
 /// Keys and subjects of all sorts, as openssl makes them.
 #[test]
-fn a_ca_of_openssl_signs_the_leaf_and_those_of_upstreams() {
+fn openssl_ca_signs_the_server_and_upstream_certificates() {
     let layout = layout();
     for (algorithm, subject) in [
         (&["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"][..], "/C=DE/O=Tests & Söhne/CN=a CA"),
@@ -85,7 +85,7 @@ fn a_ca_of_openssl_signs_the_leaf_and_those_of_upstreams() {
 /// Two servers, one after the other, under the CA of one folder; a client that trusts the first trusts the second.
 /// curl and openssl accept one label for the wildcard, and no other name; the certificate has each name once.
 #[test]
-fn wildcards_are_accepted_and_names_of_two_listeners_stand_once() {
+fn wildcards_are_accepted_and_duplicate_names_are_merged() {
     let (layout, folder) = (layout(), tempfile::tempdir().unwrap());
     let names = ["--san", "*.example.test", "--san", "LOCALHOST", "--san", "0:0:0:0:0:0:0:1", "--san", "*.Example.test"];
     let listeners = ["--listen", "127.0.0.2:0", "--listen", "127.0.0.1:0", "--listen", "127.0.0.2:0"];
@@ -126,7 +126,7 @@ fn wildcards_are_accepted_and_names_of_two_listeners_stand_once() {
 
 /// What is no wildcard of one whole first label is refused before anything is served.
 #[test]
-fn names_that_no_certificate_can_have_exit_2() {
+fn invalid_certificate_names_exit_2() {
     let layout = layout();
     for name in ["*", "*.", "*.test", "a.*.b", "f*o.b", "*.*.b"] {
         let output = Command::new(PROGRAM).args(["serve", "--san", name]).arg(layout.path()).output().unwrap();
@@ -138,7 +138,7 @@ fn names_that_no_certificate_can_have_exit_2() {
 }
 
 #[test]
-fn a_kept_ca_is_the_same_the_next_time() {
+fn stored_ca_is_reused() {
     let layout = layout();
     let bench = Bench::default();
     let kept = bench.path("kept").display().to_string();
@@ -208,7 +208,7 @@ fn bench() -> Bench {
 }
 
 #[test]
-fn a_ca_that_cannot_sign_is_refused_before_the_boot() {
+fn ca_that_cannot_sign_is_refused_before_the_boot() {
     let bench = bench();
     let before = bench.everything();
     let using = |certificate: &str, key: &str, why: &str| {
@@ -280,7 +280,7 @@ fn a_ca_that_cannot_sign_is_refused_before_the_boot() {
 }
 
 #[test]
-fn a_folder_that_cannot_keep_one_is_refused_before_the_boot() {
+fn unusable_ca_folder_is_refused_before_the_boot() {
     let bench = bench();
     let run = |dir: &str| {
         let mut command = Command::new(PROGRAM);
@@ -313,7 +313,7 @@ fn a_folder_that_cannot_keep_one_is_refused_before_the_boot() {
 }
 
 #[test]
-fn flags_that_do_not_go_together_exit_2() {
+fn conflicting_flags_exit_2() {
     let bench = bench();
     let both =
         "the arguments '--cert <FILE>' and '--ca <FILE>' cannot be used together: '--key <FILE>' can be the key of only one";

@@ -38,7 +38,7 @@ fn assert_not_pulled(serving: &Serving, arguments: &[&str], why: &str) {
 }
 
 #[test]
-fn with_a_password() {
+fn skopeo_pulls_with_a_password() {
     let (layout, image) = images();
     let serving = Serving::start(layout.path(), folder(), &["--htpasswd", "users"]);
     assert_pulled(&serving, image, &["--src-creds", "anna:secret"]);
@@ -47,7 +47,7 @@ fn with_a_password() {
 }
 
 #[test]
-fn with_a_token_for_a_password() {
+fn skopeo_pulls_with_a_token_for_a_password() {
     let (layout, image) = images();
     let serving = Serving::start(layout.path(), folder(), &["--htpasswd", "users", "--token", "--events", "events"]);
     assert_pulled(&serving, image, &["--src-creds", "anna:secret"]);
@@ -58,7 +58,7 @@ fn with_a_token_for_a_password() {
 }
 
 #[test]
-fn with_a_token_for_nothing() {
+fn skopeo_pulls_with_an_anonymous_token() {
     let (layout, image) = images();
     let serving = Serving::start(layout.path(), folder(), &["--token", "--anonymous-pull"]);
     assert_pulled(&serving, image, &["--src-no-creds"]);
@@ -66,7 +66,7 @@ fn with_a_token_for_nothing() {
 }
 
 #[test]
-fn with_a_certificate() {
+fn skopeo_pulls_with_a_client_certificate() {
     let (layout, image) = images();
     let (authority, folder) = (ClientAuthority::new("nodes"), folder());
     fs::write(folder.path().join("clients.pem"), authority.pem()).unwrap();
@@ -79,7 +79,7 @@ fn with_a_certificate() {
 }
 
 #[test]
-fn flags_that_do_not_go_together_exit_2() {
+fn conflicting_flags_exit_2() {
     let folder = tempfile::tempdir().unwrap();
     for command in ["serve", "run"] {
         for (arguments, message) in [
@@ -101,7 +101,7 @@ fn flags_that_do_not_go_together_exit_2() {
 }
 
 #[test]
-fn files_that_cannot_be_used_exit_1() {
+fn unusable_files_exit_1() {
     let (layout, _) = images();
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("users"), "anna:secret\n").unwrap();
@@ -127,7 +127,7 @@ fn files_that_cannot_be_used_exit_1() {
 
 /// The log of a server that skopeo pulled from.
 #[test]
-fn a_server_s_own_log_shows_who_pulled() {
+fn server_log_shows_the_clients_that_pulled() {
     let mut layout = Layout::default();
     layout.image("test/hello:latest", b"layer");
     layout.image("docker.io/library/hello:1", b"layer");

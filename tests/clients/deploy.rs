@@ -75,7 +75,7 @@ fn secret(bench: &Bench, group: u64) -> PathBuf {
 
 /// Two replicas, each in another runtime, as the Deployment says: their images come from a registry, which is our own.
 #[test]
-fn podman_and_containerd_run_a_replica_each() {
+fn podman_and_containerd_each_run_a_replica() {
     privately(|| {
         let bench = Bench::default();
         let deployed = deployed(&bench, &["--host", ADDRESS, "--ca-dir", "ca"]);
@@ -143,7 +143,7 @@ fn podman_and_containerd_run_a_replica_each() {
 /// QEMU as KubeVirt has libvirt start it, as far as the guest can tell: the kernel's arguments are all that it is told, the disk is an
 /// overlay that could be written to, the only virtio-serial port is that of the QEMU guest agent.
 #[test]
-fn the_machine_serves_with_nothing_but_what_kubevirt_gives_it() {
+fn machine_serves_with_only_what_kubevirt_provides() {
     let bench = Bench::default();
     let deployed = deployed(&bench, &["--host", "registry.test"]);
     let machine = deployed.object("kubevirt.yaml", "VirtualMachine");

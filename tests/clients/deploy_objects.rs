@@ -78,7 +78,7 @@ fn golden(name: &str, found: &str) {
 }
 
 #[test]
-fn every_file_is_as_it_was() {
+fn every_file_matches_its_golden_file() {
     let bench = bench();
     let (deployed, said) = deploy(&bench, &[&FLAGS[..], &["--tag", "v1"]].concat());
     let names =
@@ -103,7 +103,7 @@ fn every_file_is_as_it_was() {
 }
 
 #[test]
-fn the_replicas_are_what_the_server_s_image_has() {
+fn deployment_matches_the_server_image() {
     let bench = bench();
     let (deployed, _) = deploy(&bench, &FLAGS);
     let deployment = deployed.object("kubernetes.yaml", "Deployment");
@@ -174,7 +174,7 @@ fn the_replicas_are_what_the_server_s_image_has() {
 }
 
 #[test]
-fn the_machine_is_what_the_other_images_have() {
+fn virtual_machine_matches_the_boot_and_disk_images() {
     let bench = bench();
     let (deployed, _) = deploy(&bench, &FLAGS);
     let machine = deployed.object("kubevirt.yaml", "VirtualMachine");
@@ -219,7 +219,7 @@ fn the_machine_is_what_the_other_images_have() {
 }
 
 #[test]
-fn the_same_gives_the_same_and_other_content_has_other_names() {
+fn output_is_reproducible_and_names_depend_on_content() {
     let bench = bench();
     let (_, first) = deploy(&bench, &FLAGS);
     let files = |bench: &Bench| {
@@ -253,7 +253,7 @@ fn the_same_gives_the_same_and_other_content_has_other_names() {
 }
 
 #[test]
-fn a_kept_ca_comes_with_trust_files_and_its_key_stays_where_it_is() {
+fn stored_ca_adds_trust_files_and_its_key_is_not_copied() {
     let bench = bench();
     let (deployed, said) = deploy(&bench, &[&FLAGS[..], &["--ca-dir", "ca"]].concat());
     assert_eq!(said["trust"], true);
@@ -276,7 +276,7 @@ fn a_kept_ca_comes_with_trust_files_and_its_key_stays_where_it_is() {
 }
 
 #[test]
-fn what_cannot_be_deployed_is_named_and_nothing_is_written() {
+fn undeployable_input_is_named_and_nothing_is_written() {
     let bench = bench();
     let on = |output: &'static str| [&["disk.erofs", "-o", output], &FLAGS[..]].concat();
     let with = |flags: &[&'static str]| [&on("out")[..], flags].concat();
@@ -316,7 +316,7 @@ fn what_cannot_be_deployed_is_named_and_nothing_is_written() {
 }
 
 #[test]
-fn a_disk_with_wrong_bytes_is_not_deployed() {
+fn corrupt_disk_is_not_deployed() {
     let bench = bench();
     let mut disk = fs::read(bench.path("disk.erofs")).unwrap();
     let at = disk.windows(7).position(|part| part == b"a layer").unwrap();
@@ -332,7 +332,7 @@ fn a_disk_with_wrong_bytes_is_not_deployed() {
 }
 
 #[test]
-fn a_signal_ends_it_and_leaves_nothing() {
+fn signal_ends_deploy_and_leaves_no_files() {
     let bench = bench();
     // A hole that takes minutes to compress.
     fs::File::create(bench.path("initramfs")).unwrap().set_len(64 << 30).unwrap();

@@ -191,7 +191,7 @@ fn every_command_reads_a_disk_of_1000_images() {
 
 /// Disks of different images differ in just these.
 #[test]
-fn disks_of_30_and_60_images_differ_by_30() {
+fn diff_of_30_and_60_images_shows_30() {
     let (small, large) = (Disks::new(30), Disks::new(60));
     for fs in FILE_SYSTEMS {
         small.packed("small", fs);
@@ -206,7 +206,7 @@ fn disks_of_30_and_60_images_differ_by_30() {
 
 /// The same images on disks of different file systems are no conflict.
 #[test]
-fn trust_takes_disks_of_several_file_systems_together() {
+fn trust_combines_disks_of_several_file_systems() {
     let disks = Disks::new(60);
     for fs in FILE_SYSTEMS {
         disks.packed(fs, fs);

@@ -27,7 +27,7 @@ fn sources(bench: &Bench) {
 }
 
 #[test]
-fn the_same_bytes_in_any_order_at_any_time_for_any_user() {
+fn bytes_depend_on_neither_order_nor_time_nor_user() {
     let bench = Bench::default();
     sources(&bench);
     for format in FORMATS {
@@ -48,7 +48,7 @@ fn the_same_bytes_in_any_order_at_any_time_for_any_user() {
 }
 
 #[test]
-fn a_label_changes_the_superblock_alone() {
+fn label_changes_only_the_superblock() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     layout.image("test/hello:1", b"layer");
@@ -88,7 +88,7 @@ fn a_label_changes_the_superblock_alone() {
 }
 
 #[test]
-fn the_bytes_do_not_depend_on_who_packs() {
+fn root_and_other_users_pack_the_same_bytes() {
     if Command::new("id").arg("-u").output().unwrap().stdout != b"0\n" {
         return;
     }
@@ -151,7 +151,7 @@ fn listing(root: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_blob_of_more_than_4_gib() {
+fn blob_over_4_gib_is_packed() {
     let bench = Bench::default();
     let layout = Layout::default();
     // A hole but for its end, which takes no space, and little time to read.

@@ -246,7 +246,7 @@ fn h2load(arguments: &[&str], url: &str) -> String {
 }
 
 #[test]
-fn h2load_loses_no_stream() {
+fn h2load_completes_every_stream() {
     let site = Site::new();
     let size = 4095;
     let (target, _) = site.blob(size);
@@ -301,7 +301,7 @@ fn go_net_http_gets_the_bytes_of_the_files() {
 }
 
 #[test]
-fn node_http2_loses_no_request() {
+fn node_http2_completes_every_request() {
     let site = Site::new();
     for base in site.bases() {
         let mut node = Command::new("node");

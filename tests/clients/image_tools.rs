@@ -97,7 +97,7 @@ fn member_followed(archive: &Path, path: &str) -> Vec<u8> {
 }
 
 #[test]
-fn skopeo_writes_archives() {
+fn archives_of_skopeo_are_packed() {
     let bench = bench();
     for to in ["docker-archive:docker.tar:test/docker:1", "oci-archive:oci.tar:test/oci:1"] {
         succeed(&mut skopeo(&["--tmpdir", ".", "copy", "--quiet", "oci:sample:it", to], &bench.path("")));
@@ -144,7 +144,7 @@ fn with_store(program: &str, bench: &Bench, arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn buildah_pushes_layouts_and_archives() {
+fn layouts_and_archives_of_buildah_are_packed() {
     privately(|| {
         let bench = bench();
         let buildah = |arguments: &[&str]| succeed(&mut with_store("buildah", &bench, arguments));
@@ -162,7 +162,7 @@ fn buildah_pushes_layouts_and_archives() {
 }
 
 #[test]
-fn podman_saves_each_of_its_forms() {
+fn every_format_of_podman_save_is_packed() {
     privately(|| {
         let bench = bench();
         let podman = |arguments: &[&str]| succeed(&mut with_store("podman", &bench, arguments));
@@ -235,7 +235,7 @@ fn podman_and_buildah_names_are_pulled_without_localhost() {
 }
 
 #[test]
-fn docker_saves_several_images() {
+fn archive_of_docker_save_with_several_images_is_packed() {
     privately(|| {
         let bench = bench();
         succeed(&mut skopeo(
@@ -265,7 +265,7 @@ fn docker_saves_several_images() {
 }
 
 #[test]
-fn archives_written_by_skopeo() {
+fn archives_and_layouts_of_skopeo_are_packed_together() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let layer = bench.file("content", b"of a layer");

@@ -67,7 +67,7 @@ fn make(bench: &Bench, program: &str, arguments: &[&str]) {
 }
 
 #[test]
-fn the_result_for_people() {
+fn result_is_printed_as_text() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());
     bench.pack(&["layout"]);
@@ -79,7 +79,7 @@ fn the_result_for_people() {
 }
 
 #[test]
-fn the_result_for_programs() {
+fn result_is_printed_as_json() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());
     bench.pack(&["layout"]);
@@ -137,7 +137,7 @@ fn others(bench: &Bench, layout: &str) -> Vec<(String, &'static str)> {
 }
 
 #[test]
-fn every_form_shows_the_same() {
+fn every_form_of_disk_shows_the_same() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());
     bench.pack(&["layout"]);
@@ -155,7 +155,7 @@ fn every_form_shows_the_same() {
 }
 
 #[test]
-fn an_export_is_what_was_packed() {
+fn export_equals_the_packed_layout() {
     let bench = Bench::default();
     let layout = bench.layout("layout", &mixed());
     bench.pack(&["layout"]);
@@ -195,7 +195,7 @@ fn files(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_layout_written_by_skopeo_on_disks_made_by_hand() {
+fn skopeo_layout_on_handmade_disks_is_shown() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let tar = archive_of(&bench.path(""));
@@ -220,7 +220,7 @@ fn a_layout_written_by_skopeo_on_disks_made_by_hand() {
 }
 
 #[test]
-fn an_image_without_a_name_is_shown_by_its_digest() {
+fn unnamed_image_is_shown_by_its_digest() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let manifest = image(&layout, "linux", "amd64", &[b"a layer"]);
@@ -233,7 +233,7 @@ fn an_image_without_a_name_is_shown_by_its_digest() {
 }
 
 #[test]
-fn who_answers_to_every_tag_is_shown_and_told_apart() {
+fn every_tag_images_are_shown_and_compared() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let manifest = layout.image("test/hello:latest", b"a layer");
@@ -265,7 +265,7 @@ fn who_answers_to_every_tag_is_shown_and_told_apart() {
 }
 
 #[test]
-fn nobody_may_inspect_verify_and_export() {
+fn unprivileged_user_may_inspect_verify_and_export() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());
     bench.pack(&["layout"]);
@@ -287,7 +287,7 @@ fn nobody_may_inspect_verify_and_export() {
 }
 
 #[test]
-fn colour_is_for_terminals_without_no_color() {
+fn colour_needs_a_terminal_and_no_no_color() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());
     let on_a_terminal = |environment: &str| {
@@ -306,7 +306,7 @@ fn colour_is_for_terminals_without_no_color() {
 }
 
 #[test]
-fn diff_tells_what_changed_by_text_json_and_status() {
+fn diff_reports_changes_as_text_json_and_status() {
     let bench = Bench::default();
     let mut old = Layout::default();
     let (app, gone) = (old.manifest(&[b"base", b"old"]), old.manifest(&[b"base", b"gone"]));
@@ -357,7 +357,7 @@ fn diff_tells_what_changed_by_text_json_and_status() {
 }
 
 #[test]
-fn diff_fails_with_exit_status_2() {
+fn failed_diff_exits_2() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let manifest = layout.image("test/hello:latest", b"a layer");

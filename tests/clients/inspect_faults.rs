@@ -86,7 +86,7 @@ fn spoilt(content: &[u8]) -> Digest {
 }
 
 #[test]
-fn what_is_no_disk() {
+fn files_that_are_not_disks_are_refused() {
     let bench = Bench::default();
     refused(&bench, "missing", "cannot read it: No such file or directory (os error 2)");
     make(&bench, "mkfifo", &["fifo"]);
@@ -120,7 +120,7 @@ fn what_is_no_disk() {
 }
 
 #[test]
-fn a_disk_without_a_layout() {
+fn disk_without_a_layout_is_refused() {
     let bench = Bench::default();
     fs::create_dir(bench.path("folder")).unwrap();
     bench.file("folder/file", b"content");
@@ -136,7 +136,7 @@ fn a_disk_without_a_layout() {
 }
 
 #[test]
-fn a_disk_that_is_cut_short() {
+fn truncated_disk_is_refused() {
     let (bench, _, _) = hello(&[7; 70_000]);
     for disk in disks(&bench, "layout") {
         let file = fs::OpenOptions::new().write(true).open(bench.path(disk)).unwrap();
@@ -160,7 +160,7 @@ fn a_disk_that_is_cut_short() {
 }
 
 #[test]
-fn a_corrupt_superblock() {
+fn corrupt_superblock_is_refused() {
     let (bench, _, _) = hello(b"a layer");
     let patch = |disk: &str, at: u64, bytes: &[u8]| {
         fs::OpenOptions::new().write(true).open(bench.path(disk)).unwrap().write_all_at(bytes, at).unwrap();
@@ -204,7 +204,7 @@ fn a_corrupt_superblock() {
 }
 
 #[test]
-fn a_compressed_erofs_image() {
+fn compressed_erofs_image_is_refused() {
     let (bench, _, _) = hello(&[7; 1 << 20]);
     make(&bench, "mkfs.erofs", &["--quiet", "-zlz4", "disk.erofs", "layout"]);
     let fault = "the file is compressed; an uncompressed image is expected: make it without mkfs.erofs's option -z";
@@ -219,7 +219,7 @@ fn a_compressed_erofs_image() {
 }
 
 #[test]
-fn wrong_bytes() {
+fn corrupt_blobs_are_reported() {
     let layer = layer();
     let (bench, _, manifest) = hello(&layer);
     bench.pack(&["layout", "--name", "docker.io/library/other:1=layout"]);
@@ -244,7 +244,7 @@ fn wrong_bytes() {
 }
 
 #[test]
-fn missing_blobs_and_wrong_sizes() {
+fn missing_blobs_and_wrong_sizes_are_reported() {
     let (bench, layout, _) = hello(&[7; 9000]);
     fs::write(layout.join(blob(&[7; 9000])), [7; 8999]).unwrap();
     let digest = Digest::sha256_of(&[7; 9000]);
@@ -265,7 +265,7 @@ fn missing_blobs_and_wrong_sizes() {
 }
 
 #[test]
-fn many_images_of_a_faulty_blob_are_counted() {
+fn images_with_a_faulty_blob_are_counted() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     for number in 0..6 {
@@ -316,7 +316,7 @@ impl Remade {
 }
 
 #[test]
-fn a_catalog_of_another_version_or_none_at_all() {
+fn missing_or_unsupported_catalog_is_reported() {
     let disk = Remade::new();
     let catalog = disk.read("localregistry/catalog.binpb");
     assert_eq!(catalog[..2], [8, 1]);
@@ -334,7 +334,7 @@ fn a_catalog_of_another_version_or_none_at_all() {
 }
 
 #[test]
-fn a_catalog_that_disagrees() {
+fn catalog_that_disagrees_is_reported() {
     let disk = Remade::new();
     let disagrees = "localregistry/catalog.binpb disagrees with index.json and the manifests";
     let mut index: Value = serde_json::from_slice(&disk.read("index.json")).unwrap();
@@ -380,7 +380,7 @@ fn a_catalog_that_disagrees() {
 }
 
 #[test]
-fn what_was_left_out_is_missing_and_the_catalog_right() {
+fn omitted_blobs_are_missing_and_the_catalog_is_valid() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let gone = layout.blob(b"gone");
@@ -393,7 +393,7 @@ fn what_was_left_out_is_missing_and_the_catalog_right() {
 }
 
 #[test]
-fn a_catalog_that_disagrees_on_who_answers_to_every_tag() {
+fn catalog_that_disagrees_on_every_tag_is_reported() {
     let disk = Remade::new();
     let mut index: Value = serde_json::from_slice(&disk.read("index.json")).unwrap();
     index["manifests"][0]["annotations"]["localregistry.every-tag"] = json!("true");
@@ -410,7 +410,7 @@ fn a_catalog_that_disagrees_on_who_answers_to_every_tag() {
 }
 
 #[test]
-fn an_export_replaces_nothing() {
+fn export_replaces_no_files() {
     let (bench, _, _) = hello(b"a layer");
     bench.pack(&["layout"]);
     bench.file("file", b"mine");
@@ -433,7 +433,7 @@ fn an_export_replaces_nothing() {
 }
 
 #[test]
-fn a_signal_ends_an_export_without_a_trace() {
+fn signal_ends_an_export_and_leaves_no_files() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     // A layer of a terabyte of nothing, which takes longer than any test.
@@ -499,7 +499,7 @@ fn mutations() -> impl Strategy<Value = Vec<(prop::sample::Index, bool, u8)>> {
 }
 
 #[test]
-fn whatever_bytes_a_disk_has_reading_it_ends_in_words() {
+fn arbitrary_disk_bytes_give_an_error_and_no_panic() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     for disk in whole() {

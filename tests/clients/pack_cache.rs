@@ -62,7 +62,7 @@ fn only_a_new_layer_is_read() {
 }
 
 #[test]
-fn the_result_says_what_came_from_the_cache() {
+fn result_reports_cache_hits() {
     let bench = Bench::default();
     bench.layout("layout", &layout(&[1]));
     bench.pack(&["layout", "--cache", "cache"]);
@@ -74,7 +74,7 @@ fn the_result_says_what_came_from_the_cache() {
 }
 
 #[test]
-fn entries_that_were_cut_or_written_to_are_read_from_the_source_again() {
+fn damaged_entries_are_read_from_the_source_again() {
     let bench = Bench::default();
     bench.layout("layout", &layout(&[1]));
     let (_, _, disk) = packed(&bench, &["layout", "--cache", "cache"]);
@@ -95,7 +95,7 @@ fn entries_that_were_cut_or_written_to_are_read_from_the_source_again() {
 }
 
 #[test]
-fn a_wrong_blob_is_not_kept() {
+fn corrupt_blob_is_not_cached() {
     let bench = Bench::default();
     let path = bench.layout("layout", &layout(&[1])).join(testing::pack::blob(&layer(1)));
     fs::write(&path, layer(2)).unwrap();
@@ -113,7 +113,7 @@ fn files(bench: &Bench, folder: &str) -> usize {
 }
 
 #[test]
-fn packs_at_once_share_a_cache() {
+fn concurrent_packs_share_a_cache() {
     let bench = Bench::default();
     bench.layout("layout", &layout(&[1, 2, 3, 4, 5, 6]));
     let start = |number: u8| {
@@ -134,7 +134,7 @@ fn packs_at_once_share_a_cache() {
 }
 
 #[test]
-fn what_a_killed_pack_left_in_the_cache_is_removed_by_the_next_one() {
+fn leftovers_of_a_killed_pack_are_removed_from_the_cache() {
     let bench = Bench::default();
     bench.layout("layout", &layout(&[1]));
     fs::create_dir(bench.path("bin")).unwrap();
@@ -151,7 +151,7 @@ fn what_a_killed_pack_left_in_the_cache_is_removed_by_the_next_one() {
 }
 
 #[test]
-fn sources_are_as_they_were() {
+fn sources_stay_unchanged() {
     let bench = Bench::default();
     let layout = bench.layout("layout", &layout(&[1, 2]));
     bench.file("layout.tar", &archive_of(&layout));
@@ -173,7 +173,7 @@ fn sources_are_as_they_were() {
 }
 
 #[test]
-fn caches_that_cannot_be_used() {
+fn unusable_caches_are_reported() {
     let bench = Bench::default();
     bench.layout("layout", &layout(&[1]));
     bench.file("file", b"");
@@ -194,7 +194,7 @@ fn caches_that_cannot_be_used() {
 }
 
 #[test]
-fn a_cache_on_another_file_system() {
+fn cache_on_another_file_system_works() {
     let bench = Bench::default();
     bench.layout("layout", &layout(&[1, 2]));
     fs::create_dir(bench.path("other")).unwrap();
@@ -209,7 +209,7 @@ fn a_cache_on_another_file_system() {
 }
 
 #[test]
-fn an_entry_that_cannot_be_read() {
+fn unreadable_entry_is_refused_and_a_short_one_replaced() {
     let bench = Bench::default();
     bench.layout("layout", &layout(&[1]));
     let path = entry(&bench, 1);

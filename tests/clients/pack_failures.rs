@@ -14,7 +14,7 @@ use testing::pack::{Bench, PROGRAM, blob, hello, text};
 use testing::private::{on_tmpfs, read_only};
 
 #[test]
-fn disks_that_cannot_be_written() {
+fn unwritable_disk_paths_are_refused() {
     let (bench, _, _) = hello(&[7; 5000]);
     fs::create_dir(bench.path("folder")).unwrap();
     bench.file("file", b"");
@@ -36,7 +36,7 @@ fn disks_that_cannot_be_written() {
 }
 
 #[test]
-fn no_space() {
+fn full_file_system_is_reported() {
     let (bench, _, _) = hello(&[7; 900_000]);
     fs::create_dir(bench.path("small")).unwrap();
     on_tmpfs(&bench.path("small"), "size=800k", || {
@@ -71,7 +71,7 @@ fn no_space() {
 }
 
 #[test]
-fn a_limit_on_the_size_of_files() {
+fn file_size_limit_is_reported() {
     let (bench, _, _) = hello(&[7; 9000]);
     let before = bench.everything();
     let script = format!("trap '' XFSZ; ulimit -f 16; exec {PROGRAM} --quiet pack layout -o disk.erofs");
@@ -82,7 +82,7 @@ fn a_limit_on_the_size_of_files() {
 }
 
 #[test]
-fn a_folder_that_is_read_only() {
+fn read_only_folder_is_reported() {
     let (bench, _, _) = hello(b"a layer");
     fs::create_dir(bench.path("small")).unwrap();
     on_tmpfs(&bench.path("small"), "size=800k", || {
@@ -110,7 +110,7 @@ fn in_place_of_mksquashfs(bench: &Bench, script: &str) -> String {
 const PACK: [&str; 7] = ["-q", "pack", "layout", "-o", "disk.erofs", "--fs", "squashfs"];
 
 #[test]
-fn no_program_for_the_file_system() {
+fn missing_mksquashfs_is_reported() {
     let (bench, _, _) = hello(b"a layer");
     let before = bench.everything();
     let output = bench.command(&PACK).env("PATH", "/nowhere").output().unwrap();
@@ -125,7 +125,7 @@ fn no_program_for_the_file_system() {
 }
 
 #[test]
-fn a_program_that_fails_is_quoted() {
+fn output_of_a_failing_mksquashfs_is_shown() {
     let (bench, _, _) = hello(b"a layer");
     let path = in_place_of_mksquashfs(&bench, "#!/bin/sh\necho part >\"$2\"\necho some reason >&2\nexit 3\n");
     let before = bench.everything();
@@ -135,7 +135,7 @@ fn a_program_that_fails_is_quoted() {
 }
 
 #[test]
-fn a_signal_while_blobs_are_copied_leaves_nothing_behind() {
+fn signal_while_blobs_are_copied_leaves_no_files() {
     let (bench, layout, _) = hello(b"a layer");
     // Long enough to be interrupted, whatever the machine.
     grow(&layout, 8 << 30);
@@ -164,7 +164,7 @@ fn grow(layout: &Path, size: u64) {
 }
 
 #[test]
-fn a_bar_on_a_terminal_and_nowhere_else() {
+fn progress_bar_is_shown_only_on_a_terminal() {
     let (bench, layout, _) = hello(b"a layer");
     grow(&layout, 2 << 30);
     // `script` runs a command on a terminal.
@@ -199,7 +199,7 @@ fn rewrite(layout: &Path, from: &str, to: &str) {
 }
 
 #[test]
-fn signals_leave_nothing_behind() {
+fn signals_leave_no_files() {
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let (bench, _, _) = hello(b"a layer");
         // The signal comes while the file system is made, which then would take for ever.
@@ -214,7 +214,7 @@ fn signals_leave_nothing_behind() {
 }
 
 #[test]
-fn signals_one_after_the_other_leave_nothing_behind_either() {
+fn repeated_signals_leave_no_files() {
     let (bench, _, _) = hello(b"a layer");
     let script = "#!/bin/sh\nkill -INT $PPID; kill -TERM $PPID; kill -HUP $PPID; kill -INT $PPID\nexec sleep 1000\n";
     let path = in_place_of_mksquashfs(&bench, script);
@@ -226,7 +226,7 @@ fn signals_one_after_the_other_leave_nothing_behind_either() {
 }
 
 #[test]
-fn what_a_killed_pack_left_is_removed_by_the_next_one() {
+fn leftovers_of_a_killed_pack_are_removed_by_the_next() {
     let (bench, _, _) = hello(b"a layer");
     let path = in_place_of_mksquashfs(&bench, "#!/bin/sh\nkill -KILL $PPID\n");
     let before = bench.everything();

@@ -103,7 +103,7 @@ fn run(bench: &Bench) -> BTreeSet<String> {
 }
 
 #[test]
-fn doctor_has_a_line_for_every_program_that_a_command_runs_and_for_no_other() {
+fn doctor_lists_exactly_the_programs_that_commands_run() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     layout.image("test/other:latest", b"layer");
@@ -163,7 +163,7 @@ fn doctor_has_a_line_for_every_program_that_a_command_runs_and_for_no_other() {
 }
 
 #[test]
-fn a_trace_is_read() {
+fn execve_trace_is_parsed() {
     let log = format!(
         "10 execve(\"{PROGRAM}\", [\"x\"], 0x7ffc /* 9 vars */) = 0\n\
          10 clone3({{flags=CLONE_VM|CLONE_THREAD}} => {{parent_tid=[11]}}, 88) = 11\n\

@@ -105,7 +105,7 @@ fn basic(user: &str, password: &str) -> Value {
 }
 
 #[test]
-fn everything_of_an_image_comes_along() {
+fn all_parts_of_an_image_are_pulled() {
     let images = images();
     let serving = plain(&images.layout, &[]);
     let (bench, host) = (Bench::default(), serving.address());
@@ -127,7 +127,7 @@ fn everything_of_an_image_comes_along() {
 }
 
 #[test]
-fn one_platform_is_kept_and_the_rest_is_named() {
+fn only_the_selected_platform_is_pulled_and_the_rest_is_named() {
     let images = images();
     let serving = plain(&images.layout, &["--events", "events"]);
     let (bench, host) = (Bench::default(), serving.address());
@@ -155,7 +155,7 @@ fn one_platform_is_kept_and_the_rest_is_named() {
 }
 
 #[test]
-fn by_digest_and_beside_other_sources() {
+fn images_are_pulled_by_digest_and_with_other_sources() {
     let images = images();
     let serving = plain(&images.layout, &[]);
     let (bench, host) = (Bench::default(), serving.address());
@@ -182,7 +182,7 @@ fn by_digest_and_beside_other_sources() {
 }
 
 #[test]
-fn the_disk_is_the_same_as_from_a_layout() {
+fn disk_equals_one_packed_from_a_layout() {
     let images = images();
     let serving = plain(&images.layout, &[]);
     let (bench, host) = (Bench::default(), serving.address());
@@ -193,7 +193,7 @@ fn the_disk_is_the_same_as_from_a_layout() {
 }
 
 #[test]
-fn with_a_password() {
+fn password_protected_images_are_pulled() {
     let images = images();
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("users"), format!("anna:{}\n", bcrypt::hash("secret", 5).unwrap())).unwrap();
@@ -251,7 +251,7 @@ fn with_a_password() {
 }
 
 #[test]
-fn with_a_token() {
+fn token_protected_images_are_pulled() {
     let images = images();
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("users"), format!("anna:{}\n", bcrypt::hash("secret", 5).unwrap())).unwrap();
@@ -276,7 +276,7 @@ fn with_a_token() {
 }
 
 #[test]
-fn over_tls() {
+fn images_are_pulled_over_tls() {
     let images = images();
     let serving = Serving::start(images.layout.path(), TempDir::new().unwrap(), &[]);
     let (bench, host) = (Bench::default(), serving.address());
@@ -312,7 +312,7 @@ fn over_tls() {
 }
 
 #[test]
-fn elsewhere_than_on_this_machine() {
+fn images_are_pulled_from_a_remote_address() {
     privately(|| {
         let images = images();
         // TLS, with the CA where docker keeps it.
@@ -357,7 +357,7 @@ fn elsewhere_than_on_this_machine() {
 }
 
 #[test]
-fn from_docker_registry() {
+fn images_are_pulled_from_docker_registry() {
     // Skopeo finds images of a layout by bare names.
     let mut layout = Layout::default();
     let (amd64, arm64) = (layout.manifest(&[b"shared", b"amd64"]), layout.manifest(&[b"shared", b"arm64"]));
@@ -392,7 +392,7 @@ fn from_docker_registry() {
 }
 
 #[test]
-fn from_docker_registry_with_a_password() {
+fn images_are_pulled_from_docker_registry_with_a_password() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("users"), format!("anna:{}\n", bcrypt::hash("secret", 5).unwrap())).unwrap();
     let mut layout = Layout::default();
@@ -416,7 +416,7 @@ fn from_docker_registry_with_a_password() {
 }
 
 #[test]
-fn a_list_pulls_with_names_and_platforms_of_its_own() {
+fn list_pulls_with_its_own_names_and_platforms() {
     let images = images();
     let serving = plain(&images.layout, &[]);
     let (bench, host) = (Bench::default(), serving.address());

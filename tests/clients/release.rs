@@ -69,7 +69,7 @@ fn linked(feature: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_release_has_everything_and_is_the_same_each_time() {
+fn release_is_complete_and_reproducible() {
     let bench = Bench::default();
     let folder = made(&bench, "one");
     let found = files(&folder);
@@ -180,7 +180,7 @@ fn completions_are_read(folder: &Path) {
 }
 
 #[test]
-fn what_is_released_works_together() {
+fn released_programs_and_kernel_work_together() {
     let bench = Bench::default();
     let folder = made(&bench, "out");
     let program = folder.join("bin/localregistry");
@@ -215,7 +215,7 @@ fn what_is_released_works_together() {
 }
 
 #[test]
-fn what_cannot_be_released_is_named_and_nothing_is_left() {
+fn invalid_release_requests_are_named_and_leave_no_files() {
     let bench = Bench::default();
     fs::create_dir(bench.path("full")).unwrap();
     bench.file("full/file", b"mine");

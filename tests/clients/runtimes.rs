@@ -24,7 +24,7 @@ fn asked(requests: &[Request], agent: &str) -> Vec<String> {
 }
 
 #[test]
-fn skopeo_copies_all_platforms_an_artifact_and_by_a_mirror() {
+fn skopeo_copies_all_platforms_an_artifact_and_through_a_mirror() {
     privately(|| {
         let mut world = World::default();
         world.mirror();
@@ -175,7 +175,7 @@ fn by_head(images: &Images, repository: &str, tag: &str) -> [String; 3] {
 }
 
 #[test]
-fn containerd_pulls_an_image_an_artifact_and_by_a_mirror() {
+fn containerd_pulls_an_image_an_artifact_and_through_a_mirror() {
     privately(|| {
         let mut world = World::default();
         let containerd = Containerd::start();

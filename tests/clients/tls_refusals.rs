@@ -66,7 +66,7 @@ fn leave(mut stream: TcpStream, last: &[u8]) {
 
 /// Each on a server of its own, since one address has one warning in 10 s.
 #[test]
-fn every_client_that_refuses_the_certificate_is_named_with_its_alert() {
+fn clients_that_refuse_the_certificate_are_named_with_their_alert() {
     let layout = images();
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("wrong")).unwrap();
@@ -121,7 +121,7 @@ fn every_client_that_refuses_the_certificate_is_named_with_its_alert() {
 }
 
 #[test]
-fn clients_that_speak_no_tls_or_finish_their_handshake_are_not_refusals() {
+fn non_tls_clients_and_completed_handshakes_are_not_refusals() {
     let layout = images();
     let server = Process::start_with(layout.path(), &[], None);
     // Nothing, half a hello, and bytes that are no hello.

@@ -30,7 +30,7 @@ fn assert_pulls(log: &Path, arguments: &[&str]) {
 }
 
 #[test]
-fn containerd_pulls_and_asks_nobody_else() {
+fn containerd_pulls_from_the_registry_only() {
     privately(|| {
         let world = World::default();
         let upstream = Upstream::start();
@@ -59,7 +59,7 @@ fn containerd_pulls_and_asks_nobody_else() {
 }
 
 #[test]
-fn the_cri_plugin_pulls_and_asks_nobody_else() {
+fn cri_plugin_pulls_from_the_registry_only() {
     privately(|| {
         let world = World::default();
         let upstream = Upstream::start();
@@ -82,7 +82,7 @@ fn the_cri_plugin_pulls_and_asks_nobody_else() {
 }
 
 #[test]
-fn dockerd_pulls_and_asks_nobody_else() {
+fn dockerd_pulls_from_the_registry_only() {
     privately(|| {
         let world = World::default();
         let upstream = Upstream::start();
@@ -151,7 +151,7 @@ fn pulls_and_misses(folder: &Path, images: &Images, address: &str) {
 }
 
 #[test]
-fn podman_buildah_and_skopeo_pull_and_ask_nobody_else() {
+fn podman_buildah_and_skopeo_pull_from_the_registry_only() {
     privately(|| {
         let world = World::default();
         let upstream = Upstream::start();
@@ -166,7 +166,7 @@ fn podman_buildah_and_skopeo_pull_and_ask_nobody_else() {
 
 /// Without a CA there is nothing to trust, and the clients have to be told that it is plain HTTP.
 #[test]
-fn plain_http_is_pulled_from_too() {
+fn runtimes_pull_over_plain_http() {
     privately(|| {
         let world = World::default();
         let upstream = Upstream::start();
@@ -200,7 +200,7 @@ fn plain_http_is_pulled_from_too() {
 
 /// By containerd, and by skopeo under a name: the names of images in clients of its age cannot have an IPv6 address.
 #[test]
-fn an_ipv6_address_is_pulled_from_too() {
+fn clients_pull_from_an_ipv6_address() {
     privately(|| {
         succeed(Command::new("ip").args(["-6", "address", "add", "fd00::82/128", "dev", "lo", "nodad"]));
         fs::write("/etc/hosts", "fd00::82 registry.test\n").unwrap();
@@ -229,7 +229,7 @@ fn an_ipv6_address_is_pulled_from_too() {
 /// Two runs under the CA of one folder, in the VM: who trusted the first trusts the second, and the trust files of each are there when
 /// it says that it is ready.
 #[test]
-fn a_kept_ca_is_trusted_across_runs_of_the_vm() {
+fn stored_ca_is_trusted_across_runs_of_the_vm() {
     privately(|| {
         let mut world = World::default();
         let layout = world.images.layout.path().display().to_string();
@@ -269,7 +269,7 @@ fn a_kept_ca_is_trusted_across_runs_of_the_vm() {
 }
 
 #[test]
-fn a_copied_bundle_is_used_where_it_is() {
+fn moved_bundle_works() {
     let bench = Bench::default();
     bench.file("ca.crt", ClientAuthority::new("a CA").pem().as_bytes());
     let arguments = ["trust", "--quiet", "--endpoint", "a.test:5000", "--ca", "ca.crt", "--format", "env", "-o", "trust"];
