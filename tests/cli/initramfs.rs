@@ -100,7 +100,7 @@ impl Machine {
 
     /// The command with no environment but the cache, which has no kernel.
     fn command(&self) -> Command {
-        let mut command = Command::new(testing::pack::PROGRAM);
+        let mut command = testing::program(testing::pack::PROGRAM);
         command.arg("initramfs").arg("-o").arg(self.output()).env_clear();
         command.env("LOCALREGISTRY_CACHE", self.folder.path().join("cache")).env("PATH", "/nonexistent");
         command
@@ -346,7 +346,7 @@ fn unusable_init_is_refused() {
 fn unwritable_output_is_reported() {
     let machine = Machine::new();
     let write_to = |output: &Path| {
-        let mut command = Command::new(testing::pack::PROGRAM);
+        let mut command = testing::program(testing::pack::PROGRAM);
         command
             .args(["initramfs", "-q", "--init"])
             .arg(machine.init())

@@ -78,7 +78,7 @@ impl Machine {
             fs::write(path, content).unwrap();
         }
         let package = self.path("archive/kernel.deb");
-        run(Command::new("dpkg-deb").args(["--root-owner-group", "-b"]).arg(&tree).arg(&package));
+        run(testing::program("dpkg-deb").args(["--root-owner-group", "-b"]).arg(&tree).arg(&package));
         let content = fs::read(&package).unwrap();
         let hash = Digest::sha256_of(&content).hex();
         format!("{control}Filename: ./kernel.deb\nSize: {}\nSHA256: {hash}\n\n", content.len())
@@ -92,11 +92,11 @@ impl Machine {
             Digest::sha256_of(b"").hex()
         );
         fs::write(self.path("archive/Packages"), meta + record).unwrap();
-        run(Command::new("apt-get").arg("update").env("APT_CONFIG", self.path("apt.conf")));
+        run(testing::program("apt-get").arg("update").env("APT_CONFIG", self.path("apt.conf")));
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(testing::pack::PROGRAM);
+        let mut command = testing::program(testing::pack::PROGRAM);
         command.arg("kernel").arg("-o").arg(self.path("vmlinux"));
         command.env("LOCALREGISTRY_CACHE", self.path("cache")).env("APT_CONFIG", self.path("apt.conf"));
         command

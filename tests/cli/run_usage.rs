@@ -1,8 +1,6 @@
 //! `localregistry run` and `serve` with flags that they do not know, that have no such value or do not go together: exit 2, and nothing
 //! is started or left.
 
-use std::process::Command;
-
 use testing::refused::{folder, run};
 
 #[test]
@@ -107,7 +105,7 @@ fn serve_refuses_flags_it_would_ignore() {
             "the argument '--ca-out <FILE>' cannot be used with '--tls off': without TLS there is no CA",
         ),
     ] {
-        let mut command = Command::new(testing::pack::PROGRAM);
+        let mut command = testing::program(testing::pack::PROGRAM);
         let output = command.current_dir(folder.path("")).args(["serve", "."]).args(arguments).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
@@ -122,7 +120,7 @@ fn invalid_limits_are_refused_before_serving() {
         ("streams=1000", "streams is 1000; expected a number of streams from 1 to 256"),
         ("idle", "expected KEY=NUMBER, such as stallSeconds=60"),
     ] {
-        let mut command = Command::new(testing::pack::PROGRAM);
+        let mut command = testing::program(testing::pack::PROGRAM);
         let output = command.args(["serve", "no-such-layout", "--limit", limit]).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         let expected = format!("error: invalid value '{limit}' for '--limit <KEY=NUMBER>': {why}\n");

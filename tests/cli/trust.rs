@@ -238,7 +238,7 @@ fn env_file_is_read_by_a_shell() {
         let env = bench.file("env", tree(&bundle, &[TrustFormat::Env])["env"].as_bytes());
         let names = ["ENDPOINT", "ADDRESS", "CA", "UPSTREAMS"].map(|name| format!("$LOCALREGISTRY_{name}"));
         let script = format!(". \"$1\"; printf %s \"{}\"", names.join("|"));
-        let said = std::process::Command::new("sh").args(["-euc", &script, "sh"]).arg(env).output().unwrap();
+        let said = testing::program("sh").args(["-euc", &script, "sh"]).arg(env).output().unwrap();
         assert_eq!((text(&said.stdout).as_str(), text(&said.stderr).as_str()), (expected, ""));
     }
 }

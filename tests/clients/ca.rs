@@ -23,7 +23,7 @@ fn made(change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
 }
 
 fn openssl(folder: &Path, arguments: &[&str]) {
-    succeed(Command::new("openssl").args(arguments).current_dir(folder).stderr(Stdio::null()));
+    succeed(testing::program("openssl").args(arguments).current_dir(folder).stderr(Stdio::null()));
 }
 
 fn layout() -> Layout {
@@ -38,7 +38,8 @@ fn layout() -> Layout {
 fn handshake(folder: &Path, address: &str, name: &str) -> String {
     let arguments = ["s_client", "-connect", address, "-servername", name, "-CAfile", "ca.crt", "-verify_return_error"];
     let strict = ["-x509_strict", "-verify_hostname", name];
-    let output = Command::new("openssl").args(arguments).args(strict).current_dir(folder).stdin(Stdio::null()).output().unwrap();
+    let output =
+        testing::program("openssl").args(arguments).args(strict).current_dir(folder).stdin(Stdio::null()).output().unwrap();
     text(&output.stdout) + &text(&output.stderr)
 }
 
@@ -96,7 +97,7 @@ fn wildcards_are_accepted_and_duplicate_names_are_merged() {
     let leaf = format!("-----BEGIN{}", shown.split("-----BEGIN").nth(1).unwrap());
     fs::write(serving.pulled("leaf.crt"), leaf).unwrap();
     let command = ["x509", "-in", "leaf.crt", "-noout", "-ext", "subjectAltName"];
-    let said = succeed(Command::new("openssl").args(command).current_dir(serving.folder.path()));
+    let said = succeed(testing::program("openssl").args(command).current_dir(serving.folder.path()));
     let expected =
         ["DNS:localhost", "IP Address:127.0.0.1", "IP Address:0:0:0:0:0:0:0:1", "IP Address:127.0.0.2", "DNS:*.example.test"];
     assert_eq!(said.lines().last().unwrap().trim().split(", ").collect::<Vec<_>>(), expected);
@@ -115,7 +116,7 @@ fn wildcards_are_accepted_and_duplicate_names_are_merged() {
             openssl,
             "{name}: {shown}"
         );
-        let mut command = Command::new("curl");
+        let mut command = testing::program("curl");
         command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "60", "--cacert"]).arg(&ca);
         command.args(["--resolve", &format!("{name}:{port}:127.0.0.1"), &format!("https://{name}:{port}/v2/")]);
         let output = command.output().unwrap();
@@ -129,7 +130,7 @@ fn wildcards_are_accepted_and_duplicate_names_are_merged() {
 fn invalid_certificate_names_exit_2() {
     let layout = layout();
     for name in ["*", "*.", "*.test", "a.*.b", "f*o.b", "*.*.b"] {
-        let output = Command::new(PROGRAM).args(["serve", "--san", name]).arg(layout.path()).output().unwrap();
+        let output = testing::program(PROGRAM).args(["serve", "--san", name]).arg(layout.path()).output().unwrap();
         let expected = "expected * as the whole first label, before two labels or more, such as *.example.test";
         let said = text(&output.stderr);
         assert!(said.starts_with(&format!("error: invalid value '{name}' for '--san <NAME>': {expected}")), "{said}");
@@ -258,7 +259,7 @@ fn ca_that_cannot_sign_is_refused_before_the_boot() {
             "cannot read the CA key none: No such file or directory (os error 2)".to_owned(),
         ),
     ] {
-        let mut command = Command::new(PROGRAM);
+        let mut command = testing::program(PROGRAM);
         command.current_dir(bench.path("")).args([
             "run",
             "--accel",
@@ -273,7 +274,8 @@ fn ca_that_cannot_sign_is_refused_before_the_boot() {
         let output = command.args(["--qemu", "./no-such-qemu"]).args(&arguments).output().unwrap();
         assert_eq!(text(&output.stderr), format!("localregistry: cannot use the CA: {message}\n"));
         assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(13), ""));
-        let output = Command::new(PROGRAM).current_dir(bench.path("")).args(["serve", "junk"]).args(&arguments).output().unwrap();
+        let output =
+            testing::program(PROGRAM).current_dir(bench.path("")).args(["serve", "junk"]).args(&arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
     }
     assert_eq!(bench.everything(), before);
@@ -283,7 +285,7 @@ fn ca_that_cannot_sign_is_refused_before_the_boot() {
 fn unusable_ca_folder_is_refused_before_the_boot() {
     let bench = bench();
     let run = |dir: &str| {
-        let mut command = Command::new(PROGRAM);
+        let mut command = testing::program(PROGRAM);
         command.current_dir(bench.path("")).args(["run", "--accel", "tcg", "--kernel", "kernel", "--initramfs", "initramfs"]);
         let output = command.args(["--qemu", "./no-such-qemu", "disk", "--ca-dir", dir]).output().unwrap();
         (output.status.code(), text(&output.stderr))
@@ -336,7 +338,7 @@ fn conflicting_flags_exit_2() {
     ] {
         for command in ["run", "serve"] {
             let output =
-                Command::new(PROGRAM).current_dir(bench.path("")).args([command, "disk"]).args(arguments).output().unwrap();
+                testing::program(PROGRAM).current_dir(bench.path("")).args([command, "disk"]).args(arguments).output().unwrap();
             let said = text(&output.stderr);
             assert_eq!(output.status.code(), Some(2), "{command} {arguments:?}: {said}");
             assert!(said.starts_with(&format!("error: {message}\n")), "{command} {arguments:?}: {said}");

@@ -91,7 +91,7 @@ fn conflicting_flags_exit_2() {
                 "the argument '--client-ca <FILE>' cannot be used with '--tls off': client certificates need TLS",
             ),
         ] {
-            let mut process = Command::new(testing::pack::PROGRAM);
+            let mut process = testing::program(testing::pack::PROGRAM);
             let output = process.current_dir(folder.path()).args([command, "x"]).args(arguments).output().unwrap();
             let stderr = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(2), "{command} {arguments:?}: {stderr}");
@@ -118,7 +118,7 @@ fn unusable_files_exit_1() {
             "cannot set up access control: ca cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
         ),
     ] {
-        let mut process = Command::new(testing::pack::PROGRAM);
+        let mut process = testing::program(testing::pack::PROGRAM);
         let output = process.current_dir(folder.path()).arg("serve").arg(layout.path()).args(arguments).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), stderr.as_str()), (Some(1), format!("localregistry: {message}\n").as_str()));
@@ -138,7 +138,7 @@ fn server_log_shows_the_clients_that_pulled() {
     }
     assert!(!serving.pull("test/absent:1", "d", &[]).status.success());
     let assert = |arguments: &[&str]| {
-        let mut command = Command::new(PROGRAM);
+        let mut command = testing::program(PROGRAM);
         command.arg("assert").args(arguments).arg(serving.folder.path().join("events")).output().unwrap().status.code()
     };
     assert_eq!(assert(&["--pulled", "test/hello", "--by", "127.0.0.1", "--times", "2"]), Some(0));

@@ -37,8 +37,9 @@ fn words(list: &Value) -> Vec<String> {
 fn healthy(address: &str, ca: &Path, what: &dyn Fn() -> String) {
     let deadline = Instant::now() + Duration::from_secs(120);
     let url = format!("https://{address}/healthz");
-    let curl =
-        || Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(ca).arg(&url).stdin(Stdio::null()).output().unwrap();
+    let curl = || {
+        testing::program("curl").args(["--silent", "--fail", "--cacert"]).arg(ca).arg(&url).stdin(Stdio::null()).output().unwrap()
+    };
     while !curl().status.success() {
         assert!(Instant::now() < deadline, "{}", what());
         std::thread::sleep(Duration::from_millis(50));
@@ -162,7 +163,7 @@ fn machine_serves_with_only_what_kubevirt_provides() {
     let forwarded = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let net = format!("user,id=net0,restrict=on,hostfwd=tcp:{forwarded}-:{port}");
     let device = format!("virtio-blk-pci,drive=images,serial={serial}");
-    let mut qemu = Command::new("qemu-system-x86_64");
+    let mut qemu = testing::program("qemu-system-x86_64");
     qemu.current_dir(bench.path("")).args([
         "-machine",
         board,
@@ -212,7 +213,8 @@ fn machine_serves_with_only_what_kubevirt_provides() {
     let address = format!("127.0.0.1:{}", forwarded.port());
     let resolve = format!("registry.test:{}:127.0.0.1", forwarded.port());
     let url = format!("https://registry.test:{}/ca.crt", forwarded.port());
-    let given = succeed(Command::new("curl").args(["--silent", "--fail", "--resolve", &resolve, "--cacert"]).arg(&ca).arg(&url));
+    let given =
+        succeed(testing::program("curl").args(["--silent", "--fail", "--resolve", &resolve, "--cacert"]).arg(&ca).arg(&url));
     assert_eq!(given.replace('\r', ""), fs::read_to_string(&ca).unwrap().replace('\r', ""), "by the name of a node's host");
     healthy(&address, &ca, &String::new);
     pulled(&bench, &address, &ca, "from-machine");

@@ -141,12 +141,13 @@ impl Disks {
         }
         let events = serving.pulled("events");
         for name in self.names.iter().take(10) {
-            let mut command = Command::new(PROGRAM);
+            let mut command = testing::program(PROGRAM);
             command.args(["--quiet", "assert", "--times", "1", "--pulled", name]).arg(&events);
             let output = command.output().unwrap();
             assert!(output.status.success(), "{name}: {}", text(&output.stderr));
         }
-        let absent = Command::new(PROGRAM).args(["assert", "--not-pulled", "quay.io/absent:1"]).arg(&events).output().unwrap();
+        let absent =
+            testing::program(PROGRAM).args(["assert", "--not-pulled", "quay.io/absent:1"]).arg(&events).output().unwrap();
         assert!(absent.status.success());
     }
 }

@@ -39,9 +39,9 @@ fn bytes_depend_on_neither_order_nor_time_nor_user() {
         std::thread::sleep(std::time::Duration::from_millis(1100));
         bench.pack(&["b.tar", "a", "--fs", format]);
         assert_eq!(digest_of(&disk), expected, "{format}");
-        let script = format!("umask 077; exec {} -q pack b a --fs {format} -o disk.erofs", testing::pack::PROGRAM);
+        let script = format!("umask 077; exec '{}' -q pack b a --fs {format} -o disk.erofs", testing::pack::PROGRAM);
         let environment = [("SOURCE_DATE_EPOCH", "12345"), ("TZ", "Asia/Tokyo"), ("E2FSPROGS_FAKE_TIME", "99")];
-        let output = Command::new("sh").args(["-c", &script]).current_dir(bench.path("")).envs(environment).output().unwrap();
+        let output = testing::program("sh").args(["-c", &script]).current_dir(bench.path("")).envs(environment).output().unwrap();
         assert!(output.status.success(), "{format}: {}", text(&output.stderr));
         assert_eq!(digest_of(&disk), expected, "{format}");
     }
@@ -89,19 +89,19 @@ fn label_changes_only_the_superblock() {
 
 #[test]
 fn root_and_other_users_pack_the_same_bytes() {
-    if Command::new("id").arg("-u").output().unwrap().stdout != b"0\n" {
+    if testing::program("id").arg("-u").output().unwrap().stdout != b"0\n" {
         return;
     }
     let bench = Bench::default();
     sources(&bench);
     fs::copy(testing::pack::PROGRAM, bench.path("program")).unwrap();
     fs::create_dir(bench.path("out")).unwrap();
-    succeed(Command::new("chmod").args(["a+rwx", "."]).current_dir(bench.path("")));
-    succeed(Command::new("chmod").args(["a+rwx", "out"]).current_dir(bench.path("")));
+    succeed(testing::program("chmod").args(["a+rwx", "."]).current_dir(bench.path("")));
+    succeed(testing::program("chmod").args(["a+rwx", "out"]).current_dir(bench.path("")));
     for format in FORMATS {
         bench.pack(&["a", "b", "--fs", format]);
         let arguments = ["--reuid=65534", "--regid=65534", "--clear-groups", "./program", "-q", "pack", "a", "b", "--fs", format];
-        let mut command = Command::new("setpriv");
+        let mut command = testing::program("setpriv");
         succeed(command.args(arguments).args(["-o", "out/disk"]).current_dir(bench.path("")));
         assert_eq!(digest_of(&bench.path("out/disk")), digest_of(&bench.path("disk.erofs")), "{format}");
     }
@@ -119,11 +119,11 @@ fn every_format_holds_the_same_content() {
         let disk = bench.path("disk.erofs");
         let out = bench.path(format);
         match format {
-            "squashfs" => succeed(Command::new("unsquashfs").args(["-quiet", "-no-progress", "-d"]).arg(&out).arg(&disk)),
+            "squashfs" => succeed(testing::program("unsquashfs").args(["-quiet", "-no-progress", "-d"]).arg(&out).arg(&disk)),
             _ => {
                 fs::create_dir(&out).unwrap();
-                succeed(Command::new("e2fsck").args(["-f", "-n"]).arg(&disk));
-                succeed(Command::new("debugfs").arg("-R").arg(format!("rdump / {}", out.display())).arg(&disk))
+                succeed(testing::program("e2fsck").args(["-f", "-n"]).arg(&disk));
+                succeed(testing::program("debugfs").arg("-R").arg(format!("rdump / {}", out.display())).arg(&disk))
             }
         };
         let found = listing(&out);
@@ -139,7 +139,7 @@ fn every_format_holds_the_same_content() {
 
 /// Modes, sizes and paths, as [`testing::pack::Extracted`] lists them.
 fn listing(root: &Path) -> Vec<String> {
-    let find = Command::new("find").arg(root).args(["-printf", "%m %y %s /%P\n"]).output().unwrap();
+    let find = testing::program("find").arg(root).args(["-printf", "%m %y %s /%P\n"]).output().unwrap();
     let mut lines: Vec<Vec<String>> =
         text(&find.stdout).lines().map(|line| line.splitn(4, ' ').map(str::to_owned).collect::<Vec<_>>()).collect();
     lines.sort_by(|a, b| a[3].cmp(&b[3]));
@@ -172,9 +172,10 @@ fn blob_over_4_gib_is_packed() {
     let source = layout.write().display().to_string();
     bench.pack(&[&source]);
     let disk = bench.path("disk.erofs");
-    let fsck = Command::new("fsck.erofs").arg(&disk).output().unwrap();
+    let fsck = testing::program("fsck.erofs").arg(&disk).output().unwrap();
     assert!(fsck.status.success(), "{}", text(&fsck.stderr));
-    let map = Command::new("dump.erofs").arg(format!("--path=/{}", digest.blob_path())).arg("-e").arg(&disk).output().unwrap();
+    let map =
+        testing::program("dump.erofs").arg(format!("--path=/{}", digest.blob_path())).arg("-e").arg(&disk).output().unwrap();
     let map = text(&map.stdout);
     assert!(map.contains(&format!("Size: {size} ")), "{map}");
     let length = fs::metadata(&disk).unwrap().len();

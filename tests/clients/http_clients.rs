@@ -81,7 +81,7 @@ fn seed() -> String {
 
 /// Debian's Python, with Debian's packages.
 fn python(program: &str) -> Command {
-    let mut command = Command::new("/usr/bin/python3");
+    let mut command = testing::program("/usr/bin/python3");
     command.env("PYTHONDONTWRITEBYTECODE", "1").arg(Path::new(SUPPORT).join(program));
     command
 }
@@ -154,7 +154,8 @@ impl Transfers<'_> {
     /// it made, and the number of bytes.
     fn run(&self, arguments: &[&str]) -> Vec<(String, usize, u64)> {
         let config = self.site.bench.file("curl.conf", self.config.as_bytes());
-        let said = succeed(Command::new("curl").args(["--silent", "--show-error"]).args(arguments).arg("--config").arg(config));
+        let said =
+            succeed(testing::program("curl").args(["--silent", "--show-error"]).args(arguments).arg("--config").arg(config));
         let cases = self.site.bench.file("cases.json", &serde_json::to_vec(&self.cases).unwrap());
         let mut check = python("answers.py");
         let output = check.stdin(fs::File::open(cases).unwrap()).output().unwrap();
@@ -218,7 +219,7 @@ fn nghttp_gets_the_bytes_of_the_files() {
                     expected.push((Some("range: bytes=65535-"), &content[65_535..]));
                 }
                 for (header, bytes) in expected {
-                    let mut nghttp = Command::new("nghttp");
+                    let mut nghttp = testing::program("nghttp");
                     nghttp.args(["--no-verify-peer", "-w", window, "-W", window]);
                     nghttp.args(header.map(|header| format!("--header={header}"))).arg(format!("{base}{target}"));
                     let output = nghttp.output().unwrap();
@@ -230,7 +231,7 @@ fn nghttp_gets_the_bytes_of_the_files() {
         }
         // Many streams at once: as many answers of the right status and size as requests.
         let (target, _) = site.blob(4095);
-        let mut nghttp = Command::new("nghttp");
+        let mut nghttp = testing::program("nghttp");
         let said = succeed(nghttp.args(["--no-verify-peer", "-ns", "-m", "100"]).arg(format!("{base}{target}")));
         let answered = said.lines().filter(|line| line.ends_with(target) && line.contains(" 200 ")).count();
         assert_eq!(answered, 100, "{said}");
@@ -239,7 +240,7 @@ fn nghttp_gets_the_bytes_of_the_files() {
 
 /// Runs h2load, and gives the lines of its summary with requests, status codes and traffic.
 fn h2load(arguments: &[&str], url: &str) -> String {
-    let said = succeed(Command::new("h2load").args(arguments).arg(url));
+    let said = succeed(testing::program("h2load").args(arguments).arg(url));
     let summary =
         said.lines().filter(|line| ["requests: ", "status codes: ", "traffic: "].iter().any(|kind| line.starts_with(kind)));
     summary.collect::<Vec<_>>().join("\n")
@@ -280,11 +281,11 @@ fn python_h2_gets_the_bytes_of_the_files() {
 /// Compiles a program of Go's standard library alone: nothing is downloaded.
 fn go(bench: &Bench, source: &str) -> PathBuf {
     let source = Path::new(SUPPORT).join(source);
-    let mut build = Command::new("go");
+    let mut build = testing::program("go");
     build.args(["build", "-o"]).arg(bench.path("go-program")).arg(&source).current_dir(bench.path(""));
     build.env("GOFLAGS", "-mod=mod").env("GOPROXY", "off").env("GOCACHE", bench.path("go")).env("GOPATH", bench.path("go"));
     succeed(&mut build);
-    assert_eq!(succeed(Command::new("gofmt").arg("-l").arg(&source)), "");
+    assert_eq!(succeed(testing::program("gofmt").arg("-l").arg(&source)), "");
     bench.path("go-program")
 }
 
@@ -295,7 +296,7 @@ fn go_net_http_gets_the_bytes_of_the_files() {
     let [tls, plain] = site.bases();
     for (base, version) in [(&tls, "1"), (&tls, "2"), (&plain, "1")] {
         let requests = "600";
-        let said = site.run(&mut Command::new(&program), base, &[version, &seed, requests]);
+        let said = site.run(&mut testing::program(&program), base, &[version, &seed, requests]);
         assert_eq!(said.trim(), requests);
     }
 }
@@ -304,7 +305,7 @@ fn go_net_http_gets_the_bytes_of_the_files() {
 fn node_http2_completes_every_request() {
     let site = Site::new();
     for base in site.bases() {
-        let mut node = Command::new("node");
+        let mut node = testing::program("node");
         let said = site.run(node.arg(Path::new(SUPPORT).join("sessions.js")), &base, &[]);
         let result: Value = serde_json::from_str(&said).unwrap();
         assert_eq!(result["outcomes"], json!({"right": 100 + 100 + 40 * 30}), "{base}: {said}");
@@ -351,7 +352,7 @@ const FINDINGS: [(&str, &str); 31] = [
 #[test]
 fn testssl_finds_no_weakness() {
     let site = Site::new();
-    let mut testssl = Command::new("testssl");
+    let mut testssl = testing::program("testssl");
     // Protocols, ciphers and vulnerabilities. The name service is not asked.
     testssl.args([
         "--quiet",
@@ -398,7 +399,7 @@ fn chunked_image(bench: &Bench, name: &str, files: &BTreeMap<String, Vec<u8>>) {
 
 /// Files of an image in skopeo's store.
 fn stored(bench: &Bench, name: &str) -> BTreeMap<String, Vec<u8>> {
-    let mut podman = Command::new("podman");
+    let mut podman = testing::program("podman");
     podman.env("CONTAINERS_STORAGE_CONF", bench.path("storage.conf")).current_dir(bench.path(""));
     let root = succeed(podman.args(["--cgroup-manager", "cgroupfs", "image", "mount", name]));
     let files = fs::read_dir(Path::new(root.trim()).join("data")).unwrap().map(|entry| entry.unwrap().path());
@@ -430,7 +431,7 @@ fn skopeo_pulls_zstd_chunked_layers_in_part() {
         let ca = bench.path("certs/ca.crt").display().to_string();
         let mut process = Process::start_with(&bench.path("images"), &["--ca-out", &ca], None);
         for (name, files) in [("first", &first), ("second", &second)] {
-            let mut skopeo = Command::new("skopeo");
+            let mut skopeo = testing::program("skopeo");
             skopeo.env("CONTAINERS_STORAGE_CONF", bench.path("storage.conf")).current_dir(bench.path(""));
             skopeo.args(["--debug", "--insecure-policy", "copy", "--src-cert-dir", "certs"]);
             skopeo.arg(format!("docker://{}/test/{name}:1", process.address)).arg(format!("containers-storage:{name}:1"));

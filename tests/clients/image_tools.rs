@@ -18,7 +18,7 @@ use testing::vm::{skopeo, succeed};
 /// A folder with the layout `sample`, of an image that tools take for a real one, since it is one.
 fn bench() -> Bench {
     let bench = Bench::default();
-    succeed(Command::new(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
+    succeed(testing::program(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
     // Which name it has is a matter of its index alone.
     let index = fs::read_to_string(bench.path("sample/index.json")).unwrap();
     let mut index: Value = serde_json::from_str(&index).unwrap();
@@ -61,7 +61,7 @@ fn named_by(manifest: &Value) -> BTreeSet<String> {
 }
 
 fn member(archive: &Path, name: &str) -> Vec<u8> {
-    let tar = Command::new("tar").arg("-xOf").arg(archive).arg(name).output().unwrap();
+    let tar = testing::program("tar").arg("-xOf").arg(archive).arg(name).output().unwrap();
     assert!(tar.status.success(), "{name}: {}", text(&tar.stderr));
     tar.stdout
 }
@@ -89,7 +89,7 @@ fn assert_saved(archive: &Path, entry: usize, disk: &Extracted, digest: &str) {
 
 /// A member, or what it is a link to: docker save writes a layer that images share once.
 fn member_followed(archive: &Path, path: &str) -> Vec<u8> {
-    let listing = Command::new("tar").arg("-tvf").arg(archive).arg(path).output().unwrap();
+    let listing = testing::program("tar").arg("-tvf").arg(archive).arg(path).output().unwrap();
     match text(&listing.stdout).trim_end().split_once(" -> ") {
         Some((_, target)) => member(archive, target.trim_start_matches("../")),
         None => member(archive, path),
@@ -134,11 +134,7 @@ fn archives_of_skopeo_are_packed() {
 
 /// podman or buildah with a store of its own.
 fn with_store(program: &str, bench: &Bench, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command.current_dir(bench.path("")).args(["--root", "store", "--runroot", "store-run", "--storage-driver", "vfs"]);
-    if program == "podman" {
-        command.args(["--tmpdir", "tmp", "--cgroup-manager", "cgroupfs"]);
-    }
+    let mut command = testing::podman::with_store(program, &bench.path(""));
     command.env("TMPDIR", bench.path("")).args(arguments);
     command
 }
@@ -220,7 +216,7 @@ fn podman_and_buildah_names_are_pulled_without_localhost() {
             run("podman", &["pull", "--quiet", "--cert-dir", &certs, &image]);
             assert_eq!(run("podman", &["image", "inspect", "--format", "{{.Id}}", &image]), id);
             for asked in [format!("{name}:{tag}"), image, format!("localhost/{name}:{tag}")] {
-                let mut assert = Command::new(PROGRAM);
+                let mut assert = testing::program(PROGRAM);
                 assert.args(["assert", "--pulled", &asked, "--times", "1"]).arg(serving.folder.path().join("events"));
                 assert_eq!(succeed(&mut assert), format!("{asked} was pulled once\n"));
             }
@@ -269,7 +265,7 @@ fn archives_and_layouts_of_skopeo_are_packed_together() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let layer = bench.file("content", b"of a layer");
-    let tar = Command::new("tar").args(["-C"]).arg(bench.path("")).args(["-c", "content"]).output().unwrap().stdout;
+    let tar = testing::program("tar").args(["-C"]).arg(bench.path("")).args(["-c", "content"]).output().unwrap().stdout;
     let diff_id = Digest::sha256_of(&tar).to_string();
     let config = layout.json(&json!({
         "architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [diff_id]},
@@ -283,7 +279,7 @@ fn archives_and_layouts_of_skopeo_are_packed_together() {
     bench.layout("layout", &layout);
     fs::remove_file(layer).unwrap();
     for to in ["docker-archive:docker.tar:test/docker:1", "oci-archive:oci.tar:test/oci:1", "oci:bare:v1"] {
-        let skopeo = Command::new("skopeo")
+        let skopeo = testing::program("skopeo")
             .args(["--insecure-policy", "--tmpdir", ".", "copy", "--quiet", "oci:layout:test/hello:1", to])
             .current_dir(bench.path(""))
             .output()

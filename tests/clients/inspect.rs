@@ -62,7 +62,7 @@ fn inspect(bench: &Bench, disk: &str) -> Value {
 
 /// Runs a program here.
 fn make(bench: &Bench, program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).current_dir(bench.path("")).output().unwrap();
+    let output = testing::program(program).args(arguments).current_dir(bench.path("")).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", text(&output.stderr));
 }
 
@@ -103,7 +103,7 @@ fn others(bench: &Bench, layout: &str) -> Vec<(String, &'static str)> {
     ];
     for (number, options) in erofs.into_iter().enumerate() {
         let disk = format!("{number}.erofs");
-        let supported = text(&Command::new("mkfs.erofs").arg("--help").output().unwrap().stderr).contains("--chunksize");
+        let supported = text(&testing::program("mkfs.erofs").arg("--help").output().unwrap().stderr).contains("--chunksize");
         if supported || !options.concat().contains("chunk") {
             make(bench, "mkfs.erofs", &[&["--quiet"], options, &[disk.as_str(), layout]].concat());
             made.push((disk, "erofs"));
@@ -188,7 +188,7 @@ fn export_equals_the_packed_layout() {
 
 /// Paths of the files in a folder, in order.
 fn files(folder: &Path) -> Vec<String> {
-    let found = Command::new("find").args([".", "-type", "f", "-printf", "%P\\n"]).current_dir(folder).output().unwrap();
+    let found = testing::program("find").args([".", "-type", "f", "-printf", "%P\\n"]).current_dir(folder).output().unwrap();
     let mut files: Vec<String> = text(&found.stdout).lines().map(str::to_owned).collect();
     files.sort();
     files
@@ -278,7 +278,7 @@ fn unprivileged_user_may_inspect_verify_and_export() {
     }
     for disk in disks {
         let script = format!("./program -q inspect {disk} --verify --export out/{disk} && id -u");
-        let mut command = Command::new("setpriv");
+        let mut command = testing::program("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &script]);
         let output = command.current_dir(bench.path("")).output().unwrap();
         assert!(output.status.success(), "{disk}: {}", text(&output.stderr));
@@ -291,8 +291,9 @@ fn colour_needs_a_terminal_and_no_no_color() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());
     let on_a_terminal = |environment: &str| {
-        let command = format!("stty cols 70; {environment} {PROGRAM} -q inspect layout");
-        let output = Command::new("script").args(["-qec", &command, "/dev/null"]).current_dir(bench.path("")).output().unwrap();
+        let command = format!("stty cols 70; {environment} '{PROGRAM}' -q inspect layout");
+        let output =
+            testing::program("script").args(["-qec", &command, "/dev/null"]).current_dir(bench.path("")).output().unwrap();
         assert!(output.status.success());
         text(&output.stdout)
     };

@@ -54,7 +54,7 @@ fn faulty(bench: &Bench, disk: &str, faults: &[String]) {
 }
 
 fn make(bench: &Bench, program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).current_dir(bench.path("")).output().unwrap();
+    let output = testing::program(program).args(arguments).current_dir(bench.path("")).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", text(&output.stderr));
 }
 

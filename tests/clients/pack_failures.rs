@@ -74,8 +74,8 @@ fn full_file_system_is_reported() {
 fn file_size_limit_is_reported() {
     let (bench, _, _) = hello(&[7; 9000]);
     let before = bench.everything();
-    let script = format!("trap '' XFSZ; ulimit -f 16; exec {PROGRAM} --quiet pack layout -o disk.erofs");
-    let output = Command::new("sh").args(["-c", &script]).current_dir(bench.path("")).output().unwrap();
+    let script = format!("trap '' XFSZ; ulimit -f 16; exec '{PROGRAM}' --quiet pack layout -o disk.erofs");
+    let output = testing::program("sh").args(["-c", &script]).current_dir(bench.path("")).output().unwrap();
     let said = text(&output.stderr);
     assert_eq!(said, "localregistry: cannot make disk.erofs: File too large (os error 27)\n");
     assert_eq!((output.status.code(), bench.everything()), (Some(1), before));
@@ -169,8 +169,9 @@ fn progress_bar_is_shown_only_on_a_terminal() {
     grow(&layout, 2 << 30);
     // `script` runs a command on a terminal.
     let on_terminal = |quiet: &str| {
-        let command = format!("{PROGRAM} {quiet} pack layout -o disk.erofs");
-        let script = Command::new("script").args(["-qec", &command, "/dev/null"]).current_dir(bench.path("")).output().unwrap();
+        let command = format!("'{PROGRAM}' {quiet} pack layout -o disk.erofs");
+        let script =
+            testing::program("script").args(["-qec", &command, "/dev/null"]).current_dir(bench.path("")).output().unwrap();
         assert_eq!(script.status.code(), Some(1));
         text(&script.stdout)
     };

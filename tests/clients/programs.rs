@@ -49,7 +49,7 @@ fn started(log: &str) -> BTreeSet<String> {
 /// `localregistry ARGUMENTS`, traced, in the bench's folder.
 fn traced(bench: &Bench, arguments: &[&str]) -> Command {
     let untraced = bench.command(arguments);
-    let mut command = Command::new("strace");
+    let mut command = testing::program("strace");
     command.current_dir(bench.path("")).args(["-f", "-qq", "--seccomp-bpf", "-e", CALLS, "-o", "trace"]);
     command.arg(untraced.get_program()).arg("--quiet").args(untraced.get_args());
     for (name, value) in untraced.get_envs() {

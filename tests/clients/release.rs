@@ -20,7 +20,7 @@ fn init() -> PathBuf {
 }
 
 fn release(bench: &Bench, arguments: &[&str]) -> Output {
-    let mut command = Command::new(Path::new(ROOT).join("image/release"));
+    let mut command = testing::program(Path::new(ROOT).join("image/release"));
     command.args(arguments).current_dir(bench.path("")).env("LOCALREGISTRY_CACHE", cache::folder("").unwrap());
     command.stdin(Stdio::null()).output().unwrap()
 }
@@ -36,7 +36,7 @@ fn made(bench: &Bench, name: &str) -> PathBuf {
 
 /// Digest of each file, by its path.
 fn files(folder: &Path) -> BTreeMap<String, String> {
-    let found = succeed(Command::new("find").args([".", "-type", "f", "-printf", "%P\\n"]).current_dir(folder));
+    let found = succeed(testing::program("find").args([".", "-type", "f", "-printf", "%P\\n"]).current_dir(folder));
     found.lines().map(|path| (path.to_owned(), digest_of(&folder.join(path)))).collect()
 }
 
@@ -46,7 +46,7 @@ fn json(path: &Path) -> Value {
 
 /// Name and version of the crates whose code is in a program with this feature, as cargo says.
 fn linked(feature: &str) -> BTreeSet<String> {
-    let mut cargo = Command::new(env!("CARGO"));
+    let mut cargo = testing::program(env!("CARGO"));
     cargo.current_dir(ROOT).args([
         "tree",
         "--locked",
@@ -90,9 +90,9 @@ fn release_is_complete_and_reproducible() {
 
     let sums = fs::read_to_string(folder.join("SHA256SUMS")).unwrap();
     assert_eq!(sums.lines().count(), found.len() - 1, "every file but itself");
-    succeed(Command::new("sha256sum").args(["--check", "--strict", "--quiet", "SHA256SUMS"]).current_dir(&folder));
+    succeed(testing::program("sha256sum").args(["--check", "--strict", "--quiet", "SHA256SUMS"]).current_dir(&folder));
     for program in ["localregistry", "localregistry-init"] {
-        let said = succeed(Command::new(folder.join("bin").join(program)).arg("--version"));
+        let said = succeed(testing::program(folder.join("bin").join(program)).arg("--version"));
         assert_eq!(said, format!("{program} {}\n", env!("CARGO_PKG_VERSION")));
     }
     contents_are_told(&folder, &found);
@@ -174,7 +174,7 @@ fn completions_are_read(folder: &Path) {
         COMP_WORDS=(localregistry depl) COMP_CWORD=1
         _localregistry localregistry depl localregistry
         echo "${COMPREPLY[@]}""#;
-    let mut bash = Command::new("bash");
+    let mut bash = testing::program("bash");
     bash.args(["-c", script, "bash"]).arg(folder.join("share/completions/bash/localregistry"));
     assert_eq!(succeed(&mut bash), "deploy\n");
 }
@@ -185,7 +185,7 @@ fn released_programs_and_kernel_work_together() {
     let folder = made(&bench, "out");
     let program = folder.join("bin/localregistry");
     let run = |arguments: &[&str]| {
-        let mut released = Command::new(&program);
+        let mut released = testing::program(&program);
         released.args(arguments).current_dir(bench.path("")).env("XDG_RUNTIME_DIR", bench.path("runtime"));
         succeed(&mut released)
     };
@@ -197,7 +197,7 @@ fn released_programs_and_kernel_work_together() {
         ["run", "disk.erofs", "--accel", "tcg", "--json", "--quiet", "--detach", "--name", "released", "--timeout", "600"];
     let ready: Value = serde_json::from_str(&run(&[&start[..], &boot].concat())).unwrap();
     let url = format!("{}/v2/_catalog", ready["endpoint"].as_str().unwrap());
-    let listed = succeed(Command::new("curl").args(["--silent", "--fail", "--cacert", ready["ca"].as_str().unwrap(), &url]));
+    let listed = succeed(testing::program("curl").args(["--silent", "--fail", "--cacert", ready["ca"].as_str().unwrap(), &url]));
     assert_eq!(listed.trim(), r#"{"repositories":["test/hello"]}"#);
     assert_eq!(run(&["stop", "released"]), "released shut down cleanly\n");
 

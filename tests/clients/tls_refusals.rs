@@ -76,7 +76,7 @@ fn clients_that_refuse_the_certificate_are_named_with_their_alert() {
         assert!(!output.status.success(), "{command:?}: {}", text(&output.stderr));
     };
     let s_client = |address: SocketAddr, arguments: &[&str]| {
-        let mut command = Command::new("openssl");
+        let mut command = testing::program("openssl");
         command.args(["s_client", "-verify_return_error", "-connect", &address.to_string()]).args(arguments);
         command
     };
@@ -84,11 +84,13 @@ fn clients_that_refuse_the_certificate_are_named_with_their_alert() {
     type Client<'a> = (&'a str, &'a str, &'a dyn Fn(SocketAddr));
     let clients: [Client<'_>; 8] = [
         ("unknown_ca", "", &|at| {
-            fails(Command::new("curl").args(["--silent", "--max-time", "60"]).arg(format!("https://{at}/v2/")));
+            fails(testing::program("curl").args(["--silent", "--max-time", "60"]).arg(format!("https://{at}/v2/")));
         }),
         ("unknown_ca", "", &|at| {
             fails(
-                Command::new("curl").args(["--silent", "--max-time", "60", "--tls-max", "1.2"]).arg(format!("https://{at}/v2/")),
+                testing::program("curl")
+                    .args(["--silent", "--max-time", "60", "--tls-max", "1.2"])
+                    .arg(format!("https://{at}/v2/")),
             );
         }),
         ("unknown_ca", "registry.test", &|at| fails(&mut s_client(at, &["-servername", "registry.test"]))),
@@ -132,14 +134,16 @@ fn non_tls_clients_and_completed_handshakes_are_not_refusals() {
     let mut stream = TcpStream::connect(server.address).unwrap();
     stream.write_all(&hello(0x0303, &[0x0005])).unwrap();
     let _alert = stream.read_to_end(&mut Vec::new());
-    let anybody =
-        Command::new("curl").args(["--silent", "--fail", "--insecure"]).arg(format!("https://{}/v2/", server.address)).status();
+    let anybody = testing::program("curl")
+        .args(["--silent", "--fail", "--insecure"])
+        .arg(format!("https://{}/v2/", server.address))
+        .status();
     assert!(anybody.unwrap().success());
     assert_eq!(refusals(server), []);
 }
 
 fn run(arguments: &[&str], log: &Path) -> (Option<i32>, String, String) {
-    let output = Command::new(PROGRAM).args(arguments).arg(log).output().unwrap();
+    let output = testing::program(PROGRAM).args(arguments).arg(log).output().unwrap();
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 

@@ -26,7 +26,7 @@ fn fails(command: &mut Command) -> String {
 
 /// Holds a log against an expectation, by the program itself.
 fn assert_pulls(log: &Path, arguments: &[&str]) {
-    succeed(Command::new(PROGRAM).args(["assert", "--quiet"]).args(arguments).arg(log));
+    succeed(testing::program(PROGRAM).args(["assert", "--quiet"]).args(arguments).arg(log));
 }
 
 #[test]
@@ -125,8 +125,10 @@ fn install(trust: &Path, format: &str) {
 
 /// Asks for the image's digest, and not for the repository's tags: for those skopeo goes to the upstream itself, whatever the files say.
 fn inspect(image: &str) -> Command {
-    let mut command = Command::new("skopeo");
+    let mut command = testing::program("skopeo");
     command.args(["inspect", "--no-tags", "--format", "{{.Digest}}"]).arg(format!("docker://{image}"));
+    // The user's credentials stay out of sight.
+    command.env("HOME", "/nonexistent");
     command
 }
 
@@ -202,7 +204,7 @@ fn runtimes_pull_over_plain_http() {
 #[test]
 fn clients_pull_from_an_ipv6_address() {
     privately(|| {
-        succeed(Command::new("ip").args(["-6", "address", "add", "fd00::82/128", "dev", "lo", "nodad"]));
+        succeed(testing::program("ip").args(["-6", "address", "add", "fd00::82/128", "dev", "lo", "nodad"]));
         fs::write("/etc/hosts", "fd00::82 registry.test\n").unwrap();
         let world = World::default();
         let certificate = world.path("certs6.crt").display().to_string();
@@ -278,6 +280,6 @@ fn moved_bundle_works() {
     let env = fs::read_to_string(bench.path("moved/env")).unwrap();
     assert!(!env.contains(&bench.path("").display().to_string()), "{env}");
     let script = "cd moved; . ./env; openssl x509 -noout -subject -in \"$LOCALREGISTRY_CA\"";
-    let said = std::process::Command::new("sh").args(["-euc", script]).current_dir(bench.path("")).output().unwrap();
+    let said = testing::program("sh").args(["-euc", script]).current_dir(bench.path("")).output().unwrap();
     assert_eq!(text(&said.stdout), "subject=CN = a CA\n", "{}", text(&said.stderr));
 }

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::process::Command;
 
 use localregistry::oci::{Digest, media_type};
 use serde_json::json;
@@ -135,7 +134,7 @@ fn fifo_in_place_of_a_blob_is_refused() {
     let (bench, layout, _) = hello(b"a layer");
     let path = layout.join(blob(b"a layer"));
     fs::remove_file(&path).unwrap();
-    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    assert!(testing::program("mkfifo").arg(&path).status().unwrap().success());
     bench.refused(
         &["layout"],
         &format!(

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::process::Command;
 
 use localregistry::oci::{Digest, media_type};
 use serde_json::json;
@@ -64,7 +63,7 @@ fn malformed_digest_files_are_refused() {
         list,
         "cannot pack list.textproto:2:1: cannot read digest file config.sha256: No such file or directory (os error 2)",
     );
-    assert!(Command::new("mkfifo").arg(bench.path("config.sha256")).status().unwrap().success());
+    assert!(testing::program("mkfifo").arg(bench.path("config.sha256")).status().unwrap().success());
     let mut command = bench.command(&["--quiet", "pack", "-o", "disk.erofs", "--spec", "list.textproto"]);
     let output = command.output().unwrap();
     assert_eq!(

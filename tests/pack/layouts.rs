@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use localregistry::disk::catalog;
 use localregistry::disk::layout::Directory;
@@ -335,7 +334,7 @@ fn serve_and_pack_treat_allow_missing_alike() {
         fs::remove_file(folder.join(missing.blob_path())).unwrap();
     }
 
-    let output = Command::new(PROGRAM).args(["serve", "--listen", "127.0.0.1:0"]).arg(&folder).output().unwrap();
+    let output = testing::program(PROGRAM).args(["serve", "--listen", "127.0.0.1:0"]).arg(&folder).output().unwrap();
     let expected = format!(
         "localregistry: cannot serve {}: something that an image names is missing (with --allow-missing, the rest is served): image \
          test/image:1: cannot read layer or config {}, of 25 bytes: No such file or directory (os error 2)\n",

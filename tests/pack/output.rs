@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 
 use localregistry::disk::catalog::Catalog;
 use localregistry::oci::{Algorithm, Digest, media_type};
@@ -102,13 +101,13 @@ fn umask_and_user_do_not_change_the_disk() {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
     let script = "umask 077 && ./program --quiet pack layout -o out/disk.erofs && ls -A out";
-    let as_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+    let as_root = testing::program("id").arg("-u").output().unwrap().stdout == b"0\n";
     let mut command = if as_root {
-        let mut command = Command::new("setpriv");
+        let mut command = testing::program("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh"]);
         command
     } else {
-        Command::new("sh")
+        testing::program("sh")
     };
     let output = command.args(["-c", script]).current_dir(bench.path("")).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -200,7 +199,7 @@ fn last_archive_member_of_a_name_wins() {
     layout.image("test/hello:latest", b"layer");
     let folder = bench.layout("layout", &layout);
     let tar = |arguments: &[&str]| {
-        let status = Command::new("tar").args(arguments).current_dir(&folder).status().unwrap();
+        let status = testing::program("tar").args(arguments).current_dir(&folder).status().unwrap();
         assert!(status.success());
     };
     fs::rename(folder.join("index.json"), folder.join("kept")).unwrap();

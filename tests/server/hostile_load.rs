@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use localregistry::oci::media_type;
@@ -309,7 +308,7 @@ fn server_survives_running_out_of_file_descriptors() {
 
 /// Starts `localregistry serve` on a layout that it refuses, and gives what it says.
 fn refused(layout: &Layout) -> String {
-    let mut command = Command::new(testing::pack::PROGRAM);
+    let mut command = testing::program(testing::pack::PROGRAM);
     let output = command.arg("serve").arg(layout.path()).args(["--tls", "off", "--listen", "127.0.0.1:0"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     String::from_utf8(output.stderr).unwrap().replace(&layout.path().display().to_string(), "LAYOUT")

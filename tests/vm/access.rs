@@ -15,7 +15,7 @@ use testing::vm::{self, Containerd, Vm, skopeo, succeed};
 /// A packed disk with the sample image, test/hello:latest, and a password file for anna.
 fn bench() -> Bench {
     let bench = Bench::default();
-    succeed(Command::new(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
+    succeed(testing::program(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
     bench.pack(&["sample"]);
     bench.file("users", format!("anna:{}\n", bcrypt::hash("secret", 5).unwrap()).as_bytes());
     bench

@@ -13,7 +13,7 @@ use testing::vm::{self, Containerd, Vm, skopeo, succeed};
 
 /// The sample image and a multi-layer one, packed.
 fn disk(bench: &Bench) -> std::path::PathBuf {
-    succeed(Command::new(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
+    succeed(testing::program(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
     let mut layout = Layout::default();
     let big: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
     let image = layout.manifest(&[&big, b"small", b""]);
@@ -51,7 +51,7 @@ fn real_clients_pull_over_tls_and_the_image_runs() {
     for name in ["other.test", "registry.test"] {
         assert!(vm.path(&format!("trust/podman/certs.d/{name}:{port}/ca.crt")).exists(), "{name}");
         let (resolve, url) = (format!("{name}:{port}:127.0.0.1"), format!("https://{name}:{port}/v2/"));
-        let mut curl = Command::new("curl");
+        let mut curl = testing::program("curl");
         curl.args(["--silent", "--fail", "--resolve", &resolve, "--cacert"]).arg(vm.path("trust/ca.crt")).arg(url);
         assert_eq!(succeed(&mut curl), "{}");
     }
@@ -231,7 +231,7 @@ fn guest_that_powers_off_without_a_report_exits_7() {
     let disk = disk(&bench);
     let noop = bench.path("noop").display().to_string();
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/noop.c");
-    succeed(Command::new("musl-gcc").args(["-static", "-Os", "-s", "-o", &noop, source]));
+    succeed(testing::program("musl-gcc").args(["-static", "-Os", "-s", "-o", &noop, source]));
     let ended = vm::fails(&disk, &["--init", &noop]);
     assert_eq!(ended.status, Some(7), "{}", ended.stderr);
     let said = "localregistry: the guest powered off before the registry was ready\n";

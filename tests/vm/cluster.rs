@@ -24,7 +24,7 @@ const IMAGE: &str = "registry.test:5000/test/layers:1";
 const MIRRORED: &str = "docker.io/library/base:1";
 
 fn ip(arguments: &str) -> String {
-    succeed(Command::new("ip").args(arguments.split(' ')))
+    succeed(testing::program("ip").args(arguments.split(' ')))
 }
 
 /// A machine of the cluster: a network of its own with a port on the bridge, an `/etc/hosts` of its own, a containerd of its own.
@@ -83,7 +83,7 @@ fn cluster_disk(bench: &Bench) {
 
 /// Holds the log against an expectation, by the program itself.
 fn assert_pulls(log: &Path, arguments: &[&str]) {
-    succeed(Command::new(PROGRAM).args(["assert", "--quiet"]).args(arguments).arg(log));
+    succeed(testing::program(PROGRAM).args(["assert", "--quiet"]).args(arguments).arg(log));
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn ready(bench: &Bench, name: &str, mut run: Killed) -> One {
 fn catalog(one: &One, trusted: &One) -> Option<String> {
     let url = format!("{}/v2/_catalog", one.ready["endpoint"].as_str().unwrap());
     let curl =
-        Command::new("curl").args(["--silent", "--fail", "--cacert", trusted.ready["ca"].as_str().unwrap(), &url]).output();
+        testing::program("curl").args(["--silent", "--fail", "--cacert", trusted.ready["ca"].as_str().unwrap(), &url]).output();
     let output = curl.unwrap();
     output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
 }

@@ -12,19 +12,19 @@ use testing::private::privately;
 use testing::vm::{Vm, succeed};
 
 fn ip(arguments: &str) -> String {
-    succeed(Command::new("ip").args(arguments.split(' ')))
+    succeed(testing::program("ip").args(arguments.split(' ')))
 }
 
 /// Starts a server that ends with the test.
 fn start(program: &str, arguments: &[&str]) -> Killed {
-    let mut command = Command::new(program);
+    let mut command = testing::program(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Killed(command.spawn().unwrap_or_else(|error| panic!("{program}: {error}")))
 }
 
 /// What `/v2/` answers at `host`, port 5000, over a connection to `address`; the certificate has to be for `host`.
 fn get(vm: &Vm, host: &str, address: &str) -> String {
-    let mut curl = Command::new("curl");
+    let mut curl = testing::program("curl");
     curl.args(["--silent", "--show-error", "--fail", "--cacert"]).arg(vm.path("ca.crt"));
     succeed(curl.args(["--connect-to", &format!("{host}:5000:{address}"), &format!("https://{host}:5000/v2/")]))
 }

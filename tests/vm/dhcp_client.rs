@@ -63,7 +63,7 @@ fn on_a_cable<S>(server: impl FnOnce() -> S + Send + 'static, client: impl FnOnc
 }
 
 fn ip(arguments: &str) -> String {
-    succeed(Command::new("ip").args(arguments.split(' ')))
+    succeed(testing::program("ip").args(arguments.split(' ')))
 }
 
 /// Runs `test` with the interface `client`, which is up and connected.
@@ -130,7 +130,7 @@ async fn is_leased(links: &Links, link: &Link, answer: Answer) {
 /// Starts a server that ends with the test. Its messages are in the file `log`.
 fn start(program: &str, arguments: &[&str]) -> Killed {
     let log = fs::File::create("/run/log").unwrap();
-    let mut command = Command::new(program);
+    let mut command = testing::program(program);
     command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     Killed(command.spawn().unwrap_or_else(|error| panic!("{program}: {error}")))
 }

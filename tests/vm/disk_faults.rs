@@ -48,7 +48,9 @@ fn faults_of_a_disk_while_serving_are_reported() {
     }
     bench.layout("images", &layout);
     bench.pack(&["images"]);
-    succeed(Command::new("fsck.erofs").arg(format!("--extract={}", bench.path("tree").display())).arg(bench.path("disk.erofs")));
+    succeed(
+        testing::program("fsck.erofs").arg(format!("--extract={}", bench.path("tree").display())).arg(bench.path("disk.erofs")),
+    );
     let file = |content: &[u8]| bench.path("tree").join(Digest::sha256_of(content).blob_path());
     let mut spoilt = wrong.clone();
     spoilt[3 * MIB] ^= 1;
@@ -57,7 +59,7 @@ fn faults_of_a_disk_while_serving_are_reported() {
         fs::write(file(content), now).unwrap();
     }
     let disk = bench.path("faulty.erofs");
-    succeed(Command::new("mkfs.erofs").arg("--quiet").arg(&disk).arg(bench.path("tree")));
+    succeed(testing::program("mkfs.erofs").arg("--quiet").arg(&disk).arg(bench.path("tree")));
 
     // Sectors that cannot be read.
     let bad = [place(&disk, middle) + 2 * MIB as u64, place(&disk, first)];

@@ -181,13 +181,13 @@ fn boots_that_fail_because_of_disks_report_the_cause() {
     let (other, conflicting) = pack(&bench, "other", "test/hello:latest", b"other", &[]);
 
     // A catalog of a version to come.
-    succeed(Command::new("fsck.erofs").arg(format!("--extract={}", bench.path("tree").display())).arg(&disk));
+    succeed(testing::program("fsck.erofs").arg(format!("--extract={}", bench.path("tree").display())).arg(&disk));
     let catalog = bench.path("tree/localregistry/catalog.binpb");
     let mut columns = proto::Catalog::decode(fs::read(&catalog).unwrap().as_slice()).unwrap();
     columns.version = 2;
     fs::write(&catalog, columns.encode_to_vec()).unwrap();
     let make = |name: &str, tree: &str| {
-        succeed(Command::new("mkfs.erofs").arg("--quiet").arg(bench.path(name)).arg(bench.path(tree)));
+        succeed(testing::program("mkfs.erofs").arg("--quiet").arg(bench.path(name)).arg(bench.path(tree)));
         bench.path(name)
     };
     let newer = make("newer.erofs", "tree");

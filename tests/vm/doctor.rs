@@ -81,7 +81,7 @@ impl Machine {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(testing::pack::PROGRAM);
+        let mut command = testing::program(testing::pack::PROGRAM);
         command.current_dir(self.folder.path()).arg("doctor").args(arguments).env("PATH", self.path("bin"));
         command.env("LOCALREGISTRY_CACHE", self.path("cache")).env("LOCALREGISTRY_INIT", self.path("init"));
         command

@@ -25,7 +25,7 @@ struct Examples(Vec<(String, String)>);
 impl Examples {
     /// Of the help of every command.
     fn of_help() -> Self {
-        let help = |command: &[&str]| text(&succeed_output(Command::new(PROGRAM).args(command).arg("--help")));
+        let help = |command: &[&str]| text(&succeed_output(testing::program(PROGRAM).args(command).arg("--help")));
         let overview = help(&[]);
         let commands = overview.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
         let names: Vec<&str> =
@@ -120,7 +120,15 @@ fn log_of_pulls(bench: &Bench) {
     for (repository, tag, times) in pulls {
         let url = format!("http://{}/v2/{repository}/manifests/{tag}", server.addresses[0]);
         for _ in 0..times {
-            succeed(Command::new("curl").args(["--silent", "--fail", "--interface", "10.1.0.7", "--output", "/dev/null", &url]));
+            succeed(testing::program("curl").args([
+                "--silent",
+                "--fail",
+                "--interface",
+                "10.1.0.7",
+                "--output",
+                "/dev/null",
+                &url,
+            ]));
         }
     }
     drop(server);
@@ -131,7 +139,7 @@ fn log_of_pulls(bench: &Bench) {
 
 /// Runs a line of an example to its end, with `localregistry` in `PATH`.
 fn shell(bench: &Bench, line: &str) -> Command {
-    let mut command = Command::new("sh");
+    let mut command = testing::program("sh");
     command.args(["-ec", line]).current_dir(bench.path("")).env("HOME", bench.path(""));
     command.env("PATH", format!("{}:{}", bench.path("bin").display(), std::env::var("PATH").unwrap())).stdin(Stdio::null());
     command
@@ -164,18 +172,18 @@ fn stays(line: &str) -> bool {
 
 fn network(addresses: &[&str]) {
     for address in addresses {
-        succeed(Command::new("ip").args(["address", "add", address, "dev", "lo", "nodad"]));
+        succeed(testing::program("ip").args(["address", "add", address, "dev", "lo", "nodad"]));
     }
 }
 
 /// The kernel and modules of Debian's full kernel, where a machine that runs it has them.
 fn with_kernel_files() {
-    let folder = succeed_output(Command::new(PROGRAM).args(["kernel", "--flavor", "full", "--json", "-o", "/run/vmlinux"]));
+    let folder = succeed_output(testing::program(PROGRAM).args(["kernel", "--flavor", "full", "--json", "-o", "/run/vmlinux"]));
     let kernel: serde_json::Value = serde_json::from_slice(&folder).unwrap();
     let release = kernel["release"].as_str().unwrap();
     let modules = PathBuf::from(kernel["modules"].as_str().unwrap());
     for at in ["/boot", "/usr/lib/modules"] {
-        succeed(Command::new("mount").args(["-t", "tmpfs", "tmpfs", at]));
+        succeed(testing::program("mount").args(["-t", "tmpfs", "tmpfs", at]));
     }
     let root = modules.ancestors().nth(3).unwrap();
     std::os::unix::fs::symlink(root.join(format!("boot/vmlinuz-{release}")), "/boot/vmlinuz-6.1.0-30-amd64").unwrap();
@@ -214,10 +222,10 @@ fn examples_of_run_boot() {
     privately(|| {
         network(&["10.1.0.7/32", "10.1.0.82/32"]);
         let bench = folder();
-        succeed(Command::new("ip").args(["address", "del", "10.1.0.82/32", "dev", "lo"]));
+        succeed(testing::program("ip").args(["address", "del", "10.1.0.82/32", "dev", "lo"]));
         for bridge in ["br0", "br-test"] {
-            succeed(Command::new("ip").args(["link", "add", bridge, "type", "bridge"]));
-            succeed(Command::new("ip").args(["link", "set", bridge, "up"]));
+            succeed(testing::program("ip").args(["link", "add", bridge, "type", "bridge"]));
+            succeed(testing::program("ip").args(["link", "set", bridge, "up"]));
         }
         let examples = Examples::of_help();
         let mut count = 0;
@@ -234,9 +242,9 @@ fn examples_of_the_pages_run() {
     privately(|| {
         network(&["10.1.0.7/32", "10.1.0.82/32"]);
         let bench = folder();
-        succeed(Command::new("ip").args(["address", "del", "10.1.0.82/32", "dev", "lo"]));
-        succeed(Command::new("ip").args(["link", "add", "br-test", "type", "bridge"]));
-        succeed(Command::new("ip").args(["link", "set", "br-test", "up"]));
+        succeed(testing::program("ip").args(["address", "del", "10.1.0.82/32", "dev", "lo"]));
+        succeed(testing::program("ip").args(["link", "add", "br-test", "type", "bridge"]));
+        succeed(testing::program("ip").args(["link", "set", "br-test", "up"]));
         let log = fs::read(bench.path("events.jsonl")).unwrap();
         let examples = Examples::of_pages();
         assert!(examples.0.len() >= 8);

@@ -87,7 +87,7 @@ fn wrong_clock_gives_a_warning_and_nodes_still_trust_the_registry() {
         }
         // 1990 and 2090, by the clients' clocks.
         for time in ["631152000", "3786912000"] {
-            let mut client = Command::new("openssl");
+            let mut client = testing::program("openssl");
             client.args([
                 "s_client",
                 "-connect",

@@ -70,7 +70,7 @@ fn trusted_and_pulled(disk: &Path, names: &[String]) -> Vm {
         assert_eq!((manifest.status, manifest.json()["annotations"]["name"].as_str()), (200, Some(name.as_str())));
         vm.event("the request", |event| matches!(event, Event::Request(_)).then_some(()));
         let pulled = ["assert", "--quiet", "--times", "1", "--pulled", name];
-        succeed(Command::new(PROGRAM).args(pulled).arg(vm.path("events")));
+        succeed(testing::program(PROGRAM).args(pulled).arg(vm.path("events")));
     }
     vm
 }
@@ -97,7 +97,7 @@ fn plain_layout_with_untagged_signatures_is_served_and_trusted() {
     let signature = named::sign(&mut layout, subject);
     bench.layout("layout", &layout);
     fs::File::create(bench.path("plain.ext4")).unwrap().set_len(16 << 20).unwrap();
-    succeed(Command::new("mkfs.ext4").args(["-q", "-d", "layout", "plain.ext4"]).current_dir(bench.path("")));
+    succeed(testing::program("mkfs.ext4").args(["-q", "-d", "layout", "plain.ext4"]).current_dir(bench.path("")));
     let vm = trusted_and_pulled(&bench.path("plain.ext4"), &names);
     let path = named::manifest_path(&names[0]);
     let (repository, host) =

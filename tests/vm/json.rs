@@ -166,7 +166,7 @@ fn machine(fixture: &Fixture) {
         assert_eq!(listed[key], ready[key], "{key}");
     }
     let url = format!("{}/v2/test/hello/manifests/latest", ready["endpoint"].as_str().unwrap());
-    succeed(Command::new("curl").args(["--silent", "--fail", "--cacert", ready["ca"].as_str().unwrap(), &url]));
+    succeed(testing::program("curl").args(["--silent", "--fail", "--cacert", ready["ca"].as_str().unwrap(), &url]));
     fixture.run("stop", &["one"], 0);
     let events: Vec<Value> = lines.map(|line| serde_json::from_str(&line).unwrap()).collect();
     assert!(events.len() >= 4, "booting, ready, request and done are among {events:?}");

@@ -26,7 +26,7 @@ fn packed() -> (TempDir, PathBuf) {
     layout.image("test/hello:latest", b"a layer");
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
-    let packed = Command::new(PROGRAM).args(["pack", "--quiet", "-o"]).arg(&disk).arg(layout.write()).output().unwrap();
+    let packed = testing::program(PROGRAM).args(["pack", "--quiet", "-o"]).arg(&disk).arg(layout.write()).output().unwrap();
     assert!(packed.status.success(), "{packed:?}");
     (folder, disk)
 }
@@ -114,7 +114,7 @@ async fn appliances_that_share_a_disk_end_independently() {
 
     other.write_ca(&folder.path().join("ca.crt")).unwrap();
     let port = other.address().split_once(':').unwrap().1.to_owned();
-    let curl = Command::new("curl")
+    let curl = testing::program("curl")
         .args(["--silent", "--fail", "--cacert", "ca.crt", "--resolve", &format!("registry.test:{port}:127.0.0.1")])
         .arg(format!("https://registry.test:{port}/v2/_catalog"))
         .current_dir(folder.path())
@@ -152,7 +152,7 @@ async fn stored_ca_is_reused_and_can_be_provided() {
     for appliance in [&first, &second] {
         assert_eq!(appliance.ca_pem(), Some(pem.as_str()));
         let url = format!("{}/v2/test/hello/manifests/latest", appliance.endpoint());
-        let curl = Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(&certificate).arg(&url).output();
+        let curl = testing::program("curl").args(["--silent", "--fail", "--cacert"]).arg(&certificate).arg(&url).output();
         assert!(curl.unwrap().status.success());
     }
     let (first, second) = tokio::join!(first.shutdown(), second.shutdown());
@@ -348,17 +348,19 @@ async fn library_errors_name_no_command_line_flags() {
 #[test]
 fn example_runs() {
     let (folder, disk) = packed();
-    let built = Command::new(env!("CARGO")).args(["build", "--quiet", "--locked", "--example", "boot"]).status().unwrap();
+    let built = testing::program(env!("CARGO")).args(["build", "--quiet", "--locked", "--example", "boot"]).status().unwrap();
     assert!(built.success());
     let example = Path::new(PROGRAM).with_file_name("examples").join("boot");
-    let mut run = Command::new(example).arg(&disk).current_dir(folder.path()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut run = testing::program(example).arg(&disk).current_dir(folder.path()).stdout(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(run.stdout.take().unwrap());
     let mut line = String::new();
     said.read_line(&mut line).unwrap();
     let address = line.strip_prefix("pull from ").unwrap().strip_suffix(", trusting boot-ca.crt\n").unwrap();
     let url = format!("https://{address}/v2/test/hello/manifests/latest");
-    let curl =
-        Command::new("curl").args(["--silent", "--fail", "--cacert", "boot-ca.crt", &url]).current_dir(folder.path()).output();
+    let curl = testing::program("curl")
+        .args(["--silent", "--fail", "--cacert", "boot-ca.crt", &url])
+        .current_dir(folder.path())
+        .output();
     assert!(curl.unwrap().status.success());
     let mut rest = String::new();
     said.read_to_string(&mut rest).unwrap();

@@ -14,7 +14,7 @@ const LAUNCHERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/qemu/launchers");
 
 /// A launcher, in a folder where nothing but temporary files may be made.
 fn launcher(bench: &Bench, program: &Path) -> Command {
-    let mut command = Command::new(program);
+    let mut command = testing::program(program);
     for folder in ["tmp", "runtime"] {
         fs::create_dir_all(bench.path(folder)).unwrap();
     }
@@ -135,11 +135,11 @@ fn python_launcher_starts_qemu_with_the_machine_definition() {
 /// Builds the launcher in Go, with the standard library alone: nothing is downloaded.
 fn build_go(bench: &Bench) {
     let source = Path::new(LAUNCHERS).join("run.go");
-    let mut build = Command::new("go");
+    let mut build = testing::program("go");
     build.args(["build", "-o"]).arg(bench.path("launcher")).arg(&source).current_dir(bench.path(""));
     build.env("GOFLAGS", "-mod=mod").env("GOPROXY", "off").env("GOCACHE", bench.path("go")).env("GOPATH", bench.path("go"));
     succeed(&mut build);
-    assert_eq!(succeed(Command::new("gofmt").arg("-l").arg(&source)), "");
+    assert_eq!(succeed(testing::program("gofmt").arg("-l").arg(&source)), "");
 }
 
 #[test]
@@ -261,9 +261,9 @@ fn same_machine(definition: &str, arguments: &str) {
 
 #[test]
 fn json_page_matches_the_schema_command() {
-    let page = succeed(Command::new(PROGRAM).arg("schema"));
+    let page = succeed(testing::program(PROGRAM).arg("schema"));
     assert!(page == include_str!("../../proto/JSON.md"), "write it anew: localregistry schema >proto/JSON.md");
-    let json = succeed(Command::new(PROGRAM).args(["schema", "--json"]));
+    let json = succeed(testing::program(PROGRAM).args(["schema", "--json"]));
     let schema: serde_json::Value = serde_json::from_str(&json).unwrap();
     let types = schema["types"].as_array().unwrap();
     let ready = types.iter().find(|one| one["name"] == "Ready").unwrap();

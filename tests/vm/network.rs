@@ -24,7 +24,7 @@ const OTHER: &str = "02:00:00:00:00:09";
 
 /// The sample image, packed.
 fn disk(bench: &Bench) -> PathBuf {
-    succeed(Command::new(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
+    succeed(testing::program(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
     bench.pack(&["sample"]);
     bench.path("disk.erofs")
 }

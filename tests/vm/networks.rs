@@ -25,7 +25,7 @@ use testing::vm::{Vm, skopeo, succeed};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn ip(arguments: &str) -> String {
-    succeed(Command::new("ip").args(arguments.split(' ')))
+    succeed(testing::program("ip").args(arguments.split(' ')))
 }
 
 /// Pulls the image from where `vm` says that it is, by name, trusting its CA alone.
@@ -91,7 +91,7 @@ fn existing_tap_is_used_and_stays() {
         let neighbour = ip("neighbour show 10.78.0.82");
         assert!(neighbour.contains("52:54:00:12:34:56"), "{neighbour}");
         // By its name, as a node's /etc/hosts has it.
-        let found = Command::new("curl")
+        let found = testing::program("curl")
             .args(["--silent", "--fail", "--cacert", "ca.crt", "--resolve", "registry.test:5000:10.78.0.82"])
             .arg("https://registry.test:5000/v2/test/hello/tags/list")
             .current_dir(vm.dir.path())
@@ -182,7 +182,7 @@ fn frames_pass_both_ways_on_every_unprivileged_network() {
         ip("route add 239.0.0.0/8 dev lo");
         let member = in_group(group);
 
-        let mut command = Command::new(PROGRAM);
+        let mut command = testing::program(PROGRAM);
         command.args(["run", "--json", "--quiet", "--accel", "tcg", "--timeout", "600", "--tls", "off", "--net", "user"]);
         let number = theirs.as_raw_fd();
         let nets = [
@@ -229,7 +229,7 @@ struct OtherHost(Killed);
 
 impl OtherHost {
     fn new() -> Self {
-        let mut child = Command::new("unshare");
+        let mut child = testing::program("unshare");
         child.args(["--net", "sh", "-c", "echo there; exec sleep 1000"]).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut other = Killed(child.spawn().unwrap());
         other.0.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
@@ -244,7 +244,7 @@ impl OtherHost {
 
     /// `program`, on that machine.
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = testing::program("nsenter");
         command.args(["--target", &self.0.0.id().to_string(), "--net", program]);
         command
     }
@@ -280,7 +280,7 @@ fn published_ports_answer_other_hosts_and_the_guest_cannot_connect_out() {
         assert_eq!(other.get(&vm, &format!("http://203.0.113.1:{further}/v2/test/hello/tags/list")), tags);
         // This machine reaches it too, by either of its addresses.
         pull(&vm);
-        let mut curl = Command::new("curl");
+        let mut curl = testing::program("curl");
         curl.args(["--silent", "--fail", "--max-time", "60", "--cacert"]).arg(vm.path("ca.crt"));
         assert_eq!(succeed(curl.arg("https://203.0.113.1:5000/v2/test/hello/tags/list")), tags);
 

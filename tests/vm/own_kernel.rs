@@ -29,7 +29,7 @@ fn own_kernel_ignores_modules_of_another_kernel() {
     let bench = Bench::default();
     let own = own();
     let initramfs = bench.path("initramfs").display().to_string();
-    succeed(Command::new(PROGRAM).args(["--quiet", "initramfs", "--flavor", "cloud", "--output", &initramfs]));
+    succeed(testing::program(PROGRAM).args(["--quiet", "initramfs", "--flavor", "cloud", "--output", &initramfs]));
     let elf = own.elf.display().to_string();
     let ended = serves(&bench, &["--kernel", &elf, "--initramfs", &initramfs, "--console", "console"]);
     assert_eq!(release(&ended), own.release);

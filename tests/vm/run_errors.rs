@@ -336,7 +336,7 @@ fn invalid_kernel_shows_the_message_of_qemu() {
 
 /// The first line that `program --version` prints.
 fn first_line(program: &str) -> String {
-    succeed(Command::new(program).arg("--version")).lines().next().unwrap().to_owned()
+    succeed(testing::program(program).arg("--version")).lines().next().unwrap().to_owned()
 }
 
 /// A program that says that it is this version of QEMU, and would leave a mark if it were started as one.

@@ -14,7 +14,7 @@ use testing::vm::succeed;
 fn missing_networks_are_named() {
     privately(|| {
         let folder = folder();
-        let ip = |arguments: &str| succeed(Command::new("ip").args(arguments.split(' ')));
+        let ip = |arguments: &str| succeed(testing::program("ip").args(arguments.split(' ')));
         ip("link add br0 type bridge");
         ip("link add plain0 type veth peer name plain1");
         for (network, message) in [
@@ -40,15 +40,15 @@ fn missing_networks_are_named() {
 fn tap_of_another_user_and_tap_in_use_are_named() {
     privately(|| {
         let folder = folder();
-        let ip = |arguments: &str| succeed(Command::new("ip").args(arguments.split(' ')));
+        let ip = |arguments: &str| succeed(testing::program("ip").args(arguments.split(' ')));
         ip("link add br0 type bridge");
         ip("tuntap add dev tap0 mode tap user 12345");
-        succeed(Command::new("mknod").args(["--mode=600", "/run/tun", "c", "10", "200"]));
-        succeed(Command::new("mount").args(["--bind", "/run/tun", "/dev/net/tun"]));
+        succeed(testing::program("mknod").args(["--mode=600", "/run/tun", "c", "10", "200"]));
+        succeed(testing::program("mount").args(["--bind", "/run/tun", "/dev/net/tun"]));
         let message = "localregistry: cannot open /dev/net/tun for the tap tap0 (as root: chmod 0666 /dev/net/tun, as most systems have \
                        it): Permission denied (os error 13)\n";
         assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "tap=tap0"]), (Some(15), message.to_owned()));
-        succeed(Command::new("chmod").args(["666", "/run/tun"]));
+        succeed(testing::program("chmod").args(["666", "/run/tun"]));
         let message = "localregistry: no permission to make a tap on the bridge br0: it takes CAP_NET_ADMIN (run it as root, or have \
                        root make a tap for you, ip tuntap add dev TAP mode tap user USER, and give tap=TAP)\n";
         assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "bridge=br0"]), (Some(15), message.to_owned()));

@@ -35,7 +35,7 @@ fn folder() -> TempDir {
 fn start(folder: &Path, arguments: &[&str]) -> Child {
     let report = Report { json: false, quiet: true };
     let kernel: PathBuf = kernel::cached_or_download(kernel::Flavor::Cloud, &report).unwrap().elf;
-    let mut command = Command::new(testing::pack::PROGRAM);
+    let mut command = testing::program(testing::pack::PROGRAM);
     command.current_dir(folder).args(["run", "disk", "--accel", "tcg", "--initramfs", "initramfs", "--kernel"]).arg(kernel);
     command.env("XDG_RUNTIME_DIR", folder.join("runtime"));
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()

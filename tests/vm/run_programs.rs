@@ -92,7 +92,7 @@ fn run_prints_ready_writes_files_and_cleans_up() {
     assert_eq!((again.status.code(), String::from_utf8(again.stderr).unwrap()), (Some(12), message));
 
     let url = format!("{}/v2/test/hello/tags/list", ready["endpoint"].as_str().unwrap());
-    succeed(Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(folder.join("ca.crt")).arg(&url));
+    succeed(testing::program("curl").args(["--silent", "--fail", "--cacert"]).arg(folder.join("ca.crt")).arg(&url));
     let listed = place.ps();
     assert_eq!((listed.len(), &listed[0]["state"], &listed[0]["endpoint"]), (1, &"ready".into(), &ready["endpoint"]));
 
@@ -205,7 +205,7 @@ fn printed_command_works_in_a_shell() {
     let files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(files, ["config.json"]);
 
-    let mut qemu = Command::new("sh");
+    let mut qemu = testing::program("sh");
     // In its place: what is killed is QEMU.
     let script = script.replace("\nqemu-system", "\nexec qemu-system");
     let mut qemu = Killed(qemu.args(["-c", &script]).current_dir("/").stdin(Stdio::null()).spawn().unwrap());
@@ -277,7 +277,7 @@ fn run_shuts_down_when_its_standard_input_ends() {
     // What is written means nothing.
     launcher.write_all(&[b'x'; 100_000]).unwrap();
     let url = format!("{}/v2/", ready["endpoint"].as_str().unwrap());
-    succeed(Command::new("curl").args(["--silent", "--fail", &url]));
+    succeed(testing::program("curl").args(["--silent", "--fail", &url]));
     drop(launcher);
     let status = run.0.wait().unwrap();
     let said = fs::read_to_string(place.path("stderr")).unwrap();

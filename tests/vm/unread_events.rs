@@ -29,7 +29,7 @@ struct Machine {
 
 impl Machine {
     fn start(bench: &Bench, disk: &Path, name: &str) -> Self {
-        let mut run = Command::new(PROGRAM);
+        let mut run = testing::program(PROGRAM);
         run.args([
             "run",
             "--print-command",
@@ -44,7 +44,7 @@ impl Machine {
         ]);
         let printed: Value = serde_json::from_str(&succeed(run.arg(disk).arg("--run-dir").arg(bench.path(name)))).unwrap();
         let words: Vec<&str> = printed["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
-        let qemu = Killed(Command::new(words[0]).args(&words[1..]).stdin(Stdio::null()).spawn().unwrap());
+        let qemu = Killed(testing::program(words[0]).args(&words[1..]).stdin(Stdio::null()).spawn().unwrap());
         let address = printed["address"].as_str().unwrap().parse().unwrap();
         Self { printed, address, qemu }
     }

@@ -5,7 +5,6 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use cpio::newc;
 
@@ -32,8 +31,8 @@ impl Agent {
         let path = |name: &str| folder.join(name).display().to_string();
         fs::create_dir_all(folder).unwrap();
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/support/agent.c");
-        succeed(Command::new("musl-gcc").args(["-static", "-Os", "-s", "-o", &path("agent"), source]));
-        succeed(Command::new(PROGRAM).args(["--quiet", "initramfs", "--output", &path("initramfs")]));
+        succeed(crate::program("musl-gcc").args(["-static", "-Os", "-s", "-o", &path("agent"), source]));
+        succeed(crate::program(PROGRAM).args(["--quiet", "initramfs", "--output", &path("initramfs")]));
         // The kernel takes any number of archives, one after another.
         let agent = fs::read(path("agent")).unwrap();
         let archive = fs::read(path("initramfs")).unwrap();

@@ -21,11 +21,10 @@ impl Dockerd {
     pub fn start(arguments: &[&str], system: Option<&Path>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
-        let mut command = Command::new("dockerd");
+        let mut command = crate::program("dockerd");
         command.args(["--data-root", &path("root"), "--exec-root", &path("state"), "--pidfile", &path("pid")]);
         command.args(["--host", &format!("unix://{}", path("socket")), "--bridge", "none", "--storage-driver", "vfs"]);
         command.args(["--iptables=false", "--ip6tables=false"]).args(arguments);
-        command.env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
         command.envs(system.map(|file| ("SSL_CERT_FILE", file)));
         let log = fs::File::create(dir.path().join("log")).unwrap();
         let daemon = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
@@ -39,7 +38,7 @@ impl Dockerd {
     }
 
     pub fn docker(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("docker");
+        let mut command = crate::program("docker");
         command.env("DOCKER_CONFIG", self.dir.path().join("config")).env_remove("DOCKER_CONTENT_TRUST");
         command.arg("--host").arg(format!("unix://{}/socket", self.dir.path().display())).args(arguments);
         command

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,7 +21,7 @@ pub struct Upstream {
 impl Upstream {
     /// In the private network of a test: takes the names over.
     pub fn start() -> Self {
-        succeed(Command::new("ip").args(["address", "add", &format!("{ADDRESS}/32"), "dev", "lo"]));
+        succeed(crate::program("ip").args(["address", "add", &format!("{ADDRESS}/32"), "dev", "lo"]));
         let connections = Arc::new(AtomicUsize::new(0));
         for port in [80, 443] {
             let listener = TcpListener::bind((ADDRESS, port)).unwrap();

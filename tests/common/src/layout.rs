@@ -33,6 +33,7 @@ impl Stored {
 
 impl Default for Layout {
     fn default() -> Self {
+        crate::environment::usual_umask();
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         Self { dir, index: Vec::new() }

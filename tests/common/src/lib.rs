@@ -11,6 +11,7 @@ pub mod deployed;
 pub mod disks;
 pub mod docker;
 pub mod elf;
+pub mod environment;
 pub mod erofs;
 pub mod h2;
 pub mod http;
@@ -32,3 +33,5 @@ pub mod tls;
 pub mod upstream;
 pub mod vm;
 pub mod world;
+
+pub use environment::program;

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use localregistry::oci::media_type;
 use serde_json::json;
@@ -74,7 +73,7 @@ pub fn sign(layout: &mut Layout, subject: Stored) -> Stored {
 pub fn programs(folder: &Path, names: &[&str]) -> PathBuf {
     fs::create_dir(folder).unwrap();
     for name in names {
-        let found = Command::new("sh").args(["-c", &format!("command -v {name}")]).output().unwrap();
+        let found = crate::program("sh").args(["-c", &format!("command -v {name}")]).output().unwrap();
         let path = String::from_utf8(found.stdout).unwrap();
         assert!(found.status.success(), "{name} is not installed");
         std::os::unix::fs::symlink(path.trim(), folder.join(name)).unwrap();

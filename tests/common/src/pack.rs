@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tar::EntryType;
 use tempfile::TempDir;
 
+use crate::environment::usual_umask;
 use crate::erofs;
 use crate::layout::{Layout, Stored};
 use crate::server::Server;
@@ -38,6 +39,7 @@ pub struct Bench {
 
 impl Default for Bench {
     fn default() -> Self {
+        usual_umask();
         Self { dir: tempfile::tempdir().unwrap() }
     }
 }
@@ -50,7 +52,7 @@ impl Bench {
     /// Moves a layout here.
     pub fn layout(&self, name: &str, layout: &Layout) -> PathBuf {
         let to = self.path(name);
-        let copied = Command::new("cp").arg("-r").arg(layout.write()).arg(&to).status().unwrap();
+        let copied = crate::program("cp").arg("-r").arg(layout.write()).arg(&to).status().unwrap();
         assert!(copied.success());
         to
     }
@@ -63,15 +65,10 @@ impl Bench {
     /// `localregistry ARGUMENTS`, run here, with nobody's credentials and proxies but those that are here. The downloaded kernel is
     /// everybody's.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
+        let mut command = crate::program(PROGRAM);
         command.args(arguments).current_dir(self.dir.path()).env("HOME", self.dir.path());
         command.env("LOCALREGISTRY_CACHE", cache::folder("").unwrap());
-        for variable in ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"] {
-            command.env_remove(variable);
-        }
-        for variable in ["all_proxy", "https_proxy", "http_proxy", "no_proxy"] {
-            command.env_remove(variable).env_remove(variable.to_uppercase());
-        }
+        command.env_remove("XDG_RUNTIME_DIR");
         command
     }
 
@@ -127,11 +124,11 @@ impl Bench {
         let into = self.path(&format!("{disk}.extracted"));
         if into.exists() {
             // Its folders are read-only, which stops everyone but root.
-            assert!(Command::new("chmod").arg("-R").arg("u+w").arg(&into).status().unwrap().success());
+            assert!(crate::program("chmod").arg("-R").arg("u+w").arg(&into).status().unwrap().success());
             fs::remove_dir_all(&into).unwrap();
         }
         if std::env::var_os("LOCALREGISTRY_TESTS").is_some() {
-            let fsck = Command::new("fsck.erofs")
+            let fsck = crate::program("fsck.erofs")
                 .arg("--preserve-perms")
                 .arg(format!("--extract={}", into.display()))
                 .arg(self.path(disk))
@@ -230,7 +227,7 @@ pub fn archive(members: &[(&str, EntryType, &[u8])]) -> Vec<u8> {
 
 /// The archive of a folder, as `tar -C FOLDER -c .` makes it.
 pub fn archive_of(folder: &Path) -> Vec<u8> {
-    let tar = Command::new("tar").arg("-C").arg(folder).args(["-c", "."]).output().unwrap();
+    let tar = crate::program("tar").arg("-C").arg(folder).args(["-c", "."]).output().unwrap();
     assert!(tar.status.success());
     tar.stdout
 }

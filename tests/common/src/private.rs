@@ -1,8 +1,8 @@
 //! A machine of the test's own, as far as clients can tell: they and their daemons write to fixed places (`/etc/docker`, `/run`,
 //! `/var/lib/containers`) and reach for the internet. Here all of that is the test's, and gone with it.
 
+use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -23,16 +23,26 @@ pub fn privately(test: impl FnOnce() + Send + 'static) {
         mount_on(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None);
         for (index, lower) in ["/etc", "/var/lib"].into_iter().enumerate() {
             let (upper, work) = (format!("/run/upper{index}"), format!("/run/work{index}"));
-            [&upper, &work].into_iter().for_each(|path| std::fs::create_dir(path).unwrap());
+            [&upper, &work].into_iter().for_each(|path| fs::create_dir(path).unwrap());
             let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
             mount_on(Some("overlay"), lower, Some("overlay"), MsFlags::empty(), Some(&options));
         }
         mount_on(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None);
-        succeed(Command::new("ip").args(["link", "set", "lo", "up"]));
-        succeed(Command::new("ip").args(["address", "add", &format!("{ADDRESS}/32"), "dev", "lo"]));
+        forget_configuration();
+        succeed(crate::program("ip").args(["link", "set", "lo", "up"]));
+        succeed(crate::program("ip").args(["address", "add", &format!("{ADDRESS}/32"), "dev", "lo"]));
         test();
     });
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// Replaces the machine's configuration of docker and of the programs on containers/image by the least that they need.
+fn forget_configuration() {
+    for folder in ["/etc/docker", "/etc/containers"] {
+        let _ = fs::remove_dir_all(folder);
+    }
+    fs::create_dir("/etc/containers").unwrap();
+    fs::write("/etc/containers/policy.json", r#"{"default": [{"type": "insecureAcceptAnything"}]}"#).unwrap();
 }
 
 fn mount_on(source: Option<&str>, target: &str, kind: Option<&str>, flags: MsFlags, options: Option<&str>) {
@@ -65,12 +75,12 @@ pub fn with_kvm(folder: &Path, kvm: bool, cpuinfo: &str, test: impl FnOnce() + S
             unshare(CloneFlags::CLONE_NEWNS).expect("root is needed");
             mount_on(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None);
             let path = |name: &str| folder.join(name).display().to_string();
-            std::fs::write(path("cpuinfo"), cpuinfo).unwrap();
+            fs::write(path("cpuinfo"), cpuinfo).unwrap();
             mount_on(Some(&path("cpuinfo")), "/proc/cpuinfo", None, MsFlags::MS_BIND, None);
-            std::fs::create_dir_all(path("dev")).unwrap();
+            fs::create_dir_all(path("dev")).unwrap();
             mount_on(Some("tmpfs"), &path("dev"), Some("tmpfs"), MsFlags::empty(), None);
             for name in ["dev/null"].into_iter().chain(kvm.then_some("dev/kvm")) {
-                std::fs::write(path(name), "").unwrap();
+                fs::write(path(name), "").unwrap();
                 mount_on(Some("/dev/null"), &path(name), None, MsFlags::MS_BIND, None);
             }
             mount_on(Some(&path("dev")), "/dev", None, MsFlags::MS_BIND | MsFlags::MS_REC, None);

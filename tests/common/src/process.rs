@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 /// How much an attack may make a server grow, in bytes.
 pub const GROWTH: u64 = 64 << 20;
@@ -29,7 +29,7 @@ impl Process {
     pub fn start_with(layout: &Path, arguments: &[&str], descriptors: Option<u32>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let events = dir.path().join("events.jsonl");
-        let mut command = Command::new("sh");
+        let mut command = crate::program("sh");
         let limit = descriptors.map_or_else(String::new, |count| format!("ulimit -n {count} && "));
         command.args(["-c", &format!("{limit}exec \"$@\""), "sh", crate::pack::PROGRAM, "serve"]);
         command.arg(layout).args(["--listen", "127.0.0.1:0", "--json", "--events"]).arg(&events).args(arguments);

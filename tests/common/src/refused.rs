@@ -64,11 +64,11 @@ pub fn nobody(bench: &Bench) -> Command {
         fs::set_permissions(bench.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     }
     if !geteuid().is_root() {
-        let mut command = Command::new(program);
+        let mut command = crate::program(program);
         command.current_dir(bench.path(""));
         return command;
     }
-    let mut command = Command::new("setpriv");
+    let mut command = crate::program("setpriv");
     let user = NOBODY.to_string();
     command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]).arg(&program).current_dir(bench.path(""));
     command

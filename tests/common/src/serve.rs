@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -21,7 +21,7 @@ pub struct Serving {
 impl Serving {
     /// Serves the layout on a free port with these further arguments.
     pub fn start(layout: &Path, folder: TempDir, arguments: &[&str]) -> Self {
-        let mut command = Command::new(crate::pack::PROGRAM);
+        let mut command = crate::program(crate::pack::PROGRAM);
         command.current_dir(folder.path()).args(["serve", "--json", "--quiet", "--listen", "127.0.0.1:0"]);
         if !arguments.contains(&"--tls") {
             command.args(["--ca-out", "ca.crt"]);
@@ -41,7 +41,7 @@ impl Serving {
     /// Copies an image out with skopeo, which trusts the CA in the folder, into a folder beside it, as it is served.
     pub fn pull(&self, image: &str, to: &str, arguments: &[&str]) -> Output {
         let folder = self.folder.path();
-        let mut command = Command::new("skopeo");
+        let mut command = crate::program("skopeo");
         // No credentials of whoever runs the test.
         command.env("HOME", folder).env("XDG_RUNTIME_DIR", folder).env("REGISTRY_AUTH_FILE", folder.join("auth.json"));
         command.args(["--insecure-policy", "copy", "--src-cert-dir"]).arg(folder).args(arguments);

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 
 use rustls::pki_types::pem::PemObject;
@@ -270,7 +270,7 @@ impl DockerRegistry {
             config.push_str(&format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", users.display()));
         }
         fs::write(dir.path().join("config.yml"), config).unwrap();
-        let mut command = Command::new("docker-registry");
+        let mut command = crate::program("docker-registry");
         command.arg("serve").arg(dir.path().join("config.yml")).env("REGISTRY_LOG_LEVEL", "info").stdout(Stdio::null());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
@@ -288,7 +288,7 @@ impl DockerRegistry {
 
     /// Pushes an image of a layout with skopeo, as it is.
     pub fn push(&self, layout: &Path, name: &str, to: &str, arguments: &[&str]) {
-        let mut command = Command::new("skopeo");
+        let mut command = crate::program("skopeo");
         command.env("HOME", layout).env("XDG_RUNTIME_DIR", layout).env("REGISTRY_AUTH_FILE", layout.join("none.json"));
         command.args(["--insecure-policy", "copy", "--all", "--preserve-digests", "--dest-tls-verify=false"]).args(arguments);
         command.arg(format!("oci:{}:{name}", layout.display())).arg(format!("docker://{}/{to}", self.address));

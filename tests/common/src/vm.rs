@@ -51,7 +51,7 @@ impl Ended {
 }
 
 fn command(dir: &Path, disk: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(PROGRAM);
+    let mut command = crate::program(PROGRAM);
     command.current_dir(dir).args(["run", "--json", "--accel", "tcg", "--events", "events"]).arg(disk).args(arguments);
     // Without TLS there is none to write.
     if !arguments.contains(&"off") {
@@ -177,7 +177,7 @@ impl Drop for Vm {
 /// Copies what is in the folder `from` into `to`, which is made.
 pub fn copy_into(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
-    succeed(Command::new("cp").arg("-r").arg(from.join(".")).arg(to));
+    succeed(crate::program("cp").arg("-r").arg(from.join(".")).arg(to));
 }
 
 /// Runs a client, which has to succeed, and gives what it printed.
@@ -189,9 +189,10 @@ pub fn succeed(command: &mut Command) -> String {
 
 /// skopeo, trusting the CAs in `certs` and no other.
 pub fn skopeo(arguments: &[&str], folder: &Path) -> Command {
-    let mut command = Command::new("skopeo");
+    let mut command = crate::program("skopeo");
     // `--cert-dir` adds to the system's authorities: those are taken away.
     command.arg("--insecure-policy").args(arguments).current_dir(folder);
+    command.env("HOME", folder).env("XDG_RUNTIME_DIR", folder);
     command.env("SSL_CERT_FILE", "/dev/null").env("SSL_CERT_DIR", "/nonexistent");
     command
 }
@@ -228,7 +229,7 @@ impl Containerd {
         fs::create_dir(path("certs.d")).unwrap();
         fs::write(path("config.toml"), config).unwrap();
         let words = [by, &["containerd", "--log-level", "warn", "--config"]].concat();
-        let mut command = Command::new(words[0]);
+        let mut command = crate::program(words[0]);
         command.args(&words[1..]).arg(dir.path().join("config.toml"));
         let log = fs::File::create(dir.path().join("log")).unwrap();
         let daemon = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
@@ -242,7 +243,7 @@ impl Containerd {
     }
 
     pub fn ctr(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("ctr");
+        let mut command = crate::program("ctr");
         command.arg("--address").arg(self.dir.path().join("socket")).args(arguments);
         command
     }

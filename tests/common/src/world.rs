@@ -36,7 +36,7 @@ pub struct Images {
 
 impl Images {
     pub fn new(bench: &Bench) -> Self {
-        succeed(Command::new(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
+        succeed(crate::program(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
         let mut layout = Layout::default();
         for blob in fs::read_dir(bench.path("sample/blobs/sha256")).unwrap() {
             layout.blob(&fs::read(blob.unwrap().path()).unwrap());

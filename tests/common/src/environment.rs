@@ -1,0 +1,47 @@
+//! Starts programs so that neither the user's settings nor the machine's change what they do.
+
+use std::ffi::OsStr;
+use std::process::Command;
+
+use nix::sys::stat::{Mode, umask};
+
+/// Variables that lead programs to proxies, credentials, trust stores or configuration of the user, or that change their output.
+const IGNORED: [&str; 21] = [
+    "all_proxy",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "ALL_PROXY",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "CURL_CA_BUNDLE",
+    "CONTAINERS_CONF",
+    "CONTAINERS_REGISTRIES_CONF",
+    "CONTAINERS_STORAGE_CONF",
+    "REGISTRY_AUTH_FILE",
+    "DOCKER_CONFIG",
+    "DOCKER_CONTEXT",
+    "DOCKER_HOST",
+    "CONTAINER_HOST",
+    "NO_COLOR",
+    "LANGUAGE",
+];
+
+/// A command without the variables that belong to the user, in the locale C.UTF-8. A test may set any of them again.
+pub fn program(name: impl AsRef<OsStr>) -> Command {
+    usual_umask();
+    let mut command = Command::new(name);
+    for name in IGNORED {
+        command.env_remove(name);
+    }
+    command.env("LC_ALL", "C.UTF-8");
+    command
+}
+
+/// Gives this process and its children the umask 022: other users read the files that tests write.
+pub(crate) fn usual_umask() {
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
+}
