@@ -1,5 +1,5 @@
-//! `localregistry initramfs` on made-up module trees: what is in the archive, that it depends on nothing else, and what is said about
-//! each bad input.
+//! `localregistry initramfs` on generated module trees: the archive's content, its reproducibility, and the message for each bad
+//! input.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,5 +1,5 @@
-//! `localregistry kernel`: kernels given by name, and the distribution's, by the real apt, dpkg-deb and depmod, from a package archive
-//! made here. Nothing leaves the machine.
+//! `localregistry kernel`: provided kernels, and the distribution's kernel from a local package archive through the real apt,
+//! dpkg-deb and depmod. Uses no network.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The pages name files, tests and other pages that exist.
+//! Checks that the files, tests and pages that the documentation names exist.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `localregistry events` and `assert`, on logs that a server wrote and on logs that something went wrong with.
+//! `localregistry events` and `assert`, on the log of a real server and on damaged logs.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};

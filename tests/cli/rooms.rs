@@ -1,4 +1,4 @@
-//! The rooms of `src/` import in one direction only (docs/architecture.md).
+//! Checks that the folders of `src/` import each other in one direction only (docs/architecture.md).
 
 use std::collections::BTreeSet;
 use std::fs;

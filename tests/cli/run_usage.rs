@@ -1,5 +1,4 @@
-//! `localregistry run` and `serve` with flags that they do not know, that have no such value or do not go together: exit 2, and nothing
-//! is started or left.
+//! `localregistry run` and `serve` with unknown flags, invalid values and conflicting flags: exit 2, nothing started, no file left.
 
 use testing::refused::{folder, run};
 

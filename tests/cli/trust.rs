@@ -1,4 +1,4 @@
-//! `localregistry trust`: the files for every runtime, to the letter and as their formats' parsers read them; and what it refuses.
+//! `localregistry trust`: the exact files for every runtime, read by parsers of their formats, and the refusals.
 
 use std::collections::BTreeMap;
 use std::fs;

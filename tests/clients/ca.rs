@@ -1,5 +1,4 @@
-//! A CA that is brought or kept: what it signs is trusted by those who trust it, and one that cannot sign is refused before anything
-//! boots.
+//! A provided or stored CA: clients that trust it accept what it signs, and a CA that cannot sign is refused before the boot.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

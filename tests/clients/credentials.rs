@@ -1,4 +1,4 @@
-//! skopeo against `localregistry serve` where not everybody may pull; and flags of `serve` and `run` that do not go together.
+//! skopeo against `localregistry serve` with access control, and conflicting flags of `serve` and `run`.
 
 use std::fs;
 use std::process::{Command, Output};

@@ -1,5 +1,5 @@
-//! What `localregistry deploy` makes runs: the server's image in podman and containerd as a pod would have it, and the machine as
-//! KubeVirt would start it. Neither Kubernetes nor KubeVirt itself is run here.
+//! Runs the output of `localregistry deploy`: the server's image in podman and containerd as a pod would have it, and the VM as
+//! KubeVirt would start it. Neither Kubernetes nor KubeVirt runs here.
 
 use std::fs;
 use std::io::Read;

@@ -1,5 +1,4 @@
-//! `localregistry deploy`: the images and the objects of a cluster go together, are the same each time, and are there whole or not at
-//! all.
+//! The output of `localregistry deploy`: images and objects match, are reproducible, and are written completely or not at all.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,5 @@
-//! Every command that takes a disk, with disks of 1 to 1,000 images in each file system that `pack` makes: with names as real images
-//! have them, and on a machine without erofs-utils.
+//! Every command that takes a disk, with disks of 1 to 1,000 realistically named images in each file system that `pack` writes,
+//! without erofs-utils.
 
 use std::collections::BTreeSet;
 use std::fs;

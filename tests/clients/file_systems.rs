@@ -1,4 +1,4 @@
-//! `localregistry pack --fs`: each file system holds the same content, in the same bytes each time.
+//! `localregistry pack --fs`: each file system holds the same content and is reproducible.
 
 use std::fs;
 use std::os::unix::fs::FileExt;

@@ -1,6 +1,6 @@
-//! HTTP clients and scanners that other people wrote, against a running `localregistry serve`: curl, nghttp and h2load, Python's h2 with
-//! hypothesis, Go's net/http, node's http2, testssl.sh, and skopeo with partial pulls. What they get is compared byte by byte with the
-//! files that are served, of uneven sizes, with many requests a connection, over plain HTTP and TLS.
+//! HTTP clients and scanners of other projects against a running `localregistry serve`: curl, nghttp and h2load, Python's h2 with
+//! hypothesis, Go's net/http, node's http2, testssl.sh, and skopeo with partial pulls. Each response is compared byte by byte with
+//! the served files.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,4 @@
-//! Archives and layouts as real tools write them, each packed, served and pulled back with skopeo: every byte of what a client gets is
-//! that of the tool's.
+//! Archives and layouts of real tools, packed, served and pulled again with skopeo: the client gets every byte that the tool wrote.
 
 use std::collections::BTreeSet;
 use std::fs;

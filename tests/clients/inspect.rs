@@ -1,5 +1,5 @@
-//! `localregistry inspect` on good disks of every form: what it shows, that `--verify` finds nothing, and that `--export` gives back
-//! what was packed. And `localregistry diff`.
+//! `localregistry inspect` on good disks of every form: the output, `--verify` without findings, and `--export`. Also
+//! `localregistry diff`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

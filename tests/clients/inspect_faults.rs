@@ -1,5 +1,5 @@
-//! `localregistry inspect` on disks with something wrong: what is no disk, what is cut short or damaged, and what only `--verify` sees.
-//! Each has its exact message and exit code 1, and nothing is written.
+//! `localregistry inspect` on files that are not disks, on truncated and damaged disks, and on faults that only `--verify` finds.
+//! Each gives its exact message and exit code 1, and no file is written.
 
 use std::fs;
 use std::io::Read;

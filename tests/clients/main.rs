@@ -1,4 +1,4 @@
-//! Other projects' clients, runtimes, tools and registries, and what needs mounts of its own. Needs root and Debian packages
+//! Clients, runtimes, tools and registries of other projects, and tests that need private mounts. Needs root and Debian packages
 //! (`tests/run`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 

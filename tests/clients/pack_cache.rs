@@ -1,4 +1,4 @@
-//! `localregistry pack --cache`: what is read again and what is not, and what becomes of a cache that was harmed.
+//! `localregistry pack --cache`: which blobs are read again, and how a damaged cache is repaired.
 
 use std::fs;
 use std::io::Write;

@@ -1,5 +1,5 @@
-//! `localregistry pack` where the sources are good and something else is not: the disk's path, the space for it, the program for its
-//! file system, a signal, the command line. Each leaves everything as it was.
+//! `localregistry pack` with good sources and other faults: the output path, free space, the file system's program, signals, flags.
+//! Each failure leaves all files unchanged.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Which programs the commands run, by the system calls that start them: `doctor` has a line for each of these, and for no other.
+//! The programs that the commands start, found by tracing execve(2): `doctor` lists exactly these.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;

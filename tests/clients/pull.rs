@@ -1,5 +1,5 @@
-//! `localregistry pack --pull` from real registries: `localregistry serve`, Debian's docker-registry. What was pulled is packed, served
-//! again and compared to the byte.
+//! `localregistry pack --pull` from real registries: `localregistry serve` and Debian's docker-registry. The pulled images are
+//! packed, served again and compared byte by byte.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

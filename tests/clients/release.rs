@@ -1,5 +1,5 @@
-//! `image/release`, with programs that are built already: what is in the folder, that it is the same each time, that it says truly what
-//! it is made of, and that its programs and its kernel work together.
+//! `image/release` with programs that are already built: the files of a release, their reproducibility, the bill of materials, and
+//! that programs and kernel work together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

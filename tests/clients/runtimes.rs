@@ -1,5 +1,5 @@
-//! Real clients pull from `localregistry serve` over TLS, each with a store of its own: an image for several platforms, which they run,
-//! an image of docker.io by way of a mirror, and nothing where they trust another CA.
+//! Real clients with their own stores pull from `localregistry serve` over TLS: a multi-platform image, which they run, and an
+//! image of docker.io through a mirror. A client that trusts another CA pulls nothing.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Clients that refuse the registry's certificate: a warning names each, `events` and `assert` show it, and a flood is bounded.
+//! Clients that refuse the registry's certificate: a warning names each, `events` and `assert` show it, and a flood gives a bounded
+//! number of events.
 
 use std::fs;
 use std::io::{Read, Write};

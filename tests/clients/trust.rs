@@ -1,5 +1,5 @@
-//! Real clients with nothing but the files of a trust bundle: they pull from the registry by its address and from the upstreams that it
-//! stands in for, and for what is not there they ask nobody else, though every upstream's name leads to somebody.
+//! Real clients with nothing except the files of a trust bundle: they pull from the registry by its address and in place of the
+//! upstreams, and never contact an upstream, although its name resolves to a listening host.
 
 use std::fs;
 use std::path::Path;

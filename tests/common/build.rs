@@ -1,4 +1,4 @@
-//! Tells the tests where the program under test is: in this profile's folder, wherever the target folder is.
+//! Sets `PROGRAM` to the path of the program under test, in the profile's folder of the target folder in use.
 
 use std::env::var;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! `localregistry pack` on bad archives: those that tar cannot be trusted with, and those that docker save did not write so. Each is
-//! refused in one message, and the disk's path and its folder stay as they were.
+//! `localregistry pack` on unsafe archives and on malformed docker save archives. Each is refused with one message, and the output
+//! path and its folder stay unchanged.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! `localregistry pack` on bad sources: each stops it with one message that names the source, the image and what was expected, and
-//! leaves the disk's path and its folder as they were.
+//! `localregistry pack` on damaged layouts. Each is refused with one message that names the source, the image and the expectation,
+//! and the output path and its folder stay unchanged.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -1,5 +1,5 @@
-//! `localregistry pack` on bad lists, files and flags: each stops it with one message that says where the fault is, and leaves the
-//! disk's path and its folder as they were.
+//! `localregistry pack` with bad lists, files and flags. Each is refused with one message that names the position of the fault, and
+//! the output path and its folder stay unchanged.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;

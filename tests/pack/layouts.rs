@@ -1,5 +1,5 @@
-//! One reading of layouts: whatever a layout holds, and however its images are named, what is packed from it and what every other
-//! command finds in it are the same images with the same content.
+//! Every command that reads a layout finds the same images with the same content, whatever the layout holds and however its images
+//! are named.
 
 use std::collections::BTreeSet;
 use std::fs;

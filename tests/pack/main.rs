@@ -1,4 +1,4 @@
-//! Packing, pulling into a disk, and inspecting one. Needs no root and no network.
+//! Packs, pulls into a disk, and inspects one. Needs no root and no network.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod bad_archives;

@@ -1,4 +1,4 @@
-//! `localregistry pack` on good sources: what the disk holds, that nothing else has a part in its bytes, and how it is told.
+//! `localregistry pack` on good sources: the content of the disk, its reproducibility, and the printed result.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,5 @@
-//! `localregistry pack --pull` from registries that answer badly, and from some that answer oddly but well. Each fault is one message
-//! and leaves everything as it was.
+//! `localregistry pack --pull` from registries that answer wrongly, and from some that answer unusually but validly. Each fault
+//! gives one message and leaves all files unchanged.
 
 use std::fs;
 use std::net::TcpListener;

@@ -1,4 +1,4 @@
-//! `localregistry pack --pull` and credentials: they are shown to whom they are for, and go nowhere else.
+//! `localregistry pack --pull` sends credentials to the registry they belong to, and to no other host.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! `localregistry sample`: the image is made again to the same bytes, packs, and nobody's files are replaced.
+//! `localregistry sample`: the image is reproducible, it packs, and no other file is overwritten.
 
 use std::fs;
 

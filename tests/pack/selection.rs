@@ -1,5 +1,5 @@
-//! What `localregistry pack` keeps and leaves out, as its flags say: one platform or all, with what refers to them; the later of two
-//! images of one name; images that lack layers.
+//! Which images `localregistry pack` keeps: one platform or all, with their referrers; the later of two images with one name;
+//! images without some layers.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! What `localregistry pack` makes of each kind of source that is no plain layout or archive: lists of images, plain files, artifacts;
-//! and of the flags that name them.
+//! Sources of `localregistry pack` other than layouts and archives: lists of images, plain files, artifacts; and the flags that
+//! name them.
 
 use std::fs;
 use std::os::unix::fs::symlink;

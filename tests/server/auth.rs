@@ -1,4 +1,4 @@
-//! Who may pull: passwords, tokens and client certificates, each accepted and each refused; and a real client with each of them.
+//! Authentication with passwords, tokens and client certificates: which requests are accepted, and which are refused.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What pulling clients rely on and no other test of the server shows: the odd requests of real clients, in the words that they use.
+//! Unusual requests of real clients, sent byte by byte as those clients send them.
 
 use std::io::{BufReader, Read, Write};
 

@@ -1,4 +1,4 @@
-//! The server in process: endpoints, headers, ranges, conditions, names and errors, over plain HTTP/1.1 with raw bytes.
+//! The endpoints of the distribution specification over plain HTTP/1.1: headers, ranges, conditions, names and errors.
 
 use localregistry::oci::{Algorithm, Digest, media_type};
 use serde_json::json;

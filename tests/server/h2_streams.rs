@@ -1,5 +1,4 @@
-//! HTTP/2 clients that keep to the settings: each of their requests is answered, however many there are, and answers are complete
-//! whatever the client still sends.
+//! Well-behaved HTTP/2 clients: every request is answered, and responses are complete even while the client still sends.
 
 use std::net::SocketAddr;
 use std::time::Duration;

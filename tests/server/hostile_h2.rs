@@ -1,6 +1,6 @@
-//! Hostile HTTP/2 clients: frames that no library sends, and floods of those that every library sends. The server is a process of its
-//! own: after each attack it lives, it has grown by less than an attack may make it grow, and it served another client meanwhile. Beside
-//! each refusal stands the nearest valid request.
+//! Hostile HTTP/2 clients: malformed frames, and floods of valid ones. The server is a separate process. After each attack it must
+//! still run, its memory must have grown by less than [`testing::process::GROWTH`], and it must have served another client
+//! meanwhile. Each refusal is tested next to the nearest valid request.
 
 use std::io::Write;
 use std::time::Duration;

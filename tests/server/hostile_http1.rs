@@ -1,5 +1,5 @@
-//! Hostile clients: raw bytes that no well-behaved library sends. Each refusal stands beside the nearest valid request, and after each
-//! the server still serves.
+//! Hostile HTTP/1.1 and TLS clients that send raw bytes. Each refusal is tested next to the nearest valid request, and the server
+//! must still serve afterwards.
 
 use std::collections::VecDeque;
 use std::io::{BufReader, Read, Write};

@@ -1,5 +1,5 @@
-//! Hostile loads: readers that take nothing, floods of handshakes and connections, old TLS, names at the edge of the grammar, text that
-//! a terminal would obey. Beside each refusal stands the nearest valid request.
+//! Hostile load: stalled readers, floods of handshakes and connections, obsolete TLS, names at the limits of the grammar, and text
+//! with terminal escapes. Each refusal is tested next to the nearest valid request.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};

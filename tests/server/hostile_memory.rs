@@ -1,6 +1,5 @@
-//! The bound on every attack: whatever is refused, a thousand times over and from many connections at once, the server's memory grows
-//! by less than an attack may make it grow, the server lives, and another client is served meanwhile. What each of these is answered
-//! with is in the other tests of hostile clients.
+//! Memory growth under repeated attacks: thousands of refused requests over many connections at once. The other tests of hostile
+//! clients check the responses.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,5 +1,4 @@
-//! HTTP/2 streams and connections whose peer takes nothing, or asks for nothing: what they hold is bounded, and they end in time, while
-//! others are served.
+//! Stalled and idle HTTP/2 streams and connections: their memory is bounded, they time out, and other clients are served.
 
 use std::io::{BufReader, Read, Write};
 use std::net::SocketAddr;

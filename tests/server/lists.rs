@@ -1,4 +1,4 @@
-//! Lists: tags, repositories and referrers, with their paging.
+//! Tags, repositories and referrers, with paging.
 
 use localregistry::oci::media_type;
 use serde_json::{Value, json};

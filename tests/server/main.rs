@@ -1,4 +1,4 @@
-//! The server, over loopback. Needs no root, no network and no program but the compiler.
+//! The server, over the loopback interface. Needs no root, no network and no program except the compiler.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod auth;

@@ -1,5 +1,4 @@
-//! Small manifests are kept in memory from their first request on: the answer is the same in every byte and header, and from then on
-//! it does not need the disk.
+//! The cache of small manifests: a cached response is identical to the first, and needs no disk.
 
 use localregistry::oci::media_type;
 use localregistry::registry::limits::{CACHED_MANIFESTS, LARGEST_CACHED_MANIFEST};

@@ -1,4 +1,4 @@
-//! Health, metrics and the CA certificate: what they say, where they are, and that the numbers are right.
+//! Health, metrics and the CA certificate: their content, and the ports that serve them.
 
 use std::fs;
 use std::io::Write;

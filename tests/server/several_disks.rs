@@ -1,4 +1,4 @@
-//! Several disks as one registry, and others in their place while it serves.
+//! Several disks served as one registry, and disks added and removed while the server runs.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Transports: TLS with its certificates, HTTP/2, the wrong protocol on a port, the request log, and an orderly end.
+//! TLS and its certificates, HTTP/2, the wrong protocol on a port, the request log, and graceful shutdown.
 
 use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

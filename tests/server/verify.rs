@@ -1,5 +1,5 @@
-//! Bytes held against their digests on their way out: what is wrong on the disk never reaches a client whole. And without that, what a
-//! disk does not give is a 500 or a response that is cut, never a short one passed off as whole; it is counted, and told of.
+//! Verification of digests while blobs are sent: a client never receives corrupt content as complete. Without verification, a disk
+//! error gives 500 or a cut response, is counted, and is logged.
 
 use std::fs;
 use std::io::Read;

@@ -1,4 +1,4 @@
-//! An appliance that not everybody may pull from, and its health and metrics, in a VM under TCG with real clients.
+//! An appliance with access control, and its health and metrics, in a VM under TCG with real clients.
 
 use std::fs;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! The appliance as its users have it: a packed disk in a VM under TCG, real clients, and each way in which a boot can fail.
+//! The appliance as users have it: a packed disk in a VM under TCG, real clients, and each way in which a boot can fail.
 
 use std::fs;
 use std::path::Path;

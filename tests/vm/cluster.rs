@@ -1,4 +1,5 @@
-//! A cluster on a bridge that pulls from one appliance at once, and appliances in number. The networks are of the test's own.
+//! Three nodes on a bridge that pull from one appliance at the same time, and eight appliances on one host. The networks are
+//! private to the test.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,5 @@
-//! Appliances whose addresses come from servers that others wrote: passt; QEMU's own, dnsmasq and radvd. `dhcp.rs` holds the client
-//! alone against more servers.
+//! Appliances with addresses from DHCP servers of other projects: passt, QEMU and dnsmasq, with radvd. `dhcp_client.rs` tests the
+//! client without a VM.
 
 use std::fs;
 use std::process::{Command, Stdio};

@@ -1,5 +1,5 @@
-//! The guest's DHCP client against servers that others wrote, and against hostile answers. The client runs in this process, on one end
-//! of a cable between two network namespaces; the server is on the other end. `vm_dhcp.rs` boots a VM.
+//! The guest's DHCP client against servers of other projects and against hostile replies. The client runs in this process, at one
+//! end of a veth pair between two network namespaces, and the server at the other. `dhcp.rs` boots a VM.
 
 use std::fs;
 use std::net::Ipv4Addr;

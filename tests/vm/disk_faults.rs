@@ -1,4 +1,4 @@
-//! A disk in a VM that fails or hangs while it serves, and one whose machine is killed.
+//! A disk in a VM that fails or hangs while it is served, and a disk of a killed VM.
 
 use std::fs;
 use std::io::{Read, Write};

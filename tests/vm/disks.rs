@@ -1,4 +1,4 @@
-//! Disks in a VM: several as one, some that come and go, and every way in which they can keep the machine from becoming ready.
+//! Disks in a VM: several as one registry, hot-plugged ones, and each way in which disks can fail the boot.
 
 use std::fs;
 use std::io::Read;

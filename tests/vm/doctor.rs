@@ -1,4 +1,4 @@
-//! `localregistry doctor` on made-up machines: programs of their own in `PATH`, a cache of their own. Exact lines, exact status.
+//! `localregistry doctor` on simulated machines with their own `PATH` and cache. Checks the exact lines and exit status.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,5 @@
-//! The examples of `--help`, README.md and docs run as they stand, in a folder with files of the names that they use. Only lines that
-//! need a cluster (`kubectl`) or a registry of somebody else are left out.
+//! Runs the examples of `--help`, README.md and docs unchanged, in a folder with the files they name. Skips only lines that need a
+//! cluster (`kubectl`) or a public registry.
 
 use std::collections::BTreeSet;
 use std::fs;

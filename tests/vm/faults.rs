@@ -1,5 +1,5 @@
-//! What the machine may meet with, one fault after another: the exact last words, the `done` event, the exit status of `run`; or that it
-//! goes on serving, and says so.
+//! Faults of the machine, one by one: the last message, the `done` event and the exit status of `run`, or the warning with which
+//! the appliance keeps serving.
 
 use std::fs;
 use std::process::Command;

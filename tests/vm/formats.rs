@@ -1,4 +1,4 @@
-//! Disks of every file system that `localregistry pack` makes, and one of more than 4 GiB, served by a VM under TCG.
+//! Disks in every file system that `localregistry pack` writes, and one of more than 4 GiB, served by a VM under TCG.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,5 @@
-//! Every command with `--json`, held against what `localregistry schema` says of it: no field that is not described, none missing
-//! that is always there, and each described field seen at least once.
+//! Compares the `--json` output of every command with `localregistry schema`: no undocumented field, no required field missing, and
+//! every documented field seen at least once.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
-//! Debian's kernels that are not the default, on the machines that they are for, under TCG. Each serves a pull by a real client and ends
-//! in order. Our own kernel is tests/vm/own_kernel.rs.
+//! Debian's kernels other than the default, on the boards they are for, under TCG. Each serves a pull by a real client and shuts
+//! down gracefully. `own_kernel.rs` tests the project's kernel.
 
 use testing::boards::{release, serves};
 use testing::pack::Bench;

@@ -1,4 +1,4 @@
-//! The library for launchers in Rust: whole appliances, booted under TCG from packed disks.
+//! The Rust library for launchers, with whole appliances booted under TCG from packed disks.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};

@@ -1,4 +1,4 @@
-//! The launchers of `qemu/launchers`, each run as it stands, and what they are written by: the machine definition and the page on JSON.
+//! The launchers in `qemu/launchers`, run unchanged, and their references: the machine definitions and the page on JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

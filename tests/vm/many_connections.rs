@@ -1,5 +1,5 @@
-//! Ten thousand connections at once, against a machine that has descriptors for them and one that has not: who is being served goes on,
-//! and whoever comes after them is served again.
+//! Ten thousand connections at once, with and without enough file descriptors: active transfers continue, and new clients are
+//! served afterwards.
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Write};

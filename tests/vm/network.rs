@@ -1,5 +1,5 @@
-//! The guest's network as it changes and fails: leases, links that come and go, addresses that others have. The test is the other
-//! machine on the link, frame by frame.
+//! Changes and faults of the guest's network: leases, links that go down and up, address conflicts. The test acts as the other host
+//! on the link, frame by frame.
 
 use std::fs;
 use std::io::{Read, Write};

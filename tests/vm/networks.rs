@@ -1,5 +1,5 @@
-//! Appliances on other networks than QEMU's own: a bridge and a tap with real clients, and those that frames go through one by one.
-//! The networks are of the test's own.
+//! Appliances on networks other than QEMU's user network: a bridge and a tap with real clients, and networks on which the test
+//! handles single frames. The networks are private to the test.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};

@@ -1,5 +1,5 @@
-//! Our own kernel on q35 and microvm, under TCG. `image/kernel --test` builds the kernel, which takes minutes, and runs these;
-//! `cargo test` leaves them out (Cargo.toml).
+//! The project's own kernel on q35 and microvm, under TCG. `image/kernel --test` builds the kernel, which takes minutes, and runs
+//! these tests; `tests/run` skips them.
 
 use std::fs;
 use std::process::Command;

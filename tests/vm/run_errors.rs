@@ -1,5 +1,5 @@
-//! `localregistry run` with what is missing or cannot be used (exit 1 and 8 to 15): each one message that says what to do, and nothing
-//! started or left. Networks are in `run_networks.rs`, CAs in `ca.rs`, and what comes after the start in `run_outcomes.rs`.
+//! `localregistry run` with missing or unusable inputs (exit 1 and 8 to 15): one message that says what to do, no process started,
+//! no file left. `run_networks.rs` tests networks, `ca.rs` CAs, and `run_outcomes.rs` failures after the start.
 
 use std::fs;
 use std::net::TcpListener;

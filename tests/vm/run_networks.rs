@@ -1,4 +1,4 @@
-//! `localregistry run` on networks that are missing (exit 11) or may not be used (exit 15): one message each, and nothing is started or
+//! `localregistry run` on missing networks (exit 11) and forbidden ones (exit 15): one message each, no process started, no file
 //! left.
 
 use std::fs;

@@ -1,5 +1,5 @@
-//! How machines end without a guest of ours in them: real QEMU, a real kernel, and what `localregistry run` makes of it. Each test
-//! also sees that no QEMU is left.
+//! Ends of `localregistry run` without the project's guest: real QEMU and a real kernel. Each test also checks that no QEMU is
+//! left.
 
 use std::fs;
 use std::io::Read;

@@ -1,4 +1,5 @@
-//! `localregistry run` as programs use it: one line, files, the background, `ps` and `stop`, and QEMU started by somebody else.
+//! `localregistry run` as programs use it: one line of output, files, the background, `ps` and `stop`, and the printed QEMU
+//! command.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};

@@ -1,5 +1,5 @@
-//! How the machine ends in the middle of transfers, whoever asks for it: what fits the drain is sent whole, what does not is cut and said
-//! to be, a second wish cuts it short. And what PID 1 owes those who end before it does.
+//! Shutdown during transfers, by every trigger: a transfer that fits the drain completes, others are cut and logged, and a second
+//! trigger cuts the drain short. PID 1 also reaps orphans.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};

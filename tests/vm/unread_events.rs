@@ -1,4 +1,5 @@
-//! An appliance whose events nobody reads: it serves, and says at the end what was lost. QEMU is the test's own, since `run` reads.
+//! An appliance whose events are not read: it serves, and reports at the end how many events it dropped. The test starts QEMU
+//! itself, because `run` reads the events.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,4 +1,4 @@
-//! A child of PID 1 inside of a VM, which does what no launcher can: see `tests/support/agent.c`.
+//! A program that runs as a child of PID 1 in the VM and obeys the test: `tests/support/agent.c`.
 
 use std::cell::RefCell;
 use std::fs;

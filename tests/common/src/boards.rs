@@ -1,4 +1,4 @@
-//! Kernels and machines: the sample image, booted, pulled by a real client and ended in order.
+//! Boots the sample image on a kernel and board, pulls it with a real client, and shuts down.
 
 use std::fs;
 

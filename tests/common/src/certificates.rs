@@ -1,4 +1,4 @@
-//! TLS clients: what they trust, what they offer, and certificates of their own.
+//! TLS clients and their certificates.
 
 use std::io::BufReader;
 use std::net::{SocketAddr, TcpStream};

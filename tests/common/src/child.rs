@@ -1,4 +1,4 @@
-//! Processes that a test starts, and those that these start: none outlives it.
+//! Child processes of tests, and checks that none is left.
 
 use std::fs;
 use std::path::Path;

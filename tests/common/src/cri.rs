@@ -1,4 +1,4 @@
-//! A call of the Kubernetes container runtime interface (CRI), as a kubelet makes it: gRPC over a Unix socket, by hand.
+//! Pulls an image through the Kubernetes container runtime interface (CRI) as a kubelet does: gRPC over a Unix socket.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What `localregistry deploy` wrote: its objects, parsed, and its images, opened.
+//! Reads the output of `localregistry deploy`: objects and images.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Packed disks with content that is nowhere else, and what a VM says and gives of them.
+//! Packed disks with unique content, and the requests and warnings of a VM that serves them.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,4 +1,4 @@
-//! A dockerd of the test's own.
+//! Starts a private dockerd.
 
 use std::fs;
 use std::path::Path;

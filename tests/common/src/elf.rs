@@ -1,4 +1,4 @@
-//! Made-up x86-64 ELF files: a header, program headers, and the segments' content.
+//! Generates small x86-64 ELF files.
 
 /// An ELF file with one program header for each of `segments`: kind, content.
 pub fn elf(segments: &[(u32, &[u8])]) -> Vec<u8> {

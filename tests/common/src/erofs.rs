@@ -1,4 +1,4 @@
-//! A reader of plain EROFS images (Linux, `fs/erofs/erofs_fs.h`), written for the tests alone: they need no package for what a disk holds.
+//! Reads uncompressed EROFS images (Linux, `fs/erofs/erofs_fs.h`), so that tests need no package to look into a disk.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,5 @@
-//! HTTP/2 frames by hand (RFC 9113), over a plain connection with prior knowledge. Heads are written without Huffman codes and without
-//! the dynamic table, and of the server's heads only the status is read.
+//! HTTP/2 frames written by hand (RFC 9113), over a plain connection with prior knowledge. Header blocks use neither Huffman codes
+//! nor the dynamic table. Of the server's header blocks, only the status is decoded.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,4 +1,4 @@
-//! HTTP/1.1 by hand: what is sent is exactly what the test writes.
+//! A HTTP/1.1 client that sends exactly the bytes that a test writes.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,4 +1,4 @@
-//! The internet, as far as a client looks for it: a machine that every upstream's name leads to, and that counts who comes.
+//! Simulates the internet for clients: the names of upstreams resolve to an address that counts connections.
 
 use std::fs;
 use std::net::TcpListener;

@@ -1,4 +1,4 @@
-//! OCI image layouts, made by hand.
+//! Writes OCI image layouts.
 
 use std::path::Path;
 

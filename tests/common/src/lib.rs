@@ -1,5 +1,4 @@
-//! What the tests share: small layouts made by hand, a server on a free port, and a client that sends exactly the bytes it is
-//! given.
+//! Helpers that all tests share: layouts, servers, clients, disks and virtual machines.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 pub mod agent;

@@ -1,5 +1,5 @@
-//! Layouts of many images whose names are as those of real images: of public registries, of hosts with ports and of none, short and as
-//! long as names can be. All have one small layer.
+//! Layouts with many realistically named images: of public registries, of hosts with and without ports, of minimum and maximum
+//! length. All share one small layer.
 
 use std::fs;
 use std::path::{Path, PathBuf};

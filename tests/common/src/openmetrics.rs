@@ -1,4 +1,4 @@
-//! A reader of the OpenMetrics text format (version 1.0.0) that holds a text against the rules that scrapers rely on.
+//! Parses the OpenMetrics text format (version 1.0.0) and checks the rules that scrapers rely on.
 
 use std::collections::{BTreeMap, HashSet};
 

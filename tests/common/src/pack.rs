@@ -1,5 +1,5 @@
-//! A folder in which `localregistry pack` is run, with relative paths, so that its messages are known to the letter; and the
-//! archives that it is given.
+//! A temporary folder in which tests run `localregistry` with relative paths, so that its messages are predictable; and archives to
+//! pack.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

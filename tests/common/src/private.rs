@@ -1,5 +1,5 @@
-//! A machine of the test's own, as far as clients can tell: they and their daemons write to fixed places (`/etc/docker`, `/run`,
-//! `/var/lib/containers`) and reach for the internet. Here all of that is the test's, and gone with it.
+//! Private mounts and a private network for a test: clients and daemons write to fixed paths (`/etc/docker`, `/run`,
+//! `/var/lib/containers`) and connect to the internet.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The server as a process of its own (`localregistry serve`), whose memory and descriptors can be looked at.
+//! Starts `localregistry serve` as a separate process whose memory and descriptors a test can read.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;

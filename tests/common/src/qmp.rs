@@ -1,4 +1,4 @@
-//! QEMU's own control, beside the one that `run` has.
+//! A QMP connection in addition to that of `run`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

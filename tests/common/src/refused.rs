@@ -1,5 +1,5 @@
-//! `localregistry run` that has to fail before there is a machine: in a folder with what it takes to get as far as QEMU, it says one
-//! thing and leaves no file and no process.
+//! Runs `localregistry run` in a folder with just enough to get as far as QEMU, and checks that a failure leaves no file and no
+//! process.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};

@@ -1,5 +1,5 @@
-//! An Ethernet segment of the test's own: the other end of QEMU's network `stream`, with one machine on it that the test leads. It is
-//! DHCP server, router, and whoever has an address that the appliance should not have.
+//! An Ethernet link to QEMU's network `stream`. The test controls the one host on it, which acts as DHCP server and router and can
+//! claim addresses of the appliance.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,4 +1,4 @@
-//! `localregistry serve` as a process, and skopeo against it.
+//! Starts `localregistry serve` as a separate process, and pulls from it with skopeo.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The server in this process, on a free port of the loopback.
+//! Starts the server in this process, on free ports of the loopback interface.
 
 use std::net::SocketAddr;
 use std::path::Path;

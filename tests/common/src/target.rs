@@ -1,5 +1,4 @@
-//! A server as a process of its own, under attack: it lives, it grows by less than an attack may make it grow, and it serves another
-//! client meanwhile.
+//! A server process under attack: it must keep running, its memory growth is bounded, and it must serve another client meanwhile.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! TLS clients: one that trusts anybody, hellos written by hand, and a session of TLS 1.2 whose records are written by hand.
+//! TLS clients that verify no certificate, handwritten ClientHello messages, and a TLS 1.2 session with handwritten records.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

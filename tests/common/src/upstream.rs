@@ -1,4 +1,4 @@
-//! Registries to pull from: one by hand, which answers each request as a test has it, and Debian's docker-registry.
+//! Registries to pull from: a scripted one, and Debian's docker-registry.
 
 use std::collections::HashMap;
 use std::fs;

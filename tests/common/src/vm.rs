@@ -1,4 +1,4 @@
-//! A disk in a VM, run by the program itself as a launcher would, and real clients.
+//! Boots a disk with `localregistry run` as a launcher does, and runs real clients.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What real clients pull from: two servers, as processes of their own, and the images that they have.
+//! Two servers in separate processes with the images that real clients pull.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Random cases: connections, the requests on each, and their `Range` headers. A header is described relative to the size of what it
-//! is for, so that a failing case stays meaningful while it shrinks.
+//! Generates random cases: connections, the requests on each, and their `Range` headers. Positions are relative to the size of the
+//! content, so that a failing case stays meaningful while it shrinks.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! Clients that make the requests of a case. HTTP is parsed by hyper, h2 and httparse.
+//! Clients that send the requests of a case. hyper, h2 and httparse parse the responses.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

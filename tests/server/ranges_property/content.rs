@@ -1,4 +1,4 @@
-//! The blobs and manifests that the cases ask for.
+//! The blobs and manifests that the cases request.
 
 use std::fs::File;
 

@@ -1,5 +1,5 @@
-//! What a server has to answer to a `Range` header, computed independently from RFC 9110 and from what the project documents where the RFC
-//! leaves a choice. Nothing of the server's own code is used here.
+//! Computes the response that RFC 9110, and the project's documentation where the RFC leaves a choice, require for a `Range`
+//! header. Uses none of the server's code.
 
 /// Most ranges that are served (the RFC, section 14.2, lets a server refuse many).
 const MOST: usize = 1024;

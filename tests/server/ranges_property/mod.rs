@@ -1,8 +1,8 @@
-//! Random requests to the running server, each answer compared byte by byte with what the blob and RFC 9110 say: ranges, whole blobs
-//! and manifests, over HTTP/1.1 and HTTP/2, plain and over TLS, while the server has memory for bytes in flight and while it has none.
+//! Sends random requests to a running server and compares each response byte by byte with the blob and with RFC 9110: ranges, whole
+//! blobs and manifests, over HTTP/1.1 and HTTP/2, with and without TLS, with free and with exhausted buffer memory.
 //!
-//! A run takes a new seed each time and says which in its failure. `PROPTEST_RNG_SEED=<seed>` makes the same cases again, and
-//! `PROPTEST_CASES=<count>` sets how many there are.
+//! Each run uses a new seed and prints it on failure. `PROPTEST_RNG_SEED=<seed>` repeats a run, and `PROPTEST_CASES=<count>` sets
+//! the number of cases.
 
 mod cases;
 mod client;
