@@ -11,7 +11,7 @@ use cpio::newc;
 use crate::pack::PROGRAM;
 use crate::vm::{qemu_changed, succeed};
 
-/// What `run` needs to boot with it.
+/// /The files and the socket of an agent.
 pub struct Agent {
     socket: PathBuf,
     initramfs: String,
@@ -20,27 +20,27 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Makes it in `folder`. `kernel` is added to the kernel's command line, `words` are for the agent: what is to be so before the init
-    /// starts.
+    /// /Builds an agent in `folder`. `kernel` is appended to the kernel command line. `words` tell the agent what to set up before
+    /// it starts the init.
     pub fn new(folder: &Path, kernel: &str, words: &str) -> Self {
         Self::changing(folder, &[("loglevel=5", &format!("loglevel=5 {kernel}"))], words)
     }
 
-    /// The same, with these parts of QEMU's arguments replaced.
+    /// /Like [`Self::new`], with further replacements in QEMU's arguments.
     pub fn changing(folder: &Path, changes: &[(&str, &str)], words: &str) -> Self {
         let path = |name: &str| folder.join(name).display().to_string();
         fs::create_dir_all(folder).unwrap();
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/support/agent.c");
         succeed(crate::program("musl-gcc").args(["-static", "-Os", "-s", "-o", &path("agent"), source]));
         succeed(crate::program(PROGRAM).args(["--quiet", "initramfs", "--output", &path("initramfs")]));
-        // The kernel takes any number of archives, one after another.
+        // The kernel unpacks concatenated archives.
         let agent = fs::read(path("agent")).unwrap();
         let archive = fs::read(path("initramfs")).unwrap();
         let header = newc::Builder::new("agent").mode(0o100_755).nlink(1);
         let mut writer = header.write(archive, agent.len().try_into().unwrap());
         writer.write_all(&agent).unwrap();
         fs::write(path("initramfs"), newc::trailer(writer.finish().unwrap()).unwrap()).unwrap();
-        // What follows `--` is the init's; nothing else may come after it.
+        // Arguments after `--` belong to the init, so they must come last.
         let last = ("loglevel=5", "loglevel=5 rdinit=/agent".to_owned());
         let end = ("no_timer_check", format!("no_timer_check -- {words}"));
         let changes = changes.iter().map(|(from, to)| (*from, (*to).to_owned())).chain([last, end]);
@@ -49,7 +49,7 @@ impl Agent {
         Self { socket: folder.join("socket"), initramfs: path("initramfs"), qemu, stream: RefCell::new(None) }
     }
 
-    /// The arguments of `run`.
+    /// /Arguments of `run` that boot with the agent.
     pub fn arguments(&self) -> Vec<String> {
         let socket = format!("socket,id=agent,path={},server=on,wait=off", self.socket.display());
         let further = ["-chardev", &socket, "-device", "virtserialport,chardev=agent,name=agent"];
@@ -58,7 +58,7 @@ impl Agent {
         own.into_iter().chain(further).collect()
     }
 
-    /// Sends a command, and gives its answer.
+    /// /Sends a command and returns the reply.
     pub fn ask(&self, command: &str) -> String {
         self.tell(command);
         let mut answer = String::new();
@@ -66,14 +66,14 @@ impl Agent {
         answer.trim_end().to_owned()
     }
 
-    /// Sends a command to which there may be no answer.
+    /// /Sends a command without waiting for a reply.
     pub fn tell(&self, command: &str) {
         let mut stream = self.stream.borrow_mut();
         let stream = stream.get_or_insert_with(|| BufReader::new(UnixStream::connect(&self.socket).unwrap()));
         writeln!(stream.get_mut(), "{command}").unwrap();
     }
 
-    /// The same as a number.
+    /// /Like [`Self::ask`], for a reply that is a number.
     pub fn number(&self, command: &str) -> u64 {
         let answer = self.ask(command);
         answer.parse().unwrap_or_else(|_| panic!("{command}: {answer}"))

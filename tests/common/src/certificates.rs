@@ -36,7 +36,7 @@ impl ClientAuthority {
         self.0.pem()
     }
 
-    /// A certificate for a client.
+    /// /Issues a client certificate.
     pub fn client(&self) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(["node".to_owned()]).unwrap();
@@ -46,7 +46,7 @@ impl ClientAuthority {
     }
 }
 
-/// A CA, and a certificate by it for a server at 127.0.0.1, with its key: all in PEM.
+/// /A CA's certificate, and a certificate and key for a server at 127.0.0.1, in PEM.
 pub fn server() -> (String, String, String) {
     let (authority, key) = (ClientAuthority::new("registries"), KeyPair::generate().unwrap());
     let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
@@ -55,7 +55,7 @@ pub fn server() -> (String, String, String) {
     (authority.pem(), certificate.pem(), key.serialize_pem())
 }
 
-/// A client that trusts the CA, with this certificate of its own.
+/// /A client configuration that trusts the CA and offers the certificate `own`.
 pub fn client(ca_pem: &str, version: &'static rustls::SupportedProtocolVersion, own: Option<&Identity>) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
@@ -71,7 +71,7 @@ pub fn client(ca_pem: &str, version: &'static rustls::SupportedProtocolVersion, 
     })
 }
 
-/// Shakes hands as a client that asks by SNI for `name` does; the error where it is shown another's certificate.
+/// /Completes a handshake with `name` as SNI. Fails if the server's certificate is not valid for it.
 pub fn shake(address: SocketAddr, config: &Arc<ClientConfig>, name: &'static str) -> std::io::Result<()> {
     let mut connection = ClientConnection::new(Arc::clone(config), ServerName::try_from(name).unwrap()).unwrap();
     let mut stream = http::connect(address);
@@ -81,7 +81,7 @@ pub fn shake(address: SocketAddr, config: &Arc<ClientConfig>, name: &'static str
     Ok(())
 }
 
-/// One request over TLS; the error where the handshake, or what comes after, fails.
+/// /Sends one request over TLS. Fails if the handshake or the request fails.
 pub fn send(
     address: SocketAddr,
     config: &Arc<ClientConfig>,
@@ -96,7 +96,7 @@ pub fn send(
     let request = format!("{method} {target} HTTP/1.1\r\nHost: localhost:{}\r\n{lines}\r\n", address.port());
     std::io::Write::write_all(&mut stream, request.as_bytes())?;
     let mut reader = BufReader::new(stream);
-    // The refusal of a certificate comes with the first thing that is read (RFC 8446, section 4.4.2.4).
+    // A TLS 1.3 client learns that its certificate was refused on its first read (RFC 8446, section 4.4.2.4).
     std::io::BufRead::fill_buf(&mut reader)?;
     http::read(&mut reader, method == "HEAD").ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
 }

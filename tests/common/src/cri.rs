@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use tokio::net::UnixStream;
 
-/// `runtime.v1.PullImageRequest`, of which only the image is set.
+/// /`runtime.v1.PullImageRequest` with only the image.
 #[derive(Message)]
 struct PullImageRequest {
     #[prost(message, optional, tag = "1")]
@@ -29,7 +29,7 @@ struct PullImageResponse {
     image_ref: String,
 }
 
-/// Has the runtime pull an image, and gives its id (the config's digest), or the runtime's message.
+/// /Makes the runtime pull an image. Returns the image's id (the digest of its config), or the runtime's message.
 pub fn pull(socket: &Path, image: &str) -> Result<String, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(call(socket, &PullImageRequest { image: Some(ImageSpec { image: image.to_owned() }) }))
@@ -39,7 +39,7 @@ async fn call(socket: &Path, request: &PullImageRequest) -> Result<String, Strin
     let stream = UnixStream::connect(socket).await.unwrap();
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    // A message: not compressed, its length, its bytes.
+    // A gRPC message: the flag "not compressed", the length, the bytes.
     let mut message = BytesMut::new();
     message.put_u8(0);
     message.put_u32(request.encoded_len().try_into().unwrap());
@@ -48,7 +48,7 @@ async fn call(socket: &Path, request: &PullImageRequest) -> Result<String, Strin
     let head = head.header("content-type", "application/grpc").header("te", "trailers");
     let (head, body) = sender.send_request(head.body(Full::<Bytes>::from(message.freeze())).unwrap()).await.unwrap().into_parts();
     let body = body.collect().await.unwrap();
-    // The status comes after the message, or at once where there is none.
+    // The status follows the message in the trailers. Without a message, it is in the headers.
     let trailers = body.trailers().unwrap_or(&head.headers).clone();
     if trailers["grpc-status"] != "0" {
         return Err(trailers["grpc-message"].to_str().unwrap().to_owned());

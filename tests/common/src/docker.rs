@@ -9,15 +9,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// The daemon, with its own root and socket, and a containerd of its own, which ends with it. It has no bridge and leaves the firewall
-/// as it is.
+/// /A dockerd with a private root, socket and containerd. It has no bridge and leaves the firewall unchanged.
 pub struct Dockerd {
     dir: TempDir,
     daemon: Child,
 }
 
 impl Dockerd {
-    /// Starts it with these arguments, trusting the CAs in `system` where it has no others for a registry.
+    /// /Starts it with these arguments. It trusts the CAs in `system` for registries without a CA of their own.
     pub fn start(arguments: &[&str], system: Option<&Path>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();

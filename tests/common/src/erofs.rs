@@ -13,7 +13,7 @@ struct Image<'a> {
     inodes: usize,
 }
 
-/// Writes the content of an image without compression to the new folder `into`, with its modes.
+/// /Extracts an uncompressed image into the new folder `into`, with modes.
 pub fn extract(bytes: &[u8], into: &Path) {
     let block = 1 << bytes[1024 + 12];
     let image = Image { bytes, block, inodes: u32_at(bytes, 1024 + 40) as usize * block };
@@ -49,7 +49,7 @@ impl Image<'_> {
         let start = u32_at(inode, 16) as usize * self.block;
         let in_blocks = match format >> 1 & 7 {
             0 => size,
-            // The last part stands behind the inode.
+            // The tail of the content follows the inode.
             2 => size / self.block * self.block,
             other => panic!("the data layout {other} is not expected"),
         };
@@ -59,7 +59,7 @@ impl Image<'_> {
     }
 }
 
-/// Names and inodes of one block of a directory.
+/// /Names and inode numbers in one block of a directory.
 fn entries(block: &[u8]) -> Vec<(String, u64)> {
     let offset = |index: usize| usize::from(u16_at(block, 12 * index + 8));
     let count = offset(0) / 12;

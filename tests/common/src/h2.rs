@@ -17,7 +17,7 @@ pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 
-/// Flags: of DATA and HEADERS, of HEADERS and CONTINUATION, of SETTINGS and PING.
+/// /Flags of DATA and HEADERS, of HEADERS and CONTINUATION, of SETTINGS and PING.
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 pub const ACK: u8 = 1;
@@ -47,13 +47,13 @@ impl Frame {
         u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
     }
 
-    /// The status, where this is the head of a response.
+    /// /The status, if this frame is the head of a response.
     pub fn status(&self) -> Option<u16> {
         if self.kind != HEADERS {
             return None;
         }
-        // Statuses in the static table (RFC 7541, appendix A); others are a literal with the name of entry 8, three digits or their
-        // Huffman code. hyper writes the status first, and may announce the size of its table before it.
+        // A status is an entry of the static table (RFC 7541, appendix A) or a literal with the name of entry 8, plain or in
+        // Huffman code. hyper writes the status first, possibly after an update of the table's size.
         let mut head = self.payload.as_slice();
         loop {
             head = match head {
@@ -65,7 +65,7 @@ impl Frame {
         Some(match head[0] {
             0x88..=0x8e => [200, 204, 206, 304, 400, 404, 500][usize::from(head[0] - 0x88)],
             0x48 | 0x08 if head[1] == 3 => std::str::from_utf8(&head[2..5]).unwrap().parse().unwrap(),
-            // Digits 0, 1 and 2 have codes of five bits (their value), 3 to 9 of six (from 0x19 on).
+            // The digits 0 to 2 have codes of 5 bits (their value), 3 to 9 of 6 bits (from 0x19).
             0x48 | 0x08 if head[1] & 0x80 != 0 => huffman_digits(&head[2..2 + usize::from(head[1] & 0x7f)]),
             other => panic!("no status: {other:x}, {head:x?}"),
         })
@@ -84,12 +84,12 @@ fn huffman_digits(bytes: &[u8]) -> u16 {
     number
 }
 
-/// The number of the client's stream number `at`.
+/// /The id of the client's stream with index `at`.
 pub fn id(at: u32) -> u32 {
     at * 2 + 1
 }
 
-/// A frame's bytes.
+/// /Encodes a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(9 + payload.len());
     bytes.extend_from_slice(&u32::try_from(payload.len()).unwrap().to_be_bytes()[1..]);
@@ -99,7 +99,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The block of a request's head: a method, a path, and further fields.
+/// /Encodes the header block of a request.
 pub fn block(method: &str, path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
     let mut bytes = vec![0x86];
     for (name, value) in [(":method", method), (":path", path), (":authority", "x")].iter().chain(fields) {
@@ -108,12 +108,12 @@ pub fn block(method: &str, path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
-/// A field as a literal that is kept nowhere (RFC 7541, section 6.2.2).
+/// /Encodes a field as a literal without indexing (RFC 7541, section 6.2.2).
 pub fn field(name: &str, value: &[u8]) -> Vec<u8> {
     [&[0][..], &string(name.as_bytes()), &string(value)].concat()
 }
 
-/// A string (RFC 7541, section 5.2).
+/// /Encodes a string (RFC 7541, section 5.2).
 pub fn string(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text.len();
@@ -132,12 +132,12 @@ pub fn string(text: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// HEADERS that ask for `path` and end the stream.
+/// /HEADERS of a GET request that end the stream.
 pub fn get(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &block("GET", path, &[]))
 }
 
-/// HEADERS with which a body is announced.
+/// /HEADERS of a request whose body follows.
 pub fn post(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &block("POST", path, &[]))
 }
@@ -154,20 +154,20 @@ pub fn setting(id: u16, value: u32) -> Vec<u8> {
     frame(SETTINGS, 0, 0, &[&id.to_be_bytes()[..], &value.to_be_bytes()].concat())
 }
 
-/// A client's end of a connection.
+/// /The client's end of a connection.
 pub struct Peer {
     pub stream: TcpStream,
 }
 
 impl Peer {
-    /// Connects and says the preface with these settings.
+    /// /Connects and sends the preface with these settings.
     pub fn connect(address: SocketAddr, settings: &[u8]) -> Self {
         let mut stream = connect(address);
         stream.write_all(&[PREFACE, settings].concat()).unwrap();
         Self { stream }
     }
 
-    /// The same with the default settings.
+    /// /Connects with the default settings.
     pub fn new(address: SocketAddr) -> Self {
         Self::connect(address, &frame(SETTINGS, 0, 0, &[]))
     }
@@ -190,7 +190,7 @@ impl Peer {
         Some(Frame { kind, flags, stream: u32::from_be_bytes(stream), payload })
     }
 
-    /// The first frame that `wanted` wants; settings and pings on the way are acknowledged, as any client does it.
+    /// /Reads until a frame satisfies `wanted`. Acknowledges settings and pings on the way.
     pub fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> Frame {
         loop {
             let frame = self.read_frame().expect("the connection is expected to stay open");
@@ -209,12 +209,12 @@ impl Peer {
         }
     }
 
-    /// The status on `stream`.
+    /// /Waits for the status on `stream`.
     pub fn status(&mut self, stream: u32) -> u16 {
         self.until(|frame| frame.kind == HEADERS && frame.stream == stream).status().unwrap()
     }
 
-    /// The status on `stream`, and the body, for which the windows are opened as it comes.
+    /// /Waits for the status and the body on `stream`, and keeps the windows open.
     pub fn response(&mut self, stream: u32) -> (u16, Vec<u8>) {
         let status = self.status(stream);
         let mut body = Vec::new();
@@ -230,7 +230,7 @@ impl Peer {
         }
     }
 
-    /// Asks for `path` on `stream`, and gives the length of the body of what is served there.
+    /// /Requests `path` on `stream` and returns the length of the body.
     pub fn served(&mut self, stream: u32, path: &str) -> usize {
         self.send(&get(stream, path));
         let (status, body) = self.response(stream);
@@ -238,8 +238,8 @@ impl Peer {
         body.len()
     }
 
-    /// Sends what `next` gives until it gives nothing more or the server closes, while another thread reads all that comes. The error
-    /// of the server's GOAWAY (none where it closed without one), and whether the connection was closed at all.
+    /// /Sends what `next` returns until it returns nothing or the server closes, while another thread reads. Returns the error
+    /// code of the server's GOAWAY, if any, and whether the connection was closed.
     pub fn flood(mut self, mut next: impl FnMut() -> Option<Vec<u8>>) -> End {
         let mut reading = Self { stream: self.stream.try_clone().unwrap() };
         let reader = std::thread::spawn(move || {
@@ -258,7 +258,7 @@ impl Peer {
                 break;
             }
         }
-        // Our side is at its end. The server closes its own after what is under way, so this says nothing of the flood.
+        // This side has finished. The server also closes the connection after pending work, so that says nothing about the flood.
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
         End { goaway: reader.join().unwrap(), closed }
     }

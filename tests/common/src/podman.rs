@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// podman or buildah with a store, a home and a signature policy in the folder.
+/// /podman or buildah with store, home and signature policy in the folder.
 pub fn with_store(program: &str, folder: &Path) -> Command {
     let config = folder.join(".config/containers");
     fs::create_dir_all(&config).unwrap();
@@ -13,7 +13,7 @@ pub fn with_store(program: &str, folder: &Path) -> Command {
     command.current_dir(folder).env("HOME", folder).env("CONTAINERS_CONF", "/dev/null");
     command.args(["--root", "store", "--runroot", "store-run", "--storage-driver", "vfs"]);
     if program == "podman" {
-        // crun is the default where it is installed, and fails with hybrid cgroups.
+        // podman prefers crun if it is installed, and crun fails with hybrid cgroups.
         command.args(["--tmpdir", "tmp", "--cgroup-manager", "cgroupfs", "--runtime", "runc"]);
     }
     command

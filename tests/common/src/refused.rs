@@ -10,13 +10,13 @@ use nix::unistd::geteuid;
 use crate::child::nobody_in;
 use crate::pack::{Bench, PROGRAM, superblock, text};
 
-/// What a boot is given.
+/// /Arguments of a boot.
 const BOOT: [&str; 5] = ["run", "--accel", "tcg", "--initramfs", "initramfs"];
 
-/// A user without rights.
+/// /The id of an unprivileged user.
 const NOBODY: u32 = 65534;
 
-/// A folder with a disk, a kernel and an initramfs that are good enough to get as far as QEMU.
+/// /A folder with a disk, a kernel and an initramfs that pass the checks before QEMU starts.
 pub fn folder() -> Bench {
     let bench = Bench::default();
     for name in ["kernel", "initramfs"] {
@@ -24,10 +24,10 @@ pub fn folder() -> Bench {
     }
     bench.file("disk", &superblock());
     for (runtime, owner) in [("runtime", 0), ("theirs", NOBODY)] {
-        // The folder of all runs is made once, and stays.
+        // The folder of all runs is created once and stays.
         let runs = bench.path(runtime).join("localregistry");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&runs).unwrap();
-        // An ordinary user has no other user's folder, and needs none.
+        // An ordinary user cannot and need not have another user's folder.
         if geteuid().is_root() {
             chown(bench.path(runtime), Some(owner), None).unwrap();
             chown(runs, Some(owner), None).unwrap();
@@ -36,28 +36,28 @@ pub fn folder() -> Bench {
     bench
 }
 
-/// `localregistry run ARGUMENTS`, after which the folder is as it was, and nobody is there.
+/// /`localregistry run ARGUMENTS`, which must leave no file and no process.
 pub fn run(bench: &Bench, arguments: &[&str]) -> Output {
     let mut command = bench.command(&[&["run"], arguments].concat());
     nothing_left(bench, command.env("XDG_RUNTIME_DIR", bench.path("runtime")))
 }
 
-/// Runs with the folder's initramfs and its kernel, where no other is said, and gives exit status and standard error.
+/// /Boots with the folder's initramfs and, by default, its kernel. Returns exit status and standard error.
 pub fn boot(bench: &Bench, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = bench.command(&[&BOOT, kernel(arguments), arguments].concat());
     said(&nothing_left(bench, command.env("XDG_RUNTIME_DIR", bench.path("runtime"))))
 }
 
-/// The same as a user without rights, whose runtime folder is `runtime`; the one that is theirs is `theirs`.
+/// /Like [`boot`], as an unprivileged user with this runtime folder. That user owns the folder `theirs`.
 pub fn as_nobody(bench: &Bench, runtime: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = nobody(bench);
     command.args(BOOT).args(kernel(arguments)).args(arguments).env("XDG_RUNTIME_DIR", bench.path(runtime));
     said(&nothing_left(bench, &mut command))
 }
 
-/// `localregistry`, to be run in the folder by a user without rights.
+/// /`localregistry` in the folder, as an unprivileged user.
 pub fn nobody(bench: &Bench) -> Command {
-    // Root's own files are closed to others, the program among them.
+    // Other users cannot read root's files, so the program is copied.
     let program = bench.path("localregistry");
     if !program.exists() {
         fs::copy(PROGRAM, &program).unwrap();

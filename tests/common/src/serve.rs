@@ -9,17 +9,17 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A running `localregistry serve`, ended in order when it is dropped.
+/// /A running `localregistry serve`. Ends it gracefully on drop.
 pub struct Serving {
     child: Child,
-    /// What it said when it was ready.
+    /// /The ready line.
     pub ready: Value,
-    /// Holds ca.crt and whatever a test puts beside it.
+    /// /The working directory, with ca.crt.
     pub folder: TempDir,
 }
 
 impl Serving {
-    /// Serves the layout on a free port with these further arguments.
+    /// /Serves the layout on a free port with additional arguments.
     pub fn start(layout: &Path, folder: TempDir, arguments: &[&str]) -> Self {
         let mut command = crate::program(crate::pack::PROGRAM);
         command.current_dir(folder.path()).args(["serve", "--json", "--quiet", "--listen", "127.0.0.1:0"]);
@@ -38,18 +38,18 @@ impl Serving {
         self.ready["endpoints"][0].as_str().unwrap().split_once("://").unwrap().1.to_owned()
     }
 
-    /// Copies an image out with skopeo, which trusts the CA in the folder, into a folder beside it, as it is served.
+    /// /Copies an image with skopeo, which trusts the CA in the folder, into the subfolder `to`.
     pub fn pull(&self, image: &str, to: &str, arguments: &[&str]) -> Output {
         let folder = self.folder.path();
         let mut command = crate::program("skopeo");
-        // No credentials of whoever runs the test.
+        // Hides the user's credentials.
         command.env("HOME", folder).env("XDG_RUNTIME_DIR", folder).env("REGISTRY_AUTH_FILE", folder.join("auth.json"));
         command.args(["--insecure-policy", "copy", "--src-cert-dir"]).arg(folder).args(arguments);
         command.arg(format!("docker://{}/{image}", self.address())).arg(format!("dir:{}", self.pulled(to).display()));
         command.output().unwrap()
     }
 
-    /// Where a pull puts its image.
+    /// /The folder that [`Self::pull`] writes.
     pub fn pulled(&self, to: &str) -> PathBuf {
         self.folder.path().join(to)
     }

@@ -17,7 +17,7 @@ use crate::layout::{Layout, Stored};
 use crate::pack::Bench;
 use localregistry::oci::Digest;
 
-/// A request as it came.
+/// /A received request.
 #[derive(Debug, Clone)]
 pub struct Asked {
     pub method: String,
@@ -32,13 +32,13 @@ impl Asked {
     }
 }
 
-/// What is answered.
+/// /A response to send.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
-    /// After how many bytes of the body the connection ends.
+    /// /Closes the connection after this many bytes of the body.
     pub cut: Option<usize>,
 }
 
@@ -58,19 +58,19 @@ impl Answer {
     }
 }
 
-/// A server on a port of its own.
+/// /A scripted server on a free port.
 pub struct Upstream {
     pub address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Upstream {
-    /// Answers in plain HTTP.
+    /// /Serves plain HTTP.
     pub fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         Self::start_on("127.0.0.1:0", None, answer)
     }
 
-    /// Answers over TLS with this certificate and key, in PEM, where there is one.
+    /// /Serves TLS if a certificate and key are given in PEM.
     pub fn start_on(address: &str, tls: Option<(&str, &str)>, answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
@@ -83,7 +83,7 @@ impl Upstream {
             Arc::new(config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap())
         });
         let (log, answer) = (Arc::clone(&asked), Arc::new(answer));
-        // It ends with the test's process.
+        // The thread ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (log, answer, tls) = (Arc::clone(&log), Arc::clone(&answer), tls.clone());
@@ -93,12 +93,12 @@ impl Upstream {
         Self { address, asked }
     }
 
-    /// What was asked so far.
+    /// /The requests so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 
-    /// The targets alone.
+    /// /The targets of the requests so far.
     pub fn targets(&self) -> Vec<String> {
         self.asked().into_iter().map(|asked| asked.target).collect()
     }
@@ -111,7 +111,7 @@ fn serve(stream: TcpStream, tls: Option<Arc<ServerConfig>>, log: &Mutex<Vec<Aske
     }
     match tls {
         Some(config) => talk(StreamOwned::new(ServerConnection::new(config).unwrap(), stream), log, answer),
-        // A handshake, where there is no TLS: what Go's servers say.
+        // A TLS handshake on a plain port gets the answer of Go's servers.
         None if first[0] == 0x16 => drop((&stream).write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n")),
         None => talk(stream, log, answer),
     }
@@ -128,7 +128,7 @@ fn talk(stream: impl Read + Write, log: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Ask
         head.push_str(&format!("Content-Length: {}\r\n", body.len()));
     }
     let sent = &body[..cut.unwrap_or(body.len()).min(body.len())];
-    // A client may have gone.
+    // The client may have closed the connection.
     let stream = stream.get_mut();
     let _ =
         stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(sent)).and_then(|()| stream.flush());
@@ -153,7 +153,7 @@ fn request(stream: &mut impl BufRead) -> Option<Asked> {
     Some(asked)
 }
 
-/// A proxy that connects (RFC 9110, section 9.3.6) wherever it is asked to, and the first lines of what it was asked.
+/// /A CONNECT proxy (RFC 9110, section 9.3.6), and the methods and targets of its requests.
 pub fn proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -173,22 +173,21 @@ pub fn proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     (address, asked)
 }
 
-/// What a registry has: the blobs of a layout, and tags.
+/// /The content of a registry: blobs of a layout, and tags.
 pub struct Images {
     blobs: PathBuf,
     tags: HashMap<String, String>,
-    /// Whether it has the referrers API.
     pub referrers: Vec<(String, String)>,
 }
 
 impl Images {
-    /// The layout's blobs, and these tags with their digests.
+    /// /The layout's blobs, and these tags with their digests.
     pub fn new(layout: &Layout, tags: &[(&str, &str)]) -> Self {
         let tags = tags.iter().map(|(tag, digest)| ((*tag).to_owned(), (*digest).to_owned())).collect();
         Self { blobs: layout.path().to_owned(), tags, referrers: Vec::new() }
     }
 
-    /// The answer of a registry, whatever the repository.
+    /// /The registry's response, for any repository.
     pub fn answer(&self, asked: &Asked) -> Answer {
         let (_, rest) = asked.target.split_once("/v2/").unwrap();
         if rest.is_empty() {
@@ -217,12 +216,12 @@ impl Images {
     }
 }
 
-/// The layer of the image: larger than what is read at once.
+/// /The layer of the image, which is larger than one read.
 pub fn layer() -> Vec<u8> {
     (0..1_000_000_u32).flat_map(|n| [(n % 251) as u8]).collect()
 }
 
-/// A registry with the image `a/b:1` that answers as `fault` has it, and where that has nothing, as it should.
+/// /A registry with the image `a/b:1`. It sends the response of `fault`, or the correct one if that returns `None`.
 pub fn registry(fault: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static) -> (Layout, Stored, Upstream) {
     let layout = Layout::default();
     let image = layout.manifest(&[&layer()]);
@@ -231,15 +230,15 @@ pub fn registry(fault: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static
     (layout, image, upstream)
 }
 
-/// Where the layer is.
+/// /The target of the layer.
 pub fn blob_target() -> String {
     format!("/v2/a/b/blobs/{}", Digest::sha256_of(&layer()))
 }
 
-/// Where the image is.
+/// /The target of the manifest.
 pub const MANIFEST: &str = "/v2/a/b/manifests/1";
 
-/// `fault` as the answer to the request for `target`.
+/// /Asserts that a pull fails with this message if `fault` answers the request for `target`.
 pub fn refused_with(target: &str, fault: Answer, expected: &str) {
     let target = target.to_owned();
     let (_layout, _, upstream) = registry(move |asked| (asked.target == target).then(|| fault.clone()));
@@ -250,7 +249,7 @@ pub fn refused_with(target: &str, fault: Answer, expected: &str) {
     );
 }
 
-/// Debian's docker-registry, started by hand on a free port, with its storage in a folder that goes with it.
+/// /Debian's docker-registry on a free port, with temporary storage.
 pub struct DockerRegistry {
     child: Child,
     pub address: String,
@@ -258,7 +257,7 @@ pub struct DockerRegistry {
 }
 
 impl DockerRegistry {
-    /// Starts it, with these users (`htpasswd -B`) where there are any.
+    /// /Starts it, with these users (`htpasswd -B`) if any.
     pub fn start(users: Option<&Path>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("storage");
@@ -281,12 +280,12 @@ impl DockerRegistry {
                 break rest.split('"').next().unwrap().to_owned();
             }
         };
-        // It must not wait for anybody to read its log.
+        // Reads the log, so that the registry never blocks on a full pipe.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Self { child, address, _dir: dir }
     }
 
-    /// Pushes an image of a layout with skopeo, as it is.
+    /// /Pushes an image of a layout with skopeo, unchanged.
     pub fn push(&self, layout: &Path, name: &str, to: &str, arguments: &[&str]) {
         let mut command = crate::program("skopeo");
         command.env("HOME", layout).env("XDG_RUNTIME_DIR", layout).env("REGISTRY_AUTH_FILE", layout.join("none.json"));

@@ -16,21 +16,21 @@ use crate::private::ADDRESS;
 use crate::process::Process;
 use crate::vm::succeed;
 
-/// What a container of the image says.
+/// /The output of a container of the image.
 pub const GREETING: &str = concat!("hello from localregistry ", env!("CARGO_PKG_VERSION"), "\n");
 
-/// What is served.
+/// /The served images.
 pub struct Images {
     pub layout: Layout,
     /// `test/multi:1`, `docker.io/library/hello:1` and `docker.io/library/mirrored:1`: an index of two manifests.
     pub index: Stored,
-    /// The index's manifest for this machine.
+    /// /Digest of the index's manifest for this machine.
     pub amd64: String,
-    /// That manifest's config.
+    /// /Digest of that manifest's config.
     pub config: String,
     /// `test/multi:artifact`, whose subject is the index.
     pub artifact: Stored,
-    /// An artifact without a tag, whose subject is that one.
+    /// /An untagged artifact, whose subject is `artifact`.
     pub signature: Stored,
 }
 
@@ -50,14 +50,14 @@ impl Images {
             json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config.descriptor(OCI_CONFIG), "layers": []});
         let mut arm64 = layout.json(&manifest).descriptor(OCI_MANIFEST);
         arm64["platform"] = json!({"os": "linux", "architecture": "arm64"});
-        // The other platform first: a client that takes what comes first cannot run it.
+        // The other platform comes first, so that a client that takes the first manifest cannot run it.
         let index = layout.json(&json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [arm64, amd64]}));
         let artifact = layout.artifact("application/x.report", index, b"reported");
         let signature = layout.artifact("application/x.signature", artifact, b"signed");
         layout.name(signature, OCI_MANIFEST, "");
         layout.name(index, OCI_INDEX, "test/multi:1").name(index, OCI_INDEX, "docker.io/library/hello:1");
         layout.name(index, OCI_INDEX, "docker.io/library/mirrored:1").name(artifact, OCI_MANIFEST, "test/multi:artifact");
-        // What a client gets that asks for the name without saying which upstream it means.
+        // A client that omits the upstream gets this image instead.
         layout.image("library/hello:1", b"not of docker.io");
         layout.write();
         let amd64 = amd64["digest"].as_str().unwrap().to_owned();
@@ -71,7 +71,7 @@ pub fn blob(layout: &Path, digest: &str) -> PathBuf {
     layout.join("blobs").join(digest.replace(':', "/"))
 }
 
-/// Two servers with a CA each, and a folder for a client.
+/// /Two servers with different CAs, and a folder for a client.
 pub struct World {
     pub bench: Bench,
     pub images: Images,
@@ -100,7 +100,7 @@ impl Default for World {
 }
 
 impl World {
-    /// A server that the CA of the first is wrong for.
+    /// /The address of the server with the other CA.
     pub fn untrusted(&self) -> String {
         self.other.addresses[1].to_string()
     }
@@ -113,21 +113,21 @@ impl World {
         self.path("certs/ca.crt")
     }
 
-    /// For the clients that share skopeo's libraries: docker.io is to be had at the server, under a path.
+    /// /A configuration for the clients on containers/image: the server mirrors docker.io under a path.
     pub fn mirror(&self) -> PathBuf {
         let mirror =
             format!("[[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"{}/docker.io\"\n", self.address);
         self.bench.file("mirror.conf", mirror.as_bytes())
     }
 
-    /// The first server's answer, by nobody's client.
+    /// /Sends a request to the first server without a real client.
     pub fn get(&self, target: &str) -> Response {
         let ca = fs::read_to_string(self.ca()).unwrap();
         let config = certificates::client(&ca, &rustls::version::TLS13, None);
         certificates::send(self.address.parse().unwrap(), &config, "GET", target, &[]).unwrap()
     }
 
-    /// The trust bundle of the first server, in the folder `trust`.
+    /// /Writes the trust bundle of the first server to the folder `trust`.
     pub fn trust(&self) -> PathBuf {
         let mut command =
             self.bench.command(&["trust", "--endpoint", &self.address, "--ca", "certs/ca.crt", "--output", "trust"]);
@@ -140,7 +140,7 @@ impl World {
         &self.server.events
     }
 
-    /// Ends the servers, and gives every request to the first; the other got none, since nobody trusted it.
+    /// /Ends the servers and returns every request to the first. Asserts that the other got none, because no client trusted it.
     pub fn requests(&mut self) -> Vec<Request> {
         self.other.stop();
         assert_eq!(requests(&self.other), []);
@@ -149,14 +149,14 @@ impl World {
     }
 }
 
-/// The requests that a server logged.
+/// /The requests in a server's log.
 pub fn requests(server: &Process) -> Vec<Request> {
     let lines = fs::read_to_string(&server.events).unwrap();
     let events = lines.lines().filter_map(|line| serde_json::from_str::<Event>(line).unwrap().event);
     events.filter_map(|event| if let event::Event::Request(request) = event { Some(request) } else { None }).collect()
 }
 
-/// Fails, by this message of Go's, which every client gives.
+/// /Asserts that the command fails with the message of Go's clients for an unknown CA.
 pub fn refused(command: &mut Command) {
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
