@@ -14,7 +14,7 @@ use testing::elf::elf;
 
 const RELEASE: &str = "6.1.0-9-made-up";
 
-/// The files of the tree, with what each needs, as depmod lists it: all of it, the last first.
+/// The files of the tree with their dependencies in depmod's order: all of them, the last first.
 const MODULES: [(&str, &str); 19] = [
     ("kernel/drivers/block/virtio_blk.ko.zst", "kernel/drivers/virtio/virtio_ring.ko.xz kernel/drivers/virtio/virtio.ko"),
     ("kernel/drivers/char/hw_random/virtio-rng.ko", "kernel/drivers/virtio/virtio_ring.ko.xz kernel/drivers/virtio/virtio.ko"),
@@ -57,7 +57,7 @@ impl Machine {
         Self::with(MODULES)
     }
 
-    /// The tree, with its files made and listed in the order of `modules`.
+    /// The tree, whose files are created and listed in the order of `modules`.
     fn with(modules: [(&str, &str); 19]) -> Self {
         let machine = Self { folder: tempfile::tempdir().unwrap() };
         let mut list = String::new();
@@ -78,7 +78,7 @@ impl Machine {
         fs::write(path, content).unwrap();
     }
 
-    /// Writes modules.dep anew, each line changed by `change`, or left out.
+    /// Rewrites modules.dep. `change` replaces or omits each line.
     fn relist(&self, change: impl Fn(&str) -> Option<String>) {
         let path = self.tree().join("modules.dep");
         let lines = fs::read_to_string(&path).unwrap();
@@ -98,7 +98,7 @@ impl Machine {
         self.folder.path().join("out.cpio")
     }
 
-    /// The command with no environment but the cache, which has no kernel.
+    /// The command with an empty environment, except for the cache, which has no kernel.
     fn command(&self) -> Command {
         let mut command = testing::program(testing::pack::PROGRAM);
         command.arg("initramfs").arg("-o").arg(self.output()).env_clear();
@@ -110,7 +110,7 @@ impl Machine {
         self.command().arg("--init").arg(self.init()).arg("--modules").arg(self.tree()).output().unwrap()
     }
 
-    /// Asserts that the command fails with `expected` and leaves an old output as it was, and nothing beside it.
+    /// Asserts that the command fails with `expected`, leaves an old output unchanged, and creates no other file.
     #[track_caller]
     fn fails(&self, expected: &str) {
         self.fails_by(self.command().arg("--init").arg(self.init()).arg("--modules").arg(self.tree()), expected);
@@ -131,7 +131,7 @@ impl Machine {
     }
 }
 
-/// The content of a made-up module, compressed as its name says.
+/// The content of a generated module, compressed according to its name.
 fn module(file: &str) -> Vec<u8> {
     let stem = Path::new(file).file_name().unwrap().to_str().unwrap().split('.').next().unwrap();
     let plain = elf(&[(1, stem.as_bytes())]);
@@ -151,7 +151,7 @@ fn module(file: &str) -> Vec<u8> {
     }
 }
 
-/// All that an archive says about its entries, one a line, and the text of the load order.
+/// The metadata of each archive entry, one per line, and the text of the load order.
 fn listing(archive: &[u8]) -> String {
     let mut lines = String::new();
     let mut rest = archive;
@@ -222,7 +222,7 @@ fn same_contents_give_the_same_bytes() {
     assert!(machine.run().status.success());
     assert!(fs::read(machine.output()).unwrap() == first);
 
-    // Another folder, files made in another order, lists in another order, other compressions.
+    // Another folder, another order of files and lists, and other compressions.
     let mut reversed = MODULES;
     reversed.reverse();
     let other = Machine::with(reversed);

@@ -13,13 +13,13 @@ const RELEASE: &str = "6.1.0-9-made-up";
 const PACKAGE: &str = "linux-image-6.1.0-9-made-up";
 const VERSION: &str = "6.1.9-1";
 
-/// A kernel with the PVH note: name size, description size, type, name, description.
+/// A kernel with the PVH note: size of the name, size of the description, type, name, description.
 fn kernel() -> Vec<u8> {
     let note = [&[4, 0, 0, 0, 8, 0, 0, 0, 18, 0, 0, 0][..], b"Xen\0", &[0; 8]].concat();
     elf(&[(1, b"code"), (4, &note)])
 }
 
-/// A bzImage of boot protocol 2.15 around the kernel in zstd, as Linux lays it out.
+/// A bzImage of boot protocol 2.15 with the kernel compressed by zstd, in Linux's format.
 fn bzimage() -> Vec<u8> {
     let mut payload = zstd::encode_all(kernel().as_slice(), 3).unwrap();
     payload.extend((kernel().len() as u32).to_le_bytes());
@@ -34,7 +34,7 @@ fn bzimage() -> Vec<u8> {
     image
 }
 
-/// A folder with an apt of its own, whose only source is the folder `archive`.
+/// A folder with a private apt, whose only source is the folder `archive`.
 struct Machine {
     folder: TempDir,
 }
@@ -50,7 +50,7 @@ impl Machine {
         }
         fs::write(machine.path("apt/status"), "").unwrap();
         fs::write(machine.path("apt/etc/sources.list"), format!("deb [trusted=yes] copy:{root}archive ./\n")).unwrap();
-        // As root, apt would download as another user, who may not enter this folder.
+        // As root, apt would download as another user, who cannot enter this folder.
         let config = format!(
             "Dir \"{root}apt\";\nDir::State \"state\";\nDir::State::status \"{root}apt/status\";\nDir::Cache \"cache\";\n\
              Dir::Etc \"etc\";\nAPT::Architecture \"amd64\";\nAPT::Sandbox::User \"\";\n"
@@ -63,7 +63,7 @@ impl Machine {
         self.folder.path().join(name)
     }
 
-    /// Makes a package of `files` in the archive, and returns its record.
+    /// Builds a package of `files` in the archive and returns its record.
     fn package(&self, files: &[(String, Vec<u8>)]) -> String {
         let tree = self.path("tree");
         fs::create_dir_all(tree.join("DEBIAN")).unwrap();
@@ -84,7 +84,7 @@ impl Machine {
         format!("{control}Filename: ./kernel.deb\nSize: {}\nSHA256: {hash}\n\n", content.len())
     }
 
-    /// Publishes `record` with the package that depends on it, and has apt read that.
+    /// Publishes `record` and the package that depends on it, and updates apt's lists.
     fn publish(&self, record: &str) {
         let meta = format!(
             "Package: linux-image-cloud-amd64\nVersion: {VERSION}\nArchitecture: amd64\nMaintainer: nobody <nobody@localhost>\n\
@@ -102,7 +102,7 @@ impl Machine {
         command
     }
 
-    /// Asserts that `command` fails with `expected` as its last line, and leaves an old output and the cache as they were.
+    /// Asserts that `command` fails with `expected` as its last line, and that an old output and the cache stay unchanged.
     #[track_caller]
     fn fails(&self, command: &mut Command, expected: &str) {
         fs::write(self.path("vmlinux"), "old").unwrap();
@@ -116,7 +116,7 @@ impl Machine {
         assert!(left.is_empty(), "{left:?}");
     }
 
-    /// Standard error, with this folder's name taken out.
+    /// Standard error without this folder's name.
     fn said(&self, output: &Output) -> String {
         String::from_utf8_lossy(&output.stderr).replace(self.folder.path().to_str().unwrap(), "ROOT")
     }
@@ -157,7 +157,7 @@ fn distribution_kernel_is_unpacked_into_the_cache_and_reused() {
     names.sort();
     assert_eq!(names, ["boot", "lib", "vmlinux"]);
 
-    // Again: no program is called, and there is no archive to download from.
+    // The second time no program is started, and nothing is downloaded.
     fs::remove_dir_all(machine.path("archive")).unwrap();
     fs::remove_file(machine.path("vmlinux")).unwrap();
     let output = machine.command().arg("--json").env("PATH", "/nonexistent").output().unwrap();

@@ -18,7 +18,8 @@ fn request(by: &str, method: &str, endpoint: &str, reference: &str, status: u32)
     }})
 }
 
-/// A log in which 10.1.0.7 (as containerd asks) and 10.1.0.8 (as podman does) pull test/multi:1, and 10.1.0.8 misses test/multi:2.
+/// A log in which 10.1.0.7 (with containerd's requests) and 10.1.0.8 (with podman's) pull test/multi:1, and 10.1.0.8 misses
+/// test/multi:2.
 fn log() -> Vec<Value> {
     vec![
         json!({ "time": 1.0, "booting": { "version": "0.1.0", "kernel": "6.1" } }),
@@ -98,7 +99,7 @@ fn truncated_last_line_is_ignored() {
     let exactly = ["assert", "--pulled", "test/multi:1", "--times", "2", "log"];
     assert_eq!(run(&bench, &exactly), unproven("test/multi:1", "pulled 2 times"));
     assert_eq!(run(&bench, &["assert", "--not-pulled", "test/none:1", "log"]), unproven("test/none:1", "not pulled"));
-    // What only lacks its end is whole.
+    // A line that lacks only its newline is complete.
     bench.file("log", whole.trim_end().as_bytes());
     assert_eq!(run(&bench, &["events", "--quiet", "log", "--by", "10.1.0.8"]).1.lines().count(), 3);
     let (status, table, said) = run(&bench, &["events", "none"]);
@@ -117,7 +118,7 @@ fn follow_ends_when_the_registry_ends() {
     assert_eq!(format!("{}\n", lines.next().unwrap()), HEAD);
     assert!(lines.next().unwrap().contains("10.1.0.7"));
     let mut log = OpenOptions::new().append(true).open(bench.path("log")).unwrap();
-    // A line in two pieces is one line.
+    // A line written in two pieces is one line.
     let rest = written(after);
     let (first, second) = rest.as_bytes().split_at(40);
     log.write_all(first).unwrap();
@@ -144,7 +145,7 @@ fn socket_is_read_to_its_end() {
     );
 }
 
-/// Somebody who reads no further is no error.
+/// A closed pipe is not an error.
 #[test]
 fn closed_output_ends_the_command() {
     let bench = bench(&written(&log()).repeat(2000));
@@ -237,7 +238,7 @@ fn pulled(by: &str, repository: &str, tag: &str) -> Value {
     event
 }
 
-/// The images that are listed under a failure, in their order.
+/// The images listed under a failure, in order.
 fn listed(bench: &Bench, arguments: &[&str]) -> Vec<String> {
     let (status, _, said) = run(bench, &[&["assert"], arguments, &["log"]].concat());
     assert_eq!(status, Some(1), "{said}");
@@ -260,7 +261,7 @@ fn failure_suggests_similar_names_and_the_default_tag() {
     let bench = bench(&written(&events));
     let near = listed(&bench, &["--pulled", "team/backend:v2"]);
     assert_eq!(near.len(), 10);
-    // The same repository, then the same one at another host and one of nearly the same name, each once.
+    // The same repository, then the same one on another host and one with a similar name, each once.
     assert_eq!(near[..4], ["team/backend:v1", "team/backend:rc-12", "quay.io/team/backend:v1", "team/backends:latest"]);
     assert_eq!(listed(&bench, &["--pulled", "team/backend:v2", "--by", "10.1.0.8"]), ["team/backend:v1", "team/backend:rc-12"]);
     assert_eq!(listed(&bench, &["--pulled", "team/backend:v2", "--by", "10.1.0.9"]), near, "that address asked for nothing");
@@ -305,7 +306,7 @@ fn incomplete_log_exits_2() {
         let expected = (Some(2), String::new(), format!("localregistry: {message}\n"));
         assert_eq!(run(&bench, &[&["assert"], arguments].concat()), expected);
     }
-    // Enough is enough.
+    // With --at-least, dropped events do not matter after enough pulls.
     assert_eq!(run(&bench, &["assert", "--pulled", "test/multi:1", "--at-least", "2", "dropping"]).0, Some(0));
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// Each room may import those before it. `guest` and `host` never import each other.
+/// Each folder may import those before it. `guest` and `host` never import each other.
 const ORDER: [&str; 7] = ["address", "text", "proto", "oci", "disk", "registry", "config"];
 
 #[test]
@@ -22,7 +22,7 @@ fn rooms_import_only_lower_rooms() {
     }
 }
 
-/// The rooms that the files at `path` name in code.
+/// The folders that the code at `path` imports.
 fn imports(path: &Path, found: &mut BTreeSet<String>) {
     if path.is_dir() {
         return fs::read_dir(path).unwrap().for_each(|entry| imports(&entry.unwrap().path(), found));

@@ -24,7 +24,7 @@ fn bundle(endpoints: &[&str], ca: Option<&str>, upstreams: &[&str]) -> Bundle {
     }
 }
 
-/// The bundles that are kept in tests/golden/trust.
+/// The bundles whose files are in tests/golden/trust.
 fn bundles() -> [(&'static str, Bundle); 4] {
     let upstreams = ["docker.io", "registry.k8s.io"];
     [
@@ -52,7 +52,7 @@ fn every_file_matches_its_golden_file() {
     }
 }
 
-/// What podman named `localhost/NAME` is listed as the registry's own `NAME`, where that is what a client gets by it.
+/// An image that podman named `localhost/NAME` is listed as the registry's `NAME`, if clients get it by that name.
 #[test]
 fn localhost_names_are_listed_as_clients_pull_them() {
     let names = [
@@ -70,7 +70,7 @@ fn localhost_names_are_listed_as_clients_pull_them() {
                   localhost/quay.io/tool:1\n10.1.0.82:443/tool:1\n";
     assert_eq!(tree["images.txt"], listed);
     assert!(tree["containerd/certs.d/localhost/hosts.toml"].contains("server = \"https://10.1.0.82:443\""));
-    // A node's own name stays its own: dockerd pulls REGISTRY/NAME.
+    // A name with the registry's address is unchanged: dockerd pulls REGISTRY/NAME.
     let hosts = "# dockerd falls back to Docker Hub after its mirror: disable the name.\n0.0.0.0 registry-1.docker.io index.docker.io\n10.1.0.82 quay.io\n";
     assert_eq!(tree["docker/hosts"], hosts);
     assert!(!tree.contains_key("docker/certs.d/localhost/ca.crt"));
@@ -110,7 +110,7 @@ fn hosts_toml_parses_as_containerd_parses_it() {
                 }
                 let mut expected = how.clone();
                 expected["server"] = json!(server);
-                // A table of that name would be more than containerd 1.6 can read, none at all less.
+                // containerd 1.6 cannot read a table with that name, and needs one without it.
                 expected["host"] = if server.contains('[') { json!({}) } else { json!({ server: how }) };
                 assert_eq!(toml(&tree, &format!("{place}/certs.d/{folder}/hosts.toml")), expected);
             }
@@ -226,7 +226,7 @@ fn daemon_json_is_valid_json() {
     assert_eq!(ipv6["docker/certs.d/registry.k8s.io/ca.crt"], CA);
 }
 
-/// A shell gets out what was put in.
+/// A shell reads back the written values.
 #[test]
 fn env_file_is_read_by_a_shell() {
     let [(_, tls), (_, plain), ..] = bundles();
@@ -296,12 +296,12 @@ fn files_are_written_from_a_disk_a_layout_or_a_ready_line() {
         assert_eq!(text(&output.stdout), format!("trust: {} files for https://10.1.0.82:5000\n", expected.len()));
         assert_eq!(written(&dir), expected, "{disk}");
     }
-    // The address is another for nodes, the port is not.
+    // Nodes use another address with the same port.
     bench.file("ready.json", br#"{"endpoint":"https://127.0.0.1:5000","address":"127.0.0.1:5000","ca":"ca.crt","images":3}"#);
     let ready = ["--ready", "ready.json", "--endpoint", "10.1.0.82", "--disk", "disk.erofs", "-o", "trust"];
     assert!(trust(&bench, &ready).status.success());
     assert_eq!(written(&dir), expected);
-    // Only some, without a disk; what else was there is gone.
+    // Only some formats, without a disk: files of the other formats are removed.
     let some = ["--upstream", "docker.io", "--format", "podman,env", "--json", "-o", "trust"];
     let output = trust(&bench, &[&endpoint[..], &some].concat());
     let said: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -312,8 +312,8 @@ fn files_are_written_from_a_disk_a_layout_or_a_ready_line() {
     assert_eq!(fs::read_to_string(dir.join("images.txt")).unwrap(), "");
 }
 
-/// The folders for hosts in a bundle's part, without containerd's second spelling.
-fn hosts(trust: &FileTree, folder: &str) -> Vec<String> {
+/// The host folders in one format of a bundle, without containerd's alternative spelling.
+fn hosts(trust: &Tree, folder: &str) -> Vec<String> {
     let paths = trust.keys().filter_map(|path| path.strip_prefix(folder)?.strip_suffix("/ca.crt"));
     paths.filter(|host| !host.ends_with('_')).map(str::to_owned).collect()
 }
@@ -340,7 +340,7 @@ fn every_endpoint_and_name_of_a_ready_line_gets_an_entry() {
     assert!(own.iter().all(|host| mirrors[host]["endpoint"] == json!([format!("https://{host}")])), "{mirrors}");
     assert!(files["env"].contains("LOCALREGISTRY_ADDRESS='127.0.0.1:35155'\n"), "the first endpoint is the one for mirrors");
 
-    // Nodes reach it at other hosts: those, and the names.
+    // Nodes reach the registry at other hosts: those, and the names.
     let endpoints = ["--endpoint", "a.test", "--endpoint", "b.test:443"];
     assert!(trust(&bench, &[&endpoints[..], &["--ready", "ready.json", "-o", "trust"]].concat()).status.success());
     let files = written(&bench.path("trust"));
@@ -355,7 +355,7 @@ fn every_endpoint_and_name_of_a_ready_line_gets_an_entry() {
     assert!(text(&refused.stderr).starts_with(message), "{}", text(&refused.stderr));
 }
 
-/// `run` and `serve` are given a certificate and a name that it lacks. QEMU is not started: there is none.
+/// `run` and `serve` with a certificate that lacks a name. QEMU does not exist and is not started.
 #[test]
 fn certificate_without_a_needed_name_is_refused() {
     let bench = bench();
@@ -382,7 +382,7 @@ fn certificate_without_a_needed_name_is_refused() {
             format!("localregistry: the certificate cert.pem is not valid for {name}; use one that is, or leave the name out\n");
         assert_eq!(run(arguments), (Some(13), message), "{arguments:?}");
     }
-    // With its own names it gets as far as QEMU.
+    // With the certificate's names, `run` gets as far as QEMU.
     let own = ["--trust", "t", "--trust-host", "registry.test", "--san", "10.1.0.82"];
     let (status, said) = run(&own);
     assert!(status == Some(8) && said.contains("./no-such-qemu is not installed"), "{said}");
@@ -421,7 +421,7 @@ fn several_disks_are_combined_or_refused() {
     assert_eq!(written(&bench.path("trust")), trusted, "what was there stays");
 }
 
-/// A key that lies beside the certificate goes to no node.
+/// A key in the CA's file is not written to any node's files.
 #[test]
 fn key_in_the_ca_file_is_not_copied() {
     let bench = bench();

@@ -13,7 +13,7 @@ use testing::pack::{Bench, Saved, archive, archive_of, blob, gzip, hello};
 fn truncated_archives_are_refused() {
     let (bench, layout, _) = hello(&[7; 5000]);
     let whole = archive_of(&layout);
-    // In the middle of whichever member comes last, of the layer, and of a header.
+    // Truncated within the last member, within the layer, and within a header.
     let layer = whole.windows(5000).position(|window| window == [7; 5000]).unwrap();
     bench.file("cut.tar", &whole[..layer + 1000]);
     bench.refused(
@@ -192,7 +192,7 @@ fn malformed_docker_archives_are_refused() {
 #[test]
 fn decompression_bombs_are_refused() {
     let bench = Bench::default();
-    // 1,280 MiB of zeros in some forty kilobytes.
+    // 1,280 MiB of zeros, compressed to about 40 kB.
     let part = zstd::encode_all(vec![0; 128 << 20].as_slice(), 1).unwrap();
     let bomb = part.repeat(10);
     let limit = (1 << 30) + 100 * bomb.len();

@@ -72,7 +72,7 @@ fn malformed_digest_files_are_refused() {
     );
     fs::remove_file(bench.path("config.sha256")).unwrap();
 
-    // A digest of something else.
+    // The digest of other content.
     let other = Digest::sha256_of(b"other");
     bench.file("config.sha256", other.hex().as_bytes());
     bench.refused(
@@ -158,7 +158,7 @@ fn missing_non_distributable_layer_is_refused() {
             layer.digest.blob_path()
         ),
     );
-    // What is not a layer is never done without.
+    // Only layers may be missing.
     fs::remove_file(folder.join(manifest.digest.blob_path())).unwrap();
     bench.refused(
         &["layout", "--allow-missing"],
@@ -215,7 +215,7 @@ fn circular_and_too_deep_indexes_are_refused() {
         &format!("cannot pack deep: image test/deep:1: indexes are nested deeper than 8, at {manifest}"),
     );
 
-    // No digest closes a circle: an index in one is damaged.
+    // Digests rule out real cycles, so an index in this one is damaged.
     let mut circle = Layout::default();
     let claimed = Digest::sha256_of(b"an index that lists itself");
     let listed = json!({"mediaType": media_type::OCI_INDEX, "digest": claimed.to_string(), "size": 190});

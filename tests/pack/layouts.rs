@@ -19,7 +19,7 @@ use testing::server::Server;
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const REPOSITORIES: [&str; 4] = ["test/hello", "docker.io/library/busybox", "registry.test:5000/a/b", "quay.io/x/y"];
 
-/// Numbers that look random, the same for the same seed (xorshift).
+/// Pseudorandom numbers from a seed (xorshift).
 struct Numbers(u64);
 
 impl Numbers {
@@ -39,14 +39,14 @@ impl Numbers {
     }
 }
 
-/// A manifest or index that was made.
+/// A generated manifest or index.
 #[derive(Clone, Copy)]
 struct Made {
     stored: Stored,
     media_type: &'static str,
 }
 
-/// A layout in the making.
+/// Generates a layout.
 struct Making {
     layout: Layout,
     numbers: Numbers,
@@ -54,7 +54,7 @@ struct Making {
 }
 
 impl Making {
-    /// Content of its own, which some share.
+    /// Unique content, which some images share.
     fn content(&mut self) -> Vec<u8> {
         let size = self.numbers.below(3000);
         let first = u8::try_from(self.numbers.below(12)).unwrap();
@@ -74,7 +74,7 @@ impl Making {
         made
     }
 
-    /// A plain image.
+    /// Adds a plain image.
     fn image(&mut self) -> Made {
         let config = self.layout.json(&json!({"architecture": "amd64", "os": "linux"}));
         let layers: Vec<Value> = (0..=self.numbers.below(2)).map(|_| self.blob().descriptor(LAYER)).collect();
@@ -86,7 +86,7 @@ impl Making {
         self.json(&image, media_type)
     }
 
-    /// An artifact that refers to something that was made.
+    /// Adds an artifact that refers to a generated manifest.
     fn referrer(&mut self) -> Made {
         let made = self.made.clone();
         let subject = self.numbers.one(&made);
@@ -104,7 +104,7 @@ impl Making {
         self.json(&json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests}), media_type::OCI_INDEX)
     }
 
-    /// Anything that an entry of `index.json` may be.
+    /// Adds an entry of any kind to `index.json`.
     fn anything(&mut self) -> Made {
         match self.numbers.below(6) {
             0 | 1 => self.image(),
@@ -125,7 +125,7 @@ impl Making {
         }
     }
 
-    /// An entry under a name of `repositories`, or under none, in one of the ways that tools write.
+    /// An entry with a name from `repositories` or without one, in one of the ways in which tools write it.
     fn entry(&mut self, number: usize, repositories: &[&str]) {
         let made = if number == 0 || self.numbers.is() {
             self.anything()
@@ -138,7 +138,7 @@ impl Making {
         let name = match self.numbers.below(if number == 0 { 2 } else { 8 }) {
             0 | 1 => format!("{repository}:v{number}"),
             2 => format!("{repository}@{}", made.stored.digest),
-            // A tag holds a SHA-256 digest, and no longer one.
+            // A tag has room for a SHA-256 digest, but not for a longer one.
             3 if signature.len() <= 128 => signature,
             4 if signature.len() <= 128 => format!("{repository}:{signature}"),
             5 => format!("tag{number}"),
@@ -148,7 +148,7 @@ impl Making {
     }
 }
 
-/// A layout of one repository or of several.
+/// A layout with one or several repositories.
 fn layout(seed: u64) -> Layout {
     let mut making =
         Making { layout: Layout::default(), numbers: Numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1), made: Vec::new() };
@@ -161,12 +161,12 @@ fn layout(seed: u64) -> Layout {
     making.layout
 }
 
-/// The catalog that `serve` and the guest make of a layout that has none.
+/// The catalog that `serve` and the guest build for a layout without one.
 fn served(folder: &Path, lenient: bool) -> Vec<u8> {
     store::read_catalog(&Directory::open(folder).unwrap(), lenient).unwrap().0.encode()
 }
 
-/// Everything that a server gives for a layout: each repository's tags, manifests, blobs and referrers, by their paths.
+/// Everything that a server returns for a layout: each repository's tags, manifests, blobs and referrers, by path.
 fn given(server: &Server, layout: &Path) -> Vec<(String, u16, Option<String>, Vec<u8>)> {
     let mut digests = Vec::new();
     for algorithm in ["sha256", "sha512"] {
@@ -215,7 +215,7 @@ fn trusted(bench: &Bench, disk: &str) -> String {
     fs::read_to_string(bench.path("trust/images.txt")).unwrap()
 }
 
-/// Referrers, indexes of signatures, plain images, tags alone and cosign's tags, sha512, indexes in indexes, one name twice.
+/// Referrers, indexes of signatures, plain images, bare tags and cosign's tags, sha512, nested indexes, and duplicate names.
 #[test]
 fn every_command_finds_the_same_images_in_any_layout() {
     let (mut packed, mut refused, mut filed) = (0, 0, 0);
@@ -239,7 +239,7 @@ fn every_command_finds_the_same_images_in_any_layout() {
                 }
                 continue;
             }
-            // Else, an image that belongs nowhere is the only reason not to pack such a layout.
+            // Otherwise `pack` refuses such a layout only because of an image without a repository.
             assert!(said.contains(" has no repository name in org.opencontainers.image.ref.name or "), "seed {seed}: {said}");
             let images = inspected(&bench, "layout");
             assert!(images.as_array().unwrap().iter().any(|image| image["repository"] == "image"), "seed {seed}: {images}");
@@ -267,7 +267,7 @@ fn every_command_finds_the_same_images_in_any_layout() {
     assert!(packed >= 40 && refused >= 20 && filed >= 40, "{packed} {refused} {filed}");
 }
 
-/// A plain image and an index of signatures beside one repository: a client that asks for referrers finds them.
+/// A plain image and an index of signatures in one repository: a client that requests referrers finds them.
 #[test]
 fn signatures_outside_the_index_are_served() {
     let mut layout = Layout::default();
@@ -287,7 +287,7 @@ fn signatures_outside_the_index_are_served() {
     }
 }
 
-/// What `pack` wants a name for is served as the repository `image`, and nodes are told so.
+/// Images that `pack` wants a name for are served in the repository `image`, and nodes are configured for it.
 #[test]
 fn images_without_a_repository_are_served_as_image() {
     let bench = Bench::default();
@@ -325,7 +325,7 @@ fn serve_and_pack_treat_allow_missing_alike() {
         "manifests": [there.descriptor(media_type::OCI_MANIFEST), gone.descriptor(media_type::OCI_MANIFEST)],
     }));
     layout.name(index, media_type::OCI_INDEX, "test/index:1");
-    // It refers to a manifest that is missing, and goes with the index all the same.
+    // It refers to a manifest that is missing, and is packed with the index all the same.
     let signature = layout.artifact("application/x.signature", gone, b"signed");
     layout.name(signature, media_type::OCI_MANIFEST, "");
     let folder = bench.layout("layout", &layout);

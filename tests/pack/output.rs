@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM, Saved, archive_of, digest_of, gzip, text};
 
-/// A layout of two repositories, one under a host, with a shared layer, an index of two platforms, a blob by sha512, and an artifact
-/// that refers to an image.
+/// A layout with two repositories, one of them with a host, a shared layer, an index of two platforms, a sha512 blob, and an
+/// artifact that refers to an image.
 fn mixed() -> Layout {
     let mut layout = Layout::default();
     let hello = layout.image("test/hello:latest", b"a layer");
@@ -59,7 +59,8 @@ fn file_system_bytes_are_reproducible() {
     let bench = Bench::default();
     bench.layout("layout", &mixed());
     bench.pack(&["layout"]);
-    // The superblock of EROFS is at byte 1024: its features (checksum, time of files) at 8, the time of creation at 24.
+    // The EROFS superblock is at byte 1024. Its features (checksum, file times) are at offset 8, and the time of creation is at
+    // 24.
     let disk = fs::read(bench.path("disk.erofs")).unwrap();
     let superblock = &disk[1024..1152];
     assert_eq!(superblock[8..12], 3_u32.to_le_bytes());
@@ -121,7 +122,7 @@ fn docker_save_archives_become_schema_2_manifests() {
     let bench = Bench::default();
     let mut saved = Saved::default();
     saved.member("1/layer.tar", b"the lower layer");
-    // Docker writes a layer that images share once, and links to it.
+    // docker save writes a layer that images share only once, and links to it.
     saved.link("2/layer.tar", "../1/layer.tar");
     saved.member("3/layer.tar", b"the upper layer");
     let config = saved.image(&["busybox:latest", "docker.io/library/busybox:1.36"], &[("1/layer.tar", b"the lower layer")]);
@@ -178,7 +179,7 @@ fn archive_with_both_indexes_is_read_as_a_layout() {
     let hello = layout.manifest(&[b"layer"]);
     layout.name(hello, media_type::OCI_MANIFEST, "latest");
     let layout = bench.layout("layout", &layout);
-    // As docker save writes them since version 25.
+    // The format of docker save since version 25.
     let index = fs::read_to_string(layout.join("index.json")).unwrap();
     let named = index.replace(
         r#"{"org.opencontainers.image.ref.name":"latest"}"#,

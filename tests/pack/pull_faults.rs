@@ -110,7 +110,7 @@ fn blob_bodies_that_do_not_match_are_refused() {
         Answer::error(404, "BLOB_UNKNOWN", "blob unknown"),
         &format!("HOST has no blob {digest} of a/b (404: BLOB_UNKNOWN: blob unknown)"),
     );
-    // Cut at the same place each time.
+    // Each attempt ends at the same byte.
     let target = blob.clone();
     let (_layout, _, upstream) =
         registry(move |asked| (asked.target == target).then(|| Answer { cut: Some(0), ..Answer::new(200, &[], &layer()) }));
@@ -198,7 +198,7 @@ fn transient_failures_are_retried() {
     assert_eq!(disk.images(), [(format!("{host}/a/b:1"), image.digest.to_string())]);
     assert_eq!(disk.blob(&Digest::sha256_of(&layer()).to_string()), layer());
     assert_eq!(fs::read(layout.path().join(image.digest.blob_path())).unwrap(), disk.blob(&image.digest.to_string()));
-    // What was there was not asked for again.
+    // The bytes received before were not requested again.
     let asked = upstream.asked();
     let ranges: Vec<_> = asked.iter().filter(|asked| asked.target == blob_target()).map(|asked| asked.header("range")).collect();
     assert_eq!(ranges, [None, Some("bytes=600000-")]);
@@ -239,7 +239,7 @@ fn blobs_of_other_sources_are_not_fetched_again() {
 #[test]
 fn unreachable_and_silent_registries_are_reported() {
     let bench = Bench::default();
-    // A port that was free a moment ago, and one whose server says nothing.
+    // A port that was free a moment ago, and a server that never answers.
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     bench.refused(
         &["--pull", &format!("{free}/a/b:1")],
@@ -278,7 +278,7 @@ fn signal_ends_the_pull_at_once_and_leaves_no_files() {
             return None;
         }
         seen.store(1, Ordering::SeqCst);
-        // It never comes to its end.
+        // The response never ends.
         std::thread::sleep(std::time::Duration::from_secs(600));
         None
     });

@@ -9,7 +9,7 @@ use testing::layout::{Layout, Stored};
 use testing::pack::Bench;
 use testing::upstream::{Answer, MANIFEST, Upstream, blob_target, layer, refused_with, registry};
 
-/// Docker's config with a password for `host`.
+/// Docker's configuration with a password for `host`.
 fn log_in(bench: &Bench, host: &str, entry: serde_json::Value) {
     fs::create_dir_all(bench.path(".docker")).unwrap();
     bench.file(".docker/config.json", json!({"auths": {host: entry}}).to_string().as_bytes());
@@ -73,7 +73,7 @@ fn bad_redirects_are_refused() {
     );
 }
 
-/// A registry that lets in whoever shows the token `t`, which `realm` gives.
+/// A registry that requires the token `t`, which the service `realm` issues.
 fn with_tokens(realm: String) -> (Layout, Stored, Upstream) {
     registry(move |asked| {
         let challenge = format!("Bearer realm=\"{realm}\",service=\"the registry\",scope=\"repository:a/b:pull\"");
@@ -98,14 +98,14 @@ fn tokens_are_fetched_by_password_and_by_refresh_token() {
         assert_eq!(bench.extract("disk.erofs").images(), [(name.clone(), image.digest.to_string())]);
     }
     let asked = service.asked();
-    // One token does for all requests.
+    // One token serves all requests.
     assert_eq!(asked.len(), 2);
     assert_eq!(asked[0].target, "/token?account=x&service=the+registry&scope=repository%3Aa%2Fb%3Apull");
     assert_eq!(
         asked[1].body,
         "service=the+registry&scope=repository%3Aa%2Fb%3Apull&grant_type=refresh_token&client_id=localregistry&refresh_token=r%2B1"
     );
-    // What was asked of the registry before there was a token, showed none.
+    // Requests to the registry before there was a token carried none.
     assert!(upstream.asked().iter().all(|asked| matches!(asked.header("authorization"), None | Some("Bearer t"))));
     fs::remove_dir_all(bench.path(".docker")).unwrap();
     bench.refused(

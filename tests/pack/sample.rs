@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use testing::elf::elf;
 use testing::pack::{Bench, text};
 
-/// A folder with a static program, and one that asks for a loader.
+/// A folder with a static and a dynamically linked program.
 fn bench() -> Bench {
     let bench = Bench::default();
     bench.file("static", &elf(&[(1, b"code")]));

@@ -12,7 +12,8 @@ use testing::layout::{Layout, Stored};
 use testing::pack::{Bench, blob, text};
 use testing::server::Server;
 
-/// An index of two platforms with an attestation of each, signed, and each manifest signed: a layout with referrers of all of them.
+/// A signed index of two platforms with an attestation for each, and each manifest signed: a layout with referrers of all of
+/// them.
 struct Signed {
     layout: Layout,
     index: Stored,
@@ -56,7 +57,7 @@ fn signed() -> Signed {
     Signed { layout, index, amd64, arm64, of_index, of_amd64, on_top }
 }
 
-/// What refers to a manifest of test/multi.
+/// The referrers of a manifest of test/multi.
 fn referrers(folder: &Path, to: Stored) -> usize {
     let catalog = Catalog::decode(fs::read(folder.join("localregistry/catalog.binpb")).unwrap().into()).unwrap();
     let repository = catalog.repository("test/multi").unwrap();
@@ -75,7 +76,7 @@ fn only_the_selected_platform_is_kept() {
     assert!(said.starts_with(&format!("reading layout\n{line}")), "{said}");
     let disk = bench.extract("disk.erofs");
     disk.assert_blobs();
-    // The manifest as it was, under the tag of the index, and what refers to it.
+    // The unchanged manifest under the tag of the index, and its referrers.
     let names = disk.images();
     assert_eq!(names[0], ("test/multi:1".to_owned(), signed.amd64.digest.to_string()));
     assert_eq!(names[1..], [(format!("test/multi@{}", signed.of_amd64.digest), signed.of_amd64.digest.to_string())]);
@@ -113,7 +114,7 @@ fn all_platforms_and_their_referrers_are_kept() {
         let found: Vec<&str> = list["manifests"].as_array().unwrap().iter().map(|one| one["digest"].as_str().unwrap()).collect();
         assert_eq!(found, expected.iter().map(|one| one.digest.to_string()).collect::<Vec<_>>());
     }
-    // With the index come the attestations that it lists.
+    // The attestations that the index lists are kept with it.
     assert!(disk.files.contains_key(&blob(b"attested arm64")));
 }
 
@@ -134,14 +135,14 @@ fn later_source_replaces_an_earlier_one() {
     let both = |one: &str| vec![format!("test/hello:1 {one}"), format!("test/hello:2 {beside}")];
     assert_eq!(images(&["--replace", "old", "new"]), both(&second));
     assert_eq!(images(&["--replace", "new", "old"]), both(&first));
-    // In the order of the command line, whichever flag gives them.
+    // In the order of the command line, regardless of the flags.
     assert_eq!(images(&["--replace", "--name", "test/hello:1=new", "old"]), both(&first));
     assert_eq!(images(&["old", "--name", "test/hello:1=new", "--replace"]), both(&second));
 
-    // Who answers to every tag takes all of them, and loses single ones.
+    // An image for every tag takes all tags, and loses single ones to other images.
     bench.file("every.textproto", b"images { name: 'test/hello' path: 'new' }");
     assert_eq!(images(&["--replace", "old", "--spec", "every.textproto"]), [format!("test/hello:1 {second}")]);
-    // Its own tag is another's then, and it answers to the rest.
+    // Its own tag then belongs to another image, and it serves all others.
     let rest = format!("test/hello@{second} {second}");
     assert_eq!(images(&["--replace", "--spec", "every.textproto", "old"]), [&both(&first)[..], &[rest]].concat());
     let server = bench.serve();
@@ -199,7 +200,7 @@ fn images_with_missing_layers_are_left_out() {
     }
     drop(server);
 
-    // Another source may have it.
+    // Another source may have the blob.
     let mut whole = Layout::default();
     whole.image("test/whole:1", b"not for you");
     bench.layout("whole", &whole);

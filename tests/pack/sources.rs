@@ -11,7 +11,7 @@ use testing::layout::Layout;
 use testing::pack::{Bench, Saved, blob, digest_of, gzip};
 use testing::server::Server;
 
-/// A file and one with its digest beside it, as Bazel's rules for Docker write them.
+/// A file, and a second one with its digest, as Bazel's rules for Docker write them.
 fn part(bench: &Bench, name: &str, content: &[u8]) {
     bench.file(name, content);
     bench.file(&format!("{name}.sha256"), Digest::sha256_of(content).hex().as_bytes());
@@ -73,7 +73,7 @@ fn bazel_layout_without_tags_serves_every_tag() {
     assert!(layer.body == upper);
     assert_eq!(get(server.plain, "/v2/app/image/tags/list").json(), json!({"name": "app/image", "tags": ["latest"]}));
 
-    // A plain layout for who knows nothing of it; for this program, without its catalog too.
+    // A plain layout for other tools, and without its catalog for this program too.
     let folder = bench.path("disk.erofs.extracted");
     let index: Value = serde_json::from_slice(&fs::read(folder.join("index.json")).unwrap()).unwrap();
     assert_eq!(
@@ -95,7 +95,7 @@ fn other_bazel_forms_and_runfiles_are_packed() {
     fs::create_dir_all(bench.path("runfiles/other")).unwrap();
     bench.layout("runfiles/_main/pkg/second", &second);
     let made = bench.layout("elsewhere", &third);
-    // As rules_oci writes blobs, and as Bazel makes its folder of runfiles.
+    // Blobs as rules_oci writes them, and the folder of runfiles as Bazel creates it.
     let layer = made.join(blob(b"third"));
     fs::rename(&layer, bench.path("layer")).unwrap();
     symlink(bench.path("layer"), &layer).unwrap();
@@ -123,7 +123,7 @@ fn other_bazel_forms_and_runfiles_are_packed() {
     ] {
         assert_eq!(get(server.plain, &format!("/v2/{target}")).status, expected, "{target}");
     }
-    // Without --base, paths start from the list's folder.
+    // Without --base, paths are relative to the list's folder.
     fs::copy(bench.path("runfiles/_main/pkg/images.prototxt"), bench.path("runfiles/_main/images.prototxt")).unwrap();
     let first = digest_of(&bench.path("disk.erofs"));
     bench.pack(&["--spec", "runfiles/_main/images.prototxt"]);
@@ -154,7 +154,7 @@ fn one_list_holds_every_kind_of_image() {
     let disk = bench.extract("disk.erofs");
     disk.assert_blobs();
     assert_eq!(disk.names(), ["docker.io/library/busybox:1.36", "named/one:1", "named/two:2", "test/chart:4", "test/parts:3"]);
-    // The same by flags, as far as there are flags for it.
+    // The same with flags, where flags exist.
     let first = digest_of(&bench.path("disk.erofs"));
     bench.file("parts.textproto", list.lines().find(|line| line.contains("parts")).unwrap().as_bytes());
     bench.file("saved.textproto", b"images { path: 'saved.tar' upstream: 'index.docker.io' }");

@@ -35,7 +35,7 @@ fn serve(setup: Setup) -> Fixture {
     Fixture { server: Server::start_as(layout.write(), setup), image, _layout: layout }
 }
 
-/// anna, whose password is "one:1", and bert.
+/// anna, whose password is "one:1", and bert, whose password is "two".
 fn users() -> Users {
     let line = |user: &str, password: &str| format!("{user}:{}\n", bcrypt::hash(password, 4).unwrap());
     Users::new(Htpasswd::parse((line("anna", "one:1") + &line("bert", "two")).as_bytes(), "users").unwrap()).unwrap()
@@ -58,7 +58,7 @@ fn authorized(f: &Fixture, target: &str, authorization: &str) -> Response {
     send(f.server.plain, "GET", target, &[("Authorization", authorization)])
 }
 
-/// Asks for a token and gives it.
+/// Requests a token and returns it.
 fn token(f: &Fixture, query: &str, authorization: &str) -> String {
     let response = authorized(f, &format!("/token?{query}"), authorization);
     assert_eq!(response.status, 200, "{}", String::from_utf8_lossy(&response.body));

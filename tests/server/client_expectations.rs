@@ -13,7 +13,7 @@ use testing::server::Server;
 
 const NAMESPACE: &str = "oci-namespace";
 
-/// CRI-O, podman, skopeo and buildah send what they take as six header lines, and the type that they need may stand in the last.
+/// CRI-O, podman, skopeo and buildah send six `Accept` lines, and the type they need may be in the last.
 #[test]
 fn six_accept_header_lines_are_accepted() {
     let mut layout = Layout::default();
@@ -36,7 +36,7 @@ fn six_accept_header_lines_are_accepted() {
     }
 }
 
-/// containerd 2 fetches a layer by several open-ended ranges at once, and closes each when it has its part.
+/// containerd 2 fetches a layer by several parallel open-ended ranges, and closes each after its part.
 #[test]
 fn parallel_open_ended_ranges_may_be_closed_early() {
     const PART: usize = 1 << 20;
@@ -45,7 +45,7 @@ fn parallel_open_ended_ranges_may_be_closed_early() {
     let image = layout.image("test/hello:latest", &content);
     let blob = format!("/v2/test/hello/blobs/{}", layout.blob(&content).digest);
     let server = Server::start(layout.write());
-    // It asks for manifests by a range, too.
+    // containerd also requests manifests by a range.
     let manifest = ranged(server.plain, "/v2/test/hello/manifests/latest", "bytes=0-");
     let (size, last) = (image.size, image.size - 1);
     assert_eq!((manifest.status, manifest.header("content-type")), (206, Some(media_type::OCI_MANIFEST)));
@@ -71,7 +71,7 @@ fn parallel_open_ended_ranges_may_be_closed_early() {
             });
         }
     });
-    // A part that is not taken to its end is no fault: there is a request for each, and no warning.
+    // A part that is not read to its end is no fault: each has a log entry, and there is no warning.
     for _ in 0..total / PART {
         let event = server.event();
         assert!(matches!(&event, Event::Request(request) if request.status == 206), "{event:?}");
@@ -86,7 +86,7 @@ fn read_head(reader: &mut impl std::io::BufRead) -> String {
     head
 }
 
-/// containerd writes an upstream's port URL-encoded, and podman writes it as it is.
+/// containerd URL-encodes the port of an upstream, and podman does not.
 #[test]
 fn upstream_with_a_port_is_resolved() {
     let mut layout = Layout::default();
@@ -106,7 +106,7 @@ fn upstream_with_a_port_is_resolved() {
     assert_eq!((other.status, other.code().as_str()), (404, "NAME_UNKNOWN"), "another port is another upstream");
 }
 
-/// Clients that verify signatures probe for tags that are mostly not there.
+/// Clients that verify signatures request tags that mostly do not exist.
 #[test]
 fn missing_signature_tags_get_404() {
     let mut layout = Layout::default();
@@ -124,7 +124,7 @@ fn missing_signature_tags_get_404() {
     }
 }
 
-/// zstd:chunked asks for up to 1,024 ranges in one line, over either protocol.
+/// Clients of zstd:chunked request up to 1,024 ranges in one header, over either protocol.
 #[test]
 fn a_thousand_ranges_in_a_32_kib_header_are_served() {
     let mut layout = Layout::default();
@@ -132,7 +132,7 @@ fn a_thousand_ranges_in_a_32_kib_header_are_served() {
     layout.image("test/hello:latest", &content);
     let blob = format!("/v2/test/hello/blobs/{}", layout.blob(&content).digest);
     let server = Server::start(layout.write());
-    // Leading zeros are digits like others (RFC 9110, section 14.1.2), and make the line as long as it can be.
+    // Leading zeros are valid digits (RFC 9110, section 14.1.2) and give the line its maximum length.
     let slice = |at: usize| (at * 1900, at * 1900 + at * 7 % 200);
     let list: Vec<String> = (0..RANGES).map(slice).map(|(first, last)| format!("{first:015}-{last:015}")).collect();
     let range = format!("bytes={}", list.join(","));
@@ -147,13 +147,13 @@ fn a_thousand_ranges_in_a_32_kib_header_are_served() {
     let last = pieces.len() - 1;
     (pieces[0][3], pieces[0][4], pieces[last][4]) = (HEADERS, END_STREAM, END_HEADERS);
     peer.send(&[pieces.concat(), testing::h2::window(0, 1 << 24)].concat());
-    // The stream's own window is opened too: the answer has 200 KiB.
+    // The response has 200 KiB, so the stream's window is opened too.
     peer.send(&testing::h2::window(1, 1 << 24));
     let (status, body) = peer.response(1);
     assert!(status == 206 && body == response.body, "the same over HTTP/2");
 }
 
-/// The body is made of these slices of the content, each after a head that names it.
+/// Asserts that the body consists of these slices of the content, each after a head that names it.
 fn check_parts(body: &[u8], slices: impl Iterator<Item = (usize, usize)>, content: &[u8]) {
     let mut rest = body;
     for (first, last) in slices {
@@ -166,7 +166,7 @@ fn check_parts(body: &[u8], slices: impl Iterator<Item = (usize, usize)>, conten
     assert!(rest.ends_with(b"--\r\n") && rest.len() < 100, "nothing follows the last part");
 }
 
-/// stargz and SOCI break on an empty type, and oras on a manifest without a length.
+/// stargz and SOCI fail on an empty type, and oras on a manifest without a length.
 #[test]
 fn every_response_has_content_type_and_content_length() {
     let mut layout = Layout::default();
@@ -193,7 +193,7 @@ fn every_response_has_content_type_and_content_length() {
         }
         assert!(alone.body.is_empty());
     }
-    // One connection, as a probe and the pull that follows it have it.
+    // The probe and the pull that follows use one connection.
     let mut reader = BufReader::new(connect(server.plain));
     for range in ["bytes=0-1", "bytes=0-0,2-3"] {
         write!(reader.get_mut(), "GET /v2/test/hello/manifests/latest HTTP/1.1\r\nHost: x\r\nRange: {range}\r\n\r\n").unwrap();
@@ -201,7 +201,7 @@ fn every_response_has_content_type_and_content_length() {
     }
 }
 
-/// An image, its index and what refers to it may all have digests by sha512, and a tag of the referrers' schema is cut then.
+/// An image, its index and its referrers may all have sha512 digests. The referrers tag schema then truncates the digest.
 #[test]
 fn sha512_digests_work_for_manifests_blobs_and_referrers() {
     let mut layout = Layout::default();
@@ -231,7 +231,7 @@ fn sha512_digests_work_for_manifests_blobs_and_referrers() {
     assert_eq!(found["manifests"].as_array().unwrap().len(), 1);
 }
 
-/// The types that descriptors of referrers have (distribution specification, "Listing Referrers").
+/// The artifact types of referrers (distribution specification, "Listing Referrers").
 #[test]
 fn referrers_list_the_artifact_type() {
     let mut layout = Layout::default();
@@ -275,7 +275,7 @@ fn referrers_list_the_artifact_type() {
     }
 }
 
-/// What the codes of errors may be (distribution specification, "Error Codes").
+/// The allowed error codes (distribution specification, "Error Codes").
 #[test]
 fn errors_use_the_codes_of_the_specification() {
     const CODES: [&str; 14] = [

@@ -6,7 +6,7 @@ use testing::http::{self, get, head, ranged, raw, send};
 use testing::layout::{Layout, Stored};
 use testing::server::Server;
 
-/// One layout for most tests: a tagged image, an index over two platforms, an upstream's image, a sha512 blob, an empty one.
+/// One layout for most tests: a tagged image, an index of two platforms, an upstream's image, a sha512 blob, and an empty blob.
 struct Fixture {
     server: Server,
     image: Stored,
@@ -195,7 +195,7 @@ fn list(slices: &[(usize, usize)]) -> String {
     format!("bytes={}", list.join(","))
 }
 
-/// The answer has these slices of the content as its parts, and nothing else.
+/// Asserts that the response has exactly these slices of the content as its parts.
 fn is_made_of(response: &http::Response, slices: &[(usize, usize)], content: &[u8]) {
     let boundary = response.header("content-type").unwrap().strip_prefix("multipart/byteranges; boundary=").unwrap().to_owned();
     let mut rest = response.body.as_slice();
@@ -273,7 +273,7 @@ fn host_header_with_a_port_selects_its_own_images() {
     }
 }
 
-/// podman and buildah name what has no registry `localhost/NAME`.
+/// podman and buildah name images without a registry `localhost/NAME`.
 #[test]
 fn localhost_names_are_found_without_localhost() {
     let mut layout = Layout::default();
@@ -291,7 +291,7 @@ fn localhost_names_are_found_without_localhost() {
         ("/v2/localhost/tool/manifests/1".into(), "x", only_local),
         ("/v2/tool/manifests/1?ns=localhost".into(), "x", only_local),
         (format!("/v2/tool/manifests/{}", only_local.digest), "x", only_local),
-        // Both are there: the name without a host is the one that was asked for.
+        // Both names exist, so the name without a host wins.
         ("/v2/e2e/app/manifests/1".into(), "x", plain),
         ("/v2/localhost/e2e/app/manifests/1".into(), "x", local),
         ("/v2/e2e/app/manifests/1?ns=localhost".into(), "x", local),
@@ -299,7 +299,7 @@ fn localhost_names_are_found_without_localhost() {
         (format!("/v2/e2e/app/manifests/{}", local.digest), "x", local),
         ("/v2/library/web/manifests/1".into(), "x", hub),
         (format!("/v2/library/web/manifests/{}", local_web.digest), "x", local_web),
-        // By this name a client reaches the registry: it is no upstream's.
+        // The client reaches the registry by this name, so it is not an upstream's.
         ("/v2/e2e/app/manifests/1".into(), "localhost:5000", plain),
         ("/v2/tool/manifests/1".into(), "localhost", only_local),
     ] {
@@ -319,7 +319,7 @@ fn localhost_names_are_found_without_localhost() {
     }
 }
 
-/// The repository by the name that the disk has for it, or, where there is none, as the client wrote it.
+/// The repository as the disk names it, or, if it has none, as the client wrote it.
 #[test]
 fn log_names_the_upstream_for_every_form_of_request() {
     let f = fixture();

@@ -18,7 +18,7 @@ use testing::server::Server;
 use tokio::task::JoinSet;
 
 const MANIFEST: &str = "/v2/test/hello/manifests/latest";
-/// More than the window that a client gives a stream by default.
+/// More than a stream's default window.
 const LAYER: usize = 70_000;
 
 const NO_ERROR: u32 = 0;
@@ -26,7 +26,7 @@ const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
 const STREAM_CLOSED: u32 = 5;
 
-/// A server of one image, and the path of its layer.
+/// A server with one image, and the path of its layer.
 fn serve() -> (Server, String, Layout) {
     serve_with(Limits::default())
 }
@@ -39,7 +39,7 @@ fn serve_with(limits: Limits) -> (Server, String, Layout) {
     (Server::start_with(layout.write(), limits), path, layout)
 }
 
-/// Asks for all paths on one connection at once, and gives the lengths of their bodies.
+/// Requests all paths at once on one connection, and returns the lengths of the bodies.
 async fn all(address: SocketAddr, paths: Vec<String>) -> Vec<usize> {
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -63,7 +63,7 @@ async fn all(address: SocketAddr, paths: Vec<String>) -> Vec<usize> {
     lengths.into_iter().map(|(_, length)| length).collect()
 }
 
-/// So many paths, and the lengths of what is there: of every eight a layer and seven manifests.
+/// `count` paths with the lengths of their content. Of every eight, one is a layer and seven are manifests.
 fn mixed(count: usize, layer: &str, manifest: usize) -> (Vec<String>, Vec<usize>) {
     let one = |at: usize| if at % 8 == 3 { (layer.to_owned(), LAYER) } else { (MANIFEST.to_owned(), manifest) };
     (0..count).map(one).unzip()
@@ -103,7 +103,7 @@ async fn eight_requests_on_each_of_a_thousand_connections_are_all_answered() {
 fn streams_sent_before_the_settings_arrive_are_served() {
     let (server, _, _layout) = serve();
     for _ in 0..20 {
-        // Nothing is read before all is sent.
+        // The peer reads nothing before it has sent everything.
         let mut peer = Peer::new(server.plain);
         peer.send(&(0..100).flat_map(|at| get(id(at), MANIFEST)).collect::<Vec<u8>>());
         let mut answered: Vec<u32> = (0..100)
@@ -128,7 +128,7 @@ fn waiting_streams_are_served_during_shutdown() {
     peer.until(|frame| frame.kind == GOAWAY);
     let acknowledged = peer.until(|frame| frame.kind == PING);
     assert_eq!(acknowledged.flags & ACK, 0);
-    // The server knows that the client has seen GOAWAY before the first stream of the hundred goes on.
+    // The server knows that the client has seen GOAWAY before the first of the hundred streams continues.
     peer.send(&[setting(INITIAL_WINDOW_SIZE, 0x10_0000), window(0, 0x10_0000)].concat());
     let mut ended = 0;
     while let Some(frame) = peer.read_frame() {
@@ -139,7 +139,7 @@ fn waiting_streams_are_served_during_shutdown() {
     assert_eq!((ended, stopping.join().unwrap().requests), (100, 100));
 }
 
-/// Frames until the server has ended so many streams, in order.
+/// Reads frames, in order, until the server has ended this many streams.
 fn ended(peer: &mut Peer, count: usize) -> Vec<testing::h2::Frame> {
     let (mut frames, mut ended) = (Vec::new(), 0);
     while ended < count {
@@ -150,7 +150,7 @@ fn ended(peer: &mut Peer, count: usize) -> Vec<testing::h2::Frame> {
     frames
 }
 
-/// A peer whose statuses are never written as an entry of the dynamic table (SETTINGS_HEADER_TABLE_SIZE).
+/// A peer that rules out statuses from the dynamic table (SETTINGS_HEADER_TABLE_SIZE).
 fn plain_heads(address: SocketAddr) -> Peer {
     Peer::connect(address, &setting(1, 0))
 }
@@ -161,7 +161,7 @@ fn request_body_is_discarded_and_the_response_is_complete() {
     let mut peer = plain_heads(server.plain);
     for at in 0..300 {
         let stream = id(at);
-        // One piece after another, as a client sends them that reads them from elsewhere.
+        // In separate pieces, as a client sends a body that it is still reading.
         let trailers = frame(HEADERS, END_HEADERS | END_STREAM, stream, &field("x", b"y"));
         for bytes in [post(stream, "/v2/"), frame(DATA, 0, stream, &[7; 1000]), trailers] {
             peer.send(&bytes);
@@ -179,7 +179,7 @@ fn early_response_is_complete_and_its_stream_is_reset_with_no_error() {
     let mut peer = plain_heads(server.plain);
     let mut last = 0;
     for round in 0..6 {
-        // Content that does not end: the answer comes all the same.
+        // The body never ends, and the response comes all the same.
         let streams: Vec<u32> = (round * 41..round * 41 + 40).map(id).collect();
         peer.send(&streams.iter().flat_map(|stream| post(*stream, "/v2/")).collect::<Vec<u8>>());
         let mut resets = 0;
@@ -191,7 +191,8 @@ fn early_response_is_complete_and_its_stream_is_reset_with_no_error() {
             }
             resets += usize::from(frame.kind == RST_STREAM);
         }
-        // What was under way when the answer came is no error: content, window updates, priorities, the end.
+        // Frames that were in flight when the response came are tolerated: data, window updates, priorities, the end of the
+        // stream.
         for (at, stream) in streams.iter().enumerate() {
             let late = match at % 4 {
                 0 => frame(DATA, END_STREAM, *stream, &[7; 1000]),
@@ -242,7 +243,7 @@ fn malformed_request_bodies_get_the_right_protocol_error() {
             let mut peer = Peer::new(server.plain);
             for piece in pieces {
                 peer.send(piece);
-                // Long enough for an answer to come in between, if the server did not wait for the rest.
+                // Long enough for a premature response to arrive.
                 std::thread::sleep(Duration::from_micros(at * 20));
             }
             let found = peer.until(|frame| matches!(frame.kind, HEADERS | RST_STREAM | GOAWAY));
@@ -285,7 +286,7 @@ fn broken_preface_is_not_answered_in_http1() {
         let mut stream = http::connect(server.plain);
         stream.write_all(bytes).unwrap();
         let mut answer = Vec::new();
-        // The connection is closed, or reset.
+        // The connection is closed or reset.
         let _ = stream.read_to_end(&mut answer);
         answer
     };

@@ -19,7 +19,7 @@ const CALM: End = End { goaway: Some(ENHANCE_YOUR_CALM), closed: true };
 fn rapid_resets_end_the_connection() {
     let mut t = target();
     let big = t.big.clone();
-    // Many in each write, so that they arrive faster than they are taken up (CVE-2023-44487).
+    // Each write has many, so that they arrive faster than the server handles them (CVE-2023-44487).
     let end = t.flood("rapid reset", 10_000, |at| {
         (at * 100..at * 100 + 100).flat_map(|at| [get(id(at), &big), reset(id(at))].concat()).collect()
     });
@@ -29,12 +29,12 @@ fn rapid_resets_end_the_connection() {
         peer.send(&[get(id(at), &t.big), reset(id(at))].concat());
     }
     assert_eq!(peer.served(id(5), &t.small), 100_000, "five are nothing");
-    // As a client does that changes its mind: each is answered before it is reset.
+    // Like a client that changes its mind: each response comes before its reset.
     for at in 6..106 {
         peer.send(&get(id(at), &t.big));
         assert_eq!(peer.status(id(at)), 200);
         peer.send(&reset(id(at)));
-        // Parts of the body that came before the reset have used the connection's window up.
+        // Parts of the body that came before the reset have used up the connection's window.
         peer.send(&window(0, 65_535));
     }
     assert_eq!(peer.served(id(106), &t.small), 100_000, "nor a hundred, one after another");
@@ -49,7 +49,7 @@ fn endless_header_blocks_end_the_connection() {
     assert_eq!(t.flood("CONTINUATION", 100_000, full), CALM);
     let empty = |at: u32| if at == 0 { start(&block("GET", "/v2/", &[])) } else { frame(CONTINUATION, 0, 1, &[]).repeat(1000) };
     assert_eq!(t.flood("empty CONTINUATION", 100_000, empty), CALM);
-    // One string without an end: nothing of it can be decoded before all of it is there.
+    // One endless string, which cannot be decoded before it is complete.
     let endless = |at: u32| {
         let head = [&[0, 1, b'x'][..], &[0x7f, 0xff, 0xff, 0xff, 0x7f], &[b'a'; 16_000]].concat();
         if at == 0 { start(&head) } else { frame(CONTINUATION, 0, 1, &[b'a'; 16_384]) }
@@ -78,7 +78,7 @@ fn provoked_server_resets_end_the_connection() {
     let mut t = target();
     let big = t.big.clone();
     let itself = |stream: u32| [&stream.to_be_bytes()[..], &[16]].concat();
-    // The stream is open, or half closed, and then comes a frame that is an error on it (CVE-2025-8671).
+    // A frame that is an error on an open or half-closed stream (CVE-2025-8671).
     type Variant<'a> = (&'static str, &'a dyn Fn(u32) -> Vec<u8>);
     let variants: [Variant<'_>; 7] = [
         ("window update of nothing", &|stream| [get(stream, &big), window(stream, 0)].concat()),
@@ -94,13 +94,13 @@ fn provoked_server_resets_end_the_connection() {
     ];
     for (what, variant) in variants {
         let mut at = 0..10_000;
-        // The closures are shared with no other thread: the other client asks before and after.
+        // The closures cannot be shared with another thread, so the other client sends its requests before and after.
         let end = Peer::new(t.process.address).flood(|| at.next().map(|at| variant(id(at))));
         println!("{what}: {end:?} after {at:?}");
         t.survives(what, |_| ());
         assert!(end.closed && end.goaway.is_some(), "{what}: {end:?}");
     }
-    // Ten mistakes are forgiven, and the streams beside them are served.
+    // Ten errors are tolerated, and the other streams are served.
     let mut peer = Peer::new(t.process.address);
     for at in 0..10 {
         peer.send(&[get(id(at), &t.big), window(id(at), 0x7fff_ffff)].concat());
@@ -125,7 +125,7 @@ fn endless_empty_data_frames_end_the_connection() {
 #[test]
 fn hpack_bomb_is_refused() {
     let mut t = target();
-    // A field of 4,000 bytes goes into the table (RFC 7541, section 6.2.1), and then each byte of the head stands for all of it.
+    // A field of 4,000 bytes enters the table (RFC 7541, section 6.2.1), and then each byte of the block stands for all of it.
     let bomb = |copies: usize| {
         let kept = [&[0x40][..], &string(b"x"), &string(&[b'a'; 4000])].concat();
         let copies = vec![0x80 | 62; copies];
@@ -162,7 +162,7 @@ fn malformed_http2_headers_are_rejected() {
         fields[at].1 = value;
         fields.to_vec()
     };
-    // What comes of it: a status, or an error on the stream or on the connection.
+    // The expected result: a status, or an error on the stream or on the connection.
     let outcome = |fields: &[(&str, &str)]| {
         let mut peer = Peer::new(t.process.address);
         peer.send(&get(fields));
@@ -219,7 +219,7 @@ fn malformed_http2_headers_are_rejected() {
     t.survives("broken heads", |_| ());
 }
 
-/// Floods that a peer may send for ever, and whose answers (where there are any) it does not read.
+/// Endless floods from a peer that does not read the responses, if there are any.
 fn endless() -> [(&'static str, Vec<u8>); 5] {
     [
         ("PING", frame(PING, 0, 0, &[1; 8])),
@@ -237,7 +237,7 @@ fn floods_from_a_peer_that_reads_nothing_cost_no_memory() {
         let bytes = bytes.repeat(1000);
         t.survives(what, |address| {
             let mut peer = Peer::new(address);
-            // Where the server waits for its answers to be read, it reads no more itself, and a write waits.
+            // A server that waits for its responses to be read stops reading, and a write blocks.
             peer.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
             for _ in 0..2000 {
                 if peer.stream.write_all(&bytes).is_err() {
@@ -257,7 +257,7 @@ fn floods_from_a_peer_that_reads_nothing_cost_no_memory() {
 #[test]
 fn streams_beyond_the_limit_are_refused_and_the_connection_survives() {
     let t = target();
-    // Without a window, no stream ends: all that there may be are open, and 20 more come.
+    // Without a window, no stream ends: the maximum number is open, and 20 more arrive.
     let mut peer = Peer::connect(t.process.address, &setting(INITIAL_WINDOW_SIZE, 0));
     peer.send(&(0..ANNOUNCED_STREAMS + 20).flat_map(|at| get(id(at), "/v2/")).collect::<Vec<u8>>());
     let mut outcomes = [0, 0];
@@ -275,7 +275,7 @@ fn streams_beyond_the_limit_are_refused_and_the_connection_survives() {
         peer.until(|frame| frame.kind == DATA && frame.flags & END_STREAM != 0);
     }
     assert_eq!(peer.served(id(ANNOUNCED_STREAMS + 20), &t.small), 100_000);
-    // One that goes on so is not served.
+    // A client that continues like this is not served.
     let end = peer.flood(|| Some((ANNOUNCED_STREAMS + 21..10_000).flat_map(|at| get(id(at), &t.small)).collect()));
     assert_eq!(end, CALM);
 }

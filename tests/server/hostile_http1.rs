@@ -11,7 +11,7 @@ use testing::http::{self, connect, get, raw};
 use testing::layout::{Layout, Stored, content};
 use testing::server::Server;
 
-/// Deadlines short enough to wait for.
+/// Timeouts short enough for a test.
 fn short() -> Limits {
     Limits {
         first_byte: Duration::from_millis(300),
@@ -34,7 +34,7 @@ fn alive(server: &Server) {
     assert_eq!(get(server.plain, "/v2/").status, 200, "the server serves the next client");
 }
 
-/// Bytes until the server closes the connection (or resets it).
+/// Reads until the server closes or resets the connection.
 fn until_closed(mut stream: TcpStream) -> Vec<u8> {
     let mut all = Vec::new();
     if let Err(error) = stream.read_to_end(&mut all) {
@@ -64,7 +64,7 @@ fn slow_request_head_is_dropped() {
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Slow: ").unwrap();
     let answer = until_closed(stream);
     assert!(answer.is_empty() || status_of(&answer) == 408, "{:?}", String::from_utf8_lossy(&answer));
-    // In pieces, and in time: served.
+    // A head in pieces that arrive in time is served.
     let mut stream = connect(server.plain);
     for piece in ["GET /v2/ HT", "TP/1.1\r\nHo", "st: x\r\n", "\r\n"] {
         stream.write_all(piece.as_bytes()).unwrap();
@@ -79,7 +79,7 @@ fn stalled_or_broken_handshake_is_dropped() {
     let mut stalled = connect(server.tls);
     stalled.write_all(b"\x16\x03\x01\x02\x00\x01\x00").unwrap();
     until_closed(stalled);
-    // A handshake message of no known type, a ClientHello cut short, a record of no version: each gets a TLS alert.
+    // A handshake message of unknown type, a truncated ClientHello, and a record of an unknown version: each gets a TLS alert.
     for record in [
         &b"\x16\x03\x01\x00\x05\x63\x00\x00\x01\x00"[..],
         b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03",
@@ -127,7 +127,7 @@ fn reader_below_the_minimum_rate_is_dropped() {
     let mut stream = connect(server.plain);
     write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
     let mut buffer = vec![0; 40_000];
-    // 40 kB each 100 ms never lets a write wait long, and is under the minimum of this test.
+    // 40 kB every 100 ms never let a write wait long, and stay below the minimum rate of this test.
     let mut taken = 0;
     let ended = loop {
         match stream.read(&mut buffer) {
@@ -151,7 +151,7 @@ fn oversized_request_heads_get_431() {
     let long = |count: usize| {
         let head = format!("GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "a".repeat(count));
         let mut stream = connect(server.plain);
-        // The server may answer and close before all is sent.
+        // The server may answer and close before everything is sent.
         let _ = stream.write_all(head.as_bytes());
         status_of(&until_answered(stream))
     };
@@ -163,7 +163,7 @@ fn oversized_request_heads_get_431() {
     };
     assert_eq!(target(1000), 404);
     assert!([414, 431].contains(&target(HEAD + 1000)));
-    // A head without an end: the server gives up on it long before it fills any memory.
+    // The server gives up on an endless head long before it fills any memory.
     let mut stream = connect(server.plain);
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nX: ").unwrap();
     let mut sent = 0;
@@ -174,7 +174,7 @@ fn oversized_request_heads_get_431() {
     alive(&server);
 }
 
-/// The first bytes of an answer, or what came before the connection closed.
+/// The first bytes of a response, or what came before the connection closed.
 fn until_answered(mut stream: TcpStream) -> Vec<u8> {
     let mut answer = vec![0; 64];
     let count = stream.read(&mut answer).unwrap_or(0);
@@ -263,7 +263,7 @@ fn head_gets_no_body_and_pipelined_requests_are_answered_in_order() {
     stream.write_all(b"HEAD /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let answer = String::from_utf8(until_closed(stream)).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
-    // A request that announces a body is refused by its head alone, whether the body comes or not, and the body is no next request.
+    // A HEAD request that announces a body is refused by its head alone, and the body is not read as another request.
     for body in ["", "GET /v2/none HTTP/1.1\r\nHost: x\r\n\r\n"] {
         let mut stream = connect(server.plain);
         write!(stream, "HEAD /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 34\r\n\r\n{body}").unwrap();
@@ -275,7 +275,7 @@ fn head_gets_no_body_and_pipelined_requests_are_answered_in_order() {
 
 #[test]
 fn idle_connections_are_evicted_for_new_ones() {
-    // Nothing else ends a silent connection in the time of this test.
+    // Nothing else ends an idle connection during this test.
     let limits = Limits { connections: 8, first_byte: Duration::from_secs(600), ..Limits::default() };
     let (server, ..) = serve(limits);
     let mut kept = connect(server.plain);
@@ -300,7 +300,7 @@ fn idle_connections_are_evicted_for_new_ones() {
 fn connections_beyond_the_limit_wait_and_are_served() {
     let (server, ..) = serve(short());
     let idle: Vec<TcpStream> = (0..300).map(|_| connect(server.plain)).collect();
-    // The places are all taken by clients that say nothing; they are dropped, and this one is served.
+    // All connection slots are taken by idle clients, which are dropped.
     alive(&server);
     drop(idle);
     alive(&server);

@@ -15,10 +15,10 @@ use testing::layout::{Layout, content};
 use testing::process::Process;
 use testing::server::Server;
 
-/// More than the sockets' buffers take.
+/// More than the socket buffers hold.
 const BIG: usize = 64 << 20;
 
-/// A layout with one big blob, and the blob's path.
+/// A layout with one large blob, and the blob's path.
 fn big() -> (Layout, String) {
     let mut layout = Layout::default();
     let content = content(BIG);
@@ -51,7 +51,7 @@ fn three_hundred_stalled_readers_cost_little_memory() {
                 readers.push(Box::new(stream));
             }
         }
-        // One of them goes on, slowly, and another client comes.
+        // One of them slowly continues, and another client connects.
         let mut taken = 0;
         while taken < 4 << 20 {
             taken += readers[7].read(&mut [0; 10_000]).unwrap();
@@ -72,7 +72,7 @@ fn stalled_handshakes_do_not_block_other_clients() {
     let mut stalled = Vec::new();
     for at in 0..200 {
         let mut stream = connect(server.tls);
-        // Half of them say half of their hello, and half of them take the server's and say no more.
+        // Half of the clients send half of their hello. The others read the server's and send no more.
         let whole = at % 2 == 0;
         stream.write_all(if whole { &hello } else { &hello[..hello.len() / 2] }).unwrap();
         if whole {
@@ -103,7 +103,7 @@ fn old_tls_is_refused_with_an_alert() {
     let mut layout = Layout::default();
     layout.image("test/hello:latest", b"layer");
     let server = Server::start(layout.write());
-    // Type and alert (RFC 8446, section 6): protocol_version is 70, handshake_failure 40.
+    // Type and alert (RFC 8446, section 6): protocol_version is 70, handshake_failure is 40.
     let answer = |hello: &[u8]| {
         let mut stream = connect(server.tls);
         stream.write_all(hello).unwrap();
@@ -129,7 +129,7 @@ fn renegotiation_is_refused() {
     let server = Server::start(layout.write());
     let mut session = testing::tls::Session::start(connect(server.tls));
     let handshake = |hello: Vec<u8>| hello[5..].to_vec();
-    // The same request before, and a hello in the middle of the session: a warning, no_renegotiation (RFC 5246, section 7.2.2).
+    // The same request before, and a hello within the session, which gets the warning no_renegotiation (RFC 5246, section 7.2.2).
     let request = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n";
     session.send(23, request);
     assert!(session.receive().1.starts_with(b"HTTP/1.1 200"));
@@ -174,7 +174,7 @@ fn names_and_page_sizes_at_the_limits_are_handled() {
         let response = get(process.address, &path);
         assert!([400, 404].contains(&response.status), "{path}: {}", response.status);
     }
-    // Numbers that are too large for any list: clamped, and nothing is allocated for them.
+    // Numbers too large for any list are clamped and allocate nothing.
     for list in ["/v2/_catalog".to_owned(), format!("/v2/{longest}/tags/list")] {
         for n in ["1", "10000", "9223372036854775808", "18446744073709551615", &"9".repeat(1000)] {
             let page = get(process.address, &format!("{list}?n={n}&last={}", "%1b%ff".repeat(5000)));
@@ -212,7 +212,7 @@ fn logged_text_from_clients_is_escaped() {
             "GET /v2/test/hello/manifests/latest HTTP/1.1\r\nHost: {colour}\r\nUser-Agent: {colour}\tx\r\nRange: bytes={colour}"
         ),
         format!("GET /v2/test/hello/manifests/{colour} HTTP/1.1\r\nHost: x"),
-        // These hyper refuses before they are a request.
+        // hyper refuses these before they become a request.
         "GET /v2/\u{1b}[31m HTTP/1.1\r\nHost: x".into(),
         "GE\u{1b}T /v2/ HTTP/1.1\r\nHost: x".into(),
         "GET /v2/ HTTP/1.1\r\nHost: x\r\nUser-Agent: \u{1b}[31m".into(),
@@ -283,7 +283,7 @@ fn server_survives_running_out_of_file_descriptors() {
     ask(&mut kept, "/v2/");
     let mut kept = BufReader::new(kept);
     assert_eq!(http::read(&mut kept, false).unwrap().status, 200);
-    // Streams that each hold a blob open, until the last descriptor is in use; and then connections that say nothing.
+    // Streams that each hold a blob open, until the last descriptor is in use, and then idle connections.
     let mut holders: Vec<Peer> = (0..2).map(|_| Peer::connect(address, &testing::h2::setting(4, 0))).collect();
     for peer in &mut holders {
         peer.send(&(0..STREAMS).flat_map(|at| testing::h2::get(id(at), &path)).collect::<Vec<u8>>());
@@ -306,7 +306,7 @@ fn server_survives_running_out_of_file_descriptors() {
     process.check("no descriptors");
 }
 
-/// Starts `localregistry serve` on a layout that it refuses, and gives what it says.
+/// Starts `localregistry serve` on a layout that it refuses, and returns its message.
 fn refused(layout: &Layout) -> String {
     let mut command = testing::program(testing::pack::PROGRAM);
     let output = command.arg("serve").arg(layout.path()).args(["--tls", "off", "--listen", "127.0.0.1:0"]).output().unwrap();

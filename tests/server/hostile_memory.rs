@@ -11,17 +11,17 @@ use testing::process::Process;
 use testing::target::{Target, target};
 use testing::tls::{anybody, hello};
 
-/// Connections at once, and how often each attack is made on them.
+/// Number of parallel connections, and of repetitions of each attack.
 const CONNECTIONS: usize = 50;
 const TIMES: usize = 1000;
 
-/// Makes an attack [`TIMES`] times, from many connections at once, and where it is answered waits for that.
+/// Makes an attack [`TIMES`] times over many parallel connections, and waits for responses if there are any.
 fn repeat(address: SocketAddr, bytes: &[u8], answered: bool) {
     for _ in 0..TIMES / CONNECTIONS {
         let mut open: Vec<TcpStream> = (0..CONNECTIONS).map(|_| connect(address)).collect();
         for stream in &mut open {
             stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
-            // The server may have answered and closed before all is said.
+            // The server may have answered and closed before everything is sent.
             let _ = stream.write_all(bytes);
         }
         for stream in open.iter_mut().filter(|_| answered) {
@@ -32,7 +32,7 @@ fn repeat(address: SocketAddr, bytes: &[u8], answered: bool) {
     }
 }
 
-/// The rows of heads, names, bodies and ranges.
+/// The tables of request heads, names, bodies and ranges.
 fn requests(t: &Target) -> Vec<(&'static str, Vec<u8>)> {
     let get = |target: &str, lines: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\n{lines}\r\n").into_bytes();
     let lines = |count: usize| (0..count).map(|at| format!("X-{at}: 1\r\n")).collect::<String>();

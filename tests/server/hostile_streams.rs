@@ -20,7 +20,7 @@ use testing::target::{BIG, layout, short, target};
 fn streams_without_a_window_cost_little_memory_and_block_no_others() {
     let mut t = target();
     let (big, small) = (t.big.clone(), t.small.clone());
-    // 100 streams on each of 8 connections; none of a stream's bytes, one byte, or all of a small one's may be sent.
+    // 100 streams on each of 8 connections, with windows of no byte, of one byte, and of all of a small blob.
     for (window, path) in [(0, &big), (1, &big), (1, &small)] {
         let held = t.survives("no window", |address| {
             let mut held = Vec::new();
@@ -40,7 +40,7 @@ fn streams_without_a_window_cost_little_memory_and_block_no_others() {
 fn streams_of_a_peer_that_reads_nothing_cost_little_memory() {
     let mut t = target();
     let big = t.big.clone();
-    // The windows are as wide as they can be; it is the connection that takes nothing.
+    // The windows are at their maximum, and the connection itself is not read.
     let wide = [setting(INITIAL_WINDOW_SIZE, 0x7fff_ffff), window(0, 0x7fff_0000 - 65_535)].concat();
     let held = t.survives("wide windows", |address| {
         let mut held = Vec::new();
@@ -75,7 +75,7 @@ fn stream_without_a_window_times_out_and_the_others_continue() {
     peer.send(&setting(INITIAL_WINDOW_SIZE, 65_535));
     assert_eq!(peer.served(id(32), &small), 100_000, "the connection is as good as before");
     assert!(server.logged().complete);
-    // A small window that is opened again and again: slow, and whole.
+    // A small window that is opened again and again gives a slow but complete response.
     let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 1000));
     assert_eq!(peer.served(1, &small), 100_000);
 }
@@ -84,7 +84,7 @@ fn stream_without_a_window_times_out_and_the_others_continue() {
 fn response_tail_without_a_window_times_out() {
     let (layout, _, small) = layout();
     let server = Server::start_with(layout.path(), short());
-    // The window lets the body's only chunk into the connection's memory, and not out of it.
+    // The window lets the body's only chunk into the connection's memory, but not out of it.
     let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 1));
     peer.send(&get(1, &small));
     let end = loop {
@@ -98,15 +98,15 @@ fn response_tail_without_a_window_times_out() {
     assert_eq!(Peer::new(server.plain).served(1, &small), 100_000);
 }
 
-/// Something to ask for.
+/// A path to request.
 struct Asked {
     what: &'static str,
     path: String,
     range: Option<String>,
 }
 
-/// A layout whose lists are long: a repository of a thousand long tags, and a subject of a hundred referrers; and paths of what a
-/// server answers with more than a few bytes.
+/// A layout with long lists (a repository with a thousand long tags, and a subject with a hundred referrers), and the paths of
+/// long responses.
 fn long_lists() -> (Layout, [Asked; 6]) {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", &vec![7; 1 << 20]);
@@ -132,8 +132,8 @@ fn long_lists() -> (Layout, [Asked; 6]) {
     (layout, asked)
 }
 
-/// Connections without a window, each with as many streams as it may have, all of which ask for the same. Two streams of each are
-/// answered, and as many more as there are for all; the others wait.
+/// Connections without a window, each with the maximum number of streams, all for the same path. The server answers two streams
+/// of each connection, and further ones from a shared pool. The others wait.
 fn stalled(address: SocketAddr, connections: usize, asked: &Asked) -> Vec<Peer> {
     let fields: Vec<(&str, &str)> = asked.range.iter().map(|range| ("range", range.as_str())).collect();
     let head = block("GET", &asked.path, &fields);
@@ -159,7 +159,7 @@ fn a_thousand_connections_of_a_hundred_stalled_streams_cost_little_memory() {
         let what = format!("1,000 connections of 100 streams that ask for {path}");
         let asked = Asked { what: "", path, range: None };
         let held = t.survives(&what, |address| stalled(address, 1000, &asked));
-        // One more does as well as any: its two streams wait for nobody.
+        // One more connection is served like the others, because its two streams wait for no other connection.
         assert_eq!(Peer::new(t.process.address).served(id(0), &t.small), 100_000);
         t.process.check(&what);
         drop(held);
@@ -206,7 +206,7 @@ fn unread_lists_delay_only_other_lists() {
 #[test]
 fn every_connection_is_announced_at_least_a_hundred_streams() {
     let (layout, _, small) = layout();
-    // The last connections are idle while the first ones are served, on a slow machine for longer than they may be by default.
+    // On a slow machine, the last connections are idle for longer than the default allows while the first ones are served.
     let patience = Duration::from_secs(600);
     let server = Server::start_with(layout.path(), Limits { idle: patience, request_head: patience, ..Limits::default() });
     let most = |peer: &mut Peer| {
@@ -234,7 +234,7 @@ fn idle_http2_connection_times_out_and_an_active_one_stays() {
     let mut lazy = Peer::new(server.plain);
     let mut busy = Peer::new(server.plain);
     let ending = std::thread::spawn(move || {
-        // It answers every ping, and asks for nothing.
+        // The connection answers every ping and sends no request.
         let (mut pings, mut told) = (0, false);
         while let Some(frame) = lazy.read_frame() {
             lazy.acknowledge(&frame);
@@ -243,9 +243,9 @@ fn idle_http2_connection_times_out_and_an_active_one_stays() {
         }
         (pings, told)
     });
-    // Its window is for all of its responses.
+    // The window suffices for all responses.
     busy.send(&window(0, 0x7fff_0000 - 65_535));
-    // Three times as long as the limit in all, and never as long at once.
+    // In all three times as long as the limit, and never that long at once.
     for at in 0..30 {
         std::thread::sleep(idle / 10);
         assert_eq!(busy.served(id(at), &small), 100_000, "on the same connection");
@@ -264,7 +264,7 @@ fn idle_keep_alive_connection_closes_without_a_response() {
         assert_eq!(http::read(&mut reader, false).unwrap().status, 200, "on the same connection");
         std::thread::sleep(Duration::from_millis(200));
     }
-    // A 408 here would be read as the answer to a request that is just being sent.
+    // A client would take a 408 for the response to the request that it is just sending.
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest).unwrap();
     assert_eq!(rest, b"");
@@ -277,7 +277,7 @@ fn connection_is_not_idle_while_its_client_reads_the_last_bytes() {
     let server = Server::start_with(layout.write(), Limits { request_head, ..Limits::default() });
     let mut stream = http::connect(server.plain);
     write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
-    // Slowly, until the server has nothing more to say, and its last words wait for this client.
+    // Reads slowly, until the server has sent everything and only this client's socket holds the last bytes.
     let (mut all, mut some) = (Vec::new(), vec![0; 1 << 20]);
     while server.logged_already().is_none() {
         let count = stream.read(&mut some).unwrap();

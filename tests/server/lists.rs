@@ -86,13 +86,13 @@ fn referrers_are_found_by_subject_type_and_tag_schema() {
     let signature = layout.artifact("application/x.signature", image, b"signed");
     let report = layout.artifact("application/x.report", image, b"reported");
     let report_on_signature = layout.artifact("application/x.report", signature, b"reported on the signature");
-    // Only one is tagged; the others are found because their subject is in the repository.
+    // Only one has a tag. The others are found because their subject is in the repository.
     layout.name(signature, media_type::OCI_MANIFEST, "test/hello:signature");
     layout.name(report, media_type::OCI_MANIFEST, "");
     layout.name(report_on_signature, media_type::OCI_MANIFEST, "");
-    // The tag schema: an index tagged with its subject's digest lists a manifest that names no subject itself.
+    // The tag schema: an index tagged with its subject's digest lists a manifest that names no subject.
     let old = layout.manifest(&[b"attached the old way"]);
-    // So does an index, and what that lists does not refer to the subject.
+    // So does this index, whose entries do not refer to the subject.
     let inner = layout.manifest(&[b"of one platform"]);
     let index_of =
         |manifests: Value| layout.json(&json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests}));
@@ -134,7 +134,7 @@ fn referrers_are_found_by_subject_type_and_tag_schema() {
     let unknown = list(&format!("/v2/test/hello/referrers/sha256:{}", "0".repeat(64)));
     assert_eq!(unknown.json(), json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": []}));
     assert_eq!(digests(&list(&format!("/v2/other/referrers/{}", image.digest)).json()), Vec::<String>::new());
-    // What was found by its subject can be pulled.
+    // Referrers can be pulled.
     assert_eq!(get(server.plain, &format!("/v2/test/hello/manifests/{}", report.digest)).status, 200);
     assert_eq!(get(server.plain, &format!("/v2/other/manifests/{}", report.digest)).status, 404);
 }

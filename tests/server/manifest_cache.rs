@@ -7,7 +7,7 @@ use testing::http::{Response, get, head, send};
 use testing::layout::{Layout, Stored};
 use testing::server::Server;
 
-/// A manifest of exactly so many bytes.
+/// A manifest with a size of exactly `size` bytes.
 fn manifest_of(layout: &Layout, size: u64) -> Stored {
     let config = layout.json(&json!({"architecture": "amd64", "os": "linux"}));
     let with = |fill: &str| {
@@ -24,7 +24,7 @@ fn remove(layout: &Layout, stored: Stored) {
     std::fs::remove_file(layout.path().join(stored.digest.blob_path())).unwrap();
 }
 
-/// Everything but the time of day.
+/// All headers except the time of day.
 fn compared(response: Response) -> (u16, Vec<(String, String)>, Vec<u8>) {
     let headers = response.headers.into_iter().filter(|(name, _)| !name.eq_ignore_ascii_case("date"));
     (response.status, headers.collect(), response.body)
@@ -54,7 +54,7 @@ fn cached_response_equals_the_first_for_every_request() {
             ("GET", vec![("If-None-Match", "\"other\"")]),
             ("HEAD", vec![("If-None-Match", "*")]),
         ] {
-            // A server that has not been asked yet, for each.
+            // Each with a fresh server.
             let server = Server::start(layout.path());
             asked_first.push(compared(send(server.plain, method, &path, &fields)));
             get(server.plain, &path);
@@ -85,7 +85,7 @@ fn cached_manifests_need_no_disk_and_larger_ones_do() {
     assert_eq!(head(server.plain, &path(&small.digest.to_string())).status, 200);
     let gone = get(server.plain, &path("large"));
     assert_eq!((gone.status, gone.code().as_str()), (500, "UNKNOWN"));
-    // As a blob it is read from the disk, which says what became of it; and so does the disk's health.
+    // A request for the blob reads the disk and fails, and so does the health check.
     assert_eq!(get(server.plain, &format!("/v2/test/hello/blobs/{}", small.digest)).status, 500);
     assert_eq!(get(server.plain, "/healthz").status, 503);
 }

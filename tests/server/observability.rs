@@ -31,7 +31,7 @@ fn scrape(address: SocketAddr) -> Samples {
     parse(&text)
 }
 
-/// Scrapes once this holds: a client sees the end of a connection before the server has counted it.
+/// Scrapes until this holds. A client sees the end of a connection before the server has counted it.
 fn scrape_when(address: SocketAddr, holds: impl Fn(&Samples) -> bool) -> Samples {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -47,7 +47,7 @@ fn connections(samples: &Samples) -> f64 {
     samples.get("localregistry_connections")
 }
 
-/// Waits until this many requests are over: the last byte of a response comes before its count.
+/// Waits until this many requests have ended. The last byte of a response comes before its count.
 fn settle(server: &Server, requests: usize) {
     (0..requests).for_each(|_| drop(server.logged()));
 }
@@ -61,7 +61,7 @@ fn health_follows_the_disk() {
     assert_eq!((healthy.json()["status"].as_str(), healthy.header("cache-control")), (Some("ok"), Some("no-store")));
     assert_eq!(send(server.plain, "HEAD", "/healthz", &[]).status, 200);
 
-    // The largest blob is the one that is read.
+    // The health check reads the largest blob.
     let largest = layout.path().join(layout.blob(&[7; 10_000]).digest.blob_path());
     fs::write(&largest, "cut").unwrap();
     let sick = get(server.plain, "/healthz");
@@ -193,7 +193,7 @@ fn failed_handshakes_are_counted_by_reason() {
     ask(&server.ca_pem, v13, None).unwrap_err();
     ask(&server.ca_pem, v13, Some(&stranger)).unwrap_err();
     ask(&authority.pem(), v13, Some(&own)).unwrap_err();
-    // Each of these is told, or let go, when the server is done with it.
+    // The server answers or closes each of these when it has finished.
     let ended = |bytes: &[u8], shut: bool| {
         let mut stream = http::connect(server.tls);
         stream.write_all(bytes).unwrap();

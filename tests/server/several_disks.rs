@@ -15,7 +15,7 @@ fn disk(layout: &Layout, name: &str) -> Arc<Disk> {
     Arc::new(Disk::open(layout.write(), name).unwrap())
 }
 
-/// Has the server serve these disks.
+/// Makes the server serve these disks.
 fn serve(server: &Server, disks: &[&Arc<Disk>]) {
     let store = Store::merge(disks.iter().map(|disk| Arc::clone(disk)).collect()).unwrap();
     server.registry.replace(server.registry.snapshot_of(store));
@@ -31,9 +31,9 @@ fn several_disks_form_one_registry() {
     let first = one.image("test/both:1", b"one");
     two.image("test/both:2", b"two");
     two.image("docker.io/library/busybox:1", b"busybox");
-    // The same image on both.
+    // The same image on both disks.
     assert_eq!(one.image("test/same:1", b"same").digest, two.image("test/same:1", b"same").digest);
-    // An artifact of the other disk's image.
+    // An artifact that refers to the other disk's image.
     let subject = two.image("test/both:1", b"one");
     let artifact = two.artifact("application/x", subject, b"signature");
     two.name(artifact, media_type::OCI_MANIFEST, "test/both:signature");
@@ -59,7 +59,7 @@ fn several_disks_form_one_registry() {
     }
     assert_eq!(status(&server, "/healthz"), 200);
 
-    // Without one of them, what it alone had is gone; without both, all of it, and the health with it.
+    // Without one of the disks, its images are gone. Without both, all images are gone, and the health check fails.
     serve(&server, &[&disks[0]]);
     assert_eq!(status(&server, "/v2/test/same/manifests/1"), 200);
     assert_eq!(status(&server, "/v2/test/both/manifests/2"), 404);
@@ -91,7 +91,7 @@ fn requests_in_progress_survive_disk_changes() {
     let disks = [disk(&one, "one"), disk(&two, "two")];
     let server = Server::start(one.path());
 
-    // A body that began before the first change.
+    // A response that began before the first change.
     let digest = localregistry::oci::Digest::sha256_of(&big);
     let mut stream = http::connect(server.plain);
     write!(stream, "GET /v2/test/big/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -127,7 +127,7 @@ fn requests_in_progress_survive_disk_changes() {
         ended.store(true, Ordering::Relaxed);
         clients.into_iter().for_each(|client| client.join().unwrap());
     });
-    // Its disk is not served any more, and it comes whole.
+    // Its disk is no longer served, and the response is complete all the same.
     serve(&server, &[&disks[1]]);
     let mut body = vec![0; big.len()];
     reader.read_exact(&mut body).unwrap();
@@ -147,7 +147,7 @@ fn counters_survive_disk_changes() {
         server.logged();
     };
     pull("test/b", b"layer-b");
-    // Now test/b has another number.
+    // Now test/b has another index.
     serve(&server, &disks.each_ref());
     pull("test/b", b"layer-b");
     pull("test/a", b"layer-a");
@@ -157,7 +157,7 @@ fn counters_survive_disk_changes() {
     assert_eq!((sent("test/a"), sent("test/b")), (7.0, 14.0));
 }
 
-/// Boot opens the catalog alone: how long it takes, and what it holds, does not hang on the blobs.
+/// Opening a disk reads only the catalog, so time and memory do not depend on the blobs.
 #[test]
 fn disk_with_a_catalog_opens_without_reading_blobs() {
     let mut layout = Layout::default();
@@ -169,7 +169,7 @@ fn disk_with_a_catalog_opens_without_reading_blobs() {
     bench.pack(&["images"]);
     bench.extract("disk.erofs");
     let root = bench.path("disk.erofs.extracted");
-    // Neither an index nor a blob is there any more, and none was read.
+    // Index and blobs are gone, and none of them was read.
     std::fs::remove_dir_all(root.join("blobs")).unwrap();
     std::fs::remove_file(root.join("index.json")).unwrap();
     let store = Store::open(&root).unwrap();

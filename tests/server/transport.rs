@@ -114,7 +114,7 @@ where
     let manifest = manifest.into_body().collect().await.unwrap().to_bytes();
     let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
     let layer = manifest["layers"][0]["digest"].as_str().unwrap();
-    // All at once, and all read at once: bodies that nobody reads would use up the window that they share.
+    // All requests run at once, and all bodies are read at once, because unread bodies use up the shared window.
     let mut blobs = tokio::task::JoinSet::new();
     for _ in 0..4 {
         let response = sender.send_request(get(format!("/v2/test/hello/blobs/{layer}")));
@@ -144,7 +144,7 @@ fn wrong_protocol_on_a_port_gets_400_and_an_explanation() {
     assert_eq!(http::get(server.plain, "/v2/").status, 200, "and the next client is served");
 }
 
-/// Two by TLS and two plain ones, by both families; and what a node does that has nothing to trust yet.
+/// Two TLS and two plain listeners over both address families, and a node without a CA that fetches it over plain HTTP.
 #[test]
 fn several_listeners_serve_at_once() {
     let mut layout = Layout::default();
@@ -213,7 +213,7 @@ fn shutdown_finishes_transfers_and_accepts_no_new_ones() {
     let mut first = [0; 4096];
     reader.read_exact(&mut first).unwrap();
     let stopping = std::thread::spawn(move || server.stop(Duration::from_secs(60)));
-    // The listener closes as soon as the shutdown begins; until then a new connection may still be taken.
+    // The listener closes when the shutdown begins. Until then it may accept a new connection.
     while TcpStream::connect(address).is_ok() {
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -233,7 +233,7 @@ fn transfers_left_after_the_drain_are_cut() {
     write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
     let mut first = [0; 4096];
     stream.read_exact(&mut first).unwrap();
-    // And a stream of HTTP/2 that takes nothing.
+    // Also an HTTP/2 stream that reads nothing.
     let mut peer = Peer::new(server.plain);
     peer.send(&h2::get(1, &format!("/v2/test/hello/blobs/{}", big.digest)));
     assert_eq!(peer.status(1), 200);
@@ -251,7 +251,7 @@ fn truncated_blob_is_never_served_as_complete() {
     let file = std::fs::File::options().write(true).open(layout.path().join(big.digest.blob_path())).unwrap();
     let target = format!("/v2/test/hello/blobs/{}", big.digest);
 
-    // It shrinks while it is being sent: the response ends early, and that is told.
+    // The file shrinks while it is sent: the response ends early, and a warning is logged.
     let mut stream = http::connect(server.plain);
     write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut first = [0; 4096];
@@ -266,7 +266,7 @@ fn truncated_blob_is_never_served_as_complete() {
     assert!(warning.message.starts_with(&told), "{}", warning.message);
     assert!(!server.logged().complete);
 
-    // Asked for again, it is known to be short before anything is sent.
+    // The next request fails before anything is sent, because the file is already known to be short.
     let response = http::get(server.plain, &target);
     assert_eq!((response.status, response.code().as_str()), (500, "UNKNOWN"));
     assert_eq!(http::get(server.plain, "/v2/test/hello/manifests/latest").status, 200, "and the rest is served");
@@ -285,7 +285,7 @@ fn ranges_of_a_shrinking_file_are_cut_over_both_protocols() {
         stream.read_exact(&mut came).unwrap();
         file.set_len(kept).unwrap();
         let _ = stream.read_to_end(&mut came);
-        // What comes after the head of the response, or of its first part, is the start of the range.
+        // The start of the range follows the head of the response or of its first part.
         let before = came.windows(16).position(|window| window == &content[1000..1016]).unwrap();
         let sent = &came[before..];
         assert!(sent.len() < 49_999_000 && content[1000..].starts_with(sent), "{range}: {} bytes", sent.len());

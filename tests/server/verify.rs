@@ -16,7 +16,7 @@ use testing::layout::{Layout, Stored};
 use testing::openmetrics::parse;
 use testing::server::{Server, Setup};
 
-/// A layout with an image of one layer of so many bytes, and where that is.
+/// A layout with an image whose layer has this many bytes, and the layer's path in the registry.
 fn layer_of(size: usize) -> (Layout, Stored, PathBuf) {
     let mut layout = Layout::default();
     let content: Vec<u8> = (0..size).map(|at| u8::try_from(at * at % 251).unwrap()).collect();
@@ -31,7 +31,7 @@ fn verifying(layout: &Layout) -> Server {
     Server::start_as(layout.path(), Setup { verify: true, ..Setup::default() })
 }
 
-/// Changes one byte of a file, and gives the digest that it has then.
+/// Changes one byte of a file and returns the new digest.
 fn spoil(file: &PathBuf, at: usize) -> Digest {
     let mut content = fs::read(file).unwrap();
     content[at] ^= 1;
@@ -39,7 +39,7 @@ fn spoil(file: &PathBuf, at: usize) -> Digest {
     Digest::sha256_of(&content)
 }
 
-/// All that comes on a connection, the head too, up to its end.
+/// Reads a connection to its end, including the head.
 fn everything(address: SocketAddr, path: &str) -> Vec<u8> {
     let mut stream = connect(address);
     std::io::Write::write_all(&mut stream, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
@@ -52,7 +52,7 @@ fn blob_path(layer: Stored) -> String {
     format!("/v2/test/hello/blobs/{}", layer.digest)
 }
 
-/// The warnings so far, once there is one.
+/// Waits for a warning and returns all warnings so far.
 fn warning(server: &Server) -> (String, String) {
     loop {
         if let event::Event::Warning(warning) = server.event() {
@@ -108,7 +108,7 @@ fn corrupt_blob_is_cut_before_its_end() {
         everything(server.plain, &blob_path(layer));
         assert_eq!(warning(&server), ("WRONG_DIGEST".to_owned(), message));
         assert_eq!(errors(server.plain), [("wrong_digest".to_owned(), 1.0)]);
-        // Others are served.
+        // Other content is served.
         assert_eq!(get(server.plain, "/v2/test/hello/manifests/latest").status, 200);
     }
 }
@@ -122,7 +122,7 @@ fn corrupt_small_blob_and_manifest_get_500() {
     assert_eq!(warning(&server).0, "WRONG_DIGEST");
     assert_eq!(head(server.plain, &blob_path(layer)).status, 200, "of a HEAD no byte is sent");
 
-    // One that is kept in memory, and one that is too large for it.
+    // One manifest that the cache takes, and one that is too large for it.
     let mut layout = Layout::default();
     let small = layout.image("test/hello:small", b"layer");
     let fill = "a".repeat(usize::try_from(LARGEST_CACHED_MANIFEST).unwrap());
@@ -158,7 +158,7 @@ fn range_of_a_corrupt_blob_fails_wherever_the_damage_is() {
     assert!(whole < size, "containerd asks for all of it so: {whole} bytes");
 }
 
-/// Bytes that come where a range is asked for.
+/// The bytes received for a range.
 fn everything_ranged(address: SocketAddr, layer: Stored, range: &str) -> usize {
     let mut stream = connect(address);
     let request = format!("GET {} HTTP/1.1\r\nHost: x\r\nRange: {range}\r\n\r\n", blob_path(layer));

@@ -11,7 +11,7 @@ use cpio::newc;
 use crate::pack::PROGRAM;
 use crate::vm::{qemu_changed, succeed};
 
-/// /The files and the socket of an agent.
+/// The files and the socket of an agent.
 pub struct Agent {
     socket: PathBuf,
     initramfs: String,
@@ -20,13 +20,13 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// /Builds an agent in `folder`. `kernel` is appended to the kernel command line. `words` tell the agent what to set up before
+    /// Builds an agent in `folder`. `kernel` is appended to the kernel command line. `words` tell the agent what to set up before
     /// it starts the init.
     pub fn new(folder: &Path, kernel: &str, words: &str) -> Self {
         Self::changing(folder, &[("loglevel=5", &format!("loglevel=5 {kernel}"))], words)
     }
 
-    /// /Like [`Self::new`], with further replacements in QEMU's arguments.
+    /// Like [`Self::new`], with further replacements in QEMU's arguments.
     pub fn changing(folder: &Path, changes: &[(&str, &str)], words: &str) -> Self {
         let path = |name: &str| folder.join(name).display().to_string();
         fs::create_dir_all(folder).unwrap();
@@ -49,7 +49,7 @@ impl Agent {
         Self { socket: folder.join("socket"), initramfs: path("initramfs"), qemu, stream: RefCell::new(None) }
     }
 
-    /// /Arguments of `run` that boot with the agent.
+    /// Arguments of `run` that boot with the agent.
     pub fn arguments(&self) -> Vec<String> {
         let socket = format!("socket,id=agent,path={},server=on,wait=off", self.socket.display());
         let further = ["-chardev", &socket, "-device", "virtserialport,chardev=agent,name=agent"];
@@ -58,7 +58,7 @@ impl Agent {
         own.into_iter().chain(further).collect()
     }
 
-    /// /Sends a command and returns the reply.
+    /// Sends a command and returns the reply.
     pub fn ask(&self, command: &str) -> String {
         self.tell(command);
         let mut answer = String::new();
@@ -66,14 +66,14 @@ impl Agent {
         answer.trim_end().to_owned()
     }
 
-    /// /Sends a command without waiting for a reply.
+    /// Sends a command without waiting for a reply.
     pub fn tell(&self, command: &str) {
         let mut stream = self.stream.borrow_mut();
         let stream = stream.get_or_insert_with(|| BufReader::new(UnixStream::connect(&self.socket).unwrap()));
         writeln!(stream.get_mut(), "{command}").unwrap();
     }
 
-    /// /Like [`Self::ask`], for a reply that is a number.
+    /// Like [`Self::ask`], for a reply that is a number.
     pub fn number(&self, command: &str) -> u64 {
         let answer = self.ask(command);
         answer.parse().unwrap_or_else(|_| panic!("{command}: {answer}"))

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use crate::pack::Bench;
 use crate::vm::{Ended, Vm, skopeo, succeed};
 
-/// /Boots the sample image, pulls every byte of it with skopeo, shuts down, and returns the outcome.
+/// Boots the sample image, pulls every byte of it with skopeo, shuts down, and returns the outcome.
 pub fn serves(bench: &Bench, arguments: &[&str]) -> Ended {
     let vm = Vm::boot(&bench.sample_disk(), arguments);
     fs::create_dir(vm.path("certs")).unwrap();

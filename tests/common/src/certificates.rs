@@ -36,7 +36,7 @@ impl ClientAuthority {
         self.0.pem()
     }
 
-    /// /Issues a client certificate.
+    /// Issues a client certificate.
     pub fn client(&self) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(["node".to_owned()]).unwrap();
@@ -46,7 +46,7 @@ impl ClientAuthority {
     }
 }
 
-/// /A CA's certificate, and a certificate and key for a server at 127.0.0.1, in PEM.
+/// A CA's certificate, and a certificate and key for a server at 127.0.0.1, in PEM.
 pub fn server() -> (String, String, String) {
     let (authority, key) = (ClientAuthority::new("registries"), KeyPair::generate().unwrap());
     let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
@@ -55,7 +55,7 @@ pub fn server() -> (String, String, String) {
     (authority.pem(), certificate.pem(), key.serialize_pem())
 }
 
-/// /A client configuration that trusts the CA and offers the certificate `own`.
+/// A client configuration that trusts the CA and offers the certificate `own`.
 pub fn client(ca_pem: &str, version: &'static rustls::SupportedProtocolVersion, own: Option<&Identity>) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
@@ -71,7 +71,7 @@ pub fn client(ca_pem: &str, version: &'static rustls::SupportedProtocolVersion, 
     })
 }
 
-/// /Completes a handshake with `name` as SNI. Fails if the server's certificate is not valid for it.
+/// Completes a handshake with `name` as SNI. Fails if the server's certificate is not valid for it.
 pub fn shake(address: SocketAddr, config: &Arc<ClientConfig>, name: &'static str) -> std::io::Result<()> {
     let mut connection = ClientConnection::new(Arc::clone(config), ServerName::try_from(name).unwrap()).unwrap();
     let mut stream = http::connect(address);
@@ -81,7 +81,7 @@ pub fn shake(address: SocketAddr, config: &Arc<ClientConfig>, name: &'static str
     Ok(())
 }
 
-/// /Sends one request over TLS. Fails if the handshake or the request fails.
+/// Sends one request over TLS. Fails if the handshake or the request fails.
 pub fn send(
     address: SocketAddr,
     config: &Arc<ClientConfig>,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// /Kills the process on drop.
+/// Kills the process on drop.
 pub struct Killed(pub Child);
 
 impl Drop for Killed {
@@ -19,12 +19,12 @@ impl Drop for Killed {
     }
 }
 
-/// /The process id in a JSON value.
+/// The process id in a JSON value.
 pub fn number(value: &Value) -> Pid {
     Pid::from_raw(value.as_i64().unwrap().try_into().unwrap())
 }
 
-/// /Waits until the process has ended. A zombie that its new parent has not reaped counts as ended.
+/// Waits until the process has ended. A zombie that its new parent has not reaped counts as ended.
 pub fn gone(pid: Pid) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) {
@@ -36,7 +36,7 @@ pub fn gone(pid: Pid) {
     }
 }
 
-/// /Command lines of the running processes whose working directory is this folder.
+/// Command lines of the running processes whose working directory is this folder.
 pub fn in_folder(folder: &Path) -> Vec<String> {
     let folder = folder.canonicalize().unwrap();
     let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
@@ -44,12 +44,12 @@ pub fn in_folder(folder: &Path) -> Vec<String> {
     here.map(|process| fs::read_to_string(process.join("cmdline")).unwrap_or_default()).collect()
 }
 
-/// /Asserts that no process runs in this folder.
+/// Asserts that no process runs in this folder.
 pub fn nobody_in(folder: &Path) {
     assert_eq!(in_folder(folder), Vec::<String>::new());
 }
 
-/// /Waits until the processes in this folder satisfy `wanted`.
+/// Waits until the processes in this folder satisfy `wanted`.
 pub fn until_in(folder: &Path, wanted: impl Fn(&[String]) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !wanted(&in_folder(folder)) {

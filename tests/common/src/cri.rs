@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use tokio::net::UnixStream;
 
-/// /`runtime.v1.PullImageRequest` with only the image.
+/// `runtime.v1.PullImageRequest` with only the image.
 #[derive(Message)]
 struct PullImageRequest {
     #[prost(message, optional, tag = "1")]
@@ -29,7 +29,7 @@ struct PullImageResponse {
     image_ref: String,
 }
 
-/// /Makes the runtime pull an image. Returns the image's id (the digest of its config), or the runtime's message.
+/// Makes the runtime pull an image. Returns the image's id (the digest of its config), or the runtime's message.
 pub fn pull(socket: &Path, image: &str) -> Result<String, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(call(socket, &PullImageRequest { image: Some(ImageSpec { image: image.to_owned() }) }))

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::pack::PROGRAM;
 
-/// /The static `localregistry` that `tests/run` builds.
+/// The static `localregistry` that `tests/run` builds.
 pub fn static_server() -> PathBuf {
     let target = Path::new(PROGRAM).parent().unwrap().parent().unwrap();
     let path = target.join("x86_64-unknown-linux-musl/debug/localregistry");
@@ -19,14 +19,14 @@ pub fn static_server() -> PathBuf {
     path
 }
 
-/// /The output folder of `localregistry deploy`.
+/// The output folder of `localregistry deploy`.
 pub struct Deployed(pub PathBuf);
 
-/// /An image in the output's layout.
+/// An image in the output's layout.
 pub struct Image {
-    /// /The field `config` of the image's configuration.
+    /// The field `config` of the image's configuration.
     pub start: Value,
-    /// /The files of each layer by absolute path. Paths of folders end with a slash.
+    /// The files of each layer by absolute path. Paths of folders end with a slash.
     pub layers: Vec<BTreeMap<String, Entry>>,
 }
 
@@ -43,7 +43,7 @@ impl Deployed {
         fs::read_to_string(self.0.join(name)).unwrap()
     }
 
-    /// /The object of this kind in the file.
+    /// The object of this kind in the file.
     pub fn object(&self, file: &str, kind: &str) -> Value {
         let objects: Vec<Value> = serde_saphyr::from_multiple(&self.text(file)).unwrap();
         objects.into_iter().find(|object| object["kind"] == kind).unwrap_or_else(|| panic!("{file} has no {kind}"))
@@ -60,7 +60,7 @@ impl Deployed {
         serde_json::from_slice(&self.blob(digest.as_str().unwrap())).unwrap()
     }
 
-    /// /The image with this name.
+    /// The image with this name.
     pub fn image(&self, name: &Value) -> Image {
         let index: Value = serde_json::from_str(&self.text("images/index.json")).unwrap();
         let named = |one: &&Value| one["annotations"]["org.opencontainers.image.ref.name"] == *name;

@@ -17,7 +17,7 @@ use crate::vm::{Vm, succeed};
 
 pub const MIB: usize = 1 << 20;
 
-/// /Pseudorandom bytes, which occur nowhere else on a disk.
+/// Pseudorandom bytes, which occur nowhere else on a disk.
 pub fn noise(seed: u64, size: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let word = |_| {
@@ -29,7 +29,7 @@ pub fn noise(seed: u64, size: usize) -> Vec<u8> {
     (0..size.div_ceil(8)).flat_map(word).take(size).collect()
 }
 
-/// /Packs the disk `NAME.img` with one image of one layer.
+/// Packs the disk `NAME.img` with one image of one layer.
 pub fn pack(bench: &Bench, name: &str, image: &str, layer: &[u8], further: &[&str]) -> (PathBuf, Stored) {
     let mut layout = Layout::default();
     let stored = layout.image(image, layer);
@@ -53,7 +53,7 @@ pub fn blob(name: &str, content: &[u8]) -> String {
     format!("/v2/{name}/blobs/{}", Digest::sha256_of(content))
 }
 
-/// /Waits for the next warning with this code and returns its message.
+/// Waits for the next warning with this code and returns its message.
 pub fn warned(vm: &Vm, code: &str) -> String {
     vm.event(code, |event| match event {
         Event::Warning(warning) if warning.code == code => Some(warning.message.clone()),
@@ -61,7 +61,7 @@ pub fn warned(vm: &Vm, code: &str) -> String {
     })
 }
 
-/// /Sends a request for `path` and reads the head of the response.
+/// Sends a request for `path` and reads the head of the response.
 pub fn begin(address: SocketAddr, path: &str) -> BufReader<TcpStream> {
     let mut stream = http::connect(address);
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -74,7 +74,7 @@ pub fn begin(address: SocketAddr, path: &str) -> BufReader<TcpStream> {
     reader
 }
 
-/// /Limits reads of the first disk to `rate` bytes per second. 0 removes the limit.
+/// Limits reads of the first disk to `rate` bytes per second. 0 removes the limit.
 pub fn throttle(qmp: &mut Qmp, rate: u32) {
     let blocks = qmp.run("query-block", json!({}));
     let device = blocks.as_array().unwrap().iter().find_map(|block| block["qdev"].as_str()).unwrap().to_owned();

@@ -9,14 +9,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// /A dockerd with a private root, socket and containerd. It has no bridge and leaves the firewall unchanged.
+/// A dockerd with a private root, socket and containerd. It has no bridge and leaves the firewall unchanged.
 pub struct Dockerd {
     dir: TempDir,
     daemon: Child,
 }
 
 impl Dockerd {
-    /// /Starts it with these arguments. It trusts the CAs in `system` for registries without a CA of their own.
+    /// Starts it with these arguments. It trusts the CAs in `system` for registries without a CA of their own.
     pub fn start(arguments: &[&str], system: Option<&Path>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();

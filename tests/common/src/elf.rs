@@ -1,6 +1,6 @@
 //! Generates small x86-64 ELF files.
 
-/// /An ELF file with one program header for each segment, given as type and content.
+/// An ELF file with one program header for each segment, given as type and content.
 pub fn elf(segments: &[(u32, &[u8])]) -> Vec<u8> {
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
     file.resize(64, 0);

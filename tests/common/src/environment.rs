@@ -5,7 +5,7 @@ use std::process::Command;
 
 use nix::sys::stat::{Mode, umask};
 
-/// /Variables that select proxies, credentials, trust stores and configuration, or change a program's output.
+/// Variables that select proxies, credentials, trust stores and configuration, or change a program's output.
 const IGNORED: [&str; 21] = [
     "all_proxy",
     "http_proxy",
@@ -30,7 +30,7 @@ const IGNORED: [&str; 21] = [
     "LANGUAGE",
 ];
 
-/// /A command without the user's variables, in the locale C.UTF-8. A test may set the variables again.
+/// A command without the user's variables, in the locale C.UTF-8. A test may set the variables again.
 pub fn program(name: impl AsRef<OsStr>) -> Command {
     usual_umask();
     let mut command = Command::new(name);
@@ -41,7 +41,7 @@ pub fn program(name: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// /Sets the umask of this process and its children to 022, so that other users can read the files of a test.
+/// Sets the umask of this process and its children to 022, so that other users can read the files of a test.
 pub(crate) fn usual_umask() {
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
 }

@@ -13,7 +13,7 @@ struct Image<'a> {
     inodes: usize,
 }
 
-/// /Extracts an uncompressed image into the new folder `into`, with modes.
+/// Extracts an uncompressed image into the new folder `into`, with modes.
 pub fn extract(bytes: &[u8], into: &Path) {
     let block = 1 << bytes[1024 + 12];
     let image = Image { bytes, block, inodes: u32_at(bytes, 1024 + 40) as usize * block };
@@ -59,7 +59,7 @@ impl Image<'_> {
     }
 }
 
-/// /Names and inode numbers in one block of a directory.
+/// Names and inode numbers in one block of a directory.
 fn entries(block: &[u8]) -> Vec<(String, u64)> {
     let offset = |index: usize| usize::from(u16_at(block, 12 * index + 8));
     let count = offset(0) / 12;

@@ -17,7 +17,7 @@ pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 
-/// /Flags of DATA and HEADERS, of HEADERS and CONTINUATION, of SETTINGS and PING.
+/// Flags of DATA and HEADERS, of HEADERS and CONTINUATION, of SETTINGS and PING.
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 pub const ACK: u8 = 1;
@@ -47,7 +47,7 @@ impl Frame {
         u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
     }
 
-    /// /The status, if this frame is the head of a response.
+    /// The status, if this frame is the head of a response.
     pub fn status(&self) -> Option<u16> {
         if self.kind != HEADERS {
             return None;
@@ -84,12 +84,12 @@ fn huffman_digits(bytes: &[u8]) -> u16 {
     number
 }
 
-/// /The id of the client's stream with index `at`.
+/// The id of the client's stream with index `at`.
 pub fn id(at: u32) -> u32 {
     at * 2 + 1
 }
 
-/// /Encodes a frame.
+/// Encodes a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(9 + payload.len());
     bytes.extend_from_slice(&u32::try_from(payload.len()).unwrap().to_be_bytes()[1..]);
@@ -99,7 +99,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// /Encodes the header block of a request.
+/// Encodes the header block of a request.
 pub fn block(method: &str, path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
     let mut bytes = vec![0x86];
     for (name, value) in [(":method", method), (":path", path), (":authority", "x")].iter().chain(fields) {
@@ -108,12 +108,12 @@ pub fn block(method: &str, path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
-/// /Encodes a field as a literal without indexing (RFC 7541, section 6.2.2).
+/// Encodes a field as a literal without indexing (RFC 7541, section 6.2.2).
 pub fn field(name: &str, value: &[u8]) -> Vec<u8> {
     [&[0][..], &string(name.as_bytes()), &string(value)].concat()
 }
 
-/// /Encodes a string (RFC 7541, section 5.2).
+/// Encodes a string (RFC 7541, section 5.2).
 pub fn string(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text.len();
@@ -132,12 +132,12 @@ pub fn string(text: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// /HEADERS of a GET request that end the stream.
+/// HEADERS of a GET request that end the stream.
 pub fn get(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &block("GET", path, &[]))
 }
 
-/// /HEADERS of a request whose body follows.
+/// HEADERS of a request whose body follows.
 pub fn post(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &block("POST", path, &[]))
 }
@@ -154,20 +154,20 @@ pub fn setting(id: u16, value: u32) -> Vec<u8> {
     frame(SETTINGS, 0, 0, &[&id.to_be_bytes()[..], &value.to_be_bytes()].concat())
 }
 
-/// /The client's end of a connection.
+/// The client's end of a connection.
 pub struct Peer {
     pub stream: TcpStream,
 }
 
 impl Peer {
-    /// /Connects and sends the preface with these settings.
+    /// Connects and sends the preface with these settings.
     pub fn connect(address: SocketAddr, settings: &[u8]) -> Self {
         let mut stream = connect(address);
         stream.write_all(&[PREFACE, settings].concat()).unwrap();
         Self { stream }
     }
 
-    /// /Connects with the default settings.
+    /// Connects with the default settings.
     pub fn new(address: SocketAddr) -> Self {
         Self::connect(address, &frame(SETTINGS, 0, 0, &[]))
     }
@@ -190,7 +190,7 @@ impl Peer {
         Some(Frame { kind, flags, stream: u32::from_be_bytes(stream), payload })
     }
 
-    /// /Reads until a frame satisfies `wanted`. Acknowledges settings and pings on the way.
+    /// Reads until a frame satisfies `wanted`. Acknowledges settings and pings on the way.
     pub fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> Frame {
         loop {
             let frame = self.read_frame().expect("the connection is expected to stay open");
@@ -209,12 +209,12 @@ impl Peer {
         }
     }
 
-    /// /Waits for the status on `stream`.
+    /// Waits for the status on `stream`.
     pub fn status(&mut self, stream: u32) -> u16 {
         self.until(|frame| frame.kind == HEADERS && frame.stream == stream).status().unwrap()
     }
 
-    /// /Waits for the status and the body on `stream`, and keeps the windows open.
+    /// Waits for the status and the body on `stream`, and keeps the windows open.
     pub fn response(&mut self, stream: u32) -> (u16, Vec<u8>) {
         let status = self.status(stream);
         let mut body = Vec::new();
@@ -230,7 +230,7 @@ impl Peer {
         }
     }
 
-    /// /Requests `path` on `stream` and returns the length of the body.
+    /// Requests `path` on `stream` and returns the length of the body.
     pub fn served(&mut self, stream: u32, path: &str) -> usize {
         self.send(&get(stream, path));
         let (status, body) = self.response(stream);
@@ -238,7 +238,7 @@ impl Peer {
         body.len()
     }
 
-    /// /Sends what `next` returns until it returns nothing or the server closes, while another thread reads. Returns the error
+    /// Sends what `next` returns until it returns nothing or the server closes, while another thread reads. Returns the error
     /// code of the server's GOAWAY, if any, and whether the connection was closed.
     pub fn flood(mut self, mut next: impl FnMut() -> Option<Vec<u8>>) -> End {
         let mut reading = Self { stream: self.stream.try_clone().unwrap() };

@@ -20,7 +20,7 @@ impl Response {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
     }
 
-    /// /The error code of the distribution specification in the body.
+    /// The error code of the distribution specification in the body.
     pub fn code(&self) -> String {
         self.json()["errors"][0]["code"].as_str().unwrap().to_owned()
     }
@@ -40,7 +40,7 @@ pub fn raw(address: SocketAddr, request: &[u8]) -> Response {
     read(&mut BufReader::new(stream), head).expect("a response is expected")
 }
 
-/// /Reads one response. Returns `None` if the connection was closed before a status line.
+/// Reads one response. Returns `None` if the connection was closed before a status line.
 pub fn read(stream: &mut impl BufRead, head: bool) -> Option<Response> {
     let mut line = String::new();
     if stream.read_line(&mut line).ok()? == 0 {
@@ -74,7 +74,7 @@ pub fn read(stream: &mut impl BufRead, head: bool) -> Option<Response> {
     Some(response)
 }
 
-/// /Sends a request with additional headers.
+/// Sends a request with additional headers.
 pub fn send(address: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)]) -> Response {
     let lines: String = headers.iter().map(|(key, value)| format!("{key}: {value}\r\n")).collect();
     raw(address, format!("{method} {target} HTTP/1.1\r\nHost: {address}\r\n{lines}\r\n").as_bytes())

@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::vm::succeed;
 
-/// /An address for documentation (RFC 5737), next to that of the servers.
+/// An address for documentation (RFC 5737), next to that of the servers.
 const ADDRESS: &str = "192.0.2.99";
 
-/// /The names of upstreams that resolve to the address.
+/// The names of upstreams that resolve to the address.
 pub const NAMES: [&str; 4] = ["registry-1.docker.io", "index.docker.io", "docker.io", "quay.io"];
 
-/// /Counts connections and closes each without a response.
+/// Counts connections and closes each without a response.
 pub struct Upstream {
     connections: Arc<AtomicUsize>,
 }
 
 impl Upstream {
-    /// /Listens inside [`crate::private::privately`] and redirects the names.
+    /// Listens inside [`crate::private::privately`] and redirects the names.
     pub fn start() -> Self {
         succeed(crate::program("ip").args(["address", "add", &format!("{ADDRESS}/32"), "dev", "lo"]));
         let connections = Arc::new(AtomicUsize::new(0));
@@ -37,13 +37,13 @@ impl Upstream {
         Self { connections }
     }
 
-    /// /Makes the names resolve to the address.
+    /// Makes the names resolve to the address.
     pub fn name() {
         let hosts = format!("127.0.0.1 localhost\n{ADDRESS} {}\n", NAMES.join(" "));
         fs::write("/etc/hosts", hosts).unwrap();
     }
 
-    /// /The number of connections so far.
+    /// The number of connections so far.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }

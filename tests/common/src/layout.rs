@@ -6,7 +6,7 @@ use localregistry::oci::{Algorithm, Digest, Hasher, media_type};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// /Content of `size` bytes (a multiple of 8) in which no 16 bytes repeat, so that bytes from a wrong offset are noticed.
+/// Content of `size` bytes (a multiple of 8) in which no 16 bytes repeat, so that bytes from a wrong offset are noticed.
 pub fn content(size: usize) -> Vec<u8> {
     let mut content = Vec::with_capacity(size);
     (0..size as u64 / 8).for_each(|number| content.extend_from_slice(&number.to_le_bytes()));
@@ -18,7 +18,7 @@ pub struct Layout {
     index: Vec<Value>,
 }
 
-/// /Digest and size of a stored blob.
+/// Digest and size of a stored blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
     pub digest: Digest,
@@ -63,7 +63,7 @@ impl Layout {
         self.blob(&serde_json::to_vec(value).unwrap())
     }
 
-    /// /Writes an image manifest with these layers and does not list it in the index.
+    /// Writes an image manifest with these layers and does not list it in the index.
     pub fn manifest(&self, layers: &[&[u8]]) -> Stored {
         let config = self.json(&json!({"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}));
         let layers: Vec<Value> =
@@ -74,7 +74,7 @@ impl Layout {
         }))
     }
 
-    /// /Writes an artifact that refers to `subject` and does not list it in the index.
+    /// Writes an artifact that refers to `subject` and does not list it in the index.
     pub fn artifact(&self, artifact_type: &str, subject: Stored, content: &[u8]) -> Stored {
         let empty = self.blob(b"{}");
         let layer = self.blob(content);
@@ -87,7 +87,7 @@ impl Layout {
         }))
     }
 
-    /// /Lists a manifest in the index, with this name unless it is empty.
+    /// Lists a manifest in the index, with this name unless it is empty.
     pub fn name(&mut self, stored: Stored, media_type: &str, name: &str) -> &mut Self {
         let mut descriptor = stored.descriptor(media_type);
         if !name.is_empty() {
@@ -97,14 +97,14 @@ impl Layout {
         self
     }
 
-    /// /Writes and lists an image with one layer.
+    /// Writes and lists an image with one layer.
     pub fn image(&mut self, name: &str, layer: &[u8]) -> Stored {
         let manifest = self.manifest(&[layer]);
         self.name(manifest, media_type::OCI_MANIFEST, name);
         manifest
     }
 
-    /// /A layout with the image `test/hello:latest`, whose layer is larger than the socket buffers. Returns the layer and its
+    /// A layout with the image `test/hello:latest`, whose layer is larger than the socket buffers. Returns the layer and its
     /// content.
     pub fn large() -> (Self, Stored, Vec<u8>) {
         let mut layout = Self::default();

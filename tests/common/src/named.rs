@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::layout::{Layout, Stored};
 
-/// /The name of the image with this number.
+/// The name of the image with this number.
 pub fn name(number: usize) -> String {
     let long = |start: &str, length: usize, fill: &str| {
         let name = format!("{start}{}", fill.repeat(length / fill.len()));
@@ -33,7 +33,7 @@ pub fn name(number: usize) -> String {
     }
 }
 
-/// /A layout with `count` images, and their names.
+/// A layout with `count` images, and their names.
 pub fn layout(count: usize) -> (Layout, Vec<String>) {
     let mut layout = Layout::default();
     let layer = layout.blob(b"a small layer that every image has");
@@ -50,7 +50,7 @@ pub fn layout(count: usize) -> (Layout, Vec<String>) {
     (layout, names)
 }
 
-/// /The path of an image's manifest for a client that uses this registry as a mirror.
+/// The path of an image's manifest for a client that uses this registry as a mirror.
 pub fn manifest_path(name: &str) -> String {
     let (repository, tag) = name.rsplit_once(':').unwrap();
     match repository.split_once('/').unwrap() {
@@ -59,7 +59,7 @@ pub fn manifest_path(name: &str) -> String {
     }
 }
 
-/// /Writes an artifact that refers to `subject` and lists it in an unnamed index.
+/// Writes an artifact that refers to `subject` and lists it in an unnamed index.
 pub fn sign(layout: &mut Layout, subject: Stored) -> Stored {
     let signature = layout.artifact("application/x.signature", subject, b"signed");
     let index = layout.json(&json!({
@@ -69,7 +69,7 @@ pub fn sign(layout: &mut Layout, subject: Stored) -> Stored {
     signature
 }
 
-/// /A folder of links to these programs, for a `PATH` without any other program.
+/// A folder of links to these programs, for a `PATH` without any other program.
 pub fn programs(folder: &Path, names: &[&str]) -> PathBuf {
     fs::create_dir(folder).unwrap();
     for name in names {

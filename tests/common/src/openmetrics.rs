@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-/// /The value of every sample, by name with labels as written: `a_total{b="c"}`.
+/// The value of every sample, by name with labels as written: `a_total{b="c"}`.
 #[derive(Debug)]
 pub struct Samples(BTreeMap<String, f64>);
 
 impl Samples {
-    /// /The value of a sample, or 0 if it is missing.
+    /// The value of a sample, or 0 if it is missing.
     pub fn get(&self, sample: &str) -> f64 {
         self.0.get(sample).copied().unwrap_or_default()
     }
@@ -16,7 +16,7 @@ impl Samples {
         self.0.contains_key(sample)
     }
 
-    /// /The samples whose names start with `start`.
+    /// The samples whose names start with `start`.
     pub fn starting(&self, start: &str) -> Vec<&str> {
         self.0.keys().filter(|name| name.starts_with(start)).map(String::as_str).collect()
     }
@@ -29,7 +29,7 @@ struct Family {
     unit: Option<String>,
 }
 
-/// /Parses a text. Panics if it breaks a rule.
+/// Parses a text. Panics if it breaks a rule.
 pub fn parse(text: &str) -> Samples {
     let body = text.strip_suffix("# EOF\n").expect("the end is marked, and nothing is after it");
     let (mut samples, mut families, mut family) = (BTreeMap::new(), HashSet::new(), None::<Family>);

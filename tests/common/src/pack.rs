@@ -22,7 +22,7 @@ use crate::vm::succeed;
 
 pub const PROGRAM: &str = env!("PROGRAM");
 
-/// /A disk of one block with an EROFS superblock and nothing else, which passes the checks before a boot.
+/// A disk of one block with an EROFS superblock and nothing else, which passes the checks before a boot.
 pub fn superblock() -> Vec<u8> {
     let mut disk = vec![0; 4096];
     disk[1024..1028].copy_from_slice(&0xE0F5_E1E2_u32.to_le_bytes());
@@ -32,7 +32,7 @@ pub fn superblock() -> Vec<u8> {
     disk
 }
 
-/// /The temporary folder of a test.
+/// The temporary folder of a test.
 pub struct Bench {
     dir: TempDir,
 }
@@ -49,7 +49,7 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    /// /Copies a layout into the folder.
+    /// Copies a layout into the folder.
     pub fn layout(&self, name: &str, layout: &Layout) -> PathBuf {
         let to = self.path(name);
         let copied = crate::program("cp").arg("-r").arg(layout.write()).arg(&to).status().unwrap();
@@ -62,7 +62,7 @@ impl Bench {
         self.path(name)
     }
 
-    /// /`localregistry ARGUMENTS` in this folder, with this folder as the home. All tests share the cache of downloaded kernels.
+    /// `localregistry ARGUMENTS` in this folder, with this folder as the home. All tests share the cache of downloaded kernels.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = crate::program(PROGRAM);
         command.args(arguments).current_dir(self.dir.path()).env("HOME", self.dir.path());
@@ -71,7 +71,7 @@ impl Bench {
         command
     }
 
-    /// /Runs `localregistry --quiet pack ARGUMENTS -o disk.erofs`, which must succeed and print no messages. Returns its output.
+    /// Runs `localregistry --quiet pack ARGUMENTS -o disk.erofs`, which must succeed and print no messages. Returns its output.
     pub fn pack(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let said = text(&output.stderr);
@@ -79,14 +79,14 @@ impl Bench {
         text(&output.stdout)
     }
 
-    /// /Packs the sample image and returns the disk's path.
+    /// Packs the sample image and returns the disk's path.
     pub fn sample_disk(&self) -> PathBuf {
         succeed(&mut self.command(&["--quiet", "sample", "--output", "sample"]));
         self.pack(&["sample"]);
         self.path("disk.erofs")
     }
 
-    /// /Runs `pack`, which must fail with this message and change no file, with and without an existing disk.
+    /// Runs `pack`, which must fail with this message and change no file, with and without an existing disk.
     pub fn refused(&self, arguments: &[&str], message: &str) {
         for old in [None, Some("the old disk")] {
             let _ = fs::remove_file(self.path("disk.erofs"));
@@ -103,7 +103,7 @@ impl Bench {
         self.command(&[&["--quiet", "pack", "-o", "disk.erofs"], arguments].concat()).output().unwrap()
     }
 
-    /// /Every path in this folder, with the content of files.
+    /// Every path in this folder, with the content of files.
     pub fn everything(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut found = BTreeMap::new();
         walk(self.dir.path(), &mut |path, metadata| {
@@ -112,13 +112,13 @@ impl Bench {
         found
     }
 
-    /// /Serves the content of disk.erofs.
+    /// Serves the content of disk.erofs.
     pub fn serve(&self) -> Server {
         self.extract("disk.erofs");
         Server::start(&self.path("disk.erofs.extracted"))
     }
 
-    /// /The content of the disk: extracted by `fsck.erofs` under `tests/run`, and by [`erofs::extract`] under `cargo test`.
+    /// The content of the disk: extracted by `fsck.erofs` under `tests/run`, and by [`erofs::extract`] under `cargo test`.
     pub fn extract(&self, disk: &str) -> Extracted {
         let into = self.path(&format!("{disk}.extracted"));
         if into.exists() {
@@ -151,16 +151,16 @@ impl Bench {
     }
 }
 
-/// /The content of a disk.
+/// The content of a disk.
 pub struct Extracted {
     /// Content by path.
     pub files: BTreeMap<String, Vec<u8>>,
-    /// /Mode, size and path of each entry, sorted.
+    /// Mode, size and path of each entry, sorted.
     pub listing: String,
 }
 
 impl Extracted {
-    /// /Name and digest of each image in index.json.
+    /// Name and digest of each image in index.json.
     pub fn images(&self) -> Vec<(String, String)> {
         let index: Value = serde_json::from_slice(&self.files["index.json"]).unwrap();
         let manifests = index["manifests"].as_array().unwrap().clone();
@@ -181,7 +181,7 @@ impl Extracted {
         serde_json::from_slice(self.blob(digest)).unwrap()
     }
 
-    /// /Checks that each blob's content matches its digest.
+    /// Checks that each blob's content matches its digest.
     pub fn assert_blobs(&self) {
         for (path, content) in &self.files {
             let Some(hex) = path.strip_prefix("blobs/sha256/") else { continue };
@@ -204,7 +204,7 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// /A tar archive of members with name, type, and content or link target.
+/// A tar archive of members with name, type, and content or link target.
 pub fn archive(members: &[(&str, EntryType, &[u8])]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, kind, content) in members {
@@ -236,7 +236,7 @@ pub fn gzip(plain: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// /Builds a `docker save` archive.
+/// Builds a `docker save` archive.
 #[derive(Default)]
 pub struct Saved {
     pub members: Vec<(String, EntryType, Vec<u8>)>,
@@ -252,7 +252,7 @@ impl Saved {
         self.members.push((name.to_owned(), EntryType::Symlink, target.as_bytes().to_owned()));
     }
 
-    /// /Adds an image with these tags. Each layer has a member name and the uncompressed content that the config declares.
+    /// Adds an image with these tags. Each layer has a member name and the uncompressed content that the config declares.
     pub fn image(&mut self, tags: &[&str], layers: &[(&str, &[u8])]) -> String {
         let diff_ids: Vec<String> = layers.iter().map(|(_, content)| Digest::sha256_of(content).to_string()).collect();
         let config =
@@ -282,7 +282,7 @@ pub fn digest_of(path: &Path) -> String {
     hasher.finish().to_string()
 }
 
-/// /The layout `layout` with the image test/hello:latest, which has one layer.
+/// The layout `layout` with the image test/hello:latest, which has one layer.
 pub fn hello(layer: &[u8]) -> (Bench, PathBuf, Stored) {
     let bench = Bench::default();
     let mut layout = Layout::default();

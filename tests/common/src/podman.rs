@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// /podman or buildah with store, home and signature policy in the folder.
+/// podman or buildah with store, home and signature policy in the folder.
 pub fn with_store(program: &str, folder: &Path) -> Command {
     let config = folder.join(".config/containers");
     fs::create_dir_all(&config).unwrap();

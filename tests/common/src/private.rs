@@ -9,10 +9,10 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::vm::succeed;
 
-/// /An address for documentation (RFC 5737). A loopback address would not do, because dockerd checks no certificates there.
+/// An address for documentation (RFC 5737). A loopback address would not do, because dockerd checks no certificates there.
 pub const ADDRESS: &str = "192.0.2.1";
 
-/// /Runs a test in a thread with private mounts and a private network: `/etc` and `/var/lib` are writable copies, `/run` is empty,
+/// Runs a test in a thread with private mounts and a private network: `/etc` and `/var/lib` are writable copies, `/run` is empty,
 /// and the network has only [`ADDRESS`] and the loopback. The empty cgroups of the runtimes (`docker`, `libpod_parent`, `default`)
 /// stay, because other tests may use them.
 pub fn privately(test: impl FnOnce() + Send + 'static) {
@@ -36,7 +36,7 @@ pub fn privately(test: impl FnOnce() + Send + 'static) {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
-/// /Replaces the machine's configuration of docker and of the programs on containers/image by a minimal one.
+/// Replaces the machine's configuration of docker and of the programs on containers/image by a minimal one.
 fn forget_configuration() {
     for folder in ["/etc/docker", "/etc/containers"] {
         let _ = fs::remove_dir_all(folder);
@@ -49,7 +49,7 @@ fn mount_on(source: Option<&str>, target: &str, kind: Option<&str>, flags: MsFla
     mount(source, Path::new(target), kind, flags, options).unwrap_or_else(|error| panic!("mount {kind:?} on {target}: {error}"));
 }
 
-/// /Runs a test in a thread with a private `tmpfs` on `folder`, mounted with these options.
+/// Runs a test in a thread with a private `tmpfs` on `folder`, mounted with these options.
 pub fn on_tmpfs(folder: &Path, options: &str, test: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let run = || {
@@ -62,12 +62,12 @@ pub fn on_tmpfs(folder: &Path, options: &str, test: impl FnOnce() + Send) {
     });
 }
 
-/// /Makes the mount on `folder` read-only. Call it inside [`on_tmpfs`].
+/// Makes the mount on `folder` read-only. Call it inside [`on_tmpfs`].
 pub fn read_only(folder: &Path) {
     mount_on(None, folder.to_str().unwrap(), None, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None);
 }
 
-/// /Runs a test in a thread with another `/proc/cpuinfo` and a `/dev` that has `/dev/null` and, on request, a `/dev/kvm` that can
+/// Runs a test in a thread with another `/proc/cpuinfo` and a `/dev` that has `/dev/null` and, on request, a `/dev/kvm` that can
 /// be opened and does nothing. Puts the files into `folder`.
 pub fn with_kvm(folder: &Path, kvm: bool, cpuinfo: &str, test: impl FnOnce() + Send) {
     std::thread::scope(|scope| {

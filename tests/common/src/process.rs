@@ -5,27 +5,27 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-/// /Bytes by which an attack may increase the server's memory.
+/// Bytes by which an attack may increase the server's memory.
 pub const GROWTH: u64 = 64 << 20;
 
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
-    /// /Every address it listens on, in the order of the arguments. The first is a loopback address.
+    /// Every address it listens on, in the order of the arguments. The first is a loopback address.
     pub addresses: Vec<SocketAddr>,
-    /// /The log, with one event per line.
+    /// The log, with one event per line.
     pub events: PathBuf,
     _dir: tempfile::TempDir,
     before: u64,
 }
 
 impl Process {
-    /// /Serves the layout over plain HTTP.
+    /// Serves the layout over plain HTTP.
     pub fn start(layout: &Path) -> Self {
         Self::start_with(layout, &["--tls", "off"], None)
     }
 
-    /// /Serves with these arguments and with a limit on file descriptors.
+    /// Serves with these arguments and with a limit on file descriptors.
     pub fn start_with(layout: &Path, arguments: &[&str], descriptors: Option<u32>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let events = dir.path().join("events.jsonl");
@@ -45,19 +45,19 @@ impl Process {
         process
     }
 
-    /// /A value of the process's memory in bytes (proc_pid_status(5)).
+    /// A value of the process's memory in bytes (proc_pid_status(5)).
     fn memory(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
         line.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() * 1024
     }
 
-    /// /Bytes by which the peak memory exceeds the memory at the start.
+    /// Bytes by which the peak memory exceeds the memory at the start.
     pub fn growth(&self) -> u64 {
         self.memory("VmHWM").saturating_sub(self.before)
     }
 
-    /// /Asserts that the process runs and that its memory has grown by less than [`GROWTH`].
+    /// Asserts that the process runs and that its memory has grown by less than [`GROWTH`].
     pub fn check(&mut self, what: &str) {
         assert_eq!(self.child.try_wait().unwrap(), None, "{what}: the server lives");
         let growth = self.growth();
@@ -65,14 +65,14 @@ impl Process {
         println!("{what}: {} KiB", growth / 1024);
     }
 
-    /// /Ends the process gracefully and waits for it.
+    /// Ends the process gracefully and waits for it.
     pub fn stop(&mut self) {
         let id = i32::try_from(self.child.id()).unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM).unwrap();
         assert!(self.child.wait().unwrap().success());
     }
 
-    /// /The number of open file descriptors.
+    /// The number of open file descriptors.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }

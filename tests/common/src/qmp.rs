@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-/// /Arguments of `run` that make QEMU listen at `path`.
+/// Arguments of `run` that make QEMU listen at `path`.
 pub fn arguments(path: &Path) -> [String; 2] {
     ["--qemu-arg=-qmp".to_owned(), format!("--qemu-arg=unix:{},server=on,wait=off", path.display())]
 }
@@ -14,7 +14,7 @@ pub fn arguments(path: &Path) -> [String; 2] {
 pub struct Qmp(BufReader<UnixStream>);
 
 impl Qmp {
-    /// /Connects as soon as QEMU listens.
+    /// Connects as soon as QEMU listens.
     pub fn connect(path: &Path) -> Self {
         let stream = loop {
             match UnixStream::connect(path) {
@@ -34,7 +34,7 @@ impl Qmp {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
     }
 
-    /// /Runs a command, which must succeed, and returns its result.
+    /// Runs a command, which must succeed, and returns its result.
     pub fn run(&mut self, command: &str, arguments: Value) -> Value {
         let line = json!({ "execute": command, "arguments": arguments }).to_string() + "\n";
         self.0.get_mut().write_all(line.as_bytes()).unwrap();
@@ -47,7 +47,7 @@ impl Qmp {
         }
     }
 
-    /// /Waits for an event.
+    /// Waits for an event.
     pub fn event(&mut self, name: &str) {
         while self.line()["event"] != name {}
     }

@@ -10,13 +10,13 @@ use nix::unistd::geteuid;
 use crate::child::nobody_in;
 use crate::pack::{Bench, PROGRAM, superblock, text};
 
-/// /Arguments of a boot.
+/// Arguments of a boot.
 const BOOT: [&str; 5] = ["run", "--accel", "tcg", "--initramfs", "initramfs"];
 
-/// /The id of an unprivileged user.
+/// The id of an unprivileged user.
 const NOBODY: u32 = 65534;
 
-/// /A folder with a disk, a kernel and an initramfs that pass the checks before QEMU starts.
+/// A folder with a disk, a kernel and an initramfs that pass the checks before QEMU starts.
 pub fn folder() -> Bench {
     let bench = Bench::default();
     for name in ["kernel", "initramfs"] {
@@ -36,26 +36,26 @@ pub fn folder() -> Bench {
     bench
 }
 
-/// /`localregistry run ARGUMENTS`, which must leave no file and no process.
+/// `localregistry run ARGUMENTS`, which must leave no file and no process.
 pub fn run(bench: &Bench, arguments: &[&str]) -> Output {
     let mut command = bench.command(&[&["run"], arguments].concat());
     nothing_left(bench, command.env("XDG_RUNTIME_DIR", bench.path("runtime")))
 }
 
-/// /Boots with the folder's initramfs and, by default, its kernel. Returns exit status and standard error.
+/// Boots with the folder's initramfs and, by default, its kernel. Returns exit status and standard error.
 pub fn boot(bench: &Bench, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = bench.command(&[&BOOT, kernel(arguments), arguments].concat());
     said(&nothing_left(bench, command.env("XDG_RUNTIME_DIR", bench.path("runtime"))))
 }
 
-/// /Like [`boot`], as an unprivileged user with this runtime folder. That user owns the folder `theirs`.
+/// Like [`boot`], as an unprivileged user with this runtime folder. That user owns the folder `theirs`.
 pub fn as_nobody(bench: &Bench, runtime: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = nobody(bench);
     command.args(BOOT).args(kernel(arguments)).args(arguments).env("XDG_RUNTIME_DIR", bench.path(runtime));
     said(&nothing_left(bench, &mut command))
 }
 
-/// /`localregistry` in the folder, as an unprivileged user.
+/// `localregistry` in the folder, as an unprivileged user.
 pub fn nobody(bench: &Bench) -> Command {
     // Other users cannot read root's files, so the program is copied.
     let program = bench.path("localregistry");

@@ -9,32 +9,32 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// /The MAC address of the host.
+/// The MAC address of the host.
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
-/// /How long to wait for a frame.
+/// How long to wait for a frame.
 const PATIENCE: Duration = Duration::from_secs(120);
 const BROADCAST: [u8; 6] = [0xff; 6];
 const ARP: [u8; 2] = [8, 6];
 const IPV4: [u8; 2] = [8, 0];
 const IPV6: [u8; 2] = [0x86, 0xdd];
 
-/// /How the host behaves.
+/// How the host behaves.
 #[derive(Default)]
 pub struct Behaviour {
-    /// /The address that DHCP leases, with the seconds until the lease ends, until T1 and until T2. With `None` the server is
+    /// The address that DHCP leases, with the seconds until the lease ends, until T1 and until T2. With `None` the server is
     /// silent.
     pub lease: Option<(Ipv4Addr, [u32; 3])>,
-    /// /Answers the next request with NAK and leases this address from then on.
+    /// Answers the next request with NAK and leases this address from then on.
     pub nak: Option<Ipv4Addr>,
-    /// /Answers every request with NAK.
+    /// Answers every request with NAK.
     pub naks: bool,
-    /// /Offers a declined address again.
+    /// Offers a declined address again.
     pub stubborn: bool,
-    /// /The /64 prefix in the answer to router solicitations.
+    /// The /64 prefix in the answer to router solicitations.
     pub router: Option<Ipv6Addr>,
-    /// /Addresses that the host claims.
+    /// Addresses that the host claims.
     pub taken: Vec<IpAddr>,
-    /// /The messages of the DHCP clients.
+    /// The messages of the DHCP clients.
     pub heard: Vec<String>,
 }
 
@@ -46,7 +46,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// /Listens at `path` for one appliance after another.
+    /// Listens at `path` for one appliance after another.
     pub fn at(path: &Path) -> Self {
         let listener = UnixListener::bind(path).unwrap();
         let (sender, frames) = channel();
@@ -62,32 +62,32 @@ impl Segment {
         segment
     }
 
-    /// /The argument of `--net` for this link.
+    /// The argument of `--net` for this link.
     pub fn net(&self, options: &str) -> String {
         format!("stream={}{options}", self.path.display())
     }
 
-    /// /Changes the host's behaviour.
+    /// Changes the host's behaviour.
     pub fn set(&self, change: impl FnOnce(&mut Behaviour)) {
         change(&mut self.behaviour.lock().unwrap());
     }
 
-    /// /Takes the messages of the DHCP clients since the last call.
+    /// Takes the messages of the DHCP clients since the last call.
     pub fn heard(&self) -> Vec<String> {
         std::mem::take(&mut self.behaviour.lock().unwrap().heard)
     }
 
-    /// /Broadcasts a frame.
+    /// Broadcasts a frame.
     pub fn send(&self, kind: [u8; 2], content: &[u8]) {
         write(&self.wire, &frame(BROADCAST, kind, content));
     }
 
-    /// /Discards the frames received so far.
+    /// Discards the frames received so far.
     pub fn forget(&self) {
         self.frames.lock().unwrap().try_iter().for_each(drop);
     }
 
-    /// /Waits for a frame for which `of` returns a value.
+    /// Waits for a frame for which `of` returns a value.
     pub fn receive<T>(&self, what: &str, mut of: impl FnMut(&[u8]) -> Option<T>) -> T {
         let frames = self.frames.lock().unwrap();
         loop {
@@ -98,7 +98,7 @@ impl Segment {
         }
     }
 
-    /// /Resolves `target` to a MAC address by ARP, in this VLAN.
+    /// Resolves `target` to a MAC address by ARP, in this VLAN.
     pub fn resolve(&self, target: Ipv4Addr, vlan: Option<u16>) -> [u8; 6] {
         let [a, b, c, _] = target.octets();
         let tag = vlan.map_or_else(Vec::new, |id| [&[0x81, 0][..], &id.to_be_bytes()].concat());
@@ -113,12 +113,12 @@ impl Segment {
         })
     }
 
-    /// /Sends a router advertisement with the /64 `prefix` (RFC 4861, section 4.2).
+    /// Sends a router advertisement with the /64 `prefix` (RFC 4861, section 4.2).
     pub fn advertise(&self, prefix: Ipv6Addr) {
         self.send(IPV6, &advertisement(prefix));
     }
 
-    /// /Sends an echo request from another network (RFC 4443, section 4.1), and waits for a solicitation of `gateway`.
+    /// Sends an echo request from another network (RFC 4443, section 4.1), and waits for a solicitation of `gateway`.
     pub fn echo(&self, to: (Ipv6Addr, [u8; 6]), gateway: Ipv6Addr) {
         self.forget();
         let from = "2001:db8::7".parse().unwrap();
@@ -129,7 +129,7 @@ impl Segment {
         });
     }
 
-    /// /Opens a TCP connection from another network to `to`, port 5000. Returns the MAC address that the answer goes to, and its
+    /// Opens a TCP connection from another network to `to`, port 5000. Returns the MAC address that the answer goes to, and its
     /// maximum segment size.
     pub fn syn(&self, to: (Ipv4Addr, [u8; 6])) -> ([u8; 6], u16) {
         let from = Ipv4Addr::new(198, 51, 100, 7);
@@ -201,12 +201,12 @@ fn answer(frame: &[u8], behaviour: &mut Behaviour) -> Option<Vec<u8>> {
     }
 }
 
-/// /The DHCP server's address. It must be among the claimed addresses to receive requests.
+/// The DHCP server's address. It must be among the claimed addresses to receive requests.
 pub fn server() -> Ipv4Addr {
     Ipv4Addr::new(10, 91, 0, 1)
 }
 
-/// /The reply to a client's packet that was sent to `to`, and the address that the reply goes to.
+/// The reply to a client's packet that was sent to `to`, and the address that the reply goes to.
 fn dhcp(packet: &[u8], to: Ipv4Addr, behaviour: &mut Behaviour) -> Option<(Vec<u8>, Ipv4Addr)> {
     let own = Ipv4Addr::from(<[u8; 4]>::try_from(packet.get(12..16)?).ok()?);
     let option = |code: u8| {
@@ -274,7 +274,7 @@ fn arp(operation: u8, sender: Ipv4Addr, target_mac: [u8; 6], target: Ipv4Addr) -
     [&[0, 1, 8, 0, 6, 4, 0, operation][..], &MAC, &sender.octets(), &target_mac, &target.octets()].concat()
 }
 
-/// /An IPv4 packet.
+/// An IPv4 packet.
 pub fn ip4(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, content: &[u8]) -> Vec<u8> {
     let length = u16::try_from(20 + content.len()).unwrap().to_be_bytes();
     let mut head = [&[0x45, 0][..], &length, &[0, 0, 0, 0, 64, protocol, 0, 0], &from.octets(), &to.octets()].concat();
@@ -283,12 +283,12 @@ pub fn ip4(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, content: &[u8]) -> Vec<u8
     [&head[..], content].concat()
 }
 
-/// /An ICMPv6 message to all nodes (RFC 4443).
+/// An ICMPv6 message to all nodes (RFC 4443).
 fn icmp6(from: Ipv6Addr, message: Vec<u8>) -> Vec<u8> {
     icmp6_to(from, "ff02::1".parse().unwrap(), message)
 }
 
-/// /A router advertisement of the /64 `prefix`.
+/// A router advertisement of the /64 `prefix`.
 fn advertisement(prefix: Ipv6Addr) -> Vec<u8> {
     let mut message = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
     message.extend([3, 4, 64, 0xc0, 0, 0, 14, 16, 0, 0, 14, 16, 0, 0, 0, 0]);
@@ -304,7 +304,7 @@ fn icmp6_to(from: Ipv6Addr, to: Ipv6Addr, mut message: Vec<u8>) -> Vec<u8> {
     [&[0x60, 0, 0, 0][..], &length, &[58, 255], &from.octets(), &to.octets(), &message].concat()
 }
 
-/// /The Internet checksum (RFC 1071).
+/// The Internet checksum (RFC 1071).
 pub fn checksum(bytes: &[u8]) -> [u8; 2] {
     let pairs = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let sum: u32 = pairs.sum();

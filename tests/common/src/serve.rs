@@ -9,17 +9,17 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// /A running `localregistry serve`. Ends it gracefully on drop.
+/// A running `localregistry serve`. Ends it gracefully on drop.
 pub struct Serving {
     child: Child,
-    /// /The ready line.
+    /// The ready line.
     pub ready: Value,
-    /// /The working directory, with ca.crt.
+    /// The working directory, with ca.crt.
     pub folder: TempDir,
 }
 
 impl Serving {
-    /// /Serves the layout on a free port with additional arguments.
+    /// Serves the layout on a free port with additional arguments.
     pub fn start(layout: &Path, folder: TempDir, arguments: &[&str]) -> Self {
         let mut command = crate::program(crate::pack::PROGRAM);
         command.current_dir(folder.path()).args(["serve", "--json", "--quiet", "--listen", "127.0.0.1:0"]);
@@ -38,7 +38,7 @@ impl Serving {
         self.ready["endpoints"][0].as_str().unwrap().split_once("://").unwrap().1.to_owned()
     }
 
-    /// /Copies an image with skopeo, which trusts the CA in the folder, into the subfolder `to`.
+    /// Copies an image with skopeo, which trusts the CA in the folder, into the subfolder `to`.
     pub fn pull(&self, image: &str, to: &str, arguments: &[&str]) -> Output {
         let folder = self.folder.path();
         let mut command = crate::program("skopeo");
@@ -49,7 +49,7 @@ impl Serving {
         command.output().unwrap()
     }
 
-    /// /The folder that [`Self::pull`] writes.
+    /// The folder that [`Self::pull`] writes.
     pub fn pulled(&self, to: &str) -> PathBuf {
         self.folder.path().join(to)
     }

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 pub struct Server {
     pub plain: SocketAddr,
     pub tls: SocketAddr,
-    /// /The separate port of health, metrics and the CA, if any.
+    /// The separate port of health, metrics and the CA, if any.
     pub observed: Option<SocketAddr>,
     pub ca_pem: String,
     pub registry: Arc<Registry>,
@@ -32,30 +32,30 @@ pub struct Server {
     thread: Option<std::thread::JoinHandle<Totals>>,
 }
 
-/// /Settings that differ from the defaults.
+/// Settings that differ from the defaults.
 #[derive(Default)]
 pub struct Setup {
     pub limits: Limits,
     pub auth: Auth,
     pub clients: Option<ClientCa>,
-    /// /Whether health, metrics and the CA have a separate port.
+    /// Whether health, metrics and the CA have a separate port.
     pub own_port: bool,
-    /// /Whether digests are verified.
+    /// Whether digests are verified.
     pub verify: bool,
 }
 
 impl Server {
-    /// /Serves the layout on a plain and a TLS port, in a separate runtime.
+    /// Serves the layout on a plain and a TLS port, in a separate runtime.
     pub fn start(layout: &Path) -> Self {
         Self::start_with(layout, Limits::default())
     }
 
-    /// /Serves with these limits.
+    /// Serves with these limits.
     pub fn start_with(layout: &Path, limits: Limits) -> Self {
         Self::start_as(layout, Setup { limits, ..Setup::default() })
     }
 
-    /// /Serves with this setup.
+    /// Serves with this setup.
     pub fn start_as(layout: &Path, setup: Setup) -> Self {
         let (events, queue) = Events::queue();
         let authority = Arc::new(Authority::generate("test").unwrap());
@@ -104,7 +104,7 @@ impl Server {
         }
     }
 
-    /// /Waits for the next logged request.
+    /// Waits for the next logged request.
     pub fn logged(&self) -> Request {
         loop {
             if let Some(event::Event::Request(request)) = self.events.recv_timeout(Duration::from_secs(60)).unwrap().event {
@@ -113,7 +113,7 @@ impl Server {
         }
     }
 
-    /// /The next request that is already logged.
+    /// The next request that is already logged.
     pub fn logged_already(&self) -> Option<Request> {
         self.events.try_iter().find_map(|event| match event.event {
             Some(event::Event::Request(request)) => Some(request),
@@ -121,12 +121,12 @@ impl Server {
         })
     }
 
-    /// /Waits for the next event.
+    /// Waits for the next event.
     pub fn event(&self) -> event::Event {
         self.events.recv_timeout(Duration::from_secs(60)).unwrap().event.unwrap()
     }
 
-    /// /Stops accepting, waits up to `drain` for transfers, and returns the totals.
+    /// Stops accepting, waits up to `drain` for transfers, and returns the totals.
     pub fn stop(mut self, drain: Duration) -> Totals {
         self.stop.take().unwrap().send(drain).unwrap();
         self.thread.take().unwrap().join().unwrap()

@@ -14,7 +14,7 @@ pub const BIG: usize = 8 << 20;
 
 pub struct Target {
     pub process: Process,
-    /// /Path of a blob of [`BIG`] bytes, and of one of 100,000 bytes.
+    /// Path of a blob of [`BIG`] bytes, and of one of 100,000 bytes.
     pub big: String,
     pub small: String,
     _layout: Layout,
@@ -36,7 +36,7 @@ pub fn target() -> Target {
 }
 
 impl Target {
-    /// /Runs an attack while another client is served.
+    /// Runs an attack while another client is served.
     pub fn survives<T: Send>(&mut self, what: &str, attack: impl FnOnce(SocketAddr) -> T + Send) -> T {
         let address = self.process.address;
         let result = std::thread::scope(|scope| {
@@ -52,14 +52,14 @@ impl Target {
         result
     }
 
-    /// /Sends what `next` returns for each number below `count`.
+    /// Sends what `next` returns for each number below `count`.
     pub fn flood(&mut self, what: &str, count: u32, mut next: impl FnMut(u32) -> Vec<u8> + Send) -> End {
         let mut at = 0..count;
         self.survives(what, |address| Peer::new(address).flood(|| at.next().map(&mut next)))
     }
 }
 
-/// /Timeouts short enough for a test, and long enough for a good client on a busy machine.
+/// Timeouts short enough for a test, and long enough for a good client on a busy machine.
 pub fn short() -> Limits {
     Limits { stall: Duration::from_secs(3), ping: Duration::from_secs(3), ..Limits::default() }
 }

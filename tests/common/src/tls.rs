@@ -15,7 +15,7 @@ use rustls::{
     SignatureScheme, StreamOwned, SupportedCipherSuite,
 };
 
-/// /Accepts every certificate.
+/// Accepts every certificate.
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 
@@ -75,13 +75,13 @@ fn connection(config: ClientConfig, stream: &mut TcpStream) -> ClientConnection 
     connection
 }
 
-/// /Opens a session without verifying the certificate.
+/// Opens a session without verifying the certificate.
 pub fn anybody(mut stream: TcpStream) -> StreamOwned<ClientConnection, TcpStream> {
     let connection = connection(config(ring::default_provider().cipher_suites), &mut stream);
     StreamOwned::new(connection, stream)
 }
 
-/// /A record with a ClientHello (RFC 5246, section 7.4.1.2) of this version with these cipher suites, X25519, and ECDSA with
+/// A record with a ClientHello (RFC 5246, section 7.4.1.2) of this version with these cipher suites, X25519, and ECDSA with
 /// P-256.
 pub fn hello(version: u16, suites: &[u16]) -> Vec<u8> {
     let counted = |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
@@ -99,7 +99,7 @@ pub fn hello(version: u16, suites: &[u16]) -> Vec<u8> {
     [&[0x16, 0x03, 0x01][..], &counted(&message)].concat()
 }
 
-/// /A TLS 1.2 session whose records the test writes and reads.
+/// A TLS 1.2 session whose records the test writes and reads.
 pub struct Session {
     stream: TcpStream,
     encrypter: Box<dyn MessageEncrypter>,
@@ -109,7 +109,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// /Completes the handshake and extracts the keys.
+    /// Completes the handshake and extracts the keys.
     pub fn start(mut stream: TcpStream) -> Self {
         let suite = ring::cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256;
         let SupportedCipherSuite::Tls12(tls12) = suite else { panic!("a suite of TLS 1.2") };
@@ -128,7 +128,7 @@ impl Session {
         Self { stream, encrypter, decrypter: tls12.aead_alg.decrypter(peer_key, &peer_iv), sent, received }
     }
 
-    /// /Sends a record: type 21 is an alert, 22 a handshake message, 23 data.
+    /// Sends a record: type 21 is an alert, 22 a handshake message, 23 data.
     pub fn send(&mut self, kind: u8, bytes: &[u8]) {
         let payload = OutboundChunks::Single(bytes);
         let message = OutboundPlainMessage { typ: ContentType::from(kind), version: ProtocolVersion::TLSv1_2, payload };
@@ -137,7 +137,7 @@ impl Session {
         self.stream.write_all(&record.encode()).unwrap();
     }
 
-    /// /Reads the next record.
+    /// Reads the next record.
     pub fn receive(&mut self) -> (u8, Vec<u8>) {
         let mut head = [0; 5];
         self.stream.read_exact(&mut head).unwrap();
@@ -149,7 +149,7 @@ impl Session {
         (head[0], plain.payload.to_vec())
     }
 
-    /// /Whether the connection ends without another record.
+    /// Whether the connection ends without another record.
     pub fn closed(&mut self) -> bool {
         self.stream.read(&mut [0]).map_or_else(|error| error.kind() == std::io::ErrorKind::ConnectionReset, |count| count == 0)
     }

@@ -17,7 +17,7 @@ use crate::layout::{Layout, Stored};
 use crate::pack::Bench;
 use localregistry::oci::Digest;
 
-/// /A received request.
+/// A received request.
 #[derive(Debug, Clone)]
 pub struct Asked {
     pub method: String,
@@ -32,13 +32,13 @@ impl Asked {
     }
 }
 
-/// /A response to send.
+/// A response to send.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
-    /// /Closes the connection after this many bytes of the body.
+    /// Closes the connection after this many bytes of the body.
     pub cut: Option<usize>,
 }
 
@@ -58,19 +58,19 @@ impl Answer {
     }
 }
 
-/// /A scripted server on a free port.
+/// A scripted server on a free port.
 pub struct Upstream {
     pub address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Upstream {
-    /// /Serves plain HTTP.
+    /// Serves plain HTTP.
     pub fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         Self::start_on("127.0.0.1:0", None, answer)
     }
 
-    /// /Serves TLS if a certificate and key are given in PEM.
+    /// Serves TLS if a certificate and key are given in PEM.
     pub fn start_on(address: &str, tls: Option<(&str, &str)>, answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
@@ -93,12 +93,12 @@ impl Upstream {
         Self { address, asked }
     }
 
-    /// /The requests so far.
+    /// The requests so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 
-    /// /The targets of the requests so far.
+    /// The targets of the requests so far.
     pub fn targets(&self) -> Vec<String> {
         self.asked().into_iter().map(|asked| asked.target).collect()
     }
@@ -153,7 +153,7 @@ fn request(stream: &mut impl BufRead) -> Option<Asked> {
     Some(asked)
 }
 
-/// /A CONNECT proxy (RFC 9110, section 9.3.6), and the methods and targets of its requests.
+/// A CONNECT proxy (RFC 9110, section 9.3.6), and the methods and targets of its requests.
 pub fn proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -173,7 +173,7 @@ pub fn proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     (address, asked)
 }
 
-/// /The content of a registry: blobs of a layout, and tags.
+/// The content of a registry: blobs of a layout, and tags.
 pub struct Images {
     blobs: PathBuf,
     tags: HashMap<String, String>,
@@ -181,13 +181,13 @@ pub struct Images {
 }
 
 impl Images {
-    /// /The layout's blobs, and these tags with their digests.
+    /// The layout's blobs, and these tags with their digests.
     pub fn new(layout: &Layout, tags: &[(&str, &str)]) -> Self {
         let tags = tags.iter().map(|(tag, digest)| ((*tag).to_owned(), (*digest).to_owned())).collect();
         Self { blobs: layout.path().to_owned(), tags, referrers: Vec::new() }
     }
 
-    /// /The registry's response, for any repository.
+    /// The registry's response, for any repository.
     pub fn answer(&self, asked: &Asked) -> Answer {
         let (_, rest) = asked.target.split_once("/v2/").unwrap();
         if rest.is_empty() {
@@ -216,12 +216,12 @@ impl Images {
     }
 }
 
-/// /The layer of the image, which is larger than one read.
+/// The layer of the image, which is larger than one read.
 pub fn layer() -> Vec<u8> {
     (0..1_000_000_u32).flat_map(|n| [(n % 251) as u8]).collect()
 }
 
-/// /A registry with the image `a/b:1`. It sends the response of `fault`, or the correct one if that returns `None`.
+/// A registry with the image `a/b:1`. It sends the response of `fault`, or the correct one if that returns `None`.
 pub fn registry(fault: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static) -> (Layout, Stored, Upstream) {
     let layout = Layout::default();
     let image = layout.manifest(&[&layer()]);
@@ -230,15 +230,15 @@ pub fn registry(fault: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static
     (layout, image, upstream)
 }
 
-/// /The target of the layer.
+/// The target of the layer.
 pub fn blob_target() -> String {
     format!("/v2/a/b/blobs/{}", Digest::sha256_of(&layer()))
 }
 
-/// /The target of the manifest.
+/// The target of the manifest.
 pub const MANIFEST: &str = "/v2/a/b/manifests/1";
 
-/// /Asserts that a pull fails with this message if `fault` answers the request for `target`.
+/// Asserts that a pull fails with this message if `fault` answers the request for `target`.
 pub fn refused_with(target: &str, fault: Answer, expected: &str) {
     let target = target.to_owned();
     let (_layout, _, upstream) = registry(move |asked| (asked.target == target).then(|| fault.clone()));
@@ -249,7 +249,7 @@ pub fn refused_with(target: &str, fault: Answer, expected: &str) {
     );
 }
 
-/// /Debian's docker-registry on a free port, with temporary storage.
+/// Debian's docker-registry on a free port, with temporary storage.
 pub struct DockerRegistry {
     child: Child,
     pub address: String,
@@ -257,7 +257,7 @@ pub struct DockerRegistry {
 }
 
 impl DockerRegistry {
-    /// /Starts it, with these users (`htpasswd -B`) if any.
+    /// Starts it, with these users (`htpasswd -B`) if any.
     pub fn start(users: Option<&Path>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("storage");
@@ -285,7 +285,7 @@ impl DockerRegistry {
         Self { child, address, _dir: dir }
     }
 
-    /// /Pushes an image of a layout with skopeo, unchanged.
+    /// Pushes an image of a layout with skopeo, unchanged.
     pub fn push(&self, layout: &Path, name: &str, to: &str, arguments: &[&str]) {
         let mut command = crate::program("skopeo");
         command.env("HOME", layout).env("XDG_RUNTIME_DIR", layout).env("REGISTRY_AUTH_FILE", layout.join("none.json"));

@@ -17,12 +17,12 @@ use tempfile::TempDir;
 
 use crate::pack::{PROGRAM, digest_of};
 
-/// /A machine that has reported that it is ready.
+/// A machine that has reported that it is ready.
 pub struct Vm {
     pub dir: TempDir,
     pub address: String,
     pub ready: Value,
-    /// /The number of events read so far.
+    /// The number of events read so far.
     seen: Cell<usize>,
     run: Option<Child>,
 }
@@ -31,7 +31,7 @@ pub struct Vm {
 pub struct Ended {
     pub status: Option<i32>,
     pub stderr: String,
-    /// /The content of the file `console`, if it exists.
+    /// The content of the file `console`, if it exists.
     pub console: String,
     pub events: Vec<event::Event>,
 }
@@ -72,7 +72,7 @@ fn ended(dir: &Path, status: Option<i32>) -> Ended {
     }
 }
 
-/// /Runs a disk to the end. The machine must not become ready.
+/// Runs a disk to the end. The machine must not become ready.
 pub fn fails(disk: &Path, arguments: &[&str]) -> Ended {
     let dir = tempfile::tempdir().unwrap();
     let mut run = command(dir.path(), disk, arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
@@ -88,7 +88,7 @@ pub fn fails(disk: &Path, arguments: &[&str]) -> Ended {
     ended(dir.path(), status.code())
 }
 
-/// /A QEMU whose arguments this line of bash changes, for faults that `run` has no option for.
+/// A QEMU whose arguments this line of bash changes, for faults that `run` has no option for.
 pub fn qemu_changed(dir: &Path, change: &str) -> String {
     let path = dir.join("qemu");
     fs::write(&path, format!("#!/bin/bash\n{change}\nexec qemu-system-x86_64 \"${{args[@]}}\"\n")).unwrap();
@@ -97,7 +97,7 @@ pub fn qemu_changed(dir: &Path, change: &str) -> String {
 }
 
 impl Vm {
-    /// /Boots a disk and waits for the ready line.
+    /// Boots a disk and waits for the ready line.
     pub fn boot(disk: &Path, arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let line = dir.path().join("ready");
@@ -121,7 +121,7 @@ impl Vm {
         self.dir.path().join(name)
     }
 
-    /// /Waits for the next unread event for which `of` returns a value.
+    /// Waits for the next unread event for which `of` returns a value.
     pub fn event<T>(&self, what: &str, of: impl Fn(&event::Event) -> Option<T>) -> T {
         let deadline = Instant::now() + Duration::from_secs(180);
         loop {
@@ -143,13 +143,13 @@ impl Vm {
         kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
     }
 
-    /// /Sends SIGTERM or SIGINT and waits for the end.
+    /// Sends SIGTERM or SIGINT and waits for the end.
     pub fn stop(self, by: Signal) -> Ended {
         self.signal(by);
         self.end()
     }
 
-    /// /Waits until the file `console` contains these words.
+    /// Waits until the file `console` contains these words.
     pub fn console(&self, words: &str) {
         let deadline = Instant::now() + Duration::from_secs(180);
         while !fs::read_to_string(self.path("console")).unwrap().contains(words) {
@@ -158,7 +158,7 @@ impl Vm {
         }
     }
 
-    /// /Waits until the machine ends by itself.
+    /// Waits until the machine ends by itself.
     pub fn end(mut self) -> Ended {
         let status = self.run.take().unwrap().wait().unwrap();
         ended(self.dir.path(), status.code())
@@ -174,20 +174,20 @@ impl Drop for Vm {
     }
 }
 
-/// /Copies the content of the folder `from` into `to`, which it creates.
+/// Copies the content of the folder `from` into `to`, which it creates.
 pub fn copy_into(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     succeed(crate::program("cp").arg("-r").arg(from.join(".")).arg(to));
 }
 
-/// /Runs a program, which must succeed, and returns its standard output.
+/// Runs a program, which must succeed, and returns its standard output.
 pub fn succeed(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// /skopeo, trusting only the CAs in `certs`.
+/// skopeo, trusting only the CAs in `certs`.
 pub fn skopeo(arguments: &[&str], folder: &Path) -> Command {
     let mut command = crate::program("skopeo");
     // `--cert-dir` adds to the system's CAs, so those are hidden.
@@ -197,7 +197,7 @@ pub fn skopeo(arguments: &[&str], folder: &Path) -> Command {
     command
 }
 
-/// /A containerd with private root, state and socket.
+/// A containerd with private root, state and socket.
 pub struct Containerd {
     dir: TempDir,
     daemon: Child,
@@ -208,12 +208,12 @@ impl Containerd {
         Self::start_with(&[], "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n", "")
     }
 
-    /// /Starts it with the CRI plugin, which uses the hosts of [`Self::host`].
+    /// Starts it with the CRI plugin, which uses the hosts of [`Self::host`].
     pub fn start_with_cri() -> Self {
         Self::start_with_cri_by(&[])
     }
 
-    /// /Starts it with the CRI plugin through a wrapper command.
+    /// Starts it with the CRI plugin through a wrapper command.
     pub fn start_with_cri_by(by: &[&str]) -> Self {
         Self::start_with(by, "", "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"CERTS\"\n")
     }
@@ -248,25 +248,25 @@ impl Containerd {
         command
     }
 
-    /// /The actual digest of each blob in the content store, by the digest in its path.
+    /// The actual digest of each blob in the content store, by the digest in its path.
     pub fn content(&self) -> BTreeMap<String, String> {
         let blobs = self.dir.path().join("root/io.containerd.content.v1.content/blobs/sha256");
         let entries = fs::read_dir(blobs).unwrap().map(|entry| entry.unwrap());
         entries.map(|entry| (format!("sha256:{}", entry.file_name().display()), digest_of(&entry.path()))).collect()
     }
 
-    /// /The blob with this digest in the content store, if it is JSON.
+    /// The blob with this digest in the content store, if it is JSON.
     pub fn json(&self, digest: &str) -> Option<Value> {
         let path = self.dir.path().join("root/io.containerd.content.v1.content/blobs").join(digest.replace(':', "/"));
         serde_json::from_slice(&fs::read(path).unwrap()).ok()
     }
 
-    /// /The path of the daemon's socket.
+    /// The path of the daemon's socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("socket")
     }
 
-    /// /Makes `address`, trusted through `ca`, the only host of `registry`.
+    /// Makes `address`, trusted through `ca`, the only host of `registry`.
     pub fn host(&self, registry: &str, address: &str, ca: &Path) {
         let folder = self.dir.path().join("certs.d").join(registry);
         fs::create_dir_all(&folder).unwrap();
@@ -276,24 +276,24 @@ impl Containerd {
         fs::write(folder.join("hosts.toml"), toml).unwrap();
     }
 
-    /// /Uses the host folders in `certs`, as a trust bundle has them.
+    /// Uses the host folders in `certs`, as a trust bundle has them.
     pub fn take_hosts(&self, certs: &Path) {
         copy_into(certs, &self.dir.path().join("certs.d"));
     }
 
-    /// /`ctr ARGUMENTS --hosts-dir … IMAGE` with the configured hosts.
+    /// `ctr ARGUMENTS --hosts-dir … IMAGE` with the configured hosts.
     pub fn fetch(&self, arguments: &[&str], image: &str) -> Command {
         let mut command = self.ctr(arguments);
         command.arg("--hosts-dir").arg(self.dir.path().join("certs.d")).arg(image);
         command
     }
 
-    /// /Pulls an image from `address`, trusting only `ca`.
+    /// Pulls an image from `address`, trusting only `ca`.
     pub fn pull(&self, address: &str, image: &str, ca: &Path) -> Output {
         self.pull_with(address, image, ca, &[])
     }
 
-    /// /Like [`Self::pull`], with additional arguments.
+    /// Like [`Self::pull`], with additional arguments.
     pub fn pull_with(&self, address: &str, image: &str, ca: &Path, arguments: &[&str]) -> Output {
         self.host(address, address, ca);
         self.fetch(&[&["images", "pull"], arguments].concat(), &format!("{address}/{image}")).output().unwrap()

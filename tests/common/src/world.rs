@@ -16,21 +16,21 @@ use crate::private::ADDRESS;
 use crate::process::Process;
 use crate::vm::succeed;
 
-/// /The output of a container of the image.
+/// The output of a container of the image.
 pub const GREETING: &str = concat!("hello from localregistry ", env!("CARGO_PKG_VERSION"), "\n");
 
-/// /The served images.
+/// The served images.
 pub struct Images {
     pub layout: Layout,
     /// `test/multi:1`, `docker.io/library/hello:1` and `docker.io/library/mirrored:1`: an index of two manifests.
     pub index: Stored,
-    /// /Digest of the index's manifest for this machine.
+    /// Digest of the index's manifest for this machine.
     pub amd64: String,
-    /// /Digest of that manifest's config.
+    /// Digest of that manifest's config.
     pub config: String,
     /// `test/multi:artifact`, whose subject is the index.
     pub artifact: Stored,
-    /// /An untagged artifact, whose subject is `artifact`.
+    /// An untagged artifact, whose subject is `artifact`.
     pub signature: Stored,
 }
 
@@ -71,7 +71,7 @@ pub fn blob(layout: &Path, digest: &str) -> PathBuf {
     layout.join("blobs").join(digest.replace(':', "/"))
 }
 
-/// /Two servers with different CAs, and a folder for a client.
+/// Two servers with different CAs, and a folder for a client.
 pub struct World {
     pub bench: Bench,
     pub images: Images,
@@ -100,7 +100,7 @@ impl Default for World {
 }
 
 impl World {
-    /// /The address of the server with the other CA.
+    /// The address of the server with the other CA.
     pub fn untrusted(&self) -> String {
         self.other.addresses[1].to_string()
     }
@@ -113,21 +113,21 @@ impl World {
         self.path("certs/ca.crt")
     }
 
-    /// /A configuration for the clients on containers/image: the server mirrors docker.io under a path.
+    /// A configuration for the clients on containers/image: the server mirrors docker.io under a path.
     pub fn mirror(&self) -> PathBuf {
         let mirror =
             format!("[[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"{}/docker.io\"\n", self.address);
         self.bench.file("mirror.conf", mirror.as_bytes())
     }
 
-    /// /Sends a request to the first server without a real client.
+    /// Sends a request to the first server without a real client.
     pub fn get(&self, target: &str) -> Response {
         let ca = fs::read_to_string(self.ca()).unwrap();
         let config = certificates::client(&ca, &rustls::version::TLS13, None);
         certificates::send(self.address.parse().unwrap(), &config, "GET", target, &[]).unwrap()
     }
 
-    /// /Writes the trust bundle of the first server to the folder `trust`.
+    /// Writes the trust bundle of the first server to the folder `trust`.
     pub fn trust(&self) -> PathBuf {
         let mut command =
             self.bench.command(&["trust", "--endpoint", &self.address, "--ca", "certs/ca.crt", "--output", "trust"]);
@@ -140,7 +140,7 @@ impl World {
         &self.server.events
     }
 
-    /// /Ends the servers and returns every request to the first. Asserts that the other got none, because no client trusted it.
+    /// Ends the servers and returns every request to the first. Asserts that the other got none, because no client trusted it.
     pub fn requests(&mut self) -> Vec<Request> {
         self.other.stop();
         assert_eq!(requests(&self.other), []);
@@ -149,14 +149,14 @@ impl World {
     }
 }
 
-/// /The requests in a server's log.
+/// The requests in a server's log.
 pub fn requests(server: &Process) -> Vec<Request> {
     let lines = fs::read_to_string(&server.events).unwrap();
     let events = lines.lines().filter_map(|line| serde_json::from_str::<Event>(line).unwrap().event);
     events.filter_map(|event| if let event::Event::Request(request) = event { Some(request) } else { None }).collect()
 }
 
-/// /Asserts that the command fails with the message of Go's clients for an unknown CA.
+/// Asserts that the command fails with the message of Go's clients for an unknown CA.
 pub fn refused(command: &mut Command) {
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);

@@ -7,7 +7,7 @@ use proptest::sample::select;
 
 use super::content::{Content, Target};
 
-/// A connection, with all the requests made on it.
+/// A connection, with all of its requests.
 #[derive(Debug, Clone)]
 pub struct Connection {
     pub tls: bool,
@@ -17,22 +17,22 @@ pub struct Connection {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// One request after another.
+    /// Each request follows the previous response.
     Http1,
-    /// All requests are written without waiting for an answer.
+    /// All requests are written without waiting for a response.
     Pipelined,
-    /// All requests at once, each with a window of so many bytes (RFC 9113, section 6.9).
+    /// All requests at once, each with a window of this many bytes (RFC 9113, section 6.9).
     Http2 { window: u32 },
 }
 
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Place among [`Content::targets`].
+    /// Index into [`Content::targets`].
     pub target: usize,
     pub head: bool,
     pub range: Option<Range>,
     pub condition: Condition,
-    /// Whether the file is taken out of the page cache before the request.
+    /// Whether the file is evicted from the page cache before the request.
     pub evict: bool,
     pub reader: Reader,
 }
@@ -43,9 +43,9 @@ pub enum Condition {
     None,
     /// `If-Range` with the right entity tag: the range applies.
     SameRange,
-    /// `If-Range` with another tag, a weak one or a date: the range does not apply.
+    /// `If-Range` with another tag, a weak tag or a date: the range does not apply.
     OtherRange(&'static str),
-    /// `If-None-Match` with the right tag: there is nothing to send.
+    /// `If-None-Match` with the right tag: the response is 304.
     NoneMatch,
 }
 
@@ -55,20 +55,19 @@ pub enum Reader {
     Fast,
     /// Pauses after each of the first pieces.
     Slow,
-    /// Goes away after so many bytes of the body.
+    /// Disconnects after this many bytes of the body.
     Leaves(usize),
 }
 
 #[derive(Debug, Clone)]
 pub enum Range {
-    /// Ranges that have nothing to do with each other.
+    /// Independent ranges.
     List { unit: &'static str, separator: &'static str, specs: Vec<Spec> },
-    /// Ranges that follow each other: each has a length, and the distance from its end to the start of the next one, which overlaps it
-    /// if that is negative.
+    /// Consecutive ranges: each has a length and a distance to the next, which overlaps it if the distance is negative.
     Chain { start: Position, pieces: Vec<(u64, i64)> },
-    /// Many ranges of one length, each so many bytes after the one before.
+    /// Many ranges of one length at a fixed distance.
     Many { count: usize, length: u64, step: u64 },
-    /// Text that may be no range at all.
+    /// Arbitrary text.
     Text(String),
 }
 
@@ -78,9 +77,9 @@ pub enum Spec {
     Open(Position),
     Suffix(Position),
     Backwards(Position, u64),
-    /// Ends at a number that 64 bits do not hold.
+    /// Ends at a number that does not fit 64 bits.
     Endless(Position),
-    /// An empty element of the list.
+    /// An empty list element.
     Empty,
     Bad(&'static str),
 }
@@ -88,11 +87,11 @@ pub enum Spec {
 /// A position in content of any size.
 #[derive(Debug, Clone, Copy)]
 pub enum Position {
-    /// So many bytes after the start, or near a size at which the server reads.
+    /// This many bytes after the start, or near a size at which the server reads.
     Start(u64, i64),
-    /// So many 65,536ths of the size.
+    /// In 65,536ths of the size.
     Part(u16),
-    /// So many bytes before the end, or after it.
+    /// This many bytes before or after the end.
     End(i64),
 }
 
@@ -107,7 +106,7 @@ impl Position {
 }
 
 impl Range {
-    /// The value of the header, for content of `size` bytes.
+    /// The header's value for content of `size` bytes.
     pub fn header(&self, size: u64) -> String {
         let bounded = |first: u64, length: u64| format!("{first}-{}", (first + length).saturating_sub(1));
         match self {
@@ -142,7 +141,7 @@ impl Range {
 }
 
 impl Request {
-    /// The header lines, but for those of every request.
+    /// The headers of this request in addition to those of every request.
     pub fn headers(&self, target: &Target) -> Vec<(&'static str, String)> {
         let range = self.range.as_ref().map(|range| ("range", range.header(target.content.len() as u64)));
         let condition = match self.condition {
@@ -156,7 +155,7 @@ impl Request {
     }
 }
 
-/// Connections that are open at the same time.
+/// Simultaneous connections.
 pub fn connections() -> impl Strategy<Value = Vec<Connection>> {
     vec(connection(), 1..5)
 }
@@ -236,7 +235,7 @@ fn position() -> impl Strategy<Value = Position> {
     ]
 }
 
-/// A size at which the server reads, give or take two bytes.
+/// A size at which the server reads, plus or minus two bytes.
 fn near() -> impl Strategy<Value = (u64, i64)> {
     (select(vec![0, 1 << 10, 2 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 384 << 10]), -2..3_i64)
 }

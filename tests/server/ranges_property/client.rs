@@ -22,37 +22,37 @@ use tokio_rustls::TlsConnector;
 use super::cases::{Connection, Protocol, Reader, Request};
 use super::content::{Content, Target};
 
-/// Path of the request that ends each connection: bytes that do not belong to the answers before it would be taken for its answer.
+/// Path of the last request on each connection. Surplus bytes of earlier responses would be taken for its response.
 const BASE: &str = "/v2/";
-/// Bytes that the socket of a slow reader holds.
+/// Size of a slow reader's socket buffer in bytes.
 const SLOW_BUFFER: u32 = 4 << 10;
-/// Pauses that a slow reader makes for one response.
+/// Number of pauses that a slow reader makes per response.
 const PAUSES: usize = 6;
 const PAUSE: Duration = Duration::from_millis(1);
-/// How long one read may take before the server counts as stuck.
+/// Time limit of a single read, after which the server counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What a client got in answer to a request.
+/// A received response.
 #[derive(Debug)]
 pub struct Answer {
-    /// Names the request in the server's events.
+    /// Identifies the request in the server's events.
     pub user_agent: String,
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
-    /// Whether the client went away before it had all of the body.
+    /// Whether the client disconnected before it had the whole body.
     pub left: bool,
 }
 
 impl Answer {
-    /// What the head says of the length of the body, in bytes.
+    /// Length of the body in bytes according to the head.
     pub fn content_length(&self) -> Result<u64, String> {
         let length = self.headers.get(CONTENT_LENGTH).ok_or("an answer without Content-Length")?;
         length.to_str().ok().and_then(|length| length.parse().ok()).ok_or_else(|| format!("Content-Length: {length:?}"))
     }
 }
 
-/// A request as it is sent. Its user agent is its own, so that the server's event can be found.
+/// A request as it is sent. Its unique user agent identifies the server's event.
 struct Asked {
     user_agent: String,
     path: String,
@@ -90,14 +90,14 @@ impl Asked {
         request
     }
 
-    /// Says in an error which request it is about.
+    /// Adds the request to an error.
     fn named(&self, error: impl std::fmt::Display) -> String {
         let range = self.headers.get(RANGE).map(|range| String::from_utf8_lossy(range.as_bytes())).unwrap_or_default();
         format!("{} {}, Range: {range:.200}: {error}", self.method, self.path)
     }
 }
 
-/// Where the server is.
+/// The address of the server.
 #[derive(Clone)]
 pub struct Address {
     pub plain: SocketAddr,
@@ -127,8 +127,8 @@ impl Address {
     }
 }
 
-/// Makes all requests of a connection. The answers are in the order of the requests; answers to further requests, which are to have
-/// `{}` as their body, come after them.
+/// Sends all requests of a connection. The responses are in the order of the requests. Responses to additional requests, whose
+/// body must be `{}`, follow them.
 pub async fn run(address: Address, content: Arc<Content>, connection: Connection) -> Result<Vec<Answer>, String> {
     let slow = connection.requests.iter().any(|request| request.reader == Reader::Slow);
     let evicted = connection.requests.iter().filter(|request| request.evict);
@@ -161,7 +161,7 @@ async fn one_after_another(address: &Address, tls: bool, slow: bool, asked: Vec<
         *request.uri_mut() = asked.path.parse().unwrap();
         let response = sender.send_request(request).await.map_err(|error| asked.named(format!("{error:?}")))?;
         let answer = read(&asked, response).await?;
-        // A client that has not read all of a response can only close the connection.
+        // A client that has not read a whole response can only close the connection.
         if !answer.left {
             open = Some((sender, task));
         }
@@ -179,7 +179,7 @@ async fn at_once(address: &Address, tls: bool, slow: bool, window: u32, asked: V
     builder.initial_stream_window_size(window).initial_connection_window_size(window.max(65_535));
     let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let task: Task = tokio::spawn(connection);
-    // The first answer comes after the server's settings, which say how many streams there may be at once.
+    // The first response follows the server's settings, which limit the number of streams.
     let (first, last) = (Asked::base(), Asked::base());
     let mut further = vec![stream_of(&mut sender, first).await?];
     let mut streams = JoinSet::new();
@@ -250,7 +250,7 @@ async fn pipelined(address: &Address, tls: bool, slow: bool, asked: Vec<Asked>) 
         for one in &asked {
             answers.push(buffered.answer(one).await.map_err(|error| one.named(error))?);
         }
-        // Nothing may come after the last answer.
+        // No byte may follow the last response.
         let more = buffered.more().await?;
         if more || !buffered.bytes.is_empty() {
             return Err(format!("{} bytes and more after the last answer", buffered.bytes.len()));
@@ -261,7 +261,7 @@ async fn pipelined(address: &Address, tls: bool, slow: bool, asked: Vec<Asked>) 
     written.and(answers)
 }
 
-/// What has come from the server and is not read yet.
+/// Bytes from the server that are not parsed yet.
 struct Buffered<'a> {
     stream: &'a mut (dyn AsyncRead + Unpin + Send),
     bytes: Vec<u8>,
@@ -269,7 +269,7 @@ struct Buffered<'a> {
 }
 
 impl Buffered<'_> {
-    /// Waits for more bytes; false at the end of the stream.
+    /// Waits for more bytes. Returns false at the end of the stream.
     async fn more(&mut self) -> Result<bool, String> {
         if let Some(left) = self.pauses.checked_sub(1) {
             self.pauses = left;
@@ -314,7 +314,7 @@ impl Buffered<'_> {
     }
 }
 
-/// Asks for content on so many connections of HTTP/1.1, and reads nothing. The connections last as long as what is returned.
+/// Requests content on this many HTTP/1.1 connections and reads nothing. The connections last as long as the returned value.
 pub async fn stalled(address: &Address, path: &str, count: usize) -> Result<Vec<Box<dyn Send>>, String> {
     let mut held: Vec<Box<dyn Send>> = Vec::new();
     for _ in 0..count {
@@ -326,7 +326,7 @@ pub async fn stalled(address: &Address, path: &str, count: usize) -> Result<Vec<
     Ok(held)
 }
 
-/// The size in bytes of the largest piece in which the server sends the content over HTTP/2.
+/// The maximum size in bytes of a DATA frame that the server sends.
 pub async fn largest_piece(address: &Address, path: &str) -> Result<usize, String> {
     let stream = address.connect(false, b"h2", false).await?;
     let mut builder = http2::Builder::new(TokioExecutor::new());

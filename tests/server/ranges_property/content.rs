@@ -9,8 +9,8 @@ use serde_json::json;
 
 use testing::layout::{Layout, Stored};
 
-/// Sizes of blobs in bytes: around the sizes at which the server reads (1 KiB, 128 KiB), around the largest manifest that it keeps in
-/// memory (16 KiB), and up to several chunks. In ascending order: a failure shrinks to the smallest blob that shows it.
+/// Sizes of blobs in bytes: around the server's read sizes (1 KiB, 128 KiB), around the largest cached manifest (16 KiB), and up
+/// to several chunks. The order is ascending, so that a failure shrinks to the smallest blob.
 const SIZES: [usize; 24] = [
     0, 1, 2, 1023, 1024, 1025, 2048, 5000, 16_383, 16_384, 16_385, 65_536, 100_000, 131_071, 131_072, 131_073, 200_003, 262_143,
     262_144, 262_145, 300_017, 393_217, 700_001, 1_500_000,
@@ -18,7 +18,7 @@ const SIZES: [usize; 24] = [
 /// Size in bytes of the largest blob.
 const LARGEST: usize = (3 << 20) + 7;
 
-/// Something to ask for.
+/// A blob or manifest to request.
 #[derive(Debug)]
 pub struct Target {
     pub path: String,
@@ -27,14 +27,14 @@ pub struct Target {
     pub media_type: &'static str,
 }
 
-/// A layout, and all that can be asked of it.
+/// A layout and its targets.
 pub struct Content {
     pub layout: Layout,
     pub targets: Vec<Target>,
 }
 
 impl Content {
-    /// Blobs of random bytes, and manifests of a few KiB, of more than the server keeps in memory, and of several chunks.
+    /// Creates blobs of random bytes, and manifests of a few KiB, of more than the cache takes, and of several chunks.
     pub fn new() -> Self {
         let mut rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
         let mut random = |size: usize| {
@@ -73,22 +73,22 @@ impl Content {
         }
         layout.write();
         let content = Self { layout, targets };
-        // Only what the disk has can be taken out of the page cache.
+        // Only pages that are already written to the disk can be evicted.
         content.targets.iter().for_each(|target| content.file(target).sync_all().unwrap());
         content
     }
 
-    /// How many targets there are.
+    /// The number of targets.
     pub const fn count() -> usize {
         SIZES.len() + 1 + 3 * 3
     }
 
-    /// The place of the largest blob among the targets.
+    /// The index of the largest blob among the targets.
     pub const fn largest() -> usize {
         SIZES.len()
     }
 
-    /// Takes the file of a target out of the page cache, so that the server reads it from the disk.
+    /// Evicts the file of a target from the page cache, so that the server reads it from the disk.
     pub fn evict(&self, target: &Target) {
         rustix::fs::fadvise(self.file(target), 0, None, rustix::fs::Advice::DontNeed).unwrap();
     }
@@ -103,7 +103,7 @@ impl Target {
         Self { path: format!("/v2/test/ranges/{path}"), content: content.into(), digest, media_type }
     }
 
-    /// The entity tag that the server documents: the digest, quoted.
+    /// The entity tag that the server documents: the quoted digest.
     pub fn etag(&self) -> String {
         format!("\"{}\"", self.digest)
     }

@@ -1,20 +1,20 @@
 //! Computes the response that RFC 9110, and the project's documentation where the RFC leaves a choice, require for a `Range`
 //! header. Uses none of the server's code.
 
-/// Most ranges that are served (the RFC, section 14.2, lets a server refuse many).
+/// Maximum number of ranges (the RFC, section 14.2, lets a server refuse many).
 const MOST: usize = 1024;
 
-/// First and last byte of a range, both included, as `Content-Range` has them.
+/// First and last byte of a range, both inclusive, as in `Content-Range`.
 pub type Positions = (u64, u64);
 
-/// The answer to a GET.
+/// The response to a GET request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// 200 with all of the content.
+    /// 200 with the whole content.
     Whole,
     /// 206 with one range (section 15.3.7.1).
     One(Positions),
-    /// 206 with a part for each range, in the order asked for (section 15.3.7.2).
+    /// 206 with a part for each range, in request order (section 15.3.7.2).
     Parts(Vec<Positions>),
     /// 416 (section 15.5.17).
     Unsatisfiable,
@@ -22,10 +22,10 @@ pub enum Answer {
     TooMany,
 }
 
-/// The answer to a GET with this `Range` header, of content of `size` bytes.
+/// The response to a GET request with this `Range` header for content of `size` bytes.
 pub fn answer(header: &str, size: u64) -> Answer {
-    // ranges-specifier = range-unit "=" range-set (section 14.1.1). An unknown unit must be ignored, and an invalid specifier may be
-    // (section 14.2): the server ignores it. It ignores every range of empty content.
+    // ranges-specifier = range-unit "=" range-set (section 14.1.1). A server must ignore an unknown unit and may ignore an invalid
+    // specifier (section 14.2), which this server does. It also ignores every range of empty content.
     let Some((unit, set)) = header.split_once('=') else { return Answer::Whole };
     if !unit.eq_ignore_ascii_case("bytes") || size == 0 {
         return Answer::Whole;
@@ -42,14 +42,14 @@ pub fn answer(header: &str, size: u64) -> Answer {
     match satisfiable.as_slice() {
         [] => Answer::Unsatisfiable,
         [one] => Answer::One(*one),
-        // Ranges that overlap so much that they ask for more than there is are answered with all of it.
+        // Ranges that overlap so much that they request more than the whole content are answered with all of it.
         _ if asked > size.into() => Answer::Whole,
         _ => Answer::Parts(satisfiable),
     }
 }
 
-/// One int-range or suffix-range (section 14.1.1, clamped as section 14.1.2 says). `None` if it is neither, and `Some(None)` if it is
-/// unsatisfiable; the server takes a range that ends before it begins as such.
+/// Parses one int-range or suffix-range (section 14.1.1, clamped by section 14.1.2). Returns `None` if it is neither, and
+/// `Some(None)` if it is unsatisfiable. The server treats a range that ends before it begins as unsatisfiable.
 fn positions(spec: &str, size: u128) -> Option<Option<Positions>> {
     let (first, last) = spec.split_once('-')?;
     let (first, last) = (digits(first)?, digits(last)?);
@@ -63,8 +63,8 @@ fn positions(spec: &str, size: u128) -> Option<Option<Positions>> {
     Some(satisfiable.then(|| (first.try_into().unwrap(), last.try_into().unwrap())))
 }
 
-/// `1*DIGIT` as a number, `Some(None)` if there is no digit, `None` if there is anything else. The cases have at most 30 digits, which
-/// 128 bits hold.
+/// Parses `1*DIGIT`. Returns `Some(None)` without any digit, and `None` for any other character. The cases have at most 30
+/// digits, which fit 128 bits.
 fn digits(text: &str) -> Option<Option<u128>> {
     if text.is_empty() {
         return Some(None);

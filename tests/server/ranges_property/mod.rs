@@ -28,7 +28,7 @@ use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use testing::certificates;
 use testing::server::{Server, Setup};
 
-/// Connections that read nothing: what they have asked for takes all the memory that there is for bytes in flight.
+/// Number of stalled connections whose responses take all buffer memory.
 const STALLED: usize = 96;
 
 #[test]
@@ -52,15 +52,15 @@ struct Site {
     address: Address,
     content: Arc<Content>,
     server: Server,
-    /// Events of requests that nobody has looked for yet.
+    /// Events of requests that are not matched yet.
     events: RefCell<Vec<proto::Request>>,
-    /// Requests and bytes that the events seen so far have.
+    /// Requests and bytes in the events so far.
     totals: Cell<(u64, u64)>,
     answers: Cell<u64>,
 }
 
 fn run(setup: Setup, stalled: usize, cases: u32) {
-    // Connections that are to hold memory must not be closed for that.
+    // The stalled connections must not time out.
     let limits = Limits { stall: Duration::from_secs(600), minimum_rate: 0, ..setup.limits };
     let content = Arc::new(Content::new());
     let server = Server::start_as(content.layout.path(), Setup { limits, ..setup });
@@ -90,7 +90,7 @@ fn run(setup: Setup, stalled: usize, cases: u32) {
 }
 
 impl Site {
-    /// Opens so many connections that read nothing, and waits until the server has no memory left for large chunks.
+    /// Opens this many stalled connections and waits until no memory for large chunks is left.
     fn fill(&self, stalled: usize) -> Vec<Box<dyn Send>> {
         let largest = &self.content.targets[Content::largest()].path;
         let held = self.runtime.block_on(client::stalled(&self.address, largest, stalled)).unwrap();
@@ -98,7 +98,7 @@ impl Site {
         held
     }
 
-    /// Makes the requests of all connections at the same time, and checks each answer and its event.
+    /// Sends the requests of all connections at the same time, and checks each response and its event.
     fn case(&self, connections: &[Connection]) -> Result<(), TestCaseError> {
         let running: Vec<_> = connections
             .iter()
@@ -128,7 +128,7 @@ impl Site {
         format!("{} of {} bytes, {:.300}", target.path, target.content.len(), format!("{:?}", request.headers(target)))
     }
 
-    /// The event has what the client saw: the bytes of the body that were sent, and whether those were all.
+    /// Asserts that the event has the number of body bytes sent, and whether the body was complete.
     fn check_event(&self, connection: &Connection, place: usize, answer: &Answer) -> Result<(), String> {
         let event = self.event(&answer.user_agent);
         let protocol = if matches!(connection.protocol, Protocol::Http2 { .. }) { "HTTP/2" } else { "HTTP/1.1" };
@@ -158,7 +158,7 @@ impl Site {
         }
     }
 
-    /// The totals are those of the events, once the stalled connections are gone.
+    /// Asserts that the totals match the events, after the stalled connections have closed.
     fn check_totals(self, stalled: usize) {
         (0..stalled).for_each(|_| drop(self.event("stalled")));
         let expected = self.totals.get();
@@ -171,7 +171,7 @@ fn describe(connection: &Connection, error: &str) -> String {
     format!("{:?}, TLS: {}: {error}", connection.protocol, connection.tls)
 }
 
-/// Compares an answer with what it has to be.
+/// Compares a response with the expected one.
 fn check(request: &Request, target: &Target, answer: &Answer) -> Result<(), String> {
     use expected::Answer as Expected;
     let size = target.content.len() as u64;
@@ -225,7 +225,7 @@ fn same<T: PartialEq<U> + std::fmt::Debug, U: std::fmt::Debug>(what: &str, found
     if found == expected { Ok(()) } else { Err(format!("{what}: {found:?}; expected {expected:?}")) }
 }
 
-/// The body is all of this, or the start of it if the client went away.
+/// Asserts that the body is this content, or a prefix of it if the client disconnected.
 fn body(expected: &[u8], request: &Request, answer: &Answer) -> Result<(), String> {
     same("Content-Length", answer.content_length()?, expected.len() as u64)?;
     let expected = match (request.head, answer.left) {
@@ -244,7 +244,7 @@ fn bytes(expected: &[u8], found: &[u8]) -> Result<(), String> {
     Err(format!("{} bytes, expected {}; the first other one is at {differs:?}", found.len(), expected.len()))
 }
 
-/// The body has a part for each range, in this order, with its bytes; if the client went away, as far as it goes.
+/// Asserts that the body has a part for each range in this order, or a prefix of that if the client disconnected.
 fn parts(ranges: &[Positions], boundary: &str, target: &Target, answer: &Answer) -> Result<(), String> {
     let end = format!("\r\n--{boundary}--\r\n");
     if !answer.left && !answer.body.ends_with(end.as_bytes()) {
