@@ -110,7 +110,7 @@ fn hosts_toml_parses_as_containerd_parses_it() {
                 }
                 let mut expected = how.clone();
                 expected["server"] = json!(server);
-                // containerd 1.6 cannot read a table with that name, and needs one without it.
+                // containerd 1.6 cannot read a host table with an IPv6 address in its name, and needs an empty one.
                 expected["host"] = if server.contains('[') { json!({}) } else { json!({ server: how }) };
                 assert_eq!(toml(&tree, &format!("{place}/certs.d/{folder}/hosts.toml")), expected);
             }

@@ -33,7 +33,7 @@ fn layout() -> Layout {
     layout
 }
 
-/// The certificates that a server shows to who asks for `name`, and whether openssl finds them good under the CA.
+/// The certificates that a server presents for `name`, and whether openssl verifies them with the CA.
 fn handshake(folder: &Path, address: &str, name: &str) -> String {
     let arguments = ["s_client", "-connect", address, "-servername", name, "-CAfile", "ca.crt", "-verify_return_error"];
     let strict = ["-x509_strict", "-verify_hostname", name];
@@ -42,7 +42,7 @@ fn handshake(folder: &Path, address: &str, name: &str) -> String {
     text(&output.stdout) + &text(&output.stderr)
 }
 
-/// Keys and subjects of all sorts, as openssl makes them.
+/// Keys and subjects of all kinds, as openssl generates them.
 #[test]
 fn openssl_ca_signs_the_server_and_upstream_certificates() {
     let layout = layout();
@@ -53,7 +53,7 @@ fn openssl_ca_signs_the_server_and_upstream_certificates() {
         (&["-newkey", "ed25519"], "/CN=Ed"),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        // The strictest of clients want it.
+        // The strictest clients require it.
         let usage = "keyUsage=critical,keyCertSign,cRLSign";
         let request = [
             "req",
@@ -82,8 +82,8 @@ fn openssl_ca_signs_the_server_and_upstream_certificates() {
     }
 }
 
-/// Two servers, one after the other, under the CA of one folder; a client that trusts the first trusts the second.
-/// curl and openssl accept one label for the wildcard, and no other name; the certificate has each name once.
+/// Two consecutive servers with one stored CA: a client that trusts the first also trusts the second. curl and openssl accept
+/// exactly one label for the wildcard, and the certificate lists each name once.
 #[test]
 fn wildcards_are_accepted_and_duplicate_names_are_merged() {
     let (layout, folder) = (layout(), tempfile::tempdir().unwrap());
@@ -105,7 +105,7 @@ fn wildcards_are_accepted_and_duplicate_names_are_merged() {
     for (name, curl, openssl) in [
         ("x.example.test", Some(0), true),
         ("registry.example.test", Some(0), true),
-        // Status 60: the certificate is not for this name.
+        // Status 60: the certificate is not valid for this name.
         ("a.x.example.test", Some(60), false),
         ("example.test", Some(60), false),
     ] {
@@ -124,7 +124,7 @@ fn wildcards_are_accepted_and_duplicate_names_are_merged() {
     }
 }
 
-/// What is no wildcard of one whole first label is refused before anything is served.
+/// Names in which the wildcard is not the whole first label are refused before anything is served.
 #[test]
 fn invalid_certificate_names_exit_2() {
     let layout = layout();
@@ -155,7 +155,7 @@ fn stored_ca_is_reused() {
     assert_eq!((mode("kept"), mode("kept/ca.key")), (0o700, 0o600));
 }
 
-/// A folder with everything that a boot needs, good enough to get as far as QEMU, and CAs of all sorts.
+/// A folder with everything that a boot needs to get as far as QEMU, and CAs of all kinds.
 fn bench() -> Bench {
     let bench = Bench::default();
     for name in ["kernel", "initramfs", "junk"] {
@@ -269,7 +269,7 @@ fn ca_that_cannot_sign_is_refused_before_the_boot() {
             "initramfs",
             "disk",
         ]);
-        // A QEMU that would be seen.
+        // A QEMU that would leave a file.
         let output = command.args(["--qemu", "./no-such-qemu"]).args(&arguments).output().unwrap();
         assert_eq!(text(&output.stderr), format!("localregistry: cannot use the CA: {message}\n"));
         assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(13), ""));
@@ -289,7 +289,7 @@ fn unusable_ca_folder_is_refused_before_the_boot() {
         let output = command.args(["--qemu", "./no-such-qemu", "disk", "--ca-dir", dir]).output().unwrap();
         (output.status.code(), text(&output.stderr))
     };
-    // The first use makes it, and comes as far as QEMU.
+    // The first run creates the CA and gets as far as QEMU.
     let missing = "./no-such-qemu is not installed";
     let (status, said) = run("kept");
     assert!(status == Some(8) && said.contains(missing), "{said}");
@@ -305,7 +305,7 @@ fn unusable_ca_folder_is_refused_before_the_boot() {
     let message = "localregistry: cannot use the CA: cannot look at junk/ca.crt: Not a directory (os error 20)\n";
     assert_eq!(run("junk"), (Some(13), message.to_owned()));
     assert_eq!(bench.everything(), before);
-    // What is in it is held against itself, too.
+    // A stored certificate and key must match.
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     fs::copy(bench.path("other.crt"), bench.path("kept/ca.crt")).unwrap();
     let message = "localregistry: cannot use the CA: cannot sign with the CA kept/ca.crt and the key kept/ca.key: the key is not the \

@@ -125,7 +125,7 @@ fn unusable_files_exit_1() {
     }
 }
 
-/// The log of a server that skopeo pulled from.
+/// The log of a server from which skopeo has pulled.
 #[test]
 fn server_log_shows_the_clients_that_pulled() {
     let mut layout = Layout::default();

@@ -17,10 +17,10 @@ use testing::private::{ADDRESS, privately};
 use testing::process::Process;
 use testing::vm::{Containerd, skopeo, succeed};
 
-/// Where the cluster pulls its own images from.
+/// The registry from which the cluster pulls its images.
 const REGISTRY: &str = "192.0.2.1:7000";
 
-/// The sample's disk, deployed with a CA.
+/// Deploys the sample's disk with a CA.
 fn deployed(bench: &Bench, arguments: &[&str]) -> Deployed {
     bench.sample_disk();
     let server = static_server().display().to_string();
@@ -33,7 +33,7 @@ fn words(list: &Value) -> Vec<String> {
     list.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect()
 }
 
-/// Waits until the registry at `address` is healthy, for a client that trusts this CA alone.
+/// Waits until the registry at `address` is healthy, for a client that trusts only this CA.
 fn healthy(address: &str, ca: &Path, what: &dyn Fn() -> String) {
     let deadline = Instant::now() + Duration::from_secs(120);
     let url = format!("https://{address}/healthz");
@@ -46,7 +46,7 @@ fn healthy(address: &str, ca: &Path, what: &dyn Fn() -> String) {
     }
 }
 
-/// Pulls the sample whole from `address`, and holds each blob against what was packed.
+/// Pulls the sample from `address`, and compares each blob with the packed one.
 fn pulled(bench: &Bench, address: &str, ca: &Path, into: &str) {
     let certs = bench.path(&format!("{into}.certs"));
     fs::create_dir(&certs).unwrap();
@@ -62,7 +62,7 @@ fn pulled(bench: &Bench, address: &str, ca: &Path, into: &str) {
     }
 }
 
-/// A Secret of the type `kubernetes.io/tls`, as a kubelet mounts it: root's, and the group's that the pod has.
+/// A Secret of type `kubernetes.io/tls` as a kubelet mounts it: owned by root and the pod's group.
 fn secret(bench: &Bench, group: u64) -> PathBuf {
     let folder = bench.path("secret");
     fs::create_dir(&folder).unwrap();
@@ -74,7 +74,7 @@ fn secret(bench: &Bench, group: u64) -> PathBuf {
     folder
 }
 
-/// Two replicas, each in another runtime, as the Deployment says: their images come from a registry, which is our own.
+/// Two replicas in different runtimes, started as the Deployment says. The cluster's registry is localregistry too.
 #[test]
 fn podman_and_containerd_each_run_a_replica() {
     privately(|| {
@@ -116,13 +116,13 @@ fn podman_and_containerd_each_run_a_replica() {
             assert!(status.contains(line), "{line}: {status}");
         }
 
-        // The other one, beside it on the same network, on another port.
+        // The other replica runs on the same network, on another port.
         let containerd = Containerd::start();
         let output = containerd.pull(REGISTRY, image.strip_prefix(&format!("{REGISTRY}/")).unwrap(), &own);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let mount = format!("type=bind,src={secret},dst={mounted},options=rbind:ro");
         let log = fs::File::create(bench.path("ctr.log")).unwrap();
-        // Its user is the image's own: this client cannot say another.
+        // It runs as the image's user, because this client has no option for another.
         let mut run = containerd.ctr(&["run", "--net-host", "--read-only", "--mount", &mount, image, "replica"]);
         let moved: Vec<&str> = arguments.iter().map(|one| if *one == "0.0.0.0:5000" { "0.0.0.0:5001" } else { *one }).collect();
         run.args(["/localregistry", "serve", "/images"]).args(&moved);
@@ -131,7 +131,7 @@ fn podman_and_containerd_each_run_a_replica() {
         healthy(&address, &ca, &|| fs::read_to_string(bench.path("ctr.log")).unwrap());
         pulled(&bench, &address, &ca, "from-containerd");
 
-        // Each ends in order when its runtime asks.
+        // Each ends gracefully when its runtime stops it.
         succeed(&mut containerd.ctr(&["tasks", "kill", "--signal", "SIGTERM", "replica"]));
         assert_eq!(replica.0.wait().unwrap().code(), Some(0), "{}", fs::read_to_string(bench.path("ctr.log")).unwrap());
         succeed(&mut podman(&bench.path(""), &["stop", "--time", "30", "replica"]));
@@ -141,8 +141,8 @@ fn podman_and_containerd_each_run_a_replica() {
     });
 }
 
-/// QEMU as KubeVirt has libvirt start it, as far as the guest can tell: the kernel's arguments are all that it is told, the disk is an
-/// overlay that could be written to, the only virtio-serial port is that of the QEMU guest agent.
+/// Starts QEMU as KubeVirt's libvirt does, as far as the guest can tell: the kernel arguments are its only settings, the disk is a
+/// writable overlay, and the only virtio-serial port is that of the QEMU guest agent.
 #[test]
 fn machine_serves_with_only_what_kubevirt_provides() {
     let bench = Bench::default();
@@ -193,7 +193,7 @@ fn machine_serves_with_only_what_kubevirt_provides() {
     qemu.args(["-qmp", "unix:qmp,server=on,wait=off"]);
     let mut qemu = Killed(qemu.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
 
-    // The events come out of the console, one JSON line each.
+    // The events are on the console, one JSON object per line.
     let ready = loop {
         let console = fs::read(bench.path("console")).unwrap_or_default();
         let console = String::from_utf8_lossy(&console).into_owned();
@@ -219,7 +219,7 @@ fn machine_serves_with_only_what_kubevirt_provides() {
     healthy(&address, &ca, &String::new);
     pulled(&bench, &address, &ca, "from-machine");
 
-    // As `virtctl stop`: the power button.
+    // The power button, as `virtctl stop` does.
     testing::qmp::Qmp::connect(&bench.path("qmp")).run("system_powerdown", json!({}));
     assert_eq!(qemu.0.wait().unwrap().code(), Some(0));
     let console = String::from_utf8_lossy(&fs::read(bench.path("console")).unwrap()).into_owned();

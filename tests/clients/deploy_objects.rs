@@ -16,7 +16,7 @@ use testing::layout::Layout;
 use testing::pack::{Bench, digest_of, text};
 use testing::vm::{skopeo, succeed};
 
-/// What is deployed: programs and a kernel that are none, from hosts of every shape.
+/// The input: fake programs and a fake kernel, and images from hosts of every form.
 const FLAGS: [&str; 16] = [
     "--registry",
     "registry.example:5000/e2e/",
@@ -58,7 +58,7 @@ fn deploy(bench: &Bench, arguments: &[&str]) -> (Deployed, Value) {
     (Deployed(bench.path("out")), serde_json::from_slice(&output.stdout).unwrap())
 }
 
-/// Fails with this message and this status, and leaves everything as it was.
+/// Asserts that the command fails with this message and status, and changes no file.
 fn refused(bench: &Bench, arguments: &[&str], status: i32, message: &str) {
     let before = bench.everything();
     let output = bench.command(&[&["--quiet", "deploy"], arguments].concat()).output().unwrap();
@@ -112,7 +112,7 @@ fn deployment_matches_the_server_image() {
     assert_eq!(pod["spec"]["containers"].as_array().unwrap().len(), 1);
     let image = deployed.image(&container["image"]);
 
-    // The arguments follow the entrypoint, in place of the image's own, and listen where everybody asks.
+    // The arguments replace the image's and follow its entrypoint. The server listens on every address.
     assert_eq!(image.start["Entrypoint"], json!(["/localregistry", "serve", "/images"]));
     assert_eq!((&container["command"], image.file("/localregistry")), (&Value::Null, &elf(&[(1, b"code")])[..]));
     let arguments: Vec<&str> = container["args"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
@@ -127,7 +127,7 @@ fn deployment_matches_the_server_image() {
     let expected = json!([{ "name": "registry", "protocol": "TCP", "port": port, "targetPort": port, "nodePort": 31000 }]);
     assert_eq!((&service["spec"]["ports"], &service["spec"]["type"]), (&expected, &json!("NodePort")));
 
-    // Nobody's user, and nothing that can be written or gained.
+    // An unprivileged user without write access or capabilities.
     let context = &pod["spec"]["securityContext"];
     assert_eq!(image.start["User"], format!("{}:{}", context["runAsUser"], context["runAsGroup"]));
     assert_eq!((&context["runAsNonRoot"], &context["seccompProfile"]["type"]), (&json!(true), &json!("RuntimeDefault")));
@@ -139,7 +139,7 @@ fn deployment_matches_the_server_image() {
     );
     assert_eq!(pod["spec"]["automountServiceAccountToken"], false);
 
-    // The CA is where the arguments say, and readable by the user's group.
+    // The CA is at the path in the arguments, and the user's group can read it.
     assert_eq!(arguments[2..6], ["--ca", "/ca/tls.crt", "--key", "/ca/tls.key"]);
     assert_eq!(container["volumeMounts"], json!([{ "name": "ca", "mountPath": "/ca", "readOnly": true }]));
     assert_eq!(pod["spec"]["volumes"][0]["secret"]["defaultMode"], 0o440);
@@ -150,7 +150,7 @@ fn deployment_matches_the_server_image() {
     let service_names = ["localregistry", "localregistry.e2e", "localregistry.e2e.svc", "localregistry.e2e.svc.cluster.local"];
     assert_eq!(names, [&service_names[..], &["registry.test", "fd00::1"]].concat());
 
-    // Two of them, found by their labels.
+    // Two replicas, selected by their labels.
     assert_eq!((&deployment["spec"]["replicas"], &deployment["apiVersion"]), (&json!(2), &json!("apps/v1")));
     let labels = &pod["metadata"]["labels"];
     assert_eq!((&deployment["spec"]["selector"]["matchLabels"], &service["spec"]["selector"]), (labels, labels));
@@ -164,7 +164,7 @@ fn deployment_matches_the_server_image() {
     assert_eq!(hosting, json!({ "host": nodes, "hostFromContainerRuntime": nodes, "hostFromClusterNetwork": inside }));
     assert!(names.contains(&inside.trim_end_matches(":5000")) && names.contains(&"registry.test"));
 
-    // The content is that of the disk, blob by blob.
+    // The content equals that of the disk, blob by blob.
     let disk = bench.extract("disk.erofs");
     assert_eq!(image.layers[1].keys().filter(|path| !path.ends_with('/')).count(), disk.files.len());
     for (path, content) in &disk.files {
@@ -185,11 +185,11 @@ fn virtual_machine_matches_the_boot_and_disk_images() {
     assert_eq!(boot.file(kernel["container"]["kernelPath"].as_str().unwrap()), b"a kernel");
     assert_eq!(boot.file(kernel["container"]["initrdPath"].as_str().unwrap()), b"an initramfs");
     let names = "localregistry,localregistry.e2e,localregistry.e2e.svc,localregistry.e2e.svc.cluster.local,registry.test,fd00::1";
-    // Beside the names, what `run` tells the kernel on the same board.
+    // Apart from the names, the kernel arguments are those of `run` on the same board.
     let run = include_str!("../golden/qemu-argv.txt").lines().find_map(|line| line.strip_prefix("-append ")).unwrap();
     assert_eq!(kernel["kernelArgs"], format!("{run} localregistry.names={names}"));
 
-    // One disk, one file in /disk, which QEMU's user reads.
+    // One disk is one file in /disk, readable by QEMU's user.
     let volume = &template["spec"]["volumes"][0];
     assert_eq!(template["spec"]["volumes"].as_array().unwrap().len(), 1);
     let disk = deployed.image(&volume["containerDisk"]["image"]);
@@ -199,7 +199,7 @@ fn virtual_machine_matches_the_boot_and_disk_images() {
         assert!(image.layers[0].values().all(|entry| (entry.user, entry.group) == (107, 107)));
         assert_eq!(image.start, json!({ "WorkingDir": "/" }));
     }
-    // The serial that the guest looks for where nobody says another (config.proto).
+    // The default serial for which the guest looks (config.proto).
     let expected = json!([{ "name": volume["name"], "serial": "localregistry", "disk": { "bus": "virtio" } }]);
     assert_eq!(domain["devices"]["disks"], expected);
 
@@ -238,7 +238,7 @@ fn output_is_reproducible_and_names_depend_on_content() {
     let tag = |said: &Value| said["images"][1].as_str().unwrap().rsplit_once(':').unwrap().1.to_owned();
     assert_ne!(tag(&other), tag(&first));
     assert!(tag(&first).len() == 12 && tag(&first).bytes().all(|byte| byte.is_ascii_hexdigit()));
-    // Who pushes them finds each by its name.
+    // Each image is found by its name.
     for (number, name) in fs::read_to_string(bench.path("out/images.txt")).unwrap().lines().enumerate() {
         let (from, to) = (format!("oci:out/images:{name}"), format!("dir:pushed{number}"));
         succeed(&mut skopeo(&["copy", "--quiet", "--preserve-digests", &from, &to], &bench.path("")));
@@ -246,7 +246,7 @@ fn output_is_reproducible_and_names_depend_on_content() {
         let digest = Digest::sha256_of(&manifest).to_string();
         assert!(fs::read_to_string(bench.path("out/images/index.json")).unwrap().contains(&digest), "{name}");
     }
-    // The layout can itself be packed.
+    // The layout can be packed.
     bench.pack(&["out/images"]);
     assert_eq!(bench.extract("disk.erofs").names().len(), 3);
 }
@@ -333,7 +333,7 @@ fn corrupt_disk_is_not_deployed() {
 #[test]
 fn signal_ends_deploy_and_leaves_no_files() {
     let bench = bench();
-    // A hole that takes minutes to compress.
+    // A sparse file that takes minutes to compress.
     fs::File::create(bench.path("initramfs")).unwrap().set_len(64 << 30).unwrap();
     let names = || {
         let found = fs::read_dir(bench.path("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -16,7 +16,7 @@ use testing::serve::Serving;
 
 const FILE_SYSTEMS: [&str; 3] = ["erofs", "ext4", "squashfs"];
 
-/// A folder with a layout of so many images and what `deploy` needs, and a `PATH` with what makes squashfs and ext4 alone.
+/// A folder with a layout of `count` images and the input of `deploy`, and a `PATH` with only the programs for squashfs and ext4.
 struct Disks {
     bench: Bench,
     path: PathBuf,
@@ -59,7 +59,7 @@ impl Disks {
         names
     }
 
-    /// What nodes pull: names without a host are those of the registry at `address`.
+    /// The references that nodes pull. Names without a host belong to the registry at `address`.
     fn pullable(&self, address: &str) -> BTreeSet<String> {
         let whole =
             |name: &String| if named::manifest_path(name).contains("?ns=") { name.clone() } else { format!("{address}/{name}") };
@@ -84,7 +84,7 @@ impl Disks {
         assert!(self.names.iter().all(|name| table.contains(&format!("\n{name} "))), "{disk}: {table}");
     }
 
-    /// The exported layout is what was packed: packing it again gives the same bytes.
+    /// Exports the layout and asserts that packing it again gives the same bytes.
     fn exported(&self, disk: &str, fs: &str) -> String {
         let folder = format!("{disk}.exported");
         self.run(&["inspect", disk, "--export", &folder]);
@@ -190,7 +190,7 @@ fn every_command_reads_a_disk_of_1000_images() {
     every_command(1000);
 }
 
-/// Disks of different images differ in just these.
+/// The difference consists of exactly the additional images.
 #[test]
 fn diff_of_30_and_60_images_shows_30() {
     let (small, large) = (Disks::new(30), Disks::new(60));
@@ -205,7 +205,7 @@ fn diff_of_30_and_60_images_shows_30() {
     }
 }
 
-/// The same images on disks of different file systems are no conflict.
+/// Identical images on disks with different file systems are no conflict.
 #[test]
 fn trust_combines_disks_of_several_file_systems() {
     let disks = Disks::new(60);

@@ -12,7 +12,7 @@ use testing::vm::succeed;
 
 const FORMATS: [&str; 3] = ["erofs", "squashfs", "ext4"];
 
-/// Two layouts: one of many small blobs and one of a large one.
+/// Two layouts: one with many small blobs and one with a large blob.
 fn sources(bench: &Bench) {
     let mut many = Layout::default();
     (0..300).for_each(|number| {
@@ -35,7 +35,7 @@ fn bytes_depend_on_neither_order_nor_time_nor_user() {
         let disk = bench.path("disk.erofs");
         let expected = digest_of(&disk);
         assert_eq!(fs::metadata(&disk).unwrap().len() % 4096, 0, "{format}");
-        // Times of files count whole seconds in some formats.
+        // Some formats store file times in whole seconds.
         std::thread::sleep(std::time::Duration::from_millis(1100));
         bench.pack(&["b.tar", "a", "--fs", format]);
         assert_eq!(digest_of(&disk), expected, "{format}");
@@ -66,7 +66,7 @@ fn label_changes_only_the_superblock() {
         );
         assert!(without[..1024] == with[..1024] && without[2048..] == with[2048..], "{format}");
     }
-    // The checksum is right, which this program looks at.
+    // The checksum is valid, and `inspect` verifies it.
     bench.pack(&["a", "--label", "0123456789abcdef"]);
     bench.extract("disk.erofs");
     for (arguments, message) in [
@@ -154,7 +154,7 @@ fn listing(root: &Path) -> Vec<String> {
 fn blob_over_4_gib_is_packed() {
     let bench = Bench::default();
     let layout = Layout::default();
-    // A hole but for its end, which takes no space, and little time to read.
+    // A sparse file except for its end, which takes no space and little time to read.
     let size = (4 << 30) + 12_345_u64;
     let path = layout.path().join("content");
     let file = fs::File::create(&path).unwrap();
@@ -180,7 +180,7 @@ fn blob_over_4_gib_is_packed() {
     assert!(map.contains(&format!("Size: {size} ")), "{map}");
     let length = fs::metadata(&disk).unwrap().len();
     assert!(length > size && length < size + (64 << 10), "{length}");
-    // The large blob is the only one with blocks of its own, and so the last of the disk.
+    // Only the large blob has separate blocks, so it is the last on the disk.
     let at = length - size.next_multiple_of(4096) + size - 7;
     let mut end = [0; 7];
     fs::File::open(&disk).unwrap().read_exact_at(&mut end, at).unwrap();

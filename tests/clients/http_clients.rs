@@ -23,16 +23,16 @@ use testing::world::requests;
 
 const SUPPORT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support");
 
-/// Sizes of the blobs in bytes: none of them is a multiple of a page or of a buffer.
+/// Sizes of the blobs in bytes, none a multiple of a page or buffer.
 const SIZES: [usize; 6] = [0, 1, 4095, 200_001, (1 << 20) + 7, (3 << 20) + 11];
 
-/// A registry with an image whose layers have [`SIZES`], in a process of its own, and a folder for its clients.
+/// A registry in a separate process, with an image whose layers have [`SIZES`], and a folder for clients.
 struct Site {
-    /// Is removed when the test ends.
+    /// Removed when the test ends.
     _layout: Layout,
     bench: Bench,
     process: Process,
-    /// What is served: path of the URL, and the file.
+    /// The served content: URL path and file.
     contents: Vec<(String, PathBuf)>,
 }
 
@@ -54,24 +54,24 @@ impl Site {
         Self { _layout: layout, bench, process, contents }
     }
 
-    /// The registry's URL over TLS, and in the clear.
+    /// The registry's URL with TLS and without.
     fn bases(&self) -> [String; 2] {
         [format!("https://{}", self.process.addresses[0]), format!("http://{}", self.process.addresses[1])]
     }
 
-    /// The path of the blob of this size, and its file.
+    /// The path of the blob with this size, and its file.
     fn blob(&self, size: usize) -> &(String, PathBuf) {
         &self.contents[SIZES.iter().position(|one| *one == size).unwrap()]
     }
 
-    /// Runs one of the programs that read the list of contents, which has to succeed, and gives what it printed.
+    /// Runs a program that reads the list of contents. It must succeed. Returns its output.
     fn run(&self, program: &mut Command, base: &str, arguments: &[&str]) -> String {
         program.current_dir(self.bench.path(""));
         succeed(program.arg(base).arg(self.bench.path("ca.crt")).arg(self.bench.path("contents.json")).args(arguments))
     }
 }
 
-/// The seed of a test with random requests: `SEED` in the environment, or a new one. It is printed so that a failure can be repeated.
+/// The seed of a randomized test: `SEED` in the environment, or a new one. It is printed, so that a failure can be repeated.
 fn seed() -> String {
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().to_string();
     let seed = std::env::var("SEED").unwrap_or_else(|_| clock());
@@ -79,14 +79,14 @@ fn seed() -> String {
     seed
 }
 
-/// Debian's Python, with Debian's packages.
+/// Debian's Python with Debian's packages.
 fn python(program: &str) -> Command {
     let mut command = testing::program("/usr/bin/python3");
     command.env("PYTHONDONTWRITEBYTECODE", "1").arg(Path::new(SUPPORT).join(program));
     command
 }
 
-/// Ranges that curl asks for of every content.
+/// Ranges that curl requests of every content.
 const RANGES: [&str; 12] = [
     "0-",
     "0-0",
@@ -102,20 +102,20 @@ const RANGES: [&str; 12] = [
     "9999999-",
 ];
 
-/// Transfers for one run of curl: its config file, and the cases for `answers.py`.
+/// Transfers of one run of curl: its configuration file, and the cases for `answers.py`.
 struct Transfers<'a> {
     site: &'a Site,
     folder: PathBuf,
-    /// The URL's part before the path. `NUMBER` in it is replaced by the number of the transfer.
+    /// The URL without the path. The number of the transfer replaces `NUMBER`.
     base: String,
-    /// Lines of the config file for each transfer.
+    /// Lines of the configuration file for each transfer.
     options: String,
     config: String,
     cases: Vec<Value>,
 }
 
 impl Transfers<'_> {
-    /// Adds a HEAD request, whole transfers, ranges, and transfers that begin after some bytes.
+    /// Adds a HEAD request, whole transfers, ranges, and resumed transfers.
     fn add_all(&mut self, target: &str, file: &Path) {
         let content = fs::read(file).unwrap();
         self.add(target, file, json!({"method": "HEAD"}), "head\n", b"");
@@ -130,7 +130,7 @@ impl Transfers<'_> {
         }
     }
 
-    /// Adds a transfer into a file that has these bytes already.
+    /// Adds a transfer into a file that already has these bytes.
     fn add(&mut self, target: &str, file: &Path, mut case: Value, options: &str, before: &[u8]) {
         let number = self.cases.len().to_string();
         let path = |kind: &str| self.folder.join(format!("{number}.{kind}"));
@@ -139,7 +139,7 @@ impl Transfers<'_> {
         case["head"] = head.display().to_string().into();
         case["body"] = body.display().to_string().into();
         case["file"] = file.display().to_string().into();
-        // curl writes the head of an answer to HEAD as if it were the body.
+        // curl writes the head of a HEAD response as the body.
         let output = if case["method"] == "HEAD" { Path::new("/dev/null") } else { &body };
         let between = if self.cases.is_empty() { "" } else { "next\n" };
         self.config.push_str(&format!(
@@ -150,8 +150,8 @@ impl Transfers<'_> {
         self.cases.push(case);
     }
 
-    /// Runs curl, compares what it got with the files, and gives for each transfer the version of HTTP, the number of connections that
-    /// it made, and the number of bytes.
+    /// Runs curl and compares the received content with the files. Returns the HTTP version, the number of new connections and the
+    /// number of bytes for each transfer.
     fn run(&self, arguments: &[&str]) -> Vec<(String, usize, u64)> {
         let config = self.site.bench.file("curl.conf", self.config.as_bytes());
         let said =
@@ -179,9 +179,9 @@ fn curl_gets_the_bytes_of_the_files() {
         ("1.1", tls.clone(), format!("http1.1\n{ca}"), true),
         ("2", tls, format!("http2\n{ca}"), true),
         ("1.1", plain.clone(), "http1.1\n".to_owned(), true),
-        // curl asks for an upgrade, which the registry ignores (RFC 9110, section 7.8).
+        // curl requests an upgrade, which the registry ignores (RFC 9110, section 7.8).
         ("1.1", plain, "http2\n".to_owned(), true),
-        // curl 7.88 fails when it uses a connection with prior knowledge a second time. It makes another one for another host.
+        // curl 7.88 fails when it reuses a connection with prior knowledge. Another host name makes it open a new connection.
         ("2", format!("http://host-NUMBER.test:{port}"), format!("http2-prior-knowledge\n{names}"), false),
     ] {
         for arguments in [&[][..], &["--parallel", "--parallel-max", "20"]] {
@@ -209,7 +209,7 @@ fn curl_gets_the_bytes_of_the_files() {
 fn nghttp_gets_the_bytes_of_the_files() {
     let site = Site::new();
     for base in site.bases() {
-        // Windows of 1,023 bytes and of 1 MiB: `-w` is for streams, `-W` for the connection.
+        // Windows of 1,023 bytes and of 1 MiB: `-w` sets the stream's, `-W` the connection's.
         for window in ["10", "20"] {
             for (target, file) in &site.contents {
                 let content = fs::read(file).unwrap();
@@ -229,7 +229,7 @@ fn nghttp_gets_the_bytes_of_the_files() {
                 }
             }
         }
-        // Many streams at once: as many answers of the right status and size as requests.
+        // Many streams at once: the number of responses with the right status and size equals the number of requests.
         let (target, _) = site.blob(4095);
         let mut nghttp = testing::program("nghttp");
         let said = succeed(nghttp.args(["--no-verify-peer", "-ns", "-m", "100"]).arg(format!("{base}{target}")));
@@ -238,7 +238,7 @@ fn nghttp_gets_the_bytes_of_the_files() {
     }
 }
 
-/// Runs h2load, and gives the lines of its summary with requests, status codes and traffic.
+/// Runs h2load and returns the summary lines on requests, status codes and traffic.
 fn h2load(arguments: &[&str], url: &str) -> String {
     let said = succeed(testing::program("h2load").args(arguments).arg(url));
     let summary =
@@ -278,7 +278,7 @@ fn python_h2_gets_the_bytes_of_the_files() {
     }
 }
 
-/// Compiles a program of Go's standard library alone: nothing is downloaded.
+/// Compiles a Go program that uses only the standard library, without downloads.
 fn go(bench: &Bench, source: &str) -> PathBuf {
     let source = Path::new(SUPPORT).join(source);
     let mut build = testing::program("go");
@@ -314,7 +314,7 @@ fn node_http2_completes_every_request() {
     }
 }
 
-/// What testssl.sh has to find, by its names for the checks.
+/// The expected findings of testssl.sh, by the ids of its checks.
 const FINDINGS: [(&str, &str); 31] = [
     ("SSLv2", "not offered"),
     ("SSLv3", "not offered"),
@@ -353,7 +353,7 @@ const FINDINGS: [(&str, &str); 31] = [
 fn testssl_finds_no_weakness() {
     let site = Site::new();
     let mut testssl = testing::program("testssl");
-    // Protocols, ciphers and vulnerabilities. The name service is not asked.
+    // Protocols, ciphers and vulnerabilities, without name lookups.
     testssl.args([
         "--quiet",
         "--warnings",
@@ -375,12 +375,12 @@ fn testssl_finds_no_weakness() {
         let finding = found.get(id).unwrap_or_else(|| panic!("no {id} in {found:?}"));
         assert!(finding.starts_with(expected), "{id}: {finding}");
     }
-    // The check of GOST ciphers warns that this machine's OpenSSL has none.
+    // The check of GOST ciphers warns that this machine's OpenSSL lacks them.
     let bad = |one: &&Value| !["OK", "INFO"].contains(&one["severity"].as_str().unwrap()) && one["id"] != "engine_problem";
     assert_eq!(findings.iter().filter(bad).collect::<Vec<_>>(), Vec::<&Value>::new());
 }
 
-/// Makes an image of these files with buildah, whose layer is compressed as zstd:chunked, in the layout `images`.
+/// Builds an image of these files with buildah in the layout `images`. Its layer is compressed as zstd:chunked.
 fn chunked_image(bench: &Bench, name: &str, files: &BTreeMap<String, Vec<u8>>) {
     let context = bench.path(name);
     fs::create_dir_all(context.join("data")).unwrap();
@@ -438,7 +438,7 @@ fn skopeo_pulls_zstd_chunked_layers_in_part() {
             let output = skopeo.output().unwrap();
             let said = text(&output.stderr);
             assert!(output.status.success(), "{said}");
-            // skopeo says so only in its debug log, and gets the whole layer.
+            // skopeo reports this only in its debug log, and falls back to the whole layer.
             let failures: Vec<&str> = said.lines().filter(|line| line.contains("Failed to retrieve partial blob")).collect();
             assert_eq!(failures, Vec::<&str>::new());
             assert!(stored(&bench, &format!("{name}:1")) == *files, "{name}: the files are those that were packed");
@@ -449,7 +449,7 @@ fn skopeo_pulls_zstd_chunked_layers_in_part() {
             let blobs: Vec<Request> =
                 requests(&process).into_iter().filter(|one| one.repository == repository && one.endpoint == "blob").collect();
             assert!(blobs.iter().all(|one| one.complete), "{blobs:?}");
-            // The config whole; of the layer the table of contents by one range, and its files by many.
+            // The whole config, and of the layer the table of contents by one range and its files by many.
             let asked: Vec<(u32, bool)> = blobs.iter().map(|one| (one.status, one.range.contains(','))).collect();
             assert_eq!(asked, [(200, false), (206, false), (206, true)], "{name}: {blobs:?}");
         }

@@ -14,11 +14,11 @@ use testing::private::privately;
 use testing::serve::Serving;
 use testing::vm::{skopeo, succeed};
 
-/// A folder with the layout `sample`, of an image that tools take for a real one, since it is one.
+/// A folder with the layout `sample`, whose image is real, so that tools accept it.
 fn bench() -> Bench {
     let bench = Bench::default();
     succeed(testing::program(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
-    // Which name it has is a matter of its index alone.
+    // Only the index contains the name.
     let index = fs::read_to_string(bench.path("sample/index.json")).unwrap();
     let mut index: Value = serde_json::from_str(&index).unwrap();
     index["manifests"][0]["annotations"] = serde_json::json!({"org.opencontainers.image.ref.name": "it"});
@@ -26,7 +26,7 @@ fn bench() -> Bench {
     bench
 }
 
-/// Packs sources, serves the disk, and pulls each of its images with skopeo: name and digest of each, and the disk.
+/// Packs sources, serves the disk, and pulls each image with skopeo. Returns name and digest of each, and the disk.
 fn packed_and_pulled(bench: &Bench, arguments: &[&str]) -> (Vec<(String, String)>, Extracted) {
     bench.pack(arguments);
     let disk = bench.extract("disk.erofs");
@@ -65,14 +65,14 @@ fn member(archive: &Path, name: &str) -> Vec<u8> {
     tar.stdout
 }
 
-/// The manifests that a layout's index lists, by digest, from a folder or an archive.
+/// The manifests in a layout's index by digest, from a folder or an archive.
 fn listed(source: &Path) -> Vec<String> {
     let index = if source.is_dir() { fs::read(source.join("index.json")).unwrap() } else { member(source, "index.json") };
     let index: Value = serde_json::from_slice(&index).unwrap();
     index["manifests"].as_array().unwrap().iter().map(|one| one["digest"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Holds the image of this digest against the entry of a docker save archive that it was made of: config and layers, to the byte.
+/// Compares the config and layers of the image with the entry of the docker save archive from which it was packed.
 fn assert_saved(archive: &Path, entry: usize, disk: &Extracted, digest: &str) {
     let saved: Value = serde_json::from_slice(&member(archive, "manifest.json")).unwrap();
     let manifest = disk.json(digest);
@@ -86,7 +86,7 @@ fn assert_saved(archive: &Path, entry: usize, disk: &Extracted, digest: &str) {
     }
 }
 
-/// A member, or what it is a link to: docker save writes a layer that images share once.
+/// A member or its link target: docker save writes a shared layer only once.
 fn member_followed(archive: &Path, path: &str) -> Vec<u8> {
     let listing = testing::program("tar").arg("-tvf").arg(archive).arg(path).output().unwrap();
     match text(&listing.stdout).trim_end().split_once(" -> ") {
@@ -125,13 +125,13 @@ fn archives_of_skopeo_are_packed() {
     assert_eq!(names, ["again/docker:1", "again/oci:1", "docker.io/test/docker:1", "sample:it", "test/oci:1"]);
     assert_saved(&bench.path("docker.tar"), 0, &disk, &images[2].1);
     assert_eq!(images[0].1, images[2].1);
-    // skopeo wrote the layout's manifest as it was.
+    // skopeo wrote the layout's manifest unchanged.
     for image in [1, 3, 4] {
         assert_eq!(images[image].1, oci[0]);
     }
 }
 
-/// podman or buildah with a store of its own.
+/// podman or buildah with a private store.
 fn with_store(program: &str, bench: &Bench, arguments: &[&str]) -> Command {
     let mut command = testing::podman::with_store(program, &bench.path(""));
     command.env("TMPDIR", bench.path("")).args(arguments);
@@ -181,14 +181,14 @@ fn every_format_of_podman_save_is_packed() {
             packed_and_pulled(&bench, &["docker.tar", "oci.tar", "many.tar", "--name", "test/oci:1=oci", "--replace"]);
         let names: Vec<&str> = images.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["docker.io/library/b:1", "localhost/test/a:1", "localhost/test/a:2", "test/oci:1"]);
-        // The archive of many came after that of one.
+        // The archive with several images comes after that with one.
         assert_saved(&bench.path("many.tar"), 0, &disk, &images[0].1);
         assert_saved(&bench.path("docker.tar"), 0, &disk, &images[1].1);
         assert_eq!([&images[3].1], *listed(&bench.path("oci")).iter().collect::<Vec<_>>());
     });
 }
 
-/// What podman and buildah name `localhost/app`, nodes pull as `REGISTRY/app`; `images.txt` and `assert` say so.
+/// Nodes pull the image `localhost/app` of podman and buildah as `REGISTRY/app`, and `images.txt` and `assert` use that name.
 #[test]
 fn podman_and_buildah_names_are_pulled_without_localhost() {
     privately(|| {
@@ -196,7 +196,7 @@ fn podman_and_buildah_names_are_pulled_without_localhost() {
         let run = |program: &str, arguments: &[&str]| succeed(&mut with_store(program, &bench, arguments));
         let id = run("podman", &["pull", "--quiet", "oci:sample:it"]);
         for name in ["app:1", "team/app:2", "team/tool:3"] {
-            // Neither is told of a registry, so both put localhost/ before it.
+            // Neither knows a registry for the name, so both add localhost/.
             run("podman", &["tag", id.trim(), name]);
         }
         run("podman", &["save", "--quiet", "--output", "docker.tar", "app:1", "team/app:2"]);
@@ -241,7 +241,7 @@ fn archive_of_docker_save_with_several_images_is_packed() {
         let docker = |arguments: &[&str]| succeed(dockerd.docker(arguments).current_dir(bench.path("")));
         docker(&["load", "--quiet", "--input", "in.tar"]);
         docker(&["tag", "hello:1", "quay.io/test/other:2"]);
-        // A second image, of the same layer and one more.
+        // A second image with the same layer and one more.
         bench.file("more", b"more");
         docker(&["create", "--name", "made", "hello:1"]);
         docker(&["cp", "more", "made:/more"]);
@@ -290,7 +290,7 @@ fn archives_and_layouts_of_skopeo_are_packed_together() {
     bench.pack(&["layout", "docker.tar", "oci.tar", "--name", "test/bare=bare", "--name", "test/zstd:2=docker.tar.zst"]);
     let disk = bench.extract("disk.erofs");
     disk.assert_blobs();
-    // skopeo writes the whole name of what it takes for an image of Docker Hub.
+    // skopeo writes the full name of an image on Docker Hub.
     let docker = disk.images()[0].1.clone();
     let oci = manifest.digest.to_string();
     let expected = [
@@ -301,6 +301,6 @@ fn archives_and_layouts_of_skopeo_are_packed_together() {
         ("test/zstd:2", &docker),
     ];
     assert_eq!(disk.images(), expected.map(|(name, digest)| (name.to_owned(), digest.clone())));
-    // skopeo decompresses layers for docker save's format.
+    // skopeo decompresses layers for the format of docker save.
     assert_eq!(disk.blob(&diff_id), tar);
 }

@@ -13,7 +13,7 @@ use testing::pack::{Bench, PROGRAM, archive_of, digest_of, gzip, text};
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// An image for a platform; not in the index yet.
+/// Writes an image for a platform and does not list it in the index.
 fn image(layout: &Layout, os: &str, architecture: &str, layers: &[&[u8]]) -> Stored {
     let config = layout.json(&json!({"architecture": architecture, "os": os, "rootfs": {"type": "layers", "diff_ids": []}}));
     let layers: Vec<Value> = layers.iter().map(|layer| layout.blob(layer).descriptor(LAYER)).collect();
@@ -23,8 +23,8 @@ fn image(layout: &Layout, os: &str, architecture: &str, layers: &[&[u8]]) -> Sto
     }))
 }
 
-/// Images of one and of two platforms that share a layer, an artifact that refers to one, a blob by sha512; and blobs whose sizes are
-/// those at which file systems change how they keep a file.
+/// Images of one and of two platforms that share a layer, an artifact that refers to one, a sha512 blob, and blobs of the sizes at
+/// which file systems change their format of a file.
 fn mixed() -> Layout {
     let mut layout = Layout::default();
     let sizes = [0, 1, 4095, 4096, 4097, 131_072, 3_000_001].map(|size| vec![b'x'; size]);
@@ -48,7 +48,7 @@ fn mixed() -> Layout {
     layout
 }
 
-/// Runs `localregistry --quiet ARGUMENTS`, which has to succeed without a word, and gives the result.
+/// Runs `localregistry --quiet ARGUMENTS`, which must succeed without messages, and returns its output.
 fn run(bench: &Bench, arguments: &[&str]) -> String {
     let output = bench.command(&[&["--quiet"], arguments].concat()).output().unwrap();
     let said = text(&output.stderr);
@@ -60,7 +60,7 @@ fn inspect(bench: &Bench, disk: &str) -> Value {
     serde_json::from_str(&run(bench, &["inspect", disk, "--json", "--verify"])).unwrap()
 }
 
-/// Runs a program here.
+/// Runs a program in the folder.
 fn make(bench: &Bench, program: &str, arguments: &[&str]) {
     let output = testing::program(program).args(arguments).current_dir(bench.path("")).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", text(&output.stderr));
@@ -90,7 +90,7 @@ fn result_is_printed_as_json() {
     assert_eq!(found, golden, "{found:#}");
 }
 
-/// Makes a disk of `layout` in every form but those that `pack` makes, and gives their names and forms.
+/// Makes a disk of `layout` in every form that `pack` does not write, and returns their names and forms.
 fn others(bench: &Bench, layout: &str) -> Vec<(String, &'static str)> {
     let mut made = Vec::new();
     let erofs: [&[&str]; 6] = [
@@ -186,7 +186,7 @@ fn export_equals_the_packed_layout() {
     assert_eq!(left.filter(|name| name.starts_with('.')).count(), 0);
 }
 
-/// Paths of the files in a folder, in order.
+/// Paths of the files in a folder, sorted.
 fn files(folder: &Path) -> Vec<String> {
     let found = testing::program("find").args([".", "-type", "f", "-printf", "%P\\n"]).current_dir(folder).output().unwrap();
     let mut files: Vec<String> = text(&found.stdout).lines().map(str::to_owned).collect();
@@ -207,7 +207,7 @@ fn skopeo_layout_on_handmade_disks_is_shown() {
         "skopeo",
         &["--insecure-policy", "--tmpdir", ".", "copy", "-q", "oci:layout:test/hello:1", "oci:made:test/made:2"],
     );
-    // skopeo compresses layers, and so makes another image.
+    // skopeo compresses layers, which results in another image.
     let index: Value = serde_json::from_slice(&fs::read(bench.path("made/index.json")).unwrap()).unwrap();
     let digest = &index["manifests"][0]["digest"];
     for (disk, _) in others(&bench, "made") {
@@ -253,7 +253,7 @@ fn every_tag_images_are_shown_and_compared() {
     assert!(shown.contains("\ntest/hello:*  linux/amd64  sha256:"), "{shown}");
     assert!(run(&bench, &["inspect", "plain.erofs"]).contains("\ntest/hello:latest  linux/amd64  sha256:"));
 
-    // The same bytes answer to other names.
+    // The same content under other names.
     let output = bench.command(&["-q", "diff", "plain.erofs", "disk.erofs"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let names: Vec<String> = text(&output.stdout).lines().map(|line| line.split("  ").next().unwrap().to_owned()).collect();
@@ -385,6 +385,6 @@ fn failed_diff_exits_2() {
         )
     );
     assert!(trouble(&["layout"]).starts_with("error: the following required arguments were not provided:\n  <B>\n"));
-    // What does not differ is not read.
+    // Content that does not differ is not read.
     assert_eq!(run(&bench, &["diff", "broken", "layout"]), "0 removed, 0 added, 0 changed, 1 the same\n");
 }

@@ -20,8 +20,8 @@ use tar::EntryType::Regular;
 use testing::layout::{Layout, Stored};
 use testing::pack::{Bench, archive, blob, hello, text};
 
-/// Runs `localregistry --quiet inspect ARGUMENTS`, which has to fail with exit code 1 and change nothing, and gives what it said and
-/// the result.
+/// Runs `localregistry --quiet inspect ARGUMENTS`, which must fail with exit code 1 and change no file. Returns its messages and
+/// its output.
 fn failed(bench: &Bench, arguments: &[&str]) -> (String, String) {
     let before = bench.everything();
     let output = bench.command(&[&["--quiet", "inspect"], arguments].concat()).output().unwrap();
@@ -30,7 +30,7 @@ fn failed(bench: &Bench, arguments: &[&str]) -> (String, String) {
     (text(&output.stderr), text(&output.stdout))
 }
 
-/// The same of a disk that cannot be shown at all.
+/// Asserts this message for a disk that cannot be shown at all.
 fn refused(bench: &Bench, disk: &str, message: &str) {
     for further in [&[] as &[&str], &["--json"], &["--verify", "--export", "out"]] {
         let (said, result) = failed(bench, &[&[disk], further].concat());
@@ -38,7 +38,7 @@ fn refused(bench: &Bench, disk: &str, message: &str) {
     }
 }
 
-/// The same of a disk with these faults, each told as `blob … ; it is part of …`.
+/// Asserts these faults of a disk, each reported as `blob … ; it is part of …`.
 fn faulty(bench: &Bench, disk: &str, faults: &[String]) {
     let count = if faults.len() == 1 { "1 fault".to_owned() } else { format!("{} faults", faults.len()) };
     let lines: String = faults.iter().map(|fault| format!("{disk}: {fault}\n")).collect();
@@ -58,7 +58,7 @@ fn make(bench: &Bench, program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program} {arguments:?}: {}", text(&output.stderr));
 }
 
-/// A disk of the folder in each file system.
+/// Packs a disk of the folder in each file system.
 fn disks(bench: &Bench, folder: &str) -> [&'static str; 3] {
     make(bench, "mkfs.erofs", &["--quiet", "made.erofs", folder]);
     make(bench, "mksquashfs", &[folder, "made.squashfs", "-quiet", "-no-progress", "-noappend", "-noI", "-noD", "-noF"]);
@@ -67,12 +67,12 @@ fn disks(bench: &Bench, folder: &str) -> [&'static str; 3] {
     ["made.erofs", "made.squashfs", "made.ext4"]
 }
 
-/// A layer that begins as nothing else does.
+/// A layer with a unique start.
 fn layer() -> Vec<u8> {
     (0..9000_u32).map(|at| u8::try_from((at * at / 7 + 1) % 251).unwrap()).collect()
 }
 
-/// Changes the first byte of the content `content` on the disk. Its end may lie elsewhere.
+/// Changes the first byte of `content` on the disk. The rest of it may be elsewhere.
 fn spoil(disk: &Path, content: &[u8]) {
     let bytes = fs::read(disk).unwrap();
     let start = &content[..content.len().min(256)];
@@ -80,7 +80,7 @@ fn spoil(disk: &Path, content: &[u8]) {
     fs::OpenOptions::new().write(true).open(disk).unwrap().write_all_at(&[content[0] ^ 1], at as u64).unwrap();
 }
 
-/// What [`spoil`] makes of content.
+/// The content after [`spoil`].
 fn spoilt(content: &[u8]) -> Digest {
     Digest::sha256_of(&[&[content[0] ^ 1], &content[1..]].concat())
 }
@@ -142,7 +142,7 @@ fn truncated_disk_is_refused() {
         let file = fs::OpenOptions::new().write(true).open(bench.path(disk)).unwrap();
         let fs = disk.split_once('.').unwrap().1;
         let whole = match fs {
-            // Its superblock gives the bytes that are used; the file is filled up to a block.
+            // The superblock has the number of used bytes, and the file is padded to a block.
             "squashfs" => u64::from_le_bytes(fs::read(bench.path(disk)).unwrap()[40..48].try_into().unwrap()),
             _ => file.metadata().unwrap().len(),
         };
@@ -188,7 +188,7 @@ fn corrupt_superblock_is_refused() {
         "made.ext4",
         &format!("its ext4 file system cannot be read; {again}: corrupt filesystem: invalid superblock checksum"),
     );
-    // Without a checksum, what the superblock says is held against what can be.
+    // Without a checksum, the superblock's values are checked against limits.
     for (at, bytes, fault) in [
         (
             1024 + 80,
@@ -229,12 +229,12 @@ fn corrupt_blobs_are_reported() {
         spoil(&bench.path(disk), &layer);
         let found = spoilt(&layer);
         faulty(&bench, disk, &[format!("blob {digest} has the content of {found}; {images}")]);
-        // What is not verified is not known, but never written.
+        // Faults that are not verified are not found, but never exported.
         let (said, _) = failed(&bench, &[disk, "--export", "out"]);
         assert_eq!(said, format!("localregistry: cannot export to out: blob {digest} has the content of {found}\n"));
         assert!(bench.command(&["-q", "inspect", disk]).output().unwrap().status.success());
     }
-    // A manifest, which may lie in the block that the superblock's checksum covers, where there is one.
+    // A manifest, which may be in the block that the superblock's checksum covers.
     make(&bench, "mkfs.erofs", &["--quiet", "-Enosbcrc", "plain.erofs", "layout"]);
     let content = fs::read(bench.path("layout").join(manifest.digest.blob_path())).unwrap();
     spoil(&bench.path("plain.erofs"), &content);
@@ -288,7 +288,7 @@ fn images_with_a_faulty_blob_are_counted() {
     faulty(&bench, "layout", &faults);
 }
 
-/// The content of the packed disk as a folder that may be changed, and the disk made of it anew.
+/// The content of the packed disk as a folder that a test changes, and the disk rebuilt from it.
 struct Remade {
     bench: Bench,
     manifest: Stored,
@@ -353,7 +353,7 @@ fn catalog_that_disagrees_is_reported() {
         ],
     );
 
-    // An index that names another manifest than the catalog does.
+    // An index that names another manifest than the catalog.
     let mut layout = Layout::default();
     let other = layout.image("test/hello:latest", b"another");
     let from = bench.layout("other", &layout);
@@ -436,7 +436,7 @@ fn export_replaces_no_files() {
 fn signal_ends_an_export_and_leaves_no_files() {
     let bench = Bench::default();
     let mut layout = Layout::default();
-    // A layer of a terabyte of nothing, which takes longer than any test.
+    // A sparse layer of a terabyte, which takes longer than any test.
     let layer = layout.blob(b"a layer");
     let config = layout.blob(b"{}");
     let mut huge = layer.descriptor("application/vnd.oci.image.layer.v1.tar");
@@ -465,7 +465,7 @@ fn signal_ends_an_export_and_leaves_no_files() {
     }
 }
 
-/// Opens the disk and reads all that it has. Whatever is wrong with it, that has to end, and in words.
+/// Opens the disk and reads everything on it. With any fault, this must end with an error message.
 fn read_all(disk: &Path) {
     let interrupt = Interrupt::default();
     let Ok(disk) = Disk::open(disk, &interrupt) else { return };
@@ -478,7 +478,7 @@ fn read_all(disk: &Path) {
     }
 }
 
-/// A small disk of each kind, whole.
+/// A small valid disk of each kind.
 fn whole() -> [Vec<u8>; 5] {
     let mut layout = Layout::default();
     for number in 0..40 {
@@ -493,7 +493,7 @@ fn whole() -> [Vec<u8>; 5] {
     ["plain.erofs", "chunks.erofs", "made.erofs", "made.squashfs", "made.ext4"].map(|disk| fs::read(bench.path(disk)).unwrap())
 }
 
-/// Where, and what instead: most in the first blocks, which say where everything is.
+/// Offset and replacement: most are in the first blocks, which have the metadata.
 fn mutations() -> impl Strategy<Value = Vec<(prop::sample::Index, bool, u8)>> {
     prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), any::<u8>()), 1..24)
 }

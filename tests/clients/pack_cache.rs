@@ -12,14 +12,14 @@ use testing::layout::Layout;
 use testing::pack::{Bench, archive_of, digest_of, text};
 use testing::private::{on_tmpfs, read_only};
 
-/// Layers large enough to be kept, each of a byte of its own.
+/// Layers large enough for the cache, each filled with one byte.
 const LAYER: usize = 1 << 20;
 
 fn layer(of: u8) -> Vec<u8> {
     vec![of; LAYER]
 }
 
-/// A layout of one image for each byte, with a layer of that byte.
+/// A layout with one image for each byte, whose layer is filled with it.
 fn layout(layers: &[u8]) -> Layout {
     let mut layout = Layout::default();
     for of in layers {
@@ -32,12 +32,12 @@ fn entry(bench: &Bench, of: u8) -> PathBuf {
     bench.path("cache/sha256").join(Digest::sha256_of(&layer(of)).hex())
 }
 
-/// Packs, and gives how many bytes of layers were read, how many came from the cache, and the disk's digest.
+/// Packs. Returns how many bytes of layers were read, how many came from the cache, and the disk's digest.
 fn packed(bench: &Bench, arguments: &[&str]) -> (u64, u64, String) {
     let summary: Value = serde_json::from_str(&bench.pack(&[arguments, &["--json"]].concat())).unwrap();
     let number = |field: &str| summary[field].as_u64().unwrap();
     assert_eq!(number("read_bytes") + number("cached_bytes"), number("blob_bytes"));
-    // Manifests and configs are too small to be kept.
+    // Manifests and configs are too small for the cache.
     (number("read_bytes") / LAYER as u64, number("cached_bytes") / LAYER as u64, digest_of(&bench.path("disk.erofs")))
 }
 
@@ -53,7 +53,7 @@ fn only_a_new_layer_is_read() {
     assert_eq!(packed(&bench, &["new.tar", "--cache", "cache"]), (0, 4, disk.clone()));
     assert_eq!(packed(&bench, &["new"]), (4, 0, disk.clone()), "the cache has no part in the disk's bytes");
 
-    // The layers cannot have been read where others stand in their places.
+    // The layers in the source are replaced, so they cannot have been read.
     let blobs = new.join("blobs/sha256");
     for of in [1, 2, 3, 4] {
         fs::write(blobs.join(Digest::sha256_of(&layer(of)).hex()), layer(of + 100)).unwrap();
@@ -107,7 +107,7 @@ fn corrupt_blob_is_not_cached() {
     assert!(!bench.path("disk.erofs").exists());
 }
 
-/// How many files a folder here has, with those in its folders, hidden ones too.
+/// The number of files below a folder, including hidden ones.
 fn files(bench: &Bench, folder: &str) -> usize {
     bench.everything().keys().filter(|path| path.starts_with(bench.path(folder)) && path.is_file()).count()
 }

@@ -57,7 +57,7 @@ fn full_file_system_is_reported() {
         assert_eq!(said("squashfs"), staged);
         assert_eq!(said("ext4"), staged);
     });
-    // Enough for every blob, and not for the file system.
+    // Enough for every blob, but not for the file system.
     on_tmpfs(&bench.path("small"), "size=1200k", || {
         let before = bench.everything();
         for (format, program) in [("squashfs", "mksquashfs"), ("ext4", "mke2fs")] {
@@ -99,7 +99,7 @@ fn read_only_folder_is_reported() {
     });
 }
 
-/// A program in the place of `mksquashfs`, and a `PATH` that finds it.
+/// A substitute for `mksquashfs`, and a `PATH` that finds it.
 fn in_place_of_mksquashfs(bench: &Bench, script: &str) -> String {
     fs::create_dir(bench.path("bin")).unwrap();
     let program = bench.file("bin/mksquashfs", script.as_bytes());
@@ -137,7 +137,7 @@ fn output_of_a_failing_mksquashfs_is_shown() {
 #[test]
 fn signal_while_blobs_are_copied_leaves_no_files() {
     let (bench, layout, _) = hello(b"a layer");
-    // Long enough to be interrupted, whatever the machine.
+    // Long enough to be interrupted on any machine.
     grow(&layout, 8 << 30);
     bench.file("disk.erofs", b"the old disk");
     let names = || {
@@ -156,7 +156,7 @@ fn signal_while_blobs_are_copied_leaves_no_files() {
     assert_eq!(fs::read(bench.path("disk.erofs")).unwrap(), b"the old disk");
 }
 
-/// Makes the layer of [`hello`] a hole of `size` bytes: only who gets to its end sees that it is the wrong content.
+/// Makes the layer of [`hello`] a sparse file of `size` bytes, whose wrong content shows only at its end.
 fn grow(layout: &Path, size: u64) {
     let path = layout.join(blob(b"a layer"));
     fs::File::options().write(true).open(path).unwrap().set_len(size).unwrap();
@@ -186,7 +186,7 @@ fn progress_bar_is_shown_only_on_a_terminal() {
     assert_eq!(lines.len(), 3, "{said}");
 }
 
-/// Changes the only manifest of a layout, and what names it.
+/// Changes the only manifest of a layout and its references.
 fn rewrite(layout: &Path, from: &str, to: &str) {
     let index_path = layout.join("index.json");
     let mut index: serde_json::Value = serde_json::from_slice(&fs::read(&index_path).unwrap()).unwrap();
@@ -203,7 +203,7 @@ fn rewrite(layout: &Path, from: &str, to: &str) {
 fn signals_leave_no_files() {
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let (bench, _, _) = hello(b"a layer");
-        // The signal comes while the file system is made, which then would take for ever.
+        // The signal comes while the file system is written by a program that never ends.
         let script = format!("#!/bin/sh\necho part >\"$2\"\nkill -{signal} $PPID\nexec sleep 1000\n");
         let path = in_place_of_mksquashfs(&bench, &script);
         bench.file("disk.erofs", b"the old disk");
@@ -221,7 +221,7 @@ fn repeated_signals_leave_no_files() {
     let path = in_place_of_mksquashfs(&bench, script);
     let before = bench.everything();
     let output = bench.command(&PACK).env("PATH", path).output().unwrap();
-    // They may be taken in any order: the first one taken counts.
+    // The signals may arrive in any order, and the first one counts.
     assert!(matches!(output.status.code(), Some(129 | 130 | 143)), "{}", text(&output.stderr));
     assert_eq!(bench.everything(), before);
 }

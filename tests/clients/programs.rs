@@ -17,11 +17,11 @@ use testing::pack::{Bench, PROGRAM, text};
 /// System calls that start programs and processes.
 const CALLS: &str = "trace=execve,clone,clone3,fork,vfork";
 
-/// The names of the programs that `localregistry`, itself or a thread of it, starts in a log of `strace -f`. What those programs start in
-/// their turn is their affair.
+/// The names of the programs that `localregistry` itself starts, from a log of `strace -f`. Programs that those start do not
+/// count.
 fn started(log: &str) -> BTreeSet<String> {
     let lines = || log.lines().filter_map(|line| line.split_once(' ').map(|(pid, call)| (pid, call.trim_start())));
-    // A child's first call may be logged before the call that made the child has returned.
+    // A child's first call may be logged before the parent's call has returned.
     let is_made = |call: &str| ["clone", "fork", "vfork"].iter().any(|name| call.trim_start_matches("<... ").starts_with(name));
     let made = lines().filter(|(_, call)| is_made(call));
     let parents: HashMap<&str, &str> = made.filter_map(|(pid, call)| Some((call.rsplit_once(" = ")?.1, pid))).collect();
@@ -46,7 +46,7 @@ fn started(log: &str) -> BTreeSet<String> {
     started
 }
 
-/// `localregistry ARGUMENTS`, traced, in the bench's folder.
+/// `localregistry ARGUMENTS` under strace in the bench's folder.
 fn traced(bench: &Bench, arguments: &[&str]) -> Command {
     let untraced = bench.command(arguments);
     let mut command = testing::program("strace");
@@ -61,14 +61,14 @@ fn traced(bench: &Bench, arguments: &[&str]) -> Command {
     command
 }
 
-/// The programs that the command starts, which has to succeed.
+/// The programs that the command starts. It must succeed.
 fn programs(bench: &Bench, command: &mut Command) -> BTreeSet<String> {
     let output = command.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
     started(&fs::read_to_string(bench.path("trace")).unwrap())
 }
 
-/// Programs that stand for the distribution's in the download of a kernel, in a folder for `PATH`.
+/// Substitutes for the distribution's programs that download a kernel, in a folder for `PATH`.
 fn distribution(bench: &Bench) -> String {
     fs::create_dir(bench.path("bin")).unwrap();
     let release = "6.1.0-9-made-up";
@@ -90,7 +90,7 @@ fn distribution(bench: &Bench) -> String {
     format!("{}:{}", bench.path("bin").display(), std::env::var("PATH").unwrap())
 }
 
-/// Boots the disk, waits until it is ready, ends it, and gives the programs that were started.
+/// Boots the disk, ends the machine when it is ready, and returns the programs that were started.
 fn run(bench: &Bench) -> BTreeSet<String> {
     let arguments = ["run", "disk.erofs", "--accel", "tcg", "--json", "--trust", "run-trust", "--run-dir", "run"];
     let mut child = traced(bench, &arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
@@ -109,9 +109,9 @@ fn doctor_lists_exactly_the_programs_that_commands_run() {
     layout.image("test/other:latest", b"layer");
     bench.layout("layout", &layout);
     bench.file("static", &elf(&[(1, b"code")]));
-    // A kernel with the PVH note: the sizes of its name and its description, its type, these two.
+    // A kernel with the PVH note: size of the name, size of the description, type, name, description.
     bench.file("vmlinux", &elf(&[(1, b"code"), (4, &[&[4, 0, 0, 0, 8, 0, 0, 0, 18, 0, 0, 0][..], b"Xen\0", &[0; 8]].concat())]));
-    // The distribution's is in the cache from here on.
+    // From here on, the cache has the distribution's kernel.
     assert!(bench.command(&["--quiet", "kernel", "-o", "distribution-kernel"]).output().unwrap().status.success());
     let mut needed: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut note = |what: &str, programs: BTreeSet<String>| {
@@ -154,7 +154,7 @@ fn doctor_lists_exactly_the_programs_that_commands_run() {
         .map(|name| if name == "qemu" { found("qemu").unwrap().split(' ').next().unwrap().to_owned() } else { name })
         .collect();
     assert_eq!(named, needed.keys().cloned().collect::<BTreeSet<_>>());
-    // Each line says which command it is for.
+    // Each line names the command that needs the program.
     for (program, commands) in needed.iter().filter(|(program, _)| !program.starts_with("qemu-")) {
         let found = found(program).unwrap();
         assert!(commands.iter().all(|command| found.contains(&format!("`{command}`"))), "{commands:?}: {found}");

@@ -17,15 +17,15 @@ use testing::serve::Serving;
 use testing::server::Server;
 use testing::upstream::{DockerRegistry, proxy};
 
-/// An image of two platforms with an attestation; what refers to it and to one of its manifests; and a signature by cosign's tag.
+/// A signed index of two platforms with an attestation, a referrer of one of its manifests, and a signature by cosign's tag.
 struct Images {
     layout: Layout,
     index: Stored,
     amd64: Stored,
     arm64: Stored,
-    /// Of the index, and of amd64.
+    /// Referrers of the index and of the amd64 manifest.
     referrers: [Stored; 2],
-    /// Of the index's signature.
+    /// The signature of the index.
     sbom: Stored,
     cosign: Stored,
 }
@@ -60,8 +60,8 @@ fn images() -> Images {
     Images { layout, index, amd64, arm64, referrers, sbom, cosign }
 }
 
-/// Checks that what is on the disk is what the layout has, byte for byte, as it is served again: `expected` under `repository` of `host`,
-/// each by its reference.
+/// Serves the disk and asserts that `expected` under `repository` of `host` equals the layout byte for byte, each by its
+/// reference.
 fn assert_served(bench: &Bench, layout: &Path, host: &str, repository: &str, expected: &[(&str, Stored)]) {
     let disk = bench.extract("disk.erofs");
     disk.assert_blobs();
@@ -94,7 +94,7 @@ fn plain(layout: &Layout, arguments: &[&str]) -> Serving {
     Serving::start(layout.path(), TempDir::new().unwrap(), &[&["--tls", "off"], arguments].concat())
 }
 
-/// Writes docker's config with this entry for `host`.
+/// Writes docker's configuration with this entry for `host`.
 fn log_in(bench: &Bench, host: &str, entry: Value) {
     fs::create_dir_all(bench.path(".docker")).unwrap();
     bench.file(".docker/config.json", json!({"auths": {host: entry}}).to_string().as_bytes());
@@ -138,7 +138,7 @@ fn only_the_selected_platform_is_pulled_and_the_rest_is_named() {
     assert!(said.contains(&format!("{name}: linux/amd64 is kept, left out: linux/arm64\n")), "{said}");
     assert_served(&bench, images.layout.path(), &host, "test/hello", &[("v1", images.amd64)]);
     assert_eq!(referrers_of(&bench, &host, images.amd64), [images.referrers[1].digest.to_string()]);
-    // What is left out is not fetched either.
+    // Omitted content is not fetched either.
     let events = fs::read_to_string(serving.folder.path().join("events")).unwrap();
     let large = localregistry::oci::Digest::sha256_of(&[6; 300_000]).to_string();
     assert!(events.contains(&images.amd64.digest.to_string()) && !events.contains(&large));
@@ -218,7 +218,7 @@ fn password_protected_images_are_pulled() {
     log_in(&bench, &host, basic("anna", "secret"));
     bench.pack(&["--pull", &name]);
     assert_served(&bench, images.layout.path(), &host, "test/hello", &[("v1", images.index)]);
-    // In a file that is given, and by a helper.
+    // In a provided file, and by a credential helper.
     fs::remove_dir_all(bench.path(".docker")).unwrap();
     bench.file("auth.json", json!({"auths": {&host: basic("anna", "secret")}}).to_string().as_bytes());
     let pack = ["--quiet", "pack", "--pull", &name, "-o", "disk.erofs"];
@@ -291,7 +291,7 @@ fn images_are_pulled_over_tls() {
     fs::copy(serving.folder.path().join("ca.crt"), bench.path("ca.crt")).unwrap();
     bench.pack(&["--pull", &name, "--registry-ca", "ca.crt"]);
     assert_served(&bench, images.layout.path(), &host, "test/hello", &[("v1", images.index)]);
-    // As every program of the system is told.
+    // Like other programs, it honours SSL_CERT_FILE.
     let mut command = bench.command(&["--quiet", "pack", "--pull", &name, "-o", "disk.erofs"]);
     let output = command.env("SSL_CERT_FILE", bench.path("ca.crt")).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -315,7 +315,7 @@ fn images_are_pulled_over_tls() {
 fn images_are_pulled_from_a_remote_address() {
     privately(|| {
         let images = images();
-        // TLS, with the CA where docker keeps it.
+        // TLS, with the CA in docker's folder.
         let address = format!("{ADDRESS}:5443");
         let folder = TempDir::new().unwrap();
         let serving = Serving::start(images.layout.path(), folder, &["--listen", &address, "--san", ADDRESS]);
@@ -325,7 +325,7 @@ fn images_are_pulled_from_a_remote_address() {
         bench.pack(&["--pull", &name]);
         assert_served(&bench, images.layout.path(), &address, "test/hello", &[("v1", images.index)]);
 
-        // By way of a proxy, unless that is ruled out.
+        // Through a proxy, unless NO_PROXY excludes the host.
         let (proxy, asked) = proxy();
         let pack = ["--quiet", "pack", "--pull", &name, "-o", "disk.erofs"];
         let output = bench.command(&pack).env("HTTPS_PROXY", format!("http://{proxy}")).output().unwrap();
@@ -337,7 +337,7 @@ fn images_are_pulled_from_a_remote_address() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert_eq!(*asked.lock().unwrap(), [""; 0]);
 
-        // Plain HTTP only where it is asked for.
+        // Plain HTTP only on request.
         let address = format!("{ADDRESS}:5080");
         let _plain = plain(&images.layout, &["--listen", &address]);
         let (bench, name) = (Bench::default(), format!("{address}/test/hello:v1"));
@@ -358,7 +358,7 @@ fn images_are_pulled_from_a_remote_address() {
 
 #[test]
 fn images_are_pulled_from_docker_registry() {
-    // Skopeo finds images of a layout by bare names.
+    // skopeo finds images in a layout by bare names.
     let mut layout = Layout::default();
     let (amd64, arm64) = (layout.manifest(&[b"shared", b"amd64"]), layout.manifest(&[b"shared", b"arm64"]));
     let index = layout.json(&json!({
@@ -374,7 +374,7 @@ fn images_are_pulled_from_docker_registry() {
     layout.write();
     let registry = DockerRegistry::start(None);
     registry.push(layout.path(), "multi", "library/multi:1", &[]);
-    // It has no referrers API: the tag that stands in for it.
+    // The registry has no referrers API, so the tag schema is used.
     let fallback = format!("sha256-{}", index.digest.hex());
     registry.push(layout.path(), "fallback", &format!("library/multi:{fallback}"), &[]);
     let (bench, host) = (Bench::default(), registry.address.as_str());
@@ -450,7 +450,7 @@ fn list_pulls_with_its_own_names_and_platforms() {
     assert_eq!(http::get(server.plain, "/v2/mine/every/manifests/any").status, 200);
     drop(server);
 
-    // Nothing is packed where one cannot be pulled.
+    // If one image cannot be pulled, nothing is packed.
     fs::remove_dir_all(bench.path("disk.erofs.extracted")).unwrap();
     bench.file("list.textproto", format!("images {{ pull: '{host}/test/none:1' }}").as_bytes());
     let output = bench.command(&["-q", "pack", "--spec", "list.textproto", "-o", "other"]).output().unwrap();

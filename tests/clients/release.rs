@@ -25,7 +25,7 @@ fn release(bench: &Bench, arguments: &[&str]) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
 }
 
-/// A release in the folder `name`.
+/// Runs `image/release` into the folder `name`.
 fn made(bench: &Bench, name: &str) -> PathBuf {
     let (host, init) = (static_server().display().to_string(), init().display().to_string());
     let output = release(bench, &["-o", name, "--host", &host, "--init", &init]);
@@ -34,7 +34,7 @@ fn made(bench: &Bench, name: &str) -> PathBuf {
     bench.path(name)
 }
 
-/// Digest of each file, by its path.
+/// Digest of each file by path.
 fn files(folder: &Path) -> BTreeMap<String, String> {
     let found = succeed(testing::program("find").args([".", "-type", "f", "-printf", "%P\\n"]).current_dir(folder));
     found.lines().map(|path| (path.to_owned(), digest_of(&folder.join(path)))).collect()
@@ -44,7 +44,7 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Name and version of the crates whose code is in a program with this feature, as cargo says.
+/// Name and version of the crates in a program with this feature, according to cargo.
 fn linked(feature: &str) -> BTreeSet<String> {
     let mut cargo = testing::program(env!("CARGO"));
     cargo.current_dir(ROOT).args([
@@ -78,7 +78,7 @@ fn release_is_complete_and_reproducible() {
     let beside: Vec<_> = fs::read_dir(bench.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(beside.len(), 2, "{beside:?}");
 
-    // Names that depend on content, the toolchain's own list of licences, and the pages of subcommands are left out.
+    // Without names that depend on content, the toolchain's list of licences, and the man pages of subcommands.
     const OTHERS: [&str; 3] = ["cluster/images/blobs/", "licences/rust/licenses/", "share/man/man1/localregistry-"];
     let named = |path: &&String| !OTHERS.iter().any(|folder| path.starts_with(folder));
     let listing = found.keys().filter(named).map(|path| format!("{path}\n")).collect::<String>();
@@ -99,7 +99,7 @@ fn release_is_complete_and_reproducible() {
     completions_are_read(&folder);
 }
 
-/// The bill of materials and the notices name what is in the files, and nothing else.
+/// Asserts that the bill of materials and the notices name exactly the content of the files.
 fn contents_are_told(folder: &Path, found: &BTreeMap<String, String>) {
     let bill = json(&folder.join("sbom.spdx.json"));
     assert_eq!((&bill["spdxVersion"], &bill["dataLicense"]), (&json!("SPDX-2.3"), &json!("CC0-1.0")));
@@ -140,7 +140,7 @@ fn contents_are_told(folder: &Path, found: &BTreeMap<String, String>) {
             assert!(notices.contains(&format!("\n{one}: ")), "the notices lack {one}");
         }
     }
-    // Each with the digest of its archive; nothing has an unknown licence.
+    // Each crate has the digest of its archive, and no licence is unknown.
     for (ident, package) in &packages {
         assert!(
             !package["licenseDeclared"].as_str().unwrap().is_empty() && package["licenseDeclared"] != "NOASSERTION",
@@ -150,7 +150,7 @@ fn contents_are_told(folder: &Path, found: &BTreeMap<String, String>) {
     }
     let ring = &packages.iter().find(|(ident, _)| ident.starts_with("SPDXRef-Crate-ring-")).unwrap().1;
     assert_eq!(ring["externalRefs"][0]["referenceLocator"], format!("pkg:cargo/ring@{}", ring["versionInfo"].as_str().unwrap()));
-    // C that is compiled into a crate brings its own.
+    // Compiled C code in a crate has its own licence.
     for holder in ["Microsoft Corporation, Daan Leijen", "Meta Platforms, Inc. and affiliates", "XZ Utils Licensing"] {
         assert!(notices.contains(holder), "{holder}");
     }
@@ -168,7 +168,7 @@ fn contents_are_told(folder: &Path, found: &BTreeMap<String, String>) {
     assert!(related("SPDXRef-File-boot-vmlinux", "GENERATED_FROM").contains("SPDXRef-linux"));
 }
 
-/// bash takes its completions, and completes a subcommand by them.
+/// Asserts that bash accepts the completions and completes a subcommand with them.
 fn completions_are_read(folder: &Path) {
     let script = r#"source "$1"
         COMP_WORDS=(localregistry depl) COMP_CWORD=1
@@ -201,7 +201,7 @@ fn released_programs_and_kernel_work_together() {
     assert_eq!(listed.trim(), r#"{"repositories":["test/hello"]}"#);
     assert_eq!(run(&["stop", "released"]), "released shut down cleanly\n");
 
-    // The cluster's machine boots the same bits, and its replicas run the same program.
+    // The cluster's machine boots the same files, and its replicas run the same program.
     let cluster = Deployed(folder.join("cluster"));
     let machine = cluster.object("kubevirt.yaml", "VirtualMachine");
     let kernel = &machine["spec"]["template"]["spec"]["domain"]["firmware"]["kernelBoot"]["container"];
@@ -239,7 +239,7 @@ fn invalid_release_requests_are_named_and_leave_no_files() {
         assert_eq!((output.status.code(), text(&output.stderr)), (Some(status), message), "{arguments:?}");
         assert_eq!(bench.everything(), before, "{arguments:?}");
     }
-    // A program with a loader cannot be the server's image.
+    // A dynamically linked program cannot be the server's image.
     let before = bench.everything();
     let output = release(&bench, &[&["-o", "out"], &program[..]].concat());
     let said = text(&output.stderr);

@@ -15,7 +15,8 @@ use testing::private::{ADDRESS, privately};
 use testing::vm::{Containerd, Vm, skopeo, succeed};
 use testing::world::{GREETING, Images, World, blob, refused};
 
-/// Checks whose requests these are, that each was answered whole, and gives them as `METHOD endpoint repository reference`.
+/// Checks the client of these requests and that each response was complete. Returns them as `METHOD endpoint repository
+/// reference`.
 fn asked(requests: &[Request], agent: &str) -> Vec<String> {
     for request in requests {
         assert!(request.user_agent.starts_with(agent) && request.complete && request.status == 200, "{request:?}");
@@ -48,7 +49,7 @@ fn skopeo_copies_all_platforms_an_artifact_and_through_a_mirror() {
         succeed(&mut copy(&[], &here("test/multi:artifact"), "dir:artifact"));
         let manifest = fs::read(world.path("artifact/manifest.json")).unwrap();
         assert_eq!(manifest, fs::read(blob(images.layout.path(), &images.artifact.digest.to_string())).unwrap());
-        // What refers to it is found by its digest, and pulled by its own.
+        // A referrer is found by the digest of its subject, and pulled by its own.
         let signature = images.signature.digest.to_string();
         let found = world.get(&format!("/v2/test/multi/referrers/{}", images.artifact.digest)).json();
         assert_eq!(found["manifests"][0]["digest"], signature);
@@ -78,7 +79,7 @@ fn skopeo_copies_all_platforms_an_artifact_and_through_a_mirror() {
     });
 }
 
-/// What clients on skopeo's libraries ask for, for one image by its index.
+/// The requests of clients on containers/image for one image by its index.
 fn by_path(images: &Images, repository: &str, tag: &str) -> Vec<String> {
     vec![
         "GET base  ".to_owned(),
@@ -88,7 +89,7 @@ fn by_path(images: &Images, repository: &str, tag: &str) -> Vec<String> {
     ]
 }
 
-/// podman with a store of its own, and the mirror.
+/// podman with a private store and the mirror.
 fn podman(folder: &Path, arguments: &[&str]) -> Command {
     with_mirror(podman::podman(folder, arguments))
 }
@@ -98,7 +99,7 @@ fn with_mirror(mut command: Command) -> Command {
     command
 }
 
-/// Pulls an image with podman, compares it and runs it: on the host's network, within the limits that this process has.
+/// Pulls an image with podman, compares it, and runs it on the host's network within this process's limits.
 fn pull_and_run(folder: &Path, images: &Images, image: &str) {
     succeed(&mut podman(folder, &["pull", "--quiet", "--cert-dir", "certs", image]));
     let listed = succeed(&mut podman(folder, &["image", "inspect", "--format", "{{.Digest}} {{.Id}}", image]));
@@ -155,20 +156,20 @@ fn buildah_pulls() {
     });
 }
 
-/// What podman and buildah of this age say of an artifact, when they have its manifest: they keep images only.
+/// The message of this podman and buildah for an artifact. They fetch the manifest, and support only images.
 const NO_ARTIFACTS: &str = "unsupported image-specific operation on artifact with type \"application/vnd.oci.empty.v1+json\"";
 
-/// The same of dockerd.
+/// The message of dockerd.
 const NO_MEDIA_TYPE: &str = "unsupported media type application/vnd.oci.empty.v1+json";
 
-/// Fails, since what was pulled is no image: the client says so itself.
+/// Asserts that the client rejects the artifact with this message.
 fn no_image(command: &mut Command, words: &str) {
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains(words), "{command:?}: {said}");
 }
 
-/// What containerd asks for first, for one image by its index: no `/v2/`, and HEAD before GET.
+/// The first requests of containerd for one image by its index: no `/v2/`, and HEAD before GET.
 fn by_head(images: &Images, repository: &str, tag: &str) -> [String; 3] {
     let get = |digest: &str| format!("GET manifest {repository} {digest}");
     [format!("HEAD manifest {repository} {tag}"), get(&images.index.digest.to_string()), get(&images.amd64)]
@@ -180,7 +181,7 @@ fn containerd_pulls_an_image_an_artifact_and_through_a_mirror() {
         let mut world = World::default();
         let containerd = Containerd::start();
         let Images { index, artifact, layout, .. } = &world.images;
-        // The mirror is asked with `ns=docker.io`; without, the name means another image.
+        // The mirror is used with `ns=docker.io`. Without it, the name means another image.
         containerd.host("docker.io", &world.address, &world.ca());
         succeed(&mut containerd.fetch(&["images", "pull"], "docker.io/library/hello:1"));
         containerd.host(&world.address, &world.address, &world.ca());
@@ -192,9 +193,9 @@ fn containerd_pulls_an_image_an_artifact_and_through_a_mirror() {
             assert_eq!(succeed(&mut containerd.ctr(&["run", "--rm", image, "hello"])), GREETING);
         }
 
-        // Nothing to unpack.
+        // Nothing is unpacked.
         succeed(&mut containerd.fetch(&["content", "fetch"], &format!("{}/test/multi:artifact", world.address)));
-        // And what refers to that.
+        // And the referrer.
         let by_digest = format!("{}/test/multi@{}", world.address, world.images.signature.digest);
         succeed(&mut containerd.fetch(&["content", "fetch"], &by_digest));
         for digest in [artifact.digest.to_string(), world.images.signature.digest.to_string()] {
@@ -214,7 +215,7 @@ fn containerd_pulls_an_image_an_artifact_and_through_a_mirror() {
     });
 }
 
-/// Pulled, and not run: for that, the plugin wants a network plugin and a pause image.
+/// Pulls without running: that would need a network plugin and a pause image.
 #[test]
 fn containerd_pulls_for_kubernetes() {
     privately(|| {
@@ -227,7 +228,7 @@ fn containerd_pulls_for_kubernetes() {
         assert_eq!(cri::pull(&containerd.socket(), &image), Ok(world.images.config.clone()));
         let listed = succeed(&mut containerd.ctr(&["--namespace", "k8s.io", "images", "list", &format!("name=={image}")]));
         assert!(listed.contains(&world.images.index.digest.to_string()), "{listed}");
-        // The plugin pulls an artifact, and finds then that there is nothing in it to run.
+        // The plugin pulls an artifact and then rejects it, because it has nothing to run.
         let artifact = cri::pull(&containerd.socket(), &format!("{}/test/multi:artifact", world.address)).unwrap_err();
         assert!(artifact.contains("mismatched image rootfs and manifest layers"), "{artifact}");
 
@@ -244,12 +245,12 @@ fn containerd_pulls_for_kubernetes() {
     });
 }
 
-/// What dockerd asks for first, for one image by its index.
+/// The first requests of dockerd for one image by its index.
 fn by_dockerd(images: &Images, repository: &str, tag: &str) -> Vec<String> {
     [&["GET base  ".to_owned()], &by_head(images, repository, tag)[..]].concat()
 }
 
-/// Pulls an image, compares it and runs it, on the host's network.
+/// Pulls an image, compares it and runs it on the host's network.
 fn docker_pulls_and_runs(dockerd: &Dockerd, images: &Images, image: &str) {
     succeed(&mut dockerd.docker(&["pull", "--quiet", image]));
     let format = "{{index .RepoDigests 0}} {{.Id}}";
@@ -276,7 +277,7 @@ fn dockerd_pulls_and_runs_from_a_registry_and_a_mirror() {
 
         let asked = asked(&world.requests(), "docker/");
         assert_eq!(asked[..4], by_dockerd(&world.images, "test/multi", "1"), "{asked:#?}");
-        // The digest is known from the first image; what it refers to is not, since that was removed.
+        // The first image made the digest known, and its removal removed the content.
         let head = "HEAD manifest docker.io/library/mirrored 1".to_owned();
         let config = format!("GET blob docker.io/library/mirrored {}", world.images.config);
         assert!(asked.contains(&head) && asked.contains(&config), "{asked:#?}");
@@ -284,7 +285,7 @@ fn dockerd_pulls_and_runs_from_a_registry_and_a_mirror() {
     });
 }
 
-/// The network says that the upstream is here, and its certificate is made when dockerd asks for it by name.
+/// The name of the upstream resolves to this registry, which issues a certificate when dockerd connects by that name.
 #[test]
 fn dockerd_pulls_from_the_upstream_itself() {
     privately(|| {
@@ -301,7 +302,7 @@ fn dockerd_pulls_from_the_upstream_itself() {
     });
 }
 
-/// The same disk in a VM: what podman sees there is what it sees of `serve`.
+/// The same disk in a VM: podman sees the same as with `serve`.
 #[test]
 fn podman_pulls_and_runs_from_a_vm() {
     privately(|| {

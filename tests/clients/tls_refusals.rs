@@ -16,7 +16,7 @@ use testing::process::Process;
 use testing::tls::hello;
 use testing::vm::skopeo;
 
-/// A suite of TLS 1.2: there the certificate and alerts are not encrypted.
+/// A TLS 1.2 suite, because TLS 1.2 encrypts neither certificate nor alerts.
 const SUITE: u16 = 0xc02b;
 /// A record with the fatal alert `unknown_ca` (RFC 5246, section 7.2).
 const UNKNOWN_CA: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 48];
@@ -28,7 +28,7 @@ fn images() -> Layout {
     layout
 }
 
-/// Ends the server, and gives the refusals in its log.
+/// Ends the server and returns the refusals in its log.
 fn refusals(mut server: Process) -> Vec<TlsRefused> {
     server.stop();
     let log = fs::read_to_string(&server.events).unwrap();
@@ -45,14 +45,14 @@ fn refusals(mut server: Process) -> Vec<TlsRefused> {
     refused.collect()
 }
 
-/// Connects from `from`, and sends a hello of TLS 1.2. Gives the connection once the server has answered.
+/// Connects from `from` and sends a TLS 1.2 hello. Returns the connection after the server's answer.
 fn greeted(from: Ipv4Addr, server: SocketAddr) -> TcpStream {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
     socket.connect(&server.into()).unwrap();
     let mut stream = TcpStream::from(socket);
     stream.write_all(&hello(0x0303, &[SUITE])).unwrap();
-    // A record's head, and the rest of what is there.
+    // The record's header, and the rest of the available data.
     stream.read_exact(&mut [0; 5]).unwrap();
     let _rest = stream.read(&mut [0; 16 << 10]).unwrap();
     stream
@@ -65,7 +65,7 @@ fn leave(mut stream: TcpStream, last: &[u8]) {
     let _rest = stream.read_to_end(&mut Vec::new());
 }
 
-/// Each on a server of its own, since one address has one warning in 10 s.
+/// Each client has its own server, because an address gets one warning in 10 s.
 #[test]
 fn clients_that_refuse_the_certificate_are_named_with_their_alert() {
     let layout = images();
@@ -99,7 +99,7 @@ fn clients_that_refuse_the_certificate_are_named_with_their_alert() {
             let image = format!("docker://{at}/test/hello:latest");
             fails(&mut skopeo(&["inspect", "--cert-dir", "wrong", &image], folder.path()));
         }),
-        // The CA is right, and the name is another.
+        // The right CA with another name.
         ("bad_certificate", "", &|at| {
             fails(&mut s_client(at, &["-noservername", "-CAfile", &ca_out, "-verify_hostname", "other.test"]));
         }),
@@ -118,7 +118,7 @@ fn clients_that_refuse_the_certificate_are_named_with_their_alert() {
         let attempts = refused.iter().map(|refused| refused.count).sum::<u32>();
         let first = TlsRefused { peer: "127.0.0.1".into(), server_name: server_name.into(), alert: alert.into(), count: 1 };
         assert_eq!(refused.first(), Some(&first), "client {place}");
-        // skopeo tries again.
+        // skopeo retries.
         assert!(alert == "bad_certificate" || attempts == 1, "client {place}: {refused:?}");
     }
 }
@@ -127,11 +127,11 @@ fn clients_that_refuse_the_certificate_are_named_with_their_alert() {
 fn non_tls_clients_and_completed_handshakes_are_not_refusals() {
     let layout = images();
     let server = Process::start_with(layout.path(), &[], None);
-    // Nothing, half a hello, and bytes that are no hello.
+    // No bytes, half a hello, and bytes that are not a hello.
     for bytes in [&b""[..], &hello(0x0303, &[SUITE])[..20], b"\x16\x03\x01\x00\x04\xff\xff\xff\xff", b"GET / HTTP/1.0\r\n\r\n"] {
         leave(TcpStream::connect(server.address).unwrap(), bytes);
     }
-    // No cipher suite in common: the server ends this one.
+    // Without a common cipher suite, the server ends the connection.
     let mut stream = TcpStream::connect(server.address).unwrap();
     stream.write_all(&hello(0x0303, &[0x0005])).unwrap();
     let _alert = stream.read_to_end(&mut Vec::new());
@@ -165,7 +165,7 @@ fn assert_and_events_name_the_client_that_does_not_trust_the_ca() {
     let (status, _, said) = run(&[&pulled[..], &["--by", "127.1.0.8"]].concat(), &server.events);
     assert_eq!((status, said.lines().last()), (Some(1), Some(format!("  {closed}").trim_end())));
     assert!(!said.contains("127.1.0.7"), "{said}");
-    // A pull that was not to be is not missing.
+    // With --not-pulled, a refused pull is no failure.
     assert_eq!(run(&["assert", "--not-pulled", "test/hello", "--quiet"], &server.events).0, Some(0));
 
     let (status, table, said) = run(&["events"], &server.events);
@@ -185,7 +185,7 @@ fn assert_and_events_name_the_client_that_does_not_trust_the_ca() {
     assert_eq!(lines, log, "every line is a refusal");
 }
 
-/// One address, and more addresses than are named.
+/// One address, and more addresses than the log names.
 #[test]
 fn floods_of_refused_handshakes_make_a_bounded_number_of_events() {
     let layout = images();
@@ -200,7 +200,7 @@ fn floods_of_refused_handshakes_make_a_bounded_number_of_events() {
     server.check("refused handshakes");
     let refused = refusals(server);
     assert_eq!(refused.iter().map(|refused| usize::try_from(refused.count).unwrap()).sum::<usize>(), flood + addresses);
-    // In each 10 s of the test: 256 addresses at most, the one of the flood twice, and one event for all others.
+    // In each 10 s of the test: at most 256 addresses, the flooding one twice, and one event for all others.
     let intervals = refused.iter().filter(|refused| refused.peer == "127.0.0.1" && refused.count == 1).count();
     let others: Vec<_> = refused.iter().filter(|refused| refused.peer.is_empty()).collect();
     println!("{} events in {intervals} intervals, {others:?}", refused.len());

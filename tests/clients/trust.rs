@@ -17,14 +17,14 @@ use testing::process::Process;
 use testing::vm::{Containerd, Vm, copy_into, succeed};
 use testing::world::{Images, World};
 
-/// Runs a client, which has to fail, and gives what it said.
+/// Runs a client, which must fail, and returns its messages.
 fn fails(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(!output.status.success(), "{command:?}");
     text(&output.stderr)
 }
 
-/// Holds a log against an expectation, by the program itself.
+/// Checks a log with `localregistry assert`.
 fn assert_pulls(log: &Path, arguments: &[&str]) {
     succeed(testing::program(PROGRAM).args(["assert", "--quiet"]).args(arguments).arg(log));
 }
@@ -43,16 +43,16 @@ fn containerd_pulls_from_the_registry_only() {
             assert!(listed.contains(&world.images.index.digest.to_string()), "{listed}");
         }
         assert_pulls(world.events(), &["--pulled", &here, "--by", ADDRESS, "--times", "1"]);
-        // It is the same index under another name, and so on the node already.
+        // It is the same index under another name, so the node already has it.
         assert_pulls(world.events(), &["--not-pulled", "docker.io/library/hello:1"]);
-        // Known upstreams, one that is not on the disk, and the registry itself.
+        // Known upstreams, one without images on the disk, and the registry itself.
         for image in ["docker.io/library/absent:1", "quay.io/some/absent:1", &format!("{}/absent:1", world.address)] {
             let said = fails(&mut containerd.fetch(&["images", "pull"], image));
             assert!(said.contains(&format!("{image}: not found")), "{said}");
         }
         assert_eq!(upstream.connections(), 0, "nobody else was asked");
         assert_pulls(world.events(), &["--not-pulled", "docker.io/library/absent:1"]);
-        // Which would have been seen.
+        // The counter works.
         fails(containerd.ctr(&["images", "pull"]).arg("docker.io/library/absent:1"));
         assert!(upstream.connections() > 0);
     });
@@ -65,7 +65,7 @@ fn cri_plugin_pulls_from_the_registry_only() {
         let upstream = Upstream::start();
         let containerd = Containerd::start_with_cri();
         let pull = |image: &str| cri::pull(&containerd.socket(), image);
-        // Before the files are there.
+        // Before the files are installed.
         assert!(pull("docker.io/library/absent:1").is_err());
         let before = upstream.connections();
         assert!(before > 0);
@@ -90,7 +90,7 @@ fn dockerd_pulls_from_the_registry_only() {
         let arguments = ["--config-file".to_owned(), trust.join("daemon.json").display().to_string()];
         let arguments = arguments.each_ref().map(String::as_str);
         copy_into(&trust.join("certs.d"), Path::new("/etc/docker/certs.d"));
-        // Its mirror first, and then Docker Hub.
+        // First its mirror, then Docker Hub.
         let dockerd = Dockerd::start(&arguments, None);
         fails(&mut dockerd.docker(&["pull", "absent:1"]));
         let before = upstream.connections();
@@ -113,7 +113,7 @@ fn dockerd_pulls_from_the_registry_only() {
     });
 }
 
-/// Puts the bundle's files where the clients on containers/image look.
+/// Installs the bundle's files for the clients on containers/image.
 fn install(trust: &Path, format: &str) {
     for folder in ["certs.d", "registries.conf.d"] {
         let from = trust.join(format).join(folder);
@@ -123,16 +123,16 @@ fn install(trust: &Path, format: &str) {
     }
 }
 
-/// Asks for the image's digest, and not for the repository's tags: for those skopeo goes to the upstream itself, whatever the files say.
+/// Requests the image's digest but not the repository's tags, for which skopeo always contacts the upstream itself.
 fn inspect(image: &str) -> Command {
     let mut command = testing::program("skopeo");
     command.args(["inspect", "--no-tags", "--format", "{{.Digest}}"]).arg(format!("docker://{image}"));
-    // The user's credentials stay out of sight.
+    // Hides the user's credentials.
     command.env("HOME", "/nonexistent");
     command
 }
 
-/// Pulls with podman, buildah and skopeo, by the registry's address and in place of an upstream; and what is not there.
+/// Pulls with podman, buildah and skopeo, by the registry's address and in place of an upstream. Also requests missing images.
 fn pulls_and_misses(folder: &Path, images: &Images, address: &str) {
     let digest = images.index.digest.to_string();
     for image in [&*format!("{address}/test/multi:1"), "docker.io/library/hello:1"] {
@@ -166,7 +166,7 @@ fn podman_buildah_and_skopeo_pull_from_the_registry_only() {
     });
 }
 
-/// Without a CA there is nothing to trust, and the clients have to be told that it is plain HTTP.
+/// Without a CA, clients must be configured for plain HTTP.
 #[test]
 fn runtimes_pull_over_plain_http() {
     privately(|| {
@@ -200,7 +200,7 @@ fn runtimes_pull_over_plain_http() {
     });
 }
 
-/// By containerd, and by skopeo under a name: the names of images in clients of its age cannot have an IPv6 address.
+/// containerd pulls by address, and skopeo by name, because image names cannot contain an IPv6 address in clients of this age.
 #[test]
 fn clients_pull_from_an_ipv6_address() {
     privately(|| {
@@ -228,8 +228,8 @@ fn clients_pull_from_an_ipv6_address() {
     });
 }
 
-/// Two runs under the CA of one folder, in the VM: who trusted the first trusts the second, and the trust files of each are there when
-/// it says that it is ready.
+/// Two runs in a VM with one stored CA: clients that trust the first trust the second, and the trust files of each exist when it
+/// is ready.
 #[test]
 fn stored_ca_is_trusted_across_runs_of_the_vm() {
     privately(|| {

@@ -78,7 +78,7 @@ fn client_certificates_replace_passwords() {
     succeed(&mut copy);
 }
 
-/// What a node does that has nothing to trust yet: the CA over plain HTTP, and then all else over TLS.
+/// A node without a CA fetches it over plain HTTP, and everything else over TLS.
 #[test]
 fn additional_ports_serve_and_are_reported() {
     let bench = bench();

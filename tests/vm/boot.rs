@@ -11,7 +11,7 @@ use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM};
 use testing::vm::{self, Containerd, Vm, skopeo, succeed};
 
-/// The sample image and a multi-layer one, packed.
+/// Packs the sample image and an image with several layers.
 fn disk(bench: &Bench) -> std::path::PathBuf {
     succeed(testing::program(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
     let mut layout = Layout::default();
@@ -57,7 +57,7 @@ fn real_clients_pull_over_tls_and_the_image_runs() {
     }
     assert_eq!(vm.ready["names"], serde_json::json!(["registry.test", "other.test"]));
 
-    // skopeo: both images, byte for byte.
+    // skopeo pulls both images byte for byte.
     fs::create_dir(vm.path("certs")).unwrap();
     fs::copy(vm.path("ca.crt"), vm.path("certs/ca.crt")).unwrap();
     for (image, source) in [("test/hello:latest", "sample"), ("docker.io/library/layers:1", "layers")] {
@@ -68,7 +68,7 @@ fn real_clients_pull_over_tls_and_the_image_runs() {
         same_blobs(&bench.path(source), &vm.path(source));
     }
 
-    // containerd: pulled, compared and run.
+    // containerd pulls, compares and runs the image.
     let containerd = Containerd::start();
     let pulled = containerd.pull(&vm.address, "test/hello:latest", &vm.path("ca.crt"));
     assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
@@ -79,7 +79,7 @@ fn real_clients_pull_over_tls_and_the_image_runs() {
     let said = succeed(&mut containerd.ctr(&["run", "--rm", &name, "hello"]));
     assert_eq!(said, concat!("hello from localregistry ", env!("CARGO_PKG_VERSION"), "\n"));
 
-    // Another appliance's CA is not trusted, by either client.
+    // Neither client trusts another appliance's CA.
     let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     fs::create_dir(vm.path("wrong")).unwrap();
     fs::write(vm.path("wrong/ca.crt"), other.cert.pem()).unwrap();
@@ -93,7 +93,7 @@ fn real_clients_pull_over_tls_and_the_image_runs() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("x509: certificate signed by unknown authority"), "{said}");
 
-    // The log says who pulled what, and the end is in order.
+    // The log names every pull, and the machine ends gracefully.
     let digest_of_tag = digest;
     let ended = vm.stop(Signal::SIGTERM);
     assert_eq!(ended.status, Some(0), "{}", ended.stderr);
@@ -105,7 +105,7 @@ fn real_clients_pull_over_tls_and_the_image_runs() {
     assert!(by("skopeo").contains(&format!("GET manifest {digest_of_tag}")), "{:?}", by("skopeo"));
     assert!(by("containerd").contains(&format!("HEAD manifest {digest_of_tag}")), "{:?}", by("containerd"));
     assert!(ended.requests().iter().all(|request| request.peer.starts_with("10.0.2.") && request.complete));
-    // And who did not trust the CA: skopeo and containerd, by the alert that Go's clients send.
+    // The log also names the clients that refused the CA, by the alert that Go's clients send.
     let refused = ended.events.iter().filter_map(|event| match event {
         event::Event::Warning(warning) if warning.code == "TLS_REFUSED" => warning.tls_refused.clone(),
         _ => None,
@@ -157,7 +157,7 @@ fn failed_boots_report_the_cause() {
     let bench = Bench::default();
     let path = disk(&bench);
     let disk = fs::read(&path).unwrap();
-    // `run` sees of a disk what can be seen without a kernel, and boots none that is bad so: here QEMU gets another one.
+    // `run` checks what it can see of a disk without a kernel and refuses bad ones, so here QEMU gets another disk.
     fs::create_dir(bench.path("bad")).unwrap();
     let bad = vm::qemu_changed(&bench.path("bad"), "args=(\"${@/disk.erofs/broken.erofs}\")");
     let other = vm::qemu_changed(&bench.path(""), "args=(\"${@/serial=localregistry/serial=other}\")");
@@ -200,14 +200,14 @@ fn failed_boots_report_the_cause() {
         assert!(ended.stderr.contains(&format!("FATAL code={code} ")) && ended.stderr.contains(message), "{}", ended.stderr);
         assert_eq!((ended.done().status, ended.done().code.as_str()), (1, code));
         match code {
-            // With all keys that there are after it.
+            // The message ends with the list of all keys.
             "BAD_CONFIG" => assert!(ended.done().reason.starts_with(message), "{}", ended.done().reason),
             _ => assert_eq!(ended.done().reason, message),
         }
     }
 }
 
-/// A superblock that is still recognised, and that the kernel refuses: its checksum is wrong.
+/// A superblock that is recognised but has a wrong checksum, so that the kernel refuses it.
 fn corrupt(mut disk: Vec<u8>) -> Vec<u8> {
     disk[1024 + 4] ^= 0xff;
     disk
@@ -217,7 +217,7 @@ fn corrupt(mut disk: Vec<u8>) -> Vec<u8> {
 fn init_that_dies_causes_a_kernel_panic() {
     let bench = Bench::default();
     let disk = disk(&bench);
-    // With this argument the init prints its version and returns, which PID 1 must not.
+    // With this argument the init prints its version and returns, which PID 1 must not do.
     let version = vm::qemu_changed(&bench.path(""), "args=(\"${@/panic=-1/panic=-1 -- --version}\")");
     let ended = vm::fails(&disk, &["--qemu", &version]);
     assert_eq!(ended.status, Some(4), "{}", ended.stderr);

@@ -18,9 +18,9 @@ use testing::pack::{Bench, PROGRAM, Saved, archive_of};
 use testing::private::privately;
 use testing::vm::{Containerd, Vm, succeed};
 
-/// The registry's name and address, as the nodes' `/etc/hosts` has them.
+/// The registry's name and address in the nodes' `/etc/hosts`.
 const HOSTS: &str = "127.0.0.1 localhost\n10.79.0.82 registry.test\n";
-/// The image that every node pulls, and one that a single node does, in place of its upstream.
+/// The image that every node pulls, and one that a single node pulls in place of its upstream.
 const IMAGE: &str = "registry.test:5000/test/layers:1";
 const MIRRORED: &str = "docker.io/library/base:1";
 
@@ -28,7 +28,7 @@ fn ip(arguments: &str) -> String {
     succeed(testing::program("ip").args(arguments.split(' ')))
 }
 
-/// A machine of the cluster: a network of its own with a port on the bridge, an `/etc/hosts` of its own, a containerd of its own.
+/// A node of the cluster: a network namespace with a port on the bridge, a private `/etc/hosts`, and a private containerd.
 struct Node {
     address: String,
     containerd: Containerd,
@@ -43,7 +43,7 @@ impl Node {
         for set_up in [format!("address add {address}/24 dev eth0"), "link set eth0 up".into(), "link set lo up".into()] {
             ip(&format!("-n {name} {set_up}"));
         }
-        // What `ip netns exec` puts over /etc.
+        // `ip netns exec` mounts these files over /etc.
         let etc = Path::new("/etc/netns").join(&name);
         fs::create_dir_all(&etc).unwrap();
         fs::write(etc.join("hosts"), HOSTS).unwrap();
@@ -52,13 +52,13 @@ impl Node {
         Self { address, containerd }
     }
 
-    /// Has it pull, as a kubelet would.
+    /// Makes the node pull an image as a kubelet does.
     fn pull(&self, image: &str) -> Result<String, String> {
         cri::pull(&self.containerd.socket(), image)
     }
 }
 
-/// A layer of so many bytes, and a little.
+/// A layer of this many bytes and a few more.
 fn layer(bench: &Bench, name: &str, bytes: usize) -> Vec<u8> {
     let folder = bench.path(name);
     fs::create_dir(&folder).unwrap();
@@ -67,7 +67,7 @@ fn layer(bench: &Bench, name: &str, bytes: usize) -> Vec<u8> {
     archive_of(&folder)
 }
 
-/// A disk with both images, of five layers and of one of these.
+/// A disk with both images, one with five of these layers and one with a single layer.
 fn cluster_disk(bench: &Bench) {
     let sizes = [("base", 3 << 20), ("tools", 2 << 20), ("library", 700_001), ("program", 4097), ("config", 1)];
     let layers = sizes.map(|(name, bytes)| (format!("{name}.tar"), layer(bench, name, bytes)));
@@ -82,7 +82,7 @@ fn cluster_disk(bench: &Bench) {
     bench.pack(&["saved.tar"]);
 }
 
-/// Holds the log against an expectation, by the program itself.
+/// Checks the log with `localregistry assert`.
 fn assert_pulls(log: &Path, arguments: &[&str]) {
     succeed(testing::program(PROGRAM).args(["assert", "--quiet"]).args(arguments).arg(log));
 }
@@ -115,7 +115,7 @@ fn three_nodes_on_a_bridge_pull_at_once_with_only_the_trust_bundle() {
             pulls.into_iter().map(|pull| pull.join().unwrap()).collect()
         });
 
-        // Every node has all of the image, each blob is what it is filed under, and all have the same.
+        // Every node has the whole image, each blob matches the digest in its path, and all nodes have the same.
         let content = nodes[0].containerd.content();
         assert!(content.iter().all(|(name, digest)| name == digest), "{content:?}");
         assert!(nodes.iter().all(|node| node.containerd.content() == content));
@@ -127,7 +127,7 @@ fn three_nodes_on_a_bridge_pull_at_once_with_only_the_trust_bundle() {
         let image: BTreeSet<String> = layers.iter().cloned().chain([manifest.clone(), configs[0].clone()]).collect();
         assert_eq!((layers.len(), content.into_keys().collect::<BTreeSet<_>>()), (5, image));
 
-        // In place of an upstream, one node alone.
+        // A single node pulls in place of an upstream.
         nodes[1].pull(MIRRORED).unwrap();
         let log = vm.path("events");
         for node in &nodes {
@@ -150,13 +150,13 @@ fn three_nodes_on_a_bridge_pull_at_once_with_only_the_trust_bundle() {
     });
 }
 
-/// One of many: a disk with an image of its own, and `localregistry run` on it.
+/// One of the appliances: a disk with a unique image, and `localregistry run` on it.
 struct One {
     run: Killed,
     ready: Value,
 }
 
-/// Starts `run` on the disk, without waiting.
+/// Starts `run` on the disk without waiting.
 fn start(bench: &Bench, name: &str) -> Child {
     let mut command = bench.command(&["run", "--json", "--accel", "tcg", "--memory", "128", "--timeout", "900", "--name", name]);
     command.arg(format!("{name}.erofs")).env("XDG_RUNTIME_DIR", bench.path("runtime"));
@@ -164,7 +164,7 @@ fn start(bench: &Bench, name: &str) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap()
 }
 
-/// Waits until the machine says that it is ready.
+/// Waits for the ready line.
 fn ready(bench: &Bench, name: &str, mut run: Killed) -> One {
     let mut line = String::new();
     BufReader::new(run.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -173,7 +173,7 @@ fn ready(bench: &Bench, name: &str, mut run: Killed) -> One {
     One { run, ready }
 }
 
-/// What the registry of `one` says that it has, to a client that trusts the CA of `trusted` alone.
+/// The repositories that the registry of `one` lists to a client that trusts only the CA of `trusted`.
 fn catalog(one: &One, trusted: &One) -> Option<String> {
     let url = format!("{}/v2/_catalog", one.ready["endpoint"].as_str().unwrap());
     let curl =
@@ -216,7 +216,7 @@ fn eight_appliances_run_independently() {
     };
     assert_eq!(ps(), names.iter().map(|name| (name.clone(), "ready".to_owned())).collect::<Vec<_>>());
 
-    // One ends in order, and another's launcher is killed.
+    // One ends gracefully, and another's launcher is killed.
     let mut ended = all.remove(0);
     succeed(bench.command(&["stop", "one1"]).env("XDG_RUNTIME_DIR", bench.path("runtime")));
     assert_eq!(ended.run.0.wait().unwrap().code(), Some(0));

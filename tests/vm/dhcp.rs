@@ -22,7 +22,7 @@ fn start(program: &str, arguments: &[&str]) -> Killed {
     Killed(command.spawn().unwrap_or_else(|error| panic!("{program}: {error}")))
 }
 
-/// What `/v2/` answers at `host`, port 5000, over a connection to `address`; the certificate has to be for `host`.
+/// The response to `/v2/` at `host`, port 5000, over a connection to `address`. The certificate must be valid for `host`.
 fn get(vm: &Vm, host: &str, address: &str) -> String {
     let mut curl = testing::program("curl");
     curl.args(["--silent", "--show-error", "--fail", "--cacert"]).arg(vm.path("ca.crt"));
@@ -34,7 +34,7 @@ fn passt_leases_an_address_by_unicast() {
     privately(|| {
         let bench = Bench::default();
         let disk = bench.sample_disk();
-        // passt gives the guest the address, the network and the gateway of the host's interface with the default route.
+        // passt gives the guest the address, network and gateway of the host's interface with the default route.
         ip("link add up0 type veth peer name up1");
         ip("address add 10.67.0.5/24 dev up0");
         ip("link set up0 up");
@@ -80,7 +80,7 @@ fn qemu_and_dnsmasq_lease_an_address_each_and_radvd_advertises_a_network() {
         let endpoints: Vec<&str> = vm.ready["endpoints"].as_array().unwrap().iter().map(|url| url.as_str().unwrap()).collect();
         let leased = "https://10.68.0.20:5000";
         assert_eq!(endpoints, [&format!("https://{}", vm.address), leased, &format!("https://{advertised}:5000")]);
-        // QEMU forwards its port to the address that its own server leased, 10.0.2.15.
+        // QEMU forwards its port to the address that its DHCP server leases, 10.0.2.15.
         assert_eq!(get(&vm, "127.0.0.1", &vm.address), "{}");
         for host in ["10.68.0.20", advertised] {
             assert_eq!(get(&vm, host, &format!("{host}:5000")), "{}", "{host}");

@@ -21,25 +21,25 @@ use testing::segment::{checksum, ip4};
 use testing::vm::succeed;
 use tokio::time::Instant;
 
-/// The server's address, which is its clients' gateway too.
+/// The server's address, which is also the gateway.
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 1);
-/// The one address that it gives.
+/// The only address that it leases.
 const GIVEN: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 20);
 const HOSTNAME: &str = "registry";
-/// How long a server may take to answer.
+/// Time limit for a server's reply.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How a server's answer came.
+/// How a reply is addressed.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
-    /// To the client's address on the link.
+    /// To the client's MAC address.
     Unicast,
-    /// To everybody.
+    /// To the broadcast address.
     Broadcast,
 }
 
-/// Runs `client` in one network namespace and `server` in another, with a cable between their interfaces `client` and `server`. What
-/// `server` returns is dropped at the end.
+/// Runs `client` and `server` in two network namespaces, whose interfaces `client` and `server` are a veth pair. Drops the result
+/// of `server` at the end.
 fn on_a_cable<S>(server: impl FnOnce() -> S + Send + 'static, client: impl FnOnce() + Send + 'static) {
     privately(move || {
         let (entered, thread_id) = channel();
@@ -99,7 +99,7 @@ fn lease() -> Lease {
     }
 }
 
-/// The lease is one of an hour. dnsmasq takes a random time off T1 and T2.
+/// Asserts that the lease lasts one hour. dnsmasq subtracts a random time from T1 and T2.
 fn is_one_hour(given: &Lease) {
     let times = given.times.unwrap();
     let wanted = lease();
@@ -108,7 +108,7 @@ fn is_one_hour(given: &Lease) {
     assert!(Duration::ZERO < times.renewal && times.renewal < times.rebinding, "{times:?}");
 }
 
-/// Has a lease of one hour given by the server on the cable, extended by that server, and extended by any server.
+/// Gets a lease of one hour from the server on the link, extends it at that server, and extends it at any server.
 async fn is_leased(links: &Links, link: &Link, answer: Answer) {
     let frames = PacketSocket::open(link, udp::ETHERTYPE, &udp::filter()).unwrap();
     let given = acquire(link).await;
@@ -127,7 +127,7 @@ async fn is_leased(links: &Links, link: &Link, answer: Answer) {
     }
 }
 
-/// Starts a server that ends with the test. Its messages are in the file `log`.
+/// Starts a server that ends with the test. Its messages go to the file `log`.
 fn start(program: &str, arguments: &[&str]) -> Killed {
     let log = fs::File::create("/run/log").unwrap();
     let mut command = testing::program(program);
@@ -144,7 +144,7 @@ fn dnsmasq(further: &[&str]) -> Killed {
     start("dnsmasq", &[&[range.as_str()], &files[..], &kind, &options, further].concat())
 }
 
-/// ISC's server. Its files are where AppArmor lets it read and write; [`privately`] makes these places the test's own.
+/// ISC's server. Its files are where AppArmor allows them, in the private mounts of [`privately`].
 fn dhcpd(further: &str) -> Killed {
     let config = format!(
         "authoritative; ping-check off; dhcp-cache-threshold 0; {further}\n\
@@ -232,8 +232,8 @@ fn lease_is_renewed_by_its_server_when_t1_has_passed() {
     );
 }
 
-/// Answers every DHCP client on the interface `server` with packets that are wrong in some way, and then, if `honest`, with one that is
-/// right, until the sender of `end` is dropped.
+/// Answers every DHCP client on the interface `server` with invalid packets and, if `honest`, with a valid one afterwards, until
+/// the sender of `end` is dropped.
 fn serve_hostile(honest: bool, mut end: tokio::sync::oneshot::Receiver<()>) {
     runtime().block_on(async {
         let link = Links::open().unwrap().ethernet().unwrap().into_iter().find(|link| link.name == "server").unwrap();
@@ -256,7 +256,7 @@ fn serve_hostile(honest: bool, mut end: tokio::sync::oneshot::Receiver<()>) {
     });
 }
 
-/// An OFFER or ACK of `address` by `server`, as the answer to `request`.
+/// An OFFER or ACK of `address` from `server` in reply to `request`.
 fn dhcp_reply(request: &[u8], server: Ipv4Addr, address: Ipv4Addr) -> Vec<u8> {
     let kind = if request[242] == 1 { 2 } else { 5 };
     let mut reply = [&[2, 1, 6, 0][..], &request[4..8], &[0; 8], &address.octets(), &[0; 8], &request[28..34]].concat();
@@ -278,7 +278,7 @@ fn datagram(payload: &[u8]) -> Vec<u8> {
     ip4(17, SERVER, GIVEN, &[&start[..], &sum, payload].concat())
 }
 
-/// Packets that are no answers to `request`. Each offers an address that no server has.
+/// Packets that are no valid replies to `request`. Each offers an address that no server leases.
 fn hostile_answers(request: &[u8]) -> Vec<Vec<u8>> {
     let reply = dhcp_reply(request, Ipv4Addr::new(10, 66, 6, 6), Ipv4Addr::new(10, 66, 6, 66));
     let with = |place: usize, bytes: &[u8]| {
@@ -286,7 +286,7 @@ fn hostile_answers(request: &[u8]) -> Vec<Vec<u8>> {
         changed[place..place + bytes.len()].copy_from_slice(bytes);
         datagram(&changed)
     };
-    // With the IP header's checksum right, so that the field alone is what is wrong.
+    // With a valid IP header checksum, so that only this field is wrong.
     let framed = |place: usize, bytes: &[u8]| {
         let mut changed = datagram(&reply);
         changed[place..place + bytes.len()].copy_from_slice(bytes);
@@ -328,7 +328,7 @@ fn xid(request: &[u8]) -> u32 {
     u32::from_be_bytes(request[4..8].try_into().unwrap())
 }
 
-/// Runs `client` opposite [`serve_hostile`], on a cable that takes frames larger than the client's buffer.
+/// Runs `client` against [`serve_hostile`], on a link with frames larger than the client's buffer.
 fn against_hostile_answers(honest: bool, client: impl AsyncFnOnce(&Link) + Send + 'static) {
     let server = move || {
         ip("link set server mtu 9000");

@@ -18,7 +18,7 @@ use testing::pack::{Bench, digest_of};
 use testing::qmp::{self, Qmp};
 use testing::vm::{self, Vm, succeed};
 
-/// The body that comes for `path`, up to its end, or to the connection's; and the status.
+/// Reads the response for `path` until it or the connection ends. Returns the status and the body.
 fn taken(address: SocketAddr, path: &str) -> (u16, Vec<u8>) {
     let mut stream = http::connect(address);
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
@@ -29,7 +29,7 @@ fn taken(address: SocketAddr, path: &str) -> (u16, Vec<u8>) {
     (status, all.split_off(head))
 }
 
-/// Where content lies on a disk, in bytes from its start.
+/// Offset of content on a disk in bytes.
 fn place(disk: &Path, content: &[u8]) -> u64 {
     let bytes = fs::read(disk).unwrap();
     bytes.windows(64).position(|window| window == &content[..64]).unwrap() as u64
@@ -38,7 +38,7 @@ fn place(disk: &Path, content: &[u8]) -> u64 {
 #[test]
 fn faults_of_a_disk_while_serving_are_reported() {
     let bench = Bench::default();
-    // What becomes of each layer on the way to the disk, or from it.
+    // The fault of each layer.
     let names = ["good", "middle", "first", "short", "wrong", "late"];
     let layers: Vec<Vec<u8>> = (1..).zip(&names).map(|(seed, _)| noise(seed, 4 * MIB)).collect();
     let [good, middle, first, short, wrong, late] = layers.as_slice() else { panic!() };
@@ -61,7 +61,7 @@ fn faults_of_a_disk_while_serving_are_reported() {
     let disk = bench.path("faulty.erofs");
     succeed(testing::program("mkfs.erofs").arg("--quiet").arg(&disk).arg(bench.path("tree")));
 
-    // Sectors that cannot be read.
+    // Unreadable sectors.
     let bad = [place(&disk, middle) + 2 * MIB as u64, place(&disk, first)];
     let rules = bad.map(|at| format!("[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\nsector = \"{}\"\n", at / 512));
     fs::write(bench.path("errors"), rules.concat()).unwrap();
@@ -86,21 +86,21 @@ fn faults_of_a_disk_while_serving_are_reported() {
     served("good", good);
     assert_eq!(manifest(&vm, "test/good:1").status, 200);
 
-    // A read error in the middle: that response is cut.
+    // A read error in the middle of a blob cuts the response.
     let (status, body) = taken(at, &blob("test/middle", middle));
     assert!(status == 200 && body.len() <= 2 * MIB && middle.starts_with(&body), "{status}, {} bytes", body.len());
     told("READ_ERROR", middle, "I/O error (os error 5)");
-    // At the start: nothing was sent yet.
+    // A read error at the start comes before anything is sent.
     let refused = |content: &[u8], name: &str| {
         let response = get(at, &blob(name, content));
         assert_eq!((response.status, response.code().as_str()), (500, "UNKNOWN"), "{name}");
     };
     refused(first, "test/first");
     told("READ_ERROR", first, "I/O error (os error 5)");
-    // Less than the catalog says.
+    // A blob shorter than the catalog says.
     refused(short, "test/short");
     told("TRUNCATED", short, "the file has 3145728 bytes, and the catalog says 4194304");
-    // Other bytes: cut before the end, and no part of it is sent.
+    // Corrupt bytes: the response is cut before the end, and no range is sent.
     let (status, body) = taken(at, &blob("test/wrong", wrong));
     assert!(status == 200 && body.len() < wrong.len() && spoilt.starts_with(&body), "{status}, {} bytes", body.len());
     let other = format!("its bytes have the digest {}", Digest::sha256_of(&spoilt));
@@ -108,7 +108,7 @@ fn faults_of_a_disk_while_serving_are_reported() {
     assert_eq!(http::ranged(at, &blob("test/wrong", wrong), "bytes=0-9").status, 500);
     told("WRONG_DIGEST", wrong, &other);
     assert_eq!(http::ranged(at, &blob("test/good", good), "bytes=0-9").body, good[..10]);
-    // However often: counted, and told of ten times in ten seconds.
+    // Repeated errors are all counted, and reported ten times in ten seconds.
     for _ in 0..20 {
         refused(short, "test/short");
     }
@@ -120,11 +120,11 @@ fn faults_of_a_disk_while_serving_are_reported() {
     served("good", good);
     assert_eq!(get(at, "/healthz").status, 200);
 
-    // It hangs: who waits for it is sent away in time, who needs none of it is served.
+    // The disk hangs: requests that wait for it time out, and requests that do not need it are served.
     let mut qmp = Qmp::connect(&socket);
     let mut under_way = begin(at, &blob("test/late", late));
     throttle(&mut qmp, 1);
-    // What passes the throttle is one read at most: the next waits for days.
+    // The throttle passes one read, and the next would wait for days.
     let mut got = Vec::new();
     let _ = under_way.read_to_end(&mut got);
     assert!(got.len() < late.len() && late.starts_with(&got), "{} bytes", got.len());
@@ -134,7 +134,7 @@ fn faults_of_a_disk_while_serving_are_reported() {
     assert_eq!(manifest(&vm, "test/good:1").status, 200, "from memory");
     assert_eq!(get(at, "/v2/").status, 200);
     assert_eq!(get(at, "/v2/_catalog").json()["repositories"].as_array().unwrap().len(), names.len());
-    // And well again.
+    // The disk works again.
     throttle(&mut qmp, 0);
     until("the disk is well again", || get(at, "/healthz").status == 200);
     served("late", late);

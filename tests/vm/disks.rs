@@ -18,12 +18,12 @@ use testing::pack::{Bench, hello};
 use testing::qmp::{self, Qmp};
 use testing::vm::{self, Vm, succeed};
 
-/// The next change of the disks.
+/// The next event about disks.
 fn changed(vm: &Vm) -> proto::Disks {
     vm.event("a change of the disks", |event| if let Event::Disks(disks) = event { Some(disks.clone()) } else { None })
 }
 
-/// A disk that is put into a slot of the running machine.
+/// A disk that is plugged into a slot of the running machine.
 fn plug(qmp: &mut Qmp, slot: &str, file: &Path, serial: &str) {
     let node = json!({
         "node-name": slot, "driver": "raw", "read-only": true,
@@ -41,7 +41,7 @@ fn unplug(qmp: &mut Qmp, slot: &str) {
     qmp.run("blockdev-del", json!({ "node-name": slot }));
 }
 
-/// Has QEMU make slots for disks that come later.
+/// Makes QEMU provide slots for hot-plugged disks.
 fn slots(names: &[&str]) -> Vec<String> {
     let port = |(at, name): (usize, &&str)| {
         ["--qemu-arg=-device".to_owned(), format!("--qemu-arg=pcie-root-port,id=port-{name},chassis={0},slot={0}", at + 8)]
@@ -54,7 +54,7 @@ fn several_disks_form_one_registry_and_are_hot_plugged() {
     let bench = Bench::default();
     let shared = noise(1, MIB);
     let big = noise(2, 48 * MIB);
-    // Both have the layer, and an image that is the same.
+    // Both have the layer and one identical image.
     let (labelled, one) = pack(&bench, "one", "test/one:1", &shared, &["--fs", "ext4", "--label", "images"]);
     let (second, two) = pack(&bench, "two", "docker.io/test/two:1", &shared, &["--label", "second"]);
     let (third, three) = pack(&bench, "three", "quay.io/test/three:1", &big, &[]);
@@ -88,7 +88,7 @@ fn several_disks_form_one_registry_and_are_hot_plugged() {
         assert!(get(address(&vm), &blob(name, &shared)).body == shared, "{name}");
     }
 
-    // One comes, and is served without a restart.
+    // A new disk is served without a restart.
     assert_eq!(manifest(&vm, "quay.io/test/three:1").status, 404);
     plug(&mut qmp, "good", &third, "more-3");
     let added = changed(&vm);
@@ -98,7 +98,7 @@ fn several_disks_form_one_registry_and_are_hot_plugged() {
     assert_eq!(digest(&manifest(&vm, "quay.io/test/three:1")), three.digest.to_string());
     assert_eq!(get(address(&vm), "/healthz").status, 200);
 
-    // Those that cannot be served harm nothing.
+    // Disks that cannot be served change nothing.
     let here = |name: &str| format!(r#"/dev/vdd (serial "{name}")"#);
     let as_before = "; this disk is not served, and nothing else changes";
     let refusals = [
@@ -141,11 +141,11 @@ fn several_disks_form_one_registry_and_are_hot_plugged() {
         assert_eq!(manifest(&vm, "quay.io/test/three:1").status, 200);
         unplug(&mut qmp, "bad");
     }
-    // The same image once more is no conflict.
+    // An identical image is no conflict.
     plug(&mut qmp, "bad", &same, "more-6");
     assert_eq!((changed(&vm).images, manifest(&vm, "test/one:1").status), (3, 200));
 
-    // One goes while it is being read: that response is cut, and the others never notice.
+    // A disk is unplugged while it is read: that response is cut, and the others continue.
     let mut reader = begin(address(&vm), &blob("quay.io/test/three", &big));
     let mut start = vec![0; 64 << 10];
     reader.read_exact(&mut start).unwrap();
@@ -159,7 +159,7 @@ fn several_disks_form_one_registry_and_are_hot_plugged() {
     assert_eq!(manifest(&vm, "test/one:1").status, 200);
     assert_eq!(get(address(&vm), "/healthz").status, 200, "of the disks that are there");
 
-    // And comes again.
+    // The disk is plugged in again.
     plug(&mut qmp, "good", &third, "more-3");
     assert_eq!(changed(&vm).images, 3);
     assert!(get(address(&vm), &blob("quay.io/test/three", &big)).body == big);
@@ -180,7 +180,7 @@ fn boots_that_fail_because_of_disks_report_the_cause() {
     let missing = "after 1 s; virtio disks found: vda (\"localregistry\")";
     let (other, conflicting) = pack(&bench, "other", "test/hello:latest", b"other", &[]);
 
-    // A catalog of a version to come.
+    // A catalog of a future version.
     succeed(testing::program("fsck.erofs").arg(format!("--extract={}", bench.path("tree").display())).arg(&disk));
     let catalog = bench.path("tree/localregistry/catalog.binpb");
     let mut columns = proto::Catalog::decode(fs::read(&catalog).unwrap().as_slice()).unwrap();
@@ -191,7 +191,7 @@ fn boots_that_fail_because_of_disks_report_the_cause() {
         bench.path(name)
     };
     let newer = make("newer.erofs", "tree");
-    // A plain layout, in which a manifest is cut.
+    // A plain layout with a truncated manifest.
     let mut layout = Layout::default();
     let cut = layout.image("test/cut:1", b"layer");
     bench.layout("cut", &layout);
@@ -277,7 +277,7 @@ fn boot_waits_only_for_expected_disks() {
     let (vm, mut qmp) = std::thread::scope(|scope| {
         let plugged = scope.spawn(|| {
             let mut qmp = Qmp::connect(&socket);
-            // It is waited for from here on.
+            // From here on, the boot waits for it.
             until("the config", || fs::read_to_string(&console).is_ok_and(|text| text.contains("step config at")));
             plug(&mut qmp, "late", &late, "late");
             qmp
@@ -290,7 +290,7 @@ fn boot_waits_only_for_expected_disks() {
     let status = |path: &str| certificates::send(address(&vm), &client, "GET", path, &[]).unwrap().status;
     let manifests = ["/v2/test/first/manifests/1", "/v2/test/late/manifests/1", "/v2/quay.io/test/later/manifests/1"];
     assert_eq!(manifests.map(status), [200, 200, 404]);
-    // A client that thinks it is talking to quay.io is shown a certificate for it once a disk has images of that.
+    // A client that believes it is talking to quay.io gets a certificate for that name once a disk has images of it.
     assert!(certificates::shake(address(&vm), &client, "quay.io").is_err());
     plug(&mut qmp, "later", &later, "later");
     assert_eq!(changed(&vm).added, r#"/dev/vdc (serial "later")"#);

@@ -17,7 +17,7 @@ const OPTIONS: &str = "64BIT BLK_DEV_INITRD BINFMT_ELF PRINTK TTY DEVTMPFS PROC_
 const BUILTIN: &str = "pvpanic pvpanic_pci pvpanic_mmio virtio_pci virtio_mmio virtio_console virtio_rng qemu_fw_cfg virtio_blk virtio_net \
                        af_packet crc32c_generic erofs squashfs ext4 button evdev";
 
-/// Programs that are not run, but looked for: their packages, and what needs them.
+/// Programs that are only looked up: names, packages and purposes.
 const PROGRAMS: [(&str, &str, &str); 8] = [
     ("apt-cache", "apt", DOWNLOAD),
     ("apt-get", "apt", DOWNLOAD),
@@ -30,7 +30,7 @@ const PROGRAMS: [(&str, &str, &str); 8] = [
 ];
 const DOWNLOAD: &str = "`kernel` and `run` with a kernel that is not in the cache";
 
-/// A machine on which all is well.
+/// A simulated machine that passes every check.
 struct Machine {
     folder: TempDir,
 }
@@ -66,14 +66,14 @@ impl Machine {
         fs::set_permissions(self.path(&format!("bin/{name}")), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// The kernel's config, without these options.
+    /// Writes the kernel's configuration without these options.
     fn config(&self, without: &[&str]) {
         let options = OPTIONS.split_whitespace().filter(|name| !without.contains(name));
         let text: String = options.map(|name| format!("CONFIG_{name}=y\n")).collect();
         self.file(&self.kernel(&format!("boot/config-{RELEASE}")), text.as_bytes());
     }
 
-    /// The list of what is built in, without these modules.
+    /// Writes the list of built-in modules without these.
     fn builtin(&self, without: &[&str]) {
         let modules = BUILTIN.split_whitespace().filter(|name| !without.contains(name));
         let text: String = modules.map(|name| format!("kernel/{name}.ko\n")).collect();
@@ -87,8 +87,8 @@ impl Machine {
         command
     }
 
-    /// Every line but those of KVM and memory, which tell of the machine that the test runs on, with this folder's name taken out; and
-    /// the exit status.
+    /// Returns every line except those on KVM and memory, which depend on the real machine, without this folder's name; and the
+    /// exit status.
     #[track_caller]
     fn lines(&self, command: &mut Command) -> (Vec<String>, Option<i32>) {
         let output = command.output().unwrap();
@@ -101,7 +101,7 @@ impl Machine {
         (others.map(|(_, line)| line).collect(), output.status.code())
     }
 
-    /// Asserts that the lines are those of a machine on which all is well, but for these, by their names; and the exit status.
+    /// Asserts that only these lines, given by name, differ from those of a complete machine, and checks the exit status.
     #[track_caller]
     fn differs(&self, command: &mut Command, changed: &[(&str, &str)], status: i32) {
         let (lines, found) = self.lines(command);
@@ -114,7 +114,7 @@ impl Machine {
     }
 }
 
-/// The lines of a machine on which all is well.
+/// The lines of a complete machine.
 fn well() -> Vec<(&'static str, String)> {
     let kernel = "ROOT/cache/kernel/cloud/linux-image_6.1.9-1";
     let own = [
@@ -128,12 +128,12 @@ fn well() -> Vec<(&'static str, String)> {
     own.into_iter().chain(programs).collect()
 }
 
-/// The line of a program that is there.
+/// The line of a program that is found.
 fn there(name: &str, purpose: &str) -> String {
     format!("ok    {name:<10}  ROOT/bin/{name}, for {purpose}")
 }
 
-/// What is said of a program that is not there.
+/// The message for a missing program.
 fn missing(name: &str, package: &str) -> String {
     format!("the program {name} is not on this machine: install Debian's package {package} (`apt-get install {package}`)")
 }
@@ -338,7 +338,7 @@ fn kernel_not_yet_downloaded_is_reported() {
 
 #[test]
 fn missing_programs_init_and_cache_are_reported() {
-    // The folder for root's programs is looked at besides `PATH`: here it is empty.
+    // Besides `PATH`, doctor looks into the folder of root's programs, which is empty here.
     on_tmpfs(Path::new("/usr/sbin"), "size=64k", || {
         for (name, package, purpose) in PROGRAMS {
             let machine = Machine::new();

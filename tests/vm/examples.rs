@@ -19,11 +19,11 @@ use testing::vm::succeed;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Lines of examples, by where they stand.
+/// Lines of examples by their source.
 struct Examples(Vec<(String, String)>);
 
 impl Examples {
-    /// Of the help of every command.
+    /// The examples in the help of every command.
     fn of_help() -> Self {
         let help = |command: &[&str]| text(&succeed_output(testing::program(PROGRAM).args(command).arg("--help")));
         let overview = help(&[]);
@@ -40,7 +40,7 @@ impl Examples {
         Self(lines.collect())
     }
 
-    /// Of the pages, from their blocks of shell commands.
+    /// The examples in the shell blocks of the pages.
     fn of_pages() -> Self {
         let docs = fs::read_dir(Path::new(ROOT).join("docs")).unwrap().map(|entry| entry.unwrap().path());
         let mut pages: Vec<PathBuf> = docs.chain([Path::new(ROOT).join("README.md")]).collect();
@@ -112,7 +112,7 @@ fn folder() -> Bench {
     bench
 }
 
-/// events.jsonl, as a server writes it while 10.1.0.7 pulls; and the server's ca.crt.
+/// Writes the events.jsonl and the ca.crt of a server from which 10.1.0.7 pulls.
 fn log_of_pulls(bench: &Bench) {
     let arguments = ["--listen", "10.1.0.82:0", "--tls", "off", "--events", &bench.path("events.jsonl").display().to_string()];
     let server = Process::start_with(&bench.path("build/images"), &arguments, None);
@@ -137,7 +137,7 @@ fn log_of_pulls(bench: &Bench) {
     bench.file("ca.crt", testing::certificates::ClientAuthority::new("a CA").pem().as_bytes());
 }
 
-/// Runs a line of an example to its end, with `localregistry` in `PATH`.
+/// Runs an example to its end, with `localregistry` in `PATH`.
 fn shell(bench: &Bench, line: &str) -> Command {
     let mut command = testing::program("sh");
     command.args(["-ec", line]).current_dir(bench.path("")).env("HOME", bench.path(""));
@@ -145,7 +145,7 @@ fn shell(bench: &Bench, line: &str) -> Command {
     command
 }
 
-/// Starts a line of an example that ends only when it is told to, and waits until it says that it is ready.
+/// Starts an example that runs until it is ended, and waits until it is ready.
 fn start(bench: &Bench, line: &str) -> Child {
     let (line, ready) = match line.strip_suffix(" >ready.json &") {
         Some(line) => (line, Some("ready.json")),
@@ -176,7 +176,7 @@ fn network(addresses: &[&str]) {
     }
 }
 
-/// The kernel and modules of Debian's full kernel, where a machine that runs it has them.
+/// The kernel and modules of Debian's full kernel, at the paths of a machine that runs it.
 fn with_kernel_files() {
     let folder = succeed_output(testing::program(PROGRAM).args(["kernel", "--flavor", "full", "--json", "-o", "/run/vmlinux"]));
     let kernel: serde_json::Value = serde_json::from_slice(&folder).unwrap();
@@ -204,11 +204,11 @@ fn examples_of_commands_that_end_succeed() {
                 end(line, start(&bench, line));
                 continue;
             }
-            // The server's own static build is not in the folder of a debug build.
+            // The static server is not in the folder of a debug build.
             let line =
                 if line.contains(" deploy ") { format!("{line} --server {}", static_server().display()) } else { line.clone() };
             let output = shell(&bench, &line).output().unwrap();
-            // A difference and a pull that is missing are statuses of their own, and no fault.
+            // A difference and a missing pull have their own exit status and are no failure.
             let differs = line.starts_with("localregistry diff") && output.status.code() == Some(1);
             assert!(output.status.success() || differs, "{place}: {line}: {}", text(&output.stderr));
         }

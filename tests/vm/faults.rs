@@ -19,7 +19,7 @@ fn words<'a>(strings: &'a [String], further: &[&'a str]) -> Vec<&'a str> {
     strings.iter().map(String::as_str).chain(further.iter().copied()).collect()
 }
 
-/// The guest ended with this fault, said so on the console and in its last event, and `run` with it.
+/// Asserts that the guest ended with this fault, on the console and in its last event, and that `run` reported it.
 fn fatal(ended: &Ended, code: &str, reason: &str) {
     assert!(ended.stderr.contains(&format!("  FATAL code={code} {reason}\n")), "the console's line: {}", ended.stderr);
     let done = ended.done();
@@ -31,7 +31,7 @@ fn fatal(ended: &Ended, code: &str, reason: &str) {
     );
 }
 
-/// The numbers in `text`, and `text` with `N` for each.
+/// The numbers in `text`, and `text` with `N` in their place.
 fn numbers(text: &str) -> (Vec<u64>, String) {
     let (mut found, mut rest) = (Vec::new(), String::new());
     for part in text.split_inclusive(|character: char| !character.is_ascii_digit()) {
@@ -62,7 +62,7 @@ fn wrong_clock_gives_a_warning_and_nodes_still_trust_the_registry() {
             "the clock showed N seconds since N, before this program was built; set to N",
         ),
         (
-            // By the machine's time: QEMU 7.2 counts the host's in 32 bits from there.
+            // Relative to the machine's time, because QEMU 7.2 computes the host's offset in 32 bits.
             "base=2100-01-01,clock=vm",
             &[],
             "the clock shows N seconds since N, over N years after this program was built; is the host's clock right?",
@@ -85,7 +85,7 @@ fn wrong_clock_gives_a_warning_and_nodes_still_trust_the_registry() {
             }
             _ => panic!("{found:?}"),
         }
-        // 1990 and 2090, by the clients' clocks.
+        // The clients' clocks are in 1990 and in 2090.
         for time in ["631152000", "3786912000"] {
             let mut client = testing::program("openssl");
             client.args([
@@ -105,7 +105,7 @@ fn wrong_clock_gives_a_warning_and_nodes_still_trust_the_registry() {
     }
 }
 
-/// A certificate for 127.0.0.1 with its key, valid from 2000 up to this year.
+/// A certificate for 127.0.0.1 with its key, valid from 2000 until this year.
 fn certificate(bench: &Bench, name: &str, until: i32) -> String {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
@@ -132,7 +132,7 @@ fn expired_or_mismatched_certificate_is_refused_before_and_during_boot() {
     let said = format!("localregistry: cannot serve with the certificate {old}.crt and the key {old}.key: {expired}\n");
     assert_eq!((ended.status, ended.stderr.as_str(), ended.events.len()), (Some(13), said.as_str(), 0));
 
-    // `run` has looked at good ones, and QEMU hands over others.
+    // `run` has checked valid files, and QEMU passes other ones.
     let of = "fw_cfg opt/localregistry/tls.crt and opt/localregistry/tls.key cannot be used";
     let swapped = vm::qemu_changed(&bench.path(""), "args=(\"${@/\\/good./\\/old.}\")");
     fatal(&run(&good, &good, &["--qemu", &swapped]), "BAD_TLS", &format!("{of}: {expired}"));
@@ -169,10 +169,10 @@ fn lack_of_threads_is_reported() {
         let agent = Agent::new(&bench.path(tasks), "", &format!("tasks {tasks}"));
         vm::fails(&disk, &words(&agent.arguments(), &[]))
     };
-    // The thread that writes the events is the first one.
+    // The first thread writes the events.
     let reason = "cannot start the runtime, its threads or its signal handlers: Resource temporarily unavailable (os error 11)";
     fatal(&boot("1"), "NO_RUNTIME", reason);
-    // The runtime's is the second, and the library panics without it.
+    // The second thread is the runtime's. The library panics without it.
     let reason = "a bug in localregistry-init: OS can't spawn worker thread: Resource temporarily unavailable (os error 11)";
     fatal(&boot("2"), "PANIC", reason);
 }
@@ -229,7 +229,7 @@ fn minimum_memory_suffices_to_serve_and_less_is_refused() {
     assert_eq!(http::get(vm.address.parse().unwrap(), "/v2/test/hello/manifests/latest").status, 200);
     assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
 
-    // Without that check.
+    // Without the check of `run`.
     let less = vm::qemu_changed(&bench.path(""), "args=(\"${@/256M/64M}\")");
     let ended = vm::fails(&disk, &["--qemu", &less, "--timeout", "60"]);
     let panic = "localregistry: the guest's kernel panicked: Kernel panic - not syncing: System is deadlocked on memory\n";
@@ -246,7 +246,7 @@ fn hung_guest_is_distinguished_from_an_idle_one() {
     );
     let socket = bench.path("qmp");
     let qmp = qmp::arguments(&socket);
-    // The command line lies over fw_cfg.
+    // The kernel command line overrides fw_cfg.
     let vm = Vm::boot(
         &disk,
         &words(
@@ -282,7 +282,7 @@ fn hung_guest_is_distinguished_from_an_idle_one() {
 
     let mut qmp = Qmp::connect(&socket);
     let said = |words: &str| fs::read_to_string(vm.path("stderr")).unwrap().matches(words).count();
-    // On a busy host it may have been said before.
+    // On a busy host the warning may already have been given.
     let says_once_more = |words: &str, before: usize| {
         let deadline = Instant::now() + Duration::from_secs(180);
         while said(words) <= before {
@@ -301,7 +301,7 @@ fn hung_guest_is_distinguished_from_an_idle_one() {
     let hung = said(hangs);
     qmp.run("stop", json!({}));
     says_once_more(hangs, hung);
-    // Neither the command nor the power button reaches it.
+    // The guest reacts neither to the command nor to the power button.
     let ended = vm.stop(Signal::SIGTERM);
     assert_eq!(ended.status, Some(6), "{}", ended.stderr);
     let said = "localregistry: QEMU was killed by SIGKILL, by this program: the guest hung: its heartbeat had stopped, and it did not \

@@ -51,20 +51,20 @@ fn pulled_from(format: &str) {
     assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
 }
 
-/// What nodes pull of the images `names`, from a registry at `address`.
+/// The references by which nodes pull the images `names` from a registry at `address`.
 fn pullable(names: &[String], address: &str) -> BTreeSet<String> {
     let whole =
         |name: &String| if named::manifest_path(name).contains("?ns=") { name.clone() } else { format!("{address}/{name}") };
     names.iter().map(whole).collect()
 }
 
-/// Boots a disk with these images, and holds what the run says, what its bundle lists, and what its log shows against them.
+/// Boots a disk with these images. Compares the ready line, the trust bundle and the log with them.
 fn trusted_and_pulled(disk: &Path, names: &[String]) -> Vm {
     let vm = Vm::boot(disk, &["--tls", "off", "--trust", "trust", "--timeout", "600"]);
     assert_eq!(vm.ready["images"], names.len());
     let images = fs::read_to_string(vm.path("trust/images.txt")).unwrap();
     assert!(images.lines().map(str::to_owned).collect::<BTreeSet<_>>() == pullable(names, &vm.address), "{images}");
-    // One name of each sort: the longest are among them.
+    // One name of each kind, the longest included.
     for name in names.iter().take(10) {
         let manifest = http::get(vm.address.parse().unwrap(), &named::manifest_path(name));
         assert_eq!((manifest.status, manifest.json()["annotations"]["name"].as_str()), (200, Some(name.as_str())));
@@ -85,7 +85,7 @@ fn trust_bundle_of_a_run_lists_1000_images_of_an_ext4_disk() {
     assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
 }
 
-/// A disk of another tool, without a catalog: the guest finds what `pack` finds, and so does the bundle.
+/// A disk of another tool, without a catalog: guest and trust bundle find the images that `pack` finds.
 #[test]
 fn plain_layout_with_untagged_signatures_is_served_and_trusted() {
     let bench = Bench::default();
@@ -113,7 +113,7 @@ fn end_of_a_blob_over_4_gib_is_served() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let size = (4 << 30) + 12_345_u64;
-    // A hole but for its end: hashed here without being read.
+    // A sparse file except for its end: its digest is computed without reading it.
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let zeros = vec![0; 1 << 20];
     (0..4096).for_each(|_| hasher.update(&zeros));

@@ -16,7 +16,7 @@ use testing::pack::{Bench, blob, text};
 use testing::serve::Serving;
 use testing::vm::succeed;
 
-/// What `localregistry schema --json` says, and which fields of the commands' results have been seen.
+/// The output of `localregistry schema --json`, and the fields seen so far.
 struct Schema {
     schema: Value,
     seen: RefCell<BTreeSet<String>>,
@@ -75,7 +75,7 @@ impl Schema {
         }
     }
 
-    /// The described fields of results that no result had.
+    /// The documented fields that no result had.
     fn unseen(&self) -> Vec<String> {
         let results = self.schema["types"].as_array().unwrap().iter().filter(|one| one["proto"] == false);
         let fields = results.flat_map(|one| {
@@ -93,7 +93,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// Runs `localregistry COMMAND ARGUMENTS --json`, which has to exit with `status`, and checks what it prints.
+    /// Runs `localregistry COMMAND ARGUMENTS --json`, which must exit with `status`, and checks its output.
     fn run(&self, command: &str, arguments: &[&str], status: i32) -> Value {
         let words: Vec<&str> = command.split(' ').collect();
         let output = self.command(&[&words[..], &["--json", "--quiet"], arguments].concat()).output().unwrap();
@@ -125,7 +125,7 @@ fn multi(layout: &mut Layout) {
     layout.name(index, media_type::OCI_INDEX, "test/multi:1");
 }
 
-/// The disks `one.erofs` and `other.erofs`, which differ in every way, and a disk that lacks a layer.
+/// Packs `one.erofs` and `other.erofs`, which differ in every respect, and a disk that lacks a layer.
 fn disks(fixture: &Fixture) {
     let Fixture { bench, .. } = fixture;
     let mut one = Layout::default();
@@ -148,7 +148,7 @@ fn disks(fixture: &Fixture) {
     fixture.run("pack", &["lacking", "--allow-missing", "-o", "lacking.erofs"], 0);
 }
 
-/// Boots a machine, and checks what `run`, `ps` and `stop` print of it.
+/// Boots a machine, and checks the output of `run`, `ps` and `stop`.
 fn machine(fixture: &Fixture) {
     let listeners = r#"listeners=[{"port":8080,"transport":"PLAIN"}]"#;
     let machine =
@@ -172,7 +172,7 @@ fn machine(fixture: &Fixture) {
     assert!(events.len() >= 4, "booting, ready, request and done are among {events:?}");
     events.iter().for_each(|event| fixture.schema.holds("run --follow", event));
     assert_eq!(run.0.wait().unwrap().code(), Some(0));
-    // It is kept, and so it is listed.
+    // The run's folder is kept, so `ps` lists it.
     assert_eq!(fixture.run("ps", &[], 0)["runs"][0]["status"], 0);
 }
 

@@ -31,12 +31,12 @@ fn packed() -> (TempDir, PathBuf) {
     (folder, disk)
 }
 
-/// An appliance of `disk` over plain HTTP, with the cached kernel and this project's init.
+/// An appliance for `disk` over plain HTTP, with the cached kernel and this project's init.
 fn plain(disk: &Path) -> Builder {
     Appliance::builder(disk).accel(AccelChoice::Tcg).timeout(Duration::from_secs(300)).plain_http()
 }
 
-/// Status of a GET, by a thread that may wait.
+/// The status of a GET request, made in a blocking thread.
 async fn status_of(appliance: &Appliance, target: &'static str) -> u16 {
     let address: SocketAddr = appliance.address().parse().unwrap();
     tokio::task::spawn_blocking(move || http::get(address, target).status).await.unwrap()
@@ -46,7 +46,7 @@ fn is_there(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// Children of this process whose arguments have this file.
+/// Children of this process whose arguments contain this path.
 fn children_with(file: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
@@ -79,7 +79,7 @@ async fn appliance_boots_serves_reports_events_and_ends() {
     let mut told = Vec::new();
     let mut stream = appliance.events();
     while !matches!(told.last(), Some(Kind::Request(_))) {
-        // Given up again and again: what comes meanwhile is the next one's.
+        // Cancelled repeatedly: the next call returns events that arrived meanwhile.
         if let Ok(event) = tokio::time::timeout(Duration::from_millis(1), stream.next()).await {
             told.push(event.unwrap().unwrap().event.unwrap());
         }
@@ -143,7 +143,7 @@ async fn stored_ca_is_reused_and_can_be_provided() {
     let (folder, disk) = packed();
     let kept = folder.path().join("kept");
     let over_tls = || Appliance::builder(&disk).accel(AccelChoice::Tcg).timeout(Duration::from_secs(300));
-    // The last that is said holds.
+    // The last call wins.
     let first = over_tls().plain_http().ca_dir(&kept).boot().await.unwrap();
     let pem = fs::read_to_string(kept.join("ca.crt")).unwrap();
     assert_eq!(first.ca_pem(), Some(pem.as_str()));
@@ -158,7 +158,7 @@ async fn stored_ca_is_reused_and_can_be_provided() {
     let (first, second) = tokio::join!(first.shutdown(), second.shutdown());
     assert_eq!((first.outcome.exit_status(), second.outcome.exit_status()), (0, 0));
 
-    // Half of it is somebody else's: refused before there is a QEMU.
+    // A certificate with another key is refused before QEMU starts.
     let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
     fs::write(folder.path().join("other.key"), other).unwrap();
     let refused = over_tls().ca(&certificate, folder.path().join("other.key")).qemu("no-such-qemu").boot().await.unwrap_err();
@@ -174,7 +174,7 @@ async fn stored_ca_is_reused_and_can_be_provided() {
 async fn cancelled_boot_leaves_no_qemu() {
     let (_folder, disk) = packed();
     let mut boot = Box::pin(plain(&disk).boot());
-    // As soon as QEMU runs, and not before.
+    // As soon as QEMU runs.
     while children_with(&disk).is_empty() {
         let step = tokio::time::timeout(Duration::from_millis(5), boot.as_mut()).await;
         assert!(step.is_err(), "{step:?}");
@@ -203,7 +203,7 @@ async fn unbootable_setups_are_refused_before_anything_starts() {
     assert_eq!(children_with(&disk), Vec::<String>::new());
 }
 
-/// A folder with a disk, and a kernel and an initramfs that are good enough for a command line.
+/// A folder with a disk, a kernel and an initramfs that suffice for a command line.
 fn not_bootable() -> (TempDir, Builder) {
     let (folder, disk) = packed();
     for name in ["kernel", "initramfs"] {
@@ -214,7 +214,7 @@ fn not_bootable() -> (TempDir, Builder) {
     (folder, builder)
 }
 
-/// The arguments of QEMU, and the guest's config.
+/// QEMU's arguments, and the guest's configuration.
 async fn command(builder: Builder, folder: &Path) -> (String, serde_json::Value) {
     let command = builder.command(folder).await.unwrap();
     let arguments: Vec<String> = command.arguments.iter().map(|argument| argument.to_str().unwrap().to_owned()).collect();

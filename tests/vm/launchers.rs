@@ -12,7 +12,7 @@ use testing::vm::succeed;
 
 const LAUNCHERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/qemu/launchers");
 
-/// A launcher, in a folder where nothing but temporary files may be made.
+/// A launcher, in a folder where it may create only temporary files.
 fn launcher(bench: &Bench, program: &Path) -> Command {
     let mut command = testing::program(program);
     for folder in ["tmp", "runtime"] {
@@ -28,20 +28,20 @@ fn of(bench: &Bench, name: &str) -> Command {
     launcher(bench, &Path::new(LAUNCHERS).join(name))
 }
 
-/// Nothing is left of a launcher: no run, no temporary file.
+/// Asserts that a launcher has left no run and no temporary file.
 fn nothing_left(bench: &Bench) {
     let count = |folder: &str| fs::read_dir(bench.path(folder)).into_iter().flatten().count();
     assert_eq!((count("tmp"), count("runtime/localregistry")), (0, 0));
 }
 
-/// What a launcher said that ended well.
+/// The output of a launcher that has succeeded.
 fn ended_well(bench: &Bench, output: &Output) -> String {
     assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
     nothing_left(bench);
     text(&output.stdout)
 }
 
-/// Runs a launcher on a disk that is not there: it ends as `run` did.
+/// Runs a launcher on a missing disk, and asserts that it ends as `run` does.
 fn fails_as_run_does(bench: &Bench, mut command: Command) {
     let output = command.output().unwrap();
     let message = "localregistry: cannot read the disk no-disk: No such file or directory (os error 2)\n";
@@ -82,7 +82,7 @@ fn python_launcher_pulls_and_reports_the_pull() {
     fails_as_run_does(&bench, missing);
 }
 
-/// The kernel's command line for a microvm without KVM, as its definition says where to have it from.
+/// The kernel command line of a microvm without KVM, obtained as the machine definition says.
 fn append_of_microvm(bench: &Bench) -> String {
     let folder = bench.path("printed").display().to_string();
     let run = ["run", "a,disk", "--machine", "microvm", "--accel", "tcg", "--print-command", "--json", "--run-dir", &folder];
@@ -98,7 +98,7 @@ fn python_launcher_starts_qemu_with_the_machine_definition() {
     bench.sample_disk();
     succeed(&mut bench.command(&["--quiet", "kernel", "-o", "vmlinux"]));
     succeed(&mut bench.command(&["--quiet", "initramfs", "-o", "initramfs"]));
-    // A comma means something to QEMU, and not here.
+    // QEMU gives commas a meaning, and the launcher must not.
     fs::rename(bench.path("disk.erofs"), bench.path("a,disk")).unwrap();
     let machine = |disk: &str| {
         let mut command = of(&bench, "machine.py");
@@ -125,14 +125,14 @@ fn python_launcher_starts_qemu_with_the_machine_definition() {
     let said = text(&output.stderr);
     assert!(output.status.code() == Some(1) && said.starts_with("the guest stopped: "), "{said}");
     nothing_left(&bench);
-    // A QEMU that starts no machine: it has said why.
+    // A QEMU that fails before it starts a machine, with a message.
     let output = run("no-disk");
     let said = text(&output.stderr);
     assert!(output.status.code() == Some(1) && said.contains("QEMU ended with status 1 before `ready`"), "{said}");
     nothing_left(&bench);
 }
 
-/// Builds the launcher in Go, with the standard library alone: nothing is downloaded.
+/// Builds the launcher in Go with only the standard library, without downloads.
 fn build_go(bench: &Bench) {
     let source = Path::new(LAUNCHERS).join("run.go");
     let mut build = testing::program("go");
@@ -156,7 +156,7 @@ fn go_launcher_pulls() {
     fails_as_run_does(&bench, missing);
 }
 
-/// Whoever kills a launcher kills its machine, however early that is.
+/// Killing a launcher kills its machine, however early.
 #[test]
 fn killed_launcher_leaves_no_process() {
     let bench = Bench::default();
@@ -184,7 +184,7 @@ fn killed_launcher_leaves_no_process() {
     let runs = || fs::read_dir(bench.path("runtime/localregistry")).unwrap().count();
     assert_eq!(runs(), 0, "`run` was told to end, and did so in order");
 
-    // Once the registry answers, too.
+    // Also after the registry answers.
     let mut command = with(of(&bench, "run.sh"), &["disk.erofs", "sh", "-c", "echo >ready; cat"]);
     let mut launcher = Killed(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     let ready = bench.path("ready");
@@ -192,13 +192,13 @@ fn killed_launcher_leaves_no_process() {
     assert_eq!(runs(), 1);
     launcher.0.kill().unwrap();
     launcher.0.wait().unwrap();
-    // The launcher's command ends by itself, with its own standard input.
+    // The launcher's command ends by itself and has its own standard input.
     drop(launcher.0.stdin.take());
     until_in(&bench.path(""), <[String]>::is_empty);
     assert_eq!(runs(), 0);
 }
 
-/// Sections of a QEMU config file: the group, and the keys with their values.
+/// Sections of a QEMU configuration file: the group, and its keys with values.
 fn sections(text: &str) -> Vec<(String, BTreeMap<String, String>)> {
     let mut sections: Vec<(String, BTreeMap<String, String>)> = Vec::new();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -213,7 +213,7 @@ fn sections(text: &str) -> Vec<(String, BTreeMap<String, String>)> {
     sections
 }
 
-/// A comma-separated argument of QEMU's, whose first word is the value of `first`.
+/// A comma-separated QEMU argument, whose first word is the value of `first`.
 fn argument(first: &str, words: &str) -> BTreeMap<String, String> {
     let pairs = words.split(',').enumerate().map(|(place, word)| match word.split_once('=') {
         Some((key, value)) => (key.to_owned(), value.to_owned()),
@@ -235,7 +235,7 @@ fn same_machine(definition: &str, arguments: &str) {
         .iter()
         .filter(|(option, _)| *option == "-device")
         .map(|(_, words)| argument("driver", words))
-        // QEMU gives it one.
+        // QEMU assigns one.
         .map(|device| device.into_iter().filter(|(key, _)| key != "mac").collect::<BTreeMap<_, _>>())
         .chain([argument("driver", "isa-serial,chardev=console")])
         .collect();
@@ -253,7 +253,7 @@ fn same_machine(definition: &str, arguments: &str) {
         assert_eq!(*keys, argument(first, words), "{option}");
     }
     for (option, value) in of_run.iter().filter(|(option, _)| ["-append", "-cpu", "-display"].contains(option)) {
-        // What a microvm's kernel is told besides hangs on the machine that it runs on.
+        // The rest of a microvm's kernel command line depends on the host.
         let value = value.split(" tsc_early_khz=").next().unwrap();
         assert!(definition.replace('"', "").contains(&format!("{option} {value}")), "{option} {value}");
     }

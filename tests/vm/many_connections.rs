@@ -16,16 +16,16 @@ use testing::pack::Bench;
 use testing::private::privately;
 use testing::vm::{Vm, succeed};
 
-/// Connections at once.
+/// Number of simultaneous connections.
 const CROWD: usize = 10_000;
-/// How much the machine's memory may grow, in bytes.
+/// Bytes by which the machine's memory may grow.
 const GROWTH: u64 = 64 << 20;
-/// Bytes of the blob.
+/// Size of the blob in bytes.
 const BLOB: u64 = 500 << 20;
-/// Bytes of it that are read at a time.
+/// Bytes of each read.
 const PART: usize = 8 << 20;
 
-/// So many connections, begun and not waited for.
+/// Opens this many connections without waiting.
 fn crowd(address: SocketAddr) -> Vec<Socket> {
     let begin = || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -68,7 +68,7 @@ fn ten_thousand_connections_stop_neither_pulls_nor_accepting() {
         goes_on(&mut pull);
         let before = heartbeat(&vm, |connections| connections == 1);
 
-        // 1024 are served at once, and the others wait; those that say nothing are sent away, and the next ones come in.
+        // The server holds 1024 connections at once. It evicts idle ones and accepts the next.
         let many = crowd(address);
         let at_most = heartbeat(&vm, |connections| connections > 512);
         goes_on(&mut pull);
@@ -76,17 +76,17 @@ fn ten_thousand_connections_stop_neither_pulls_nor_accepting() {
         assert_eq!(http::get(address, "/v2/").status, 200);
         heartbeat(&vm, |connections| connections == 1);
 
-        // No descriptor is left after a few.
+        // A few connections use up all file descriptors.
         let descriptors = agent.number("descriptors");
         assert_eq!(agent.ask(&format!("files {}", descriptors + 10)), "ok");
         let many = crowd(address);
         vm.console("a connection could not be accepted error=No file descriptors available (os error 24)");
         goes_on(&mut pull);
         drop(many);
-        // It is said now and then, not each time: the console is slow.
+        // The warning is rate-limited, because the console is slow.
         let said = fs::read_to_string(vm.path("console")).unwrap().matches("could not be accepted").count();
         assert!(said < 10, "it was said {said} times");
-        // These are gone, and those after them are accepted, with no more descriptors than that.
+        // These have closed, and later ones are accepted with as few descriptors.
         assert_eq!(http::get(address, "/v2/").status, 200);
         let after = heartbeat(&vm, |connections| connections == 1);
         goes_on(&mut pull);

@@ -22,14 +22,15 @@ use testing::vm::{self, Ended, Vm, succeed};
 const USER_NIC: &str = "52:54:00:00:00:0a";
 const OTHER: &str = "02:00:00:00:00:09";
 
-/// The sample image, packed.
+/// Packs the sample image.
 fn disk(bench: &Bench) -> PathBuf {
     succeed(testing::program(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
     bench.pack(&["sample"]);
     bench.path("disk.erofs")
 }
 
-/// A TLS connection to the appliance by its forwarded port, trusting its CA alone, where its certificate is for `name`.
+/// A TLS connection to the appliance through its forwarded port. It trusts only the appliance's CA, and the certificate must be
+/// valid for `name`.
 fn connect(vm: &Vm, name: &str) -> Option<StreamOwned<ClientConnection, TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(vm.path("ca.crt")).unwrap()).unwrap();
@@ -50,7 +51,7 @@ fn connect(vm: &Vm, name: &str) -> Option<StreamOwned<ClientConnection, TcpStrea
     }
 }
 
-/// Asks for `/v2/` on an open connection.
+/// Requests `/v2/` on an open connection.
 fn answers(stream: &mut StreamOwned<ClientConnection, TcpStream>) {
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: registry\r\n\r\n").unwrap();
     let (mut answer, mut buffer) = (String::new(), [0; 4096]);
@@ -62,7 +63,7 @@ fn answers(stream: &mut StreamOwned<ClientConnection, TcpStream>) {
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }
 
-/// Waits until the appliance says that it has, or does not have, an address that starts so.
+/// Waits until the appliance reports that it has, or no longer has, an address with this prefix.
 fn moves(vm: &Vm, address: &str, has: bool) -> Vec<String> {
     vm.event(&format!("{address} {has}"), |event| match event {
         Event::Endpoints(now) => {
@@ -87,7 +88,7 @@ fn lease_is_renewed_and_changes_are_applied() {
     let disk = disk(&bench);
     let segment = Segment::at(&bench.path("switch"));
     let at = |last| Ipv4Addr::new(10, 91, 0, last);
-    // Seconds to the end, to T1, to T2.
+    // Seconds until the end, until T1, and until T2.
     let (often, short, long) = ([300, 2, 200], [12, 2, 5], [3600, 1800, 3000]);
     segment.set(|machine| {
         machine.lease = Some((at(5), often));
@@ -105,7 +106,7 @@ fn lease_is_renewed_and_changes_are_applied() {
     let mut held = connect(&vm, "10.91.0.5").expect("the certificate is for the lease");
     answers(&mut held);
 
-    // At renewal the server gives another address: the certificate follows, and what is open goes on.
+    // At renewal the server assigns another address: the certificate follows, and open connections continue.
     segment.set(|machine| machine.lease = Some((at(6), often)));
     let endpoints = moves(&vm, "10.91.0.6:", true);
     assert!(!endpoints.iter().any(|url| url.contains("10.91.0.5")), "{endpoints:?}");
@@ -113,7 +114,7 @@ fn lease_is_renewed_and_changes_are_applied() {
     assert!(connect(&vm, "10.91.0.6").is_some() && connect(&vm, "10.91.0.5").is_none());
     answers(&mut held);
 
-    // The server takes it back.
+    // The server withdraws it.
     segment.set(|machine| {
         machine.lease = Some((at(6), short));
         machine.nak = Some(at(7));
@@ -121,7 +122,7 @@ fn lease_is_renewed_and_changes_are_applied() {
     warned(&vm, "NO_ADDRESS", "the DHCP server gave no address: 10.91.0.1 answered the request for 10.91.0.6 with NAK");
     moves(&vm, "10.91.0.7:", true);
 
-    // The server is gone until the lease ends.
+    // The server is silent until the lease ends.
     segment.heard();
     segment.set(|machine| machine.lease = None);
     warned(&vm, "NO_ADDRESS", "the lease of 10.91.0.7 expired because no DHCP server answered");
@@ -131,7 +132,7 @@ fn lease_is_renewed_and_changes_are_applied() {
     let asked = ["REQUEST from 10.91.0.7 to 10.91.0.1", "REQUEST from 10.91.0.7 to 255.255.255.255", "DISCOVER"].map(place);
     assert!(asked.is_sorted(), "its server, every server, and anew: {heard:?}");
 
-    // It is back, and gives an address that another machine has.
+    // The server is back and offers an address that another host has.
     segment.set(|machine| {
         machine.taken.push(at(9).into());
         machine.lease = Some((at(9), long));
@@ -150,7 +151,7 @@ fn lease_is_renewed_and_changes_are_applied() {
     let url = endpoints.iter().find(|url| url.contains("[fd91:")).unwrap();
     assert!(connect(&vm, url.trim_start_matches("https://[").split(']').next().unwrap()).is_some());
 
-    // The cable is pulled and put back: the address is confirmed, and stays.
+    // The cable is pulled and put back: the address is confirmed and stays.
     segment.heard();
     for up in [false, true] {
         let found = qmp.run("query-rx-filter", json!({}));
@@ -231,7 +232,7 @@ fn static_addresses_vlan_and_interface_hotplug_work() {
     let (to, largest) = segment.syn(("10.92.0.2".parse().unwrap(), mac));
     assert_eq!((to, largest), (MAC, 1360), "by the gateway, in packets of 1400 bytes");
 
-    // The one without a carrier.
+    // The interface without a carrier.
     let text = fs::read_to_string(vm.path("events")).unwrap();
     assert!(text.contains(&format!("({unplugged}): no carrier after 1 s")), "{text}");
     assert!(connect(&vm, "10.96.0.2").is_none());
@@ -239,7 +240,7 @@ fn static_addresses_vlan_and_interface_hotplug_work() {
     moves(&vm, "10.96.0.2:", true);
     assert!(connect(&vm, "10.96.0.2").is_some());
 
-    // The interface that the settings name, and that was not there; unplugged and plugged in again.
+    // The configured interface that was missing is plugged in, unplugged, and plugged in again.
     assert!(text.contains(&format!("no network interface with the MAC address {plugged}; interfaces found:")), "{text}");
     let addr = json!({ "type": "unix", "path": late.path });
     qmp.run("netdev_add", json!({ "type": "stream", "id": "c", "server": false, "addr": addr }));
@@ -279,7 +280,7 @@ fn unusable_networks_fail_the_boot_with_the_cause() {
     let message = format!("no network interface number 0 (counted from 0); {there}");
     fatal(&vm::fails(&disk, &["--qemu", &none]), "NO_NIC", &message);
 
-    // What `run` has no option for comes by the kernel's command line.
+    // Settings that `run` has no option for are on the kernel command line.
     let line = |words: &str| say(&format!("args=(\"${{@/panic=-1/panic=-1 {words}}}\")"));
     let net = segment.net(",mac=52:54:00:00:00:0b");
     let silent = line("localregistry.interfaces.0.timeout_seconds=2");

@@ -21,14 +21,14 @@ use testing::pack::{Bench, PROGRAM};
 use testing::private::privately;
 use testing::vm::{Vm, skopeo, succeed};
 
-/// How long a frame may take to be answered.
+/// Time limit for the answer to a frame.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn ip(arguments: &str) -> String {
     succeed(testing::program("ip").args(arguments.split(' ')))
 }
 
-/// Pulls the image from where `vm` says that it is, by name, trusting its CA alone.
+/// Pulls the image by name from the address that `vm` reports, trusting only its CA.
 fn pull(vm: &Vm) {
     fs::create_dir(vm.path("certs")).unwrap();
     fs::copy(vm.path("ca.crt"), vm.path("certs/ca.crt")).unwrap();
@@ -45,7 +45,7 @@ fn tap_on_a_bridge_lives_as_long_as_the_appliance() {
         ip("link add br0 type bridge");
         ip("address add 10.77.0.1/24 dev br0");
         ip("link set br0 up");
-        // A bridge has the lowest address of its ports, which can itself be a high one.
+        // A bridge takes the lowest MAC address of its ports, which may itself be high.
         ip("link add port0 address fe:fe:00:d7:b5:bc type veth peer name port1");
         ip("link set port0 master br0");
         let address = || ip("-brief link show br0").split_whitespace().nth(2).map(str::to_owned);
@@ -62,7 +62,7 @@ fn tap_on_a_bridge_lives_as_long_as_the_appliance() {
         assert!(ended.requests().iter().any(|request| request.peer.starts_with("10.77.0.1:") && request.status == 200));
         assert_eq!((taps(), address()), (0, before), "the tap is gone");
 
-        // Two on one bridge; one launcher is killed, and its tap goes with it.
+        // Two appliances on one bridge: the launcher of one is killed, and its tap disappears.
         let one = Vm::boot(&disk, &["--net", "bridge=br0,ip=10.77.0.82/24"]);
         let other = Vm::boot(&disk, &["--net", "bridge=br0,ip=10.77.0.83/24"]);
         assert_eq!(taps(), 2);
@@ -90,7 +90,7 @@ fn existing_tap_is_used_and_stays() {
         pull(&vm);
         let neighbour = ip("neighbour show 10.78.0.82");
         assert!(neighbour.contains("52:54:00:12:34:56"), "{neighbour}");
-        // By its name, as a node's /etc/hosts has it.
+        // By its name, as in a node's /etc/hosts.
         let found = testing::program("curl")
             .args(["--silent", "--fail", "--cacert", "ca.crt", "--resolve", "registry.test:5000:10.78.0.82"])
             .arg("https://registry.test:5000/v2/test/hello/tags/list")
@@ -103,7 +103,7 @@ fn existing_tap_is_used_and_stays() {
     });
 }
 
-/// An ARP request (RFC 826) for `target`, from a peer at `sender` with the address 02:00:00:00:00:01 on the link.
+/// An ARP request (RFC 826) for `target`, from a host at `sender` with the MAC address 02:00:00:00:00:01.
 fn who_has(target: Ipv4Addr, sender: Ipv4Addr) -> Vec<u8> {
     let mac = [2, 0, 0, 0, 0, 1];
     let head = [&[0xff; 6][..], &mac, &[8, 6], &[0, 1, 8, 0, 6, 4, 0, 1]].concat();
@@ -112,14 +112,14 @@ fn who_has(target: Ipv4Addr, sender: Ipv4Addr) -> Vec<u8> {
     frame
 }
 
-/// The address on the link in `frame`, where that is the answer of `target`.
+/// The MAC address in `frame`, if that is the answer of `target`.
 fn answer(frame: &[u8], target: Ipv4Addr) -> Option<String> {
     let is_answer = frame.get(12..22)? == [8, 6, 0, 1, 8, 0, 6, 4, 0, 2] && frame.get(28..32)? == target.octets();
     let mac: Vec<String> = frame.get(22..28)?.iter().map(|byte| format!("{byte:02x}")).collect();
     is_answer.then(|| mac.join(":"))
 }
 
-/// Asks `target` for its address on the link, over frames that `send` and `receive` pass. Asked once: no network here loses frames.
+/// Resolves `target` to a MAC address over `send` and `receive`. It asks once, because no network here loses frames.
 fn resolve(target: &str, mut send: impl FnMut(&[u8]) -> usize, mut receive: impl FnMut() -> Vec<u8>) -> String {
     let target: Ipv4Addr = target.parse().unwrap();
     let [a, b, c, _] = target.octets();
@@ -131,7 +131,7 @@ fn resolve(target: &str, mut send: impl FnMut(&[u8]) -> usize, mut receive: impl
     }
 }
 
-/// The same over a stream: each frame after its length.
+/// Resolves it over a stream, in which the length precedes each frame.
 fn resolve_over(mut stream: UnixStream, target: &str) -> String {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut writer = stream.try_clone().unwrap();
@@ -149,7 +149,7 @@ fn resolve_over(mut stream: UnixStream, target: &str) -> String {
     })
 }
 
-/// A socket in the multicast group, which shares its port.
+/// A socket in the multicast group, with a shared port.
 fn in_group(group: SocketAddrV4) -> UdpSocket {
     let fd: OwnedFd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).unwrap();
     setsockopt(&fd, sockopt::ReuseAddr, &true).unwrap();
@@ -177,7 +177,7 @@ fn frames_pass_both_ways_on_every_unprivileged_network() {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         udp.set_read_timeout(Some(PATIENCE)).unwrap();
         let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        // The network is the test's own: no other group is here.
+        // The network is private, so no other group is here.
         let group: SocketAddrV4 = "239.1.2.3:4000".parse().unwrap();
         ip("route add 239.0.0.0/8 dev lo");
         let member = in_group(group);
@@ -224,7 +224,7 @@ fn frames_pass_both_ways_on_every_unprivileged_network() {
     });
 }
 
-/// Another machine: a network namespace at the other end of a cable. This end has the address 203.0.113.1, the other 203.0.113.2.
+/// Another host: a network namespace at the other end of a veth pair. This end has the address 203.0.113.1, the other 203.0.113.2.
 struct OtherHost(Killed);
 
 impl OtherHost {
@@ -242,14 +242,14 @@ impl OtherHost {
         other
     }
 
-    /// `program`, on that machine.
+    /// `program` on that host.
     fn command(&self, program: &str) -> Command {
         let mut command = testing::program("nsenter");
         command.args(["--target", &self.0.0.id().to_string(), "--net", program]);
         command
     }
 
-    /// What a GET gives that machine.
+    /// The response to a GET request from that host.
     fn get(&self, vm: &Vm, url: &str) -> String {
         let mut curl = self.command("curl");
         succeed(curl.args(["--silent", "--show-error", "--fail", "--max-time", "60", "--cacert"]).arg(vm.path("ca.crt")).arg(url))
@@ -278,13 +278,13 @@ fn published_ports_answer_other_hosts_and_the_guest_cannot_connect_out() {
         assert_eq!(other.get(&vm, "https://203.0.113.1:5000/v2/test/hello/tags/list"), tags);
         assert_eq!(other.get(&vm, "http://203.0.113.1:9090/healthz"), "{\"status\":\"ok\"}");
         assert_eq!(other.get(&vm, &format!("http://203.0.113.1:{further}/v2/test/hello/tags/list")), tags);
-        // This machine reaches it too, by either of its addresses.
+        // This host reaches it too, at both of its addresses.
         pull(&vm);
         let mut curl = testing::program("curl");
         curl.args(["--silent", "--fail", "--max-time", "60", "--cacert"]).arg(vm.path("ca.crt"));
         assert_eq!(succeed(curl.arg("https://203.0.113.1:5000/v2/test/hello/tags/list")), tags);
 
-        // Whatever the guest tries, nothing arrives: at neither machine, nor by the gateway, which stands for this machine's loopback.
+        // No connection of the guest reaches either host, and none reaches this host's loopback through the gateway.
         let port = |address: Option<std::net::SocketAddr>| address.unwrap().port();
         let tcp = TcpListener::bind("[::]:0").unwrap();
         let udp = UdpSocket::bind("[::]:0").unwrap();

@@ -9,7 +9,7 @@ use testing::boards::{release, serves};
 use testing::pack::{Bench, PROGRAM};
 use testing::vm::{self, succeed};
 
-/// Our own kernel, which is not built here: that takes minutes.
+/// The project's own kernel. It is not built here, because that takes minutes.
 fn own() -> Kernel {
     kernel::cached(Flavor::Own).unwrap().expect("`image/kernel --test` builds our own kernel first")
 }
@@ -40,9 +40,8 @@ fn own_kernel_panic_is_reported_on_both_machines() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
     own();
-    // With this argument the init prints its version and returns, which PID 1 must not.
-    // Last: what comes after it is not the kernel's. It writes to the console itself, which the kernel has to let it: an init that
-    // cannot write ends with 101.
+    // With this argument the init prints its version and returns, which PID 1 must not do. It comes last, because the kernel
+    // ignores what follows. The kernel must let the init write to the console: an init that cannot write exits with 101.
     let append = "args=(); for a; do case $a in console=*) a+=' -- --version' ;; esac; args+=(\"$a\"); done";
     let version = vm::qemu_changed(&bench.path(""), append);
     let console = bench.path("console");

@@ -190,7 +190,7 @@ fn unusable_inputs_are_named_before_anything_starts() {
     }
 }
 
-/// By a user who may not write there: the runtime folder is somebody else's, or what `--run-dir` names is.
+/// By a user who may not write to the runtime folder or to the folder of `--run-dir`.
 #[test]
 fn unwritable_run_folder_is_named() {
     let folder = folder();
@@ -211,7 +211,7 @@ fn unreadable_disk_is_named() {
     let folder = folder();
     let disk = folder.path("disk");
     fs::set_permissions(&disk, fs::Permissions::from_mode(0o0)).unwrap();
-    // Root reads everything; then it is QEMU that refuses what is no kernel.
+    // Root can read every file, so QEMU refuses the invalid kernel.
     let message = match fs::File::open(&disk) {
         Ok(_) => "localregistry: QEMU exited with status 1 before it started the machine: ",
         Err(_) => "localregistry: cannot read the disk disk: Permission denied (os error 13)\n",
@@ -248,7 +248,7 @@ fn kernel_without_required_options_is_refused() {
         );
         assert_eq!((status, stderr), (Some(14), message));
     }
-    // With all of it, or where nothing is known, QEMU has the word.
+    // With all options, or without known options, QEMU decides.
     for config in [config(&[]), "no config".to_owned()] {
         file("config-1", &config);
         let (status, stderr) = boot(&folder, &["disk", "--kernel", "vmlinuz-1"]);
@@ -292,7 +292,7 @@ fn port_in_use_is_named() {
     assert_eq!((status, stderr), (Some(10), message));
 }
 
-/// A folder with a layout is for `pack` and `serve`, a packed disk for `run`.
+/// `pack` and `serve` take a folder with a layout, and `run` takes a packed disk.
 #[test]
 fn run_and_serve_suggest_each_other() {
     let folder = folder();
@@ -328,18 +328,18 @@ fn run_and_serve_suggest_each_other() {
 fn invalid_kernel_shows_the_message_of_qemu() {
     let folder = folder();
     let (status, stderr) = boot(&folder, &["disk"]);
-    // The words after it are QEMU's, and differ between its versions.
+    // The rest is QEMU's message, which depends on its version.
     let message = "localregistry: QEMU exited with status 1 before it started the machine: qemu";
     assert!(stderr.starts_with(message), "{stderr}");
     assert_eq!(status, Some(1));
 }
 
-/// The first line that `program --version` prints.
+/// The first line of `program --version`.
 fn first_line(program: &str) -> String {
     succeed(testing::program(program).arg("--version")).lines().next().unwrap().to_owned()
 }
 
-/// A program that says that it is this version of QEMU, and would leave a mark if it were started as one.
+/// A program that reports this QEMU version, and leaves a file if it is started as QEMU.
 fn qemu_of_version(folder: &Path, version: &str) -> String {
     let path = folder.join(format!("qemu-{version}"));
     let script = format!(

@@ -56,7 +56,7 @@ fn tap_of_another_user_and_tap_in_use_are_named() {
                        mode tap user USER)\n";
         assert_eq!(as_nobody(&folder, "theirs", &["disk", "--net", "tap=tap0"]), (Some(15), message.to_owned()));
 
-        // It is that user's.
+        // It belongs to that user.
         let _held = localregistry::host::vm::net::attach::open_tap("tap0").unwrap();
         let (status, stderr) = boot(&folder, &["disk", "--net", "tap=tap0"]);
         let message = "localregistry: the tap tap0 is in use by another process: give each machine its own\n";
@@ -64,7 +64,7 @@ fn tap_of_another_user_and_tap_in_use_are_named() {
     });
 }
 
-/// In a network namespace of the test's own, in which ports from 1024 up are everybody's, as Linux has it by default.
+/// In a private network namespace, in which every user may bind ports from 1024, as is Linux's default.
 #[test]
 fn privileged_ports_are_refused_for_lack_of_permission() {
     privately(|| {

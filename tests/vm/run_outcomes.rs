@@ -16,12 +16,12 @@ use tempfile::TempDir;
 use testing::child::gone;
 use testing::pack::superblock;
 
-/// A folder with a disk that nobody reads, and an initramfs without an init: the kernel panics after its boot.
+/// A folder with an unused disk, and an initramfs without an init, on which the kernel panics.
 fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("disk"), superblock()).unwrap();
     fs::create_dir(folder.path().join("runtime")).unwrap();
-    // An archive's end alone: no file at all.
+    // Only the end of an archive, without any file.
     let mut archive = b"070701".to_vec();
     for field in [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 11, 0] {
         archive.extend(format!("{field:08x}").into_bytes());
@@ -41,14 +41,14 @@ fn start(folder: &Path, arguments: &[&str]) -> Child {
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Exit status, standard output and standard error of `run`, once it has ended.
+/// Waits for `run`, and returns its exit status, standard output and standard error.
 fn end(run: Child) -> (Option<i32>, String, String) {
     let output = run.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-/// Number of the QEMU that `run` starts.
+/// The process id of the QEMU that `run` starts.
 fn qemu_of(run: &Child) -> Pid {
     let deadline = Instant::now() + Duration::from_secs(60);
     while Instant::now() < deadline {
@@ -56,7 +56,7 @@ fn qemu_of(run: &Child) -> Pid {
             let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
             for child in children.split_whitespace() {
                 let arguments = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
-                // Not the one that is asked for its version.
+                // Not the QEMU that prints its version.
                 if arguments.starts_with("qemu-system") && arguments.contains("\0-machine\0") {
                     return Pid::from_raw(child.parse().unwrap());
                 }
@@ -67,7 +67,7 @@ fn qemu_of(run: &Child) -> Pid {
     panic!("QEMU was not started");
 }
 
-/// Folders of runs that there are.
+/// The existing folders of runs.
 fn runs(folder: &Path) -> usize {
     fs::read_dir(folder.join("runtime/localregistry")).unwrap().count()
 }
@@ -94,7 +94,7 @@ fn boot_timeout_exits_5() {
     let folder = folder();
     let run = start(folder.path(), &["--timeout", "1"]);
     let qemu = qemu_of(&run);
-    // A stopped machine gets nowhere, however fast this one is.
+    // A suspended machine never becomes ready, however fast the host is.
     kill(qemu, Signal::SIGSTOP).unwrap();
     let (status, stdout, stderr) = end(run);
     let message = "localregistry: the registry was not ready within 1 s; QEMU was killed; allow more time with --timeout\n";
@@ -145,7 +145,7 @@ fn killed_launcher_takes_qemu_with_it() {
     run.kill().unwrap();
     run.wait().unwrap();
     gone(qemu);
-    // The dead remove nothing; whoever comes next does.
+    // A killed launcher removes nothing. The next one does.
     assert_eq!(runs(folder.path()), 1);
     let next = start(folder.path(), &["--timeout", "1"]);
     kill(qemu_of(&next), Signal::SIGSTOP).unwrap();

@@ -19,7 +19,7 @@ use testing::child::{Killed, gone, number};
 use testing::pack::{Bench, text};
 use testing::vm::{skopeo, succeed};
 
-/// A folder with a packed disk, and a runtime folder of its own.
+/// A folder with a packed disk and a private runtime folder.
 struct Place {
     bench: Bench,
 }
@@ -46,7 +46,7 @@ impl Place {
         self.command(arguments).output().unwrap()
     }
 
-    /// `run disk.erofs` under TCG, with these arguments.
+    /// `run disk.erofs` under TCG with these arguments.
     fn run(&self, arguments: &[&str]) -> Command {
         self.command(&[&["run", "disk.erofs", "--accel", "tcg", "--timeout", "600"], arguments].concat())
     }
@@ -57,7 +57,7 @@ impl Place {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
-    /// What `ps --json` says.
+    /// The output of `ps --json`.
     fn ps(&self) -> Vec<Value> {
         let listing = succeed(&mut self.command(&["ps", "--json"]));
         serde_json::from_str::<Value>(&listing).unwrap()["runs"].as_array().unwrap().clone()
@@ -84,7 +84,7 @@ fn run_prints_ready_writes_files_and_cleans_up() {
     let arguments = fs::read_to_string(format!("/proc/{}/cmdline", ready["qemu_pid"])).unwrap();
     assert!(arguments.ends_with("\0-name\0guest=one\0"), "{arguments}");
 
-    // The same name again is refused, and harms nothing.
+    // A second run with the same name is refused and changes nothing.
     let again = place.run(&["--name", "one"]).output().unwrap();
     let message = format!(
         "localregistry: {} belongs to a run that is alive: choose another name, or end that run with `localregistry stop`\n",
@@ -162,7 +162,7 @@ fn failed_background_run_reports_the_cause_and_leaves_nothing() {
     assert!(said.starts_with("localregistry: QEMU exited with status 1 before it started the machine: qemu"), "{said}");
     assert_eq!((failed.status.code(), failed.stdout.len(), place.runs()), (Some(1), 0, vec![]));
 
-    // A machine that is not let run is never ready.
+    // A machine whose CPUs do not run is never ready.
     let mut late =
         place.command(&["run", "disk.erofs", "--accel", "tcg", "--detach", "--quiet", "--timeout", "1", "--qemu-arg", "-S"]);
     let failed = late.output().unwrap();
@@ -196,7 +196,7 @@ fn provided_folder_is_kept_on_request() {
 #[test]
 fn printed_command_works_in_a_shell() {
     let place = Place::new();
-    // A path that a shell and QEMU each read in their own way.
+    // A path that needs quoting for both a shell and QEMU.
     let folder = place.path("it's a, folder").display().to_string();
     let printed = place.run(&["--print-command", "--quiet", "--run-dir", &folder, "--san", "registry.test"]).output().unwrap();
     assert_eq!(printed.status.code(), Some(0), "{printed:?}");
@@ -207,7 +207,7 @@ fn printed_command_works_in_a_shell() {
     assert_eq!(files, ["config.json"]);
 
     let mut qemu = testing::program("sh");
-    // In its place: what is killed is QEMU.
+    // The shell becomes QEMU, so the test kills QEMU itself.
     let script = script.replace("\nqemu-system", "\nexec qemu-system");
     let mut qemu = Killed(qemu.args(["-c", &script]).current_dir("/").stdin(Stdio::null()).spawn().unwrap());
     let connect = |name: &str| {
@@ -247,7 +247,7 @@ fn printed_command_has_a_json_form_and_refusals_leave_nothing() {
     assert_eq!(config["interfaces"][0]["addresses"][0], "10.1.0.2/24");
     fs::remove_dir_all(printed["run_dir"].as_str().unwrap()).unwrap();
 
-    // Several disks, each with the serial that the guest is told to wait for.
+    // Several disks, each with the serial that the guest waits for.
     fs::copy(place.path("disk.erofs"), place.path("more.erofs")).unwrap();
     let mut command = place.run(&["more.erofs", "--print-command", "--json", "--quiet", "--disk-wait", "9", "--verify"]);
     let printed: Value = serde_json::from_str(&succeed(&mut command)).unwrap();
@@ -275,7 +275,7 @@ fn run_shuts_down_when_its_standard_input_ends() {
     let mut launcher = run.0.stdin.take().unwrap();
     let mut lines = BufReader::new(run.0.stdout.take().unwrap()).lines();
     let ready: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
-    // What is written means nothing.
+    // Input has no meaning.
     launcher.write_all(&[b'x'; 100_000]).unwrap();
     let url = format!("{}/v2/", ready["endpoint"].as_str().unwrap());
     succeed(testing::program("curl").args(["--silent", "--fail", &url]));
@@ -367,7 +367,7 @@ fn suspended_qemu_is_killed_after_the_timeout() {
     gone(number(&ready["qemu_pid"]));
 }
 
-/// JSON is UTF-8: a path that is not is refused before anything is made, and no half line is printed.
+/// JSON is UTF-8: any other path is refused before anything is created, and no partial line is printed.
 #[test]
 fn non_utf_8_paths_are_refused_with_json_output() {
     let place = Place::new();
@@ -389,14 +389,14 @@ fn non_utf_8_paths_are_refused_with_json_output() {
     refused(place.command(&["inspect", "--json"]).arg(odd("disk")), &odd("disk"));
     assert_eq!(place.bench.everything(), before);
 
-    // A folder of runs that the environment names so.
+    // The environment's runtime folder has such a path.
     fs::create_dir(odd("runtime")).unwrap();
     let output = place.run(&[]).env("XDG_RUNTIME_DIR", odd("runtime")).output().unwrap();
     let said = text(&output.stderr);
     let end = "is not UTF-8, but has to be in JSON; --run-dir takes another folder\n";
     assert!(output.status.code() == Some(12) && said.ends_with(end), "{said}");
 
-    // Where nothing is JSON, any path does.
+    // Without JSON output, any path works.
     let disk: OsString = odd("disk").into();
     fs::copy(place.path("disk.erofs"), &disk).unwrap();
     assert!(text(&place.command(&["inspect"]).arg(&disk).output().unwrap().stdout).contains("test/hello:latest"));

@@ -15,19 +15,19 @@ use testing::pack::Bench;
 use testing::qmp::{self, Qmp};
 use testing::vm::{Ended, Vm};
 
-/// Bytes of the blob.
+/// Size of the blob in bytes.
 const BLOB: u64 = 500 << 20;
-/// Bytes of it that are well sent within the drain, also on a busy host.
+/// Bytes that fit the drain even on a busy host.
 const FITTING: u64 = 16 << 20;
 
-/// A disk with a blob of zeros.
+/// Packs a disk with a blob of zeros.
 fn disk(bench: &Bench) -> PathBuf {
     File::create(bench.path("zeros")).unwrap().set_len(BLOB).unwrap();
     bench.pack(&["--artifact", "test/zeros:1=zeros"]);
     bench.path("disk.erofs")
 }
 
-/// A transfer under way.
+/// An active transfer.
 struct Transfer {
     stream: BufReader<TcpStream>,
     length: u64,
@@ -35,7 +35,7 @@ struct Transfer {
 }
 
 impl Transfer {
-    /// Asks for the blob, or a range of it, and reads the head of the answer.
+    /// Requests the blob, or a range of it, and reads the head of the response.
     fn start(vm: &Vm, range: &str) -> Self {
         let address = vm.address.parse().unwrap();
         let manifest = http::get(address, "/v2/test/zeros/manifests/1").json();
@@ -57,11 +57,11 @@ impl Transfer {
         Self { stream, length, read: 0 }
     }
 
-    /// Reads until `bytes` have come, or the end.
+    /// Reads `bytes` bytes, or fewer if the response ends.
     fn until(&mut self, bytes: u64) -> u64 {
         let mut chunk = vec![0; 1 << 16];
         while self.read < bytes {
-            // An end that is no orderly one is an end all the same.
+            // A connection reset also ends the response.
             match self.stream.read(&mut chunk) {
                 Ok(count) if count > 0 => self.read += count as u64,
                 _ => break,
@@ -71,7 +71,7 @@ impl Transfer {
     }
 }
 
-/// Three transfers: one that is nearly at its end, one that nobody takes, and a machine that is asked to end.
+/// A machine with an almost complete transfer and a stalled one.
 struct Case {
     vm: Vm,
     fitting: Transfer,
@@ -91,11 +91,11 @@ impl Case {
         Self { vm, fitting, stuck }
     }
 
-    /// The one that fits is sent whole, though the machine has been asked to end, by `words`.
+    /// Asserts that the almost complete transfer completes after the machine was asked to end by `words`.
     fn fitting_is_sent(&mut self, words: &str) {
         self.vm.console(&format!("localregistry: shutdown by {words}: no new connections; transfers in progress have 10 s"));
         let mut late = http::connect(self.vm.address.parse().unwrap());
-        // QEMU takes the connection, and the guest does not.
+        // QEMU accepts the connection, but the guest does not.
         let _ = late.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(!late.read(&mut [0]).is_ok_and(|count| count > 0), "nobody is served who comes later");
         assert_eq!(self.fitting.until(FITTING), FITTING);
@@ -105,7 +105,7 @@ impl Case {
         });
     }
 
-    /// The other one is cut, and the machine ends for `reason`.
+    /// Asserts that the stalled transfer is cut, and that the machine ends for `reason`.
     fn cut(mut self, reason: &str) -> Ended {
         self.vm.console("the drain ended before its transfers: they were cut connections=");
         let sent = self.stuck.until(BLOB);
@@ -161,7 +161,7 @@ fn orphans_are_reaped_and_sigint_after_sigterm_shuts_down_at_once() {
     while agent.number("zombies") > 0 {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    // A child of PID 1 is there, and PID 1 has raised its limit and uses the host's randomness.
+    // PID 1 reaped its children, raised its limit of open files, and uses the host's entropy.
     let limits = agent.ask("read /proc/1/limits");
     let files = limits.split('|').find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["1048576", "1048576"]);
@@ -180,7 +180,7 @@ fn transfer_of_500_mb_within_the_drain_is_completed() {
     let vm = Vm::boot(&disk, &["--tls", "off", "--console", "console"]);
     let mut transfer = Transfer::start(&vm, "");
     transfer.until(BLOB - FITTING);
-    // `run` asks for the end by the control port.
+    // `run` requests the shutdown through the control port.
     vm.signal(Signal::SIGTERM);
     vm.console("localregistry: shutdown by a command on the control port: no new connections; transfers in progress have 10 s");
     assert_eq!(transfer.until(BLOB), BLOB);

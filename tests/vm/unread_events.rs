@@ -17,9 +17,9 @@ use testing::http;
 use testing::pack::{Bench, PROGRAM};
 use testing::vm::succeed;
 
-/// More than there is room for on the way: 4096 in the guest's queue, and some hundred in the sockets.
+/// More events than the buffers hold: 4096 in the guest's queue, and some hundred in the sockets.
 const REQUESTS: usize = 8000;
-/// Requests sent at once.
+/// Number of parallel requests.
 const BATCH: usize = 100;
 
 struct Machine {
@@ -62,7 +62,7 @@ impl Machine {
         }
     }
 
-    /// Waits until the registry answers. QEMU takes connections long before.
+    /// Waits until the registry answers. QEMU accepts connections long before.
     fn until_it_answers(&self) {
         let deadline = Instant::now() + Duration::from_secs(180);
         let answers = || {
@@ -77,7 +77,7 @@ impl Machine {
         }
     }
 
-    /// Asks for the end, waits for it, and gives what was on the console.
+    /// Requests the shutdown, waits for it, and returns the console's content.
     fn end(mut self) -> String {
         self.socket("control").write_all(b"{\"shutdown\":{}}\n").unwrap();
         assert!(self.qemu.0.wait().unwrap().success());
@@ -87,7 +87,7 @@ impl Machine {
     }
 }
 
-/// Has the registry answer that many requests.
+/// Makes the registry answer this many requests.
 fn ask(address: SocketAddr) {
     let mut stream = BufReader::new(http::connect(address));
     let batch = "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n".repeat(BATCH);
@@ -107,7 +107,7 @@ fn unread_events_are_dropped_and_requests_are_served() {
     let events = machine.socket("events");
     machine.until_it_answers();
     ask(machine.address);
-    // From now on it reads, and the machine is asked to end.
+    // From now on the test reads the events, and the machine is asked to end.
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
         BufReader::new(events).read_to_string(&mut text).unwrap();
@@ -118,18 +118,18 @@ fn unread_events_are_dropped_and_requests_are_served() {
     let events: Vec<Event> =
         text.lines().map(|line| serde_json::from_str::<proto::Event>(line).unwrap().event.unwrap()).collect();
     let Some(Event::Done(done)) = events.last() else { panic!("{:?}", events.last()) };
-    // Of what is not queued, the last one and the word of those that were dropped.
+    // Of the events beyond the queue, the last one and a warning about dropped ones arrive.
     let beside =
         |event: &&Event| matches!(event, Event::Done(_)) || matches!(event, Event::Warning(w) if w.code == "DROPPED_EVENTS");
     let told = events.iter().filter(|event| !beside(event)).count() as u64;
     assert!(events.iter().filter(beside).count() > 1, "it was said while it happened");
     assert!(matches!(events[..2], [Event::Booting(_), Event::Ready(_)]), "what came first is there");
     assert!(done.requests > REQUESTS as u64 && done.dropped_events > 0, "{done:?}");
-    // QEMU's router advertises a network, sooner or later.
+    // QEMU's router advertises a network sooner or later.
     let others = 2 + console.matches("localregistry: the addresses changed: ").count() as u64;
     assert_eq!(told + done.dropped_events, done.requests + others, "each is told of, or counted as dropped");
 
-    // One that never comes for them gets nothing, and the machine serves and ends all the same.
+    // If nothing ever reads the events, the machine still serves and ends.
     let machine = Machine::start(&bench, &disk, "absent");
     machine.until_it_answers();
     ask(machine.address);
