@@ -264,7 +264,7 @@ fn failure_suggests_similar_names_and_the_default_tag() {
     // The same repository, then the same one on another host and one with a similar name, each once.
     assert_eq!(near[..4], ["team/backend:v1", "team/backend:rc-12", "quay.io/team/backend:v1", "team/backends:latest"]);
     assert_eq!(listed(&bench, &["--pulled", "team/backend:v2", "--by", "10.1.0.8"]), ["team/backend:v1", "team/backend:rc-12"]);
-    assert_eq!(listed(&bench, &["--pulled", "team/backend:v2", "--by", "10.1.0.9"]), near, "that address asked for nothing");
+    assert_eq!(listed(&bench, &["--pulled", "team/backend:v2", "--by", "10.1.0.9"]), near, "that address sent no request");
 
     let (status, _, said) = run(&bench, &["assert", "--pulled", "team/backend", "log"]);
     let head = "localregistry: team/backend:latest was not pulled; it was expected to be pulled at least once\n\

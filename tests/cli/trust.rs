@@ -418,7 +418,7 @@ fn several_disks_are_combined_or_refused() {
     let start = "localregistry: the tag test/hello:latest is sha256:";
     let end = format!(" on disk.erofs, and {second} on other; expected the same, or it on one of them\n");
     assert!(said.starts_with(start) && said.ends_with(&end), "{said}");
-    assert_eq!(written(&bench.path("trust")), trusted, "what was there stays");
+    assert_eq!(written(&bench.path("trust")), trusted, "the existing files stay");
 }
 
 /// A key in the CA's file is not written to any node's files.

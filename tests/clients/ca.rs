@@ -343,5 +343,5 @@ fn conflicting_flags_exit_2() {
             assert!(said.starts_with(&format!("error: {message}\n")), "{command} {arguments:?}: {said}");
         }
     }
-    assert!(!bench.path("c").exists() && !bench.path("a").exists(), "no folder is made");
+    assert!(!bench.path("c").exists() && !bench.path("a").exists(), "no folder is created");
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testing::child::Killed;
+use testing::child::KilledOnDrop;
 use testing::deployed::{Deployed, static_server};
 use testing::pack::Bench;
 use testing::podman::podman;
@@ -126,7 +126,7 @@ fn podman_and_containerd_each_run_a_replica() {
         let mut run = containerd.ctr(&["run", "--net-host", "--read-only", "--mount", &mount, image, "replica"]);
         let moved: Vec<&str> = arguments.iter().map(|one| if *one == "0.0.0.0:5000" { "0.0.0.0:5001" } else { *one }).collect();
         run.args(["/localregistry", "serve", "/images"]).args(&moved);
-        let mut replica = Killed(run.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
+        let mut replica = KilledOnDrop(run.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
         let address = format!("{ADDRESS}:5001");
         healthy(&address, &ca, &|| fs::read_to_string(bench.path("ctr.log")).unwrap());
         pulled(&bench, &address, &ca, "from-containerd");
@@ -191,7 +191,7 @@ fn machine_serves_with_only_what_kubevirt_provides() {
     ]);
     qemu.args(["-chardev", "null,id=agent", "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]);
     qemu.args(["-qmp", "unix:qmp,server=on,wait=off"]);
-    let mut qemu = Killed(qemu.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut qemu = KilledOnDrop(qemu.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
 
     // The events are on the console, one JSON object per line.
     let ready = loop {

@@ -345,7 +345,7 @@ fn signal_ends_deploy_and_leaves_no_files() {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         while names() == before {
-            assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "a working folder is made");
+            assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "a scratch folder is created");
             std::thread::sleep(Duration::from_millis(5));
         }
         kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();

@@ -18,8 +18,8 @@ use testing::pack::{Bench, text};
 use testing::podman;
 use testing::private::privately;
 use testing::process::Process;
+use testing::registries::requests;
 use testing::vm::succeed;
-use testing::world::requests;
 
 const SUPPORT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support");
 

@@ -165,7 +165,7 @@ fn export_equals_the_packed_layout() {
     let content = bench.extract("disk.erofs");
     for folder in ["exported", "empty"] {
         let files = files(&bench.path(folder));
-        assert_eq!(files.len(), content.files.len() - 1, "all but the catalog");
+        assert_eq!(files.len(), content.files.len() - 1, "everything except the catalog");
         for path in &files {
             assert_eq!(fs::read(bench.path(folder).join(path)).unwrap(), content.files[path], "{path}");
             if path.starts_with("blobs/") {

@@ -289,12 +289,12 @@ fn images_with_a_faulty_blob_are_counted() {
 }
 
 /// The content of the packed disk as a folder that a test changes, and the disk rebuilt from it.
-struct Remade {
+struct RebuiltDisk {
     bench: Bench,
     manifest: Stored,
 }
 
-impl Remade {
+impl RebuiltDisk {
     fn new() -> Self {
         let (bench, _, manifest) = hello(b"a layer");
         bench.pack(&["layout", "--name", "test/other:1=layout"]);
@@ -317,7 +317,7 @@ impl Remade {
 
 #[test]
 fn missing_or_unsupported_catalog_is_reported() {
-    let disk = Remade::new();
+    let disk = RebuiltDisk::new();
     let catalog = disk.read("localregistry/catalog.binpb");
     assert_eq!(catalog[..2], [8, 1]);
     let newer = [&[8, 2], &catalog[2..]].concat();
@@ -335,7 +335,7 @@ fn missing_or_unsupported_catalog_is_reported() {
 
 #[test]
 fn catalog_that_disagrees_is_reported() {
-    let disk = Remade::new();
+    let disk = RebuiltDisk::new();
     let disagrees = "localregistry/catalog.binpb disagrees with index.json and the manifests";
     let mut index: Value = serde_json::from_slice(&disk.read("index.json")).unwrap();
     let name = "org.opencontainers.image.ref.name";
@@ -394,7 +394,7 @@ fn omitted_blobs_are_missing_and_the_catalog_is_valid() {
 
 #[test]
 fn catalog_that_disagrees_on_every_tag_is_reported() {
-    let disk = Remade::new();
+    let disk = RebuiltDisk::new();
     let mut index: Value = serde_json::from_slice(&disk.read("index.json")).unwrap();
     index["manifests"][0]["annotations"]["localregistry.every-tag"] = json!("true");
     let bench = disk.with("index.json", &serde_json::to_vec(&index).unwrap());

@@ -51,7 +51,7 @@ fn only_a_new_layer_is_read() {
     let (read, cached, disk) = packed(&bench, &["new", "--cache", "cache"]);
     assert_eq!((read, cached), (1, 3));
     assert_eq!(packed(&bench, &["new.tar", "--cache", "cache"]), (0, 4, disk.clone()));
-    assert_eq!(packed(&bench, &["new"]), (4, 0, disk.clone()), "the cache has no part in the disk's bytes");
+    assert_eq!(packed(&bench, &["new"]), (4, 0, disk.clone()), "the cache does not change the disk");
 
     // The layers in the source are replaced, so they cannot have been read.
     let blobs = new.join("blobs/sha256");
@@ -145,8 +145,8 @@ fn leftovers_of_a_killed_pack_are_removed_from_the_cache() {
     let output = bench.command(&arguments).env("PATH", path).output().unwrap();
     assert_eq!(output.status.code(), None, "killed");
     let left = || fs::read_dir(bench.path("cache")).unwrap().count();
-    assert_eq!(left(), 3, "a working folder beside the two of entries");
-    assert_eq!(packed(&bench, &["layout", "--cache", "cache"]).1, 1, "what was verified before the kill is kept");
+    assert_eq!(left(), 3, "a scratch folder next to the two folders of entries");
+    assert_eq!(packed(&bench, &["layout", "--cache", "cache"]).1, 1, "blobs verified before the kill are cached");
     assert_eq!(left(), 2);
 }
 
@@ -168,7 +168,7 @@ fn sources_stay_unchanged() {
         bench.pack(&["layout", "layout.tar", "--fs", format]);
         bench.pack(&["layout", "layout.tar", "--fs", format, "--cache", "cache"]);
         assert_eq!(state(), before);
-        assert_eq!(fs::metadata(entry(&bench, 1)).unwrap().nlink(), 1, "nor does the cache keep a further name");
+        assert_eq!(fs::metadata(entry(&bench, 1)).unwrap().nlink(), 1, "the cache holds no hard link");
     }
 }
 

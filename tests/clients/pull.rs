@@ -120,7 +120,7 @@ fn all_parts_of_an_image_are_pulled() {
         &[("v1", images.index), (&amd64, images.amd64), (&arm64, images.arm64), (&cosign, images.cosign), (&sbom, images.sbom)],
     );
     let count = |path: &Path| fs::read_dir(path.join("blobs/sha256")).unwrap().count();
-    assert_eq!(count(&bench.path("disk.erofs.extracted")), count(images.layout.path()), "nothing is left behind");
+    assert_eq!(count(&bench.path("disk.erofs.extracted")), count(images.layout.path()), "no file is left");
     assert_eq!(referrers_of(&bench, &host, images.index), [images.referrers[0].digest.to_string()]);
     assert_eq!(referrers_of(&bench, &host, images.amd64), [images.referrers[1].digest.to_string()]);
     assert_eq!(referrers_of(&bench, &host, images.referrers[0]), [images.sbom.digest.to_string()]);

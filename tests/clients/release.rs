@@ -89,7 +89,7 @@ fn release_is_complete_and_reproducible() {
     assert_eq!(listing, fs::read_to_string(&golden).unwrap(), "UPDATE_GOLDEN=1 writes {}", golden.display());
 
     let sums = fs::read_to_string(folder.join("SHA256SUMS")).unwrap();
-    assert_eq!(sums.lines().count(), found.len() - 1, "every file but itself");
+    assert_eq!(sums.lines().count(), found.len() - 1, "every file except the list itself");
     succeed(testing::program("sha256sum").args(["--check", "--strict", "--quiet", "SHA256SUMS"]).current_dir(&folder));
     for program in ["localregistry", "localregistry-init"] {
         let said = succeed(testing::program(folder.join("bin").join(program)).arg("--version"));

@@ -12,8 +12,8 @@ use testing::cri;
 use testing::docker::Dockerd;
 use testing::podman;
 use testing::private::{ADDRESS, privately};
+use testing::registries::{GREETING, Images, Registries, blob, refused};
 use testing::vm::{Containerd, Vm, skopeo, succeed};
-use testing::world::{GREETING, Images, World, blob, refused};
 
 /// Checks the client of these requests and that each response was complete. Returns them as `METHOD endpoint repository
 /// reference`.
@@ -27,31 +27,31 @@ fn asked(requests: &[Request], agent: &str) -> Vec<String> {
 #[test]
 fn skopeo_copies_all_platforms_an_artifact_and_through_a_mirror() {
     privately(|| {
-        let mut world = World::default();
-        world.mirror();
+        let mut registries = Registries::default();
+        registries.mirror();
         let copy = |arguments: &[&str], from: &str, to: &str| {
             let copy = ["--registries-conf", "mirror.conf", "copy", "--quiet", "--preserve-digests", "--src-cert-dir", "certs"];
-            skopeo(&[&copy, arguments, &[from, to]].concat(), &world.path(""))
+            skopeo(&[&copy, arguments, &[from, to]].concat(), &registries.path(""))
         };
-        let images = &world.images;
-        let here = |name: &str| format!("docker://{}/{name}", world.address);
+        let images = &registries.images;
+        let here = |name: &str| format!("docker://{}/{name}", registries.address);
         succeed(&mut copy(&["--all"], &here("test/multi:1"), "oci:all:1"));
-        let index: Value = serde_json::from_slice(&fs::read(world.path("all/index.json")).unwrap()).unwrap();
+        let index: Value = serde_json::from_slice(&fs::read(registries.path("all/index.json")).unwrap()).unwrap();
         assert_eq!(index["manifests"][0]["digest"], images.index.digest.to_string());
-        let copied = fs::read_dir(world.path("all/blobs/sha256")).unwrap().map(|entry| entry.unwrap().file_name());
+        let copied = fs::read_dir(registries.path("all/blobs/sha256")).unwrap().map(|entry| entry.unwrap().file_name());
         let copied: Vec<_> = copied.collect();
         assert_eq!(copied.len(), 6, "the index, two manifests, two configs and a layer: {copied:?}");
         for name in copied {
             let name = Path::new("blobs/sha256").join(name);
-            assert!(fs::read(world.path("all").join(&name)).unwrap() == fs::read(images.layout.path().join(&name)).unwrap());
+            assert!(fs::read(registries.path("all").join(&name)).unwrap() == fs::read(images.layout.path().join(&name)).unwrap());
         }
 
         succeed(&mut copy(&[], &here("test/multi:artifact"), "dir:artifact"));
-        let manifest = fs::read(world.path("artifact/manifest.json")).unwrap();
+        let manifest = fs::read(registries.path("artifact/manifest.json")).unwrap();
         assert_eq!(manifest, fs::read(blob(images.layout.path(), &images.artifact.digest.to_string())).unwrap());
         // A referrer is found by the digest of its subject, and pulled by its own.
         let signature = images.signature.digest.to_string();
-        let found = world.get(&format!("/v2/test/multi/referrers/{}", images.artifact.digest)).json();
+        let found = registries.get(&format!("/v2/test/multi/referrers/{}", images.artifact.digest)).json();
         assert_eq!(found["manifests"][0]["digest"], signature);
         assert_eq!(
             (&found["manifests"][0]["artifactType"], &found["manifests"][1]),
@@ -59,19 +59,20 @@ fn skopeo_copies_all_platforms_an_artifact_and_through_a_mirror() {
         );
         succeed(&mut copy(&[], &here(&format!("test/multi@{signature}")), "dir:signature"));
         assert_eq!(
-            fs::read(world.path("signature/manifest.json")).unwrap(),
+            fs::read(registries.path("signature/manifest.json")).unwrap(),
             fs::read(blob(images.layout.path(), &signature)).unwrap()
         );
 
         succeed(&mut copy(&["--all"], "docker://docker.io/library/hello:1", "oci:hello:1"));
-        let index: Value = serde_json::from_slice(&fs::read(world.path("hello/index.json")).unwrap()).unwrap();
+        let index: Value = serde_json::from_slice(&fs::read(registries.path("hello/index.json")).unwrap()).unwrap();
         assert_eq!(index["manifests"][0]["digest"], images.index.digest.to_string());
 
-        refused(&mut copy(&[], &format!("docker://{}/test/multi:1", world.untrusted()), "oci:refused"));
-        assert!(!world.path("refused").join("index.json").exists());
+        refused(&mut copy(&[], &format!("docker://{}/test/multi:1", registries.untrusted()), "oci:refused"));
+        assert!(!registries.path("refused").join("index.json").exists());
 
         let amd64 = images.amd64.clone();
-        let requests: Vec<Request> = world.requests().into_iter().filter(|request| request.endpoint != "referrers").collect();
+        let requests: Vec<Request> =
+            registries.requests().into_iter().filter(|request| request.endpoint != "referrers").collect();
         let asked = asked(&requests, "skopeo/");
         assert_eq!(asked[..2], ["GET base  ", "GET manifest test/multi 1"]);
         assert!(asked.contains(&format!("GET manifest test/multi {amd64}")), "{asked:?}");
@@ -112,19 +113,19 @@ fn pull_and_run(folder: &Path, images: &Images, image: &str) {
 #[test]
 fn podman_pulls_and_runs() {
     privately(|| {
-        let mut world = World::default();
-        world.mirror();
-        pull_and_run(&world.path(""), &world.images, &format!("{}/test/multi:1", world.address));
-        pull_and_run(&world.path(""), &world.images, "docker.io/library/hello:1");
-        let image = format!("{}/test/multi:1", world.untrusted());
-        refused(&mut podman(&world.path(""), &["pull", "--cert-dir", "certs", &image]));
-        let artifact = format!("{}/test/multi:artifact", world.address);
-        no_image(&mut podman(&world.path(""), &["pull", "--cert-dir", "certs", &artifact]), NO_ARTIFACTS);
+        let mut registries = Registries::default();
+        registries.mirror();
+        pull_and_run(&registries.path(""), &registries.images, &format!("{}/test/multi:1", registries.address));
+        pull_and_run(&registries.path(""), &registries.images, "docker.io/library/hello:1");
+        let image = format!("{}/test/multi:1", registries.untrusted());
+        refused(&mut podman(&registries.path(""), &["pull", "--cert-dir", "certs", &image]));
+        let artifact = format!("{}/test/multi:artifact", registries.address);
+        no_image(&mut podman(&registries.path(""), &["pull", "--cert-dir", "certs", &artifact]), NO_ARTIFACTS);
 
-        let mut expected = by_path(&world.images, "test/multi", "1");
+        let mut expected = by_path(&registries.images, "test/multi", "1");
         expected.push("GET manifest test/multi artifact".to_owned());
-        expected.extend(by_path(&world.images, "docker.io/library/hello", "1"));
-        let asked = asked(&world.requests(), "containers/");
+        expected.extend(by_path(&registries.images, "docker.io/library/hello", "1"));
+        let asked = asked(&registries.requests(), "containers/");
         assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
     });
 }
@@ -132,26 +133,26 @@ fn podman_pulls_and_runs() {
 #[test]
 fn buildah_pulls() {
     privately(|| {
-        let mut world = World::default();
-        world.mirror();
-        for image in [&*format!("{}/test/multi:1", world.address), "docker.io/library/hello:1"] {
-            let buildah = || with_mirror(podman::with_store("buildah", &world.path("")));
+        let mut registries = Registries::default();
+        registries.mirror();
+        for image in [&*format!("{}/test/multi:1", registries.address), "docker.io/library/hello:1"] {
+            let buildah = || with_mirror(podman::with_store("buildah", &registries.path("")));
             succeed(buildah().args(["pull", "--quiet", "--cert-dir", "certs", image]));
             let listed = succeed(buildah().args(["images", "--no-trunc", "--format", "{{.Name}}:{{.Tag}} {{.Digest}} {{.ID}}"]));
-            let (index, config) = (world.images.index.digest.to_string(), world.images.config.as_str());
+            let (index, config) = (registries.images.index.digest.to_string(), registries.images.config.as_str());
             let line = [image, &index, config];
             assert!(listed.lines().any(|one| one.split_whitespace().eq(line)), "{listed}");
         }
-        let image = format!("{}/test/multi:1", world.untrusted());
-        refused(with_mirror(podman::with_store("buildah", &world.path(""))).args(["pull", "--cert-dir", "certs", &image]));
-        let artifact = format!("{}/test/multi:artifact", world.address);
-        let mut pull = with_mirror(podman::with_store("buildah", &world.path("")));
+        let image = format!("{}/test/multi:1", registries.untrusted());
+        refused(with_mirror(podman::with_store("buildah", &registries.path(""))).args(["pull", "--cert-dir", "certs", &image]));
+        let artifact = format!("{}/test/multi:artifact", registries.address);
+        let mut pull = with_mirror(podman::with_store("buildah", &registries.path("")));
         no_image(pull.args(["pull", "--cert-dir", "certs", &artifact]), NO_ARTIFACTS);
 
-        let mut expected = by_path(&world.images, "test/multi", "1");
+        let mut expected = by_path(&registries.images, "test/multi", "1");
         expected.push("GET manifest test/multi artifact".to_owned());
-        expected.extend(by_path(&world.images, "docker.io/library/hello", "1"));
-        let asked = asked(&world.requests(), "Buildah/");
+        expected.extend(by_path(&registries.images, "docker.io/library/hello", "1"));
+        let asked = asked(&registries.requests(), "Buildah/");
         assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
     });
 }
@@ -178,14 +179,14 @@ fn by_head(images: &Images, repository: &str, tag: &str) -> [String; 3] {
 #[test]
 fn containerd_pulls_an_image_an_artifact_and_through_a_mirror() {
     privately(|| {
-        let mut world = World::default();
+        let mut registries = Registries::default();
         let containerd = Containerd::start();
-        let Images { index, artifact, layout, .. } = &world.images;
+        let Images { index, artifact, layout, .. } = &registries.images;
         // The mirror is used with `ns=docker.io`. Without it, the name means another image.
-        containerd.host("docker.io", &world.address, &world.ca());
+        containerd.host("docker.io", &registries.address, &registries.ca());
         succeed(&mut containerd.fetch(&["images", "pull"], "docker.io/library/hello:1"));
-        containerd.host(&world.address, &world.address, &world.ca());
-        let image = format!("{}/test/multi:1", world.address);
+        containerd.host(&registries.address, &registries.address, &registries.ca());
+        let image = format!("{}/test/multi:1", registries.address);
         succeed(&mut containerd.fetch(&["images", "pull"], &image));
         for image in ["docker.io/library/hello:1", &image] {
             let listed = succeed(&mut containerd.ctr(&["images", "list", &format!("name=={image}")]));
@@ -194,21 +195,21 @@ fn containerd_pulls_an_image_an_artifact_and_through_a_mirror() {
         }
 
         // Nothing is unpacked.
-        succeed(&mut containerd.fetch(&["content", "fetch"], &format!("{}/test/multi:artifact", world.address)));
+        succeed(&mut containerd.fetch(&["content", "fetch"], &format!("{}/test/multi:artifact", registries.address)));
         // And the referrer.
-        let by_digest = format!("{}/test/multi@{}", world.address, world.images.signature.digest);
+        let by_digest = format!("{}/test/multi@{}", registries.address, registries.images.signature.digest);
         succeed(&mut containerd.fetch(&["content", "fetch"], &by_digest));
-        for digest in [artifact.digest.to_string(), world.images.signature.digest.to_string()] {
+        for digest in [artifact.digest.to_string(), registries.images.signature.digest.to_string()] {
             let stored = succeed(&mut containerd.ctr(&["content", "get", &digest]));
             assert_eq!(stored.as_bytes(), fs::read(blob(layout.path(), &digest)).unwrap());
         }
 
-        let other = world.untrusted();
-        containerd.host(&other, &other, &world.ca());
+        let other = registries.untrusted();
+        containerd.host(&other, &other, &registries.ca());
         refused(&mut containerd.fetch(&["images", "pull"], &format!("{other}/test/multi:1")));
 
-        let expected = by_head(&world.images, "docker.io/library/hello", "1");
-        let asked = asked(&world.requests(), "containerd/");
+        let expected = by_head(&registries.images, "docker.io/library/hello", "1");
+        let asked = asked(&registries.requests(), "containerd/");
         assert_eq!(asked[..3], expected, "{asked:#?}");
         assert!(asked.contains(&"HEAD manifest test/multi 1".to_owned()), "{asked:#?}");
         assert!(asked.contains(&"HEAD manifest test/multi artifact".to_owned()), "{asked:#?}");
@@ -219,26 +220,26 @@ fn containerd_pulls_an_image_an_artifact_and_through_a_mirror() {
 #[test]
 fn containerd_pulls_for_kubernetes() {
     privately(|| {
-        let mut world = World::default();
+        let mut registries = Registries::default();
         let containerd = Containerd::start_with_cri();
-        containerd.host("docker.io", &world.address, &world.ca());
-        assert_eq!(cri::pull(&containerd.socket(), "docker.io/library/hello:1"), Ok(world.images.config.clone()));
-        containerd.host(&world.address, &world.address, &world.ca());
-        let image = format!("{}/test/multi:1", world.address);
-        assert_eq!(cri::pull(&containerd.socket(), &image), Ok(world.images.config.clone()));
+        containerd.host("docker.io", &registries.address, &registries.ca());
+        assert_eq!(cri::pull(&containerd.socket(), "docker.io/library/hello:1"), Ok(registries.images.config.clone()));
+        containerd.host(&registries.address, &registries.address, &registries.ca());
+        let image = format!("{}/test/multi:1", registries.address);
+        assert_eq!(cri::pull(&containerd.socket(), &image), Ok(registries.images.config.clone()));
         let listed = succeed(&mut containerd.ctr(&["--namespace", "k8s.io", "images", "list", &format!("name=={image}")]));
-        assert!(listed.contains(&world.images.index.digest.to_string()), "{listed}");
+        assert!(listed.contains(&registries.images.index.digest.to_string()), "{listed}");
         // The plugin pulls an artifact and then rejects it, because it has nothing to run.
-        let artifact = cri::pull(&containerd.socket(), &format!("{}/test/multi:artifact", world.address)).unwrap_err();
+        let artifact = cri::pull(&containerd.socket(), &format!("{}/test/multi:artifact", registries.address)).unwrap_err();
         assert!(artifact.contains("mismatched image rootfs and manifest layers"), "{artifact}");
 
-        let other = world.untrusted();
-        containerd.host(&other, &other, &world.ca());
+        let other = registries.untrusted();
+        containerd.host(&other, &other, &registries.ca());
         let refused = cri::pull(&containerd.socket(), &format!("{other}/test/multi:1")).unwrap_err();
         assert!(refused.contains("x509: certificate signed by unknown authority"), "{refused}");
 
-        let expected = by_head(&world.images, "docker.io/library/hello", "1");
-        let asked = asked(&world.requests(), "containerd/");
+        let expected = by_head(&registries.images, "docker.io/library/hello", "1");
+        let asked = asked(&registries.requests(), "containerd/");
         assert_eq!(asked[..3], expected, "{asked:#?}");
         assert!(asked.contains(&"HEAD manifest test/multi 1".to_owned()), "{asked:#?}");
         assert!(asked.contains(&"HEAD manifest test/multi artifact".to_owned()), "{asked:#?}");
@@ -262,24 +263,24 @@ fn docker_pulls_and_runs(dockerd: &Dockerd, images: &Images, image: &str) {
 #[test]
 fn dockerd_pulls_and_runs_from_a_registry_and_a_mirror() {
     privately(|| {
-        let mut world = World::default();
-        for address in [&world.address, &world.untrusted()] {
+        let mut registries = Registries::default();
+        for address in [&registries.address, &registries.untrusted()] {
             let folder = Path::new("/etc/docker/certs.d").join(address);
             fs::create_dir_all(&folder).unwrap();
-            fs::copy(world.ca(), folder.join("ca.crt")).unwrap();
+            fs::copy(registries.ca(), folder.join("ca.crt")).unwrap();
         }
-        let dockerd = Dockerd::start(&["--registry-mirror", &format!("https://{}", world.address)], None);
-        docker_pulls_and_runs(&dockerd, &world.images, &format!("{}/test/multi:1", world.address));
+        let dockerd = Dockerd::start(&["--registry-mirror", &format!("https://{}", registries.address)], None);
+        docker_pulls_and_runs(&dockerd, &registries.images, &format!("{}/test/multi:1", registries.address));
         succeed(&mut dockerd.docker(&["image", "prune", "--all", "--force"]));
-        docker_pulls_and_runs(&dockerd, &world.images, "mirrored:1");
-        refused(&mut dockerd.docker(&["pull", &format!("{}/test/multi:1", world.untrusted())]));
-        no_image(&mut dockerd.docker(&["pull", &format!("{}/test/multi:artifact", world.address)]), NO_MEDIA_TYPE);
+        docker_pulls_and_runs(&dockerd, &registries.images, "mirrored:1");
+        refused(&mut dockerd.docker(&["pull", &format!("{}/test/multi:1", registries.untrusted())]));
+        no_image(&mut dockerd.docker(&["pull", &format!("{}/test/multi:artifact", registries.address)]), NO_MEDIA_TYPE);
 
-        let asked = asked(&world.requests(), "docker/");
-        assert_eq!(asked[..4], by_dockerd(&world.images, "test/multi", "1"), "{asked:#?}");
+        let asked = asked(&registries.requests(), "docker/");
+        assert_eq!(asked[..4], by_dockerd(&registries.images, "test/multi", "1"), "{asked:#?}");
         // The first image made the digest known, and its removal removed the content.
         let head = "HEAD manifest docker.io/library/mirrored 1".to_owned();
-        let config = format!("GET blob docker.io/library/mirrored {}", world.images.config);
+        let config = format!("GET blob docker.io/library/mirrored {}", registries.images.config);
         assert!(asked.contains(&head) && asked.contains(&config), "{asked:#?}");
         assert!(asked.contains(&"HEAD manifest test/multi artifact".to_owned()), "{asked:#?}");
     });
@@ -289,15 +290,15 @@ fn dockerd_pulls_and_runs_from_a_registry_and_a_mirror() {
 #[test]
 fn dockerd_pulls_from_the_upstream_itself() {
     privately(|| {
-        let mut world = World::default();
+        let mut registries = Registries::default();
         let hosts = format!("{}{ADDRESS} registry-1.docker.io\n", fs::read_to_string("/etc/hosts").unwrap());
         fs::write("/etc/hosts", hosts).unwrap();
         let untrusting = Dockerd::start(&[], None);
         refused(&mut untrusting.docker(&["pull", "hello:1"]));
-        let dockerd = Dockerd::start(&[], Some(&world.ca()));
-        docker_pulls_and_runs(&dockerd, &world.images, "hello:1");
-        let expected = by_dockerd(&world.images, "docker.io/library/hello", "1");
-        let asked = asked(&world.requests(), "docker/");
+        let dockerd = Dockerd::start(&[], Some(&registries.ca()));
+        docker_pulls_and_runs(&dockerd, &registries.images, "hello:1");
+        let expected = by_dockerd(&registries.images, "docker.io/library/hello", "1");
+        let asked = asked(&registries.requests(), "docker/");
         assert_eq!(asked[..4], expected, "{asked:#?}");
     });
 }
@@ -306,24 +307,24 @@ fn dockerd_pulls_from_the_upstream_itself() {
 #[test]
 fn podman_pulls_and_runs_from_a_vm() {
     privately(|| {
-        let mut world = World::default();
-        let layout = world.images.layout.path().display().to_string();
-        world.bench.pack(&[&layout]);
-        let vm = Vm::boot(&world.path("disk.erofs"), &[]);
+        let mut registries = Registries::default();
+        let layout = registries.images.layout.path().display().to_string();
+        registries.bench.pack(&[&layout]);
+        let vm = Vm::boot(&registries.path("disk.erofs"), &[]);
         let image = format!("{}/test/multi:1", vm.address);
-        world.address = vm.address.clone();
-        world.mirror();
+        registries.address = vm.address.clone();
+        registries.mirror();
         // Trusting the CA of `serve`.
-        refused(&mut podman(&world.path(""), &["pull", "--cert-dir", "certs", &image]));
-        fs::copy(vm.path("ca.crt"), world.ca()).unwrap();
-        pull_and_run(&world.path(""), &world.images, &image);
-        pull_and_run(&world.path(""), &world.images, "docker.io/library/hello:1");
+        refused(&mut podman(&registries.path(""), &["pull", "--cert-dir", "certs", &image]));
+        fs::copy(vm.path("ca.crt"), registries.ca()).unwrap();
+        pull_and_run(&registries.path(""), &registries.images, &image);
+        pull_and_run(&registries.path(""), &registries.images, "docker.io/library/hello:1");
 
         let ended = vm.stop(Signal::SIGTERM);
         assert_eq!(ended.status, Some(0), "{}", ended.stderr);
         let requests: Vec<Request> = ended.requests().into_iter().cloned().collect();
-        let mut expected = by_path(&world.images, "test/multi", "1");
-        expected.extend(by_path(&world.images, "docker.io/library/hello", "1"));
+        let mut expected = by_path(&registries.images, "test/multi", "1");
+        expected.extend(by_path(&registries.images, "docker.io/library/hello", "1"));
         let asked = asked(&requests, "containers/");
         assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
     });

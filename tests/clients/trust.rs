@@ -14,8 +14,8 @@ use testing::pack::{Bench, PROGRAM, text};
 use testing::podman::{podman, with_store};
 use testing::private::{ADDRESS, privately};
 use testing::process::Process;
+use testing::registries::{Images, Registries};
 use testing::vm::{Containerd, Vm, copy_into, succeed};
-use testing::world::{Images, World};
 
 /// Runs a client, which must fail, and returns its messages.
 fn fails(command: &mut Command) -> String {
@@ -32,26 +32,26 @@ fn assert_pulls(log: &Path, arguments: &[&str]) {
 #[test]
 fn containerd_pulls_from_the_registry_only() {
     privately(|| {
-        let world = World::default();
+        let registries = Registries::default();
         let upstream = Upstream::start();
         let containerd = Containerd::start();
-        containerd.take_hosts(&world.trust().join("containerd/certs.d"));
-        let here = format!("{}/test/multi:1", world.address);
+        containerd.take_hosts(&registries.trust().join("containerd/certs.d"));
+        let here = format!("{}/test/multi:1", registries.address);
         for image in [here.as_str(), "docker.io/library/hello:1"] {
             succeed(&mut containerd.fetch(&["images", "pull"], image));
             let listed = succeed(&mut containerd.ctr(&["images", "list", &format!("name=={image}")]));
-            assert!(listed.contains(&world.images.index.digest.to_string()), "{listed}");
+            assert!(listed.contains(&registries.images.index.digest.to_string()), "{listed}");
         }
-        assert_pulls(world.events(), &["--pulled", &here, "--by", ADDRESS, "--times", "1"]);
+        assert_pulls(registries.events(), &["--pulled", &here, "--by", ADDRESS, "--times", "1"]);
         // It is the same index under another name, so the node already has it.
-        assert_pulls(world.events(), &["--not-pulled", "docker.io/library/hello:1"]);
+        assert_pulls(registries.events(), &["--not-pulled", "docker.io/library/hello:1"]);
         // Known upstreams, one without images on the disk, and the registry itself.
-        for image in ["docker.io/library/absent:1", "quay.io/some/absent:1", &format!("{}/absent:1", world.address)] {
+        for image in ["docker.io/library/absent:1", "quay.io/some/absent:1", &format!("{}/absent:1", registries.address)] {
             let said = fails(&mut containerd.fetch(&["images", "pull"], image));
             assert!(said.contains(&format!("{image}: not found")), "{said}");
         }
-        assert_eq!(upstream.connections(), 0, "nobody else was asked");
-        assert_pulls(world.events(), &["--not-pulled", "docker.io/library/absent:1"]);
+        assert_eq!(upstream.connections(), 0, "no upstream was contacted");
+        assert_pulls(registries.events(), &["--not-pulled", "docker.io/library/absent:1"]);
         // The counter works.
         fails(containerd.ctr(&["images", "pull"]).arg("docker.io/library/absent:1"));
         assert!(upstream.connections() > 0);
@@ -61,7 +61,7 @@ fn containerd_pulls_from_the_registry_only() {
 #[test]
 fn cri_plugin_pulls_from_the_registry_only() {
     privately(|| {
-        let world = World::default();
+        let registries = Registries::default();
         let upstream = Upstream::start();
         let containerd = Containerd::start_with_cri();
         let pull = |image: &str| cri::pull(&containerd.socket(), image);
@@ -69,9 +69,9 @@ fn cri_plugin_pulls_from_the_registry_only() {
         assert!(pull("docker.io/library/absent:1").is_err());
         let before = upstream.connections();
         assert!(before > 0);
-        containerd.take_hosts(&world.trust().join("containerd/certs.d"));
-        for image in [&*format!("{}/test/multi:1", world.address), "docker.io/library/hello:1"] {
-            assert_eq!(pull(image), Ok(world.images.config.clone()));
+        containerd.take_hosts(&registries.trust().join("containerd/certs.d"));
+        for image in [&*format!("{}/test/multi:1", registries.address), "docker.io/library/hello:1"] {
+            assert_eq!(pull(image), Ok(registries.images.config.clone()));
         }
         for image in ["docker.io/library/absent:1", "quay.io/some/absent:1"] {
             let said = pull(image).unwrap_err();
@@ -84,9 +84,9 @@ fn cri_plugin_pulls_from_the_registry_only() {
 #[test]
 fn dockerd_pulls_from_the_registry_only() {
     privately(|| {
-        let world = World::default();
+        let registries = Registries::default();
         let upstream = Upstream::start();
-        let trust = world.trust().join("docker");
+        let trust = registries.trust().join("docker");
         let arguments = ["--config-file".to_owned(), trust.join("daemon.json").display().to_string()];
         let arguments = arguments.each_ref().map(String::as_str);
         copy_into(&trust.join("certs.d"), Path::new("/etc/docker/certs.d"));
@@ -100,16 +100,16 @@ fn dockerd_pulls_from_the_registry_only() {
         let fragment = fs::read_to_string(trust.join("hosts")).unwrap();
         fs::write("/etc/hosts", format!("127.0.0.1 localhost\n{fragment}")).unwrap();
         let dockerd = Dockerd::start(&arguments, None);
-        let here = format!("{}/test/multi:1", world.address);
+        let here = format!("{}/test/multi:1", registries.address);
         for image in [&*here, "mirrored:1"] {
             succeed(&mut dockerd.docker(&["pull", "--quiet", image]));
             let listed = succeed(&mut dockerd.docker(&["image", "inspect", "--format", "{{.Id}}", image]));
-            assert_eq!(listed.trim(), world.images.config, "{image}");
+            assert_eq!(listed.trim(), registries.images.config, "{image}");
         }
         let said = fails(&mut dockerd.docker(&["pull", "absent:1"]));
         assert!(said.contains("dial tcp 0.0.0.0:443: connect: connection refused"), "{said}");
         assert_eq!(upstream.connections(), before);
-        assert_pulls(world.events(), &["--pulled", &here, "--by", ADDRESS, "--times", "1"]);
+        assert_pulls(registries.events(), &["--pulled", &here, "--by", ADDRESS, "--times", "1"]);
     });
 }
 
@@ -155,13 +155,13 @@ fn pulls_and_misses(folder: &Path, images: &Images, address: &str) {
 #[test]
 fn podman_buildah_and_skopeo_pull_from_the_registry_only() {
     privately(|| {
-        let world = World::default();
+        let registries = Registries::default();
         let upstream = Upstream::start();
-        fails(&mut podman(&world.path(""), &["pull", "--quiet", "docker.io/library/absent:1"]));
+        fails(&mut podman(&registries.path(""), &["pull", "--quiet", "docker.io/library/absent:1"]));
         let before = upstream.connections();
         assert!(before > 0, "without the files");
-        install(&world.trust(), "podman");
-        pulls_and_misses(&world.path(""), &world.images, &world.address);
+        install(&registries.trust(), "podman");
+        pulls_and_misses(&registries.path(""), &registries.images, &registries.address);
         assert_eq!(upstream.connections(), before);
     });
 }
@@ -170,16 +170,16 @@ fn podman_buildah_and_skopeo_pull_from_the_registry_only() {
 #[test]
 fn runtimes_pull_over_plain_http() {
     privately(|| {
-        let world = World::default();
+        let registries = Registries::default();
         let upstream = Upstream::start();
         let listen = format!("{ADDRESS}:0");
-        let plain = Process::start_with(world.images.layout.path(), &["--tls", "off", "--listen", &listen], None);
+        let plain = Process::start_with(registries.images.layout.path(), &["--tls", "off", "--listen", &listen], None);
         let address = plain.addresses[1].to_string();
-        let mut command = world.bench.command(&["trust", "--endpoint", &format!("http://{address}"), "--output", "trust"]);
-        succeed(command.arg("--disk").arg(world.images.layout.path()));
-        let trust = world.path("trust");
+        let mut command = registries.bench.command(&["trust", "--endpoint", &format!("http://{address}"), "--output", "trust"]);
+        succeed(command.arg("--disk").arg(registries.images.layout.path()));
+        let trust = registries.path("trust");
         install(&trust, "crio");
-        pulls_and_misses(&world.path(""), &world.images, &address);
+        pulls_and_misses(&registries.path(""), &registries.images, &address);
 
         let containerd = Containerd::start();
         containerd.take_hosts(&trust.join("containerd/certs.d"));
@@ -206,24 +206,24 @@ fn clients_pull_from_an_ipv6_address() {
     privately(|| {
         succeed(testing::program("ip").args(["-6", "address", "add", "fd00::82/128", "dev", "lo", "nodad"]));
         fs::write("/etc/hosts", "fd00::82 registry.test\n").unwrap();
-        let world = World::default();
-        let certificate = world.path("certs6.crt").display().to_string();
+        let registries = Registries::default();
+        let certificate = registries.path("certs6.crt").display().to_string();
         let arguments = ["--listen", "[fd00::82]:0", "--san", "registry.test", "--ca-out", &certificate];
-        let server = Process::start_with(world.images.layout.path(), &arguments, None);
+        let server = Process::start_with(registries.images.layout.path(), &arguments, None);
         let address = server.addresses[1].to_string();
         assert!(address.starts_with("[fd00::82]:"), "{address}");
         let named = address.replace("[fd00::82]", "registry.test");
         for (endpoint, to) in [(&address, "trust"), (&named, "named")] {
-            let mut command = world.bench.command(&["trust", "--endpoint", endpoint, "--ca", "certs6.crt", "--output", to]);
-            succeed(command.arg("--disk").arg(world.images.layout.path()));
+            let mut command = registries.bench.command(&["trust", "--endpoint", endpoint, "--ca", "certs6.crt", "--output", to]);
+            succeed(command.arg("--disk").arg(registries.images.layout.path()));
         }
         let containerd = Containerd::start();
-        containerd.take_hosts(&world.path("trust/containerd/certs.d"));
+        containerd.take_hosts(&registries.path("trust/containerd/certs.d"));
         succeed(&mut containerd.fetch(&["images", "pull"], "docker.io/library/hello:1"));
         assert_pulls(&server.events, &["--pulled", "docker.io/library/hello:1", "--by", "fd00::82", "--times", "1"]);
-        install(&world.path("named"), "podman");
+        install(&registries.path("named"), "podman");
         let said = succeed(&mut inspect("docker.io/library/hello:1"));
-        assert_eq!(said.trim(), world.images.index.digest.to_string());
+        assert_eq!(said.trim(), registries.images.index.digest.to_string());
         assert_pulls(&server.events, &["--pulled", "docker.io/library/hello:1", "--by", "fd00::82", "--times", "2"]);
     });
 }
@@ -233,40 +233,40 @@ fn clients_pull_from_an_ipv6_address() {
 #[test]
 fn stored_ca_is_trusted_across_runs_of_the_vm() {
     privately(|| {
-        let mut world = World::default();
-        let layout = world.images.layout.path().display().to_string();
-        world.bench.pack(&[&layout]);
-        let disk = world.path("disk.erofs");
+        let mut registries = Registries::default();
+        let layout = registries.images.layout.path().display().to_string();
+        registries.bench.pack(&[&layout]);
+        let disk = registries.path("disk.erofs");
         let packed = fs::read(&disk).unwrap();
-        let kept = world.path("kept").display().to_string();
+        let kept = registries.path("kept").display().to_string();
         let mut trusted = None;
         for _ in 0..2 {
             let vm = Vm::boot(&disk, &["--ca-dir", &kept, "--trust", "trust"]);
             assert_eq!(vm.ready["trust"], vm.path("trust").canonicalize().unwrap().display().to_string());
             let ca = fs::read_to_string(vm.path("trust/ca.crt")).unwrap();
-            assert_eq!(ca, fs::read_to_string(world.path("kept/ca.crt")).unwrap().replace('\r', ""));
+            assert_eq!(ca, fs::read_to_string(registries.path("kept/ca.crt")).unwrap().replace('\r', ""));
             // The first run's CA, and the second's address.
             let first = trusted.get_or_insert_with(|| ca.clone()).clone();
             assert_eq!(first, ca);
-            fs::write(world.ca(), first).unwrap();
-            world.address = vm.address.clone();
+            fs::write(registries.ca(), first).unwrap();
+            registries.address = vm.address.clone();
             let containerd = Containerd::start();
             containerd.take_hosts(&vm.path("trust/containerd/certs.d"));
             for image in [&*format!("{}/test/multi:1", vm.address), "docker.io/library/hello:1"] {
                 succeed(&mut containerd.fetch(&["images", "pull"], image));
             }
             let pulled = ["pull", "--quiet", "--cert-dir", "certs", &format!("{}/test/multi:1", vm.address)];
-            succeed(&mut podman(&world.path(""), &pulled));
+            succeed(&mut podman(&registries.path(""), &pulled));
             // By containerd and by podman.
             assert_pulls(&vm.path("events"), &["--pulled", "test/multi:1", "--times", "2"]);
-            let key = fs::read_to_string(world.path("kept/ca.key")).unwrap();
+            let key = fs::read_to_string(registries.path("kept/ca.key")).unwrap();
             let secret = key.lines().nth(1).unwrap();
             let said = fs::read_to_string(vm.path("events")).unwrap() + &fs::read_to_string(vm.path("stderr")).unwrap();
             assert!(said.contains("\"ready\"") && !said.contains(secret) && !said.contains("PRIVATE"));
             let ended = vm.stop(Signal::SIGTERM);
             assert_eq!(ended.status, Some(0), "{}", ended.stderr);
         }
-        assert!(fs::read(&disk).unwrap() == packed, "the disk is as it was packed");
+        assert!(fs::read(&disk).unwrap() == packed, "the disk is unchanged");
     });
 }
 

@@ -79,7 +79,7 @@ fn anonymous_pulls_are_allowed_by_default_with_any_credentials() {
         assert_eq!(response.header("cache-control"), Some("public, max-age=5, must-revalidate"));
     }
     let unknown = get(f.server.plain, "/token");
-    assert_eq!((unknown.status, unknown.code().as_str()), (404, "UNSUPPORTED"), "no tokens here");
+    assert_eq!((unknown.status, unknown.code().as_str()), (404, "UNSUPPORTED"), "tokens are not enabled");
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn users_pull_with_their_passwords() {
         }
     }
     let found = authorized(&f, TARGET, &basic("anna", "one:1"));
-    assert_eq!(found.header("cache-control"), Some("private, max-age=5, must-revalidate"), "not for caches that serve others");
+    assert_eq!(found.header("cache-control"), Some("private, max-age=5, must-revalidate"), "shared caches must not store it");
     assert_eq!(found.header("docker-content-digest"), Some(f.image.digest.to_string().as_str()));
     let by_digest = authorized(&f, &format!("/v2/test/hello/manifests/{}", f.image.digest), &basic("bert", "two"));
     assert_eq!(by_digest.header("cache-control"), Some("private, max-age=31536000, immutable"));
@@ -261,7 +261,7 @@ fn token_endpoint_requires_a_password() {
     assert_eq!((many.status, many.code().as_str()), (400, "UNSUPPORTED"));
     assert_eq!(many.json()["errors"][0]["detail"], "too many scopes for one token; at most 32 are expected");
     let post = send(f.server.plain, "POST", "/token", &[("Content-Length", "0")]);
-    assert_eq!((post.status, post.header("allow")), (405, Some("GET, HEAD")), "clients then ask by GET");
+    assert_eq!((post.status, post.header("allow")), (405, Some("GET, HEAD")), "clients then use GET");
     assert_refused(&get(f.server.plain, "/metrics"), BASIC);
     assert_eq!(authorized(&f, "/metrics", &basic("anna", "one:1")).status, 200);
 }
@@ -274,9 +274,9 @@ fn anonymous_tokens_are_issued_when_enabled() {
         let answer = get(f.server.plain, "/token?scope=repository:test/hello:pull");
         let bearer = format!("Bearer {}", answer.json()["token"].as_str().unwrap());
         assert_eq!(authorized(&f, TARGET, &bearer).status, 200);
-        assert_eq!(get(f.server.plain, TARGET).status, 401, "a token is needed all the same");
+        assert_eq!(get(f.server.plain, TARGET).status, 401, "a token is still required");
         let named = authorized(&f, "/token", &basic("anna", "one:1")).status;
-        assert_eq!(named, if has_users { 200 } else { 401 }, "where there are no users, no name is right");
+        assert_eq!(named, if has_users { 200 } else { 401 }, "without users, no password is valid");
         assert_refused(&authorized(&f, "/token", &basic("anna", "wrong")), BASIC);
     }
 }
@@ -299,7 +299,7 @@ fn client_certificate_is_required() {
         let wrong = ask(Some(&stranger.client()), &right).unwrap_err().to_string();
         assert!(wrong.contains("UnknownCA"), "{wrong}");
     }
-    assert_eq!(authorized(&f, TARGET, &basic("bert", "two")).status, 200, "the plain port has no certificates");
+    assert_eq!(authorized(&f, TARGET, &basic("bert", "two")).status, 200, "the plain port cannot receive a certificate");
 }
 
 #[test]

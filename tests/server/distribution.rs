@@ -127,7 +127,7 @@ fn content_of_another_repository_gets_404() {
     let manifest = get(f.server.plain, &format!("/v2/library/busybox/manifests/{}", f.image.digest));
     assert_eq!((manifest.status, manifest.code().as_str()), (404, "MANIFEST_UNKNOWN"));
     let as_manifest = get(f.server.plain, &format!("/v2/test/hello/manifests/{}", f.layer_stored.digest));
-    assert_eq!((as_manifest.status, as_manifest.code().as_str()), (404, "MANIFEST_UNKNOWN"), "a layer is no manifest");
+    assert_eq!((as_manifest.status, as_manifest.code().as_str()), (404, "MANIFEST_UNKNOWN"), "a layer is not a manifest");
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn multiple_ranges_come_as_multipart_in_request_order() {
     let overlapping = ranged(f.server.plain, &target, "bytes=0-,0-,1-");
     assert_eq!((overlapping.status, overlapping.body.len()), (200, 1_200_000));
     let adjacent = ranged(f.server.plain, &target, "bytes=0-4,5-9");
-    assert!(String::from_utf8_lossy(&adjacent.body).contains("Content-Range: bytes 5-9/1200000"), "never merged");
+    assert!(String::from_utf8_lossy(&adjacent.body).contains("Content-Range: bytes 5-9/1200000"), "ranges are never merged");
 }
 
 /// A `Range` header for these first and last bytes.

@@ -204,7 +204,7 @@ fn early_response_is_complete_and_its_stream_is_reset_with_no_error() {
         }
         last = round * 41 + 40;
         peer.send(&get(id(last), MANIFEST));
-        assert_eq!(peer.status(id(last)), 200, "the connection goes on");
+        assert_eq!(peer.status(id(last)), 200, "the connection still serves");
     }
     assert_eq!(peer.served(id(last + 1), MANIFEST), http::get(server.plain, MANIFEST).body.len());
 }
@@ -272,7 +272,7 @@ fn get_and_head_with_a_body_get_400_and_empty_data_is_allowed() {
         assert_eq!(status(&[("content-length", "0")], &[b""]), 200, "{method}");
         assert_eq!(status(&[], &[b"x"]), 400, "{method}");
         assert_eq!(status(&[("content-length", "2")], &[b"x", b"y"]), 400, "{method}");
-        assert_eq!(status(&[], &[]), 400, "{method}: content that does not come");
+        assert_eq!(status(&[], &[]), 400, "{method}: content that is announced and missing");
         let endless = [[7; 16_000].as_slice(); 10];
         assert_eq!(status(&[], &endless), 400, "{method}");
     }
@@ -295,5 +295,5 @@ fn broken_preface_is_not_answered_in_http1() {
         assert!(!answer.starts_with(b"HTTP/1"), "{rest:?}: {answer:?}");
     }
     let other = answer(b"PRI /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    assert!(other.starts_with(b"HTTP/1.1 405"), "a method like any other");
+    assert!(other.starts_with(b"HTTP/1.1 405"), "an ordinary unsupported method");
 }

@@ -28,7 +28,7 @@ fn rapid_resets_end_the_connection() {
     for at in 0..5 {
         peer.send(&[get(id(at), &t.big), reset(id(at))].concat());
     }
-    assert_eq!(peer.served(id(5), &t.small), 100_000, "five are nothing");
+    assert_eq!(peer.served(id(5), &t.small), 100_000, "five resets are tolerated");
     // Like a client that changes its mind: each response comes before its reset.
     for at in 6..106 {
         peer.send(&get(id(at), &t.big));
@@ -37,7 +37,7 @@ fn rapid_resets_end_the_connection() {
         // Parts of the body that came before the reset have used up the connection's window.
         peer.send(&window(0, 65_535));
     }
-    assert_eq!(peer.served(id(106), &t.small), 100_000, "nor a hundred, one after another");
+    assert_eq!(peer.served(id(106), &t.small), 100_000, "a hundred consecutive resets are tolerated");
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn endless_header_blocks_end_the_connection() {
     let last = pieces.len() - 1;
     (pieces[0][3], pieces[0][4], pieces[last][4]) = (HEADERS, END_STREAM, END_HEADERS);
     peer.send(&pieces.concat());
-    assert_eq!(peer.status(3), 200, "a long head, as a list of ranges has it");
+    assert_eq!(peer.status(3), 200, "a long head, such as a list of ranges");
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn endless_empty_data_frames_end_the_connection() {
     assert!(end.closed && end.goaway.is_some(), "{end:?}");
     let mut peer = Peer::new(t.process.address);
     peer.send(&[post(1, "/v2/"), frame(DATA, 0, 1, &[]), frame(DATA, 0, 1, b"x"), frame(DATA, END_STREAM, 1, &[])].concat());
-    assert_eq!(peer.status(1), 405, "an upload is told that there are none");
+    assert_eq!(peer.status(1), 405, "uploads are unsupported");
     assert_eq!(peer.served(id(1), &t.small), 100_000, "on the same connection");
 }
 
@@ -142,7 +142,7 @@ fn hpack_bomb_is_refused() {
     }
     let mut peer = Peer::new(t.process.address);
     peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb(20)));
-    assert_eq!(peer.status(1), 431, "too long: that request alone");
+    assert_eq!(peer.status(1), 431, "only the request with the oversized head fails");
     peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &bomb(3)));
     assert_eq!(peer.status(3), 200);
 }
@@ -202,7 +202,7 @@ fn malformed_http2_headers_are_rejected() {
     ] {
         let (refused, served) = (outcome(&broken), outcome(&valid));
         assert!(matches!(refused, Err(_) | Ok(400)), "{broken:?}: {refused:?}");
-        assert_eq!(served, Ok(200), "{valid:?} beside {broken:?}");
+        assert_eq!(served, Ok(200), "the valid {valid:?} next to {broken:?}");
     }
     for (fields, status) in [
         (instead(0, "PUT"), 405),
@@ -251,7 +251,7 @@ fn floods_from_a_peer_that_reads_nothing_cost_no_memory() {
         peer.send(&bytes);
     }
     assert_eq!(peer.until(|frame| frame.kind == PING && frame.flags & ACK != 0).payload, [1; 8]);
-    assert_eq!(peer.served(id(0), &t.small), 100_000, "one of each is nothing");
+    assert_eq!(peer.served(id(0), &t.small), 100_000, "a single frame of each kind is tolerated");
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn floods_from_a_peer_that_reads_nothing_time_out() {
                     }
                     std::thread::sleep(Duration::from_millis(5));
                 };
-                assert_ne!(error, std::io::ErrorKind::WouldBlock, "{what}: closed, not stuck");
+                assert_ne!(error, std::io::ErrorKind::WouldBlock, "{what}: the connection closes");
             });
         }
     });

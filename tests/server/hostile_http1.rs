@@ -108,14 +108,14 @@ fn stalled_reader_is_dropped_and_others_are_served() {
         stalled.push(stream);
     }
     let whole = get(server.plain, &format!("/v2/test/hello/blobs/{}", big.digest));
-    assert!(whole.status == 200 && whole.body == content(64 << 20), "another client gets all of it");
+    assert!(whole.status == 200 && whole.body == content(64 << 20), "another client gets the whole blob");
     let mut cut = 0;
     for _ in 0..21 {
         let request = server.logged();
         assert_eq!(request.status, 200);
         cut += usize::from(!request.complete);
     }
-    assert_eq!(cut, 20, "each of them was cut, and logged as such");
+    assert_eq!(cut, 20, "each response was cut and logged as incomplete");
     for stream in stalled {
         assert!(until_closed(stream).len() < 64 << 20);
     }
@@ -207,7 +207,7 @@ fn malformed_request_heads_are_rejected() {
         ("Host: x\r\nContent-Length: 5", "Host: x\r\nContent-Length: 0"),
         ("Host: x\r\nTransfer-Encoding: chunked", "Host: x\r\nTE: trailers"),
     ] {
-        assert_eq!((line(broken), line(valid)), (400, 200), "{broken:?} beside {valid:?}");
+        assert_eq!((line(broken), line(valid)), (400, 200), "{broken:?} next to the valid {valid:?}");
     }
     let start = |text: &str| raw(server.plain, format!("{text}\r\nHost: x\r\n\r\n").as_bytes()).status;
     assert_eq!(start("GET  /v2/ HTTP/1.1"), 400);
@@ -288,12 +288,16 @@ fn idle_connections_are_evicted_for_new_ones() {
     for _ in 0..20 {
         silent.push_back(connect(server.plain));
         alive(&server);
-        assert_eq!(ask(), 200, "and who is served is left alone");
+        assert_eq!(ask(), 200, "an active connection is not evicted");
     }
-    assert_eq!(until_closed(silent.pop_front().unwrap()), b"", "the first to come was the first to go");
+    assert_eq!(until_closed(silent.pop_front().unwrap()), b"", "the connection that has been idle longest was evicted first");
     let mut last = silent.pop_back().unwrap();
     write!(last, "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    assert_eq!(http::read(&mut BufReader::new(last), false).unwrap().status, 200, "the last one may still speak");
+    assert_eq!(
+        http::read(&mut BufReader::new(last), false).unwrap().status,
+        200,
+        "the newest idle connection may still send a request"
+    );
 }
 
 #[test]

@@ -143,7 +143,7 @@ fn renegotiation_is_refused() {
         assert_eq!(kind, 23, "the rest of the response");
     }
     session.send(22, &handshake(testing::tls::hello(0x0303, &[0xcca9])));
-    assert!(session.closed(), "the second time it is the end");
+    assert!(session.closed(), "the second attempt ends the connection");
     assert_eq!(send(server.plain, "GET", "/v2/", &[]).status, 200);
 }
 
@@ -225,7 +225,7 @@ fn logged_text_from_clients_is_escaped() {
     assert_eq!(send(address, "GET", "/v2/test/hello/manifests/latest", &[("User-Agent", "plain/1.0 (ü)")]).status, 200);
     process.stop();
     let events = std::fs::read_to_string(&process.events).unwrap();
-    assert_eq!(events.lines().count(), answered + 1, "one line for each request that was one");
+    assert_eq!(events.lines().count(), answered + 1, "one line per valid request");
     for line in events.lines() {
         assert!(!line.contains(char::is_control), "{line:?}");
         let event: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -235,7 +235,7 @@ fn logged_text_from_clients_is_escaped() {
         }
     }
     let last: serde_json::Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();
-    assert_eq!(last["request"]["userAgent"], "plain/1.0 (ü)", "what is harmless is left as it is");
+    assert_eq!(last["request"]["userAgent"], "plain/1.0 (ü)", "harmless text is unchanged");
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn ten_thousand_connections_come_and_go() {
     let (layout, path) = big();
     let mut process = Process::start(layout.path());
     let address = process.address;
-    assert_eq!(get(address, "/v2/").status, 200, "all that it opens for itself is open");
+    assert_eq!(get(address, "/v2/").status, 200, "the server has opened its own files");
     let before = process.descriptors();
     std::thread::scope(|scope| {
         let flood = scope.spawn(move || {
@@ -257,7 +257,7 @@ fn ten_thousand_connections_come_and_go() {
             open.len()
         });
         while !flood.is_finished() {
-            assert!(get(address, &path).body == content(BIG), "a pull under way comes whole");
+            assert!(get(address, &path).body == content(BIG), "an active pull completes");
         }
         assert_eq!(flood.join().unwrap(), CONNECTIONS);
     });
@@ -296,13 +296,13 @@ fn server_survives_running_out_of_file_descriptors() {
     ask(&mut another, &path);
     let idle: Vec<TcpStream> = (0..200).map(|_| connect(address)).collect();
     let waiting = std::thread::spawn(move || http::read(&mut BufReader::new(another), false).unwrap());
-    assert!(http::read(&mut transfer, false).unwrap().body == content(BIG), "the transfer under way came whole");
+    assert!(http::read(&mut transfer, false).unwrap().body == content(BIG), "the active transfer completed");
     drop((idle, holders));
     let next = http::read(&mut kept, false).unwrap();
-    assert!(next.status == 200 && next.body == content(BIG), "a pull under way waited for its next blob");
+    assert!(next.status == 200 && next.body == content(BIG), "an active pull waited for its next blob");
     let response = waiting.join().unwrap();
-    assert_eq!((response.status, response.body.len()), (200, BIG), "who came while there was none left is served");
-    assert_eq!(get(address, &path).status, 200, "and so is the next one");
+    assert_eq!((response.status, response.body.len()), (200, BIG), "a connection made without free descriptors is served");
+    assert_eq!(get(address, &path).status, 200, "the next connection is served");
     process.check("no descriptors");
 }
 
@@ -350,7 +350,7 @@ fn urls_of_foreign_layers_are_never_fetched() {
     layout.name(stored, media_type::DOCKER_MANIFEST, "test/windows:latest").write();
     let server = Server::start(layout.path());
     let served = get(server.plain, "/v2/test/windows/manifests/latest");
-    assert_eq!(served.json(), manifest, "as it is stored");
+    assert_eq!(served.json(), manifest, "the stored bytes");
     let path = format!("/v2/test/windows/blobs/{}", foreign.digest);
     let layer = send(server.plain, "GET", &path, &[("Authorization", "Basic dTpw")]);
     assert_eq!((layer.status, layer.body.as_slice()), (200, &b"a layer that may not be distributed"[..]));
@@ -359,8 +359,8 @@ fn urls_of_foreign_layers_are_never_fetched() {
     assert_eq!(
         (gone.status, gone.code().as_str(), gone.header("location")),
         (500, "UNKNOWN", None),
-        "nor is a client sent there"
+        "nor is a client redirected there"
     );
     elsewhere.set_nonblocking(true).unwrap();
-    assert_eq!(elsewhere.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody came");
+    assert_eq!(elsewhere.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "no connection was made");
 }

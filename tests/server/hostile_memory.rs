@@ -27,7 +27,7 @@ fn repeat(address: SocketAddr, bytes: &[u8], answered: bool) {
         for stream in open.iter_mut().filter(|_| answered) {
             let answer = stream.read(&mut [0; 4096]);
             let timed_out = answer.is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
-            assert!(!timed_out, "answered, or closed");
+            assert!(!timed_out, "a response, or a closed connection");
         }
     }
 }

@@ -68,12 +68,12 @@ fn stream_without_a_window_times_out_and_the_others_continue() {
     peer.send(&(0..32).flat_map(|at| get(id(at), &big)).collect::<Vec<u8>>());
     let mut cut: Vec<u32> = (0..32).map(|_| peer.until(|frame| frame.kind == RST_STREAM).stream).collect();
     cut.sort_unstable();
-    assert_eq!(cut, (0..32).map(id).collect::<Vec<u32>>(), "each of them, once");
+    assert_eq!(cut, (0..32).map(id).collect::<Vec<u32>>(), "each stream is reset once");
     for _ in 0..32 {
         assert!(!server.logged().complete);
     }
     peer.send(&setting(INITIAL_WINDOW_SIZE, 65_535));
-    assert_eq!(peer.served(id(32), &small), 100_000, "the connection is as good as before");
+    assert_eq!(peer.served(id(32), &small), 100_000, "the connection still serves");
     assert!(server.logged().complete);
     // A small window that is opened again and again gives a slow but complete response.
     let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 1000));
@@ -99,7 +99,7 @@ fn response_tail_without_a_window_times_out() {
 }
 
 /// A path to request.
-struct Asked {
+struct ReceivedRequest {
     what: &'static str,
     path: String,
     range: Option<String>,
@@ -107,7 +107,7 @@ struct Asked {
 
 /// A layout with long lists (a repository with a thousand long tags, and a subject with a hundred referrers), and the paths of
 /// long responses.
-fn long_lists() -> (Layout, [Asked; 6]) {
+fn long_lists() -> (Layout, [ReceivedRequest; 6]) {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", &vec![7; 1 << 20]);
     for at in 0..1000 {
@@ -120,13 +120,13 @@ fn long_lists() -> (Layout, [Asked; 6]) {
     layout.write();
     let blob = format!("/v2/test/hello/blobs/{}", layout.blob(&vec![7; 1 << 20]).digest);
     let ranges = (0..1000).map(|at| format!("{at}-{at}")).collect::<Vec<_>>().join(",");
-    let of = |what, path: &str| Asked { what, path: path.to_owned(), range: None };
+    let of = |what, path: &str| ReceivedRequest { what, path: path.to_owned(), range: None };
     let asked = [
         of("tags", "/v2/test/hello/tags/list"),
         of("referrers", &format!("/v2/test/hello/referrers/{}", image.digest)),
         of("metrics", "/metrics"),
         of("a blob", &blob),
-        Asked { range: Some(format!("bytes={ranges}")), ..of("a thousand ranges", &blob) },
+        ReceivedRequest { range: Some(format!("bytes={ranges}")), ..of("a thousand ranges", &blob) },
         of("a manifest", "/v2/test/hello/manifests/latest"),
     ];
     (layout, asked)
@@ -134,7 +134,7 @@ fn long_lists() -> (Layout, [Asked; 6]) {
 
 /// Connections without a window, each with the maximum number of streams, all for the same path. The server answers two streams
 /// of each connection, and further ones from a shared pool. The others wait.
-fn stalled(address: SocketAddr, connections: usize, asked: &Asked) -> Vec<Peer> {
+fn stalled(address: SocketAddr, connections: usize, asked: &ReceivedRequest) -> Vec<Peer> {
     let fields: Vec<(&str, &str)> = asked.range.iter().map(|range| ("range", range.as_str())).collect();
     let head = block("GET", &asked.path, &fields);
     assert!(head.len() <= 16_384, "one frame");
@@ -157,7 +157,7 @@ fn a_thousand_connections_of_a_hundred_stalled_streams_cost_little_memory() {
         let mut t = target();
         let path = if blob { t.big.clone() } else { "/v2/test/hello/manifests/latest".to_owned() };
         let what = format!("1,000 connections of 100 streams that ask for {path}");
-        let asked = Asked { what: "", path, range: None };
+        let asked = ReceivedRequest { what: "", path, range: None };
         let held = t.survives(&what, |address| stalled(address, 1000, &asked));
         // One more connection is served like the others, because its two streams wait for no other connection.
         assert_eq!(Peer::new(t.process.address).served(id(0), &t.small), 100_000);
@@ -191,7 +191,7 @@ fn unread_lists_delay_only_other_lists() {
     assert_eq!(
         list.json()["errors"][0]["detail"],
         "too many list requests are waiting; retry after 1 second",
-        "in words that help"
+        "a helpful message"
     );
     for path in ["/v2/", "/v2/test/hello/manifests/latest", &asked[3].path] {
         assert_eq!(http::get(process.address, path).status, 200, "{path}");
@@ -199,7 +199,7 @@ fn unread_lists_delay_only_other_lists() {
     drop(held);
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
     while http::get(process.address, tags).status != 200 {
-        assert!(std::time::Instant::now() < deadline, "and when they are gone, lists are there again");
+        assert!(std::time::Instant::now() < deadline, "lists are served again after the stalled connections close");
     }
 }
 
@@ -221,7 +221,7 @@ fn every_connection_is_announced_at_least_a_hundred_streams() {
         assert_eq!(peer.served(1, &small), 100_000);
     }
     let few = Server::start_with(layout.path(), Limits { streams: 2, ..Limits::default() });
-    assert_eq!(most(&mut Peer::new(few.plain)), ANNOUNCED_STREAMS, "when fewer are served at once, the others wait");
+    assert_eq!(most(&mut Peer::new(few.plain)), ANNOUNCED_STREAMS, "streams beyond the number served at once wait");
     let many = Server::start_with(layout.path(), Limits { streams: 256, ..Limits::default() });
     assert_eq!(most(&mut Peer::new(many.plain)), 256);
 }
@@ -235,13 +235,13 @@ fn idle_http2_connection_times_out_and_an_active_one_stays() {
     let mut busy = Peer::new(server.plain);
     let ending = std::thread::spawn(move || {
         // The connection answers every ping and sends no request.
-        let (mut pings, mut told) = (0, false);
+        let (mut pings, mut going_away) = (0, false);
         while let Some(frame) = lazy.read_frame() {
             lazy.acknowledge(&frame);
             pings += usize::from(frame.kind == PING && frame.flags & ACK == 0);
-            told |= frame.kind == GOAWAY && frame.error() == 0;
+            going_away |= frame.kind == GOAWAY && frame.error() == 0;
         }
-        (pings, told)
+        (pings, going_away)
     });
     // The window suffices for all responses.
     busy.send(&window(0, 0x7fff_0000 - 65_535));
@@ -250,8 +250,8 @@ fn idle_http2_connection_times_out_and_an_active_one_stays() {
         std::thread::sleep(idle / 10);
         assert_eq!(busy.served(id(at), &small), 100_000, "on the same connection");
     }
-    let (pings, told) = ending.join().unwrap();
-    assert!(told && pings > 0, "told, and closed: {pings} pings");
+    let (pings, going_away) = ending.join().unwrap();
+    assert!(going_away && pings > 0, "GOAWAY, then closed: {pings} pings");
 }
 
 #[test]
@@ -287,8 +287,8 @@ fn connection_is_not_idle_while_its_client_reads_the_last_bytes() {
     std::thread::sleep(3 * request_head);
     let head = all.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
     let mut rest = vec![0; head + content.len() - all.len()];
-    assert!(!rest.is_empty(), "the client is behind");
+    assert!(!rest.is_empty(), "the client still has bytes to read");
     stream.read_exact(&mut rest).expect("the last bytes come");
     all.extend_from_slice(&rest);
-    assert!(all[head..] == content, "and the response is whole");
+    assert!(all[head..] == content, "the response is complete");
 }

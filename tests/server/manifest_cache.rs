@@ -99,11 +99,11 @@ fn cache_is_bounded_and_the_rest_comes_from_disk() {
     let server = Server::start(layout.path());
     let status = |at: usize| get(server.plain, &format!("/v2/test/hello/manifests/{at}")).status;
     for _ in 0..2 {
-        assert!((0..more).all(|at| status(at) == 200), "all are served");
+        assert!((0..more).all(|at| status(at) == 200), "all manifests are served");
     }
     images.iter().for_each(|image| remove(&layout, *image));
     let served: Vec<usize> = (0..more).filter(|at| status(*at) == 200).collect();
-    assert_eq!(served, (0..CACHED_MANIFESTS).collect::<Vec<_>>(), "the first ones stay");
+    assert_eq!(served, (0..CACHED_MANIFESTS).collect::<Vec<_>>(), "the first manifests stay in the cache");
 }
 
 #[test]
@@ -118,9 +118,9 @@ fn corrupt_manifests_are_not_cached() {
     assert_eq!(get(server.plain, path).status, 500);
     let wrong = vec![b' '; right.len()];
     std::fs::write(&file, &wrong).unwrap();
-    assert_eq!(get(server.plain, path).body, wrong, "as it is on the disk: its digest tells the client");
+    assert_eq!(get(server.plain, path).body, wrong, "the bytes on the disk: the client notices the wrong digest");
     std::fs::write(&file, &right).unwrap();
-    assert_eq!(get(server.plain, path).body, right, "and right again");
+    assert_eq!(get(server.plain, path).body, right, "the repaired manifest is served");
     std::fs::write(&file, &wrong).unwrap();
-    assert_eq!(get(server.plain, path).body, right, "and kept");
+    assert_eq!(get(server.plain, path).body, right, "the repaired manifest is cached");
 }

@@ -68,10 +68,10 @@ fn health_follows_the_disk() {
     assert_eq!((sick.status, sick.code().as_str()), (503, "UNAVAILABLE"));
     fs::remove_file(&largest).unwrap();
     assert_eq!(get(server.plain, "/healthz").status, 503);
-    assert!(!String::from_utf8(sick.body).unwrap().contains("sha256"), "nothing of the machine");
-    assert_eq!(get(server.plain, "/v2/").status, 200, "what needs no disk is still served");
+    assert!(!String::from_utf8(sick.body).unwrap().contains("sha256"), "no internals");
+    assert_eq!(get(server.plain, "/v2/").status, 200, "content that needs no disk is still served");
     fs::write(&largest, [7; 10_000]).unwrap();
-    assert_eq!(get(server.plain, "/healthz").status, 200, "and well again");
+    assert_eq!(get(server.plain, "/healthz").status, 200, "healthy again");
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn requests_are_counted_by_endpoint_and_status() {
         let name = format!(r#"localregistry_requests_total{{endpoint="{endpoint}",status="{status}"}}"#);
         assert_eq!(samples.get(&name), f64::from(count), "{name}");
     }
-    assert_eq!(samples.starting("localregistry_requests_total").len(), 7, "and nothing else: {samples:?}");
+    assert_eq!(samples.starting("localregistry_requests_total").len(), 7, "no other sample: {samples:?}");
     let sent = |endpoint: &str| samples.get(&format!(r#"localregistry_sent_bytes_total{{endpoint="{endpoint}"}}"#));
     assert_eq!((sent("blob"), sent("manifest") > manifest as f64), (10_107.0, true));
     let of = |repository: &str| samples.get(&format!(r#"localregistry_blob_sent_bytes_total{{repository="{repository}"}}"#));

@@ -141,7 +141,7 @@ fn wrong_protocol_on_a_port_gets_400_and_an_explanation() {
         (plain.status, plain.body),
         (400, b"The client sent an HTTP request to a port that speaks HTTPS only.\n".to_vec())
     );
-    assert_eq!(http::get(server.plain, "/v2/").status, 200, "and the next client is served");
+    assert_eq!(http::get(server.plain, "/v2/").status, 200, "the next client is served");
 }
 
 /// Two TLS and two plain listeners over both address families, and a node without a CA that fetches it over plain HTTP.
@@ -220,7 +220,7 @@ fn shutdown_finishes_transfers_and_accepts_no_new_ones() {
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest).unwrap();
     // The first bytes were the head and the start of the content.
-    assert!(content.ends_with(&rest) && rest.len() > (64 << 20) - 4096, "the transfer under way came whole");
+    assert!(content.ends_with(&rest) && rest.len() > (64 << 20) - 4096, "the active transfer completed");
     let totals = stopping.join().unwrap();
     assert_eq!((totals.requests, totals.bytes), (1, 64 << 20));
 }
@@ -238,10 +238,10 @@ fn transfers_left_after_the_drain_are_cut() {
     peer.send(&h2::get(1, &format!("/v2/test/hello/blobs/{}", big.digest)));
     assert_eq!(peer.status(1), 200);
     let totals = server.stop(Duration::from_millis(100));
-    assert_eq!((totals.requests, totals.bytes < 64 << 20), (2, true), "what was cut is counted");
+    assert_eq!((totals.requests, totals.bytes < 64 << 20), (2, true), "cut responses are counted");
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest);
-    assert!(rest.len() < (64 << 20) - 4096, "never passed off as whole: Content-Length says more");
+    assert!(rest.len() < (64 << 20) - 4096, "the body is shorter than Content-Length");
 }
 
 #[test]
@@ -262,14 +262,14 @@ fn truncated_blob_is_never_served_as_complete() {
     assert!(rest.len() < 64 << 20);
     let Event::Warning(warning) = server.event() else { panic!("a warning is expected first") };
     assert_eq!(warning.code, "TRUNCATED");
-    let told = format!("{} on {}: the file ends at byte ", big.digest, layout.path().display());
-    assert!(warning.message.starts_with(&told), "{}", warning.message);
+    let message = format!("{} on {}: the file ends at byte ", big.digest, layout.path().display());
+    assert!(warning.message.starts_with(&message), "{}", warning.message);
     assert!(!server.logged().complete);
 
     // The next request fails before anything is sent, because the file is already known to be short.
     let response = http::get(server.plain, &target);
     assert_eq!((response.status, response.code().as_str()), (500, "UNKNOWN"));
-    assert_eq!(http::get(server.plain, "/v2/test/hello/manifests/latest").status, 200, "and the rest is served");
+    assert_eq!(http::get(server.plain, "/v2/test/hello/manifests/latest").status, 200, "the rest is served");
 }
 
 #[test]
@@ -314,7 +314,7 @@ fn ranges_of_a_shrinking_file_are_cut_over_both_protocols() {
         file.write_all_at(&content[usize::try_from(kept).unwrap()..], kept).unwrap();
     }
     let whole = http::get(server.plain, &target);
-    assert!(whole.status == 200 && whole.body == content, "and well again");
+    assert!(whole.status == 200 && whole.body == content, "the file is complete again");
 }
 
 #[test]
@@ -324,7 +324,7 @@ fn half_closed_client_gets_its_response() {
     let request = format!("GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest);
     let whole = |stream: &mut dyn Read| {
         let response = http::read(&mut BufReader::new(stream), false).unwrap();
-        assert_eq!((response.status, response.body == content), (200, true), "the whole of it");
+        assert_eq!((response.status, response.body == content), (200, true), "the whole body");
     };
     let mut plain = http::connect(server.plain);
     plain.write_all(request.as_bytes()).unwrap();

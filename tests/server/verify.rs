@@ -83,7 +83,7 @@ fn corrupt_blob_is_cut_before_its_end() {
         let all = everything(server.plain, &blob_path(layer));
         let body = all.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
         assert!(all.starts_with(b"HTTP/1.1 200 OK\r\n") && all.len() - body < size, "{} bytes", all.len() - body);
-        assert!(fs::read(&file).unwrap().starts_with(&all[body..]), "and what came is what is there");
+        assert!(fs::read(&file).unwrap().starts_with(&all[body..]), "the received bytes match the file");
         let logged = server.logged();
         assert!(!logged.complete && logged.bytes < size as u64);
 
@@ -99,7 +99,7 @@ fn corrupt_blob_is_cut_before_its_end() {
                 h2::RST_STREAM => break,
                 _ => {}
             }
-            assert_eq!(frame.flags & h2::END_STREAM, 0, "it never ends in order");
+            assert_eq!(frame.flags & h2::END_STREAM, 0, "the body does not end regularly");
         }
         assert!(sent < size, "{sent} bytes");
 
@@ -120,7 +120,7 @@ fn corrupt_small_blob_and_manifest_get_500() {
     let server = verifying(&layout);
     assert!(is_disk_error(&get(server.plain, &blob_path(layer))));
     assert_eq!(warning(&server).0, "WRONG_DIGEST");
-    assert_eq!(head(server.plain, &blob_path(layer)).status, 200, "of a HEAD no byte is sent");
+    assert_eq!(head(server.plain, &blob_path(layer)).status, 200, "a HEAD response has no body");
 
     // One manifest that the cache takes, and one that is too large for it.
     let mut layout = Layout::default();
@@ -155,7 +155,7 @@ fn range_of_a_corrupt_blob_fails_wherever_the_damage_is() {
     }
     assert_eq!(ranged(server.plain, &blob_path(layer), "bytes=99999999-").status, 416);
     let whole = everything_ranged(server.plain, layer, "bytes=0-");
-    assert!(whole < size, "containerd asks for all of it so: {whole} bytes");
+    assert!(whole < size, "containerd requests the whole blob this way: {whole} bytes");
 }
 
 /// The bytes received for a range.
@@ -182,7 +182,7 @@ fn intact_content_is_served_unchanged() {
         assert!(part.status == 206 && part.body == content[5..200_005]);
         let parts = ranged(server.plain, &blob_path(layer), "bytes=0-199999,300000-300009");
         let heads = parts.body.len() - 200_010;
-        assert!(parts.status == 206 && heads < 500, "{heads} bytes beside the parts");
+        assert!(parts.status == 206 && heads < 500, "{heads} bytes in addition to the parts");
         assert!(parts.body.windows(200_000).any(|window| window == &content[..200_000]));
         let all = ranged(server.plain, &blob_path(layer), "bytes=0-");
         assert!(all.status == 206 && all.body == content);
@@ -204,7 +204,7 @@ fn referrers_are_verified_too() {
     let file = layout.path().join(artifact.digest.blob_path());
     let changed = fs::read_to_string(&file).unwrap().replace("made-by", "made-of");
     fs::write(&file, changed).unwrap();
-    assert_eq!(manifests(&Server::start(layout.path())), Some(1), "as it is on the disk");
+    assert_eq!(manifests(&Server::start(layout.path())), Some(1), "the bytes on the disk");
     let server = verifying(&layout);
     assert!(is_disk_error(&get(server.plain, &path)));
     assert_eq!(errors(server.plain), [("wrong_digest".to_owned(), 1.0)]);

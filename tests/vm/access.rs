@@ -71,7 +71,7 @@ fn client_certificates_replace_passwords() {
     fs::copy(vm.path("ca.crt"), vm.path("certs/ca.crt")).unwrap();
     let from = format!("docker://{}/test/hello:latest", vm.address);
     let mut copy = skopeo(&["copy", "--src-cert-dir", "certs", "--src-no-creds", &from, "dir:pulled"], vm.dir.path());
-    assert!(!copy.output().unwrap().status.success(), "neither certificate nor password");
+    assert!(!copy.output().unwrap().status.success(), "without certificate and password");
     let own = authority.client();
     fs::write(vm.path("certs/client.cert"), own.certificate_pem).unwrap();
     fs::write(vm.path("certs/client.key"), own.key_pem).unwrap();
@@ -98,12 +98,15 @@ fn additional_ports_serve_and_are_reported() {
     for address in [tls, vm.address.parse().unwrap()] {
         let response = certificates::send(address, &config, "GET", image, &[]).unwrap();
         assert_eq!((response.status, response.header("docker-content-digest")), (200, digest.as_deref()), "{address}");
-        let told = get(address, image);
+        let response = get(address, image);
         let words = b"The client sent an HTTP request to a port that speaks HTTPS only.\n";
-        assert_eq!((told.status, told.body.as_slice()), (400, &words[..]), "{address}");
+        assert_eq!((response.status, response.body.as_slice()), (400, &words[..]), "{address}");
     }
-    let told = raw(plain, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
-    assert_eq!((told.status, told.body), (400, b"The client sent a TLS handshake to a port that speaks plain HTTP.\n".to_vec()));
+    let response = raw(plain, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
+    assert_eq!(
+        (response.status, response.body),
+        (400, b"The client sent a TLS handshake to a port that speaks plain HTTP.\n".to_vec())
+    );
 
     let ended = vm.stop(Signal::SIGTERM);
     assert_eq!(ended.status, Some(0), "{}", ended.stderr);
@@ -112,7 +115,7 @@ fn additional_ports_serve_and_are_reported() {
     for url in ["http://10.0.2.15:8080", "https://10.0.2.15:8443"] {
         assert!(ready.further_endpoints.iter().any(|one| one == url), "{:?}", ready.further_endpoints);
     }
-    assert!(ready.further_endpoints.iter().filter(|url| url.ends_with(":8443")).count() == 1, "that address alone");
+    assert!(ready.further_endpoints.iter().filter(|url| url.ends_with(":8443")).count() == 1, "only that address");
 }
 
 #[test]

@@ -142,7 +142,7 @@ fn static_address_with_a_provided_certificate_and_plain_http_serves() {
 
     let plain = Vm::boot(&disk, &["--tls", "off", "--set", set]);
     assert_eq!(testing::http::get(plain.address.parse().unwrap(), "/v2/").status, 200);
-    assert!(!plain.path("ca.crt").exists(), "there is no CA without TLS");
+    assert!(!plain.path("ca.crt").exists(), "without TLS there is no CA");
     assert_eq!(plain.stop(Signal::SIGTERM).status, Some(0));
 
     let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();

@@ -11,7 +11,7 @@ use std::sync::Barrier;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use testing::child::{Killed, gone, number};
+use testing::child::{KilledOnDrop, pid_of, wait_until_gone};
 use testing::cri;
 use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM, Saved, archive_of};
@@ -152,7 +152,7 @@ fn three_nodes_on_a_bridge_pull_at_once_with_only_the_trust_bundle() {
 
 /// One of the appliances: a disk with a unique image, and `localregistry run` on it.
 struct One {
-    run: Killed,
+    run: KilledOnDrop,
     ready: Value,
 }
 
@@ -165,7 +165,7 @@ fn start(bench: &Bench, name: &str) -> Child {
 }
 
 /// Waits for the ready line.
-fn ready(bench: &Bench, name: &str, mut run: Killed) -> One {
+fn ready(bench: &Bench, name: &str, mut run: KilledOnDrop) -> One {
     let mut line = String::new();
     BufReader::new(run.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let said = || fs::read_to_string(bench.path(&format!("{name}.log"))).unwrap();
@@ -193,7 +193,7 @@ fn eight_appliances_run_independently() {
         bench.layout(&format!("{name}.layout"), &layout);
         succeed(&mut bench.command(&["--quiet", "pack", &format!("{name}.layout"), "-o", &format!("{name}.erofs")]));
     }
-    let started: Vec<Killed> = names.iter().map(|name| Killed(start(&bench, name))).collect();
+    let started: Vec<KilledOnDrop> = names.iter().map(|name| KilledOnDrop(start(&bench, name))).collect();
     let mut all: Vec<One> = names.iter().zip(started).map(|(name, run)| ready(&bench, name, run)).collect();
     for key in ["address", "ca", "name", "run_dir", "pid", "qemu_pid"] {
         let distinct: BTreeSet<String> = all.iter().map(|one| one.ready[key].to_string()).collect();
@@ -206,7 +206,7 @@ fn eight_appliances_run_independently() {
     names.iter().for_each(|name| serves(&all, name));
     for (place, one) in all.iter().enumerate() {
         let other = &all[(place + 1) % all.len()];
-        assert_eq!(catalog(one, other), None, "another's CA is not its own");
+        assert_eq!(catalog(one, other), None, "another appliance's CA is not trusted");
     }
     let ps = || -> Vec<(String, String)> {
         let listing = succeed(bench.command(&["ps", "--json"]).env("XDG_RUNTIME_DIR", bench.path("runtime")));
@@ -220,23 +220,23 @@ fn eight_appliances_run_independently() {
     let mut ended = all.remove(0);
     succeed(bench.command(&["stop", "one1"]).env("XDG_RUNTIME_DIR", bench.path("runtime")));
     assert_eq!(ended.run.0.wait().unwrap().code(), Some(0));
-    gone(number(&ended.ready["qemu_pid"]));
+    wait_until_gone(pid_of(&ended.ready["qemu_pid"]));
     names[1..].iter().for_each(|name| serves(&all, name));
     let killed = all.remove(0);
-    let qemu = number(&killed.ready["qemu_pid"]);
+    let qemu = pid_of(&killed.ready["qemu_pid"]);
     drop(killed);
-    gone(qemu);
+    wait_until_gone(qemu);
     names[2..].iter().for_each(|name| serves(&all, name));
     let expected = |names: &[String], state: &str| names.iter().map(|name| (name.clone(), state.to_owned())).collect::<Vec<_>>();
     assert_eq!(ps(), [expected(&names[1..2], "dead"), expected(&names[2..], "ready")].concat());
-    assert_eq!(ps(), expected(&names[2..], "ready"), "the dead one's folder is gone");
+    assert_eq!(ps(), expected(&names[2..], "ready"), "the killed run's folder is removed");
 
     for one in &all {
         kill(Pid::from_raw(one.run.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
     }
     for one in &mut all {
         assert_eq!(one.run.0.wait().unwrap().code(), Some(0), "{}", one.ready);
-        gone(number(&one.ready["qemu_pid"]));
+        wait_until_gone(pid_of(&one.ready["qemu_pid"]));
     }
     assert_eq!(fs::read_dir(bench.path("runtime/localregistry")).unwrap().count(), 0);
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
-use testing::child::Killed;
+use testing::child::KilledOnDrop;
 use testing::disks::until;
 use testing::pack::Bench;
 use testing::private::privately;
@@ -16,10 +16,10 @@ fn ip(arguments: &str) -> String {
 }
 
 /// Starts a server that ends with the test.
-fn start(program: &str, arguments: &[&str]) -> Killed {
+fn start(program: &str, arguments: &[&str]) -> KilledOnDrop {
     let mut command = testing::program(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    Killed(command.spawn().unwrap_or_else(|error| panic!("{program}: {error}")))
+    KilledOnDrop(command.spawn().unwrap_or_else(|error| panic!("{program}: {error}")))
 }
 
 /// The response to `/v2/` at `host`, port 5000, over a connection to `address`. The certificate must be valid for `host`.

@@ -15,7 +15,7 @@ use localregistry::guest::net::packet_socket::PacketSocket;
 use localregistry::guest::net::udp;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
-use testing::child::Killed;
+use testing::child::KilledOnDrop;
 use testing::private::privately;
 use testing::segment::{checksum, ip4};
 use testing::vm::succeed;
@@ -128,14 +128,14 @@ async fn is_leased(links: &Links, link: &Link, answer: Answer) {
 }
 
 /// Starts a server that ends with the test. Its messages go to the file `log`.
-fn start(program: &str, arguments: &[&str]) -> Killed {
+fn start(program: &str, arguments: &[&str]) -> KilledOnDrop {
     let log = fs::File::create("/run/log").unwrap();
     let mut command = testing::program(program);
     command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-    Killed(command.spawn().unwrap_or_else(|error| panic!("{program}: {error}")))
+    KilledOnDrop(command.spawn().unwrap_or_else(|error| panic!("{program}: {error}")))
 }
 
-fn dnsmasq(further: &[&str]) -> Killed {
+fn dnsmasq(further: &[&str]) -> KilledOnDrop {
     let range = format!("--dhcp-range={GIVEN},{GIVEN},255.255.255.0,1h");
     let files = ["--conf-file=/dev/null", "--dhcp-leasefile=/run/leases", "--pid-file=/run/pid", "--user=root"];
     let kind = ["--keep-in-foreground", "--log-facility=-", "--port=0", "--interface=server", "--bind-interfaces", "--no-ping"];
@@ -145,7 +145,7 @@ fn dnsmasq(further: &[&str]) -> Killed {
 }
 
 /// ISC's server. Its files are where AppArmor allows them, in the private mounts of [`privately`].
-fn dhcpd(further: &str) -> Killed {
+fn dhcpd(further: &str) -> KilledOnDrop {
     let config = format!(
         "authoritative; ping-check off; dhcp-cache-threshold 0; {further}\n\
          subnet 10.66.0.0 netmask 255.255.255.0 {{ range {GIVEN} {GIVEN}; option routers {SERVER}; option interface-mtu 1400; }}\n"

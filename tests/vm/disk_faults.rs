@@ -76,7 +76,7 @@ fn faults_of_a_disk_while_serving_are_reported() {
     let vm = Vm::boot(&disk, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let at = address(&vm);
     let name = r#"/dev/vda (serial "localregistry")"#;
-    let told = |code: &str, content: &[u8], what: &str| {
+    let assert_reported = |code: &str, content: &[u8], what: &str| {
         assert_eq!(warned(&vm, code), format!("{} on {name}: {what}", Digest::sha256_of(content)));
     };
     let served = |name: &str, content: &[u8]| {
@@ -89,24 +89,24 @@ fn faults_of_a_disk_while_serving_are_reported() {
     // A read error in the middle of a blob cuts the response.
     let (status, body) = taken(at, &blob("test/middle", middle));
     assert!(status == 200 && body.len() <= 2 * MIB && middle.starts_with(&body), "{status}, {} bytes", body.len());
-    told("READ_ERROR", middle, "I/O error (os error 5)");
+    assert_reported("READ_ERROR", middle, "I/O error (os error 5)");
     // A read error at the start comes before anything is sent.
     let refused = |content: &[u8], name: &str| {
         let response = get(at, &blob(name, content));
         assert_eq!((response.status, response.code().as_str()), (500, "UNKNOWN"), "{name}");
     };
     refused(first, "test/first");
-    told("READ_ERROR", first, "I/O error (os error 5)");
+    assert_reported("READ_ERROR", first, "I/O error (os error 5)");
     // A blob shorter than the catalog says.
     refused(short, "test/short");
-    told("TRUNCATED", short, "the file has 3145728 bytes, and the catalog says 4194304");
+    assert_reported("TRUNCATED", short, "the file has 3145728 bytes, and the catalog says 4194304");
     // Corrupt bytes: the response is cut before the end, and no range is sent.
     let (status, body) = taken(at, &blob("test/wrong", wrong));
     assert!(status == 200 && body.len() < wrong.len() && spoilt.starts_with(&body), "{status}, {} bytes", body.len());
     let other = format!("its bytes have the digest {}", Digest::sha256_of(&spoilt));
-    told("WRONG_DIGEST", wrong, &other);
+    assert_reported("WRONG_DIGEST", wrong, &other);
     assert_eq!(http::ranged(at, &blob("test/wrong", wrong), "bytes=0-9").status, 500);
-    told("WRONG_DIGEST", wrong, &other);
+    assert_reported("WRONG_DIGEST", wrong, &other);
     assert_eq!(http::ranged(at, &blob("test/good", good), "bytes=0-9").body, good[..10]);
     // Repeated errors are all counted, and reported ten times in ten seconds.
     for _ in 0..20 {
@@ -128,10 +128,10 @@ fn faults_of_a_disk_while_serving_are_reported() {
     let mut got = Vec::new();
     let _ = under_way.read_to_end(&mut got);
     assert!(got.len() < late.len() && late.starts_with(&got), "{} bytes", got.len());
-    told("DISK_HUNG", late, "the disk did not answer within 6 s");
+    assert_reported("DISK_HUNG", late, "the disk did not answer within 6 s");
     let response = get(at, "/healthz");
     assert_eq!((response.status, response.code().as_str()), (503, "UNAVAILABLE"));
-    assert_eq!(manifest(&vm, "test/good:1").status, 200, "from memory");
+    assert_eq!(manifest(&vm, "test/good:1").status, 200, "served from the cache");
     assert_eq!(get(at, "/v2/").status, 200);
     assert_eq!(get(at, "/v2/_catalog").json()["repositories"].as_array().unwrap().len(), names.len());
     // The disk works again.
@@ -169,10 +169,10 @@ fn killed_machine_leaves_its_disk_unchanged() {
     kill(qemu, Signal::SIGKILL).unwrap();
     let mut rest = Vec::new();
     let _ = reader.read_to_end(&mut rest);
-    assert!(rest.len() < big.len() - (64 << 10), "it was cut");
+    assert!(rest.len() < big.len() - (64 << 10), "the response was cut");
     let ended = vm.end();
     assert_eq!(ended.status, Some(6), "{}", ended.stderr);
-    assert_eq!(digest_of(&disk), before, "nothing is written");
+    assert_eq!(digest_of(&disk), before, "the disk is unchanged");
 
     let (vm, second) = boot();
     assert!(second == first, "the next boot serves the same");

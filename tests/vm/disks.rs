@@ -80,7 +80,7 @@ fn several_disks_form_one_registry_and_are_hot_plugged() {
     let first =
         [r#"/dev/vda (serial "localregistry", label "images")"#, r#"/dev/vdb (serial "localregistry-1", label "second")"#];
     assert_eq!((ready.images, ready.disks.as_slice()), (2, &first.map(str::to_owned)[..]));
-    assert_eq!(ready.blobs, 3, "a manifest, a config and a layer that are on both");
+    assert_eq!(ready.blobs, 3, "a manifest, a config and a layer on both disks");
     let digest = |response: &http::Response| response.header("docker-content-digest").unwrap_or_default().to_owned();
     assert_eq!(digest(&manifest(&vm, "test/one:1")), one.digest.to_string());
     assert_eq!(digest(&manifest(&vm, "docker.io/test/two:1")), two.digest.to_string());

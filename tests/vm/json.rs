@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use localregistry::oci::media_type;
 use serde_json::{Value, json};
-use testing::child::Killed;
+use testing::child::KilledOnDrop;
 use testing::elf::elf;
 use testing::layout::{Layout, Stored};
 use testing::pack::{Bench, blob, text};
@@ -42,12 +42,12 @@ impl Schema {
             "decimal string" => value.as_str().is_some_and(|text| text.parse::<u64>().is_ok()),
             _ => return self.check_type(self.named(&self.schema["types"], "name", kind), value, place),
         };
-        assert!(fits, "{place} is {value}, and no {kind}");
+        assert!(fits, "{place} is {value}, not a {kind}");
     }
 
     fn check_type(&self, kind: &Value, value: &Value, place: &str) {
         if let Some(words) = kind["values"].as_array() {
-            assert!(words.iter().any(|word| word["name"] == *value), "{place} is {value}, which {kind} does not have");
+            assert!(words.iter().any(|word| word["name"] == *value), "{place} is {value}, which is not in {kind}");
             return;
         }
         let object = value.as_object().unwrap_or_else(|| panic!("{place} is {value}, and no object"));
@@ -59,7 +59,7 @@ impl Schema {
             let name = field["name"].as_str().unwrap();
             let place = format!("{place}.{name}");
             let Some(value) = object.get(name) else {
-                assert_eq!(field["optional"], true, "{place} is not there");
+                assert_eq!(field["optional"], true, "{place} is missing");
                 continue;
             };
             self.seen.borrow_mut().insert(format!("{}.{name}", kind["name"].as_str().unwrap()));
@@ -68,7 +68,7 @@ impl Schema {
                 (Value::Null, _) => assert_eq!(field["nullable"], true, "{place} is null"),
                 (Value::Array(values), true) => values.iter().for_each(|value| self.check(kind, value, &place)),
                 (value, list) => {
-                    assert!(!list, "{place} is {value}, and no list");
+                    assert!(!list, "{place} is {value}, not a list");
                     self.check(kind, value, &place);
                 }
             }
@@ -157,7 +157,7 @@ fn machine(fixture: &Fixture) {
     let flags =
         ["run", "--json", "--follow", "--keep", "--name", "one", "--events", "events", "--trust", "nodes", "--timeout", "600"];
     let mut command = fixture.command(&[&flags[..], &machine].concat());
-    let mut run = Killed(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut run = KilledOnDrop(command.stdout(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(run.0.stdout.take().unwrap()).lines().map(|line| line.unwrap());
     let ready: Value = serde_json::from_str(&lines.next().expect("the run has ended before it was ready")).unwrap();
     fixture.schema.holds("run", &ready);

@@ -76,15 +76,15 @@ async fn appliance_boots_serves_reports_events_and_ends() {
     let arguments = fs::read_to_string(format!("/proc/{}/cmdline", appliance.pid())).unwrap();
     assert!(arguments.ends_with("\0-name\0guest=by-argument\0"), "{arguments}");
 
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     let mut stream = appliance.events();
-    while !matches!(told.last(), Some(Kind::Request(_))) {
+    while !matches!(received.last(), Some(Kind::Request(_))) {
         // Cancelled repeatedly: the next call returns events that arrived meanwhile.
         if let Ok(event) = tokio::time::timeout(Duration::from_millis(1), stream.next()).await {
-            told.push(event.unwrap().unwrap().event.unwrap());
+            received.push(event.unwrap().unwrap().event.unwrap());
         }
     }
-    assert!(matches!(&told[..], [Kind::Booting(_), .., Kind::Ready(_), Kind::Request(_)]), "{told:?}");
+    assert!(matches!(&received[..], [Kind::Booting(_), .., Kind::Ready(_), Kind::Request(_)]), "{received:?}");
 
     let pid = appliance.pid();
     let ended = appliance.shutdown().await;
@@ -96,7 +96,7 @@ async fn appliance_boots_serves_reports_events_and_ends() {
     let kept = fs::read_to_string(&events).unwrap();
     let last: serde_json::Value = serde_json::from_str(kept.lines().last().unwrap()).unwrap();
     assert!(last["done"].is_object(), "{last}");
-    assert_eq!(kept.lines().count(), told.len() + 1);
+    assert_eq!(kept.lines().count(), received.len() + 1);
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn appliances_that_share_a_disk_end_independently() {
     let pid = one.pid();
     assert_eq!(status_of(&one, "/v2/").await, 200);
     drop(one);
-    assert!(!is_there(pid), "a dropped appliance is gone, and reaped");
+    assert!(!is_there(pid), "a dropped appliance has ended and is reaped");
 
     other.write_ca(&folder.path().join("ca.crt")).unwrap();
     let port = other.address().split_once(':').unwrap().1.to_owned();

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use localregistry::host::support::cache;
-use testing::child::{Killed, until_in};
+use testing::child::{KilledOnDrop, wait_for_processes_in};
 use testing::pack::{Bench, PROGRAM, superblock, text};
 use testing::vm::succeed;
 
@@ -174,27 +174,30 @@ fn killed_launcher_leaves_no_process() {
         with(of(&bench, "machine.py"), &["disk.erofs", "vmlinux", "initramfs", "a:b"]),
         with(launcher(&bench, &bench.path("launcher")), &["disk.erofs", "a:b"]),
     ] {
-        let mut launcher = Killed(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let mut launcher =
+            KilledOnDrop(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let folder = bench.path("");
-        until_in(&folder, |there| there.iter().any(|words| words.starts_with("qemu-system") && words.contains("\0-kernel\0")));
+        wait_for_processes_in(&folder, |there| {
+            there.iter().any(|words| words.starts_with("qemu-system") && words.contains("\0-kernel\0"))
+        });
         launcher.0.kill().unwrap();
         launcher.0.wait().unwrap();
-        until_in(&folder, <[String]>::is_empty);
+        wait_for_processes_in(&folder, <[String]>::is_empty);
     }
     let runs = || fs::read_dir(bench.path("runtime/localregistry")).unwrap().count();
-    assert_eq!(runs(), 0, "`run` was told to end, and did so in order");
+    assert_eq!(runs(), 0, "`run` was asked to end, and ended gracefully");
 
     // Also after the registry answers.
     let mut command = with(of(&bench, "run.sh"), &["disk.erofs", "sh", "-c", "echo >ready; cat"]);
-    let mut launcher = Killed(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let mut launcher = KilledOnDrop(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     let ready = bench.path("ready");
-    until_in(&bench.path(""), |_| ready.exists());
+    wait_for_processes_in(&bench.path(""), |_| ready.exists());
     assert_eq!(runs(), 1);
     launcher.0.kill().unwrap();
     launcher.0.wait().unwrap();
     // The launcher's command ends by itself and has its own standard input.
     drop(launcher.0.stdin.take());
-    until_in(&bench.path(""), <[String]>::is_empty);
+    wait_for_processes_in(&bench.path(""), <[String]>::is_empty);
     assert_eq!(runs(), 0);
 }
 
@@ -262,7 +265,7 @@ fn same_machine(definition: &str, arguments: &str) {
 #[test]
 fn json_page_matches_the_schema_command() {
     let page = succeed(testing::program(PROGRAM).arg("schema"));
-    assert!(page == include_str!("../../proto/JSON.md"), "write it anew: localregistry schema >proto/JSON.md");
+    assert!(page == include_str!("../../proto/JSON.md"), "regenerate it: localregistry schema >proto/JSON.md");
     let json = succeed(testing::program(PROGRAM).args(["schema", "--json"]));
     let schema: serde_json::Value = serde_json::from_str(&json).unwrap();
     let types = schema["types"].as_array().unwrap();

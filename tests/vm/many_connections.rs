@@ -64,14 +64,14 @@ fn ten_thousand_connections_stop_neither_pulls_nor_accepting() {
         let digest = manifest["layers"][0]["digest"].as_str().unwrap();
         let mut pull = BufReader::new(http::connect(address));
         write!(pull.get_mut(), "GET /v2/test/zeros/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-        let goes_on = |pull: &mut BufReader<TcpStream>| pull.read_exact(&mut vec![0; PART]).unwrap();
-        goes_on(&mut pull);
+        let read_part = |pull: &mut BufReader<TcpStream>| pull.read_exact(&mut vec![0; PART]).unwrap();
+        read_part(&mut pull);
         let before = heartbeat(&vm, |connections| connections == 1);
 
         // The server holds 1024 connections at once. It evicts idle ones and accepts the next.
         let many = crowd(address);
         let at_most = heartbeat(&vm, |connections| connections > 512);
-        goes_on(&mut pull);
+        read_part(&mut pull);
         drop(many);
         assert_eq!(http::get(address, "/v2/").status, 200);
         heartbeat(&vm, |connections| connections == 1);
@@ -81,15 +81,15 @@ fn ten_thousand_connections_stop_neither_pulls_nor_accepting() {
         assert_eq!(agent.ask(&format!("files {}", descriptors + 10)), "ok");
         let many = crowd(address);
         vm.console("a connection could not be accepted error=No file descriptors available (os error 24)");
-        goes_on(&mut pull);
+        read_part(&mut pull);
         drop(many);
         // The warning is rate-limited, because the console is slow.
         let said = fs::read_to_string(vm.path("console")).unwrap().matches("could not be accepted").count();
-        assert!(said < 10, "it was said {said} times");
+        assert!(said < 10, "the warning appeared {said} times");
         // These have closed, and later ones are accepted with as few descriptors.
         assert_eq!(http::get(address, "/v2/").status, 200);
         let after = heartbeat(&vm, |connections| connections == 1);
-        goes_on(&mut pull);
+        read_part(&mut pull);
 
         let grown = at_most.max(after).saturating_sub(before);
         assert!(grown < GROWTH, "the machine's memory has grown by {grown} bytes");

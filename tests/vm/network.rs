@@ -102,7 +102,7 @@ fn lease_is_renewed_and_changes_are_applied() {
     let vm = Vm::boot(&disk, &[&["--net", &user, "--net", &net, &qmp[0], &qmp[1]], &patience[..]].concat());
     let mut qmp = Qmp::connect(&socket);
     assert_eq!(vm.ready["endpoints"][1], "https://10.91.0.5:5000", "{}", vm.ready);
-    assert_eq!(segment.heard()[..2], ["DISCOVER", "REQUEST for 10.91.0.5"]);
+    assert_eq!(segment.dhcp_messages()[..2], ["DISCOVER", "REQUEST for 10.91.0.5"]);
     let mut held = connect(&vm, "10.91.0.5").expect("the certificate is for the lease");
     answers(&mut held);
 
@@ -110,7 +110,10 @@ fn lease_is_renewed_and_changes_are_applied() {
     segment.set(|machine| machine.lease = Some((at(6), often)));
     let endpoints = moves(&vm, "10.91.0.6:", true);
     assert!(!endpoints.iter().any(|url| url.contains("10.91.0.5")), "{endpoints:?}");
-    assert!(segment.heard().contains(&"REQUEST from 10.91.0.5 to 10.91.0.1".to_owned()), "asked of its server alone");
+    assert!(
+        segment.dhcp_messages().contains(&"REQUEST from 10.91.0.5 to 10.91.0.1".to_owned()),
+        "the request went to the leasing server only"
+    );
     assert!(connect(&vm, "10.91.0.6").is_some() && connect(&vm, "10.91.0.5").is_none());
     answers(&mut held);
 
@@ -123,14 +126,15 @@ fn lease_is_renewed_and_changes_are_applied() {
     moves(&vm, "10.91.0.7:", true);
 
     // The server is silent until the lease ends.
-    segment.heard();
+    segment.dhcp_messages();
     segment.set(|machine| machine.lease = None);
     warned(&vm, "NO_ADDRESS", "the lease of 10.91.0.7 expired because no DHCP server answered");
     moves(&vm, "10.91.0.7:", false);
-    let heard = segment.heard();
-    let place = |words: &str| heard.iter().position(|one| one == words).unwrap_or_else(|| panic!("{words}: {heard:?}"));
+    let dhcp_messages = segment.dhcp_messages();
+    let place =
+        |words: &str| dhcp_messages.iter().position(|one| one == words).unwrap_or_else(|| panic!("{words}: {dhcp_messages:?}"));
     let asked = ["REQUEST from 10.91.0.7 to 10.91.0.1", "REQUEST from 10.91.0.7 to 255.255.255.255", "DISCOVER"].map(place);
-    assert!(asked.is_sorted(), "its server, every server, and anew: {heard:?}");
+    assert!(asked.is_sorted(), "renewal, rebinding and a new discovery: {dhcp_messages:?}");
 
     // The server is back and offers an address that another host has.
     segment.set(|machine| {
@@ -143,7 +147,7 @@ fn lease_is_renewed_and_changes_are_applied() {
         &format!("the address 10.91.0.9 is already used by another machine, {OTHER}; give each machine its own"),
     );
     moves(&vm, "10.91.0.10:", true);
-    assert!(segment.heard().contains(&"DECLINE of 10.91.0.9".to_owned()));
+    assert!(segment.dhcp_messages().contains(&"DECLINE of 10.91.0.9".to_owned()));
 
     // A router advertises a network.
     segment.advertise("fd91::".parse().unwrap());
@@ -152,7 +156,7 @@ fn lease_is_renewed_and_changes_are_applied() {
     assert!(connect(&vm, url.trim_start_matches("https://[").split(']').next().unwrap()).is_some());
 
     // The cable is pulled and put back: the address is confirmed and stays.
-    segment.heard();
+    segment.dhcp_messages();
     for up in [false, true] {
         let found = qmp.run("query-rx-filter", json!({}));
         let nic = found.as_array().unwrap().iter().find(|nic| nic["main-mac"] == "52:54:00:00:00:0b").unwrap();
@@ -161,7 +165,7 @@ fn lease_is_renewed_and_changes_are_applied() {
             warned(&vm, "LINK_DOWN", "(52:54:00:00:00:0b): the interface was removed or lost its carrier");
         }
     }
-    while !segment.heard().contains(&"REQUEST from 10.91.0.10 to 255.255.255.255".to_owned()) {
+    while !segment.dhcp_messages().contains(&"REQUEST from 10.91.0.10 to 255.255.255.255".to_owned()) {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     assert_eq!(segment.resolve(at(10), None), [0x52, 0x54, 0, 0, 0, 0x0b]);
@@ -287,7 +291,7 @@ fn unusable_networks_fail_the_boot_with_the_cause() {
     let ended = vm::fails(&disk, &["--qemu", &silent, "--net", &net]);
     let reason = ended.done().reason.clone();
     let sent: u32 = reason.split("answered ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
-    assert_eq!(segment.heard()[0], "DISCOVER");
+    assert_eq!(segment.dhcp_messages()[0], "DISCOVER");
     let message = format!(
         "eth0 (52:54:00:00:00:0b): no DHCP server answered {sent} packets in 2 s; start one on this network, or \
          set interfaces.N.addresses in the config"
@@ -316,7 +320,7 @@ fn unusable_networks_fail_the_boot_with_the_cause() {
             "eth0 (52:54:00:00:00:0b): the address {address} is already used by another machine, {OTHER}; give each machine its own"
         )
     };
-    segment.heard();
+    segment.dhcp_messages();
     segment.set(|machine| {
         machine.naks = false;
         machine.stubborn = true;
@@ -324,7 +328,7 @@ fn unusable_networks_fail_the_boot_with_the_cause() {
     });
     let ended = vm::fails(&disk, &["--qemu", &silent, "--net", &net]);
     fatal(&ended, "IP_CONFLICT", &conflict("10.91.0.5"));
-    assert_eq!(segment.heard()[..3], ["DISCOVER", "REQUEST for 10.91.0.5", "DECLINE of 10.91.0.5"]);
+    assert_eq!(segment.dhcp_messages()[..3], ["DISCOVER", "REQUEST for 10.91.0.5", "DECLINE of 10.91.0.5"]);
 
     let taken: [IpAddr; 2] = ["10.94.0.2".parse().unwrap(), "fd94::2".parse().unwrap()];
     segment.set(|machine| machine.taken = taken.to_vec());

@@ -16,7 +16,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, sets
 use nix::unistd::Pid;
 use serde_json::Value;
 use testing::agent::Agent;
-use testing::child::Killed;
+use testing::child::KilledOnDrop;
 use testing::pack::{Bench, PROGRAM};
 use testing::private::privately;
 use testing::vm::{Vm, skopeo, succeed};
@@ -55,8 +55,8 @@ fn tap_on_a_bridge_lives_as_long_as_the_appliance() {
         assert_eq!(vm.ready["endpoint"], "https://10.77.0.82:5000");
         assert_eq!(vm.ready["endpoints"].as_array().unwrap()[0], "https://10.77.0.82:5000");
         pull(&vm);
-        assert_eq!((taps(), address()), (1, before.clone()), "the bridge is who it was");
-        assert!(ip("-oneline link show lreg0").contains(" mtu 1500 "), "the bridge's, whatever the guest's");
+        assert_eq!((taps(), address()), (1, before.clone()), "the bridge keeps its MAC address");
+        assert!(ip("-oneline link show lreg0").contains(" mtu 1500 "), "the bridge's MAC address, whatever the guest's");
         let ended = vm.stop(Signal::SIGTERM);
         assert_eq!(ended.status, Some(0), "{}", ended.stderr);
         assert!(ended.requests().iter().any(|request| request.peer.starts_with("10.77.0.1:") && request.status == 200));
@@ -196,7 +196,7 @@ fn frames_pass_both_ways_on_every_unprivileged_network() {
             command.args(["--net", net]);
         }
         let run = command.arg(&disk).stdout(Stdio::piped()).preserved_fds(vec![theirs.into()]).spawn().unwrap();
-        let mut run = Killed(run);
+        let mut run = KilledOnDrop(run);
         drop(command);
         let mut line = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(run.0.stdout.take().unwrap()), &mut line).unwrap();
@@ -205,7 +205,7 @@ fn frames_pass_both_ways_on_every_unprivileged_network() {
         assert_eq!(endpoints[0], ready["endpoint"]);
         assert!(endpoints[0].starts_with("http://127.0.0.1:"), "the first network is `user`: {endpoints:?}");
         let own: Vec<String> = (1..=5).map(|place| format!("http://10.8{place}.0.2:5000")).collect();
-        assert_eq!(endpoints[1..], own, "and 10.0.2.15 is nobody's");
+        assert_eq!(endpoints[1..], own, "no host has 10.0.2.15");
 
         assert_eq!(resolve_over(ours, "10.81.0.2"), "52:54:00:00:00:01");
         assert_eq!(resolve_over(listener.accept().unwrap().0, "10.82.0.2"), "52:54:00:00:00:02");
@@ -219,19 +219,19 @@ fn frames_pass_both_ways_on_every_unprivileged_network() {
 
         kill(Pid::from_raw(run.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
         assert_eq!(run.0.wait().unwrap().code(), Some(0));
-        assert!(!path("local").exists(), "the socket that QEMU made is gone");
-        assert!(path("switch").exists() && path("peer").exists(), "and ours are not");
+        assert!(!path("local").exists(), "the socket that QEMU created is removed");
+        assert!(path("switch").exists() && path("peer").exists(), "the test's sockets stay");
     });
 }
 
 /// Another host: a network namespace at the other end of a veth pair. This end has the address 203.0.113.1, the other 203.0.113.2.
-struct OtherHost(Killed);
+struct OtherHost(KilledOnDrop);
 
 impl OtherHost {
     fn new() -> Self {
         let mut child = testing::program("unshare");
         child.args(["--net", "sh", "-c", "echo there; exec sleep 1000"]).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut other = Killed(child.spawn().unwrap());
+        let mut other = KilledOnDrop(child.spawn().unwrap());
         other.0.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
         ip(&format!("link add cable0 type veth peer name cable1 netns {}", other.0.id()));
         ip("address add 203.0.113.1/24 dev cable0");

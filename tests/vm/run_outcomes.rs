@@ -13,7 +13,7 @@ use localregistry::host::support::report::Report;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use testing::child::gone;
+use testing::child::wait_until_gone;
 use testing::pack::superblock;
 
 /// A folder with an unused disk, and an initramfs without an init, on which the kernel panics.
@@ -81,9 +81,9 @@ fn kernel_panic_exits_4_and_shows_its_line() {
     let message = "localregistry: the guest's kernel panicked: Kernel panic - not syncing: VFS: Unable to mount root fs on \
                    unknown-block(0,0)\nthe console's last lines:\n";
     assert!(stderr.starts_with(message), "{stderr}");
-    assert!(stderr.contains("] Kernel panic - not syncing: VFS"), "the console's own line, with its time: {stderr}");
+    assert!(stderr.contains("] Kernel panic - not syncing: VFS"), "the console's line with its time: {stderr}");
     assert_eq!((status, stdout.as_str()), (Some(4), ""));
-    gone(qemu);
+    wait_until_gone(qemu);
     let console = fs::read_to_string(folder.path().join("console")).unwrap();
     assert!(console.contains("Kernel panic - not syncing: VFS"));
     assert!(!folder.path().join("ca.crt").exists());
@@ -100,7 +100,7 @@ fn boot_timeout_exits_5() {
     let message = "localregistry: the registry was not ready within 1 s; QEMU was killed; allow more time with --timeout\n";
     assert!(stderr.starts_with(message), "{stderr}");
     assert_eq!((status, stdout.as_str()), (Some(5), ""));
-    gone(qemu);
+    wait_until_gone(qemu);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn killed_qemu_exits_6_and_names_the_signal() {
         let (status, stdout, stderr) = end(run);
         assert!(stderr.contains(message), "{stderr}");
         assert_eq!((status, stdout.as_str()), (Some(6), ""));
-        gone(qemu);
+        wait_until_gone(qemu);
     }
 }
 
@@ -129,7 +129,7 @@ fn signal_before_ready_kills_qemu_and_exits_6() {
         let (status, stdout, stderr) = end(run);
         assert_eq!(stderr, format!("localregistry: stopped by {signal} before the registry was ready; QEMU was killed\n"));
         assert_eq!((status, stdout.as_str()), (Some(6), ""));
-        gone(qemu);
+        wait_until_gone(qemu);
         let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["disk", "initramfs", "runtime"]);
@@ -144,7 +144,7 @@ fn killed_launcher_takes_qemu_with_it() {
     let qemu = qemu_of(&run);
     run.kill().unwrap();
     run.wait().unwrap();
-    gone(qemu);
+    wait_until_gone(qemu);
     // A killed launcher removes nothing. The next one does.
     assert_eq!(runs(folder.path()), 1);
     let next = start(folder.path(), &["--timeout", "1"]);

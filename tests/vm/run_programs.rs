@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use command_fds::CommandFdExt;
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
-use testing::child::{Killed, gone, number};
+use testing::child::{KilledOnDrop, pid_of, wait_until_gone};
 use testing::pack::{Bench, text};
 use testing::vm::{skopeo, succeed};
 
@@ -71,7 +71,7 @@ fn run_prints_ready_writes_files_and_cleans_up() {
     let arguments =
         ["--json", "--quiet", "--follow", "--ready-file", "ready", "--pid-file", "pid", "--name", "one", "--qemu-arg"];
     let mut command = place.run(&[&arguments[..], &["-name", "--qemu-arg", "guest=one"]].concat());
-    let mut run = Killed(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut run = KilledOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(run.0.stdout.take().unwrap()).lines().map(|line| line.unwrap());
     let line = lines.next().unwrap();
     let ready: Value = serde_json::from_str(&line).unwrap();
@@ -127,8 +127,8 @@ fn background_run_is_listed_and_stopped() {
         (stopped.status.code(), String::from_utf8(stopped.stdout).unwrap().as_str()),
         (Some(0), "back shut down cleanly\n")
     );
-    gone(number(&ready["pid"]));
-    gone(number(&ready["qemu_pid"]));
+    wait_until_gone(pid_of(&ready["pid"]));
+    wait_until_gone(pid_of(&ready["qemu_pid"]));
     assert_eq!(place.runs(), Vec::<String>::new());
 
     let nobody = place.output(&["stop", "back"]);
@@ -145,9 +145,9 @@ fn killed_background_run_takes_qemu_with_it_and_is_cleaned_up() {
     let place = Place::new();
     let started = place.run(&["--json", "--quiet", "--detach", "--name", "back"]).output().unwrap();
     let ready: Value = serde_json::from_slice(&started.stdout).unwrap();
-    kill(number(&ready["pid"]), Signal::SIGKILL).unwrap();
-    gone(number(&ready["pid"]));
-    gone(number(&ready["qemu_pid"]));
+    kill(pid_of(&ready["pid"]), Signal::SIGKILL).unwrap();
+    wait_until_gone(pid_of(&ready["pid"]));
+    wait_until_gone(pid_of(&ready["qemu_pid"]));
     assert_eq!(place.ps()[0]["state"], "dead");
     assert_eq!((place.ps(), place.runs()), (vec![], vec![]));
 }
@@ -181,7 +181,7 @@ fn provided_folder_is_kept_on_request() {
     let said = text(&started.stdout);
     let hint = said.lines().last().unwrap().strip_prefix("`localregistry ").unwrap().strip_suffix("` ends it.").unwrap();
     assert_eq!(hint, format!("stop {folder}"));
-    assert_eq!(place.ps(), Vec::<Value>::new(), "it is elsewhere");
+    assert_eq!(place.ps(), Vec::<Value>::new(), "the run's folder is elsewhere");
     let listed: Value = serde_json::from_str(&succeed(&mut place.command(&["ps", "--json", &folder]))).unwrap();
     assert_eq!((&listed["runs"][0]["state"], &listed["runs"][0]["run_dir"]), (&"ready".into(), &folder.clone().into()));
     let stopped = place.output(&hint.split(' ').collect::<Vec<_>>());
@@ -209,7 +209,7 @@ fn printed_command_works_in_a_shell() {
     let mut qemu = testing::program("sh");
     // The shell becomes QEMU, so the test kills QEMU itself.
     let script = script.replace("\nqemu-system", "\nexec qemu-system");
-    let mut qemu = Killed(qemu.args(["-c", &script]).current_dir("/").stdin(Stdio::null()).spawn().unwrap());
+    let mut qemu = KilledOnDrop(qemu.args(["-c", &script]).current_dir("/").stdin(Stdio::null()).spawn().unwrap());
     let connect = |name: &str| {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -271,7 +271,7 @@ fn run_shuts_down_when_its_standard_input_ends() {
     let place = Place::new();
     let mut command = place.run(&["--json", "--end-with-stdin", "--tls", "off"]);
     let run = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(place.path("stderr")).unwrap()).spawn();
-    let mut run = Killed(run.unwrap());
+    let mut run = KilledOnDrop(run.unwrap());
     let mut launcher = run.0.stdin.take().unwrap();
     let mut lines = BufReader::new(run.0.stdout.take().unwrap()).lines();
     let ready: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
@@ -285,7 +285,7 @@ fn run_shuts_down_when_its_standard_input_ends() {
     assert_eq!(status.code(), Some(0), "{said}");
     let steps = ["standard input (--end-with-stdin) was closed: shutting down\n", "the appliance shut down cleanly ("];
     assert!(steps.iter().all(|step| said.contains(step)), "{said}");
-    gone(number(&ready["qemu_pid"]));
+    wait_until_gone(pid_of(&ready["qemu_pid"]));
     assert_eq!(place.runs(), Vec::<String>::new());
 }
 
@@ -301,8 +301,8 @@ fn background_run_ends_when_the_inherited_descriptor_is_closed() {
     let ready: Value = serde_json::from_slice(&started.stdout).unwrap();
     assert_eq!(place.ps()[0]["state"], "ready");
     drop(launcher);
-    gone(number(&ready["pid"]));
-    gone(number(&ready["qemu_pid"]));
+    wait_until_gone(pid_of(&ready["pid"]));
+    wait_until_gone(pid_of(&ready["qemu_pid"]));
     assert_eq!(place.runs(), Vec::<String>::new());
 }
 
@@ -345,26 +345,26 @@ fn lifelines_that_cannot_close_are_refused() {
     );
     refused(command, &message);
     drop(reading);
-    assert!(!place.path("runtime/localregistry").exists(), "nothing has been made");
+    assert!(!place.path("runtime/localregistry").exists(), "nothing has been created");
 }
 
 #[test]
 fn suspended_qemu_is_killed_after_the_timeout() {
     let place = Place::new();
     let mut command = place.run(&["--json", "--quiet", "--tls", "off"]);
-    let mut run = Killed(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut run = KilledOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let mut line = String::new();
     BufReader::new(run.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let ready: Value = serde_json::from_str(&line).unwrap();
-    kill(number(&ready["qemu_pid"]), Signal::SIGSTOP).unwrap();
-    kill(number(&ready["pid"]), Signal::SIGTERM).unwrap();
+    kill(pid_of(&ready["qemu_pid"]), Signal::SIGSTOP).unwrap();
+    kill(pid_of(&ready["pid"]), Signal::SIGTERM).unwrap();
     let status = run.0.wait().unwrap();
     let mut said = String::new();
     run.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     let message =
         "localregistry: QEMU was killed by SIGKILL, by this program: the guest did not power off after it was asked to\n";
     assert!(status.code() == Some(6) && said.starts_with(message), "{status}: {said}");
-    gone(number(&ready["qemu_pid"]));
+    wait_until_gone(pid_of(&ready["qemu_pid"]));
 }
 
 /// JSON is UTF-8: any other path is refused before anything is created, and no partial line is printed.

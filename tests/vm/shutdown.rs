@@ -97,7 +97,7 @@ impl Case {
         let mut late = http::connect(self.vm.address.parse().unwrap());
         // QEMU accepts the connection, but the guest does not.
         let _ = late.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n");
-        assert!(!late.read(&mut [0]).is_ok_and(|count| count > 0), "nobody is served who comes later");
+        assert!(!late.read(&mut [0]).is_ok_and(|count| count > 0), "new connections are not served");
         assert_eq!(self.fitting.until(FITTING), FITTING);
         self.vm.event("the request's end", |event| match event {
             Event::Request(request) => (request.endpoint == "blob" && request.complete).then_some(()),
@@ -109,7 +109,7 @@ impl Case {
     fn cut(mut self, reason: &str) -> Ended {
         self.vm.console("the drain ended before its transfers: they were cut connections=");
         let sent = self.stuck.until(BLOB);
-        assert!(sent < BLOB, "it was cut");
+        assert!(sent < BLOB, "the transfer was cut");
         let ended = self.vm.end();
         assert_eq!(ended.status, Some(0), "{}", ended.stderr);
         let blobs = ended.requests().into_iter().filter(|request| request.endpoint == "blob");

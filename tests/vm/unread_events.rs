@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use localregistry::proto;
 use localregistry::proto::event::Event;
 use serde_json::Value;
-use testing::child::Killed;
+use testing::child::KilledOnDrop;
 use testing::http;
 use testing::pack::{Bench, PROGRAM};
 use testing::vm::succeed;
@@ -25,7 +25,7 @@ const BATCH: usize = 100;
 struct Machine {
     printed: Value,
     address: SocketAddr,
-    qemu: Killed,
+    qemu: KilledOnDrop,
 }
 
 impl Machine {
@@ -45,7 +45,7 @@ impl Machine {
         ]);
         let printed: Value = serde_json::from_str(&succeed(run.arg(disk).arg("--run-dir").arg(bench.path(name)))).unwrap();
         let words: Vec<&str> = printed["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
-        let qemu = Killed(testing::program(words[0]).args(&words[1..]).stdin(Stdio::null()).spawn().unwrap());
+        let qemu = KilledOnDrop(testing::program(words[0]).args(&words[1..]).stdin(Stdio::null()).spawn().unwrap());
         let address = printed["address"].as_str().unwrap().parse().unwrap();
         Self { printed, address, qemu }
     }
@@ -121,13 +121,13 @@ fn unread_events_are_dropped_and_requests_are_served() {
     // Of the events beyond the queue, the last one and a warning about dropped ones arrive.
     let beside =
         |event: &&Event| matches!(event, Event::Done(_)) || matches!(event, Event::Warning(w) if w.code == "DROPPED_EVENTS");
-    let told = events.iter().filter(|event| !beside(event)).count() as u64;
-    assert!(events.iter().filter(beside).count() > 1, "it was said while it happened");
-    assert!(matches!(events[..2], [Event::Booting(_), Event::Ready(_)]), "what came first is there");
+    let reported = events.iter().filter(|event| !beside(event)).count() as u64;
+    assert!(events.iter().filter(beside).count() > 1, "the warning came while events were dropped");
+    assert!(matches!(events[..2], [Event::Booting(_), Event::Ready(_)]), "the first events are kept");
     assert!(done.requests > REQUESTS as u64 && done.dropped_events > 0, "{done:?}");
     // QEMU's router advertises a network sooner or later.
     let others = 2 + console.matches("localregistry: the addresses changed: ").count() as u64;
-    assert_eq!(told + done.dropped_events, done.requests + others, "each is told of, or counted as dropped");
+    assert_eq!(reported + done.dropped_events, done.requests + others, "each request is reported or counted as dropped");
 
     // If nothing ever reads the events, the machine still serves and ends.
     let machine = Machine::start(&bench, &disk, "absent");

@@ -24,6 +24,7 @@ pub mod private;
 pub mod process;
 pub mod qmp;
 pub mod refused;
+pub mod registries;
 pub mod segment;
 pub mod serve;
 pub mod server;
@@ -31,6 +32,5 @@ pub mod target;
 pub mod tls;
 pub mod upstream;
 pub mod vm;
-pub mod world;
 
 pub use environment::program;

@@ -35,12 +35,12 @@ pub fn parse(text: &str) -> Samples {
     let (mut samples, mut families, mut family) = (BTreeMap::new(), HashSet::new(), None::<Family>);
     let mut histogram: Option<(String, f64)> = None;
     for line in body.lines() {
-        assert!(!line.is_empty(), "no empty lines");
+        assert!(!line.is_empty(), "empty line");
         if let Some(meta) = line.strip_prefix("# ") {
             let (keyword, rest) = meta.split_once(' ').unwrap();
             let (name, value) = rest.split_once(' ').unwrap();
             if family.as_ref().is_none_or(|family| family.name != name) {
-                assert!(families.insert(name.to_owned()), "the lines of a family stand together: {line}");
+                assert!(families.insert(name.to_owned()), "the lines of a family are not consecutive: {line}");
                 family = Some(Family { name: name.to_owned(), kind: "unknown".into(), unit: None });
             }
             let family = family.as_mut().unwrap();
@@ -76,7 +76,7 @@ pub fn parse(text: &str) -> Samples {
             if let Some((before, count)) = &histogram
                 && *before == series
             {
-                assert!(value >= *count, "buckets add up: {line}");
+                assert!(value >= *count, "buckets are not cumulative: {line}");
             }
             histogram = (bound < f64::INFINITY).then_some((series, value));
             if bound == f64::INFINITY {
@@ -85,9 +85,9 @@ pub fn parse(text: &str) -> Samples {
                 assert_eq!(samples.get(&format!("{}_count{labels}", family.name)), Some(&value), "{line}");
             }
         }
-        assert!(samples.insert(sample.to_owned(), value).is_none(), "a sample is there twice: {line}");
+        assert!(samples.insert(sample.to_owned(), value).is_none(), "duplicate sample: {line}");
     }
-    assert!(histogram.is_none(), "a histogram ends with +Inf");
+    assert!(histogram.is_none(), "a histogram lacks +Inf");
     Samples(samples)
 }
 
@@ -98,7 +98,7 @@ fn read_labels(sample: &str) -> (&str, Vec<(String, String)>) {
     assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'), "{sample}");
     let pairs = labels.split("\",").map(|pair| {
         let (key, value) = pair.trim_end_matches('"').split_once("=\"").unwrap_or_else(|| panic!("{sample}"));
-        assert!(!value.contains(['"', '\\', '\n']), "no value here needs an escape: {sample}");
+        assert!(!value.contains(['"', '\\', '\n']), "a label value needs escapes: {sample}");
         (key.to_owned(), value.to_owned())
     });
     (name, pairs.collect())

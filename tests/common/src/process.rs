@@ -59,7 +59,7 @@ impl Process {
 
     /// Asserts that the process runs and that its memory has grown by less than [`GROWTH`].
     pub fn check(&mut self, what: &str) {
-        assert_eq!(self.child.try_wait().unwrap(), None, "{what}: the server lives");
+        assert_eq!(self.child.try_wait().unwrap(), None, "{what}: the server still runs");
         let growth = self.growth();
         assert!(growth < GROWTH, "{what}: the server has grown by {growth} bytes");
         println!("{what}: {} KiB", growth / 1024);

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use nix::unistd::geteuid;
 
-use crate::child::nobody_in;
+use crate::child::assert_no_process_in;
 use crate::pack::{Bench, PROGRAM, superblock, text};
 
 /// Arguments of a boot.
@@ -82,7 +82,7 @@ fn nothing_left(bench: &Bench, command: &mut Command) -> Output {
     let before = bench.everything();
     let output = command.output().unwrap();
     assert!(bench.everything() == before, "{command:?}: {output:?}");
-    nobody_in(&bench.path(""));
+    assert_no_process_in(&bench.path(""));
     output
 }
 

@@ -35,7 +35,7 @@ pub struct Behaviour {
     /// Addresses that the host claims.
     pub taken: Vec<IpAddr>,
     /// The messages of the DHCP clients.
-    pub heard: Vec<String>,
+    pub dhcp_messages: Vec<String>,
 }
 
 pub struct Segment {
@@ -73,8 +73,8 @@ impl Segment {
     }
 
     /// Takes the messages of the DHCP clients since the last call.
-    pub fn heard(&self) -> Vec<String> {
-        std::mem::take(&mut self.behaviour.lock().unwrap().heard)
+    pub fn dhcp_messages(&self) -> Vec<String> {
+        std::mem::take(&mut self.behaviour.lock().unwrap().dhcp_messages)
     }
 
     /// Broadcasts a frame.
@@ -221,7 +221,7 @@ fn dhcp(packet: &[u8], to: Ipv4Addr, behaviour: &mut Behaviour) -> Option<(Vec<u
     };
     let wanted = option(50).map(|value| Ipv4Addr::from(<[u8; 4]>::try_from(value).unwrap()));
     let kind = option(53)?[0];
-    behaviour.heard.push(match (kind, wanted) {
+    behaviour.dhcp_messages.push(match (kind, wanted) {
         (1, _) => "DISCOVER".to_owned(),
         (3, Some(wanted)) => format!("REQUEST for {wanted}"),
         (3, None) => format!("REQUEST from {own} to {to}"),

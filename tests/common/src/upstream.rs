@@ -19,14 +19,14 @@ use localregistry::oci::Digest;
 
 /// A received request.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct ReceivedRequest {
     pub method: String,
     pub target: String,
     pub headers: Vec<(String, String)>,
     pub body: String,
 }
 
-impl Asked {
+impl ReceivedRequest {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
@@ -61,17 +61,21 @@ impl Answer {
 /// A scripted server on a free port.
 pub struct Upstream {
     pub address: SocketAddr,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    asked: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl Upstream {
     /// Serves plain HTTP.
-    pub fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+    pub fn start(answer: impl Fn(&ReceivedRequest) -> Answer + Send + Sync + 'static) -> Self {
         Self::start_on("127.0.0.1:0", None, answer)
     }
 
     /// Serves TLS if a certificate and key are given in PEM.
-    pub fn start_on(address: &str, tls: Option<(&str, &str)>, answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+    pub fn start_on(
+        address: &str,
+        tls: Option<(&str, &str)>,
+        answer: impl Fn(&ReceivedRequest) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -94,7 +98,7 @@ impl Upstream {
     }
 
     /// The requests so far.
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn asked(&self) -> Vec<ReceivedRequest> {
         self.asked.lock().unwrap().clone()
     }
 
@@ -104,7 +108,12 @@ impl Upstream {
     }
 }
 
-fn serve(stream: TcpStream, tls: Option<Arc<ServerConfig>>, log: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Asked) -> Answer) {
+fn serve(
+    stream: TcpStream,
+    tls: Option<Arc<ServerConfig>>,
+    log: &Mutex<Vec<ReceivedRequest>>,
+    answer: &dyn Fn(&ReceivedRequest) -> Answer,
+) {
     let mut first = [0];
     if stream.peek(&mut first).unwrap_or(0) == 0 {
         return;
@@ -117,7 +126,7 @@ fn serve(stream: TcpStream, tls: Option<Arc<ServerConfig>>, log: &Mutex<Vec<Aske
     }
 }
 
-fn talk(stream: impl Read + Write, log: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Asked) -> Answer) {
+fn talk(stream: impl Read + Write, log: &Mutex<Vec<ReceivedRequest>>, answer: &dyn Fn(&ReceivedRequest) -> Answer) {
     let mut stream = BufReader::new(stream);
     let Some(asked) = request(&mut stream) else { return };
     log.lock().unwrap().push(asked.clone());
@@ -134,7 +143,7 @@ fn talk(stream: impl Read + Write, log: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Ask
         stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(sent)).and_then(|()| stream.flush());
 }
 
-fn request(stream: &mut impl BufRead) -> Option<Asked> {
+fn request(stream: &mut impl BufRead) -> Option<ReceivedRequest> {
     let mut line = String::new();
     stream.read_line(&mut line).ok().filter(|count| *count > 0)?;
     let mut words = line.split(' ').map(str::to_owned);
@@ -146,7 +155,7 @@ fn request(stream: &mut impl BufRead) -> Option<Asked> {
         let Some((name, value)) = line.trim_end().split_once(": ") else { break };
         headers.push((name.to_owned(), value.to_owned()));
     }
-    let mut asked = Asked { method, target, headers, body: String::new() };
+    let mut asked = ReceivedRequest { method, target, headers, body: String::new() };
     let mut body = vec![0; asked.header("content-length").map_or(0, |length| length.parse().unwrap())];
     stream.read_exact(&mut body).ok()?;
     asked.body = String::from_utf8(body).unwrap();
@@ -188,7 +197,7 @@ impl Images {
     }
 
     /// The registry's response, for any repository.
-    pub fn answer(&self, asked: &Asked) -> Answer {
+    pub fn answer(&self, asked: &ReceivedRequest) -> Answer {
         let (_, rest) = asked.target.split_once("/v2/").unwrap();
         if rest.is_empty() {
             return Answer::new(200, &[], b"{}");
@@ -222,7 +231,7 @@ pub fn layer() -> Vec<u8> {
 }
 
 /// A registry with the image `a/b:1`. It sends the response of `fault`, or the correct one if that returns `None`.
-pub fn registry(fault: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static) -> (Layout, Stored, Upstream) {
+pub fn registry(fault: impl Fn(&ReceivedRequest) -> Option<Answer> + Send + Sync + 'static) -> (Layout, Stored, Upstream) {
     let layout = Layout::default();
     let image = layout.manifest(&[&layer()]);
     let images = Images::new(&layout, &[("1", &image.digest.to_string())]);

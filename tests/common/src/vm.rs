@@ -83,7 +83,7 @@ pub fn fails(disk: &Path, arguments: &[&str]) -> Ended {
         let _ = run.kill();
     }
     let status = run.wait().unwrap();
-    assert_eq!(line, "", "nothing is announced");
+    assert_eq!(line, "", "no ready line is printed");
     assert!(!dir.path().join("ca.crt").exists(), "no CA is written");
     ended(dir.path(), status.code())
 }

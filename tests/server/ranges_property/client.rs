@@ -53,7 +53,7 @@ impl Answer {
 }
 
 /// A request as it is sent. Its unique user agent identifies the server's event.
-struct Asked {
+struct ReceivedRequest {
     user_agent: String,
     path: String,
     method: Method,
@@ -61,7 +61,7 @@ struct Asked {
     reader: Reader,
 }
 
-impl Asked {
+impl ReceivedRequest {
     fn new(path: &str, method: Method, reader: Reader, lines: Vec<(&'static str, String)>) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let user_agent = format!("case-{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -133,7 +133,8 @@ pub async fn run(address: Address, content: Arc<Content>, connection: Connection
     let slow = connection.requests.iter().any(|request| request.reader == Reader::Slow);
     let evicted = connection.requests.iter().filter(|request| request.evict);
     evicted.for_each(|request| content.evict(&content.targets[request.target]));
-    let asked = connection.requests.iter().map(|request| Asked::of(request, &content.targets[request.target])).collect();
+    let asked =
+        connection.requests.iter().map(|request| ReceivedRequest::of(request, &content.targets[request.target])).collect();
     match connection.protocol {
         Protocol::Http1 => one_after_another(&address, connection.tls, slow, asked).await,
         Protocol::Pipelined => pipelined(&address, connection.tls, slow, asked).await,
@@ -143,10 +144,10 @@ pub async fn run(address: Address, content: Arc<Content>, connection: Connection
 
 type Task = JoinHandle<hyper::Result<()>>;
 
-async fn one_after_another(address: &Address, tls: bool, slow: bool, asked: Vec<Asked>) -> Result<Vec<Answer>, String> {
+async fn one_after_another(address: &Address, tls: bool, slow: bool, asked: Vec<ReceivedRequest>) -> Result<Vec<Answer>, String> {
     let mut open: Option<(http1::SendRequest<Empty<Bytes>>, Task)> = None;
     let mut answers = Vec::new();
-    for asked in asked.into_iter().chain([Asked::base()]) {
+    for asked in asked.into_iter().chain([ReceivedRequest::base()]) {
         let (mut sender, task) = match open.take() {
             Some(open) => open,
             None => {
@@ -173,14 +174,20 @@ async fn one_after_another(address: &Address, tls: bool, slow: bool, asked: Vec<
     Ok(answers)
 }
 
-async fn at_once(address: &Address, tls: bool, slow: bool, window: u32, asked: Vec<Asked>) -> Result<Vec<Answer>, String> {
+async fn at_once(
+    address: &Address,
+    tls: bool,
+    slow: bool,
+    window: u32,
+    asked: Vec<ReceivedRequest>,
+) -> Result<Vec<Answer>, String> {
     let stream = address.connect(tls, b"h2", slow).await?;
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.initial_stream_window_size(window).initial_connection_window_size(window.max(65_535));
     let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let task: Task = tokio::spawn(connection);
     // The first response follows the server's settings, which limit the number of streams.
-    let (first, last) = (Asked::base(), Asked::base());
+    let (first, last) = (ReceivedRequest::base(), ReceivedRequest::base());
     let mut further = vec![stream_of(&mut sender, first).await?];
     let mut streams = JoinSet::new();
     for (place, asked) in asked.into_iter().enumerate() {
@@ -198,13 +205,13 @@ async fn at_once(address: &Address, tls: bool, slow: bool, window: u32, asked: V
     Ok(answers.into_iter().map(|(_, answer)| answer).chain(further).collect())
 }
 
-async fn stream_of(sender: &mut http2::SendRequest<Empty<Bytes>>, asked: Asked) -> Result<Answer, String> {
+async fn stream_of(sender: &mut http2::SendRequest<Empty<Bytes>>, asked: ReceivedRequest) -> Result<Answer, String> {
     sender.ready().await.map_err(|error| asked.named(format!("the connection was closed before: {error}")))?;
     let response = sender.send_request(asked.request("localhost")).await;
     read(&asked, response.map_err(|error| asked.named(format!("{error:?}")))?).await
 }
 
-async fn read(asked: &Asked, response: Response<Incoming>) -> Result<Answer, String> {
+async fn read(asked: &ReceivedRequest, response: Response<Incoming>) -> Result<Answer, String> {
     let (head, mut incoming) = response.into_parts();
     let (mut body, mut pieces) = (Vec::new(), 0);
     let user_agent = asked.user_agent.clone();
@@ -227,10 +234,10 @@ async fn read(asked: &Asked, response: Response<Incoming>) -> Result<Answer, Str
     Ok(Answer { user_agent, status: head.status, headers: head.headers, body, left: false })
 }
 
-async fn pipelined(address: &Address, tls: bool, slow: bool, asked: Vec<Asked>) -> Result<Vec<Answer>, String> {
+async fn pipelined(address: &Address, tls: bool, slow: bool, asked: Vec<ReceivedRequest>) -> Result<Vec<Answer>, String> {
     let stream = address.connect(tls, b"http/1.1", slow).await?;
     let (mut reading, mut writing) = tokio::io::split(stream);
-    let asked: Vec<Asked> = asked.into_iter().chain([Asked::base()]).collect();
+    let asked: Vec<ReceivedRequest> = asked.into_iter().chain([ReceivedRequest::base()]).collect();
     let mut text = Vec::new();
     for (place, one) in asked.iter().enumerate() {
         text.extend_from_slice(format!("{} {} HTTP/1.1\r\nhost: localhost\r\n", one.method, one.path).as_bytes());
@@ -282,7 +289,7 @@ impl Buffered<'_> {
         Ok(read > 0)
     }
 
-    async fn answer(&mut self, asked: &Asked) -> Result<Answer, String> {
+    async fn answer(&mut self, asked: &ReceivedRequest) -> Result<Answer, String> {
         let (status, headers) = loop {
             let mut headers = [httparse::EMPTY_HEADER; 32];
             let mut response = httparse::Response::new(&mut headers);
@@ -333,7 +340,7 @@ pub async fn largest_piece(address: &Address, path: &str) -> Result<usize, Strin
     builder.initial_stream_window_size(4 << 20).initial_connection_window_size(4 << 20);
     let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     tokio::spawn(connection);
-    let asked = Asked::new(path, Method::GET, Reader::Fast, Vec::new());
+    let asked = ReceivedRequest::new(path, Method::GET, Reader::Fast, Vec::new());
     let response = sender.send_request(asked.request("localhost")).await.map_err(|error| format!("{error:?}"))?;
     let (mut body, mut largest) = (response.into_body(), 0);
     while let Some(frame) = body.frame().await {

@@ -72,7 +72,7 @@ pub fn blob(layout: &Path, digest: &str) -> PathBuf {
 }
 
 /// Two servers with different CAs, and a folder for a client.
-pub struct World {
+pub struct Registries {
     pub bench: Bench,
     pub images: Images,
     server: Process,
@@ -81,7 +81,7 @@ pub struct World {
     other: Process,
 }
 
-impl Default for World {
+impl Default for Registries {
     fn default() -> Self {
         let bench = Bench::default();
         let images = Images::new(&bench);
@@ -99,7 +99,7 @@ impl Default for World {
     }
 }
 
-impl World {
+impl Registries {
     /// The address of the server with the other CA.
     pub fn untrusted(&self) -> String {
         self.other.addresses[1].to_string()
