@@ -326,16 +326,16 @@ fn images_are_pulled_from_a_remote_address() {
         assert_served(&bench, images.layout.path(), &address, "test/hello", &[("v1", images.index)]);
 
         // Through a proxy, unless NO_PROXY excludes the host.
-        let (proxy, asked) = proxy();
+        let (proxy, requests) = proxy();
         let pack = ["--quiet", "pack", "--pull", &name, "-o", "disk.erofs"];
         let output = bench.command(&pack).env("HTTPS_PROXY", format!("http://{proxy}")).output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
-        assert_eq!(asked.lock().unwrap().first(), Some(&format!("CONNECT {address}")));
-        asked.lock().unwrap().clear();
+        assert_eq!(requests.lock().unwrap().first(), Some(&format!("CONNECT {address}")));
+        requests.lock().unwrap().clear();
         let mut command = bench.command(&pack);
         let output = command.env("HTTPS_PROXY", format!("http://{proxy}")).env("NO_PROXY", ADDRESS).output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
-        assert_eq!(*asked.lock().unwrap(), [""; 0]);
+        assert_eq!(*requests.lock().unwrap(), [""; 0]);
 
         // Plain HTTP only on request.
         let address = format!("{ADDRESS}:5080");

@@ -17,7 +17,7 @@ use testing::vm::{Containerd, Vm, skopeo, succeed};
 
 /// Checks the client of these requests and that each response was complete. Returns them as `METHOD endpoint repository
 /// reference`.
-fn asked(requests: &[Request], agent: &str) -> Vec<String> {
+fn requests_of(requests: &[Request], agent: &str) -> Vec<String> {
     for request in requests {
         assert!(request.user_agent.starts_with(agent) && request.complete && request.status == 200, "{request:?}");
     }
@@ -73,10 +73,10 @@ fn skopeo_copies_all_platforms_an_artifact_and_through_a_mirror() {
         let amd64 = images.amd64.clone();
         let requests: Vec<Request> =
             registries.requests().into_iter().filter(|request| request.endpoint != "referrers").collect();
-        let asked = asked(&requests, "skopeo/");
-        assert_eq!(asked[..2], ["GET base  ", "GET manifest test/multi 1"]);
-        assert!(asked.contains(&format!("GET manifest test/multi {amd64}")), "{asked:?}");
-        assert!(asked.contains(&"GET manifest docker.io/library/hello 1".to_owned()), "{asked:?}");
+        let requests = requests_of(&requests, "skopeo/");
+        assert_eq!(requests[..2], ["GET base  ", "GET manifest test/multi 1"]);
+        assert!(requests.contains(&format!("GET manifest test/multi {amd64}")), "{requests:?}");
+        assert!(requests.contains(&"GET manifest docker.io/library/hello 1".to_owned()), "{requests:?}");
     });
 }
 
@@ -125,8 +125,8 @@ fn podman_pulls_and_runs() {
         let mut expected = by_path(&registries.images, "test/multi", "1");
         expected.push("GET manifest test/multi artifact".to_owned());
         expected.extend(by_path(&registries.images, "docker.io/library/hello", "1"));
-        let asked = asked(&registries.requests(), "containers/");
-        assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
+        let requests = requests_of(&registries.requests(), "containers/");
+        assert!(expected.iter().all(|one| requests.contains(one)), "{requests:#?}");
     });
 }
 
@@ -152,8 +152,8 @@ fn buildah_pulls() {
         let mut expected = by_path(&registries.images, "test/multi", "1");
         expected.push("GET manifest test/multi artifact".to_owned());
         expected.extend(by_path(&registries.images, "docker.io/library/hello", "1"));
-        let asked = asked(&registries.requests(), "Buildah/");
-        assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
+        let requests = requests_of(&registries.requests(), "Buildah/");
+        assert!(expected.iter().all(|one| requests.contains(one)), "{requests:#?}");
     });
 }
 
@@ -209,10 +209,10 @@ fn containerd_pulls_an_image_an_artifact_and_through_a_mirror() {
         refused(&mut containerd.fetch(&["images", "pull"], &format!("{other}/test/multi:1")));
 
         let expected = by_head(&registries.images, "docker.io/library/hello", "1");
-        let asked = asked(&registries.requests(), "containerd/");
-        assert_eq!(asked[..3], expected, "{asked:#?}");
-        assert!(asked.contains(&"HEAD manifest test/multi 1".to_owned()), "{asked:#?}");
-        assert!(asked.contains(&"HEAD manifest test/multi artifact".to_owned()), "{asked:#?}");
+        let requests = requests_of(&registries.requests(), "containerd/");
+        assert_eq!(requests[..3], expected, "{requests:#?}");
+        assert!(requests.contains(&"HEAD manifest test/multi 1".to_owned()), "{requests:#?}");
+        assert!(requests.contains(&"HEAD manifest test/multi artifact".to_owned()), "{requests:#?}");
     });
 }
 
@@ -239,10 +239,10 @@ fn containerd_pulls_for_kubernetes() {
         assert!(refused.contains("x509: certificate signed by unknown authority"), "{refused}");
 
         let expected = by_head(&registries.images, "docker.io/library/hello", "1");
-        let asked = asked(&registries.requests(), "containerd/");
-        assert_eq!(asked[..3], expected, "{asked:#?}");
-        assert!(asked.contains(&"HEAD manifest test/multi 1".to_owned()), "{asked:#?}");
-        assert!(asked.contains(&"HEAD manifest test/multi artifact".to_owned()), "{asked:#?}");
+        let requests = requests_of(&registries.requests(), "containerd/");
+        assert_eq!(requests[..3], expected, "{requests:#?}");
+        assert!(requests.contains(&"HEAD manifest test/multi 1".to_owned()), "{requests:#?}");
+        assert!(requests.contains(&"HEAD manifest test/multi artifact".to_owned()), "{requests:#?}");
     });
 }
 
@@ -276,13 +276,13 @@ fn dockerd_pulls_and_runs_from_a_registry_and_a_mirror() {
         refused(&mut dockerd.docker(&["pull", &format!("{}/test/multi:1", registries.untrusted())]));
         no_image(&mut dockerd.docker(&["pull", &format!("{}/test/multi:artifact", registries.address)]), NO_MEDIA_TYPE);
 
-        let asked = asked(&registries.requests(), "docker/");
-        assert_eq!(asked[..4], by_dockerd(&registries.images, "test/multi", "1"), "{asked:#?}");
+        let requests = requests_of(&registries.requests(), "docker/");
+        assert_eq!(requests[..4], by_dockerd(&registries.images, "test/multi", "1"), "{requests:#?}");
         // The first image made the digest known, and its removal removed the content.
         let head = "HEAD manifest docker.io/library/mirrored 1".to_owned();
         let config = format!("GET blob docker.io/library/mirrored {}", registries.images.config);
-        assert!(asked.contains(&head) && asked.contains(&config), "{asked:#?}");
-        assert!(asked.contains(&"HEAD manifest test/multi artifact".to_owned()), "{asked:#?}");
+        assert!(requests.contains(&head) && requests.contains(&config), "{requests:#?}");
+        assert!(requests.contains(&"HEAD manifest test/multi artifact".to_owned()), "{requests:#?}");
     });
 }
 
@@ -298,8 +298,8 @@ fn dockerd_pulls_from_the_upstream_itself() {
         let dockerd = Dockerd::start(&[], Some(&registries.ca()));
         docker_pulls_and_runs(&dockerd, &registries.images, "hello:1");
         let expected = by_dockerd(&registries.images, "docker.io/library/hello", "1");
-        let asked = asked(&registries.requests(), "docker/");
-        assert_eq!(asked[..4], expected, "{asked:#?}");
+        let requests = requests_of(&registries.requests(), "docker/");
+        assert_eq!(requests[..4], expected, "{requests:#?}");
     });
 }
 
@@ -325,7 +325,7 @@ fn podman_pulls_and_runs_from_a_vm() {
         let requests: Vec<Request> = ended.requests().into_iter().cloned().collect();
         let mut expected = by_path(&registries.images, "test/multi", "1");
         expected.extend(by_path(&registries.images, "docker.io/library/hello", "1"));
-        let asked = asked(&requests, "containers/");
-        assert!(expected.iter().all(|one| asked.contains(one)), "{asked:#?}");
+        let requests = requests_of(&requests, "containers/");
+        assert!(expected.iter().all(|one| requests.contains(one)), "{requests:#?}");
     });
 }

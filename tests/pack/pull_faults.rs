@@ -113,7 +113,7 @@ fn blob_bodies_that_do_not_match_are_refused() {
     // Each attempt ends at the same byte.
     let target = blob.clone();
     let (_layout, _, upstream) =
-        registry(move |asked| (asked.target == target).then(|| Answer { cut: Some(0), ..Answer::new(200, &[], &layer()) }));
+        registry(move |request| (request.target == target).then(|| Answer { cut: Some(0), ..Answer::new(200, &[], &layer()) }));
     let (bench, host) = (Bench::default(), upstream.address.to_string());
     bench.refused(
         &["--pull", &format!("{host}/a/b:1")],
@@ -135,7 +135,7 @@ fn foreign_layers_are_not_fetched_from_their_urls() {
         }],
     }));
     let images = Images::new(&layout, &[("1", &manifest.digest.to_string())]);
-    let upstream = Upstream::start(move |asked| images.answer(asked));
+    let upstream = Upstream::start(move |request| images.answer(request));
     let (bench, host) = (Bench::default(), upstream.address.to_string());
     bench.refused(
         &["--pull", &format!("{host}/a/b:1")],
@@ -163,7 +163,7 @@ fn false_descriptors_and_indexes_are_refused() {
     }
     let tags = [("wrong", wrong), ("large", large), ("deep", deep)].map(|(tag, stored)| (tag, stored.digest.to_string()));
     let images = Images::new(&layout, &tags.each_ref().map(|(tag, digest)| (*tag, digest.as_str())));
-    let upstream = Upstream::start(move |asked| images.answer(asked));
+    let upstream = Upstream::start(move |request| images.answer(request));
     let (bench, host) = (Bench::default(), upstream.address.to_string());
     for (tag, expected) in [
         (
@@ -181,7 +181,7 @@ fn false_descriptors_and_indexes_are_refused() {
 fn transient_failures_are_retried() {
     let (manifests, blobs) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let blob = blob_target();
-    let (layout, image, upstream) = registry(move |asked| match asked.target.as_str() {
+    let (layout, image, upstream) = registry(move |request| match request.target.as_str() {
         MANIFEST => match manifests.fetch_add(1, Ordering::SeqCst) {
             0 => Some(Answer::new(429, &[("Retry-After", "1")], b"")),
             1 => Some(Answer::new(502, &[], b"")),
@@ -199,16 +199,17 @@ fn transient_failures_are_retried() {
     assert_eq!(disk.blob(&Digest::sha256_of(&layer()).to_string()), layer());
     assert_eq!(fs::read(layout.path().join(image.digest.blob_path())).unwrap(), disk.blob(&image.digest.to_string()));
     // The bytes received before were not requested again.
-    let asked = upstream.asked();
-    let ranges: Vec<_> = asked.iter().filter(|asked| asked.target == blob_target()).map(|asked| asked.header("range")).collect();
+    let requests = upstream.requests();
+    let ranges: Vec<_> =
+        requests.iter().filter(|request| request.target == blob_target()).map(|request| request.header("range")).collect();
     assert_eq!(ranges, [None, Some("bytes=600000-")]);
 }
 
 #[test]
 fn download_restarts_from_a_server_without_ranges() {
     let (count, blob) = (AtomicUsize::new(0), blob_target());
-    let (_layout, _, upstream) = registry(move |asked| {
-        (asked.target == blob).then(|| match count.fetch_add(1, Ordering::SeqCst) {
+    let (_layout, _, upstream) = registry(move |request| {
+        (request.target == blob).then(|| match count.fetch_add(1, Ordering::SeqCst) {
             0 => Answer { cut: Some(600_000), ..Answer::new(200, &[], &layer()) },
             _ => Answer::new(200, &[], &layer()),
         })
@@ -271,8 +272,8 @@ fn certificate_for_another_name_is_refused() {
 
 #[test]
 fn signal_ends_the_pull_at_once_and_leaves_no_files() {
-    let (asked, blob) = (Arc::new(AtomicUsize::new(0)), blob_target());
-    let seen = Arc::clone(&asked);
+    let (received, blob) = (Arc::new(AtomicUsize::new(0)), blob_target());
+    let seen = Arc::clone(&received);
     let (_layout, _, upstream) = registry(move |request| {
         if request.target != blob {
             return None;
@@ -287,7 +288,7 @@ fn signal_ends_the_pull_at_once_and_leaves_no_files() {
     let before = bench.everything();
     let mut command = bench.command(&["--quiet", "pack", "--pull", &format!("{host}/a/b:1"), "-o", "disk.erofs"]);
     let child = command.stderr(Stdio::piped()).spawn().unwrap();
-    while asked.load(Ordering::SeqCst) == 0 {
+    while received.load(Ordering::SeqCst) == 0 {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     let id = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());

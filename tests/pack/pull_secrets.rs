@@ -22,26 +22,26 @@ const ANNA: &str = "YW5uYTpzZWNyZXQ=";
 fn redirects_carry_no_credentials() {
     let elsewhere = Upstream::start(|_| Answer::new(200, &[], &layer()));
     let (blob, to) = (blob_target(), format!("http://{}/store/blob?signature=1", elsewhere.address));
-    let (_layout, _, upstream) = registry(move |asked| {
-        if asked.header("authorization") != Some(&format!("Basic {ANNA}")) {
+    let (_layout, _, upstream) = registry(move |request| {
+        if request.header("authorization") != Some(&format!("Basic {ANNA}")) {
             return Some(Answer::new(401, &[("WWW-Authenticate", "Basic realm=\"x\"")], b""));
         }
-        (asked.target == blob).then(|| Answer::redirect(&to))
+        (request.target == blob).then(|| Answer::redirect(&to))
     });
     let (bench, host) = (Bench::default(), upstream.address.to_string());
     log_in(&bench, &host, json!({"auth": ANNA}));
     bench.pack(&["--pull", &format!("{host}/a/b:1")]);
     assert_eq!(bench.extract("disk.erofs").blob(&Digest::sha256_of(&layer()).to_string()), layer());
-    let asked = elsewhere.asked();
-    assert_eq!(asked.len(), 1);
-    assert_eq!((asked[0].target.as_str(), asked[0].header("authorization")), ("/store/blob?signature=1", None));
+    let requests = elsewhere.requests();
+    assert_eq!(requests.len(), 1);
+    assert_eq!((requests[0].target.as_str(), requests[0].header("authorization")), ("/store/blob?signature=1", None));
 }
 
 #[test]
 fn challenge_from_a_redirect_target_is_not_answered() {
     let elsewhere = Upstream::start(|_| Answer::new(401, &[("WWW-Authenticate", "Basic realm=\"x\"")], b""));
     let (blob, to) = (blob_target(), format!("http://{}/blob", elsewhere.address));
-    let (_layout, _, upstream) = registry(move |asked| (asked.target == blob).then(|| Answer::redirect(&to)));
+    let (_layout, _, upstream) = registry(move |request| (request.target == blob).then(|| Answer::redirect(&to)));
     let (bench, host) = (Bench::default(), upstream.address.to_string());
     log_in(&bench, &host, json!({"auth": ANNA}));
     bench.refused(
@@ -52,7 +52,7 @@ fn challenge_from_a_redirect_target_is_not_answered() {
             Digest::sha256_of(&layer())
         ),
     );
-    assert!(elsewhere.asked().iter().all(|asked| asked.header("authorization").is_none()));
+    assert!(elsewhere.requests().iter().all(|request| request.header("authorization").is_none()));
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn bad_redirects_are_refused() {
     refused_with(MANIFEST, Answer::redirect("ftp://x/?secret"), "\"ftp://x/\" is not an http or https URL");
     // From TLS to plain HTTP.
     let (ca, certificate, key) = certificates::server();
-    let upstream = Upstream::start_on("127.0.0.1:0", Some((&certificate, &key)), |asked| match asked.target.as_str() {
+    let upstream = Upstream::start_on("127.0.0.1:0", Some((&certificate, &key)), |request| match request.target.as_str() {
         "/v2/" => Answer::new(200, &[], b""),
         _ => Answer::redirect("http://127.0.0.1/x?signature=secret"),
     });
@@ -75,18 +75,18 @@ fn bad_redirects_are_refused() {
 
 /// A registry that requires the token `t`, which the service `realm` issues.
 fn with_tokens(realm: String) -> (Layout, Stored, Upstream) {
-    registry(move |asked| {
+    registry(move |request| {
         let challenge = format!("Bearer realm=\"{realm}\",service=\"the registry\",scope=\"repository:a/b:pull\"");
-        let refused = asked.header("authorization") != Some("Bearer t") && asked.target != "/v2/";
+        let refused = request.header("authorization") != Some("Bearer t") && request.target != "/v2/";
         refused.then(|| Answer::new(401, &[("WWW-Authenticate", &challenge)], b""))
     })
 }
 
 #[test]
 fn tokens_are_fetched_by_password_and_by_refresh_token() {
-    let service = Upstream::start(|asked| match (asked.method.as_str(), asked.header("authorization")) {
+    let service = Upstream::start(|request| match (request.method.as_str(), request.header("authorization")) {
         ("GET", Some(shown)) if shown == format!("Basic {ANNA}") => Answer::new(200, &[], br#"{"token":"t"}"#),
-        ("POST", None) if asked.body.contains("refresh_token=r%2B1") => Answer::new(200, &[], br#"{"access_token":"t"}"#),
+        ("POST", None) if request.body.contains("refresh_token=r%2B1") => Answer::new(200, &[], br#"{"access_token":"t"}"#),
         _ => Answer::error(401, "UNAUTHORIZED", "who?"),
     });
     let (_layout, image, upstream) = with_tokens(format!("http://{}/token?account=x", service.address));
@@ -97,16 +97,16 @@ fn tokens_are_fetched_by_password_and_by_refresh_token() {
         bench.pack(&["--pull", &name]);
         assert_eq!(bench.extract("disk.erofs").images(), [(name.clone(), image.digest.to_string())]);
     }
-    let asked = service.asked();
+    let requests = service.requests();
     // One token serves all requests.
-    assert_eq!(asked.len(), 2);
-    assert_eq!(asked[0].target, "/token?account=x&service=the+registry&scope=repository%3Aa%2Fb%3Apull");
+    assert_eq!(requests.len(), 2);
+    assert_eq!(requests[0].target, "/token?account=x&service=the+registry&scope=repository%3Aa%2Fb%3Apull");
     assert_eq!(
-        asked[1].body,
+        requests[1].body,
         "service=the+registry&scope=repository%3Aa%2Fb%3Apull&grant_type=refresh_token&client_id=localregistry&refresh_token=r%2B1"
     );
     // Requests to the registry before there was a token carried none.
-    assert!(upstream.asked().iter().all(|asked| matches!(asked.header("authorization"), None | Some("Bearer t"))));
+    assert!(upstream.requests().iter().all(|request| matches!(request.header("authorization"), None | Some("Bearer t"))));
     fs::remove_dir_all(bench.path(".docker")).unwrap();
     bench.refused(
         &["--pull", &name],
@@ -129,7 +129,7 @@ fn failing_token_services_are_reported() {
             &["--pull", &format!("{host}/a/b:1")],
             &format!("cannot pull {host}/a/b:1: {}", expected.replace("HOST", &host)),
         );
-        assert!(upstream.asked().iter().all(|asked| asked.header("authorization").is_none()));
+        assert!(upstream.requests().iter().all(|request| request.header("authorization").is_none()));
     };
     pull(
         "http://registry.test/t?x=secret",

@@ -99,7 +99,7 @@ fn response_tail_without_a_window_times_out() {
 }
 
 /// A path to request.
-struct ReceivedRequest {
+struct TestRequest {
     what: &'static str,
     path: String,
     range: Option<String>,
@@ -107,7 +107,7 @@ struct ReceivedRequest {
 
 /// A layout with long lists (a repository with a thousand long tags, and a subject with a hundred referrers), and the paths of
 /// long responses.
-fn long_lists() -> (Layout, [ReceivedRequest; 6]) {
+fn long_lists() -> (Layout, [TestRequest; 6]) {
     let mut layout = Layout::default();
     let image = layout.image("test/hello:latest", &vec![7; 1 << 20]);
     for at in 0..1000 {
@@ -120,23 +120,23 @@ fn long_lists() -> (Layout, [ReceivedRequest; 6]) {
     layout.write();
     let blob = format!("/v2/test/hello/blobs/{}", layout.blob(&vec![7; 1 << 20]).digest);
     let ranges = (0..1000).map(|at| format!("{at}-{at}")).collect::<Vec<_>>().join(",");
-    let of = |what, path: &str| ReceivedRequest { what, path: path.to_owned(), range: None };
-    let asked = [
+    let of = |what, path: &str| TestRequest { what, path: path.to_owned(), range: None };
+    let requests = [
         of("tags", "/v2/test/hello/tags/list"),
         of("referrers", &format!("/v2/test/hello/referrers/{}", image.digest)),
         of("metrics", "/metrics"),
         of("a blob", &blob),
-        ReceivedRequest { range: Some(format!("bytes={ranges}")), ..of("a thousand ranges", &blob) },
+        TestRequest { range: Some(format!("bytes={ranges}")), ..of("a thousand ranges", &blob) },
         of("a manifest", "/v2/test/hello/manifests/latest"),
     ];
-    (layout, asked)
+    (layout, requests)
 }
 
 /// Connections without a window, each with the maximum number of streams, all for the same path. The server answers two streams
 /// of each connection, and further ones from a shared pool. The others wait.
-fn stalled(address: SocketAddr, connections: usize, asked: &ReceivedRequest) -> Vec<Peer> {
-    let fields: Vec<(&str, &str)> = asked.range.iter().map(|range| ("range", range.as_str())).collect();
-    let head = block("GET", &asked.path, &fields);
+fn stalled(address: SocketAddr, connections: usize, request: &TestRequest) -> Vec<Peer> {
+    let fields: Vec<(&str, &str)> = request.range.iter().map(|range| ("range", range.as_str())).collect();
+    let head = block("GET", &request.path, &fields);
     assert!(head.len() <= 16_384, "one frame");
     let ask = |at| frame(HEADERS, END_HEADERS | END_STREAM, id(at), &head);
     let mut held = Vec::new();
@@ -157,8 +157,8 @@ fn a_thousand_connections_of_a_hundred_stalled_streams_cost_little_memory() {
         let mut t = target();
         let path = if blob { t.big.clone() } else { "/v2/test/hello/manifests/latest".to_owned() };
         let what = format!("1,000 connections of 100 streams that ask for {path}");
-        let asked = ReceivedRequest { what: "", path, range: None };
-        let held = t.survives(&what, |address| stalled(address, 1000, &asked));
+        let request = TestRequest { what: "", path, range: None };
+        let held = t.survives(&what, |address| stalled(address, 1000, &request));
         // One more connection is served like the others, because its two streams wait for no other connection.
         assert_eq!(Peer::new(t.process.address).served(id(0), &t.small), 100_000);
         t.process.check(&what);
@@ -168,23 +168,23 @@ fn a_thousand_connections_of_a_hundred_stalled_streams_cost_little_memory() {
 
 #[test]
 fn stalled_streams_of_every_endpoint_cost_little_memory() {
-    let (layout, asked) = long_lists();
-    for asked in &asked {
+    let (layout, requests) = long_lists();
+    for request in &requests {
         let mut process = Process::start(layout.path());
-        let held = stalled(process.address, 128, asked);
+        let held = stalled(process.address, 128, request);
         let image = http::get(process.address, "/v2/test/hello/manifests/latest");
-        assert_eq!(image.status, 200, "{}: another client is served", asked.what);
-        process.check(&format!("128 connections of stalled streams that ask for {}", asked.what));
+        assert_eq!(image.status, 200, "{}: another client is served", request.what);
+        process.check(&format!("128 connections of stalled streams that ask for {}", request.what));
         drop(held);
     }
 }
 
 #[test]
 fn unread_lists_delay_only_other_lists() {
-    let (layout, asked) = long_lists();
+    let (layout, requests) = long_lists();
     let process = Process::start(layout.path());
-    let held = stalled(process.address, 64, &asked[0]);
-    let tags = &asked[0].path;
+    let held = stalled(process.address, 64, &requests[0]);
+    let tags = &requests[0].path;
     let list = http::get(process.address, tags);
     assert_eq!((list.status, list.header("retry-after")), (429, Some("1")));
     assert_eq!(list.code(), "TOOMANYREQUESTS");
@@ -193,7 +193,7 @@ fn unread_lists_delay_only_other_lists() {
         "too many list requests are waiting; retry after 1 second",
         "a helpful message"
     );
-    for path in ["/v2/", "/v2/test/hello/manifests/latest", &asked[3].path] {
+    for path in ["/v2/", "/v2/test/hello/manifests/latest", &requests[3].path] {
         assert_eq!(http::get(process.address, path).status, 200, "{path}");
     }
     drop(held);

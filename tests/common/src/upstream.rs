@@ -61,7 +61,7 @@ impl Answer {
 /// A scripted server on a free port.
 pub struct Upstream {
     pub address: SocketAddr,
-    asked: Arc<Mutex<Vec<ReceivedRequest>>>,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl Upstream {
@@ -78,7 +78,7 @@ impl Upstream {
     ) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let requests = Arc::new(Mutex::new(Vec::new()));
         let tls = tls.map(|(certificate, key)| {
             let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
             let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
@@ -86,7 +86,7 @@ impl Upstream {
             let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
             Arc::new(config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap())
         });
-        let (log, answer) = (Arc::clone(&asked), Arc::new(answer));
+        let (log, answer) = (Arc::clone(&requests), Arc::new(answer));
         // The thread ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -94,17 +94,17 @@ impl Upstream {
                 std::thread::spawn(move || serve(stream, tls, &log, answer.as_ref()));
             }
         });
-        Self { address, asked }
+        Self { address, requests }
     }
 
     /// The requests so far.
-    pub fn asked(&self) -> Vec<ReceivedRequest> {
-        self.asked.lock().unwrap().clone()
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
+        self.requests.lock().unwrap().clone()
     }
 
     /// The targets of the requests so far.
     pub fn targets(&self) -> Vec<String> {
-        self.asked().into_iter().map(|asked| asked.target).collect()
+        self.requests().into_iter().map(|request| request.target).collect()
     }
 }
 
@@ -128,9 +128,9 @@ fn serve(
 
 fn talk(stream: impl Read + Write, log: &Mutex<Vec<ReceivedRequest>>, answer: &dyn Fn(&ReceivedRequest) -> Answer) {
     let mut stream = BufReader::new(stream);
-    let Some(asked) = request(&mut stream) else { return };
-    log.lock().unwrap().push(asked.clone());
-    let Answer { status, headers, body, cut } = answer(&asked);
+    let Some(request) = read_request(&mut stream) else { return };
+    log.lock().unwrap().push(request.clone());
+    let Answer { status, headers, body, cut } = answer(&request);
     let mut head = format!("HTTP/1.1 {status} x\r\nConnection: close\r\n");
     headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
     if !headers.iter().any(|(name, _)| *name == "Content-Length") {
@@ -143,7 +143,7 @@ fn talk(stream: impl Read + Write, log: &Mutex<Vec<ReceivedRequest>>, answer: &d
         stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(sent)).and_then(|()| stream.flush());
 }
 
-fn request(stream: &mut impl BufRead) -> Option<ReceivedRequest> {
+fn read_request(stream: &mut impl BufRead) -> Option<ReceivedRequest> {
     let mut line = String::new();
     stream.read_line(&mut line).ok().filter(|count| *count > 0)?;
     let mut words = line.split(' ').map(str::to_owned);
@@ -155,22 +155,22 @@ fn request(stream: &mut impl BufRead) -> Option<ReceivedRequest> {
         let Some((name, value)) = line.trim_end().split_once(": ") else { break };
         headers.push((name.to_owned(), value.to_owned()));
     }
-    let mut asked = ReceivedRequest { method, target, headers, body: String::new() };
-    let mut body = vec![0; asked.header("content-length").map_or(0, |length| length.parse().unwrap())];
+    let mut request = ReceivedRequest { method, target, headers, body: String::new() };
+    let mut body = vec![0; request.header("content-length").map_or(0, |length| length.parse().unwrap())];
     stream.read_exact(&mut body).ok()?;
-    asked.body = String::from_utf8(body).unwrap();
-    Some(asked)
+    request.body = String::from_utf8(body).unwrap();
+    Some(request)
 }
 
 /// A CONNECT proxy (RFC 9110, section 9.3.6), and the methods and targets of its requests.
 pub fn proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-    let log = Arc::clone(&asked);
+    let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = Arc::clone(&requests);
     std::thread::spawn(move || {
         for mut client in listener.incoming().flatten() {
-            let head = request(&mut BufReader::new(client.try_clone().unwrap())).unwrap();
+            let head = read_request(&mut BufReader::new(client.try_clone().unwrap())).unwrap();
             log.lock().unwrap().push(format!("{} {}", head.method, head.target));
             let mut server = TcpStream::connect(&head.target).unwrap();
             client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
@@ -179,7 +179,7 @@ pub fn proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
             std::thread::spawn(move || std::io::copy(&mut client, &mut server));
         }
     });
-    (address, asked)
+    (address, requests)
 }
 
 /// The content of a registry: blobs of a layout, and tags.
@@ -197,8 +197,8 @@ impl Images {
     }
 
     /// The registry's response, for any repository.
-    pub fn answer(&self, asked: &ReceivedRequest) -> Answer {
-        let (_, rest) = asked.target.split_once("/v2/").unwrap();
+    pub fn answer(&self, request: &ReceivedRequest) -> Answer {
+        let (_, rest) = request.target.split_once("/v2/").unwrap();
         if rest.is_empty() {
             return Answer::new(200, &[], b"{}");
         }
@@ -212,7 +212,7 @@ impl Images {
         }
         if let Some((_, digest)) = rest.split_once("/blobs/") {
             let Some(content) = self.blob(digest) else { return Answer::error(404, "BLOB_UNKNOWN", "blob unknown") };
-            let Some(range) = asked.header("range") else { return Answer::new(200, &[], &content) };
+            let Some(range) = request.header("range") else { return Answer::new(200, &[], &content) };
             let from: usize = range.strip_prefix("bytes=").unwrap().strip_suffix('-').unwrap().parse().unwrap();
             let given = format!("bytes {from}-{}/{}", content.len() - 1, content.len());
             return Answer::new(206, &[("Content-Range", &given)], &content[from..]);
@@ -235,7 +235,7 @@ pub fn registry(fault: impl Fn(&ReceivedRequest) -> Option<Answer> + Send + Sync
     let layout = Layout::default();
     let image = layout.manifest(&[&layer()]);
     let images = Images::new(&layout, &[("1", &image.digest.to_string())]);
-    let upstream = Upstream::start(move |asked| fault(asked).unwrap_or_else(|| images.answer(asked)));
+    let upstream = Upstream::start(move |request| fault(request).unwrap_or_else(|| images.answer(request)));
     (layout, image, upstream)
 }
 
@@ -250,7 +250,7 @@ pub const MANIFEST: &str = "/v2/a/b/manifests/1";
 /// Asserts that a pull fails with this message if `fault` answers the request for `target`.
 pub fn refused_with(target: &str, fault: Answer, expected: &str) {
     let target = target.to_owned();
-    let (_layout, _, upstream) = registry(move |asked| (asked.target == target).then(|| fault.clone()));
+    let (_layout, _, upstream) = registry(move |request| (request.target == target).then(|| fault.clone()));
     let (bench, host) = (Bench::default(), upstream.address.to_string());
     bench.refused(
         &["--pull", &format!("{host}/a/b:1")],
