@@ -1,24 +1,24 @@
 /*
- * The test's hand inside of a VM, as a child of PID 1. It is started by the kernel in the place of the init (rdinit=/agent), leaves a
- * child behind and becomes /init, the program under test, as PID 1. The child obeys what comes through the virtio-serial port `agent`, a
- * command a line, and answers each with a line. What is to be so before the init starts comes as arguments.
+ * Runs in the VM as a child of PID 1 and obeys the test. The kernel starts it as the init (rdinit=/agent). It forks a child and executes
+ * /init, the program under test, as PID 1. The child reads commands from the virtio-serial port `agent`, one per line, and answers each
+ * with one line. The arguments say what to set up before the init starts.
  *
  * Arguments:
- *   bind PORT     listens on that TCP port first
- *   tasks N       the init may have N threads and processes at once (cgroup's pids.max), itself among them
- *   hold          the init's main thread is held for good where it calls sync(), as by a disk that hangs
+ *   bind PORT     listens on this TCP port
+ *   tasks N       limits the init to N threads and processes, itself included (pids.max)
+ *   hold          stops the init's main thread at sync() indefinitely, as a hanging disk would
  *
  * Commands:
- *   kill N        sends PID 1 the signal N
- *   orphans N     has N processes end whose parent has ended
- *   zombies       how many processes have ended and not been reaped
- *   descriptors   how many PID 1 has open
- *   files N       lets PID 1 have descriptors below N alone
- *   read PATH     the file's content, its lines parted by '|'
- *   fault         has PID 1's main thread jump to address 0
- *   exhaust       takes all memory there is, and is not to be killed for it
- *   connect ADDRESS PORT   opens a TCP connection, for 10 s at most: `connected`, or why not
- *   send ADDRESS PORT      sends a UDP datagram: `sent`, or why not
+ *   kill N        sends signal N to PID 1
+ *   orphans N     creates N orphaned processes that end
+ *   zombies       number of processes that have ended and are not reaped
+ *   descriptors   number of open file descriptors of PID 1
+ *   files N       limits the descriptors of PID 1 to numbers below N
+ *   read PATH     content of the file, with '|' between lines
+ *   fault         makes the main thread of PID 1 jump to address 0
+ *   exhaust       allocates all memory, protected from the OOM killer
+ *   connect ADDRESS PORT   opens a TCP connection within 10 s: `connected`, or the error
+ *   send ADDRESS PORT      sends a UDP datagram: `sent`, or the error
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -115,7 +115,7 @@ static void orphans(int count)
 				fprintf(stderr, "agent: fork: %s\n", strerror(errno));
 			if (child)
 				continue;
-			/* Its end is that of the last who could write: the parent's. */
+			/* The pipe ends when its last writer, the parent, ends. */
 			close(alive[1]);
 			_exit(read(alive[0], &(char){ 0 }, 1) != 0);
 		}
@@ -126,7 +126,7 @@ static void orphans(int count)
 	waitpid(parent, NULL, 0);
 }
 
-/* Processes, all or those that have ended and not been reaped. */
+/* The number of processes: all, or only zombies. */
 static int processes(int all)
 {
 	struct dirent *entry;
@@ -168,7 +168,7 @@ static void exhaust(void)
 	}
 }
 
-/* What came of a connection, or of a datagram, to an IPv4 or IPv6 address. */
+/* Connects or sends a datagram to an IPv4 or IPv6 address, and returns the result. */
 static const char *reach(int type, const char *host, int port)
 {
 	struct sockaddr_in to4 = { .sin_family = AF_INET, .sin_port = htons(port) };
@@ -230,7 +230,7 @@ static void obey(FILE *port, const char *command)
 	fputs("ok\n", port);
 }
 
-/* The port, once the init has loaded its driver. */
+/* Opens the port as soon as the init has loaded its driver. */
 static int open_port(void)
 {
 	for (;; usleep(20000)) {
@@ -267,7 +267,7 @@ static void serve(void)
 		char byte;
 		ssize_t count = read(file, &byte, 1);
 		if (count != 1) {
-			/* Nobody holds the host's end. */
+			/* The host's end is not open. */
 			usleep(20000);
 		} else if (byte == '\n') {
 			command[length] = 0;
@@ -308,7 +308,7 @@ int main(int count, char **arguments)
 		serve();
 	}
 	close(ready[1]);
-	/* Until everybody has done what comes first: whoever seizes this process interrupts it here. */
+	/* Waits until the children have finished their setup: the one that seizes this process interrupts it here. */
 	while (read(ready[0], &(char){ 0 }, 1) < 0 && errno == EINTR)
 		;
 	close(ready[0]);

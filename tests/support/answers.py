@@ -1,7 +1,7 @@
-"""Checks answers to GET byte by byte against the file that is served, and against the Range header (RFC 9110, section 14).
+"""Compares responses to GET byte by byte with the served file and the Range header (RFC 9110, section 14).
 
-The framing of multipart bodies is parsed by Python's email package. As a program, it checks the answers that curl wrote to
-files: standard input is a JSON list of cases.
+Python's email package parses multipart bodies. As a program, this checks the responses that curl wrote to files: standard
+input is a JSON list of cases.
 """
 
 import email
@@ -10,7 +10,7 @@ import sys
 
 
 def selected(size, asked):
-    """Slices that a Range header selects, in its order. None means that the whole content is the answer."""
+    """Slices that a Range header selects, in its order. None stands for the whole content."""
     if asked is None or size == 0:
         return None
     slices = []
@@ -20,20 +20,20 @@ def selected(size, asked):
         end = min(int(last) + 1, size) if first and last else size
         if start < end:
             slices.append((start, end))
-    # The registry answers overlapping ranges that add up to more than the content with the content.
+    # For overlapping ranges that add up to more than the content, the registry sends the whole content.
     too_much = len(slices) > 1 and sum(end - start for start, end in slices) > size
     return None if too_much else slices
 
 
 def same(what, actual, expected):
-    """Compares bytes, and names the first difference instead of printing them."""
+    """Compares bytes, and reports the first difference."""
     if actual != expected:
         at = next((at for at, (a, b) in enumerate(zip(actual, expected)) if a != b), min(len(actual), len(expected)))
         raise AssertionError(f"{what}: {len(actual)} bytes instead of {len(expected)}, different from byte {at}")
 
 
 def check(content, asked, status, headers, body):
-    """Checks one answer. Header names are in lower case."""
+    """Checks one response. Header names are in lower case."""
     size, what = len(content), f"{asked} of {len(content)} bytes"
     slices = selected(size, asked)
     assert headers["content-length"] == str(len(body)), f"{what}: {headers} with {len(body)} bytes"
@@ -60,7 +60,7 @@ def main():
     cases = json.load(sys.stdin)
     for case in cases:
         with open(case["head"], encoding="ascii") as head, open(case["body"], "rb") as body, open(case["file"], "rb") as file:
-            # The last head counts: an interim response has one, too.
+            # The last head counts, because interim responses have heads too.
             status_line, *fields = head.read().strip().split("\n\n")[-1].split("\n")
             body, content = body.read(), file.read()
         status, headers = int(status_line.split()[1]), {}
@@ -70,7 +70,7 @@ def main():
             expected = (200, str(len(content)), b"")
             assert (status, headers["content-length"], body) == expected, f"HEAD of {len(content)} bytes: {status} {headers}"
             continue
-        # A resumed transfer has put its bytes behind those that were there.
+        # A resumed transfer has appended its bytes.
         resumed = case.get("resumed", 0)
         same("what was there before", body[:resumed], content[:resumed])
         check(content, case.get("range"), status, headers, body[resumed:])

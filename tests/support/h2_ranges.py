@@ -1,4 +1,4 @@
-"""Random lists of ranges, many at once over one HTTP/2 connection of the h2 package, with small and large windows.
+"""Requests random lists of ranges, many at once over one HTTP/2 connection of the h2 package, with small and large windows.
 
 Arguments: the registry's base URL, its CA, a JSON list of what it serves, the seed, and how many connections to make.
 """
@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from answers import check, selected
 
 BASE = urlsplit(sys.argv[1])
-# Requests that a client may send before it has the server's settings (RFC 9113, section 6.5.2).
+# Number of requests that a client may send before it has the server's settings (RFC 9113, section 6.5.2).
 AT_ONCE = 100
-# Limits that end an example soon: bytes of all answers on a connection up to which requests are repeated, and windows that an
-# answer may take.
+# Limits that keep an example short: total bytes of responses per connection, and windows per response.
 BYTES = 2 << 20
 WINDOWS = 64
 
@@ -47,7 +46,7 @@ def connect():
 
 
 def fetch(window, requests):
-    """Sends all requests before anything is read, and gives each answer as status, headers and body."""
+    """Sends all requests before it reads, and returns status, headers and body of each response."""
     connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="ascii"))
     initial = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window, h2.settings.SettingCodes.ENABLE_PUSH: 0}
     connection.local_settings = h2.settings.Settings(client=True, initial_values=initial)
@@ -83,16 +82,16 @@ def near(edge, off):
     return max(edge + off, 0)
 
 
-# Numbers near the sizes of pages, frames and buffers, and others.
+# Numbers, some of them near the sizes of pages, frames and buffers.
 NUMBER = st.one_of(st.builds(near, st.sampled_from([0, 4096, 16384, 65536]), st.integers(-2, 2)), st.integers(0, 70000))
 FORM = st.sampled_from(["from the start", "from the end", "anywhere", "anywhere", "open end", "suffix"])
 ITEM = st.tuples(FORM, NUMBER, NUMBER, st.integers(0, 1 << 22))
-# Contents by their index: hypothesis formats everything that it draws.
+# Contents by index, because hypothesis formats every drawn value.
 REQUEST = st.tuples(st.integers(0, len(CONTENTS) - 1), st.lists(ITEM, max_size=8))
 
 
 def item(size, form, number, more, anywhere):
-    """One item of a Range header for content of this size. It may lie behind the end."""
+    """One item of a Range header for content of this size. It may be beyond the end."""
     if form == "suffix":
         return f"-{number}"
     first = {"from the start": number, "anywhere": anywhere % (size + 2)}.get(form, max(size - number, 0))

@@ -1,6 +1,6 @@
-// Random ranges of what a registry serves, many at once over net/http. Multipart bodies are parsed by mime/multipart, and every byte is
-// compared with the file.
-// Arguments: the registry's base URL, its CA, a JSON list of what it serves, the version of HTTP (1 or 2), the seed, and the number of
+// Requests random ranges from a registry, many at once over net/http. mime/multipart parses multipart bodies, and every byte is compared
+// with the file.
+// Arguments: the registry's base URL, its CA, a JSON list of its content, the version of HTTP (1 or 2), the seed, and the number of
 // requests.
 package main
 
@@ -32,7 +32,7 @@ var (
 	client        = &http.Client{}
 )
 
-// get sends a GET with a Range header, unless that is empty, and checks the status.
+// get sends a GET request, with a Range header unless that is empty, and checks the status.
 func get(of *content, asked string, status int) (*http.Response, error) {
 	request, err := http.NewRequest("GET", base+of.Target, nil)
 	if err != nil {
@@ -63,7 +63,7 @@ func same(got io.Reader, want []byte) error {
 	return nil
 }
 
-// whole gets all of the content.
+// whole requests the whole content.
 func whole(of *content, asked string) error {
 	response, err := get(of, asked, 200)
 	if err != nil {
@@ -73,7 +73,7 @@ func whole(of *content, asked string) error {
 	return same(response.Body, of.bytes)
 }
 
-// early asks for all bytes from one on, reads some of them and closes the body, as a parallel fetch does for its share.
+// early requests an open-ended range, reads a part of it and closes the body, as a parallel fetch does.
 func early(of *content, start, length int) error {
 	response, err := get(of, fmt.Sprintf("%d-", start), 206)
 	if err != nil {
@@ -83,7 +83,7 @@ func early(of *content, start, length int) error {
 	return same(io.LimitReader(response.Body, int64(length)), of.bytes[start:start+length])
 }
 
-// ranges gets some slices, which may touch, overlap, and come in any order.
+// ranges requests several slices, which may touch, overlap, and come in any order.
 func ranges(of *content, random *rand.Rand) error {
 	size, sum := len(of.bytes), 0
 	var slices [][2]int
@@ -179,7 +179,7 @@ func main() {
 	client.Transport = &http.Transport{
 		TLSClientConfig:   &tls.Config{RootCAs: trusted},
 		ForceAttemptHTTP2: version == "2",
-		// Few connections of HTTP/1.1, so that each has many requests; those of HTTP/2 share one.
+		// With HTTP/1.1 a few connections carry many requests each. With HTTP/2 all requests share one.
 		MaxConnsPerHost: 8,
 	}
 	listed, err := os.ReadFile(os.Args[3])

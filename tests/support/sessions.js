@@ -1,6 +1,6 @@
-// Ranges of what a registry serves, many at once over HTTP/2 sessions of node's own client: 100 requests on one session, and then the
-// same with 40 other sessions of 30 requests each. Every answer is compared with the file.
-// Arguments: the registry's base URL, its CA, and a JSON list of what it serves.
+// Requests ranges from a registry, many at once over HTTP/2 sessions of node's client: 100 requests on one session, and then the same
+// with 40 further sessions of 30 requests each. Every response is compared with the file.
+// Arguments: the registry's base URL, its CA, and a JSON list of its content.
 'use strict';
 const fs = require('fs');
 const http2 = require('http2');
@@ -8,7 +8,7 @@ const http2 = require('http2');
 const [base, ca, listed] = process.argv.slice(2);
 const contents = JSON.parse(fs.readFileSync(listed)).map(({ target, file }) => ({ target, content: fs.readFileSync(file) }));
 
-// What became of the requests: how many of each outcome.
+// The number of requests with each outcome.
 const outcomes = {};
 let count = 0;
 
