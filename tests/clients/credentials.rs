@@ -1,7 +1,7 @@
 //! skopeo against `localregistry serve` with access control, and conflicting flags of `serve` and `run`.
 
 use std::fs;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use localregistry::oci::Digest;
 use tempfile::TempDir;
@@ -91,7 +91,7 @@ fn conflicting_flags_exit_2() {
                 "the argument '--client-ca <FILE>' cannot be used with '--tls off': client certificates need TLS",
             ),
         ] {
-            let mut process = testing::program(testing::pack::PROGRAM);
+            let mut process = testing::program(PROGRAM);
             let output = process.current_dir(folder.path()).args([command, "x"]).args(arguments).output().unwrap();
             let stderr = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(2), "{command} {arguments:?}: {stderr}");
@@ -118,7 +118,7 @@ fn unusable_files_exit_1() {
             "cannot set up access control: ca cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
         ),
     ] {
-        let mut process = testing::program(testing::pack::PROGRAM);
+        let mut process = testing::program(PROGRAM);
         let output = process.current_dir(folder.path()).arg("serve").arg(layout.path()).args(arguments).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), stderr.as_str()), (Some(1), format!("localregistry: {message}\n").as_str()));

@@ -104,8 +104,7 @@ fn archives_of_skopeo_are_packed() {
     let oci = listed(&bench.path("oci.tar"));
     for (archive, compressed) in [("docker.tar", "docker.tar.gz"), ("oci.tar", "oci.tar.zst")] {
         let content = fs::read(bench.path(archive)).unwrap();
-        let packed =
-            if compressed.ends_with("gz") { testing::pack::gzip(&content) } else { zstd::encode_all(&*content, 1).unwrap() };
+        let packed = if compressed.ends_with("gz") { gzip(&content) } else { zstd::encode_all(&*content, 1).unwrap() };
         bench.file(compressed, &packed);
     }
     let (images, disk) = packed_and_pulled(

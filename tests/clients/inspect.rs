@@ -4,7 +4,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 
 use localregistry::oci::{Algorithm, media_type};
 use serde_json::{Value, json};

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::process::Command;
 
 use localregistry::proto::event::Event;
 use nix::sys::signal::Signal;

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use localregistry::proto::event;
 use nix::sys::signal::Signal;

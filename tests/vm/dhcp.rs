@@ -2,7 +2,7 @@
 //! client without a VM.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 use testing::child::KilledOnDrop;

@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 
 use localregistry::oci::Digest;
 use localregistry::proto::event::Event;

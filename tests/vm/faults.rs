@@ -2,7 +2,6 @@
 //! the appliance keeps serving.
 
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use localregistry::proto::event::Event;

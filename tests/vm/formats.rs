@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 
 use localregistry::oci::{Algorithm, Hasher, media_type};
 use localregistry::proto::event::Event;

@@ -4,7 +4,6 @@
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
 
 use localregistry::proto::event::Event;
 use nix::sys::resource::{Resource, setrlimit};

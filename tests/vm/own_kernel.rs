@@ -2,7 +2,6 @@
 //! these tests; `tests/run` skips them.
 
 use std::fs;
-use std::process::Command;
 
 use localregistry::host::boot::kernel::{self, Flavor, Kernel};
 use testing::boards::{release, serves};

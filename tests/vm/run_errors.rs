@@ -5,7 +5,6 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 
 use testing::layout::Layout;
 use testing::pack::superblock;
