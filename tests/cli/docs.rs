@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use localregistry::host::exit;
 use testing::pack::PROGRAM;
@@ -18,7 +17,7 @@ fn the_page_and_the_help_of_run_have_every_exit_status() {
     let table = exit::table();
     assert!(source("docs/running.md").contains(&table), "docs/running.md needs this table:\n{table}");
     let spaces = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let help = succeed(Command::new(PROGRAM).args(["run", "--help"]));
+    let help = succeed(testing::program(PROGRAM).args(["run", "--help"]));
     assert!(spaces(&help).contains(&spaces(&exit::help())), "{help}");
     for (number, status) in (0..).zip(exit::Status::ALL) {
         assert_eq!(status.code(), number);

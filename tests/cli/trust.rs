@@ -313,7 +313,7 @@ fn files_are_written_from_a_disk_a_layout_or_a_ready_line() {
 }
 
 /// The host folders in one format of a bundle, without containerd's alternative spelling.
-fn hosts(trust: &Tree, folder: &str) -> Vec<String> {
+fn hosts(trust: &FileTree, folder: &str) -> Vec<String> {
     let paths = trust.keys().filter_map(|path| path.strip_prefix(folder)?.strip_suffix("/ca.crt"));
     paths.filter(|host| !host.ends_with('_')).map(str::to_owned).collect()
 }
