@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 use testing::deployed::static_server;
 use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM, archive_of, gzip, text};
@@ -74,7 +75,7 @@ fn succeed_output(command: &mut Command) -> Vec<u8> {
 fn folder() -> Bench {
     let bench = Bench::default();
     fs::create_dir(bench.path("bin")).unwrap();
-    std::os::unix::fs::symlink(PROGRAM, bench.path("bin/localregistry")).unwrap();
+    symlink(PROGRAM, bench.path("bin/localregistry")).unwrap();
     succeed(&mut bench.command(&["--quiet", "sample", "-o", "images"]));
     let images = |names: &[&str]| {
         let mut layout = Layout::default();
@@ -176,26 +177,48 @@ fn network(addresses: &[&str]) {
     }
 }
 
-/// The kernel and modules of Debian's full kernel, at the paths of a machine that runs it.
-fn with_kernel_files() {
-    let folder = succeed_output(testing::program(PROGRAM).args(["kernel", "--flavor", "full", "--json", "-o", "/run/vmlinux"]));
-    let kernel: serde_json::Value = serde_json::from_slice(&folder).unwrap();
-    let release = kernel["release"].as_str().unwrap();
-    let modules = PathBuf::from(kernel["modules"].as_str().unwrap());
-    for at in ["/boot", "/usr/lib/modules"] {
-        succeed(testing::program("mount").args(["-t", "tmpfs", "tmpfs", at]));
+/// Debian's full kernel and its modules.
+struct Kernel {
+    image: PathBuf,
+    modules: PathBuf,
+}
+
+impl Kernel {
+    /// Downloads this kernel and the default one, unless the cache has them. Later there is no network.
+    fn download() -> Self {
+        let json = |arguments: &[&str]| {
+            let output = succeed_output(testing::program(PROGRAM).args(["kernel", "--json"]).args(arguments));
+            serde_json::from_slice::<Value>(&output).unwrap()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let vmlinux = folder.path().join("vmlinux").display().to_string();
+        json(&["-o", &vmlinux]);
+        let full = json(&["--flavor", "full", "-o", &vmlinux]);
+        let modules = PathBuf::from(full["modules"].as_str().unwrap());
+        let release = full["release"].as_str().unwrap();
+        Self { image: modules.ancestors().nth(3).unwrap().join(format!("boot/vmlinuz-{release}")), modules }
     }
-    let root = modules.ancestors().nth(3).unwrap();
-    std::os::unix::fs::symlink(root.join(format!("boot/vmlinuz-{release}")), "/boot/vmlinuz-6.1.0-30-amd64").unwrap();
-    std::os::unix::fs::symlink(&modules, "/usr/lib/modules/6.1.0-30-amd64").unwrap();
+
+    /// Puts both where a machine that runs this kernel has them, and into the folder.
+    fn place(&self, bench: &Bench) {
+        for at in ["/boot", "/usr/lib/modules"] {
+            succeed(testing::program("mount").args(["-t", "tmpfs", "tmpfs", at]));
+        }
+        fs::create_dir_all(bench.path("lib/modules")).unwrap();
+        symlink(&self.image, "/boot/vmlinuz-6.1.0-30-amd64").unwrap();
+        symlink(&self.modules, "/usr/lib/modules/6.1.0-30-amd64").unwrap();
+        symlink(&self.image, bench.path("vmlinuz")).unwrap();
+        symlink(&self.modules, bench.path("lib/modules/6.1.0-30-amd64")).unwrap();
+    }
 }
 
 #[test]
 fn examples_of_commands_that_end_succeed() {
-    privately(|| {
+    let kernel = Kernel::download();
+    privately(move || {
         network(&["10.1.0.7/32", "10.1.0.82/32", "fd00::82/128"]);
         let bench = folder();
-        with_kernel_files();
+        kernel.place(&bench);
         let mut commands = BTreeSet::new();
         let examples = Examples::of_help();
         for (place, line) in examples.select(|line| !line.starts_with("localregistry run ")) {
@@ -219,9 +242,11 @@ fn examples_of_commands_that_end_succeed() {
 
 #[test]
 fn examples_of_run_boot() {
-    privately(|| {
+    let kernel = Kernel::download();
+    privately(move || {
         network(&["10.1.0.7/32", "10.1.0.82/32"]);
         let bench = folder();
+        kernel.place(&bench);
         succeed(testing::program("ip").args(["address", "del", "10.1.0.82/32", "dev", "lo"]));
         for bridge in ["br0", "br-test"] {
             succeed(testing::program("ip").args(["link", "add", bridge, "type", "bridge"]));
@@ -230,7 +255,11 @@ fn examples_of_run_boot() {
         let examples = Examples::of_help();
         let mut count = 0;
         for (_, line) in examples.select(|line| line.starts_with("localregistry run ")) {
-            end(line, start(&bench, line));
+            if line.contains("--detach") {
+                succeed(&mut shell(&bench, line));
+            } else {
+                end(line, start(&bench, line));
+            }
             count += 1;
         }
         assert!(count >= 5, "{count} examples");
@@ -239,9 +268,11 @@ fn examples_of_run_boot() {
 
 #[test]
 fn examples_of_the_pages_run() {
-    privately(|| {
+    let kernel = Kernel::download();
+    privately(move || {
         network(&["10.1.0.7/32", "10.1.0.82/32"]);
         let bench = folder();
+        kernel.place(&bench);
         succeed(testing::program("ip").args(["address", "del", "10.1.0.82/32", "dev", "lo"]));
         succeed(testing::program("ip").args(["link", "add", "br-test", "type", "bridge"]));
         succeed(testing::program("ip").args(["link", "set", "br-test", "up"]));

@@ -27,7 +27,8 @@ const SHELLS: [(Shell, &str); 3] = [
 them from /usr/share/bash-completion/completions (bash), a folder of fpath (zsh) and ~/.config/fish/completions (fish).
 
 Example:
-  localregistry manual -o share && man -l share/man/man1/localregistry-run.1"
+  localregistry manual -o share
+      Then for example: man -l share/man/man1/localregistry-run.1"
 )]
 pub struct ManualArgs {
     /// The folder to write to; existing files are replaced

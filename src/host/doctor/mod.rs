@@ -24,7 +24,7 @@ use crate::text::chain;
 Examples:
   localregistry doctor
       Check for everything that `localregistry run` needs without flags
-  localregistry doctor --machine microvm --flavor own
+  localregistry doctor --machine microvm
       Check for another machine type and kernel
   localregistry doctor --kernel /boot/vmlinuz-6.1.0-30-amd64 --modules /lib/modules/6.1.0-30-amd64
       Check that the guest can run on a kernel of your own

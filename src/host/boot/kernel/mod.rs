@@ -28,7 +28,7 @@ use crate::oci::Digest;
 #[command(after_help = "Examples:
   localregistry kernel -o vmlinux
       Debian's cloud kernel, downloaded into the cache on first use
-  localregistry kernel --flavor own -o vmlinux
+  localregistry kernel --flavor full -o vmlinux
       Our own kernel, built by image/kernel: small, with all drivers built in
   localregistry kernel --kernel /boot/vmlinuz-6.1.0-30-amd64 -o vmlinux
       Any other kernel, from its bzImage

@@ -42,15 +42,15 @@ Examples:
       On a fixed port of all addresses, for other hosts, too, with further names
   localregistry run images.erofs --net bridge=br0,ip=10.1.0.82/16 --san registry.test
       As one more machine on a bridge
-  localregistry run images.erofs --json --quiet --follow --trust /tmp/t1/trust
+  localregistry run images.erofs --json --quiet --follow --trust trust/
       For programs: the trust files in a folder, one JSON line when it is ready, then one for each event
   localregistry run images.erofs --ca-dir ~/.local/share/localregistry-ca
       With a CA that later runs share, so that node images can be built with it
   localregistry run images.erofs --detach --name one; localregistry stop one
       In the background
-  localregistry run images.erofs --flavor own --machine microvm
+  localregistry run images.erofs --machine microvm
       With our own kernel, built by image/kernel, and the smallest machine: the fastest boot
-  localregistry run images.erofs --kernel /boot/vmlinuz-6.1.0-30-amd64 --modules /lib/modules/6.1.0-30-amd64
+  localregistry run images.erofs --kernel vmlinuz --modules lib/modules/6.1.0-30-amd64
       With any other kernel
   localregistry run images.erofs --tls off --set trace=true --console console.txt
       Plain HTTP, each boot step with its time on the console, the console in a file
