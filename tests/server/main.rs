@@ -15,5 +15,6 @@ mod manifest_cache;
 mod observability;
 mod ranges_property;
 mod several_disks;
+mod slow_clients;
 mod transport;
 mod verify;

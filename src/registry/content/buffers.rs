@@ -5,11 +5,8 @@
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
-
-use bytes::Bytes;
 
 use crate::registry::limits::{CHUNK, IN_FLIGHT, SHARE, SMALL_CHUNK};
 
@@ -69,13 +66,6 @@ impl InFlight {
         Poll::Ready(Chunk { buffer, limit: size, filled: 0, in_flight: Arc::clone(self) })
     }
 
-    /// Counts `bytes` as a chunk in flight until the last reference to them is dropped. They do not count against the budget: they were in
-    /// memory before.
-    pub fn track(self: &Arc<Self>, bytes: Bytes) -> Bytes {
-        self.state().chunks += 1;
-        Bytes::from_owner(TrackedBytes { bytes, in_flight: Arc::clone(self) })
-    }
-
     /// Removes a chunk, keeps its buffer for the next one, and wakes the body if it waits.
     fn release(&self, spare: Option<Vec<u8>>) {
         let mut state = self.state();
@@ -92,24 +82,6 @@ impl InFlight {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[derive(Debug)]
-struct TrackedBytes {
-    bytes: Bytes,
-    in_flight: Arc<InFlight>,
-}
-
-impl AsRef<[u8]> for TrackedBytes {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for TrackedBytes {
-    fn drop(&mut self) {
-        self.in_flight.release(None);
     }
 }
 
@@ -174,36 +146,6 @@ impl Drop for Chunk {
         budget.0.fetch_sub(buffer.len(), Ordering::Relaxed);
         let spare = (!budget.is_used_up()).then_some(buffer);
         self.in_flight.release(spare);
-    }
-}
-
-/// The bodies of one HTTP/2 connection that have ended while chunks of theirs are in flight. hyper keeps these chunks until the peer opens
-/// the stream's flow-control window, and has no timeout for them.
-#[derive(Debug, Default)]
-pub(crate) struct Draining(Mutex<Vec<(Instant, Weak<InFlight>)>>);
-
-impl Draining {
-    /// Adds a body that has ended, if it has chunks in flight.
-    pub fn add(&self, body: &Arc<InFlight>) {
-        if body.state().chunks > 0 {
-            self.bodies().push((Instant::now(), Arc::downgrade(body)));
-        }
-    }
-
-    /// Completes when a body has been draining for `limit` or longer.
-    pub async fn overdue(&self, limit: Duration) {
-        loop {
-            tokio::time::sleep(limit).await;
-            let mut bodies = self.bodies();
-            bodies.retain(|(_, body)| body.strong_count() > 0);
-            if bodies.iter().any(|(since, _)| since.elapsed() >= limit) {
-                return;
-            }
-        }
-    }
-
-    fn bodies(&self) -> MutexGuard<'_, Vec<(Instant, Weak<InFlight>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -281,29 +223,5 @@ mod tests {
         let mut chunk = request(10);
         assert!(chunk.fill(5, |space| Ok(space.len() + 1)).is_err(), "more than the free space");
         assert_eq!(chunk.len(), 0);
-    }
-
-    #[test]
-    fn body_waiting_for_tracked_bytes_is_woken_when_they_are_dropped() {
-        let (bodies, chunks) = greedy(100);
-        let body = Arc::new(InFlight::new(Arc::clone(&bodies[0].budget)));
-        let tracked = body.track(Bytes::from_static(b"list"));
-        assert!(chunk(&body).is_none() && body.state().waiting.is_some());
-        drop(tracked);
-        assert!(body.state().waiting.is_none() && chunk(&body).is_some());
-        drop(chunks);
-    }
-
-    #[test]
-    fn draining_holds_a_body_until_its_bytes_are_dropped() {
-        let body = Arc::new(InFlight::new(Arc::default()));
-        let tracked = body.track(Bytes::from_static(b"list"));
-        assert_eq!((&tracked[..], body.state().chunks), (&b"list"[..], 1));
-        let draining = Draining::default();
-        draining.add(&body);
-        drop(body);
-        assert_eq!(draining.bodies()[0].1.strong_count(), 1);
-        drop(tracked);
-        assert_eq!(draining.bodies()[0].1.strong_count(), 0);
     }
 }

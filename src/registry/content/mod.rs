@@ -3,6 +3,7 @@
 pub(crate) mod blob_reader;
 pub mod body;
 pub mod buffers;
+pub(crate) mod delivery;
 pub mod disk_errors;
 pub(crate) mod manifest_cache;
 pub mod snapshot;

@@ -6,13 +6,17 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use hyper::rt::Executor;
+use tokio::task::futures::TaskLocalFuture;
 use tokio::time::{Sleep, sleep};
 
-/// Runs the streams of an HTTP/2 connection. A stream that makes no progress for `stall` (its peer opens no window) is dropped, which
-/// resets it. The other streams go on.
+use crate::registry::content::delivery::{Progress, STREAM, least};
+use crate::registry::limits::Limits;
+
+/// Runs the streams of an HTTP/2 connection. A stream whose client reads less than the minimum rate over the time of a stall is
+/// dropped, which resets it. The other streams go on. The bytes that were written to the socket count.
 #[derive(Debug, Clone)]
 pub(crate) struct StreamExecutor {
-    pub stall: Duration,
+    pub limits: Limits,
     pub activity: Arc<Activity>,
 }
 
@@ -24,32 +28,58 @@ where
     // Most responses are ready at the first poll. They need no task and no timer, and the connection writes the responses of all
     // streams that arrived together in one go.
     fn execute(&self, stream: F) {
-        let (mut stream, open) = (Box::pin(stream), Activity::begin_request(&self.activity));
+        let progress = Arc::<Progress>::default();
+        let mut stream = Box::pin(STREAM.scope(Arc::clone(&progress), stream));
+        let open = Activity::begin_request(&self.activity);
         if stream.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            let stalled = Box::pin(sleep(self.stall));
-            tokio::spawn(StreamTask { stream, stall: self.stall, stalled, _open: open });
+            let (limits, window) = (self.limits, Box::pin(sleep(self.limits.stall)));
+            tokio::spawn(StreamTask { stream, limits, progress, window, written_before: 0, _open: open });
         }
     }
 }
 
 struct StreamTask<F> {
-    stream: Pin<Box<F>>,
-    stall: Duration,
-    stalled: Pin<Box<Sleep>>,
+    stream: Pin<Box<TaskLocalFuture<Arc<Progress>, F>>>,
+    limits: Limits,
+    progress: Arc<Progress>,
+    /// The end of the period in which the client's rate is measured, and the bytes written before its start.
+    window: Pin<Box<Sleep>>,
+    written_before: u64,
     _open: OpenRequest,
+}
+
+impl<F> StreamTask<F> {
+    /// Whether the client read too little in the window that has just ended. While the response waits for the disk and has nothing to send,
+    /// the client is not to blame; but a response that sends nothing in a whole window ends as well.
+    fn is_stalled(&self) -> bool {
+        let written = self.progress.written().saturating_sub(self.written_before);
+        if self.progress.is_settled() {
+            written == 0
+        } else {
+            (written as f64) < least(self.limits.minimum_rate, self.limits.stall)
+        }
+    }
+
+    fn start_window(&mut self, context: &mut Context<'_>) {
+        self.written_before = self.progress.written();
+        self.window.as_mut().reset(tokio::time::Instant::now() + self.limits.stall);
+        // A timer is armed only once it is polled after the reset.
+        let _ = self.window.as_mut().poll(context);
+    }
 }
 
 impl<F: Future> Future for StreamTask<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.stalled.as_mut().poll(context).is_ready() || self.stream.as_mut().poll(context).is_ready() {
+        let had_nothing_to_send = self.progress.is_settled();
+        let window_ended = self.window.as_mut().poll(context).is_ready();
+        if window_ended && self.is_stalled() || self.stream.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
-        let deadline = tokio::time::Instant::now() + self.stall;
-        self.stalled.as_mut().reset(deadline);
-        // A timer is armed only once it is polled after the reset.
-        let _ = self.stalled.as_mut().poll(context);
+        if window_ended || had_nothing_to_send {
+            self.start_window(context);
+        }
         Poll::Pending
     }
 }
@@ -74,6 +104,11 @@ impl Activity {
     /// Restarts the idle time: the time that the TLS handshake took does not count.
     pub fn restart(&self) {
         self.state().1 = Instant::now();
+    }
+
+    /// Whether no request is open.
+    pub fn is_idle(&self) -> bool {
+        self.state().0 == 0
     }
 
     /// Completes once no request has been open for `limit`.
@@ -112,9 +147,13 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(600);
 
+    fn executor(stall: Duration) -> StreamExecutor {
+        StreamExecutor { limits: Limits { stall, ..Limits::default() }, activity: Arc::default() }
+    }
+
     #[tokio::test]
     async fn streams_run_to_completion_whether_or_not_they_wait() {
-        let streams = StreamExecutor { stall: LONG, activity: Arc::default() };
+        let streams = executor(LONG);
         streams.execute(ready(()));
         assert_eq!(streams.activity.state().0, 0, "completed at the first poll");
         let (go, start) = oneshot::channel();
@@ -133,7 +172,7 @@ mod tests {
 
     #[tokio::test]
     async fn stalled_stream_is_dropped_and_leaves_the_connection_idle() {
-        let streams = StreamExecutor { stall: Duration::from_millis(5), activity: Arc::default() };
+        let streams = executor(Duration::from_millis(5));
         streams.execute(pending::<()>());
         streams.activity.idle(Duration::from_millis(1)).await;
         assert_eq!(streams.activity.state().0, 0);
@@ -141,7 +180,7 @@ mod tests {
 
     #[tokio::test]
     async fn panicking_stream_is_no_longer_counted() {
-        let streams = StreamExecutor { stall: LONG, activity: Arc::default() };
+        let streams = executor(LONG);
         let panicking = std::panic::AssertUnwindSafe(|| streams.execute(async { panic!("on purpose") }));
         assert!(std::panic::catch_unwind(panicking).is_err());
         assert_eq!(streams.activity.state().0, 0);

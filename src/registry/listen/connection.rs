@@ -33,7 +33,7 @@ use super::tls_refusals::{self, SniRecorder};
 use super::write_timeout::WriteTimeout;
 use crate::registry::api::handler::Registry;
 use crate::registry::content::body::{Body, ConnectionGuard};
-use crate::registry::content::buffers::Draining;
+use crate::registry::content::delivery::Draining;
 use crate::registry::limits::{
     ANNOUNCED_STREAMS, DISCARDED_CONTENT, ERRORS, FEW_HTTP2_CONNECTIONS, HEAD, Limits, REQUEST_REST, RESETS, STREAM_BUFFER,
     TLS_BUFFER,
@@ -229,27 +229,34 @@ where
             _ = phase.wait_for(|phase| *phase == Phase::Closing) => Ok(()),
         };
     }
-    let streams = StreamExecutor { stall: limits.stall, activity: Arc::clone(&activity) };
+    let streams = StreamExecutor { limits, activity: Arc::clone(&activity) };
     let (_counted, idle_limit) = state.count_http2();
     let io = TokioIo::new(Admission::new(stream, limits.streams, &state.streams));
     let mut connection = pin!(http2_builder(&limits, streams).serve_connection(io, service));
-    let mut overdue = pin!(draining.overdue(limits.stall));
-    let idle = tokio::select! {
+    let is_spent = tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = overdue.as_mut() => return Ok(()),
+        () = draining.overdue(&limits) => true,
         () = activity.idle(idle_limit) => true,
         _ = phase.wait_for(|phase| *phase >= Phase::Draining) => false,
     };
     // Sends GOAWAY. A stream that the client opened before it received that is still served.
     connection.as_mut().graceful_shutdown();
+    // hyper cannot reset a stream whose body has ended. If one is overdue, the other streams are still served to their end.
     let no_reaction = async {
-        sleep(limits.stall).await;
-        activity.idle(limits.stall).await;
+        if !is_spent {
+            draining.overdue(&limits).await;
+        }
+        loop {
+            activity.idle(limits.stall).await;
+            draining.all_overdue(&limits).await;
+            if activity.is_idle() {
+                break;
+            }
+        }
     };
     tokio::select! {
         ended = connection => ended,
-        () = overdue => Ok(()),
-        () = no_reaction, if idle => Ok(()),
+        () = no_reaction => Ok(()),
         _ = phase.wait_for(|phase| *phase == Phase::Closing) => Ok(()),
     }
 }

@@ -86,7 +86,7 @@ impl LogEntry {
         self.telemetry.disk_failed(snapshot, digest, error);
     }
 
-    /// Records how many bytes of the body were handed to the connection, and whether that is all of them.
+    /// Records how many bytes of the body were written to the connection, and whether that is all of them.
     pub fn set_sent(&mut self, bytes: u64, is_complete: bool) {
         (self.sent, self.is_complete) = (bytes, is_complete);
     }

@@ -18,6 +18,7 @@ use crate::registry::auth::scope::Scope;
 use crate::registry::content::blob_reader::BlobReader;
 use crate::registry::content::body::{Body, BodyParts, ByteSource, ConnectionGuard, Payload};
 use crate::registry::content::buffers::{ByteBudget, InFlight};
+use crate::registry::content::delivery::Delivery;
 use crate::registry::content::manifest_cache::CachedManifest;
 use crate::registry::content::snapshot::Snapshot;
 use crate::registry::content::store::Store;
@@ -185,7 +186,8 @@ impl Registry {
         entry.snapshot = Some(snapshot);
         let payload = if method == Method::HEAD { Payload::empty() } else { payload };
         let Limits { stall, minimum_rate, .. } = self.limits;
-        let parts = BodyParts { payload, in_flight, stall, minimum_rate, guard, entry: Box::new(entry) };
+        let delivery = Delivery::new(entry, payload.len());
+        let parts = BodyParts { payload, in_flight, stall, minimum_rate, guard, delivery };
         Response::from_parts(head, Body::new(parts))
     }
 

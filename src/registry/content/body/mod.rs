@@ -19,10 +19,10 @@ pub use payload::Payload;
 use pieces::BodyError;
 pub(crate) use pieces::{ByteSource, OpenBlob};
 
-use super::buffers::{Draining, InFlight};
-use crate::registry::limits::TURN;
+use super::buffers::InFlight;
+use super::delivery::{BodyBytes, Delivery, Draining, least};
+use crate::registry::limits::{FRAME, TURN};
 use crate::registry::listen::activity::OpenRequest;
-use crate::registry::telemetry::log::LogEntry;
 
 /// What keeps a connection open for a response.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(crate) enum ConnectionGuard {
         /// Only dropped.
         _open: OpenRequest,
     },
-    /// Takes over the chunks that are in flight when the body is dropped.
+    /// Takes over what is not written yet when the body is dropped.
     Http2(Arc<Draining>),
 }
 
@@ -46,14 +46,16 @@ pub(crate) struct BodyParts {
     /// The slowest client that is served, in bytes a second.
     pub minimum_rate: u64,
     pub guard: ConnectionGuard,
-    pub entry: Box<LogEntry>,
+    pub delivery: Arc<Delivery>,
 }
 
-/// The body of a response. Dropping it ends the request and writes its log entry.
+/// The body of a response.
 #[derive(Debug)]
 pub struct Body {
     parts: BodyParts,
-    /// Bytes that the head announces and that are not sent yet.
+    /// Bytes that were read and that the connection has not asked for yet.
+    pending: Bytes,
+    /// Bytes that the head announces and that are not read yet.
     left: u64,
     sent: u64,
     /// Bytes sent in this turn. See [`TURN`].
@@ -72,7 +74,7 @@ struct RateWindow {
 impl Body {
     pub(crate) fn new(parts: BodyParts) -> Self {
         let left = parts.payload.len();
-        Self { parts, left, sent: 0, turn: 0, rate_window: None }
+        Self { parts, pending: Bytes::new(), left, sent: 0, turn: 0, rate_window: None }
     }
 
     /// Checks the bytes against the announced length. All bytes of a body pass here. If there are more than announced, the last ones are
@@ -92,7 +94,7 @@ impl Body {
         };
         Some(accounted.map_err(|error| {
             match &error {
-                BodyError::Disk(error) => self.parts.entry.disk_failed(error),
+                BodyError::Disk(error) => self.parts.delivery.entry().disk_failed(error),
                 BodyError::Length => {
                     tracing::error!(sent = self.sent, left = self.left, "a response is cut: its length is wrong")
                 }
@@ -101,7 +103,18 @@ impl Body {
         }))
     }
 
-    /// Fails if the client read less than the minimum rate over the last window.
+    fn is_http2(&self) -> bool {
+        matches!(self.parts.guard, ConnectionGuard::Http2(_))
+    }
+
+    /// The next of the pending bytes. Over HTTP/2 they fit one frame. hyper asks for more when the stream's window has room for these, so
+    /// the streams of a connection share its window frame by frame, not chunk by chunk.
+    fn next_frame(&mut self) -> Option<Frame<BodyBytes>> {
+        let len = if self.is_http2() { self.pending.len().min(FRAME) } else { self.pending.len() };
+        (len > 0).then(|| Frame::data(BodyBytes::new(self.pending.split_to(len), &self.parts.delivery)))
+    }
+
+    /// Fails if an HTTP/1.1 client read less than the minimum rate over the last window. The streams of HTTP/2 are checked by their tasks.
     fn check_rate(&mut self) -> io::Result<()> {
         let Some(RateWindow { started, sent_before }) = &self.rate_window else { return Ok(()) };
         let (elapsed, sent) = (started.elapsed(), self.sent.saturating_sub(*sent_before));
@@ -109,7 +122,7 @@ impl Body {
             return Ok(());
         }
         self.rate_window = Some(RateWindow { started: Instant::now(), sent_before: self.sent });
-        if (sent as f64) < self.parts.minimum_rate as f64 * elapsed.as_secs_f64() {
+        if (sent as f64) < least(self.parts.minimum_rate, elapsed) {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads too slowly"));
         }
         Ok(())
@@ -117,13 +130,16 @@ impl Body {
 }
 
 impl http_body::Body for Body {
-    type Data = Bytes;
+    type Data = BodyBytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<BodyBytes>, io::Error>>> {
         let this = &mut *self;
+        if let Some(frame) = this.next_frame() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
         // The client is not to blame while the disk is read.
-        if !this.parts.payload.is_reading() {
+        if !this.is_http2() && !this.parts.payload.is_reading() {
             this.check_rate()?;
         }
         if this.turn >= TURN {
@@ -139,24 +155,24 @@ impl http_body::Body for Body {
         if this.left > 0 && this.rate_window.is_none() {
             this.rate_window = Some(RateWindow { started: Instant::now(), sent_before: this.sent });
         }
-        Poll::Ready(Some(bytes.map(Frame::data)))
+        this.pending = bytes?;
+        Poll::Ready(this.next_frame().map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0
+        self.left == 0 && self.pending.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        SizeHint::with_exact(self.left + self.pending.len() as u64)
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
         if let ConnectionGuard::Http2(draining) = &self.parts.guard {
-            draining.add(&self.parts.in_flight);
+            draining.add(&self.parts.delivery);
         }
-        self.parts.entry.set_sent(self.sent, self.left == 0);
     }
 }
 

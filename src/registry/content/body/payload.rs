@@ -123,7 +123,7 @@ impl Payload {
         match &mut self.data {
             Data::Memory(bytes) => {
                 let bytes = std::mem::take(bytes);
-                Poll::Ready((!bytes.is_empty()).then(|| Ok(in_flight.track(bytes))))
+                Poll::Ready((!bytes.is_empty()).then_some(Ok(bytes)))
             }
             Data::Pieces(pieces) => {
                 let chunk = ready!(pieces.poll_chunk(in_flight, left, timeout, context));

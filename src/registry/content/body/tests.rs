@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 
+use bytes::Buf;
 use http_body::Body as _;
 use proptest::prelude::*;
 
@@ -16,7 +17,7 @@ use crate::registry::http::multipart::Multipart;
 use crate::registry::http::range::ByteRange;
 use crate::registry::limits::{CHUNK, MINIMUM_RATE, SMALL_CHUNK, STALL};
 use crate::registry::telemetry::events::Events;
-use crate::registry::telemetry::log::Telemetry;
+use crate::registry::telemetry::log::{LogEntry, Telemetry};
 
 #[derive(Debug, Default)]
 struct WakeCount(AtomicUsize);
@@ -47,9 +48,9 @@ fn range(start: u64, end: u64) -> ByteRange {
 
 fn body(payload: Payload, in_flight: Arc<InFlight>) -> Body {
     let telemetry = Arc::new(Telemetry { events: Events::disabled(), metrics: Arc::default() });
-    let entry = Box::new(LogEntry::new(([127, 0, 0, 1], 40_112).into(), &telemetry));
+    let delivery = Delivery::new(LogEntry::new(([127, 0, 0, 1], 40_112).into(), &telemetry), payload.len());
     let guard = ConnectionGuard::Http2(Arc::default());
-    Body::new(BodyParts { payload, in_flight, stall: STALL, minimum_rate: MINIMUM_RATE, guard, entry })
+    Body::new(BodyParts { payload, in_flight, stall: STALL, minimum_rate: MINIMUM_RATE, guard, delivery })
 }
 
 /// All bytes of the file.
@@ -68,7 +69,7 @@ async fn read_with(mut body: Body, after_first: impl FnOnce()) -> (Vec<u8>, Opti
     loop {
         match poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
             Some(Ok(frame)) => {
-                sent.extend_from_slice(frame.data_ref().unwrap());
+                sent.extend_from_slice(frame.data_ref().unwrap().chunk());
                 after_first.take().into_iter().for_each(|after_first| after_first());
             }
             Some(Err(error)) => return (sent, Some(error)),
@@ -272,7 +273,7 @@ fn small_parts_share_frames() {
         while let Some(frame) = runtime().block_on(poll_fn(|context| Pin::new(&mut body).poll_frame(context))) {
             frames.push(frame.unwrap().into_data().unwrap());
         }
-        assert!(frames.concat() == expected);
+        assert!(frames.iter().map(Buf::chunk).collect::<Vec<_>>().concat() == expected);
         let small = frames.iter().filter(|frame| frame.len() < SMALL_CHUNK).count();
         assert!(small <= 1, "{small} of {} frames", frames.len());
     }

@@ -80,7 +80,7 @@ pub struct CompletedRequest<'a> {
     pub endpoint: Endpoint,
     /// The HTTP status. 0 if the request ended before its response started.
     pub status: u16,
-    /// Bytes of the body that were handed to the connection.
+    /// Bytes of the body that were written to the connection.
     pub bytes: u64,
     /// From the request's head to the end of its response.
     pub duration: Duration,

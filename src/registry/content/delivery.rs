@@ -1,0 +1,213 @@
+//! Counts the bytes of a response that its connection has written, and ends the request once the last of them is written or dropped.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+
+use crate::registry::limits::Limits;
+use crate::registry::telemetry::log::LogEntry;
+
+/// The progress of one response body, in bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Given to the connection.
+    given: AtomicU64,
+    /// Written to the connection's socket.
+    written: AtomicU64,
+}
+
+tokio::task_local! {
+    /// The progress of the HTTP/2 stream that is being polled.
+    pub(crate) static STREAM: Arc<Progress>;
+}
+
+impl Progress {
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Whether the connection has written everything it was given.
+    pub fn is_settled(&self) -> bool {
+        self.given.load(Ordering::Relaxed) == self.written()
+    }
+}
+
+/// The bytes that a client must read within `elapsed`.
+pub(crate) fn least(minimum_rate: u64, elapsed: Duration) -> f64 {
+    minimum_rate as f64 * elapsed.as_secs_f64()
+}
+
+/// A response whose body is being sent. The body and each of its [`BodyBytes`] share it. Dropping the last of them ends the request and
+/// writes its log entry.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    entry: Box<LogEntry>,
+    len: u64,
+    progress: Arc<Progress>,
+}
+
+impl Delivery {
+    /// The delivery of a body of `len` bytes. Over HTTP/2 it reports to the stream that is being polled.
+    pub fn new(entry: LogEntry, len: u64) -> Arc<Self> {
+        Arc::new(Self { entry: Box::new(entry), len, progress: STREAM.try_with(Arc::clone).unwrap_or_default() })
+    }
+
+    pub fn entry(&self) -> &LogEntry {
+        &self.entry
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        let written = self.progress.written();
+        self.entry.set_sent(written, written == self.len);
+    }
+}
+
+/// Bytes of a body on their way to the socket. hyper advances them as it writes them.
+#[derive(Debug)]
+pub struct BodyBytes {
+    bytes: Bytes,
+    delivery: Arc<Delivery>,
+}
+
+impl BodyBytes {
+    pub(crate) fn new(bytes: Bytes, delivery: &Arc<Delivery>) -> Self {
+        delivery.progress.given.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Self { bytes, delivery: Arc::clone(delivery) }
+    }
+}
+
+impl Buf for BodyBytes {
+    fn remaining(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.delivery.progress.written.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+/// The responses of one HTTP/2 connection whose body has ended before all of it was written. hyper keeps the rest until the peer opens the
+/// stream's flow-control window, and has no timeout for it.
+#[derive(Debug, Default)]
+pub(crate) struct Draining(Mutex<Vec<DrainingResponse>>);
+
+#[derive(Debug)]
+struct DrainingResponse {
+    delivery: Weak<Delivery>,
+    /// The start of the period in which the client's rate is measured, and the bytes written before it.
+    since: Instant,
+    written_before: u64,
+}
+
+impl Draining {
+    /// Adds a response whose body has ended, unless all of it is written.
+    pub fn add(&self, delivery: &Arc<Delivery>) {
+        if delivery.progress.is_settled() {
+            return;
+        }
+        let mut responses = self.responses();
+        if responses.len() == responses.capacity() {
+            responses.retain(|response| response.delivery.strong_count() > 0);
+        }
+        let (delivery, written_before) = (Arc::downgrade(delivery), delivery.progress.written());
+        responses.push(DrainingResponse { delivery, since: Instant::now(), written_before });
+    }
+
+    /// Completes when the client of a response reads less than the minimum rate.
+    pub async fn overdue(&self, limits: &Limits) {
+        while self.count(limits).await.0 == 0 {}
+    }
+
+    /// Completes when this is so for all responses that are left.
+    pub async fn all_overdue(&self, limits: &Limits) {
+        loop {
+            let (overdue, left) = self.count(limits).await;
+            if overdue == left {
+                return;
+            }
+        }
+    }
+
+    /// After a pause, the number of responses that are overdue, and of all that are left.
+    async fn count(&self, limits: &Limits) -> (usize, usize) {
+        tokio::time::sleep(limits.stall).await;
+        let (mut responses, mut overdue) = (self.responses(), 0);
+        responses.retain_mut(|response| {
+            let Some(delivery) = response.delivery.upgrade() else { return false };
+            let (written, elapsed) = (delivery.progress.written(), response.since.elapsed());
+            if elapsed >= limits.stall {
+                if (written.saturating_sub(response.written_before) as f64) < least(limits.minimum_rate, elapsed) {
+                    overdue += 1;
+                } else {
+                    (response.since, response.written_before) = (Instant::now(), written);
+                }
+            }
+            true
+        });
+        (overdue, responses.len())
+    }
+
+    fn responses(&self) -> MutexGuard<'_, Vec<DrainingResponse>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::telemetry::events::Events;
+    use crate::registry::telemetry::log::Telemetry;
+
+    fn delivery(len: u64) -> Arc<Delivery> {
+        let telemetry = Arc::new(Telemetry { events: Events::disabled(), metrics: Arc::default() });
+        Delivery::new(LogEntry::new(([127, 0, 0, 1], 40_112).into(), &telemetry), len)
+    }
+
+    #[test]
+    fn bytes_count_as_written_when_they_are_advanced() {
+        let delivery = delivery(7);
+        let mut bytes = BodyBytes::new(Bytes::from_static(b"1234567"), &delivery);
+        assert!(!delivery.progress.is_settled());
+        bytes.advance(3);
+        assert_eq!((delivery.progress.written(), bytes.chunk()), (3, &b"4567"[..]));
+        bytes.advance(4);
+        assert!(delivery.progress.is_settled() && !bytes.has_remaining());
+    }
+
+    #[tokio::test]
+    async fn draining_response_is_overdue_if_it_makes_too_little_progress() {
+        let limits = Limits { stall: Duration::from_millis(200), minimum_rate: 10, ..Limits::default() };
+        let (draining, delivery) = (Draining::default(), delivery(100));
+        let mut bytes = BodyBytes::new(Bytes::from_static(&[7; 100]), &delivery);
+        draining.add(&delivery);
+        drop(delivery);
+        for _ in 0..4 {
+            bytes.advance(10);
+            assert_eq!(draining.count(&limits).await, (0, 1));
+        }
+        bytes.advance(1);
+        assert_eq!(draining.count(&limits).await, (1, 1));
+        drop(bytes);
+        assert_eq!(draining.count(&limits).await, (0, 0));
+    }
+
+    #[test]
+    fn draining_forgets_responses_that_are_written() {
+        let draining = Draining::default();
+        for _ in 0..10_000 {
+            let delivery = delivery(1);
+            let _bytes = BodyBytes::new(Bytes::from_static(b"x"), &delivery);
+            draining.add(&delivery);
+        }
+        assert!(draining.responses().capacity() <= 8);
+    }
+}
