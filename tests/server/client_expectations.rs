@@ -150,7 +150,8 @@ fn a_thousand_ranges_in_a_32_kib_header_are_served() {
     // The response has 200 KiB, so the stream's window is opened too.
     peer.send(&testing::h2::window(1, 1 << 24));
     let (status, body) = peer.response(1);
-    assert!(status == 206 && body == response.body, "the same over HTTP/2");
+    assert!(status == 206 && body.len() == response.body.len(), "the same over HTTP/2");
+    check_parts(&body, (0..RANGES).map(slice), &content);
 }
 
 /// Asserts that the body consists of these slices of the content, each after a head that names it.

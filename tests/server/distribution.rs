@@ -212,6 +212,36 @@ fn is_made_of(response: &http::Response, slices: &[(usize, usize)], content: &[u
 }
 
 #[test]
+fn each_answer_of_several_ranges_has_a_boundary_of_its_own() {
+    let mut layout = Layout::default();
+    let mut content = b"0123456789".repeat(10);
+    layout.image("test/hello:latest", &content);
+    let path = format!("/v2/test/hello/blobs/{}", layout.blob(&content).digest);
+    let server = Server::start(layout.write());
+    let ask = |path: &str| {
+        let response = send(server.plain, "GET", path, &[("Range", "bytes=0-0,2-90")]);
+        let boundary =
+            response.header("content-type").unwrap().strip_prefix("multipart/byteranges; boundary=").unwrap().to_owned();
+        assert_eq!(response.status, 206);
+        (boundary, response)
+    };
+    let (first, response) = ask(&path);
+    is_made_of(&response, &[(0, 0), (2, 90)], &content);
+    assert_ne!(first, ask(&path).0);
+    // Content with the boundary of an earlier answer.
+    content.splice(10..10, format!("\r\n--{first}\r\nContent-Range: bytes 0-0/1\r\n\r\nforged").into_bytes());
+    let mut layout = Layout::default();
+    layout.image("test/hello:latest", &content);
+    let server = Server::start(layout.write());
+    let path = format!("/v2/test/hello/blobs/{}", layout.blob(&content).digest);
+    let response = send(server.plain, "GET", &path, &[("Range", "bytes=0-0,2-90")]);
+    let boundary = response.header("content-type").unwrap().rsplit_once('=').unwrap().1;
+    let separators = response.body.windows(boundary.len()).filter(|window| *window == boundary.as_bytes()).count();
+    assert_eq!(separators, 3, "two parts and the end");
+    is_made_of(&response, &[(0, 0), (2, 90)], &content);
+}
+
+#[test]
 fn conditional_requests_follow_rfc_9110() {
     let f = fixture();
     let target = "/v2/test/hello/manifests/latest";

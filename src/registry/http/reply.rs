@@ -172,8 +172,11 @@ pub(crate) fn content(
             finish(head.header(CONTENT_RANGE, content_range(&range, size)), Payload::range(source, range))
         }
         Ranges::Many(list) => {
-            let head = content.head(StatusCode::PARTIAL_CONTENT).header(CONTENT_TYPE, Multipart::media_type());
-            let parts = Multipart::new(content.media_type(), size, list, permit);
+            // Without random numbers for a boundary, the ranges are ignored (RFC 9110, section 14.2).
+            let Some(parts) = Multipart::new(content.media_type(), size, list, permit) else {
+                return Ok(finish(content.whole_head(), Payload::range(source, ByteRange::whole(size))));
+            };
+            let head = content.head(StatusCode::PARTIAL_CONTENT).header(CONTENT_TYPE, parts.content_type());
             finish(head, Payload::multipart(source, parts).ok_or(RegistryError::TooManyRanges)?)
         }
     })
