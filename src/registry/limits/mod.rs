@@ -138,10 +138,13 @@ pub const DISK_READS: usize = 16;
 pub const DISK_WARNINGS: u32 = 10;
 /// See [`DISK_WARNINGS`].
 pub const DISK_WARNING_INTERVAL: Duration = Duration::from_secs(10);
-/// Client addresses with warnings of their own that they refuse the registry's certificate, within [`REFUSAL_INTERVAL`]: one for the first
+/// Client addresses, each with one alert, with warnings of their own that they refuse the registry's certificate, within [`REFUSAL_INTERVAL`]: one for the first
 /// refusal, and one with the number of further ones. All other addresses share one number. A thousand nodes that do not trust the CA, or a
 /// flood, make 513 events in 10 s, which is an eighth of the event queue and some 100 KiB.
 pub const REFUSING_CLIENTS: usize = 256;
+/// Alerts of one client address with warnings of their own within [`REFUSAL_INTERVAL`]. A client sends one or two, and the nodes behind one
+/// address some more. A client that sends every alert there is must not use up the warnings of others.
+pub const REFUSAL_ALERTS: usize = 4;
 /// See [`REFUSING_CLIENTS`].
 pub const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes that are read and hashed at once if a blob is verified before a part of it is sent.

@@ -1,5 +1,5 @@
 //! Reports clients that abort a TLS handshake after receiving the registry's certificate: mostly nodes that do not trust the CA. Emits
-//! one warning event per client address, at a bounded rate.
+//! one warning event per client address and alert, at a bounded rate.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -14,7 +14,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, Error, ServerConfig};
 
 use crate::proto::{TlsRefused, Warning, event};
-use crate::registry::limits::{REFUSAL_INTERVAL, REFUSING_CLIENTS};
+use crate::registry::limits::{REFUSAL_ALERTS, REFUSAL_INTERVAL, REFUSING_CLIENTS};
 use crate::registry::telemetry::events::Events;
 
 /// Code of the warning event.
@@ -141,38 +141,42 @@ impl ResolvesServerCert for SniRecorder {
     }
 }
 
-/// Counts the refusals of each interval of [`REFUSAL_INTERVAL`], per client address.
+/// Counts the refusals of each interval of [`REFUSAL_INTERVAL`], per client address and alert.
 #[derive(Debug, Default)]
 pub struct TlsRefusals(Mutex<Interval>);
 
 #[derive(Debug, Default)]
 struct Interval {
     since: Option<Instant>,
-    /// The latest refusal of each address, up to [`REFUSING_CLIENTS`] addresses. Its count is the number not yet reported.
-    clients: BTreeMap<IpAddr, TlsRefused>,
-    /// TlsRefusals by further addresses.
+    /// The latest refusal of each address with each alert, up to [`REFUSING_CLIENTS`] in all and [`REFUSAL_ALERTS`] per address. Its count
+    /// is the number not yet reported.
+    clients: BTreeMap<(IpAddr, String), TlsRefused>,
+    /// The number of further refusals.
     others: u32,
 }
 
 impl TlsRefusals {
     /// Records that `peer` aborted a handshake with `alert`. `server_name` is empty if the client sent none.
     ///
-    /// Emits the first refusal of an address in an interval at once. Counts the further ones, and emits that count with the first refusal
-    /// of the next interval or in [`TlsRefusals::flush`].
-    pub fn record(&self, events: &Events, peer: IpAddr, server_name: String, alert: String) {
-        self.record_at(Instant::now(), events, peer, TlsRefused { peer: String::new(), server_name, alert, count: 1 });
+    /// Emits the first refusal of an address with an alert in an interval at once. Counts the further ones, and emits that count in
+    /// [`TlsRefusals::flush`]. Returns whether an interval has begun. The caller flushes when it ends.
+    #[must_use]
+    pub fn record(&self, events: &Events, peer: IpAddr, server_name: String, alert: String) -> bool {
+        self.record_at(Instant::now(), events, peer, TlsRefused { peer: String::new(), server_name, alert, count: 1 })
     }
 
-    fn record_at(&self, now: Instant, events: &Events, peer: IpAddr, refused: TlsRefused) {
+    fn record_at(&self, now: Instant, events: &Events, peer: IpAddr, refused: TlsRefused) -> bool {
         let peer = peer.to_canonical();
         let refused = TlsRefused { peer: peer.to_string(), ..refused };
         let mut interval = self.interval();
-        if interval.since.is_none_or(|since| now.saturating_duration_since(since) >= REFUSAL_INTERVAL) {
+        let has_begun = interval.since.is_none_or(|since| now.saturating_duration_since(since) >= REFUSAL_INTERVAL);
+        if has_begun {
             interval.flush(events);
             interval.since = Some(now);
         }
-        let below_limit = interval.clients.len() < REFUSING_CLIENTS;
-        match interval.clients.entry(peer) {
+        let alerts = interval.clients.range((peer, String::new())..).take_while(|((other, _), _)| *other == peer).count();
+        let below_limit = interval.clients.len() < REFUSING_CLIENTS && alerts < REFUSAL_ALERTS;
+        match interval.clients.entry((peer, refused.alert.clone())) {
             Entry::Occupied(mut known) => {
                 let count = known.get().count.saturating_add(1);
                 known.insert(TlsRefused { count, ..refused });
@@ -183,9 +187,10 @@ impl TlsRefusals {
             }
             Entry::Vacant(_) => interval.others = interval.others.saturating_add(1),
         }
+        has_begun
     }
 
-    /// Emits the refusals not yet reported. Called when the server ends.
+    /// Emits the refusals not yet reported. Called when an interval or the server ends.
     pub fn flush(&self, events: &Events) {
         self.interval().flush(events);
     }
@@ -277,21 +282,40 @@ mod tests {
     fn first_refusal_of_an_interval_is_emitted_at_once_and_further_ones_are_counted() {
         let (refusals, (events, queue), start) = (TlsRefusals::default(), Events::queue(), Instant::now());
         let record = |after, last| {
-            refusals.record_at(start + after, &events, Ipv4Addr::new(10, 1, 0, last).into(), refused("", "unknown_ca"));
+            refusals.record_at(start + after, &events, Ipv4Addr::new(10, 1, 0, last).into(), refused("", "unknown_ca"))
         };
         let message = |last: u8, times: &str| {
             format!("10.1.0.{last} refused the registry's certificate (unknown_ca){times}: it does not trust the CA")
         };
-        (0..1000).for_each(|_| record(Duration::ZERO, 7));
-        record(Duration::ZERO, 8);
+        let begun = (0..1000).filter(|_| record(Duration::ZERO, 7)).count();
+        assert_eq!((begun, record(Duration::ZERO, 8)), (1, false));
         assert_eq!(messages(&queue), [message(7, ""), message(8, "")]);
-        record(REFUSAL_INTERVAL, 8);
+        assert!(record(REFUSAL_INTERVAL, 8));
         assert_eq!(messages(&queue), [message(7, " 999 times"), message(8, "")]);
-        (0..2).for_each(|_| record(REFUSAL_INTERVAL, 8));
+        assert!((0..2).all(|_| !record(REFUSAL_INTERVAL, 8)));
         refusals.flush(&events);
         assert_eq!(messages(&queue), [message(8, " 2 times")]);
         refusals.flush(&events);
         assert_eq!(messages(&queue), [""; 0]);
+    }
+
+    #[test]
+    fn refusals_of_one_address_are_counted_per_alert() {
+        let (refusals, (events, queue), start) = (TlsRefusals::default(), Events::queue(), Instant::now());
+        let record = |alert: &str| {
+            let _ = refusals.record_at(start, &events, Ipv4Addr::LOCALHOST.into(), refused("", alert));
+        };
+        ["unknown_ca", "unknown_ca", "unknown_ca", "", "unknown_ca", ""].into_iter().for_each(record);
+        let unknown =
+            |times: &str| format!("127.0.0.1 refused the registry's certificate (unknown_ca){times}: it does not trust the CA");
+        let closed = "127.0.0.1 closed the connection on the registry's certificate, without an alert: it may not trust the CA";
+        assert_eq!(messages(&queue), [unknown(""), closed.to_owned()]);
+        refusals.flush(&events);
+        assert_eq!(messages(&queue), [closed.to_owned(), unknown(" 3 times")]);
+        (0..=u8::MAX).for_each(|alert| record(&format!("alert {alert}")));
+        assert_eq!(messages(&queue).len(), REFUSAL_ALERTS);
+        refusals.flush(&events);
+        assert_eq!(messages(&queue), [format!("further clients broke off the TLS handshake {} times", 256 - REFUSAL_ALERTS)]);
     }
 
     #[test]
@@ -300,7 +324,9 @@ mod tests {
         let more = 1000;
         for address in 0..REFUSING_CLIENTS + more {
             let address = Ipv4Addr::from(u32::try_from(address).unwrap());
-            (0..2).for_each(|_| refusals.record_at(start, &events, address.into(), refused("", "")));
+            for _ in 0..2 {
+                let _ = refusals.record_at(start, &events, address.into(), refused("", ""));
+            }
         }
         assert_eq!(messages(&queue).len(), REFUSING_CLIENTS);
         refusals.flush(&events);
