@@ -119,6 +119,36 @@ fn streams_sent_before_the_settings_arrive_are_served() {
 }
 
 #[test]
+fn a_thousand_streams_sent_before_the_settings_arrive_are_served() {
+    let (server, _, _layout) = serve();
+    let mut peer = Peer::new(server.plain);
+    let mut writer = Peer { stream: peer.stream.try_clone().unwrap() };
+    let sending = std::thread::spawn(move || writer.send(&(0..1000).flat_map(|at| get(id(at), MANIFEST)).collect::<Vec<u8>>()));
+    let (mut ended, mut acknowledgements) = (Vec::new(), Vec::new());
+    while ended.len() < 1000 {
+        let frame = peer.read_frame().expect("the connection lives");
+        match frame.kind {
+            DATA => {
+                let count = u32::try_from(frame.payload.len()).unwrap();
+                if count > 0 {
+                    acknowledgements.extend(window(0, count));
+                }
+                ended.extend((frame.flags & END_STREAM != 0).then_some(frame.stream));
+            }
+            HEADERS => assert_eq!(frame.status(), Some(200)),
+            RST_STREAM | GOAWAY => panic!("{frame:?}"),
+            _ => {}
+        }
+        if sending.is_finished() {
+            peer.send(&std::mem::take(&mut acknowledgements));
+        }
+    }
+    sending.join().unwrap();
+    ended.sort_unstable();
+    assert_eq!(ended, (0..1000).map(id).collect::<Vec<u32>>());
+}
+
+#[test]
 fn waiting_streams_are_served_during_shutdown() {
     let (server, layer, _layout) = serve_with(Limits { streams: 1, ..Limits::default() });
     let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 0));

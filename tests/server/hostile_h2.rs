@@ -8,7 +8,7 @@ use std::time::Duration;
 use localregistry::registry::limits::{ANNOUNCED_STREAMS, HEAD};
 use testing::h2::{
     ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, End, GOAWAY, HEADERS, INITIAL_WINDOW_SIZE, PING,
-    PRIORITY, Peer, REFUSED_STREAM, RST_STREAM, block, field, frame, get, id, post, reset, setting, string, window,
+    PRIORITY, Peer, REFUSED_STREAM, RST_STREAM, SETTINGS, block, field, frame, get, id, post, reset, setting, string, window,
 };
 use testing::server::Server;
 use testing::target::{layout, short, target};
@@ -93,7 +93,7 @@ fn provoked_server_resets_end_the_connection() {
         }),
     ];
     for (what, variant) in variants {
-        let mut at = 0..10_000;
+        let mut at = 0..100_000;
         // The closures cannot be shared with another thread, so the other client sends its requests before and after.
         let end = Peer::new(t.process.address).flood(|| at.next().map(|at| variant(id(at))));
         println!("{what}: {end:?} after {at:?}");
@@ -259,6 +259,8 @@ fn streams_beyond_the_limit_are_refused_and_the_connection_survives() {
     let t = target();
     // Without a window, no stream ends: the maximum number is open, and 20 more arrive.
     let mut peer = Peer::connect(t.process.address, &setting(INITIAL_WINDOW_SIZE, 0));
+    // From here on the client knows how many it may have.
+    peer.until(|frame| frame.kind == SETTINGS && frame.flags & ACK == 0);
     peer.send(&(0..ANNOUNCED_STREAMS + 20).flat_map(|at| get(id(at), "/v2/")).collect::<Vec<u8>>());
     let mut outcomes = [0, 0];
     while outcomes[0] + outcomes[1] < ANNOUNCED_STREAMS + 20 {

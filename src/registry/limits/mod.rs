@@ -52,6 +52,9 @@ pub const OWN_STREAMS: usize = 2;
 /// Streams of all HTTP/2 connections that are served at once beyond the [`OWN_STREAMS`] of each. A stream whose client does not read takes
 /// some 7 KiB.
 pub const SHARED_STREAMS: usize = 512;
+/// Requests that one HTTP/2 connection may hold back. A client that has not read the server's SETTINGS may open any number of streams. One
+/// that opens more than these is not read until some of its streams end.
+pub const HELD_REQUESTS: usize = 1024;
 /// Bytes of frames that one HTTP/2 connection may hold back until streams end, whatever other connections do. HPACK compresses a request
 /// for a blob to some 85 bytes, so this is enough for a hundred.
 pub const HELD_FRAMES: usize = 10 << 10;

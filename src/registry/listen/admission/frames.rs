@@ -9,11 +9,12 @@ pub(crate) const HEAD: usize = 9;
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PUSH_PROMISE: u8 = 5;
 pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const CONTINUATION: u8 = 9;
-/// Flag of PING.
+/// Flag of SETTINGS and PING.
 pub(crate) const ACK: u8 = 1;
 /// Flag of DATA and HEADERS.
 pub(crate) const END_STREAM: u8 = 1;

@@ -5,8 +5,8 @@
 //! all connections together. The HEADERS frames of further streams are held back here, still compressed, and pass in order as earlier
 //! streams end. Frames that open streams need, such as WINDOW_UPDATE, overtake them, so no response waits for a later request.
 //!
-//! No request is refused here. A connection whose held frames fill [`HELD_FRAMES`] and the shared [`SHARED_HELD_FRAMES`] is not read until
-//! some of its streams end.
+//! No request is refused here. A connection with [`HELD_REQUESTS`], or whose held frames fill [`HELD_FRAMES`] and the shared
+//! [`SHARED_HELD_FRAMES`], is not read until some of its streams end.
 //!
 //! [`STREAMS`]: crate::registry::limits::STREAMS
 
@@ -24,9 +24,10 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-use crate::registry::limits::{ANNOUNCED_STREAMS, HELD_FRAMES, OWN_STREAMS, SHARED_HELD_FRAMES, SHARED_STREAMS};
+use crate::registry::limits::{ANNOUNCED_STREAMS, HELD_FRAMES, HELD_REQUESTS, OWN_STREAMS, SHARED_HELD_FRAMES, SHARED_STREAMS};
 use frames::{
     ACK, CONTINUATION, DATA, END_STREAM, FrameHeader, Frames, GOAWAY, HEAD, HEADERS, PING, PUSH_PROMISE, Piece, RST_STREAM,
+    SETTINGS,
 };
 
 /// The client's preface (RFC 9113, section 3.4). Frames follow it.
@@ -122,8 +123,12 @@ struct Inbound {
     acquired_memory: Vec<OwnedSemaphorePermit>,
     /// Whether the current frame is being held.
     holding: bool,
+    /// Held requests.
+    requests: usize,
     /// Held frames that carry no header block.
     followers: usize,
+    /// Whether a stream was opened since the held frames were last searched for some that may overtake.
+    may_overtake: bool,
     /// Whether the trailer section of an open stream is held.
     trailers: bool,
     /// Whether a request that its client has already cancelled was just passed on. h2 must process it before it sees the next one: it
@@ -133,6 +138,9 @@ struct Inbound {
     last: u32,
     /// The last stream that h2 knows.
     passed: u32,
+    /// Most streams that the client may have open. It knows once it has acknowledged the server's SETTINGS.
+    announced: usize,
+    acknowledged: bool,
     /// Whether the server has sent GOAWAY.
     leaving: bool,
     /// Whether the client broke the protocol so badly that frames can no longer be found. h2 ends the connection.
@@ -177,11 +185,13 @@ impl Inbound {
         if self.broken {
             return false;
         }
+        let opens = head.kind() == HEADERS && stream > self.last;
         let waits = match head.kind() {
-            HEADERS if stream > self.last => {
+            HEADERS if opens => {
                 self.last = stream;
-                // If a client opens more streams than it may, h2 refuses them.
-                let too_many = self.slots.open.len() >= ANNOUNCED_STREAMS as usize;
+                // If a client opens more streams than it may, h2 refuses them, and too many refusals end the connection. Before the client
+                // has seen the server's SETTINGS, it may open any number (RFC 9113, section 5.1.2), and further streams wait.
+                let too_many = self.acknowledged && self.slots.open.len() >= self.announced;
                 if !behind && too_many {
                     self.slots.open.push(stream);
                 }
@@ -190,6 +200,7 @@ impl Inbound {
             _ => behind && self.must_follow(head),
         };
         if waits {
+            self.requests += usize::from(opens);
             self.trailers |= head.kind() == HEADERS && stream <= self.passed;
             self.followers += usize::from(!head.is_header_block());
         } else {
@@ -214,8 +225,9 @@ impl Inbound {
     /// Tracks a frame that is passed on to h2. Returns whether it cancels an open stream.
     fn note(&mut self, head: FrameHeader) -> bool {
         match head.kind() {
-            HEADERS => self.passed = self.passed.max(head.stream()),
+            HEADERS if head.stream() > self.passed => (self.passed, self.may_overtake) = (head.stream(), true),
             RST_STREAM => return self.slots.close(head.stream()),
+            SETTINGS => self.acknowledged |= head.has(ACK),
             _ => {}
         }
         false
@@ -225,6 +237,9 @@ impl Inbound {
     fn read_limit(&mut self) -> usize {
         if self.held.is_empty() || !self.is_between_frames() {
             return READ;
+        }
+        if self.requests >= HELD_REQUESTS {
+            return 0;
         }
         let free = |acquired: &[_]| (HELD_FRAMES + acquired.len() * GROWTH).saturating_sub(self.held.len()).min(READ);
         match free(&self.acquired_memory) {
@@ -248,6 +263,7 @@ impl Inbound {
         {
             let opens = head.kind() == HEADERS && head.stream() > self.passed;
             if !opens || !self.cancelled && self.slots.open(head.stream(), context) {
+                self.requests -= usize::from(opens);
                 self.pass_held(0, head);
             } else if !self.overtake() {
                 break;
@@ -260,6 +276,9 @@ impl Inbound {
 
     /// Passes on the frames of open streams that wait behind a request. Returns whether there were any.
     fn overtake(&mut self) -> bool {
+        if !std::mem::take(&mut self.may_overtake) {
+            return false;
+        }
         let (before, mut at) = (self.followers, 0);
         while self.followers > 0
             && let Some(head) = FrameHeader::at(&self.held, at)
@@ -316,11 +335,15 @@ impl<S> Admission<S> {
             shared_memory: Arc::clone(&pool.memory),
             acquired_memory: Vec::new(),
             holding: false,
+            requests: 0,
             followers: 0,
+            may_overtake: false,
             trailers: false,
             cancelled: false,
             last: 0,
             passed: 0,
+            announced: limit.max(ANNOUNCED_STREAMS) as usize,
+            acknowledged: false,
             leaving: false,
             broken: false,
         };

@@ -8,7 +8,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use crate::registry::listen::admission::*;
 
-const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
 const END_HEADERS: u8 = 4;
 
@@ -175,11 +174,32 @@ async fn full_connection_is_not_read_and_loses_no_frame() {
 }
 
 #[tokio::test]
-async fn streams_beyond_the_announced_limit_are_passed_to_h2_to_refuse() {
+async fn a_bounded_number_of_requests_is_held() {
+    let mut peer = connection(100, &pool(0)).await;
+    peer.send(&(0..3 * 1024).map(|at| get(at * 2 + 1)).collect::<Vec<_>>().concat()).await;
+    let mut seen = peer.seen();
+    let held = peer.admission.inbound.requests;
+    assert!((HELD_REQUESTS..HELD_REQUESTS + READ / HEAD).contains(&held), "{held}");
+    while let Some((_, last)) = seen.last().copied().filter(|(_, last)| *last < 6 * 1024 - 1) {
+        peer.answer(last).await;
+        seen.extend(peer.seen());
+    }
+    assert_eq!((seen.len(), peer.admission.inbound.requests), (3 * 1024, 0));
+}
+
+#[tokio::test]
+async fn streams_beyond_the_announced_limit_wait_until_settings_are_acknowledged_and_then_pass_to_h2_to_refuse() {
     let pool = pool(1000);
     let mut peer = connection(100, &pool).await;
     peer.send(&(0..102).map(|at| get(at * 2 + 1)).collect::<Vec<_>>().concat()).await;
-    assert_eq!(peer.seen().len(), 102);
+    assert_eq!(peer.seen().len(), 100);
+    peer.send(&frame(SETTINGS, ACK, 0, &[])).await;
+    assert_eq!(peer.seen(), [(SETTINGS, 0)], "the two still wait");
+    peer.answer(1).await;
+    peer.answer(3).await;
+    assert_eq!(peer.seen(), headers([201, 203]));
+    peer.send(&(102..104).map(|at| get(at * 2 + 1)).collect::<Vec<_>>().concat()).await;
+    assert_eq!(peer.seen(), headers([205, 207]));
     assert_eq!(pool.streams.available_permits(), 1000 - 98);
 }
 
