@@ -14,6 +14,7 @@ mod lists;
 mod manifest_cache;
 mod observability;
 mod ranges_property;
+mod refused_certificates;
 mod several_disks;
 mod slow_clients;
 mod transport;
