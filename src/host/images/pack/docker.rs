@@ -45,7 +45,7 @@ pub enum DockerError {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[serde(rename_all = "PascalCase", expecting = "an object for each image")]
 struct ManifestEntry {
     config: String,
     repo_tags: Option<Vec<String>>,
