@@ -98,7 +98,7 @@ fn wildcards_are_accepted_and_duplicate_names_are_merged() {
     let command = ["x509", "-in", "leaf.crt", "-noout", "-ext", "subjectAltName"];
     let said = succeed(testing::program("openssl").args(command).current_dir(serving.folder.path()));
     let expected =
-        ["DNS:localhost", "IP Address:127.0.0.1", "IP Address:0:0:0:0:0:0:0:1", "IP Address:127.0.0.2", "DNS:*.example.test"];
+        ["DNS:localhost", "DNS:*.example.test", "IP Address:0:0:0:0:0:0:0:1", "IP Address:127.0.0.1", "IP Address:127.0.0.2"];
     assert_eq!(said.lines().last().unwrap().trim().split(", ").collect::<Vec<_>>(), expected);
 
     let port = address.rsplit_once(':').unwrap().1;

@@ -219,7 +219,7 @@ fn skopeo_layout_on_handmade_disks_is_shown() {
 }
 
 #[test]
-fn unnamed_image_is_shown_by_its_digest() {
+fn unnamed_image_is_shown_by_the_name_that_serve_gives_it() {
     let bench = Bench::default();
     let mut layout = Layout::default();
     let manifest = image(&layout, "linux", "amd64", &[b"a layer"]);
@@ -227,8 +227,7 @@ fn unnamed_image_is_shown_by_its_digest() {
     bench.layout("layout", &layout);
     let found = inspect(&bench, "layout");
     let of = |key: &str| found["images"].as_array().unwrap().iter().map(|image| image[key].clone()).collect::<Vec<_>>();
-    assert_eq!(of("name"), [json!(manifest.digest.to_string()), json!("v1")]);
-    assert_eq!((of("repository"), of("tag")), (vec![Value::Null; 2], vec![Value::Null, json!("v1")]));
+    assert_eq!((of("name"), of("repository"), of("tag")), (vec![json!("image:v1")], vec![json!("image")], vec![json!("v1")]));
 }
 
 #[test]

@@ -402,8 +402,8 @@ fn catalog_that_disagrees_on_every_tag_is_reported() {
         bench,
         "made.erofs",
         &[format!(
-            "localregistry/catalog.binpb disagrees with index.json and the manifests: in the repository test/hello nothing answers to \
-             every tag by it, and {} by index.json",
+            "localregistry/catalog.binpb disagrees with index.json and the manifests: for all other tags of test/hello it has no \
+             manifest, but index.json has {}",
             disk.manifest.digest
         )],
     );

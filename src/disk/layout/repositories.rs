@@ -67,7 +67,7 @@ pub fn served_entries(
             }
         }
     }
-    Ok(entries)
+    Ok(without_duplicates(entries))
 }
 
 /// The repositories by rule 2 of [`assign_repositories`], by the entry's position in the index.

@@ -160,9 +160,14 @@ fn every_tag(
         images.iter().find(|image| image.every_tag).and_then(|image| contents.root_blob(image)).map(|blob| blob.digest);
     let found = catalog.every_tag(id).and_then(|blob| catalog.blob(blob)).map(|blob| blob.digest);
     if expected != found {
-        let or_none = |digest: Option<Digest>| digest.map_or_else(|| "none".to_owned(), |digest| digest.to_string());
+        let or_no_manifest =
+            |digest: Option<Digest>| digest.map_or_else(|| "no manifest".to_owned(), |digest| digest.to_string());
         differences.add(|| {
-            format!("its manifest for all other tags of {name} is {}, but in index.json {}", or_none(found), or_none(expected))
+            format!(
+                "for all other tags of {name} it has {}, but index.json has {}",
+                or_no_manifest(found),
+                or_no_manifest(expected)
+            )
         });
     }
 }
@@ -198,9 +203,13 @@ fn content(
         }
         let kind = if let BlobKind::Manifest(media_type) = &blob.kind { Some(media_type.as_ref()) } else { None };
         if kind != found.manifest {
-            let or_none = |kind: Option<&str>| kind.unwrap_or("no manifest").escape_default().to_string();
+            let or_no_manifest = |kind: Option<&str>| kind.unwrap_or("no manifest").escape_default().to_string();
             differences.add(|| {
-                format!("its type of blob {digest} is {}, but the content is {}", or_none(found.manifest), or_none(kind))
+                format!(
+                    "its type of blob {digest} is {}, but the content is {}",
+                    or_no_manifest(found.manifest),
+                    or_no_manifest(kind)
+                )
             });
         }
     }
