@@ -185,7 +185,7 @@ fn malformed_docker_archives_are_refused() {
     bench.refused(
         &["saved.tar"],
         "cannot pack saved.tar: manifest.json is not the JSON that docker save writes: invalid type: integer `1`, expected \
-         struct Entry at line 1 column 2",
+         an object for each image at line 1 column 2",
     );
 }
 
