@@ -18,6 +18,7 @@ use super::vm::launch::{LaunchError, check_disk};
 use super::vm::net::check::privileged;
 use crate::address::san;
 use crate::disk::layout::{LayoutError, MissingBlob};
+use crate::proto::Done;
 use crate::registry::api::handler::{Options, Registry};
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::content::store::{Store, StoreError};
@@ -239,7 +240,7 @@ async fn serve_layout(args: &ServeArgs, report: Report) -> Result<(), ServeError
     let Identity { transport, ca_pem, .. } = identity(args, &store, clients.as_ref())?;
     let client_certificates = clients.map(|clients| clients.presence());
     let options = Options { limits, auth, client_certificates, ca_pem, verify: args.verify };
-    let registry = Arc::new(Registry::new(store, events, options));
+    let registry = Arc::new(Registry::new(store, events.clone(), options));
     let surface = if args.metrics.is_some() { Surface::Registry } else { Surface::All };
     let own = args.listen.iter().map(|address| (address, transport.clone()));
     let own = own.chain(args.plain.iter().map(|address| (address, Transport::Plain)));
@@ -268,7 +269,10 @@ async fn serve_layout(args: &ServeArgs, report: Report) -> Result<(), ServeError
 
     let totals = serve(listeners, registry, first(signals), drain).await;
     report.step(format!("served {} requests, {} bytes", totals.requests, totals.bytes));
-    // The registry is dropped, and its sender with it, so the recorder's thread ends.
+    let reason = "shut down by a signal".to_owned();
+    events.finish(Done { reason, requests: totals.requests, bytes: totals.bytes, ..Done::default() });
+    // The last sender is dropped, so the recorder's thread ends.
+    drop(events);
     recorder.map(std::thread::JoinHandle::join);
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use localregistry::host::support::cache;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -15,7 +16,6 @@ use testing::deployed::static_server;
 use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM, archive_of, gzip, text};
 use testing::private::privately;
-use testing::process::Process;
 use testing::vm::succeed;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -85,6 +85,7 @@ fn folder() -> Bench {
         layout
     };
     fs::create_dir(bench.path("build")).unwrap();
+    fs::create_dir_all(bench.path(".local/share")).unwrap();
     let all = ["test/hello:latest", "test/hello:1", "docker.io/library/busybox:latest"];
     bench.layout("build/images", &images(&all));
     bench.layout("build/app-layout", &images(&["app:1"]));
@@ -115,24 +116,20 @@ fn folder() -> Bench {
 
 /// Writes the events.jsonl and the ca.crt of a server from which 10.1.0.7 pulls.
 fn log_of_pulls(bench: &Bench) {
-    let arguments = ["--listen", "10.1.0.82:0", "--tls", "off", "--events", &bench.path("events.jsonl").display().to_string()];
-    let server = Process::start_with(&bench.path("build/images"), &arguments, None);
-    let pulls = [("test/hello", "latest", 1), ("test/hello", "1", 1), ("library/busybox", "latest", 3)];
-    for (repository, tag, times) in pulls {
-        let url = format!("http://{}/v2/{repository}/manifests/{tag}", server.addresses[0]);
+    let line = "localregistry serve build/images --listen 10.1.0.82:5080 --tls off --events events.jsonl";
+    let server = start(bench, line);
+    for (name, times) in
+        [("test/hello/manifests/latest", 1), ("test/hello/manifests/1", 1), ("library/busybox/manifests/latest", 3)]
+    {
         for _ in 0..times {
-            succeed(testing::program("curl").args([
-                "--silent",
-                "--fail",
-                "--interface",
-                "10.1.0.7",
-                "--output",
-                "/dev/null",
-                &url,
-            ]));
+            let url = format!("http://10.1.0.82:5080/v2/{name}");
+            succeed(testing::program("curl").args(["--silent", "--fail", "--interface", "10.1.0.7", "-o", "/dev/null", &url]));
         }
     }
-    drop(server);
+    end(line, server);
+    let log = fs::read_to_string(bench.path("events.jsonl")).unwrap();
+    let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert_eq!(last["done"]["requests"], "5", "the log of a server has an end");
     let ready = json!({"address": "10.1.0.82:5000", "endpoint": "https://10.1.0.82:5000", "ca": bench.path("ca.crt")});
     bench.file("ready.json", ready.to_string().as_bytes());
     bench.file("ca.crt", testing::certificates::ClientAuthority::new("a CA").pem().as_bytes());
@@ -142,6 +139,7 @@ fn log_of_pulls(bench: &Bench) {
 fn shell(bench: &Bench, line: &str) -> Command {
     let mut command = testing::program("sh");
     command.args(["-ec", line]).current_dir(bench.path("")).env("HOME", bench.path(""));
+    command.env("LOCALREGISTRY_CACHE", cache::folder("kernel").unwrap().parent().unwrap());
     command.env("PATH", format!("{}:{}", bench.path("bin").display(), std::env::var("PATH").unwrap())).stdin(Stdio::null());
     command
 }
@@ -154,8 +152,11 @@ fn start(bench: &Bench, line: &str) -> Child {
     };
     let mut child = shell(bench, &format!("exec {line}")).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut first = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    output.read_line(&mut first).unwrap();
     assert!(!first.is_empty(), "{line}: ended with {:?}", child.wait());
+    // What follows is read, as a launcher would.
+    std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
     if let Some(file) = ready {
         bench.file(file, first.as_bytes());
     }
@@ -194,19 +195,24 @@ impl Kernel {
         let vmlinux = folder.path().join("vmlinux").display().to_string();
         json(&["-o", &vmlinux]);
         let full = json(&["--flavor", "full", "-o", &vmlinux]);
-        let modules = PathBuf::from(full["modules"].as_str().unwrap());
         let release = full["release"].as_str().unwrap();
-        Self { image: modules.ancestors().nth(3).unwrap().join(format!("boot/vmlinuz-{release}")), modules }
+        let versions = fs::read_dir(cache::folder("kernel/full").unwrap()).unwrap().map(|entry| entry.unwrap().path());
+        let image = |folder: PathBuf| folder.join(format!("boot/vmlinuz-{release}"));
+        let folder = versions.into_iter().find(|folder| image(folder.clone()).exists()).unwrap();
+        Self { modules: folder.join("lib/modules").join(release), image: image(folder) }
     }
 
     /// Puts both where a machine that runs this kernel has them, and into the folder.
     fn place(&self, bench: &Bench) {
-        for at in ["/boot", "/usr/lib/modules"] {
-            succeed(testing::program("mount").args(["-t", "tmpfs", "tmpfs", at]));
+        for folder in ["boot", "usr-lib/modules", "lib/modules"] {
+            fs::create_dir_all(bench.path(folder)).unwrap();
         }
-        fs::create_dir_all(bench.path("lib/modules")).unwrap();
-        symlink(&self.image, "/boot/vmlinuz-6.1.0-30-amd64").unwrap();
-        symlink(&self.modules, "/usr/lib/modules/6.1.0-30-amd64").unwrap();
+        symlink(&self.image, bench.path("boot/vmlinuz-6.1.0-30-amd64")).unwrap();
+        symlink(&self.modules, bench.path("usr-lib/modules/6.1.0-30-amd64")).unwrap();
+        for (folder, at) in [("boot", "/boot"), ("usr-lib", "/usr/lib")] {
+            let layers = format!("lowerdir={}:{at}", bench.path(folder).display());
+            succeed(testing::program("mount").args(["-t", "overlay", "overlay", "-o", &layers, at]));
+        }
         symlink(&self.image, bench.path("vmlinuz")).unwrap();
         symlink(&self.modules, bench.path("lib/modules/6.1.0-30-amd64")).unwrap();
     }

@@ -188,7 +188,7 @@ async fn cancelled_boot_leaves_no_qemu() {
 async fn unbootable_setups_are_refused_before_anything_starts() {
     let (folder, disk) = packed();
     let error = plain(&disk).name("no name").boot().await.unwrap_err();
-    assert_eq!(error.to_string(), "\"no name\" is no DNS name and no IP address: the certificate cannot be for it");
+    assert_eq!(error.to_string(), "\"no name\" is not a DNS name or an IP address: the certificate cannot contain it");
     let error = plain(&disk).metrics("127.0.0.1:0".parse().unwrap()).net("mcast=239.1.2.3:4000".parse().unwrap()).boot().await;
     assert!(matches!(error, Err(BuildError::Launch(LaunchError::NothingForwarded))), "{error:?}");
     let error = plain(&disk).memory_mib(111).boot().await.unwrap_err();

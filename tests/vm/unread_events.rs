@@ -126,7 +126,7 @@ fn unread_events_are_dropped_and_requests_are_served() {
     assert!(matches!(events[..2], [Event::Booting(_), Event::Ready(_)]), "the first events are kept");
     assert!(done.requests > REQUESTS as u64 && done.dropped_events > 0, "{done:?}");
     // QEMU's router advertises a network sooner or later.
-    let others = 2 + console.matches("localregistry: the addresses changed: ").count() as u64;
+    let others = 2 + console.matches("localregistry: the addresses changed; ").count() as u64;
     assert_eq!(reported + done.dropped_events, done.requests + others, "each request is reported or counted as dropped");
 
     // If nothing ever reads the events, the machine still serves and ends.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::proto::{Event, Warning, event};
+use crate::proto::{Done, Event, Warning, event};
 
 /// Maximum number of queued events. A request event has less than 1 KiB, so the queue needs less than 4 MiB.
 pub const QUEUE: usize = 4096;
@@ -42,10 +42,17 @@ impl Events {
     /// Queues `event` with the current time. If the queue is full, the event is dropped and counted.
     pub fn emit(&self, event: event::Event) {
         let Some(queue) = &self.queue else { return };
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        if queue.try_send(Event { time, event: Some(event) }).is_err() {
+        if queue.try_send(Event { time: now(), event: Some(event) }).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Queues the last event, with the number of dropped ones. Waits while the queue is full, so its reader must not be this thread.
+    pub fn finish(&self, done: Done) {
+        let Some(queue) = &self.queue else { return };
+        let done = Done { dropped_events: self.dropped(), ..done };
+        // It fails if the reader is gone.
+        let _ = queue.send(Event { time: now(), event: Some(event::Event::Done(done)) });
     }
 
     /// Queues a warning with this stable code.
@@ -58,4 +65,9 @@ impl Events {
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
+}
+
+/// The time in seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
