@@ -169,6 +169,7 @@ fn disk_with_a_catalog_opens_without_reading_blobs() {
     bench.pack(&["images"]);
     bench.extract("disk.erofs");
     let root = bench.path("disk.erofs.extracted");
+    testing::pack::make_writable(&root);
     // Index and blobs are gone, and none of them was read.
     std::fs::remove_dir_all(root.join("blobs")).unwrap();
     std::fs::remove_file(root.join("index.json")).unwrap();

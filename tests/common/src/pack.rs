@@ -122,8 +122,7 @@ impl Bench {
     pub fn extract(&self, disk: &str) -> Extracted {
         let into = self.path(&format!("{disk}.extracted"));
         if into.exists() {
-            // Its folders are read-only, which only root can ignore.
-            assert!(crate::program("chmod").arg("-R").arg("u+w").arg(&into).status().unwrap().success());
+            make_writable(&into);
             fs::remove_dir_all(&into).unwrap();
         }
         if std::env::var_os("LOCALREGISTRY_TESTS").is_some() {
@@ -149,6 +148,11 @@ impl Bench {
         });
         Extracted { files, listing }
     }
+}
+
+/// Lets its owner write into an extracted disk, whose folders are read-only.
+pub fn make_writable(folder: &Path) {
+    assert!(crate::program("chmod").arg("-R").arg("u+w").arg(folder).status().unwrap().success());
 }
 
 /// The content of a disk.
