@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_that_names_no_disk_or_two_is_rejected() {
+    fn invalid_and_conflicting_choices_are_rejected() {
         let expected = "expected one of a serial (1 to 20 printable ASCII characters), a label (1 to 16 of them) and a path such as \
                         /dev/vdb";
         for (disk, key, value) in [

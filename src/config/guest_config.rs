@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_is_parsed_as_the_type_of_its_key() {
+    fn setting_is_parsed_as_the_type_of_its_key() {
         for (setting, json) in [
             ("hostname=registry", json!({ "hostname": "registry" })),
             ("hostname=123", json!({ "hostname": "123" })),
@@ -319,13 +319,13 @@ mod tests {
     }
 
     #[test]
-    fn a_later_setting_wins_and_leaves_its_neighbours() {
+    fn later_setting_wins_and_leaves_other_keys_unchanged() {
         let json = json!({ "disk": { "serial": "b", "waitSeconds": 1 }, "names": ["c"] });
         assert_eq!(set(&["disk.serial=a", "disk.waitSeconds=1", "names=a,b", "disk.serial=b", "names=c"]), json);
     }
 
     #[test]
-    fn an_unknown_key_or_an_invalid_value_is_rejected() {
+    fn unknown_keys_and_invalid_values_are_rejected() {
         for (setting, message) in [
             (
                 "port",
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_checked_and_records_which_keys_are_set() {
+    fn config_file_is_checked_and_only_its_keys_are_set() {
         let config = parsed(r#"{"trace": false, "clock": {"epoch_seconds": 0}, "port": 5001, "tls": null}"#);
         assert_eq!(config.to_json(), r#"{"clock":{"epochSeconds":0},"port":5001,"trace":false}"#);
         let error = GuestConfig::parse(b"{\n\"prot\": 1}").unwrap_err();
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_metrics_port_is_assigned_if_none_is_configured() {
+    fn metrics_port_is_assigned_unless_configured() {
         for (json, expected) in [
             ("{}", 9090),
             (r#"{"port": 9090}"#, 9091),
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_adds_its_names_the_port_and_the_time() {
+    fn completing_adds_host_names_port_and_time() {
         let mut config = parsed(r#"{"names": ["localhost", "registry.example"]}"#);
         config.complete(Some(SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), 443)), Duration::from_millis(1_793_491_200_250));
         let json = r#"{"clock":{"epochSeconds":1793491200.25},"names":["localhost","registry.example","127.0.0.1","127.0.0.2"],"port":5000}"#;

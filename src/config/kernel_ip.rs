@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn other_values_are_rejected_with_key_and_source() {
+    fn unsupported_ip_values_are_rejected_with_key_and_source() {
         for value in [
             "",
             "bootp",
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn localregistry_options_override_it() {
+    fn localregistry_options_override_the_ip_option() {
         let line = "ip=bootp ip=10.1.0.82:::255.0.0.0:reg localregistry.interfaces.0.mtu=1400 localregistry.hostname=other";
         let settings = Layer::from_command_line(line).unwrap().settings(Origin::CommandLine).unwrap();
         assert_eq!(settings.hostname, "other");

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_has_words_for_its_values_and_every_row_a_key() {
+    fn every_key_has_expected_values_and_every_row_has_a_key() {
         for key in KEYS {
             assert_ne!(key.expected(), "", "{} needs a row in EXPECTED, or in the table of limits", key.path);
         }

@@ -37,7 +37,7 @@ fn settings(layer: &Layer) -> Settings {
 }
 
 #[test]
-fn an_empty_config_gives_the_defaults() {
+fn empty_config_gives_the_defaults() {
     let defaults = settings(&Layer::default());
     assert_eq!(defaults.hostname, "localregistry");
     assert_eq!(defaults.names, Vec::<String>::new());
@@ -178,7 +178,7 @@ fn two_services_on_one_port_are_rejected_in_the_merged_config() {
 }
 
 #[test]
-fn an_unknown_key_is_rejected_with_its_source() {
+fn unknown_key_is_rejected_with_its_source() {
     let known = format!("expected one of {}", keys::list());
     let first = "expected one of hostname, names, port, tls.mode, interfaces.N.mac, interfaces.N.addresses, ";
     assert!(known.starts_with(first) && known.contains(", limits.stallSeconds, "), "{known}");
@@ -203,7 +203,7 @@ fn an_unknown_key_is_rejected_with_its_source() {
 }
 
 #[test]
-fn a_bad_value_is_rejected_with_key_source_and_the_accepted_values() {
+fn bad_value_is_rejected_with_key_source_and_accepted_values() {
     for (text, message) in [
         (r#"{"hostname": 5}"#, "hostname is 5; expected a DNS name of at most 64 characters"),
         (r#"{"hostname": "a_b"}"#, "hostname is \"a_b\"; expected a DNS name of at most 64 characters"),
@@ -327,7 +327,7 @@ fn a_bad_value_is_rejected_with_key_source_and_the_accepted_values() {
 }
 
 #[test]
-fn the_command_line_is_rejected_in_the_same_words() {
+fn bad_command_line_value_is_rejected_as_in_json() {
     for (text, message) in [
         ("localregistry.port=65536", "port is 65536; expected a TCP port from 1 to 65535"),
         ("localregistry.port=", "port is \"\"; expected a TCP port from 1 to 65535"),
@@ -376,7 +376,7 @@ fn text_other_than_a_json_object_is_rejected() {
 }
 
 #[test]
-fn a_config_on_a_disk_cannot_select_disks() {
+fn config_on_a_disk_cannot_select_disks() {
     let layer = Layer::from_json(Origin::Disk, br#"{"disk": {"wait_seconds": 1}}"#).unwrap();
     assert_eq!(
         layer.without_disk().unwrap_err().to_string(),
@@ -388,13 +388,13 @@ fn a_config_on_a_disk_cannot_select_disks() {
 }
 
 #[test]
-fn a_long_value_is_cut() {
+fn long_value_is_truncated_in_the_error() {
     let message = refusal(&format!(r#"{{"trace": "{}"}}"#, "x".repeat(200)));
     assert_eq!(message, format!("fw_cfg opt/localregistry/config: trace is \"{}…; expected true or false", "x".repeat(79)));
 }
 
 #[test]
-fn the_file_on_a_disk_is_read_if_it_exists() {
+fn config_file_on_a_disk_is_read_if_it_exists() {
     let root = tempfile::tempdir().unwrap();
     assert_eq!(from_disk(root.path()).unwrap(), Layer::default());
     std::fs::create_dir(root.path().join("localregistry")).unwrap();
@@ -408,7 +408,7 @@ fn the_file_on_a_disk_is_read_if_it_exists() {
 }
 
 #[test]
-fn the_files_on_several_disks_have_to_agree() {
+fn different_configs_on_several_disks_are_rejected() {
     let disk = |json: Option<&str>| {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("localregistry")).unwrap();

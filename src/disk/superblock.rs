@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_size_is_ignored() {
+    fn invalid_size_is_ignored() {
         let erofs = disk(&[(1024, &[0xe2, 0xe1, 0xf5, 0xe0]), (1036, &[200]), (1060, &[1])]);
         assert_eq!(Superblock::detect(&erofs), Some(Superblock { fs: FileSystem::Erofs, bytes: None }));
         for shift in [53, 54, 63, 64, u32::MAX] {

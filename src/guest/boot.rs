@@ -316,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_becomes_a_fault_with_its_message() {
+    fn panic_becomes_a_fault_with_its_message() {
         let at = 7;
         for (end, words) in [
             (catch_panic(|| panic!("no more")), "a bug in localregistry-init: no more"),
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn the_event_writer_is_started_once() {
+    fn event_writer_is_started_once() {
         let mut guest = Guest::new();
         for _ in 0..2 {
             guest.start_event_writer().unwrap();
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_names_the_sources_of_both_requests() {
+    fn shutdown_reason_names_the_sources_of_both_requests() {
         let reason = |by, repeated_by| Shutdown { by, repeated_by, totals: Totals::default() }.reason();
         for (by, again, words) in [
             (Requester::Command, None, "shut down by a command on the control port"),

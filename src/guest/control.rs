@@ -99,7 +99,7 @@ mod tests {
     use crate::proto::{SetClock, Shutdown};
 
     #[test]
-    fn commands_are_json() {
+    fn commands_are_parsed_from_json() {
         let shutdown = |drain_seconds| command::Command::Shutdown(Shutdown { drain_seconds });
         assert_eq!(parse(br#"{"shutdown":{}}"#), Ok(shutdown(0)));
         assert_eq!(parse(br#" {"shutdown": {"drainSeconds": 3}} "#), Ok(shutdown(3)));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn other_lines_are_rejected_with_a_reason() {
+    fn lines_that_are_not_commands_are_rejected_with_a_reason() {
         let expected = r#"expected {"shutdown":{}} or {"setClock":{"epochSeconds":N}}"#;
         for (line, problem) in [
             ("{}", r#""{}": it has no command"#),
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shutdown_command_sets_the_time_to_drain() {
+    fn shutdown_command_sets_the_time_to_drain() {
         let (requests, mut received) = tokio::sync::mpsc::unbounded_channel();
         execute(br#"{"shutdown":{}}"#, &requests).unwrap();
         execute(br#"{"shutdown":{"drainSeconds":3}}"#, &requests).unwrap();

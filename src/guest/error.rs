@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_is_one_line_with_its_causes() {
+    fn fault_is_one_line_with_its_causes() {
         let fault = Fault::Listen { port: NonZeroU16::MIN, source: io::Error::from_raw_os_error(98) };
         assert_eq!(fault.chain(), "cannot listen on TCP port 1: Address already in use (os error 98)");
         assert_eq!(fault.code(), "NO_PORT");

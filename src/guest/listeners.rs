@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn without_tls_all_are_plain() {
+    fn all_endpoints_are_http_without_tls() {
         let plain = listeners(r#"{"port": 1, "tls": {"mode": "OFF"}, "listeners": [{"port": 2}]}"#);
         let Endpoints { endpoints, further_endpoints, .. } = plain.endpoints(&["10.1.0.82".parse().unwrap()]);
         assert_eq!((endpoints, further_endpoints), (vec!["http://10.1.0.82:1".into()], vec!["http://10.1.0.82:2".into()]));
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_listener_on_one_address_serves_no_other() {
+    async fn listener_on_one_address_serves_no_other() {
         let free = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
         let at = |address: &str| ListenAddress {
             address: Some(address.parse().unwrap()),

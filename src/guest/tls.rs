@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_certificate_file_is_named() {
+    fn missing_certificate_file_is_named() {
         for (mode, name) in [("PROVIDED", "tls.crt"), ("SIGN", "ca.key")] {
             assert_eq!(
                 read(mode, name).unwrap_err().to_string(),

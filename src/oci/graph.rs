@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_child_is_visited_and_has_no_children() {
+    fn missing_child_is_visited_and_has_no_children() {
         assert_eq!(visits("r", &[("r", "missing b")]), "r0 missing1 b1");
     }
 
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_marked_as_visited_is_repeated() {
+    fn digest_marked_as_visited_is_repeated() {
         let mut walk = Walk::from_root(node("layer"));
         assert!(walk.visit(node("layer").digest));
         assert!(!walk.visit(node("layer").digest) && walk.is_visited(&node("layer").digest));
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_count_to_the_limit_repeats_and_roots_included() {
+    fn repeats_and_roots_count_toward_the_limit() {
         let mut walk = Walk::from_root(node("r"));
         walk.next_manifest();
         walk.descend(0, vec![node("a"); MAX_MANIFESTS - 1]);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exponential_number_of_paths_ends_at_the_limit() {
+    fn exponential_number_of_paths_ends_at_the_limit() {
         // Every index lists the next one 100 times: 100^8 paths. A user that descends into repeats is stopped too.
         let mut walk = Walk::from_root(node("0"));
         let mut steps = 0;
@@ -209,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_walk_of_any_graph_visits_what_is_reachable_once(lists in proptest::collection::vec(proptest::collection::vec(0..24_usize, 0..5), 24)) {
+        fn reachable_manifests_of_any_graph_are_visited_once(lists in proptest::collection::vec(proptest::collection::vec(0..24_usize, 0..5), 24)) {
             let name = |at: usize| at.to_string();
             let indexes: Indexes =
                 lists.iter().enumerate().map(|(at, list)| (node(&name(at)).digest, list.iter().map(|to| node(&name(*to))).collect())).collect();
@@ -219,7 +219,7 @@ mod tests {
             prop_assert_eq!(steps.len(), 1 + read.clone().map(|node| indexes[&node.descriptor.digest].len()).sum::<usize>());
             let visited: HashSet<Digest> = read.clone().map(|node| node.descriptor.digest).collect();
             prop_assert_eq!(visited.len(), read.count());
-            // What the walk does not reach is below the depth limit only.
+            // Only manifests below the depth limit may be missed.
             let too_deep = steps.iter().any(Result::is_err);
             let mut reachable = HashSet::from([0]);
             let mut next = vec![0];

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_component_with_dot_or_port_is_the_upstream_host() {
+    fn first_component_with_dot_or_port_is_the_upstream_host() {
         for (text, host, path) in [
             ("docker.io/library/busybox", "docker.io", "library/busybox"),
             ("localhost/x", "localhost", "x"),

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_merged_catalog_equals_that_of_one_disk_with_all_content() {
+    fn merged_catalog_equals_that_of_one_disk_with_all_content() {
         let parts: [&[Image]; 3] = [
             &[("test/b", "1", b"b1", b"layer"), ("test/a", "1", b"a1", b"own")],
             &[("test/b", "2", b"b2", b"layer"), ("test/c", "1", b"c1", b"more")],
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conflict_names_both_disks_and_their_values() {
+    fn conflict_names_both_disks_and_their_values() {
         let (one, other) = (catalog(&[("test/a", "1", b"a1", b"x")]), catalog(&[("test/a", "1", b"a2", b"x")]));
         let unrelated = catalog(&[("test/z", "1", b"z", b"z")]);
         let found = merge(&[&unrelated, &one, &other]).unwrap_err();

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checksums_are_those_of_the_rfc() {
+    fn checksums_match_the_rfc() {
         // RFC 3720, appendix B.4, which inverts at the end.
         assert_eq!(!crc32c(&[0; 32]), 0x8A91_36AA);
         assert_eq!(!crc32c(b"123456789"), 0xE306_9283);

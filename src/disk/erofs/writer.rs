@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_uuid_is_derived_from_the_digest() {
+    fn uuid_is_derived_from_the_digest() {
         let hex: String = uuid(&identity()).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, "e3b0c44298fc8c149afbf4c8996fb924");
     }
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_larger_than_16_tib_is_refused() {
+    fn image_larger_than_16_tib_is_refused() {
         let error = Plan::new(&[("a".to_owned(), 1 << 44)], &identity(), None).unwrap_err();
         assert_eq!(error.to_string(), "its content takes 4294967298 blocks of 4096 bytes; EROFS has at most 4294967295");
     }

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_repository_is_assigned_to_unnamed_entries() {
+    fn default_repository_is_assigned_to_unnamed_entries() {
         for (entries, expected) in [
             (vec![("", "1"), (":v", "2")], vec!["x/x:- 1", "x/x:v 2"]),
             (vec![("a/a:1", "1"), ("", "2"), ("", "s>1")], vec!["a/a:1 1", "x/x:- 2", "a/a:- s>1"]),

@@ -174,7 +174,7 @@ pub(in crate::guest::disk) mod tests {
     }
 
     #[test]
-    fn a_device_is_described_by_name_serial_and_label() {
+    fn device_is_described_by_name_serial_and_label() {
         assert_eq!(device("vda", "x", None).to_string(), "/dev/vda (serial \"x\")");
         assert_eq!(device("vda", "x", Some("y")).to_string(), "/dev/vda (serial \"x\", label \"y\")");
         assert_eq!(device("vda1", "", Some("y")).to_string(), "/dev/vda1 (label \"y\")");

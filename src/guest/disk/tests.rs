@@ -11,7 +11,7 @@ fn rejection(start: &[u8], bytes: u64) -> (&'static str, String) {
 }
 
 #[test]
-fn a_disk_without_a_file_system_is_rejected() {
+fn disk_without_a_file_system_is_rejected() {
     let expected = "/dev/vda (serial \"images\"), 1048576 bytes, has no known file system; \
                     expected EROFS, ext4 or squashfs, as `localregistry pack` makes";
     assert_eq!(rejection(&[0; HEAD_LEN], 1 << 20), ("BAD_DISK", expected.to_owned()));
@@ -19,7 +19,7 @@ fn a_disk_without_a_file_system_is_rejected() {
 }
 
 #[test]
-fn a_disk_shorter_than_its_file_system_is_rejected() {
+fn disk_shorter_than_its_file_system_is_rejected() {
     let mut start = [0; HEAD_LEN];
     start[..4].copy_from_slice(b"hsqs");
     start[40..48].copy_from_slice(&5000_u64.to_le_bytes());
@@ -29,7 +29,7 @@ fn a_disk_shorter_than_its_file_system_is_rejected() {
 }
 
 #[test]
-fn a_missing_disk_error_lists_those_found() {
+fn missing_disk_error_lists_the_disks_found() {
     let missing =
         |by: DiskBy, found: &[Device]| DiskError::Missing { by, wait: Duration::from_secs(5), found: found.to_vec() }.to_string();
     assert_eq!(

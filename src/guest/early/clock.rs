@@ -105,7 +105,7 @@ mod tests {
     const MUCH_LATER: u64 = BUILD + 5000;
 
     #[test]
-    fn a_valid_clock_is_kept() {
+    fn valid_clock_is_kept() {
         for host_time in [None, Some(at(MUCH_LATER))] {
             assert_eq!(decide(at(LATER), true, host_time, at(BUILD)), Decision { set: None, trusted: true, warning: None });
         }
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_build_is_the_earliest_time() {
+    fn clock_before_the_build_is_set_to_the_build_time() {
         let warning = "the clock showed 5 seconds since 1970, before this program was built; set to 1800000000".to_owned();
         for (has_rtc, host_time) in [(true, None), (false, None), (false, Some(at(6)))] {
             let decision = Decision { set: Some(at(BUILD)), trusted: false, warning: Some(warning.clone()) };
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_far_ahead_is_accepted_with_a_warning() {
+    fn clock_far_ahead_is_accepted_with_a_warning() {
         let warning = "the clock shows 4102444800 seconds since 1970, over 20 years after this program was built; \
                        is the host's clock right?";
         let decision = decide(at(4_102_444_800), true, None, at(BUILD));
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_time_is_rejected() {
+    fn invalid_time_is_rejected() {
         for (epoch, shown) in [(f64::NAN, "NaN"), (-1.0, "-1"), (5.0, "5"), (f64::INFINITY, "inf")] {
             let message = format!("cannot set the clock to {shown} seconds since 1970; expected {BUILT} (the build) or later");
             assert_eq!(set(epoch), Err(message));

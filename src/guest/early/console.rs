@@ -66,7 +66,7 @@ mod tests {
     use super::fatal_line;
 
     #[test]
-    fn a_fatal_error_is_one_line_without_control_characters() {
+    fn fatal_error_is_one_line_without_control_characters() {
         assert_eq!(
             fatal_line("BAD_CONFIG", "key \"a\nb\" has \u{1b}[31m in it"),
             "FATAL code=BAD_CONFIG key \"a\\nb\" has \\u{1b}[31m in it"

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_machine_with_a_seed_does_not_wait() {
+    async fn machine_with_a_seed_does_not_wait() {
         wait().await.unwrap();
     }
 
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_kernel_s_result_is_returned() {
+    async fn result_of_the_kernel_is_returned() {
         with_timeout(Duration::from_secs(60), || Ok(())).await.unwrap();
         let refused = with_timeout(Duration::from_secs(60), || Err(io::ErrorKind::Unsupported.into())).await.unwrap_err();
         assert_eq!(crate::text::chain(&refused), "cannot get random numbers from the kernel (getrandom): unsupported");

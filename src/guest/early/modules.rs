@@ -161,13 +161,13 @@ mod tests {
     }
 
     #[test]
-    fn the_list_has_one_name_a_line() {
+    fn module_list_has_one_name_per_line() {
         assert_eq!(parse_order("virtio.ko\n\n virtio_ring.ko \n").unwrap(), ["virtio.ko", "virtio_ring.ko"]);
         assert_eq!(parse_order("").unwrap(), Vec::<&str>::new());
     }
 
     #[test]
-    fn a_line_other_than_a_module_name_is_rejected() {
+    fn line_other_than_a_module_name_is_rejected() {
         for (text, message) in [
             ("a.ko\n../b.ko\n", "/lib/modules/order line 2 is \"../b.ko\"; expected the name of a .ko file in /lib/modules"),
             ("a.ko.xz\n", "/lib/modules/order line 1 is \"a.ko.xz\"; expected the name of a .ko file in /lib/modules"),

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_mount_names_every_operand() {
+    fn mount_error_names_every_operand() {
         let row = Mount { source: "/no/device", target: "/proc", fs: "erofs", flags: DISK_FLAGS, data: Some("noload") };
         let error = MountError::Mount {
             device: row.source.into(),

@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_has_the_layout_of_the_rfc() {
+    fn probe_has_the_layout_of_the_rfc() {
         let frame = probe(OWN, address(7));
         assert_eq!(frame[..14], [255, 255, 255, 255, 255, 255, 0x52, 0x54, 0, 0, 0, 1, 8, 6]);
         assert_eq!(frame[14..28], [0, 1, 8, 0, 6, 4, 0, 1, 0x52, 0x54, 0, 0, 0, 1]);
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_has_the_address_or_probes_for_it_conflicts() {
+    fn use_of_or_probe_for_the_address_is_a_conflict() {
         let reply = |mut frame: Vec<u8>| {
             frame[21] = 2;
             frame
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn other_frames_show_no_conflict() {
+    fn damaged_or_truncated_frame_is_not_a_conflict() {
         let good = announcement(OTHER, address(7));
         for at in [12, 14, 17, 18, 19] {
             let mut frame = good.clone();

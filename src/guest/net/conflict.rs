@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_log_names_the_machine_that_uses_an_ipv6_address() {
+    fn mac_of_an_ipv6_conflict_is_found_in_the_kernel_log() {
         let address = "fd00::1".parse().unwrap();
         let record = |middle: &str| format!("6,230,1000,-;IPv6: eth0: IPv6 duplicate address {middle} detected!\n");
         let found = ipv6_conflict_in(&record("fd00::1 used by 02:00:00:00:00:09"), address);

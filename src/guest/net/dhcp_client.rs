@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_is_requested_and_an_ack_binds() {
+    fn offer_is_requested_and_ack_binds() {
         let Reply { mac, transaction, server, address, .. } = offer();
         let request = |seconds, purpose| Request { transaction, seconds, mac, hostname: "localregistry", purpose }.encode();
         assert_eq!(client().packet(Duration::from_secs(3)), request(3, Purpose::Discover));
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_of_others_are_ignored() {
+    fn unrelated_packets_are_ignored() {
         let others = [
             encode(&Reply { transaction: 8, ..offer() }),
             encode(&Reply { mac: Mac([1, 2, 3, 4, 5, 6]), ..offer() }),
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn another_server_neither_binds_nor_refuses() {
+    fn replies_of_another_server_are_ignored() {
         let mut client = requesting();
         for kind in [MessageType::Offer, MessageType::Ack, MessageType::Nak] {
             let other = Reply { kind, server: Ipv4Addr::new(10, 0, 2, 66), ..offer() };
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_extended_by_its_server_or_by_any() {
+    fn lease_is_extended_by_its_server_or_by_any() {
         let Reply { mac, transaction, server, address, .. } = offer();
         let extending = |server| Client::extending(mac, "localregistry", transaction, address, server);
         let mut renewing = extending(Some(server));
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_the_server_s_if_they_are_in_order() {
+    fn lease_times_are_the_server_s_only_if_in_order() {
         let millis = |(end, renewal, rebinding)| {
             let times = times(end, renewal, rebinding);
             [times.renewal, times.rebinding, times.end].map(|time| time.as_millis())
@@ -319,13 +319,13 @@ mod tests {
     }
 
     #[test]
-    fn an_mtu_below_the_minimum_is_ignored() {
+    fn mtu_below_the_minimum_is_ignored() {
         let bound = requesting().receive(&encode(&Reply { mtu: Some(68), ..ack() }));
         assert!(matches!(bound, Ok(Outcome::Bound(Lease { mtu: None, .. }))), "{bound:?}");
     }
 
     #[test]
-    fn a_mask_is_ones_then_zeros() {
+    fn mask_other_than_ones_then_zeros_has_no_prefix_length() {
         for (mask, expected) in [("255.255.255.0", Some(24)), ("255.255.255.255", Some(32)), ("128.0.0.0", Some(1))] {
             assert_eq!(prefix(mask.parse().unwrap()), expected);
         }

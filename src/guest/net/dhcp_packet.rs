@@ -288,7 +288,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_discover_has_the_layout_of_the_rfc() {
+    fn discover_has_the_layout_of_the_rfc() {
         let mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
         let request = Request { transaction: 0x0102_0304, seconds: 5, mac, hostname: "reg", purpose: Purpose::Discover };
         let packet = request.encode();
@@ -330,7 +330,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_reply_is_read_back() {
+    fn encoded_reply_is_parsed_unchanged() {
         let full = offer();
         assert_eq!(Reply::parse(&encode(&full)), Some(full));
         let timed = Reply { renewal: Some(2), rebinding: Some(3), ..offer() };
@@ -340,7 +340,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn other_packets_are_not_parsed_as_replies() {
+    fn damaged_or_truncated_packets_are_not_parsed_as_replies() {
         let good = encode(&offer());
         for (at, value) in [(0, BOOT_REQUEST), (1, 6), (2, 16), (236, 0), (242, 99), (244, 1)] {
             let mut packet = good.clone();
@@ -353,7 +353,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_option_that_is_too_short_or_after_the_end_is_ignored() {
+    fn option_of_wrong_length_or_after_the_end_is_ignored() {
         assert_eq!(read::<4>(&[1, 3, 255, 255, 255], 1), None);
         assert_eq!(read::<4>(&[1, 4, 255, 255, 255], 1), None);
         assert_eq!(read::<4>(&[12, 200, 1, 4, 255, 255, 255, 0], 1), None);

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_interface_error_lists_those_found() {
+    fn missing_interface_error_lists_the_interfaces_found() {
         let no_nic = |selector, found| NetError::NoNic { selector, found };
         let none = no_nic(Selector::Place(0), vec![]);
         assert_eq!(none.code(), "NO_NIC");

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_read_back() {
+    fn encoded_request_is_parsed_unchanged() {
         let nested = [attribute(1, b"vlan\0"), attribute(2, &attribute(1, &7_u16.to_ne_bytes()))].concat();
         let request = NetlinkRequest::new(kind::NEW_LINK, flag::CREATE, &[9; 16]).with(3, b"eth0.7\0").with(18, &nested);
         let bytes = [request.finish(5), NetlinkRequest::new(kind::GET_LINK, flag::DUMP, &[]).finish(6)].concat();

@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_is_picked_by_position_or_mac() {
+    fn interface_is_picked_by_position_or_mac() {
         let found = [link(2, 1), link(3, 2), Link { is_virtual: true, ..link(4, 2) }];
         let one = |select| pick(&found, &[at(select)], &[None], 0).map(|link| link.index);
         assert_eq!(one(Selector::Place(0)), Some(2));
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_returning_interface_keeps_its_config_and_a_replacement_takes_no_other_s() {
+    fn returning_and_replaced_interfaces_get_their_own_config() {
         let interfaces = [at(Selector::Place(0)), at(Selector::Place(1)), at(Selector::Mac(mac(7)))];
         let previous = [Some(mac(1)), Some(mac(2)), None];
         let one = |found: &[Link], own| pick(found, &interfaces, &previous, own).map(|link| link.mac);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_that_moved_up_is_not_picked_twice() {
+    fn interface_that_moved_up_is_not_picked_twice() {
         let interfaces = [at(Selector::Place(0)), at(Selector::Place(1))];
         let previous = [None, Some(mac(2))];
         assert_eq!(pick(&[link(3, 2)], &interfaces, &previous, 0), None);

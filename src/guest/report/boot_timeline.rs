@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_printed_as_one_line() {
+    fn step_is_printed_as_one_line() {
         let step = Step { name: "disk".into(), start: 0.5, duration: 0.012_34 };
         assert_eq!(line(&step), "step disk at 0.500 s took 0.012 s");
     }

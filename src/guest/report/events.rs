@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_thread_wakes_for_done() {
+    fn done_wakes_the_writer_thread() {
         let (events, queue) = Events::queue();
         let last = Arc::new(OnceLock::new());
         let pump = Pump::new(events.clone(), queue, Arc::clone(&last));

@@ -183,7 +183,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn other_and_incomplete_files_are_rejected() {
+    fn non_elf_truncated_and_foreign_files_are_rejected() {
         let good = elf(&[(1, 4096, b"load")]);
         let cases: [(&[u8], &str); 5] = [
             (b"", "it is not an ELF file"),

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_certificate_has_every_name_once() {
+    fn certificate_has_every_name_once() {
         let hosts = ["registry.test:30500", "[fd00::1]:30500", "localregistry:30500"].map(|host| host.parse().unwrap());
         let location = Location { namespace: "e2e".to_owned(), hosts: hosts.into(), node_port: 30500 };
         let expected = [

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layout_with_one_runnable_image() {
+    fn sample_is_a_layout_with_one_runnable_image() {
         let folder = tempfile::tempdir().unwrap();
         let (expected, bytes) = write(folder.path(), &program(b"program")).unwrap();
         let tree = Directory::open(folder.path()).unwrap();
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_program_gives_the_same_bytes() {
+    fn same_program_gives_the_same_digest() {
         let made = |content: &[u8]| write(tempfile::tempdir().unwrap().path(), &program(content)).unwrap().0;
         assert_eq!(made(b"program"), made(b"program"));
         assert_ne!(made(b"program"), made(b"other"));

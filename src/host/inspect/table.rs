@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_terminal_shortens_content_and_then_names() {
+    fn narrow_terminal_shortens_content_and_then_names() {
         let rows = [row("registry.k8s.io/a/very/long/name/of/an/image:v1.2.3", "linux/arm64,linux/amd64")];
         for (width, expected) in [
             (

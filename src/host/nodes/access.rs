@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_that_require_another_flag() {
+    fn flags_without_a_required_flag_are_rejected() {
         for (flags, missing) in [
             ("--token", "<--htpasswd <FILE>|--anonymous-pull>"),
             ("--anonymous-pull", "--token"),

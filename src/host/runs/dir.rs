@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_runs() {
+    fn names_of_runs_are_checked() {
         for (name, valid) in
             [("a", true), ("node-1.x_y", true), ("", false), (".a", false), ("-a", false), ("a/b", false), ("ä", false)]
         {

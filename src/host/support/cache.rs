@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn follows_the_environment() {
+    fn cache_folder_follows_the_environment() {
         type Variables = &'static [(&'static str, &'static str)];
         let cases: [(Variables, Option<&str>); 6] = [
             (&[("LOCALREGISTRY_CACHE", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")], Some("/a")),
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unset_environment_is_reported() {
+    fn unset_environment_is_reported() {
         assert_eq!(
             CacheError::Nowhere.to_string(),
             "no folder for downloads: none of LOCALREGISTRY_CACHE, XDG_CACHE_HOME and HOME is set; set LOCALREGISTRY_CACHE"

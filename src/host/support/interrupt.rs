@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_runs_to_its_end() {
+    fn exit_status_of_an_uninterrupted_program_is_returned() {
         let interrupt = Interrupt::default();
         let status = interrupt.run(Command::new("sh").args(["-c", "exit 7"])).unwrap();
         assert_eq!(status.code(), Some(7));

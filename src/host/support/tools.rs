@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_tool_is_reported_with_its_package() {
+    fn missing_tool_is_reported_with_its_package() {
         let tool = Tool { name: "no-such-tool", package: "some-package" };
         assert_eq!(
             tool.run(Path::new("/"), &[]).unwrap_err().to_string(),
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_tool_is_reported_with_its_last_lines() {
+    fn failed_tool_is_reported_with_its_last_lines() {
         let shell = Tool { name: "sh", package: "dash" };
         let script = "for n in 1 2 3 4; do echo line $n >&2; done; echo W: odd >&2; exit 3";
         assert_eq!(

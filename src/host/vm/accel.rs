@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_flags_count() {
+    fn virtualization_is_detected_by_whole_cpu_flags_only() {
         assert!(virtualizes("processor\t: 0\nflags\t\t: fpu vme vmx ssse3\n"));
         assert!(virtualizes("flags\t\t: fpu svm\n"));
         assert!(!virtualizes("flags\t\t: fpu vme tsc\nvmx flags\t: vnmi\n"));

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn header_value_of_each_challenge() {
+    fn each_challenge_has_its_header_value() {
         assert_eq!(Challenge::Basic.to_string(), r#"Basic realm="localregistry""#);
         let realm = || "https://r.test:5000/token".to_owned();
         let bearer = |scope: Option<&str>, fault| Challenge::Bearer { realm: realm(), scope: scope.map(str::to_owned), fault };

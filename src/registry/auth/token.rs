@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn token_expires() {
+    fn expired_token_is_refused() {
         let signer = Signer::new(Duration::ZERO).unwrap();
         let token = issue(&signer, &Grants::default())["token"].as_str().unwrap().to_owned();
         assert_eq!(signer.verify(&token), None);

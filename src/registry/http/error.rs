@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_statuses_is_complete() {
+    fn list_of_statuses_is_complete() {
         let text = String::new;
         let errors = [
             E::PathUnknown,

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn length_beyond_64_bits_is_none() {
+    fn length_beyond_64_bits_is_unknown() {
         let whole = ByteRange::whole(u64::MAX);
         for ranges in [vec![whole], vec![whole, range(0, 1)], vec![range(0, u64::MAX - 100), range(0, 100)]] {
             assert_eq!(Multipart::new("text/plain", u64::MAX, ranges, None).unwrap().len(), None);

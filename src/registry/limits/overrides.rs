@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_choice_sets_a_limit_of_its_own() {
+    fn each_choice_sets_a_different_limit() {
         let mut seen = vec![Limits::default()];
         for choice in CHOICES {
             for value in [7, choice.most] {

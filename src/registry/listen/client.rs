@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn malformed_hosts_are_told_from_well_formed_ones() {
+    fn only_well_formed_hosts_are_accepted() {
         for host in ["", "a", "a:", "a:0", "A.b-c_d~1.:65535", "10.1.0.7:5000", "[::1]", "[::1]:", "[::1]:5000", "xn--4ca.test"] {
             assert!(is_host(host.as_bytes()), "{host:?}");
         }

@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn first_refusal_of_an_interval_is_emitted_at_once_and_further_ones_are_counted() {
+    fn first_refusal_is_emitted_at_once_and_later_ones_are_counted() {
         let (refusals, (events, queue), start) = (TlsRefusals::default(), Events::queue(), Instant::now());
         let record = |after, last| {
             refusals.record_at(start + after, &events, Ipv4Addr::new(10, 1, 0, last).into(), refused("", "unknown_ca"))

@@ -41,7 +41,7 @@ fn error(image: &ErofsTree) -> String {
 }
 
 #[test]
-fn a_file_larger_than_4_gib_is_read_at_its_end() {
+fn file_larger_than_4_gib_is_read_at_its_end() {
     let size = (5 << 30) + 3;
     let tree = image(&inode(0, size, 3), 3 * BLOCK + size);
     tree.image.file.write_all_at(b"end", 3 * BLOCK + (5 << 30)).unwrap();

@@ -69,7 +69,7 @@ fn requests_have_the_layout_that_the_kernel_reads() {
 }
 
 #[test]
-fn the_kernel_answers_and_an_error_names_the_operation() {
+fn kernel_answers_requests_and_error_names_the_operation() {
     let links = Links::open().unwrap();
     let addresses = links.addresses().unwrap();
     assert!(addresses.iter().any(|one| one.index == LOOPBACK && one.address.is_loopback()), "{addresses:?}");
@@ -80,7 +80,7 @@ fn the_kernel_answers_and_an_error_names_the_operation() {
         (error.code(), error.to_string().as_str()),
         ("BAD_NETWORK", "cannot bring eth0 (02:00:00:00:00:01) up with MTU 1400")
     );
-    // Only root may remove an address at all.
+    // Only root may remove an address.
     let removed = links.remove_address(&gone, "10.0.0.1/8".parse().unwrap());
     assert_eq!(removed.is_ok(), nix::unistd::geteuid().is_root(), "an interface that is gone has no address");
 }

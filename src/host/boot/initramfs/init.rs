@@ -57,7 +57,7 @@ mod tests {
     use crate::host::boot::elf::tests::elf;
 
     #[test]
-    fn the_variable_comes_before_the_first_static_candidate() {
+    fn variable_comes_before_the_first_static_candidate() {
         let target = tempfile::tempdir().unwrap();
         let folder = target.path().join("debug");
         let built = target.path().join("x86_64-unknown-linux-musl/release");

@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_archive_is_stored_once_and_removed_when_long_unused() {
+    fn archive_is_stored_once_and_removed_when_long_unused() {
         let folder = tempfile::tempdir().unwrap();
         let age = |path: &Path, age| File::open(path).unwrap().set_modified(SystemTime::now() - age).unwrap();
         let day = Duration::from_secs(24 * 3600);

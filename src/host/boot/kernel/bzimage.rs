@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_setup_sectors_mean_four() {
+    fn zero_setup_sectors_are_read_as_four() {
         let mut image = bzimage(&packed(Compression::Gzip, &kernel()));
         image[0x1f1] = 0;
         image.splice(1536..1536, [0; 1024]);
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_boot_protocol_is_rejected() {
+    fn old_boot_protocol_is_rejected() {
         let mut image = bzimage(&packed(Compression::Gzip, &kernel()));
         image[0x206] = 7;
         assert_eq!(
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_image_is_rejected() {
+    fn truncated_image_is_rejected() {
         let image = bzimage(&vec![0; 1000]);
         assert_eq!(message(&image[..2000]), "it is cut short: its payload is bytes 1552 to 2552, but the file ends at byte 2000");
         assert_eq!(message(&image[..0x24a]), "it is cut short: its payload is bytes 0 to 588, but the file ends at byte 586");
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_payload_is_rejected() {
+    fn truncated_payload_is_rejected() {
         let whole = packed(Compression::Lz4, &kernel());
         let cut = [&whole[..whole.len() / 2], &whole[whole.len() - 4..]].concat();
         let announced = u32::from_le_bytes(*whole[4..].first_chunk().unwrap());
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_too_large_for_a_kernel_is_rejected() {
+    fn payload_too_large_for_a_kernel_is_rejected() {
         let mut bomb = packed(Compression::Zstd, &kernel());
         let size = bomb.len();
         bomb[size - 4..].copy_from_slice(&u32::MAX.to_le_bytes());
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_the_pvh_note_is_rejected() {
+    fn kernel_without_the_pvh_note_is_rejected() {
         let expected = "its kernel has no Xen PVH note (XEN_ELFNOTE_PHYS32_ENTRY), so QEMU cannot boot it as ELF; give one \
                         built with CONFIG_PVH=y";
         let plain = elf(&[(1, 4096, b"code"), (4, 4, &note("Xen", 6, b"linux\0"))]);

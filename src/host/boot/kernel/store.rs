@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_complete_kernel_is_returned() {
+    fn newest_complete_kernel_is_returned() {
         let store = tempfile::tempdir().unwrap();
         let add = |folder: &str, files: &[&str]| {
             for file in files {

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_lines_and_dependencies_does_not_matter() {
+    fn order_of_lines_and_dependencies_does_not_matter() {
         let a = "k/c-d.ko: k/y.ko k/x.ko k/z.ko\nk/x.ko: k/z.ko\nk/y.ko:\nk/z.ko:\nk/b.ko:\n";
         let b = "k/b.ko:\nk/z.ko:\nk/y.ko:\nk/x.ko: k/z.ko\nk/c-d.ko: k/z.ko k/x.ko k/y.ko\n";
         assert_eq!(plan(a, "", &MODULES), plan(b, "", &MODULES));
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_required_module_is_reported_with_its_use() {
+    fn missing_required_module_is_reported_with_its_use() {
         assert_eq!(
             message("k/b.ko:\n"),
             "the module c_d (the disk) is neither in modules.dep nor in modules.builtin, and the guest cannot do without it; \
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_list_is_refused() {
+    fn invalid_modules_dep_is_rejected() {
         assert_eq!(message("k/b.ko:\nk/c.ko\n"), "modules.dep line 2 is not `FILE: DEPENDENCIES`: \"k/c.ko\"; run depmod again");
         let outside = |line, file| {
             format!(
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dependency_circle_is_rejected() {
+    fn dependency_cycle_is_rejected() {
         assert_eq!(
             message("k/c-d.ko: k/a.ko\nk/a.ko: k/e.ko\nk/e.ko: k/a.ko\nk/b.ko:\n"),
             "modules.dep has modules that need each other, which cannot load: k/a.ko needs k/e.ko needs k/a.ko; run depmod again"
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_dependency_chain_does_not_overflow_the_stack() {
+    fn long_dependency_chain_does_not_overflow_the_stack() {
         let chain: String = (0..20_000).map(|n| format!("k/m{n}.ko: k/m{}.ko\n", n + 1)).collect();
         let dep = format!("{chain}k/m20000.ko:\nk/c-d.ko: k/m0.ko\nk/b.ko:\n");
         assert_eq!(plan(&dep, "", &MODULES).unwrap().load.len(), 20_003);

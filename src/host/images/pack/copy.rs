@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_changes_while_it_is_read_is_rejected() {
+    fn source_that_changes_while_it_is_read_is_rejected() {
         assert_eq!(copied(b"content", b"content"), Ok(b"content".to_vec()));
         let path = Digest::sha256_of(b"content").blob_path();
         for (is, found) in [(&b"cont"[..], 4), (b"", 0), (b"content and more", 8)] {

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_changes_while_it_is_read_is_rejected() {
+    fn copy_with_different_content_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let sources = sources(dir.path());
         let set = image_set::merge(&sources, false).unwrap();

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn describes_wrong_digest_files() {
+    fn error_describes_the_fault_of_a_digest_file() {
         let hex = Digest::sha256_of(b"").hex();
         for (content, expected) in [
             (String::new(), "is empty".to_owned()),

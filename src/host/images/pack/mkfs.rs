@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_program_s_output_is_in_the_error() {
+    fn output_of_a_failed_program_is_in_the_error() {
         let folder = tempfile::tempdir().unwrap();
         let (root, image) = (folder.path().join("missing"), folder.path().join("image"));
         let identity = Digest::sha256_of(b"");
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_uuid_comes_from_the_content() {
+    fn uuid_is_derived_from_the_digest() {
         assert_eq!(uuid(&Digest::sha256_of(b"")), "e3b0c442-98fc-8c14-9afb-f4c8996fb924");
     }
 }

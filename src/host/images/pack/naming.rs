@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_requested_name_applies_to_the_unnamed_or_only_image() {
+    fn requested_name_applies_to_the_unnamed_or_only_image() {
         let unnamed = || image("x/y", false, "1");
         let tagged = |tag: &str, content: &str| image(&format!("x/y:{tag}"), false, content);
         let other = || image("o/o:1", true, "2");
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn tag_modes() {
+    fn tag_mode_selects_the_tags_of_images() {
         let one = |tags| names(vec![image("x/y", false, "1")], &naming("x/y", Some(tags)), None).unwrap();
         assert_eq!(one(Tags::Every), ["x/y:latest*"]);
         assert_eq!(one(Tags::OwnOrNone), [format!("x/y@{}", Digest::sha256_of(b"1"))]);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ambiguous_name_is_rejected() {
+    fn ambiguous_name_is_rejected() {
         let two = || vec![image("a/a:1", true, "1"), image("b/b:1", true, "2")];
         assert_eq!(
             names(two(), &naming("x/y", None), None).unwrap_err(),
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_added_to_names_without_one() {
+    fn host_is_added_to_names_that_lack_it() {
         for (name, upstream, expected) in [
             ("busybox:1", "docker.io", "docker.io/library/busybox:1"),
             ("x/y:1", "docker.io", "docker.io/x/y:1"),

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nested_index_is_read_once_and_a_repeated_manifest_counts_for_each_entry() {
+    fn index_is_read_once_and_repeated_manifests_are_all_listed() {
         let mut tree = Memory::default();
         let manifest = Descriptor::new(media_type::OCI_MANIFEST, Digest::sha256_of(b"manifest"), 1);
         let mut root = tree.add_index(&[manifest.clone(), manifest.clone()]);
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_platform_is_not_replaced_by_another() {
+    fn missing_platform_is_not_replaced_by_another() {
         for (wanted, available) in [
             ("linux/arm", &["linux/arm/v5", "linux/arm/v6"][..]),
             ("linux/arm/v7", &["linux/arm/v6"]),

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_selects_the_files() {
+    fn environment_selects_the_credential_files() {
         type Variables = &'static [(&'static str, &'static str)];
         let cases: [(Variables, &[&str]); 4] = [
             (&[("HOME", "/h")], &["/h/.docker/config.json"]),

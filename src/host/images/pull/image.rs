@@ -332,7 +332,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_page_takes_only_the_query_of_its_link() {
+    fn next_page_url_has_only_the_query_of_the_link() {
         let subject = Digest::sha256_of(b"");
         for (link, expected) in [
             ("</v2/a/referrers/x?n=2&last=y>; rel=\"next\"", Some("n=2&last=y")),

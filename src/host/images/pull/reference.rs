@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_takes_precedence_over_a_tag() {
+    fn digest_takes_precedence_over_a_tag() {
         let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         let asked = |text: &str| text.parse::<ImageReference>().unwrap().manifest().to_string();
         assert_eq!(asked("a"), "latest");

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_is_scheme_host_and_port() {
+    fn origin_is_scheme_host_and_port() {
         for (a, b, same) in [
             ("https://a/x", "https://A:443/y", true),
             ("https://a:5000/x", "https://a:5000/x", true),
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_hosts() {
+    fn loopback_hosts_are_detected() {
         for host in ["localhost", "localhost:5000", "127.0.0.1:1", "127.9.9.9", "[::1]:5000", "a.localhost"] {
             assert!(is_loopback(host), "{host}");
         }

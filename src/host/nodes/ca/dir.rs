@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_use_creates_the_ca_and_the_next_reuses_it() {
+    fn first_use_creates_the_ca_and_the_next_reuses_it() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("ca");
         let (certificate, key) = files(&dir).unwrap();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn concurrent_first_uses_agree() {
+    fn concurrent_first_uses_get_the_same_ca() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("ca");
         let found: Vec<Vec<u8>> = std::thread::scope(|scope| {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_first_use_is_repeated() {
+    fn key_without_a_certificate_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
         fs::write(folder.path().join(KEY), "half").unwrap();

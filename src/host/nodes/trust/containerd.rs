@@ -43,7 +43,7 @@ mod tests {
     use super::folders;
 
     #[test]
-    fn a_host_with_a_port_has_two_folders() {
+    fn host_with_a_port_has_two_folders() {
         assert_eq!(folders("10.1.0.82:5000"), ["10.1.0.82:5000", "10.1.0.82_5000_"]);
         assert_eq!(folders("[fd00::1]:5000"), ["[fd00::1]:5000", "[fd00::1]_5000_"]);
         assert_eq!(folders("[fd00::1]"), ["[fd00::1]"]);

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_bundle_is_replaced_and_leaves_no_other_file() {
+    fn earlier_bundle_is_replaced_and_leaves_no_other_file() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("trust");
         write(&tree("one"), &dir).unwrap();

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn names_mean_what_they_mean_to_clients() {
+    fn image_names_match_as_clients_resolve_them() {
         for (text, repository, tag, matches) in [
             ("test/hello:1", "test/hello", "1", true),
             ("test/hello", "test/hello", "latest", true),

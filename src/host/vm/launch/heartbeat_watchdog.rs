@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_say_how_long() {
+    fn reports_contain_the_time_without_a_heartbeat() {
         let (silent, every) = (Duration::from_secs(31), Duration::from_secs(10));
         for (event, words) in [
             (

@@ -87,7 +87,7 @@ mod tests {
         let process = Process::start(sleep).unwrap();
         let (control, mut guest) = UnixStream::pair().unwrap();
         let (qmp, mut qemu) = UnixStream::pair().unwrap();
-        // Nobody answers.
+        // The other end never answers.
         let (qmp, _listener) = Qmp::new(qmp);
         let monitor = Arc::new(Monitor::default());
         let short = Duration::from_millis(20);

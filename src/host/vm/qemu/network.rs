@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn old_version_lacks_networks() {
+    fn networks_that_need_a_later_qemu_are_rejected() {
         let on = |backend| [Network { backend, mac: Mac([2, 0, 0, 0, 0, 1]) }];
         let stream = |reconnect| on(Backend::Stream { path: "/s".into(), reconnect, version: OLDEST });
         let dgram = on(Backend::Dgram(Datagrams::Unix { local: "/a".into(), remote: "/b".into() }));

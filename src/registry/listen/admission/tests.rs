@@ -173,7 +173,7 @@ async fn full_connection_is_not_read_and_loses_no_frame() {
 }
 
 #[tokio::test]
-async fn a_bounded_number_of_requests_is_held() {
+async fn number_of_held_requests_is_limited() {
     let mut peer = connection(100, &pool(0)).await;
     peer.send(&(0..3 * 1024).map(|at| get(at * 2 + 1)).collect::<Vec<_>>().concat()).await;
     let mut seen = peer.seen();
@@ -187,7 +187,7 @@ async fn a_bounded_number_of_requests_is_held() {
 }
 
 #[tokio::test]
-async fn streams_beyond_the_announced_limit_wait_until_settings_are_acknowledged_and_then_pass_to_h2_to_refuse() {
+async fn streams_beyond_the_limit_wait_for_the_settings_ack() {
     let pool = pool(1000);
     let mut peer = connection(100, &pool).await;
     peer.send(&(0..102).map(|at| get(at * 2 + 1)).collect::<Vec<_>>().concat()).await;

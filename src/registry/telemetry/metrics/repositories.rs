@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn first_repositories_have_counters_of_their_own() {
+    fn first_repositories_have_separate_counters() {
         let (counters, slots) = (RepositoryCounters::default(), RepositorySlots::new(REPOSITORY_SERIES + 10));
         for number in (0..REPOSITORY_SERIES + 10).rev() {
             add(&counters, &slots, number, 2);
