@@ -18,10 +18,6 @@ pub(crate) const CONTINUATION: u8 = 9;
 pub(crate) const ACK: u8 = 1;
 /// Flag of DATA and HEADERS.
 pub(crate) const END_STREAM: u8 = 1;
-// Flags of HEADERS.
-pub(crate) const END_HEADERS: u8 = 4;
-pub(crate) const PADDED: u8 = 8;
-pub(crate) const PRIORITY: u8 = 32;
 
 /// A frame's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,20 +30,6 @@ impl FrameHeader {
         let is_complete = bytes.len() >= at + HEAD;
         head.iter_mut().zip(bytes.iter().skip(at)).for_each(|(target, byte)| *target = *byte);
         is_complete.then_some(Self(head))
-    }
-
-    /// The header of a frame of another type on the same stream, which keeps these flags if they are set.
-    pub fn with(self, kind: u8, kept_flags: u8) -> Self {
-        let mut head = self.0;
-        (head[3], head[4]) = (kind, head[4] & kept_flags);
-        Self(head)
-    }
-
-    /// The same header for a payload of this length.
-    pub fn with_payload(self, len: u8) -> Self {
-        let mut head = self.0;
-        (head[0], head[1], head[2]) = (0, 0, len);
-        Self(head)
     }
 
     /// Whether the frame carries part of a header block.

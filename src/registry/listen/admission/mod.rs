@@ -26,16 +26,14 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::registry::limits::{ANNOUNCED_STREAMS, HELD_FRAMES, HELD_REQUESTS, OWN_STREAMS, SHARED_HELD_FRAMES, SHARED_STREAMS};
 use frames::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameHeader, Frames, GOAWAY, HEAD, HEADERS, PADDED, PING, PRIORITY,
-    PUSH_PROMISE, Piece, RST_STREAM, SETTINGS,
+    ACK, CONTINUATION, DATA, END_STREAM, FrameHeader, Frames, GOAWAY, HEAD, HEADERS, PING, PUSH_PROMISE, Piece, RST_STREAM,
+    SETTINGS,
 };
 
 /// The client's preface (RFC 9113, section 3.4). Frames follow it.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Largest payload that a peer may send: hyper leaves SETTINGS_MAX_FRAME_SIZE at its initial value (section 6.5.2).
 const MAX_FRAME: usize = 16_384;
-/// A regular field with a name of one byte and no value, as a literal without indexing (RFC 7541, section 6.2.2).
-const FIELD: &[u8] = &[0, 1, b'x', 0];
 /// Bytes read from the connection at once.
 const READ: usize = 4096;
 /// Step in which the buffer for held frames grows, in bytes.
@@ -153,38 +151,24 @@ impl Inbound {
     /// Sorts bytes that have just arrived: into `out` and then `ready`, or into `held`.
     fn sort(&mut self, mut bytes: &[u8], context: &mut Context<'_>, out: &mut ReadBuf<'_>) {
         while let Some(piece) = self.frames.next(&mut bytes) {
-            match piece {
-                Piece::Payload(payload) => self.hold_or_pass(payload, out),
-                Piece::Head(head) => {
-                    let starts_trailers = self.starts_trailers(head);
-                    self.holding = self.must_wait(head, context);
-                    if starts_trailers {
-                        self.hold_or_pass(&head.with(HEADERS, END_STREAM).with_payload(FIELD.len() as u8).0, out);
-                        self.hold_or_pass(FIELD, out);
-                        self.hold_or_pass(&head.with(CONTINUATION, END_HEADERS).0, out);
-                    } else {
-                        self.hold_or_pass(&head.0, out);
-                    }
+            let head;
+            let bytes = match piece {
+                Piece::Payload(payload) => payload,
+                Piece::Head(next) => {
+                    self.holding = self.must_wait(next, context);
+                    head = next;
+                    &head.0
                 }
+            };
+            if self.holding {
+                if self.held.capacity() - self.held.len() < bytes.len() {
+                    self.held.reserve_exact(bytes.len().max(GROWTH));
+                }
+                self.held.extend(bytes);
+            } else {
+                self.pass(bytes, out);
             }
         }
-    }
-
-    /// Whether a frame starts a trailer section, which gets [`FIELD`] as its first field. h2 ignores pseudo-header fields in trailers,
-    /// where RFC 9113, section 8.1, forbids them, and refuses them after a regular field.
-    fn starts_trailers(&self, head: FrameHeader) -> bool {
-        let is_of_known_stream = (1..=self.last).contains(&head.stream());
-        head.kind() == HEADERS && is_of_known_stream && !self.broken && !head.has(PADDED | PRIORITY)
-    }
-
-    fn hold_or_pass(&mut self, bytes: &[u8], out: &mut ReadBuf<'_>) {
-        if !self.holding {
-            return self.pass(bytes, out);
-        }
-        if self.held.capacity() - self.held.len() < bytes.len() {
-            self.held.reserve_exact(bytes.len().max(GROWTH));
-        }
-        self.held.extend(bytes);
     }
 
     fn pass(&mut self, bytes: &[u8], out: &mut ReadBuf<'_>) {
@@ -319,8 +303,7 @@ impl Inbound {
     }
 }
 
-/// An HTTP/2 connection with a bounded number of streams. Bytes are delayed and reordered by whole frames, and never changed,
-/// except that trailers get [`FIELD`].
+/// An HTTP/2 connection with a bounded number of streams. Bytes are delayed and reordered by whole frames, and never changed.
 pub(crate) struct Admission<S> {
     stream: S,
     inbound: Inbound,
