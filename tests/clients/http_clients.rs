@@ -449,8 +449,9 @@ fn skopeo_pulls_zstd_chunked_layers_in_part() {
             let blobs: Vec<Request> =
                 requests(&process).into_iter().filter(|one| one.repository == repository && one.endpoint == "blob").collect();
             assert!(blobs.iter().all(|one| one.complete), "{blobs:?}");
-            // The whole config, and of the layer the table of contents by one range and its files by many.
-            let asked: Vec<(u32, bool)> = blobs.iter().map(|one| (one.status, one.range.contains(','))).collect();
+            // The whole config, and of the layer the table of contents by one range and its files by many. Some are fetched at once.
+            let mut asked: Vec<(u32, bool)> = blobs.iter().map(|one| (one.status, one.range.contains(','))).collect();
+            asked.sort_unstable();
             assert_eq!(asked, [(200, false), (206, false), (206, true)], "{name}: {blobs:?}");
         }
     });
