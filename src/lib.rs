@@ -10,11 +10,12 @@
 //! | module | holds |
 //! |---|---|
 //! | [`address`] | addresses and names of machines |
+//! | `text` | error chains, escaping, lines |
 //! | [`oci`] | digests, names, media types, manifests |
 //! | [`proto`] | the contracts between host and guest, generated from `proto/` |
 //! | [`disk`] | file systems, image layout and catalog, read and written |
-//! | `config` | the guest's config, written by the host and read by the guest |
 //! | [`registry`] | the read-only registry server, used by both programs |
+//! | `config` | the guest's config, written by the host and read by the guest |
 //! | `guest` | PID 1 of the VM: the program `localregistry-init` |
 //! | `host` | the commands of `localregistry`; [`launch`] is the API for launchers |
 //!

@@ -183,7 +183,7 @@ pub(super) fn camel_case(name: &str) -> String {
     })
 }
 
-/// `value` as JSON for an error message, cut to [`MAX_MAX_SHOWN`] characters; "not given" for null.
+/// `value` as JSON for an error message, cut to [`MAX_SHOWN`] characters; "not given" for null.
 fn shown(value: &Value) -> String {
     if value.is_null() {
         return "not given".to_owned();

@@ -106,5 +106,5 @@ pub fn table() -> String {
             let _written = writeln!(table, "| {} | {commands} | {meaning} |", status.code());
         }
     }
-    table + "| 130, 143 | `pack`, `deploy`, `inspect`, `diff` | ended by SIGINT, SIGTERM |\n"
+    table + "| 129, 130, 143 | `pack`, `deploy`, `inspect`, `diff` | ended by SIGHUP, SIGINT, SIGTERM |\n"
 }

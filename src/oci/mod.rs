@@ -1,4 +1,4 @@
-//! The nouns of the OCI specifications as types. Text is parsed once, at the edge. This room does no input or output.
+//! The types of the OCI specifications. Text is parsed where it enters. No input or output.
 
 mod descriptor;
 mod digest;

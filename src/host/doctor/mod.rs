@@ -25,7 +25,7 @@ Examples:
   localregistry doctor
       Check for everything that `localregistry run` needs without flags
   localregistry doctor --machine microvm
-      Check for another machine type and kernel
+      Check for another machine type
   localregistry doctor --kernel /boot/vmlinuz-6.1.0-30-amd64 --modules /lib/modules/6.1.0-30-amd64
       Check that the guest can run on a kernel of your own
 

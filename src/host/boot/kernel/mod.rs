@@ -29,7 +29,7 @@ use crate::oci::Digest;
   localregistry kernel -o vmlinux
       Debian's cloud kernel, downloaded into the cache on first use
   localregistry kernel --flavor full -o vmlinux
-      Our own kernel, built by image/kernel: small, with all drivers built in
+      Debian's full kernel; `own` is our own one, which image/kernel builds
   localregistry kernel --kernel /boot/vmlinuz-6.1.0-30-amd64 -o vmlinux
       Any other kernel, from its bzImage
 

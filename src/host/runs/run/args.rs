@@ -49,7 +49,7 @@ Examples:
   localregistry run images.erofs --detach --name one; localregistry stop one
       In the background
   localregistry run images.erofs --machine microvm
-      With our own kernel, built by image/kernel, and the smallest machine: the fastest boot
+      On a smaller machine, which boots faster; most of all with --flavor own, which image/kernel builds
   localregistry run images.erofs --kernel vmlinuz --modules lib/modules/6.1.0-30-amd64
       With any other kernel
   localregistry run images.erofs --tls off --set trace=true --console console.txt
