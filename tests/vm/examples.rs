@@ -6,12 +6,13 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use localregistry::host::support::cache;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use testing::child::KilledOnDrop;
 use testing::deployed::static_server;
 use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM, archive_of, gzip, text};
@@ -145,16 +146,17 @@ fn shell(bench: &Bench, line: &str) -> Command {
 }
 
 /// Starts an example that runs until it is ended, and waits until it is ready.
-fn start(bench: &Bench, line: &str) -> Child {
+fn start(bench: &Bench, line: &str) -> KilledOnDrop {
     let (line, ready) = match line.strip_suffix(" >ready.json &") {
         Some(line) => (line, Some("ready.json")),
         None => (line, None),
     };
-    let mut child = shell(bench, &format!("exec {line}")).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let command = shell(bench, &format!("exec {line}")).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut child = KilledOnDrop(command.unwrap());
     let mut first = String::new();
-    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut output = BufReader::new(child.0.stdout.take().unwrap());
     output.read_line(&mut first).unwrap();
-    assert!(!first.is_empty(), "{line}: ended with {:?}", child.wait());
+    assert!(!first.is_empty(), "{line}: ended with {:?}", child.0.wait());
     // What follows is read, as a launcher would.
     std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
     if let Some(file) = ready {
@@ -163,9 +165,9 @@ fn start(bench: &Bench, line: &str) -> Child {
     child
 }
 
-fn end(line: &str, mut child: Child) {
-    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0), "{line}");
+fn end(line: &str, mut child: KilledOnDrop) {
+    kill(Pid::from_raw(child.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(child.0.wait().unwrap().code(), Some(0), "{line}");
 }
 
 fn stays(line: &str) -> bool {
