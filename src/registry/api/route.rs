@@ -79,37 +79,42 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// All endpoints in the order of their declaration.
-    pub const ALL: [Self; 11] = [
-        Self::Base,
-        Self::Catalog,
-        Self::Tags,
-        Self::Manifest,
-        Self::Blob,
-        Self::Referrers,
-        Self::Token,
-        Self::Health,
-        Self::Metrics,
-        Self::Ca,
-        Self::Other,
+    /// What is known of each endpoint, in the order of declaration: its stable name in logs and metrics, and whether it is for observing
+    /// the registry rather than for pulling from it.
+    const FACTS: [(Self, &str, bool); 11] = [
+        (Self::Base, "base", false),
+        (Self::Catalog, "catalog", false),
+        (Self::Tags, "tags", false),
+        (Self::Manifest, "manifest", false),
+        (Self::Blob, "blob", false),
+        (Self::Referrers, "referrers", false),
+        (Self::Token, "token", false),
+        (Self::Health, "health", true),
+        (Self::Metrics, "metrics", true),
+        (Self::Ca, "ca", true),
+        (Self::Other, "other", false),
     ];
+
+    /// The number of endpoints.
+    pub const COUNT: usize = Self::FACTS.len();
+
+    /// All endpoints in the order of their declaration.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::FACTS.iter().map(|(endpoint, ..)| *endpoint)
+    }
 
     /// The stable name in logs and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Base => "base",
-            Self::Catalog => "catalog",
-            Self::Tags => "tags",
-            Self::Manifest => "manifest",
-            Self::Blob => "blob",
-            Self::Referrers => "referrers",
-            Self::Token => "token",
-            Self::Health => "health",
-            Self::Metrics => "metrics",
-            Self::Ca => "ca",
-            Self::Other => "other",
-        }
+        self.facts().1
+    }
+
+    fn is_observability(self) -> bool {
+        self.facts().2
+    }
+
+    fn facts(self) -> (Self, &'static str, bool) {
+        Self::FACTS.into_iter().find(|(endpoint, ..)| *endpoint == self).unwrap_or((self, "other", false))
     }
 }
 
@@ -136,12 +141,10 @@ impl RequestTarget {
     /// Whether listeners with this surface serve the endpoint.
     #[must_use]
     pub fn is_on(&self, surface: Surface) -> bool {
-        let is_observability =
-            matches!(self, Self::Service(ServiceEndpoint::Health | ServiceEndpoint::Metrics | ServiceEndpoint::Ca));
         match surface {
             Surface::All => true,
-            Surface::Registry => !is_observability,
-            Surface::Observability => is_observability,
+            Surface::Registry => !self.endpoint().is_observability(),
+            Surface::Observability => self.endpoint().is_observability(),
         }
     }
 }

@@ -82,7 +82,7 @@ impl ServerCollector {
         let help = "Completed requests; status 0 if a request ended before its response started";
         let mut family = counters(encoder, "requests", help, None)?;
         let names: Vec<String> = statuses().map(|status| status.to_string()).chain([OTHER_STATUS.to_owned()]).collect();
-        for (endpoint, traffic) in Endpoint::ALL.iter().zip(&self.metrics.traffic) {
+        for (endpoint, traffic) in Endpoint::all().zip(&self.metrics.traffic) {
             for (status, counter) in names.iter().zip(&traffic.statuses) {
                 if load(counter) > 0 {
                     add(&mut family, &[("endpoint", endpoint.name()), ("status", status)], load(counter))?;
@@ -95,9 +95,9 @@ impl ServerCollector {
     }
 
     fn bytes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Bytes of response bodies handed to connections";
+        let help = "Bytes of response bodies written to connections";
         let mut family = counters(encoder, "sent", help, Some(&Unit::Bytes))?;
-        for (endpoint, traffic) in Endpoint::ALL.iter().zip(&self.metrics.traffic) {
+        for (endpoint, traffic) in Endpoint::all().zip(&self.metrics.traffic) {
             if load(&traffic.bytes) > 0 {
                 add(&mut family, &[("endpoint", endpoint.name())], load(&traffic.bytes))?;
             }
@@ -108,7 +108,7 @@ impl ServerCollector {
     fn durations(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Time from the head of a request to the end of its response";
         let mut family = encoder.encode_descriptor("request_duration", help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        for (endpoint, traffic) in Endpoint::ALL.iter().zip(&self.metrics.traffic) {
+        for (endpoint, traffic) in Endpoint::all().zip(&self.metrics.traffic) {
             let (buckets, sum) = traffic.duration.read();
             let count = buckets.iter().map(|(_, count)| count).sum();
             if count > 0 {

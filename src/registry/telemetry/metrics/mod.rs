@@ -35,7 +35,7 @@ fn statuses() -> impl Iterator<Item = u16> {
 /// All counters of one server.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    traffic: [Traffic; Endpoint::ALL.len()],
+    traffic: [Traffic; Endpoint::COUNT],
     in_flight: Gauge,
     connections: Gauge,
     accepted: AtomicU64,
@@ -189,7 +189,7 @@ mod tests {
         metrics.request_completed(completed(Endpoint::Blob, 200, 10));
         metrics.request_completed(completed(Endpoint::Other, 418, 5));
         assert_eq!(metrics.totals(), Totals { requests: 2, bytes: 15 });
-        for (index, endpoint) in Endpoint::ALL.into_iter().enumerate() {
+        for (index, endpoint) in Endpoint::all().enumerate() {
             assert_eq!(endpoint as usize, index, "{}", endpoint.name());
         }
         for (index, failure) in HandshakeFailure::ALL.into_iter().enumerate() {
