@@ -194,7 +194,7 @@ async fn unbootable_setups_are_refused_before_anything_starts() {
     let error = plain(&disk).memory_mib(111).boot().await.unwrap_err();
     let BuildError::Launch(error @ LaunchError::Memory { given: 111 }) = error else { panic!("{error:?}") };
     assert_eq!(error.exit_status(), 2);
-    assert_eq!(error.to_string(), "111 MiB of memory are too little to boot in; expected at least 112");
+    assert_eq!(error.to_string(), "111 MiB of memory are too little to boot; expected at least 112");
     let none = folder.path().join("none");
     fs::write(&none, vec![0; 1 << 20]).unwrap();
     let error = plain(&none).boot().await.unwrap_err();
