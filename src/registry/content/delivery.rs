@@ -39,11 +39,42 @@ pub(crate) fn least(minimum_rate: u64, elapsed: Duration) -> f64 {
     minimum_rate as f64 * elapsed.as_secs_f64()
 }
 
+/// A period in which a client's rate is measured: its start, and the bytes counted before it.
+#[derive(Debug)]
+pub(crate) struct RateWindow {
+    started: Instant,
+    before: u64,
+}
+
+impl RateWindow {
+    pub fn start(bytes: u64) -> Self {
+        Self { started: Instant::now(), before: bytes }
+    }
+
+    /// Leaves out time for which the client is not to blame.
+    pub fn exclude(&mut self, time: Duration) {
+        self.started += time;
+    }
+
+    /// Whether the client took less than the minimum rate over at least `stall`. If it took enough, the next period starts.
+    pub fn is_too_slow(&mut self, bytes: u64, minimum_rate: u64, stall: Duration) -> bool {
+        let elapsed = self.started.elapsed();
+        if elapsed < stall {
+            return false;
+        }
+        let is_too_slow = (bytes.saturating_sub(self.before) as f64) < least(minimum_rate, elapsed);
+        if !is_too_slow {
+            *self = Self::start(bytes);
+        }
+        is_too_slow
+    }
+}
+
 /// A response whose body is being sent. The body and each of its [`BodyBytes`] share it. Dropping the last of them ends the request and
 /// writes its log entry.
 #[derive(Debug)]
 pub(crate) struct Delivery {
-    entry: Box<LogEntry>,
+    entry: LogEntry,
     len: u64,
     progress: Arc<Progress>,
 }
@@ -51,7 +82,7 @@ pub(crate) struct Delivery {
 impl Delivery {
     /// The delivery of a body of `len` bytes. Over HTTP/2 it reports to the stream that is being polled.
     pub fn new(entry: LogEntry, len: u64) -> Arc<Self> {
-        Arc::new(Self { entry: Box::new(entry), len, progress: STREAM.try_with(Arc::clone).unwrap_or_default() })
+        Arc::new(Self { entry, len, progress: STREAM.try_with(Arc::clone).unwrap_or_default() })
     }
 
     pub fn entry(&self) -> &LogEntry {
@@ -103,9 +134,7 @@ pub(crate) struct Draining(Mutex<Vec<DrainingResponse>>);
 #[derive(Debug)]
 struct DrainingResponse {
     delivery: Weak<Delivery>,
-    /// The start of the period in which the client's rate is measured, and the bytes written before it.
-    since: Instant,
-    written_before: u64,
+    window: RateWindow,
 }
 
 impl Draining {
@@ -118,8 +147,8 @@ impl Draining {
         if responses.len() == responses.capacity() {
             responses.retain(|response| response.delivery.strong_count() > 0);
         }
-        let (delivery, written_before) = (Arc::downgrade(delivery), delivery.progress.written());
-        responses.push(DrainingResponse { delivery, since: Instant::now(), written_before });
+        let window = RateWindow::start(delivery.progress.written());
+        responses.push(DrainingResponse { delivery: Arc::downgrade(delivery), window });
     }
 
     /// Completes when the client of a response reads less than the minimum rate.
@@ -143,14 +172,8 @@ impl Draining {
         let (mut responses, mut overdue) = (self.responses(), 0);
         responses.retain_mut(|response| {
             let Some(delivery) = response.delivery.upgrade() else { return false };
-            let (written, elapsed) = (delivery.progress.written(), response.since.elapsed());
-            if elapsed >= limits.stall {
-                if (written.saturating_sub(response.written_before) as f64) < least(limits.minimum_rate, elapsed) {
-                    overdue += 1;
-                } else {
-                    (response.since, response.written_before) = (Instant::now(), written);
-                }
-            }
+            let written = delivery.progress.written();
+            overdue += usize::from(response.window.is_too_slow(written, limits.minimum_rate, limits.stall));
             true
         });
         (overdue, responses.len())

@@ -10,7 +10,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -20,7 +20,7 @@ use pieces::BodyError;
 pub(crate) use pieces::{ByteSource, OpenBlob};
 
 use super::buffers::InFlight;
-use super::delivery::{BodyBytes, Delivery, Draining, least};
+use super::delivery::{BodyBytes, Delivery, Draining, RateWindow};
 use crate::registry::limits::{FRAME, TURN};
 use crate::registry::listen::activity::OpenRequest;
 
@@ -62,13 +62,6 @@ pub struct Body {
     turn: u64,
     /// The period in which the client's rate is measured. `None` before the first bytes are sent.
     rate_window: Option<RateWindow>,
-}
-
-/// Its start, and the bytes sent before it.
-#[derive(Debug)]
-struct RateWindow {
-    started: Instant,
-    sent_before: u64,
 }
 
 impl Body {
@@ -116,13 +109,8 @@ impl Body {
 
     /// Fails if an HTTP/1.1 client read less than the minimum rate over the last window. The streams of HTTP/2 are checked by their tasks.
     fn check_rate(&mut self) -> io::Result<()> {
-        let Some(RateWindow { started, sent_before }) = &self.rate_window else { return Ok(()) };
-        let (elapsed, sent) = (started.elapsed(), self.sent.saturating_sub(*sent_before));
-        if elapsed < self.parts.stall {
-            return Ok(());
-        }
-        self.rate_window = Some(RateWindow { started: Instant::now(), sent_before: self.sent });
-        if (sent as f64) < least(self.parts.minimum_rate, elapsed) {
+        let BodyParts { minimum_rate, stall, .. } = self.parts;
+        if self.rate_window.as_mut().is_some_and(|window| window.is_too_slow(self.sent, minimum_rate, stall)) {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads too slowly"));
         }
         Ok(())
@@ -150,10 +138,10 @@ impl http_body::Body for Body {
         let BodyParts { payload, in_flight, stall, .. } = &mut this.parts;
         let bytes = ready!(payload.poll_bytes(in_flight, this.left, *stall, context));
         let waited = payload.take_disk_time();
-        this.rate_window.iter_mut().for_each(|window| window.started += waited);
+        this.rate_window.iter_mut().for_each(|window| window.exclude(waited));
         let Some(bytes) = this.account(bytes) else { return Poll::Ready(None) };
         if this.left > 0 && this.rate_window.is_none() {
-            this.rate_window = Some(RateWindow { started: Instant::now(), sent_before: this.sent });
+            this.rate_window = Some(RateWindow::start(this.sent));
         }
         this.pending = bytes?;
         Poll::Ready(this.next_frame().map(Ok))
