@@ -27,8 +27,8 @@ type Ready struct {
 // Appliance is a running registry.
 type Appliance struct {
 	Ready
-	run      *exec.Cmd
-	lifeline io.Closer
+	run   *exec.Cmd
+	stdin io.Closer
 }
 
 // Boot returns when the registry is ready.
@@ -41,7 +41,7 @@ func Boot(disk string, arguments ...string) (*Appliance, error) {
 	// Errors are on standard error.
 	run.Stderr = os.Stderr
 	// `run` ends when its standard input is closed, and so when this program ends in any way.
-	lifeline, err := run.StdinPipe()
+	stdin, err := run.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
@@ -52,14 +52,14 @@ func Boot(disk string, arguments ...string) (*Appliance, error) {
 	if err := run.Start(); err != nil {
 		return nil, err
 	}
-	appliance := &Appliance{run: run, lifeline: lifeline}
+	appliance := &Appliance{run: run, stdin: stdin}
 	line, err := bufio.NewReader(stdout).ReadBytes('\n')
 	if err == nil {
 		err = json.Unmarshal(line, &appliance.Ready)
 	}
 	if err != nil {
 		// Standard output was closed because `run` has failed: return its exit status.
-		lifeline.Close()
+		stdin.Close()
 		if ended := run.Wait(); ended != nil {
 			return nil, ended
 		}
@@ -70,7 +70,7 @@ func Boot(disk string, arguments ...string) (*Appliance, error) {
 
 // Stop shuts the registry down. The error is nil only if the guest reports a clean shutdown.
 func (appliance *Appliance) Stop() error {
-	appliance.lifeline.Close()
+	appliance.stdin.Close()
 	return appliance.run.Wait()
 }
 

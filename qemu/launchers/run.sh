@@ -15,8 +15,8 @@ localregistry=${LOCALREGISTRY:-localregistry}
 work=$(mktemp -d)
 # Descriptor 3 is the writing end of the pipe that is the standard input of `run`. No other process may inherit it: `run` ends when the
 # last copy is closed, and so when this shell ends in any way.
-mkfifo "$work/lifeline"
-exec 3<>"$work/lifeline"
+mkfifo "$work/stdin"
+exec 3<>"$work/stdin"
 run=
 finish() {
     exec 3>&-
@@ -29,7 +29,7 @@ trap 'exit 143' TERM
 
 # The ready file appears atomically once the registry is ready. If `run` fails before, it has printed the error.
 "$localregistry" run "$disk" --end-with-stdin --quiet --json --ready-file "$work/ready" --trust "$work/trust" \
-    <"$work/lifeline" >"$work/line" 3>&- &
+    <"$work/stdin" >"$work/line" 3>&- &
 run=$!
 while [ ! -s "$work/ready" ]; do
     kill -0 "$run" 2>/dev/null || { status=0; wait "$run" || status=$?; run=; exit "$status"; }

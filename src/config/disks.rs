@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::ConfigError;
-use super::check::Check;
+use super::validator::Validator;
 use crate::proto;
 
 /// Longest serial of a virtio disk, in bytes (VIRTIO 1.2, section 5.2.6: `VIRTIO_BLK_T_GET_ID`).
@@ -74,34 +74,34 @@ impl DiskBy {
 
 /// The disks in `choices`. If there are none, the disk with `serial` (or the default one), and the further disks that a launcher
 /// attaches.
-pub(crate) fn disks(check: Check, serial: &str, choices: &[proto::DiskChoice]) -> Result<Vec<DiskChoice>, ConfigError> {
+pub(crate) fn disks(validator: Validator, serial: &str, choices: &[proto::DiskChoice]) -> Result<Vec<DiskChoice>, ConfigError> {
     let by_serial = |serial: &str, optional| DiskChoice { by: DiskBy::Serial(Pattern::parse(serial)), optional };
     match (serial, choices) {
         ("", []) => Ok(vec![by_serial(SERIAL, false), by_serial(FURTHER_SERIALS, true)]),
         (serial, []) => {
-            check.that(is_name(serial, MAX_SERIAL), "disk.serial", serial)?;
+            validator.require(is_name(serial, MAX_SERIAL), "disk.serial", serial)?;
             let exact = Pattern { text: serial.to_owned(), prefix: false };
             Ok(vec![DiskChoice { by: DiskBy::Serial(exact), optional: false }, by_serial(FURTHER_SERIALS, true)])
         }
-        ("", choices) => choices.iter().enumerate().map(|(index, choice)| disk(check, index, choice)).collect(),
-        _ => Err(ConfigError::DiskTwice { origin: check.origin }),
+        ("", choices) => choices.iter().enumerate().map(|(index, choice)| disk(validator, index, choice)).collect(),
+        _ => Err(ConfigError::DiskTwice { origin: validator.origin }),
     }
 }
 
-fn disk(check: Check, index: usize, choice: &proto::DiskChoice) -> Result<DiskChoice, ConfigError> {
+fn disk(validator: Validator, index: usize, choice: &proto::DiskChoice) -> Result<DiskChoice, ConfigError> {
     let key = |field: &str| format!("disks.{index}.{field}");
     let proto::DiskChoice { serial, label, path, optional } = choice;
     let by = match (serial.as_str(), label.as_str(), path.as_str()) {
         (serial, "", "") => {
-            check.that(is_name(serial, MAX_SERIAL), &key("serial"), serial)?;
+            validator.require(is_name(serial, MAX_SERIAL), &key("serial"), serial)?;
             DiskBy::Serial(Pattern::parse(serial))
         }
         ("", label, "") => {
-            check.that(is_name(label, MAX_LABEL), &key("label"), label).map(|()| DiskBy::Label(Pattern::parse(label)))?
+            validator.require(is_name(label, MAX_LABEL), &key("label"), label).map(|()| DiskBy::Label(Pattern::parse(label)))?
         }
-        ("", "", path) => DiskBy::Device(check.some(device(path), &key("path"), path)?),
-        (_, "", path) => return check.some(None, &key("path"), path),
-        (_, label, _) => return check.some(None, &key("label"), label),
+        ("", "", path) => DiskBy::Device(validator.require_some(device(path), &key("path"), path)?),
+        (_, "", path) => return validator.require_some(None, &key("path"), path),
+        (_, label, _) => return validator.require_some(None, &key("label"), label),
     };
     Ok(DiskChoice { optional: *optional || by.matches_many(), by })
 }
@@ -120,11 +120,11 @@ fn is_name(text: &str, max: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Layer, Origin};
+    use crate::config::{Origin, PartialConfig};
 
     fn parse(json: &str) -> Result<Vec<DiskChoice>, String> {
-        let layer = Layer::from_json(Origin::FwCfg, json.as_bytes()).map_err(|error| error.to_string())?;
-        layer.settings(Origin::FwCfg).map(|settings| settings.disks).map_err(|error| error.to_string())
+        let partial = PartialConfig::from_json(Origin::FwCfg, json.as_bytes()).map_err(|error| error.to_string())?;
+        partial.settings(Origin::FwCfg).map(|settings| settings.disks).map_err(|error| error.to_string())
     }
 
     fn serial(text: &str, optional: bool) -> DiskChoice {

@@ -10,8 +10,8 @@ use serde::de::Error as _;
 use serde_json::{Map, Value, json};
 
 use super::disks::SERIAL;
-use super::layer::camel_case;
 use super::merge::merge;
+use super::partial_config::camel_case;
 use super::settings::DEFAULT_PORT;
 use crate::proto::listener::Transport;
 use crate::proto::tls::Mode;

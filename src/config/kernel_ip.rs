@@ -17,7 +17,7 @@ pub const EXPECTED: &str = "dhcp, off, or CLIENT:SERVER:GATEWAY:MASK:HOSTNAME:DE
 ///
 /// # Errors
 /// Returns the value if its syntax is invalid or it asks for BOOTP or RARP, which the guest lacks.
-pub fn layer(options: &[(String, Option<String>)]) -> Result<Map<String, Value>, String> {
+pub fn partial_config(options: &[(String, Option<String>)]) -> Result<Map<String, Value>, String> {
     match options.iter().rfind(|(name, _)| name == KEY) {
         None => Ok(Map::new()),
         Some((_, value)) => {
@@ -70,12 +70,12 @@ fn parse(value: &str) -> Option<Map<String, Value>> {
         let number = field(5).strip_prefix("eth").filter(|number| number.bytes().all(|byte| byte.is_ascii_digit()))?;
         interface.insert("place".to_owned(), number.parse::<u8>().ok()?.into());
     }
-    let mut layer = Map::from_iter([("interfaces".to_owned(), json!([interface]))]);
+    let mut partial = Map::from_iter([("interfaces".to_owned(), json!([interface]))]);
     if !field(4).is_empty() {
         is_dns_name(field(4)).then_some(())?;
-        layer.insert("hostname".to_owned(), field(4).into());
+        partial.insert("hostname".to_owned(), field(4).into());
     }
-    Some(layer)
+    Some(partial)
 }
 
 /// Parses a field. An empty one is `Ok(None)`.
@@ -101,7 +101,7 @@ fn prefix(client: Ipv4Addr, mask: Option<Ipv4Addr>) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Layer, Origin};
+    use crate::config::{Origin, PartialConfig};
 
     use super::*;
 
@@ -146,16 +146,16 @@ mod tests {
             ":::::::::::",
             "fd00::1",
         ] {
-            let error = Layer::from_command_line(&format!("quiet ip={value} panic=-1")).unwrap_err();
+            let error = PartialConfig::from_command_line(&format!("quiet ip={value} panic=-1")).unwrap_err();
             assert_eq!(error.to_string(), format!("kernel command line: ip is {value:?}; expected {EXPECTED}"));
         }
-        assert!(Layer::from_command_line("ip").is_err());
+        assert!(PartialConfig::from_command_line("ip").is_err());
     }
 
     #[test]
     fn localregistry_options_override_the_ip_option() {
         let line = "ip=bootp ip=10.1.0.82:::255.0.0.0:reg localregistry.interfaces.0.mtu=1400 localregistry.hostname=other";
-        let settings = Layer::from_command_line(line).unwrap().settings(Origin::CommandLine).unwrap();
+        let settings = PartialConfig::from_command_line(line).unwrap().settings(Origin::CommandLine).unwrap();
         assert_eq!(settings.hostname, "other");
         let interface = &settings.interfaces[0];
         assert_eq!(

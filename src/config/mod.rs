@@ -6,15 +6,15 @@
 //! defaults ◀ disk ◀ fw_cfg ◀ kernel command line ─▶ Settings
 //! ```
 
-pub(crate) mod check;
 pub mod cmdline;
 pub mod disks;
 pub mod guest_config;
 pub mod kernel_ip;
 pub mod keys;
-pub mod layer;
 pub(crate) mod merge;
+pub mod partial_config;
 pub mod settings;
+pub(crate) mod validator;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,7 +22,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-pub use layer::Layer;
+pub use partial_config::PartialConfig;
 pub use settings::Settings;
 
 /// Longest text of one source, in bytes.
@@ -132,23 +132,23 @@ pub enum ConfigError {
 ///
 /// # Errors
 /// Fails if either cannot be read or is invalid.
-pub fn from_launcher() -> Result<Layer, ConfigError> {
+pub fn from_launcher() -> Result<PartialConfig, ConfigError> {
     let fw_cfg = match read(Origin::FwCfg, &Path::new(FW_CFG).join("config/raw"))? {
-        Some(text) => Layer::from_json(Origin::FwCfg, &text)?,
-        None => Layer::default(),
+        Some(text) => PartialConfig::from_json(Origin::FwCfg, &text)?,
+        None => PartialConfig::default(),
     };
     let line = read(Origin::CommandLine, Path::new("/proc/cmdline"))?.unwrap_or_default();
-    Ok(fw_cfg.overridden_by(Layer::from_command_line(&String::from_utf8_lossy(&line))?))
+    Ok(fw_cfg.overridden_by(PartialConfig::from_command_line(&String::from_utf8_lossy(&line))?))
 }
 
-/// Reads the config file on the disk mounted at `root`. A disk without one gives an empty layer.
+/// Reads the config file on the disk mounted at `root`. A disk without one gives an empty config.
 ///
 /// # Errors
 /// Fails if the file cannot be read, is invalid, or selects disks.
-pub fn from_disk(root: &Path) -> Result<Layer, ConfigError> {
+pub fn from_disk(root: &Path) -> Result<PartialConfig, ConfigError> {
     match read(Origin::Disk, &root.join("localregistry/config.json"))? {
-        Some(text) => Layer::from_json(Origin::Disk, &text)?.without_disk(),
-        None => Ok(Layer::default()),
+        Some(text) => PartialConfig::from_json(Origin::Disk, &text)?.without_disk(),
+        None => Ok(PartialConfig::default()),
     }
 }
 
@@ -156,20 +156,20 @@ pub fn from_disk(root: &Path) -> Result<Layer, ConfigError> {
 ///
 /// # Errors
 /// Fails if [`from_disk`] fails for a disk, or if two disks have different configs.
-pub fn from_disks<'a>(disks: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Result<Layer, ConfigError> {
-    let mut first: Option<(&str, Layer)> = None;
+pub fn from_disks<'a>(disks: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Result<PartialConfig, ConfigError> {
+    let mut first: Option<(&str, PartialConfig)> = None;
     for (name, root) in disks {
-        let layer = from_disk(root)?;
+        let partial = from_disk(root)?;
         match &first {
-            _ if layer == Layer::default() => {}
-            None => first = Some((name, layer)),
-            Some((_, known)) if *known == layer => {}
+            _ if partial == PartialConfig::default() => {}
+            None => first = Some((name, partial)),
+            Some((_, known)) if *known == partial => {}
             Some((one, _)) => {
                 return Err(ConfigError::Disagree { origin: Origin::Disk, one: (*one).to_owned(), other: name.to_owned() });
             }
         }
     }
-    Ok(first.map(|(_, layer)| layer).unwrap_or_default())
+    Ok(first.map(|(_, partial)| partial).unwrap_or_default())
 }
 
 /// Reads `path`. Returns `None` if it does not exist.

@@ -13,8 +13,8 @@ use crate::proto::{self, Config, tls::Mode};
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::limits::{Limits, TOKEN_LIFETIME};
 
-use super::check::Check;
 use super::disks::{DiskChoice, disks};
+use super::validator::Validator;
 use super::{ConfigError, Origin};
 
 const DEFAULT_HOSTNAME: &str = "localregistry";
@@ -154,11 +154,11 @@ impl Settings {
     /// # Errors
     /// Fails with [`ConfigError::BadValue`] for the first invalid value.
     pub fn parse(config: &Config, origin: Origin) -> Result<Self, ConfigError> {
-        let check = Check { origin };
-        let interfaces = config.interfaces.iter().enumerate().map(|(place, message)| interface(check, place, message));
+        let validator = Validator { origin };
+        let interfaces = config.interfaces.iter().enumerate().map(|(place, message)| interface(validator, place, message));
         let interfaces = interfaces.collect::<Result<Vec<_>, _>>()?;
         let mode = config.tls.unwrap_or_default().mode();
-        let listeners = config.listeners.iter().enumerate().map(|(place, message)| listener(check, place, message, mode));
+        let listeners = config.listeners.iter().enumerate().map(|(place, message)| listener(validator, place, message, mode));
         let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
         let disk = config.disk.clone().unwrap_or_default();
         let auth = config.auth.unwrap_or_default();
@@ -166,18 +166,18 @@ impl Settings {
         Ok(Self {
             hostname: match config.hostname.as_str() {
                 "" => DEFAULT_HOSTNAME.to_owned(),
-                name => {
-                    check.that(name.len() <= MAX_HOSTNAME && is_dns_name(name), "hostname", name).map(|()| name.to_owned())?
-                }
+                name => validator
+                    .require(name.len() <= MAX_HOSTNAME && is_dns_name(name), "hostname", name)
+                    .map(|()| name.to_owned())?,
             },
             names: config
                 .names
                 .iter()
-                .try_for_each(|name| check.that(is_san(name), "names", name))
+                .try_for_each(|name| validator.require(is_san(name), "names", name))
                 .map(|()| config.names.clone())?,
             port: match config.port {
                 0 => DEFAULT_PORT,
-                port => check.port(port, "port")?,
+                port => validator.port(port, "port")?,
             },
             listeners,
             tls: match mode {
@@ -186,7 +186,7 @@ impl Settings {
                 Mode::Off => TlsMode::Off,
                 Mode::Sign => TlsMode::Sign,
             },
-            auth: auth_mode(check, auth)?,
+            auth: auth_mode(validator, auth)?,
             client_certificate: match auth.client_certificate() {
                 ClientCertificate::Unspecified | ClientCertificate::Ignored => None,
                 ClientCertificate::Optional => Some(Presence::Optional),
@@ -194,17 +194,17 @@ impl Settings {
             },
             metrics_port: match config.metrics_port {
                 0 => None,
-                port => Some(check.port(port, "metricsPort")?),
+                port => Some(validator.port(port, "metricsPort")?),
             },
-            limits: limits(check, config.limits.unwrap_or_default())?,
+            limits: limits(validator, config.limits.unwrap_or_default())?,
             interfaces: if interfaces.is_empty() { vec![Interface::default()] } else { interfaces },
-            disks: disks(check, &disk.serial, &config.disks)?,
-            disk_wait: check.wait(disk.wait_seconds, 5, "disk.waitSeconds")?,
+            disks: disks(validator, &disk.serial, &config.disks)?,
+            disk_wait: validator.wait(disk.wait_seconds, 5, "disk.waitSeconds")?,
             clock: match epoch {
                 0.0 => None,
-                epoch => Some(check.some(clock(epoch), "clock.epochSeconds", epoch)?),
+                epoch => Some(validator.require_some(clock(epoch), "clock.epochSeconds", epoch)?),
             },
-            heartbeat: heartbeat(check, config.heartbeat_seconds)?,
+            heartbeat: heartbeat(validator, config.heartbeat_seconds)?,
             trace: config.trace,
             verify: config.verify,
         })
@@ -215,9 +215,9 @@ impl Settings {
     /// # Errors
     /// Fails with [`ConfigError::BadValue`] if they do.
     pub fn check_together(self) -> Result<Self, ConfigError> {
-        let check = Check { origin: Origin::Together };
+        let validator = Validator { origin: Origin::Together };
         let port = self.metrics_port.map_or(0, NonZeroU16::get);
-        check.some((port != self.port.get()).then_some(()), "metricsPort", port)?;
+        validator.require_some((port != self.port.get()).then_some(()), "metricsPort", port)?;
         Ok(self)
     }
 }
@@ -238,10 +238,10 @@ impl Default for Interface {
     }
 }
 
-fn auth_mode(check: Check, auth: proto::Auth) -> Result<AuthMode, ConfigError> {
+fn auth_mode(validator: Validator, auth: proto::Auth) -> Result<AuthMode, ConfigError> {
     let lifetime = match auth.token_seconds {
         0 => TOKEN_LIFETIME,
-        seconds => check.some(
+        seconds => validator.require_some(
             (seconds <= MAX_TOKEN_SECONDS).then(|| Duration::from_secs(seconds.into())),
             "auth.tokenSeconds",
             seconds,
@@ -255,24 +255,24 @@ fn auth_mode(check: Check, auth: proto::Auth) -> Result<AuthMode, ConfigError> {
     })
 }
 
-fn heartbeat(check: Check, seconds: Option<u32>) -> Result<Option<Duration>, ConfigError> {
+fn heartbeat(validator: Validator, seconds: Option<u32>) -> Result<Option<Duration>, ConfigError> {
     match seconds {
         None => Ok(Some(DEFAULT_HEARTBEAT)),
         Some(0) => Ok(None),
-        Some(seconds) => check.wait(seconds, 0, "heartbeatSeconds").map(Some),
+        Some(seconds) => validator.wait(seconds, 0, "heartbeatSeconds").map(Some),
     }
 }
 
-fn limits(check: Check, limits: proto::Limits) -> Result<Limits, ConfigError> {
+fn limits(validator: Validator, limits: proto::Limits) -> Result<Limits, ConfigError> {
     // As JSON, which names the limits that are set, so that a new limit needs no code here.
     let json = serde_json::to_value(limits).unwrap_or_default();
     json.as_object().into_iter().flatten().try_fold(Limits::default(), |limits, (key, value)| {
         let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
-        check.some(number.and_then(|number| limits.with(key, number)), &format!("limits.{key}"), value.clone())
+        validator.require_some(number.and_then(|number| limits.with(key, number)), &format!("limits.{key}"), value.clone())
     })
 }
 
-fn listener(check: Check, place: usize, message: &proto::Listener, mode: Mode) -> Result<ListenAddress, ConfigError> {
+fn listener(validator: Validator, place: usize, message: &proto::Listener, mode: Mode) -> Result<ListenAddress, ConfigError> {
     let key = |field: &str| format!("listeners.{place}.{field}");
     let address = Some(message.address.as_str()).filter(|text| !text.is_empty());
     let plain = match message.transport() {
@@ -281,15 +281,16 @@ fn listener(check: Check, place: usize, message: &proto::Listener, mode: Mode) -
         Transport::Tls => (mode != Mode::Off).then_some(false),
     };
     Ok(ListenAddress {
-        address: address.map(|text| check.some(text.parse().ok(), &key("address"), text)).transpose()?,
-        port: check.port(message.port, &key("port"))?,
-        plain: check.some(plain, &key("transport"), message.transport().as_str_name())?,
+        address: address.map(|text| validator.require_some(text.parse().ok(), &key("address"), text)).transpose()?,
+        port: validator.port(message.port, &key("port"))?,
+        plain: validator.require_some(plain, &key("transport"), message.transport().as_str_name())?,
     })
 }
 
-fn interface(check: Check, place: usize, message: &proto::Interface) -> Result<Interface, ConfigError> {
+fn interface(validator: Validator, place: usize, message: &proto::Interface) -> Result<Interface, ConfigError> {
     let key = |field: &str| format!("interfaces.{place}.{field}");
-    let addresses = message.addresses.iter().map(|text| check.some(text.parse().ok(), &key("addresses"), text.as_str()));
+    let addresses =
+        message.addresses.iter().map(|text| validator.require_some(text.parse().ok(), &key("addresses"), text.as_str()));
     let addresses = addresses.collect::<Result<Vec<Cidr>, _>>()?;
     let mut gateways: Vec<IpAddr> = Vec::new();
     let first = [("gateway", &message.gateway)].into_iter().filter(|(_, text)| !text.is_empty());
@@ -298,7 +299,7 @@ fn interface(check: Check, place: usize, message: &proto::Interface) -> Result<I
             addresses.iter().any(|own| own.address.is_ipv4() == gateway.is_ipv4())
                 && !gateways.iter().any(|other| other.is_ipv4() == gateway.is_ipv4())
         };
-        gateways.push(check.some(text.parse().ok().filter(fits), &key(field), text.as_str())?);
+        gateways.push(validator.require_some(text.parse().ok().filter(fits), &key(field), text.as_str())?);
     }
     let autoconf = message.autoconf();
     Ok(Interface {
@@ -306,13 +307,13 @@ fn interface(check: Check, place: usize, message: &proto::Interface) -> Result<I
             ("", None) => Selector::Place(place),
             ("", Some(other)) => {
                 let small = u8::try_from(other).ok().map(usize::from);
-                Selector::Place(check.some(small, &key("place"), other)?)
+                Selector::Place(validator.require_some(small, &key("place"), other)?)
             }
-            (text, _) => Selector::Mac(check.some(text.parse().ok(), &key("mac"), text)?),
+            (text, _) => Selector::Mac(validator.require_some(text.parse().ok(), &key("mac"), text)?),
         },
         vlan: match message.vlan {
             0 => None,
-            id => Some(check.some(u16::try_from(id).ok().filter(|id| VLAN_IDS.contains(id)), &key("vlan"), id)?),
+            id => Some(validator.require_some(u16::try_from(id).ok().filter(|id| VLAN_IDS.contains(id)), &key("vlan"), id)?),
         },
         dhcp: match autoconf {
             Autoconf::Unspecified => addresses.is_empty(),
@@ -327,9 +328,9 @@ fn interface(check: Check, place: usize, message: &proto::Interface) -> Result<I
         gateways,
         mtu: match message.mtu {
             0 => None,
-            mtu => Some(check.some(MTU.contains(&mtu).then_some(mtu), &key("mtu"), mtu)?),
+            mtu => Some(validator.require_some(MTU.contains(&mtu).then_some(mtu), &key("mtu"), mtu)?),
         },
-        timeout: check.wait(message.timeout_seconds, 30, &key("timeoutSeconds"))?,
+        timeout: validator.wait(message.timeout_seconds, 30, &key("timeoutSeconds"))?,
     })
 }
 

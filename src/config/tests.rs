@@ -12,16 +12,16 @@ use super::disks::DiskBy;
 use super::settings::{AuthMode, Interface, Ipv6Wait, ListenAddress, Selector, TlsMode};
 use crate::config::*;
 
-fn fw_cfg(text: &str) -> Layer {
-    Layer::from_json(Origin::FwCfg, text.as_bytes()).unwrap()
+fn fw_cfg(text: &str) -> PartialConfig {
+    PartialConfig::from_json(Origin::FwCfg, text.as_bytes()).unwrap()
 }
 
 fn refusal(text: &str) -> String {
-    Layer::from_json(Origin::FwCfg, text.as_bytes()).unwrap_err().to_string()
+    PartialConfig::from_json(Origin::FwCfg, text.as_bytes()).unwrap_err().to_string()
 }
 
-fn line(text: &str) -> Layer {
-    Layer::from_command_line(text).unwrap()
+fn line(text: &str) -> PartialConfig {
+    PartialConfig::from_command_line(text).unwrap()
 }
 
 /// The serial of the first disk.
@@ -32,13 +32,13 @@ fn serial(settings: &Settings) -> String {
     }
 }
 
-fn settings(layer: &Layer) -> Settings {
-    layer.settings(Origin::Together).unwrap()
+fn settings(partial: &PartialConfig) -> Settings {
+    partial.settings(Origin::Together).unwrap()
 }
 
 #[test]
 fn empty_config_gives_the_defaults() {
-    let defaults = settings(&Layer::default());
+    let defaults = settings(&PartialConfig::default());
     assert_eq!(defaults.hostname, "localregistry");
     assert_eq!(defaults.names, Vec::<String>::new());
     assert_eq!(defaults.port.get(), 5000);
@@ -135,7 +135,7 @@ fn every_key_can_be_set_as_json_or_on_the_command_line() {
         streams: 9,
         ..Limits::default()
     };
-    assert_eq!((all.limits, settings(&Layer::default()).limits), (limits, Limits::default()));
+    assert_eq!((all.limits, settings(&PartialConfig::default()).limits), (limits, Limits::default()));
     let first = Interface {
         selector: Selector::Mac("52:54:00:ab:cd:ef".parse().unwrap()),
         vlan: Some(7),
@@ -158,7 +158,7 @@ fn every_key_can_be_set_as_json_or_on_the_command_line() {
 fn later_sources_win_key_by_key_and_lists_replace_lists() {
     let disk =
         r#"{"hostname": "disk", "names": ["a", "b"], "port": 1, "tls": {"mode": "OFF"}, "interfaces": [{"mtu": 1500}, {}]}"#;
-    let disk = Layer::from_json(Origin::Disk, disk.as_bytes()).unwrap().without_disk().unwrap();
+    let disk = PartialConfig::from_json(Origin::Disk, disk.as_bytes()).unwrap().without_disk().unwrap();
     let outside = fw_cfg(r#"{"names": ["c"], "port": 2, "disk": {"wait_seconds": 9}, "trace": true}"#).overridden_by(line(
         "localregistry.port=3 localregistry.disk.serial=x localregistry.interfaces.0.mtu=1400 localregistry.trace=0",
     ));
@@ -197,7 +197,7 @@ fn unknown_key_is_rejected_with_its_source() {
         ("localregistry.interfaces.eth0.mtu=1400", "interfaces.eth0.mtu"),
         ("localregistry.", ""),
     ] {
-        let error = Layer::from_command_line(text).unwrap_err();
+        let error = PartialConfig::from_command_line(text).unwrap_err();
         assert_eq!(error.to_string(), format!("kernel command line: unknown key {key}; {known}"));
     }
 }
@@ -348,7 +348,7 @@ fn bad_command_line_value_is_rejected_as_in_json() {
             "disk.serial is \"a b\"; expected the serial of a virtio disk: 1 to 20 printable ASCII characters",
         ),
     ] {
-        let error = Layer::from_command_line(text).unwrap_err();
+        let error = PartialConfig::from_command_line(text).unwrap_err();
         assert_eq!(error.to_string(), format!("kernel command line: {message}"), "{text}");
     }
 }
@@ -370,21 +370,21 @@ fn text_other_than_a_json_object_is_rejected() {
     }
     let large = vec![b' '; usize::try_from(MAX_BYTES).unwrap() + 1];
     assert_eq!(
-        Layer::from_json(Origin::Disk, &large).unwrap_err().to_string(),
+        PartialConfig::from_json(Origin::Disk, &large).unwrap_err().to_string(),
         "localregistry/config.json on the disk is longer than 1048576 bytes"
     );
 }
 
 #[test]
 fn config_on_a_disk_cannot_select_disks() {
-    let layer = Layer::from_json(Origin::Disk, br#"{"disk": {"wait_seconds": 1}}"#).unwrap();
+    let partial = PartialConfig::from_json(Origin::Disk, br#"{"disk": {"wait_seconds": 1}}"#).unwrap();
     assert_eq!(
-        layer.without_disk().unwrap_err().to_string(),
+        partial.without_disk().unwrap_err().to_string(),
         "localregistry/config.json on the disk: disk.waitSeconds selects the disk that this file is on; \
          set it in fw_cfg or on the kernel command line"
     );
-    let layer = Layer::from_json(Origin::Disk, br#"{"disks": [{"label": "x"}]}"#).unwrap();
-    assert!(layer.without_disk().unwrap_err().to_string().starts_with("localregistry/config.json on the disk: disks selects"));
+    let partial = PartialConfig::from_json(Origin::Disk, br#"{"disks": [{"label": "x"}]}"#).unwrap();
+    assert!(partial.without_disk().unwrap_err().to_string().starts_with("localregistry/config.json on the disk: disks selects"));
 }
 
 #[test]
@@ -396,7 +396,7 @@ fn long_value_is_truncated_in_the_error() {
 #[test]
 fn config_file_on_a_disk_is_read_if_it_exists() {
     let root = tempfile::tempdir().unwrap();
-    assert_eq!(from_disk(root.path()).unwrap(), Layer::default());
+    assert_eq!(from_disk(root.path()).unwrap(), PartialConfig::default());
     std::fs::create_dir(root.path().join("localregistry")).unwrap();
     std::fs::write(root.path().join("localregistry/config.json"), r#"{"port": 80}"#).unwrap();
     assert_eq!(settings(&from_disk(root.path()).unwrap()).port.get(), 80);
@@ -422,7 +422,7 @@ fn different_configs_on_several_disks_are_rejected() {
         from_disks(names.iter().copied().zip(disks.iter().map(|root| root.path())))
     };
     assert_eq!(settings(&on(&[&none, &one, &same]).unwrap()).port.get(), 80);
-    assert_eq!(on(&[&none]).unwrap(), Layer::default());
+    assert_eq!(on(&[&none]).unwrap(), PartialConfig::default());
     assert_eq!(
         on(&[&one, &none, &other]).unwrap_err().to_string(),
         "localregistry/config.json on the disk: vda and vdc have different configs; put the same one on each disk, or one on a single \

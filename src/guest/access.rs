@@ -103,7 +103,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::config::{Layer, Origin};
+    use crate::config::{Origin, PartialConfig};
 
     const USER: &str = "anna:$2y$05$4A6A6Z5b9U0j3Yk8TjR0V.qzOaUQ1mF3yqJ4w2vXvWq0m9uX1r2aO\n";
     const LIFETIME: Duration = Duration::from_secs(300);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     fn settings(json: &str) -> Settings {
-        Layer::from_json(Origin::FwCfg, json.as_bytes()).unwrap().settings(Origin::FwCfg).unwrap()
+        PartialConfig::from_json(Origin::FwCfg, json.as_bytes()).unwrap().settings(Origin::FwCfg).unwrap()
     }
 
     #[test]

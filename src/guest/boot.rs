@@ -32,7 +32,7 @@ use super::report::events::Writer;
 use super::report::{events, heartbeat};
 
 use super::{access, control, disk, endpoint_watch, net, power, tls};
-use crate::config::{self, Layer, Origin, Settings};
+use crate::config::{self, Origin, PartialConfig, Settings};
 
 /// How long remaining tasks may take to end after serving has stopped.
 const STRAGGLERS: Duration = Duration::from_millis(500);
@@ -103,7 +103,7 @@ impl Guest {
 
     /// The steps before the runtime and its threads.
     fn boot(&mut self) -> Result<Shutdown, Fault> {
-        self.timeline.run("mounts", mount::kernel)?;
+        self.timeline.run("mounts", mount::mount_api_file_systems)?;
         self.timeline.run("modules", modules::load)?;
         self.emit_booting();
         self.start_event_writer().map_err(Fault::Runtime)?;
@@ -277,7 +277,7 @@ impl Guest {
     }
 }
 
-fn merge_config(launcher: Layer, disks: &[MountedDisk]) -> Result<Settings, config::ConfigError> {
+fn merge_config(launcher: PartialConfig, disks: &[MountedDisk]) -> Result<Settings, config::ConfigError> {
     let named: Vec<_> = disks.iter().map(|disk| (disk.device.to_string(), disk.root.as_path())).collect();
     let on_disks = config::from_disks(named.iter().map(|(name, root)| (name.as_str(), *root)))?;
     on_disks.overridden_by(launcher).settings(Origin::Together)?.check_together()

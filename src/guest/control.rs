@@ -12,7 +12,7 @@ use crate::proto::{Command, command};
 use crate::registry::telemetry::events::Events;
 use crate::text::{Line, Lines};
 
-use super::early::{clock, console, ports};
+use super::early::{clock, console, virtio_serial};
 use super::power::{DRAIN, Requester, ShutdownRequest};
 
 /// Name of the port.
@@ -28,7 +28,7 @@ const IDLE: Duration = Duration::from_millis(100);
 /// Executes commands from the port, if there is one, until the machine powers off.
 pub fn listen(requests: UnboundedSender<ShutdownRequest>, events: Events) {
     let listen = move || {
-        let Some(path) = ports::find(PORT) else { return };
+        let Some(path) = virtio_serial::find_port(PORT) else { return };
         let result = File::open(&path).and_then(|port| serve(port, &requests, &events));
         if let Err(error) = result {
             warn(&events, format!("cannot read {}, so commands are no longer accepted: {error}", path.display()));

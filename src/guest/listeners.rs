@@ -87,13 +87,13 @@ impl ListenAddress {
 mod tests {
     use std::num::NonZeroU16;
 
-    use crate::config::{Layer, Origin};
+    use crate::config::{Origin, PartialConfig};
 
     use super::*;
 
     fn listeners(json: &str) -> Listeners {
-        let layer = Layer::from_json(Origin::FwCfg, json.as_bytes()).unwrap();
-        Listeners::of(&layer.settings(Origin::FwCfg).unwrap())
+        let partial = PartialConfig::from_json(Origin::FwCfg, json.as_bytes()).unwrap();
+        Listeners::of(&partial.settings(Origin::FwCfg).unwrap())
     }
 
     #[test]

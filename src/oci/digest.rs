@@ -70,15 +70,15 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// The digest with this hash. Returns `None` if the length of `bytes` does not fit the algorithm.
+    /// The digest whose hash is `hash`; nothing is hashed. Returns `None` if its length does not fit the algorithm.
     #[must_use]
-    pub fn from_bytes(algorithm: Algorithm, bytes: &[u8]) -> Option<Self> {
-        let mut hash = [0; 64];
-        if bytes.len() != algorithm.hash_len() {
+    pub fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Option<Self> {
+        let mut bytes = [0; 64];
+        if hash.len() != algorithm.hash_len() {
             return None;
         }
-        hash.get_mut(..bytes.len())?.copy_from_slice(bytes);
-        Some(Self { algorithm, bytes: hash })
+        bytes.get_mut(..hash.len())?.copy_from_slice(hash);
+        Some(Self { algorithm, bytes })
     }
 
     /// The sha256 digest of `content`.
@@ -216,7 +216,7 @@ mod tests {
             let digest: Digest = text.parse().unwrap();
             assert_eq!(digest.to_string(), text);
             assert_eq!(digest, Hasher::new(algorithm).finish());
-            assert_eq!(Digest::from_bytes(algorithm, digest.bytes()), Some(digest));
+            assert_eq!(Digest::from_hash(algorithm, digest.bytes()), Some(digest));
         }
     }
 

@@ -4,8 +4,8 @@
 mod docs;
 mod initramfs;
 mod kernel;
+mod module_order;
 mod pages;
 mod pull_log;
-mod rooms;
 mod run_usage;
 mod trust;

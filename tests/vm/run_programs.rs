@@ -319,7 +319,7 @@ fn launcher_that_exits_before_ready_ends_the_boot() {
 }
 
 #[test]
-fn lifelines_that_cannot_close_are_refused() {
+fn descriptors_that_cannot_close_are_refused() {
     let place = Place::new();
     let (reading, writing) = std::io::pipe().unwrap();
     let writing = OwnedFd::from(writing);

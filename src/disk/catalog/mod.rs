@@ -274,8 +274,8 @@ fn record(column: &[u8], width: usize, at: usize) -> Option<&[u8]> {
 /// The digest at position `number` of a pair of columns. Positions count through both.
 fn digest_at(sha256: &[u8], sha512: &[u8], number: usize) -> Option<Digest> {
     match number.checked_sub(sha256.len() / 32) {
-        None => record(sha256, 32, number).and_then(|hash| Digest::from_bytes(Algorithm::Sha256, hash)),
-        Some(at) => record(sha512, 64, at).and_then(|hash| Digest::from_bytes(Algorithm::Sha512, hash)),
+        None => record(sha256, 32, number).and_then(|hash| Digest::from_hash(Algorithm::Sha256, hash)),
+        Some(at) => record(sha512, 64, at).and_then(|hash| Digest::from_hash(Algorithm::Sha512, hash)),
     }
 }
 

@@ -2,10 +2,10 @@
 
 mod directory;
 mod format;
-mod image;
 mod inode;
 mod reader;
+mod volume;
 pub(crate) mod writer;
 
-pub use image::ErofsError;
 pub use reader::ErofsTree;
+pub use volume::ErofsError;

@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 
 use super::format::{
     COMPACT, DIRECTORY, DIRENT, EXTENDED, HAS_CHECKSUM, HAS_MTIME, INLINE, IS_EXTENDED, MAGIC, PLAIN, REGULAR, SLOT, SUPERBLOCK,
-    SUPERBLOCK_SIZE, crc32c, inode as inode_field, superblock as field,
+    SUPERBLOCK_SIZE, crc32c_uninverted, inode as inode_field, superblock as field,
 };
 use crate::disk::label::Label;
 use crate::oci::Digest;
@@ -90,7 +90,7 @@ impl Plan {
         let mut plan = Self { bytes, head, directories: Vec::new(), files: file_nodes };
         plan.put(SUPERBLOCK, &superblock);
         plan.add_directories(&directories, &nodes);
-        let sum = crc32c(plan.head.get(SUPERBLOCK as usize..BLOCK as usize).unwrap_or_default());
+        let sum = crc32c_uninverted(plan.head.get(SUPERBLOCK as usize..BLOCK as usize).unwrap_or_default());
         plan.put(SUPERBLOCK + field::CHECKSUM as u64, &sum.to_le_bytes());
         Ok(plan)
     }

@@ -170,7 +170,7 @@ async fn mount(device: Device) -> Result<MountedDisk, DiskError> {
             flags: mount::DISK_FLAGS,
             data: mount_options(superblock.fs),
         };
-        mount::attach(&row).map_err(|source| DiskError::Mount { device: device.clone(), source })?;
+        mount::mount_file_system(&row).map_err(|source| DiskError::Mount { device: device.clone(), source })?;
         Ok(MountedDisk { device, root })
     };
     with_timeout(&what, mounting).await

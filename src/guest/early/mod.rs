@@ -1,4 +1,4 @@
-//! Prepares the machine before the network: mounts, modules, console, clock, entropy, ports.
+//! Prepares the machine before the network: mounts, modules, console, clock, entropy, virtio-serial ports.
 
 pub mod clock;
 pub mod console;
@@ -6,4 +6,4 @@ pub mod entropy;
 pub mod machine;
 pub mod modules;
 pub mod mount;
-pub mod ports;
+pub mod virtio_serial;

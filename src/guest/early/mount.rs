@@ -26,7 +26,7 @@ const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags:
 
 /// The mounts of every boot, in order.
 #[rustfmt::skip]
-const KERNEL: [Mount<'static>; 4] = [
+const API_FILE_SYSTEMS: [Mount<'static>; 4] = [
     Mount { source: "devtmpfs", target: "/dev",  fs: "devtmpfs", flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC), data: Some("mode=0755") },
     Mount { source: "proc",     target: "/proc", fs: "proc",     flags: SAFE, data: None },
     Mount { source: "sysfs",    target: "/sys",  fs: "sysfs",    flags: SAFE, data: None },
@@ -67,22 +67,22 @@ pub enum MountError {
     },
 }
 
-/// Mounts the kernel's file systems: `/dev`, `/proc`, `/sys`, `/run`.
+/// Mounts the API file systems, through which the kernel talks to programs: `/dev`, `/proc`, `/sys`, `/run`.
 ///
 /// # Errors
 /// Fails if a mount fails. A mount point that the kernel has already populated is skipped.
-pub fn kernel() -> Result<(), MountError> {
-    KERNEL.iter().try_for_each(|row| match attach(row) {
+pub fn mount_api_file_systems() -> Result<(), MountError> {
+    API_FILE_SYSTEMS.iter().try_for_each(|row| match mount_file_system(row) {
         Err(MountError::Mount { source: Errno::EBUSY, .. }) => Ok(()),
         result => result,
     })
 }
 
-/// Mounts one row.
+/// Mounts a file system, and creates its mount point if it is missing.
 ///
 /// # Errors
 /// Fails if the mount point cannot be created or mount(2) fails.
-pub fn attach(row: &Mount<'_>) -> Result<(), MountError> {
+pub fn mount_file_system(row: &Mount<'_>) -> Result<(), MountError> {
     if !Path::new(row.target).is_dir() {
         fs::create_dir_all(row.target).map_err(|source| MountError::Target {
             target: row.target.to_owned(),

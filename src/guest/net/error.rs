@@ -5,15 +5,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::dhcp_client::Refusal;
+use super::interface_selection::{describe_selector, list_links};
 use super::link::Link;
-use super::pick::{describe, list};
 use crate::config::settings::{Mac, Selector};
 
 /// Why the network, or one interface, is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// No interface matches the config.
-    #[error("no network interface {}; interfaces found: {}; give QEMU -device virtio-net-pci", describe(*selector), list(found))]
+    #[error("no network interface {}; interfaces found: {}; give QEMU -device virtio-net-pci", describe_selector(*selector), list_links(found))]
     NoNic {
         /// The interface in the config.
         selector: Selector,

@@ -12,12 +12,12 @@ pub mod dhcp;
 pub mod dhcp_client;
 pub mod dhcp_packet;
 pub mod error;
+pub mod interface_selection;
 pub mod link;
 pub mod manager;
 pub mod netlink;
 pub mod notifications;
 pub mod packet_socket;
-pub mod pick;
 pub mod udp;
 
 use std::fs;

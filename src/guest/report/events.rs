@@ -14,7 +14,7 @@ use nix::fcntl::OFlag;
 use crate::proto::{Done, Event, Warning, event};
 use crate::registry::telemetry::events::Events;
 
-use crate::guest::early::{console, ports};
+use crate::guest::early::{console, virtio_serial};
 
 /// Name of the port.
 pub const PORT: &str = "localregistry.events";
@@ -68,7 +68,7 @@ impl Writer {
 
 /// Writes `done` without a thread, and without waiting for the reader.
 pub fn write_last(done: Done) {
-    let Some(path) = ports::find(PORT) else { return };
+    let Some(path) = virtio_serial::find_port(PORT) else { return };
     let opened = OpenOptions::new().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path);
     if let Err(error) = opened.and_then(|mut port| write_line(&mut port, &now(event::Event::Done(done)))) {
         console::log(&format!("cannot write the last event to {}: {error}", path.display()));
@@ -84,7 +84,7 @@ enum Sink {
 
 impl Sink {
     fn open() -> Self {
-        let Some(path) = ports::find(PORT) else { return Self::Console };
+        let Some(path) = virtio_serial::find_port(PORT) else { return Self::Console };
         match OpenOptions::new().write(true).open(&path) {
             Ok(port) => Self::Port(port),
             Err(error) => {

@@ -6,4 +6,4 @@ pub mod elf;
 pub mod initramfs;
 pub mod kernel;
 pub mod modules;
-pub mod program;
+pub mod static_program;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::objects::{IMAGES, INITRAMFS, KERNEL, PORT, USER};
 use crate::disk::catalog;
 use crate::disk::layout::Tree;
-use crate::host::boot::program::Program;
+use crate::host::boot::static_program::Program;
 use crate::host::images::scratch::{
     ContainerConfig, EmptyObject, FileOwnership, LayerCompression, LayerWriter, LayoutWriter, WrittenImage, WrittenLayer,
 };

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::host::boot::program::{Program, ProgramError, SERVER};
+use crate::host::boot::static_program::{Program, ProgramError, SERVER};
 
 /// Paths of static builds in the same `target/`, relative to this program's folder.
 const CANDIDATES: [&str; 2] =

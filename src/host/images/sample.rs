@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::scratch::{ContainerConfig, FileOwnership, LayerCompression, LayoutWriter};
 use crate::disk::layout::{self, Directory, ReadOptions, Unnamed};
 use crate::host::boot::initramfs::init;
-use crate::host::boot::program::Program;
+use crate::host::boot::static_program::Program;
 use crate::host::support::report::Report;
 use crate::oci::Digest;
 

@@ -6,17 +6,17 @@ use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::directory::DirectoryEntries;
-use super::image::{ErofsError, ErofsImage};
 use super::inode::{FileType, Inode};
+use super::volume::{ErofsError, ErofsVolume};
 use crate::disk::layout::{OpenFile, Tree};
 
 /// Size in bytes of the largest directory that is read: some three million blobs.
 const MAX_DIRECTORY_SIZE: u64 = 256 << 20;
 
-/// An open image.
+/// The files of an open EROFS image.
 #[derive(Debug)]
 pub struct ErofsTree {
-    image: ErofsImage,
+    volume: ErofsVolume,
     /// Directories read so far, by inode number. A layout has five, one of them large.
     directories: Mutex<HashMap<u64, Arc<DirectoryEntries>>>,
 }
@@ -27,17 +27,17 @@ impl ErofsTree {
     /// # Errors
     /// Fails if the superblock is damaged, or has unknown features.
     pub fn open(file: File, len: u64) -> Result<Self, ErofsError> {
-        Ok(Self { image: ErofsImage::open(file, len)?, directories: Mutex::default() })
+        Ok(Self { volume: ErofsVolume::open(file, len)?, directories: Mutex::default() })
     }
 
     /// The inode at `path`; `None` if it does not exist.
     fn find(&self, path: &str) -> Result<Option<Inode>, ErofsError> {
-        let mut number = self.image.root;
+        let mut number = self.volume.root;
         for name in path.split('/') {
             let Some(next) = self.directory(number)?.find(name) else { return Ok(None) };
             number = next;
         }
-        Inode::read(&self.image, number).map(Some)
+        Inode::read(&self.volume, number).map(Some)
     }
 
     fn directory(&self, number: u64) -> Result<Arc<DirectoryEntries>, ErofsError> {
@@ -45,22 +45,22 @@ impl ErofsTree {
         if let Some(directory) = known.get(&number) {
             return Ok(Arc::clone(directory));
         }
-        let inode = Inode::read(&self.image, number)?;
+        let inode = Inode::read(&self.volume, number)?;
         if inode.file_type != FileType::Directory {
             return Err(inode.error("is not a directory"));
         }
-        if inode.size > self.image.len.min(MAX_DIRECTORY_SIZE) {
+        if inode.size > self.volume.len.min(MAX_DIRECTORY_SIZE) {
             return Err(inode.error("is a directory that is too large"));
         }
         let mut content = vec![0; usize::try_from(inode.size).unwrap_or_default()];
         let mut done = 0;
         while let Some(rest) = content.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match inode.read_at(&self.image, done as u64, rest)? {
+            match inode.read_at(&self.volume, done as u64, rest)? {
                 0 => return Err(inode.error("has less content than its size")),
                 count => done += count,
             }
         }
-        let block = usize::try_from(self.image.block_size()).unwrap_or(usize::MAX);
+        let block = usize::try_from(self.volume.block_size()).unwrap_or(usize::MAX);
         let directory = Arc::new(DirectoryEntries::parse(&content, block).map_err(|fault| inode.error(fault))?);
         known.insert(number, Arc::clone(&directory));
         Ok(directory)
@@ -74,22 +74,22 @@ impl Tree for ErofsTree {
         if inode.file_type != FileType::Regular {
             return Err(io::Error::other("it is not a regular file"));
         }
-        inode.check(&self.image)?;
+        inode.check(&self.volume)?;
         let size = inode.size;
-        Ok(OpenFile { reader: Box::new(FileReader { image: &self.image, inode, at: 0 }), size })
+        Ok(OpenFile { reader: Box::new(FileReader { volume: &self.volume, inode, at: 0 }), size })
     }
 }
 
 /// Reads a file's content.
 struct FileReader<'a> {
-    image: &'a ErofsImage,
+    volume: &'a ErofsVolume,
     inode: Inode,
     at: u64,
 }
 
 impl Read for FileReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inode.read_at(self.image, self.at, buffer)?;
+        let count = self.inode.read_at(self.volume, self.at, buffer)?;
         self.at += count as u64;
         Ok(count)
     }

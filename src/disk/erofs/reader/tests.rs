@@ -44,9 +44,9 @@ fn error(image: &ErofsTree) -> String {
 fn file_larger_than_4_gib_is_read_at_its_end() {
     let size = (5 << 30) + 3;
     let tree = image(&inode(0, size, 3), 3 * BLOCK + size);
-    tree.image.file.write_all_at(b"end", 3 * BLOCK + (5 << 30)).unwrap();
+    tree.volume.file.write_all_at(b"end", 3 * BLOCK + (5 << 30)).unwrap();
     assert_eq!(tree.open("file").unwrap().size, size);
-    let mut end = FileReader { image: &tree.image, inode: tree.find("file").unwrap().unwrap(), at: size - 3 };
+    let mut end = FileReader { volume: &tree.volume, inode: tree.find("file").unwrap().unwrap(), at: size - 3 };
     let mut content = Vec::new();
     end.read_to_end(&mut content).unwrap();
     assert_eq!(content, b"end");
@@ -57,7 +57,7 @@ fn chunks_may_be_holes() {
     // Chunks of 2 blocks. The table after the inode has a hole and block 3.
     let table = [0xff, 0xff, 0xff, 0xff, 3, 0, 0, 0];
     let tree = image(&[inode(4, 2 * BLOCK + 5, 1), table.to_vec()].concat(), 5 * BLOCK);
-    tree.image.file.write_all_at(b"chunk", 3 * BLOCK).unwrap();
+    tree.volume.file.write_all_at(b"chunk", 3 * BLOCK).unwrap();
     let mut content = Vec::new();
     tree.open("file").unwrap().reader.read_to_end(&mut content).unwrap();
     assert!(content[..2 * BLOCK as usize].iter().all(|byte| *byte == 0));

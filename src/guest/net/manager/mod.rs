@@ -18,8 +18,8 @@ use crate::text;
 
 use super::dhcp::{self, Extension};
 use super::dhcp_client::Lease;
+use super::interface_selection::select_link;
 use super::link::{Link, Links};
-use super::pick::pick;
 use super::{NetError, conflict};
 
 /// Time to the next attempt after an error.
@@ -170,7 +170,7 @@ impl InterfaceManager {
             self.changes.mark_unchanged();
             let found = self.shared.links.ethernet()?;
             let macs = lock(&self.shared.macs).clone();
-            let status = match pick(&found, &self.shared.interfaces, &macs, self.index) {
+            let status = match select_link(&found, &self.shared.interfaces, &macs, self.index) {
                 None => Status::Missing(found),
                 Some(base) => {
                     set(&self.shared.macs, self.index, Some(base.mac));

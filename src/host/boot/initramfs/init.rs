@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::host::boot::program::{INIT, Program, ProgramError};
+use crate::host::boot::static_program::{INIT, Program, ProgramError};
 use crate::host::support::cache::is_file;
 
 /// Paths relative to this program's folder: installed next to it, or built in the same `target/`.

@@ -17,7 +17,7 @@ pub use init::InitError;
 use super::elf::Processor;
 use super::kernel::{self, Flavor};
 use super::modules::{self, Modules, ModulesError};
-use super::program::Program;
+use super::static_program::Program;
 use crate::host::support::cache::{self, CacheError};
 use crate::host::support::files;
 use crate::host::support::report::Report;

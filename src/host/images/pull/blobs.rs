@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 
 use super::client::Client;
 use super::error::Fault;
-use super::image::RemoteBlob;
+use super::manifests::RemoteBlob;
 use super::store::Store;
 use super::upstream::Upstream;
 use super::url::host_of;

@@ -11,7 +11,7 @@ mod blobs;
 mod client;
 mod credentials;
 mod error;
-mod image;
+mod manifests;
 mod reference;
 mod store;
 mod tree;
@@ -33,7 +33,7 @@ use crate::host::support::report::Report;
 use crate::oci::{Digest, Host, Platform};
 use blobs::LocalTree;
 use client::{Client, ClientSettings};
-use image::{ImageContent, RemoteBlob};
+use manifests::{ImageContent, RemoteBlob};
 use store::Store;
 use upstream::Upstream;
 
@@ -139,7 +139,7 @@ impl Puller<'_> {
         self.report.step(format!("pulling {reference}"));
         let upstream = Upstream::new(&self.client, reference)?;
         let ImageContent { listed, blobs, left_out } =
-            image::find_content(&self.client, &upstream, &self.store, reference, self.platform)?;
+            manifests::fetch_manifests(&self.client, &upstream, &self.store, reference, self.platform)?;
         if let (Some(platform), false) = (self.platform, left_out.is_empty()) {
             self.report.step(format!("{reference}: {platform} is kept, left out: {}", left_out.join(", ")));
         }

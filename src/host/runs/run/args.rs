@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::lifeline::Descriptor;
+use super::parent_watch::Descriptor;
 use super::publish::Publish;
 use crate::address::san;
 
@@ -240,7 +240,7 @@ pub(crate) struct ProgramArgs {
 
 impl ProgramArgs {
     /// The descriptor whose end ends the run.
-    pub(crate) fn lifeline(&self) -> Option<Descriptor> {
+    pub(crate) fn watched_descriptor(&self) -> Option<Descriptor> {
         if self.end_with_stdin { Some(Descriptor::Stdin) } else { self.end_with_fd.map(Descriptor::Number) }
     }
 

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::lifeline::{self, Lifeline};
+use super::parent_watch::{self, ParentWatch};
 use super::print;
 use crate::host::support::report::Report;
 use crate::host::support::signals::Signals;
@@ -30,12 +30,12 @@ pub(crate) struct Output {
     pub events: bool,
 }
 
-/// Waits until the machine has ended. The first signal shuts it down gracefully, a later one kills it. The end of `lifeline` shuts it
+/// Waits until the machine has ended. The first signal shuts it down gracefully, a later one kills it. The end of the `parent` shuts it
 /// down as well, but does not count as a signal: a launcher that sends one may close its pipe shortly before or after.
 pub(crate) async fn run(
     mut vm: Appliance,
     mut signals: Signals,
-    mut lifeline: Option<Lifeline>,
+    mut parent: Option<ParentWatch>,
     output: Output,
     report: &Report,
 ) -> ExitReport {
@@ -58,7 +58,7 @@ pub(crate) async fn run(
                     }
                 }
             }
-            descriptor = lifeline::closed(&mut lifeline) => {
+            descriptor = parent_watch::closed(&mut parent) => {
                 report.step(format!("{descriptor} was closed: shutting down"));
                 vm.stop();
             }

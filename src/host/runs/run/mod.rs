@@ -6,7 +6,7 @@
 mod args;
 mod detach;
 mod event_loop;
-mod lifeline;
+mod parent_watch;
 mod print;
 mod publish;
 mod status_file;
@@ -26,7 +26,7 @@ use crate::host::support::signals::Signals;
 use crate::host::vm::launch::{Appliance, BuildError, Builder, ExitReport, LaunchError, Options, command};
 
 use event_loop::Output;
-use lifeline::{Descriptor, Lifeline, LifelineError};
+use parent_watch::{Descriptor, ParentWatch, ParentWatchError};
 use status_file::{StatusFile, check_writable};
 
 pub use args::RunArgs;
@@ -63,7 +63,7 @@ enum RunError {
     #[error("stopped by {name} before the registry was ready; QEMU was killed")]
     Interrupted { name: &'static str },
     #[error(transparent)]
-    Lifeline(#[from] LifelineError),
+    ParentWatch(#[from] ParentWatchError),
     #[error("{0} was closed before the registry was ready; QEMU was killed")]
     LauncherGone(Descriptor),
 }
@@ -78,7 +78,7 @@ impl RunError {
             Self::Build(error) => error.status(),
             Self::Launch(error) => error.status(),
             Self::Interrupted { .. } | Self::LauncherGone(_) => Status::QemuDied,
-            Self::Lifeline(_) => Status::Usage,
+            Self::ParentWatch(_) => Status::Usage,
             Self::Runs(_) | Self::Write { .. } | Self::Trust(TrustError::Write(_)) => Status::CannotWrite,
             _ => Status::Error,
         }
@@ -117,7 +117,7 @@ struct RunFiles {
 #[must_use]
 pub fn run(args: &RunArgs, report: &Report) -> ExitCode {
     if args.program.detach && !args.program.supervised {
-        return detach::detach(args.program.lifeline() == Some(Descriptor::Stdin));
+        return detach::detach(args.program.watched_descriptor() == Some(Descriptor::Stdin));
     }
     if args.program.print_command {
         return print_command(args, report).map_or_else(|error| ExitCode::from(error.print()), |()| ExitCode::SUCCESS);
@@ -138,20 +138,20 @@ fn run_appliance(args: &RunArgs, report: &Report, files: &mut Option<RunFiles>) 
     if args.program.supervised {
         detach::leave_session().map_err(RunError::Background)?;
     }
-    let lifeline = args.program.lifeline().map(Lifeline::watch).transpose()?;
+    let parent = args.program.watched_descriptor().map(ParentWatch::watch).transpose()?;
     let (builder, contents) = check(args, report)?;
     let files = files.insert(RunFiles::create(args)?);
     let runtime = runtime()?;
     // Before signals are caught: a signal ends a download at once.
-    let options = runtime.block_on(builder.options())?;
-    runtime.block_on(boot_and_wait(args, options, contents, files, lifeline, report))
+    let options = runtime.block_on(builder.resolve_options())?;
+    runtime.block_on(boot_and_wait(args, options, contents, files, parent, report))
 }
 
 /// Prints QEMU's command line, and writes its files.
 fn print_command(args: &RunArgs, report: &Report) -> Result<(), RunError> {
     let (builder, _) = check(args, report)?;
     let runtime = runtime()?;
-    let options = runtime.block_on(builder.options())?;
+    let options = runtime.block_on(builder.resolve_options())?;
     let dir = RunDir::create_unlocked(&args.program.run_dir())?;
     let command = runtime.block_on(command::command(options, dir.folder()))?;
     let result = RunCommand::new(&command, dir.folder());
@@ -224,7 +224,7 @@ async fn boot_and_wait(
     options: Options,
     contents: Option<DiskImages>,
     files: &RunFiles,
-    mut lifeline: Option<Lifeline>,
+    mut parent: Option<ParentWatch>,
     report: &Report,
 ) -> Result<ExitReport, RunError> {
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
@@ -232,11 +232,11 @@ async fn boot_and_wait(
         vm = Appliance::boot(options) => vm?,
         // Nothing is being served yet: dropping the future kills QEMU.
         name = signals.next() => return Err(RunError::Interrupted { name }),
-        descriptor = lifeline::closed(&mut lifeline) => return Err(RunError::LauncherGone(descriptor)),
+        descriptor = parent_watch::closed(&mut parent) => return Err(RunError::LauncherGone(descriptor)),
     };
     announce(&vm, args, contents, files, report)?;
     let output = Output { requests: args.log, events: args.program.follow };
-    Ok(event_loop::run(vm, signals, lifeline, output, report).await)
+    Ok(event_loop::run(vm, signals, parent, output, report).await)
 }
 
 /// Writes the CA and the trust files, and reports where the registry is.

@@ -108,7 +108,7 @@ impl CaSource {
 /// What to boot, and how: see [`Appliance::builder`].
 #[derive(Debug, Clone)]
 pub struct Builder {
-    /// Until [`Builder::options`], the kernel and the initramfs are empty, and so is QEMU if it is not set.
+    /// Until [`Builder::resolve_options`], the kernel and the initramfs are empty, and so is QEMU if it is not set.
     options: Options,
     kernel: KernelSource,
     initramfs: Option<PathBuf>,
@@ -411,7 +411,7 @@ impl Builder {
     /// # Errors
     /// See [`BuildError`]. No process and no file is left.
     pub async fn boot(self) -> Result<Appliance, BuildError> {
-        Ok(Appliance::boot(self.options().await?).await?)
+        Ok(Appliance::boot(self.resolve_options().await?).await?)
     }
 
     /// Builds QEMU's command line for a launcher that starts QEMU itself, and writes its files into the existing folder `folder`.
@@ -419,7 +419,7 @@ impl Builder {
     /// # Errors
     /// See [`BuildError`].
     pub async fn command(self, folder: &Path) -> Result<QemuCommand, BuildError> {
-        Ok(command(self.options().await?, folder).await?)
+        Ok(command(self.resolve_options().await?, folder).await?)
     }
 
     /// Checks the config, the disks and the access control files: what can be checked without creating or downloading anything. All
@@ -437,12 +437,12 @@ impl Builder {
     ///
     /// # Errors
     /// See [`BuildError`].
-    pub async fn options(self) -> Result<Options, BuildError> {
+    pub async fn resolve_options(self) -> Result<Options, BuildError> {
         // Downloads, unpacks and waits for file locks.
-        tokio::task::spawn_blocking(move || self.resolve()).await.map_err(BuildError::Aborted)?
+        tokio::task::spawn_blocking(move || self.resolve_blocking()).await.map_err(BuildError::Aborted)?
     }
 
-    fn resolve(mut self) -> Result<Options, BuildError> {
+    fn resolve_blocking(mut self) -> Result<Options, BuildError> {
         self.check()?;
         self.options.config = self.guest_config()?;
         let Self { mut options, kernel, initramfs, init, ca, access, .. } = self;

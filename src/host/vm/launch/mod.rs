@@ -1,5 +1,6 @@
-//! The launcher: boots a packed disk and returns the running appliance, with its address, its CA, its events and how it ended. It starts
-//! one QEMU, creates only the files that are asked for, has no global state, and prints nothing but progress.
+//! The launcher: boots a packed disk and returns the running appliance (the machine and its QEMU process), with its address, its CA, its
+//! events and how it ended. It starts one QEMU, creates only the files that are asked for, has no global state, and prints nothing but
+//! progress.
 //!
 //! ```text
 //! Appliance::builder … boot ─▶ Appliance ─┬─ ready, endpoint, ca_pem, next_event …

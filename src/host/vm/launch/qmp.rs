@@ -29,12 +29,12 @@ pub enum QmpError {
         command: &'static str,
     },
     /// QEMU did not answer in time.
-    #[error("QEMU has not answered {command} within {} s", .after.as_secs())]
-    Late {
+    #[error("QEMU has not answered {command} within {} s", .time_limit.as_secs())]
+    TimedOut {
         /// The command.
         command: &'static str,
         /// The time limit.
-        after: Duration,
+        time_limit: Duration,
     },
     /// QEMU refused the command.
     #[error("QEMU refuses {command}: {reason}")]
@@ -96,8 +96,13 @@ impl Qmp {
     /// Sends `command` and returns its answer.
     ///
     /// # Errors
-    /// Fails if QEMU is gone, refuses the command, or has not answered within `after`.
-    pub(crate) async fn execute(&mut self, command: &'static str, arguments: Value, after: Duration) -> Result<Value, QmpError> {
+    /// Fails if QEMU is gone, refuses the command, or has not answered within `time_limit`.
+    pub(crate) async fn execute(
+        &mut self,
+        command: &'static str,
+        arguments: Value,
+        time_limit: Duration,
+    ) -> Result<Value, QmpError> {
         self.last_id += 1;
         let id = self.last_id;
         let mut message = json!({ "execute": command, "id": id });
@@ -114,7 +119,7 @@ impl Qmp {
                 }
             }
         };
-        let answered = timeout(after, exchange).await.map_err(|_| QmpError::Late { command, after })?;
+        let answered = timeout(time_limit, exchange).await.map_err(|_| QmpError::TimedOut { command, time_limit })?;
         let result = answered.ok_or(QmpError::Closed { command })?;
         result.map_err(|reason| QmpError::Refused { command, reason })
     }

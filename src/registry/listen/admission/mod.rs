@@ -26,8 +26,8 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::registry::limits::{ANNOUNCED_STREAMS, HELD_FRAMES, HELD_REQUESTS, OWN_STREAMS, SHARED_HELD_FRAMES, SHARED_STREAMS};
 use frames::{
-    ACK, CONTINUATION, DATA, END_STREAM, FrameHeader, Frames, GOAWAY, HEAD, HEADERS, PING, PUSH_PROMISE, Piece, RST_STREAM,
-    SETTINGS,
+    ACK, CONTINUATION, DATA, END_STREAM, FrameHeader, FrameParser, FramePiece, GOAWAY, HEADER_LEN, HEADERS, PING, PUSH_PROMISE,
+    RST_STREAM, SETTINGS,
 };
 
 /// The client's preface (RFC 9113, section 3.4). Frames follow it.
@@ -112,7 +112,7 @@ impl Slots {
 
 /// The bytes that a client has sent and h2 has not read yet.
 struct Inbound {
-    frames: Frames,
+    frames: FrameParser,
     slots: Slots,
     /// The bytes that h2 reads next.
     ready: BytesMut,
@@ -150,11 +150,11 @@ struct Inbound {
 impl Inbound {
     /// Sorts bytes that have just arrived: into `out` and then `ready`, or into `held`.
     fn sort(&mut self, mut bytes: &[u8], context: &mut Context<'_>, out: &mut ReadBuf<'_>) {
-        while let Some(piece) = self.frames.next(&mut bytes) {
+        while let Some(piece) = self.frames.next_piece(&mut bytes) {
             let head;
             let bytes = match piece {
-                Piece::Payload(payload) => payload,
-                Piece::Head(next) => {
+                FramePiece::Payload(payload) => payload,
+                FramePiece::Header(next) => {
                     self.holding = self.must_wait(next, context);
                     head = next;
                     &head.0
@@ -180,13 +180,13 @@ impl Inbound {
 
     /// Whether a frame must wait for a slot or behind other frames.
     fn must_wait(&mut self, head: FrameHeader, context: &mut Context<'_>) -> bool {
-        let (stream, behind) = (head.stream(), !self.held.is_empty());
-        self.broken |= head.payload() > MAX_FRAME;
+        let (stream, behind) = (head.stream_id(), !self.held.is_empty());
+        self.broken |= head.payload_len() > MAX_FRAME;
         if self.broken {
             return false;
         }
-        let opens = head.kind() == HEADERS && stream > self.last;
-        let waits = match head.kind() {
+        let opens = head.frame_type() == HEADERS && stream > self.last;
+        let waits = match head.frame_type() {
             HEADERS if opens => {
                 self.last = stream;
                 // If a client opens more streams than it may, h2 refuses them, and too many refusals end the connection. Before the client
@@ -201,7 +201,7 @@ impl Inbound {
         };
         if waits {
             self.requests += usize::from(opens);
-            self.trailers |= head.kind() == HEADERS && stream <= self.passed;
+            self.trailers |= head.frame_type() == HEADERS && stream <= self.passed;
             self.followers += usize::from(!head.is_header_block());
         } else {
             self.note(head);
@@ -211,12 +211,12 @@ impl Inbound {
 
     /// Whether a frame must not overtake the held ones.
     fn must_follow(&self, head: FrameHeader) -> bool {
-        let stream = head.stream();
-        match head.kind() {
+        let stream = head.stream_id();
+        match head.frame_type() {
             // HPACK needs all header blocks in order.
             HEADERS | CONTINUATION | PUSH_PROMISE | GOAWAY => true,
             // It acknowledges GOAWAY. If h2 saw it early, it would refuse the held streams as opened after GOAWAY.
-            PING => self.leaving && head.has(ACK),
+            PING => self.leaving && head.has_flag(ACK),
             RST_STREAM if stream <= self.passed => self.trailers,
             _ => stream > self.passed && stream <= self.last,
         }
@@ -224,10 +224,10 @@ impl Inbound {
 
     /// Tracks a frame that is passed on to h2. Returns whether it cancels an open stream.
     fn note(&mut self, head: FrameHeader) -> bool {
-        match head.kind() {
-            HEADERS if head.stream() > self.passed => (self.passed, self.may_overtake) = (head.stream(), true),
-            RST_STREAM => return self.slots.close(head.stream()),
-            SETTINGS => self.acknowledged |= head.has(ACK),
+        match head.frame_type() {
+            HEADERS if head.stream_id() > self.passed => (self.passed, self.may_overtake) = (head.stream_id(), true),
+            RST_STREAM => return self.slots.close(head.stream_id()),
+            SETTINGS => self.acknowledged |= head.has_flag(ACK),
             _ => {}
         }
         false
@@ -253,16 +253,16 @@ impl Inbound {
 
     /// Whether h2 is between two frames. In the middle of a frame that overtakes the held ones, none of them can pass.
     fn is_between_frames(&self) -> bool {
-        self.holding || self.frames.left == 0
+        self.holding || self.frames.payload_left == 0
     }
 
     /// Passes on held frames, as far as slots are free.
     fn release(&mut self, context: &mut Context<'_>) {
         while self.is_between_frames()
-            && let Some(head) = FrameHeader::at(&self.held, 0)
+            && let Some(head) = FrameHeader::parse_at(&self.held, 0)
         {
-            let opens = head.kind() == HEADERS && head.stream() > self.passed;
-            if !opens || !self.cancelled && self.slots.open(head.stream(), context) {
+            let opens = head.frame_type() == HEADERS && head.stream_id() > self.passed;
+            if !opens || !self.cancelled && self.slots.open(head.stream_id(), context) {
                 self.requests -= usize::from(opens);
                 self.pass_held(0, head);
             } else if !self.overtake() {
@@ -281,10 +281,10 @@ impl Inbound {
         }
         let (before, mut at) = (self.followers, 0);
         while self.followers > 0
-            && let Some(head) = FrameHeader::at(&self.held, at)
+            && let Some(head) = FrameHeader::parse_at(&self.held, at)
         {
             if self.must_follow(head) {
-                at += HEAD + head.payload();
+                at += HEADER_LEN + head.payload_len();
             } else {
                 self.pass_held(at, head);
             }
@@ -296,7 +296,7 @@ impl Inbound {
     fn pass_held(&mut self, at: usize, head: FrameHeader) {
         self.cancelled |= self.note(head);
         self.followers -= usize::from(!head.is_header_block());
-        let end = (at + HEAD + head.payload()).min(self.held.len());
+        let end = (at + HEADER_LEN + head.payload_len()).min(self.held.len());
         // If the last frame is incomplete, its remaining bytes pass directly.
         self.holding &= end < self.held.len();
         self.ready.extend(self.held.drain(at..end));
@@ -308,7 +308,7 @@ pub(crate) struct Admission<S> {
     stream: S,
     inbound: Inbound,
     /// The frames that h2 sends.
-    outbound: Frames,
+    outbound: FrameParser,
 }
 
 impl<S: fmt::Debug> fmt::Debug for Admission<S> {
@@ -328,7 +328,7 @@ impl<S> Admission<S> {
             acquiring: None,
         };
         let inbound = Inbound {
-            frames: Frames::after(PREFACE.len()),
+            frames: FrameParser::skipping(PREFACE.len()),
             slots,
             ready: BytesMut::new(),
             held: VecDeque::new(),
@@ -347,7 +347,7 @@ impl<S> Admission<S> {
             leaving: false,
             broken: false,
         };
-        Self { stream, inbound, outbound: Frames::after(0) }
+        Self { stream, inbound, outbound: FrameParser::skipping(0) }
     }
 
     /// Tracks the frames that were written: the slot of a stream is free once its last frame is written.
@@ -356,11 +356,11 @@ impl<S> Admission<S> {
         for slice in slices {
             let (mut bytes, _) = slice.split_at(written.min(slice.len()));
             written -= bytes.len();
-            while let Some(piece) = self.outbound.next(&mut bytes) {
-                let Piece::Head(head) = piece else { continue };
-                match head.kind() {
-                    DATA | HEADERS if head.has(END_STREAM) => closed |= self.inbound.slots.close(head.stream()),
-                    RST_STREAM => closed |= self.inbound.slots.close(head.stream()),
+            while let Some(piece) = self.outbound.next_piece(&mut bytes) {
+                let FramePiece::Header(head) = piece else { continue };
+                match head.frame_type() {
+                    DATA | HEADERS if head.has_flag(END_STREAM) => closed |= self.inbound.slots.close(head.stream_id()),
+                    RST_STREAM => closed |= self.inbound.slots.close(head.stream_id()),
                     GOAWAY => self.inbound.leaving = true,
                     _ => {}
                 }

@@ -18,7 +18,7 @@ struct Connection {
     admission: Admission<DuplexStream>,
     client: DuplexStream,
     /// Parses the bytes that h2 reads.
-    frames: Frames,
+    frames: FrameParser,
 }
 
 /// A pool of `streams` shared streams.
@@ -30,7 +30,7 @@ fn pool(streams: usize) -> StreamPool {
 async fn connection(limit: u32, pool: &StreamPool) -> Connection {
     let (client, server) = duplex(1 << 20);
     let admission = Admission::new(server, limit, pool);
-    let mut connection = Connection { admission, client, frames: Frames::after(PREFACE.len()) };
+    let mut connection = Connection { admission, client, frames: FrameParser::skipping(PREFACE.len()) };
     connection.send(PREFACE).await;
     assert_eq!(connection.seen(), []);
     connection
@@ -54,9 +54,9 @@ impl Connection {
                 continue;
             };
             let mut bytes = &bytes[..count.unwrap()];
-            while let Some(piece) = self.frames.next(&mut bytes) {
-                if let Piece::Head(head) = piece {
-                    seen.push((head.kind(), head.stream()));
+            while let Some(piece) = self.frames.next_piece(&mut bytes) {
+                if let FramePiece::Header(head) = piece {
+                    seen.push((head.frame_type(), head.stream_id()));
                 }
             }
         }
@@ -179,7 +179,7 @@ async fn number_of_held_requests_is_limited() {
     peer.send(&(0..3 * 1024).map(|at| get(at * 2 + 1)).collect::<Vec<_>>().concat()).await;
     let mut seen = peer.seen();
     let held = peer.admission.inbound.requests;
-    assert!((HELD_REQUESTS..HELD_REQUESTS + READ / HEAD).contains(&held), "{held}");
+    assert!((HELD_REQUESTS..HELD_REQUESTS + READ / HEADER_LEN).contains(&held), "{held}");
     while let Some((_, last)) = seen.last().copied().filter(|(_, last)| *last < 6 * 1024 - 1) {
         peer.answer(last).await;
         seen.extend(peer.seen());
@@ -262,7 +262,7 @@ proptest! {
                 };
                 for frame in &frames {
                     let head = FrameHeader(*frame.first_chunk().unwrap());
-                    sent.push((head.kind(), head.stream()));
+                    sent.push((head.frame_type(), head.stream_id()));
                 }
                 for piece in frames.concat().chunks(cut) {
                     peer.send(piece).await;

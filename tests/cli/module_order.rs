@@ -1,4 +1,4 @@
-//! Checks that the folders of `src/` import each other in one direction only (docs/architecture.md).
+//! Checks that the modules of `src/` import each other in one direction only (docs/architecture.md).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,17 +8,17 @@ use std::path::Path;
 const ORDER: [&str; 7] = ["address", "text", "proto", "oci", "disk", "registry", "config"];
 
 #[test]
-fn rooms_import_only_lower_rooms() {
+fn modules_import_only_lower_modules() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let rooms = ORDER.iter().chain(&["guest", "host"]);
-    for (index, room) in rooms.enumerate() {
+    let modules = ORDER.iter().chain(&["guest", "host"]);
+    for (index, module) in modules.enumerate() {
         let lower = &ORDER[..index.min(ORDER.len())];
-        let (folder, file) = (src.join(room), src.join(format!("{room}.rs")));
+        let (folder, file) = (src.join(module), src.join(format!("{module}.rs")));
         let mut imported = BTreeSet::new();
         imports(if folder.is_dir() { &folder } else { &file }, &mut imported);
-        imported.remove(*room);
+        imported.remove(*module);
         let higher: Vec<_> = imported.iter().filter(|name| !lower.contains(&name.as_str())).collect();
-        assert!(higher.is_empty(), "{room} imports {higher:?}");
+        assert!(higher.is_empty(), "{module} imports {higher:?}");
     }
 }
 

@@ -19,7 +19,7 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// The device of the port `name`. Waits up to a second for it if the machine has a virtio-serial device.
 #[must_use]
-pub fn find(name: &str) -> Option<PathBuf> {
+pub fn find_port(name: &str) -> Option<PathBuf> {
     let deadline = Instant::now() + WAIT;
     loop {
         if let Some(device) = find_in(Path::new(PORTS), name) {

@@ -22,7 +22,7 @@ pub(crate) enum Descriptor {
 
 /// Why a descriptor cannot be watched.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LifelineError {
+pub(crate) enum ParentWatchError {
     #[error("{0} cannot be used: the launcher has to leave it open for this program (without close-on-exec)")]
     NotOpen(Descriptor, #[source] io::Error),
     #[error("{0} is neither a pipe nor a socket: give it one of these, and keep the other end open")]
@@ -33,53 +33,53 @@ pub(crate) enum LifelineError {
     Thread(Descriptor, #[source] io::Error),
 }
 
-/// A watched descriptor.
+/// A watched descriptor of the parent, the process that started this one or another that holds the other end.
 #[derive(Debug)]
-pub(crate) struct Lifeline {
+pub(crate) struct ParentWatch {
     descriptor: Descriptor,
     closed: oneshot::Receiver<()>,
 }
 
-impl Lifeline {
+impl ParentWatch {
     /// Starts watching `descriptor`. Data that arrives is discarded.
     ///
     /// # Errors
     /// Fails if the descriptor is not open, is neither a pipe nor a socket, or is the writing end of a pipe.
-    pub(crate) fn watch(descriptor: Descriptor) -> Result<Self, LifelineError> {
+    pub(crate) fn watch(descriptor: Descriptor) -> Result<Self, ParentWatchError> {
         // A copy, as the number may be reused for another file later.
-        let copy = sys::inherited(descriptor.number()).map_err(|source| LifelineError::NotOpen(descriptor, source))?;
+        let copy = sys::inherited(descriptor.number()).map_err(|source| ParentWatchError::NotOpen(descriptor, source))?;
         check(&copy, descriptor)?;
         let (close, closed) = oneshot::channel();
         let watch = move || {
             wait_for_end(&copy);
             let _run_has_ended = close.send(());
         };
-        let thread = thread::Builder::new().name("lifeline".into()).spawn(watch);
-        thread.map_err(|source| LifelineError::Thread(descriptor, source))?;
+        let thread = thread::Builder::new().name("parent-watch".into()).spawn(watch);
+        thread.map_err(|source| ParentWatchError::Thread(descriptor, source))?;
         Ok(Self { descriptor, closed })
     }
 }
 
-/// Waits until the launcher has closed `lifeline`, and takes it out. Without a lifeline it waits forever. Cancel-safe.
-pub(crate) async fn closed(lifeline: &mut Option<Lifeline>) -> Descriptor {
-    if let Some(Lifeline { descriptor, closed }) = lifeline.as_mut()
+/// Waits until the watched `parent` has closed its end, and stops watching it. Without one it waits forever. Cancel-safe.
+pub(crate) async fn closed(parent: &mut Option<ParentWatch>) -> Descriptor {
+    if let Some(ParentWatch { descriptor, closed }) = parent.as_mut()
         && closed.await.is_ok()
     {
         let descriptor = *descriptor;
-        *lifeline = None;
+        *parent = None;
         return descriptor;
     }
     std::future::pending().await
 }
 
-fn check(file: &OwnedFd, descriptor: Descriptor) -> Result<(), LifelineError> {
-    let failed = |error: Errno| LifelineError::NotOpen(descriptor, error.into());
+fn check(file: &OwnedFd, descriptor: Descriptor) -> Result<(), ParentWatchError> {
+    let failed = |error: Errno| ParentWatchError::NotOpen(descriptor, error.into());
     let kind = FileType::from_raw_mode(fstat(file).map_err(failed)?.st_mode);
     if !matches!(kind, FileType::Fifo | FileType::Socket) {
-        return Err(LifelineError::Kind(descriptor));
+        return Err(ParentWatchError::Kind(descriptor));
     }
     let mode = fcntl_getfl(file).map_err(failed)? & OFlags::RWMODE;
-    if mode == OFlags::WRONLY { Err(LifelineError::WritingEnd(descriptor)) } else { Ok(()) }
+    if mode == OFlags::WRONLY { Err(ParentWatchError::WritingEnd(descriptor)) } else { Ok(()) }
 }
 
 /// Reads `file`, which may be non-blocking, until it ends.

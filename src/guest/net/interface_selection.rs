@@ -10,7 +10,7 @@ use super::link::Link;
 /// An interface selected by its position keeps the MAC address that it had. If that is gone, any interface that no other configured
 /// interface has or selects replaces it.
 #[must_use]
-pub fn pick<'a>(found: &'a [Link], interfaces: &[Interface], previous: &[Option<Mac>], own: usize) -> Option<&'a Link> {
+pub fn select_link<'a>(found: &'a [Link], interfaces: &[Interface], previous: &[Option<Mac>], own: usize) -> Option<&'a Link> {
     let mut physical = found.iter().filter(|link| !link.is_virtual);
     let place = match interfaces.get(own)?.selector {
         Selector::Mac(mac) => return physical.find(|link| link.mac == mac),
@@ -34,7 +34,7 @@ pub fn pick<'a>(found: &'a [Link], interfaces: &[Interface], previous: &[Option<
 
 /// Describes which interface the config selects.
 #[must_use]
-pub fn describe(select: Selector) -> String {
+pub fn describe_selector(select: Selector) -> String {
     match select {
         Selector::Mac(mac) => format!("with the MAC address {mac}"),
         Selector::Place(place) => format!("number {place} (counted from 0)"),
@@ -43,7 +43,7 @@ pub fn describe(select: Selector) -> String {
 
 /// Lists interfaces for an error message.
 #[must_use]
-pub fn list(found: &[Link]) -> String {
+pub fn list_links(found: &[Link]) -> String {
     if found.is_empty() {
         return "none".to_owned();
     }
@@ -67,9 +67,9 @@ mod tests {
     }
 
     #[test]
-    fn interface_is_picked_by_position_or_mac() {
+    fn interface_is_selected_by_position_or_mac() {
         let found = [link(2, 1), link(3, 2), Link { is_virtual: true, ..link(4, 2) }];
-        let one = |select| pick(&found, &[at(select)], &[None], 0).map(|link| link.index);
+        let one = |select| select_link(&found, &[at(select)], &[None], 0).map(|link| link.index);
         assert_eq!(one(Selector::Place(0)), Some(2));
         assert_eq!(one(Selector::Place(2)), None, "a VLAN has no position");
         assert_eq!(one(Selector::Mac(mac(2))), Some(3));
@@ -80,7 +80,7 @@ mod tests {
     fn returning_and_replaced_interfaces_get_their_own_config() {
         let interfaces = [at(Selector::Place(0)), at(Selector::Place(1)), at(Selector::Mac(mac(7)))];
         let previous = [Some(mac(1)), Some(mac(2)), None];
-        let one = |found: &[Link], own| pick(found, &interfaces, &previous, own).map(|link| link.mac);
+        let one = |found: &[Link], own| select_link(found, &interfaces, &previous, own).map(|link| link.mac);
         let left = [link(3, 2), link(5, 7)];
         assert_eq!(one(&left, 0), None, "both belong to other configured interfaces");
         assert_eq!(one(&left, 1), Some(mac(2)));
@@ -91,9 +91,9 @@ mod tests {
     }
 
     #[test]
-    fn interface_that_moved_up_is_not_picked_twice() {
+    fn interface_that_moved_up_is_not_selected_twice() {
         let interfaces = [at(Selector::Place(0)), at(Selector::Place(1))];
         let previous = [None, Some(mac(2))];
-        assert_eq!(pick(&[link(3, 2)], &interfaces, &previous, 0), None);
+        assert_eq!(select_link(&[link(3, 2)], &interfaces, &previous, 0), None);
     }
 }

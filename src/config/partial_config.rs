@@ -1,4 +1,4 @@
-//! Parses one source of the config into a [`Layer`] with known keys and valid values, and merges layers.
+//! Parses one source of the config into a [`PartialConfig`] with known keys and valid values, and merges such configs.
 
 use serde_json::{Map, Value};
 
@@ -17,9 +17,9 @@ const PREFIX: &str = "localregistry.";
 
 /// Keys and values of one source, or of several merged ones, as proto3 JSON with lowerCamelCase names.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Layer(Map<String, Value>);
+pub struct PartialConfig(Map<String, Value>);
 
-impl Layer {
+impl PartialConfig {
     /// Parses `text`, one JSON object.
     ///
     /// # Errors
@@ -33,11 +33,11 @@ impl Layer {
         let Value::Object(map) = value else {
             return Err(ConfigError::Syntax { origin, problem: format!("it is {}", shown(&value)) });
         };
-        let layer = Self(object(origin, "", &map)?);
+        let partial = Self(object(origin, "", &map)?);
         // Parse the text again: duplicate keys are no longer visible in the map.
         let config: Config = serde_json::from_slice(text).map_err(syntax)?;
         Settings::parse(&config, origin)?;
-        Ok(layer)
+        Ok(partial)
     }
 
     /// Parses the options of `line` that start with `localregistry.` and merges them over the keys of `ip=`. Of duplicate options
@@ -48,7 +48,7 @@ impl Layer {
     pub fn from_command_line(line: &str) -> Result<Self, ConfigError> {
         let origin = Origin::CommandLine;
         let options = cmdline::options(line);
-        let mut map = kernel_ip::layer(&options).map_err(|value| ConfigError::BadValue {
+        let mut map = kernel_ip::partial_config(&options).map_err(|value| ConfigError::BadValue {
             origin,
             key: kernel_ip::KEY.to_owned(),
             value: shown(&value.into()),
@@ -71,19 +71,19 @@ impl Layer {
             }
             insert(&mut map, &path, value)?;
         }
-        let layer = Self(map);
-        layer.settings(origin)?;
-        Ok(layer)
+        let partial = Self(map);
+        partial.settings(origin)?;
+        Ok(partial)
     }
 
-    /// Merges `over` into this layer. Values in `over` win key by key, and a list replaces a list.
+    /// Merges `over` into this config. Values in `over` win key by key, and a list replaces a list.
     #[must_use]
     pub fn overridden_by(mut self, over: Self) -> Self {
         merge(&mut self.0, over.0);
         self
     }
 
-    /// Checks that this layer, read from a disk, does not select disks.
+    /// Checks that this config, read from a disk, does not select disks.
     ///
     /// # Errors
     /// Fails if it does.
@@ -96,7 +96,7 @@ impl Layer {
         }
     }
 
-    /// The settings of this layer, with defaults for all other keys.
+    /// The settings of this config, with defaults for all other keys.
     ///
     /// # Errors
     /// Fails if a value is invalid.

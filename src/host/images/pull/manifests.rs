@@ -55,11 +55,11 @@ struct FetchedManifest {
     manifest: Manifest,
 }
 
-/// Finds everything that belongs to `reference`.
+/// Fetches the manifests of everything that belongs to `reference` into `store`, and lists their blobs.
 ///
 /// # Errors
 /// Fails with the first error found.
-pub fn find_content(
+pub fn fetch_manifests(
     client: &Client,
     upstream: &Upstream<'_>,
     store: &Arc<Store>,
@@ -67,20 +67,20 @@ pub fn find_content(
     platform: Option<&Platform>,
 ) -> Result<ImageContent, Fault> {
     let (found, graph, subjects) = Default::default();
-    let mut finder = Finder { client, upstream, store, found, graph, subjects };
-    let root = finder.fetch(&reference.manifest(), None)?;
+    let mut fetcher = ManifestFetcher { client, upstream, store, found, graph, subjects };
+    let root = fetcher.fetch(&reference.manifest(), None)?;
     let root = match platform {
-        Some(platform) => finder.select_platform(root, platform)?,
+        Some(platform) => fetcher.select_platform(root, platform)?,
         None => root,
     };
     let name = Some((reference.repository.clone(), reference.tag.clone()));
-    finder.found.listed.push(ListedManifest { digest: root.digest, size: root.size, media_type: root.media_type.clone(), name });
-    finder.fetch_tree(root)?;
-    finder.fetch_referrers(reference)?;
-    Ok(finder.found)
+    fetcher.found.listed.push(ListedManifest { digest: root.digest, size: root.size, media_type: root.media_type.clone(), name });
+    fetcher.fetch_tree(root)?;
+    fetcher.fetch_referrers(reference)?;
+    Ok(fetcher.found)
 }
 
-struct Finder<'a> {
+struct ManifestFetcher<'a> {
     client: &'a Client,
     upstream: &'a Upstream<'a>,
     store: &'a Arc<Store>,
@@ -91,7 +91,7 @@ struct Finder<'a> {
     subjects: VecDeque<Digest>,
 }
 
-impl Finder<'_> {
+impl ManifestFetcher<'_> {
     /// Fetches all manifests below `root` and lists their blobs.
     fn fetch_tree(&mut self, root: FetchedManifest) -> Result<(), Fault> {
         self.graph.add_root(Descriptor::new(&root.media_type, root.digest, root.size));

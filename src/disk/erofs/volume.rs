@@ -1,10 +1,10 @@
-//! An open EROFS image: its superblock, and reads within its length.
+//! An open EROFS file system image, by blocks: its superblock, and reads within its length.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::format::{ErofsSuperblock, SUPERBLOCK, SUPERBLOCK_SIZE, crc32c, superblock};
+use super::format::{ErofsSuperblock, SUPERBLOCK, SUPERBLOCK_SIZE, crc32c_uninverted, superblock};
 
 /// Block sizes as powers of two, from a sector to Linux's largest page.
 const BLOCK_BITS: std::ops::RangeInclusive<u8> = 9..=16;
@@ -78,7 +78,7 @@ impl From<ErofsError> for io::Error {
 
 /// An open image. It is untrusted: every offset is checked against the length before it is read.
 #[derive(Debug)]
-pub struct ErofsImage {
+pub struct ErofsVolume {
     pub(super) file: File,
     /// Length in bytes.
     pub len: u64,
@@ -90,28 +90,28 @@ pub struct ErofsImage {
     pub root: u64,
 }
 
-impl ErofsImage {
+impl ErofsVolume {
     /// Reads the superblock of the image in `file`, of `len` bytes.
     ///
     /// # Errors
     /// Fails if the superblock is damaged, or has unknown features.
     pub fn open(file: File, len: u64) -> Result<Self, ErofsError> {
-        let mut image = Self { file, len, block_bits: 0, inodes: 0, root: 0 };
+        let mut volume = Self { file, len, block_bits: 0, inodes: 0, root: 0 };
         let mut bytes = [0; SUPERBLOCK_SIZE];
-        image.read(SUPERBLOCK, &mut bytes)?;
+        volume.read(SUPERBLOCK, &mut bytes)?;
         let ErofsSuperblock { checksum, block_bits, root, meta_block, feature_incompat } =
             ErofsSuperblock::parse(&bytes).unwrap_or_default();
         if !BLOCK_BITS.contains(&block_bits) {
             return Err(ErofsError::BlockSize(block_bits));
         }
-        image.block_bits = block_bits;
-        checksum.map_or(Ok(()), |expected| image.verify_superblock(expected))?;
+        volume.block_bits = block_bits;
+        checksum.map_or(Ok(()), |expected| volume.verify_superblock(expected))?;
         if feature_incompat & !KNOWN_FEATURES != 0 {
             return Err(ErofsError::Features(feature_incompat & !KNOWN_FEATURES));
         }
-        image.inodes = image.block(meta_block);
-        image.root = root.into();
-        Ok(image)
+        volume.inodes = volume.block(meta_block);
+        volume.root = root.into();
+        Ok(volume)
     }
 
     /// The checksum covers the first block from the superblock on, with zeros in place of the checksum.
@@ -121,7 +121,7 @@ impl ErofsImage {
         let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
         self.read(SUPERBLOCK, &mut bytes)?;
         bytes.iter_mut().skip(superblock::CHECKSUM).take(4).for_each(|byte| *byte = 0);
-        let found = crc32c(&bytes);
+        let found = crc32c_uninverted(&bytes);
         if found == expected { Ok(()) } else { Err(ErofsError::Checksum { expected, found }) }
     }
 
