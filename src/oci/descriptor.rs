@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
+use super::json::null_as_default;
 use super::{Digest, Platform};
 
 /// A descriptor (image specification, "Descriptors").
@@ -11,14 +12,14 @@ use super::{Digest, Platform};
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// Media type of the content.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub media_type: String,
     /// Digest of the content.
     pub digest: Digest,
     /// Size of the content in bytes.
     pub size: u64,
     /// Annotations. In an index they often hold the image's name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub annotations: HashMap<String, String>,
     /// Artifact type of a manifest.
     #[serde(default)]

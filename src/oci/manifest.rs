@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::{Descriptor, media_type};
 
@@ -80,12 +81,7 @@ impl Manifest {
             (true, false, _) => media_type::OCI_INDEX,
             (false, true, _) => media_type::OCI_MANIFEST,
             (false, false, true) => media_type::OCI_ARTIFACT,
-            // An artifact manifest may have no blobs, and an empty index may leave its list out.
-            (false, false, false) => match raw.media_type.as_deref() {
-                Some(media_type::OCI_ARTIFACT) => media_type::OCI_ARTIFACT,
-                Some(declared) if media_type::is_index(declared) => media_type::OCI_INDEX,
-                _ => return Err(ManifestError::Empty),
-            },
+            (false, false, false) => empty_shape(content, raw.media_type.as_deref())?,
         };
         let has_media_type = raw.media_type.is_some();
         let media_type = raw.media_type.unwrap_or_else(|| shape.to_owned());
@@ -103,6 +99,19 @@ impl Manifest {
             annotations: raw.annotations.unwrap_or_default(),
         })
     }
+}
+
+/// The type of a manifest that lists nothing. An artifact manifest may have no blobs, and an empty index may leave its list out.
+/// Otherwise the list is there and is `null`, so its name decides.
+fn empty_shape(content: &[u8], declared: Option<&str>) -> Result<&'static str, ManifestError> {
+    match declared {
+        Some(media_type::OCI_ARTIFACT) => return Ok(media_type::OCI_ARTIFACT),
+        Some(declared) if media_type::is_index(declared) => return Ok(media_type::OCI_INDEX),
+        _ => {}
+    }
+    let fields: Map<String, Value> = serde_json::from_slice(content)?;
+    let lists = [("layers", media_type::OCI_MANIFEST), ("manifests", media_type::OCI_INDEX), ("blobs", media_type::OCI_ARTIFACT)];
+    lists.into_iter().find(|(list, _)| fields.contains_key(*list)).map(|(_, shape)| shape).ok_or(ManifestError::Empty)
 }
 
 #[cfg(test)]

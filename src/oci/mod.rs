@@ -3,6 +3,7 @@
 mod descriptor;
 mod digest;
 pub mod graph;
+pub mod json;
 mod manifest;
 pub mod media_type;
 mod name;

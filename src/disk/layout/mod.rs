@@ -14,6 +14,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::catalog;
+use crate::oci::json::null_as_default;
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference, Repository, Tag, media_type};
 
 pub use error::LayoutError;
@@ -176,6 +177,7 @@ pub fn entries(tree: &dyn Tree) -> Result<Vec<IndexEntry>, LayoutError> {
     }
     #[derive(Deserialize)]
     struct Index {
+        #[serde(deserialize_with = "null_as_default")]
         manifests: Vec<Descriptor>,
     }
     let OciLayout { image_layout_version } = json(tree, "oci-layout", 4096)?;

@@ -14,6 +14,7 @@ use super::compression::{self, Compression, DecompressError};
 use crate::disk::layout::{Identity, OpenFile, REF_NAME, Tree};
 use crate::host::images::virtual_layout::{NewDescriptor, NewManifest, OCI_LAYOUT, in_memory};
 use crate::host::support::interrupt::Interrupt;
+use crate::oci::json::null_as_default;
 use crate::oci::{Algorithm, Digest, Hasher, ImageName, NameError, Tag, media_type};
 
 /// The archive member that lists the images.
@@ -48,19 +49,21 @@ pub enum DockerError {
 #[serde(rename_all = "PascalCase", expecting = "an object for each image")]
 struct ManifestEntry {
     config: String,
-    repo_tags: Option<Vec<String>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
+    repo_tags: Vec<String>,
+    #[serde(default, deserialize_with = "null_as_default")]
     layers: Vec<String>,
 }
 
 #[derive(Deserialize)]
 struct ImageConfig {
+    #[serde(deserialize_with = "null_as_default")]
     rootfs: RootFs,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct RootFs {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     diff_ids: Vec<Digest>,
 }
 
@@ -87,12 +90,12 @@ impl DockerArchive {
     /// Fails with the first error found.
     pub fn open(archive: Archive, nameless: bool, interrupt: &Interrupt) -> Result<Self, DockerError> {
         let content = archive.member(MANIFEST).and_then(|file| file.read_all(MAX_JSON)).map_err(DockerError::Read)?;
-        let entries: Vec<ManifestEntry> = serde_json::from_slice(&content).map_err(DockerError::Manifest)?;
+        let entries: Option<Vec<ManifestEntry>> = serde_json::from_slice(&content).map_err(DockerError::Manifest)?;
         let mut builder = ManifestBuilder { archive: &archive, interrupt, blobs: HashMap::new(), layers: HashMap::new() };
         let mut images = Vec::new();
-        for entry in &entries {
+        for entry in entries.iter().flatten() {
             let mut names = Vec::new();
-            for name in entry.repo_tags.iter().flatten() {
+            for name in &entry.repo_tags {
                 names.push(full_name(name)?);
             }
             let label = names.first().unwrap_or(&entry.config).clone();

@@ -157,11 +157,13 @@ pub fn open_archive(
     interrupt: &Interrupt,
 ) -> Result<Box<dyn Tree + Send + Sync>, SourceError> {
     let archive = Archive::open(uncompressed(path, folder, interrupt)?)?;
-    if archive.has("index.json") {
-        return Ok(Box::new(archive));
-    }
-    if archive.has(docker::MANIFEST) {
+    let (has_index, has_manifest) = (archive.has("index.json"), archive.has(docker::MANIFEST));
+    // Docker writes both. Of an image without a name, its index.json lists nothing.
+    if has_manifest && (!has_index || layout::entries(&archive).is_ok_and(|entries| entries.is_empty())) {
         return Ok(Box::new(DockerArchive::open(archive, nameless, interrupt)?));
+    }
+    if has_index {
+        return Ok(Box::new(archive));
     }
     Err(SourceError::Unknown(if archive.ended() { "" } else { ", and no end mark: it may have been cut short" }))
 }

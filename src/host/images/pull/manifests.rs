@@ -14,6 +14,7 @@ use super::store::Store;
 use super::tree::ListedManifest;
 use super::upstream::{Upstream, printable};
 use crate::oci::graph::{self, Exceeded, MAX_MANIFESTS, Node};
+use crate::oci::json::null_as_default;
 use crate::oci::{
     COSIGN_SUFFIXES, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, ManifestError, Platform, Reference, Tag, media_type,
 };
@@ -221,6 +222,7 @@ impl ManifestFetcher<'_> {
     fn listed_referrers(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>, Fault> {
         #[derive(Deserialize)]
         struct Index {
+            #[serde(deserialize_with = "null_as_default")]
             manifests: Vec<Descriptor>,
         }
         let what = format!("referrers of {subject} in {}", self.upstream.path);

@@ -14,6 +14,7 @@ use super::credentials::{self, Credentials};
 use super::error::Fault;
 use super::reference::ImageReference;
 use super::url::host_of;
+use crate::oci::json::null_as_default;
 use crate::text::escaped;
 
 /// Bytes read of an error response.
@@ -169,6 +170,7 @@ impl<'a> Upstream<'a> {
     fn error_detail(&self, response: Response, at: &Uri) -> String {
         #[derive(Deserialize)]
         struct Errors {
+            #[serde(deserialize_with = "null_as_default")]
             errors: Vec<ErrorEntry>,
         }
         #[derive(Deserialize)]
