@@ -9,6 +9,7 @@ pub mod media_type;
 mod name;
 mod platform;
 mod reference;
+pub mod upstreams;
 
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, DigestError, Hasher};

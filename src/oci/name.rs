@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::upstreams::{self, DOCKER_HUB, LIBRARY};
 use super::{Digest, DigestError};
 use crate::address::is_dns_label;
 
@@ -36,6 +37,12 @@ pub enum NameError {
 pub struct Host(String);
 
 impl Host {
+    /// Docker Hub, which clients mean by a name without a host.
+    #[must_use]
+    pub fn docker_hub() -> Self {
+        Self(DOCKER_HUB.to_owned())
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -87,6 +94,9 @@ impl fmt::Display for Host {
 }
 
 /// A repository: `docker.io/library/busybox` under an upstream's host, or `test/hello` without a host.
+///
+/// Docker Hub's repositories have one name each, whichever of its names a text has: `index.docker.io/busybox` is parsed as
+/// `docker.io/library/busybox`. A name without a host stays as it is, because it may be this registry's own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Repository {
     full: String,
@@ -95,17 +105,27 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// The repository `path` under `host`.
+    /// The repository `path` under `host`, by Docker Hub's one name if it is Docker Hub's.
     ///
     /// # Errors
     /// Fails if `path` is not a repository name, or the whole is longer than [`MAX_REPOSITORY`].
     pub fn under(host: &Host, path: &str) -> Result<Self, NameError> {
         check_path(path)?;
-        let full = format!("{host}/{path}");
+        let host = upstreams::canonical(host.as_str());
+        let is_official = host == DOCKER_HUB && !path.contains('/');
+        let full = if is_official { format!("{host}/{LIBRARY}/{path}") } else { format!("{host}/{path}") };
         if full.len() > MAX_REPOSITORY {
             return Err(NameError::TooLong);
         }
-        Ok(Self { full, host_len: host.0.len() })
+        Ok(Self { full, host_len: host.len() })
+    }
+
+    /// The name as `docker` shows it: without Docker Hub's host and namespace. `None` if it is another registry's.
+    #[must_use]
+    pub fn familiar(&self) -> Option<&str> {
+        let path = self.host().filter(|host| *host == DOCKER_HUB).map(|_| self.path())?;
+        let official = path.strip_prefix(LIBRARY).and_then(|rest| rest.strip_prefix('/'));
+        Some(official.filter(|name| !name.contains('/')).unwrap_or(path))
     }
 
     /// The full name, host included.
@@ -248,6 +268,26 @@ mod tests {
         for bad in ["docker.io/", "docker..io/x", ":5000/x", "a.b:99999/x", "a.b:/x", "[::z]:1/x", "-a.b/x"] {
             assert!(bad.parse::<Repository>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn docker_hub_has_one_name() {
+        for (text, full, familiar) in [
+            ("docker.io/hello", "docker.io/library/hello", Some("hello")),
+            ("index.docker.io/hello", "docker.io/library/hello", Some("hello")),
+            ("registry-1.docker.io/library/hello", "docker.io/library/hello", Some("hello")),
+            ("Index.Docker.IO/team/app", "docker.io/team/app", Some("team/app")),
+            ("docker.io/library/a/b", "docker.io/library/a/b", Some("library/a/b")),
+            ("docker.io:443/hello", "docker.io:443/hello", None),
+            ("quay.io/hello", "quay.io/hello", None),
+            ("hello", "hello", None),
+        ] {
+            let repository: Repository = text.parse().unwrap();
+            assert_eq!((repository.as_str(), repository.familiar()), (full, familiar), "{text}");
+            let parts = [repository.host(), Some(repository.path())].into_iter().flatten().collect::<Vec<_>>();
+            assert_eq!(parts.join("/"), full);
+        }
+        assert_eq!(format!("docker.io/{}", "a".repeat(240)).parse::<Repository>(), Err(NameError::TooLong));
     }
 
     #[test]

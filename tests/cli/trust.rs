@@ -127,6 +127,8 @@ fn registries_conf_is_valid_toml() {
             json!([
                 { "location": "10.1.0.82:5000" }, { "location": "registry.test:5000" },
                 { "prefix": "docker.io", "location": "10.1.0.82:5000/docker.io" },
+                { "prefix": "registry-1.docker.io", "location": "10.1.0.82:5000/docker.io" },
+                { "prefix": "index.docker.io", "location": "10.1.0.82:5000/docker.io" },
                 { "prefix": "registry.k8s.io", "location": "10.1.0.82:5000/registry.k8s.io" },
             ]),
         ),
@@ -135,6 +137,8 @@ fn registries_conf_is_valid_toml() {
             json!([
                 { "location": "10.1.0.82:5000", "insecure": true },
                 { "prefix": "docker.io", "location": "10.1.0.82:5000/docker.io", "insecure": true },
+                { "prefix": "registry-1.docker.io", "location": "10.1.0.82:5000/docker.io", "insecure": true },
+                { "prefix": "index.docker.io", "location": "10.1.0.82:5000/docker.io", "insecure": true },
                 { "prefix": "registry.k8s.io", "location": "10.1.0.82:5000/registry.k8s.io", "insecure": true },
             ]),
         ),

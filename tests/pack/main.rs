@@ -5,6 +5,7 @@ mod bad_archives;
 mod bad_images;
 mod bad_sources;
 mod layouts;
+mod names;
 mod nulls;
 mod output;
 mod pull_faults;

@@ -303,6 +303,44 @@ fn host_header_with_a_port_selects_its_own_images() {
     }
 }
 
+/// Every spelling of a name of Docker Hub means one image, on the disk and in a request.
+#[test]
+fn docker_hub_has_one_name() {
+    let mut layout = Layout::default();
+    let images =
+        ["index.docker.io/team/app:2", "docker.io/hello:1", "index.docker.io/library/base:3", "registry-1.docker.io/alpine:3"];
+    let images = images.map(|name| layout.image(name, name.as_bytes()));
+    let familiar = ["busybox:1", "team/tool:1"].map(|name| layout.image(name, name.as_bytes()));
+    layout.image("hello:2", b"the registry's own");
+    let server = Server::start(layout.write());
+    let names = ["team/app/manifests/2", "library/hello/manifests/1", "library/base/manifests/3", "library/alpine/manifests/3"];
+    let asked = |target: &str, host: &str| {
+        let response = raw(server.plain, format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes());
+        response.header("docker-content-digest").map(str::to_owned).ok_or(response.status)
+    };
+    for (name, image) in names.into_iter().zip(images) {
+        for host in ["docker.io", "index.docker.io", "registry-1.docker.io"] {
+            for short in [name, name.strip_prefix("library/").unwrap_or(name)] {
+                let forms = [format!("/v2/{short}?ns={host}"), format!("/v2/{host}/{short}"), format!("/v2/{short}")];
+                for (form, at) in forms.iter().zip(["x", "x", host]) {
+                    assert_eq!(asked(form, at), Ok(image.digest.to_string()), "{form} at {at}");
+                }
+            }
+        }
+        assert_eq!(asked(&format!("/v2/{name}"), "x"), Ok(image.digest.to_string()), "dockerd's mirrors: {name}");
+        assert_eq!(asked(&format!("/v2/{name}?ns=quay.io"), "x"), Err(404), "{name}");
+    }
+    // As docker save names them.
+    for (name, image) in ["library/busybox/manifests/1", "team/tool/manifests/1"].into_iter().zip(familiar) {
+        for form in [format!("/v2/{name}?ns=docker.io"), format!("/v2/docker.io/{name}"), format!("/v2/{name}")] {
+            assert_eq!(asked(&form, "x"), Ok(image.digest.to_string()), "{form}");
+        }
+        assert_eq!(asked(&format!("/v2/quay.io/{name}"), "x"), Err(404), "{name}");
+    }
+    // The tag that only the registry's own repository has.
+    assert!(asked("/v2/hello/manifests/2", "x").is_ok());
+}
+
 /// podman and buildah name images without a registry `localhost/NAME`.
 #[test]
 fn localhost_names_are_found_without_localhost() {

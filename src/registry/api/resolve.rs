@@ -1,12 +1,14 @@
 //! Resolves the names and references of a request to entries of the catalog.
 
+use std::iter;
+
 use http::request::Parts;
 
 use super::route::ApiRequest;
 use crate::disk::catalog::{BlobId, Catalog, RepositoryId};
-use crate::oci::{Reference, Repository};
+use crate::oci::upstreams::{self, LOCALHOST};
+use crate::oci::{Host, Reference, Repository};
 use crate::registry::content::snapshot::Snapshot;
-use crate::registry::content::upstreams::{self, DOCKER_HUB, LOCALHOST};
 use crate::registry::http::error::RegistryError;
 use crate::registry::http::reply::Freshness;
 use crate::registry::listen::client;
@@ -26,12 +28,15 @@ pub(crate) fn manifest(catalog: &Catalog, repository: RepositoryId, reference: &
 /// The upstream is the first of these that applies: the `ns` parameter, the first component of the name if it looks like a host, the
 /// `Host` header (with or without its port) if the store has repositories of that host.
 ///
-/// Without an upstream there are three candidates: the name as it is; the name under docker.io, because dockerd does not name the upstream
-/// when it pulls from a mirror; and the name under `localhost`, which podman and buildah put before names without a registry. The first
-/// candidate in which `find` succeeds wins, or else the first that exists.
+/// The first of these repositories in which `find` succeeds wins, or else the first that exists:
+///
+/// 1. the name, under its upstream if it has one
+/// 2. without an upstream, the name under docker.io, because dockerd does not name the upstream when it pulls from a mirror
+/// 3. without an upstream, the name under `localhost`, which podman and buildah put before names without a registry
+/// 4. for an image of docker.io, the name as docker shows it, `busybox`: an archive of `docker save` has no other
 ///
 /// # Errors
-/// Fails with 404 if no candidate exists.
+/// Fails with 404 if none exists.
 pub(crate) fn repository<T>(
     snapshot: &Snapshot,
     name: &Repository,
@@ -52,20 +57,28 @@ pub(crate) fn repository<T>(
         }
     };
     let full_name = match upstream {
-        Some(upstream) => format!("{}/{name}", upstreams::canonical(upstream)),
-        None => name.to_string(),
+        Some(upstream) => {
+            let under = upstream.parse().and_then(|host| Repository::under(&host, name.as_str()));
+            under.map_err(|_| RegistryError::NameUnknown(format!("{upstream}/{name}")))?
+        }
+        None => name.clone(),
     };
-    let other_hosts: &[&str] = match (&request.namespace, upstream, name.host()) {
-        (None, None, None) => &[DOCKER_HUB, LOCALHOST],
-        // `ns` names this registry, so docker.io is not meant.
-        (Some(_), None, None) => &[LOCALHOST],
-        _ => &[],
-    };
+    let is_bare = full_name.host().is_none();
+    // If `ns` names this registry, docker.io is not meant.
+    let may_be_hub = is_bare && request.namespace.is_none();
+    let on_hub = || Repository::under(&Host::docker_hub(), full_name.as_str()).ok().filter(|_| may_be_hub);
+    let familiar = || on_hub().as_ref().unwrap_or(&full_name).familiar().map(str::to_owned);
+    let candidates = iter::once(full_name.to_string())
+        .chain(iter::once_with(|| on_hub().map(|name| name.to_string())).flatten())
+        .chain(iter::once_with(|| is_bare.then(|| format!("{LOCALHOST}/{full_name}"))).flatten())
+        .chain(iter::once_with(familiar).flatten());
     let catalog = snapshot.store().catalog();
-    let mut others = other_hosts.iter().filter_map(|host| catalog.repository(&format!("{host}/{full_name}")));
-    let Some(first) = catalog.repository(&full_name).or_else(|| others.next()) else {
-        return Err(RegistryError::NameUnknown(full_name));
-    };
-    let found_in = |id| find(catalog, id).map(|found| (id, Some(found)));
-    Ok(found_in(first).or_else(|| others.find_map(found_in)).unwrap_or((first, None)))
+    let mut first = None;
+    for id in candidates.filter_map(|name| catalog.repository(&name)) {
+        if let Some(found) = find(catalog, id) {
+            return Ok((id, Some(found)));
+        }
+        first = first.or(Some(id));
+    }
+    first.map(|id| (id, None)).ok_or_else(|| RegistryError::NameUnknown(full_name.to_string()))
 }

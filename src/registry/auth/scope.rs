@@ -54,8 +54,8 @@ impl Grants {
                 return Err(RegistryError::BadRequest("too many scopes for one token; at most 32 are expected"));
             }
             match parse(scope) {
-                Some(("repository", name, actions)) if allows_pull(actions) && name.parse::<Repository>().is_ok() => {
-                    grants.pull.insert(name.to_owned());
+                Some(("repository", name, actions)) if allows_pull(actions) => {
+                    grants.pull.extend(name.parse::<Repository>().map(|name| name.to_string()));
                 }
                 Some(("registry", "catalog", _)) => grants.catalog = true,
                 _ => {}
@@ -101,6 +101,7 @@ mod tests {
         assert_eq!(pulls(&["repository:b:pull,push repository:a:*", "repository:c:push,pull"]), ["a", "b", "c"]);
         assert_eq!(pulls(&["repository:localhost:5000/x:pull"]), ["localhost:5000/x"], "a name with a port");
         assert_eq!(pulls(&["repository(plugin):x:pull"]), ["x"]);
+        assert_eq!(pulls(&["repository:index.docker.io/x:pull"]), ["docker.io/library/x"], "as the path of a request is parsed");
         for none in ["", " ", "repository:x:push", "repository:x:", "repository:X:pull", "x", "repository:pull", "other:x:pull"] {
             assert_eq!(pulls(&[none]), [""; 0], "{none:?}");
         }

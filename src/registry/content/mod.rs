@@ -8,5 +8,4 @@ pub mod disk_errors;
 pub(crate) mod manifest_cache;
 pub mod snapshot;
 pub mod store;
-pub mod upstreams;
 mod verify;

@@ -14,9 +14,9 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 use tokio::time::timeout;
 
-use super::upstreams;
 use crate::disk::catalog::{self, Catalog, CatalogError};
 use crate::disk::layout::{self, Directory, LayoutError, MissingBlob, ReadOptions, Tree, Unnamed};
+use crate::oci::upstreams;
 use crate::oci::{Digest, Repository};
 use crate::registry::limits::DISK_READS;
 
@@ -282,8 +282,8 @@ impl Store {
 
     /// The hosts in the names of the repositories, and the aliases of these hosts.
     pub fn upstreams(&self) -> impl Iterator<Item = String> {
-        let aliases = upstreams::aliases().filter(|(_, upstream)| self.has_upstream(upstream));
-        self.upstreams.iter().cloned().chain(aliases.map(|(alias, _)| alias.to_owned()))
+        let aliases = self.upstreams.iter().flat_map(|host| upstreams::aliases(host));
+        self.upstreams.iter().cloned().chain(aliases.map(|alias| (*alias).to_owned()))
     }
 
     /// The number of tags.

@@ -4,11 +4,8 @@ use std::collections::BTreeSet;
 
 use super::request::{Naming, Tags};
 use crate::disk::layout::Image;
+use crate::oci::upstreams::LOCALHOST;
 use crate::oci::{Host, ImageName, NameError, Repository, Tag};
-use crate::registry::content::upstreams::{self, DOCKER_HUB, LOCALHOST};
-
-/// Namespace of Docker Hub's official images.
-const LIBRARY: &str = "library";
 
 /// Why images cannot have the requested names.
 #[derive(Debug, thiserror::Error)]
@@ -96,18 +93,14 @@ fn label(image: &Image) -> String {
     image.tag.as_ref().map_or_else(|| image.digest.to_string(), Tag::to_string)
 }
 
-/// Adds a host to an image name without one. `busybox` on Docker Hub becomes `library/busybox`, which clients ask for. podman and
-/// buildah write `localhost/` before names without a host, so that counts as no host.
+/// Adds a host to an image name without one. podman and buildah write `localhost/` before names without a host, so that counts as no
+/// host.
 fn add_host(image: &mut Image, upstream: &Host) -> Result<(), NamingError> {
     if image.repository.host().is_some_and(|host| host != LOCALHOST) {
         return Ok(());
     }
     let failed = |source| NamingError::Upstream { image: image.name(), upstream: upstream.to_string(), source };
-    let host: Host = upstreams::canonical(upstream.as_str()).parse().map_err(failed)?;
-    let path = image.repository.path();
-    let official = host.as_str() == DOCKER_HUB && !path.contains('/');
-    let path = if official { format!("{LIBRARY}/{path}") } else { path.to_owned() };
-    image.repository = Repository::under(&host, &path).map_err(failed)?;
+    image.repository = Repository::under(upstream, image.repository.path()).map_err(failed)?;
     Ok(())
 }
 

@@ -3,16 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::oci::upstreams::DOCKER_HUB;
 use crate::oci::{Digest, Host, ImageName, NameError, Repository, Tag};
 
-/// Registry of names without a host.
-const DEFAULT_HOST: &str = "docker.io";
-/// Former name of the default registry.
-const OLD_DEFAULT_HOST: &str = "index.docker.io";
-/// Host that serves the default registry.
-const DEFAULT_ENDPOINT: &str = "registry-1.docker.io";
-/// Namespace of the default registry's images without one.
-const DEFAULT_NAMESPACE: &str = "library";
+/// Host that serves Docker Hub, the registry of names without a host.
+const HUB_ENDPOINT: &str = "registry-1.docker.io";
 
 /// An image in an upstream registry: its host, its repository, and a tag or a digest or both.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,7 +26,7 @@ impl ImageReference {
     /// Host and port that serve the registry.
     #[must_use]
     pub fn endpoint(&self) -> &str {
-        if self.host.as_str() == DEFAULT_HOST { DEFAULT_ENDPOINT } else { self.host.as_str() }
+        if self.host.as_str() == DOCKER_HUB { HUB_ENDPOINT } else { self.host.as_str() }
     }
 
     /// The reference of the manifest to request: the digest if given, or else the tag.
@@ -50,14 +45,8 @@ impl FromStr for ImageReference {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         let ImageName { repository, tag, digest } = text.parse()?;
-        let host = repository.host().filter(|host| *host != OLD_DEFAULT_HOST).unwrap_or(DEFAULT_HOST);
-        let host: Host = host.parse()?;
-        let path = repository.path();
-        let repository = if host.as_str() == DEFAULT_HOST && !path.contains('/') {
-            Repository::under(&host, &format!("{DEFAULT_NAMESPACE}/{path}"))?
-        } else {
-            Repository::under(&host, path)?
-        };
+        let host = repository.host().map_or_else(|| Ok(Host::docker_hub()), str::parse)?;
+        let repository = Repository::under(&host, repository.path())?;
         let tag = tag.or_else(|| digest.is_none().then(Tag::latest));
         Ok(Self { host, repository, tag, digest })
     }

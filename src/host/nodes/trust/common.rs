@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use super::{Bundle, FileTree};
 use crate::host::support::quote::shell;
+use crate::oci::upstreams::{DOCKER_HUB, LOCALHOST};
 use crate::oci::{ImageName, Repository};
-use crate::registry::content::upstreams::{DOCKER_HUB, LOCALHOST};
 
 /// The file names.
 pub(crate) const NAMES: [&str; 3] = ["ca.crt", "env", "images.txt"];

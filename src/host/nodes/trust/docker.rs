@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use serde_json::json;
 
 use super::{Bundle, FileTree};
-use crate::registry::content::upstreams::{DOCKER_HUB, LOCALHOST, aliases};
+use crate::oci::upstreams::{DOCKER_HUB, LOCALHOST, aliases};
 
 /// An address that refuses connections at once.
 const NOWHERE: &str = "0.0.0.0";
@@ -54,8 +54,7 @@ fn hosts(bundle: &Bundle, others: &[&str], stand_in: Option<IpAddr>) -> String {
     let mut lines = Vec::new();
     if has_mirrored(bundle) {
         lines.push("# dockerd falls back to Docker Hub after its mirror: disable the name.".to_owned());
-        let names = aliases().filter(|(_, upstream)| *upstream == DOCKER_HUB).map(|(alias, _)| alias);
-        lines.push(format!("{NOWHERE} {}", names.collect::<Vec<_>>().join(" ")));
+        lines.push(format!("{NOWHERE} {}", aliases(DOCKER_HUB).join(" ")));
     }
     for other in others {
         lines.push(match stand_in.filter(|_| !other.contains(':')) {

@@ -2,7 +2,7 @@
 //! the CAs in `certs`. minikube writes dockerd's config itself, so that needs flags of `minikube start`.
 
 use super::{Bundle, FileTree, containerd, containers, docker, under};
-use crate::registry::content::upstreams::DOCKER_HUB;
+use crate::oci::upstreams::DOCKER_HUB;
 
 /// `files`, `certs` and `flags`, which has one flag per line.
 pub(crate) fn files(bundle: &Bundle) -> FileTree {

@@ -1,14 +1,11 @@
 //! Matches an image name, as a person or a pod's spec has it, with the repository names in a log.
 
-use std::fmt;
 use std::str::FromStr;
+use std::{fmt, iter};
 
 use super::Pull;
+use crate::oci::upstreams::LOCALHOST;
 use crate::oci::{Digest, Host, ImageName, NameError, Repository, Tag};
-use crate::registry::content::upstreams::{DOCKER_HUB, LOCALHOST, canonical};
-
-/// Docker Hub's namespace for names without a slash.
-const LIBRARY: &str = "library";
 
 /// An image to look for in a log.
 ///
@@ -60,18 +57,19 @@ impl FromStr for ImageQuery {
 fn repositories(repository: &Repository) -> Vec<String> {
     let (host, path) = (repository.host(), repository.path());
     // The places where the registry looks for a name without an upstream.
-    let own = || [path.to_owned(), format!("{DOCKER_HUB}/{path}"), format!("{LOCALHOST}/{path}")];
-    let mut names = match host {
-        None => own().to_vec(),
-        Some(LOCALHOST) => vec![format!("{LOCALHOST}/{path}"), path.to_owned()],
-        Some(host) if is_own(host) => [format!("{host}/{path}")].into_iter().chain(own()).collect(),
-        Some(host) => vec![format!("{}/{path}", canonical(host))],
+    let own = || {
+        let hub = Repository::under(&Host::docker_hub(), path).ok();
+        let familiar = hub.as_ref().and_then(Repository::familiar).map(str::to_owned);
+        // REGISTRY/docker.io/busybox is docker.io/library/busybox.
+        let named = path.parse().ok().into_iter().chain(hub).map(|name: Repository| name.to_string());
+        named.chain([format!("{LOCALHOST}/{path}")]).chain(familiar).collect::<Vec<_>>()
     };
-    let hub = host.is_none_or(|host| canonical(host) == DOCKER_HUB);
-    if hub && !path.contains('/') {
-        names.push(format!("{DOCKER_HUB}/{LIBRARY}/{path}"));
+    match host {
+        None => own(),
+        Some(LOCALHOST) => vec![repository.to_string(), path.to_owned()],
+        Some(host) if is_own(host) => iter::once(repository.to_string()).chain(own()).collect(),
+        Some(_) => iter::once(repository.to_string()).chain(repository.familiar().map(str::to_owned)).collect(),
     }
-    names
 }
 
 /// Whether a host is the address of this registry rather than the name of an upstream.
@@ -160,6 +158,15 @@ mod tests {
             ("busybox", "docker.io/library/busybox", "latest", true),
             ("docker.io/busybox", "docker.io/library/busybox", "latest", true),
             ("index.docker.io/library/busybox", "docker.io/library/busybox", "latest", true),
+            ("registry-1.docker.io/busybox", "docker.io/library/busybox", "latest", true),
+            ("10.1.0.82:5000/index.docker.io/busybox:1", "docker.io/library/busybox", "1", true),
+            ("10.1.0.82:5000/busybox:1", "docker.io/library/busybox", "1", true),
+            // The disk has the name as docker save wrote it.
+            ("docker.io/library/busybox", "busybox", "latest", true),
+            ("library/busybox", "busybox", "latest", true),
+            ("docker.io/test/hello:1", "test/hello", "1", true),
+            ("docker.io/test/hello:1", "localhost/test/hello", "1", false),
+            ("quay.io/library/busybox", "busybox", "latest", false),
             ("quay.io/busybox", "docker.io/library/busybox", "latest", false),
             ("test/hello:2@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "test/hello", "1", true),
         ] {
