@@ -9,6 +9,7 @@ mod names;
 mod nulls;
 mod output;
 mod pull_faults;
+mod pull_referrers;
 mod pull_secrets;
 mod sample;
 mod selection;

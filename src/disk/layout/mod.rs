@@ -217,9 +217,10 @@ pub fn build_catalog(images: &[Image]) -> Result<catalog::Catalog, LayoutError> 
         }
         let Some(tag) = &image.tag else { continue };
         builder.tag(&image.repository, tag, image.digest).map_err(conflict)?;
-        // The referrers tag schema: the tagged index lists the referrers of the digest in the tag.
-        if let Some(subject) = tag.subject() {
-            let referrers = image.blobs.iter().filter(|blob| blob.in_own_index);
+        // The referrers tag schema: the tagged index lists the referrers of the digest in the tag. Some registries take such a tag for
+        // the digest itself, and so it gets into layouts with the image's own manifests, or names an image that refers to nothing.
+        if let Some(subject) = tag.subject().filter(|subject| *subject != image.digest) {
+            let referrers = image.blobs.iter().filter(|blob| blob.in_own_index && blob.subject.is_none_or(|own| own == subject));
             referrers.for_each(|blob| builder.referrer(&image.repository, subject, blob.digest));
         }
     }

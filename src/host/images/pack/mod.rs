@@ -24,6 +24,7 @@ pub mod source;
 mod spec;
 mod staging;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -33,7 +34,7 @@ use indicatif::HumanBytes;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::pull::PullError;
+use super::pull::{FailedLookup, PullError};
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::report::{Report, counted};
 use crate::text::escaped;
@@ -143,6 +144,9 @@ pub struct PackResult {
     /// With `--platform`: the images reduced to one platform, and what was left out of each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<KeptPlatform>,
+    /// With `--pull`: signatures, attestations and other referrers that the registry did not give.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failed_lookups: Vec<FailedLookup>,
     /// With `--allow-missing`: content that images name and no source has.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<MissingBlob>,
@@ -204,6 +208,8 @@ fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackR
     for one in left_out.iter().filter(|one| !one.left_out.is_empty()) {
         report.step(format!("image {}: {} is kept, and left out: {}", one.image, one.platform, one.left_out.join(", ")));
     }
+    // Several sources may be of one pulled image.
+    let failed_lookups: BTreeSet<FailedLookup> = sources.iter().flat_map(|source| source.failed_lookups.clone()).collect();
     let set = image_set::merge(&sources, args.replace)?;
     for one in &set.missing {
         report.step(one.to_string());
@@ -226,6 +232,7 @@ fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackR
         read_bytes,
         cached_bytes,
         left_out,
+        failed_lookups: failed_lookups.into_iter().collect(),
         missing: set.missing.clone(),
     };
     Ok((summary, set))

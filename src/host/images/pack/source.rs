@@ -12,7 +12,7 @@ use super::naming::{self, NamingError};
 use super::platform::{self, PlatformError, SelectedPlatform};
 use super::request::{Origin, Request};
 use crate::disk::layout::{self, Directory, Image, LayoutError, ReadOptions, Tree, Unnamed};
-use crate::host::images::pull::PulledLayout;
+use crate::host::images::pull::{FailedLookup, PulledLayout};
 use crate::host::images::virtual_layout::UnconfinedDir;
 use crate::host::support::interrupt::Interrupt;
 
@@ -88,6 +88,8 @@ pub struct Source {
     pub images: Vec<Image>,
     /// The indexes that were reduced to one platform.
     pub left_out: Vec<SelectedPlatform>,
+    /// What belongs to a pulled image and could not be looked up.
+    pub failed_lookups: Vec<FailedLookup>,
 }
 
 impl Source {
@@ -104,6 +106,7 @@ impl Source {
         folder: &Path,
         interrupt: &Interrupt,
     ) -> Result<Self, SourceError> {
+        let failed_lookups = pulled.as_ref().map(|pulled| pulled.failed_lookups.clone()).unwrap_or_default();
         let tree = tree(request, pulled, folder, interrupt)?;
         let (tree, left_out) = match &request.platform {
             Some(platform) => platform::reduce(tree, platform)?,
@@ -116,7 +119,7 @@ impl Source {
             return Err(SourceError::NoImage);
         }
         let images = naming::name_images(images, &request.naming, request.upstream.as_ref(), request.position.is_some())?;
-        Ok(Self { label: request.label(), tree, images, left_out })
+        Ok(Self { label: request.label(), tree, images, left_out, failed_lookups })
     }
 }
 

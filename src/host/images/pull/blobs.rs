@@ -31,66 +31,72 @@ pub fn has_blob(tree: LocalTree<'_>, digest: &Digest, size: u64) -> bool {
     tree.open(&digest.blob_path()).is_ok_and(|content| content.size == size)
 }
 
-/// Fetches `wanted` into `store`, the largest first. Intact blobs in `local` are copied instead.
-///
-/// # Errors
-/// Fails with the first error, and stops the other downloads.
-pub fn fetch(
-    client: &Client,
-    upstream: &Upstream<'_>,
-    (store, local): (&Store, &[LocalTree<'_>]),
-    mut wanted: Vec<(Digest, RemoteBlob)>,
-    bar: &ProgressBar,
-) -> Result<(), Fault> {
-    wanted.sort_by_key(|(_, blob)| std::cmp::Reverse(blob.size));
-    let next = AtomicUsize::new(0);
-    let failure: Mutex<Option<Fault>> = Mutex::new(None);
-    let worker = || {
-        while let Some((digest, blob)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let Err(fault) = fetch_one(client, upstream, (store, local), digest, blob, bar) else { continue };
-            next.store(wanted.len(), Ordering::Relaxed);
-            let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
-            // Only the first error counts: stopping makes the other downloads fail too.
-            if failure.is_none() {
-                *failure = Some(fault);
-                client.stop();
-            }
-            return;
-        }
-    };
-    thread::scope(|scope| {
-        (1..PARALLEL_DOWNLOADS.min(wanted.len())).for_each(|_| drop(scope.spawn(worker)));
-        worker();
-    });
-    client.check()?;
-    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+/// How blobs of one repository are fetched.
+pub struct BlobFetcher<'a> {
+    /// The client.
+    pub client: &'a Client,
+    /// The repository.
+    pub upstream: &'a Upstream<'a>,
+    /// Where the blobs are written.
+    pub store: &'a Store,
+    /// Layouts whose intact blobs are copied instead.
+    pub local: &'a [LocalTree<'a>],
+    /// Attempts of each request before it fails.
+    pub tries: u32,
+    /// Shows the received bytes.
+    pub bar: ProgressBar,
 }
 
-fn fetch_one(
-    client: &Client,
-    upstream: &Upstream<'_>,
-    (store, local): (&Store, &[LocalTree<'_>]),
-    digest: &Digest,
-    blob: &RemoteBlob,
-    bar: &ProgressBar,
-) -> Result<(), Fault> {
-    let write = |source| Fault::Write { file: digest.blob_path(), source };
-    let file = File::create_new(store.path(digest)).map_err(write)?;
-    let hasher = Hasher::new(digest.algorithm());
-    let what = format!("blob {digest} of {}", upstream.path);
-    let mut download = Download { upstream, digest, size: blob.size, what, file, hasher, received: 0, bar };
-    if !download.copy(client, local)? {
-        client.retry(|| download.resume()).map_err(|fault| match fault {
-            Fault::NotFound { host, what, .. } if blob.is_foreign => Fault::Foreign { host, what },
-            other => other,
-        })?;
+impl BlobFetcher<'_> {
+    /// Fetches `wanted`, the largest first. `stop` is called after the first error.
+    ///
+    /// # Errors
+    /// Fails with the first error, once the other downloads have ended. A blob that failed can be fetched again.
+    pub fn fetch(&self, mut wanted: Vec<(Digest, RemoteBlob)>, stop: impl Fn() + Sync) -> Result<(), Fault> {
+        wanted.sort_by_key(|(_, blob)| std::cmp::Reverse(blob.size));
+        let next = AtomicUsize::new(0);
+        let failure: Mutex<Option<Fault>> = Mutex::new(None);
+        let worker = || {
+            while let Some((digest, blob)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let Err(fault) = self.fetch_one(digest, blob) else { continue };
+                next.store(wanted.len(), Ordering::Relaxed);
+                let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                // Only the first error counts: stopping makes the other downloads fail too.
+                if failure.is_none() {
+                    *failure = Some(fault);
+                    stop();
+                }
+                return;
+            }
+        };
+        thread::scope(|scope| {
+            (1..PARALLEL_DOWNLOADS.min(wanted.len())).for_each(|_| drop(scope.spawn(worker)));
+            worker();
+        });
+        self.client.check()?;
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
-    let (expected, found) = (*digest, download.hasher.finish());
-    if found != expected {
-        return Err(Fault::Digest { host: upstream.host.clone(), what: download.what, expected, found });
+
+    fn fetch_one(&self, digest: &Digest, blob: &RemoteBlob) -> Result<(), Fault> {
+        let write = |source| Fault::Write { file: digest.blob_path(), source };
+        // Truncates what an earlier failure left.
+        let file = File::create(self.store.path(digest)).map_err(write)?;
+        let (upstream, hasher) = (self.upstream, Hasher::new(digest.algorithm()));
+        let what = format!("blob {digest} of {}", upstream.path);
+        let mut download = Download { upstream, digest, size: blob.size, what, file, hasher, received: 0, bar: &self.bar };
+        if !download.copy(self.client, self.local)? {
+            self.client.attempt(self.tries, || download.resume()).map_err(|fault| match fault {
+                Fault::NotFound { host, what, .. } if blob.is_foreign => Fault::Foreign { host, what },
+                other => other,
+            })?;
+        }
+        let (expected, found) = (*digest, download.hasher.finish());
+        if found != expected {
+            return Err(Fault::Digest { host: upstream.host.clone(), what: download.what, expected, found });
+        }
+        self.store.add(expected);
+        Ok(())
     }
-    store.add(expected);
-    Ok(())
 }
 
 struct Download<'a> {

@@ -28,7 +28,7 @@ pub type Response = http::Response<Body>;
 /// Timeout of name resolution, and of a connection with its TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Attempts of a request before it fails.
-const TRIES: u32 = 5;
+pub const TRIES: u32 = 5;
 /// Attempts if the host does not respond, because each takes the full timeout.
 const TIMEOUT_TRIES: u32 = 2;
 /// Pause before the second attempt. It doubles with each attempt.
@@ -124,7 +124,15 @@ impl Client {
     ///
     /// # Errors
     /// Fails with the error of the last attempt.
-    pub fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
+    pub fn retry<T>(&self, attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
+        self.attempt(TRIES, attempt)
+    }
+
+    /// As [`Client::retry`], with at most `most` attempts.
+    ///
+    /// # Errors
+    /// Fails with the error of the last attempt.
+    pub fn attempt<T>(&self, most: u32, mut attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
         let mut pause = FIRST_PAUSE;
         let mut tries = 1;
         loop {
@@ -135,7 +143,7 @@ impl Client {
             // A signal aborts requests; report the signal, not the aborted request.
             self.check()?;
             let wait = fault.retry_after().unwrap_or(pause);
-            let max_tries = if matches!(fault, Fault::Timeout { .. }) { TIMEOUT_TRIES } else { TRIES };
+            let max_tries = if matches!(fault, Fault::Timeout { .. }) { TIMEOUT_TRIES.min(most) } else { most };
             let gives_up = tries >= max_tries || wait > MAX_PAUSE || self.stopped.load(Ordering::SeqCst);
             if gives_up || !fault.is_transient() {
                 return Err(match fault {

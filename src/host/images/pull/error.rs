@@ -313,6 +313,26 @@ pub enum Fault {
         /// The cause.
         source: io::Error,
     },
+    /// Pulled content cannot be read.
+    #[error("cannot read {file} in the working folder beside the disk")]
+    Read {
+        /// The file.
+        file: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A list of referrers names a manifest that refers to something else.
+    #[error("{host} lists {what} as a referrer of {expected}, but its subject is {}", found.map_or("missing".to_owned(), |found| found.to_string()))]
+    Subject {
+        /// Host and port.
+        host: String,
+        /// The manifest.
+        what: String,
+        /// The manifest that it should refer to.
+        expected: Digest,
+        /// The manifest that it refers to.
+        found: Option<Digest>,
+    },
     /// The pulled content is not a valid image.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -330,6 +350,12 @@ impl Fault {
             Self::Status { status, .. } => *status == 408 || *status >= 500,
             _ => false,
         }
+    }
+
+    /// Whether the cause is on this machine, so that the pull cannot go on whatever it was for.
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        matches!(self, Self::Folder { .. } | Self::Write { .. } | Self::Read { .. } | Self::Interrupted(_))
     }
 
     /// The pause that the registry asks for.

@@ -3,7 +3,7 @@
 //! The working folder is removed when the layouts are dropped. Nothing is pushed.
 //!
 //! ```text
-//! reference ─ client (TLS, redirects, retries) ─ upstream (credentials, errors) ─ image (manifests, referrers) ─ blobs ─▶ tree
+//! reference ─ client (TLS, redirects, retries) ─ upstream (credentials, errors) ─ image, blobs, then referrers ─▶ tree
 //! ```
 
 mod auth;
@@ -13,12 +13,14 @@ mod credentials;
 mod error;
 mod manifests;
 mod reference;
+mod referrers;
 mod store;
 mod tree;
 mod trust;
 mod upstream;
 mod url;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,14 +33,17 @@ use indicatif::HumanBytes;
 use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::Report;
 use crate::oci::{Digest, Host, Platform};
-use blobs::LocalTree;
-use client::{Client, ClientSettings};
-use manifests::{ImageContent, RemoteBlob};
+use blobs::{BlobFetcher, LocalTree};
+use client::{Client, ClientSettings, TRIES};
+use manifests::{ManifestFetcher, RemoteBlob, RemoteImage};
+use referrers::{ReferrerLookup, Referrers};
 use store::Store;
 use upstream::Upstream;
 
 pub use error::{Fault, PullError};
 pub use reference::ImageReference;
+pub use referrers::FailedLookup;
+use tree::ListedManifest;
 pub use tree::PulledLayout;
 
 /// The options of `pack` for pulling.
@@ -49,6 +54,11 @@ pub struct PullArgs {
     /// quay.io/org/app:v1, host:5000/app@sha256:… Credentials are those of docker login and podman login. Repeatable
     #[arg(long, value_name = "REF")]
     pull: Vec<ImageReference>,
+
+    /// Pull images without what belongs to them: signatures, attestations and other referrers. Without this flag they are pulled too;
+    /// if the registry does not give them, a warning says so
+    #[arg(long)]
+    no_referrers: bool,
 
     /// Trust the CAs in FILE (PEM) when pulling, in addition to those of the system and of /etc/docker/certs.d. Repeatable
     #[arg(long, value_name = "FILE")]
@@ -90,7 +100,7 @@ impl PullArgs {
         let result = Store::new(folder, prefix);
         let store = result.map_err(|source| PullError { image: first.to_string(), source: folder_fault(folder, source) })?;
         let client = Client::new(self.settings(), interrupt.clone());
-        let pull = Puller { client, store: Arc::new(store), platform, local, report };
+        let pull = Puller { client, store: Arc::new(store), platform, local, report, has_referrers: !self.no_referrers };
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| pull.client.watch(&done));
@@ -132,17 +142,39 @@ struct Puller<'a> {
     platform: Option<&'a Platform>,
     local: &'a [LocalTree<'a>],
     report: Report,
+    has_referrers: bool,
 }
 
 impl Puller<'_> {
     fn one(&self, reference: &ImageReference) -> Result<PulledLayout, Fault> {
         self.report.step(format!("pulling {reference}"));
         let upstream = Upstream::new(&self.client, reference)?;
-        let ImageContent { listed, blobs, left_out } =
-            manifests::fetch_manifests(&self.client, &upstream, &self.store, reference, self.platform)?;
+        let mut fetcher = ManifestFetcher::new(&self.client, &upstream, &self.store);
+        let RemoteImage { root, content, left_out } = fetcher.fetch_image(reference, self.platform)?;
         if let (Some(platform), false) = (self.platform, left_out.is_empty()) {
             self.report.step(format!("{reference}: {platform} is kept, left out: {}", left_out.join(", ")));
         }
+        self.fetch(&upstream, content.blobs)?;
+        // Last, so that no answer to these requests can matter to the image.
+        let Referrers { listed, failed } = if self.has_referrers {
+            self.report.step("looking up signatures and referrers");
+            ReferrerLookup::new(fetcher, reference, &content.manifests, self.local).run()?
+        } else {
+            Referrers::default()
+        };
+        if let Some(first) = failed.first() {
+            let more = if failed.len() == 1 { String::new() } else { format!(" and without {} more", failed.len() - 1) };
+            self.report.warn(format!(
+                "{reference} is packed without {}{more}, because {}; with --no-referrers nothing but the image is looked up",
+                first.what, first.why
+            ));
+        }
+        let listed: Vec<ListedManifest> = [root].into_iter().chain(listed).collect();
+        Ok(PulledLayout::new(Arc::clone(&self.store), &listed, failed))
+    }
+
+    /// Fetches the blobs of an image that the store does not have.
+    fn fetch(&self, upstream: &Upstream<'_>, blobs: BTreeMap<Digest, RemoteBlob>) -> Result<(), Fault> {
         let all = blobs.len();
         let wanted: Vec<(Digest, RemoteBlob)> = blobs.into_iter().filter(|(digest, _)| !self.store.has(digest)).collect();
         let is_local =
@@ -150,10 +182,11 @@ impl Puller<'_> {
         let far: Vec<&(Digest, RemoteBlob)> = wanted.iter().filter(|one| !is_local(one)).collect();
         self.report.step(format!("fetching {} of {all} blobs, {}", far.len(), HumanBytes(total(far.iter().copied()))));
         let bar = self.report.bytes_bar("pulling", total(wanted.iter()));
-        let fetched = blobs::fetch(&self.client, &upstream, (&self.store, self.local), wanted, &bar);
-        bar.finish_and_clear();
-        fetched?;
-        Ok(PulledLayout::new(Arc::clone(&self.store), &listed))
+        let (client, store, local) = (&self.client, &*self.store, self.local);
+        let fetcher = BlobFetcher { client, upstream, store, local, tries: TRIES, bar };
+        let fetched = fetcher.fetch(wanted, || client.stop());
+        fetcher.bar.finish_and_clear();
+        fetched
     }
 }
 

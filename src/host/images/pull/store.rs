@@ -56,6 +56,22 @@ impl Store {
         self.complete().insert(digest);
     }
 
+    /// The content of a blob.
+    ///
+    /// # Errors
+    /// Fails if the blob is not stored.
+    pub fn read(&self, digest: &Digest) -> io::Result<Vec<u8>> {
+        fs::read(self.path(digest))
+    }
+
+    /// Size of a blob in bytes.
+    ///
+    /// # Errors
+    /// Fails if the blob is not stored.
+    pub fn size(&self, digest: &Digest) -> io::Result<u64> {
+        fs::metadata(self.path(digest)).map(|metadata| metadata.len())
+    }
+
     /// Stores verified content.
     ///
     /// # Errors

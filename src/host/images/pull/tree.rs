@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::referrers::FailedLookup;
 use super::store::Store;
 use crate::disk::layout::{OpenFile, REF_NAME, Tree};
 use crate::host::images::virtual_layout::{OCI_LAYOUT, in_memory};
@@ -39,15 +40,17 @@ impl ListedManifest {
 pub struct PulledLayout {
     store: Arc<Store>,
     index: String,
+    /// What could not be looked up.
+    pub failed_lookups: Vec<FailedLookup>,
 }
 
 impl PulledLayout {
     /// The layout with these manifests in its index.
     #[must_use]
-    pub fn new(store: Arc<Store>, listed: &[ListedManifest]) -> Self {
+    pub fn new(store: Arc<Store>, listed: &[ListedManifest], failed_lookups: Vec<FailedLookup>) -> Self {
         let manifests: Vec<Value> = listed.iter().map(ListedManifest::descriptor).collect();
         let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests});
-        Self { store, index: index.to_string() }
+        Self { store, index: index.to_string(), failed_lookups }
     }
 }
 
