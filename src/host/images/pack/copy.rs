@@ -215,8 +215,13 @@ mod tests {
     fn copied(was: &'static [u8], is: &'static [u8]) -> Result<Vec<u8>, String> {
         let folder = tempfile::tempdir().unwrap();
         let sink = Sink::Folder(StagingDir::new(folder.path().join("root")).unwrap());
-        let source =
-            Source { label: "images".to_owned(), tree: Box::new(Changing { was, is }), images: Vec::new(), left_out: Vec::new() };
+        let source = Source {
+            label: "images".to_owned(),
+            tree: Box::new(Changing { was, is }),
+            images: Vec::new(),
+            left_out: Vec::new(),
+            failed_lookups: Vec::new(),
+        };
         let digest = Digest::sha256_of(was);
         let blobs = [PlannedBlob {
             digest,
