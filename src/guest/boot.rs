@@ -17,7 +17,7 @@ use crate::proto::{self, Booting, Done, Event, Ready, event};
 use crate::registry::api::handler::{Options, Registry};
 use crate::registry::content::store::{Disk, Store};
 use crate::registry::listen::listener::Listener;
-use crate::registry::listen::server::{runtime, serve};
+use crate::registry::listen::server::{raise_open_files, runtime, serve};
 use crate::registry::telemetry::events::Events;
 use crate::registry::telemetry::metrics::Totals;
 use crate::registry::tls::Identity;
@@ -34,6 +34,8 @@ use super::report::{events, heartbeat};
 use super::{access, control, disk, endpoint_watch, net, power, tls};
 use crate::config::{self, Origin, PartialConfig, Settings};
 
+/// Limit on open files: one for each connection and each blob in transfer. It is the kernel's own maximum (`fs.nr_open`).
+const OPEN_FILES: u64 = 1 << 20;
 /// How long remaining tasks may take to end after serving has stopped.
 const STRAGGLERS: Duration = Duration::from_millis(500);
 
@@ -202,7 +204,7 @@ impl Guest {
         if let Err(error) = machine::set_hostname(hostname) {
             self.warn("HOSTNAME", format!("cannot set the host name {hostname}: {error}"));
         }
-        if let Err(error) = machine::raise_open_files() {
+        if let Err(error) = raise_open_files(Some(OPEN_FILES)) {
             self.warn("OPEN_FILES", format!("cannot raise the limit on open files: {error}"));
         }
     }

@@ -1,13 +1,9 @@
-//! Reads facts about the machine (uptime, memory, kernel release) and sets the host name and the limit on open files. Reading never
+//! Reads facts about the machine (uptime, memory, kernel release) and sets the host name. Reading never
 //! fails a boot: a missing fact has a harmless default.
 
 use std::fs;
 
-use nix::sys::resource::{Resource, setrlimit};
 use nix::time::{ClockId, clock_gettime};
-
-/// Limit on open files: one for each connection and each blob in transfer.
-const OPEN_FILES: u64 = 1 << 20;
 
 /// Memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,16 +39,6 @@ pub fn kernel_release() -> String {
 /// Fails if the kernel refuses.
 pub fn set_hostname(name: &str) -> std::io::Result<()> {
     fs::write("/proc/sys/kernel/hostname", name)
-}
-
-/// Raises the limit on open files to `OPEN_FILES`, or to the kernel's maximum if that is lower.
-///
-/// # Errors
-/// Fails if the kernel refuses.
-pub fn raise_open_files() -> nix::Result<u64> {
-    let allowed = fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok()).unwrap_or(OPEN_FILES);
-    let limit = allowed.min(OPEN_FILES);
-    setrlimit(Resource::RLIMIT_NOFILE, limit, limit).map(|()| limit)
 }
 
 fn parse_meminfo(text: &str) -> Option<Memory> {

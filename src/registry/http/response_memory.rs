@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::error::RegistryError;
-use crate::registry::limits::{RESPONSE_MEMORY, RESPONSE_MEMORY_WAIT, RESPONSE_MEMORY_WAITERS, SMALL_CHUNK};
+use crate::registry::limits::{RESPONSE_MEMORY, RESPONSE_MEMORY_WAITERS, SMALL_CHUNK};
 
 /// The memory that generated responses may use together.
 #[derive(Debug)]
@@ -23,14 +23,9 @@ pub(crate) struct ResponseMemory {
 #[derive(Debug)]
 pub(crate) struct Permit(OwnedSemaphorePermit);
 
-impl Default for ResponseMemory {
-    fn default() -> Self {
-        Self::new(RESPONSE_MEMORY, RESPONSE_MEMORY_WAIT)
-    }
-}
-
 impl ResponseMemory {
-    fn new(bytes: usize, max_wait: Duration) -> Self {
+    /// A request waits at most `max_wait` for its part of `bytes`.
+    pub fn new(bytes: usize, max_wait: Duration) -> Self {
         Self { free_bytes: Arc::new(Semaphore::new(bytes)), waiters: Semaphore::new(RESPONSE_MEMORY_WAITERS), max_wait }
     }
 

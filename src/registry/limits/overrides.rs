@@ -61,6 +61,8 @@ limits! {
     connections: usize = CONNECTIONS, "connections" to 16_384, CONNECTIONS, count;
     handshakes: usize = HANDSHAKES;
     streams: u32 = STREAMS, "streams" to 256, STREAMS, u32::from;
+    response_memory_wait: Duration = RESPONSE_MEMORY_WAIT;
+    refusal_interval: Duration = REFUSAL_INTERVAL;
 }
 
 fn seconds(value: u32) -> Duration {

@@ -35,8 +35,8 @@ use crate::registry::api::handler::Registry;
 use crate::registry::content::body::{Body, ConnectionGuard};
 use crate::registry::content::delivery::Draining;
 use crate::registry::limits::{
-    ANNOUNCED_STREAMS, DISCARDED_CONTENT, ERRORS, FEW_HTTP2_CONNECTIONS, HEAD, Limits, REFUSAL_INTERVAL, REQUEST_REST, RESETS,
-    STREAM_BUFFER, TLS_BUFFER,
+    ANNOUNCED_STREAMS, DISCARDED_CONTENT, ERRORS, FEW_HTTP2_CONNECTIONS, HEAD, Limits, REQUEST_REST, RESETS, STREAM_BUFFER,
+    TLS_BUFFER,
 };
 use crate::registry::telemetry::metrics::HandshakeFailure;
 
@@ -119,10 +119,11 @@ pub(crate) async fn run(
                     metrics.handshake_failed(reason);
                     if let Some((server_name, alert)) = sni.server_name().zip(tls_refusals::alert(&error)) {
                         let events = state.registry.events();
-                        if metrics.refusals.record(events, client.peer.ip(), server_name, alert) {
+                        let interval = limits.refusal_interval;
+                        if metrics.refusals.record(interval, events, client.peer.ip(), server_name, alert) {
                             let (metrics, events) = (Arc::clone(metrics), events.clone());
                             tokio::spawn(async move {
-                                sleep(REFUSAL_INTERVAL).await;
+                                sleep(interval).await;
                                 metrics.refusals.flush(&events);
                             });
                         }

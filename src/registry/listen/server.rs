@@ -95,14 +95,20 @@ fn accept_thread() -> Option<AcceptThread> {
     AcceptThread::start().inspect_err(|error| tracing::warn!(%error, "no accept thread: the worker threads accept")).ok()
 }
 
+/// Raises the limit on open files, and the maximum of that limit, to `limit`. `None` is the present maximum, which needs no privilege.
+///
+/// # Errors
+/// Fails if the kernel refuses.
+pub fn raise_open_files(limit: Option<u64>) -> io::Result<()> {
+    let limit = limit.or(getrlimit(Resource::Nofile).maximum);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit })?)
+}
+
 /// The number of connections that the file descriptor limit allows, after raising that limit as far as the system permits. A connection
 /// takes two descriptors: its socket and the blob it is sent.
 fn affordable_connections() -> usize {
-    let mut limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, ..limit };
-    if setrlimit(Resource::Nofile, raised).is_ok() {
-        limit = raised;
-    }
-    let descriptors = limit.current.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
+    // Without a higher limit, fewer connections are accepted.
+    let _ = raise_open_files(None);
+    let descriptors = getrlimit(Resource::Nofile).current.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
     (descriptors.saturating_sub(OWN_DESCRIPTORS) / 2).max(1)
 }

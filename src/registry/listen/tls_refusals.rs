@@ -7,14 +7,14 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, Error, ServerConfig};
 
 use crate::proto::{TlsRefused, Warning, event};
-use crate::registry::limits::{REFUSAL_ALERTS, REFUSAL_INTERVAL, REFUSING_CLIENTS};
+use crate::registry::limits::{REFUSAL_ALERTS, REFUSING_CLIENTS};
 use crate::registry::telemetry::events::Events;
 
 /// Code of the warning event.
@@ -141,7 +141,7 @@ impl ResolvesServerCert for SniRecorder {
     }
 }
 
-/// Counts the refusals of each interval of [`REFUSAL_INTERVAL`], per client address and alert.
+/// Counts the refusals of each interval, per client address and alert.
 #[derive(Debug, Default)]
 pub struct TlsRefusals(Mutex<Interval>);
 
@@ -158,18 +158,18 @@ struct Interval {
 impl TlsRefusals {
     /// Records that `peer` aborted a handshake with `alert`. `server_name` is empty if the client sent none.
     ///
-    /// Emits the first refusal of an address with an alert in an interval at once. Counts the further ones, and emits that count in
+    /// `length` is that of an interval, the same in each call. Emits the first refusal of an address with an alert in an interval at once. Counts the further ones, and emits that count in
     /// [`TlsRefusals::flush`]. Returns whether an interval has begun. The caller flushes when it ends.
     #[must_use]
-    pub fn record(&self, events: &Events, peer: IpAddr, server_name: String, alert: String) -> bool {
-        self.record_at(Instant::now(), events, peer, TlsRefused { peer: String::new(), server_name, alert, count: 1 })
+    pub fn record(&self, length: Duration, events: &Events, peer: IpAddr, server_name: String, alert: String) -> bool {
+        self.record_at(Instant::now(), length, events, peer, TlsRefused { peer: String::new(), server_name, alert, count: 1 })
     }
 
-    fn record_at(&self, now: Instant, events: &Events, peer: IpAddr, refused: TlsRefused) -> bool {
+    fn record_at(&self, now: Instant, length: Duration, events: &Events, peer: IpAddr, refused: TlsRefused) -> bool {
         let peer = peer.to_canonical();
         let refused = TlsRefused { peer: peer.to_string(), ..refused };
         let mut interval = self.interval();
-        let has_begun = interval.since.is_none_or(|since| now.saturating_duration_since(since) >= REFUSAL_INTERVAL);
+        let has_begun = interval.since.is_none_or(|since| now.saturating_duration_since(since) >= length);
         if has_begun {
             interval.flush(events);
             interval.since = Some(now);
@@ -223,6 +223,7 @@ mod tests {
 
     use super::*;
     use crate::proto::Event;
+    use crate::registry::limits::REFUSAL_INTERVAL;
 
     fn refused(server_name: &str, alert: &str) -> TlsRefused {
         TlsRefused { peer: String::new(), server_name: server_name.to_owned(), alert: alert.to_owned(), count: 1 }
@@ -282,7 +283,13 @@ mod tests {
     fn first_refusal_is_emitted_at_once_and_later_ones_are_counted() {
         let (refusals, (events, queue), start) = (TlsRefusals::default(), Events::queue(), Instant::now());
         let record = |after, last| {
-            refusals.record_at(start + after, &events, Ipv4Addr::new(10, 1, 0, last).into(), refused("", "unknown_ca"))
+            refusals.record_at(
+                start + after,
+                REFUSAL_INTERVAL,
+                &events,
+                Ipv4Addr::new(10, 1, 0, last).into(),
+                refused("", "unknown_ca"),
+            )
         };
         let message = |last: u8, times: &str| {
             format!("10.1.0.{last} refused the registry's certificate (unknown_ca){times}: it does not trust the CA")
@@ -303,7 +310,7 @@ mod tests {
     fn refusals_of_one_address_are_counted_per_alert() {
         let (refusals, (events, queue), start) = (TlsRefusals::default(), Events::queue(), Instant::now());
         let record = |alert: &str| {
-            let _ = refusals.record_at(start, &events, Ipv4Addr::LOCALHOST.into(), refused("", alert));
+            let _ = refusals.record_at(start, REFUSAL_INTERVAL, &events, Ipv4Addr::LOCALHOST.into(), refused("", alert));
         };
         ["unknown_ca", "unknown_ca", "unknown_ca", "", "unknown_ca", ""].into_iter().for_each(record);
         let unknown =
@@ -325,7 +332,7 @@ mod tests {
         for address in 0..REFUSING_CLIENTS + more {
             let address = Ipv4Addr::from(u32::try_from(address).unwrap());
             for _ in 0..2 {
-                let _ = refusals.record_at(start, &events, address.into(), refused("", ""));
+                let _ = refusals.record_at(start, REFUSAL_INTERVAL, &events, address.into(), refused("", ""));
             }
         }
         assert_eq!(messages(&queue).len(), REFUSING_CLIENTS);

@@ -29,6 +29,8 @@ impl Response {
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    // Small writes are sent at once, and do not wait for the server's delayed acknowledgement of the last one.
+    stream.set_nodelay(true).unwrap();
     stream
 }
 

@@ -1,6 +1,7 @@
 //! Writes OCI image layouts.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use localregistry::oci::{Algorithm, Digest, Hasher, media_type};
 use serde_json::{Value, json};
@@ -8,9 +9,16 @@ use tempfile::TempDir;
 
 /// Content of `size` bytes (a multiple of 8) in which no 16 bytes repeat, so that bytes from a wrong offset are noticed.
 pub fn content(size: usize) -> Vec<u8> {
-    let mut content = Vec::with_capacity(size);
-    (0..size as u64 / 8).for_each(|number| content.extend_from_slice(&number.to_le_bytes()));
-    content
+    // Made once, because many tests use all of it.
+    static LARGE: LazyLock<Vec<u8>> = LazyLock::new(|| counted(LARGEST));
+    if size < 1 << 20 { counted(size) } else { LARGE[..size].to_vec() }
+}
+
+/// The largest [`content`] in bytes.
+const LARGEST: usize = 64 << 20;
+
+fn counted(size: usize) -> Vec<u8> {
+    (0..size as u64 / 8).flat_map(u64::to_le_bytes).collect()
 }
 
 pub struct Layout {
@@ -108,7 +116,7 @@ impl Layout {
     /// content.
     pub fn large() -> (Self, Stored, Vec<u8>) {
         let mut layout = Self::default();
-        let content = content(64 << 20);
+        let content = content(LARGEST);
         layout.image("test/hello:latest", &content);
         let layer = layout.blob(&content);
         (layout, layer, content)

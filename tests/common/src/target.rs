@@ -46,6 +46,8 @@ impl Target {
                 if attack.is_finished() {
                     return attack.join().unwrap();
                 }
+                // One of many clients: the processor is for the attack.
+                std::thread::sleep(Duration::from_millis(20));
             }
         });
         self.process.check(what);

@@ -2,7 +2,7 @@
 //! blobs and manifests, over HTTP/1.1 and HTTP/2, with and without TLS, with free and with exhausted buffer memory.
 //!
 //! Each run uses a new seed and prints it on failure. `PROPTEST_RNG_SEED=<seed>` repeats a run, and `PROPTEST_CASES=<count>` sets
-//! the number of cases.
+//! the number of cases. `tests/run` and CI make three times as many cases as `cargo test`.
 
 mod cases;
 mod client;
@@ -76,7 +76,11 @@ fn run(setup: Setup, stalled: usize, cases: u32) {
         RngSeed::Fixed(seed) => seed,
         RngSeed::Random => RandomState::new().build_hasher().finish(),
     };
-    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { environment.cases } else { cases };
+    let cases = match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => environment.cases,
+        None if std::env::var_os("LOCALREGISTRY_TESTS").is_some() => cases,
+        None => cases / 3,
+    };
     let config =
         Config { cases, rng_seed: RngSeed::Fixed(seed), failure_persistence: None, max_shrink_iters: 500, ..environment };
     let started = Instant::now();

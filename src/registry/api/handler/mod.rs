@@ -27,7 +27,7 @@ use crate::registry::http::error::RegistryError;
 use crate::registry::http::range::{self, Ranges};
 use crate::registry::http::reply::{self, Freshness, Representation};
 use crate::registry::http::response_memory::{Permit, ResponseMemory};
-use crate::registry::limits::{Limits, REFERRERS, SMALL_CHUNK};
+use crate::registry::limits::{Limits, REFERRERS, RESPONSE_MEMORY, SMALL_CHUNK};
 use crate::registry::listen::client::{self, Client};
 use crate::registry::telemetry::events::Events;
 use crate::registry::telemetry::health::Health;
@@ -95,7 +95,7 @@ impl Registry {
             ca_pem,
             limits,
             budget: Arc::default(),
-            response_memory: ResponseMemory::default(),
+            response_memory: ResponseMemory::new(RESPONSE_MEMORY, limits.response_memory_wait),
         }
     }
 
