@@ -12,7 +12,7 @@ use testing::docker::Dockerd;
 use testing::internet::Upstream;
 use testing::pack::{Bench, PROGRAM, text};
 use testing::podman::{podman, with_store};
-use testing::private::{ADDRESS, privately};
+use testing::private::{ip, ADDRESS, privately};
 use testing::process::Process;
 use testing::registries::{Images, Registries};
 use testing::vm::{Containerd, Vm, copy_into, succeed};
@@ -204,7 +204,7 @@ fn runtimes_pull_over_plain_http() {
 #[test]
 fn clients_pull_from_an_ipv6_address() {
     privately(|| {
-        succeed(testing::program("ip").args(["-6", "address", "add", "fd00::82/128", "dev", "lo", "nodad"]));
+        ip("-6 address add fd00::82/128 dev lo nodad");
         fs::write("/etc/hosts", "fd00::82 registry.test\n").unwrap();
         let registries = Registries::default();
         let certificate = registries.path("certs6.crt").display().to_string();

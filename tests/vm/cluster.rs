@@ -15,7 +15,7 @@ use testing::child::{KilledOnDrop, pid_of, wait_until_gone};
 use testing::cri;
 use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM, Saved, archive_of};
-use testing::private::privately;
+use testing::private::{ip, privately};
 use testing::vm::{Containerd, Vm, succeed};
 
 /// The registry's name and address in the nodes' `/etc/hosts`.
@@ -23,10 +23,6 @@ const HOSTS: &str = "127.0.0.1 localhost\n10.79.0.82 registry.test\n";
 /// The image that every node pulls, and one that a single node pulls in place of its upstream.
 const IMAGE: &str = "registry.test:5000/test/layers:1";
 const MIRRORED: &str = "docker.io/library/base:1";
-
-fn ip(arguments: &str) -> String {
-    succeed(testing::program("ip").args(arguments.split(' ')))
-}
 
 /// A node of the cluster: a network namespace with a port on the bridge, a private `/etc/hosts`, and a private containerd.
 struct Node {

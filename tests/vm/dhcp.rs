@@ -8,12 +8,8 @@ use nix::sys::signal::Signal;
 use testing::child::KilledOnDrop;
 use testing::disks::until;
 use testing::pack::Bench;
-use testing::private::privately;
+use testing::private::{ip, privately};
 use testing::vm::{Vm, succeed};
-
-fn ip(arguments: &str) -> String {
-    succeed(testing::program("ip").args(arguments.split(' ')))
-}
 
 /// Starts a server that ends with the test.
 fn start(program: &str, arguments: &[&str]) -> KilledOnDrop {

@@ -16,7 +16,7 @@ use localregistry::guest::net::udp;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
 use testing::child::KilledOnDrop;
-use testing::private::privately;
+use testing::private::{ip, privately};
 use testing::segment::{checksum, ip4};
 use testing::vm::succeed;
 use tokio::time::Instant;
@@ -60,10 +60,6 @@ fn on_a_cable<S>(server: impl FnOnce() -> S + Send + 'static, client: impl FnOnc
         drop(server);
         ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
-}
-
-fn ip(arguments: &str) -> String {
-    succeed(testing::program("ip").args(arguments.split(' ')))
 }
 
 /// Runs `test` with the interface `client`, which is up and connected.

@@ -16,7 +16,7 @@ use testing::child::KilledOnDrop;
 use testing::deployed::static_server;
 use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM, archive_of, gzip, text};
-use testing::private::privately;
+use testing::private::{ip, privately};
 use testing::vm::succeed;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -139,7 +139,9 @@ fn log_of_pulls(bench: &Bench) {
 /// Runs an example to its end, with `localregistry` in `PATH`.
 fn shell(bench: &Bench, line: &str) -> Command {
     let mut command = testing::program("sh");
-    command.args(["-ec", line]).current_dir(bench.path("")).env("HOME", bench.path(""));
+    // The static server is not in the folder of a debug build.
+    let server = if line.contains(" deploy ") { format!("--server {}", static_server().display()) } else { String::new() };
+    command.args(["-ec", &format!("{line} {server}")]).current_dir(bench.path("")).env("HOME", bench.path(""));
     command.env("LOCALREGISTRY_CACHE", cache::folder("kernel").unwrap().parent().unwrap());
     command.env("PATH", format!("{}:{}", bench.path("bin").display(), std::env::var("PATH").unwrap())).stdin(Stdio::null());
     command
@@ -174,10 +176,20 @@ fn stays(line: &str) -> bool {
     ["localregistry run ", "localregistry serve "].iter().any(|start| line.starts_with(start))
 }
 
-fn network(addresses: &[&str]) {
-    for address in addresses {
-        succeed(testing::program("ip").args(["address", "add", address, "dev", "lo", "nodad"]));
+/// The network and the files of the examples. The server's addresses are on the loopback, unless appliances get them on `bridges`.
+fn machine(kernel: &Kernel, bridges: &[&str]) -> Bench {
+    let addresses = ["10.1.0.7/32", "10.1.0.82/32", "fd00::82/128"];
+    addresses.iter().for_each(|address| drop(ip(&format!("address add {address} dev lo nodad"))));
+    let bench = folder();
+    kernel.place(&bench);
+    if !bridges.is_empty() {
+        addresses[1..].iter().for_each(|address| drop(ip(&format!("address del {address} dev lo"))));
     }
+    for bridge in bridges {
+        ip(&format!("link add {bridge} type bridge"));
+        ip(&format!("link set {bridge} up"));
+    }
+    bench
 }
 
 /// Debian's full kernel and its modules.
@@ -224,9 +236,7 @@ impl Kernel {
 fn examples_of_commands_that_end_succeed() {
     let kernel = Kernel::download();
     privately(move || {
-        network(&["10.1.0.7/32", "10.1.0.82/32", "fd00::82/128"]);
-        let bench = folder();
-        kernel.place(&bench);
+        let bench = machine(&kernel, &[]);
         let mut commands = BTreeSet::new();
         let examples = Examples::of_help();
         for (place, line) in examples.select(|line| !line.starts_with("localregistry run ")) {
@@ -235,10 +245,7 @@ fn examples_of_commands_that_end_succeed() {
                 end(line, start(&bench, line));
                 continue;
             }
-            // The static server is not in the folder of a debug build.
-            let line =
-                if line.contains(" deploy ") { format!("{line} --server {}", static_server().display()) } else { line.clone() };
-            let output = shell(&bench, &line).output().unwrap();
+            let output = shell(&bench, line).output().unwrap();
             // A difference and a missing pull have their own exit status and are no failure.
             let differs = line.starts_with("localregistry diff") && output.status.code() == Some(1);
             assert!(output.status.success() || differs, "{place}: {line}: {}", text(&output.stderr));
@@ -252,14 +259,7 @@ fn examples_of_commands_that_end_succeed() {
 fn examples_of_run_boot() {
     let kernel = Kernel::download();
     privately(move || {
-        network(&["10.1.0.7/32", "10.1.0.82/32"]);
-        let bench = folder();
-        kernel.place(&bench);
-        succeed(testing::program("ip").args(["address", "del", "10.1.0.82/32", "dev", "lo"]));
-        for bridge in ["br0", "br-test"] {
-            succeed(testing::program("ip").args(["link", "add", bridge, "type", "bridge"]));
-            succeed(testing::program("ip").args(["link", "set", bridge, "up"]));
-        }
+        let bench = machine(&kernel, &["br0", "br-test"]);
         let examples = Examples::of_help();
         let mut count = 0;
         for (_, line) in examples.select(|line| line.starts_with("localregistry run ")) {
@@ -278,12 +278,7 @@ fn examples_of_run_boot() {
 fn examples_of_the_pages_run() {
     let kernel = Kernel::download();
     privately(move || {
-        network(&["10.1.0.7/32", "10.1.0.82/32"]);
-        let bench = folder();
-        kernel.place(&bench);
-        succeed(testing::program("ip").args(["address", "del", "10.1.0.82/32", "dev", "lo"]));
-        succeed(testing::program("ip").args(["link", "add", "br-test", "type", "bridge"]));
-        succeed(testing::program("ip").args(["link", "set", "br-test", "up"]));
+        let bench = machine(&kernel, &["br-test"]);
         let log = fs::read(bench.path("events.jsonl")).unwrap();
         let examples = Examples::of_pages();
         assert!(examples.0.len() >= 8);
@@ -298,12 +293,7 @@ fn examples_of_the_pages_run() {
             } else if stays(line) {
                 end(line, start(&bench, line));
             } else {
-                let line = if line.contains(" deploy ") {
-                    format!("{line} --server {}", static_server().display())
-                } else {
-                    line.clone()
-                };
-                let output = shell(&bench, &line).output().unwrap();
+                let output = shell(&bench, line).output().unwrap();
                 assert!(output.status.success(), "{page}: {line}: {}", text(&output.stderr));
             }
         }

@@ -12,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 use testing::agent::Agent;
 use testing::http;
 use testing::pack::Bench;
-use testing::private::privately;
+use testing::private::{ip, privately};
 use testing::vm::{Vm, succeed};
 
 /// Number of simultaneous connections.
@@ -51,7 +51,7 @@ fn ten_thousand_connections_stop_neither_pulls_nor_accepting() {
         File::create(bench.path("zeros")).unwrap().set_len(BLOB).unwrap();
         bench.pack(&["--artifact", "test/zeros:1=zeros"]);
         for command in ["tuntap add dev tap0 mode tap", "address add 10.79.0.1/24 dev tap0", "link set tap0 up"] {
-            succeed(testing::program("ip").args(command.split(' ')));
+            ip(command);
         }
         let agent = Agent::new(&bench.path("agent"), "", "");
         let own = agent.arguments();

@@ -18,15 +18,11 @@ use serde_json::Value;
 use testing::agent::Agent;
 use testing::child::KilledOnDrop;
 use testing::pack::{Bench, PROGRAM};
-use testing::private::privately;
+use testing::private::{ip, privately};
 use testing::vm::{Vm, skopeo, succeed};
 
 /// Time limit for the answer to a frame.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn ip(arguments: &str) -> String {
-    succeed(testing::program("ip").args(arguments.split(' ')))
-}
 
 /// Pulls the image by name from the address that `vm` reports, trusting only its CA.
 fn pull(vm: &Vm) {

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use testing::layout::Layout;
-use testing::private::privately;
+use testing::private::{ip, privately};
 use testing::refused::{as_nobody, boot, folder, nobody};
 use testing::vm::succeed;
 
@@ -13,7 +13,6 @@ use testing::vm::succeed;
 fn missing_networks_are_named() {
     privately(|| {
         let folder = folder();
-        let ip = |arguments: &str| succeed(testing::program("ip").args(arguments.split(' ')));
         ip("link add br0 type bridge");
         ip("link add plain0 type veth peer name plain1");
         for (network, message) in [
@@ -39,7 +38,6 @@ fn missing_networks_are_named() {
 fn tap_of_another_user_and_tap_in_use_are_named() {
     privately(|| {
         let folder = folder();
-        let ip = |arguments: &str| succeed(testing::program("ip").args(arguments.split(' ')));
         ip("link add br0 type bridge");
         ip("tuntap add dev tap0 mode tap user 12345");
         succeed(testing::program("mknod").args(["--mode=600", "/run/tun", "c", "10", "200"]));

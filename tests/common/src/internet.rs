@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::vm::succeed;
+use crate::private::ip;
 
 /// An address for documentation (RFC 5737), next to that of the servers.
 const ADDRESS: &str = "192.0.2.99";
@@ -21,7 +21,7 @@ pub struct Upstream {
 impl Upstream {
     /// Listens inside [`crate::private::privately`] and redirects the names.
     pub fn start() -> Self {
-        succeed(crate::program("ip").args(["address", "add", &format!("{ADDRESS}/32"), "dev", "lo"]));
+        ip(&format!("address add {ADDRESS}/32 dev lo"));
         let connections = Arc::new(AtomicUsize::new(0));
         for port in [80, 443] {
             let listener = TcpListener::bind((ADDRESS, port)).unwrap();

@@ -12,6 +12,11 @@ use crate::vm::succeed;
 /// An address for documentation (RFC 5737). A loopback address would not do, because dockerd checks no certificates there.
 pub const ADDRESS: &str = "192.0.2.1";
 
+/// Runs `ip` with these arguments, which a space separates, and returns its output.
+pub fn ip(arguments: &str) -> String {
+    succeed(crate::program("ip").args(arguments.split(' ')))
+}
+
 /// Runs a test in a thread with private mounts and a private network: `/etc` and `/var/lib` are writable copies, `/run` is empty,
 /// and the network has only [`ADDRESS`] and the loopback. The empty cgroups of the runtimes (`docker`, `libpod_parent`, `default`)
 /// stay, because other tests may use them.
@@ -29,8 +34,8 @@ pub fn privately(test: impl FnOnce() + Send + 'static) {
         }
         mount_on(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None);
         forget_configuration();
-        succeed(crate::program("ip").args(["link", "set", "lo", "up"]));
-        succeed(crate::program("ip").args(["address", "add", &format!("{ADDRESS}/32"), "dev", "lo"]));
+        ip("link set lo up");
+        ip(&format!("address add {ADDRESS}/32 dev lo"));
         test();
     });
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
