@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use testing::child::KilledOnDrop;
@@ -16,6 +16,7 @@ use testing::podman::podman;
 use testing::private::{ADDRESS, privately};
 use testing::process::Process;
 use testing::vm::{Containerd, skopeo, succeed};
+use testing::wait::eventually;
 
 /// The registry from which the cluster pulls its images.
 const REGISTRY: &str = "192.0.2.1:7000";
@@ -35,15 +36,11 @@ fn words(list: &Value) -> Vec<String> {
 
 /// Waits until the registry at `address` is healthy, for a client that trusts only this CA.
 fn healthy(address: &str, ca: &Path, what: &dyn Fn() -> String) {
-    let deadline = Instant::now() + Duration::from_secs(120);
     let url = format!("https://{address}/healthz");
     let curl = || {
         testing::program("curl").args(["--silent", "--fail", "--cacert"]).arg(ca).arg(&url).stdin(Stdio::null()).output().unwrap()
     };
-    while !curl().status.success() {
-        assert!(Instant::now() < deadline, "{}", what());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    eventually(|| if curl().status.success() { Ok(()) } else { Err(what()) });
 }
 
 /// Pulls the sample from `address`, and compares each blob with the packed one.

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use localregistry::oci::Digest;
 use nix::sys::signal::{Signal, kill};
@@ -15,6 +14,7 @@ use testing::elf::elf;
 use testing::layout::Layout;
 use testing::pack::{Bench, digest_of, text};
 use testing::vm::{skopeo, succeed};
+use testing::wait::until;
 
 /// The input: fake programs and a fake kernel, and images from hosts of every form.
 const FLAGS: [&str; 16] = [
@@ -343,11 +343,7 @@ fn signal_ends_deploy_and_leaves_no_files() {
     for (signal, status) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
         let mut command = bench.command(&[&["--quiet", "deploy", "disk.erofs", "-o", "out"], &FLAGS[..]].concat());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while names() == before {
-            assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "a scratch folder is created");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        until("a scratch folder", || names() != before || child.try_wait().unwrap().is_some());
         kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
         let output = child.wait_with_output().unwrap();
         assert_eq!(text(&output.stderr), format!("localregistry: interrupted by {signal}\n"));

@@ -12,7 +12,7 @@ use testing::docker::Dockerd;
 use testing::internet::Upstream;
 use testing::pack::{Bench, PROGRAM, text};
 use testing::podman::{podman, with_store};
-use testing::private::{ip, ADDRESS, privately};
+use testing::private::{ADDRESS, ip, privately};
 use testing::process::Process;
 use testing::registries::{Images, Registries};
 use testing::vm::{Containerd, Vm, copy_into, succeed};

@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::{Duration, Instant};
 
 use localregistry::oci::media_type;
 use localregistry::registry::limits::{CONNECTIONS, Limits, PAGE, STREAMS};
@@ -14,6 +13,7 @@ use testing::http::{self, connect, get, raw, send};
 use testing::layout::{Layout, content};
 use testing::process::Process;
 use testing::server::Server;
+use testing::wait::until;
 
 /// More than the socket buffers hold.
 const BIG: usize = 64 << 20;
@@ -260,11 +260,7 @@ fn ten_thousand_connections_come_and_go() {
         assert_eq!(flood.join().unwrap(), CONNECTIONS);
     });
     assert_eq!(get(address, "/v2/").status, 200);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while process.descriptors() > before {
-        assert!(Instant::now() < deadline, "{} descriptors are open, {before} were before", process.descriptors());
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    until(&format!("as few open descriptors as before, {before}"), || process.descriptors() <= before);
     process.check("10,000 connections");
 }
 
@@ -286,9 +282,7 @@ fn server_survives_running_out_of_file_descriptors() {
     for peer in &mut holders {
         peer.send(&(0..STREAMS).flat_map(|at| testing::h2::get(id(at), &path)).collect::<Vec<u8>>());
     }
-    while process.descriptors() < 64 {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    until("the last descriptor in use", || process.descriptors() >= 64);
     ask(kept.get_mut(), &path);
     let mut another = connect(address);
     ask(&mut another, &path);

@@ -6,10 +6,10 @@ use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 use testing::child::KilledOnDrop;
-use testing::disks::until;
 use testing::pack::Bench;
 use testing::private::{ip, privately};
 use testing::vm::{Vm, succeed};
+use testing::wait::until;
 
 /// Starts a server that ends with the test.
 fn start(program: &str, arguments: &[&str]) -> KilledOnDrop {

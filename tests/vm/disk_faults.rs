@@ -9,13 +9,14 @@ use localregistry::oci::Digest;
 use localregistry::proto::event::Event;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use testing::disks::{MIB, address, begin, blob, manifest, noise, pack, throttle, until, warned};
+use testing::disks::{MIB, address, begin, blob, manifest, noise, pack, throttle, warned};
 use testing::http::{self, get};
 use testing::layout::Layout;
 use testing::openmetrics::parse;
 use testing::pack::{Bench, digest_of};
 use testing::qmp::{self, Qmp};
 use testing::vm::{self, Vm, succeed};
+use testing::wait::until;
 
 /// Reads the response for `path` until it or the connection ends. Returns the status and the body.
 fn taken(address: SocketAddr, path: &str) -> (u16, Vec<u8>) {

@@ -10,12 +10,13 @@ use nix::sys::signal::Signal;
 use prost::Message;
 use serde_json::json;
 use testing::certificates;
-use testing::disks::{MIB, address, begin, blob, manifest, noise, pack, throttle, until, warned};
+use testing::disks::{MIB, address, begin, blob, manifest, noise, pack, throttle, warned};
 use testing::http::{self, get};
 use testing::layout::Layout;
 use testing::pack::{Bench, hello};
 use testing::qmp::{self, Qmp};
 use testing::vm::{self, Vm, succeed};
+use testing::wait::until;
 
 /// The next event about disks.
 fn changed(vm: &Vm) -> proto::Disks {

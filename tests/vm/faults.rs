@@ -2,7 +2,6 @@
 //! the appliance keeps serving.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use localregistry::proto::event::Event;
 use nix::sys::signal::Signal;
@@ -13,6 +12,7 @@ use testing::http;
 use testing::pack::Bench;
 use testing::qmp::{self, Qmp};
 use testing::vm::{self, Ended, Vm, succeed};
+use testing::wait::eventually;
 
 fn words<'a>(strings: &'a [String], further: &[&'a str]) -> Vec<&'a str> {
     strings.iter().map(String::as_str).chain(further.iter().copied()).collect()
@@ -283,11 +283,10 @@ fn hung_guest_is_distinguished_from_an_idle_one() {
     let said = |words: &str| fs::read_to_string(vm.path("stderr")).unwrap().matches(words).count();
     // On a busy host the warning may already have been given.
     let says_once_more = |words: &str, before: usize| {
-        let deadline = Instant::now() + Duration::from_secs(180);
-        while said(words) <= before {
-            assert!(Instant::now() < deadline, "{words}: {}", fs::read_to_string(vm.path("stderr")).unwrap());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        eventually(|| {
+            let stderr = fs::read_to_string(vm.path("stderr")).unwrap();
+            if said(words) > before { Ok(()) } else { Err(format!("{words}: {stderr}")) }
+        });
     };
     let hangs = "warning: the guest hangs or is not scheduled: no sign of life for ";
     let goes_on = "warning: the guest is alive again after ";

@@ -20,6 +20,7 @@ use testing::child::KilledOnDrop;
 use testing::pack::{Bench, PROGRAM};
 use testing::private::{ip, privately};
 use testing::vm::{Vm, skopeo, succeed};
+use testing::wait::until;
 
 /// Time limit for the answer to a frame.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -64,9 +65,7 @@ fn tap_on_a_bridge_lives_as_long_as_the_appliance() {
         assert_eq!(taps(), 2);
         let qemu = one.ready["qemu_pid"].as_u64().unwrap();
         drop(one);
-        while PathBuf::from(format!("/proc/{qemu}")).exists() {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        until("the end of QEMU", || !PathBuf::from(format!("/proc/{qemu}")).exists());
         assert_eq!(taps(), 1);
         pull(&other);
         assert_eq!(other.stop(Signal::SIGTERM).status, Some(0));

@@ -5,8 +5,6 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use localregistry::host::boot::kernel;
 use localregistry::host::support::report::Report;
@@ -15,6 +13,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 use testing::child::wait_until_gone;
 use testing::pack::superblock;
+use testing::wait::eventually;
 
 /// A folder with an unused disk, and an initramfs without an init, on which the kernel panics.
 fn folder() -> TempDir {
@@ -50,21 +49,19 @@ fn end(run: Child) -> (Option<i32>, String, String) {
 
 /// The process id of the QEMU that `run` starts.
 fn qemu_of(run: &Child) -> Pid {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while Instant::now() < deadline {
+    eventually(|| {
         for task in fs::read_dir(format!("/proc/{}/task", run.id())).unwrap().flatten() {
             let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
             for child in children.split_whitespace() {
                 let arguments = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
                 // Not the QEMU that prints its version.
                 if arguments.starts_with("qemu-system") && arguments.contains("\0-machine\0") {
-                    return Pid::from_raw(child.parse().unwrap());
+                    return Ok(Pid::from_raw(child.parse().unwrap()));
                 }
             }
         }
-        thread::sleep(Duration::from_millis(5));
-    }
-    panic!("QEMU was not started");
+        Err("QEMU was not started")
+    })
 }
 
 /// The existing folders of runs.

@@ -9,8 +9,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use command_fds::CommandFdExt;
 use nix::sys::signal::{Signal, kill};
@@ -18,6 +16,7 @@ use serde_json::Value;
 use testing::child::{KilledOnDrop, pid_of, wait_until_gone};
 use testing::pack::{Bench, text};
 use testing::vm::{skopeo, succeed};
+use testing::wait::eventually;
 
 /// A folder with a packed disk and a private runtime folder.
 struct Place {
@@ -210,16 +209,7 @@ fn printed_command_works_in_a_shell() {
     // The shell becomes QEMU, so the test kills QEMU itself.
     let script = script.replace("\nqemu-system", "\nexec qemu-system");
     let mut qemu = KilledOnDrop(qemu.args(["-c", &script]).current_dir("/").stdin(Stdio::null()).spawn().unwrap());
-    let connect = |name: &str| {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            match UnixStream::connect(Path::new(&folder).join(name)) {
-                Ok(stream) => return stream,
-                Err(error) => assert!(Instant::now() < deadline, "{name}: {error}"),
-            }
-            sleep(Duration::from_millis(10));
-        }
-    };
+    let connect = |name: &str| eventually(|| UnixStream::connect(Path::new(&folder).join(name)));
     let mut events =
         BufReader::new(connect("events.sock")).lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
     let ready = events.find(|event| event["ready"].is_object()).unwrap();

@@ -7,7 +7,6 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use localregistry::proto;
 use localregistry::proto::event::Event;
@@ -16,6 +15,7 @@ use testing::child::KilledOnDrop;
 use testing::http;
 use testing::pack::{Bench, PROGRAM};
 use testing::vm::succeed;
+use testing::wait::{eventually, until};
 
 /// More events than the buffers hold: 4096 in the guest's queue, and some hundred in the sockets.
 const REQUESTS: usize = 8000;
@@ -52,29 +52,18 @@ impl Machine {
 
     fn socket(&self, name: &str) -> UnixStream {
         let path = self.printed[name].as_str().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(180);
-        loop {
-            match UnixStream::connect(path) {
-                Ok(stream) => return stream,
-                Err(error) => assert!(Instant::now() < deadline, "{path}: {error}"),
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        eventually(|| UnixStream::connect(path))
     }
 
     /// Waits until the registry answers. QEMU accepts connections long before.
     fn until_it_answers(&self) {
-        let deadline = Instant::now() + Duration::from_secs(180);
         let answers = || {
             let mut stream = BufReader::new(TcpStream::connect(self.address).ok()?);
             stream.get_mut().write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
             let mut line = String::new();
             stream.read_line(&mut line).ok().filter(|_| line.starts_with("HTTP/1.1 200 "))
         };
-        while answers().is_none() {
-            assert!(Instant::now() < deadline, "the registry does not answer");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        until("the registry's answer", || answers().is_some());
     }
 
     /// Requests the shutdown, waits for it, and returns the console's content.

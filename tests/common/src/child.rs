@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::Child;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use serde_json::Value;
+
+use crate::wait::{eventually, until};
 
 /// Kills the process on drop.
 pub struct KilledOnDrop(pub Child);
@@ -26,14 +26,10 @@ pub fn pid_of(value: &Value) -> Pid {
 
 /// Waits until the process has ended. A zombie that its new parent has not reaped counts as ended.
 pub fn wait_until_gone(pid: Pid) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) {
-        if stat.rsplit(')').next().unwrap().trim_start().starts_with('Z') {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{pid} is still running");
-        sleep(Duration::from_millis(5));
-    }
+    until(&format!("the end of {pid}"), || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.map_or(true, |stat| stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
+    });
 }
 
 /// Command lines of the running processes whose working directory is this folder.
@@ -51,9 +47,8 @@ pub fn assert_no_process_in(folder: &Path) {
 
 /// Waits until the processes in this folder satisfy `wanted`.
 pub fn wait_for_processes_in(folder: &Path, wanted: impl Fn(&[String]) -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !wanted(&processes_in(folder)) {
-        assert!(Instant::now() < deadline, "{:?}", processes_in(folder));
-        sleep(Duration::from_millis(10));
-    }
+    eventually(|| {
+        let processes = processes_in(folder);
+        if wanted(&processes) { Ok(()) } else { Err(format!("{processes:?}")) }
+    });
 }

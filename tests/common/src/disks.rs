@@ -3,7 +3,6 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use localregistry::oci::Digest;
 use localregistry::proto::event::Event;
@@ -80,12 +79,4 @@ pub fn throttle(qmp: &mut Qmp, rate: u32) {
     let device = blocks.as_array().unwrap().iter().find_map(|block| block["qdev"].as_str()).unwrap().to_owned();
     let limits = json!({ "id": device, "bps": 0, "bps_rd": rate, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0 });
     qmp.run("block_set_io_throttle", limits);
-}
-
-pub fn until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what} did not come");
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -28,11 +27,7 @@ impl Dockerd {
         let log = fs::File::create(dir.path().join("log")).unwrap();
         let daemon = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let dockerd = Self { dir, daemon };
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while !dockerd.docker(&["version"]).output().is_ok_and(|output| output.status.success()) {
-            assert!(Instant::now() < deadline, "{}", fs::read_to_string(dockerd.dir.path().join("log")).unwrap());
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        crate::vm::answers(dockerd.dir.path(), || dockerd.docker(&["version"]));
         dockerd
     }
 

@@ -32,5 +32,6 @@ pub mod target;
 pub mod tls;
 pub mod upstream;
 pub mod vm;
+pub mod wait;
 
 pub use environment::program;

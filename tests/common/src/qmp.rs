@@ -16,13 +16,7 @@ pub struct Qmp(BufReader<UnixStream>);
 impl Qmp {
     /// Connects as soon as QEMU listens.
     pub fn connect(path: &Path) -> Self {
-        let stream = loop {
-            match UnixStream::connect(path) {
-                Ok(stream) => break stream,
-                Err(_) => std::thread::sleep(std::time::Duration::from_millis(20)),
-            }
-        };
-        let mut qmp = Self(BufReader::new(stream));
+        let mut qmp = Self(BufReader::new(crate::wait::eventually(|| UnixStream::connect(path))));
         qmp.line();
         qmp.run("qmp_capabilities", json!({}));
         qmp

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use localregistry::proto::{self, Event, event};
 use nix::sys::signal::{Signal, kill};
@@ -16,6 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::pack::{PROGRAM, digest_of};
+use crate::wait::eventually;
 
 /// A machine that has reported that it is ready.
 pub struct Vm {
@@ -123,19 +124,13 @@ impl Vm {
 
     /// Waits for the next unread event for which `of` returns a value.
     pub fn event<T>(&self, what: &str, of: impl Fn(&event::Event) -> Option<T>) -> T {
-        let deadline = Instant::now() + Duration::from_secs(180);
-        loop {
+        eventually(|| {
             let text = fs::read_to_string(self.path("events")).unwrap();
             let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).enumerate().skip(self.seen.get());
-            for (place, line) in whole {
-                self.seen.set(place + 1);
-                if let Some(made) = of(&serde_json::from_str::<Event>(line).unwrap().event.unwrap()) {
-                    return made;
-                }
-            }
-            assert!(Instant::now() < deadline, "{what} did not come:\n{text}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            let mut unread = whole.inspect(|(place, _)| self.seen.set(place + 1));
+            let made = unread.find_map(|(_, line)| of(&serde_json::from_str::<Event>(line).unwrap().event.unwrap()));
+            made.ok_or_else(|| format!("{what} did not come:\n{text}"))
+        })
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -151,11 +146,10 @@ impl Vm {
 
     /// Waits until the file `console` contains these words.
     pub fn console(&self, words: &str) {
-        let deadline = Instant::now() + Duration::from_secs(180);
-        while !fs::read_to_string(self.path("console")).unwrap().contains(words) {
-            assert!(Instant::now() < deadline, "{words} did not come:\n{}", fs::read_to_string(self.path("console")).unwrap());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        eventually(|| {
+            let console = fs::read_to_string(self.path("console")).unwrap();
+            if console.contains(words) { Ok(()) } else { Err(format!("{words} did not come:\n{console}")) }
+        });
     }
 
     /// Waits until the machine ends by itself.
@@ -185,6 +179,14 @@ pub fn succeed(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Waits until a daemon answers this command. Its log is in `folder`.
+pub(crate) fn answers(folder: &Path, command: impl Fn() -> Command) {
+    eventually(|| match command().output() {
+        Ok(output) if output.status.success() => Ok(()),
+        _ => Err(fs::read_to_string(folder.join("log")).unwrap()),
+    });
 }
 
 /// skopeo, trusting only the CAs in `certs`.
@@ -234,11 +236,7 @@ impl Containerd {
         let log = fs::File::create(dir.path().join("log")).unwrap();
         let daemon = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let containerd = Self { dir, daemon };
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while !containerd.ctr(&["version"]).output().is_ok_and(|output| output.status.success()) {
-            assert!(Instant::now() < deadline, "{}", fs::read_to_string(containerd.dir.path().join("log")).unwrap());
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        answers(containerd.dir.path(), || containerd.ctr(&["version"]));
         containerd
     }
 
