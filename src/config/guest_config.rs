@@ -11,8 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::disks::SERIAL;
 use super::merge::merge;
-use super::partial_config::camel_case;
+use super::partial_config::{self, camel_case};
 use super::settings::DEFAULT_PORT;
+use super::{ConfigError, Origin, keys};
 use crate::proto::listener::Transport;
 use crate::proto::tls::Mode;
 use crate::proto::{Config, DiskChoice, Listener};
@@ -29,9 +30,17 @@ pub struct GuestConfig {
 /// Why a config or a setting is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestConfigError {
-    /// The text is not JSON, or it has an unknown key or a value of another type.
-    #[error("not a guest config; expected proto3 JSON of localregistry.v1.Config")]
+    /// The text is not one JSON object, a key is in it twice, or settings contradict each other.
+    #[error("it is not a config; expected one JSON object with the keys that proto/JSON.md lists")]
     Json(#[source] serde_json::Error),
+    /// The text has an unknown key, or a value that its key does not accept.
+    #[error("line {line}: {problem}")]
+    Key {
+        /// The line of the text, from 1.
+        line: usize,
+        /// The key, and what is accepted.
+        problem: String,
+    },
     /// A setting without a key.
     #[error(
         "expected KEY=VALUE with nested keys joined by dots, such as hostname=registry, tls.mode=OFF or names=a.example,10.1.0.82"
@@ -62,6 +71,12 @@ impl Setting {
     pub fn new(path: &[&str], value: impl Into<Value>) -> Self {
         Self { path: path.iter().map(|key| (*key).to_owned()).collect(), value: value.into() }
     }
+
+    /// The setting as a config with one value.
+    fn json(&self) -> Map<String, Value> {
+        let nested = self.path.iter().rev().fold(self.value.clone(), |value, key| json!({ key: value }));
+        if let Value::Object(json) = nested { json } else { Map::new() }
+    }
 }
 
 impl FromStr for Setting {
@@ -76,10 +91,26 @@ impl FromStr for Setting {
             let setting = Self { path: path.clone(), value };
             match GuestConfig::default().with(&setting) {
                 Ok(_) => return Ok(setting),
-                Err(error) => problem = problem.or(Some(error.to_string())),
+                Err(error) => {
+                    problem = problem.or_else(|| Some(explain(&setting.json(), key).unwrap_or_else(|| error.to_string())));
+                }
             }
         }
         Err(GuestConfigError::Setting { key: key.into(), value: value.into(), problem: problem.unwrap_or_default() })
+    }
+}
+
+/// Says which key of `json` is unknown, or which value its key does not accept. `own` is a key that the message names already.
+fn explain(json: &Map<String, Value>, own: &str) -> Option<String> {
+    match partial_config::object(Origin::FwCfg, "", json).err()? {
+        ConfigError::UnknownKey { key, .. } => {
+            let siblings = keys::siblings(&key);
+            let one_of = if siblings.contains(',') { "one of " } else { "" };
+            Some(format!("unknown key {key}; expected {one_of}{siblings}"))
+        }
+        ConfigError::BadValue { key, expected, .. } if key == own => Some(format!("expected {expected}")),
+        ConfigError::BadValue { key, value, expected, .. } => Some(format!("{key} is {value}; expected {expected}")),
+        _ => None,
     }
 }
 
@@ -97,10 +128,13 @@ impl GuestConfig {
     /// # Errors
     /// Fails if it is not JSON, or has an unknown key or a value of another type.
     pub fn parse(text: &[u8]) -> Result<Self, GuestConfigError> {
-        // The typed parse reports errors with their position; the untyped one records which keys are set.
-        let _typed: Config = serde_json::from_slice(text).map_err(GuestConfigError::Json)?;
-        let json: Map<String, Value> = serde_json::from_slice(text).map_err(GuestConfigError::Json)?;
-        let config = Self { json: canonical(json) };
+        // The untyped parse records which keys are set; the typed one reports errors with their position.
+        let json = canonical(serde_json::from_slice(text).map_err(GuestConfigError::Json)?);
+        serde_json::from_slice::<Config>(text).map_err(|error| match explain(&json, "") {
+            Some(problem) => GuestConfigError::Key { line: error.line(), problem },
+            None => GuestConfigError::Json(error),
+        })?;
+        let config = Self { json };
         config.typed().map_err(GuestConfigError::Json)?;
         Ok(config)
     }
@@ -110,13 +144,7 @@ impl GuestConfig {
     /// # Errors
     /// Fails if the result does not match the schema.
     fn with(mut self, setting: &Setting) -> Result<Self, serde_json::Error> {
-        let mut value = setting.value.clone();
-        for key in setting.path.iter().rev() {
-            value = json!({ key: value });
-        }
-        if let Value::Object(over) = value {
-            merge(&mut self.json, over);
-        }
+        merge(&mut self.json, setting.json());
         self.typed()?;
         Ok(self)
     }
@@ -337,20 +365,27 @@ mod tests {
             ),
             (
                 "hostnam=x",
-                "hostnam cannot be set to \"x\": unknown field `hostnam`, expected one of `hostname`, `names`, `port`, `tls`, \
-                 `interfaces`, `disk`, `clock`, `trace`, `auth`, `metrics_port`, `metricsPort`, `limits`, \
-                 `heartbeat_seconds`, `heartbeatSeconds`, `listeners`, `disks`, `verify`",
+                "hostnam cannot be set to \"x\": unknown key hostnam; expected one of hostname, names, port, tls, interfaces, disk, clock, \
+                 trace, auth, metricsPort, limits, heartbeatSeconds, listeners, disks, verify",
             ),
-            ("tls.mod=OFF", "tls.mod cannot be set to \"OFF\": unknown field `mod`, expected `mode`"),
+            ("tls.mod=OFF", "tls.mod cannot be set to \"OFF\": unknown key tls.mod; expected tls.mode"),
             (
-                "tls.mode=off",
-                "tls.mode cannot be set to \"off\": unknown variant `off`, expected one of `MODE_UNSPECIFIED`, `GENERATE`, \
-                 `PROVIDED`, `OFF`, `SIGN`",
+                "tls.mode.x=OFF",
+                "tls.mode.x cannot be set to \"OFF\": tls.mode is {\"x\":\"OFF\"}; expected GENERATE, PROVIDED, OFF or SIGN",
+            ),
+            ("tls.mode=off", "tls.mode cannot be set to \"off\": expected GENERATE, PROVIDED, OFF or SIGN"),
+            ("port=x", "port cannot be set to \"x\": expected a TCP port from 1 to 65535"),
+            ("port=-1", "port cannot be set to \"-1\": expected a TCP port from 1 to 65535"),
+            ("interfaces=x", "interfaces cannot be set to \"x\": expected a list of interfaces, numbered from 0 without a gap"),
+            (
+                "interfaces=[{\"mtu\":\"x\"}]",
+                "interfaces cannot be set to \"[{\\\"mtu\\\":\\\"x\\\"}]\": interfaces.0.mtu is \"x\"; expected a packet size in bytes from \
+                 1280 to 65535",
             ),
             ("metricsPort=70000", "metricsPort cannot be set to \"70000\": metricsPort is 70000; expected 1 to 65535"),
             ("port=70000", "port cannot be set to \"70000\": port is 70000; expected 1 to 65535"),
-            ("limits.stallSeconds=long", "limits.stallSeconds cannot be set to \"long\": invalid digit found in string"),
-            ("trace=maybe", "trace cannot be set to \"maybe\": invalid type: string \"maybe\", expected a boolean"),
+            ("limits.stallSeconds=long", "limits.stallSeconds cannot be set to \"long\": expected seconds from 1 to 3600"),
+            ("trace=maybe", "trace cannot be set to \"maybe\": expected true or false"),
         ] {
             assert_eq!(setting.parse::<Setting>().unwrap_err().to_string(), message);
         }
@@ -361,11 +396,10 @@ mod tests {
         let config = parsed(r#"{"trace": false, "clock": {"epoch_seconds": 0}, "port": 5001, "tls": null}"#);
         assert_eq!(config.to_json(), r#"{"clock":{"epochSeconds":0},"port":5001,"trace":false}"#);
         let error = GuestConfig::parse(b"{\n\"prot\": 1}").unwrap_err();
-        assert_eq!(error.to_string(), "not a guest config; expected proto3 JSON of localregistry.v1.Config");
-        let cause = std::error::Error::source(&error).unwrap().to_string();
-        assert!(cause.starts_with("unknown field `prot`, expected one of"), "{cause}");
-        assert!(cause.ends_with("at line 2 column 6"), "{cause}");
-        for text in ["", "[]", "7", "{\"port\":1,\"port\":2}", "{\"port\":-1}", "{\"port\":65536}", "\u{0}"] {
+        assert!(error.to_string().starts_with("line 2: unknown key prot; expected one of hostname, names, port, "), "{error}");
+        let error = GuestConfig::parse(b"{\"port\": \"x\"}").unwrap_err();
+        assert_eq!(error.to_string(), "line 1: port is \"x\"; expected a TCP port from 1 to 65535");
+        for text in ["", "[]", "7", "{\"port\":1,\"port\":2}", "{\"port\":65536}", "\u{0}"] {
             assert!(matches!(GuestConfig::parse(text.as_bytes()), Err(GuestConfigError::Json(_))), "{text}");
         }
     }

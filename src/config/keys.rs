@@ -96,6 +96,15 @@ pub fn list() -> String {
     KEYS.iter().filter(|key| key.has_value()).map(|key| key.path.replace('*', "N")).collect::<Vec<_>>().join(", ")
 }
 
+/// The keys beside `path`, with `N` for an index into a list: those below the longest part of it that is a key.
+#[must_use]
+pub fn siblings(path: &str) -> String {
+    let parents = std::iter::successors(path.rsplit_once('.'), |(parent, _)| parent.rsplit_once('.')).map(|(parent, _)| parent);
+    let parent = parents.filter_map(find).map(|key| format!("{}.", key.path)).next().unwrap_or_default();
+    let is_below = |key: &&Key| key.path.strip_prefix(&parent).is_some_and(|name| !name.contains('.'));
+    KEYS.iter().filter(is_below).map(|key| key.path.replace('*', "N")).collect::<Vec<_>>().join(", ")
+}
+
 impl Key {
     /// Whether the key holds a value of its own, not other keys.
     #[must_use]

@@ -109,7 +109,7 @@ impl PartialConfig {
 
 /// Converts the keys of `map` to lowerCamelCase (proto3 JSON also accepts the proto's field names) and checks that each is known
 /// and has a value of its type.
-fn object(origin: Origin, prefix: &str, map: &Map<String, Value>) -> Result<Map<String, Value>, ConfigError> {
+pub(super) fn object(origin: Origin, prefix: &str, map: &Map<String, Value>) -> Result<Map<String, Value>, ConfigError> {
     let entries = map.iter().map(|(name, value)| {
         let name = camel_case(name);
         let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };

@@ -28,8 +28,12 @@ fn bad_flags_exit_2() {
         ),
         (
             &["disk", "--set", "tls.mod=OFF"],
-            "invalid value 'tls.mod=OFF' for '--set <KEY=VALUE>': tls.mod cannot be set to \"OFF\": unknown field `mod`, expected \
-             `mode`",
+            "invalid value 'tls.mod=OFF' for '--set <KEY=VALUE>': tls.mod cannot be set to \"OFF\": unknown key tls.mod; \
+             expected tls.mode",
+        ),
+        (
+            &["disk", "--set", "port=x"],
+            "invalid value 'port=x' for '--set <KEY=VALUE>': port cannot be set to \"x\": expected a TCP port from 1 to 65535",
         ),
         (
             &["disk", "--kernel", "kernel"],
@@ -124,5 +128,23 @@ fn invalid_limits_are_refused_before_serving() {
         let said = String::from_utf8(output.stderr).unwrap();
         let expected = format!("error: invalid value '{limit}' for '--limit <KEY=NUMBER>': {why}\n");
         assert_eq!((output.status.code(), said.starts_with(&expected)), (Some(2), true), "{said}");
+    }
+}
+
+#[test]
+fn a_wrong_config_file_is_wrong_use() {
+    let folder = folder();
+    for (content, message) in [
+        ("{\"hostname\": \"a\",\n\"tls\": {\"mod\": \"OFF\"}}", "line 2: unknown key tls.mod; expected tls.mode"),
+        ("{\"port\": \"x\"}", "line 1: port is \"x\"; expected a TCP port from 1 to 65535"),
+        (
+            "hostname: a",
+            "it is not a config; expected one JSON object with the keys that proto/JSON.md lists: expected value at line 1 column 1",
+        ),
+    ] {
+        folder.file("config.json", content.as_bytes());
+        let output = run(&folder, &["disk", "--config", "config.json"]);
+        let expected = format!("localregistry: the config config.json cannot be used: {message}\n");
+        assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(2), expected));
     }
 }

@@ -78,7 +78,7 @@ impl RunError {
             Self::Build(error) => error.status(),
             Self::Launch(error) => error.status(),
             Self::Interrupted { .. } | Self::LauncherGone(_) => Status::QemuDied,
-            Self::ParentWatch(_) => Status::Usage,
+            Self::ParentWatch(_) | Self::Config { .. } => Status::Usage,
             Self::Runs(_) | Self::Write { .. } | Self::Trust(TrustError::Write(_)) => Status::CannotWrite,
             _ => Status::Error,
         }

@@ -69,8 +69,8 @@ impl BuildError {
             Self::Launch(error) => error.status(),
             Self::Access(_) | Self::Ca(_) => Status::NoAccess,
             Self::Kernel(_) | Self::Unfit(_) | Self::Initramfs(_) => Status::NoKernel,
-            Self::Name(_) | Self::NoFlavor(_) => Status::Usage,
-            Self::Set(_) | Self::Aborted(_) => Status::Error,
+            Self::Name(_) | Self::NoFlavor(_) | Self::Set(_) => Status::Usage,
+            Self::Aborted(_) => Status::Error,
         }
     }
 }
