@@ -108,7 +108,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => match args.conflict() {
                 Some(conflict) => usage(conflict),
-                None => status(serve::run(&args, report)),
+                None => hinted(serve::run(&args, report), hint::serve),
             },
             Command::Kernel(args) => hinted(kernel::run(&args, &report), hint::kernel),
             Command::Initramfs(args) => hinted(initramfs::run(&args, &report), hint::initramfs),

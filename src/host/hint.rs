@@ -7,8 +7,12 @@ use super::boot::kernel::{self, DownloadError};
 use super::boot::modules::{ModulesError, TreeError};
 use super::deploy::DeployError;
 use super::images::sample;
+use super::nodes::access::{AccessError, PASSWORD_FILE};
+use super::nodes::ca::{CA_CERTIFICATE, CA_KEY, CaFilesError};
+use super::serve::ServeError;
 use super::vm::launch::error::Purpose;
 use super::vm::launch::{BuildError, LaunchError, Outcome};
+use crate::registry::auth::AuthError;
 use crate::text::chain;
 
 /// Formats `error`, its causes and the hint on one line.
@@ -47,6 +51,38 @@ pub(crate) fn build(error: &BuildError) -> Option<&'static str> {
         BuildError::Launch(error) => launch(error),
         BuildError::Kernel(error) => kernel(error),
         BuildError::Initramfs(error) => initramfs(error),
+        BuildError::Access(error) => access(error),
+        BuildError::Ca(error) => ca(error),
+        _ => None,
+    }
+}
+
+/// The hint for `serve`.
+pub(crate) fn serve(error: &ServeError) -> Option<&'static str> {
+    match error {
+        ServeError::Access(error) => access(error),
+        ServeError::OwnCa(error) => ca(error),
+        _ => None,
+    }
+}
+
+/// The flag of an unusable file for access control.
+fn access(error: &AccessError) -> Option<&'static str> {
+    match error {
+        AccessError::Read { what: PASSWORD_FILE, .. } | AccessError::Auth(AuthError::Htpasswd(_)) => {
+            Some("the password file is set with --htpasswd")
+        }
+        AccessError::Read { .. } | AccessError::ClientCa { .. } => Some("the client CA is set with --client-ca"),
+        _ => None,
+    }
+}
+
+/// The flag of an unreadable file of a CA.
+fn ca(error: &CaFilesError) -> Option<&'static str> {
+    match error {
+        CaFilesError::Read { what: CA_CERTIFICATE, .. } => Some("the CA is set with --ca"),
+        CaFilesError::Read { what: CA_KEY, .. } => Some("the CA's key is set with --key"),
+        CaFilesError::Read { .. } => Some("the CA's folder is set with --ca-dir"),
         _ => None,
     }
 }
@@ -89,7 +125,7 @@ pub(crate) fn init(error: &InitError) -> Option<&'static str> {
 
 /// The hint for a sample image that cannot be made.
 pub(crate) fn sample(error: &sample::SampleError) -> Option<&'static str> {
-    if let sample::SampleError::Program(error) = error { init(error) } else { None }
+    matches!(error, sample::SampleError::Nowhere(_)).then_some("or set one with --binary")
 }
 
 /// The hint for `deploy`.

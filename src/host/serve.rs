@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use super::nodes::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::nodes::ca::{self, Certificates, Tls};
@@ -103,6 +104,15 @@ pub enum ServeError {
         #[source]
         cause: Box<StoreError>,
     },
+    /// There is no such folder.
+    #[error("cannot open {}, expected the folder of an OCI image layout", .path.display())]
+    NoFolder {
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        cause: io::Error,
+    },
     /// The layout lacks content.
     #[error("cannot serve {path}: something that an image names is missing (with --allow-missing, the rest is served)")]
     Missing {
@@ -132,6 +142,17 @@ pub enum ServeError {
         certificate: PathBuf,
         /// The name.
         name: String,
+    },
+    /// The certificate of `--cert` or its key cannot be used.
+    #[error("cannot serve with the certificate {} (--cert) and the key {} (--key)", .certificate.display(), .key.display())]
+    Provided {
+        /// The certificate chain's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// The cause.
+        #[source]
+        cause: TlsError,
     },
     /// A CA of `--ca` or `--ca-dir`.
     #[error("cannot use the CA")]
@@ -223,6 +244,7 @@ async fn serve_layout(args: &ServeArgs, report: Report) -> Result<(), ServeError
     let path = || args.layout.clone();
     let store = Store::open_with(&args.layout, args.allow_missing).map_err(|cause| match cause {
         StoreError::Layout(cause) if cause.is_missing() => ServeError::Missing { path: path(), cause: Box::new(cause) },
+        StoreError::Open { cause, .. } => ServeError::NoFolder { path: path(), cause },
         cause => ServeError::Store { path: path(), cause: Box::new(cause) },
     })?;
     let missing: Vec<MissingBlob> = store.disks().iter().flat_map(|disk| disk.missing()).cloned().collect();
@@ -318,11 +340,16 @@ fn identity(args: &ServeArgs, store: &Store, clients: Option<&ClientCa>) -> Resu
     let identity = match (args.certificates.mode(), args.certificates.provided()) {
         (Some(Tls::Off), _) => Identity::plain(),
         (Some(Tls::Provided), Some((chain, key))) => {
-            let pem = read(&chain)?;
+            let pem = read("read the certificate (--cert)", &chain)?;
             if let Some(name) = tls::uncovered_name(&pem, &args.san) {
                 return Err(ServeError::NotFor { certificate: chain, name: name.clone() });
             }
-            Identity::provided(&pem, &read(&key)?, clients, Some(SystemTime::now()))?
+            let key_pem = Zeroizing::new(read("read the key (--key)", &key)?);
+            Identity::provided(&pem, &key_pem, clients, Some(SystemTime::now())).map_err(|cause| ServeError::Provided {
+                certificate: chain,
+                key,
+                cause,
+            })?
         }
         _ => {
             let authority = match args.certificates.ca()? {
@@ -342,8 +369,8 @@ fn identity(args: &ServeArgs, store: &Store, clients: Option<&ClientCa>) -> Resu
     Ok(identity)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, ServeError> {
-    std::fs::read(path).map_err(|cause| ServeError::File { verb: "read", path: path.to_owned(), cause })
+fn read(verb: &'static str, path: &Path) -> Result<Vec<u8>, ServeError> {
+    std::fs::read(path).map_err(|cause| ServeError::File { verb, path: path.to_owned(), cause })
 }
 
 /// Starts a thread that writes events to the file at `path`, one JSON object per line.

@@ -104,7 +104,7 @@ fn truncated_last_line_is_ignored() {
     assert_eq!(run(&bench, &["events", "--quiet", "log", "--by", "10.1.0.8"]).1.lines().count(), 3);
     let (status, table, said) = run(&bench, &["events", "none"]);
     let expected = "localregistry: cannot read the events in none: No such file or directory (os error 2)\n";
-    assert_eq!((status, table.as_str(), said.as_str()), (Some(1), HEAD, expected));
+    assert_eq!((status, table.as_str(), said.as_str()), (Some(1), "", expected));
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn socket_is_read_to_its_end() {
     assert_eq!(text(&output.stdout).lines().count(), 4);
     assert_eq!(
         text(&output.stderr),
-        "line 1 of socket: the guest sent a line that is not an event: \"junk\": expected value at line 1 column 1\n"
+        "line 1 of socket: it is not an event: \"junk\": expected value at line 1 column 1; it is skipped\n"
     );
 }
 
@@ -291,8 +291,7 @@ fn incomplete_log_exits_2() {
         (&["none", "--pulled", "a"][..], "cannot read the events in none: No such file or directory (os error 2)"),
         (
             &["damaged", "--pulled", "test/multi:1"],
-            "line 3 of damaged is not an event: the log is damaged and proves nothing: the guest sent a line that is not an event: \"junk\": \
-             expected value at line 1 column 1",
+            "the log is damaged and proves nothing: line 3 of damaged: it is not an event: \"junk\": expected value at line 1 column 1",
         ),
         (
             &["dropping", "--not-pulled", "test/multi:2"],
@@ -339,5 +338,28 @@ fn bad_flags_exit_2() {
         let (status, _, said) = run(&bench, arguments);
         assert_eq!(status, Some(2), "{arguments:?}: {said}");
         assert!(said.starts_with(&format!("error: {message}\n")), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn a_file_without_events_exits_1() {
+    let bench = Bench::default();
+    bench.file("empty", b"");
+    bench.file("cut", b"{\"time\":1,");
+    bench.file("text", b"hello\nworld\n");
+    bench.file("json", b"{\"time\":1}\n");
+    bench.file("binary", &[0x1b; 4096]);
+    for (file, end) in [
+        ("empty", ""),
+        ("cut", ""),
+        ("text", "; of its first line: it is not an event: \"hello\": expected value at line 1 column 1"),
+        ("json", "; of its first line: it is an event without content: \"{\\\"time\\\":1}\""),
+        ("binary", ""),
+    ] {
+        for json in [&["events"][..], &["events", "--json"]] {
+            let expected = format!("{file} holds no events; expected the log that `run --events` or `serve --events` wrote{end}");
+            let expected = (Some(1), String::new(), format!("localregistry: {expected}\n"));
+            assert_eq!(run(&bench, &[json, &[file]].concat()), expected);
+        }
     }
 }

@@ -148,3 +148,61 @@ fn a_wrong_config_file_is_wrong_use() {
         assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(2), expected));
     }
 }
+
+#[test]
+fn unwritable_outputs_are_refused_before_the_boot() {
+    let folder = folder();
+    std::fs::create_dir(folder.path("events")).unwrap();
+    for (flag, path, message) in [
+        ("--events", "events", "cannot create events for the events: Is a directory (os error 21)"),
+        ("--events", "no/events", "cannot create no/events for the events: No such file or directory (os error 2)"),
+        ("--console", "events", "cannot create events for the console: Is a directory (os error 21)"),
+    ] {
+        // Without a kernel, nothing can have been booted.
+        let output = run(&folder, &["disk", "--kernel", "no-kernel", "--initramfs", "no-initramfs", flag, path]);
+        let expected = format!("localregistry: {message}\n");
+        assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(12), expected));
+    }
+}
+
+#[test]
+fn serve_names_the_flag_and_the_file() {
+    let folder = folder();
+    let mut layout = testing::layout::Layout::default();
+    layout.image("test/hello:latest", b"layer");
+    folder.layout("layout", &layout);
+    folder.file("junk", b"junk");
+    let missing = "No such file or directory (os error 2)";
+    let junk = "cannot serve with the certificate junk (--cert) and the key junk (--key): the given key is not PEM with one PRIVATE KEY block \
+                (PKCS #8, SEC 1 or PKCS #1)";
+    for (arguments, message) in [
+        (&["none"][..], format!("cannot open none, expected the folder of an OCI image layout: {missing}")),
+        (&["layout", "--cert", "none", "--key", "junk"], format!("cannot read the certificate (--cert) none: {missing}")),
+        (&["layout", "--cert", "junk", "--key", "none"], format!("cannot read the key (--key) none: {missing}")),
+        (&["layout", "--cert", "junk", "--key", "junk"], junk.to_owned()),
+        (
+            &["layout", "--ca", "none", "--key", "junk"],
+            format!("cannot use the CA: cannot read the CA certificate none: {missing}; the CA is set with --ca"),
+        ),
+        (
+            &["layout", "--ca", "junk", "--key", "none"],
+            format!("cannot use the CA: cannot read the CA key none: {missing}; the CA's key is set with --key"),
+        ),
+        (
+            &["layout", "--htpasswd", "none"],
+            format!(
+                "cannot set up access control: cannot read the password file none: {missing}; the password file is set with --htpasswd"
+            ),
+        ),
+        (
+            &["layout", "--client-ca", "none"],
+            format!(
+                "cannot set up access control: cannot read the client CA none: {missing}; the client CA is set with --client-ca"
+            ),
+        ),
+    ] {
+        let output = folder.command(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat()).output().unwrap();
+        let expected = format!("localregistry: {message}\n");
+        assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(1), expected));
+    }
+}

@@ -536,3 +536,18 @@ fn bad_files_exit_1_and_change_nothing() {
         assert_eq!(bench.everything(), before);
     }
 }
+
+/// Opening a FIFO would wait for a writer that never comes.
+#[test]
+fn special_files_are_refused_at_once() {
+    let bench = bench();
+    nix::unistd::mkfifo(&bench.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for file in ["fifo", "/dev/zero"] {
+        for flags in [&["--endpoint", "a.test:5000", "--ca", file][..], &["--ready", file]] {
+            let output = trust(&bench, &[flags, &["-o", "t"]].concat());
+            let message = format!("localregistry: cannot read {file}: it is not a regular file; write its content to one\n");
+            assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), message));
+            assert!(!bench.path("t").exists());
+        }
+    }
+}

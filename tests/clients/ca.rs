@@ -251,11 +251,11 @@ fn ca_that_cannot_sign_is_refused_before_the_boot() {
         using("good.crt", "pkcs1.key", &older("RSA PRIVATE KEY (PKCS #1)")),
         (
             ["--ca", "none", "--key", "good.key"].map(str::to_owned).into(),
-            "cannot read the CA certificate none: No such file or directory (os error 2)".to_owned(),
+            "cannot read the CA certificate none: No such file or directory (os error 2); the CA is set with --ca".to_owned(),
         ),
         (
             ["--ca", "good.crt", "--key", "none"].map(str::to_owned).into(),
-            "cannot read the CA key none: No such file or directory (os error 2)".to_owned(),
+            "cannot read the CA key none: No such file or directory (os error 2); the CA's key is set with --key".to_owned(),
         ),
     ] {
         let mut command = testing::program(PROGRAM);

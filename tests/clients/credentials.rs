@@ -110,12 +110,15 @@ fn unusable_files_exit_1() {
         (
             &["--htpasswd", "users"][..],
             "cannot set up access control: users:1: the hash of \"anna\" is not bcrypt; expected a hash that starts with $2y$, $2b$ or $2a$, \
-             as `htpasswd -B` makes it",
+             as `htpasswd -B` makes it; the password file is set with --htpasswd",
         ),
-        (&["--htpasswd", "none"], "cannot set up access control: cannot read none: No such file or directory (os error 2)"),
+        (
+            &["--htpasswd", "none"],
+            "cannot set up access control: cannot read the password file none: No such file or directory (os error 2); the password file is set with --htpasswd",
+        ),
         (
             &["--client-ca", "ca"],
-            "cannot set up access control: ca cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
+            "cannot set up access control: cannot use the client CA ca: the given client CA is not PEM with one or more CERTIFICATE blocks; the client CA is set with --client-ca",
         ),
     ] {
         let mut process = testing::program(PROGRAM);

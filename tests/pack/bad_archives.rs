@@ -99,11 +99,28 @@ fn unrecognized_sources_are_refused() {
     bench.file("zeros.tar", &[0; 1024]);
     bench.file("other.tar", &archive(&[("file", Regular, b"")]));
     bench.file("text", b"hello");
+    bench.file("erofs", &testing::pack::superblock());
+    let with_magic = |at: usize, magic: &[u8]| {
+        let mut disk = vec![0; 4096];
+        disk[at..at + magic.len()].copy_from_slice(magic);
+        disk
+    };
+    bench.file("ext4", &with_magic(1080, b"\x53\xef"));
+    bench.file("squashfs", &with_magic(0, b"hsqs"));
     bench.file("x.xz", b"\xfd7zXZ\0 and so on");
     bench.file("none.tar", &Saved::default().bytes());
     let expected = "an OCI image layout with oci-layout, index.json and blobs/ is expected";
     let archive = "the archive has neither index.json (an OCI image layout) nor manifest.json (docker save) at its root";
+    let packed = |fs: &str| {
+        format!(
+            "it is a packed disk ({fs}), not an archive of images: `localregistry run` boots it as it is, and `localregistry inspect DISK \
+             --export LAYOUT` makes a folder of it that can be packed"
+        )
+    };
     for (source, message) in [
+        ("erofs", packed("erofs")),
+        ("ext4", packed("ext4")),
+        ("squashfs", packed("squashfs")),
         ("missing", "cannot read it: No such file or directory (os error 2)".to_owned()),
         ("empty", format!("cannot read oci-layout; {expected}: No such file or directory (os error 2)")),
         ("none", "it holds no image".to_owned()),

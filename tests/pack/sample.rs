@@ -48,12 +48,37 @@ fn unusable_program_is_refused() {
     refused(
         &bench,
         &["-o", "sample", "--binary", "missing"],
-        "cannot read the init missing: No such file or directory (os error 2)",
+        "cannot read the program missing: No such file or directory (os error 2)",
     );
     let output = bench.command(&["-q", "sample", "-o", "sample", "--binary", "dynamic"]).output().unwrap();
     let said = text(&output.stderr);
-    assert!(said.contains("dynamic cannot be the guest's init: it is not static (it asks for /lib64/ld.so)"), "{said}");
+    assert!(said.contains("dynamic cannot be the sample image's program: it is not static (it asks for /lib64/ld.so)"), "{said}");
     assert_eq!(output.status.code(), Some(1));
+    let other = elf(&[(1, b"Pack container images into a disk, boot it as a registry, pull from it.")]);
+    bench.file("other", &other);
+    let output = bench.command(&["-q", "sample", "-o", "sample", "--binary", "other"]).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("other cannot be the sample image's program: it is localregistry; build the right one with `"),
+        "{said}"
+    );
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!bench.path("sample").exists());
+}
+
+#[test]
+fn init_is_refused_as_the_server_of_a_deployment() {
+    let bench = bench();
+    bench.file("init", &elf(&[(1, b"/sys/class/virtio-ports")]));
+    let arguments = ["deploy", "disk", "--registry", "reg.test/e2e", "--host", "node.test", "--server", "init", "-o", "out"];
+    let output = bench.command(&arguments).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(
+        said.starts_with("localregistry: init cannot be the server: it is localregistry-init; build the right one with `"),
+        "{said}"
+    );
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!bench.path("out").exists());
 }
 
 #[test]

@@ -209,3 +209,42 @@ fn images_with_missing_layers_are_left_out() {
     let found = get(server.plain, &format!("/v2/test/windows/blobs/{}", foreign.digest));
     assert_eq!((found.status, found.body.as_slice()), (200, &b"not for you"[..]));
 }
+
+/// As `--pull` refuses it.
+#[test]
+fn a_single_image_of_another_platform_is_refused() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    let layer = layout.blob(b"layer");
+    let image = |config_type: &str, config: &Value| {
+        let config = layout.json(config);
+        layout.json(&json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+            "config": config.descriptor(config_type), "layers": [layer.descriptor("application/vnd.oci.image.layer.v1.tar")],
+        }))
+    };
+    let arm = image(media_type::OCI_CONFIG, &json!({"os": "linux", "architecture": "arm64", "variant": "v8"}));
+    let docker = image(media_type::DOCKER_CONFIG, &json!({"os": "windows", "architecture": "amd64"}));
+    let chart = image("application/vnd.cncf.helm.config.v1+json", &json!({"name": "chart"}));
+    let signature = image(media_type::OCI_CONFIG, &json!({"os": "", "architecture": ""}));
+    for (stored, name) in [(arm, "test/arm:1"), (chart, "test/chart:1"), (signature, "test/signature:1")] {
+        layout.name(stored, media_type::OCI_MANIFEST, name);
+    }
+    bench.layout("layout", &layout);
+    for platform in ["linux/arm64", "linux/arm64/v8"] {
+        bench.pack(&["layout", "--platform", platform]);
+        assert_eq!(bench.extract("disk.erofs").names(), ["test/arm:1", "test/chart:1", "test/signature:1"]);
+    }
+    for platform in ["linux/amd64", "linux/arm64/v9"] {
+        bench.refused(
+            &["layout", "--platform", platform],
+            &format!("cannot pack layout: image test/arm:1 has nothing for {platform}, only for linux/arm64/v8"),
+        );
+    }
+    layout.name(docker, media_type::OCI_MANIFEST, "test/docker:1");
+    bench.layout("both", &layout);
+    bench.refused(
+        &["both", "--platform", "linux/arm64"],
+        "cannot pack both: image test/docker:1 has nothing for linux/arm64, only for windows/amd64",
+    );
+}

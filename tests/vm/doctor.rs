@@ -291,7 +291,7 @@ fn missing_kernel_options_and_modules_are_reported() {
 #[test]
 fn provided_kernel_is_checked() {
     let machine = Machine::new();
-    machine.file("vmlinuz-1", b"not really");
+    machine.file("vmlinuz-1", b"\x7fELF, not really");
     machine.file(
         "config-1",
         fs::read_to_string(machine.path(&machine.kernel(&format!("boot/config-{RELEASE}")))).unwrap().as_bytes(),
@@ -307,6 +307,10 @@ fn provided_kernel_is_checked() {
 
     let line = "FAIL  kernel      cannot read no-kernel: No such file or directory (os error 2); name an existing kernel";
     machine.differs(&mut machine.command(&["--kernel", "no-kernel"]), &[("kernel", line), ("modules", modules)], 1);
+
+    machine.file("ca.pem", b"-----BEGIN CERTIFICATE-----\n");
+    let line = "FAIL  kernel      ca.pem is not a kernel; name a bzImage (vmlinuz) or an ELF (vmlinux)";
+    machine.differs(&mut machine.command(&["--kernel", "ca.pem"]), &[("kernel", line), ("modules", modules)], 1);
 }
 
 #[test]

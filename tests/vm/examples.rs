@@ -239,7 +239,9 @@ fn examples_of_commands_that_end_succeed() {
         let bench = machine(&kernel, &[]);
         let mut commands = BTreeSet::new();
         let examples = Examples::of_help();
-        for (place, line) in examples.select(|line| !line.starts_with("localregistry run ")) {
+        for (place, line) in
+            examples.select(|line| !["localregistry run ", "localregistry stop "].iter().any(|start| line.starts_with(start)))
+        {
             commands.insert(line.split(' ').nth(1).unwrap());
             if stays(line) {
                 end(line, start(&bench, line));
@@ -250,7 +252,7 @@ fn examples_of_commands_that_end_succeed() {
             let differs = line.starts_with("localregistry diff") && output.status.code() == Some(1);
             assert!(output.status.success() || differs, "{place}: {line}: {}", text(&output.stderr));
         }
-        let expected = "assert deploy diff doctor events initramfs inspect kernel manual pack sample schema serve trust";
+        let expected = "assert deploy diff doctor events initramfs inspect kernel manual pack ps sample schema serve trust";
         assert_eq!(commands, expected.split(' ').collect());
     });
 }
@@ -271,6 +273,10 @@ fn examples_of_run_boot() {
             count += 1;
         }
         assert!(count >= 5, "{count} examples");
+        for (_, line) in examples.select(|line| line.starts_with("localregistry stop ")) {
+            succeed(&mut shell(&bench, "localregistry run disk.erofs --detach --name e2e"));
+            succeed(&mut shell(&bench, line));
+        }
     });
 }
 

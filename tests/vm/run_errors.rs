@@ -51,13 +51,19 @@ fn unusable_inputs_are_named_before_anything_starts() {
         (
             13,
             &["disk", "--htpasswd", "no-users"],
-            "cannot set up access control: cannot read no-users: No such file or directory (os error 2)",
+            "cannot set up access control: cannot read the password file no-users: No such file or directory (os error 2); the \
+             password file is set with --htpasswd",
         ),
-        (13, &["disk", "--htpasswd", "kernel"], "cannot set up access control: kernel:1: there is no colon; expected USER:HASH"),
+        (
+            13,
+            &["disk", "--htpasswd", "kernel"],
+            "cannot set up access control: kernel:1: there is no colon; expected USER:HASH; the password file is set with --htpasswd",
+        ),
         (
             13,
             &["disk", "--client-ca", "kernel"],
-            "cannot set up access control: kernel cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks",
+            "cannot set up access control: cannot use the client CA kernel: the given client CA is not PEM with one or more CERTIFICATE blocks; the client CA \
+             is set with --client-ca",
         ),
         (
             12,
@@ -119,7 +125,7 @@ fn unusable_inputs_are_named_before_anything_starts() {
         (
             13,
             &["disk", "--ca", "cert.pem", "--key", "no-key"],
-            "cannot use the CA: cannot read the CA key no-key: No such file or directory (os error 2)",
+            "cannot use the CA: cannot read the CA key no-key: No such file or directory (os error 2); the CA's key is set with --key",
         ),
         (12, &["disk", "--ca-out", "dir"], "cannot write the CA certificate to dir: it is there already and not a regular file"),
         (

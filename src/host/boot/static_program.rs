@@ -20,7 +20,20 @@ pub struct Role {
     pub runs_in: &'static str,
     /// The command that builds this project's.
     pub build: &'static str,
+    /// This project's other program, which cannot take this role.
+    other: Other,
 }
+
+/// One of this project's programs, known by a text that only it contains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Other {
+    name: &'static str,
+    text: &'static str,
+}
+
+// The help of `localregistry`, and a path that `localregistry-init` reads.
+const LOCALREGISTRY: Other = Other { name: "localregistry", text: "Pack container images into a disk, boot it as a registry" };
+const LOCALREGISTRY_INIT: Other = Other { name: "localregistry-init", text: "/sys/class/virtio-ports" };
 
 /// PID 1 of the guest.
 pub const INIT: Role = Role {
@@ -28,7 +41,12 @@ pub const INIT: Role = Role {
     title: "the guest's init",
     runs_in: "guest",
     build: "cargo build --release --target x86_64-unknown-linux-musl --no-default-features --features guest --bin localregistry-init",
+    other: LOCALREGISTRY,
 };
+
+/// The program of the sample image.
+pub const SAMPLE: Role =
+    Role { name: "program", title: "the sample image's program", runs_in: "image", build: INIT.build, other: LOCALREGISTRY };
 
 /// The server in the image for a cluster.
 pub const SERVER: Role = Role {
@@ -36,6 +54,7 @@ pub const SERVER: Role = Role {
     title: "the server",
     runs_in: "image",
     build: "cargo build --release --target x86_64-unknown-linux-musl --no-default-features --features host --bin localregistry",
+    other: LOCALREGISTRY_INIT,
 };
 
 /// Why a file is not a usable program.
@@ -60,6 +79,14 @@ pub enum ProgramError {
         path: PathBuf,
         /// The cause.
         source: ElfError,
+    },
+    /// The program is this project's other one.
+    #[error("{} cannot be {}: it is {}; build the right one with `{}`", path.display(), role.title, role.other.name, role.build)]
+    Other {
+        /// The program's purpose.
+        role: Role,
+        /// The file.
+        path: PathBuf,
     },
     /// The program is dynamically linked.
     #[error(
@@ -96,7 +123,12 @@ impl Program {
         let elf = Elf::parse(&content).map_err(|source| ProgramError::Elf { role, path: path(), source })?;
         match elf.interpreter() {
             Some(interpreter) => Err(ProgramError::Dynamic { role, path: path(), interpreter }),
+            None if contains(&content, role.other.text) => Err(ProgramError::Other { role, path: path() }),
             None => Ok(Self { processor: elf.processor(), content }),
         }
     }
+}
+
+fn contains(content: &[u8], text: &str) -> bool {
+    content.windows(text.len()).any(|window| window == text.as_bytes())
 }

@@ -162,12 +162,13 @@ fn programs(args: &DoctorArgs) -> impl Iterator<Item = Check> + use<> {
 fn boot_files(args: &DoctorArgs) -> Vec<Check> {
     let kernel_and_modules = match &args.kernel {
         Some(path) => {
-            let readable = std::fs::File::open(path).map(|_| ());
-            let kernel = match readable {
-                Err(error) => {
-                    Check::fail("kernel", format!("cannot read {}: {error}", path.display()), "name an existing kernel")
+            let name = path.display();
+            let kernel = match kernel::is_kernel(path) {
+                Err(error) => Check::fail("kernel", format!("cannot read {name}: {error}"), "name an existing kernel"),
+                Ok(false) => {
+                    Check::fail("kernel", format!("{name} is not a kernel"), "name a bzImage (vmlinuz) or an ELF (vmlinux)")
                 }
-                Ok(()) => options(&path.display().to_string(), kernel::options_of(path), args.machine),
+                Ok(true) => options(&name.to_string(), kernel::options_of(path), args.machine),
             };
             let modules = match &args.modules {
                 Some(tree) => modules_in(tree),

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::scratch::{ContainerConfig, FileOwnership, LayerCompression, LayoutWriter};
 use crate::disk::layout::{self, Directory, ReadOptions, Unnamed};
 use crate::host::boot::initramfs::init;
-use crate::host::boot::static_program::Program;
+use crate::host::boot::static_program::{Program, ProgramError, SAMPLE};
 use crate::host::support::report::Report;
 use crate::oci::Digest;
 
@@ -42,9 +42,12 @@ pub struct SampleArgs {
 /// Why no sample image is written.
 #[derive(Debug, thiserror::Error)]
 pub enum SampleError {
-    /// The program is missing or unsuitable.
+    /// There is no program.
     #[error(transparent)]
-    Program(#[from] init::InitError),
+    Nowhere(init::InitError),
+    /// The program cannot run in an image without libraries.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     /// The folder has other content.
     #[error("{} contains something other than an earlier sample; a new or empty folder is expected", .0.display())]
     Occupied(PathBuf),
@@ -79,8 +82,8 @@ pub(crate) struct SampleResult {
 /// # Errors
 /// Fails if there is no program, or its image cannot be written.
 pub fn run(args: SampleArgs, report: Report) -> Result<(), SampleError> {
-    let binary = args.binary.map_or_else(init::find, Ok)?;
-    let program = init::read(&binary)?;
+    let binary = args.binary.map_or_else(init::find, Ok).map_err(SampleError::Nowhere)?;
+    let program = Program::read(&binary, SAMPLE)?;
     let folder = args.output;
     if !is_free(&folder) {
         return Err(SampleError::Occupied(folder));

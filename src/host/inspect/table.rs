@@ -85,8 +85,12 @@ fn sums(document: &Document<'_>) -> Vec<String> {
         lines.push(format!("shared: {} of {bytes}, which saves {saved}", counted(totals.shared_blobs, "blob")));
     }
     if let Some(verified) = document.verified {
-        let result = if document.faults.is_empty() { "all as they should be" } else { "with faults" };
-        lines.push(format!("verified: {} of {}, {result}", counted(verified.blobs, "blob"), HumanBytes(verified.bytes)));
+        let result = match document.faults.len() {
+            0 => "no faults".to_owned(),
+            faults => format!("{} found", counted(faults, "fault")),
+        };
+        let checked = format!("{}, {} in all", counted(verified.blobs, "blob"), HumanBytes(verified.bytes));
+        lines.push(format!("verified: {checked}: {result}"));
     }
     lines.extend(document.exported.map(|folder| format!("exported to {}", folder.display())));
     lines

@@ -11,6 +11,8 @@ use crate::registry::auth::users::Users;
 use crate::registry::auth::{Auth, AuthError};
 use crate::registry::limits::TOKEN_LIFETIME;
 
+/// What errors call the file of `--htpasswd`.
+pub(crate) const PASSWORD_FILE: &str = "password file";
 /// Error: client certificates without TLS.
 pub const CLIENT_CA_WITHOUT_TLS: &str =
     "the argument '--client-ca <FILE>' cannot be used with '--tls off': client certificates need TLS";
@@ -99,8 +101,10 @@ impl Access {
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
     /// A file cannot be read.
-    #[error("cannot read {}", .path.display())]
+    #[error("cannot read the {what} {}", .path.display())]
     Read {
+        /// Password file or client CA.
+        what: &'static str,
         /// The file.
         path: PathBuf,
         /// The cause.
@@ -108,7 +112,7 @@ pub enum AccessError {
         cause: io::Error,
     },
     /// The client CA is invalid.
-    #[error("{} cannot be used", .path.display())]
+    #[error("cannot use the client CA {}", .path.display())]
     ClientCa {
         /// The file.
         path: PathBuf,
@@ -160,7 +164,7 @@ impl Access {
 
     fn users(&self) -> Result<Option<Users>, AccessError> {
         let Some(path) = &self.htpasswd else { return Ok(None) };
-        Ok(Some(Users::parse(&read(path, htpasswd::LARGEST)?, &path.display().to_string())?))
+        Ok(Some(Users::parse(&read(PASSWORD_FILE, path, htpasswd::LARGEST)?, &path.display().to_string())?))
     }
 
     /// The CA of client certificates.
@@ -173,7 +177,7 @@ impl Access {
             Some(ClientCertificate::Optional) => Presence::Optional,
             Some(ClientCertificate::Required) | None => Presence::Required,
         };
-        let parsed = ClientCa::parse(&read(path, client_certificate::LARGEST)?, presence);
+        let parsed = ClientCa::parse(&read("client CA", path, client_certificate::LARGEST)?, presence);
         parsed.map(Some).map_err(|cause| AccessError::ClientCa { path: path.clone(), cause })
     }
 
@@ -202,8 +206,8 @@ impl Access {
     }
 }
 
-fn read(path: &Path, limit: u64) -> Result<Vec<u8>, AccessError> {
-    files::read(path, limit).map_err(|cause| AccessError::Read { path: path.to_owned(), cause })
+fn read(what: &'static str, path: &Path, limit: u64) -> Result<Vec<u8>, AccessError> {
+    files::read(path, limit).map_err(|cause| AccessError::Read { what, path: path.to_owned(), cause })
 }
 
 #[cfg(test)]
@@ -272,7 +276,7 @@ mod tests {
         std::fs::write(path("ca"), "nonsense").unwrap();
         let say = |error: AccessError| crate::text::chain(&error);
         let error = say(access(&format!("--htpasswd {}", path("none"))).auth().unwrap_err());
-        assert_eq!(error, format!("cannot read {}: No such file or directory (os error 2)", path("none")));
+        assert_eq!(error, format!("cannot read the password file {}: No such file or directory (os error 2)", path("none")));
         let error = say(access(&format!("--htpasswd {}", path("users"))).auth().unwrap_err());
         assert_eq!(
             error,
@@ -283,7 +287,7 @@ mod tests {
             )
         );
         let error = say(access(&format!("--client-ca {}", path("ca"))).client_ca().unwrap_err());
-        let expected = "cannot be used: the given client CA is not PEM with one or more CERTIFICATE blocks";
-        assert_eq!(error, format!("{} {expected}", path("ca")));
+        let expected = "the given client CA is not PEM with one or more CERTIFICATE blocks";
+        assert_eq!(error, format!("cannot use the client CA {}: {expected}", path("ca")));
     }
 }

@@ -15,6 +15,12 @@ use crate::host::support::report::Report;
 /// The command line of `localregistry ps`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+Examples:
+  localregistry ps
+      All runs of this user
+  localregistry ps --json
+      The same for programs: one line with each run's address, CA and folder
+
 States:
   booting   not ready yet
   ready     it serves

@@ -22,6 +22,12 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The command line of `localregistry stop`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+Examples:
+  localregistry stop e2e
+      Ends the run that was started with `run --detach --name e2e`, and waits until it has ended
+  localregistry stop e2e --timeout 5
+      The same, but kills it if it has not ended after 5 seconds
+
 Exit status: that of the run (see `localregistry run --help`): 0 if it shut down cleanly, 6 if it was killed, now or before.
 1 if there is no such run.")]
 pub struct StopArgs {

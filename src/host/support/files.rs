@@ -19,6 +19,20 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
+/// Checks that `File::create` can open `path`, and changes nothing: it exists and is writable, or its folder is.
+///
+/// # Errors
+/// Fails with the error that `File::create` would give.
+pub fn check_creatable(path: &Path) -> io::Result<()> {
+    let writable = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).map_err(io::Error::from);
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Err(io::Error::from_raw_os_error(rustix::io::Errno::ISDIR.raw_os_error())),
+        Ok(_) => writable(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => writable(&folder(path)),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes `content` to `path` through a temporary file in the same folder, which then replaces `path`. If anything fails, an old
 /// file stays as it is. The mode is 0666 less the umask.
 ///

@@ -129,7 +129,7 @@ pub fn release(image: &[u8]) -> Option<String> {
     printable.then(|| String::from_utf8_lossy(text).into_owned())
 }
 
-fn has_header(image: &[u8]) -> bool {
+pub(super) fn has_header(image: &[u8]) -> bool {
     image.get(field::MAGIC..field::MAGIC + 4) == Some(b"HdrS")
 }
 

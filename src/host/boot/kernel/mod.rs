@@ -6,7 +6,8 @@ mod download;
 mod options;
 mod store;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -221,6 +222,19 @@ pub fn options_of(path: &Path) -> Option<KernelOptions> {
     let version = name.strip_prefix("vmlinuz").or_else(|| name.strip_prefix("vmlinux"));
     let installed = version.and_then(|version| read_options(&path.with_file_name(format!("config{version}"))));
     installed.or_else(|| KernelOptions::embedded(&vmlinux(&read(path).ok()?).ok()?))
+}
+
+/// Whether the file at `path` starts as a kernel that QEMU loads: an ELF, a bzImage, or an arm64 Image (Linux,
+/// Documentation/arch/arm64/booting.rst), also compressed with gzip.
+///
+/// # Errors
+/// Fails if the file cannot be read.
+pub fn is_kernel(path: &Path) -> io::Result<bool> {
+    let mut start = Vec::with_capacity(1024);
+    File::open(path)?.take(1024).read_to_end(&mut start)?;
+    let is_arm64 = start.get(56..60) == Some(b"ARM\x64");
+    let is_known = [&b"\x7fELF"[..], b"\x1f\x8b"].iter().any(|magic| start.starts_with(magic));
+    Ok(is_known || is_arm64 || bzimage::has_header(&start))
 }
 
 fn read_options(config: &Path) -> Option<KernelOptions> {

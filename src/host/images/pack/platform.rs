@@ -64,7 +64,7 @@ type BoxedTree = Box<dyn Tree + Send + Sync>;
 /// Reduces each index of `tree` to the platform `wanted`, and returns what was left out.
 ///
 /// # Errors
-/// Fails if an index has manifests for platforms, but none for this one.
+/// Fails if an index has manifests for platforms, but none for this one, or if an image without an index is for another platform.
 pub fn reduce(tree: BoxedTree, wanted: &Platform) -> Result<(BoxedTree, Vec<SelectedPlatform>), PlatformError> {
     let Some(mut index) =
         read(tree.as_ref(), "index.json", MAX_INDEX).and_then(|json| serde_json::from_slice::<Value>(&json).ok())
@@ -75,7 +75,10 @@ pub fn reduce(tree: BoxedTree, wanted: &Platform) -> Result<(BoxedTree, Vec<Sele
     let Some(roots) = index.get_mut("manifests").and_then(Value::as_array_mut) else { return Ok((tree, Vec::new())) };
     for root in roots.iter_mut() {
         let Some(descriptor) = parsed(root) else { continue };
-        let Some(leaves) = leaves(tree.as_ref(), &descriptor) else { continue };
+        let Some(leaves) = leaves(tree.as_ref(), &descriptor) else {
+            check_single(tree.as_ref(), &descriptor, wanted)?;
+            continue;
+        };
         let Some(found) = select(&descriptor, &leaves, wanted)? else { continue };
         dropped.insert(descriptor.digest);
         dropped.extend(leaves.iter().map(|leaf| leaf.digest));
@@ -114,6 +117,28 @@ fn leaves(tree: &dyn Tree, root: &Descriptor) -> Option<Vec<Descriptor>> {
     Some(leaves)
 }
 
+/// Checks that an image without an index is for `wanted`, by its config. Artifacts, whose config has no platform, fit any.
+fn check_single(tree: &dyn Tree, root: &Descriptor, wanted: &Platform) -> Result<(), PlatformError> {
+    let own = || -> Option<Platform> {
+        let manifest = verified(tree, root)?;
+        let is_config = |blob: &&Descriptor| [media_type::OCI_CONFIG, media_type::DOCKER_CONFIG].contains(&&*blob.media_type);
+        let config = manifest.blobs.first().filter(is_config)?.digest;
+        let content = read(tree, &config.blob_path(), MAX_MANIFEST_SIZE)?;
+        let is_intact = config.algorithm().digest_of(&content) == config;
+        is_intact.then(|| serde_json::from_slice(&content).ok())?
+    };
+    let fits = |own: &Platform| wanted.matches(own) || wanted.variant.is_none() && wanted.same_architecture(own);
+    match own().filter(|own| !own.os.is_empty() && own.os != "unknown" && !fits(own)) {
+        None => Ok(()),
+        Some(own) => Err(PlatformError { image: image_name(root), wanted: wanted.to_string(), available: vec![own.to_string()] }),
+    }
+}
+
+fn image_name(root: &Descriptor) -> String {
+    let name = root.annotations.get(crate::disk::layout::REF_NAME);
+    name.map_or_else(|| root.digest.to_string(), Clone::clone)
+}
+
 /// The manifest for `wanted`. `None` if the index is not for platforms.
 fn select(root: &Descriptor, leaves: &[Descriptor], wanted: &Platform) -> Result<Option<Descriptor>, PlatformError> {
     let for_platforms: Vec<(&Descriptor, &Platform)> =
@@ -130,14 +155,10 @@ fn select(root: &Descriptor, leaves: &[Descriptor], wanted: &Platform) -> Result
         alike.next().filter(|_| alike.next().is_none())
     };
     let found = found.or_else(alike);
-    let missing = || {
-        let name = root.annotations.get(crate::disk::layout::REF_NAME);
-        let image = name.map_or_else(|| root.digest.to_string(), Clone::clone);
-        PlatformError {
-            image,
-            wanted: wanted.to_string(),
-            available: platforms(for_platforms.iter().map(|(_, platform)| *platform)),
-        }
+    let missing = || PlatformError {
+        image: image_name(root),
+        wanted: wanted.to_string(),
+        available: platforms(for_platforms.iter().map(|(_, platform)| *platform)),
     };
     found.map(|(leaf, _)| Some((*leaf).clone())).ok_or_else(missing)
 }

@@ -12,9 +12,13 @@ use super::naming::{self, NamingError};
 use super::platform::{self, PlatformError, SelectedPlatform};
 use super::request::{Origin, Request};
 use crate::disk::layout::{self, Directory, Image, LayoutError, ReadOptions, Tree, Unnamed};
+use crate::disk::superblock::{HEAD_LEN, Superblock};
 use crate::host::images::pull::{FailedLookup, PulledLayout};
 use crate::host::images::virtual_layout::UnconfinedDir;
 use crate::host::support::interrupt::Interrupt;
+
+/// Length of a block of a tar archive, in bytes.
+const TAR_BLOCK: usize = 512;
 
 /// First bytes of unsupported compressions, for the error message.
 const OTHER_MAGIC: [(&[u8], &str); 2] = [(b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2")];
@@ -31,6 +35,12 @@ pub enum SourceError {
     /// The file is empty.
     #[error("the file is empty; a tar archive is expected")]
     Empty,
+    /// The file is a packed disk.
+    #[error(
+        "it is a packed disk ({0}), not an archive of images: `localregistry run` boots it as it is, and `localregistry inspect DISK --export \
+         LAYOUT` makes a folder of it that can be packed"
+    )]
+    PackedDisk(&'static str),
     /// The file is not an archive.
     #[error("it is not a tar archive, plain or compressed with gzip or zstd")]
     NotAnArchive,
@@ -174,26 +184,31 @@ pub fn open_archive(
 /// Opens the archive at `path`, decompressed.
 fn uncompressed(path: &Path, folder: &Path, interrupt: &Interrupt) -> Result<File, SourceError> {
     let mut file = File::open(path).map_err(SourceError::Read)?;
-    let start = start(&mut file).map_err(SourceError::Read)?;
+    let head = head(&mut file).map_err(SourceError::Read)?;
+    // A file system may start with zeros, as an archive without members does.
+    if let Some(superblock) = Superblock::detect(&head) {
+        return Err(SourceError::PackedDisk(superblock.fs.name()));
+    }
+    let start = head.get(..TAR_BLOCK).unwrap_or(&head);
     if start.is_empty() {
         return Err(SourceError::Empty);
     }
-    let compression = Compression::of(&start);
+    let compression = Compression::of(start);
     if compression != Compression::None {
         return Ok(compression::decompress(&file, compression, folder, interrupt)?);
     }
     if let Some((_, name)) = OTHER_MAGIC.iter().find(|(magic, _)| start.starts_with(magic)) {
         return Err(SourceError::Compression(name));
     }
-    if is_header(&start) { Ok(file) } else { Err(SourceError::NotAnArchive) }
+    if is_header(start) { Ok(file) } else { Err(SourceError::NotAnArchive) }
 }
 
-/// The first tar block of a file, or less if it is shorter.
-fn start(file: &mut File) -> io::Result<Vec<u8>> {
-    let mut start = Vec::with_capacity(512);
-    file.take(512).read_to_end(&mut start)?;
+/// The start of a file, by which its kind is known.
+fn head(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut head = Vec::with_capacity(HEAD_LEN);
+    file.take(HEAD_LEN as u64).read_to_end(&mut head)?;
     file.rewind()?;
-    Ok(start)
+    Ok(head)
 }
 
 /// Whether an archive can start like this: with a header of correct checksum, with the end mark, or truncated in the first header.
@@ -205,5 +220,5 @@ fn is_header(start: &[u8]) -> bool {
     let Some((field, tail)) = rest.split_at_checked(8) else { return false };
     let sum: u32 = head.iter().chain(tail).map(|byte| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ');
     let octal: String = field.iter().map(|byte| char::from(*byte)).filter(char::is_ascii_digit).collect();
-    start.len() < 512 || u32::from_str_radix(&octal, 8) == Ok(sum)
+    start.len() < TAR_BLOCK || u32::from_str_radix(&octal, 8) == Ok(sum)
 }

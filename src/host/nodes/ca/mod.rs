@@ -19,6 +19,10 @@ pub use dir::DirError;
 
 /// Name of the certificate in fw_cfg.
 const CERTIFICATE: &str = "opt/localregistry/ca.crt";
+/// What errors call the file of `--ca`.
+pub(crate) const CA_CERTIFICATE: &str = "CA certificate";
+/// What errors call the file of its key.
+pub(crate) const CA_KEY: &str = "CA key";
 const KEY: &str = "opt/localregistry/ca.key";
 
 /// A usable CA.
@@ -66,11 +70,15 @@ impl Ca {
     /// # Errors
     /// Fails if a file cannot be read, or if the CA cannot sign.
     pub fn read(certificate: &Path, key: &Path, now: SystemTime) -> Result<Self, CaFilesError> {
+        Self::read_named([CA_CERTIFICATE, CA_KEY], certificate, key, now)
+    }
+
+    fn read_named(names: [&'static str; 2], certificate: &Path, key: &Path, now: SystemTime) -> Result<Self, CaFilesError> {
         let read = |what, path: &Path| {
             files::read(path, LARGEST).map_err(|source| CaFilesError::Read { what, path: path.to_owned(), source })
         };
-        let pem = read("CA certificate", certificate)?;
-        let key_pem = Zeroizing::new(read("CA key", key)?);
+        let pem = read(names[0], certificate)?;
+        let key_pem = Zeroizing::new(read(names[1], key)?);
         let authority = provided::authority(&pem, &key_pem, Some(now)).map_err(|source| CaFilesError::Use {
             certificate: certificate.to_owned(),
             key: key.to_owned(),
@@ -85,7 +93,7 @@ impl Ca {
     /// Fails if the folder cannot be used, or if others could read the key.
     pub fn in_dir(dir: &Path, now: SystemTime) -> Result<Self, CaFilesError> {
         let (certificate, key) = dir::files(dir)?;
-        Self::read(&certificate, &key, now)
+        Self::read_named(["certificate of the CA's folder,", "key of the CA's folder,"], &certificate, &key, now)
     }
 
     /// The files for a guest, by their names in fw_cfg.

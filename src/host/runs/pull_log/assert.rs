@@ -14,7 +14,6 @@ use serde::Serialize;
 
 use super::{ImageQuery, Pull, PullTracker, Refusals, log_reader};
 use crate::host::support::report::Report;
-use crate::host::vm::launch::EventError;
 use crate::proto::event::Event as Kind;
 use crate::text::chain;
 
@@ -81,8 +80,8 @@ pub struct AssertArgs {
 enum LogError {
     #[error("cannot read the events in {}", .path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("line {number} of {} is not an event: the log is damaged and proves nothing", .path.display())]
-    Damaged { path: PathBuf, number: u64, source: EventError },
+    #[error("the log is damaged and proves nothing: line {number} of {}: {fault}", .path.display())]
+    Damaged { path: PathBuf, number: u64, fault: String },
     #[error("{} {gap}: it does not show how often {image} was pulled, only that it was {counted}", .path.display())]
     Gap { path: PathBuf, gap: &'static str, image: String, counted: String },
 }
@@ -232,8 +231,9 @@ fn read(args: &AssertArgs) -> Result<LogSummary, LogError> {
                 Some(Kind::Done(done)) if done.dropped_events > 0 => summary.gap = Some(DROPPED),
                 _ => {}
             },
-            Err(source) => {
-                damaged = Some(LogError::Damaged { path: path(), number: entry.number, source });
+            Err(_) => {
+                let fault = entry.fault().unwrap_or_default();
+                damaged = Some(LogError::Damaged { path: path(), number: entry.number, fault });
                 return ControlFlow::Break(());
             }
         }

@@ -11,7 +11,6 @@ use super::{ImageQuery, PullTracker, TABLE_HEAD, address, refusals, short_digest
 use crate::host::support::report::Report;
 use crate::proto::event::Event as Kind;
 use crate::proto::{Event, Request, Warning};
-use crate::text::chain;
 
 /// The command line of `localregistry events`.
 #[derive(Debug, clap::Args)]
@@ -26,7 +25,9 @@ Examples:
 
 A pull is one complete response to a GET of an image's manifest, by tag or by digest (after HEAD of a tag: of that tag). Failed pulls are
 listed with their status. Layers, configs and HEAD are listed only with --all. Clients that refused the registry's certificate are listed
-unless --image is given.")]
+unless --image is given.
+
+Exit status: 0, or 1 on an error, such as a file that holds no events. Lines that are not events are named and skipped.")]
 pub struct EventsArgs {
     /// The log that `run --events` or `serve --events` wrote, or the Unix socket of the guest's events
     #[arg(value_name = "FILE|SOCKET")]
@@ -60,6 +61,14 @@ pub enum EventsError {
         /// The error.
         source: io::Error,
     },
+    /// The log ended without an event.
+    #[error("{} holds no events; expected the log that `run --events` or `serve --events` wrote{}", .path.display(), first_line(.fault))]
+    NoEvents {
+        /// The log.
+        path: PathBuf,
+        /// Why its first line is not an event, if it has one.
+        fault: Option<String>,
+    },
     /// Standard output cannot be written.
     #[error("cannot print the events")]
     Print(#[source] io::Error),
@@ -72,8 +81,25 @@ pub enum EventsError {
 pub fn run(args: &EventsArgs, report: &Report) -> Result<(), EventsError> {
     let mut out = io::stdout().lock();
     let mut tracker = PullTracker::default();
-    let mut printed = if report.json { Ok(()) } else { writeln!(out, "{TABLE_HEAD}") };
+    let head = |out: &mut io::StdoutLock<'_>| if report.json { Ok(()) } else { writeln!(out, "{TABLE_HEAD}") };
+    let mut printed = if args.follow { head(&mut out) } else { Ok(()) };
+    let (mut has_events, mut first_fault) = (false, None);
+    let fault =
+        |number: u64, fault: &str| report.step(format!("line {number} of {}: {fault}; it is skipped", args.log.display()));
     let read = log_reader::read(&args.log, args.follow, |entry| {
+        match entry.fault() {
+            // Another kind of file may have any number of lines, so only its first is quoted, at the end.
+            Some(text) if !has_events => first_fault = first_fault.take().or(Some((entry.number, text))),
+            Some(text) => fault(entry.number, &text),
+            None if !has_events => {
+                has_events = true;
+                first_fault.take().iter().for_each(|(number, text)| fault(*number, text));
+                if !args.follow {
+                    printed = head(&mut out);
+                }
+            }
+            None => {}
+        }
         if printed.is_ok() {
             printed = print_entry(args, report, &entry, &mut tracker, &mut out);
         }
@@ -81,6 +107,9 @@ pub fn run(args: &EventsArgs, report: &Report) -> Result<(), EventsError> {
         if done || printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     let incomplete = read.map_err(|source| EventsError::Read { path: args.log.clone(), source })?;
+    if !has_events && printed.is_ok() {
+        return Err(EventsError::NoEvents { path: args.log.clone(), fault: first_fault.map(|(_, text)| text) });
+    }
     if incomplete {
         report.step(format!("the last line of {} is incomplete and is ignored", args.log.display()));
     }
@@ -88,6 +117,10 @@ pub fn run(args: &EventsArgs, report: &Report) -> Result<(), EventsError> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(EventsError::Print(error)),
         _ => Ok(()),
     }
+}
+
+fn first_line(fault: &Option<String>) -> String {
+    fault.as_ref().map_or_else(String::new, |fault| format!("; of its first line: {fault}"))
 }
 
 /// Prints an entry if the options select it.
@@ -98,13 +131,7 @@ fn print_entry(
     tracker: &mut PullTracker,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    let event = match &entry.event {
-        Ok(event) => event,
-        Err(error) => {
-            report.step(format!("line {} of {}: {}", entry.number, args.log.display(), chain(error)));
-            return Ok(());
-        }
-    };
+    let Ok(event) = &entry.event else { return Ok(()) };
     let (by, line) = match &event.event {
         Some(Kind::Request(request)) => {
             let line = match tracker.track(event.time, request) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::host::vm::launch::{EventError, MAX_EVENT, parse_event};
 use crate::proto::Event;
-use crate::text::{Line, Lines};
+use crate::text::{Line, Lines, chain};
 
 /// Interval at which a growing file is read.
 const POLL: Duration = Duration::from_millis(100);
@@ -69,6 +69,18 @@ pub(crate) fn read(path: &Path, follow: bool, mut each: impl FnMut(LogEntry<'_>)
         let _flow = each(last);
     }
     Ok(incomplete)
+}
+
+impl LogEntry<'_> {
+    /// Why the line is not an event, in words for a log. `None` if it is one.
+    pub fn fault(&self) -> Option<String> {
+        Some(match self.event.as_ref().err()? {
+            EventError::Json { start, source } => format!("it is not an event: {start:?}: {source}"),
+            EventError::TooLong { start } => format!("it is longer than the {MAX_EVENT} bytes of an event, and starts {start:?}"),
+            EventError::Empty { start } => format!("it is an event without content: {start:?}"),
+            other => chain(other),
+        })
+    }
 }
 
 fn entry(number: u64, line: Line<'_>) -> LogEntry<'_> {

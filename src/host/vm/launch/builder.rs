@@ -422,7 +422,7 @@ impl Builder {
         Ok(command(self.resolve_options().await?, folder).await?)
     }
 
-    /// Checks the config, the disks and the access control files: what can be checked without creating or downloading anything. All
+    /// Checks the config, the disks, the access control files and the output files: what can be checked without creating or downloading anything. All
     /// other methods do it as well; call it to fail before longer preparations. It reads files and blocks.
     ///
     /// # Errors
@@ -430,6 +430,7 @@ impl Builder {
     pub fn check(&self) -> Result<(), BuildError> {
         self.guest_config()?;
         self.options.disks.iter().try_for_each(|disk| super::check_disk(disk))?;
+        super::check_outputs(&self.options)?;
         self.access.check().map_err(BuildError::Access)
     }
 

@@ -69,6 +69,7 @@ pub use monitor::ExitReport;
 pub use options::{MIN_MEMORY, Options};
 pub use outcome::{Exit, KillReason, Outcome};
 pub use prepare::check_disk;
+pub(crate) use prepare::check_outputs;
 pub use printable::printable;
 pub use qmp::QmpError;
 

@@ -234,6 +234,17 @@ pub fn check_disk(path: &Path) -> Result<(), LaunchError> {
     }
 }
 
+/// Checks that the files for the events and the console can be created.
+///
+/// # Errors
+/// Fails if one is a folder or not writable, or its folder is missing.
+pub fn check_outputs(options: &Options) -> Result<(), LaunchError> {
+    let outputs = [("events", &options.events), ("console", &options.console)];
+    outputs.into_iter().filter_map(|(what, path)| Some((what, path.as_ref()?))).try_for_each(|(what, path)| {
+        files::check_creatable(path).map_err(|source| LaunchError::Create { what, path: path.clone(), source })
+    })
+}
+
 /// Opens the file or block device at `path`, which must not be empty.
 fn open(what: &'static str, path: &Path) -> Result<File, LaunchError> {
     let read = |source| LaunchError::Read { what, path: path.to_owned(), source };
