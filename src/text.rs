@@ -2,16 +2,22 @@
 
 use std::error::Error;
 
-/// `text` with its control characters escaped: a terminal would obey them, and a line break would end the line.
+/// `text` with every character escaped that [`is_special`].
 pub(crate) fn escaped(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut line, character| {
-        if character.is_control() {
+        if is_special(character) {
             line.extend(character.escape_default());
         } else {
             line.push(character);
         }
         line
     })
+}
+
+/// Whether a terminal or a reader of lines may obey `character`: control characters, Unicode's line and paragraph separators, and the
+/// embeddings, overrides and isolates that reorder the text around them.
+pub(crate) fn is_special(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// `error` and its causes, joined by ": ".
@@ -86,6 +92,11 @@ mod tests {
             lines.feed(part, |line| found.push((String::from_utf8(line.bytes.to_vec()).unwrap(), line.truncated)));
         }
         (found, lines.pending)
+    }
+
+    #[test]
+    fn characters_that_forge_lines_are_escaped() {
+        assert_eq!(escaped("a\nb\x1b[2J\u{9b}c\u{2028}d\u{202e}é 日"), "a\\nb\\u{1b}[2J\\u{9b}c\\u{2028}d\\u{202e}é 日");
     }
 
     #[test]

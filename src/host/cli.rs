@@ -1,8 +1,8 @@
 //! The command line of `localregistry`: subcommands, exit codes, and how errors are printed.
 
-use std::env;
 use std::error::Error;
-use std::ffi::OsString;
+use std::io::ErrorKind::BrokenPipe;
+use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -22,8 +22,7 @@ use super::runs::pull_log;
 use super::runs::run;
 use super::runs::{ps, stop};
 use super::serve;
-use super::support::report::Report;
-use crate::text::escaped;
+use super::support::report::{Report, message};
 
 /// The program's name, which `localregistry SUBCOMMAND --version` prints too.
 const NAME: &str = "localregistry";
@@ -95,34 +94,50 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the subcommand. An error is printed on one line, followed by its causes.
+    /// Parses the command line and runs the subcommand. An error is printed on one line, followed by its causes. So is a panic, such as
+    /// that of a library to which the system refuses a thread.
     #[must_use]
-    pub fn run(self) -> ExitCode {
+    pub fn main() -> ExitCode {
+        panic::set_hook(Box::new(|panic| {
+            let cause = panic.payload_as_str().unwrap_or("unknown");
+            let place = panic.location().map(|place| format!(", in {place}")).unwrap_or_default();
+            message(format!("localregistry: internal error: {cause}{place}"));
+        }));
+        let cli = match Self::try_parse() {
+            Ok(cli) => cli,
+            Err(stop) => {
+                // The command line is wrong, or help was asked for.
+                return match stop.print() {
+                    _ if stop.use_stderr() => ExitCode::from(2),
+                    Err(error) if error.kind() != BrokenPipe => fail(&error, 1),
+                    _ => ExitCode::SUCCESS,
+                };
+            }
+        };
+        // 1 is a result of these two.
+        let code = if matches!(cli.command, Command::Diff(_) | Command::Assert(_)) { 2 } else { 1 };
+        panic::catch_unwind(AssertUnwindSafe(|| cli.run())).unwrap_or(ExitCode::from(code))
+    }
+
+    fn run(self) -> ExitCode {
         let report = self.report;
-        // `run` writes its JSON line into its run directory even without `--json`.
-        if (report.json || matches!(self.command, Command::Run(_)))
-            && let Some(not_utf8) = not_utf8()
-        {
-            return usage(&format!("{not_utf8:?} is not UTF-8, and JSON cannot name it: use a path that is UTF-8"));
-        }
         match self.command {
             Command::Serve(args) => match args.conflict() {
                 Some(conflict) => usage(conflict),
-                None => hinted(serve::run(&args, report), hint::serve),
+                None => {
+                    let failed = |error| fail_with(&error, hint::serve(&error), error.exit_code());
+                    serve::run(&args, report).map_or_else(failed, |()| ExitCode::SUCCESS)
+                }
             },
             Command::Kernel(args) => hinted(kernel::run(&args, &report), hint::kernel),
             Command::Initramfs(args) => hinted(initramfs::run(&args, &report), hint::initramfs),
-            Command::Pack(args) => {
-                pack::run(&args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
-            }
+            Command::Pack(args) => coded(pack::run(&args, report), pack::PackError::exit_code),
             Command::Doctor(args) => match doctor::run(&args, &report) {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => fail(&error, 1),
             },
-            Command::Inspect(args) => {
-                inspect::run(&args, report).map_or_else(|error| fail(&error, error.exit_code()), |()| ExitCode::SUCCESS)
-            }
+            Command::Inspect(args) => coded(inspect::run(&args, report), inspect::InspectError::exit_code),
             Command::Diff(args) => diff::run(&args, &report).unwrap_or_else(|error| fail(&error, error.exit_code())),
             Command::Sample(args) => hinted(sample::run(args, report), hint::sample),
             Command::Ps(args) => status(ps::run(&args, &report)),
@@ -131,7 +146,7 @@ impl Cli {
                 Some(conflict) => usage(&conflict),
                 None => run::run(&args, &report),
             },
-            Command::Trust(args) => status(trust::run(&args, &report)),
+            Command::Trust(args) => coded(trust::run(&args, &report), trust::TrustError::exit_code),
             Command::Events(args) => status(pull_log::events::run(&args, &report)),
             Command::Assert(args) => pull_log::assert::run(&args, &report),
             Command::Schema(args) => status(schema::run(&args, &report)),
@@ -144,15 +159,14 @@ impl Cli {
     }
 }
 
-/// Returns the first argument that is not UTF-8, or the working directory if that is not UTF-8: relative paths start there.
-fn not_utf8() -> Option<OsString> {
-    let folder = env::current_dir().ok().map(OsString::from);
-    env::args_os().skip(1).chain(folder).find(|text| text.to_str().is_none())
-}
-
 /// Returns exit code 0, or prints the error and returns exit code 1.
 fn status(result: Result<(), impl Error>) -> ExitCode {
-    result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
+    coded(result, |_| 1)
+}
+
+/// As [`status`], with the exit code of the error.
+fn coded<E: Error>(result: Result<(), E>, code: impl FnOnce(&E) -> u8) -> ExitCode {
+    result.map_or_else(|error| fail(&error, code(&error)), |()| ExitCode::SUCCESS)
 }
 
 /// As [`status`]; `hint` may add the flags that help.
@@ -162,7 +176,9 @@ fn hinted<E: Error>(result: Result<(), E>, hint: impl FnOnce(&E) -> Option<&'sta
 
 /// Prints a conflict between flags as clap does, and returns exit code 2.
 fn usage(conflict: &str) -> ExitCode {
-    eprintln!("error: {conflict}\n\nFor more information, try '--help'.");
+    message(format!("error: {conflict}"));
+    message("");
+    message("For more information, try '--help'.");
     ExitCode::from(2)
 }
 
@@ -173,7 +189,7 @@ fn fail(error: &dyn Error, code: u8) -> ExitCode {
 
 /// As [`fail`], with a hint at the end of the line.
 fn fail_with(error: &dyn Error, hint: Option<&str>, code: u8) -> ExitCode {
-    eprintln!("localregistry: {}", escaped(&hint::line(error, hint)));
+    message(format!("localregistry: {}", hint::line(error, hint)));
     ExitCode::from(code)
 }
 

@@ -106,5 +106,6 @@ pub fn table() -> String {
             let _written = writeln!(table, "| {} | {commands} | {meaning} |", status.code());
         }
     }
-    table + "| 129, 130, 143 | `pack`, `deploy`, `inspect`, `diff` | ended by SIGHUP, SIGINT, SIGTERM |\n"
+    table
+        + "| 129, 130, 143 | `pack`, `deploy`, `inspect`, `diff`, `trust`; `serve`, `run` before it is ready or boots | ended by SIGHUP, SIGINT, SIGTERM |\n"
 }

@@ -1,5 +1,8 @@
 //! The commands of `localregistry`, and the library API for launchers in [`vm::launch`].
 
+// A macro that prints panics if it cannot. `support::report` prints.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 pub mod boot;
 pub mod cli;
 pub mod deploy;

@@ -1,25 +1,27 @@
 //! `localregistry serve`: the guest's registry server on the host, without a VM, for development and measurements.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::nodes::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::nodes::ca::{self, Certificates, Tls};
 use super::support::files;
+use super::support::interrupt::{Interrupt, Interrupted, Signals};
 use super::support::report::{Report, counted};
-use super::support::signals::Signals;
 use super::vm::launch::{LaunchError, check_disk};
 use super::vm::net::check::privileged;
 use crate::address::san;
 use crate::disk::layout::{LayoutError, MissingBlob};
-use crate::proto::Done;
+use crate::proto::{Done, Event};
 use crate::registry::api::handler::{Options, Registry};
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::content::store::{Store, StoreError};
@@ -31,8 +33,10 @@ use crate::registry::listen::server::{runtime, serve};
 use crate::registry::telemetry::events::Events;
 use crate::registry::tls::{self, Authority, Identity, TlsError};
 
-/// How long transfers may continue after SIGINT or SIGTERM.
+/// How long transfers may continue after a signal, and then the events may be written.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Largest certificate chain or key, in bytes.
+const LARGEST_PEM: u64 = 1 << 20;
 
 /// Serve an image layout from this machine, without a VM
 #[derive(Debug, clap::Args)]
@@ -189,6 +193,9 @@ pub enum ServeError {
         #[source]
         cause: io::Error,
     },
+    /// A signal before the registry was ready.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
     /// The runtime, signals or standard output.
     #[error("cannot start")]
     Start(#[from] io::Error),
@@ -214,10 +221,18 @@ pub(crate) struct Ready {
     blob_bytes: u64,
     /// The file that the CA certificate was written to; with `--ca-out`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    ca: Option<PathBuf>,
+    ca: Option<String>,
     /// Content that images refer to and the layout lacks; with `--allow-missing`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     missing: Vec<MissingBlob>,
+}
+
+impl ServeError {
+    /// The exit status: after a signal 128 plus the signal's number, as in a shell; else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        if let Self::Interrupted(cause) = self { cause.exit_code() } else { 1 }
+    }
 }
 
 impl ServeArgs {
@@ -229,17 +244,26 @@ impl ServeArgs {
     }
 }
 
-/// Serves the layout until SIGINT or SIGTERM.
+/// Serves the layout until SIGINT, SIGTERM or SIGHUP.
 ///
 /// # Errors
-/// Fails if serving cannot start.
+/// Fails if serving cannot start, or if events are lost.
 pub fn run(args: &ServeArgs, report: Report) -> Result<(), ServeError> {
+    // Before the runtime's threads start: they inherit the blocked signals.
+    let interrupt = Interrupt::catch()?;
+    let mut is_ready = false;
     let runtime = runtime()?;
-    runtime.block_on(serve_layout(args, report))
+    let served = runtime.block_on(serve_layout(args, report, interrupt.signals(), &mut is_ready));
+    // A thread may still wait for the reader of the event file.
+    runtime.shutdown_background();
+    // A signal before that causes errors of many kinds. Report the signal instead.
+    if served.is_err() && !is_ready {
+        interrupt.check()?;
+    }
+    served
 }
 
-async fn serve_layout(args: &ServeArgs, report: Report) -> Result<(), ServeError> {
-    let signals = Signals::listen()?;
+async fn serve_layout(args: &ServeArgs, report: Report, signals: Signals, is_ready: &mut bool) -> Result<(), ServeError> {
     check_is_folder(&args.layout)?;
     let path = || args.layout.clone();
     let store = Store::open_with(&args.layout, args.allow_missing).map_err(|cause| match cause {
@@ -282,21 +306,25 @@ async fn serve_layout(args: &ServeArgs, report: Report) -> Result<(), ServeError
         images: store.images(),
         blobs: store.blobs(),
         blob_bytes: store.blob_bytes(),
-        ca: args.certificates.output().map(Path::to_owned),
+        ca: args.certificates.output().map(|path| path.display().to_string()),
         missing,
     };
     let metrics = ready.metrics.as_ref().map_or_else(String::new, |url| format!("; health and metrics at {url}"));
     let text = format!("serving {} at {}{metrics}", counted(ready.images, "image"), ready.endpoints.join(", "));
     report.result(&ready, &text)?;
+    *is_ready = true;
 
     let totals = serve(listeners, registry, first(signals), drain).await;
     report.step(format!("served {} requests, {} bytes", totals.requests, totals.bytes));
     let reason = "shut down by a signal".to_owned();
-    events.finish(Done { reason, requests: totals.requests, bytes: totals.bytes, ..Done::default() });
-    // The last sender is dropped, so the recorder's thread ends.
-    drop(events);
-    recorder.map(std::thread::JoinHandle::join);
-    Ok(())
+    let done = Done { reason, requests: totals.requests, bytes: totals.bytes, ..Done::default() };
+    let (Some(recorded), Some(path)) = (recorder, &args.events) else { return Ok(()) };
+    // Its end drops the last sender, and so ends the recorder's thread.
+    tokio::task::spawn_blocking(move || events.finish(done));
+    let stuck = || io::Error::other(format!("nothing has read it for {} s", DRAIN.as_secs()));
+    let recorded = tokio::time::timeout(DRAIN, recorded).await.unwrap_or_else(|_| Ok(Err(stuck())));
+    let recorded = recorded.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
+    recorded.map_err(|cause| ServeError::File { verb: "write every event to", path: path.clone(), cause })
 }
 
 /// Refuses a packed disk or any other file, and names the command for it.
@@ -370,20 +398,18 @@ fn identity(args: &ServeArgs, store: &Store, clients: Option<&ClientCa>) -> Resu
 }
 
 fn read(verb: &'static str, path: &Path) -> Result<Vec<u8>, ServeError> {
-    std::fs::read(path).map_err(|cause| ServeError::File { verb, path: path.to_owned(), cause })
+    files::read(path, LARGEST_PEM).map_err(|cause| ServeError::File { verb, path: path.to_owned(), cause })
 }
 
 /// Starts a thread that writes events to the file at `path`, one JSON object per line.
-fn record(path: &Path, queue: std::sync::mpsc::Receiver<crate::proto::Event>) -> Result<std::thread::JoinHandle<()>, ServeError> {
-    let opened = std::fs::File::create(path);
-    let mut file = opened.map_err(|cause| ServeError::File { verb: "open", path: path.to_owned(), cause })?;
-    Ok(std::thread::spawn(move || {
-        for event in queue {
-            let line = serde_json::to_string(&event).map(|json| json + "\n").unwrap_or_default();
-            if let Err(error) = io::Write::write_all(&mut file, line.as_bytes()) {
-                tracing::warn!(%error, "cannot write to the event file; further events are lost");
-                return;
-            }
-        }
-    }))
+/// Returns what becomes of them: after an error, further events are lost.
+fn record(path: &Path, queue: mpsc::Receiver<Event>) -> Result<oneshot::Receiver<io::Result<()>>, ServeError> {
+    let mut file = files::create(path).map_err(|cause| ServeError::File { verb: "open", path: path.to_owned(), cause })?;
+    let (ended, recorded) = oneshot::channel();
+    let write = move |event: Event| {
+        let line = serde_json::to_string(&event)? + "\n";
+        file.write_all(line.as_bytes())
+    };
+    thread::Builder::new().name("events".to_owned()).spawn(move || ended.send(queue.into_iter().try_for_each(write)))?;
+    Ok(recorded)
 }

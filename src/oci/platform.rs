@@ -68,8 +68,8 @@ impl FromStr for Platform {
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        self.variant.iter().filter(|variant| !variant.is_empty()).try_for_each(|variant| write!(f, "/{variant}"))
+        let parts = [&self.os, &self.architecture].into_iter().chain(&self.variant).filter(|part| !part.is_empty());
+        f.write_str(&parts.map(String::as_str).collect::<Vec<_>>().join("/"))
     }
 }
 
@@ -84,6 +84,14 @@ mod tests {
         }
         for bad in ["", "linux", "linux/", "/amd64", "linux/arm/v7/x", "Linux/amd64", "linux /amd64"] {
             assert_eq!(bad.parse::<Platform>(), Err(PlatformError), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn missing_parts_are_not_printed() {
+        for (os, architecture, printed) in [("", "", ""), ("linux", "", "linux"), ("", "amd64", "amd64")] {
+            let platform = Platform { architecture: architecture.into(), os: os.into(), variant: Some(String::new()) };
+            assert_eq!(platform.to_string(), printed);
         }
     }
 

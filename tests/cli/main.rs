@@ -8,4 +8,6 @@ mod module_order;
 mod pages;
 mod pull_log;
 mod run_usage;
+mod signals;
+mod standard_streams;
 mod trust;

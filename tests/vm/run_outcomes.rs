@@ -118,9 +118,9 @@ fn killed_qemu_exits_6_and_names_the_signal() {
 
 #[test]
 fn signal_before_ready_kills_qemu_and_exits_6() {
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let folder = folder();
-        let run = start(folder.path(), &[]);
+        let run = start(folder.path(), &["--ready-file", "ready", "--pid-file", "pid"]);
         let qemu = qemu_of(&run);
         kill(Pid::from_raw(run.id().try_into().unwrap()), signal).unwrap();
         let (status, stdout, stderr) = end(run);

@@ -1,7 +1,7 @@
 //! `localregistry run` as programs use it: one line of output, files, the background, `ps` and `stop`, and the printed QEMU
 //! command.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -179,10 +179,12 @@ fn provided_folder_is_kept_on_request() {
     assert_eq!(started.status.code(), Some(0), "{started:?}");
     let said = text(&started.stdout);
     let hint = said.lines().last().unwrap().strip_prefix("`localregistry ").unwrap().strip_suffix("` ends it.").unwrap();
-    assert_eq!(hint, format!("stop {folder}"));
-    assert_eq!(place.ps(), Vec::<Value>::new(), "the run's folder is elsewhere");
-    let listed: Value = serde_json::from_str(&succeed(&mut place.command(&["ps", "--json", &folder]))).unwrap();
-    assert_eq!((&listed["runs"][0]["state"], &listed["runs"][0]["run_dir"]), (&"ready".into(), &folder.clone().into()));
+    assert_eq!(hint, "stop own");
+    for further in [&[][..], &[folder.as_str()]] {
+        let listed: Value = serde_json::from_str(&succeed(&mut place.command(&[&["ps", "--json"], further].concat()))).unwrap();
+        assert_eq!(listed["runs"].as_array().unwrap().len(), 1, "{listed}");
+        assert_eq!((&listed["runs"][0]["state"], &listed["runs"][0]["run_dir"]), (&"ready".into(), &folder.clone().into()));
+    }
     let stopped = place.output(&hint.split(' ').collect::<Vec<_>>());
     assert_eq!((stopped.status.code(), text(&stopped.stdout).as_str()), (Some(0), "own shut down cleanly\n"), "{stopped:?}");
     let listed: Value = serde_json::from_str(&succeed(&mut place.command(&["ps", "--json", &folder]))).unwrap();
@@ -357,39 +359,33 @@ fn suspended_qemu_is_killed_after_the_timeout() {
     wait_until_gone(pid_of(&ready["qemu_pid"]));
 }
 
-/// JSON is UTF-8: any other path is refused before anything is created, and no partial line is printed.
+/// JSON is UTF-8: in a path that is not, U+FFFD stands for what is not. SIGHUP, as from a terminal that is closed, ends a run as SIGTERM
+/// does.
 #[test]
-fn non_utf_8_paths_are_refused_with_json_output() {
+fn paths_that_are_not_utf_8_are_used_and_sighup_ends_the_run() {
     let place = Place::new();
     let odd = |name: &str| place.path("").join(OsStr::from_bytes(&[name.as_bytes(), b"\xff"].concat()));
-    let before = place.bench.everything();
-    let refused = |command: &mut Command, path: &Path| {
-        let refused = command.output().unwrap();
-        let message = format!("error: {path:?} is not UTF-8, and JSON cannot name it: use a path that is UTF-8\n");
-        let said = text(&refused.stderr);
-        assert!(said.starts_with(&message) && said.contains("\\xFF"), "{said}");
-        assert_eq!((refused.status.code(), text(&refused.stdout).as_str()), (Some(2), ""));
-    };
-    for flag in ["--run-dir", "--ready-file", "--ca-out", "--trust"] {
-        for json in [&["--json"][..], &[]] {
-            refused(place.run(json).arg(flag).arg(odd("path")), &odd("path"));
-        }
+    let shown = |name: &str| Value::from(format!("{}\u{fffd}", place.path(name).display()));
+    fs::rename(place.path("disk.erofs"), odd("disk")).unwrap();
+    let mut command = place.command(&["run", "--accel", "tcg", "--timeout", "600", "--json", "--quiet", "--name", "odd"]);
+    for flag in ["--run-dir", "--ready-file", "--pid-file", "--ca-out"] {
+        command.arg(flag).arg(odd(flag));
     }
-    refused(place.command(&["run"]).arg(odd("disk")), &odd("disk"));
-    refused(place.command(&["inspect", "--json"]).arg(odd("disk")), &odd("disk"));
-    assert_eq!(place.bench.everything(), before);
+    let mut run = KilledOnDrop(command.arg(odd("disk")).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(run.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&ready["run_dir"], &ready["ca"]), (&shown("--run-dir"), &shown("--ca-out")));
+    assert_eq!(fs::read_to_string(odd("--ready-file")).unwrap(), line);
+    let listed = place.ps();
+    assert_eq!((listed.len(), &listed[0]["disk"], &listed[0]["state"]), (1, &shown("disk"), &"ready".into()));
 
-    // The environment's runtime folder has such a path.
-    fs::create_dir(odd("runtime")).unwrap();
-    let output = place.run(&[]).env("XDG_RUNTIME_DIR", odd("runtime")).output().unwrap();
-    let said = text(&output.stderr);
-    let end = "is not UTF-8, but has to be in JSON; --run-dir takes another folder\n";
-    assert!(output.status.code() == Some(12) && said.ends_with(end), "{said}");
-
-    // Without JSON output, any path works.
-    let disk: OsString = odd("disk").into();
-    fs::copy(place.path("disk.erofs"), &disk).unwrap();
-    assert!(text(&place.command(&["inspect"]).arg(&disk).output().unwrap().stdout).contains("test/hello:latest"));
-    let json = place.command(&["inspect", "--json"]).arg("disk.erofs").current_dir(place.path("")).output().unwrap();
-    assert!(serde_json::from_slice::<Value>(&json.stdout).is_ok());
+    kill(pid_of(&ready["pid"]), Signal::SIGHUP).unwrap();
+    let status = run.0.wait().unwrap();
+    let mut said = String::new();
+    run.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!((status.code(), said.as_str()), (Some(0), ""));
+    wait_until_gone(pid_of(&ready["qemu_pid"]));
+    assert!(["--run-dir", "--ready-file", "--pid-file"].iter().all(|flag| !odd(flag).exists()));
+    assert_eq!(place.runs(), Vec::<String>::new());
 }

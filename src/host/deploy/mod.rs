@@ -183,7 +183,7 @@ impl DeployError {
 #[schemars(rename = "DeployResult")]
 pub(crate) struct DeployResult<'a> {
     /// The folder.
-    dir: &'a Path,
+    dir: String,
     /// Names of the images: the server, the VM's disk, the VM's kernel and initramfs.
     images: [&'a str; 3],
     /// Hosts and ports by which nodes reach the registry.
@@ -243,7 +243,7 @@ fn deploy(args: &DeployArgs, report: &Report, interrupt: &Interrupt) -> Result<(
     fs::rename(&root, folder).map_err(write_error(folder))?;
 
     let result = DeployResult {
-        dir: folder,
+        dir: folder.display().to_string(),
         images: names.all(),
         hosts: location.hosts.iter().map(Host::as_str).collect(),
         inside: location.inside(),

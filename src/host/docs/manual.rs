@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Command;
 use clap_complete::Shell;
@@ -58,9 +58,9 @@ pub enum ManualError {
 /// The files that were written.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "ManualResult")]
-pub(crate) struct ManualResult<'a> {
+pub(crate) struct ManualResult {
     /// The folder.
-    dir: &'a Path,
+    dir: String,
     /// Paths of the files, relative to the folder.
     files: Vec<String>,
 }
@@ -77,7 +77,8 @@ pub fn run(args: &ManualArgs, report: &Report, program: &Command) -> Result<(), 
         let written = created.and_then(|()| files::write_atomically(&path, content));
         written.map_err(|source| ManualError::Write { path, source })?;
     }
-    let result = ManualResult { dir: &args.output, files: files.into_iter().map(|(name, _)| name).collect() };
+    let result =
+        ManualResult { dir: args.output.display().to_string(), files: files.into_iter().map(|(name, _)| name).collect() };
     let text = format!("{}: {}", args.output.display(), counted(result.files.len(), "file"));
     report.result(&result, &text).map_err(ManualError::Print)
 }

@@ -68,7 +68,7 @@ pub enum SampleError {
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct SampleResult {
     /// Folder of the layout, as given.
-    layout: PathBuf,
+    layout: String,
     /// Name of the image.
     image: &'static str,
     /// Digest of the manifest.
@@ -91,7 +91,7 @@ pub fn run(args: SampleArgs, report: Report) -> Result<(), SampleError> {
     report.step(format!("writing an image of {}", binary.display()));
     let (digest, bytes) = write(&folder, &program).map_err(|source| SampleError::Write { folder: folder.clone(), source })?;
     let text = format!("{NAME}  {digest}\n{}: a layout of {bytes} bytes", folder.display());
-    let summary = SampleResult { layout: folder, image: NAME, digest: digest.to_string(), bytes };
+    let summary = SampleResult { layout: folder.display().to_string(), image: NAME, digest: digest.to_string(), bytes };
     report.result(&summary, &text).map_err(SampleError::Print)
 }
 

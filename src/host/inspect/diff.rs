@@ -102,9 +102,9 @@ impl DiffError {
 #[schemars(rename = "DiffResult")]
 pub(crate) struct DiffResult {
     /// The first disk.
-    a: PathBuf,
+    a: String,
     /// The second disk.
-    b: PathBuf,
+    b: String,
     /// Whether both have the same images.
     same: bool,
     /// Images only on the second disk.
@@ -205,7 +205,8 @@ fn compare(args: &DiffArgs, report: &Report, interrupt: &Interrupt) -> Result<Di
     let added: Vec<DiffImage> =
         b.iter().filter(|(name, _)| !a.contains_key(*name)).map(|(name, image)| image_of(name, image)).collect();
     let same = added.is_empty() && removed.is_empty() && changed.is_empty();
-    Ok(DiffResult { a: args.a.clone(), b: args.b.clone(), same, added, removed, changed, unchanged })
+    let (a, b) = (args.a.display().to_string(), args.b.display().to_string());
+    Ok(DiffResult { a, b, same, added, removed, changed, unchanged })
 }
 
 impl<'a> Side<'a> {

@@ -21,7 +21,7 @@ const MAX_NAMED: usize = 3;
 #[schemars(rename = "InspectResult")]
 pub struct Document<'a> {
     /// The disk.
-    pub disk: &'a Path,
+    pub disk: String,
     /// `erofs`, `squashfs`, `ext4`, `archive` or `folder`.
     pub form: &'static str,
     /// Size of the file in bytes; null for a folder.
@@ -40,7 +40,7 @@ pub struct Document<'a> {
     /// What was verified; null without `--verify`.
     pub verified: Option<Verified>,
     /// The folder that the layout was written to; null without `--export`.
-    pub exported: Option<&'a Path>,
+    pub exported: Option<String>,
     /// The faults that were found.
     #[schemars(with = "Vec<Finding>")]
     pub faults: &'a [Finding],
@@ -158,7 +158,7 @@ impl<'a> Document<'a> {
     ) -> Self {
         let upstreams: BTreeSet<&str> = repositories(contents).filter_map(|repository| repository.host()).collect();
         Self {
-            disk: path,
+            disk: path.display().to_string(),
             form: disk.form.name(),
             bytes: disk.bytes,
             digest: digest.map(|digest| digest.to_string()),
@@ -167,7 +167,7 @@ impl<'a> Document<'a> {
             totals: totals(contents),
             images: Rows(contents),
             verified,
-            exported,
+            exported: exported.map(|folder| folder.display().to_string()),
             faults,
         }
     }

@@ -18,7 +18,7 @@ use std::thread;
 use indicatif::{HumanBytes, ProgressBar};
 
 use super::support::interrupt::{Interrupt, Interrupted};
-use super::support::report::{Report, counted};
+use super::support::report::{Report, counted, message};
 use crate::disk::catalog;
 use crate::disk::layout::Tree;
 use crate::oci::{Algorithm, Digest, Hasher};
@@ -160,9 +160,12 @@ fn inspect(args: &InspectArgs, report: Report, interrupt: &Interrupt) -> Result<
     let tree = disk.tree.as_ref();
     let bar = report.bytes_bar("hashing the disk", disk.bytes.unwrap_or_default());
     let (digest, contents) = thread::scope(|scope| {
-        let digest = scope.spawn(|| digest(&args.disk, disk.form, &bar, interrupt));
+        let hash = || digest(&args.disk, disk.form, &bar, interrupt);
+        let digest = thread::Builder::new().spawn_scoped(scope, hash);
         let contents = Contents::read(tree, args.verify, interrupt);
-        (digest.join().unwrap_or_else(|_| Err(io::Error::other("the hashing thread panicked"))), contents)
+        let panicked = |_| Err(io::Error::other("the hashing thread panicked"));
+        // Without another thread, one after the other.
+        (digest.map_or_else(|_refused| hash(), |digest| digest.join().unwrap_or_else(panicked)), contents)
     });
     bar.finish_and_clear();
     let mut contents = contents.map_err(|source| InspectError::Contents { disk: named(), source })?;
@@ -182,7 +185,7 @@ fn inspect(args: &InspectArgs, report: Report, interrupt: &Interrupt) -> Result<
     }
     let faults = findings(&contents, &differences);
     for fault in &faults {
-        eprintln!("{}: {}", args.disk.display(), fault.message);
+        message(format!("{}: {}", args.disk.display(), fault.message));
     }
     let exported = args.export.as_deref().filter(|_| faults.is_empty());
     if let Some(folder) = exported {

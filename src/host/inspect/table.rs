@@ -70,7 +70,7 @@ fn heading(document: &Document<'_>) -> String {
     let bytes = document.bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
     let digest = document.digest.as_ref().map(|digest| format!(", {digest}")).unwrap_or_default();
     let catalog = if document.catalog.is_some() { "" } else { ", no catalog" };
-    format!("{}: {}{bytes}{digest}{catalog}", document.disk.display(), document.form)
+    format!("{}: {}{bytes}{digest}{catalog}", document.disk, document.form)
 }
 
 fn sums(document: &Document<'_>) -> Vec<String> {
@@ -92,7 +92,7 @@ fn sums(document: &Document<'_>) -> Vec<String> {
         let checked = format!("{}, {} in all", counted(verified.blobs, "blob"), HumanBytes(verified.bytes));
         lines.push(format!("verified: {checked}: {result}"));
     }
-    lines.extend(document.exported.map(|folder| format!("exported to {}", folder.display())));
+    lines.extend(document.exported.iter().map(|folder| format!("exported to {folder}")));
     lines
 }
 

@@ -10,16 +10,20 @@
 //!                                       ├─ ca.crt      with TLS, the CA certificate
 //!                                       └─ log         of a detached run: its standard error
 //! ```
+//!
+//! If the folder was chosen (`--run-dir`), NAME is a link to it.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::state::{INFO, LOCK, READY, Run, RunInfo};
 use crate::host::support::files;
+use crate::host::support::report::message;
 
 /// Longest name of a run, in bytes.
 const NAME_MAX: usize = 64;
@@ -39,12 +43,6 @@ pub enum RunsError {
     #[error("{} is not a folder that only this user can write to (set XDG_RUNTIME_DIR to one)", .path.display())]
     Shared {
         /// The folder of all runs.
-        path: PathBuf,
-    },
-    /// Its path cannot be in JSON.
-    #[error("the path of the run's folder, {path:?}, is not UTF-8, but has to be in JSON")]
-    NotUtf8 {
-        /// The folder.
         path: PathBuf,
     },
     /// Another run uses it.
@@ -83,8 +81,10 @@ pub struct RunDirOptions<'a> {
 pub struct RunDir {
     path: PathBuf,
     name: String,
-    /// Whether it is in the folder of all runs, where its name finds it.
-    in_runs_folder: bool,
+    /// Whether its place was chosen. Otherwise it is in the folder of all runs, where its name finds it.
+    is_chosen: bool,
+    /// Whether the folder of all runs has a link to it.
+    is_linked: bool,
     lock: Option<File>,
     keep: bool,
 }
@@ -106,11 +106,15 @@ impl RunDir {
         lock.as_file_mut().lock().map_err(failed(&lock_path))?;
         dir.lock = Some(lock.persist_noclobber(&lock_path).map_err(|error| failed(&lock_path)(error.error))?);
         let pid = i32::try_from(std::process::id()).unwrap_or_default();
-        let mut disks = disks.iter().map(|disk| std::path::absolute(disk).unwrap_or_else(|_| disk.clone()));
+        let absolute = |disk: &PathBuf| std::path::absolute(disk).unwrap_or_else(|_| disk.clone());
+        let mut disks = disks.iter().map(|disk| absolute(disk).display().to_string());
         let disk = disks.next().unwrap_or_default();
         let info = RunInfo { name: dir.name.clone(), pid, disk, further_disks: disks.collect(), keep };
         let info = serde_json::to_vec(&info).map_err(|error| failed(&dir.path(INFO))(error.into()))?;
         dir.write(INFO, &info)?;
+        if dir.is_chosen {
+            dir.is_linked = link(&dir.path, &dir.name)?;
+        }
         dir.keep = keep;
         Ok(dir)
     }
@@ -121,7 +125,7 @@ impl RunDir {
     /// Fails if the folder cannot be created, or is in use.
     pub fn create_unlocked(options: &RunDirOptions<'_>) -> Result<Self, RunsError> {
         let (path, name) = create_folder(options)?;
-        Ok(Self { path, name, in_runs_folder: options.folder.is_none(), lock: None, keep: false })
+        Ok(Self { path, name, is_chosen: options.folder.is_some(), is_linked: false, lock: None, keep: false })
     }
 
     /// Leaves the folder in place.
@@ -135,10 +139,10 @@ impl RunDir {
         &self.name
     }
 
-    /// The argument by which `stop` finds the run: its name, or its folder if that was chosen.
+    /// The argument by which `stop` finds the run: its name, or its folder if the folder of all runs cannot be used.
     #[must_use]
-    pub fn stop_argument(&self) -> &Path {
-        if self.in_runs_folder { Path::new(&self.name) } else { &self.path }
+    pub fn stop_argument(&self) -> String {
+        if self.is_linked || !self.is_chosen { self.name.clone() } else { self.path.display().to_string() }
     }
 
     /// The folder, an absolute path.
@@ -184,9 +188,17 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        if !self.keep {
-            // Another process may have removed it.
-            let _already_gone = fs::remove_dir_all(&self.path);
+        if self.keep {
+            return;
+        }
+        // Another process may have removed it.
+        if let Err(error) = fs::remove_dir_all(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            message(format!("localregistry: cannot remove the run's folder {}: {error}", self.path.display()));
+        }
+        if self.is_linked {
+            unlink(&self.path, &self.name);
         }
     }
 }
@@ -197,7 +209,14 @@ impl Drop for RunDir {
 /// Fails if the folder of all runs cannot be used.
 pub fn list_runs() -> Result<Vec<Run>, RunsError> {
     let entries = fs::read_dir(runs_folder()?).into_iter().flatten().flatten();
-    let mut runs: Vec<Run> = entries.filter_map(|entry| Run::open(&entry.path())).collect();
+    let run = |entry: PathBuf| {
+        let folder = followed(entry.clone());
+        if !folder.exists() {
+            remove_link(&entry);
+        }
+        Run::open(&folder)
+    };
+    let mut runs: Vec<Run> = entries.filter_map(|entry| run(entry.path())).collect();
     runs.sort_by(|one, other| one.info.name.cmp(&other.info.name));
     Ok(runs)
 }
@@ -206,8 +225,53 @@ pub fn list_runs() -> Result<Vec<Run>, RunsError> {
 ///
 /// # Errors
 /// Fails if the folder of all runs cannot be used.
-pub fn folder_of(argument: &str) -> Result<PathBuf, RunsError> {
-    if argument.contains('/') || matches!(argument, "." | "..") { Ok(argument.into()) } else { Ok(runs_folder()?.join(argument)) }
+pub fn folder_of(argument: &OsStr) -> Result<PathBuf, RunsError> {
+    let is_path = argument.as_encoded_bytes().contains(&b'/') || argument == "." || argument == "..";
+    if is_path { Ok(argument.into()) } else { Ok(followed(runs_folder()?.join(argument))) }
+}
+
+/// The folder that an entry of the folder of all runs stands for: itself, or the chosen one that it links to.
+fn followed(entry: PathBuf) -> PathBuf {
+    fs::read_link(&entry).unwrap_or(entry)
+}
+
+/// Makes the run in the chosen folder `path` known by `name`, with a link in the folder of all runs. Returns false if that folder
+/// cannot be used.
+fn link(path: &Path, name: &str) -> Result<bool, RunsError> {
+    let Ok(folder) = runs_folder() else { return Ok(false) };
+    let link = folder.join(name);
+    make_free(&followed(link.clone()))?;
+    remove_link(&link);
+    match symlink(path, &link) {
+        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => Err(RunsError::NotEmpty { path: link }),
+        linked => Ok(linked.is_ok()),
+    }
+}
+
+/// Removes the link to the run in the chosen folder `path`.
+pub(super) fn unlink(path: &Path, name: &str) {
+    let link = runs_folder().map(|folder| folder.join(name));
+    link.iter().filter(|link| followed(link.to_path_buf()) == path).for_each(|link| remove_link(link));
+}
+
+/// Removes `entry` if it is a link.
+fn remove_link(entry: &Path) {
+    if fs::read_link(entry).is_ok() {
+        let _already_gone = fs::remove_file(entry);
+    }
+}
+
+/// Removes the folder of a killed run.
+///
+/// # Errors
+/// Fails if the run is alive.
+fn make_free(path: &Path) -> Result<(), RunsError> {
+    let Some(run) = Run::open(path) else { return Ok(()) };
+    if run.is_alive() {
+        return Err(RunsError::Alive { path: run.folder });
+    }
+    run.remove_if_dead();
+    Ok(())
 }
 
 /// Whether `text` is a valid name of a run.
@@ -225,18 +289,13 @@ fn create_folder(options: &RunDirOptions<'_>) -> Result<(PathBuf, String), RunsE
         Some(folder) => std::path::absolute(folder).map_err(|source| RunsError::Create { path: folder.to_owned(), source })?,
         None => {
             list_runs()?.iter().for_each(Run::remove_if_dead);
-            runs_folder()?.join(&name)
+            let path = runs_folder()?.join(&name);
+            make_free(&followed(path.clone()))?;
+            remove_link(&path);
+            path
         }
     };
-    if path.to_str().is_none() {
-        return Err(RunsError::NotUtf8 { path });
-    }
-    if let Some(run) = Run::open(&path) {
-        if run.is_alive() {
-            return Err(RunsError::Alive { path });
-        }
-        run.remove_if_dead();
-    }
+    make_free(&path)?;
     match DirBuilder::new().mode(0o700).create(&path) {
         Ok(()) => Ok((path, name)),
         Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
@@ -282,7 +341,12 @@ mod tests {
     use crate::host::runs::state::RunState;
 
     fn create(folder: &Path, keep: bool) -> Result<RunDir, RunsError> {
-        RunDir::create(&RunDirOptions { name: Some("one"), folder: Some(folder) }, &["/disk".into()], keep)
+        RunDir::create(&RunDirOptions { name: Some(&name_of(folder)), folder: Some(folder) }, &["/disk".into()], keep)
+    }
+
+    /// A name of its own for the run of each test, as all have one folder of runs.
+    fn name_of(folder: &Path) -> String {
+        folder.parent().unwrap().file_name().unwrap().display().to_string()
     }
 
     #[test]
@@ -291,7 +355,7 @@ mod tests {
         let folder = parent.path().join("run");
         let mut dir = create(&folder, false).unwrap();
         let mut run = Run::open(&folder).unwrap();
-        assert_eq!((run.state, run.info.name.as_str(), run.info.disk.as_path()), (RunState::Booting, "one", Path::new("/disk")));
+        assert_eq!((run.state, run.info.name.clone(), run.info.disk.as_str()), (RunState::Booting, name_of(&folder), "/disk"));
         let again = create(&folder, false).unwrap_err().to_string();
         assert!(again.contains("belongs to a run that is alive"), "{again}");
         dir.write_ready("{\"endpoint\":\"x\"}").unwrap();
@@ -330,23 +394,28 @@ mod tests {
     }
 
     #[test]
-    fn stop_argument_is_the_name_or_the_chosen_folder() {
-        let parent = tempfile::tempdir().unwrap();
-        let folder = parent.path().join("run");
-        let mut dir = create(&folder, false).unwrap();
-        assert_eq!(dir.stop_argument(), folder);
-        dir.in_runs_folder = true;
-        assert_eq!(dir.stop_argument(), Path::new("one"));
-    }
-
-    #[test]
-    fn folder_that_is_not_utf8_is_refused() {
+    fn name_finds_a_run_in_a_chosen_folder() {
         use std::os::unix::ffi::OsStrExt;
         let parent = tempfile::tempdir().unwrap();
-        let folder = parent.path().join(std::ffi::OsStr::from_bytes(b"r\xffn"));
-        let error = create(&folder, false).unwrap_err();
-        assert!(error.to_string().contains("/r\\xFFn\", is not UTF-8, but has to be in JSON"), "{error}");
-        assert!(!folder.exists());
+        let folder = parent.path().join(OsStr::from_bytes(b"r\xffn"));
+        let name = name_of(&folder);
+        let link = runs_folder().unwrap().join(&name);
+        let mut dir = create(&folder, false).unwrap();
+        assert_eq!((dir.stop_argument(), folder_of(name.as_ref()).unwrap()), (name.clone(), folder.clone()));
+        assert_eq!(list_runs().unwrap().iter().filter(|run| run.folder == folder).count(), 1);
+        let other = parent.path().join("other");
+        assert!(matches!(create(&other, false), Err(RunsError::Alive { path }) if path == folder));
+        assert!(!other.exists());
+        // Killed: another run takes its name, and its folder is removed.
+        dir.lock = None;
+        std::mem::forget(dir);
+        let mut kept = create(&other, true).unwrap();
+        assert_eq!((folder.exists(), folder_of(name.as_ref()).unwrap()), (false, other.clone()));
+        kept.write_exit_status(0);
+        drop(kept);
+        assert_eq!(Run::open(&folder_of(name.as_ref()).unwrap()).unwrap().state, RunState::Ended(0));
+        fs::remove_dir_all(&other).unwrap();
+        assert!(list_runs().unwrap().iter().all(|run| run.info.name != name) && fs::read_link(link).is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::dir::{RunsError, list_runs};
 use super::state::{Run, RunInfo, RunState};
 use crate::host::support::report::Report;
+use crate::text::escaped;
 
 /// The command line of `localregistry ps`.
 #[derive(Debug, clap::Args)]
@@ -29,7 +30,7 @@ States:
 
 Exit status: 0, or 1 on an error.")]
 pub struct PsArgs {
-    /// Folders of runs that were set with `run --run-dir` (other runs are always listed)
+    /// Further folders of runs, such as of those that were started with another XDG_RUNTIME_DIR
     #[arg(value_name = "DIR")]
     folders: Vec<PathBuf>,
 }
@@ -76,12 +77,12 @@ struct PsRun {
     /// The QEMU process; null before it is ready.
     qemu_pid: Option<u64>,
     /// The first disk, an absolute path.
-    disk: PathBuf,
+    disk: String,
     /// The other disks, absolute paths; absent if there is only one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    further_disks: Vec<PathBuf>,
+    further_disks: Vec<String>,
     /// The run's folder.
-    run_dir: PathBuf,
+    run_dir: String,
 }
 
 /// Lists the runs.
@@ -115,7 +116,19 @@ impl PsRun {
         let (endpoint, address, ca) = (text("endpoint"), text("address"), text("ca"));
         let qemu_pid = ready("qemu_pid").and_then(Value::as_u64);
         let RunInfo { name, pid, disk, further_disks, .. } = run.info.clone();
-        Self { name, state, status, pid, endpoint, address, ca, qemu_pid, disk, further_disks, run_dir: run.folder.clone() }
+        Self {
+            name,
+            state,
+            status,
+            pid,
+            endpoint,
+            address,
+            ca,
+            qemu_pid,
+            disk,
+            further_disks,
+            run_dir: run.folder.display().to_string(),
+        }
     }
 }
 
@@ -125,8 +138,7 @@ impl fmt::Display for PsResult {
         let rows = self.runs.iter().map(|run| {
             let state = run.status.map_or_else(|| run.state.to_owned(), |status| format!("{} {status}", run.state));
             let endpoint = run.endpoint.as_deref().unwrap_or("-").to_owned();
-            let disks: Vec<_> =
-                [&run.disk].into_iter().chain(&run.further_disks).map(|disk| disk.display().to_string()).collect();
+            let disks: Vec<_> = [&run.disk].into_iter().chain(&run.further_disks).map(|disk| escaped(disk)).collect();
             [run.name.clone(), state, run.pid.to_string(), endpoint, disks.join(" ")]
         });
         let rows: Vec<[String; 5]> = [head].into_iter().chain(rows).collect();

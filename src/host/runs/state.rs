@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::dir::unlink;
 use crate::host::support::files;
 
 // Names of the files in a run's folder.
@@ -23,10 +24,10 @@ pub struct RunInfo {
     /// The process of the run. QEMU dies with it.
     pub pid: i32,
     /// The first disk, an absolute path.
-    pub disk: PathBuf,
+    pub disk: String,
     /// The disks after it, absolute paths.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub further_disks: Vec<PathBuf>,
+    pub further_disks: Vec<String>,
     /// Whether the folder stays after the end of the run.
     pub keep: bool,
 }
@@ -94,6 +95,7 @@ impl Run {
     pub fn remove_if_dead(&self) {
         if self.state == RunState::Dead && !self.info.keep {
             let _already_gone = fs::remove_dir_all(&self.folder);
+            unlink(&self.folder, &self.info.name);
         }
     }
 }

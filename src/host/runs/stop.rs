@@ -1,5 +1,6 @@
 //! `localregistry stop`: shuts a run down gracefully, or kills it when the time limit has passed, and returns its exit status.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::thread::sleep;
@@ -33,7 +34,7 @@ Exit status: that of the run (see `localregistry run --help`): 0 if it shut down
 pub struct StopArgs {
     /// The run: its name, or its folder (with a slash)
     #[arg(value_name = "NAME|DIR")]
-    run: String,
+    run: OsString,
 
     /// Time that it has to shut down cleanly before it is killed, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=3600))]
@@ -92,7 +93,7 @@ pub struct StopResult {
 /// See [`StopError`].
 pub fn run(args: &StopArgs, report: &Report) -> Result<u8, StopError> {
     let folder = folder_of(&args.run)?;
-    let mut run = Run::open(&folder).ok_or_else(|| StopError::NoRun { name: args.run.clone(), folder })?;
+    let mut run = Run::open(&folder).ok_or_else(|| StopError::NoRun { name: args.run.display().to_string(), folder })?;
     let name = run.info.name.clone();
     if run.is_alive() {
         signal(&run, Signal::TERM)?;

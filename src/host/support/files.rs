@@ -2,17 +2,30 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
-/// Reads the file at `path` if it has at most `limit` bytes.
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
+use rustix::io::Errno;
+
+use super::interrupt::Interrupt;
+
+/// How often a file that has no data yet is looked at, and how soon a signal is heard.
+const WAIT: Duration = Duration::from_millis(50);
+
+/// Reads the file at `path` if it has at most `limit` bytes. Of a FIFO or a terminal, it waits for the end, or for a signal that this
+/// process handles.
 ///
 /// # Errors
-/// Fails if the file cannot be read or is larger.
+/// Fails if the file cannot be read or is larger, or after a signal.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+    // A plain opening of a FIFO would wait for a writer.
+    let file = File::from(open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?);
     let mut content = Vec::with_capacity(usize::try_from(file.metadata()?.len().min(limit)).unwrap_or(0));
-    file.take(limit + 1).read_to_end(&mut content)?;
+    InterruptibleReader { file, interrupt: Interrupt::of_process() }.take(limit + 1).read_to_end(&mut content)?;
     if content.len() as u64 > limit {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {limit} bytes")));
     }
@@ -26,10 +39,56 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 pub fn check_creatable(path: &Path) -> io::Result<()> {
     let writable = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).map_err(io::Error::from);
     match fs::metadata(path) {
-        Ok(found) if found.is_dir() => Err(io::Error::from_raw_os_error(rustix::io::Errno::ISDIR.raw_os_error())),
+        Ok(found) if found.is_dir() => Err(io::Error::from_raw_os_error(Errno::ISDIR.raw_os_error())),
         Ok(_) => writable(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => writable(&folder(path)),
         Err(error) => Err(error),
+    }
+}
+
+/// Creates or truncates the file at `path`. Of a FIFO, it waits for a reader, or for a signal that this process handles.
+///
+/// # Errors
+/// Fails if the file cannot be written to, or after a signal.
+pub fn create(path: &Path) -> io::Result<File> {
+    let interrupt = Interrupt::of_process();
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    loop {
+        match open(path, flags, Mode::from_raw_mode(0o666)) {
+            // A FIFO without a reader.
+            Err(Errno::NXIO) if fs::metadata(path)?.file_type().is_fifo() => {
+                interrupt.check_io()?;
+                thread::sleep(WAIT);
+            }
+            opened => {
+                let file = File::from(opened?);
+                fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+                return Ok(file);
+            }
+        }
+    }
+}
+
+/// Reads a file that was opened non-blocking.
+struct InterruptibleReader {
+    file: File,
+    interrupt: Interrupt,
+}
+
+impl Read for InterruptibleReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wait = Timespec::try_from(WAIT).map_err(io::Error::other)?;
+        loop {
+            self.interrupt.check_io()?;
+            match poll(&mut [PollFd::new(&self.file, PollFlags::IN)], Some(&wait)) {
+                Ok(0) | Err(Errno::INTR) => continue,
+                polled => _ = polled?,
+            }
+            match self.file.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        }
     }
 }
 

@@ -1,16 +1,19 @@
-//! Handles SIGINT, SIGTERM and SIGHUP during long work. A signal is recorded, the external program of the work is killed, and the
-//! work stops at its next check, so that destructors remove unfinished files.
+//! Handles SIGINT, SIGTERM and SIGHUP. A signal is recorded, the external program of the work is killed, and the work stops at its next
+//! check, so that destructors remove unfinished files. Commands that run until a signal ends them wait for [`Signals`].
 
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
+use tokio::sync::watch;
+
+use super::sys;
 
 /// The signals that end the work.
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
@@ -38,17 +41,40 @@ pub struct Interrupt {
 struct Shared {
     /// The first signal received, 0 before it.
     signal: AtomicI32,
+    /// The last signal received.
+    last: watch::Sender<Option<Signal>>,
     /// The external program that is running.
     child: Mutex<Option<Pid>>,
 }
 
+/// The one of [`Interrupt::catch`]: signals come to the process.
+static CAUGHT: OnceLock<Interrupt> = OnceLock::new();
+
+/// The signals of an [`Interrupt`] as an asynchronous stream.
+#[derive(Debug)]
+pub struct Signals(watch::Receiver<Option<Signal>>);
+
+impl Signals {
+    /// Waits for the next signal. Cancel-safe.
+    pub async fn next(&mut self) -> Signal {
+        while self.0.changed().await.is_ok() {
+            if let Some(signal) = *self.0.borrow_and_update() {
+                return signal;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
 impl Interrupt {
-    /// Handles the signals from now on. Call it before other threads start: they inherit the blocked signals.
+    /// Handles the signals from now on, except for a SIGHUP that was ignored before, as under nohup. Call it before other threads
+    /// start: they inherit the blocked signals.
     ///
     /// # Errors
     /// Fails if the thread that waits for signals cannot be started.
     pub fn catch() -> io::Result<Self> {
-        let signals: SigSet = SIGNALS.into_iter().collect();
+        let is_handled = |signal: &Signal| *signal != Signal::SIGHUP || !sys::is_ignored(*signal);
+        let signals: SigSet = SIGNALS.into_iter().filter(is_handled).collect();
         signals.thread_block()?;
         let interrupt = Self::default();
         let shared = Arc::clone(&interrupt.shared);
@@ -56,13 +82,29 @@ impl Interrupt {
             while let Ok(signal) = signals.wait() {
                 // Only the first signal counts. Later ones do not cut the cleanup short, which takes milliseconds.
                 let _ = shared.signal.compare_exchange(0, signal as i32, Ordering::SeqCst, Ordering::SeqCst);
+                shared.last.send_replace(Some(signal));
                 if let Some(child) = *shared.child() {
                     // The child has not been reaped yet, so its PID is not reused.
                     let _ = killpg(child, Signal::SIGKILL);
                 }
             }
         })?;
+        let _first = CAUGHT.set(interrupt.clone());
         Ok(interrupt)
+    }
+
+    /// The one that handles the signals of this process. If it handles none, one that never stops.
+    #[must_use]
+    pub fn of_process() -> Self {
+        CAUGHT.get().cloned().unwrap_or_default()
+    }
+
+    /// The signals, one that has already come included.
+    #[must_use]
+    pub fn signals(&self) -> Signals {
+        let mut signals = self.shared.last.subscribe();
+        signals.mark_changed();
+        Signals(signals)
     }
 
     /// Checks for a signal. Call it between steps, and every few milliseconds in a long step.

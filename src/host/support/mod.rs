@@ -5,7 +5,6 @@ pub mod files;
 pub mod interrupt;
 pub(crate) mod quote;
 pub mod report;
-pub mod signals;
 pub(crate) mod sys;
 pub mod tools;
 pub mod workers;

@@ -2,7 +2,6 @@
 //! result goes to standard output: text, or one line of JSON with `--json`.
 
 use std::io::{IsTerminal, Write};
-use std::time::Duration;
 
 use crate::text::escaped;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,10 +13,17 @@ pub fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
+/// Prints `line` on standard error, escaped: text from a file, a client or a guest cannot start another line. Nothing else writes there.
+/// If standard error cannot be written to (a full disk, a closed pipe), the line is lost, and the command goes on.
+pub(crate) fn message(line: impl AsRef<str>) {
+    let line = escaped(line.as_ref()) + "\n";
+    let _lost = std::io::stderr().write_all(line.as_bytes());
+}
+
 /// The output flags that every command has.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Report {
-    /// Print the result as one JSON line on standard output
+    /// Print the result as one JSON line on standard output; in a path that is not UTF-8, U+FFFD stands for what is not
     #[arg(long, global = true)]
     pub json: bool,
 
@@ -30,7 +36,7 @@ impl Report {
     /// Prints one line of progress.
     pub fn step(&self, line: impl AsRef<str>) {
         if !self.quiet {
-            eprintln!("{}", escaped(line.as_ref()));
+            message(line);
         }
     }
 
@@ -42,8 +48,7 @@ impl Report {
     /// Prints the result: `value` as one JSON line with `--json`, else `text`.
     ///
     /// # Errors
-    /// Fails if standard output cannot be written to, for example a closed pipe. Fails without output if `value` has no JSON, for
-    /// example a path that is not UTF-8.
+    /// Fails if standard output cannot be written to, for example a closed pipe.
     pub fn result(&self, value: &impl Serialize, text: &str) -> std::io::Result<()> {
         // Serialized first, so that a failure leaves no partial line.
         let line = if self.json { serde_json::to_string(value)? } else { text.trim_end().to_owned() };
@@ -62,8 +67,6 @@ impl Report {
         let colour = if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) { "" } else { ".cyan" };
         let template = format!("{{prefix}} [{{bar:30{colour}}}] {{bytes}}/{{total_bytes}} {{bytes_per_sec}}");
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_prefix(what.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(200));
-        bar
+        ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_prefix(what.to_owned())
     }
 }

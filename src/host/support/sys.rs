@@ -33,6 +33,16 @@ pub fn signal_with_parent(command: &mut Command, signal: Signal) {
     unsafe { command.pre_exec(before_exec) };
 }
 
+/// Whether this process ignores `signal`.
+#[must_use]
+pub fn is_ignored(signal: Signal) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action, sigaction changes nothing; it writes the old one to `action`, which lives for the call.
+    let result = unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: zeros are a valid `sigaction`, and the kernel has overwritten them with another valid one.
+    result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
 /// Opens or creates the tap `name`, and returns it with its name. `%d` in the name becomes a free number. A tap created here is
 /// removed when its last descriptor is closed. Its frames have a virtio-net header, which QEMU accepts.
 ///

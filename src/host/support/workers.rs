@@ -5,6 +5,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+/// Calls `work` on this thread and on `count` - 1 others. A thread that the system refuses is done without.
+pub fn parallel(count: usize, work: impl Fn() + Sync) {
+    thread::scope(|scope| {
+        for _ in 1..count {
+            let _refused = thread::Builder::new().spawn_scoped(scope, &work);
+        }
+        work();
+    });
+}
+
 /// Calls `work` for each of `items` on all processors. After an error, starts no further item.
 ///
 /// # Errors
@@ -24,11 +34,7 @@ pub fn each<T: Sync, E: Send>(items: &[T], work: impl Fn(&T) -> Result<(), E> + 
             }
         }
     };
-    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(items.len());
-    thread::scope(|scope| {
-        (1..workers).for_each(|_| drop(scope.spawn(worker)));
-        worker();
-    });
+    parallel(thread::available_parallelism().map_or(1, NonZero::get).min(items.len()), worker);
     failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |(_, error)| Err(error))
 }
 

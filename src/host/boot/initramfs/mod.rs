@@ -100,7 +100,7 @@ pub enum InitramfsError {
 #[schemars(rename = "InitramfsResult")]
 pub(crate) struct InitramfsResult<'a> {
     /// The file that was written.
-    file: &'a Path,
+    file: String,
     /// Its size in bytes.
     bytes: usize,
     /// The modules' file names, in load order.
@@ -127,7 +127,8 @@ pub fn run(args: &InitramfsArgs, report: &Report) -> Result<(), InitramfsError> 
 
     let names = modules.load.iter().map(|module| module.file.as_str()).collect::<Vec<_>>();
     let text = format!("{}: the init and {} modules, {} bytes", file.display(), names.len(), archive.len());
-    let result = InitramfsResult { file, bytes: archive.len(), modules: names, absent: &modules.absent };
+    let result =
+        InitramfsResult { file: file.display().to_string(), bytes: archive.len(), modules: names, absent: &modules.absent };
     report.result(&result, &text).map_err(InitramfsError::Print)
 }
 

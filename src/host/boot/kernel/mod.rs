@@ -188,7 +188,7 @@ pub enum KernelError {
 #[schemars(rename = "KernelResult")]
 pub(crate) struct KernelResult<'a> {
     /// The file that was written.
-    file: &'a Path,
+    file: String,
     /// Its size in bytes.
     bytes: usize,
     /// The release, as in `uname -r`; null if the input does not contain it (an ELF).
@@ -211,7 +211,8 @@ pub fn run(args: &KernelArgs, report: &Report) -> Result<(), KernelError> {
     files::write_atomically(file, &elf).map_err(|source| KernelError::Write { path: file.clone(), source })?;
     let name = release.as_deref().map_or_else(|| "a kernel".to_owned(), |release| format!("Linux {release}"));
     let text = format!("{}: {name}, {} bytes", file.display(), elf.len());
-    report.result(&KernelResult { file, bytes: elf.len(), release: release.as_deref() }, &text).map_err(KernelError::Print)
+    let result = KernelResult { file: file.display().to_string(), bytes: elf.len(), release: release.as_deref() };
+    report.result(&result, &text).map_err(KernelError::Print)
 }
 
 /// The options of the kernel at `path`, an ELF or a bzImage, if they are known: from the file `config-RELEASE` next to

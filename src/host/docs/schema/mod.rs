@@ -148,7 +148,7 @@ pub(crate) fn outputs(generator: &mut SchemaGenerator) -> Vec<Output> {
         of::<pull_log::assert::AssertResult<'_>>("assert", generator),
         of::<Schema>("schema", generator),
         of::<deploy::DeployResult<'_>>("deploy", generator),
-        of::<manual::ManualResult<'_>>("manual", generator),
+        of::<manual::ManualResult>("manual", generator),
     ]
 }
 

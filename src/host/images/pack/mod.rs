@@ -128,7 +128,7 @@ impl PackError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct PackResult {
     /// The disk's path, as given.
-    pub disk: PathBuf,
+    pub disk: String,
     /// Its size in bytes.
     pub bytes: u64,
     /// Number of images: tags, and manifests without a tag.
@@ -224,7 +224,7 @@ fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackR
     let (blobs, blob_bytes) = set.catalog.blob_totals();
     let (read_bytes, cached_bytes) = finished.counts.totals();
     let summary = PackResult {
-        disk: disk.to_owned(),
+        disk: disk.display().to_string(),
         bytes: finished.bytes,
         images: set.images.len(),
         blobs,
@@ -297,7 +297,7 @@ fn text(summary: &PackResult, set: &ImageSet) -> String {
     }
     let (images, blobs) = (counted(summary.images, "image"), counted(summary.blobs, "blob"));
     let (blob_bytes, bytes) = (HumanBytes(summary.blob_bytes), HumanBytes(summary.bytes));
-    let disk = escaped(&summary.disk.display().to_string());
+    let disk = escaped(&summary.disk);
     lines.push(format!("{disk}: {images}, {blobs} of {blob_bytes}, {bytes} on the disk"));
     lines.join("\n")
 }

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
 use indicatif::ProgressBar;
@@ -16,6 +15,7 @@ use super::store::Store;
 use super::upstream::Upstream;
 use super::url::host_of;
 use crate::disk::layout::Tree;
+use crate::host::support::workers::parallel;
 use crate::oci::{Digest, Hasher};
 
 /// Number of parallel downloads, as in docker and containerd.
@@ -69,10 +69,7 @@ impl BlobFetcher<'_> {
                 return;
             }
         };
-        thread::scope(|scope| {
-            (1..PARALLEL_DOWNLOADS.min(wanted.len())).for_each(|_| drop(scope.spawn(worker)));
-            worker();
-        });
+        parallel(PARALLEL_DOWNLOADS.min(wanted.len()), worker);
         self.client.check()?;
         failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }

@@ -96,15 +96,16 @@ impl PullArgs {
     ) -> Result<Vec<(ImageReference, PulledLayout)>, PullError> {
         references.sort();
         references.dedup();
-        let Some(first) = references.first() else { return Ok(Vec::new()) };
+        let Some(first) = references.first().map(ToString::to_string) else { return Ok(Vec::new()) };
         let result = Store::new(folder, prefix);
-        let store = result.map_err(|source| PullError { image: first.to_string(), source: folder_fault(folder, source) })?;
+        let store = result.map_err(|source| PullError { image: first.clone(), source: folder_fault(folder, source) })?;
         let client = Client::new(self.settings(), interrupt.clone());
         let pull = Puller { client, store: Arc::new(store), platform, local, report, has_referrers: !self.no_referrers };
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
-            scope.spawn(|| pull.client.watch(&done));
             let _set_done = SetOnDrop(&done);
+            let watch = thread::Builder::new().spawn_scoped(scope, || pull.client.watch(&done));
+            watch.map_err(|source| PullError { image: first, source: Fault::Thread(source) })?;
             let pulled = references.into_iter().map(|reference| match pull.one(&reference) {
                 Ok(pulled) => Ok((reference, pulled)),
                 Err(source) => Err(PullError { image: reference.to_string(), source }),

@@ -179,7 +179,7 @@ impl<'a> Collector<'a> {
             (None, Some((number, config))) => self.config(number, config)?,
             (None, None) => None,
         };
-        let platform = platform.map(|platform| platform.to_string()).filter(|name| name != NO_PLATFORM);
+        let platform = platform.map(|platform| platform.to_string()).filter(|name| !name.is_empty() && name != NO_PLATFORM);
         let platform = platform.filter(|_| manifest.manifests.is_empty());
         found.platforms.extend(platform.map(|name| self.text(&name)));
         Ok(())

@@ -10,6 +10,7 @@ use super::images::{DiskImages, DiskImagesError, disk_images};
 use super::write::{WriteError, check, write};
 use super::{Bundle, Endpoint, EndpointError, TrustFormat, endpoint, tree};
 use crate::host::support::files;
+use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::report::Report;
 use crate::oci::Host;
 use crate::registry::tls::{self, TlsError};
@@ -125,9 +126,23 @@ pub enum TrustError {
     /// The folder cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// Interrupted by a signal.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    /// The signal thread cannot be started.
+    #[error("cannot start the signal thread")]
+    Signals(#[source] io::Error),
     /// Standard output cannot be written to.
     #[error("cannot print what was written")]
     Print(#[source] io::Error),
+}
+
+impl TrustError {
+    /// The exit status: after a signal 128 plus the signal's number, as in a shell; else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        if let Self::Interrupted(cause) = self { cause.exit_code() } else { 1 }
+    }
 }
 
 /// The fields of the JSON of `run` and `serve` that say where the registry is.
@@ -166,6 +181,16 @@ pub struct TrustResult<'a> {
 /// # Errors
 /// Fails without writing anything.
 pub fn run(args: &TrustArgs, report: &Report) -> Result<(), TrustError> {
+    let interrupt = Interrupt::catch().map_err(TrustError::Signals)?;
+    let done = write_bundle(args, report);
+    // A signal causes errors of many kinds. Report the signal instead.
+    if done.is_err() {
+        interrupt.check()?;
+    }
+    done
+}
+
+fn write_bundle(args: &TrustArgs, report: &Report) -> Result<(), TrustError> {
     let bundle = args.bundle()?;
     let tree = tree(&bundle, &args.format);
     write(&tree, &args.output)?;

@@ -68,7 +68,7 @@ pub fn disk_images(paths: &[PathBuf]) -> Result<DiskImages, DiskImagesError> {
 
 /// The catalog of a disk in any form. Missing content does not matter here.
 fn catalog_of(path: &Path) -> Result<Catalog, DiskImagesError> {
-    let disk = Disk::open(path, &Interrupt::default());
+    let disk = Disk::open(path, &Interrupt::of_process());
     let disk = disk.map_err(|source| DiskImagesError::Disk { path: path.to_owned(), source })?;
     let index = store::read_catalog(disk.tree.as_ref(), true);
     index.map(|(catalog, _)| catalog).map_err(|source| DiskImagesError::Index { path: path.to_owned(), source })

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{ImageQuery, Pull, PullTracker, Refusals, log_reader};
-use crate::host::support::report::Report;
+use crate::host::support::report::{Report, message};
 use crate::proto::event::Event as Kind;
 use crate::text::chain;
 
@@ -152,7 +152,7 @@ pub fn run(args: &AssertArgs, report: &Report) -> ExitCode {
     match check(args, report) {
         Ok(holds) => ExitCode::from(u8::from(!holds)),
         Err(error) => {
-            eprintln!("localregistry: {}", chain(&error));
+            message(format!("localregistry: {}", chain(&error)));
             ExitCode::from(2)
         }
     }
@@ -171,10 +171,11 @@ fn check(args: &AssertArgs, report: &Report) -> Result<bool, LogError> {
     let holds = expected.holds(counted);
     let (found, expectation) = (pulled(counted), expected.text());
     if !holds {
-        eprintln!("localregistry: {image} was {found}{by}; it was expected {expectation}");
-        eprintln!("- {image}{by}: {expectation}\n+ {image}{by}: {found}");
+        message(format!("localregistry: {image} was {found}{by}; it was expected {expectation}"));
+        message(format!("- {image}{by}: {expectation}"));
+        message(format!("+ {image}{by}: {found}"));
         if !image.has_reference() {
-            eprintln!("  no tag was given: latest was looked for, as clients do");
+            message("  no tag was given: latest was looked for, as clients do");
         }
         if expected.lacks(counted) {
             list(&refusals.by(args.by));
@@ -263,7 +264,7 @@ fn print_similar(image: &ImageQuery, pulls: &[Pull], is_by: impl Fn(&Pull) -> bo
     if listed.is_empty() {
         listed = most_similar(image, pulls, is_by);
         if !listed.is_empty() {
-            eprintln!("  no client asked for {image}; the most similar names in the log:");
+            message(format!("  no client asked for {image}; the most similar names in the log:"));
         }
     }
     list(&listed);
@@ -271,8 +272,8 @@ fn print_similar(image: &ImageQuery, pulls: &[Pull], is_by: impl Fn(&Pull) -> bo
 
 /// Prints the first of `lines`, and how many more there are.
 fn list(lines: &[impl fmt::Display]) {
-    lines.iter().take(MAX_LISTED).for_each(|line| eprintln!("  {line}"));
+    lines.iter().take(MAX_LISTED).for_each(|line| message(format!("  {line}")));
     if let Some(more) = lines.len().checked_sub(MAX_LISTED).filter(|more| *more > 0) {
-        eprintln!("  and {more} more");
+        message(format!("  and {more} more"));
     }
 }

@@ -192,7 +192,7 @@ pub struct RunArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "For programs")]
 pub(crate) struct ProgramArgs {
-    /// Name of the run, for `ps` and `stop` [default: a random one]; with --run-dir these take the folder instead
+    /// Name of the run, for `ps` and `stop` [default: a random one]
     #[arg(long, value_name = "NAME", value_parser = name)]
     name: Option<String>,
 

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
 use crate::host::exit::Status;
+use crate::host::support::report::message;
 use crate::host::support::sys;
 
 /// Starts the run in the background, waits until it is ready or has ended, and returns the exit status. `stdin` passes standard input on.
@@ -21,7 +22,7 @@ pub(crate) fn detach(stdin: bool) -> ExitCode {
     match start(stdin) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("localregistry: cannot start the run in the background: {error}");
+            message(format!("localregistry: cannot start the run in the background: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::parent_watch::{self, ParentWatch};
 use super::print;
-use crate::host::support::report::Report;
-use crate::host::support::signals::Signals;
+use crate::host::support::interrupt::Signals;
+use crate::host::support::report::{Report, message};
 use crate::host::vm::launch::{Appliance, ExitReport};
 use crate::proto::Event;
 use crate::proto::event::Event as Kind;
@@ -44,7 +44,8 @@ pub(crate) async fn run(
     let mut printer = output.events.then(Printer::start);
     loop {
         tokio::select! {
-            name = signals.next() => {
+            signal = signals.next() => {
+                let name = signal.as_str();
                 match first_signal {
                     None => {
                         report.step(format!("{name}: shutting down (a second signal kills QEMU)"));
@@ -68,7 +69,7 @@ pub(crate) async fn run(
                         printer.print(&event);
                     }
                     match &event.event {
-                        Some(Kind::Request(request)) if output.requests => eprintln!("{}", print::request(request)),
+                        Some(Kind::Request(request)) if output.requests => message(print::request(request)),
                         Some(Kind::Warning(warning)) => report.step(print::warning(warning)),
                         Some(Kind::Disks(disks)) => report.step(print::disks(disks)),
                         _ => {}
@@ -92,14 +93,15 @@ pub(crate) async fn run(
 /// Prints events on a thread of its own, so that a reader that is slow or does not read at all does not delay signals.
 struct Printer {
     queue: Option<SyncSender<String>>,
-    thread: JoinHandle<io::Result<()>>,
+    thread: io::Result<JoinHandle<io::Result<()>>>,
     dropped: u64,
 }
 
 impl Printer {
     fn start() -> Self {
         let (queue, lines) = sync_channel(PRINT_QUEUE);
-        Self { queue: Some(queue), thread: thread::spawn(move || print_lines(&lines)), dropped: 0 }
+        let thread = thread::Builder::new().name("events".to_owned()).spawn(move || print_lines(&lines));
+        Self { queue: Some(queue), thread, dropped: 0 }
     }
 
     fn print(&mut self, event: &Event) {
@@ -119,8 +121,11 @@ impl Printer {
             // The thread may be blocked by a reader that does not read, so it is not joined.
             return Some(format!("{} events were not printed: standard output was read too slowly", self.dropped));
         }
-        let error = self.thread.join().ok()?.err()?;
-        Some(format!("events were not printed: standard output cannot be written to: {error}"))
+        match self.thread {
+            Ok(thread) => thread.join().ok()?.err().map(|error| format!("standard output cannot be written to: {error}")),
+            Err(error) => Some(format!("cannot start a thread: {error}")),
+        }
+        .map(|cause| format!("events were not printed: {cause}"))
     }
 }
 

@@ -21,8 +21,8 @@ use crate::host::exit::Status;
 use crate::host::hint;
 use crate::host::nodes::trust::{self, DiskImages, TrustError};
 use crate::host::support::files;
-use crate::host::support::report::Report;
-use crate::host::support::signals::Signals;
+use crate::host::support::interrupt::{Interrupt, Interrupted, Signals};
+use crate::host::support::report::{Report, message};
 use crate::host::vm::launch::{Appliance, BuildError, Builder, ExitReport, LaunchError, Options, command};
 
 use event_loop::Output;
@@ -60,6 +60,8 @@ enum RunError {
     Print(#[source] io::Error),
     #[error("cannot go into the background")]
     Background(#[source] io::Error),
+    #[error(transparent)]
+    Stopped(#[from] Interrupted),
     #[error("stopped by {name} before the registry was ready; QEMU was killed")]
     Interrupted { name: &'static str },
     #[error(transparent)]
@@ -70,7 +72,7 @@ enum RunError {
 
 impl RunError {
     fn exit_status(&self) -> u8 {
-        self.status().code()
+        if let Self::Stopped(cause) = self { cause.exit_code() } else { self.status().code() }
     }
 
     fn status(&self) -> Status {
@@ -89,16 +91,14 @@ impl RunError {
         match self {
             Self::Build(error) => hint::build(error),
             Self::Launch(error) => hint::launch(error),
-            Self::Runs(RunsError::Create { .. } | RunsError::Shared { .. } | RunsError::NotUtf8 { .. }) => {
-                Some("--run-dir takes another folder")
-            }
+            Self::Runs(RunsError::Create { .. } | RunsError::Shared { .. }) => Some("--run-dir takes another folder"),
             _ => None,
         }
     }
 
     /// Prints it on standard error, and returns the exit status.
     fn print(&self) -> u8 {
-        eprintln!("localregistry: {}", hint::line(self, self.hint()));
+        message(format!("localregistry: {}", hint::line(self, self.hint())));
         if let Self::Launch(LaunchError::Ended(exit)) = self {
             print::print_last_lines(exit);
         }
@@ -119,13 +119,21 @@ pub fn run(args: &RunArgs, report: &Report) -> ExitCode {
     if args.program.detach && !args.program.supervised {
         return detach::detach(args.program.watched_descriptor() == Some(Descriptor::Stdin));
     }
-    if args.program.print_command {
-        return print_command(args, report).map_or_else(|error| ExitCode::from(error.print()), |()| ExitCode::SUCCESS);
-    }
+    // Before other threads start: they inherit the blocked signals.
+    let interrupt = match Interrupt::catch() {
+        Ok(interrupt) => interrupt,
+        Err(error) => return ExitCode::from(RunError::Signals(error).print()),
+    };
+    // A signal before the boot causes errors of many kinds. Report the signal instead.
+    let failed = |error: RunError| match (interrupt.check(), &error) {
+        (Err(cause), error) if !matches!(error, RunError::Interrupted { .. }) => RunError::Stopped(cause).print(),
+        _ => error.print(),
+    };
     let mut files = None;
-    let status = match run_appliance(args, report, &mut files) {
-        Ok(exit) => print::print_exit(&exit, report),
-        Err(error) => error.print(),
+    let status = if args.program.print_command {
+        print_command(args, report, &interrupt).map_or_else(failed, |()| 0)
+    } else {
+        run_appliance(args, report, &interrupt, &mut files).map_or_else(failed, |exit| print::print_exit(&exit, report))
     };
     if let Some(files) = &mut files {
         files.dir.write_exit_status(status);
@@ -134,35 +142,52 @@ pub fn run(args: &RunArgs, report: &Report) -> ExitCode {
 }
 
 /// Prepares the run and its files, boots the appliance and waits until it has ended.
-fn run_appliance(args: &RunArgs, report: &Report, files: &mut Option<RunFiles>) -> Result<ExitReport, RunError> {
+fn run_appliance(
+    args: &RunArgs,
+    report: &Report,
+    interrupt: &Interrupt,
+    files: &mut Option<RunFiles>,
+) -> Result<ExitReport, RunError> {
     if args.program.supervised {
         detach::leave_session().map_err(RunError::Background)?;
     }
     let parent = args.program.watched_descriptor().map(ParentWatch::watch).transpose()?;
     let (builder, contents) = check(args, report)?;
     let files = files.insert(RunFiles::create(args)?);
-    let runtime = runtime()?;
-    // Before signals are caught: a signal ends a download at once.
-    let options = runtime.block_on(builder.resolve_options())?;
-    runtime.block_on(boot_and_wait(args, options, contents, files, parent, report))
+    let mut signals = interrupt.signals();
+    run_async(async {
+        let options = prepare(builder, &mut signals).await?;
+        boot_and_wait(args, options, contents, files, signals, parent, report).await
+    })
+}
+
+/// Finds the kernel, the initramfs and the CA. A signal ends a download at once.
+async fn prepare(builder: Builder, signals: &mut Signals) -> Result<Options, RunError> {
+    tokio::select! {
+        options = builder.resolve_options() => Ok(options?),
+        signal = signals.next() => Err(RunError::Stopped(Interrupted(signal))),
+    }
 }
 
 /// Prints QEMU's command line, and writes its files.
-fn print_command(args: &RunArgs, report: &Report) -> Result<(), RunError> {
+fn print_command(args: &RunArgs, report: &Report, interrupt: &Interrupt) -> Result<(), RunError> {
     let (builder, _) = check(args, report)?;
-    let runtime = runtime()?;
-    let options = runtime.block_on(builder.resolve_options())?;
+    let options = run_async(prepare(builder, &mut interrupt.signals()))?;
     let dir = RunDir::create_unlocked(&args.program.run_dir())?;
-    let command = runtime.block_on(command::command(options, dir.folder()))?;
+    let command = run_async(async { Ok(command::command(options, dir.folder()).await?) })?;
     let result = RunCommand::new(&command, dir.folder());
     report.result(&result, &result.to_string()).map_err(RunError::Print)?;
     dir.persist();
     Ok(())
 }
 
-/// A runtime with one thread, as there is only one machine to wait for.
-fn runtime() -> Result<tokio::runtime::Runtime, RunError> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)
+/// Runs `work` on this thread, as there is only one machine to wait for.
+fn run_async<T>(work: impl Future<Output = Result<T, RunError>>) -> Result<T, RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
+    let done = runtime.block_on(work);
+    // After a signal, a thread may still wait for a download. The end of the process ends it.
+    runtime.shutdown_background();
+    done
 }
 
 /// Checks what can be checked before anything is created or downloaded. Returns the builder and, with `--trust`, what the trust files
@@ -224,14 +249,14 @@ async fn boot_and_wait(
     options: Options,
     contents: Option<DiskImages>,
     files: &RunFiles,
+    mut signals: Signals,
     mut parent: Option<ParentWatch>,
     report: &Report,
 ) -> Result<ExitReport, RunError> {
-    let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let vm = tokio::select! {
         vm = Appliance::boot(options) => vm?,
         // Nothing is being served yet: dropping the future kills QEMU.
-        name = signals.next() => return Err(RunError::Interrupted { name }),
+        signal = signals.next() => return Err(RunError::Interrupted { name: signal.as_str() }),
         descriptor = parent_watch::closed(&mut parent) => return Err(RunError::LauncherGone(descriptor)),
     };
     announce(&vm, args, contents, files, report)?;

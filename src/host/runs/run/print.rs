@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::host::runs::dir::RunDir;
 use crate::host::support::quote::shell_word;
-use crate::host::support::report::{Report, counted};
+use crate::host::support::report::{Report, counted, message};
 use crate::host::vm::launch::command::QemuCommand;
 use crate::host::vm::launch::{Appliance, ExitReport, printable};
 use crate::proto::{Disks, Request, Warning};
@@ -34,10 +34,10 @@ pub(crate) struct RunReady {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     names: Vec<String>,
     /// The CA certificate, an absolute path; null with plain HTTP.
-    ca: Option<PathBuf>,
+    ca: Option<String>,
     /// The folder with the trust files, an absolute path; with `--trust`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    trust: Option<PathBuf>,
+    trust: Option<String>,
     /// Number of tags on the disks.
     images: u32,
     /// Seconds from QEMU's start to ready.
@@ -49,12 +49,12 @@ pub(crate) struct RunReady {
     /// The run's name, for `ps` and `stop`.
     name: String,
     /// The run's folder, an absolute path.
-    run_dir: PathBuf,
+    run_dir: String,
     /// The process of the run.
     pid: u32,
     /// In the background: the argument for `stop`.
     #[serde(skip)]
-    stop_argument: Option<PathBuf>,
+    stop_argument: Option<String>,
 }
 
 impl RunReady {
@@ -66,17 +66,17 @@ impl RunReady {
             metrics: vm.metrics_endpoints().into_iter().next(),
             further: vm.further_endpoints(),
             names: vm.names().to_vec(),
-            ca,
-            trust,
+            ca: ca.map(|path| path.display().to_string()),
+            trust: trust.map(|path| path.display().to_string()),
             images: vm.ready().images,
             // Rounded to milliseconds.
             boot_seconds: (vm.boot_time().as_secs_f64() * 1000.0).round() / 1000.0,
             qemu_pid: vm.pid(),
             accel: vm.accel().as_str(),
             name: run.name().to_owned(),
-            run_dir: run.folder().to_owned(),
+            run_dir: run.folder().display().to_string(),
             pid: std::process::id(),
-            stop_argument: detached.then(|| run.stop_argument().to_owned()),
+            stop_argument: detached.then(|| run.stop_argument()),
         }
     }
 
@@ -112,19 +112,20 @@ impl fmt::Display for RunReady {
             writeln!(f, "Health, metrics and the CA are at {metrics}/healthz, /metrics and /ca.crt")?;
         }
         if let Some(trust) = &self.trust {
-            writeln!(f, "The trust files for nodes are in {}", trust.display())?;
+            writeln!(f, "The trust files for nodes are in {trust}")?;
         }
         match &self.stop_argument {
-            Some(run) => write!(f, "`localregistry stop {}` ends it.", shell_word(&run.to_string_lossy())),
+            Some(run) => write!(f, "`localregistry stop {}` ends it.", shell_word(run)),
             None => write!(f, "Ctrl-C ends it."),
         }
     }
 }
 
 /// Writes the CA's path and how clients trust it.
-fn write_tls_usage(f: &mut fmt::Formatter<'_>, address: &str, ca: &Path) -> fmt::Result {
-    writeln!(f, "Its CA certificate is {}", ca.display())?;
-    writeln!(f, "  curl --cacert {} https://{address}/v2/_catalog", shell_word(&ca.to_string_lossy()))?;
+fn write_tls_usage(f: &mut fmt::Formatter<'_>, address: &str, ca: &str) -> fmt::Result {
+    writeln!(f, "Its CA certificate is {ca}")?;
+    writeln!(f, "  curl --cacert {} https://{address}/v2/_catalog", shell_word(ca))?;
+    let ca = Path::new(ca);
     // podman and skopeo take a folder, and read every file *.crt in it.
     if let (Some("crt"), Some(folder)) = (ca.extension().and_then(|end| end.to_str()), ca.parent()) {
         writeln!(
@@ -151,17 +152,17 @@ pub(crate) struct RunCommand {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     further: Vec<String>,
     /// The folder with the files. It is not removed.
-    run_dir: PathBuf,
+    run_dir: String,
     /// The guest's config.
-    config: PathBuf,
+    config: String,
     /// The Unix socket that QEMU will listen on for the reader of the guest's events.
-    events: PathBuf,
+    events: String,
     /// The Unix socket that QEMU will listen on for commands to the guest.
-    control: PathBuf,
+    control: String,
     /// The Unix socket that QEMU will listen on for QMP.
-    qmp: PathBuf,
+    qmp: String,
     /// The file that QEMU writes the console to.
-    console: PathBuf,
+    console: String,
 }
 
 impl RunCommand {
@@ -174,19 +175,19 @@ impl RunCommand {
             address: registry.map(|address| address.to_string()),
             metrics: metrics.map(|address| address.to_string()),
             further: further.iter().map(ToString::to_string).collect(),
-            run_dir: folder.to_owned(),
-            config,
-            events,
-            control,
-            qmp,
-            console,
+            run_dir: folder.display().to_string(),
+            config: config.display().to_string(),
+            events: events.display().to_string(),
+            control: control.display().to_string(),
+            qmp: qmp.display().to_string(),
+            console: console.display().to_string(),
         }
     }
 }
 
 impl fmt::Display for RunCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "# In {}, which you have to remove:", self.run_dir.display())?;
+        writeln!(f, "# In {}, which you have to remove:", self.run_dir)?;
         writeln!(f, "#   config.json   the guest's config, read at the start")?;
         writeln!(f, "#   events.sock   made by QEMU: the events, one JSON line each; `ready` has the CA")?;
         writeln!(f, "#   control.sock  made by QEMU: takes {{\"shutdown\":{{}}}} and a newline")?;
@@ -238,11 +239,11 @@ pub(crate) fn print_exit(exit: &ExitReport, report: &Report) -> u8 {
     if status == 0 {
         report.step(exit.outcome.to_string());
     } else {
-        eprintln!("localregistry: {}", exit.outcome);
+        message(format!("localregistry: {}", exit.outcome));
         print_last_lines(exit);
     }
     for line in &exit.incomplete {
-        eprintln!("localregistry: {line}");
+        message(format!("localregistry: {line}"));
     }
     if status == 0 && !exit.incomplete.is_empty() { 1 } else { status }
 }
@@ -251,9 +252,9 @@ pub(crate) fn print_exit(exit: &ExitReport, report: &Report) -> u8 {
 pub(crate) fn print_last_lines(exit: &ExitReport) {
     for (title, lines) in [("the console's last lines", &exit.console), ("QEMU's last lines", &exit.stderr)] {
         if !lines.is_empty() {
-            eprintln!("{title}:");
+            message(format!("{title}:"));
             for line in lines {
-                eprintln!("  {line}");
+                message(format!("  {line}"));
             }
         }
     }
@@ -271,7 +272,7 @@ mod tests {
             metrics: None,
             further: vec![],
             names: vec![],
-            ca: ca.map(PathBuf::from),
+            ca: ca.map(str::to_owned),
             trust: None,
             images: 3,
             boot_seconds: 3.25,

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use super::event::{self, EventError};
 use super::outcome::{Exit, KillReason, Observations, Outcome};
 use super::tail::Tail;
+use crate::host::support::files;
 use crate::proto::{Done, Event, event::Event as Kind};
 use crate::text::Lines;
 
@@ -158,7 +159,7 @@ pub(crate) struct CaptureFile {
 impl CaptureFile {
     /// Creates or truncates the file at `path`.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), file: Some(File::create(path)?) })
+        Ok(Self { path: path.to_owned(), file: Some(files::create(path)?) })
     }
 
     /// Appends `parts` with one unbuffered write, as the user may be reading the file.

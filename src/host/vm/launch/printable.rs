@@ -1,5 +1,7 @@
 //! Text from a guest or a client, made safe to print.
 
+use crate::text::is_special;
+
 /// Converts `bytes` to text that is safe on a terminal or in a log. Terminal sequences and carriage returns are removed; every other
 /// control character, and every byte that is not UTF-8, is escaped.
 #[must_use]
@@ -12,7 +14,7 @@ pub fn printable(bytes: &[u8]) -> String {
                 '\x1b' => skip_sequence(&mut characters),
                 '\r' => {}
                 '\t' => text.push(' '),
-                other if other.is_control() || is_direction_mark(other) => text.extend(other.escape_unicode()),
+                other if is_special(other) => text.extend(other.escape_unicode()),
                 other => text.push(other),
             }
         }
@@ -29,11 +31,6 @@ fn skip_sequence(characters: &mut std::str::Chars<'_>) {
     if characters.next() == Some('[') {
         let _final = characters.find(|character| !matches!(character, '\x20'..='\x3f'));
     }
-}
-
-/// Characters that reorder the text around them on a terminal (Unicode's bidirectional embeddings, overrides and isolates).
-fn is_direction_mark(character: char) -> bool {
-    matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

@@ -1,0 +1,147 @@
+//! Signals while a command waits for an input or an output that is a FIFO, on which nothing happens.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::libc::O_NONBLOCK;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
+use testing::pack::{Bench, PROGRAM, hello, superblock};
+
+/// Repeats `step` until it returns something.
+fn eventually<T>(what: &str, mut step: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(done) = step() {
+            return done;
+        }
+        assert!(Instant::now() < deadline, "{what}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Starts `localregistry ARGUMENTS`, with `trap` in the shell before it.
+fn start(bench: &Bench, trap: &str, arguments: &[&str]) -> Child {
+    let mut command = testing::program("sh");
+    command.args(["-c", &format!("{trap} exec \"$@\""), "sh", PROGRAM, "--quiet"]).args(arguments);
+    command.current_dir(bench.path("")).env_remove("XDG_RUNTIME_DIR");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until the process handles signals.
+fn wait_for_handlers(child: &Child) {
+    let is_signals = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "signals\n");
+    let tasks = || fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().flatten();
+    eventually("the process handles signals", || tasks().any(is_signals).then_some(()));
+}
+
+/// Opens a FIFO for writing once the process has opened it for reading.
+fn writer(fifo: &Path) -> File {
+    let open = || OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(fifo).ok();
+    eventually("the FIFO is read", open)
+}
+
+fn send(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+}
+
+fn said(child: &mut Child) -> (ExitStatus, String) {
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (child.wait().unwrap(), said)
+}
+
+#[test]
+fn signals_end_a_command_that_waits_for_a_fifo() {
+    let (bench, _, _) = hello(b"layer");
+    bench.file("disk", &superblock());
+    bench.file("key", b"");
+    mkfifo(&bench.path("fifo"), Mode::from_bits_truncate(0o600)).unwrap();
+    let before = bench.everything().into_keys().collect::<Vec<_>>();
+    let serve = ["serve", "layout", "--listen", "127.0.0.1:0"];
+    let run = ["run", "disk", "--pid-file", "pid", "--run-dir", "run"];
+    for arguments in [
+        &["pack", "--spec", "fifo", "-o", "new"][..],
+        &["pack", "--spec", "/dev/stdin", "-o", "new"],
+        &[&serve[..], &["--htpasswd", "fifo"]].concat(),
+        &[&serve[..], &["--client-ca", "fifo"]].concat(),
+        &[&serve[..], &["--ca", "fifo", "--key", "key"]].concat(),
+        &[&serve[..], &["--ca", "key", "--key", "fifo"]].concat(),
+        &[&serve[..], &["--tls", "provided", "--cert", "fifo", "--key", "key"]].concat(),
+        &[&serve[..], &["--events", "fifo"]].concat(),
+        &[&run[..], &["--config", "fifo"]].concat(),
+        &[&run[..], &["--htpasswd", "fifo"]].concat(),
+        &["trust", "--endpoint", "a:1", "--ca", "fifo", "-o", "trust"],
+        &["trust", "--ready", "fifo", "-o", "trust"],
+    ] {
+        // A shell without job control starts background processes with SIGINT ignored.
+        for (trap, signal) in
+            [("", Signal::SIGINT), ("trap '' INT;", Signal::SIGINT), ("", Signal::SIGTERM), ("", Signal::SIGHUP)]
+        {
+            let mut child = start(&bench, trap, arguments);
+            wait_for_handlers(&child);
+            let is_read = !arguments.contains(&"--events") && !arguments.contains(&"/dev/stdin");
+            let _writer = is_read.then(|| writer(&bench.path("fifo")));
+            send(&child, signal);
+            let (status, said) = said(&mut child);
+            assert_eq!(status.code(), Some(128 + signal as i32), "{arguments:?}: {status}: {said}");
+            assert!(said.ends_with(&format!("interrupted by {signal}\n")), "{arguments:?}: {said}");
+            assert_eq!(bench.everything().into_keys().collect::<Vec<_>>(), before, "{arguments:?}");
+        }
+    }
+}
+
+#[test]
+fn fifo_is_read_to_its_end_and_an_ignored_sighup_stays_ignored() {
+    let (bench, _, _) = hello(b"layer");
+    mkfifo(&bench.path("fifo"), Mode::from_bits_truncate(0o600)).unwrap();
+    for trap in ["", "trap '' HUP;"] {
+        let mut child = start(&bench, trap, &["pack", "--spec", "fifo", "-o", "disk"]);
+        wait_for_handlers(&child);
+        let mut writer = writer(&bench.path("fifo"));
+        writer.write_all(b"images { path: \"lay").unwrap();
+        if !trap.is_empty() {
+            send(&child, Signal::SIGHUP);
+        }
+        sleep(Duration::from_millis(200));
+        writer.write_all(b"out\" }").unwrap();
+        drop(writer);
+        let (status, said) = said(&mut child);
+        assert!(status.success() && said.is_empty(), "{status} {:?}: {said}", status.signal());
+        fs::remove_file(bench.path("disk")).unwrap();
+    }
+}
+
+#[test]
+fn events_go_to_a_fifo_with_a_reader_and_lost_ones_are_an_error() {
+    let (bench, _, _) = hello(b"layer");
+    mkfifo(&bench.path("fifo"), Mode::from_bits_truncate(0o600)).unwrap();
+    let serve = |events| start(&bench, "", &["serve", "layout", "--tls", "off", "--listen", "127.0.0.1:0", "--events", events]);
+    let ready = |child: &mut Child| {
+        let mut byte = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+    };
+    let mut child = serve("fifo");
+    let mut reader = File::open(bench.path("fifo")).unwrap();
+    ready(&mut child);
+    send(&child, Signal::SIGHUP);
+    let mut events = String::new();
+    reader.read_to_string(&mut events).unwrap();
+    let (status, said_) = said(&mut child);
+    assert!(status.success() && said_.is_empty(), "{status}: {said_}");
+    assert!(events.lines().last().unwrap().contains("\"done\""), "{events}");
+
+    let mut child = serve("/dev/full");
+    ready(&mut child);
+    send(&child, Signal::SIGTERM);
+    let (status, said) = said(&mut child);
+    let message = "localregistry: cannot write every event to /dev/full: No space left on device (os error 28)\n";
+    assert_eq!((status.code(), said.as_str()), (Some(1), message));
+}
