@@ -1,6 +1,7 @@
 //! Names of repositories and tags (distribution specification, "Pulling manifests"), and the upstream's host in front of a repository.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use super::upstreams::{self, DOCKER_HUB, LIBRARY};
@@ -32,6 +33,9 @@ pub enum NameError {
     Digest(#[from] DigestError),
 }
 
+/// The domain under which Windows spells an IPv6 address as a DNS name: `fd00--1.ipv6-literal.net` is `fd00::1`. It is reserved for that.
+const IPV6_LITERAL: &str = ".ipv6-literal.net";
+
 /// Host of a registry in lower case, with an optional port: `docker.io`, `localhost:5000`, `[::1]:5000`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Host(String);
@@ -58,6 +62,41 @@ impl Host {
         }
     }
 
+    /// Whether it is an IPv6 address. Most clients take none in an image name: Docker's grammar of references has them since 2023, and
+    /// the grammar of podman, skopeo, buildah and CRI-O does not (containers/image, `docker/reference`).
+    #[must_use]
+    pub fn is_ipv6(&self) -> bool {
+        self.0.starts_with('[')
+    }
+
+    /// The host as a component of a repository name, in which no colon and no bracket may stand. The port follows `_`, as in the folders
+    /// of containerd's `certs.d` (`host_5000_`, but no component ends with `_`), and an IPv6 address is spelled as in
+    /// [`IPV6_LITERAL`]: `registry.test_5000`, `fd00--1.ipv6-literal.net_5000`.
+    #[must_use]
+    pub fn component(&self) -> String {
+        let name = self.name();
+        let port = self.0.strip_prefix(name).unwrap_or_default().replace(':', "_");
+        let Some(address) = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) else {
+            return format!("{name}{port}");
+        };
+        let digits = |end: bool| if end { "0" } else { "" };
+        let (start, end) = (digits(address.starts_with(':')), digits(address.ends_with(':')));
+        format!("{start}{}{end}{IPV6_LITERAL}{port}", address.replace(':', "-"))
+    }
+
+    /// The host that [`Host::component`] or containerd's `certs.d` spells like this. `None` for a host that is spelled as it is.
+    fn of_component(text: &str) -> Option<Self> {
+        let (name, port) = match text.strip_suffix('_').unwrap_or(text).rsplit_once('_') {
+            Some((name, port)) => (name, format!(":{port}")),
+            None => (text, String::new()),
+        };
+        match name.strip_suffix(IPV6_LITERAL) {
+            Some(address) => format!("[{}]{port}", address.replace('-', ":")).parse().ok(),
+            None if port.is_empty() => None,
+            None => format!("{name}{port}").parse().ok(),
+        }
+    }
+
     /// Whether the first component of an image name is a host. As in Docker, a host has a dot or a port, or is `localhost`.
     fn is_host(component: &str) -> bool {
         component == "localhost" || component.contains(['.', ':'])
@@ -73,16 +112,18 @@ impl FromStr for Host {
             _ => (Some(text), None),
         };
         let name = name.ok_or(NameError::Host)?;
-        let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-        let name_ok = match address {
-            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => name.split('.').all(is_dns_label),
-        };
         let port_ok = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
-        if name_ok && port_ok && text.len() <= MAX_REPOSITORY {
-            Ok(Self(text.to_ascii_lowercase()))
-        } else {
-            Err(NameError::Host)
+        if !port_ok || text.len() > MAX_REPOSITORY {
+            return Err(NameError::Host);
+        }
+        match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            // An address has several forms. The one that is printed makes them equal.
+            Some(address) => {
+                let address: Ipv6Addr = address.parse().map_err(|_| NameError::Host)?;
+                Ok(Self(port.map_or_else(|| format!("[{address}]"), |port| format!("[{address}]:{port}"))))
+            }
+            None if name.split('.').all(is_dns_label) => Ok(Self(text.to_ascii_lowercase())),
+            None => Err(NameError::Host),
         }
     }
 }
@@ -118,6 +159,33 @@ impl Repository {
             return Err(NameError::TooLong);
         }
         Ok(Self { full, host_len: host.len() })
+    }
+
+    /// Parses the name in the path of a request: a first component with a dot may be a spelling of [`Host::component`].
+    ///
+    /// # Errors
+    /// Fails if `text` is not a repository name.
+    pub fn requested(text: &str) -> Result<Self, NameError> {
+        // With a dot it is a host, and of these spellings only IPv6 addresses without a port could be a host as they are.
+        let spelled = text.split_once('/').filter(|(first, _)| first.contains('.'));
+        match spelled.and_then(|(first, rest)| Some((Host::of_component(first)?, rest))) {
+            Some((host, rest)) => Self::under(&host, rest),
+            None => text.parse(),
+        }
+    }
+
+    /// The other meaning of a name without a host whose first component spells one: `registry_5000/a` may be `registry:5000/a`.
+    #[must_use]
+    pub fn with_spelled_host(&self) -> Option<Self> {
+        let (first, rest) = self.full.split_once('/').filter(|_| self.host_len == 0)?;
+        Self::under(&Host::of_component(first)?, rest).ok()
+    }
+
+    /// The name as a path under another host, where the upstream's host is a component ([`Host::component`]).
+    #[must_use]
+    pub fn to_path(&self) -> String {
+        let host = self.host().and_then(|host| host.parse::<Host>().ok());
+        host.map_or_else(|| self.full.clone(), |host| format!("{}/{}", host.component(), self.path()))
     }
 
     /// The name as `docker` shows it: without Docker Hub's host and namespace. `None` if it is another registry's.
@@ -268,6 +336,43 @@ mod tests {
         for bad in ["docker.io/", "docker..io/x", ":5000/x", "a.b:99999/x", "a.b:/x", "[::z]:1/x", "-a.b/x"] {
             assert!(bad.parse::<Repository>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn hosts_are_spelled_as_components() {
+        for (host, component) in [
+            ("quay.io", "quay.io"),
+            ("registry.test:5000", "registry.test_5000"),
+            ("localhost:5000", "localhost_5000"),
+            ("10.1.0.82:443", "10.1.0.82_443"),
+            ("[fd00::1]:5000", "fd00--1.ipv6-literal.net_5000"),
+            ("[fd00::1]", "fd00--1.ipv6-literal.net"),
+            ("[::1]:5000", "0--1.ipv6-literal.net_5000"),
+            ("[FD00:0:0::]:5000", "fd00--0.ipv6-literal.net_5000"),
+            ("[::]:5000", "0--0.ipv6-literal.net_5000"),
+            ("[::ffff:10.1.0.82]:5000", "0--ffff-10.1.0.82.ipv6-literal.net_5000"),
+        ] {
+            let parsed: Host = host.parse().unwrap();
+            assert_eq!(parsed.component(), component, "{host}");
+            assert!(is_component(component), "a component of every registry's names: {component}");
+            let name = format!("{component}/team/app");
+            let full = Repository::under(&parsed, "team/app").unwrap();
+            let requested = Repository::requested(&name).unwrap();
+            let found = if component.contains('.') { requested } else { requested.with_spelled_host().unwrap() };
+            assert_eq!((&found, full.to_path()), (&full, name), "{host}");
+        }
+        // As containerd's folders are named.
+        assert_eq!(Repository::requested("registry.test_5000_/a"), "registry.test:5000/a".parse());
+        let other =
+            |text: &str| Repository::requested(text).ok().map(|name| name.with_spelled_host().map(|name| name.to_string()));
+        assert_eq!(other("reg_5000/a"), Some(Some("reg:5000/a".to_owned())), "it may be either");
+        for plain in ["team_a/app", "team_70000/app", "team/app_5000", "app_5000", "a/registry.test_5000/b"] {
+            assert_eq!(other(plain), Some(None), "{plain}");
+        }
+        for bad in ["a_b.test/x", "registry.test_0/x", "x.ipv6-literal.net/a", "registry.test_5000/"] {
+            assert!(bad == "x.ipv6-literal.net/a" || Repository::requested(bad).is_err(), "{bad}");
+        }
+        assert_eq!("[fd00:0::1]:5000".parse::<Host>(), "[fd00::1]:5000".parse());
     }
 
     #[test]

@@ -76,6 +76,59 @@ fn localhost_names_are_listed_as_clients_pull_them() {
     assert!(!tree.contains_key("docker/certs.d/localhost/ca.crt"));
 }
 
+/// Upstreams whose host cannot be a component of a path as it is.
+#[test]
+fn ports_and_ipv6_addresses_of_upstreams_are_spelled_as_path_components() {
+    let hosts = ["my.reg.test:5000", "localhost:5000", "[fd00::9]:5000", "quay.io"];
+    let images = hosts.iter().map(|host| format!("{host}/team/app:1").parse().unwrap()).collect();
+    let bundle = Bundle { images, ..bundle(&["[fd00::1]:5000", "r.test:5000"], Some(CA), &hosts) };
+    let files = tree(&bundle, &[TrustFormat::All]);
+    let ipv6 = "r.test:5000/fd00--9.ipv6-literal.net_5000";
+    assert_eq!(
+        toml(&files, "podman/registries.conf.d/50-localregistry.conf"),
+        json!({ "registry": [
+            { "location": "[fd00::1]:5000" },
+            { "location": "r.test:5000" },
+            { "prefix": "localhost:5000", "location": "r.test:5000/localhost_5000" },
+            { "prefix": "my.reg.test:5000", "location": "r.test:5000/my.reg.test_5000" },
+            { "prefix": "quay.io", "location": "r.test:5000/quay.io" },
+        ]})
+    );
+    let said = "podman, skopeo, buildah and CRI-O take no IPv6 address in the name of an image";
+    let comment = format!("# {said}: in place of [fd00::9]:5000/NAME, pull {ipv6}/NAME\n");
+    assert!(files["crio/registries.conf.d/50-localregistry.conf"].starts_with(&comment));
+    assert_eq!(
+        files["docker/hosts"],
+        format!(
+            "# dockerd has no mirrors for [fd00::9]:5000: pull {ipv6}/NAME\n\
+             # dockerd has no mirrors for localhost:5000: pull r.test:5000/localhost_5000/NAME\n\
+             # dockerd has no mirrors for my.reg.test:5000: pull r.test:5000/my.reg.test_5000/NAME\n\
+             # dockerd has no mirrors for quay.io: pull r.test:5000/quay.io/NAME, or serve on an address with port 443\n"
+        )
+    );
+    assert_eq!(
+        files["images.txt"],
+        format!("my.reg.test:5000/team/app:1\nlocalhost:5000/team/app:1\n{ipv6}/team/app:1\nquay.io/team/app:1\n")
+    );
+    assert!(files["containerd/certs.d/[fd00::9]_5000_/hosts.toml"].contains("server = \"https://[fd00::1]:5000\""));
+
+    // A registry that has no other address, and what the command says.
+    let bench = Bench::default();
+    let trust = |upstream: &str, format: &str| {
+        let arguments =
+            ["trust", "--endpoint", "http://[fd00::1]:5000", "--upstream", upstream, "--format", format, "-o", "trust"];
+        let output = bench.command(&arguments).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        text(&output.stderr)
+    };
+    let own = format!(
+        "{said}, so they pull nothing from [fd00::1]:5000: give the registry a DNS name (--san of run and serve, --endpoint of trust)\n"
+    );
+    assert_eq!(trust("quay.io", "crio,podman"), own);
+    assert_eq!(trust("[fd00::9]", "all"), own);
+    assert_eq!(trust("[fd00::9]", "containerd"), "");
+}
+
 fn toml(tree: &FileTree, path: &str) -> Value {
     serde_json::to_value(toml::from_str::<toml::Table>(&tree[path]).unwrap()).unwrap()
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use localregistry::oci::media_type::OCI_INDEX;
 use nix::sys::signal::Signal;
 use testing::certificates::ClientAuthority;
 use testing::cri;
@@ -163,6 +164,78 @@ fn podman_buildah_and_skopeo_pull_from_the_registry_only() {
         install(&registries.trust(), "podman");
         pulls_and_misses(&registries.path(""), &registries.images, &registries.address);
         assert_eq!(upstream.connections(), before);
+    });
+}
+
+/// Every name in `images.txt` can be pulled by every client, also if its upstream has a port, an IPv6 address or several names.
+#[test]
+fn clients_pull_every_listed_name() {
+    privately(|| {
+        let bench = Bench::default();
+        let mut images = Images::new(&bench);
+        let index = images.index;
+        let names = [
+            "my.reg.test:5000/team/app:2",
+            "localhost:5000/team/app:2",
+            "reg:5000/app:1",
+            "[fd00::9]:5000/team/app:2",
+            "index.docker.io/team/app:2",
+            "docker.io/short:1",
+            "registry-1.docker.io/library/old:3",
+        ];
+        names.iter().for_each(|name| {
+            images.layout.name(index, OCI_INDEX, name);
+        });
+        bench.layout("layout", &images.layout);
+        bench.pack(&["layout"]);
+        fs::create_dir(bench.path("certs")).unwrap();
+        let (listen, certificate) = (format!("{ADDRESS}:0"), bench.path("certs/ca.crt").display().to_string());
+        bench.extract("disk.erofs");
+        let disk = bench.path("disk.erofs.extracted");
+        let server = Process::start_with(&disk, &["--listen", &listen, "--ca-out", &certificate], None);
+        let address = server.addresses[1].to_string();
+        succeed(&mut bench.command(&[
+            "trust",
+            "--endpoint",
+            &address,
+            "--ca",
+            "certs/ca.crt",
+            "--disk",
+            "disk.erofs",
+            "-o",
+            "trust",
+        ]));
+        let trust = bench.path("trust");
+        install(&trust, "podman");
+        let containerd = Containerd::start();
+        containerd.take_hosts(&trust.join("containerd/certs.d"));
+        let listed = fs::read_to_string(trust.join("images.txt")).unwrap();
+        // The two images of one platform have no layers that containerd could unpack.
+        let listed: Vec<&str> =
+            listed.lines().filter(|name| !name.ends_with(":artifact") && !name.ends_with("library/hello:1")).collect();
+        for expected in ["docker.io/library/short:1", "docker.io/team/app:2", "docker.io/library/old:3"] {
+            assert!(listed.contains(&expected), "{listed:?}");
+        }
+        assert_eq!(listed.len(), names.len() + 2, "{listed:?}");
+        for image in listed {
+            succeed(&mut containerd.fetch(&["images", "pull"], image));
+            succeed(&mut podman(&bench.path(""), &["pull", "--quiet", image]));
+            assert_eq!(succeed(&mut inspect(image)).trim(), index.digest.to_string(), "{image}");
+        }
+        // As docker/hosts advises.
+        copy_into(&trust.join("docker/certs.d"), Path::new("/etc/docker/certs.d"));
+        let dockerd = Dockerd::start(&[], None);
+        let hosts = fs::read_to_string(trust.join("docker/hosts")).unwrap();
+        let advised = hosts.lines().filter_map(|line| line.split_once(": pull ")?.1.split(',').next()?.strip_suffix("/NAME"));
+        let advised: Vec<String> =
+            advised.map(|name| format!("{name}/{}", if name.ends_with("reg_5000") { "app:1" } else { "team/app:2" })).collect();
+        assert_eq!(advised.len(), 4, "{hosts}");
+        for image in advised {
+            succeed(&mut dockerd.docker(&["pull", "--quiet", &image]));
+        }
+        for name in ["my.reg.test:5000/team/app:2", "[fd00::9]:5000/team/app:2", "docker.io/short:1"] {
+            assert_pulls(&server.events, &["--pulled", name, "--by", ADDRESS]);
+        }
     });
 }
 

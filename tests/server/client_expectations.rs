@@ -96,14 +96,59 @@ fn upstream_with_a_port_is_resolved() {
         ("/v2/team/app/manifests/1?ns=registry.example%3A5000", Some("registry.example:5000")),
         ("/v2/team/app/manifests/1?ns=registry.example:5000", Some("registry.example:5000")),
         ("/v2/registry.example:5000/team/app/manifests/1", None),
+        // No reference has a colon in its path, so trust files for podman and CRI-O spell it so; and containerd's folders.
+        ("/v2/registry.example_5000/team/app/manifests/1", None),
+        ("/v2/registry.example_5000_/team/app/manifests/1", None),
     ] {
         let response = get(server.plain, target);
         assert_eq!((response.status, response.header(NAMESPACE)), (200, echoed), "{target}");
         assert_eq!(response.header("docker-content-digest"), Some(image.digest.to_string().as_str()), "{target}");
         assert_eq!(server.logged().repository, "registry.example:5000/team/app", "{target}");
     }
-    let other = get(server.plain, "/v2/team/app/manifests/1?ns=registry.example%3A5001");
-    assert_eq!((other.status, other.code().as_str()), (404, "NAME_UNKNOWN"), "another port is another upstream");
+    for other in ["/v2/team/app/manifests/1?ns=registry.example%3A5001", "/v2/registry.example_5001/team/app/manifests/1"] {
+        let other = get(server.plain, other);
+        assert_eq!((other.status, other.code().as_str()), (404, "NAME_UNKNOWN"), "another port is another upstream");
+    }
+}
+
+/// Every spelling of an upstream with a port or an IPv6 address, and names that only look like one.
+#[test]
+fn spelled_upstreams_are_resolved() {
+    let mut layout = Layout::default();
+    let names = [
+        "localhost:5000/a:1",
+        "[fd00::9]:5000/a:1",
+        "[::1]/a:1",
+        "reg:5000/a:1",
+        "reg_5000/b:1",
+        "both:5000/a:1",
+        "both_5000/a:1",
+    ];
+    let images = names.map(|name| layout.image(name, name.as_bytes()));
+    let [local, ipv6, bare, port, plain, spelled, exact] = images;
+    let server = Server::start(layout.write());
+    for (path, image) in [
+        ("localhost_5000/a", local),
+        ("localhost:5000/a", local),
+        ("fd00--9.ipv6-literal.net_5000/a", ipv6),
+        ("%5Bfd00:0::9%5D:5000/a", ipv6),
+        ("a?ns=%5Bfd00::9%5D:5000", ipv6),
+        ("0--1.ipv6-literal.net/a", bare),
+        ("reg_5000/a", port),
+        ("reg_5000/b", plain),
+        ("both_5000/a", exact),
+        ("both:5000/a", spelled),
+    ] {
+        let (path, query) = path.split_once('?').map_or((path, String::new()), |(path, query)| (path, format!("?{query}")));
+        let response = get(server.plain, &format!("/v2/{path}/manifests/1{query}"));
+        let found = response.header("docker-content-digest");
+        assert_eq!(found, Some(image.digest.to_string().as_str()), "{path}{query}: {}", response.status);
+    }
+    let page = get(server.plain, "/v2/fd00--9.ipv6-literal.net_5000/a/tags/list?n=1");
+    assert_eq!(page.json()["tags"], serde_json::json!(["1"]));
+    for unknown in ["reg_5000/b/manifests/2", "reg_5001/a/manifests/1", "localhost_5000/a/manifests/1?ns=quay.io"] {
+        assert_eq!(get(server.plain, &format!("/v2/{unknown}")).status, 404, "{unknown}");
+    }
 }
 
 /// Clients that verify signatures request tags that mostly do not exist.

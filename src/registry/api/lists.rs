@@ -66,7 +66,7 @@ pub(crate) fn tags(catalog: &Catalog, repository: RepositoryId, request: &ListRe
     let tags: Vec<&str> = all.take(page_size(page)).map(|(tag, _)| tag).collect();
     let last = tags.last().copied().filter(|_| total > tags.len());
     let namespace = namespace.map(|namespace| ("ns", namespace.as_str()));
-    let link = last.map(|last| link(&format!("/v2/{name}/tags/list"), page, last, namespace.as_slice()));
+    let link = last.map(|last| link(&format!("/v2/{}/tags/list", name.to_path()), page, last, namespace.as_slice()));
     linked(reply::document("application/json", permit.attach(to_json(&Tags { name: name.as_str(), tags }))), link)
 }
 
@@ -134,7 +134,7 @@ pub(crate) async fn referrers(
     }
     let namespace = request.namespace.map(|namespace| ("ns", namespace.as_str()));
     let parameters: Vec<_> = artifact_type.into_iter().chain(namespace).collect();
-    let path = format!("/v2/{}/referrers/{}", request.name, referrers.subject);
+    let path = format!("/v2/{}/referrers/{}", request.name.to_path(), referrers.subject);
     Ok(linked(response, last.map(|last| link(&path, request.page, &last, &parameters))))
 }
 

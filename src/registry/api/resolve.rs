@@ -31,9 +31,10 @@ pub(crate) fn manifest(catalog: &Catalog, repository: RepositoryId, reference: &
 /// The first of these repositories in which `find` succeeds wins, or else the first that exists:
 ///
 /// 1. the name, under its upstream if it has one
-/// 2. without an upstream, the name under docker.io, because dockerd does not name the upstream when it pulls from a mirror
-/// 3. without an upstream, the name under `localhost`, which podman and buildah put before names without a registry
-/// 4. for an image of docker.io, the name as docker shows it, `busybox`: an archive of `docker save` has no other
+/// 2. without an upstream, the name with the host that its first component spells ([`Repository::with_spelled_host`])
+/// 3. without an upstream, the name under docker.io, because dockerd does not name the upstream when it pulls from a mirror
+/// 4. without an upstream, the name under `localhost`, which podman and buildah put before names without a registry
+/// 5. for an image of docker.io, the name as docker shows it, `busybox`: an archive of `docker save` has no other
 ///
 /// # Errors
 /// Fails with 404 if none exists.
@@ -68,7 +69,9 @@ pub(crate) fn repository<T>(
     let may_be_hub = is_bare && request.namespace.is_none();
     let on_hub = || Repository::under(&Host::docker_hub(), full_name.as_str()).ok().filter(|_| may_be_hub);
     let familiar = || on_hub().as_ref().unwrap_or(&full_name).familiar().map(str::to_owned);
+    let spelled = || full_name.with_spelled_host().filter(|_| is_bare);
     let candidates = iter::once(full_name.to_string())
+        .chain(iter::once_with(|| spelled().map(|name| name.to_string())).flatten())
         .chain(iter::once_with(|| on_hub().map(|name| name.to_string())).flatten())
         .chain(iter::once_with(|| is_bare.then(|| format!("{LOCALHOST}/{full_name}"))).flatten())
         .chain(iter::once_with(familiar).flatten());

@@ -222,7 +222,7 @@ fn route(segments: &[Cow<'_, str>], query: &str) -> Result<Route, RegistryError>
 }
 
 fn repository(segments: &[&str]) -> Result<Repository, RegistryError> {
-    segments.join("/").parse().map_err(|error: NameError| RegistryError::NameInvalid(error.to_string()))
+    Repository::requested(&segments.join("/")).map_err(|error| RegistryError::NameInvalid(error.to_string()))
 }
 
 fn parse_digest(text: &str) -> Result<Digest, RegistryError> {

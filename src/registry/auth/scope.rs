@@ -55,7 +55,7 @@ impl Grants {
             }
             match parse(scope) {
                 Some(("repository", name, actions)) if allows_pull(actions) => {
-                    grants.pull.extend(name.parse::<Repository>().map(|name| name.to_string()));
+                    grants.pull.extend(Repository::requested(name).map(|name| name.to_string()));
                 }
                 Some(("registry", "catalog", _)) => grants.catalog = true,
                 _ => {}
@@ -101,7 +101,9 @@ mod tests {
         assert_eq!(pulls(&["repository:b:pull,push repository:a:*", "repository:c:push,pull"]), ["a", "b", "c"]);
         assert_eq!(pulls(&["repository:localhost:5000/x:pull"]), ["localhost:5000/x"], "a name with a port");
         assert_eq!(pulls(&["repository(plugin):x:pull"]), ["x"]);
-        assert_eq!(pulls(&["repository:index.docker.io/x:pull"]), ["docker.io/library/x"], "as the path of a request is parsed");
+        // As the path of a request is parsed.
+        assert_eq!(pulls(&["repository:index.docker.io/x:pull"]), ["docker.io/library/x"]);
+        assert_eq!(pulls(&["repository:a.test_5000/x:pull"]), ["a.test:5000/x"]);
         for none in ["", " ", "repository:x:push", "repository:x:", "repository:X:pull", "x", "repository:pull", "other:x:pull"] {
             assert_eq!(pulls(&[none]), [""; 0], "{none:?}");
         }

@@ -1,5 +1,6 @@
 //! `localregistry trust`: writes the trust files for a registry to a folder.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -194,6 +195,8 @@ fn write_bundle(args: &TrustArgs, report: &Report) -> Result<(), TrustError> {
     let bundle = args.bundle()?;
     let tree = tree(&bundle, &args.format);
     write(&tree, &args.output)?;
+    let limits: BTreeSet<String> = args.format.iter().flat_map(|format| format.limits(&bundle)).collect();
+    limits.iter().for_each(|limit| report.step(limit));
     let result = TrustResult { dir: &bundle.dir, files: tree.keys().map(String::as_str).collect() };
     let text = format!("{}: {} files for {}", args.output.display(), result.files.len(), bundle.url());
     report.result(&result, &text).map_err(TrustError::Print)

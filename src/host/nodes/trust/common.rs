@@ -37,10 +37,10 @@ fn variables(bundle: &Bundle) -> String {
 }
 
 /// The images as named in a pod's spec, one per line. Images of upstream hosts keep their names and are found by the mirror
-/// entries. `localhost/NAME`, which podman uses, becomes the registry's own `NAME`, unless the registry resolves that to another
+/// entries, except those of an IPv6 address, which few clients take in a name. `localhost/NAME`, which podman uses, becomes the registry's own `NAME`, unless the registry resolves that to another
 /// repository first.
 fn references(bundle: &Bundle) -> String {
-    let address = bundle.address();
+    let address = bundle.image_address();
     let repositories = bundle.images.iter().map(|image| &image.repository);
     let found_first: HashSet<&str> =
         repositories.filter(|one| matches!(one.host(), None | Some(DOCKER_HUB))).map(|one| one.path()).collect();
@@ -52,6 +52,15 @@ fn references(bundle: &Bundle) -> String {
         }
         _ => None,
     };
-    let reference = |image| own(image).map_or_else(|| format!("{image}\n"), |own| format!("{address}/{own}\n"));
+    let is_nameable = |image: &ImageName| !image.repository.as_str().starts_with('[');
+    let reference = |image: &ImageName| match own(image) {
+        Some(own) => format!("{address}/{own}\n"),
+        None if is_nameable(image) => format!("{image}\n"),
+        None => {
+            let name = image.to_string();
+            let reference = name.strip_prefix(image.repository.as_str()).unwrap_or_default();
+            format!("{address}/{}{reference}\n", image.repository.to_path())
+        }
+    };
     bundle.images.iter().map(reference).collect()
 }

@@ -6,6 +6,7 @@ use std::iter;
 
 use super::{Bundle, FileTree};
 use crate::host::support::quote::quoted;
+use crate::oci::Host;
 use crate::oci::upstreams::aliases;
 
 /// Sorts after most other files; later files override earlier ones.
@@ -19,14 +20,26 @@ pub(crate) fn files(bundle: &Bundle) -> FileTree {
     tree
 }
 
+/// What these clients cannot pull. Their grammar of references has no IPv6 addresses (containers/image, `docker/reference`).
+pub(crate) fn limits(bundle: &Bundle) -> Vec<String> {
+    const NO_IPV6: &str = "podman, skopeo, buildah and CRI-O take no IPv6 address in the name of an image";
+    let address = bundle.image_address();
+    if bundle.endpoints.iter().all(Host::is_ipv6) {
+        let remedy = "give the registry a DNS name (--san of run and serve, --endpoint of trust)";
+        return vec![format!("{NO_IPV6}, so they pull nothing from {address}: {remedy}")];
+    }
+    let upstreams = bundle.mirrored_hosts().filter(|host| host.is_ipv6());
+    upstreams.map(|host| format!("{NO_IPV6}: in place of {host}/NAME, pull {address}/{}/NAME", host.component())).collect()
+}
+
 fn conf(bundle: &Bundle) -> String {
     let insecure = if bundle.ca.is_some() { "" } else { "insecure = true\n" };
+    let limits = limits(bundle).into_iter().map(|limit| format!("# {limit}\n"));
     let own = bundle.addresses().map(|address| format!("[[registry]]\nlocation = {}\n{insecure}", quoted(address)));
-    let spelled =
-        bundle.mirrored().flat_map(|host| iter::once(host).chain(aliases(host).iter().copied()).map(move |alias| (alias, host)));
-    let mirrored = spelled.map(|(prefix, host)| {
-        let location = quoted(&format!("{}/{host}", bundle.address()));
-        format!("[[registry]]\nprefix = {}\nlocation = {location}\n{insecure}", quoted(prefix))
+    let mirrored = bundle.mirrored_hosts().filter(|host| !host.is_ipv6()).flat_map(|host| {
+        let location = quoted(&format!("{}/{}", bundle.image_address(), host.component()));
+        let prefixes = iter::once(host.as_str()).chain(aliases(host.as_str()).iter().copied());
+        prefixes.map(move |prefix| format!("[[registry]]\nprefix = {}\nlocation = {location}\n{insecure}", quoted(prefix)))
     });
-    own.chain(mirrored).collect::<Vec<_>>().join("\n")
+    limits.chain(own).chain(mirrored).collect::<Vec<_>>().join("\n")
 }

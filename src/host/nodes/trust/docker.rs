@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use serde_json::json;
 
 use super::{Bundle, FileTree};
+use crate::oci::Host;
 use crate::oci::upstreams::{DOCKER_HUB, LOCALHOST, aliases};
 
 /// An address that refuses connections at once.
@@ -17,10 +18,10 @@ const HTTPS: &str = "443";
 /// `certs.d`, `daemon.json` and `hosts`.
 pub(crate) fn files(bundle: &Bundle) -> FileTree {
     // localhost is not redirected: images that podman names `localhost/NAME` are also in the registry as `NAME`.
-    let others: Vec<&str> = bundle.mirrored().filter(|host| ![DOCKER_HUB, LOCALHOST].contains(host)).collect();
+    let others: Vec<&Host> = bundle.mirrored_hosts().filter(|host| ![DOCKER_HUB, LOCALHOST].contains(&host.as_str())).collect();
     let stand_in = standing_in(bundle);
-    let named = others.iter().filter(|_| stand_in.is_some());
-    let folders: Vec<String> = bundle.addresses().chain(named.copied()).map(|host| format!("certs.d/{host}")).collect();
+    let named = others.iter().filter(|_| stand_in.is_some()).map(|host| host.as_str());
+    let folders: Vec<String> = bundle.addresses().chain(named).map(|host| format!("certs.d/{host}")).collect();
     let mut tree = bundle.certificates(folders.iter().map(String::as_str));
     tree.insert("daemon.json".to_owned(), daemon(bundle));
     tree.insert("hosts".to_owned(), hosts(bundle, &others, stand_in));
@@ -50,18 +51,25 @@ fn standing_in(bundle: &Bundle) -> Option<IpAddr> {
     (port == HTTPS && bundle.ca.is_some()).then_some(address)
 }
 
-fn hosts(bundle: &Bundle, others: &[&str], stand_in: Option<IpAddr>) -> String {
+fn hosts(bundle: &Bundle, others: &[&Host], stand_in: Option<IpAddr>) -> String {
     let mut lines = Vec::new();
     if has_mirrored(bundle) {
         lines.push("# dockerd falls back to Docker Hub after its mirror: disable the name.".to_owned());
         lines.push(format!("{NOWHERE} {}", aliases(DOCKER_HUB).join(" ")));
     }
     for other in others {
-        lines.push(match stand_in.filter(|_| !other.contains(':')) {
+        lines.push(match stand_in.filter(|_| other.name() == other.as_str()) {
             Some(address) => format!("{address} {other}"),
             None => format!(
-                "# dockerd has no mirrors for {other}: pull {}/{other}/NAME, or serve on an address with port {HTTPS}",
-                bundle.address()
+                "# dockerd has no mirrors for {other}: pull {}/{}/NAME{}",
+                bundle.image_address(),
+                other.component(),
+                // Names in /etc/hosts have no port.
+                if other.name() == other.as_str() {
+                    format!(", or serve on an address with port {HTTPS}")
+                } else {
+                    String::new()
+                }
             ),
         });
     }

@@ -94,6 +94,14 @@ impl TrustFormat {
         }
     }
 
+    /// What the tool cannot do with this registry, a sentence each.
+    fn limits(self, bundle: &Bundle) -> Vec<String> {
+        match self {
+            Self::All | Self::Podman | Self::Crio | Self::Minikube => containers::limits(bundle),
+            _ => Vec::new(),
+        }
+    }
+
     /// The format's files, by path relative to its folder.
     fn files(self, bundle: &Bundle) -> FileTree {
         match self {
@@ -150,6 +158,11 @@ impl Bundle {
         self.endpoints.first().map(Host::as_str).unwrap_or_default()
     }
 
+    /// The address in the names of images: the first that every client takes there, or else the first.
+    fn image_address(&self) -> &str {
+        self.endpoints.iter().find(|host| !host.is_ipv6()).map_or_else(|| self.address(), Host::as_str)
+    }
+
     /// The URL that mirror entries use.
     fn url(&self) -> String {
         self.url_of(self.address())
@@ -167,7 +180,12 @@ impl Bundle {
 
     /// The hosts that need mirror entries: images under the registry's own address need none.
     fn mirrored(&self) -> impl Iterator<Item = &str> {
-        self.upstreams.iter().filter(|host| !self.endpoints.contains(host)).map(Host::as_str)
+        self.mirrored_hosts().map(Host::as_str)
+    }
+
+    /// As [`Bundle::mirrored`].
+    fn mirrored_hosts(&self) -> impl Iterator<Item = &Host> {
+        self.upstreams.iter().filter(|host| !self.endpoints.contains(host))
     }
 
     /// `ca.crt` in each of these folders. Empty without a CA.

@@ -61,7 +61,9 @@ fn repositories(repository: &Repository) -> Vec<String> {
         let hub = Repository::under(&Host::docker_hub(), path).ok();
         let familiar = hub.as_ref().and_then(Repository::familiar).map(str::to_owned);
         // REGISTRY/docker.io/busybox is docker.io/library/busybox.
-        let named = path.parse().ok().into_iter().chain(hub).map(|name: Repository| name.to_string());
+        let requested = Repository::requested(path).ok();
+        let spelled = requested.as_ref().and_then(Repository::with_spelled_host);
+        let named = [requested, spelled, hub].into_iter().flatten().map(|name| name.to_string());
         named.chain([format!("{LOCALHOST}/{path}")]).chain(familiar).collect::<Vec<_>>()
     };
     match host {
@@ -161,6 +163,9 @@ mod tests {
             ("registry-1.docker.io/busybox", "docker.io/library/busybox", "latest", true),
             ("10.1.0.82:5000/index.docker.io/busybox:1", "docker.io/library/busybox", "1", true),
             ("10.1.0.82:5000/busybox:1", "docker.io/library/busybox", "1", true),
+            ("10.1.0.82:5000/a.test_5000/x:1", "a.test:5000/x", "1", true),
+            ("10.1.0.82:5000/localhost_5000/x:1", "localhost:5000/x", "1", true),
+            ("10.1.0.82:5000/a.test_5000/x:1", "a.test:5001/x", "1", false),
             // The disk has the name as docker save wrote it.
             ("docker.io/library/busybox", "busybox", "latest", true),
             ("library/busybox", "busybox", "latest", true),
