@@ -272,7 +272,7 @@ async fn serve_layout(args: &ServeArgs, report: Report, signals: Signals, is_rea
         cause => ServeError::Store { path: path(), cause: Box::new(cause) },
     })?;
     let missing: Vec<MissingBlob> = store.disks().iter().flat_map(|disk| disk.missing()).cloned().collect();
-    missing.iter().for_each(|one| report.step(one.to_string()));
+    missing.iter().for_each(|one| report.warn(one.to_string()));
     let (events, recorder) = match &args.events {
         Some(path) => {
             let (events, queue) = Events::queue();

@@ -2,6 +2,7 @@
 //! (`tests/run`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod archives;
 mod ca;
 mod credentials;
 mod deploy;

@@ -343,7 +343,10 @@ fn serve_and_pack_treat_allow_missing_alike() {
     );
     assert_eq!((text(&output.stderr), output.status.code()), (expected, Some(1)));
 
-    let packed: Value = serde_json::from_str(&bench.pack(&["--json", "--allow-missing", "layout"])).unwrap();
+    let lacks = |image: &str, digest, size| format!("image {image}: {digest}, of {size} bytes, is missing and left out");
+    let warnings = [lacks("test/image:1", layer.digest, 25), lacks("test/index:1", gone.digest, gone.size)];
+    let warnings: Vec<&str> = warnings.iter().map(String::as_str).collect();
+    let packed: Value = serde_json::from_str(&bench.pack_warned(&["--json", "--allow-missing", "layout"], &warnings)).unwrap();
     let disk = bench.extract("disk.erofs");
     assert!(served(&folder, true) == disk.files[catalog::PATH]);
     let serving = Serving::start(&folder, tempfile::tempdir().unwrap(), &["--tls", "off", "--allow-missing"]);

@@ -1,6 +1,7 @@
 //! Packs, pulls into a disk, and inspects one. Needs no root and no network.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod archives;
 mod bad_archives;
 mod bad_images;
 mod bad_sources;

@@ -204,7 +204,8 @@ fn images_with_missing_layers_are_left_out() {
     let mut whole = Layout::default();
     whole.image("test/whole:1", b"not for you");
     bench.layout("whole", &whole);
-    bench.pack(&["layout", "whole", "--allow-missing"]);
+    let left_out = format!("image test/sparse:1: {}, of {} bytes, is missing and left out", child.digest, child.size);
+    bench.pack_warned(&["layout", "whole", "--allow-missing"], &[&left_out]);
     let server = bench.serve();
     let found = get(server.plain, &format!("/v2/test/windows/blobs/{}", foreign.digest));
     assert_eq!((found.status, found.body.as_slice()), (200, &b"not for you"[..]));

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat};
 
 /// An open file of a [`Tree`].
 pub struct OpenFile<'a> {
@@ -82,7 +82,23 @@ impl Directory {
     /// # Errors
     /// Fails if it cannot be opened, is not a regular file, or is a symbolic link that leads out of the folder.
     pub fn file(&self, path: &str) -> io::Result<(File, u64)> {
-        self.resolve(path, ResolveFlags::empty())
+        self.resolve(path, ResolveFlags::empty()).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => self.dangling_link(path).unwrap_or(error),
+            _ => error,
+        })
+    }
+
+    /// The error that names the symbolic link by which `path` leads nowhere. `None` if there is no such link.
+    #[must_use]
+    pub fn dangling_link(&self, path: &str) -> Option<io::Error> {
+        let open = |path: &str, flags| {
+            openat2(&self.root, path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
+        };
+        let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+        let link = ends.filter_map(|end| path.get(..end)).find(|path| open(path, OFlags::empty()).is_err())?;
+        let target = readlinkat(open(link, OFlags::NOFOLLOW).ok()?, "", Vec::new()).ok()?;
+        let message = format!("symbolic link {link:?} leads to {target:?}, which does not exist");
+        Some(io::Error::new(io::ErrorKind::NotFound, message))
     }
 
     /// As [`Directory::file`], but only if the kernel has the path in its cache, so that the call does not wait for the disk.

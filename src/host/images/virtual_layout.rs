@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, open};
 use serde::Serialize;
 
-use crate::disk::layout::{Identity, OpenFile, Tree};
+use crate::disk::layout::{Directory, Identity, OpenFile, Tree};
 use crate::oci::Digest;
 
 /// Content of the file `oci-layout` (OCI image layout specification).
@@ -117,7 +117,12 @@ pub struct UnconfinedDir(pub PathBuf);
 
 impl Tree for UnconfinedDir {
     fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
-        content(&self.0.join(path))
+        content(&self.0.join(path)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                Directory::open(&self.0).ok().and_then(|folder| folder.dangling_link(path)).unwrap_or(error)
+            }
+            _ => error,
+        })
     }
 
     fn identity(&self, path: &str) -> Option<Identity> {

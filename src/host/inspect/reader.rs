@@ -13,8 +13,6 @@ use crate::host::support::interrupt::Interrupt;
 
 /// The magic number of a tar archive and its offset in bytes (POSIX pax, "ustar Interchange Format").
 const TAR_MAGIC: (usize, &[u8]) = (257, b"ustar");
-/// The magic numbers of compressed archives: gzip, zstd, xz and bzip2. An unsupported one gets a message of its own.
-const COMPRESSED: [&[u8]; 4] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh"];
 
 /// Why a disk cannot be opened. The messages do not name its path.
 #[derive(Debug, thiserror::Error)]
@@ -148,5 +146,5 @@ fn head(file: &mut File) -> io::Result<Vec<u8>> {
 
 fn is_archive(head: &[u8]) -> bool {
     let (at, magic) = TAR_MAGIC;
-    COMPRESSED.iter().any(|magic| head.starts_with(magic)) || head.get(at..).is_some_and(|rest| rest.starts_with(magic))
+    source::is_archive(head) || head.get(at..).is_some_and(|rest| rest.starts_with(magic))
 }

@@ -107,6 +107,14 @@ impl Interrupt {
         Signals(signals)
     }
 
+    /// One that has received SIGTERM.
+    #[cfg(test)]
+    pub fn interrupted() -> Self {
+        let interrupt = Self::default();
+        interrupt.shared.signal.store(Signal::SIGTERM as i32, Ordering::SeqCst);
+        interrupt
+    }
+
     /// Checks for a signal. Call it between steps, and every few milliseconds in a long step.
     ///
     /// # Errors
@@ -169,8 +177,7 @@ mod tests {
 
     #[test]
     fn after_a_signal_no_program_is_started() {
-        let interrupt = Interrupt::default();
-        interrupt.shared.signal.store(Signal::SIGTERM as i32, Ordering::SeqCst);
+        let interrupt = Interrupt::interrupted();
         assert_eq!(interrupt.check(), Err(Interrupted(Signal::SIGTERM)));
         let error = interrupt.run(&mut Command::new("true")).unwrap_err();
         assert_eq!(error.to_string(), "interrupted by SIGTERM");

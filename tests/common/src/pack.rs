@@ -73,9 +73,16 @@ impl Bench {
 
     /// Runs `localregistry --quiet pack ARGUMENTS -o disk.erofs`, which must succeed and print no messages. Returns its output.
     pub fn pack(&self, arguments: &[&str]) -> String {
+        self.pack_warned(arguments, &[])
+    }
+
+    /// As [`Bench::pack`], but it must print these warnings, and nothing else.
+    pub fn pack_warned(&self, arguments: &[&str], warnings: &[&str]) -> String {
         let output = self.run(arguments);
         let said = text(&output.stderr);
-        assert!(output.status.success() && said.is_empty(), "{}: {said}", output.status);
+        assert!(output.status.success(), "{}: {said}", output.status);
+        let warnings = warnings.iter().map(|warning| format!("localregistry: warning: {warning}\n")).collect::<String>();
+        assert_eq!(said, warnings);
         text(&output.stdout)
     }
 

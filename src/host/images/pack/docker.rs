@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufReader, Read};
+use std::rc::Rc;
 
 use serde::Deserialize;
 
@@ -21,6 +22,8 @@ use crate::oci::{Algorithm, Digest, Hasher, ImageName, NameError, Tag, media_typ
 pub const MANIFEST: &str = "manifest.json";
 /// Largest `manifest.json` and largest config, in bytes.
 const MAX_JSON: u64 = 64 << 20;
+/// Most names and layers that `manifest.json` lists: those of 100,000 images. Each takes some hundred bytes of memory.
+const MAX_LISTED: usize = 2_000_000;
 
 /// Why a `docker save` archive cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +34,8 @@ pub enum DockerError {
     Read(#[source] io::Error),
     #[error("{MANIFEST} is not the JSON that docker save writes")]
     Manifest(#[source] serde_json::Error),
+    #[error("{MANIFEST} lists more than {MAX_LISTED} names and layers; split the images over several archives")]
+    TooMany,
     #[error("{MANIFEST}: RepoTags has {name:?}")]
     Name { name: String, source: NameError },
     #[error("image {0} has no RepoTags in {MANIFEST}; give it a name with --name")]
@@ -91,9 +96,20 @@ impl DockerArchive {
     pub fn open(archive: Archive, nameless: bool, interrupt: &Interrupt) -> Result<Self, DockerError> {
         let content = archive.member(MANIFEST).and_then(|file| file.read_all(MAX_JSON)).map_err(DockerError::Read)?;
         let entries: Option<Vec<ManifestEntry>> = serde_json::from_slice(&content).map_err(DockerError::Manifest)?;
-        let mut builder = ManifestBuilder { archive: &archive, interrupt, blobs: HashMap::new(), layers: HashMap::new() };
+        let mut builder = ManifestBuilder {
+            archive: &archive,
+            interrupt,
+            blobs: HashMap::new(),
+            configs: HashMap::new(),
+            layers: HashMap::new(),
+        };
         let mut images = Vec::new();
+        let listed = entries.iter().flatten().map(|entry| entry.repo_tags.len() + entry.layers.len()).sum::<usize>();
+        if listed > MAX_LISTED {
+            return Err(DockerError::TooMany);
+        }
         for entry in entries.iter().flatten() {
+            interrupt.check_io().map_err(DockerError::Read)?;
             let mut names = Vec::new();
             for name in &entry.repo_tags {
                 names.push(full_name(name)?);
@@ -150,52 +166,81 @@ struct ManifestBuilder<'a> {
     interrupt: &'a Interrupt,
     /// Blob contents by path in the layout.
     blobs: HashMap<String, BlobContent>,
-    /// Layers already read, by member and diff ID. Images share layers.
-    layers: HashMap<(String, Digest), NewDescriptor>,
+    /// Configs already read, by their offset in the archive.
+    configs: HashMap<u64, Rc<ReadConfig>>,
+    /// Layers already read, by their offset in the archive and their diff ID. Images share layers, some by symbolic links.
+    layers: HashMap<(u64, Digest), NewDescriptor>,
+}
+
+/// What an image's manifest needs to know of its config.
+struct ReadConfig {
+    digest: Digest,
+    size: u64,
+    diff_ids: Vec<Digest>,
 }
 
 impl ManifestBuilder<'_> {
     /// Generates the manifest of `entry` and returns its descriptor.
     fn image(&mut self, image: &str, entry: &ManifestEntry) -> Result<NewDescriptor, DockerError> {
         let path = &entry.config;
-        let unreadable = |source| DockerError::Member { image: image.to_owned(), what: "config", path: path.clone(), source };
-        let content = self.archive.member(path).and_then(|file| file.read_all(MAX_JSON)).map_err(unreadable)?;
-        let digest = Digest::sha256_of(&content);
-        // Docker names a config by its digest. Other writers may use any name.
-        let name = path.rsplit('/').next().unwrap_or(path);
-        let claimed = format!("sha256:{}", name.strip_suffix(".json").unwrap_or(name)).parse().ok();
-        if let Some(expected) = claimed.filter(|claimed| *claimed != digest) {
-            return Err(DockerError::Digest { image: image.to_owned(), path: path.clone(), found: digest, expected });
-        }
-        let config: ImageConfig = serde_json::from_slice(&content).map_err(|source| DockerError::Config {
-            image: image.to_owned(),
-            path: path.clone(),
-            source,
-        })?;
-        let diff_ids = config.rootfs.diff_ids;
+        let config = self.config(image, path)?;
+        let diff_ids = &config.diff_ids;
         if diff_ids.len() != entry.layers.len() {
             let (config, layers, digests) = (path.clone(), entry.layers.len(), diff_ids.len());
             return Err(DockerError::Layers { image: image.to_owned(), config, layers, digests });
         }
-        let config = self.blob(media_type::DOCKER_CONFIG, digest, content.len() as u64, BlobContent::Member(path.clone()));
+        let content = BlobContent::Member(path.clone());
+        let descriptor = self.blob(media_type::DOCKER_CONFIG, config.digest, config.size, content);
         let mut layers = Vec::new();
         for (member, diff_id) in entry.layers.iter().zip(diff_ids) {
-            layers.push(self.layer(image, member, diff_id)?);
+            layers.push(self.layer(image, member, *diff_id)?);
         }
-        let manifest =
-            NewManifest { schema_version: 2, media_type: media_type::DOCKER_MANIFEST, artifact_type: None, config, layers };
+        let manifest = NewManifest {
+            schema_version: 2,
+            media_type: media_type::DOCKER_MANIFEST,
+            artifact_type: None,
+            config: descriptor,
+            layers,
+        };
         let manifest = serde_json::to_vec(&manifest).map_err(DockerError::Manifest)?;
         let digest = Digest::sha256_of(&manifest);
         Ok(self.blob(media_type::DOCKER_MANIFEST, digest, manifest.len() as u64, BlobContent::Memory(manifest)))
     }
 
+    /// Reads a config.
+    fn config(&mut self, image: &str, path: &str) -> Result<Rc<ReadConfig>, DockerError> {
+        let unreadable = |source| DockerError::Member { image: image.to_owned(), what: "config", path: path.to_owned(), source };
+        // Docker names a config by its digest. Other writers may use any name.
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let claimed = format!("sha256:{}", name.strip_suffix(".json").unwrap_or(name)).parse().ok();
+        let check = |found: Digest| match claimed.filter(|claimed| *claimed != found) {
+            Some(expected) => Err(DockerError::Digest { image: image.to_owned(), path: path.to_owned(), found, expected }),
+            None => Ok(()),
+        };
+        let at = self.archive.offset(path).map_err(unreadable)?;
+        if let Some(config) = self.configs.get(&at) {
+            return check(config.digest).map(|()| Rc::clone(config));
+        }
+        let content = self.archive.member(path).and_then(|file| file.read_all(MAX_JSON)).map_err(unreadable)?;
+        let digest = Digest::sha256_of(&content);
+        check(digest)?;
+        let config: ImageConfig = serde_json::from_slice(&content).map_err(|source| DockerError::Config {
+            image: image.to_owned(),
+            path: path.to_owned(),
+            source,
+        })?;
+        let config = Rc::new(ReadConfig { digest, size: content.len() as u64, diff_ids: config.rootfs.diff_ids });
+        self.configs.insert(at, Rc::clone(&config));
+        Ok(config)
+    }
+
     /// The descriptor of a layer. The digest of an uncompressed layer is its diff ID, which is verified when the layer is packed.
     fn layer(&mut self, image: &str, member: &str, diff_id: Digest) -> Result<NewDescriptor, DockerError> {
-        let key = (member.to_owned(), diff_id);
+        let unreadable = |source| DockerError::Member { image: image.to_owned(), what: "layer", path: member.to_owned(), source };
+        let key = (self.archive.offset(member).map_err(unreadable)?, diff_id);
         if let Some(layer) = self.layers.get(&key) {
             return Ok(layer.clone());
         }
-        let unreadable = |source| DockerError::Member { image: image.to_owned(), what: "layer", path: member.to_owned(), source };
         let mut content = self.archive.member(member).map_err(unreadable)?;
         let mut start = [0; compression::MAGIC_LEN];
         let size = content.size;
@@ -227,10 +272,7 @@ impl ManifestBuilder<'_> {
         let limit = compression::max_decompressed(content.size);
         let mut packed = Hashing { inner: content.reader, hasher: Hasher::new(Algorithm::Sha256) };
         let mut plain = Hasher::new(diff_id.algorithm());
-        let mut decoder = compression
-            .decoder(BufReader::with_capacity(1 << 18, &mut packed))
-            .map_err(DecompressError::Read)
-            .map_err(damaged)?;
+        let mut decoder = compression.decoder(BufReader::with_capacity(1 << 18, &mut packed), self.interrupt);
         let on_part = |part: &[u8]| {
             plain.update(part);
             Ok(())
@@ -238,7 +280,7 @@ impl ManifestBuilder<'_> {
         compression::decompress_into(&mut decoder, limit, on_part, self.interrupt).map_err(damaged)?;
         drop(decoder);
         // Bytes after the compressed content also belong to the layer.
-        io::copy(&mut packed, &mut io::sink()).map_err(DecompressError::Read).map_err(damaged)?;
+        compression::decompress_into(&mut packed, u64::MAX, |_| Ok(()), self.interrupt).map_err(damaged)?;
         let found = plain.finish();
         if found != diff_id {
             let path = format!("{member}, decompressed,");

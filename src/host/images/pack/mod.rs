@@ -212,7 +212,7 @@ fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackR
     let failed_lookups: BTreeSet<FailedLookup> = sources.iter().flat_map(|source| source.failed_lookups.clone()).collect();
     let set = image_set::merge(&sources, args.replace)?;
     for one in &set.missing {
-        report.step(one.to_string());
+        report.warn(one.to_string());
     }
     duplicates::check(&set.blobs, &sources, cache.as_ref(), interrupt)?;
     let writer = DiskWriter { disk, format: args.format, label: args.label.as_ref(), cache: cache.as_ref(), report, interrupt };

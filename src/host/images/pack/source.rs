@@ -169,7 +169,7 @@ pub fn open_archive(
     folder: &Path,
     interrupt: &Interrupt,
 ) -> Result<Box<dyn Tree + Send + Sync>, SourceError> {
-    let archive = Archive::open(uncompressed(path, folder, interrupt)?)?;
+    let archive = Archive::open(uncompressed(path, folder, interrupt)?, interrupt)?;
     let (has_index, has_manifest) = (archive.has("index.json"), archive.has(docker::MANIFEST));
     // Docker writes both. Of an image without a name, its index.json lists nothing.
     if has_manifest && (!has_index || layout::entries(&archive).is_ok_and(|entries| entries.is_empty())) {
@@ -179,6 +179,14 @@ pub fn open_archive(
         return Ok(Box::new(archive));
     }
     Err(SourceError::Unknown(if archive.ended() { "" } else { ", and no end mark: it may have been cut short" }))
+}
+
+/// Whether a file that starts like this is a tar archive, or compressed: in a supported way, or in another one that is known.
+#[must_use]
+pub fn is_archive(start: &[u8]) -> bool {
+    let is_compressed =
+        Compression::of(start) != Compression::None || OTHER_MAGIC.iter().any(|(magic, _)| start.starts_with(magic));
+    is_compressed || start.get(..512).is_some_and(|header| is_header(header) && header.iter().any(|byte| *byte != 0))
 }
 
 /// Opens the archive at `path`, decompressed.
