@@ -304,7 +304,7 @@ async fn access_settings_reach_the_guest_config_and_files() {
         ),
         (
             builder.access(Access::default().htpasswd(folder.path().join("none"))),
-            &format!("cannot read {}/none", folder.path().display()),
+            &format!("cannot read the password file {}/none", folder.path().display()),
         ),
     ] {
         let error = builder.boot().await.unwrap_err();
