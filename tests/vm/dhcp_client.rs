@@ -18,7 +18,6 @@ use nix::unistd::gettid;
 use testing::child::KilledOnDrop;
 use testing::private::{ip, privately};
 use testing::segment::{checksum, ip4};
-use testing::vm::succeed;
 use tokio::time::Instant;
 
 /// The server's address, which is also the gateway.

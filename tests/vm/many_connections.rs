@@ -13,7 +13,7 @@ use testing::agent::Agent;
 use testing::http;
 use testing::pack::Bench;
 use testing::private::{ip, privately};
-use testing::vm::{Vm, succeed};
+use testing::vm::Vm;
 
 /// Number of simultaneous connections.
 const CROWD: usize = 10_000;
