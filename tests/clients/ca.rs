@@ -26,8 +26,7 @@ fn openssl(folder: &Path, arguments: &[&str]) {
 }
 
 fn layout() -> Layout {
-    let mut layout = Layout::default();
-    layout.image("test/hello:latest", b"layer");
+    let (mut layout, _) = Layout::hello();
     layout.image("docker.io/library/hello:latest", b"layer");
     layout.write();
     layout

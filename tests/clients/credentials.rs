@@ -131,8 +131,7 @@ fn unusable_files_exit_1() {
 /// The log of a server from which skopeo has pulled.
 #[test]
 fn server_log_shows_the_clients_that_pulled() {
-    let mut layout = Layout::default();
-    layout.image("test/hello:latest", b"layer");
+    let (mut layout, _) = Layout::hello();
     layout.image("docker.io/library/hello:1", b"layer");
     layout.write();
     let serving = Serving::start(layout.path(), tempfile::tempdir().unwrap(), &["--events", "events"]);

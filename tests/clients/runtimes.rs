@@ -6,7 +6,6 @@ use std::path::Path;
 use std::process::Command;
 
 use localregistry::proto::Request;
-use nix::sys::signal::Signal;
 use serde_json::Value;
 use testing::cri;
 use testing::docker::Dockerd;
@@ -320,8 +319,7 @@ fn podman_pulls_and_runs_from_a_vm() {
         pull_and_run(&registries.path(""), &registries.images, &image);
         pull_and_run(&registries.path(""), &registries.images, "docker.io/library/hello:1");
 
-        let ended = vm.stop(Signal::SIGTERM);
-        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        let ended = vm.shut_down();
         let requests: Vec<Request> = ended.requests().into_iter().cloned().collect();
         let mut expected = by_path(&registries.images, "test/multi", "1");
         expected.extend(by_path(&registries.images, "docker.io/library/hello", "1"));

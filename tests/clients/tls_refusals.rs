@@ -22,9 +22,7 @@ const SUITE: u16 = 0xc02b;
 const UNKNOWN_CA: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 48];
 
 fn images() -> Layout {
-    let mut layout = Layout::default();
-    layout.image("test/hello:latest", b"layer");
-    layout.write();
+    let (layout, _) = Layout::hello();
     layout
 }
 

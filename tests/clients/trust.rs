@@ -6,7 +6,6 @@ use std::path::Path;
 use std::process::Command;
 
 use localregistry::oci::media_type::OCI_INDEX;
-use nix::sys::signal::Signal;
 use testing::certificates::ClientAuthority;
 use testing::cri;
 use testing::docker::Dockerd;
@@ -336,8 +335,7 @@ fn stored_ca_is_trusted_across_runs_of_the_vm() {
             let secret = key.lines().nth(1).unwrap();
             let said = fs::read_to_string(vm.path("events")).unwrap() + &fs::read_to_string(vm.path("stderr")).unwrap();
             assert!(said.contains("\"ready\"") && !said.contains(secret) && !said.contains("PRIVATE"));
-            let ended = vm.stop(Signal::SIGTERM);
-            assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+            vm.shut_down();
         }
         assert!(fs::read(&disk).unwrap() == packed, "the disk is unchanged");
     });

@@ -16,9 +16,8 @@ const NAMESPACE: &str = "oci-namespace";
 /// CRI-O, podman, skopeo and buildah send six `Accept` lines, and the type they need may be in the last.
 #[test]
 fn six_accept_header_lines_are_accepted() {
-    let mut layout = Layout::default();
-    let image = layout.image("test/hello:latest", b"layer");
-    let server = Server::start(layout.write());
+    let (layout, image) = Layout::hello();
+    let server = Server::start(layout.path());
     let types = [
         media_type::OCI_MANIFEST,
         media_type::DOCKER_MANIFEST,
@@ -154,9 +153,8 @@ fn spelled_upstreams_are_resolved() {
 /// Clients that verify signatures request tags that mostly do not exist.
 #[test]
 fn missing_signature_tags_get_404() {
-    let mut layout = Layout::default();
-    let image = layout.image("test/hello:latest", b"layer");
-    let server = Server::start(layout.write());
+    let (layout, image) = Layout::hello();
+    let server = Server::start(layout.path());
     let tag = image.digest.to_string().replace(':', "-");
     for end in ["", ".sig", ".att", ".sbom"] {
         for method in ["GET", "HEAD"] {
@@ -280,8 +278,7 @@ fn sha512_digests_work_for_manifests_blobs_and_referrers() {
 /// The artifact types of referrers (distribution specification, "Listing Referrers").
 #[test]
 fn referrers_list_the_artifact_type() {
-    let mut layout = Layout::default();
-    let image = layout.image("test/hello:latest", b"layer");
+    let (mut layout, image) = Layout::hello();
     let subject = image.descriptor(media_type::OCI_MANIFEST);
     let config = layout.blob(b"{}").descriptor("application/x.config");
     let base = |kind| json!({"schemaVersion": 2, "mediaType": kind, "subject": subject});
@@ -340,9 +337,8 @@ fn errors_use_the_codes_of_the_specification() {
         "UNSUPPORTED",
         "TOOMANYREQUESTS",
     ];
-    let mut layout = Layout::default();
-    layout.image("test/hello:latest", b"layer");
-    let server = Server::start(layout.write());
+    let (layout, _) = Layout::hello();
+    let server = Server::start(layout.path());
     let many = format!("bytes={}", (0..=RANGES).map(|_| "0-0").collect::<Vec<_>>().join(","));
     let of = |target: &str, range: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\nRange: {range}\r\n\r\n");
     let blob = format!("/v2/test/hello/blobs/{}", layout.blob(b"layer").digest);

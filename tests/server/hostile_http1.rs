@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use localregistry::registry::limits::{HEAD, Limits, MINIMUM_RATE};
-use testing::http::{self, connect, get, raw};
+use testing::http::{self, begin, connect, get, raw};
 use testing::layout::{Layout, Stored, content};
 use testing::server::Server;
 
@@ -103,8 +103,7 @@ fn stalled_reader_is_dropped_and_others_are_served() {
     let (server, big, _layout) = serve(Limits { stall: Duration::from_secs(3), minimum_rate: MINIMUM_RATE, ..short() });
     let mut stalled = Vec::new();
     for _ in 0..20 {
-        let mut stream = connect(server.plain);
-        write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
+        let stream = begin(server.plain, format_args!("/v2/test/hello/blobs/{}", big.digest));
         stalled.push(stream);
     }
     let whole = get(server.plain, &format!("/v2/test/hello/blobs/{}", big.digest));
@@ -124,8 +123,7 @@ fn stalled_reader_is_dropped_and_others_are_served() {
 #[test]
 fn reader_below_the_minimum_rate_is_dropped() {
     let (server, big, _layout) = serve(short());
-    let mut stream = connect(server.plain);
-    write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
+    let mut stream = begin(server.plain, format_args!("/v2/test/hello/blobs/{}", big.digest));
     let mut buffer = vec![0; 40_000];
     // 40 kB every 100 ms never let a write wait long, and stay below the minimum rate of this test.
     let mut taken = 0;

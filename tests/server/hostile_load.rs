@@ -65,9 +65,8 @@ fn three_hundred_stalled_readers_cost_little_memory() {
 
 #[test]
 fn stalled_handshakes_do_not_block_other_clients() {
-    let mut layout = Layout::default();
-    layout.image("test/hello:latest", b"layer");
-    let server = Server::start_with(layout.write(), Limits { handshakes: 2, ..Limits::default() });
+    let (layout, _) = Layout::hello();
+    let server = Server::start_with(layout.path(), Limits { handshakes: 2, ..Limits::default() });
     let hello = testing::tls::hello(0x0303, &[0xc02b]);
     let mut stalled = Vec::new();
     for at in 0..200 {
@@ -100,9 +99,8 @@ fn stalled_handshakes_do_not_block_other_clients() {
 
 #[test]
 fn old_tls_is_refused_with_an_alert() {
-    let mut layout = Layout::default();
-    layout.image("test/hello:latest", b"layer");
-    let server = Server::start(layout.write());
+    let (layout, _) = Layout::hello();
+    let server = Server::start(layout.path());
     // Type and alert (RFC 8446, section 6): protocol_version is 70, handshake_failure is 40.
     let answer = |hello: &[u8]| {
         let mut stream = connect(server.tls);
@@ -124,9 +122,8 @@ fn old_tls_is_refused_with_an_alert() {
 
 #[test]
 fn renegotiation_is_refused() {
-    let mut layout = Layout::default();
-    layout.image("test/hello:latest", b"layer");
-    let server = Server::start(layout.write());
+    let (layout, _) = Layout::hello();
+    let server = Server::start(layout.path());
     let mut session = testing::tls::Session::start(connect(server.tls));
     let handshake = |hello: Vec<u8>| hello[5..].to_vec();
     // The same request before, and a hello within the session, which gets the warning no_renegotiation (RFC 5246, section 7.2.2).
@@ -193,9 +190,7 @@ fn names_and_page_sizes_at_the_limits_are_handled() {
 
 #[test]
 fn logged_text_from_clients_is_escaped() {
-    let mut layout = Layout::default();
-    layout.image("test/hello:latest", b"layer");
-    layout.write();
+    let (layout, _) = Layout::hello();
     let mut process = Process::start(layout.path());
     let address = process.address;
     let colour = "\u{9b}31m";
@@ -308,8 +303,7 @@ fn refused(layout: &Layout) -> String {
 
 #[test]
 fn manifest_that_is_also_an_index_is_refused() {
-    let mut layout = Layout::default();
-    let image = layout.image("test/hello:latest", b"layer");
+    let (mut layout, image) = Layout::hello();
     let mut both: serde_json::Value =
         serde_json::from_slice(&std::fs::read(layout.path().join(image.digest.blob_path())).unwrap()).unwrap();
     both["manifests"] = json!([image.descriptor(media_type::OCI_MANIFEST)]);

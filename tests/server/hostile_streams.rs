@@ -279,8 +279,7 @@ fn connection_is_not_idle_while_its_client_reads_the_last_bytes() {
     let (layout, big, content) = Layout::large();
     let request_head = Duration::from_millis(500);
     let server = Server::start_with(layout.write(), Limits { request_head, ..Limits::default() });
-    let mut stream = http::connect(server.plain);
-    write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
+    let mut stream = http::begin(server.plain, format_args!("/v2/test/hello/blobs/{}", big.digest));
     // Reads slowly, until the server has sent everything and only this client's socket holds the last bytes.
     let (mut all, mut some) = (Vec::new(), vec![0; 1 << 20]);
     while server.logged_already().is_none() {

@@ -81,8 +81,7 @@ fn repositories_are_sorted_and_paged() {
 
 #[test]
 fn referrers_are_found_by_subject_type_and_tag_schema() {
-    let mut layout = Layout::default();
-    let image = layout.image("test/hello:latest", b"layer");
+    let (mut layout, image) = Layout::hello();
     let signature = layout.artifact("application/x.signature", image, b"signed");
     let report = layout.artifact("application/x.report", image, b"reported");
     let report_on_signature = layout.artifact("application/x.report", signature, b"reported on the signature");
@@ -181,8 +180,7 @@ fn referrers_are_paged_in_digest_order() {
 
 #[test]
 fn pages_have_at_most_a_thousand_entries() {
-    let mut layout = Layout::default();
-    let image = layout.image("test/hello:latest", b"layer");
+    let (mut layout, image) = Layout::hello();
     for at in 0..1000 {
         layout.name(image, media_type::OCI_MANIFEST, &format!("test/hello:a{at:03}"));
     }

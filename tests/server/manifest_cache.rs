@@ -37,9 +37,7 @@ fn compared(response: Response) -> (u16, Vec<(String, String)>, Vec<u8>) {
 #[test]
 fn cached_response_equals_the_first_for_every_request() {
     let (mut asked_first, mut asked_again) = (Vec::new(), Vec::new());
-    let mut layout = Layout::default();
-    let image = layout.image("test/hello:latest", b"layer");
-    layout.write();
+    let (layout, image) = Layout::hello();
     let etag = format!("\"{}\"", image.digest);
     for reference in ["latest".to_owned(), image.digest.to_string()] {
         let path = format!("/v2/test/hello/manifests/{reference}");
@@ -112,9 +110,7 @@ fn cache_is_bounded_and_the_rest_comes_from_disk() {
 
 #[test]
 fn corrupt_manifests_are_not_cached() {
-    let mut layout = Layout::default();
-    let image = layout.image("test/hello:latest", b"layer");
-    layout.write();
+    let (layout, image) = Layout::hello();
     let server = Server::start(layout.path());
     let (path, file) = ("/v2/test/hello/manifests/latest", layout.path().join(image.digest.blob_path()));
     let right = std::fs::read(&file).unwrap();

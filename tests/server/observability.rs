@@ -159,8 +159,7 @@ fn metric_labels_contain_no_client_input() {
 fn active_transfers_and_connections_are_counted() {
     let (layout, big, _) = Layout::large();
     let server = Server::start(layout.write());
-    let mut stream = http::connect(server.plain);
-    write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
+    let mut stream = http::begin(server.plain, format_args!("/v2/test/hello/blobs/{}", big.digest));
     let mut some = [0; 1000];
     std::io::Read::read_exact(&mut stream, &mut some).unwrap();
     let during = scrape(server.plain);

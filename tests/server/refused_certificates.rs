@@ -27,11 +27,10 @@ fn refuse(server: &Server, last: &[u8]) {
 
 #[test]
 fn refusals_are_counted_by_alert_and_reported_while_the_server_runs() {
-    let mut layout = Layout::default();
-    layout.image("test/hello:latest", b"layer");
+    let (layout, _) = Layout::hello();
     // Long enough for four handshakes on a busy machine.
     let refusal_interval = Duration::from_secs(2);
-    let server = Server::start_with(layout.write(), Limits { refusal_interval, ..Limits::default() });
+    let server = Server::start_with(layout.path(), Limits { refusal_interval, ..Limits::default() });
     (0..3).for_each(|_| refuse(&server, &UNKNOWN_CA));
     refuse(&server, &[]);
     let reported = [(); 3].map(|()| match server.event() {

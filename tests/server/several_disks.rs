@@ -1,6 +1,6 @@
 //! Several disks served as one registry, and disks added and removed while the server runs.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -93,8 +93,7 @@ fn requests_in_progress_survive_disk_changes() {
 
     // A response that began before the first change.
     let digest = localregistry::oci::Digest::sha256_of(&big);
-    let mut stream = http::connect(server.plain);
-    write!(stream, "GET /v2/test/big/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let stream = http::begin(server.plain, format_args!("/v2/test/big/blobs/{digest}"));
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     while line != "\r\n" {

@@ -147,10 +147,9 @@ fn wrong_protocol_on_a_port_gets_400_and_an_explanation() {
 /// Two TLS and two plain listeners over both address families, and a node without a CA that fetches it over plain HTTP.
 #[test]
 fn several_listeners_serve_at_once() {
-    let mut layout = Layout::default();
-    let image = layout.image("test/hello:latest", b"layer");
+    let (layout, image) = Layout::hello();
     let arguments = ["--listen", "[::1]:0", "--plain", "127.0.0.1:0", "--plain", "[::1]:0"];
-    let process = Process::start_with(layout.write(), &arguments, None);
+    let process = Process::start_with(layout.path(), &arguments, None);
     let [tls_4, tls_6, plain_4, plain_6] = process.addresses[..] else { panic!("{:?}", process.addresses) };
     assert!(tls_4.is_ipv4() && tls_6.is_ipv6() && plain_4.is_ipv4() && plain_6.is_ipv6());
     let ca = String::from_utf8(http::get(plain_4, "/ca.crt").body).unwrap();
@@ -193,8 +192,7 @@ fn every_request_is_logged_once_when_it_ends() {
 fn aborted_download_is_logged_as_incomplete() {
     let (layout, big, _) = Layout::large();
     let server = Server::start(layout.write());
-    let mut stream = http::connect(server.plain);
-    write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
+    let mut stream = http::begin(server.plain, format_args!("/v2/test/hello/blobs/{}", big.digest));
     let mut some = [0; 1000];
     stream.read_exact(&mut some).unwrap();
     drop(stream);
@@ -229,8 +227,7 @@ fn shutdown_finishes_transfers_and_accepts_no_new_ones() {
 fn transfers_left_after_the_drain_are_cut() {
     let (layout, big, _) = Layout::large();
     let server = Server::start(layout.write());
-    let mut stream = http::connect(server.plain);
-    write!(stream, "GET /v2/test/hello/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", big.digest).unwrap();
+    let mut stream = http::begin(server.plain, format_args!("/v2/test/hello/blobs/{}", big.digest));
     let mut first = [0; 4096];
     stream.read_exact(&mut first).unwrap();
     // Also an HTTP/2 stream that reads nothing.
@@ -252,8 +249,7 @@ fn truncated_blob_is_never_served_as_complete() {
     let target = format!("/v2/test/hello/blobs/{}", big.digest);
 
     // The file shrinks while it is sent: the response ends early, and a warning is logged.
-    let mut stream = http::connect(server.plain);
-    write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut stream = http::begin(server.plain, &target);
     let mut first = [0; 4096];
     stream.read_exact(&mut first).unwrap();
     file.set_len(1 << 20).unwrap();

@@ -194,8 +194,7 @@ fn intact_content_is_served_unchanged() {
 
 #[test]
 fn referrers_are_verified_too() {
-    let mut layout = Layout::default();
-    let image = layout.image("test/hello:latest", b"layer");
+    let (mut layout, image) = Layout::hello();
     let artifact = layout.artifact("application/x", image, b"signature");
     layout.name(artifact, media_type::OCI_MANIFEST, "test/hello:signature").write();
     let path = format!("/v2/test/hello/referrers/{}", image.digest);

@@ -4,18 +4,16 @@ use std::fs;
 use std::net::SocketAddr;
 
 use localregistry::proto::event::Event;
-use nix::sys::signal::Signal;
 use testing::certificates::{self, ClientAuthority};
 use testing::http::{get, raw};
 use testing::openmetrics;
-use testing::pack::{Bench, PROGRAM};
-use testing::vm::{self, Containerd, Vm, skopeo, succeed};
+use testing::pack::Bench;
+use testing::vm::{self, Containerd, Vm, succeed};
 
 /// A packed disk with the sample image, test/hello:latest, and a password file for anna.
 fn bench() -> Bench {
     let bench = Bench::default();
-    succeed(testing::program(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
-    bench.pack(&["sample"]);
+    bench.sample_disk();
     bench.file("users", format!("anna:{}\n", bcrypt::hash("secret", 5).unwrap()).as_bytes());
     bench
 }
@@ -25,12 +23,7 @@ fn users_get_tokens_and_metrics_have_a_separate_port() {
     let bench = bench();
     let users = bench.path("users").display().to_string();
     let vm = Vm::boot(&bench.path("disk.erofs"), &["--htpasswd", &users, "--token", "--metrics", "127.0.0.1:0"]);
-    fs::create_dir(vm.path("certs")).unwrap();
-    fs::copy(vm.path("ca.crt"), vm.path("certs/ca.crt")).unwrap();
-    let from = format!("docker://{}/test/hello:latest", vm.address);
-    let copy = |credentials: &str, to: &str| {
-        skopeo(&["copy", "--src-cert-dir", "certs", "--src-creds", credentials, &from, to], vm.dir.path())
-    };
+    let copy = |credentials: &str, to: &str| vm.copy("test/hello:latest", &["--src-creds", credentials], to);
     succeed(&mut copy("anna:secret", "dir:pulled"));
     let refused = copy("anna:wrong", "dir:refused").output().unwrap();
     let said = String::from_utf8(refused.stderr).unwrap();
@@ -51,8 +44,7 @@ fn users_get_tokens_and_metrics_have_a_separate_port() {
     let sent = samples.get(r#"localregistry_blob_sent_bytes_total{repository="test/hello"}"#);
     assert!(sent > 100_000.0, "two pulls: {sent}");
 
-    let ended = vm.stop(Signal::SIGTERM);
-    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    let ended = vm.shut_down();
     let tokens = ended.requests().into_iter().filter(|request| request.endpoint == "token");
     let statuses: Vec<u32> = tokens.map(|request| request.status).collect();
     assert!(statuses.contains(&200) && statuses.contains(&401), "{statuses:?}");
@@ -66,10 +58,7 @@ fn client_certificates_replace_passwords() {
     let (users, ca) = (users.display().to_string(), ca.display().to_string());
     let arguments = ["--htpasswd", &users, "--client-ca", &ca, "--client-certificate", "optional"];
     let vm = Vm::boot(&bench.path("disk.erofs"), &arguments);
-    fs::create_dir(vm.path("certs")).unwrap();
-    fs::copy(vm.path("ca.crt"), vm.path("certs/ca.crt")).unwrap();
-    let from = format!("docker://{}/test/hello:latest", vm.address);
-    let mut copy = skopeo(&["copy", "--src-cert-dir", "certs", "--src-no-creds", &from, "dir:pulled"], vm.dir.path());
+    let mut copy = vm.copy("test/hello:latest", &["--src-no-creds"], "dir:pulled");
     assert!(!copy.output().unwrap().status.success(), "without certificate and password");
     let own = authority.client();
     fs::write(vm.path("certs/client.cert"), own.certificate_pem).unwrap();
@@ -107,8 +96,7 @@ fn additional_ports_serve_and_are_reported() {
         (400, b"The client sent a TLS handshake to a port that speaks plain HTTP.\n".to_vec())
     );
 
-    let ended = vm.stop(Signal::SIGTERM);
-    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    let ended = vm.shut_down();
     let ready = ended.events.iter().find_map(|event| if let Event::Ready(ready) = event { Some(ready) } else { None }).unwrap();
     assert_eq!(ready.endpoints[0], "https://10.0.2.15:5000");
     for url in ["http://10.0.2.15:8080", "https://10.0.2.15:8443"] {

@@ -133,8 +133,7 @@ fn three_nodes_on_a_bridge_pull_at_once_with_only_the_trust_bundle() {
         assert_pulls(&log, &["--pulled", MIRRORED, "--by", &nodes[1].address, "--times", "1"]);
         assert_pulls(&log, &["--not-pulled", MIRRORED, "--by", &nodes[0].address]);
         drop(nodes);
-        let ended = vm.stop(Signal::SIGTERM);
-        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        let ended = vm.shut_down();
         let served = ended.requests();
         assert!(served.iter().all(|request| request.status == 200 && request.complete), "{served:?}");
         for node in ["10.79.0.11:", "10.79.0.12:", "10.79.0.13:"] {

@@ -4,7 +4,6 @@
 use std::fs;
 use std::process::Stdio;
 
-use nix::sys::signal::Signal;
 use testing::child::KilledOnDrop;
 use testing::pack::Bench;
 use testing::private::{ip, privately};
@@ -44,8 +43,7 @@ fn passt_leases_an_address_by_unicast() {
         let vm = Vm::boot(&disk, &["--net", &format!("stream={path}")]);
         assert_eq!(vm.ready["endpoints"].as_array().unwrap(), &["https://10.67.0.5:5000"], "{}", vm.ready);
         assert_eq!(get(&vm, "10.67.0.5", "127.0.0.1:5001"), "{}");
-        let ended = vm.stop(Signal::SIGTERM);
-        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        vm.shut_down();
         drop(passt);
     });
 }
@@ -83,8 +81,7 @@ fn qemu_and_dnsmasq_lease_an_address_each_and_radvd_advertises_a_network() {
         }
         let leases = fs::read_to_string("/run/leases").unwrap();
         assert!(leases.contains(" 52:54:00:12:34:56 10.68.0.20 localregistry 01:52:54:00:12:34:56"), "{leases}");
-        let ended = vm.stop(Signal::SIGTERM);
-        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        vm.shut_down();
         drop((dnsmasq, radvd));
     });
 }

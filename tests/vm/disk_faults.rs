@@ -140,8 +140,7 @@ fn faults_of_a_disk_while_serving_are_reported() {
     served("late", late);
     assert!(errors("disk_hung") >= 1.0);
 
-    let ended = vm.stop(Signal::SIGTERM);
-    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    let ended = vm.shut_down();
     let codes = |code: &str| ended.events.iter().filter(|event| matches!(event, Event::Warning(w) if w.code == code)).count();
     assert!((1..21).contains(&codes("TRUNCATED")), "{}", codes("TRUNCATED"));
 }
@@ -177,6 +176,6 @@ fn killed_machine_leaves_its_disk_unchanged() {
     let (vm, second) = boot();
     assert!(second == first, "the next boot serves the same");
     assert!(get(address(&vm), &blob("test/hello", &big)).body == big);
-    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+    vm.shut_down();
     assert_eq!(digest_of(&disk), before);
 }

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use localregistry::proto;
 use localregistry::proto::event::Event;
-use nix::sys::signal::Signal;
 use prost::Message;
 use serde_json::json;
 use testing::certificates;
@@ -163,8 +162,7 @@ fn several_disks_form_one_registry_and_are_hot_plugged() {
     plug(&mut qmp, "good", &third, "more-3");
     assert_eq!(changed(&vm).images, 3);
     assert!(get(address(&vm), &blob("quay.io/test/three", &big)).body == big);
-    let ended = vm.stop(Signal::SIGTERM);
-    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    let ended = vm.shut_down();
     for line in [format!("{name} was added: 3 images in all\n"), format!("{name} was removed: 2 images in all\n")] {
         assert!(ended.stderr.contains(&line), "{line} is missing in {}", ended.stderr);
     }
@@ -296,7 +294,7 @@ fn boot_waits_only_for_expected_disks() {
     assert_eq!(changed(&vm).added, r#"/dev/vdc (serial "later")"#);
     assert_eq!(manifests.map(status), [200, 200, 200]);
     certificates::shake(address(&vm), &client, "quay.io").unwrap();
-    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+    vm.shut_down();
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn wrong_clock_gives_a_warning_and_nodes_still_trust_the_registry() {
             let said = succeed(client.arg("-CAfile").arg(vm.path("ca.crt")));
             assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
         }
-        assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+        vm.shut_down();
     }
 }
 
@@ -226,7 +226,7 @@ fn minimum_memory_suffices_to_serve_and_less_is_refused() {
 
     let vm = Vm::boot(&disk, &["--memory", "112", "--flavor", "full", "--tls", "off"]);
     assert_eq!(http::get(vm.address.parse().unwrap(), "/v2/test/hello/manifests/latest").status, 200);
-    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+    vm.shut_down();
 
     // Without the check of `run`.
     let less = vm::qemu_changed(&bench.path(""), "args=(\"${@/256M/64M}\")");

@@ -7,11 +7,10 @@ use std::path::Path;
 
 use localregistry::oci::{Algorithm, Hasher, media_type};
 use localregistry::proto::event::Event;
-use nix::sys::signal::Signal;
 use serde_json::json;
 use testing::layout::{Layout, Stored};
 use testing::pack::{Bench, PROGRAM};
-use testing::vm::{Vm, skopeo, succeed};
+use testing::vm::{Vm, succeed};
 use testing::{http, named};
 
 #[test]
@@ -34,20 +33,8 @@ fn pulled_from(format: &str) {
     let source = bench.layout("layout", &layout);
     bench.pack(&["layout", "--fs", format]);
     let vm = Vm::boot(&bench.path("disk.erofs"), &[]);
-    fs::create_dir(vm.path("certs")).unwrap();
-    fs::copy(vm.path("ca.crt"), vm.path("certs/ca.crt")).unwrap();
-    let from = format!("docker://{}/test/layers:1", vm.address);
-    let arguments = ["copy", "--quiet", "--preserve-digests", "--src-cert-dir", "certs", &from, "oci:pulled"];
-    succeed(&mut skopeo(&arguments, vm.dir.path()));
-    let mut count = 0;
-    for entry in fs::read_dir(source.join("blobs/sha256")).unwrap() {
-        let path = entry.unwrap().path();
-        let pulled = vm.path("pulled/blobs/sha256").join(path.file_name().unwrap());
-        assert!(fs::read(&path).unwrap() == fs::read(pulled).unwrap(), "{}", path.display());
-        count += 1;
-    }
-    assert_eq!(count, 5, "manifest, config, three layers");
-    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+    assert_eq!(vm.serves("test/layers:1", &source), 5, "manifest, config, three layers");
+    vm.shut_down();
 }
 
 /// The references by which nodes pull the images `names` from a registry at `address`.
@@ -81,7 +68,7 @@ fn trust_bundle_of_a_run_lists_1000_images_of_an_ext4_disk() {
     bench.layout("layout", &layout);
     bench.pack(&["layout", "--fs", "ext4"]);
     let vm = trusted_and_pulled(&bench.path("disk.erofs"), &names);
-    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+    vm.shut_down();
 }
 
 /// A disk of another tool, without a catalog: guest and trust bundle find the images that `pack` finds.
@@ -104,7 +91,7 @@ fn plain_layout_with_untagged_signatures_is_served_and_trusted() {
     let target = format!("{repository}/referrers/{}?{host}", subject.digest);
     let found = http::get(vm.address.parse().unwrap(), &target).json();
     assert_eq!(found["manifests"][0]["digest"], signature.digest.to_string(), "{target}");
-    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+    vm.shut_down();
 }
 
 #[test]
@@ -137,5 +124,5 @@ fn end_of_a_blob_over_4_gib_is_served() {
     let response = http::raw(vm.address.parse().unwrap(), request.as_bytes());
     assert_eq!((response.status, response.body.as_slice()), (206, &b"\0\0\0the end"[..]));
     assert_eq!(response.header("content-range"), Some(format!("bytes {}-{}/{size}", size - 10, size - 1).as_str()));
-    assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+    vm.shut_down();
 }

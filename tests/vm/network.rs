@@ -4,29 +4,20 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use localregistry::proto::event::Event;
-use nix::sys::signal::Signal;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::json;
-use testing::pack::{Bench, PROGRAM};
+use testing::pack::Bench;
 use testing::qmp::{self, Qmp};
 use testing::segment::{MAC, Segment, server};
-use testing::vm::{self, Ended, Vm, succeed};
+use testing::vm::{self, Ended, Vm};
 
 const USER_NIC: &str = "52:54:00:00:00:0a";
 const OTHER: &str = "02:00:00:00:00:09";
-
-/// Packs the sample image.
-fn disk(bench: &Bench) -> PathBuf {
-    succeed(testing::program(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
-    bench.pack(&["sample"]);
-    bench.path("disk.erofs")
-}
 
 /// A TLS connection to the appliance through its forwarded port. It trusts only the appliance's CA, and the certificate must be
 /// valid for `name`.
@@ -84,7 +75,7 @@ fn warned(vm: &Vm, code: &str, words: &str) {
 #[test]
 fn lease_is_renewed_and_changes_are_applied() {
     let bench = Bench::default();
-    let disk = disk(&bench);
+    let disk = bench.sample_disk();
     let segment = Segment::at(&bench.path("switch"));
     let at = |last| Ipv4Addr::new(10, 91, 0, last);
     // Seconds until the end, until T1, and until T2.
@@ -170,14 +161,13 @@ fn lease_is_renewed_and_changes_are_applied() {
     assert_eq!(segment.resolve(at(10), None), [0x52, 0x54, 0, 0, 0, 0x0b]);
     assert!(connect(&vm, "10.91.0.10").is_some());
     answers(&mut held);
-    let ended = vm.stop(Signal::SIGTERM);
-    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    vm.shut_down();
 }
 
 #[test]
 fn static_addresses_vlan_and_interface_hotplug_work() {
     let bench = Bench::default();
-    let disk = disk(&bench);
+    let disk = bench.sample_disk();
     let [segment, other, late] = ["switch", "other", "late"].map(|name| Segment::at(&bench.path(name)));
     segment.set(|machine| {
         machine.taken = vec!["10.92.0.1".parse().unwrap()];
@@ -260,8 +250,7 @@ fn static_addresses_vlan_and_interface_hotplug_work() {
             assert!(connect(&vm, "fe80::5054:ff:fe00:c").is_none());
         }
     }
-    let ended = vm.stop(Signal::SIGTERM);
-    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    vm.shut_down();
 }
 
 fn fatal(ended: &Ended, code: &str, message: &str) {
@@ -274,7 +263,7 @@ fn fatal(ended: &Ended, code: &str, message: &str) {
 #[test]
 fn unusable_networks_fail_the_boot_with_the_cause() {
     let bench = Bench::default();
-    let disk = disk(&bench);
+    let disk = bench.sample_disk();
     let segment = Segment::at(&bench.path("switch"));
     let say = |change: &str| vm::qemu_changed(&bench.path(""), change);
 

@@ -1,7 +1,6 @@
 //! Appliances on networks other than QEMU's user network: a bridge and a tap with real clients, and networks on which the test
 //! handles single frames. The networks are private to the test.
 
-use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,7 +18,7 @@ use testing::agent::Agent;
 use testing::child::KilledOnDrop;
 use testing::pack::{Bench, PROGRAM};
 use testing::private::{ip, privately};
-use testing::vm::{Vm, skopeo, succeed};
+use testing::vm::{Vm, succeed};
 use testing::wait::until;
 
 /// Time limit for the answer to a frame.
@@ -27,10 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pulls the image by name from the address that `vm` reports, trusting only its CA.
 fn pull(vm: &Vm) {
-    fs::create_dir(vm.path("certs")).unwrap();
-    fs::copy(vm.path("ca.crt"), vm.path("certs/ca.crt")).unwrap();
-    let from = format!("docker://{}/test/hello:latest", vm.address);
-    succeed(&mut skopeo(&["copy", "--quiet", "--src-cert-dir", "certs", &from, "oci:pulled"], vm.dir.path()));
+    succeed(&mut vm.copy("test/hello:latest", &[], "oci:pulled"));
     assert!(vm.path("pulled/index.json").exists());
 }
 
@@ -54,8 +50,7 @@ fn tap_on_a_bridge_lives_as_long_as_the_appliance() {
         pull(&vm);
         assert_eq!((taps(), address()), (1, before.clone()), "the bridge keeps its MAC address");
         assert!(ip("-oneline link show lreg0").contains(" mtu 1500 "), "the bridge's MAC address, whatever the guest's");
-        let ended = vm.stop(Signal::SIGTERM);
-        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        let ended = vm.shut_down();
         assert!(ended.requests().iter().any(|request| request.peer.starts_with("10.77.0.1:") && request.status == 200));
         assert_eq!((taps(), address()), (0, before), "the tap is gone");
 
@@ -68,7 +63,7 @@ fn tap_on_a_bridge_lives_as_long_as_the_appliance() {
         until("the end of QEMU", || !PathBuf::from(format!("/proc/{qemu}")).exists());
         assert_eq!(taps(), 1);
         pull(&other);
-        assert_eq!(other.stop(Signal::SIGTERM).status, Some(0));
+        other.shut_down();
     });
 }
 
@@ -93,7 +88,7 @@ fn existing_tap_is_used_and_stays() {
             .output()
             .unwrap();
         assert_eq!(String::from_utf8(found.stdout).unwrap().trim(), r#"{"name":"test/hello","tags":["latest"]}"#);
-        assert_eq!(vm.stop(Signal::SIGTERM).status, Some(0));
+        vm.shut_down();
         assert!(ip("-brief link").contains("tap0"));
     });
 }
@@ -296,8 +291,7 @@ fn published_ports_answer_other_hosts_and_the_guest_cannot_connect_out() {
         assert_eq!(tcp.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
         assert_eq!(udp.recv(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
 
-        let ended = vm.stop(Signal::SIGTERM);
-        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        let ended = vm.shut_down();
         let peers: Vec<&str> = ended.requests().iter().map(|request| request.peer.rsplit_once(':').unwrap().0).collect();
         assert_eq!(peers[..3], ["203.0.113.2"; 3], "clients keep their addresses");
         assert_eq!(peers.last(), Some(&"203.0.113.1"));
@@ -312,7 +306,6 @@ fn user_network_accepts_another_address() {
     assert!(vm.address.starts_with("127.0.0.1:"), "{}", vm.address);
     assert_eq!(vm.ready["endpoints"].as_array().unwrap().len(), 1, "{}", vm.ready);
     pull(&vm);
-    let ended = vm.stop(Signal::SIGTERM);
-    assert_eq!(ended.status, Some(0));
+    let ended = vm.shut_down();
     assert!(ended.requests().iter().all(|request| request.peer.starts_with("192.168.76.1:")));
 }

@@ -34,6 +34,13 @@ pub fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
+/// Requests `target` on a new connection, and leaves the response to be read.
+pub fn begin(address: SocketAddr, target: impl std::fmt::Display) -> TcpStream {
+    let mut stream = connect(address);
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    stream
+}
+
 /// Sends bytes on a new connection and reads one response.
 pub fn raw(address: SocketAddr, request: &[u8]) -> Response {
     let mut stream = connect(address);

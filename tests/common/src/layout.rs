@@ -112,6 +112,14 @@ impl Layout {
         manifest
     }
 
+    /// A layout with the image `test/hello:latest`, and this image.
+    pub fn hello() -> (Self, Stored) {
+        let mut layout = Self::default();
+        let image = layout.image("test/hello:latest", b"layer");
+        layout.write();
+        (layout, image)
+    }
+
     /// A layout with the image `test/hello:latest`, whose layer is larger than the socket buffers. Returns the layer and its
     /// content.
     pub fn large() -> (Self, Stored, Vec<u8>) {

@@ -144,6 +144,34 @@ impl Vm {
         self.end()
     }
 
+    /// Shuts down, which must succeed.
+    pub fn shut_down(self) -> Ended {
+        let ended = self.stop(Signal::SIGTERM);
+        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        ended
+    }
+
+    /// skopeo's copy of an image, trusting only this machine's CA. The folder `certs` may have a certificate of the client.
+    pub fn copy(&self, image: &str, options: &[&str], to: &str) -> Command {
+        fs::create_dir_all(self.path("certs")).unwrap();
+        fs::copy(self.path("ca.crt"), self.path("certs/ca.crt")).unwrap();
+        let from = format!("docker://{}/{image}", self.address);
+        let copy = ["copy", "--quiet", "--preserve-digests", "--src-cert-dir", "certs"];
+        skopeo(&[&copy, options, &[&from, to]].concat(), self.dir.path())
+    }
+
+    /// Pulls an image into a folder of the same name as the layout `source`, compares every blob of that, and returns their number.
+    pub fn serves(&self, image: &str, source: &Path) -> usize {
+        let folder = source.file_name().unwrap().to_str().unwrap();
+        succeed(&mut self.copy(image, &[], &format!("oci:{folder}")));
+        let blobs = fs::read_dir(source.join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
+        let same = blobs.inspect(|blob| {
+            let pulled = self.path(folder).join("blobs/sha256").join(blob.file_name().unwrap());
+            assert!(fs::read(blob).unwrap() == fs::read(pulled).unwrap(), "{}", blob.display());
+        });
+        same.count()
+    }
+
     /// Waits until the file `console` contains these words.
     pub fn console(&self, words: &str) {
         eventually(|| {
