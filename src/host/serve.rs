@@ -16,11 +16,12 @@ use super::nodes::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::nodes::ca::{self, Certificates, Tls};
 use super::support::files;
 use super::support::interrupt::{Interrupt, Interrupted, Signals};
+use super::support::quote::shell_word;
 use super::support::report::{Report, counted};
 use super::vm::launch::{LaunchError, check_disk};
 use super::vm::net::check::privileged;
 use crate::address::san;
-use crate::disk::layout::{LayoutError, MissingBlob};
+use crate::disk::layout::{DEFAULT_REPOSITORY, LayoutError, LeftOver, MissingBlob};
 use crate::proto::{Done, Event};
 use crate::registry::api::handler::{Options, Registry};
 use crate::registry::auth::client_certificate::ClientCa;
@@ -225,6 +226,25 @@ pub(crate) struct Ready {
     /// Content that images refer to and the layout lacks; with `--allow-missing`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     missing: Vec<MissingBlob>,
+    /// Digests of the entries of the layout's index that are not served, because they have no name and belong to no image.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left_over: Vec<String>,
+}
+
+impl Ready {
+    fn text(&self, layout: &Path) -> String {
+        let metrics = self.metrics.as_ref().map_or_else(String::new, |url| format!("; health and metrics at {url}"));
+        let endpoints = self.endpoints.join(", ");
+        match (self.images, self.blobs) {
+            (0, 1..) => format!(
+                "serving images at {endpoints} by digest only, as {DEFAULT_REPOSITORY}@DIGEST, because {} gives none of them a tag; \
+                 `localregistry pack --name REPOSITORY:TAG={} -o DISK` does{metrics}",
+                layout.display(),
+                shell_word(&layout.display().to_string())
+            ),
+            (images, _) => format!("serving {} at {endpoints}{metrics}", counted(images, "image")),
+        }
+    }
 }
 
 impl ServeError {
@@ -273,6 +293,8 @@ async fn serve_layout(args: &ServeArgs, report: Report, signals: Signals, is_rea
     })?;
     let missing: Vec<MissingBlob> = store.disks().iter().flat_map(|disk| disk.missing()).cloned().collect();
     missing.iter().for_each(|one| report.warn(one.to_string()));
+    let left_over: Vec<LeftOver> = store.disks().iter().flat_map(|disk| disk.left_over()).cloned().collect();
+    left_over.iter().for_each(|one| report.step(one.to_string()));
     let (events, recorder) = match &args.events {
         Some(path) => {
             let (events, queue) = Events::queue();
@@ -308,10 +330,9 @@ async fn serve_layout(args: &ServeArgs, report: Report, signals: Signals, is_rea
         blob_bytes: store.blob_bytes(),
         ca: args.certificates.output().map(|path| path.display().to_string()),
         missing,
+        left_over: left_over.iter().map(|one| one.digest.to_string()).collect(),
     };
-    let metrics = ready.metrics.as_ref().map_or_else(String::new, |url| format!("; health and metrics at {url}"));
-    let text = format!("serving {} at {}{metrics}", counted(ready.images, "image"), ready.endpoints.join(", "));
-    report.result(&ready, &text)?;
+    report.result(&ready, &ready.text(&args.layout))?;
     *is_ready = true;
 
     let totals = serve(listeners, registry, first(signals), drain).await;

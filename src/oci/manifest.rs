@@ -21,7 +21,7 @@ pub struct Manifest {
     pub has_media_type: bool,
     /// The manifests of an index.
     pub manifests: Vec<Descriptor>,
-    /// The config (if any) and layers of an image, or the blobs of an artifact.
+    /// The config (if any) and layers of an image, the blobs of an artifact, or what an index lists beside manifests.
     pub blobs: Vec<Descriptor>,
     /// The manifest that this one refers to, as a signature does.
     pub subject: Option<Descriptor>,
@@ -88,16 +88,24 @@ impl Manifest {
         if media_type::is_manifest(&media_type) && media_type::is_index(&media_type) != media_type::is_index(shape) {
             return Err(ManifestError::Kind(media_type));
         }
+        let listed = raw.manifests.unwrap_or_default().into_iter();
+        let (manifests, others): (Vec<_>, Vec<_>) = listed.partition(|entry| media_type::is_manifest_entry(&entry.media_type));
         let config_type = raw.config.as_ref().map(|config| config.media_type.clone());
         Ok(Self {
             media_type,
             has_media_type,
-            manifests: raw.manifests.unwrap_or_default(),
-            blobs: raw.config.into_iter().chain(raw.layers.or(raw.blobs).unwrap_or_default()).collect(),
+            manifests,
+            blobs: raw.config.into_iter().chain(raw.layers.or(raw.blobs).unwrap_or_default()).chain(others).collect(),
             subject: raw.subject,
             artifact_type: raw.artifact_type.filter(|artifact_type| !artifact_type.is_empty()).or(config_type),
             annotations: raw.annotations.unwrap_or_default(),
         })
+    }
+
+    /// The config of a container image. An artifact has none.
+    #[must_use]
+    pub fn config(&self) -> Option<&Descriptor> {
+        self.blobs.first().filter(|first| media_type::is_config(&first.media_type) && !media_type::is_index(&self.media_type))
     }
 }
 
@@ -133,8 +141,9 @@ mod tests {
         let image = parse(r#"{"schemaVersion":2,"config":$D,"layers":[$D,$D],"subject":$D}"#).unwrap();
         assert_eq!((image.media_type.as_str(), image.blobs.len(), image.subject.is_some()), (media_type::OCI_MANIFEST, 3, true));
         assert_eq!(image.artifact_type.as_deref(), Some("m"));
-        let index = parse(r#"{"schemaVersion":2,"manifests":[$D]}"#).unwrap();
-        assert_eq!((index.media_type.as_str(), index.manifests.len()), (media_type::OCI_INDEX, 1));
+        let index = parse(&format!(r#"{{"schemaVersion":2,"manifests":[$D,{}]}}"#, D.replace("\"m\"", "\"\""))).unwrap();
+        // An entry of another type is content.
+        assert_eq!((index.media_type.as_str(), index.manifests.len(), index.blobs.len()), (media_type::OCI_INDEX, 1, 1));
         let artifact =
             parse(&format!(r#"{{"schemaVersion":2,"mediaType":"{}","blobs":[$D]}}"#, media_type::OCI_ARTIFACT)).unwrap();
         assert_eq!(artifact.blobs.len(), 1);

@@ -14,6 +14,8 @@ pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 /// Docker image manifest, schema 2.
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Start of the media types of Docker's schema 1, with and without a signature.
+pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1";
 /// Docker image configuration.
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 /// Docker layer, a tar archive.
@@ -33,6 +35,20 @@ pub fn is_index(media_type: &str) -> bool {
 #[must_use]
 pub fn is_manifest(media_type: &str) -> bool {
     is_index(media_type) || matches!(media_type, OCI_MANIFEST | OCI_ARTIFACT | DOCKER_MANIFEST)
+}
+
+/// Whether an index's entry of this type is a manifest. Other entries are content of their own, such as the layers in BuildKit's cache
+/// or an SBOM (image specification, "Image Index": unknown media types must not be an error). An entry without a type, or of Docker's
+/// schema 1, counts as a manifest, so that it is reported if it is none that can be served.
+#[must_use]
+pub fn is_manifest_entry(media_type: &str) -> bool {
+    media_type.is_empty() || is_manifest(media_type) || media_type.starts_with(DOCKER_SCHEMA1)
+}
+
+/// Whether content of this type is the config of a container image.
+#[must_use]
+pub fn is_config(media_type: &str) -> bool {
+    matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
 }
 
 /// Whether a layer of this type is non-distributable (image specification, "Non-Distributable Layers"). Docker calls such layers foreign.

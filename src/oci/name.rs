@@ -275,6 +275,13 @@ impl Tag {
         digest.replacen('-', ":", 1).parse().ok()
     }
 
+    /// cosign's tag for what is attached to `image`, which ends with one of [`COSIGN_SUFFIXES`]. `None` for a digest that no tag has room
+    /// for.
+    #[must_use]
+    pub fn attachment(image: &Digest, suffix: &str) -> Option<Self> {
+        format!("{}-{}{suffix}", image.algorithm().name(), image.hex()).parse().ok()
+    }
+
     /// Whether the tagged manifest is attached to an image.
     #[must_use]
     pub fn is_attachment(&self) -> bool {

@@ -98,6 +98,23 @@ pub enum LayoutError {
         #[source]
         cause: ManifestError,
     },
+    /// An image has fewer layers than its config names.
+    #[error(
+        "image {image}: {path} has {layers} layers, and its config {config} has {diff_ids} in rootfs.diff_ids; no client can unpack it, so \
+         make the image again"
+    )]
+    Layers {
+        /// The image that names it.
+        image: String,
+        /// Path of the manifest in the layout.
+        path: String,
+        /// Number of layers in the manifest.
+        layers: usize,
+        /// Path of the config in the layout.
+        config: String,
+        /// Number of layers in the config.
+        diff_ids: usize,
+    },
     /// A manifest is larger than [`MAX_MANIFEST_SIZE`].
     #[error("image {image}: manifest {digest} has {size} bytes; at most {MAX_MANIFEST_SIZE} are served")]
     TooLarge {
@@ -135,6 +152,11 @@ pub enum LayoutError {
 }
 
 impl LayoutError {
+    /// Whether the file of `digest` has other content.
+    pub(super) fn is_damage_of(&self, digest: &Digest) -> bool {
+        matches!(self, Self::Size { path, .. } | Self::Digest { path, .. } if *path == digest.blob_path())
+    }
+
     /// Whether a blob is missing that an image can lack. An image cannot lack its root.
     #[must_use]
     pub fn is_missing(&self) -> bool {

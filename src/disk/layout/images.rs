@@ -4,15 +4,36 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
 use super::error::ROOT;
 use super::{
     Image, ImageBlob, IndexEntry, LayoutError, OpenFile, ReadOptions, Tree, Unnamed, assign_repositories, entries, served_type,
 };
 use crate::oci::graph::{self, Exceeded, Limit, Node};
-use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Repository, media_type};
+use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Repository, Tag, media_type};
 
 /// The repository of entries that get no other, where [`Unnamed::Default`] applies: in a server, and in what shows a server's names.
 pub const DEFAULT_REPOSITORY: &str = "image";
+
+/// The images of a layout.
+#[derive(Debug, Clone, Default)]
+pub struct LayoutImages {
+    /// The images, in the order of `index.json`.
+    pub images: Vec<Image>,
+    /// The entries of `index.json` that are left out.
+    pub left_over: Vec<LeftOver>,
+}
+
+/// An entry of `index.json` that has no name and belongs to no image, beside entries that have names. skopeo and buildah leave the old
+/// manifest there if a name is written again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("index.json: {digest} has no name and belongs to no image; it is left out")]
+pub struct LeftOver {
+    /// The manifest.
+    pub digest: Digest,
+}
 
 /// The content below a root.
 #[derive(Debug, Clone, Default)]
@@ -21,28 +42,50 @@ struct RootContent {
     missing: Arc<[ImageBlob]>,
 }
 
-/// Every image of the layout in `tree`, in the order of its `index.json`.
+/// Every image of the layout in `tree`.
 ///
 /// # Errors
-/// Fails at the first fault of the layout.
-pub fn images(tree: &dyn Tree, options: ReadOptions<'_>) -> Result<Vec<Image>, LayoutError> {
+/// Fails at the first fault of an image. Faults of what is left out do not count, unless a manifest is damaged, so that it may have been
+/// a referrer.
+pub fn images(tree: &dyn Tree, options: ReadOptions<'_>) -> Result<LayoutImages, LayoutError> {
     let entries = entries(tree)?;
-    let mut collector = Collector { tree, options, roots: HashMap::new() };
-    entries.iter().try_for_each(|entry| collector.add(&entry.name(), &entry.descriptor))?;
-    let roots = collector.roots;
+    let mut collector = Collector { tree, options, roots: HashMap::new(), faults: HashMap::new() };
+    entries.iter().for_each(|entry| collector.add(&entry.name(), &entry.descriptor));
+    let Collector { roots, mut faults, .. } = collector;
     let assigned = if let Unnamed::Assign(repository) = options.unnamed { Some(repository) } else { None };
     let default: Option<Repository> = if let Unnamed::Default = options.unnamed { DEFAULT_REPOSITORY.parse().ok() } else { None };
     let content = |root: &Digest| {
         let blobs = roots.get(root).into_iter().flat_map(|root| root.present.iter().chain(root.missing.iter()));
         blobs.map(|blob| (blob.digest, blob.subject)).collect()
     };
-    let image = |IndexEntry { descriptor, repository, tag, every_tag, is_named }: IndexEntry| {
+    let (entries, left_over) = assign_repositories(entries, assigned, content);
+    let is_damaged = |digest: &&Digest| faults.get(*digest).is_some_and(|fault| fault.is_damage_of(digest));
+    let damaged: Vec<Digest> = left_over.iter().filter(is_damaged).copied().collect();
+    let kept = entries.iter().map(|entry| entry.descriptor.digest);
+    if let Some(fault) = kept.chain(damaged).find_map(|digest| faults.remove(&digest)) {
+        return Err(fault);
+    }
+    let image = |IndexEntry { descriptor, repository, tag, every_tag, is_named, is_companion, .. }: IndexEntry| {
         let digest = descriptor.digest;
         let repository = repository.or_else(|| default.clone()).ok_or(LayoutError::Unnamed { digest })?;
         let RootContent { present, missing } = roots.get(&digest).cloned().unwrap_or_default();
-        Ok(Image { repository, tag, every_tag, is_named, digest, blobs: present, missing })
+        let has_subject = present.first().is_some_and(|root| root.subject.is_some());
+        let is_companion = is_companion || has_subject || tag.as_ref().is_some_and(Tag::is_attachment);
+        Ok(Image { repository, tag, every_tag, is_named, is_companion, digest, blobs: present, missing })
     };
-    assign_repositories(entries, assigned, content).into_iter().map(image).collect()
+    let images = entries.into_iter().map(image).collect::<Result<_, _>>()?;
+    Ok(LayoutImages { images, left_over: left_over.into_iter().map(|digest| LeftOver { digest }).collect() })
+}
+
+/// The layers that an image config names (image specification, "Image Configuration").
+#[derive(Deserialize)]
+struct ImageConfig {
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<IgnoredAny>,
 }
 
 struct Collector<'a> {
@@ -50,15 +93,32 @@ struct Collector<'a> {
     options: ReadOptions<'a>,
     /// The roots collected so far. Many tags name one root.
     roots: HashMap<Digest, RootContent>,
+    /// The first fault below a root. Its content is collected up to there.
+    faults: HashMap<Digest, LayoutError>,
+}
+
+/// What is below a root, while it is collected.
+#[derive(Default)]
+struct Collected {
+    present: Vec<ImageBlob>,
+    missing: Vec<ImageBlob>,
 }
 
 impl Collector<'_> {
-    /// Collects everything below `root`. `image` is the name in messages.
-    fn add(&mut self, image: &str, root: &Descriptor) -> Result<(), LayoutError> {
+    /// Collects everything below `root`, up to the first fault. `image` is the name in messages.
+    fn add(&mut self, image: &str, root: &Descriptor) {
         if self.roots.contains_key(&root.digest) {
-            return Ok(());
+            return;
         }
-        let (mut present, mut missing, mut own) = (Vec::new(), Vec::new(), HashSet::new());
+        let mut found = Collected::default();
+        if let Err(fault) = self.collect(image, root, &mut found) {
+            self.faults.insert(root.digest, fault);
+        }
+        self.roots.insert(root.digest, RootContent { present: found.present.into(), missing: found.missing.into() });
+    }
+
+    fn collect(&self, image: &str, root: &Descriptor, found: &mut Collected) -> Result<(), LayoutError> {
+        let mut own = HashSet::new();
         let mut walk = graph::Walk::from_root(root.clone());
         while let Some(step) = walk.next_manifest() {
             let Node { descriptor, depth, is_repeated } = step.map_err(|exceeded| limit_error(image, &exceeded))?;
@@ -67,7 +127,7 @@ impl Collector<'_> {
             }
             let manifest = match self.manifest(image, &descriptor, depth) {
                 Err(error) if depth > 0 && self.is_tolerated(&error) => {
-                    missing.push(ImageBlob::unread(&descriptor));
+                    found.missing.push(ImageBlob::unread(&descriptor));
                     continue;
                 }
                 manifest => manifest?,
@@ -75,7 +135,7 @@ impl Collector<'_> {
             if depth == 0 {
                 own.extend(manifest.manifests.iter().map(|entry| entry.digest));
             }
-            present.push(ImageBlob {
+            found.present.push(ImageBlob {
                 in_own_index: own.contains(&descriptor.digest),
                 manifest: Some(served_type(&descriptor, &manifest)),
                 subject: manifest.subject.as_ref().map(|subject| subject.digest),
@@ -83,18 +143,35 @@ impl Collector<'_> {
             });
             for blob in &manifest.blobs {
                 if walk.visit(blob.digest) {
-                    match self.open(image, label(blob), blob) {
-                        Err(error) if self.is_tolerated(&error) => missing.push(ImageBlob::unread(blob)),
+                    match self.open(image, label(blob, &manifest), blob) {
+                        Err(error) if self.is_tolerated(&error) => found.missing.push(ImageBlob::unread(blob)),
                         opened => {
                             opened?;
-                            present.push(ImageBlob::unread(blob));
+                            found.present.push(ImageBlob::unread(blob));
                         }
                     }
                 }
             }
+            self.check_layers(image, &descriptor, &manifest)?;
             walk.descend(depth, manifest.manifests);
         }
-        self.roots.insert(root.digest, RootContent { present: present.into(), missing: missing.into() });
+        Ok(())
+    }
+
+    /// Fails if an image has fewer layers than its config names. No client can unpack it. Artifacts with an image's config often name
+    /// fewer, which is not a fault. Checked only while packing, because serving reads no configs.
+    fn check_layers(&self, image: &str, descriptor: &Descriptor, manifest: &Manifest) -> Result<(), LayoutError> {
+        let Some(config) = manifest.config().filter(|config| self.options.verify && config.size <= MAX_MANIFEST_SIZE) else {
+            return Ok(());
+        };
+        let (path, config_path) = (descriptor.digest.blob_path(), config.digest.blob_path());
+        // Copying verifies the config and reports that it is damaged. Here it can be missing, too.
+        let content = self.tree.open(&config_path).and_then(|file| file.read_all(MAX_MANIFEST_SIZE)).unwrap_or_default();
+        let diff_ids = serde_json::from_slice::<ImageConfig>(&content).map_or(0, |config| config.rootfs.diff_ids.len());
+        let layers = manifest.blobs.len() - 1;
+        if layers < diff_ids {
+            return Err(LayoutError::Layers { image: image.to_owned(), path, layers, config: config_path, diff_ids });
+        }
         Ok(())
     }
 
@@ -132,8 +209,12 @@ impl Collector<'_> {
 }
 
 /// What messages call a blob that is not a manifest.
-fn label(descriptor: &Descriptor) -> &'static str {
-    if media_type::is_nondistributable(&descriptor.media_type) { "non-distributable layer" } else { "layer or config" }
+fn label(descriptor: &Descriptor, manifest: &Manifest) -> &'static str {
+    match media_type::is_nondistributable(&descriptor.media_type) {
+        true => "non-distributable layer",
+        false if media_type::is_index(&manifest.media_type) => "content of its index",
+        false => "layer or config",
+    }
 }
 
 fn limit_error(image: &str, Exceeded { limit, node }: &Exceeded) -> LayoutError {

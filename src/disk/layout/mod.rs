@@ -4,6 +4,7 @@
 
 mod error;
 mod images;
+mod kinds;
 mod repositories;
 mod tree;
 
@@ -18,7 +19,7 @@ use crate::oci::json::null_as_default;
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference, Repository, Tag, media_type};
 
 pub use error::LayoutError;
-pub use images::{DEFAULT_REPOSITORY, images};
+pub use images::{DEFAULT_REPOSITORY, LayoutImages, LeftOver, images};
 pub use repositories::{assign_repositories, served_entries};
 pub use tree::{Directory, Identity, OpenFile, Tree};
 
@@ -31,6 +32,8 @@ pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub const EVERY_TAG: &str = "localregistry.every-tag";
 /// The annotation in which containerd writes an image's full name.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
+/// The annotation in which BuildKit names the manifest that an attestation is about.
+const ATTESTED: &str = "vnd.docker.reference.digest";
 
 /// Content that an image names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +68,8 @@ pub struct Image {
     pub every_tag: bool,
     /// Whether `index.json` names the repository. Otherwise [`assign_repositories`] or [`ReadOptions::unnamed`] chose it.
     pub is_named: bool,
+    /// Whether it belongs to another image: it refers to that, or its tag is derived from a digest, as for cosign's signatures.
+    pub is_companion: bool,
     /// Digest of the root: the image's manifest or index.
     pub digest: Digest,
     /// All content below the root, each blob once, the root first.
@@ -145,9 +150,25 @@ pub struct IndexEntry {
     pub every_tag: bool,
     /// Whether the entry names its repository.
     pub is_named: bool,
+    /// The manifest that this attestation is about.
+    pub attests: Option<Digest>,
+    /// Whether it is no image, but belongs to one. [`assign_repositories`] sets it for entries without a tag.
+    pub is_companion: bool,
 }
 
 impl IndexEntry {
+    /// Whether the entry names an image, and not only something that belongs to an image.
+    #[must_use]
+    pub fn names_image(&self) -> bool {
+        self.tag.as_ref().map_or(self.repository.is_some(), |tag| !tag.is_attachment())
+    }
+
+    /// Whether the entry says that it is a manifest.
+    #[must_use]
+    pub fn is_manifest(&self) -> bool {
+        media_type::is_manifest_entry(&self.descriptor.media_type)
+    }
+
     /// The name in messages, as [`entry_name`] gives it.
     #[must_use]
     pub fn name(&self) -> String {
@@ -185,13 +206,17 @@ pub fn entries(tree: &dyn Tree) -> Result<Vec<IndexEntry>, LayoutError> {
         return Err(LayoutError::Version(image_layout_version));
     }
     let index: Index = json(tree, "index.json", MAX_INDEX_SIZE)?;
-    let entry = |mut descriptor: Descriptor| {
+    let mut companion_tags = kinds::companion_tags(&index.manifests);
+    let entry = |(number, mut descriptor): (usize, Descriptor)| {
         let (repository, tag) = name_of(&descriptor)?;
+        let tag = companion_tags.remove(&number).unwrap_or(tag);
         let every_tag = descriptor.annotations.get(EVERY_TAG).is_some_and(|value| value == "true");
+        let attests = descriptor.annotations.get(ATTESTED).and_then(|digest| digest.parse().ok());
         descriptor.annotations = HashMap::new();
-        Ok(IndexEntry { is_named: repository.is_some(), descriptor, repository, tag, every_tag })
+        let is_named = repository.is_some();
+        Ok(IndexEntry { descriptor, repository, tag, every_tag, is_named, attests, is_companion: false })
     };
-    index.manifests.into_iter().map(entry).collect()
+    index.manifests.into_iter().enumerate().map(entry).collect()
 }
 
 /// Builds the catalog of these images.
@@ -238,18 +263,21 @@ pub fn served_type(descriptor: &Descriptor, manifest: &Manifest) -> String {
 
 /// Repository and tag from the annotations of a descriptor in `index.json`.
 fn name_of(descriptor: &Descriptor) -> Result<(Option<Repository>, Option<Tag>), LayoutError> {
-    for annotation in [CONTAINERD_NAME, REF_NAME] {
-        let Some(text) = descriptor.annotations.get(annotation).filter(|text| !text.is_empty()) else { continue };
-        let error = |cause| LayoutError::Name { annotation, name: text.clone(), cause };
-        // By the specification the annotation holds a tag alone. Many tools write a full name.
-        if !text.contains(['/', ':', '@']) {
-            let reference: Reference = text.parse().map_err(error)?;
-            return Ok((None, if let Reference::Tag(tag) = reference { Some(tag) } else { None }));
-        }
-        let name: ImageName = text.parse().map_err(error)?;
-        return Ok((Some(name.repository), name.tag));
+    let Some((annotation, text)) = name_annotation(descriptor) else { return Ok((None, None)) };
+    let error = |cause| LayoutError::Name { annotation, name: text.to_owned(), cause };
+    // By the specification the annotation holds a tag alone. Many tools write a full name.
+    if !text.contains(['/', ':', '@']) {
+        let reference: Reference = text.parse().map_err(error)?;
+        return Ok((None, if let Reference::Tag(tag) = reference { Some(tag) } else { None }));
     }
-    Ok((None, None))
+    let name: ImageName = text.parse().map_err(error)?;
+    Ok((Some(name.repository), name.tag))
+}
+
+/// The annotation that names a descriptor in `index.json`, and its value.
+fn name_annotation(descriptor: &Descriptor) -> Option<(&'static str, &str)> {
+    let value = |annotation| descriptor.annotations.get(annotation).filter(|text| !text.is_empty());
+    [CONTAINERD_NAME, REF_NAME].into_iter().find_map(|annotation| Some((annotation, value(annotation)?.as_str())))
 }
 
 fn json<T: for<'de> Deserialize<'de>>(tree: &dyn Tree, path: &str, limit: u64) -> Result<T, LayoutError> {

@@ -5,43 +5,55 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::{DEFAULT_REPOSITORY, IndexEntry, LayoutError};
 use crate::oci::{Digest, Repository, Tag};
 
-/// The entries of an index, each with its repository, without duplicates.
+/// The entries of an index, each with its repository, without duplicates; and the digests of those that are left over.
 ///
 /// An entry without a repository gets, in this order:
 ///
 /// 1. `default`, if the entry has a tag;
-/// 2. every repository that holds a manifest to which the entry refers: by the `subject` of one of its manifests, or by the digest in
-///    its tag, as cosign's signatures do. These repositories then hold the entry's own manifests too;
-/// 3. `default`, or the repository that all named entries share.
+/// 2. every repository that holds a manifest to which the entry refers: by the `subject` of one of its manifests, by the digest in its
+///    tag, as cosign's signatures do, or as BuildKit's attestations do. These repositories then hold the entry's own manifests too;
+/// 3. none, if the entry has no tag and another entry has its content: an index that lists it, or an entry with a name;
+/// 4. `default`, or the repository that all named entries share, if the entry has a tag or refers to something, or no entry names an image.
 ///
-/// Otherwise it stays without a repository. An entry without a tag is dropped if another entry gives the same content a tag in the
-/// same repository. `content` returns every digest below a root, with the subject of each manifest that has one.
+/// An entry with a tag otherwise stays without a repository. One without a tag is left over, such as an image whose tag another one got.
+/// An entry without a tag is dropped if another entry gives the same content a tag in the same repository. `content` returns every digest
+/// below a root, with the subject of each manifest that has one.
 #[must_use]
 pub fn assign_repositories(
     mut entries: Vec<IndexEntry>,
     default: Option<&Repository>,
     content: impl Fn(&Digest) -> Vec<(Digest, Option<Digest>)>,
-) -> Vec<IndexEntry> {
+) -> (Vec<IndexEntry>, Vec<Digest>) {
+    let any_named = entries.iter().any(IndexEntry::names_image);
     for entry in entries.iter_mut().filter(|entry| entry.repository.is_none() && entry.tag.is_some()) {
         entry.repository = default.cloned();
     }
+    let (mut left_over, mut seen) = (Vec::new(), HashSet::new());
     if entries.iter().any(|entry| entry.repository.is_none()) {
-        let mut by_reference = repositories_by_reference(&entries, content);
+        let mut by_reference = repositories_by_reference(&entries, &content);
+        let contained = contained(&entries, &content);
         let mut named = entries.iter().filter_map(|entry| entry.repository.as_ref());
         let only = named.next().filter(|first| named.all(|other| other == *first)).cloned();
         let fallback = default.cloned().or(only);
-        let assigned = entries.into_iter().enumerate().flat_map(|(number, entry)| {
+        let mut assigned = Vec::with_capacity(entries.len());
+        for (number, entry) in entries.into_iter().enumerate() {
             let found = by_reference.remove(&number).unwrap_or_default();
-            let with = |repository| IndexEntry { repository, ..entry.clone() };
-            match (&entry.repository, found.is_empty()) {
-                (Some(_), _) => vec![entry],
-                (None, true) => vec![with(fallback.clone())],
-                (None, false) => found.into_iter().map(Some).map(with).collect(),
+            let is_companion = !found.is_empty() || (any_named && refers_elsewhere(&entry, &content));
+            let is_wanted = !any_named || entry.tag.is_some() || (is_companion && fallback.is_some());
+            let with = |repository| IndexEntry { repository, is_companion, ..entry.clone() };
+            if entry.repository.is_some() {
+                assigned.push(entry);
+            } else if !found.is_empty() {
+                assigned.extend(found.into_iter().map(Some).map(with));
+            } else if is_wanted && !contained.contains(&number) {
+                assigned.push(with(fallback.clone()));
+            } else if !contained.contains(&number) && seen.insert(entry.descriptor.digest) {
+                left_over.push(entry.descriptor.digest);
             }
-        });
-        entries = assigned.collect();
+        }
+        entries = assigned;
     }
-    without_duplicates(entries)
+    (without_duplicates(entries), left_over)
 }
 
 /// The entries of an index as a server names them: [`assign_repositories`] without a default, and [`DEFAULT_REPOSITORY`] for the rest.
@@ -51,9 +63,9 @@ pub fn assign_repositories(
 pub fn served_entries(
     entries: Vec<IndexEntry>,
     content: impl Fn(&Digest) -> Vec<(Digest, Option<Digest>)>,
-) -> Result<Vec<IndexEntry>, LayoutError> {
+) -> Result<(Vec<IndexEntry>, Vec<Digest>), LayoutError> {
     let default: Option<Repository> = DEFAULT_REPOSITORY.parse().ok();
-    let mut entries = assign_repositories(entries, None, content);
+    let (mut entries, left_over) = assign_repositories(entries, None, content);
     let mut holders = HashMap::new();
     for entry in &mut entries {
         entry.repository = entry.repository.take().or_else(|| default.clone());
@@ -67,7 +79,19 @@ pub fn served_entries(
             }
         }
     }
-    Ok(without_duplicates(entries))
+    Ok((without_duplicates(entries), left_over))
+}
+
+/// The manifests to which an entry refers.
+fn references(entry: &IndexEntry, content: impl Fn(&Digest) -> Vec<(Digest, Option<Digest>)>) -> impl Iterator<Item = Digest> {
+    let subjects = content(&entry.descriptor.digest).into_iter().filter_map(|(_, subject)| subject);
+    subjects.chain(entry.tag.as_ref().and_then(Tag::attached_to)).chain(entry.attests)
+}
+
+/// Whether an entry refers to a manifest that it does not hold itself.
+fn refers_elsewhere(entry: &IndexEntry, content: impl Fn(&Digest) -> Vec<(Digest, Option<Digest>)>) -> bool {
+    let own: HashSet<Digest> = content(&entry.descriptor.digest).into_iter().map(|(digest, _)| digest).collect();
+    references(entry, content).any(|subject| !own.contains(&subject))
 }
 
 /// The repositories by rule 2 of [`assign_repositories`], by the entry's position in the index.
@@ -78,10 +102,7 @@ fn repositories_by_reference(
     // The unnamed entries that refer to a digest.
     let mut referrers: HashMap<Digest, Vec<usize>> = HashMap::new();
     for (number, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.repository.is_none()) {
-        let subjects = content(&entry.descriptor.digest).into_iter().filter_map(|(_, subject)| subject);
-        for subject in subjects.chain(entry.tag.as_ref().and_then(Tag::attached_to)) {
-            referrers.entry(subject).or_default().push(number);
-        }
+        references(entry, &content).for_each(|subject| referrers.entry(subject).or_default().push(number));
     }
     let mut repositories: HashMap<usize, BTreeSet<Repository>> = HashMap::new();
     if referrers.is_empty() {
@@ -102,6 +123,28 @@ fn repositories_by_reference(
         }
     }
     repositories
+}
+
+/// The positions of the entries by rule 3 of [`assign_repositories`].
+fn contained(entries: &[IndexEntry], content: impl Fn(&Digest) -> Vec<(Digest, Option<Digest>)>) -> HashSet<usize> {
+    let is_bare = |entry: &IndexEntry| entry.repository.is_none() && entry.tag.is_none();
+    let mut bare: HashMap<Digest, Vec<usize>> = HashMap::new();
+    for (number, entry) in entries.iter().enumerate().filter(|(_, entry)| is_bare(entry)) {
+        bare.entry(entry.descriptor.digest).or_default().push(number);
+    }
+    let mut contained = HashSet::new();
+    for holder in entries.iter().filter(|_| !bare.is_empty()) {
+        let held = holder.descriptor.digest;
+        for (digest, _) in content(&held) {
+            // A damaged layout may have two roots that hold each other. Both stay.
+            let is_mutual = |digest: &Digest| content(digest).iter().any(|(below, _)| *below == held);
+            let Some(numbers) = bare.get(&digest) else { continue };
+            if if digest == held { !is_bare(holder) } else { !is_mutual(&digest) } {
+                contained.extend(numbers);
+            }
+        }
+    }
+    contained
 }
 
 /// The entries with each name of the same content once.
@@ -138,7 +181,9 @@ mod tests {
         let (repository, tag) = name.split_once(':').unwrap_or((name, ""));
         let descriptor = Descriptor::new(media_type::OCI_MANIFEST, digest(content), 1);
         let repository: Option<Repository> = repository.parse().ok();
-        IndexEntry { descriptor, is_named: repository.is_some(), repository, tag: tag.parse().ok(), every_tag: false }
+        let is_named = repository.is_some();
+        let (every_tag, attests, is_companion) = (false, None, false);
+        IndexEntry { descriptor, is_named, repository, tag: tag.parse().ok(), every_tag, attests, is_companion }
     }
 
     /// The names of the entries with their repositories. Content `s>x` refers to `x`. Content `a+b` has `a` and `b` below it.
@@ -150,13 +195,15 @@ mod tests {
             std::iter::once((*root, None)).chain(parts).collect()
         };
         let entries_of = entries.iter().map(|(name, content)| entry(name, content)).collect();
-        let assigned = assign_repositories(entries_of, default.as_ref(), below);
+        let (assigned, left_over) = assign_repositories(entries_of, default.as_ref(), below);
+        let content = |root: &Digest| entries.iter().find(|(_, content)| digest(content) == *root).unwrap().1;
         let name = |entry: &IndexEntry| {
-            let content = entries.iter().find(|(_, content)| digest(content) == entry.descriptor.digest).unwrap().1;
             let repository = entry.repository.as_ref().map(Repository::as_str).unwrap_or("-");
-            format!("{repository}:{} {content}", entry.tag.as_ref().map(Tag::as_str).unwrap_or("-"))
+            let tag = entry.tag.as_ref().map(Tag::as_str).unwrap_or("-");
+            format!("{repository}:{tag} {}", content(&entry.descriptor.digest))
         };
-        assigned.iter().map(name).collect()
+        let left_over = left_over.iter().map(|root| format!("left over: {}", content(root)));
+        assigned.iter().map(name).chain(left_over).collect()
     }
 
     #[test]
@@ -165,9 +212,8 @@ mod tests {
         let (tag, name) = (format!(":{signature}"), format!("a/a:{signature} 9"));
         for (entries, expected) in [
             // All named entries share one repository.
-            (vec![("a/a:1", "1"), ("", "2"), (":v", "3")], vec!["a/a:1 1", "a/a:- 2", "a/a:v 3"]),
-            (vec![("a/a:1", "1"), ("b/b:1", "2"), ("", "3"), (":v", "4")], vec!["a/a:1 1", "b/b:1 2", "-:- 3", "-:v 4"]),
-            (vec![("", "1")], vec!["-:- 1"]),
+            (vec![("a/a:1", "1"), (":v", "3"), ("", "s>x")], vec!["a/a:1 1", "a/a:v 3", "a/a:- s>x"]),
+            (vec![("a/a:1", "1"), ("b/b:1", "2"), (":v", "4")], vec!["a/a:1 1", "b/b:1 2", "-:v 4"]),
             // A referrer, a referrer in an index, a referrer of a later referrer, and a referrer by its tag.
             (vec![("", "s>2"), ("a/a:1", "1"), ("b/b:1", "2")], vec!["b/b:- s>2", "a/a:1 1", "b/b:1 2"]),
             (vec![("", "x+s>2"), ("a/a:1", "1"), ("b/b:1", "2+3")], vec!["b/b:- x+s>2", "a/a:1 1", "b/b:1 2+3"]),
@@ -181,7 +227,7 @@ mod tests {
             // Two entries that refer to each other.
             (
                 vec![("a/a:1", "1"), ("b/b:1", "2"), ("", "x+s>y"), ("", "y+s>x")],
-                vec!["a/a:1 1", "b/b:1 2", "-:- x+s>y", "-:- y+s>x"],
+                vec!["a/a:1 1", "b/b:1 2", "left over: x+s>y", "left over: y+s>x"],
             ),
         ] {
             assert_eq!(assigned(&entries, None), expected, "{entries:?}");
@@ -189,10 +235,33 @@ mod tests {
     }
 
     #[test]
+    fn entry_without_a_name_is_left_over_beside_names() {
+        for (entries, expected) in [
+            (vec![("a/a:1", "1"), ("", "2")], vec!["a/a:1 1", "left over: 2"]),
+            (vec![(":v", "1"), ("", "2"), ("", "2")], vec!["-:v 1", "left over: 2"]),
+            // A referrer of nothing that is there, if there is more than one repository.
+            (vec![("a/a:1", "1"), ("b/b:1", "2"), ("", "s>x")], vec!["a/a:1 1", "b/b:1 2", "left over: s>x"]),
+            // A referrer only of what it holds itself.
+            (vec![("a/a:1", "1"), ("", "x+s>x")], vec!["a/a:1 1", "left over: x+s>x"]),
+            // Its content is in an image.
+            (vec![("a/a:1", "1+2"), ("b/b:1", "3"), ("", "2"), ("", "3")], vec!["a/a:1 1+2", "b/b:1 3"]),
+            // Its content is in what is left over.
+            (vec![("a/a:1", "1"), ("", "2+3"), ("", "3")], vec!["a/a:1 1", "left over: 2+3"]),
+            // No entry names an image.
+            (vec![("", "1"), ("", "2")], vec!["-:- 1", "-:- 2"]),
+            (vec![("", "1+2"), ("", "2")], vec!["-:- 1+2"]),
+        ] {
+            assert_eq!(assigned(&entries, None), expected, "{entries:?}");
+        }
+        assert_eq!(assigned(&[(":v", "1"), ("", "2")], Some("x/x")), ["x/x:v 1", "left over: 2"]);
+    }
+
+    #[test]
     fn default_repository_is_assigned_to_unnamed_entries() {
         for (entries, expected) in [
-            (vec![("", "1"), (":v", "2")], vec!["x/x:- 1", "x/x:v 2"]),
-            (vec![("a/a:1", "1"), ("", "2"), ("", "s>1")], vec!["a/a:1 1", "x/x:- 2", "a/a:- s>1"]),
+            (vec![("", "1"), ("", "2")], vec!["x/x:- 1", "x/x:- 2"]),
+            (vec![("", "s>y"), (":v", "2")], vec!["x/x:- s>y", "x/x:v 2"]),
+            (vec![("a/a:1", "1"), (":v", "2"), ("", "s>1")], vec!["a/a:1 1", "x/x:v 2", "a/a:- s>1"]),
         ] {
             assert_eq!(assigned(&entries, Some("x/x")), expected, "{entries:?}");
         }
@@ -204,7 +273,7 @@ mod tests {
             (vec![("a/a:1", "1"), ("a/a:1", "1"), ("a/a:2", "1")], vec!["a/a:1 1", "a/a:2 1"]),
             (vec![("a/a", "1"), ("a/a:1", "1"), ("", "1")], vec!["a/a:1 1"]),
             (vec![("a/a", "1"), ("a/a", "1")], vec!["a/a:- 1"]),
-            (vec![("", "1"), (":v", "1"), (":v", "1")], vec!["-:- 1", "-:v 1"]),
+            (vec![("", "1"), (":v", "1"), (":v", "1")], vec!["-:v 1"]),
             (vec![("a/a:1", "1"), ("b/b", "1")], vec!["a/a:1 1", "b/b:- 1"]),
         ] {
             assert_eq!(assigned(&entries, None), expected, "{entries:?}");

@@ -103,7 +103,7 @@ fn is_free(folder: &Path) -> bool {
     }
     let Ok(tree) = Directory::open(folder) else { return false };
     let images = layout::images(&tree, ReadOptions { unnamed: Unnamed::Reject, verify: false, allow_missing: false });
-    images.is_ok_and(|images| images.iter().all(|image| image.name() == NAME))
+    images.is_ok_and(|found| found.left_over.is_empty() && found.images.iter().all(|image| image.name() == NAME))
 }
 
 /// Writes the layout of an image with `program` to `folder`. Returns the image's digest and the layout's size. The index is written
@@ -138,7 +138,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (expected, bytes) = write(folder.path(), &program(b"program")).unwrap();
         let tree = Directory::open(folder.path()).unwrap();
-        let images = layout::images(&tree, ReadOptions { unnamed: Unnamed::Reject, verify: true, allow_missing: false }).unwrap();
+        let options = ReadOptions { unnamed: Unnamed::Reject, verify: true, allow_missing: false };
+        let images = layout::images(&tree, options).unwrap().images;
         let [image] = images.as_slice() else { panic!("one image is expected: {images:?}") };
         assert_eq!((image.name().as_str(), image.digest, image.blobs.len()), (NAME, expected, 3));
 

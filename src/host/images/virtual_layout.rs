@@ -111,6 +111,28 @@ impl Tree for VirtualLayout {
     }
 }
 
+/// A layout with some files replaced or added.
+pub struct Overlay {
+    /// The layout.
+    pub tree: Box<dyn Tree + Send + Sync>,
+    /// The files by path.
+    pub files: HashMap<String, Vec<u8>>,
+}
+
+impl Tree for Overlay {
+    fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
+        self.files.get(path).map_or_else(|| self.tree.open(path), |content| Ok(in_memory(content)))
+    }
+
+    fn display_path(&self, path: &str) -> String {
+        self.tree.display_path(path)
+    }
+
+    fn identity(&self, path: &str) -> Option<Identity> {
+        self.tree.identity(path)
+    }
+}
+
 /// A folder whose symbolic links may lead out of it, as in the output of Bazel's rules. Only for trusted build output.
 #[derive(Debug)]
 pub struct UnconfinedDir(pub PathBuf);

@@ -37,6 +37,8 @@ pub struct Document<'a> {
     /// The images, sorted by name.
     #[schemars(with = "Vec<ImageRow<'a>>")]
     pub images: Rows<'a>,
+    /// Digests of the entries of the index that are left out, because they have no name and belong to no image.
+    pub left_over: Vec<String>,
     /// What was verified; null without `--verify`.
     pub verified: Option<Verified>,
     /// The folder that the layout was written to; null without `--export`.
@@ -166,6 +168,7 @@ impl<'a> Document<'a> {
             upstreams: upstreams.into_iter().collect(),
             totals: totals(contents),
             images: Rows(contents),
+            left_over: contents.left_over.iter().map(ToString::to_string).collect(),
             verified,
             exported: exported.map(|folder| folder.display().to_string()),
             faults,

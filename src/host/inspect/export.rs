@@ -1,17 +1,19 @@
 //! Exports the image layout of a disk to a folder. The folder appears only when it is complete, and every blob is verified.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
+use serde_json::Value;
 
 use super::contents::{Blob, BlobFault, Contents};
 use super::verify;
 use crate::disk::layout::Tree;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::workers;
-use crate::oci::Algorithm;
+use crate::oci::{Algorithm, Digest};
 
 /// Files of a layout other than blobs.
 const FILES: [&str; 2] = ["oci-layout", "index.json"];
@@ -50,7 +52,7 @@ pub enum ExportError {
         /// The target.
         folder: PathBuf,
         /// The blob.
-        digest: crate::oci::Digest,
+        digest: Digest,
         /// What is wrong.
         fault: BlobFault,
     },
@@ -103,6 +105,9 @@ pub fn export(
         // Bounded: the index has been read before, within its reader's limit.
         let mut bytes = Vec::new();
         content.read_to_end(&mut bytes).map_err(read)?;
+        if file == "index.json" && !contents.left_over.is_empty() {
+            bytes = without(&bytes, &contents.left_over).map_err(|error| read(error.into()))?;
+        }
         fs::write(root.join(file), bytes).map_err(|source| write_error(file, source))?;
     }
     let mut blobs: Vec<&Blob> = contents.blobs.iter().collect();
@@ -110,6 +115,18 @@ pub fn export(
     workers::each(&blobs, |blob| copy(tree, blob, &root, folder, bar, interrupt))?;
     interrupt.check()?;
     fs::rename(&root, folder).map_err(|source| write_error("it", source))
+}
+
+/// The index without the entries of these digests, whose content is not exported.
+fn without(index: &[u8], left_over: &[Digest]) -> serde_json::Result<Vec<u8>> {
+    let mut index: Value = serde_json::from_slice(index)?;
+    let left_over: HashSet<String> = left_over.iter().map(ToString::to_string).collect();
+    let digest = |entry: &Value| entry.get("digest").and_then(Value::as_str).map(str::to_owned);
+    let is_kept = |entry: &Value| digest(entry).is_none_or(|digest| !left_over.contains(&digest));
+    if let Some(entries) = index.get_mut("manifests").and_then(Value::as_array_mut) {
+        entries.retain(is_kept);
+    }
+    serde_json::to_vec(&index)
 }
 
 /// The folders of the blobs, one for each digest algorithm in use.

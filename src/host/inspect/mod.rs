@@ -20,7 +20,7 @@ use indicatif::{HumanBytes, ProgressBar};
 use super::support::interrupt::{Interrupt, Interrupted};
 use super::support::report::{Report, counted, message};
 use crate::disk::catalog;
-use crate::disk::layout::Tree;
+use crate::disk::layout::{LeftOver, Tree};
 use crate::oci::{Algorithm, Digest, Hasher};
 use crate::registry::content::store::{self, StoreError};
 use contents::{Contents, ContentsError, Image};
@@ -182,6 +182,9 @@ fn inspect(args: &InspectArgs, report: Report, interrupt: &Interrupt) -> Result<
         if let Some(catalog) = &catalog {
             differences = verify::catalog(catalog, &contents, interrupt)?;
         }
+    }
+    for digest in &contents.left_over {
+        report.step(LeftOver { digest: *digest }.to_string());
     }
     let faults = findings(&contents, &differences);
     for fault in &faults {

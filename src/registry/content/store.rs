@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, MutexGuard, Semaphore};
 use tokio::time::timeout;
 
 use crate::disk::catalog::{self, Catalog, CatalogError};
-use crate::disk::layout::{self, Directory, LayoutError, MissingBlob, ReadOptions, Tree, Unnamed};
+use crate::disk::layout::{self, Directory, LayoutError, LayoutImages, LeftOver, MissingBlob, ReadOptions, Tree, Unnamed};
 use crate::oci::upstreams;
 use crate::oci::{Digest, Repository};
 use crate::registry::limits::DISK_READS;
@@ -61,6 +61,7 @@ pub struct Disk {
     verification: Mutex<()>,
     timeouts: AtomicU64,
     missing: Vec<MissingBlob>,
+    left_over: Vec<LeftOver>,
 }
 
 impl Disk {
@@ -78,7 +79,7 @@ impl Disk {
     /// See [`Disk::open`].
     pub fn open_with(path: &Path, name: impl Into<String>, allow_missing: bool) -> Result<Self, StoreError> {
         let root = Directory::open(path).map_err(|cause| StoreError::Open { path: path.display().to_string(), cause })?;
-        let (catalog, missing) = read_catalog(&root, allow_missing)?;
+        let LoadedCatalog { catalog, missing, left_over } = read_catalog(&root, allow_missing)?;
         Ok(Self {
             name: name.into(),
             root,
@@ -87,7 +88,14 @@ impl Disk {
             verification: Mutex::default(),
             timeouts: AtomicU64::default(),
             missing,
+            left_over,
         })
+    }
+
+    /// The entries of the layout's index that are not served.
+    #[must_use]
+    pub fn left_over(&self) -> &[LeftOver] {
+        &self.left_over
     }
 
     /// The content that images refer to and the disk lacks.
@@ -330,17 +338,29 @@ fn checked(opened: io::Result<(File, u64)>, expected: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Loads the catalog of the layout in `tree`, or builds one from the manifests. Also returns the content that images refer to and the layout
-/// lacks, if `allow_missing` permits that.
+/// The catalog of a layout, and what it leaves out.
+#[derive(Debug)]
+pub struct LoadedCatalog {
+    /// The catalog.
+    pub catalog: Catalog,
+    /// The content that images refer to and the layout lacks.
+    pub missing: Vec<MissingBlob>,
+    /// The entries of the layout's index that are left out.
+    pub left_over: Vec<LeftOver>,
+}
+
+/// Loads the catalog of the layout in `tree`, or builds one from the manifests. Then images may lack content if `allow_missing` permits that.
 ///
 /// # Errors
 /// Fails if the tree is not a layout that can be served.
-pub fn read_catalog(tree: &dyn Tree, allow_missing: bool) -> Result<(Catalog, Vec<MissingBlob>), StoreError> {
+pub fn read_catalog(tree: &dyn Tree, allow_missing: bool) -> Result<LoadedCatalog, StoreError> {
     if let Some(catalog) = load_catalog(tree)? {
-        return Ok((catalog, Vec::new()));
+        return Ok(LoadedCatalog { catalog, missing: Vec::new(), left_over: Vec::new() });
     }
-    let images = layout::images(tree, ReadOptions { unnamed: Unnamed::Default, verify: false, allow_missing })?;
-    Ok((layout::build_catalog(&images)?, images.iter().flat_map(layout::Image::missing).collect()))
+    let LayoutImages { images, left_over } =
+        layout::images(tree, ReadOptions { unnamed: Unnamed::Default, verify: false, allow_missing })?;
+    let missing = images.iter().flat_map(layout::Image::missing).collect();
+    Ok(LoadedCatalog { catalog: layout::build_catalog(&images)?, missing, left_over })
 }
 
 /// Loads the catalog file of `tree`, if there is one.

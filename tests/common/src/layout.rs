@@ -95,6 +95,11 @@ impl Layout {
         }))
     }
 
+    /// Lists this descriptor in the index.
+    pub fn list(&mut self, descriptor: Value) {
+        self.index.push(descriptor);
+    }
+
     /// Lists a manifest in the index, with this name unless it is empty.
     pub fn name(&mut self, stored: Stored, media_type: &str, name: &str) -> &mut Self {
         let mut descriptor = stored.descriptor(media_type);

@@ -220,6 +220,7 @@ mod tests {
             tree: Box::new(Changing { was, is }),
             images: Vec::new(),
             left_out: Vec::new(),
+            left_over: Vec::new(),
             failed_lookups: Vec::new(),
         };
         let digest = Digest::sha256_of(was);

@@ -11,6 +11,7 @@ mod disk_writer;
 mod docker;
 mod duplicates;
 mod files;
+mod flat_index;
 mod image_set;
 mod index;
 mod layout_files;
@@ -50,7 +51,7 @@ use request::Request;
 use source::{Source, SourceError};
 use spec::SpecError;
 
-use crate::disk::layout::{Image, MissingBlob};
+use crate::disk::layout::{Image, LeftOver, MissingBlob};
 
 /// Most images that the text result lists.
 const LISTED: usize = 20;
@@ -147,9 +148,21 @@ pub struct PackResult {
     /// With `--pull`: signatures, attestations and other referrers that the registry did not give.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failed_lookups: Vec<FailedLookup>,
+    /// Entries of layouts that have no name and belong to no image.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_over: Vec<LeftOverEntry>,
     /// With `--allow-missing`: content that images name and no source has.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<MissingBlob>,
+}
+
+/// An entry of a layout's `index.json` that is not packed, because it has no name and belongs to no image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct LeftOverEntry {
+    /// The source, as messages call it.
+    pub source: String,
+    /// Digest of the manifest.
+    pub digest: String,
 }
 
 /// An image reduced to one platform.
@@ -210,6 +223,14 @@ fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackR
     }
     // Several sources may be of one pulled image.
     let failed_lookups: BTreeSet<FailedLookup> = sources.iter().flat_map(|source| source.failed_lookups.clone()).collect();
+    for (source, one) in sources.iter().flat_map(|source| source.left_over.iter().map(move |one| (source, one))) {
+        report.step(format!("{}: {one}", source.label));
+    }
+    let left_over_of = |source: &Source| {
+        let entry = |one: &LeftOver| LeftOverEntry { source: source.label.clone(), digest: one.digest.to_string() };
+        source.left_over.iter().map(entry).collect::<Vec<_>>()
+    };
+    let left_over = sources.iter().flat_map(left_over_of).collect();
     let set = image_set::merge(&sources, args.replace)?;
     for one in &set.missing {
         report.warn(one.to_string());
@@ -233,6 +254,7 @@ fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackR
         cached_bytes,
         left_out,
         failed_lookups: failed_lookups.into_iter().collect(),
+        left_over,
         missing: set.missing.clone(),
     };
     Ok((summary, set))

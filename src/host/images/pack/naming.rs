@@ -18,7 +18,8 @@ pub enum NamingError {
 
 /// Names the images of a source as requested. `from_file` says whether the request is from a `--spec` file, for messages.
 ///
-/// A requested repository applies to the images that have none, or else to the only image. Its referrers and signatures follow it.
+/// A requested repository applies to the images that have none, or else to all images if they are of one repository. Their tags stay,
+/// and their referrers and signatures follow them. A requested tag applies to one image.
 ///
 /// # Errors
 /// Fails if it is ambiguous which image is meant.
@@ -39,13 +40,14 @@ pub fn name_images(
 }
 
 fn named(images: Vec<Image>, repository: &Repository, tags: &Tags, from_file: bool) -> Result<Vec<Image>, NamingError> {
-    let (mut companions, heads): (Vec<Image>, Vec<Image>) = images.into_iter().partition(is_companion);
+    let (mut companions, heads): (Vec<Image>, Vec<Image>) = images.into_iter().partition(|image| image.is_companion);
     let any_unnamed = heads.iter().any(|image| !image.is_named);
     let (mut meant, others): (Vec<Image>, Vec<Image>) = heads.into_iter().partition(|image| image.is_named != any_unnamed);
     let one = meant.iter().map(|image| image.digest).collect::<BTreeSet<_>>().len() <= 1;
     let own = matches!(tags, Tags::Own | Tags::OwnOrNone);
-    let each_tagged = own && any_unnamed && meant.iter().all(|image| image.tag.is_some());
-    if !one && !each_tagged {
+    let each_tagged = any_unnamed && meant.iter().all(|image| image.tag.is_some());
+    let one_repository = !any_unnamed && meant.iter().map(|image| &image.repository).collect::<BTreeSet<_>>().len() == 1;
+    if !(one || own && (each_tagged || one_repository)) {
         let label = |image: &Image| if image.is_named { image.name() } else { label(image) };
         let images = meant.iter().map(label).collect();
         let tag = if let Tags::One(tag) = tags { Some(tag.clone()) } else { None };
@@ -54,7 +56,7 @@ fn named(images: Vec<Image>, repository: &Repository, tags: &Tags, from_file: bo
     }
     for image in &mut meant {
         image.repository = repository.clone();
-        tag(image, tags);
+        tag(image, if one { tags } else { &Tags::OwnOrNone });
     }
     if others.is_empty() {
         companions.iter_mut().for_each(|companion| companion.repository = repository.clone());
@@ -65,7 +67,7 @@ fn named(images: Vec<Image>, repository: &Repository, tags: &Tags, from_file: bo
 /// The images by their own names, with the requested tags.
 fn tagged(mut images: Vec<Image>, tags: &Tags) -> Vec<Image> {
     if *tags != Tags::Own {
-        images.iter_mut().filter(|image| !is_companion(image)).for_each(|image| tag(image, tags));
+        images.iter_mut().filter(|image| !image.is_companion).for_each(|image| tag(image, tags));
     }
     images
 }
@@ -81,11 +83,6 @@ fn tag(image: &mut Image, tags: &Tags) {
     if matches!(tags, Tags::One(_)) {
         image.every_tag = false;
     }
-}
-
-/// Whether the image belongs to another: it is a referrer, or its tag is derived from a digest, as for cosign signatures.
-fn is_companion(image: &Image) -> bool {
-    image.blobs.first().is_some_and(|root| root.subject.is_some()) || image.tag.as_ref().is_some_and(Tag::is_attachment)
 }
 
 /// Name in messages of an image without a repository: its tag, or else its digest.
@@ -112,7 +109,9 @@ mod tests {
     fn image(name: &str, named: bool, content: &str) -> Image {
         let ImageName { repository, tag, .. } = name.parse().unwrap();
         let digest = Digest::sha256_of(content.as_bytes());
-        Image { repository, tag, every_tag: false, is_named: named, digest, blobs: Vec::new().into(), missing: Vec::new().into() }
+        let is_companion = tag.as_ref().is_some_and(Tag::is_attachment);
+        let (blobs, missing) = (Vec::new().into(), Vec::new().into());
+        Image { repository, tag, every_tag: false, is_named: named, is_companion, digest, blobs, missing }
     }
 
     fn naming(name: &str, tags: Option<Tags>) -> Naming {
@@ -131,6 +130,7 @@ mod tests {
         let unnamed = || image("x/y", false, "1");
         let tagged = |tag: &str, content: &str| image(&format!("x/y:{tag}"), false, content);
         let other = || image("o/o:1", true, "2");
+        let bare = format!("x/y@{}", Digest::sha256_of(b"3"));
         let signature = format!("x/y:sha256-{}.sig", "0".repeat(64));
         for (images, name, expected) in [
             (vec![unnamed()], "x/y", vec!["x/y:latest"]),
@@ -141,6 +141,8 @@ mod tests {
             (vec![unnamed(), other()], "x/y", vec!["x/y:latest", "o/o:1"]),
             (vec![other()], "docker.io/x/y:3", vec!["docker.io/x/y:3"]),
             (vec![other()], "x/y", vec!["x/y:1"]),
+            (vec![other(), image("o/o:2", true, "3")], "x/y", vec!["x/y:1", "x/y:2"]),
+            (vec![other(), image("o/o", true, "3")], "x/y", vec!["x/y:1", &bare]),
             (vec![tagged("v1", "1"), image(&signature, false, "3")], "x/y:2", vec!["x/y:2", &signature]),
         ] {
             let expected: Vec<String> = expected.into_iter().map(str::to_owned).collect();

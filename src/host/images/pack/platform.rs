@@ -3,13 +3,11 @@
 //! As with `skopeo copy` and `docker pull`, that manifest keeps its bytes and so its digest, and no new index is written. Content
 //! that cannot be read stays unchanged; the layout's reader reports the error.
 
-use std::collections::HashSet;
-use std::io;
-
 use serde_json::Value;
+use std::collections::{HashMap, HashSet};
 
-use crate::disk::layout::{Identity, OpenFile, Tree};
-use crate::host::images::virtual_layout::in_memory;
+use crate::disk::layout::Tree;
+use crate::host::images::virtual_layout::Overlay;
 use crate::host::support::report::counted;
 use crate::oci::graph::{self, Node};
 use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Platform, media_type};
@@ -37,26 +35,6 @@ pub struct SelectedPlatform {
     pub platform: String,
     /// What was left out: platforms, and counts of manifests without one.
     pub left_out: Vec<String>,
-}
-
-/// A layout with a replaced `index.json`.
-pub struct ReducedLayout {
-    tree: Box<dyn Tree + Send + Sync>,
-    index: Vec<u8>,
-}
-
-impl Tree for ReducedLayout {
-    fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
-        if path == "index.json" { Ok(in_memory(&self.index)) } else { self.tree.open(path) }
-    }
-
-    fn display_path(&self, path: &str) -> String {
-        self.tree.display_path(path)
-    }
-
-    fn identity(&self, path: &str) -> Option<Identity> {
-        self.tree.identity(path)
-    }
 }
 
 type BoxedTree = Box<dyn Tree + Send + Sync>;
@@ -98,7 +76,8 @@ pub fn reduce(tree: BoxedTree, wanted: &Platform) -> Result<(BoxedTree, Vec<Sele
     }
     drop_referrers(tree.as_ref(), roots, &mut dropped);
     let Ok(index) = serde_json::to_vec(&index) else { return Ok((tree, Vec::new())) };
-    Ok((Box::new(ReducedLayout { tree, index }), left_out))
+    let files = HashMap::from([("index.json".to_owned(), index)]);
+    Ok((Box::new(Overlay { tree, files }), left_out))
 }
 
 /// The manifests below an index. `None` if `root` is not an index, or cannot be read completely.
@@ -227,11 +206,13 @@ fn read(tree: &dyn Tree, path: &str, limit: u64) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::collections::HashMap;
+    use std::io;
 
     use serde_json::json;
 
     use super::*;
+    use crate::disk::layout::OpenFile;
+    use crate::host::images::virtual_layout::in_memory;
 
     fn leaf(platform: &str, content: &str) -> Descriptor {
         let digest = Digest::sha256_of(content.as_bytes());

@@ -8,10 +8,11 @@ use super::archive::{Archive, ArchiveError};
 use super::compression::{self, Compression, DecompressError};
 use super::docker::{self, DockerArchive, DockerError};
 use super::files::{self, FilesError};
+use super::flat_index;
 use super::naming::{self, NamingError};
 use super::platform::{self, PlatformError, SelectedPlatform};
 use super::request::{Origin, Request};
-use crate::disk::layout::{self, Directory, Image, LayoutError, ReadOptions, Tree, Unnamed};
+use crate::disk::layout::{self, Directory, Image, LayoutError, LayoutImages, LeftOver, ReadOptions, Tree, Unnamed};
 use crate::disk::superblock::{HEAD_LEN, Superblock};
 use crate::host::images::pull::{FailedLookup, PulledLayout};
 use crate::host::images::virtual_layout::UnconfinedDir;
@@ -100,6 +101,8 @@ pub struct Source {
     pub left_out: Vec<SelectedPlatform>,
     /// What belongs to a pulled image and could not be looked up.
     pub failed_lookups: Vec<FailedLookup>,
+    /// The entries of the layout's index that are left out.
+    pub left_over: Vec<LeftOver>,
 }
 
 impl Source {
@@ -117,19 +120,20 @@ impl Source {
         interrupt: &Interrupt,
     ) -> Result<Self, SourceError> {
         let failed_lookups = pulled.as_ref().map(|pulled| pulled.failed_lookups.clone()).unwrap_or_default();
-        let tree = tree(request, pulled, folder, interrupt)?;
+        let tree = flat_index::as_image(tree(request, pulled, folder, interrupt)?);
         let (tree, left_out) = match &request.platform {
             Some(platform) => platform::reduce(tree, platform)?,
             None => (tree, Vec::new()),
         };
         let pulled_as = if let Origin::Pull(reference) = &request.origin { Some(&reference.repository) } else { None };
         let unnamed = request.naming.repository.as_ref().or(pulled_as).map_or(Unnamed::Reject, Unnamed::Assign);
-        let images = layout::images(tree.as_ref(), ReadOptions { unnamed, verify: true, allow_missing: lenient })?;
+        let options = ReadOptions { unnamed, verify: true, allow_missing: lenient };
+        let LayoutImages { images, left_over } = layout::images(tree.as_ref(), options)?;
         if images.is_empty() {
             return Err(SourceError::NoImage);
         }
         let images = naming::name_images(images, &request.naming, request.upstream.as_ref(), request.position.is_some())?;
-        Ok(Self { label: request.label(), tree, images, left_out, failed_lookups })
+        Ok(Self { label: request.label(), tree, images, left_out, left_over, failed_lookups })
     }
 }
 

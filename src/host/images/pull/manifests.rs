@@ -20,8 +20,6 @@ use crate::oci::{
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
 application/vnd.oci.artifact.manifest.v1+json";
-/// Prefix of the media types of Docker schema 1, which some registries send whatever `Accept` says.
-const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1";
 /// Operating system of index entries that are not for a platform, such as BuildKit's attestations.
 const UNKNOWN: &str = "unknown";
 
@@ -196,9 +194,7 @@ impl<'a> ManifestFetcher<'a> {
 
     /// The platform in an image's config. `None` for an artifact.
     fn platform_of(&self, image: &FetchedManifest) -> Result<Option<Platform>, Fault> {
-        let configs = [media_type::OCI_CONFIG, media_type::DOCKER_CONFIG];
-        let config = image.manifest.blobs.first().filter(|blob| configs.contains(&blob.media_type.as_str()));
-        let Some(config) = config.filter(|config| config.size <= MAX_MANIFEST_SIZE) else { return Ok(None) };
+        let Some(config) = image.manifest.config().filter(|config| config.size <= MAX_MANIFEST_SIZE) else { return Ok(None) };
         let what = format!("config {} of {}", config.digest, self.upstream.path);
         let content = self.client.retry(|| {
             let (response, at) = self.upstream.get(&format!("blobs/{}", config.digest), &what, &[])?;
@@ -230,7 +226,8 @@ impl<'a> ManifestFetcher<'a> {
         })?;
         let kind = kind.split(';').next().unwrap_or_default().trim();
         let host = || self.upstream.host.clone();
-        if kind.starts_with(SCHEMA1) {
+        // Some registries send it whatever `Accept` says.
+        if kind.starts_with(media_type::DOCKER_SCHEMA1) {
             return Err(Fault::Schema1 { host: host(), what });
         }
         // Some registries send only the format.

@@ -165,8 +165,11 @@ impl<'a> Collector<'a> {
         found.referrers.extend(manifest.subject.as_ref().map(|subject| (number, subject.digest)));
         let mut config = None;
         for descriptor in &manifest.blobs {
-            let is_config = is_config(&descriptor.media_type);
-            let number = self.number(descriptor, if is_config { BlobKind::Config } else { BlobKind::Layer });
+            let is_config = manifest.config() == Some(descriptor);
+            let number = self.number(
+                descriptor,
+                if media_type::is_config(&descriptor.media_type) { BlobKind::Config } else { BlobKind::Layer },
+            );
             if found.walk.visit(descriptor.digest) {
                 found.blobs.push(number);
             }
@@ -289,11 +292,7 @@ fn column(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
-fn is_config(media_type: &str) -> bool {
-    matches!(media_type, media_type::OCI_CONFIG | media_type::DOCKER_CONFIG)
-}
-
 /// The artifact type of a manifest; `None` for an image (image specification, "Guidelines for Artifact Usage").
 fn artifact_type(manifest: &Manifest) -> Option<String> {
-    manifest.artifact_type.clone().filter(|kind| !kind.is_empty() && !is_config(kind))
+    manifest.artifact_type.clone().filter(|kind| !kind.is_empty() && !media_type::is_config(kind))
 }

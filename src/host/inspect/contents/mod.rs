@@ -154,6 +154,8 @@ pub struct Contents {
     pub roots: Vec<Root>,
     /// All blobs, each once.
     pub blobs: Vec<Blob>,
+    /// Manifests that the index lists and that are left out, as [`layout::LeftOver`] says.
+    pub left_over: Vec<Digest>,
     /// Faults, each with the blob's number. A blob has at most one.
     pub faults: Vec<(u32, BlobFault)>,
 }
@@ -166,8 +168,11 @@ impl Contents {
     pub fn read(tree: &dyn Tree, verify: bool, interrupt: &Interrupt) -> Result<Self, ContentsError> {
         let entries = layout::entries(tree)?;
         let collector = Collector::collect(tree, &entries, verify, interrupt)?;
-        let entries = layout::served_entries(entries, |root| collector.content_of(root))?;
-        Ok(collector.finish(entries))
+        let (entries, left_over) = layout::served_entries(entries, |root| collector.content_of(root))?;
+        if left_over.is_empty() {
+            return Ok(collector.finish(entries));
+        }
+        Ok(Self { left_over, ..Self::read_entries(tree, entries, verify, interrupt)? })
     }
 
     /// Lists the content of these entries. As [`Contents::read`], but the entries have their repositories already.
@@ -241,7 +246,7 @@ pub fn entries(tree: &dyn Tree, interrupt: &Interrupt) -> Result<Vec<IndexEntry>
     let entries = layout::entries(tree)?;
     let unnamed = entries.iter().any(|entry| entry.repository.is_none());
     let collector = Collector::collect(tree, if unnamed { &entries } else { &[] }, false, interrupt)?;
-    Ok(layout::served_entries(entries, |root| collector.content_of(root))?)
+    Ok(layout::served_entries(entries, |root| collector.content_of(root))?.0)
 }
 
 /// The fault of a blob that cannot be opened or read.

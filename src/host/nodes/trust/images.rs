@@ -70,8 +70,8 @@ pub fn disk_images(paths: &[PathBuf]) -> Result<DiskImages, DiskImagesError> {
 fn catalog_of(path: &Path) -> Result<Catalog, DiskImagesError> {
     let disk = Disk::open(path, &Interrupt::of_process());
     let disk = disk.map_err(|source| DiskImagesError::Disk { path: path.to_owned(), source })?;
-    let index = store::read_catalog(disk.tree.as_ref(), true);
-    index.map(|(catalog, _)| catalog).map_err(|source| DiskImagesError::Index { path: path.to_owned(), source })
+    let loaded = store::read_catalog(disk.tree.as_ref(), true);
+    loaded.map(|loaded| loaded.catalog).map_err(|source| DiskImagesError::Index { path: path.to_owned(), source })
 }
 
 fn named(catalog: &Catalog) -> DiskImages {
