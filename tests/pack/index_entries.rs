@@ -400,7 +400,7 @@ fn hauler_store_is_packed_with_its_signatures() {
     for prefix in ["dev.hauler", "dev.cosignproject.cosign"] {
         let bench = Bench::default();
         let mut layout = Layout::default();
-        let mut add = |stored: Stored, kind: &str, path: &str| {
+        let add = |stored: Stored, kind: &str, path: &str| {
             let mut descriptor = stored.descriptor(media_type::OCI_MANIFEST);
             descriptor["annotations"] = json!({
                 "kind": format!("{prefix}/{kind}"), "org.opencontainers.image.ref.name": path,

@@ -83,6 +83,11 @@ impl<'a> Collector<'a> {
         blobs.chain(referrers).filter_map(|(number, subject)| Some((digest(number)?, subject))).collect()
     }
 
+    /// Number of distinct roots.
+    pub fn roots(&self) -> usize {
+        self.roots.len()
+    }
+
     /// The contents with these entries as images.
     pub fn finish(self, entries: Vec<IndexEntry>) -> Contents {
         let Self { mut contents, roots, .. } = self;

@@ -169,10 +169,13 @@ impl Contents {
         let entries = layout::entries(tree)?;
         let collector = Collector::collect(tree, &entries, verify, interrupt)?;
         let (entries, left_over) = layout::served_entries(entries, |root| collector.content_of(root))?;
-        if left_over.is_empty() {
-            return Ok(collector.finish(entries));
-        }
-        Ok(Self { left_over, ..Self::read_entries(tree, entries, verify, interrupt)? })
+        let kept: HashSet<Digest> = entries.iter().map(|entry| entry.descriptor.digest).collect();
+        let contents = match collector.roots() == kept.len() {
+            true => collector.finish(entries),
+            // The rest must not count as shared, nor have faults.
+            false => Self::read_entries(tree, entries, verify, interrupt)?,
+        };
+        Ok(Self { left_over, ..contents })
     }
 
     /// Lists the content of these entries. As [`Contents::read`], but the entries have their repositories already.
