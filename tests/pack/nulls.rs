@@ -102,7 +102,8 @@ fn pulled(edit: Edit<'_>) -> (Option<i32>, String) {
     });
     let host = upstream.address.to_string();
     let (status, said) = packed(&["--pull", &format!("{host}/a/b:1"), "--pull", &format!("{host}/a/b:2")], &Bench::default());
-    assert_eq!(upstream.targets().iter().filter(|target| target.contains("/referrers/")).count() >= 1, status == Some(0));
+    // An image that is pulled can still be refused, such as one without the layers that its config names.
+    assert!(status != Some(0) || upstream.targets().iter().any(|target| target.contains("/referrers/")));
     (status, said)
 }
 

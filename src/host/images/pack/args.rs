@@ -41,8 +41,8 @@ struct Flags {
     #[arg(value_name = "SOURCE", required_unless_present_any = ["name", "artifact", "spec", "pull"], value_parser = OsStringValueParser::new().map(Request::source))]
     sources: Vec<Request>,
 
-    /// Pack SOURCE and name its image REF: repository[:tag]. Names the images without a name, or else renames the only image. Without
-    /// a tag in REF, the image keeps its tag, or gets latest. Repeatable
+    /// Pack SOURCE and name its image REF: repository[:tag]. Without a tag in REF, files all tags that have no repository under REF, or
+    /// else all images of the only repository; an image without a tag gets latest. With a tag, names the only image. Repeatable
     #[arg(long, value_name = "REF=SOURCE", value_parser = Request::named)]
     name: Vec<Request>,
 
