@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use serde::{Deserialize, Deserializer};
 
 use super::json::null_as_default;
-use super::{Digest, Platform};
+use super::{Digest, Platform, media_type};
 
 /// A descriptor (image specification, "Descriptors").
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// Media type of the content.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "media_type::or_empty")]
     pub media_type: String,
     /// Digest of the content.
     pub digest: Digest,

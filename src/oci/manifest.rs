@@ -55,6 +55,7 @@ pub enum ManifestError {
 #[serde(rename_all = "camelCase")]
 struct Raw {
     schema_version: u64,
+    #[serde(default, deserialize_with = "media_type::optional")]
     media_type: Option<String>,
     artifact_type: Option<String>,
     manifests: Option<Vec<Descriptor>>,
@@ -147,6 +148,23 @@ mod tests {
         let artifact =
             parse(&format!(r#"{{"schemaVersion":2,"mediaType":"{}","blobs":[$D]}}"#, media_type::OCI_ARTIFACT)).unwrap();
         assert_eq!(artifact.blobs.len(), 1);
+    }
+
+    #[test]
+    fn media_types_that_no_header_can_have_are_refused() {
+        let bad = r#"application/x\u0001y"#;
+        for json in [
+            r#"{"schemaVersion":2,"mediaType":"$B","layers":[]}"#,
+            r#"{"schemaVersion":2,"layers":[{"mediaType":"$B","digest":"","size":0}]}"#,
+        ] {
+            let error = parse(&json.replace("$B", bad)).unwrap_err();
+            assert!(
+                error.starts_with(r#"the media type "application/x\u{1}y" has characters that no media type has"#),
+                "{error}"
+            );
+        }
+        let empty = parse(r#"{"schemaVersion":2,"mediaType":"","layers":[]}"#).unwrap();
+        assert_eq!((empty.media_type.as_str(), empty.has_media_type), (media_type::OCI_MANIFEST, false));
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! Media types of manifests, configs and layers.
 
+use http::HeaderValue;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+
 /// OCI image index (image specification, "Image Index").
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// OCI image manifest (image specification, "Image Manifest").
@@ -24,6 +28,32 @@ pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 /// Docker layer, compressed with zstd.
 pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
+
+/// Whether `text` can be the value of the header `Content-Type`, in which a manifest's type is sent: visible ASCII, spaces and tabs.
+#[must_use]
+pub fn is_header_value(text: &str) -> bool {
+    !text.is_empty() && HeaderValue::from_str(text).is_ok()
+}
+
+/// Deserializes a media type. `null` and an empty text are none, as in Go.
+///
+/// # Errors
+/// Fails if it cannot be sent in a header.
+pub fn optional<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.filter(|text| !text.is_empty());
+    match text.as_deref().filter(|text| !is_header_value(text)) {
+        Some(wrong) => Err(D::Error::custom(format!("the media type {wrong:?} has characters that no media type has"))),
+        None => Ok(text),
+    }
+}
+
+/// As [`optional`], with an empty text for none.
+///
+/// # Errors
+/// As [`optional`].
+pub fn or_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    optional(deserializer).map(Option::unwrap_or_default)
+}
 
 /// Whether content of this type lists manifests.
 #[must_use]

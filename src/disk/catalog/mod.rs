@@ -12,7 +12,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::oci::{Algorithm, Digest};
+use crate::oci::{Algorithm, Digest, media_type};
 use crate::proto;
 
 pub use build::{Builder, TagConflict};
@@ -317,6 +317,8 @@ fn check(c: &proto::Catalog) -> Result<(), CatalogError> {
     expect("sizes", c.sizes.len() == blobs, "one size for each digest is expected")?;
     expect("kinds", c.kinds.len() == blobs, "one kind for each digest is expected")?;
     expect("kinds", c.kinds.iter().all(|kind| *kind as usize <= c.media_types.len()), "a kind has no media type")?;
+    let are_sendable = c.media_types.iter().all(|media_type| media_type::is_header_value(media_type));
+    expect("media_types", are_sendable, "a media type has characters that no media type has")?;
 
     let repositories = c.repository_name_ends.len();
     names("repository_name_ends", &c.repository_names, &c.repository_name_ends, 0..repositories)?;
@@ -406,6 +408,12 @@ mod tests {
             error.to_string(),
             "the catalog is damaged: column repository_every_tag: it names a blob that is not a manifest; pack the disk again"
         );
+        let mut turned = catalog.clone();
+        turned.columns.media_types[0].insert(11, '\u{1}');
+        let error = Catalog::decode(turned.encode().into()).unwrap_err();
+        let message =
+            "the catalog is damaged: column media_types: a media type has characters that no media type has; pack the disk again";
+        assert_eq!(error.to_string(), message);
         let mut short = catalog;
         short.columns.repository_every_tag.pop();
         let error = Catalog::decode(short.encode().into()).unwrap_err();

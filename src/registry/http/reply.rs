@@ -82,10 +82,12 @@ impl Representation<'_> {
     }
 
     /// The headers of a 200 response. The manifest cache stores them.
-    #[must_use]
-    pub fn whole_headers(&self) -> HeaderMap {
-        let response = self.whole_head().header(CONTENT_LENGTH, self.blob.size).body(());
-        response.map(|response| response.into_parts().0.headers).unwrap_or_default()
+    ///
+    /// # Errors
+    /// Fails if one cannot be built. Without all of them, the content is not sent.
+    pub fn whole_headers(&self) -> http::Result<HeaderMap> {
+        let response = self.whole_head().header(CONTENT_LENGTH, self.blob.size).body(())?;
+        Ok(response.into_parts().0.headers)
     }
 }
 

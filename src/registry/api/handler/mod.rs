@@ -327,7 +327,9 @@ impl Registry {
         }
         let (bytes, found) = self.reader.read_manifest(snapshot, blob).await?;
         if found == blob.digest {
-            cache.insert(id, bytes, content.whole_headers());
+            if let Ok(headers) = content.whole_headers() {
+                cache.insert(id, bytes, headers);
+            }
         } else {
             // The content is sent from the disk as it is: the client checks the digest and rejects it.
             tracing::warn!(digest = %blob.digest, "a manifest on the disk has the wrong digest");
