@@ -444,6 +444,38 @@ fn hauler_store_is_packed_with_its_signatures() {
     }
 }
 
+/// Listed children, old manifests and signatures are no images for `--platform`, and a signature never becomes that of another manifest.
+#[test]
+fn platform_is_taken_of_named_images_only() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    layout.list(for_platform(&layout, "s390x").1);
+    let children = ["amd64", "arm64"].map(|architecture| for_platform(&layout, architecture));
+    let listed = children.clone().map(|(_, child)| child);
+    let index = index_of(&layout, &listed);
+    listed.into_iter().for_each(|child| layout.list(child));
+    let signatures = layout.manifest(&[b"signatures"]);
+    for (stored, media_type, kind) in
+        [(index, media_type::OCI_INDEX, "imageIndex"), (signatures, media_type::OCI_MANIFEST, "sigs")]
+    {
+        let mut descriptor = stored.descriptor(media_type);
+        descriptor["annotations"] =
+            json!({"kind": format!("dev.hauler/{kind}"), "org.opencontainers.image.ref.name": "test/app:1"});
+        layout.list(descriptor);
+    }
+    bench.layout("layout", &layout);
+    for (kept, left_out) in [(0, 1), (1, 0)] {
+        bench.pack(&["layout", "--platform", ["linux/amd64", "linux/arm64"][kept]]);
+        let disk = bench.extract("disk.erofs");
+        disk.assert_blobs();
+        assert!(disk.files.contains_key(&children[kept].0.digest.blob_path()));
+        assert!(!disk.files.contains_key(&children[left_out].0.digest.blob_path()));
+        let named = |name: &&String| **name != "test/app:1" && **name != format!("test/app:sha256-{}.sig", index.digest.hex());
+        assert_eq!(disk.names().iter().find(named), None, "{:?}", disk.names());
+        assert!(disk.names().contains(&"test/app:1".to_owned()));
+    }
+}
+
 /// A signature of nothing that is there belongs to no image.
 #[test]
 fn attachment_without_its_image_is_left_out() {

@@ -6,7 +6,7 @@
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 
-use crate::disk::layout::Tree;
+use crate::disk::layout::{self, IndexEntry, Tree};
 use crate::host::images::virtual_layout::Overlay;
 use crate::host::support::report::counted;
 use crate::oci::graph::{self, Node};
@@ -51,15 +51,18 @@ pub fn reduce(tree: BoxedTree, wanted: &Platform) -> Result<(BoxedTree, Vec<Sele
     };
     let (mut left_out, mut dropped) = (Vec::new(), HashSet::new());
     let Some(roots) = index.get_mut("manifests").and_then(Value::as_array_mut) else { return Ok((tree, Vec::new())) };
-    for root in roots.iter_mut() {
+    let Ok(entries) = layout::entries(tree.as_ref()) else { return Ok((tree, Vec::new())) };
+    // Beside names, an entry without one is no image: oras and zot list every manifest, and skopeo leaves old ones.
+    let any_named = entries.iter().any(IndexEntry::names_image);
+    let is_image = |entry: &IndexEntry| if any_named { entry.names_image() } else { entry.tag.is_none() };
+    let mut kept = HashSet::new();
+    for (root, _) in roots.iter_mut().zip(&entries).filter(|(_, entry)| is_image(entry)) {
         let Some(descriptor) = parsed(root) else { continue };
-        let Some(leaves) = leaves(tree.as_ref(), &descriptor) else {
-            check_single(tree.as_ref(), &descriptor, wanted)?;
-            continue;
-        };
+        let Some(leaves) = leaves(tree.as_ref(), &descriptor) else { continue };
         let Some(found) = select(&descriptor, &leaves, wanted)? else { continue };
         dropped.insert(descriptor.digest);
         dropped.extend(leaves.iter().map(|leaf| leaf.digest));
+        kept.insert(found.digest);
         let annotations = root.get("annotations").cloned();
         *root = serde_json::json!({ "mediaType": found.media_type, "digest": found.digest.to_string(), "size": found.size });
         if let (Some(object), Some(annotations)) = (root.as_object_mut(), annotations) {
@@ -71,6 +74,19 @@ pub fn reduce(tree: BoxedTree, wanted: &Platform) -> Result<(BoxedTree, Vec<Sele
             left_out.push(selected);
         }
     }
+    dropped.retain(|digest| !kept.contains(digest));
+    for entry in entries.iter().filter(|entry| is_image(entry)) {
+        let digest = entry.descriptor.digest;
+        if !dropped.contains(&digest) && !kept.contains(&digest) {
+            check_single(tree.as_ref(), &entry.descriptor, &entry.name(), wanted)?;
+        }
+    }
+    let mut is_dropped = entries.iter().map(|entry| match &entry.tag {
+        // By their kind, cosign's signatures would become those of the manifest in place of the index.
+        Some(tag) => tag.attached_to().is_some_and(|subject| dropped.contains(&subject)),
+        None => entry.repository.is_none() && dropped.contains(&entry.descriptor.digest),
+    });
+    roots.retain(|root| !is_dropped.next().unwrap_or_default() || parsed(root).is_none_or(|root| kept.contains(&root.digest)));
     for root in roots.iter().filter_map(parsed) {
         dropped.remove(&root.digest);
     }
@@ -97,11 +113,10 @@ fn leaves(tree: &dyn Tree, root: &Descriptor) -> Option<Vec<Descriptor>> {
 }
 
 /// Checks that an image without an index is for `wanted`, by its config. Artifacts, whose config has no platform, fit any.
-fn check_single(tree: &dyn Tree, root: &Descriptor, wanted: &Platform) -> Result<(), PlatformError> {
+fn check_single(tree: &dyn Tree, root: &Descriptor, image: &str, wanted: &Platform) -> Result<(), PlatformError> {
     let own = || -> Option<Platform> {
         let manifest = verified(tree, root)?;
-        let is_config = |blob: &&Descriptor| [media_type::OCI_CONFIG, media_type::DOCKER_CONFIG].contains(&&*blob.media_type);
-        let config = manifest.blobs.first().filter(is_config)?.digest;
+        let config = manifest.config()?.digest;
         let content = read(tree, &config.blob_path(), MAX_MANIFEST_SIZE)?;
         let is_intact = config.algorithm().digest_of(&content) == config;
         is_intact.then(|| serde_json::from_slice(&content).ok())?
@@ -109,12 +124,12 @@ fn check_single(tree: &dyn Tree, root: &Descriptor, wanted: &Platform) -> Result
     let fits = |own: &Platform| wanted.matches(own) || wanted.variant.is_none() && wanted.same_architecture(own);
     match own().filter(|own| !own.os.is_empty() && own.os != "unknown" && !fits(own)) {
         None => Ok(()),
-        Some(own) => Err(PlatformError { image: image_name(root), wanted: wanted.to_string(), available: vec![own.to_string()] }),
+        Some(own) => Err(PlatformError { image: image.to_owned(), wanted: wanted.to_string(), available: vec![own.to_string()] }),
     }
 }
 
 fn image_name(root: &Descriptor) -> String {
-    let name = root.annotations.get(crate::disk::layout::REF_NAME);
+    let name = root.annotations.get(layout::REF_NAME);
     name.map_or_else(|| root.digest.to_string(), Clone::clone)
 }
 
