@@ -258,6 +258,105 @@ fn archive_of_docker_save_with_several_images_is_packed() {
     });
 }
 
+/// A folder with the layouts `first` and `second`, whose images `it` differ and are real, so that tools accept them.
+fn two_images() -> Bench {
+    let bench = Bench::default();
+    for (folder, content) in [("first", b"first"), ("second", b"other")] {
+        let mut layout = Layout::default();
+        let tar = testing::pack::archive(&[("content", tar::EntryType::Regular, content)]);
+        let config = layout.json(&json!({
+            "architecture": "amd64", "os": "linux", "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [Digest::sha256_of(&tar).to_string()]},
+        }));
+        let layer = layout.blob(&gzip(&tar)).descriptor("application/vnd.oci.image.layer.v1.tar+gzip");
+        let manifest = layout.json(&json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config.descriptor(media_type::OCI_CONFIG),
+            "layers": [layer],
+        }));
+        layout.name(manifest, media_type::OCI_MANIFEST, "it");
+        bench.layout(folder, &layout);
+    }
+    bench
+}
+
+/// The digests in a layout's index without a name.
+fn unnamed(layout: &Path) -> Vec<Digest> {
+    let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+    let is_unnamed = |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"].is_null();
+    let unnamed = index["manifests"].as_array().unwrap().iter().filter(is_unnamed);
+    unnamed.map(|entry| entry["digest"].as_str().unwrap().parse().unwrap()).collect()
+}
+
+/// A name that is written twice leaves an entry without a name in the index.
+#[test]
+fn layouts_in_which_skopeo_and_buildah_wrote_a_name_twice_are_packed() {
+    privately(|| {
+        let bench = two_images();
+        let buildah = |arguments: &[&str]| succeed(&mut with_store("buildah", &bench, arguments));
+        let images = ["first", "second"].map(|folder| buildah(&["pull", "--quiet", &format!("oci:{folder}:it")]));
+        let write = |tool: &str, image: usize, name: &str| match tool {
+            "skopeo" => {
+                let from = format!("oci:{}:it", ["first", "second"][image]);
+                let to = format!("oci:{tool}:{name}");
+                succeed(&mut skopeo(&["--tmpdir", ".", "copy", "--quiet", &from, &to], &bench.path("")))
+            }
+            _ => buildah(&["push", "--quiet", images[image].trim(), &format!("oci:{tool}:{name}")]),
+        };
+        for tool in ["skopeo", "buildah"] {
+            for (image, name) in [(0, "test/a:1"), (1, "test/b:1"), (1, "test/a:1")] {
+                write(tool, image, name);
+            }
+            write(tool, 0, "test/a:2");
+            write(tool, 1, "test/a:2");
+            let old = unnamed(&bench.path(tool));
+            assert_eq!(old.len(), 1, "{tool}");
+            let (images, disk) = packed_and_pulled(&bench, &[tool]);
+            let names: Vec<&str> = images.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!(names, ["test/a:1", "test/a:2", "test/b:1"], "{tool}");
+            assert!(images.iter().all(|(_, digest)| *digest == images[0].1), "{tool}");
+            assert!(!disk.files.contains_key(&old[0].blob_path()), "{tool}");
+        }
+    });
+}
+
+/// The index of a layout whose `index.json` is the image, with the digest under which it was published.
+#[test]
+fn index_json_that_is_an_image_is_pulled_as_that_image() {
+    let bench = two_images();
+    let mut layout = Layout::default();
+    for (folder, platform) in
+        [("first", json!({"os": "linux", "architecture": "amd64"})), ("second", json!({"os": "linux", "architecture": "arm64"}))]
+    {
+        let index: Value = serde_json::from_slice(&fs::read(bench.path(folder).join("index.json")).unwrap()).unwrap();
+        let mut entry = index["manifests"][0].clone();
+        entry.as_object_mut().unwrap().remove("annotations");
+        entry["platform"] = platform;
+        layout.list(entry);
+        for blob in fs::read_dir(bench.path(folder).join("blobs/sha256")).unwrap() {
+            layout.blob(&fs::read(blob.unwrap().path()).unwrap());
+        }
+    }
+    bench.layout("flat", &layout);
+    bench.pack(&["--name", "test/flat:1=flat"]);
+    bench.extract("disk.erofs");
+    let serving = Serving::start(&bench.path("disk.erofs.extracted"), tempfile::tempdir().unwrap(), &[]);
+    let index = fs::read(bench.path("flat/index.json")).unwrap();
+    for (to, reference) in [("tag", "test/flat:1".to_owned()), ("digest", format!("test/flat@{}", Digest::sha256_of(&index)))] {
+        let pulled = serving.pull(&reference, to, &["--quiet", "--preserve-digests", "--all"]);
+        assert!(pulled.status.success(), "{}", text(&pulled.stderr));
+        assert_eq!(fs::read(serving.pulled(to).join("manifest.json")).unwrap(), index);
+    }
+    let mut pulled = testing::program("skopeo");
+    pulled
+        .args(["--override-arch", "arm64", "--insecure-policy"])
+        .args(["copy", "--quiet", "--src-cert-dir"])
+        .arg(serving.folder.path());
+    pulled.arg(format!("docker://{}/test/flat:1", serving.address())).arg(format!("dir:{}", serving.pulled("arm64").display()));
+    succeed(&mut pulled);
+    let manifest = fs::read(serving.pulled("arm64").join("manifest.json")).unwrap();
+    assert_eq!(Digest::sha256_of(&manifest).to_string(), listed(&bench.path("second"))[0]);
+}
+
 #[test]
 fn archives_and_layouts_of_skopeo_are_packed_together() {
     let bench = Bench::default();
