@@ -17,6 +17,7 @@ mod pack_cache;
 mod pack_failures;
 mod programs;
 mod pull;
+mod pull_logins;
 mod release;
 mod runtimes;
 mod tls_refusals;

@@ -205,14 +205,15 @@ fn password_protected_images_are_pulled() {
         &["--pull", &name],
         &format!(
             "cannot pull {name}: {host} asks for credentials (401: UNAUTHORIZED: authentication required), and there are none for it in \
-             {config}; run `docker login {host}`"
+             {}; run `docker login {host}`",
+            bench.credential_files()
         ),
     );
     log_in(&bench, &host, basic("anna", "wrong"));
     bench.refused(
         &["--pull", &name],
         &format!(
-            "cannot pull {name}: {host} refuses the credentials for it in {config} (401: UNAUTHORIZED: authentication required)"
+            "cannot pull {name}: {host} refuses the credentials for \"{host}\" in {config} (401: UNAUTHORIZED: authentication required)"
         ),
     );
     log_in(&bench, &host, basic("anna", "secret"));
@@ -243,8 +244,8 @@ fn password_protected_images_are_pulled() {
     assert_eq!(
         text(&output.stderr),
         format!(
-            "localregistry: cannot pull {name}: the credential helper that {} names for {host} is not there or fails; try it with \
-             `echo {host} | docker-credential-NAME get`\n",
+            "localregistry: cannot pull {name}: the credential helper that {} names for \"{host}\" is not there or fails; try it with \
+             `echo {host} | docker-credential-test get`\n",
             bench.path("config/config.json").display()
         )
     );
@@ -265,7 +266,7 @@ fn token_protected_images_are_pulled() {
     bench.refused(
         &["--pull", &format!("{host}/test/hello:v1")],
         &format!(
-            "cannot pull {host}/test/hello:v1: {host} refuses the credentials for it in {config} (401: UNAUTHORIZED: authentication required)"
+            "cannot pull {host}/test/hello:v1: {host} refuses the credentials for \"{host}\" in {config} (401: UNAUTHORIZED: authentication required)"
         ),
     );
 
@@ -407,7 +408,7 @@ fn images_are_pulled_from_docker_registry_with_a_password() {
         &format!(
             "cannot pull {name}: {host} asks for credentials (401: UNAUTHORIZED: authentication required), and there are none for it in \
              {}; run `docker login {host}`",
-            bench.path(".docker/config.json").display()
+            bench.credential_files()
         ),
     );
     log_in(&bench, host, basic("anna", "secret"));

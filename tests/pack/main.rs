@@ -10,6 +10,7 @@ mod layouts;
 mod names;
 mod nulls;
 mod output;
+mod pull_credentials;
 mod pull_faults;
 mod pull_referrers;
 mod pull_secrets;

@@ -399,6 +399,6 @@ fn endless_lists_of_referrers_end_no_pull() {
     });
     let (warnings, failed) = pack(&bench, &upstream, &[]);
     assert_packed(&bench, &[(":1", image)]);
-    assert_eq!(failed, [(format!("the referrers of {}", image.digest), "it has more than 1000 pages of referrers".to_owned())]);
+    assert_eq!(failed, [(format!("the referrers of {}", image.digest), "it has more than 100 pages of referrers".to_owned())]);
     assert_eq!(warnings.len(), 1);
 }

@@ -113,7 +113,7 @@ fn tokens_are_fetched_by_password_and_by_refresh_token() {
         &format!(
             "cannot pull {name}: {host} asks for credentials (401: UNAUTHORIZED: who?), and there are none for it in {}; \
              run `docker login {host}`",
-            bench.path(".docker/config.json").display()
+            bench.credential_files()
         ),
     );
 }

@@ -67,8 +67,16 @@ impl Bench {
         let mut command = crate::program(PROGRAM);
         command.args(arguments).current_dir(self.dir.path()).env("HOME", self.dir.path());
         command.env("LOCALREGISTRY_CACHE", cache::folder("").unwrap());
-        command.env_remove("XDG_RUNTIME_DIR");
+        for variable in ["XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE"] {
+            command.env_remove(variable);
+        }
         command
+    }
+
+    /// The files that [`Self::command`] searches for credentials, as messages list them.
+    pub fn credential_files(&self) -> String {
+        let own = [".config/containers/auth.json", ".docker/config.json"].map(|file| self.path(file).display().to_string());
+        format!("/run/containers/{}/auth.json, {}", nix::unistd::getuid(), own.join(", "))
     }
 
     /// Runs `localregistry --quiet pack ARGUMENTS -o disk.erofs`, which must succeed and print no messages. Returns its output.

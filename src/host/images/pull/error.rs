@@ -98,7 +98,7 @@ pub enum Fault {
         files: Vec<PathBuf>,
     },
     /// The registry refuses the credentials.
-    #[error("{host} refuses the credentials for it in {} ({status}{detail})", file.display())]
+    #[error("{host} refuses the credentials for \"{key}\" in {} ({status}{detail})", file.display())]
     Refused {
         /// Host and port.
         host: String,
@@ -106,6 +106,8 @@ pub enum Fault {
         status: u16,
         /// The registry's error message.
         detail: String,
+        /// The key of the credentials in their file.
+        key: String,
         /// The file that the credentials are from.
         file: PathBuf,
     },

@@ -119,7 +119,7 @@ impl PullArgs {
             plain_http: self.plain_http.clone(),
             cas: self.registry_ca.clone(),
             timeout: Duration::from_secs(self.pull_timeout),
-            credentials: credentials::files(|name| std::env::var_os(name)),
+            credentials: credentials::files(|name| std::env::var_os(name), nix::unistd::getuid().as_raw()),
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::oci::{COSIGN_SUFFIXES, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifes
 use crate::text::chain;
 
 /// Most pages of one list of referrers. A page may be empty, so that the number of manifests is no bound.
-const MAX_PAGES: usize = 1000;
+const MAX_PAGES: usize = 100;
 
 /// A signature, referrer or list of referrers that could not be looked up in the registry, or not be pulled.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]

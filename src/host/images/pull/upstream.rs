@@ -1,6 +1,5 @@
 //! One repository of a registry: requests manifests and blobs, authenticates when asked to, and converts error responses.
 
-use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -10,10 +9,11 @@ use serde::Deserialize;
 
 use super::auth::{self, Challenge};
 use super::client::{Client, Endpoint, Response};
-use super::credentials::{self, Credentials};
+use super::credentials::{self, Credentials, FoundCredentials};
 use super::error::Fault;
 use super::reference::ImageReference;
 use super::url::host_of;
+use crate::oci::Repository;
 use crate::oci::json::null_as_default;
 use crate::text::escaped;
 
@@ -28,8 +28,10 @@ pub struct Upstream<'a> {
     endpoint: Endpoint,
     /// Host and port that serve the registry.
     pub host: String,
-    /// Name of the registry, the key of its credentials.
+    /// Name of the registry in images' names.
     name: String,
+    /// The repository, which has credentials.
+    repository: Repository,
     /// Path of the repository, without the host.
     pub path: String,
     /// The current `Authorization` value, once the registry has asked for one.
@@ -41,7 +43,7 @@ pub struct Upstream<'a> {
 /// The result of searching for credentials.
 enum CredentialLookup {
     NotConfigured,
-    Found(Credentials, PathBuf),
+    Found(FoundCredentials),
 }
 
 impl<'a> Upstream<'a> {
@@ -56,6 +58,7 @@ impl<'a> Upstream<'a> {
             endpoint: client.retry(|| client.endpoint(&host))?,
             host,
             name: reference.host.to_string(),
+            repository: reference.repository.clone(),
             path: reference.repository.path().to_owned(),
             authorization: Mutex::default(),
             lookup: OnceLock::new(),
@@ -129,12 +132,12 @@ impl<'a> Upstream<'a> {
 
     fn credentials(&self) -> Result<Option<&Credentials>, Fault> {
         if self.lookup.get().is_none() {
-            let found = credentials::find(&self.name, &self.client.settings.credentials)?;
-            let found = found.map_or(CredentialLookup::NotConfigured, |(found, file)| CredentialLookup::Found(found, file));
+            let found = credentials::find(&self.repository, &self.client.settings.credentials)?;
+            let found = found.map_or(CredentialLookup::NotConfigured, CredentialLookup::Found);
             let _ = self.lookup.set(found);
         }
         match self.lookup.get() {
-            Some(CredentialLookup::Found(credentials, _)) => Ok(Some(credentials)),
+            Some(CredentialLookup::Found(found)) => Ok(Some(&found.credentials)),
             _ => Ok(None),
         }
     }
@@ -158,7 +161,9 @@ impl<'a> Upstream<'a> {
             (401, Some(CredentialLookup::NotConfigured)) => {
                 Fault::NoCredentials { host: name, detail, files: self.client.settings.credentials.clone() }
             }
-            (401, Some(CredentialLookup::Found(_, file))) => Fault::Refused { host: name, status, detail, file: file.clone() },
+            (401, Some(CredentialLookup::Found(FoundCredentials { key, file, .. }))) => {
+                Fault::Refused { host: name, status, detail, key: key.clone(), file: file.clone() }
+            }
             (401 | 403, _) => Fault::Denied { host, what, status, detail },
             (404, _) => Fault::NotFound { host, what, detail },
             (429, _) => Fault::RateLimited { host, detail, retry_after, tries: 1 },

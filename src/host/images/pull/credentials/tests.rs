@@ -1,0 +1,272 @@
+use std::fs;
+
+use base64::engine::general_purpose::STANDARD as PADDED;
+use proptest::prelude::*;
+
+use super::*;
+
+/// The credentials for `image` in a file with this content, as user and password, and their key.
+fn found(config: &str, image: &str) -> Result<Option<(String, String, String)>, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let (none, file) = (dir.path().join("none"), dir.path().join("config.json"));
+    fs::write(&file, config).unwrap();
+    // A path below a file does not exist either.
+    let files = [none, file.join("config.json"), file.clone()];
+    let found = find(&image.parse().unwrap(), &files).map_err(|e| e.to_string().replace(file.to_str().unwrap(), "FILE"))?;
+    Ok(found.map(|FoundCredentials { credentials, key, file: from }| {
+        assert_eq!(from, file);
+        match credentials {
+            Credentials::Password(user, password) => (user, password, key),
+            Credentials::IdentityToken(token) => ("identity".to_owned(), token, key),
+        }
+    }))
+}
+
+fn key_of(config: &str, image: &str) -> Option<String> {
+    found(config, image).unwrap().map(|(.., key)| key)
+}
+
+/// anna:secret:1
+const ANNA: &str = "YW5uYTpzZWNyZXQ6MQ==";
+
+fn anna(key: &str) -> Result<Option<(String, String, String)>, String> {
+    Ok(Some(("anna".to_owned(), "secret:1".to_owned(), key.to_owned())))
+}
+
+#[test]
+fn keys_are_found_in_every_form() {
+    for (key, image) in [
+        ("quay.io", "quay.io/a/b"),
+        ("Quay.IO", "quay.io/a/b"),
+        ("quay.io/", "quay.io/a/b"),
+        ("quay.io/a", "quay.io/a/b"),
+        ("quay.io/a/", "quay.io/a/b"),
+        ("quay.io/a/b", "quay.io/a/b"),
+        ("quay.io/v2/", "quay.io/a/b"),
+        ("https://quay.io", "quay.io/a/b"),
+        ("http://quay.io/", "quay.io/a/b"),
+        ("https://quay.io/v2/", "quay.io/a/b"),
+        ("https://quay.io/other", "quay.io/a/b"),
+        ("host:5000", "host:5000/a"),
+        ("http://host:5000/v1/", "host:5000/a"),
+        ("[::1]:5000", "[::1]:5000/a"),
+        ("localhost/a", "localhost/a"),
+        ("https://index.docker.io/v1/", "docker.io/library/busybox"),
+        ("https://index.docker.io/v1", "docker.io/library/busybox"),
+        ("index.docker.io", "docker.io/a/b"),
+        ("registry-1.docker.io", "docker.io/a/b"),
+        ("docker.io", "docker.io/a/b"),
+        ("docker.io/library", "docker.io/library/busybox"),
+        ("docker.io/library/busybox", "docker.io/library/busybox"),
+    ] {
+        assert_eq!(found(&json!({"auths": {key: {"auth": ANNA}}}).to_string(), image), anna(key), "{key}");
+    }
+    for (key, image) in [
+        ("quay.io", "quay.io:443/a"),
+        ("quay.io:5000", "quay.io/a"),
+        ("quay.io/a", "quay.io/ab"),
+        ("quay.io/a/b", "quay.io/a"),
+        ("quay.io/b", "quay.io/a/b"),
+        ("ay.io", "quay.io/a"),
+        ("", "quay.io/a"),
+        ("https://", "quay.io/a"),
+        ("https://index.docker.io/v1/", "quay.io/a"),
+    ] {
+        assert_eq!(found(&json!({"auths": {key: {"auth": ANNA}}}).to_string(), image), Ok(None), "{key}");
+    }
+}
+
+#[test]
+fn entries_are_read_in_every_form() {
+    for entry in [
+        json!({"auth": ANNA}),
+        json!({"auth": "YW5uYTpzZWNyZXQ6MQ"}),
+        json!({"auth": "YW5uYTpzZW\nNyZXQ6MQ==\n"}),
+        json!({"auth": "YW5uYTpzZW\r\nNyZXQ6\t MQ==\r\n"}),
+        // Old versions of docker padded with NUL.
+        json!({"auth": PADDED.encode("anna:secret:1\0\0")}),
+        json!({"auth": ANNA, "username": "other", "password": "other"}),
+        json!({"auth": "", "username": "anna", "password": "secret:1"}),
+        json!({"auth": null, "username": "anna", "password": "secret:1", "identitytoken": null}),
+        json!({"username": "anna", "password": "secret:1", "email": "anna@test", "identitytoken": ""}),
+    ] {
+        assert_eq!(found(&json!({"auths": {"quay.io": entry}}).to_string(), "quay.io/a"), anna("quay.io"), "{entry}");
+    }
+    let token = Ok(Some(("identity".to_owned(), "t".to_owned(), "quay.io".to_owned())));
+    for entry in [json!({"auth": "", "identitytoken": "t"}), json!({"auth": ANNA, "identitytoken": "t"})] {
+        assert_eq!(found(&json!({"auths": {"quay.io": entry}}).to_string(), "quay.io/a"), token);
+    }
+    for config in [
+        "",
+        " \n",
+        "{}",
+        r#"{"auths":{}}"#,
+        r#"{"auths":null,"credHelpers":null,"credsStore":null}"#,
+        r#"{"auths":{"quay.io":null},"credHelpers":{"quay.io":null},"credsStore":""}"#,
+        r#"{"auths":{"quay.io":{}}}"#,
+        r#"{"auths":{"quay.io":{"auth":"Og=="}}}"#,
+        r#"{"auths":{"quay.io":{"auth":"","username":"","password":""}},"HttpHeaders":{"a":"b"}}"#,
+    ] {
+        assert_eq!(found(config, "quay.io/a"), Ok(None), "{config}");
+    }
+}
+
+#[test]
+fn plain_keys_and_full_entries_go_first() {
+    let auths = |keys: &[&str]| {
+        let entries: serde_json::Map<_, _> = keys.iter().map(|key| ((*key).to_owned(), json!({"auth": ANNA}))).collect();
+        json!({ "auths": entries }).to_string()
+    };
+    for (keys, image, expected) in [
+        (&["https://quay.io", "quay.io", "quay.io/"][..], "quay.io/a", "quay.io"),
+        (&["quay.io/a/", "quay.io/a", "quay.io"], "quay.io/a/b", "quay.io/a"),
+        (&["docker.io", "https://index.docker.io/v1/"], "docker.io/library/a", "https://index.docker.io/v1/"),
+        (
+            &["https://index.docker.io/v1/access-token", "https://index.docker.io/v1/"],
+            "docker.io/library/a",
+            "https://index.docker.io/v1/",
+        ),
+        (&["docker.io/library", "https://index.docker.io/v1/"], "docker.io/library/a", "docker.io/library"),
+    ] {
+        assert_eq!(key_of(&auths(keys), image).as_deref(), Some(expected), "{keys:?}");
+    }
+    // Docker writes an empty entry for a registry whose credentials a helper has.
+    let config = json!({"auths": {"quay.io": {"auth": ANNA}, "quay.io/a": {}}}).to_string();
+    assert_eq!(key_of(&config, "quay.io/a/b").as_deref(), Some("quay.io"));
+}
+
+#[test]
+fn first_file_with_credentials_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, config: serde_json::Value| {
+        fs::write(dir.path().join(name), config.to_string()).unwrap();
+        dir.path().join(name)
+    };
+    let first = file("first", json!({"auths": {"other.test": {"auth": ANNA}, "quay.io": {}}}));
+    let second = file("second", json!({"auths": {"quay.io": {"auth": ANNA}}}));
+    let third = file("third", json!({"auths": {"quay.io/a/b": {"auth": ANNA}}}));
+    let broken = file("broken", json!([]));
+    let image = "quay.io/a/b".parse().unwrap();
+    let found = |files: &[&PathBuf]| find(&image, &files.iter().map(|file| (*file).clone()).collect::<Vec<_>>());
+    assert!(found(&[&first, &second, &third, &broken]).unwrap().is_some_and(|found| found.file == second));
+    assert!(found(&[&first, &third, &second]).unwrap().is_some_and(|found| found.file == third));
+    assert!(found(&[&first]).unwrap().is_none());
+    assert!(found(&[&broken, &second]).is_err());
+}
+
+#[test]
+fn errors_name_the_file_and_the_key_and_show_no_secret() {
+    let entry =
+        |key: &str| format!("the entry for \"{key}\" in FILE is damaged: base64 of user:password is expected in \"auth\"");
+    let json = "the credentials in FILE cannot be read: the JSON of docker's config.json is expected".to_owned();
+    for (config, expected) in [
+        ("{\"auths\": ", json.clone()),
+        (r#"{"auths":{"quay.io":{"auth":5}}}"#, json.clone()),
+        (r#"["secret"]"#, json),
+        (r#"{"auths":{"quay.io":{"auth":"c2VjcmV0"}}}"#, entry("quay.io")),
+        (r#"{"auths":{"https://quay.io/v2/":{"auth":"secret!"}}}"#, entry("https://quay.io/v2/")),
+        (r#"{"auths":{"quay.io/a":{"auth":"//8="},"quay.io":{"auth":"YTpi"}}}"#, entry("quay.io/a")),
+        (
+            r#"{"credHelpers":{"quay.io":"no-such-helper"}}"#,
+            "the credential helper that FILE names for \"quay.io\" is not there or fails; try it with \
+             `echo quay.io | docker-credential-no-such-helper get`"
+                .to_owned(),
+        ),
+        (
+            r#"{"credsStore":"no-such-helper"}"#,
+            "the credential helper that FILE names for \"quay.io\" is not there or fails; try it with \
+             `echo quay.io | docker-credential-no-such-helper get`"
+                .to_owned(),
+        ),
+    ] {
+        assert_eq!(found(config, "quay.io/a/b").unwrap_err(), expected);
+    }
+    // Entries that do not apply do not matter, and neither does a general helper if an entry does, or if the registry has none.
+    assert_eq!(found(r#"{"auths":{"quay.io":{"auth":"c2VjcmV0"}}}"#, "host:5000/a"), Ok(None));
+    let config = json!({"auths": {"quay.io": {"auth": ANNA}}, "credsStore": "no-such-helper"}).to_string();
+    assert_eq!(found(&config, "quay.io/a"), anna("quay.io"));
+    assert_eq!(found(r#"{"credHelpers":{"quay.io":""},"credsStore":"no-such-helper"}"#, "quay.io/a"), Ok(None));
+}
+
+#[test]
+fn environment_selects_the_credential_files() {
+    type Variables = &'static [(&'static str, &'static str)];
+    let cases: [(Variables, &[&str]); 4] = [
+        (&[("HOME", "/h")], &["/run/containers/7/auth.json", "/h/.config/containers/auth.json", "/h/.docker/config.json"]),
+        (
+            &[("HOME", "/h"), ("DOCKER_CONFIG", "/d"), ("XDG_CONFIG_HOME", "/c"), ("XDG_RUNTIME_DIR", "")],
+            &["/run/containers/7/auth.json", "/c/containers/auth.json", "/d/config.json"],
+        ),
+        (
+            &[("HOME", "/h"), ("REGISTRY_AUTH_FILE", "/r.json"), ("XDG_RUNTIME_DIR", "/x")],
+            &[
+                "/r.json",
+                "/x/containers/auth.json",
+                "/run/containers/7/auth.json",
+                "/h/.config/containers/auth.json",
+                "/h/.docker/config.json",
+            ],
+        ),
+        (&[], &["/run/containers/7/auth.json"]),
+    ];
+    for (variables, expected) in cases {
+        let found = files(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()), 7);
+        assert_eq!(found, expected.iter().map(Path::new).collect::<Vec<_>>());
+    }
+}
+
+const HOSTS: [&str; 4] = ["quay.io", "quay.io:5000", "docker.io", "[::1]:5000"];
+const NAMES: [&str; 3] = ["a", "ab", "a-b"];
+
+/// A key: the number of its host, its namespace, and how it is written.
+type Key = (usize, Vec<usize>, usize);
+
+fn key() -> impl Strategy<Value = Key> {
+    (0..HOSTS.len(), prop::collection::vec(0..NAMES.len(), 0..4), 0..4_usize)
+}
+
+fn written((host, names, form): &Key) -> String {
+    let path: String = names.iter().map(|name| format!("/{}", NAMES[*name])).collect();
+    let host = match (HOSTS[*host], form) {
+        ("docker.io", 1) => "index.docker.io",
+        (host, _) => host,
+    };
+    match (form, names.is_empty()) {
+        (2, _) => format!("{host}{path}/"),
+        (3, true) => format!("https://{host}/v2/"),
+        _ => format!("{host}{path}"),
+    }
+}
+
+fn entry(number: usize) -> serde_json::Value {
+    let (user, password) = (format!("user{number}"), format!("password:{number}"));
+    let auth = PADDED.encode(format!("{user}:{password}"));
+    match number % 4 {
+        0 => json!({ "auth": auth }),
+        1 => json!({"auth": format!("{}\n{}\n", &auth[..8], &auth[8..])}),
+        2 => json!({"auth": "", "username": user, "password": password}),
+        _ => json!({"auth": auth.trim_end_matches('=')}),
+    }
+}
+
+proptest! {
+    /// Compares components, while the code compares text.
+    #[test]
+    fn most_specific_key_wins(keys in prop::collection::vec(key(), 0..12), host in 0..HOSTS.len(),
+                              names in prop::collection::vec(0..NAMES.len(), 1..5)) {
+        // One key for each scope: which of several forms wins is another rule.
+        let mut of_scope: BTreeMap<(usize, Vec<usize>), usize> = BTreeMap::new();
+        for (number, (host, names, _)) in keys.iter().enumerate() {
+            of_scope.entry((*host, names.clone())).or_insert(number);
+        }
+        let auths: serde_json::Map<_, _> =
+            of_scope.values().map(|number| (written(&keys[*number]), entry(*number))).collect();
+        let expected = (0..=names.len()).rev().find_map(|depth| of_scope.get(&(host, names[..depth].to_vec())).copied());
+        let image: String = names.iter().fold(HOSTS[host].to_owned(), |image, name| format!("{image}/{}", NAMES[*name]));
+        // Docker Hub's images have a namespace.
+        prop_assume!(HOSTS[host] != "docker.io" || names.len() > 1);
+        let expected = expected
+            .map(|number| (format!("user{number}"), format!("password:{number}"), written(&keys[number])));
+        prop_assert_eq!(found(&json!({ "auths": auths }).to_string(), &image), Ok(expected));
+    }
+}

@@ -1,0 +1,146 @@
+//! `localregistry pack --pull` finds credentials where podman and docker keep them, under the keys that they write.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use testing::layout::Layout;
+use testing::pack::{Bench, text};
+use testing::upstream::{Answer, Images, Upstream, layer};
+
+/// anna:secret
+const ANNA: &str = "YW5uYTpzZWNyZXQ=";
+/// bob:other
+const BOB: &str = "Ym9iOm90aGVy";
+
+/// A registry with the images `a/b:1` and `a/c:1`: anna may pull the first, and bob the second.
+fn registry() -> (Layout, Upstream) {
+    let layout = Layout::default();
+    let image = layout.manifest(&[&layer()]);
+    let images = Images::new(&layout, &[("1", &image.digest.to_string())]);
+    let upstream = Upstream::start(move |request| {
+        let user = if request.target.starts_with("/v2/a/b/") { ANNA } else { BOB };
+        if request.target == "/v2/" || request.header("authorization") == Some(&format!("Basic {user}")) {
+            return images.answer(request);
+        }
+        Answer::new(401, &[("WWW-Authenticate", "Basic realm=\"x\"")], b"")
+    });
+    (layout, upstream)
+}
+
+/// Writes a credentials file with these entries. HOST in a key stands for the registry.
+fn write(bench: &Bench, upstream: &Upstream, file: &str, entries: &[(&str, Value)]) {
+    let host = upstream.address.to_string();
+    let auths: serde_json::Map<String, Value> =
+        entries.iter().map(|(key, entry)| (key.replace("HOST", &host), entry.clone())).collect();
+    fs::create_dir_all(bench.path(file).parent().unwrap()).unwrap();
+    bench.file(file, json!({ "auths": auths }).to_string().as_bytes());
+}
+
+fn auth(encoded: &str) -> Value {
+    json!({ "auth": encoded })
+}
+
+#[test]
+fn every_form_of_a_key_and_an_entry_is_taken() {
+    let (_layout, upstream) = registry();
+    let bench = Bench::default();
+    let name = format!("{}/a/b:1", upstream.address);
+    let wrong = auth(BOB);
+    for entries in [
+        &[("HOST", auth(ANNA))][..],
+        &[("HOST/", auth(ANNA))],
+        &[("HOST/a", auth(ANNA))],
+        &[("HOST/a/", auth(ANNA))],
+        &[("HOST/a/b", auth(ANNA))],
+        &[("http://HOST", auth(ANNA))],
+        &[("https://HOST/", auth(ANNA))],
+        &[("https://HOST/v2/", auth(ANNA))],
+        &[("HOST", wrong.clone()), ("HOST/a", auth(ANNA))],
+        &[("HOST", wrong.clone()), ("HOST/a", wrong.clone()), ("HOST/a/b", auth(ANNA))],
+        &[("HOST", auth(ANNA)), ("HOST/b", wrong.clone()), ("HOST/a/bb", wrong.clone()), ("https://HOST", wrong.clone())],
+        &[("HOST", auth("YW5uYTpz\nZWNyZXQ=\n"))],
+        &[("HOST", json!({"auth": "", "username": "anna", "password": "secret"}))],
+        &[("HOST", json!({"username": "anna", "password": "secret"}))],
+        &[("HOST", auth(ANNA)), ("HOST/a", json!({}))],
+    ] {
+        write(&bench, &upstream, ".docker/config.json", entries);
+        bench.pack(&["--pull", &name]);
+    }
+}
+
+#[test]
+fn every_place_of_podman_and_docker_is_searched() {
+    let (_layout, upstream) = registry();
+    let name = format!("{}/a/b:1", upstream.address);
+    for (file, variable, value) in [
+        (".docker/config.json", "UNUSED", ""),
+        (".config/containers/auth.json", "UNUSED", ""),
+        ("c/containers/auth.json", "XDG_CONFIG_HOME", "c"),
+        ("r/containers/auth.json", "XDG_RUNTIME_DIR", "r"),
+        ("d/config.json", "DOCKER_CONFIG", "d"),
+        ("f.json", "REGISTRY_AUTH_FILE", "f.json"),
+    ] {
+        let bench = Bench::default();
+        write(&bench, &upstream, file, &[("HOST", auth(ANNA))]);
+        // Files that hold nothing, and a place that is none, come before it.
+        if file != ".config/containers/auth.json" && !file.starts_with('c') {
+            fs::create_dir_all(bench.path(".config/containers")).unwrap();
+            bench.file(".config/containers/auth.json", b"");
+        }
+        let mut command = bench.command(&["--quiet", "pack", "--pull", &name, "-o", "disk.erofs"]);
+        if variable != "XDG_RUNTIME_DIR" {
+            command.env("XDG_RUNTIME_DIR", "/dev/null");
+        }
+        let output = command.env(variable, bench.path(value)).output().unwrap();
+        assert!(output.status.success(), "{file}: {}", text(&output.stderr));
+    }
+    // podman's file comes before docker's.
+    let bench = Bench::default();
+    write(&bench, &upstream, ".docker/config.json", &[("HOST", auth(BOB))]);
+    write(&bench, &upstream, ".config/containers/auth.json", &[("HOST", auth(ANNA))]);
+    bench.pack(&["--pull", &name]);
+}
+
+#[test]
+fn repositories_of_one_registry_have_credentials_of_their_own() {
+    let (_layout, upstream) = registry();
+    let bench = Bench::default();
+    let host = upstream.address.to_string();
+    write(&bench, &upstream, ".docker/config.json", &[("HOST/a", auth(BOB)), ("HOST/a/b", auth(ANNA))]);
+    bench.pack(&["--pull", &format!("{host}/a/b:1"), "--pull", &format!("{host}/a/c:1")]);
+    assert_eq!(bench.extract("disk.erofs").names(), [format!("{host}/a/b:1"), format!("{host}/a/c:1")]);
+    // Neither was sent for the other.
+    for request in upstream.requests() {
+        let user = if request.target.starts_with("/v2/a/b/") { ANNA } else { BOB };
+        let sent = request.header("authorization");
+        assert!(sent.is_none_or(|sent| sent == format!("Basic {user}")), "{}: {sent:?}", request.target);
+    }
+}
+
+#[test]
+fn unusable_credentials_are_named_by_file_and_key() {
+    let (_layout, upstream) = registry();
+    let bench = Bench::default();
+    let (host, name) = (upstream.address.to_string(), format!("{}/a/b:1", upstream.address));
+    let config = ".docker/config.json";
+    let file = bench.path(config).display().to_string();
+    let refused = |expected: &str| bench.refused(&["--pull", &name], &format!("cannot pull {name}: {expected}"));
+    refused(&format!(
+        "{host} asks for credentials (401), and there are none for it in {}; run `docker login {host}`",
+        bench.credential_files()
+    ));
+    for key in ["HOST", "HOST/a", "https://HOST/v2/"] {
+        let named = key.replace("HOST", &host);
+        write(&bench, &upstream, config, &[(key, auth(BOB))]);
+        refused(&format!("{host} refuses the credentials for \"{named}\" in {file} (401)"));
+        write(&bench, &upstream, config, &[(key, auth("c2VjcmV0"))]);
+        refused(&format!("the entry for \"{named}\" in {file} is damaged: base64 of user:password is expected in \"auth\""));
+    }
+    bench.file(config, b"{\"auths\": secret}");
+    refused(&format!("the credentials in {file} cannot be read: the JSON of docker's config.json is expected"));
+    fs::remove_file(bench.path(config)).unwrap();
+    fs::create_dir(bench.path(config)).unwrap();
+    refused(&format!("cannot read the credentials in {file}: Is a directory (os error 21)"));
+    assert!(Path::new(&file).is_dir());
+}
