@@ -42,7 +42,7 @@ impl Report {
 
     /// Prints a warning, with `--quiet` too: it is not progress.
     pub fn warn(&self, line: impl AsRef<str>) {
-        eprintln!("localregistry: warning: {}", escaped(line.as_ref()));
+        message(format!("localregistry: warning: {}", line.as_ref()));
     }
 
     /// Prints the result: `value` as one JSON line with `--json`, else `text`.
