@@ -4,6 +4,7 @@
 
 mod archives;
 mod ca;
+mod charts;
 mod credentials;
 mod deploy;
 mod deploy_objects;

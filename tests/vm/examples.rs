@@ -12,10 +12,11 @@ use localregistry::host::support::cache;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use tar::EntryType;
 use testing::child::KilledOnDrop;
 use testing::deployed::static_server;
 use testing::layout::Layout;
-use testing::pack::{Bench, PROGRAM, archive_of, gzip, text};
+use testing::pack::{Bench, PROGRAM, archive, archive_of, gzip, text};
 use testing::private::{ip, privately};
 use testing::vm::succeed;
 
@@ -97,6 +98,9 @@ fn folder() -> Bench {
     }
     bench.file("db.tar.gz", &gzip(&fs::read(bench.path("db.tar")).unwrap()));
     bench.file("chart.tgz", b"a chart");
+    let metadata = b"apiVersion: v2\nname: web\nversion: 1.2.3\n";
+    let package = gzip(&archive(&[("web/Chart.yaml", EntryType::Regular, metadata)]));
+    ["web-1.2.3.tgz", "db-4.5.6.tgz"].iter().for_each(|name| drop(bench.file(name, &package)));
     bench.file("images.textproto", b"images { path: \"web.tar\" }\n");
     bench.file("users", format!("anna:{}\n", bcrypt::hash("secret", 5).unwrap()).as_bytes());
     for (disk, source) in

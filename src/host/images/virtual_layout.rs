@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, open};
 use serde::Serialize;
 
-use crate::disk::layout::{Directory, Identity, OpenFile, Tree};
+use crate::disk::layout::{Directory, Identity, OpenFile, REF_NAME, Tree};
 use crate::oci::Digest;
 
 /// Content of the file `oci-layout` (OCI image layout specification).
@@ -65,7 +65,7 @@ pub enum BlobContent {
     File(PathBuf),
 }
 
-/// A layout of one unnamed image.
+/// A layout of one image.
 #[derive(Debug)]
 pub struct VirtualLayout {
     index: Vec<u8>,
@@ -78,9 +78,22 @@ impl VirtualLayout {
     /// # Errors
     /// Fails only if serialization fails, which it does not for these types.
     pub fn new(manifest: &NewManifest, blobs: impl IntoIterator<Item = (Digest, BlobContent)>) -> serde_json::Result<Self> {
+        Self::named(manifest, None, blobs)
+    }
+
+    /// As [`VirtualLayout::new`], and the image has the name `name` there.
+    ///
+    /// # Errors
+    /// As [`VirtualLayout::new`].
+    pub fn named(
+        manifest: &NewManifest,
+        name: Option<&str>,
+        blobs: impl IntoIterator<Item = (Digest, BlobContent)>,
+    ) -> serde_json::Result<Self> {
         let content = serde_json::to_vec(manifest)?;
         let digest = Digest::sha256_of(&content);
-        let root = NewDescriptor::new(manifest.media_type, digest, content.len() as u64);
+        let mut root = NewDescriptor::new(manifest.media_type, digest, content.len() as u64);
+        root.annotations.extend(name.map(|name| (REF_NAME, name.to_owned())));
         let index = serde_json::to_vec(&serde_json::json!({ "schemaVersion": 2, "manifests": [root] }))?;
         let blobs = blobs.into_iter().chain([(digest, BlobContent::Memory(content))]);
         Ok(Self { index, blobs: blobs.map(|(digest, place)| (digest.blob_path(), place)).collect() })

@@ -26,6 +26,7 @@ The FILE of --spec is prototext: a list of entries in these forms (proto/localre
   images { name: \"a/b\" path: \"SOURCE\" }                     like the form above, the image answers to every tag
   images { repository: \"a/b\" tag: \"v1\" path: \"SOURCE\" }
   images { name: \"a/b\" tag: \"v1\" artifact { file_path: \"…\" media_type: \"…\" } }
+  images { chart: \"CHART.tgz\" }
 Relative paths start from the folder of FILE, or from --base. A list that Bazel wrote has paths below the runfiles folder of the \
 main repository: use --base \"$RUNFILES_DIR/_main\".
 
@@ -34,11 +35,12 @@ Examples:
   localregistry pack web.tar db.tar.gz -o disk.erofs --json
   localregistry pack --name test/app:v1=build/app-layout -o disk.erofs
   localregistry pack --artifact test/chart:1=chart.tgz:application/vnd.test.chart -o disk.erofs
+  localregistry pack --chart web-1.2.3.tgz --chart charts/db=db-4.5.6.tgz -o disk.erofs
   localregistry pack --spec images.textproto --platform linux/amd64 -o disk.erofs"
 )]
 struct Flags {
     /// An OCI image layout or a docker save archive to pack
-    #[arg(value_name = "SOURCE", required_unless_present_any = ["name", "artifact", "spec", "pull"], value_parser = OsStringValueParser::new().map(Request::source))]
+    #[arg(value_name = "SOURCE", required_unless_present_any = ["name", "artifact", "chart", "spec", "pull"], value_parser = OsStringValueParser::new().map(Request::source))]
     sources: Vec<Request>,
 
     /// Pack SOURCE and name its image REF: repository[:tag]. Without a tag in REF, files all tags that have no repository under REF, or
@@ -51,6 +53,11 @@ struct Flags {
     #[arg(long, value_name = "REF=FILE[:media/type]", value_parser = Request::artifact)]
     artifact: Vec<Request>,
 
+    /// Pack the Helm chart in FILE, as helm package writes it, like helm push: its tag is its version, with _ for +, and its repository is
+    /// its name, unless REPOSITORY is given. FILE.prov is packed with it if it exists. If FILE's name has a =, write ./FILE. Repeatable
+    #[arg(long, value_name = "[REPOSITORY=]FILE", value_parser = Request::chart)]
+    chart: Vec<Request>,
+
     /// Pack the images listed in FILE, see below. Repeatable
     #[arg(long, value_name = "FILE")]
     spec: Vec<PathBuf>,
@@ -59,7 +66,7 @@ struct Flags {
     #[arg(long, value_name = "DIR", requires = "spec")]
     base: Option<PathBuf>,
 
-    /// Give every image the tag TAG in place of its own tags, unless --name, --artifact or the --spec entry gives a tag
+    /// Give every image except charts the tag TAG in place of its own tags, unless --name, --artifact or the --spec entry gives a tag
     #[arg(long, value_name = "TAG")]
     tag: Option<Tag>,
 
@@ -151,7 +158,9 @@ impl PackArgs {
             }
         }
         for request in &mut requests {
-            if let Some(tag) = self.tag.as_ref().filter(|_| !matches!(request.naming.tags, Tags::One(_))) {
+            // Helm looks for a chart by its version.
+            let keeps = matches!(request.naming.tags, Tags::One(_)) || matches!(request.origin, Origin::Chart { .. });
+            if let Some(tag) = self.tag.as_ref().filter(|_| !keeps) {
                 request.naming.tags = Tags::One(tag.clone());
             }
             request.upstream = request.upstream.take().or_else(|| self.upstream.clone());
@@ -171,10 +180,11 @@ impl FromArgMatches for PackArgs {
         }
         let requests = |requests: Vec<Request>| requests.into_iter().map(Box::new).map(Input::Request).collect();
         let pulls = flags.pulling.references().iter().cloned().map(Origin::Pull).map(Request::of).collect();
-        let given: [(&str, Vec<Input>); 5] = [
+        let given: [(&str, Vec<Input>); 6] = [
             ("sources", requests(flags.sources)),
             ("name", requests(flags.name)),
             ("artifact", requests(flags.artifact)),
+            ("chart", requests(flags.chart)),
             ("pull", requests(pulls)),
             ("spec", flags.spec.into_iter().map(Input::Spec).collect()),
         ];

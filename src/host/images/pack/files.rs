@@ -115,7 +115,11 @@ fn fault(text: &str) -> String {
     }
 }
 
-fn hash(content: &mut impl Read, interrupt: &Interrupt) -> io::Result<Digest> {
+/// The digest of what is left to read.
+///
+/// # Errors
+/// Fails if reading fails, or after a signal.
+pub fn hash(content: &mut impl Read, interrupt: &Interrupt) -> io::Result<Digest> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut buffer = vec![0; 1 << 18];
     loop {

@@ -5,6 +5,7 @@
 mod archive;
 mod args;
 mod cache;
+mod chart;
 mod compression;
 mod copy;
 mod disk_writer;

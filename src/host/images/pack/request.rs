@@ -46,6 +46,11 @@ pub enum Origin {
         /// Its media type.
         media_type: Option<String>,
     },
+    /// The package of a Helm chart.
+    Chart {
+        /// The file.
+        file: PathBuf,
+    },
     /// An image in a registry.
     Pull(ImageReference),
 }
@@ -122,12 +127,22 @@ impl Request {
         Ok(Self { naming, ..Self::of(Origin::Artifact { file: file.into(), media_type }) })
     }
 
+    /// Parses `[REPOSITORY=]FILE`. A file whose name has `=` starts with `/` or `.`.
+    ///
+    /// # Errors
+    /// Fails with a message if the text has another form.
+    pub fn chart(text: &str) -> Result<Self, String> {
+        let is_named = text.contains('=') && !text.starts_with(['/', '.']);
+        let (naming, file) = if is_named { naming(text, "REPOSITORY=FILE", "a file")? } else { (Naming::default(), text) };
+        Ok(Self { naming, ..Self::of(Origin::Chart { file: file.into() }) })
+    }
+
     /// The request's name in messages.
     #[must_use]
     pub fn label(&self) -> String {
         let path = match &self.origin {
             Origin::Path { path, .. } => Some(path),
-            Origin::Artifact { file, .. } => Some(file),
+            Origin::Artifact { file, .. } | Origin::Chart { file } => Some(file),
             Origin::Pull(reference) => {
                 return self.position.iter().cloned().chain([reference.to_string()]).collect::<Vec<_>>().join(": ");
             }
@@ -143,7 +158,7 @@ impl Request {
     pub fn paths(&self) -> Vec<&Path> {
         match &self.origin {
             Origin::Path { path, .. } => vec![path],
-            Origin::Artifact { file, .. } => vec![file],
+            Origin::Artifact { file, .. } | Origin::Chart { file } => vec![file],
             Origin::Pull(_) => Vec::new(),
             Origin::Parts { config, layers } => {
                 [config].into_iter().chain(layers).flat_map(|part| [part.file.as_path(), &part.digest]).collect()

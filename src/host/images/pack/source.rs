@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek};
 use std::path::Path;
 
 use super::archive::{Archive, ArchiveError};
+use super::chart::{self, ChartError};
 use super::compression::{self, Compression, DecompressError};
 use super::docker::{self, DockerArchive, DockerError};
 use super::files::{self, FilesError};
@@ -69,6 +70,9 @@ pub enum SourceError {
     /// No image can be built from the given files.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// The file is not a Helm chart.
+    #[error(transparent)]
+    Chart(#[from] ChartError),
     /// An index has no manifest for the selected platform.
     #[error(transparent)]
     Platform(#[from] PlatformError),
@@ -147,6 +151,7 @@ fn tree(
         Origin::Pull(_) => Ok(Box::new(pulled.ok_or(SourceError::NotPulled)?)),
         Origin::Parts { config, layers } => Ok(Box::new(files::image(config, layers)?)),
         Origin::Artifact { file, media_type } => Ok(Box::new(files::artifact(file, media_type.as_deref(), interrupt)?)),
+        Origin::Chart { file } => Ok(Box::new(chart::open(file, request.naming.repository.is_some(), interrupt)?)),
         Origin::Path { path, links } => {
             let metadata = fs::metadata(path).map_err(SourceError::Read)?;
             if metadata.is_file() {

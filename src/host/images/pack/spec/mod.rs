@@ -111,11 +111,12 @@ fn origin(entry: proto::Image, base: &Path, named: bool) -> Result<Origin, Strin
         ("config", of_parts),
         ("artifact", entry.artifact.is_some()),
         ("pull", entry.pull.is_some()),
+        ("chart", entry.chart.is_some()),
     ];
     let given: Vec<&str> = kinds.into_iter().filter(|(_, given)| *given).map(|(kind, _)| kind).collect();
-    let expected = "one of path, config, artifact and pull is expected";
+    let expected = "one of path, config, artifact, pull and chart is expected";
     let kind = match given.as_slice() {
-        [] => return Err(format!("it has none of path, config, artifact and pull; {expected}")),
+        [] => return Err(format!("it has none of path, config, artifact, pull and chart; {expected}")),
         [kind] => *kind,
         [first, second, ..] => return Err(format!("it has both {first} and {second}; {expected}")),
     };
@@ -133,6 +134,9 @@ fn origin(entry: proto::Image, base: &Path, named: bool) -> Result<Origin, Strin
             digest: file(part.digest_path, &format!("digest_path in {field}"))?,
         })
     };
+    if let Some(chart) = entry.chart {
+        return Ok(Origin::Chart { file: file(Some(chart), "chart")? });
+    }
     match (entry.path, entry.artifact, entry.pull) {
         (path @ Some(_), ..) => Ok(Origin::Path { path: file(path, "path")?, links: true }),
         (_, Some(artifact), _) => {
@@ -167,7 +171,7 @@ mod tests {
             images { name: "a/b" config { file_path: "c" digest_path: "c.sha256" } layers { file_path: "l" digest_path: "/l.sha256" } }
             images { name: "c/d" path: "../x" }
             images < repository: 'e' '/f', tag: "v1"; path: "y" >
-            images: [{ repository: "g" tag: "" path: "z" }, { path: "w.tar" }]
+            images: [{ repository: "g" tag: "" path: "z" }, { path: "w.tar" }, { chart: "c.tgz" }]
         "#;
         let requests = read(text).unwrap();
         let parts = Origin::Parts {
@@ -181,6 +185,7 @@ mod tests {
             (path("y"), "e/f", Tags::One("v1".parse().unwrap()), "5:13"),
             (path("z"), "g", Tags::OwnOrNone, "6:13"),
             (path("w.tar"), "", Tags::Own, "6:61"),
+            (Origin::Chart { file: "base/c.tgz".into() }, "", Tags::Own, "6:80"),
         ];
         assert_eq!(requests.len(), expected.len());
         for (request, (origin, repository, tags, position)) in requests.into_iter().zip(expected) {
@@ -193,7 +198,7 @@ mod tests {
     #[test]
     fn errors_name_line_and_column() {
         let deep = "images { [a/localregistry.v1.Images] ".to_owned() + &"{ [a/localregistry.v1.Images] ".repeat(100_000);
-        let one = "one of path, config, artifact and pull is expected";
+        let one = "one of path, config, artifact, pull and chart is expected";
         let cases = [
             ("images {\n  path: \"x\"\n  paht: \"y\"\n}", "3:3: field 'paht' not found for message 'localregistry.v1.Image'"),
             ("image { }", "1:1: field 'image' not found for message 'localregistry.v1.Images'"),
@@ -205,7 +210,7 @@ mod tests {
             ("images { path: \"\\q\" }", "1:17: invalid string escape"),
             ("images {\n path: \"x\"\n", "3:1: expected '}' or a field name, but reached end of input"),
             (deep.as_str(), "1:488: messages are nested deeper than 16"),
-            ("\n images { name: \"a\" }", &format!("2:2: it has none of path, config, artifact and pull; {one}")),
+            ("\n images { name: \"a\" }", &format!("2:2: it has none of path, config, artifact, pull and chart; {one}")),
             ("images { name: \"a\" path: \"x\" config { } }", &format!("1:1: it has both path and config; {one}")),
             ("images { pull: \"a\" artifact { } }", &format!("1:1: it has both artifact and pull; {one}")),
             ("images { name: \"a\" path: \"x\" layers { } }", &format!("1:1: it has both path and config; {one}")),

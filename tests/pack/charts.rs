@@ -1,0 +1,167 @@
+//! Helm charts as sources. What Helm requires of a chart in a registry is in its `pkg/registry` (`constants.go`, `client.go`): these media
+//! types, a config with the chart's metadata, and the version as the tag, with `_` for `+`. `tests/clients/charts.rs` pulls with Helm.
+
+use serde_json::{Value, json};
+use tar::EntryType;
+use testing::layout::content;
+use testing::pack::{Bench, archive, gzip};
+
+const CONFIG: &str = "application/vnd.cncf.helm.config.v1+json";
+const PACKAGE: &str = "application/vnd.cncf.helm.chart.content.v1.tar+gzip";
+const PROVENANCE: &str = "application/vnd.cncf.helm.chart.provenance.v1.prov";
+
+const METADATA: &str = "\
+apiVersion: v2
+name: web
+version: 1.2.3-rc.1+build.5
+# A number, where Helm takes text.
+appVersion: 1.16
+description: A \"web\" server & more
+type: application
+deprecated: yes
+keywords: [a, 'b']
+home: null
+annotations:
+  example.test/number: 7
+maintainers:
+  - name: Anna
+    email: anna@example.test
+dependencies:
+  - name: db
+    version: ~4.5
+    repository: oci://registry.test/charts
+    import-values: [data, {child: a, parent: b}]
+unknown: {is: dropped}
+";
+
+fn package(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let members: Vec<_> = members.iter().map(|(name, content)| (*name, EntryType::Regular, *content)).collect();
+    gzip(&archive(&members))
+}
+
+fn chart(metadata: &str) -> Vec<u8> {
+    package(&[
+        ("web/Chart.yaml", metadata.as_bytes()),
+        ("web/values.yaml", b"a: 1\n"),
+        ("web/charts/db/Chart.yaml", b"name: db\n"),
+    ])
+}
+
+#[test]
+fn charts_are_packed_as_helm_pushes_them() {
+    let bench = Bench::default();
+    let package = chart(METADATA);
+    bench.file("web.tgz", &package);
+    bench.pack(&["--chart", "web.tgz"]);
+    let disk = bench.extract("disk.erofs");
+    let [(name, digest)] = disk.images().try_into().unwrap();
+    assert_eq!(name, "web:1.2.3-rc.1_build.5");
+    let manifest = disk.json(&digest);
+    assert_eq!(manifest["mediaType"], "application/vnd.oci.image.manifest.v1+json");
+    assert_eq!(manifest.get("artifactType"), None, "Helm writes none, and the config's type says it");
+    let blob = |descriptor: &Value, kind: &str| {
+        let content = disk.blob(descriptor["digest"].as_str().unwrap());
+        assert_eq!((&descriptor["mediaType"], &descriptor["size"]), (&json!(kind), &json!(content.len())));
+        content.to_owned()
+    };
+    let config: Value = serde_json::from_slice(&blob(&manifest["config"], CONFIG)).unwrap();
+    assert_eq!(
+        config,
+        json!({
+            "apiVersion": "v2", "name": "web", "version": "1.2.3-rc.1+build.5", "appVersion": "1.16",
+            "description": "A \"web\" server & more", "type": "application", "deprecated": true, "keywords": ["a", "b"],
+            "annotations": {"example.test/number": "7"},
+            "maintainers": [{"name": "Anna", "email": "anna@example.test"}],
+            "dependencies": [{
+                "name": "db", "version": "~4.5", "repository": "oci://registry.test/charts",
+                "import-values": ["data", {"child": "a", "parent": "b"}],
+            }],
+        })
+    );
+    assert_eq!(manifest["layers"].as_array().unwrap().len(), 1);
+    assert_eq!(blob(&manifest["layers"][0], PACKAGE), package);
+
+    // With the provenance beside it, and the registry's answer to a client that asks for the version.
+    bench.file("web.tgz.prov", b"signed");
+    bench.pack(&["--chart", "charts/web=web.tgz"]);
+    let disk = bench.extract("disk.erofs");
+    let [(name, digest)] = disk.images().try_into().unwrap();
+    assert_eq!(name, "charts/web:1.2.3-rc.1_build.5");
+    let layers = disk.json(&digest)["layers"].clone();
+    assert_eq!((&layers[1]["mediaType"], layers[2].is_null()), (&json!(PROVENANCE), true));
+    assert_eq!(disk.blob(layers[1]["digest"].as_str().unwrap()), b"signed");
+    let served = testing::http::get(bench.serve().plain, "/v2/charts/web/manifests/1.2.3-rc.1_build.5");
+    assert_eq!(served.header("docker-content-digest"), Some(digest.as_str()));
+}
+
+#[test]
+fn charts_are_named_by_the_command_line_and_lists() {
+    let bench = Bench::default();
+    bench.file("web.tgz", &chart("apiVersion: v2\nname: web\nversion: 1.0.0\n"));
+    bench.file("a=b.tgz", &chart("apiVersion: v2\nname: other\nversion: v2\n"));
+    let names = |arguments: &[&str]| {
+        bench.pack(arguments);
+        bench.extract("disk.erofs").names()
+    };
+    assert_eq!(names(&["--chart", "web.tgz", "--chart", "./a=b.tgz"]), ["other:v2", "web:1.0.0"]);
+    assert_eq!(names(&["--chart", "ghcr.io/org/charts/web=web.tgz"]), ["ghcr.io/org/charts/web:1.0.0"]);
+    // Helm asks for the version, so the tag for all images is not for charts; one for this chart is.
+    assert_eq!(names(&["--chart", "web.tgz", "--tag", "v9", "--upstream", "quay.io"]), ["quay.io/web:1.0.0"]);
+    assert_eq!(names(&["--chart", "charts/web:latest=web.tgz"]), ["charts/web:latest"]);
+    bench.file("list", b"images { chart: \"web.tgz\" } images { repository: \"charts/web\" chart: \"web.tgz\" }");
+    assert_eq!(names(&["--spec", "list"]), ["charts/web:1.0.0", "web:1.0.0"]);
+    // The same content in the same bytes.
+    let disk = std::fs::read(bench.path("disk.erofs")).unwrap();
+    bench.pack(&["--chart", "charts/web=web.tgz", "--chart", "web.tgz"]);
+    assert!(std::fs::read(bench.path("disk.erofs")).unwrap() == disk);
+}
+
+#[test]
+fn what_is_no_chart_is_refused() {
+    let bench = Bench::default();
+    let refused = |content: &[u8], message: &str| {
+        bench.file("web.tgz", content);
+        bench.refused(&["--chart", "web.tgz"], &format!("cannot pack web.tgz: {message}"));
+    };
+    let no_chart = "it is no Helm chart: a tar archive compressed with gzip is expected, as helm package writes it";
+    refused(b"a chart, it says", &format!("{no_chart}: invalid gzip header"));
+    refused(&archive(&[("web/Chart.yaml", EntryType::Regular, b"name: web")]), &format!("{no_chart}: invalid gzip header"));
+    let whole = chart(METADATA);
+    refused(&whole[..whole.len() - 9], &format!("{no_chart}: incomplete deflate stream"));
+    // In the checksum behind the archive.
+    refused(&whole[..whole.len() - 4], &format!("{no_chart}: unexpected end of file"));
+    let none = "it has no Chart.yaml in a folder; the package of a Helm chart is expected, as helm package writes it";
+    refused(&package(&[("Chart.yaml", b"name: web"), ("a/b/Chart.yaml", b"name: web")]), none);
+    refused(
+        &package(&[("a/Chart.yaml", b"name: a"), ("b/Chart.yaml", b"name: b")]),
+        "it has a/Chart.yaml and b/Chart.yaml; one chart is expected",
+    );
+    let large = content((5 << 20) + 1);
+    refused(&package(&[("web/Chart.yaml", &large)]), "web/Chart.yaml has 5242881 bytes; Helm loads files of at most 5242880");
+    refused(&gzip(&vec![0; (100 << 20) + 512]), "it unpacks to more than 104857600 bytes, which Helm does not load");
+
+    let metadata = |yaml: &str, message: &str| refused(&chart(yaml), &format!("web/Chart.yaml{message}"));
+    let grammar = "a repository name has lower-case letters and digits, joined by one of . _ __ - and split by /";
+    metadata(
+        "name: myWeb\nversion: 1.0.0\n",
+        &format!(": the chart's name \"myWeb\" makes no repository; give it one with --chart REPOSITORY=FILE: {grammar}"),
+    );
+    metadata(
+        "name: web\nversion: 1.0.0 beta\n",
+        ": the version \"1.0.0 beta\" makes no tag: a tag has at most 128 letters, digits and _ . -, and starts with none of . -",
+    );
+    metadata("name: ''\nversion: 1.0.0\n", " is not the metadata of a chart: the name is empty");
+    for wrong in ["name: web\n", "version: 1.0.0\n", "name: web\nversion: 1.0.0\nkeywords: {a: b}\n", "- web\n", "name: [\n", ""]
+    {
+        bench.file("web.tgz", &chart(wrong));
+        let output = bench.command(&["--quiet", "pack", "--chart", "web.tgz", "-o", "disk"]).output().unwrap();
+        let said = testing::pack::text(&output.stderr);
+        let start = "localregistry: cannot pack web.tgz: web/Chart.yaml is not the metadata of a chart: ";
+        assert!(said.starts_with(start) && said.lines().count() == 1, "{wrong:?}: {said}");
+        assert_eq!((output.status.code(), bench.path("disk").exists()), (Some(1), false));
+    }
+    bench.refused(&["--chart", "none.tgz"], "cannot pack none.tgz: cannot read it: No such file or directory (os error 2)");
+    bench.file("web.tgz", &chart("name: myWeb\nversion: 1.0.0\n"));
+    bench.pack(&["--chart", "my/web=web.tgz"]);
+    assert_eq!(bench.extract("disk.erofs").names(), ["my/web:1.0.0"]);
+}
