@@ -12,6 +12,13 @@ pub const MAX_DEPTH: usize = 8;
 /// Most manifests of one image. Every entry of every index counts.
 pub const MAX_MANIFESTS: usize = 10_000;
 
+/// Most blobs that all images of a layout may name together, if `distinct` of them are different. An image has its own manifest and config,
+/// and shares at most some hundred layers with others.
+#[must_use]
+pub const fn max_named(distinct: usize) -> usize {
+    distinct.saturating_mul(100).saturating_add(100_000)
+}
+
 /// A limit of the walk. Displays as a quantity: "8 levels of indexes".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Limit {

@@ -5,6 +5,7 @@ mod archives;
 mod bad_archives;
 mod bad_images;
 mod bad_sources;
+mod bounds;
 mod charts;
 mod index_entries;
 mod layouts;

@@ -139,6 +139,19 @@ pub enum LayoutError {
         /// The image.
         image: String,
     },
+    /// The images share their content in a way that multiplies it ([`max_named`](crate::oci::graph::max_named)).
+    #[error(
+        "image {image}: the images up to this one name {named} blobs, of which {distinct} are different; at most 100 images for each blob \
+         are expected"
+    )]
+    Shared {
+        /// The last image.
+        image: String,
+        /// Number of blobs, each counted for each image.
+        named: usize,
+        /// Number of different blobs.
+        distinct: usize,
+    },
     /// Two manifests have the same tag.
     #[error("image {image}: the tag is claimed by {first} and by {second}; one manifest for each tag is expected")]
     Conflict {

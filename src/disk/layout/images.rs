@@ -49,8 +49,9 @@ struct RootContent {
 /// a referrer.
 pub fn images(tree: &dyn Tree, options: ReadOptions<'_>) -> Result<LayoutImages, LayoutError> {
     let entries = entries(tree)?;
-    let mut collector = Collector { tree, options, roots: HashMap::new(), faults: HashMap::new() };
-    entries.iter().for_each(|entry| collector.add(&entry.name(), &entry.descriptor));
+    let mut collector =
+        Collector { tree, options, roots: HashMap::new(), faults: HashMap::new(), named: 0, distinct: HashSet::new() };
+    entries.iter().try_for_each(|entry| collector.add(&entry.name(), &entry.descriptor))?;
     let Collector { roots, mut faults, .. } = collector;
     let assigned = if let Unnamed::Assign(repository) = options.unnamed { Some(repository) } else { None };
     let default: Option<Repository> = if let Unnamed::Default = options.unnamed { DEFAULT_REPOSITORY.parse().ok() } else { None };
@@ -95,6 +96,9 @@ struct Collector<'a> {
     roots: HashMap<Digest, RootContent>,
     /// The first fault below a root. Its content is collected up to there.
     faults: HashMap<Digest, LayoutError>,
+    /// Number of blobs in all roots, and the different ones.
+    named: usize,
+    distinct: HashSet<Digest>,
 }
 
 /// What is below a root, while it is collected.
@@ -106,15 +110,25 @@ struct Collected {
 
 impl Collector<'_> {
     /// Collects everything below `root`, up to the first fault. `image` is the name in messages.
-    fn add(&mut self, image: &str, root: &Descriptor) {
+    ///
+    /// # Errors
+    /// Fails with [`LayoutError::Shared`], which ends the reading of the layout.
+    fn add(&mut self, image: &str, root: &Descriptor) -> Result<(), LayoutError> {
         if self.roots.contains_key(&root.digest) {
-            return;
+            return Ok(());
         }
         let mut found = Collected::default();
         if let Err(fault) = self.collect(image, root, &mut found) {
             self.faults.insert(root.digest, fault);
         }
-        self.roots.insert(root.digest, RootContent { present: found.present.into(), missing: found.missing.into() });
+        let Collected { present, missing } = found;
+        self.named += present.len() + missing.len();
+        self.distinct.extend(present.iter().chain(&missing).map(|blob| blob.digest));
+        if self.named > graph::max_named(self.distinct.len()) {
+            return Err(LayoutError::Shared { image: image.to_owned(), named: self.named, distinct: self.distinct.len() });
+        }
+        self.roots.insert(root.digest, RootContent { present: present.into(), missing: missing.into() });
+        Ok(())
     }
 
     fn collect(&self, image: &str, root: &Descriptor, found: &mut Collected) -> Result<(), LayoutError> {

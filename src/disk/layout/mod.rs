@@ -3,6 +3,7 @@
 //! Only manifests are read. Of other blobs, only the size is checked.
 
 mod error;
+mod holes;
 mod images;
 mod kinds;
 mod repositories;
@@ -19,6 +20,7 @@ use crate::oci::json::null_as_default;
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference, Repository, Tag, media_type};
 
 pub use error::LayoutError;
+pub use holes::{check_holes, max_expanded};
 pub use images::{DEFAULT_REPOSITORY, LayoutImages, LeftOver, images};
 pub use repositories::{assign_repositories, served_entries};
 pub use tree::{Directory, Identity, OpenFile, Tree};

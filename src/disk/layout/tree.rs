@@ -8,6 +8,8 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat};
 
+use super::check_holes;
+
 /// An open file of a [`Tree`].
 pub struct OpenFile<'a> {
     /// Its content.
@@ -129,6 +131,7 @@ impl Directory {
 impl Tree for Directory {
     fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
         let (file, size) = self.file(path)?;
+        check_holes(&file, size)?;
         Ok(OpenFile { reader: Box::new(file), size })
     }
 

@@ -1,5 +1,6 @@
 //! Container images: pulled from registries, packed into a disk, written from scratch, and the sample image.
 
+pub(in crate::host) mod bounded;
 pub mod pack;
 pub mod pull;
 pub mod sample;

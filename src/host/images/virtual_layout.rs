@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, open};
 use serde::Serialize;
 
-use crate::disk::layout::{Directory, Identity, OpenFile, REF_NAME, Tree};
+use crate::disk::layout::{Directory, Identity, OpenFile, REF_NAME, Tree, check_holes};
 use crate::oci::Digest;
 
 /// Content of the file `oci-layout` (OCI image layout specification).
@@ -173,6 +173,7 @@ pub fn in_memory(content: &[u8]) -> OpenFile<'_> {
 
 fn content(path: &Path) -> io::Result<OpenFile<'static>> {
     let (file, size) = open_regular(path)?;
+    check_holes(&file, size)?;
     Ok(OpenFile { reader: Box::new(file), size })
 }
 

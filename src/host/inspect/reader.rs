@@ -6,13 +6,17 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use crate::disk::erofs::{ErofsError, ErofsTree};
-use crate::disk::layout::{Directory, Tree};
+use crate::disk::layout::{Directory, Tree, check_holes};
 use crate::disk::superblock::{FileSystem, HEAD_LEN, Superblock};
+use crate::host::images::bounded::BoundedTree;
 use crate::host::images::pack::source::{self, SourceError};
 use crate::host::support::interrupt::Interrupt;
 
 /// The magic number of a tar archive and its offset in bytes (POSIX pax, "ustar Interchange Format").
 const TAR_MAGIC: (usize, &[u8]) = (257, b"ustar");
+
+/// Most bytes of an index or a catalog to one compressed byte of a squashfs.
+const SQUASHFS_RATIO: u64 = 1000;
 
 /// Why a disk cannot be opened. The messages do not name its path.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,9 @@ pub enum DiskError {
         /// The file system's size in bytes.
         expected: u64,
     },
+    /// The file is nearly all holes.
+    #[error("it is not a disk")]
+    Holes(#[source] io::Error),
     /// The EROFS image is damaged or unsupported.
     #[error("its erofs file system cannot be read; copy or pack the disk again")]
     Erofs(#[from] ErofsError),
@@ -100,6 +107,7 @@ impl Disk {
         let metadata = fs::metadata(path).map_err(DiskError::Read)?;
         if metadata.is_dir() {
             let tree = Box::new(Directory::open(path).map_err(DiskError::Read)?);
+            let tree = Box::new(BoundedTree::of_files(tree, interrupt));
             return Ok(Self { form: Form::Folder, bytes: None, tree });
         }
         if !metadata.is_file() && !metadata.file_type().is_block_device() {
@@ -108,19 +116,24 @@ impl Disk {
         let mut file = File::open(path).map_err(DiskError::Read)?;
         // The metadata of a device does not have its size.
         let bytes = file.seek(SeekFrom::End(0)).map_err(DiskError::Read)?;
+        check_holes(&file, bytes).map_err(DiskError::Holes)?;
         let head = head(&mut file).map_err(DiskError::Read)?;
         if head.is_empty() {
             return Err(DiskError::Empty);
         }
         if is_archive(&head) {
             let tree = source::open_archive(path, false, &std::env::temp_dir(), interrupt)?;
+            let tree = Box::new(BoundedTree::new(tree, bytes, u64::MAX, interrupt));
             return Ok(Self { form: Form::Archive, bytes: Some(bytes), tree });
         }
         let Superblock { fs, bytes: expected } = Superblock::detect(&head).ok_or(DiskError::Unknown)?;
         if let Some(expected) = expected.filter(|expected| *expected > bytes) {
             return Err(DiskError::Truncated { bytes, fs: fs.name(), expected });
         }
-        Ok(Self { form: Form::FileSystem(fs), bytes: Some(bytes), tree: file_system(fs, file, bytes)? })
+        // The other file systems store the index and the catalog as they are.
+        let ratio = if fs == FileSystem::Squashfs { SQUASHFS_RATIO } else { 1 };
+        let tree = Box::new(BoundedTree::new(file_system(fs, file, bytes)?, bytes, ratio, interrupt));
+        Ok(Self { form: Form::FileSystem(fs), bytes: Some(bytes), tree })
     }
 }
 

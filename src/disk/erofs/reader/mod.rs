@@ -52,18 +52,31 @@ impl ErofsTree {
         if inode.size > self.volume.len.min(MAX_DIRECTORY_SIZE) {
             return Err(inode.error("is a directory that is too large"));
         }
-        let mut content = vec![0; usize::try_from(inode.size).unwrap_or_default()];
+        let block_size = usize::try_from(self.volume.block_size()).unwrap_or(usize::MAX);
+        let mut entries = DirectoryEntries::new(block_size);
+        let mut block = vec![0; block_size];
         let mut done = 0;
-        while let Some(rest) = content.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match inode.read_at(&self.volume, done as u64, rest)? {
+        while done < inode.size {
+            let len = usize::try_from(inode.size - done).unwrap_or(usize::MAX).min(block_size);
+            let block = block.get_mut(..len).unwrap_or_default();
+            done += self.fill(&inode, done, block)?;
+            entries.add_block(block).map_err(|fault| inode.error(fault))?;
+        }
+        let directory = Arc::new(entries);
+        known.insert(number, Arc::clone(&directory));
+        Ok(directory)
+    }
+
+    /// Fills `into` with a file's content from byte `from` on, and returns its length.
+    fn fill(&self, inode: &Inode, from: u64, into: &mut [u8]) -> Result<u64, ErofsError> {
+        let mut done = 0;
+        while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match inode.read_at(&self.volume, from + done as u64, rest)? {
                 0 => return Err(inode.error("has less content than its size")),
                 count => done += count,
             }
         }
-        let block = usize::try_from(self.volume.block_size()).unwrap_or(usize::MAX);
-        let directory = Arc::new(DirectoryEntries::parse(&content, block).map_err(|fault| inode.error(fault))?);
-        known.insert(number, Arc::clone(&directory));
-        Ok(directory)
+        Ok(done as u64)
     }
 }
 

@@ -92,3 +92,45 @@ fn damaged_and_unsupported_inodes_are_refused() {
         "the file's content is on another device; a single image is expected: make it without mkfs.erofs's option --blobdev"
     );
 }
+
+#[test]
+fn directory_of_many_blocks_is_searched() {
+    // Three blocks of two entries each, and one of one entry.
+    let names = ["a", "b", "bb", "c", "d", "dd", "e"];
+    let mut content = DirectoryEntries::new(64);
+    for (number, pair) in names.chunks(2).enumerate() {
+        content.add_block(&directory_block(pair, 2 * number as u64)).unwrap();
+    }
+    for (number, name) in names.iter().enumerate() {
+        assert_eq!(content.find(name), Some(number as u64), "{name}");
+    }
+    for name in ["", "A", "aa", "bbb", "f", "cc"] {
+        assert_eq!(content.find(name), None, "{name}");
+    }
+    assert_eq!(DirectoryEntries::new(64).find("a"), None);
+}
+
+#[test]
+fn directory_out_of_order_is_damaged() {
+    let mut content = DirectoryEntries::new(64);
+    assert_eq!(content.add_block(&directory_block(&["b", "a"], 0)), Err("is a directory with names out of order"));
+    content.add_block(&directory_block(&["a", "b"], 0)).unwrap();
+    // A block that is listed twice.
+    assert_eq!(content.add_block(&directory_block(&["a", "b"], 0)), Err("is a directory with names out of order"));
+    content.add_block(&directory_block(&["c"], 0)).unwrap();
+    assert_eq!(content.find("c"), Some(0));
+}
+
+/// A block of 64 bytes with these names, whose inodes have numbers from `first` on.
+fn directory_block(names: &[&str], first: u64) -> Vec<u8> {
+    let (mut entries, mut text) = (Vec::new(), Vec::new());
+    for (number, name) in (first..).zip(names) {
+        entries.extend_from_slice(&number.to_le_bytes());
+        entries.extend_from_slice(&u16::try_from(names.len() * 12 + text.len()).unwrap().to_le_bytes());
+        entries.extend_from_slice(&[0, 0]);
+        text.extend_from_slice(name.as_bytes());
+    }
+    let mut block = [entries, text].concat();
+    block.resize(64, 0);
+    block
+}

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::archive::Archive;
 use super::compression::{self, Compression, DecompressError};
-use crate::disk::layout::{Identity, OpenFile, REF_NAME, Tree};
+use crate::disk::layout::{Identity, OpenFile, REF_NAME, Tree, max_expanded};
 use crate::host::images::virtual_layout::{NewDescriptor, NewManifest, OCI_LAYOUT, in_memory};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::json::null_as_default;
@@ -269,7 +269,7 @@ impl ManifestBuilder<'_> {
     ) -> Result<Digest, DockerError> {
         let damaged = |source| DockerError::Layer { image: image.to_owned(), path: member.to_owned(), source };
         let content = self.archive.member(member).map_err(DecompressError::Read).map_err(damaged)?;
-        let limit = compression::max_decompressed(content.size);
+        let limit = max_expanded(content.size);
         let mut packed = Hashing { inner: content.reader, hasher: Hasher::new(Algorithm::Sha256) };
         let mut plain = Hasher::new(diff_id.algorithm());
         let mut decoder = compression.decoder(BufReader::with_capacity(1 << 18, &mut packed), self.interrupt);

@@ -15,6 +15,7 @@ use super::platform::{self, PlatformError, SelectedPlatform};
 use super::request::{Origin, Request};
 use crate::disk::layout::{self, Directory, Image, LayoutError, LayoutImages, LeftOver, ReadOptions, Tree, Unnamed};
 use crate::disk::superblock::{HEAD_LEN, Superblock};
+use crate::host::images::bounded::BoundedTree;
 use crate::host::images::pull::{FailedLookup, PulledLayout};
 use crate::host::images::virtual_layout::UnconfinedDir;
 use crate::host::support::interrupt::Interrupt;
@@ -124,7 +125,8 @@ impl Source {
         interrupt: &Interrupt,
     ) -> Result<Self, SourceError> {
         let failed_lookups = pulled.as_ref().map(|pulled| pulled.failed_lookups.clone()).unwrap_or_default();
-        let tree = flat_index::as_image(tree(request, pulled, folder, interrupt)?);
+        let tree = Box::new(BoundedTree::of_files(tree(request, pulled, folder, interrupt)?, interrupt));
+        let tree = flat_index::as_image(tree);
         let (tree, left_out) = match &request.platform {
             Some(platform) => platform::reduce(tree, platform)?,
             None => (tree, Vec::new()),

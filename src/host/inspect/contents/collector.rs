@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::{Blob, BlobFault, BlobKind, Contents, ContentsError, Image, Root, read_fault};
-use crate::disk::layout::{self, IndexEntry, Tree};
+use crate::disk::layout::{self, IndexEntry, LayoutError, Tree};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::graph::{self, Exceeded, Node};
 use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Platform, media_type};
@@ -36,6 +36,9 @@ pub struct Collector<'a> {
     faulty: HashSet<u32>,
     /// Media types, platforms and artifact types. Many images share each of them.
     texts: HashSet<Arc<str>>,
+    /// Number of blobs in all roots.
+    named: usize,
+    interrupt: &'a Interrupt,
 }
 
 /// The content of a root, while it is collected.
@@ -53,7 +56,7 @@ impl<'a> Collector<'a> {
         tree: &'a dyn Tree,
         entries: &[IndexEntry],
         verify: bool,
-        interrupt: &Interrupt,
+        interrupt: &'a Interrupt,
     ) -> Result<Self, ContentsError> {
         let mut collector = Self {
             tree,
@@ -64,10 +67,11 @@ impl<'a> Collector<'a> {
             typed: HashSet::new(),
             faulty: HashSet::new(),
             texts: HashSet::new(),
+            named: 0,
+            interrupt,
         };
         for entry in entries {
-            interrupt.check()?;
-            collector.add_root(&entry.descriptor)?;
+            collector.add_root(&entry.name(), &entry.descriptor)?;
         }
         Ok(collector)
     }
@@ -102,13 +106,15 @@ impl<'a> Collector<'a> {
     }
 
     /// Collects everything below a root.
-    fn add_root(&mut self, descriptor: &Descriptor) -> Result<(), ContentsError> {
+    fn add_root(&mut self, image: &str, descriptor: &Descriptor) -> Result<(), ContentsError> {
+        self.interrupt.check()?;
         if self.roots.contains_key(&descriptor.digest) {
             return Ok(());
         }
         let mut found = RootContent { walk: graph::Walk::from_root(descriptor.clone()), ..RootContent::default() };
         let mut root_type = None;
         while let Some(step) = found.walk.next_manifest() {
+            self.interrupt.check()?;
             let (Node { descriptor, depth, is_repeated }, limit) = match step {
                 Ok(node) => (node, None),
                 Err(Exceeded { limit, node }) => (node, Some(limit)),
@@ -129,6 +135,11 @@ impl<'a> Collector<'a> {
                 root_type = artifact_type(&manifest);
             }
             found.walk.descend(depth, manifest.manifests);
+        }
+        self.named += found.blobs.len();
+        let distinct = self.contents.blobs.len();
+        if self.named > graph::max_named(distinct) {
+            return Err(LayoutError::Shared { image: image.to_owned(), named: self.named, distinct }.into());
         }
         found.platforms.sort_unstable();
         found.platforms.dedup();

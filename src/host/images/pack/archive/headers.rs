@@ -9,7 +9,7 @@ use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::sparse::Content;
 use super::{ArchiveError, damaged};
-use crate::host::images::pack::compression;
+use crate::disk::layout::max_expanded;
 use crate::host::support::interrupt::Interrupt;
 
 /// Size of a tar block in bytes. A header is one block; content is padded to full blocks (POSIX pax, "ustar Interchange Format").
@@ -175,7 +175,7 @@ impl<'a> Headers<'a> {
             (None, None) => Ok(Content::plain(at, stored)),
         };
         let content = content.map_err(|fault| ArchiveError::Sparse { member: name.clone(), fault })?;
-        if content.size > compression::max_decompressed(stored) {
+        if content.size > max_expanded(stored) {
             return Err(ArchiveError::Holes { member: name, size: content.size, stored });
         }
         let kind = if kind.is_gnu_sparse() { EntryType::Regular } else { kind };

@@ -21,7 +21,7 @@ use sparse::Content;
 const MAX_LINKS: usize = 40;
 /// Most bytes of paths that are looked up to follow one path. A path of an image has some hundred bytes, and each of its components is
 /// looked up with those before it.
-const MAX_LOOKUPS: usize = 64 << 10;
+const MAX_LOOKUPS: usize = 32 << 10;
 /// Most parts of all sparse files of an archive: a disk image of some gigabytes.
 const MAX_PARTS: usize = 1 << 20;
 /// Folders of a container's root. An archive with two of them is not one of images.

@@ -1,0 +1,282 @@
+//! Small sources that claim much: each reader is bounded in time and memory by what its source stores, and ends after a signal.
+//!
+//! The program runs with a limit of processor time and of memory, which the former readers exceeded many times over. No test waits for
+//! the limit.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::process::{Output, Stdio};
+
+use localregistry::oci::Digest;
+use localregistry::oci::media_type::{OCI_CONFIG, OCI_MANIFEST};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use testing::erofs::{Content, image};
+use testing::layout::Layout;
+use testing::pack::{Bench, PROGRAM, Saved, gzip, text};
+
+/// Processor time of the program, in seconds.
+const SECONDS: u32 = 60;
+/// Data of the program, in KiB.
+const MEMORY: u32 = 400 << 10;
+
+/// Runs `localregistry ARGUMENTS` with these limits.
+fn limited(bench: &Bench, arguments: &[&str]) -> Output {
+    let mut shell = testing::program("sh");
+    shell.args(["-c", "ulimit -t \"$0\" && ulimit -d \"$1\" && shift && exec \"$@\"", &SECONDS.to_string(), &MEMORY.to_string()]);
+    shell.arg(PROGRAM).args(arguments).current_dir(bench.path(".")).output().unwrap()
+}
+
+/// Asserts that the program says this, exits 1, and writes no file.
+fn refused(bench: &Bench, arguments: &[&str], message: &str) {
+    // The files themselves are too large to be read.
+    let listed = || testing::program("find").arg(bench.path(".")).output().unwrap().stdout;
+    let before = listed();
+    let output = limited(bench, &[&["--quiet"], arguments].concat());
+    assert_eq!((text(&output.stderr).as_str(), output.status.code()), (message, Some(1)), "{}", output.status);
+    assert_eq!(text(&listed()), text(&before));
+}
+
+/// The files of a layout with one image, whose layer has this digest and size: its index and its manifests, by path.
+fn documents(digest: &Digest, size: u64) -> Vec<(String, Vec<u8>)> {
+    let config = b"{}".to_vec();
+    let descriptor = |kind: &str, content: &[u8]| json!({"mediaType": kind, "digest": Digest::sha256_of(content).to_string(), "size": content.len()});
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(OCI_CONFIG, &config),
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest.to_string(), "size": size}],
+    });
+    let manifest = manifest.to_string().into_bytes();
+    let mut entry = descriptor(OCI_MANIFEST, &manifest);
+    entry["annotations"] = json!({"org.opencontainers.image.ref.name": "a/b:1"});
+    let index = json!({"schemaVersion": 2, "manifests": [entry]}).to_string().into_bytes();
+    vec![
+        ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
+        ("index.json".to_owned(), index),
+        (Digest::sha256_of(&manifest).blob_path(), manifest),
+        (Digest::sha256_of(&config).blob_path(), config),
+    ]
+}
+
+const FOLDERS: [&str; 3] = ["blobs", "blobs/sha256", "localregistry"];
+
+/// An EROFS image with these files and a layer.
+fn disk(documents: &[(String, Vec<u8>)], more: (&str, Content<'_>)) -> Vec<u8> {
+    let files = documents.iter().map(|(path, content)| (path.as_str(), Content::Bytes(content)));
+    image(&FOLDERS, &files.chain([more]).collect::<Vec<_>>())
+}
+
+#[test]
+fn layer_of_holes_is_not_hashed() {
+    let (bench, digest) = (Bench::default(), Digest::sha256_of(b"not of zeros"));
+    let path = digest.blob_path();
+    // Within the bound, holes are read as zeros.
+    for (size, fault) in [
+        (1 << 20, format!("has the content of {}", Digest::sha256_of(&vec![0; 1 << 20]))),
+        (
+            8 << 40,
+            format!(
+                "cannot be read: it is damaged: {path} has {} bytes, far more than are stored; at most 1077428224 are expected",
+                8_u64 << 40
+            ),
+        ),
+    ] {
+        let disk = disk(&documents(&digest, size), (&path, Content::Holes(size)));
+        assert_eq!(disk.len(), 36 << 10);
+        bench.file("disk", &disk);
+        let message = format!("disk: blob {digest} {fault}; it is part of a/b:1\nlocalregistry: disk has 1 fault\n");
+        refused(&bench, &["inspect", "disk", "--verify"], &message);
+    }
+    let cause =
+        format!("it is damaged: {path} has {} bytes, far more than are stored; at most 1077428224 are expected", 8_u64 << 40);
+    refused(
+        &bench,
+        &["inspect", "disk", "--export", "out"],
+        &format!("localregistry: cannot export to out: cannot read {path}: {cause}\n"),
+    );
+    // What needs only the manifests still works.
+    for arguments in [&["inspect", "disk"][..], &["diff", "disk", "disk"]] {
+        let output = limited(&bench, arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn documents_of_holes_are_not_held_in_memory() {
+    let (bench, layer) = (Bench::default(), Digest::sha256_of(b"layer"));
+    let mut files = documents(&layer, 5);
+    files.push((layer.blob_path(), b"layer".to_vec()));
+    let holes = |path: &str, size: u64| {
+        let files: Vec<_> = files.iter().filter(|(known, _)| known != path).cloned().collect();
+        bench.file("disk", &disk(&files, (path, Content::Holes(size))));
+    };
+    let damaged = |path: &str, size: u64, stored: u64| {
+        format!("it is damaged: {path} has {size} bytes, far more than are stored; at most {stored} are expected")
+    };
+    holes("localregistry/catalog.binpb", 1 << 30);
+    let bytes = fs::metadata(bench.path("disk")).unwrap().len();
+    let output = limited(&bench, &["inspect", "disk"]);
+    let said = text(&output.stderr);
+    assert!(said.contains(&damaged("localregistry/catalog.binpb", 1 << 30, bytes)), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+    for path in ["index.json", "oci-layout"] {
+        holes(path, 4000 << 20);
+        let bytes = fs::metadata(bench.path("disk")).unwrap().len();
+        let output = limited(&bench, &["inspect", "disk"]);
+        let said = text(&output.stderr);
+        assert!(said.contains(&damaged(path, 4000 << 20, bytes)), "{said}");
+        assert_eq!(output.status.code(), Some(1));
+    }
+}
+
+#[test]
+fn folder_whose_chunks_name_one_block_is_refused() {
+    let bench = Bench::default();
+    let layer = Digest::sha256_of(b"layer");
+    let mut files = documents(&layer, 5);
+    files.retain(|(path, _)| !path.starts_with("blobs/"));
+    let mut files: Vec<(&str, Content<'_>)> =
+        files.iter().map(|(path, content)| (path.as_str(), Content::Bytes(content))).collect();
+    // Block 2 holds the entries of the root. The directory has eight chunks, and claims the size of the whole file.
+    files.push(("blobs/sha256", Content::Repeated(8 * 4096, 2)));
+    let mut disk = image(&["blobs"], &files);
+    disk.resize(64 << 10, 0);
+    bench.file("disk", &disk);
+    let output = limited(&bench, &["inspect", "disk"]);
+    let said = text(&output.stderr);
+    assert!(said.contains("is a directory with names out of order"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn sparse_files_of_folders_and_sparse_disks_are_refused() {
+    let (bench, digest) = (Bench::default(), Digest::sha256_of(b"not of zeros"));
+    let size = 8 << 40;
+    for (path, content) in documents(&digest, size) {
+        let path = bench.path("layout").join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    let layer = digest.blob_path();
+    File::create(bench.path("layout").join(&layer)).unwrap().set_len(size).unwrap();
+    let holes = format!(
+        "it is a sparse file of {size} bytes, and 0 of them are stored, far less than of an image; if that is intended, copy it with cp \
+         --sparse=never"
+    );
+    bench.file("list", b"images { path: \"layout\" }");
+    let cannot_read = format!("image a/b:1: cannot read layer or config {layer}, of {size} bytes: {holes}");
+    for (arguments, label) in [(&["layout"][..], "layout"), (&["--spec", "list"], "list:1:1: layout")] {
+        let message = format!("localregistry: cannot pack {label}: {cannot_read}\n");
+        refused(&bench, &[&["pack", "-o", "disk.erofs"], arguments].concat(), &message);
+    }
+    let fault =
+        format!("layout: blob {digest} cannot be read: {holes}; it is part of a/b:1\nlocalregistry: layout has 1 fault\n");
+    refused(&bench, &["inspect", "layout", "--verify"], &fault);
+    // The file of a disk may be sparse too.
+    let file = File::create(bench.path("disk")).unwrap();
+    file.set_len(size).unwrap();
+    refused(&bench, &["inspect", "disk"], &format!("localregistry: cannot inspect disk: it is not a disk: {holes}\n"));
+}
+
+#[test]
+fn layer_behind_many_names_is_decompressed_once() {
+    let bench = Bench::default();
+    let plain = vec![0; 32 << 20];
+    let mut saved = Saved::default();
+    saved.member("layer.tar", &gzip(&plain));
+    let digest = Digest::sha256_of(&plain).to_string();
+    let config = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest]}}).to_string();
+    saved.member("config.json", config.as_bytes());
+    for number in 0..500 {
+        saved.link(&format!("{number}/layer.tar"), "../layer.tar");
+        let tag = format!("a/b:{number}");
+        saved.manifest.push(json!({"Config": "config.json", "RepoTags": [tag], "Layers": [format!("{number}/layer.tar")]}));
+    }
+    bench.file("saved.tar", &saved.bytes());
+    let output = limited(&bench, &["pack", "saved.tar", "-o", "disk.erofs", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((summary["images"].as_u64(), summary["blobs"].as_u64()), (Some(500), Some(3)));
+}
+
+#[test]
+fn config_of_many_images_is_parsed_once() {
+    let bench = Bench::default();
+    let history: Vec<Value> = (0..60_000).map(|number| json!({"created_by": format!("step {number}")})).collect();
+    let rootfs = json!({"type": "layers", "diff_ids": []});
+    let config = json!({"architecture": "amd64", "os": "linux", "rootfs": rootfs, "history": history}).to_string();
+    let mut saved = Saved::default();
+    saved.member("config.json", config.as_bytes());
+    saved.manifest =
+        (0..5000).map(|number| json!({"Config": "config.json", "RepoTags": [format!("a/b:{number}")], "Layers": []})).collect();
+    bench.file("saved.tar", &saved.bytes());
+    let output = limited(&bench, &["pack", "saved.tar", "-o", "disk.erofs"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}
+
+#[test]
+fn archive_of_long_links_is_checked_in_one_pass() {
+    let bench = Bench::default();
+    let mut builder = tar::Builder::new(Vec::new());
+    let target = "a/".repeat(2048);
+    for number in 0..3000 {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        // The first has a long target, to which the others lead: each would be followed through 2,048 components.
+        let (name, target) = if number == 0 { ("long".to_owned(), target.as_str()) } else { (format!("link{number}"), "long") };
+        builder.append_link(&mut header, name, target).unwrap();
+    }
+    bench.file("links.tar", &builder.into_inner().unwrap());
+    let message = "the archive has neither index.json (an OCI image layout) nor manifest.json (docker save) at its root";
+    refused(&bench, &["inspect", "links.tar"], &format!("localregistry: cannot inspect links.tar: {message}\n"));
+}
+
+#[test]
+fn images_that_multiply_their_content_are_refused() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    let config = layout.blob(b"{}").descriptor(OCI_CONFIG);
+    let layers: Vec<Value> =
+        (0..1000).map(|number| layout.blob(format!("{number}").as_bytes()).descriptor("text/plain")).collect();
+    for number in 0..300 {
+        let annotations = json!({"number": number.to_string()});
+        let image = json!({
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers, "annotations": annotations,
+        });
+        let image = layout.json(&image);
+        layout.name(image, OCI_MANIFEST, &format!("a/b:{number}"));
+    }
+    bench.layout("layout", &layout);
+    // 1,002 blobs for each image. Beyond 100,000 and 100 for each of the different ones, there are too many.
+    let images = (1..).find(|images: &usize| images * 1002 > 100_000 + 100 * (images + 1001)).unwrap();
+    let message = format!(
+        "image a/b:{}: the images up to this one name {} blobs, of which {} are different; at most 100 images for each blob are expected",
+        images - 1,
+        images * 1002,
+        images + 1001
+    );
+    refused(&bench, &["pack", "layout", "-o", "disk.erofs"], &format!("localregistry: cannot pack layout: {message}\n"));
+    refused(&bench, &["inspect", "layout"], &format!("localregistry: cannot inspect layout: {message}\n"));
+}
+
+#[test]
+fn commands_end_after_a_signal_while_they_decompress() {
+    let bench = Bench::default();
+    let mut saved = Saved::default();
+    saved.member("zeros", &vec![0; 64 << 20]);
+    bench.file("saved.tar.gz", &gzip(&saved.bytes()));
+    for arguments in [
+        &["inspect", "saved.tar.gz"][..],
+        &["pack", "saved.tar.gz", "-o", "disk.erofs"],
+        &["diff", "saved.tar.gz", "saved.tar.gz"],
+    ] {
+        let mut child = bench.command(arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "reading saved.tar.gz");
+        kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(128 + 15), "{arguments:?}");
+        assert!(lines.last().unwrap().unwrap().contains("interrupted by SIGTERM"));
+        assert_eq!(bench.everything().len(), 2, "the folder and the archive");
+    }
+}
