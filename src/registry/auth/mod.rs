@@ -81,7 +81,7 @@ impl Auth {
         match self {
             Self::Anonymous => Ok(()),
             _ if client.certified => Ok(()),
-            Self::Basic(users) => verify(Some(users), head).await,
+            Self::Basic(users) => Box::pin(verify(Some(users), head)).await,
             Self::Token(tokens) => {
                 let refused = |fault| {
                     let challenge = Challenge::Bearer { realm: client.url(head, "/token"), scope: scope.name(), fault };

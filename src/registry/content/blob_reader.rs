@@ -71,7 +71,7 @@ impl BlobReader {
         match disk.open_cached(&digest, size) {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Unsupported) => {
                 let opening = Arc::clone(disk);
-                disk.run(self.timeout, move || opening.open_blob(&digest, size)).await
+                Box::pin(disk.run(self.timeout, move || opening.open_blob(&digest, size))).await
             }
             opened => opened,
         }

@@ -1,6 +1,6 @@
 //! Counts the bytes of a response that its connection has written, and ends the request once the last of them is written or dropped.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -126,10 +126,15 @@ impl Buf for BodyBytes {
     }
 }
 
-/// The responses of one HTTP/2 connection whose body has ended before all of it was written. hyper keeps the rest until the peer opens the
-/// stream's flow-control window, and has no timeout for it.
+/// The responses of one HTTP/2 connection.
 #[derive(Debug, Default)]
-pub(crate) struct Draining(Mutex<Vec<DrainingResponse>>);
+pub(crate) struct Responses {
+    /// Bodies that have not ended.
+    bodies: AtomicUsize,
+    /// Responses whose body has ended before all of it was written. hyper keeps the rest until the peer opens the stream's flow-control
+    /// window, and has no timeout for it.
+    draining: Mutex<Vec<DrainingResponse>>,
+}
 
 #[derive(Debug)]
 struct DrainingResponse {
@@ -137,26 +142,37 @@ struct DrainingResponse {
     window: RateWindow,
 }
 
-impl Draining {
-    /// Adds a response whose body has ended, unless all of it is written.
-    pub fn add(&self, delivery: &Arc<Delivery>) {
+impl Responses {
+    /// The number of bodies that have not ended.
+    pub fn bodies(&self) -> usize {
+        self.bodies.load(Ordering::Relaxed)
+    }
+
+    /// A body begins. [`Responses::body_ended`] must follow.
+    pub fn body_began(&self) {
+        self.bodies.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A body has ended. Its response is draining, unless all of it is written.
+    pub fn body_ended(&self, delivery: &Arc<Delivery>) {
+        self.bodies.fetch_sub(1, Ordering::Relaxed);
         if delivery.progress.is_settled() {
             return;
         }
-        let mut responses = self.responses();
-        if responses.len() == responses.capacity() {
-            responses.retain(|response| response.delivery.strong_count() > 0);
+        let mut draining = self.draining();
+        if draining.len() == draining.capacity() {
+            draining.retain(|response| response.delivery.strong_count() > 0);
         }
         let window = RateWindow::start(delivery.progress.written());
-        responses.push(DrainingResponse { delivery: Arc::downgrade(delivery), window });
+        draining.push(DrainingResponse { delivery: Arc::downgrade(delivery), window });
     }
 
-    /// Completes when the client of a response reads less than the minimum rate.
+    /// Completes when the client of a draining response reads less than the minimum rate.
     pub async fn overdue(&self, limits: &Limits) {
         while self.count(limits).await.0 == 0 {}
     }
 
-    /// Completes when this is so for all responses that are left.
+    /// Completes when this is so for all draining responses that are left.
     pub async fn all_overdue(&self, limits: &Limits) {
         loop {
             let (overdue, left) = self.count(limits).await;
@@ -166,21 +182,21 @@ impl Draining {
         }
     }
 
-    /// After a pause, the number of responses that are overdue, and of all that are left.
+    /// After a pause, the number of draining responses that are overdue, and of all that are left.
     async fn count(&self, limits: &Limits) -> (usize, usize) {
         tokio::time::sleep(limits.stall).await;
-        let (mut responses, mut overdue) = (self.responses(), 0);
-        responses.retain_mut(|response| {
+        let (mut draining, mut overdue) = (self.draining(), 0);
+        draining.retain_mut(|response| {
             let Some(delivery) = response.delivery.upgrade() else { return false };
             let written = delivery.progress.written();
             overdue += usize::from(response.window.is_too_slow(written, limits.minimum_rate, limits.stall));
             true
         });
-        (overdue, responses.len())
+        (overdue, draining.len())
     }
 
-    fn responses(&self) -> MutexGuard<'_, Vec<DrainingResponse>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn draining(&self) -> MutexGuard<'_, Vec<DrainingResponse>> {
+        self.draining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -209,28 +225,30 @@ mod tests {
     #[tokio::test]
     async fn draining_response_is_overdue_if_it_makes_too_little_progress() {
         let limits = Limits { stall: Duration::from_millis(200), minimum_rate: 10, ..Limits::default() };
-        let (draining, delivery) = (Draining::default(), delivery(100));
+        let (responses, delivery) = (Responses::default(), delivery(100));
+        responses.body_began();
         let mut bytes = BodyBytes::new(Bytes::from_static(&[7; 100]), &delivery);
-        draining.add(&delivery);
+        responses.body_ended(&delivery);
         drop(delivery);
         for _ in 0..4 {
             bytes.advance(10);
-            assert_eq!(draining.count(&limits).await, (0, 1));
+            assert_eq!(responses.count(&limits).await, (0, 1));
         }
         bytes.advance(1);
-        assert_eq!(draining.count(&limits).await, (1, 1));
+        assert_eq!(responses.count(&limits).await, (1, 1));
         drop(bytes);
-        assert_eq!(draining.count(&limits).await, (0, 0));
+        assert_eq!(responses.count(&limits).await, (0, 0));
     }
 
     #[test]
     fn draining_forgets_responses_that_are_written() {
-        let draining = Draining::default();
+        let responses = Responses::default();
         for _ in 0..10_000 {
             let delivery = delivery(1);
             let _bytes = BodyBytes::new(Bytes::from_static(b"x"), &delivery);
-            draining.add(&delivery);
+            responses.body_began();
+            responses.body_ended(&delivery);
         }
-        assert!(draining.responses().capacity() <= 8);
+        assert!(responses.draining().capacity() <= 8);
     }
 }

@@ -101,7 +101,8 @@ pub const ACCEPT_WARNING_INTERVAL: Duration = Duration::from_secs(30);
 pub const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bytes read from the disk at once.
 pub const CHUNK: usize = 128 << 10;
-/// Bytes of a body that an HTTP/2 stream takes at once: one DATA frame of the initial SETTINGS_MAX_FRAME_SIZE (RFC 9113, section 6.5.2).
+/// Bytes of a body that an HTTP/2 stream takes at least at once: one DATA frame of the initial SETTINGS_MAX_FRAME_SIZE (RFC 9113, section
+/// 6.5.2). It takes up to a [`CHUNK`] if there are few streams.
 pub const FRAME: usize = 16 << 10;
 /// Bytes that a body gives its connection before all others have their turn. A socket with empty buffers would otherwise take megabytes,
 /// and with 300 connections a request for a manifest would wait for 300 times that.

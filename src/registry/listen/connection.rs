@@ -33,7 +33,7 @@ use super::tls_refusals::{self, SniRecorder};
 use super::write_timeout::WriteTimeout;
 use crate::registry::api::handler::Registry;
 use crate::registry::content::body::{Body, ConnectionGuard};
-use crate::registry::content::delivery::Draining;
+use crate::registry::content::delivery::Responses;
 use crate::registry::limits::{
     ANNOUNCED_STREAMS, DISCARDED_CONTENT, ERRORS, FEW_HTTP2_CONNECTIONS, HEAD, Limits, REQUEST_REST, RESETS, STREAM_BUFFER,
     TLS_BUFFER,
@@ -217,10 +217,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let limits = *state.registry.limits();
-    let draining = Arc::<Draining>::default();
+    let responses = Arc::<Responses>::default();
     activity.restart();
     let tracker =
-        if http2 { ResponseTracker::Http2(Arc::clone(&draining)) } else { ResponseTracker::Http1(Arc::clone(&activity)) };
+        if http2 { ResponseTracker::Http2(Arc::clone(&responses)) } else { ResponseTracker::Http1(Arc::clone(&activity)) };
     let service = service(Arc::clone(&state.registry), client, tracker);
     let mut phase = shutdown.phase.clone();
     if !http2 {
@@ -243,7 +243,7 @@ where
     let mut connection = pin!(http2_builder(&limits, streams).serve_connection(io, service));
     let is_spent = tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = draining.overdue(&limits) => true,
+        () = responses.overdue(&limits) => true,
         () = activity.idle(idle_limit) => true,
         _ = phase.wait_for(|phase| *phase >= Phase::Draining) => false,
     };
@@ -252,11 +252,11 @@ where
     // hyper cannot reset a stream whose body has ended. If one is overdue, the other streams are still served to their end.
     let no_reaction = async {
         if !is_spent {
-            draining.overdue(&limits).await;
+            responses.overdue(&limits).await;
         }
         loop {
             activity.idle(limits.stall).await;
-            draining.all_overdue(&limits).await;
+            responses.all_overdue(&limits).await;
             if activity.is_idle() {
                 break;
             }
@@ -275,7 +275,7 @@ enum ResponseTracker {
     /// Each response counts as activity until it is sent.
     Http1(Arc<Activity>),
     /// [`StreamExecutor`] counts the streams. The bytes that hyper still holds when a stream has ended are tracked here.
-    Http2(Arc<Draining>),
+    Http2(Arc<Responses>),
 }
 
 /// The hyper service that answers the requests of one client.
@@ -291,13 +291,13 @@ fn service(
         Box::pin(async move {
             let guard = match &tracker {
                 ResponseTracker::Http1(activity) => ConnectionGuard::Http1 { _open: Activity::begin_request(activity) },
-                ResponseTracker::Http2(draining) => ConnectionGuard::Http2(Arc::clone(draining)),
+                ResponseTracker::Http2(responses) => ConnectionGuard::Http2(Arc::clone(responses)),
             };
             let has_content = async {
                 match &tracker {
                     _ if content.is_end_stream() => false,
                     ResponseTracker::Http1(_) => true,
-                    ResponseTracker::Http2(_) => discard(content).await,
+                    ResponseTracker::Http2(_) => Box::pin(discard(content)).await,
                 }
             };
             Ok::<_, Infallible>(registry.handle(head, has_content, &client, guard).await)

@@ -160,8 +160,8 @@ impl Registry {
         let mut entry = LogEntry::new(client.peer, &self.telemetry);
         entry.describe(|event| describe::head(&head, event));
         let (snapshot, in_flight) = (self.snapshot(), Arc::new(InFlight::new(Arc::clone(&self.budget))));
-        let respond = async {
-            // The head may be large. It is dropped here, before the rest of the request has arrived.
+        // The head may be large. It is dropped here, before the rest of the request has arrived.
+        let (result, method) = {
             let head = head;
             let result = match check(&head).and_then(|()| route::parse(&head.method, &head.uri)) {
                 Ok(target) => {
@@ -174,7 +174,7 @@ impl Registry {
             };
             (result, head.method)
         };
-        let ((result, method), has_content) = tokio::join!(respond, has_content);
+        let has_content = has_content.await;
         let result = match result {
             _ if has_content && matches!(method, Method::GET | Method::HEAD) => {
                 Err(RegistryError::BadRequest("GET and HEAD requests must not have content"))
@@ -192,6 +192,8 @@ impl Registry {
     }
 
     /// Checks credentials, then serves the target.
+    ///
+    /// Futures of rare requests are on the heap: a future is copied there as a whole for each request, however little of it is used.
     async fn dispatch(
         &self,
         target: &RequestTarget,
@@ -200,7 +202,7 @@ impl Registry {
     ) -> Result<Response<Payload>, RegistryError> {
         match target {
             _ if !target.is_on(client.surface) => Err(RegistryError::PathUnknown),
-            RequestTarget::Service(endpoint) => self.serve_service_endpoint(endpoint, context.head, client).await,
+            RequestTarget::Service(endpoint) => Box::pin(self.serve_service_endpoint(endpoint, context.head, client)).await,
             RequestTarget::Api(request) => {
                 self.auth.admit(scope(&request.route), context.head, client).await?;
                 let response = reply::with_namespace(self.serve_api(request, context).await?, request.namespace.as_ref());
@@ -249,7 +251,7 @@ impl Registry {
                 let (repository, _) = context.resolve(name, request, find)?;
                 let permit = self.response_memory.acquire(2 * REFERRERS).await?;
                 let list = list(name, &referrers.page);
-                lists::referrers(&self.reader, snapshot, repository, &list, referrers, permit).await
+                Box::pin(lists::referrers(&self.reader, snapshot, repository, &list, referrers, permit)).await
             }
         }
     }
@@ -285,7 +287,8 @@ impl Registry {
             Some(manifest) => reply::content(&content, ranges, permit, ByteSource::Memory(manifest.content.clone()))?,
             None => {
                 let opened = self.reader.open(snapshot, blob).await?;
-                let expected = if is_get { self.reader.verify(snapshot, id, blob, &ranges, &opened).await? } else { None };
+                let verify = || Box::pin(self.reader.verify(snapshot, id, blob, &ranges, &opened));
+                let expected = if is_get { verify().await? } else { None };
                 let mut response = reply::content(&content, ranges, permit, ByteSource::File(opened))?;
                 if is_get {
                     let prefetched = response.body_mut().prefetch(expected, in_flight, self.limits.stall).await;
@@ -325,7 +328,7 @@ impl Registry {
         if !cache.accepts(&blob) {
             return Ok(None);
         }
-        let (bytes, found) = self.reader.read_manifest(snapshot, blob).await?;
+        let (bytes, found) = Box::pin(self.reader.read_manifest(snapshot, blob)).await?;
         if found == blob.digest {
             if let Ok(headers) = content.whole_headers() {
                 cache.insert(id, bytes, headers);

@@ -20,8 +20,8 @@ use pieces::BodyError;
 pub(crate) use pieces::{ByteSource, OpenBlob};
 
 use super::buffers::InFlight;
-use super::delivery::{BodyBytes, Delivery, Draining, RateWindow};
-use crate::registry::limits::{FRAME, TURN};
+use super::delivery::{BodyBytes, Delivery, RateWindow, Responses};
+use crate::registry::limits::{CHUNK, FRAME, TURN};
 use crate::registry::listen::activity::OpenRequest;
 
 /// What keeps a connection open for a response.
@@ -33,7 +33,7 @@ pub(crate) enum ConnectionGuard {
         _open: OpenRequest,
     },
     /// Takes over what is not written yet when the body is dropped.
-    Http2(Arc<Draining>),
+    Http2(Arc<Responses>),
 }
 
 /// What a [`Body`] is built from.
@@ -67,6 +67,9 @@ pub struct Body {
 impl Body {
     pub(crate) fn new(parts: BodyParts) -> Self {
         let left = parts.payload.len();
+        if let ConnectionGuard::Http2(responses) = &parts.guard {
+            responses.body_began();
+        }
         Self { parts, pending: Bytes::new(), left, sent: 0, turn: 0, rate_window: None }
     }
 
@@ -100,10 +103,14 @@ impl Body {
         matches!(self.parts.guard, ConnectionGuard::Http2(_))
     }
 
-    /// The next of the pending bytes. Over HTTP/2 they fit one frame. hyper asks for more when the stream's window has room for these, so
-    /// the streams of a connection share its window frame by frame, not chunk by chunk.
+    /// The next of the pending bytes. hyper asks for more when the stream's window has room for these, so over HTTP/2 the bodies of a
+    /// connection share its window by the size of these pieces: the more bodies, the smaller they are, down to one frame.
     fn next_frame(&mut self) -> Option<Frame<BodyBytes>> {
-        let len = if self.is_http2() { self.pending.len().min(FRAME) } else { self.pending.len() };
+        let most = match &self.parts.guard {
+            ConnectionGuard::Http1 { .. } => usize::MAX,
+            ConnectionGuard::Http2(responses) => (CHUNK / responses.bodies().max(1)).max(FRAME),
+        };
+        let len = self.pending.len().min(most);
         (len > 0).then(|| Frame::data(BodyBytes::new(self.pending.split_to(len), &self.parts.delivery)))
     }
 
@@ -158,8 +165,8 @@ impl http_body::Body for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if let ConnectionGuard::Http2(draining) = &self.parts.guard {
-            draining.add(&self.parts.delivery);
+        if let ConnectionGuard::Http2(responses) = &self.parts.guard {
+            responses.body_ended(&self.parts.delivery);
         }
     }
 }

@@ -31,7 +31,7 @@ enum Data {
     /// Sent without copying.
     Memory(Bytes),
     /// Read into chunks.
-    Pieces(Pieces),
+    Pieces(Box<Pieces>),
 }
 
 /// Compares the digest of the bytes with the expected one.
@@ -63,14 +63,14 @@ impl Payload {
     pub(crate) fn range(source: ByteSource, range: ByteRange) -> Self {
         let data = match source.in_memory(&range) {
             Some(bytes) => Data::Memory(bytes),
-            None => Data::Pieces(Pieces::range(source, range)),
+            None => Data::Pieces(Box::new(Pieces::range(source, range))),
         };
         Self::new(range.len(), data)
     }
 
     /// Several ranges of the source. `None` if their total length does not fit into 64 bits.
     pub(crate) fn multipart(source: ByteSource, parts: Multipart) -> Option<Self> {
-        Some(Self::new(parts.len()?, Data::Pieces(Pieces::multipart(source, parts))))
+        Some(Self::new(parts.len()?, Data::Pieces(Box::new(Pieces::multipart(source, parts)))))
     }
 
     fn new(len: u64, data: Data) -> Self {

@@ -82,7 +82,7 @@ pub(super) struct Pieces {
     /// The rest of the piece being read.
     front: Option<Piece>,
     /// The pieces after it.
-    rest: Option<Box<Multipart>>,
+    rest: Option<Multipart>,
     /// The chunk being filled.
     chunk: Option<Chunk>,
     reading: Option<Reading>,
@@ -96,10 +96,10 @@ impl Pieces {
     }
 
     pub fn multipart(source: ByteSource, parts: Multipart) -> Self {
-        Self::new(source, None, Some(Box::new(parts)))
+        Self::new(source, None, Some(parts))
     }
 
-    fn new(source: ByteSource, front: Option<Piece>, rest: Option<Box<Multipart>>) -> Self {
+    fn new(source: ByteSource, front: Option<Piece>, rest: Option<Multipart>) -> Self {
         Self { source, front, rest, chunk: None, reading: None, disk_time: Duration::ZERO }
     }
 
