@@ -1,5 +1,6 @@
 //! Counts the bytes of a response that its connection has written, and ends the request once the last of them is written or dropped.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -18,9 +19,9 @@ pub(crate) struct Progress {
     written: AtomicU64,
 }
 
-tokio::task_local! {
-    /// The progress of the HTTP/2 stream that is being polled.
-    pub(crate) static STREAM: Arc<Progress>;
+thread_local! {
+    /// The last delivery that began on this thread.
+    static LAST_BEGUN: Cell<Weak<Delivery>> = Cell::default();
 }
 
 impl Progress {
@@ -76,13 +77,24 @@ impl RateWindow {
 pub(crate) struct Delivery {
     entry: LogEntry,
     len: u64,
-    progress: Arc<Progress>,
+    progress: Progress,
 }
 
 impl Delivery {
-    /// The delivery of a body of `len` bytes. Over HTTP/2 it reports to the stream that is being polled.
-    pub fn new(entry: LogEntry, len: u64) -> Arc<Self> {
-        Arc::new(Self { entry, len, progress: STREAM.try_with(Arc::clone).unwrap_or_default() })
+    /// The delivery of a body of `len` bytes begins.
+    pub fn begin(entry: LogEntry, len: u64) -> Arc<Self> {
+        let delivery = Arc::new(Self { entry, len, progress: Progress::default() });
+        LAST_BEGUN.set(Arc::downgrade(&delivery));
+        delivery
+    }
+
+    /// The last delivery that has begun on this thread since the last call. A stream learns by it which delivery is its own.
+    pub fn take_last_begun() -> Weak<Self> {
+        LAST_BEGUN.take()
+    }
+
+    pub fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     pub fn entry(&self) -> &LogEntry {
@@ -208,7 +220,7 @@ mod tests {
 
     fn delivery(len: u64) -> Arc<Delivery> {
         let telemetry = Arc::new(Telemetry { events: Events::disabled(), metrics: Arc::default() });
-        Delivery::new(LogEntry::new(([127, 0, 0, 1], 40_112).into(), &telemetry), len)
+        Delivery::begin(LogEntry::new(([127, 0, 0, 1], 40_112).into(), &telemetry), len)
     }
 
     #[test]

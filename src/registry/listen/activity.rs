@@ -1,15 +1,14 @@
 //! Counts the open requests of a connection, so that one without any is known to be idle, and drops HTTP/2 streams that stall.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use hyper::rt::Executor;
-use tokio::task::futures::TaskLocalFuture;
 use tokio::time::{Sleep, sleep};
 
-use crate::registry::content::delivery::{Progress, STREAM, least};
+use crate::registry::content::delivery::{Delivery, least};
 use crate::registry::limits::Limits;
 
 /// Runs the streams of an HTTP/2 connection. A stream whose client reads less than the minimum rate over the time of a stall is
@@ -28,40 +27,58 @@ where
     // Most responses are ready at the first poll. They need no task and no timer, and the connection writes the responses of all
     // streams that arrived together in one go.
     fn execute(&self, stream: F) {
-        let progress = Arc::<Progress>::default();
-        let mut stream = Box::pin(STREAM.scope(Arc::clone(&progress), stream));
+        let mut stream = TrackedStream { stream: Box::pin(stream), delivery: Weak::new() };
         let open = Activity::begin_request(&self.activity);
-        if stream.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        if stream.poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             let (limits, window) = (self.limits, Box::pin(sleep(self.limits.stall)));
-            tokio::spawn(StreamTask { stream, limits, progress, window, written_before: 0, _open: open });
+            tokio::spawn(StreamTask { stream, limits, window, written_before: 0, _open: open });
         }
     }
 }
 
+/// A stream, and the delivery of its response once that has begun.
+struct TrackedStream<F> {
+    stream: Pin<Box<F>>,
+    delivery: Weak<Delivery>,
+}
+
+impl<F: Future> TrackedStream<F> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<F::Output> {
+        drop(Delivery::take_last_begun());
+        let polled = self.stream.as_mut().poll(context);
+        let begun = Delivery::take_last_begun();
+        if begun.strong_count() > 0 {
+            self.delivery = begun;
+        }
+        polled
+    }
+
+    /// The bytes written so far, and whether these are all that the connection was given.
+    fn progress(&self) -> (u64, bool) {
+        self.delivery.upgrade().map_or((0, true), |delivery| (delivery.progress().written(), delivery.progress().is_settled()))
+    }
+}
+
 struct StreamTask<F> {
-    stream: Pin<Box<TaskLocalFuture<Arc<Progress>, F>>>,
+    stream: TrackedStream<F>,
     limits: Limits,
-    progress: Arc<Progress>,
     /// The end of the period in which the client's rate is measured, and the bytes written before its start.
     window: Pin<Box<Sleep>>,
     written_before: u64,
     _open: OpenRequest,
 }
 
-impl<F> StreamTask<F> {
+impl<F: Future> StreamTask<F> {
     /// Whether the client read too little in the window that has just ended. While the response waits for the disk and has nothing to send,
     /// the client is not to blame; but a response that sends nothing in a whole window ends as well.
     fn is_stalled(&self) -> bool {
-        let written = self.progress.written().saturating_sub(self.written_before);
-        if self.progress.is_settled() {
-            written == 0
-        } else {
-            (written as f64) < least(self.limits.minimum_rate, self.limits.stall)
-        }
+        let (written, is_settled) = self.stream.progress();
+        let written = written.saturating_sub(self.written_before);
+        if is_settled { written == 0 } else { (written as f64) < least(self.limits.minimum_rate, self.limits.stall) }
     }
 
     fn start_window(&mut self, context: &mut Context<'_>) {
-        self.written_before = self.progress.written();
+        self.written_before = self.stream.progress().0;
         self.window.as_mut().reset(tokio::time::Instant::now() + self.limits.stall);
         // A timer is armed only once it is polled after the reset.
         let _ = self.window.as_mut().poll(context);
@@ -72,9 +89,9 @@ impl<F: Future> Future for StreamTask<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let had_nothing_to_send = self.progress.is_settled();
+        let had_nothing_to_send = self.stream.progress().1;
         let window_ended = self.window.as_mut().poll(context).is_ready();
-        if window_ended && self.is_stalled() || self.stream.as_mut().poll(context).is_ready() {
+        if window_ended && self.is_stalled() || self.stream.poll(context).is_ready() {
             return Poll::Ready(());
         }
         if window_ended || had_nothing_to_send {

@@ -186,7 +186,7 @@ impl Registry {
         entry.snapshot = Some(snapshot);
         let payload = if method == Method::HEAD { Payload::empty() } else { payload };
         let Limits { stall, minimum_rate, .. } = self.limits;
-        let delivery = Delivery::new(entry, payload.len());
+        let delivery = Delivery::begin(entry, payload.len());
         let parts = BodyParts { payload, in_flight, stall, minimum_rate, guard, delivery };
         Response::from_parts(head, Body::new(parts))
     }

@@ -50,7 +50,7 @@ fn range(start: u64, end: u64) -> ByteRange {
 
 fn body(payload: Payload, in_flight: Arc<InFlight>) -> Body {
     let telemetry = Arc::new(Telemetry { events: Events::disabled(), metrics: Arc::default() });
-    let delivery = Delivery::new(LogEntry::new(([127, 0, 0, 1], 40_112).into(), &telemetry), payload.len());
+    let delivery = Delivery::begin(LogEntry::new(([127, 0, 0, 1], 40_112).into(), &telemetry), payload.len());
     let guard = ConnectionGuard::Http2(Arc::default());
     Body::new(BodyParts { payload, in_flight, stall: STALL, minimum_rate: MINIMUM_RATE, guard, delivery })
 }
