@@ -250,7 +250,7 @@ fn every_command_finds_the_same_images_in_any_layout() {
         let disk = bench.extract("disk.erofs");
         assert!(served(&folder, false) == disk.files[catalog::PATH], "seed {seed}: the catalog");
         let shown: Value = serde_json::from_str(&run(&bench, &["--json", "inspect", "layout"])).unwrap();
-        left_over += shown["left_over"].as_array().unwrap().len();
+        left_over += shown["left_over"].as_array().map_or(0, Vec::len);
         let images = inspected(&bench, "layout");
         assert_eq!(images, inspected(&bench, "disk.erofs"), "seed {seed}");
         filed += images.as_array().unwrap().iter().filter(|image| image["tag"].is_null()).count();

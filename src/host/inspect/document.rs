@@ -38,6 +38,7 @@ pub struct Document<'a> {
     #[schemars(with = "Vec<ImageRow<'a>>")]
     pub images: Rows<'a>,
     /// Digests of the entries of the index that are left out, because they have no name and belong to no image.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_over: Vec<String>,
     /// What was verified; null without `--verify`.
     pub verified: Option<Verified>,
