@@ -226,7 +226,7 @@ pub(crate) struct Ready {
     /// Content that images refer to and the layout lacks; with `--allow-missing`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     missing: Vec<MissingBlob>,
-    /// Digests of the entries of the layout's index that are not served, because they have no name and belong to no image.
+    /// Digests of the entries of the layout's index that are not served, because they name no image and belong to none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     left_over: Vec<String>,
 }

@@ -13,6 +13,7 @@ use testing::layout::{Layout, Stored};
 use testing::pack::{Bench, PROGRAM, text};
 use testing::serve::Serving;
 use testing::server::Server;
+use testing::upstream::{Images, Upstream};
 
 /// Prints the result as JSON.
 fn json_of(bench: &Bench, arguments: &[&str]) -> Value {
@@ -76,7 +77,7 @@ fn old_manifest_without_its_name_is_left_out_and_reported() {
     let output = bench.command(&["pack", "layout", "-o", "disk.erofs", "--json"]).output().unwrap();
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(result["left_over"], json!([{"source": "layout", "digest": digest(old)}]));
-    let line = format!("index.json: {} has no name and belongs to no image; it is left out\n", old.digest);
+    let line = format!("index.json: {} is no named image and belongs to none; it is left out\n", old.digest);
     assert!(text(&output.stderr).contains(&format!("\nlayout: {line}")), "{}", text(&output.stderr));
     let serving = Serving::start(&folder, tempfile::tempdir().unwrap(), &["--tls", "off"]);
     assert_eq!(serving.ready["left_over"], json!([digest(old)]));
@@ -97,7 +98,7 @@ fn faults_of_what_is_left_out_do_not_end_a_pack() {
     layout.image("test/a:1", b"a");
     let old = layout.image("", b"old");
     let document = layout.blob(b"{\"spdxVersion\": \"SPDX-2.3\"}");
-    layout.name(document, "application/spdx+json", "");
+    layout.name(document, "application/spdx+json", "test/a:document");
     let folder = bench.layout("layout", &layout);
     fs::remove_file(folder.join(Digest::sha256_of(b"old").blob_path())).unwrap();
     let left_over = |bench: &Bench| json_of(bench, &["pack", "layout", "-o", "disk.erofs"])["left_over"].clone();
@@ -351,6 +352,24 @@ fn index_may_list_content_that_is_no_manifest() {
     );
 }
 
+#[test]
+fn content_that_an_index_lists_is_pulled_as_a_blob() {
+    let bench = Bench::default();
+    let layout = Layout::default();
+    let layer = layout.blob(b"a layer");
+    let cache = index_of(&layout, &[layer.descriptor("application/vnd.oci.image.layer.v1.tar+gzip")]);
+    let images = Images::new(&layout, &[("1", &cache.digest.to_string())]);
+    let upstream = Upstream::start(move |request| images.answer(request));
+    let name = format!("{}/x/cache:1", upstream.address);
+    bench.pack(&["--pull", &name]);
+    let disk = bench.extract("disk.erofs");
+    disk.assert_blobs();
+    assert_eq!(disk.images(), [(name, cache.digest.to_string())]);
+    assert!(disk.files.contains_key(&layer.digest.blob_path()));
+    let asked: Vec<String> = upstream.targets().into_iter().filter(|target| target.contains(&layer.digest.hex())).collect();
+    assert_eq!(asked, [format!("/v2/x/cache/blobs/{}", layer.digest)]);
+}
+
 /// What `cosign save` writes: one image without a name, and what belongs to it, by the annotation `kind`.
 #[test]
 fn layout_of_cosign_save_is_packed_with_its_signatures() {
@@ -535,5 +554,5 @@ fn left_over_entries_of_an_archive_are_named_by_the_archive() {
     let mut command = testing::program(PROGRAM);
     command.current_dir(bench.path("")).args(["pack", "a.tar", "-o", "disk.erofs"]);
     let said = text(&command.output().unwrap().stderr);
-    assert!(said.contains(&format!("a.tar: index.json: {} has no name", old.digest)), "{said}");
+    assert!(said.contains(&format!("a.tar: index.json: {} is no named image", old.digest)), "{said}");
 }

@@ -26,10 +26,10 @@ pub struct LayoutImages {
     pub left_over: Vec<LeftOver>,
 }
 
-/// An entry of `index.json` that has no name and belongs to no image, beside entries that have names. skopeo and buildah leave the old
+/// An entry of `index.json` that names no image and belongs to none, beside entries that name images. skopeo and buildah leave the old
 /// manifest there if a name is written again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("index.json: {digest} has no name and belongs to no image; it is left out")]
+#[error("index.json: {digest} is no named image and belongs to none; it is left out")]
 pub struct LeftOver {
     /// The manifest.
     pub digest: Digest,

@@ -162,7 +162,11 @@ impl IndexEntry {
     /// Whether the entry names an image, and not only something that belongs to an image.
     #[must_use]
     pub fn names_image(&self) -> bool {
-        self.tag.as_ref().map_or(self.repository.is_some(), |tag| !tag.is_attachment())
+        self.is_manifest() && self.tag.as_ref().map_or(self.repository.is_some(), |tag| !tag.is_attachment())
+    }
+
+    fn clear_name(&mut self) {
+        (self.repository, self.tag, self.is_named) = (None, None, false);
     }
 
     /// Whether the entry says that it is a manifest.

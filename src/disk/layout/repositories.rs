@@ -15,7 +15,8 @@ use crate::oci::{Digest, Repository, Tag};
 /// 3. none, if the entry has no tag and another entry has its content: an index that lists it, or an entry with a name;
 /// 4. `default`, or the repository that all named entries share, if the entry has a tag or refers to something, or no entry names an image.
 ///
-/// An entry with a tag otherwise stays without a repository. One without a tag is left over, such as an image whose tag another one got.
+/// An entry with a tag otherwise stays without a repository. One without a tag is left over, such as an image whose tag another one got,
+/// and so is content that is no manifest, whatever its name.
 /// An entry without a tag is dropped if another entry gives the same content a tag in the same repository. `content` returns every digest
 /// below a root, with the subject of each manifest that has one.
 #[must_use]
@@ -25,6 +26,10 @@ pub fn assign_repositories(
     content: impl Fn(&Digest) -> Vec<(Digest, Option<Digest>)>,
 ) -> (Vec<IndexEntry>, Vec<Digest>) {
     let any_named = entries.iter().any(IndexEntry::names_image);
+    if any_named {
+        // A tag cannot name content that is no manifest.
+        entries.iter_mut().filter(|entry| !entry.is_manifest()).for_each(IndexEntry::clear_name);
+    }
     for entry in entries.iter_mut().filter(|entry| entry.repository.is_none() && entry.tag.is_some()) {
         entry.repository = default.cloned();
     }

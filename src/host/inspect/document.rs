@@ -37,7 +37,7 @@ pub struct Document<'a> {
     /// The images, sorted by name.
     #[schemars(with = "Vec<ImageRow<'a>>")]
     pub images: Rows<'a>,
-    /// Digests of the entries of the index that are left out, because they have no name and belong to no image.
+    /// Digests of the entries of the index that are left out, because they name no image and belong to none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_over: Vec<String>,
     /// What was verified; null without `--verify`.

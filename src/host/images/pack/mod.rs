@@ -149,7 +149,7 @@ pub struct PackResult {
     /// With `--pull`: signatures, attestations and other referrers that the registry did not give.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failed_lookups: Vec<FailedLookup>,
-    /// Entries of layouts that have no name and belong to no image.
+    /// Entries of layouts that name no image and belong to none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_over: Vec<LeftOverEntry>,
     /// With `--allow-missing`: content that images name and no source has.
@@ -157,7 +157,7 @@ pub struct PackResult {
     pub missing: Vec<MissingBlob>,
 }
 
-/// An entry of a layout's `index.json` that is not packed, because it has no name and belongs to no image.
+/// An entry of a layout's `index.json` that is not packed, because it names no image and belongs to none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct LeftOverEntry {
     /// The source, as messages call it.
