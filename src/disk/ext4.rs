@@ -10,6 +10,7 @@ use std::thread;
 
 use ext4_view::{Ext4, Ext4Error};
 
+use super::ext4_mount;
 use super::layout::{OpenFile, Tree};
 
 /// Bytes read for one request.
@@ -35,8 +36,9 @@ impl Ext4Tree {
     /// Opens the image in `file`, whose length fits its superblock.
     ///
     /// # Errors
-    /// Fails if the image is damaged or has unknown features, or no thread can be started.
+    /// Fails if the image is damaged or has unknown features, if Linux would not mount it, or if no thread can be started.
     pub fn open(file: File) -> io::Result<Self> {
+        let copy = file.try_clone()?;
         let (requests, received) = channel();
         let (opened, result) = sync_channel(1);
         thread::Builder::new().name("ext4".to_owned()).spawn(move || match Ext4::load(Box::new(file)) {
@@ -49,6 +51,8 @@ impl Ext4Tree {
             }
         })?;
         result.recv().map_err(|_| thread_ended())??;
+        // Last, as the library says more of what it does not support.
+        ext4_mount::check(&copy)?;
         Ok(Self { requests })
     }
 }

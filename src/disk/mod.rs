@@ -6,6 +6,8 @@ pub mod erofs;
 #[cfg(feature = "host")]
 pub mod ext4;
 #[cfg(feature = "host")]
+mod ext4_mount;
+#[cfg(feature = "host")]
 pub mod label;
 pub mod layout;
 #[cfg(any(feature = "guest", feature = "host"))]

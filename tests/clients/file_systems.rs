@@ -1,12 +1,17 @@
 //! `localregistry pack --fs`: each file system holds the same content and is reproducible.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use localregistry::host::inspect::reader::{Disk, DiskError};
+use localregistry::host::support::interrupt::Interrupt;
 use localregistry::oci::Digest;
 use testing::layout::Layout;
-use testing::pack::{Bench, archive_of, digest_of, text};
+use testing::pack::{Bench, archive_of, digest_of, hello, text};
+use testing::private::on_tmpfs;
 use testing::vm::succeed;
 
 const FORMATS: [&str; 3] = ["erofs", "squashfs", "ext4"];
@@ -197,4 +202,55 @@ fn digest_by_parts(path: &Path) -> Digest {
         }
         hasher.update(&buffer[..count]);
     }
+}
+
+/// A disk that can be opened can be mounted: the reader checks what Linux checks. One byte is turned after the other, in the superblock,
+/// in the group's descriptor and in the inodes of the root and of a blob.
+#[test]
+fn ext4_that_linux_refuses_is_refused() {
+    let (bench, _, _) = hello(&[7; 70_000]);
+    fs::create_dir(bench.path("small")).unwrap();
+    on_tmpfs(&bench.path("small"), "size=8m", || {
+        succeed(&mut bench.command(&["-q", "pack", "layout", "--fs", "ext4", "-o", "small/disk"]));
+        let (path, folder) = (bench.path("small/disk"), bench.path("small/mounted"));
+        fs::create_dir(&folder).unwrap();
+        let disk = fs::read(&path).unwrap();
+        let inodes = usize::try_from(u32::from_le_bytes(disk[4096 + 8..4096 + 12].try_into().unwrap())).unwrap() * 4096;
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let can_mount = || {
+            let mount = testing::program("mount").args(["-t", "ext4", "-o", "loop,ro,noload"]).args([&path, &folder]).output();
+            let mounted = mount.unwrap().status.success();
+            let is_whole =
+                mounted && fs::read(folder.join("oci-layout")).is_ok() && fs::read_dir(folder.join("blobs/sha256")).is_ok();
+            if mounted {
+                succeed(testing::program("umount").arg(&folder));
+            }
+            is_whole
+        };
+        let open = || Disk::open(&path, &Interrupt::default())?.tree.open("oci-layout").map(drop).map_err(DiskError::Read);
+        assert!(open().is_ok() && can_mount());
+        let mut refused = BTreeMap::new();
+        for at in (1024..1024 + 0x180).chain(4096..4096 + 64).chain(inodes + 256..inodes + 256 + 0x84) {
+            for turned in [0xff, 1] {
+                file.write_all_at(&[disk[at] ^ turned], at as u64).unwrap();
+                match open() {
+                    Ok(()) => assert!(can_mount(), "{at:#x} ^ {turned:#x}"),
+                    Err(error) => _ = refused.insert(error.source().map(ToString::to_string), (at, turned)),
+                }
+                file.write_all_at(&disk[at..=at], at as u64).unwrap();
+            }
+        }
+        let beyond = refused.keys().flatten().filter(|cause| cause.starts_with("Linux cannot mount it: ")).count();
+        assert!(beyond >= 15, "{refused:#?}");
+        let again = "its ext4 file system cannot be read; copy or pack the disk again: Linux cannot mount it";
+        for (at, turned, fault) in
+            [(1024, 1, "its number of inodes is wrong"), (4096, 0xff, "a group's block bitmap is outside of it")]
+        {
+            file.write_all_at(&[disk[at] ^ turned], at as u64).unwrap();
+            let said = bench.command(&["-q", "inspect", "small/disk", "--verify"]).output().unwrap();
+            let message = format!("localregistry: cannot inspect small/disk: {again}: {fault}\n");
+            assert_eq!((said.status.code(), text(&said.stderr), can_mount()), (Some(1), message, false));
+            file.write_all_at(&disk[at..=at], at as u64).unwrap();
+        }
+    });
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use localregistry::oci::{Digest, media_type};
 use serde_json::json;
 use testing::layout::Layout;
-use testing::pack::{Bench, blob, hello};
+use testing::pack::{Bench, blob, hello, text};
 
 #[test]
 fn missing_blob_is_refused() {
@@ -224,4 +224,52 @@ fn missing_and_malformed_names_are_refused() {
         &["--name", "x/y:1=two"],
         "cannot pack two: --name x/y:1: it holds 2 images (a/a:1, b/b:1); one image, or one without a name, is expected",
     );
+}
+
+/// Such a type cannot be sent in the header `Content-Type`. Every command refuses it wherever it stands.
+#[test]
+fn media_types_that_no_header_can_have_are_refused() {
+    let bad = "application/x\u{1}y";
+    let fault = "the media type \"application/x\\u{1}y\" has characters that no media type has at line 1 column ";
+    for place in ["manifest", "layer", "index"] {
+        let bench = Bench::default();
+        let mut layout = Layout::default();
+        let (layer, config) = (layout.blob(b"layer"), layout.json(&json!({"architecture": "amd64", "os": "linux"})));
+        let type_of = |here: &str, good: &'static str| if here == place { bad } else { good };
+        let manifest = layout.json(&json!({
+            "schemaVersion": 2, "mediaType": type_of("manifest", media_type::OCI_MANIFEST),
+            "config": config.descriptor(media_type::OCI_CONFIG),
+            "layers": [layer.descriptor(type_of("layer", "application/vnd.oci.image.layer.v1.tar"))],
+        }));
+        layout.name(manifest, type_of("index", media_type::OCI_MANIFEST), "test/hello:1");
+        bench.layout("layout", &layout);
+        let before = bench.everything();
+        for arguments in [
+            &["pack", "layout", "-o", "disk"][..],
+            &["inspect", "layout"],
+            &["serve", "layout", "--listen", "127.0.0.1:0"],
+            &["trust", "--endpoint", "http://a:1", "--disk", "layout", "-o", "trust"],
+        ] {
+            let output = bench.command(&[&["--quiet"], arguments].concat()).output().unwrap();
+            let said = text(&output.stderr);
+            assert!(output.status.code() == Some(1) && said.contains(fault), "{place} {arguments:?}: {said}");
+            assert_eq!(bench.everything(), before);
+        }
+    }
+}
+
+/// The text of fields that are not read here is passed on by `inspect --export`.
+#[test]
+fn index_that_is_not_utf_8_is_refused() {
+    let (bench, layout, _) = hello(b"layer");
+    let index = fs::read_to_string(layout.join("index.json")).unwrap();
+    let (start, end) = index.rsplit_once('}').unwrap();
+    fs::write(layout.join("index.json"), [start.as_bytes(), b",\"comment\":\"\xff\"}", end.as_bytes()].concat()).unwrap();
+    let cause = "index.json is not the JSON of an image layout: invalid utf-8 sequence of 1 bytes from index ";
+    for arguments in [&["pack", "layout", "-o", "disk"][..], &["inspect", "layout", "--export", "out"]] {
+        let output = bench.command(&[&["--quiet"], arguments].concat()).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains(cause), "{arguments:?}: {said}");
+        assert!(!bench.path("disk").exists() && !bench.path("out").exists());
+    }
 }

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use serde::de::Error;
 use serde::{Deserialize, Serialize};
 
 use super::catalog;
@@ -289,5 +290,7 @@ fn name_annotation(descriptor: &Descriptor) -> Option<(&'static str, &str)> {
 fn json<T: for<'de> Deserialize<'de>>(tree: &dyn Tree, path: &str, limit: u64) -> Result<T, LayoutError> {
     let content = tree.open(path).and_then(|file| file.read_all(limit));
     let content = content.map_err(|cause| LayoutError::Read { path: path.to_owned(), cause })?;
-    serde_json::from_slice(&content).map_err(|cause| LayoutError::Json { path: path.to_owned(), cause })
+    // From bytes, serde_json does not look at the text of fields that are ignored here.
+    let text = str::from_utf8(&content).map_err(serde_json::Error::custom);
+    text.and_then(serde_json::from_str).map_err(|cause| LayoutError::Json { path: path.to_owned(), cause })
 }
