@@ -16,8 +16,32 @@ pub(crate) fn escaped(text: &str) -> String {
 
 /// Whether a terminal or a reader of lines may obey `character`: control characters, Unicode's line and paragraph separators, and the
 /// embeddings, overrides and isolates that reorder the text around them.
-pub(crate) fn is_special(character: char) -> bool {
+fn is_special(character: char) -> bool {
     character.is_control() || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// `bytes` of a program or a guest, made safe to print: terminal sequences and carriage returns are removed, tabs become spaces, the rest is
+/// [`escaped`], and so is every byte that is not UTF-8.
+#[cfg(feature = "host")]
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    bytes.utf8_chunks().map(|chunk| format!("{}{}", escaped(&plain(chunk.valid())), chunk.invalid().escape_ascii())).collect()
+}
+
+/// `text` without terminal sequences (an escape character, and `[`, parameter bytes and one final character, or a single character).
+#[cfg(feature = "host")]
+fn plain(text: &str) -> String {
+    let (mut plain, mut characters) = (String::with_capacity(text.len()), text.chars());
+    while let Some(character) = characters.next() {
+        match character {
+            '\x1b' if characters.next() == Some('[') => {
+                let _final = characters.find(|character| !matches!(character, '\x20'..='\x3f'));
+            }
+            '\x1b' | '\r' => {}
+            '\t' => plain.push(' '),
+            other => plain.push(other),
+        }
+    }
+    plain
 }
 
 /// `error` and its causes, joined by ": ".
@@ -97,6 +121,24 @@ mod tests {
     #[test]
     fn characters_that_forge_lines_are_escaped() {
         assert_eq!(escaped("a\nb\x1b[2J\u{9b}c\u{2028}d\u{202e}é 日"), "a\\nb\\u{1b}[2J\\u{9b}c\\u{2028}d\\u{202e}é 日");
+    }
+
+    #[cfg(feature = "host")]
+    #[test]
+    fn terminal_sequences_are_removed_or_escaped() {
+        for (raw, text) in [
+            (&b"plain"[..], "plain"),
+            (b"\x1b[1;31mred\x1b[0m\r", "red"),
+            (b"\x1b[2Jgone\x1bcreset", "gonereset"),
+            (b"bell\x07 back\x08 nul\0", "bell\\u{7} back\\u{8} nul\\u{0}"),
+            (b"tab\there", "tab here"),
+            (b"not\xff utf\xc3", "not\\xff utf\\xc3"),
+            ("schön \u{9b}31m \u{202e}txt".as_bytes(), "schön \\u{9b}31m \\u{202e}txt"),
+            (b"cut \x1b[12", "cut "),
+            (b"cut \x1b", "cut "),
+        ] {
+            assert_eq!(printable(raw), text);
+        }
     }
 
     #[test]

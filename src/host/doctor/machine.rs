@@ -10,10 +10,9 @@ use super::{Check, trial};
 use crate::host::support::cache;
 use crate::host::support::tools::Tool;
 use crate::host::vm::accel::{self, Accel};
-use crate::host::vm::launch::printable;
 use crate::host::vm::qemu::version::{OLDEST, newer};
 use crate::host::vm::qemu::{Board, Version};
-use crate::text::chain;
+use crate::text::{chain, printable};
 
 /// Memory that the default VM and its QEMU need, in bytes.
 const MEMORY: u64 = 320 << 20;

@@ -17,7 +17,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use crate::host::support::sys;
 use crate::host::support::tools::last_lines;
 use crate::host::vm::accel::Accel;
-use crate::host::vm::launch::printable;
+use crate::text::printable;
 
 /// Size of the firmware. QEMU requires a multiple of 64 KiB.
 const FIRMWARE: usize = 64 << 10;

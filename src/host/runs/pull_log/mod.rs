@@ -20,8 +20,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::host::vm::launch::printable;
 use crate::proto::Request;
+use crate::text::printable;
 
 pub use image_query::{ImageQuery, ImageQueryError};
 pub use refusals::Refusals;

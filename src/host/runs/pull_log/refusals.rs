@@ -5,8 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::TimeOfDay;
-use crate::host::vm::launch::printable;
 use crate::proto::{TlsRefused, Warning};
+use crate::text::printable;
 
 /// The number of refusals in a log by client, alert and server name.
 #[derive(Debug, Default)]

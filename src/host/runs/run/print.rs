@@ -12,8 +12,9 @@ use crate::host::runs::dir::RunDir;
 use crate::host::support::quote::shell_word;
 use crate::host::support::report::{Report, counted, message};
 use crate::host::vm::launch::command::QemuCommand;
-use crate::host::vm::launch::{Appliance, ExitReport, printable};
+use crate::host::vm::launch::{Appliance, ExitReport};
 use crate::proto::{Disks, Request, Warning};
+use crate::text::printable;
 
 /// Where the registry is: printed as soon as it is ready.
 #[derive(Debug, Clone, Serialize, JsonSchema)]

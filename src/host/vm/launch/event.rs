@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::printable::printable;
 use crate::proto::Event;
-use crate::text::Line;
+use crate::text::{Line, printable};
 
 /// Longest event, in bytes. The longest event of a well-behaved guest is `ready`, with a CA of about 1 KiB.
 pub(crate) const MAX_EVENT: usize = 64 * 1024;

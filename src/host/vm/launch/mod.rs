@@ -22,7 +22,6 @@ mod monitor;
 mod options;
 mod outcome;
 mod prepare;
-mod printable;
 mod process;
 mod qmp;
 mod shutdown;
@@ -70,7 +69,6 @@ pub use options::{MIN_MEMORY, Options};
 pub use outcome::{Exit, KillReason, Outcome};
 pub use prepare::check_disk;
 pub(crate) use prepare::check_outputs;
-pub use printable::printable;
 pub use qmp::QmpError;
 
 /// Capacity of the queue for [`Appliance::next_event`].

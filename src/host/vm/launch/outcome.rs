@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::printable::printable;
 use crate::host::exit::Status;
 use crate::proto::Done;
+use crate::text::printable;
 
 /// The reason in QMP's SHUTDOWN event if a signal made QEMU quit.
 const HOST_SIGNAL: &str = "host-signal";
@@ -303,6 +303,6 @@ mod tests {
     #[test]
     fn guest_text_is_made_printable() {
         let fault = Done { reason: "\x1b[2Jgone\n0".into(), status: 1, code: "A\x07".into(), ..Done::default() };
-        assert_eq!(Outcome::Fault(fault).to_string(), "the guest stopped: FATAL code=A\\u{7} gone\\u{a}0 (status 1)");
+        assert_eq!(Outcome::Fault(fault).to_string(), "the guest stopped: FATAL code=A\\u{7} gone\\n0 (status 1)");
     }
 }

@@ -3,8 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::printable::printable;
-use crate::text::{Line, Lines};
+use crate::text::{Line, Lines, printable};
 
 const MAX_LINES: usize = 40;
 /// Longest line that is not truncated, in bytes.

@@ -9,9 +9,9 @@ use tokio::time::timeout;
 
 use super::LaunchError;
 use super::outcome::Exit;
-use super::printable::printable;
 use super::process::{Process, socket_pair, spawn_error};
 use crate::host::vm::qemu::{Board, Version};
+use crate::text::printable;
 
 /// Time limit for `--version`.
 const TIMEOUT: Duration = Duration::from_secs(30);
