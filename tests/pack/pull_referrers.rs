@@ -2,8 +2,9 @@
 //! when it is asked for them, the image is packed.
 
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 
 use localregistry::oci::Digest;
 use localregistry::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
@@ -98,7 +99,7 @@ fn bad_answers() -> Vec<(Answer, String)> {
         .collect();
     answers.extend([
         (Answer::error(403, "DENIED", "not \u{1b}[1myou"), "403: DENIED: not \\u{1b}[1myou".to_owned()),
-        (Answer::new(401, &[], b""), "HOST answers 401".to_owned()),
+        (Answer::new(401, &[], b""), "HOST answers 401 with no challenge; Basic".to_owned()),
         (Answer::new(401, &[("WWW-Authenticate", "Negotiate")], b""), "unsupported challenge".to_owned()),
         (Answer::new(401, &[("WWW-Authenticate", "Basic realm=\"x\"")], b""), "asks for credentials".to_owned()),
         (
@@ -205,6 +206,31 @@ fn silent_registry_is_asked_no_more() {
         let count = upstream.targets().iter().filter(|target| Asked::of(target) == Some(asked)).count();
         assert_eq!(count, 2, "one more try, and no other tag");
     }
+}
+
+#[test]
+fn signal_during_a_look_up_ends_the_pull_and_leaves_no_files() {
+    let (sender, asked) = mpsc::channel();
+    let sender = Mutex::new(sender);
+    let (_layout, _, upstream) = registry(move |request| {
+        Asked::of(&request.target)?;
+        sender.lock().unwrap().send(()).unwrap();
+        std::thread::sleep(std::time::Duration::from_secs(600));
+        None
+    });
+    let bench = Bench::default();
+    bench.file("disk.erofs", b"the old disk");
+    let before = bench.everything();
+    let name = format!("{}/a/b:1", upstream.address);
+    let mut command = bench.command(&["--quiet", "pack", "--pull", &name, "-o", "disk.erofs"]);
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    asked.recv().unwrap();
+    let id = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(text(&output.stderr), "localregistry: disk.erofs is not written: interrupted by SIGTERM\n");
+    assert_eq!(output.status.code(), Some(143));
+    assert_eq!(bench.everything(), before);
 }
 
 /// A registry with an image of one layer and a list of its referrers, by the API or by the tag.

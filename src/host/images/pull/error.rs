@@ -127,7 +127,7 @@ pub enum Fault {
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
     /// The challenge is not supported.
-    #[error("{host} answers 401 with an unsupported challenge ({challenge:?}); Basic, or Bearer with a realm, is expected")]
+    #[error("{host} answers 401 with {}; Basic, or Bearer with a realm, is expected", challenge_name(challenge))]
     Challenge {
         /// Host and port.
         host: String,
@@ -371,6 +371,10 @@ impl Fault {
             _ => None,
         }
     }
+}
+
+fn challenge_name(challenge: &str) -> String {
+    if challenge.is_empty() { "no challenge".to_owned() } else { format!("an unsupported challenge ({challenge:?})") }
 }
 
 fn pause(retry_after: Option<Duration>) -> String {
