@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Catalog, VERSION};
+use super::{Catalog, LeftOut, VERSION};
 use crate::oci::{Algorithm, Digest, Repository, Tag};
 use crate::proto;
 
@@ -21,6 +21,7 @@ pub(super) struct RepositoryContent {
     pub every_tag: Option<Digest>,
     /// Pairs of a subject and a manifest that refers to it.
     pub referrers: BTreeSet<(Digest, Digest)>,
+    pub left_out: BTreeSet<Digest>,
 }
 
 /// Builds a [`Catalog`].
@@ -29,6 +30,8 @@ pub struct Builder {
     /// Size in bytes and, for a manifest, media type.
     pub(super) blobs: BTreeMap<Digest, (u64, Option<String>)>,
     pub(super) repositories: BTreeMap<String, RepositoryContent>,
+    /// Platform and size in bytes of what is left out.
+    left_out: BTreeMap<Digest, (Option<String>, u64)>,
 }
 
 impl Builder {
@@ -67,13 +70,24 @@ impl Builder {
         self.content(repository).referrers.insert((subject, manifest));
     }
 
+    /// Records that content of a repository is left out on purpose. It does not count if the repository gets the content from another
+    /// image. Of several platforms the least counts.
+    pub fn left_out(&mut self, repository: &str, LeftOut { digest, size, platform }: LeftOut<'_>) {
+        let new = (platform.map(str::to_owned), size);
+        let known = self.left_out.entry(digest).or_insert_with(|| new.clone());
+        if (new.0.is_none(), &new) < (known.0.is_none(), &*known) {
+            *known = new;
+        }
+        self.repositories.entry(repository.to_owned()).or_default().left_out.insert(digest);
+    }
+
     fn content(&mut self, repository: &Repository) -> &mut RepositoryContent {
         self.repositories.entry(repository.as_str().to_owned()).or_default()
     }
 
     /// The catalog.
     #[must_use]
-    pub fn finish(self) -> Catalog {
+    pub fn finish(mut self) -> Catalog {
         let mut columns = proto::Catalog { version: VERSION, ..Default::default() };
         let numbers = numbered(self.blobs.keys().copied());
         (columns.sha256, columns.sha512) = digest_columns(self.blobs.keys());
@@ -90,6 +104,7 @@ impl Builder {
         let subject_numbers = numbered(subjects.iter().copied());
         (columns.subject_sha256, columns.subject_sha512) = digest_columns(&subjects);
 
+        self.add_left_out(&mut columns);
         if self.repositories.values().any(|repository| repository.every_tag.is_some()) {
             let number = |repository: &RepositoryContent| {
                 repository.every_tag.and_then(|manifest| numbers.get(&manifest)).map_or(0, |number| number + 1)
@@ -117,6 +132,32 @@ impl Builder {
         columns.repository_names = repository_names.into();
         columns.tag_names = tag_names.into();
         Catalog { columns }
+    }
+
+    /// Fills the columns of what is left out, if anything is.
+    fn add_left_out(&mut self, columns: &mut proto::Catalog) {
+        let mut all = BTreeSet::new();
+        for repository in self.repositories.values_mut() {
+            repository.left_out = repository.left_out.difference(&repository.blobs).copied().collect();
+            all.extend(repository.left_out.iter().copied());
+        }
+        if all.is_empty() {
+            return;
+        }
+        (columns.left_out_sha256, columns.left_out_sha512) = digest_columns(&all);
+        let described = || all.iter().filter_map(|digest| self.left_out.get(digest));
+        let platforms: BTreeSet<&String> = described().filter_map(|(platform, _)| platform.as_ref()).collect();
+        for (platform, size) in described() {
+            let at = platform.as_ref().and_then(|wanted| platforms.iter().position(|known| *known == wanted));
+            columns.left_out_platforms.push(at.map_or(0, |at| column_length(at + 1)));
+            columns.left_out_sizes.push(*size);
+        }
+        columns.platforms = platforms.into_iter().cloned().collect();
+        let numbers = numbered(all.iter().copied());
+        for repository in self.repositories.values() {
+            columns.repository_left_out.extend(repository.left_out.iter().filter_map(|digest| numbers.get(digest)));
+            columns.repository_left_out_ends.push(column_length(columns.repository_left_out.len()));
+        }
     }
 }
 

@@ -88,6 +88,8 @@ fn add_repositories(builder: &mut Builder, disks: &[&Catalog], position: usize) 
         let content = builder.repositories.entry(name.to_owned()).or_default();
         content.blobs.extend(catalog.blobs_of(repository).filter_map(digest));
         content.referrers.extend(catalog.all_referrers(repository));
+        catalog.left_out_of(repository).for_each(|left_out| builder.left_out(name, left_out));
+        let content = builder.repositories.entry(name.to_owned()).or_default();
         for (tag, manifest) in catalog.tags_after(repository, None).filter_map(|(tag, id)| Some((tag, digest(id)?))) {
             let holder = *content.tags.entry(tag.to_owned()).or_insert(manifest);
             if holder != manifest {
@@ -123,6 +125,7 @@ fn conflict(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::catalog::LeftOut;
     use crate::oci::Repository;
 
     const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -177,6 +180,25 @@ mod tests {
         let id = merged.repository("test/a").unwrap();
         assert_eq!(merged.referrers(id, &subject).count(), 2);
         assert_eq!(merged.every_tag(id).and_then(|id| merged.blob(id)).map(|blob| blob.digest), Some(subject));
+    }
+
+    #[test]
+    fn content_that_another_disk_has_is_not_left_out() {
+        let repository: Repository = "test/a".parse().unwrap();
+        let digest = Digest::sha256_of(b"arm64");
+        let mut sparse = Builder::default();
+        image(&mut sparse, "test/a", "1", b"index", b"layer");
+        sparse.left_out("test/a", LeftOut { digest, size: 5, platform: Some("linux/arm64") });
+        let sparse = sparse.finish();
+        let mut whole = Builder::default();
+        whole.blob(&repository, digest, 5, Some(OCI));
+        let whole = whole.finish();
+        for (disks, left_out) in [([&sparse, &sparse], 1), ([&sparse, &whole], 0), ([&whole, &sparse], 0)] {
+            let (merged, _) = merge(&disks).unwrap();
+            let id = merged.repository("test/a").unwrap();
+            assert_eq!((merged.left_out_of(id).count(), merged.blob_in(id, &digest).is_some()), (left_out, left_out == 0));
+            assert_eq!(Catalog::decode(merged.encode().into()).unwrap(), merged);
+        }
     }
 
     #[test]
