@@ -132,10 +132,14 @@ fn only_the_selected_platform_is_pulled_and_the_rest_is_named() {
     let serving = plain(&images.layout, &["--events", "events"]);
     let (bench, host) = (Bench::default(), serving.address());
     let name = format!("{host}/test/hello:v1");
-    let output = bench.command(&["pack", "--pull", &name, "--platform", "linux/amd64", "-o", "disk.erofs"]).output().unwrap();
+    let output =
+        bench.command(&["pack", "--pull", &name, "--platform", "linux/amd64", "--flatten", "-o", "disk.erofs"]).output().unwrap();
     let said = text(&output.stderr);
     assert!(output.status.success(), "{said}");
-    assert!(said.contains(&format!("{name}: linux/amd64 is kept, left out: linux/arm64\n")), "{said}");
+    assert!(
+        said.contains(&format!("image {name}: linux/amd64 is kept, and left out: linux/arm64, 1 manifest for no platform\n")),
+        "{said}"
+    );
     assert_served(&bench, images.layout.path(), &host, "test/hello", &[("v1", images.amd64)]);
     assert_eq!(referrers_of(&bench, &host, images.amd64), [images.referrers[1].digest.to_string()]);
     // Omitted content is not fetched either.
@@ -422,8 +426,8 @@ fn list_pulls_with_its_own_names_and_platforms() {
     let serving = plain(&images.layout, &[]);
     let (bench, host) = (Bench::default(), serving.address());
     let list = format!(
-        "images {{ name: 'mine/app' tag: '2' pull: '{host}/test/hello:v1' platform: 'linux/amd64' }}
-         images {{ pull: '{host}/test/hello:v1' platform: 'linux/arm64' }}
+        "images {{ name: 'mine/app' tag: '2' pull: '{host}/test/hello:v1' platform: 'linux/amd64' flatten: true }}
+         images {{ pull: '{host}/test/hello:v1' platform: 'linux/arm64' flatten: true }}
          images {{ repository: 'mine/all' tag: '1' pull: '{host}/test/hello:v1' upstream: 'docker.io' }}
          images {{ name: 'mine/every' pull: '{host}/test/hello@{}' }}",
         images.arm64.digest

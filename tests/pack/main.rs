@@ -12,6 +12,7 @@ mod layouts;
 mod names;
 mod nulls;
 mod output;
+mod platforms;
 mod pull_credentials;
 mod pull_faults;
 mod pull_referrers;

@@ -1,4 +1,4 @@
-//! Which images `localregistry pack` keeps: one platform or all, with their referrers; the later of two images with one name;
+//! Which images `localregistry pack` keeps: all platforms or one manifest, with their referrers; the later of two images with one name;
 //! images without some layers.
 
 use std::fs;
@@ -14,17 +14,17 @@ use testing::server::Server;
 
 /// A signed index of two platforms with an attestation for each, and each manifest signed: a layout with referrers of all of
 /// them.
-struct Signed {
-    layout: Layout,
-    index: Stored,
-    amd64: Stored,
-    arm64: Stored,
-    of_index: Stored,
-    of_amd64: Stored,
-    on_top: Stored,
+pub struct Signed {
+    pub layout: Layout,
+    pub index: Stored,
+    pub amd64: Stored,
+    pub arm64: Stored,
+    pub of_index: Stored,
+    pub of_amd64: Stored,
+    pub on_top: Stored,
 }
 
-fn signed() -> Signed {
+pub fn signed() -> Signed {
     let mut layout = Layout::default();
     let (amd64, arm64) = (layout.manifest(&[b"shared", b"amd64"]), layout.manifest(&[b"shared", b"arm64"]));
     let attestation = |of: Stored, content: &[u8]| {
@@ -58,18 +58,19 @@ fn signed() -> Signed {
 }
 
 /// The referrers of a manifest of test/multi.
-fn referrers(folder: &Path, to: Stored) -> usize {
+pub fn referrers(folder: &Path, to: Stored) -> usize {
     let catalog = Catalog::decode(fs::read(folder.join("localregistry/catalog.binpb")).unwrap().into()).unwrap();
     let repository = catalog.repository("test/multi").unwrap();
     catalog.referrers(repository, &to.digest).count()
 }
 
 #[test]
-fn only_the_selected_platform_is_kept() {
+fn flattened_index_becomes_the_manifest_of_its_platform() {
     let bench = Bench::default();
     let signed = signed();
     bench.layout("layout", &signed.layout);
-    let output = bench.command(&["pack", "layout", "--platform", "linux/amd64", "-o", "disk.erofs"]).output().unwrap();
+    let output =
+        bench.command(&["pack", "layout", "--platform", "linux/amd64", "--flatten", "-o", "disk.erofs"]).output().unwrap();
     assert!(output.status.success());
     let said = text(&output.stderr);
     let line = "image test/multi:1: linux/amd64 is kept, and left out: linux/arm64, 2 attestations\n";
@@ -87,9 +88,16 @@ fn only_the_selected_platform_is_kept() {
     let folder = bench.path("disk.erofs.extracted");
     assert_eq!([referrers(&folder, signed.amd64), referrers(&folder, signed.index)], [1, 0]);
 
-    let summary: Value =
-        serde_json::from_str(&bench.pack(&["layout", "--platform", "linux/arm64/v8", "--name", "test/x=layout", "--json"]))
-            .unwrap();
+    let summary: Value = serde_json::from_str(&bench.pack(&[
+        "layout",
+        "--platform",
+        "linux/arm64/v8",
+        "--flatten",
+        "--name",
+        "test/x=layout",
+        "--json",
+    ]))
+    .unwrap();
     let one = |image: &str| json!({"image": image, "platform": "linux/arm64", "left_out": ["linux/amd64", "2 attestations"]});
     assert_eq!(summary["left_out"], json!([one("test/multi:1"), one("test/x:1")]));
 }

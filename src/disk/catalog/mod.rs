@@ -510,7 +510,10 @@ mod tests {
             (damage(|c| c.platforms.clear()), "left_out_platforms: a platform has no name"),
             (damage(|c| _ = c.repository_left_out_ends.pop()), "repository_left_out_ends: one end for each row is expected"),
             (damage(|c| c.repository_left_out_ends.clear()), "repository_left_out_ends: ends do not close their column"),
-            (damage(|c| c.repository_left_out = vec![0, 2]), "repository_left_out: ascending numbers of what is left out are expected"),
+            (
+                damage(|c| c.repository_left_out = vec![0, 2]),
+                "repository_left_out: ascending numbers of what is left out are expected",
+            ),
         ] {
             assert_eq!(message, format!("the catalog is damaged: column {expected}; pack the disk again"));
         }

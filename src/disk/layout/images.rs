@@ -9,7 +9,8 @@ use serde::de::IgnoredAny;
 
 use super::error::ROOT;
 use super::{
-    Image, ImageBlob, IndexEntry, LayoutError, OpenFile, ReadOptions, Tree, Unnamed, assign_repositories, entries, served_type,
+    Image, ImageBlob, IndexEntry, LayoutError, LeftOutBlob, OpenFile, ReadOptions, Tree, Unnamed, assign_repositories, entries,
+    served_type,
 };
 use crate::oci::graph::{self, Exceeded, Limit, Node};
 use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Repository, Tag, media_type};
@@ -39,7 +40,7 @@ pub struct LeftOver {
 #[derive(Debug, Clone, Default)]
 struct RootContent {
     present: Arc<[ImageBlob]>,
-    missing: Arc<[ImageBlob]>,
+    left_out: Arc<[LeftOutBlob]>,
 }
 
 /// Every image of the layout in `tree`.
@@ -48,16 +49,24 @@ struct RootContent {
 /// Fails at the first fault of an image. Faults of what is left out do not count, unless a manifest is damaged, so that it may have been
 /// a referrer.
 pub fn images(tree: &dyn Tree, options: ReadOptions<'_>) -> Result<LayoutImages, LayoutError> {
-    let entries = entries(tree)?;
+    images_of(tree, entries(tree)?, options)
+}
+
+/// The images of these entries of the layout in `tree`.
+///
+/// # Errors
+/// See [`images`].
+pub fn images_of(tree: &dyn Tree, entries: Vec<IndexEntry>, options: ReadOptions<'_>) -> Result<LayoutImages, LayoutError> {
     let mut collector =
         Collector { tree, options, roots: HashMap::new(), faults: HashMap::new(), named: 0, distinct: HashSet::new() };
-    entries.iter().try_for_each(|entry| collector.add(&entry.name(), &entry.descriptor))?;
+    entries.iter().try_for_each(|entry| collector.add(entry))?;
     let Collector { roots, mut faults, .. } = collector;
     let assigned = if let Unnamed::Assign(repository) = options.unnamed { Some(repository) } else { None };
     let default: Option<Repository> = if let Unnamed::Default = options.unnamed { DEFAULT_REPOSITORY.parse().ok() } else { None };
     let content = |root: &Digest| {
-        let blobs = roots.get(root).into_iter().flat_map(|root| root.present.iter().chain(root.missing.iter()));
-        blobs.map(|blob| (blob.digest, blob.subject)).collect()
+        let Some(root) = roots.get(root) else { return Vec::new() };
+        let left_out = root.left_out.iter().map(|blob| (blob.digest, None));
+        root.present.iter().map(|blob| (blob.digest, blob.subject)).chain(left_out).collect()
     };
     let (entries, left_over) = assign_repositories(entries, assigned, content);
     let is_damaged = |digest: &&Digest| faults.get(*digest).is_some_and(|fault| fault.is_damage_of(digest));
@@ -69,10 +78,10 @@ pub fn images(tree: &dyn Tree, options: ReadOptions<'_>) -> Result<LayoutImages,
     let image = |IndexEntry { descriptor, repository, tag, every_tag, is_named, is_companion, .. }: IndexEntry| {
         let digest = descriptor.digest;
         let repository = repository.or_else(|| default.clone()).ok_or(LayoutError::Unnamed { digest })?;
-        let RootContent { present, missing } = roots.get(&digest).cloned().unwrap_or_default();
+        let RootContent { present, left_out } = roots.get(&digest).cloned().unwrap_or_default();
         let has_subject = present.first().is_some_and(|root| root.subject.is_some());
         let is_companion = is_companion || has_subject || tag.as_ref().is_some_and(Tag::is_attachment);
-        Ok(Image { repository, tag, every_tag, is_named, is_companion, digest, blobs: present, missing })
+        Ok(Image { repository, tag, every_tag, is_named, is_companion, digest, blobs: present, left_out })
     };
     let images = entries.into_iter().map(image).collect::<Result<_, _>>()?;
     Ok(LayoutImages { images, left_over: left_over.into_iter().map(|digest| LeftOver { digest }).collect() })
@@ -105,33 +114,36 @@ struct Collector<'a> {
 #[derive(Default)]
 struct Collected {
     present: Vec<ImageBlob>,
-    missing: Vec<ImageBlob>,
+    left_out: Vec<LeftOutBlob>,
 }
 
 impl Collector<'_> {
-    /// Collects everything below `root`, up to the first fault. `image` is the name in messages.
+    /// Collects everything below an entry except what is left out, up to the first fault.
     ///
     /// # Errors
     /// Fails with [`LayoutError::Shared`], which ends the reading of the layout.
-    fn add(&mut self, image: &str, root: &Descriptor) -> Result<(), LayoutError> {
-        if self.roots.contains_key(&root.digest) {
+    fn add(&mut self, entry: &IndexEntry) -> Result<(), LayoutError> {
+        let digest = entry.descriptor.digest;
+        if self.roots.contains_key(&digest) {
             return Ok(());
         }
         let mut found = Collected::default();
-        if let Err(fault) = self.collect(image, root, &mut found) {
-            self.faults.insert(root.digest, fault);
+        if let Err(fault) = self.collect(entry, &mut found) {
+            self.faults.insert(digest, fault);
         }
-        let Collected { present, missing } = found;
-        self.named += present.len() + missing.len();
-        self.distinct.extend(present.iter().chain(&missing).map(|blob| blob.digest));
+        let Collected { present, left_out } = found;
+        self.named += present.len() + left_out.len();
+        self.distinct.extend(present.iter().map(|blob| blob.digest).chain(left_out.iter().map(|blob| blob.digest)));
         if self.named > graph::max_named(self.distinct.len()) {
-            return Err(LayoutError::Shared { image: image.to_owned(), named: self.named, distinct: self.distinct.len() });
+            return Err(LayoutError::Shared { image: entry.name(), named: self.named, distinct: self.distinct.len() });
         }
-        self.roots.insert(root.digest, RootContent { present: present.into(), missing: missing.into() });
+        self.roots.insert(digest, RootContent { present: present.into(), left_out: left_out.into() });
         Ok(())
     }
 
-    fn collect(&self, image: &str, root: &Descriptor, found: &mut Collected) -> Result<(), LayoutError> {
+    fn collect(&self, entry: &IndexEntry, found: &mut Collected) -> Result<(), LayoutError> {
+        let (image, root) = (&*entry.name(), &entry.descriptor);
+        let listed: HashSet<&Digest> = entry.left_out.iter().collect();
         let mut own = HashSet::new();
         let mut walk = graph::Walk::from_root(root.clone());
         while let Some(step) = walk.next_manifest() {
@@ -139,9 +151,13 @@ impl Collector<'_> {
             if is_repeated {
                 continue;
             }
+            if depth > 0 && listed.contains(&descriptor.digest) {
+                found.left_out.push(LeftOutBlob::new(&descriptor, false));
+                continue;
+            }
             let manifest = match self.manifest(image, &descriptor, depth) {
                 Err(error) if depth > 0 && self.is_tolerated(&error) => {
-                    found.missing.push(ImageBlob::unread(&descriptor));
+                    found.left_out.push(LeftOutBlob::new(&descriptor, true));
                     continue;
                 }
                 manifest => manifest?,
@@ -156,13 +172,18 @@ impl Collector<'_> {
                 ..ImageBlob::unread(&descriptor)
             });
             for blob in &manifest.blobs {
-                if walk.visit(blob.digest) {
-                    match self.open(image, label(blob, &manifest), blob) {
-                        Err(error) if self.is_tolerated(&error) => found.missing.push(ImageBlob::unread(blob)),
-                        opened => {
-                            opened?;
-                            found.present.push(ImageBlob::unread(blob));
-                        }
+                if !walk.visit(blob.digest) {
+                    continue;
+                }
+                if listed.contains(&blob.digest) {
+                    found.left_out.push(LeftOutBlob::new(blob, false));
+                    continue;
+                }
+                match self.open(image, label(blob, &manifest), blob) {
+                    Err(error) if self.is_tolerated(&error) => found.left_out.push(LeftOutBlob::new(blob, true)),
+                    opened => {
+                        opened?;
+                        found.present.push(ImageBlob::unread(blob));
                     }
                 }
             }

@@ -9,7 +9,7 @@ mod kinds;
 mod repositories;
 mod tree;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference, Repository,
 
 pub use error::LayoutError;
 pub use holes::{check_holes, max_expanded};
-pub use images::{DEFAULT_REPOSITORY, LayoutImages, LeftOver, images};
+pub use images::{DEFAULT_REPOSITORY, LayoutImages, LeftOver, images, images_of};
 pub use repositories::{assign_repositories, served_entries};
 pub use tree::{Directory, Identity, OpenFile, Tree};
 
@@ -33,6 +33,8 @@ const MAX_INDEX_SIZE: u64 = 64 << 20;
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The annotation of an image that answers to every tag its repository does not have: `true`. It goes with [`REF_NAME`].
 pub const EVERY_TAG: &str = "localregistry.every-tag";
+/// The annotation with the digests of what an image names and lacks on purpose, with blanks between them.
+pub const LEFT_OUT: &str = "localregistry.left-out";
 /// The annotation in which containerd writes an image's full name.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// The annotation in which BuildKit names the manifest that an attestation is about.
@@ -60,6 +62,35 @@ impl ImageBlob {
     }
 }
 
+/// Content that an image names and that is left out on purpose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOutBlob {
+    /// Digest of the content.
+    pub digest: Digest,
+    /// Size in bytes.
+    pub size: u64,
+    /// The platform that an index gives a manifest.
+    pub platform: Option<String>,
+    /// Whether the layout lacks it and [`ReadOptions::allow_missing`] accepts that. Otherwise [`IndexEntry::left_out`] lists it.
+    pub is_missing: bool,
+}
+
+impl LeftOutBlob {
+    /// The content of this descriptor.
+    #[must_use]
+    pub fn new(descriptor: &Descriptor, is_missing: bool) -> Self {
+        let platform = descriptor.platform.as_ref().map(ToString::to_string);
+        Self { digest: descriptor.digest, size: descriptor.size, platform, is_missing }
+    }
+}
+
+impl From<&LeftOutBlob> for ImageBlob {
+    /// A layer that is there after all.
+    fn from(LeftOutBlob { digest, size, .. }: &LeftOutBlob) -> Self {
+        Self { digest: *digest, size: *size, manifest: None, subject: None, in_own_index: false }
+    }
+}
+
 /// An image of a layout: its name and all of its content.
 #[derive(Debug, Clone)]
 pub struct Image {
@@ -77,8 +108,8 @@ pub struct Image {
     pub digest: Digest,
     /// All content below the root, each blob once, the root first.
     pub blobs: Arc<[ImageBlob]>,
-    /// Content that the image names and the layout lacks ([`ReadOptions::allow_missing`]).
-    pub missing: Arc<[ImageBlob]>,
+    /// Content that the image names and that is left out on purpose, each blob once.
+    pub left_out: Arc<[LeftOutBlob]>,
 }
 
 impl Image {
@@ -88,9 +119,10 @@ impl Image {
         ImageName::new(self.repository.clone(), self.tag.clone(), self.digest).to_string()
     }
 
-    /// The missing content, with the image's name.
+    /// The content that the layout lacks, with the image's name.
     pub fn missing(&self) -> impl Iterator<Item = MissingBlob> + use<'_> {
-        self.missing.iter().map(|blob| MissingBlob { image: self.name(), digest: blob.digest, bytes: blob.size })
+        let missing = self.left_out.iter().filter(|blob| blob.is_missing);
+        missing.map(|blob| MissingBlob { image: self.name(), digest: blob.digest, bytes: blob.size })
     }
 }
 
@@ -136,7 +168,7 @@ pub struct ReadOptions<'a> {
     pub unnamed: Unnamed<'a>,
     /// Whether to check the digests of manifests. Other blobs are not read.
     pub verify: bool,
-    /// Whether an image may lack layers, and an index manifests. [`Image::missing`] lists them; otherwise they are errors.
+    /// Whether an image may lack layers, and an index manifests. Then they are left out; otherwise they are errors.
     pub allow_missing: bool,
 }
 
@@ -157,6 +189,8 @@ pub struct IndexEntry {
     pub attests: Option<Digest>,
     /// Whether it is no image, but belongs to one. [`assign_repositories`] sets it for entries without a tag.
     pub is_companion: bool,
+    /// What is left out of the image on purpose. All entries of one image have the same list.
+    pub left_out: Arc<[Digest]>,
 }
 
 impl IndexEntry {
@@ -219,11 +253,34 @@ pub fn entries(tree: &dyn Tree) -> Result<Vec<IndexEntry>, LayoutError> {
         let tag = companion_tags.remove(&number).unwrap_or(tag);
         let every_tag = descriptor.annotations.get(EVERY_TAG).is_some_and(|value| value == "true");
         let attests = descriptor.annotations.get(ATTESTED).and_then(|digest| digest.parse().ok());
+        let left_out = descriptor.annotations.get(LEFT_OUT).map(String::as_str).unwrap_or_default();
+        let left_out = left_out.split_whitespace().filter_map(|digest| digest.parse().ok()).collect();
         descriptor.annotations = HashMap::new();
         let is_named = repository.is_some();
-        Ok(IndexEntry { descriptor, repository, tag, every_tag, is_named, attests, is_companion: false })
+        Ok(IndexEntry { descriptor, repository, tag, every_tag, is_named, attests, is_companion: false, left_out })
     };
-    index.manifests.into_iter().enumerate().map(entry).collect()
+    let mut entries = index.manifests.into_iter().enumerate().map(entry).collect::<Result<Vec<_>, LayoutError>>()?;
+    agree_on_left_out(&mut entries);
+    Ok(entries)
+}
+
+/// Leaves out of an image only what all of its entries leave out: another tool may have added the whole image under another name.
+fn agree_on_left_out(entries: &mut [IndexEntry]) {
+    let mut agreed: HashMap<Digest, HashSet<Digest>> = HashMap::new();
+    for entry in entries.iter().filter(|entry| !entry.left_out.is_empty()) {
+        agreed.entry(entry.descriptor.digest).or_insert_with(|| entry.left_out.iter().copied().collect());
+    }
+    for entry in entries.iter() {
+        if let Some(known) = agreed.get_mut(&entry.descriptor.digest) {
+            let own: HashSet<&Digest> = entry.left_out.iter().collect();
+            known.retain(|digest| own.contains(digest));
+        }
+    }
+    for entry in entries {
+        if let Some(known) = agreed.get(&entry.descriptor.digest) {
+            entry.left_out = entry.left_out.iter().filter(|digest| known.contains(digest)).copied().collect();
+        }
+    }
 }
 
 /// Builds the catalog of these images.
@@ -238,6 +295,10 @@ pub fn build_catalog(images: &[Image]) -> Result<catalog::Catalog, LayoutError> 
             if let Some(subject) = blob.subject {
                 builder.referrer(&image.repository, subject, blob.digest);
             }
+        }
+        for LeftOutBlob { digest, size, platform, .. } in image.left_out.iter() {
+            let left_out = catalog::LeftOut { digest: *digest, size: *size, platform: platform.as_deref() };
+            builder.left_out(image.repository.as_str(), left_out);
         }
         let conflict = |conflict: catalog::TagConflict| LayoutError::Conflict {
             image: image.name(),

@@ -187,8 +187,8 @@ mod tests {
         let descriptor = Descriptor::new(media_type::OCI_MANIFEST, digest(content), 1);
         let repository: Option<Repository> = repository.parse().ok();
         let is_named = repository.is_some();
-        let (every_tag, attests, is_companion) = (false, None, false);
-        IndexEntry { descriptor, is_named, repository, tag: tag.parse().ok(), every_tag, attests, is_companion }
+        let (every_tag, attests, is_companion, left_out) = (false, None, false, [].into());
+        IndexEntry { descriptor, is_named, repository, tag: tag.parse().ok(), every_tag, attests, is_companion, left_out }
     }
 
     /// The names of the entries with their repositories. Content `s>x` refers to `x`. Content `a+b` has `a` and `b` below it.

@@ -192,17 +192,13 @@ impl Parts<'_> {
         let contents = Contents::read(tree, false, interrupt)
             .map_err(|source| ImagesError::Contents { disk: self.disk.to_owned(), source })?;
         let fault = |digest, fault| ImagesError::Fault { disk: self.disk.to_owned(), digest, fault };
-        // Blobs that `pack --allow-missing` left out are missing in the cluster too.
-        let mut missing = HashSet::new();
         for (number, found) in &contents.faults {
-            match (found, contents.blobs.get(*number as usize)) {
-                (BlobFault::Missing, _) => _ = missing.insert(*number),
-                (_, Some(blob)) => return Err(fault(blob.digest, found.clone())),
-                (_, None) => {}
+            if let Some(blob) = contents.blobs.get(*number as usize) {
+                return Err(fault(blob.digest, found.clone()));
             }
         }
-        let mut blobs: Vec<_> = (0..).zip(&contents.blobs).filter(|(number, _)| !missing.contains(number)).collect();
-        blobs.sort_by_key(|(_, blob)| blob.digest.blob_path());
+        let mut blobs: Vec<_> = contents.blobs.iter().collect();
+        blobs.sort_by_key(|blob| blob.digest.blob_path());
 
         let mut folders = HashSet::new();
         for (file, needed) in FILES {
@@ -218,7 +214,7 @@ impl Parts<'_> {
                 Err(source) => return Err(self.copy_error(file, source)),
             }
         }
-        for (_, blob) in blobs {
+        for blob in blobs {
             let file = blob.digest.blob_path();
             let path = format!("{root}/{file}");
             let found = tree.open(&file).map_err(|source| self.copy_error(&file, source))?;

@@ -2,6 +2,7 @@
 
 pub(in crate::host) mod bounded;
 pub mod pack;
+pub mod platforms;
 pub mod pull;
 pub mod sample;
 pub mod scratch;

@@ -27,7 +27,7 @@ const TROUBLE: u8 = 2;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "A and B are disks, image layouts or archives, in any form that `localregistry inspect` reads. Images are matched by \
-name and compared by digest.
+name and compared by digest. An index with one digest differs too if the disks have other platforms of it.
 
 `localregistry schema` describes the fields of --json (DiffResult).
 
@@ -111,7 +111,7 @@ pub(crate) struct DiffResult {
     added: Vec<DiffImage>,
     /// Images only on the first disk.
     removed: Vec<DiffImage>,
-    /// Images on both disks with different manifests.
+    /// Images on both disks with different manifests, or with different platforms of one index.
     changed: Vec<Change>,
     /// Number of images that are the same.
     unchanged: usize,
@@ -129,7 +129,7 @@ struct DiffImage {
     bytes: u64,
 }
 
-/// An image with different manifests on the two disks.
+/// An image that differs between the two disks.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "DiffChange")]
 struct Change {
@@ -186,7 +186,7 @@ fn compare(args: &DiffArgs, report: &Report, interrupt: &Interrupt) -> Result<Di
     let mut b = Side::open(&args.b, report, interrupt)?;
     let all = a.entries.len();
     let same = |entry: &IndexEntry, other: Option<&IndexEntry>| {
-        other.is_some_and(|other| other.descriptor.digest == entry.descriptor.digest)
+        other.is_some_and(|other| other.descriptor.digest == entry.descriptor.digest && left_out(other) == left_out(entry))
     };
     let unchanged_names: HashSet<String> =
         a.entries.iter().filter(|(name, entry)| same(entry, b.entries.get(*name))).map(|(name, _)| name.clone()).collect();
@@ -231,6 +231,11 @@ impl<'a> Side<'a> {
         let blobs = |image| contents.root(image).map(|root| contents.blobs_of(root).cloned().collect()).unwrap_or_default();
         Ok(contents.images.iter().map(|image| (contents.display_name(image), blobs(image))).collect())
     }
+}
+
+/// What the image of an entry lacks on purpose.
+fn left_out(entry: &IndexEntry) -> HashSet<&Digest> {
+    entry.left_out.iter().collect()
 }
 
 /// The name of an entry in the comparison, as [`Contents::label`].

@@ -1,7 +1,7 @@
 //! The result of `inspect` as JSON and as rows of the table. Rows are generated while they are written, so that a disk with 100,000
 //! images needs no memory for them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use schemars::JsonSchema;
@@ -11,6 +11,7 @@ use super::contents::BlobKind;
 use super::reader::Disk;
 use super::{Contents, Image};
 use crate::disk::catalog::{self, Catalog};
+use crate::disk::layout::LeftOutBlob;
 use crate::oci::{Digest, media_type};
 
 /// Most images that a message lists.
@@ -79,6 +80,20 @@ pub struct Totals {
     pub shared_bytes: u64,
     /// Bytes saved because shared blobs are stored once.
     pub saved_bytes: u64,
+    /// Number of distinct blobs that images name and that are left out on purpose.
+    pub left_out: usize,
+}
+
+/// Content that an image names and that is left out on purpose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "DiskLeftOut")]
+pub struct LeftOutRow<'a> {
+    /// Its digest.
+    pub digest: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The platform of a manifest; null if its index gives it none, and for other content.
+    pub platform: Option<&'a str>,
 }
 
 /// What was verified.
@@ -140,6 +155,9 @@ pub struct ImageRow<'a> {
     pub bytes: u64,
     /// Bytes of blobs that other images share.
     pub shared_bytes: u64,
+    /// What is left out on purpose: manifests for other platforms (`pack --platform`), and what the sources lacked
+    /// (`pack --allow-missing`).
+    pub left_out: Vec<LeftOutRow<'a>>,
 }
 
 /// Generates the rows of all images.
@@ -184,6 +202,8 @@ fn repositories(contents: &Contents) -> impl Iterator<Item = &crate::oci::Reposi
 fn totals(contents: &Contents) -> Totals {
     let repositories: BTreeSet<&str> = repositories(contents).map(crate::oci::Repository::as_str).collect();
     let mut totals = Totals { images: contents.images.len(), repositories: repositories.len(), ..Totals::default() };
+    let left_out: HashSet<Digest> = contents.roots.iter().flat_map(|root| &root.left_out).map(|blob| blob.digest).collect();
+    totals.left_out = left_out.len();
     for blob in &contents.blobs {
         totals.manifests += usize::from(matches!(blob.kind, BlobKind::Manifest(_)));
         totals.blobs += 1;
@@ -208,6 +228,10 @@ impl Serialize for Rows<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.iter())
     }
+}
+
+fn left_out_row(blob: &LeftOutBlob) -> LeftOutRow<'_> {
+    LeftOutRow { digest: blob.digest.to_string(), bytes: blob.size, platform: blob.platform.as_deref() }
 }
 
 fn row<'a>(contents: &'a Contents, image: &'a Image) -> Option<ImageRow<'a>> {
@@ -239,6 +263,7 @@ fn row<'a>(contents: &'a Contents, image: &'a Image) -> Option<ImageRow<'a>> {
         blobs: root.blobs.len(),
         bytes: sum(false),
         shared_bytes: sum(true),
+        left_out: root.left_out.iter().map(left_out_row).collect(),
     })
 }
 

@@ -40,7 +40,8 @@ in the first line is that of the whole file, as in `sha256sum DISK`. An image na
 image of its repository has.
 
 --verify checks every blob against its digest and size, and the catalog against index.json and the manifests. Faults are listed on \
-standard error, and the exit status is 1. Content that `pack --allow-missing` left out is listed as missing.
+standard error, and the exit status is 1. Content that pack left out on purpose (--platform, --allow-missing) is no fault: it is listed in
+--json and counted below the table, and --export writes the layout without it.
 
 `localregistry schema` describes the fields of --json (InspectResult).
 

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use indicatif::HumanBytes;
 
+use super::contents::NO_PLATFORM;
 use super::document::{Document, ImageRow};
 use crate::host::support::report::counted;
 use crate::text::escaped;
@@ -84,6 +85,9 @@ fn sums(document: &Document<'_>) -> Vec<String> {
         let (bytes, saved) = (HumanBytes(totals.shared_bytes), HumanBytes(totals.saved_bytes));
         lines.push(format!("shared: {} of {bytes}, which saves {saved}", counted(totals.shared_blobs, "blob")));
     }
+    if totals.left_out > 0 {
+        lines.push(format!("left out on purpose: {}", counted(totals.left_out, "blob")));
+    }
     if let Some(verified) = document.verified {
         let result = match document.faults.len() {
             0 => "no faults".to_owned(),
@@ -104,6 +108,10 @@ fn cells(row: &ImageRow<'_>) -> [String; 5] {
         (None, None) if row.platforms.is_empty() => "-".to_owned(),
         (None, None) => row.platforms.join(","),
     };
+    let mut left_out: Vec<&str> =
+        row.left_out.iter().filter_map(|blob| blob.platform).filter(|name| *name != NO_PLATFORM).collect();
+    left_out.dedup();
+    let content = if left_out.is_empty() { content } else { format!("{content}, without {}", left_out.join(",")) };
     let shared = if row.shared_bytes == 0 { "-".to_owned() } else { HumanBytes(row.shared_bytes).to_string() };
     // The digest in a name without a tag is already in the next column.
     let name = match row.label.split_once('@') {

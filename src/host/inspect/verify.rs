@@ -213,6 +213,20 @@ fn content(
             });
         }
     }
+    let roots = images.iter().filter_map(|image| contents.root(image));
+    let mut left_out: BTreeSet<Digest> = roots.flat_map(|root| &root.left_out).map(|blob| blob.digest).collect();
+    if !left_out.is_empty() {
+        // Another image of the repository may have it.
+        let present = expected.iter().filter_map(|number| contents.blobs.get(*number as usize));
+        present.for_each(|blob| _ = left_out.remove(&blob.digest));
+    }
+    let known: BTreeSet<Digest> = catalog.left_out_of(id).map(|left_out| left_out.digest).collect();
+    for digest in left_out.difference(&known) {
+        differences.add(|| format!("it lacks that {digest} is left out of the repository {name}"));
+    }
+    for digest in known.difference(&left_out) {
+        differences.add(|| format!("it has {digest} as left out of the repository {name}, but index.json does not"));
+    }
     let surplus = catalog.blobs_of(id).len().saturating_sub(expected.len());
     if surplus > 0 {
         differences.add(|| format!("it has {surplus} more blobs in the repository {name} than its images"));

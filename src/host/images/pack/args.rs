@@ -9,6 +9,7 @@ use super::mkfs::Format;
 use super::request::{Origin, Request, Tags};
 use super::spec::{self, SpecError};
 use crate::disk::label::Label;
+use crate::host::images::platforms::PlatformChoice;
 use crate::host::images::pull::PullArgs;
 use crate::oci::{Host, Platform, Tag};
 
@@ -36,7 +37,7 @@ Examples:
   localregistry pack --name test/app:v1=build/app-layout -o disk.erofs
   localregistry pack --artifact test/chart:1=chart.tgz:application/vnd.test.chart -o disk.erofs
   localregistry pack --chart web-1.2.3.tgz --chart charts/db=db-4.5.6.tgz -o disk.erofs
-  localregistry pack --spec images.textproto --platform linux/amd64 -o disk.erofs"
+  localregistry pack --spec images.textproto --platform linux/amd64,linux/arm64 -o disk.erofs"
 )]
 struct Flags {
     /// An OCI image layout or a docker save archive to pack
@@ -74,10 +75,16 @@ struct Flags {
     #[arg(long, value_name = "HOST")]
     upstream: Option<Host>,
 
-    /// Keep one platform of each index, os/architecture[/variant]. The image becomes that platform's manifest, as with skopeo copy and
-    /// docker pull. The index, its other manifests, its attestations, and their unnamed referrers are left out. Default: keep all
-    #[arg(long, value_name = "PLATFORM")]
-    platform: Option<Platform>,
+    /// Keep these platforms of each index, os/architecture[/variant], with their attestations. The index stays with its digest, so
+    /// that it can be pulled by tag and by digest; its manifests for other platforms, their attestations and their referrers are left
+    /// out, and the registry answers 404 for them. Commas between several; repeatable. Default: keep all
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
+    platform: Vec<Platform>,
+
+    /// With one --platform: put the platform's manifest in the place of the index, as skopeo copy and docker pull do. The digest of the
+    /// index, its signatures and its attestations are left out
+    #[arg(long, requires = "platform")]
+    flatten: bool,
 
     /// If sources have different images of the same name, keep the one of the source given last. Default: fail
     #[arg(long)]
@@ -116,7 +123,7 @@ pub struct PackArgs {
     base: Option<PathBuf>,
     tag: Option<Tag>,
     upstream: Option<Host>,
-    platform: Option<Platform>,
+    platforms: PlatformChoice,
     /// Whether an image of a later source replaces one of the same name.
     pub replace: bool,
     /// Whether images may lack blobs.
@@ -164,7 +171,9 @@ impl PackArgs {
                 request.naming.tags = Tags::One(tag.clone());
             }
             request.upstream = request.upstream.take().or_else(|| self.upstream.clone());
-            request.platform = request.platform.take().or_else(|| self.platform.clone());
+            if request.platforms.wanted.is_empty() {
+                request.platforms = self.platforms.clone();
+            }
         }
         Ok(requests)
     }
@@ -172,11 +181,17 @@ impl PackArgs {
 
 const LABELLED_SQUASHFS: &str = "the argument '--label <NAME>' cannot be used with '--fs squashfs': squashfs has no label\n";
 
+const FLATTENED_PLATFORMS: &str = "the argument '--flatten' cannot be used with several platforms: one manifest takes the place of an \
+index; give one --platform, or leave --flatten out\n";
+
 impl FromArgMatches for PackArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let flags = Flags::from_arg_matches(matches)?;
         if flags.label.is_some() && flags.fs == Format::Squashfs {
             return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, LABELLED_SQUASHFS));
+        }
+        if flags.flatten && flags.platform.len() > 1 {
+            return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, FLATTENED_PLATFORMS));
         }
         let requests = |requests: Vec<Request>| requests.into_iter().map(Box::new).map(Input::Request).collect();
         let pulls = flags.pulling.references().iter().cloned().map(Origin::Pull).map(Request::of).collect();
@@ -196,7 +211,7 @@ impl FromArgMatches for PackArgs {
             base: flags.base,
             tag: flags.tag,
             upstream: flags.upstream,
-            platform: flags.platform,
+            platforms: PlatformChoice { wanted: flags.platform, flatten: flags.flatten },
             replace: flags.replace,
             allow_missing: flags.allow_missing,
             pulling: flags.pulling,

@@ -219,7 +219,7 @@ mod tests {
             label: "images".to_owned(),
             tree: Box::new(Changing { was, is }),
             images: Vec::new(),
-            left_out: Vec::new(),
+            selected: Vec::new(),
             left_over: Vec::new(),
             failed_lookups: Vec::new(),
         };

@@ -1,10 +1,10 @@
 //! Merges the images of all sources into one set: the image of each tag, and each blob once with the source to read it from.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::source::Source;
 use crate::disk::catalog::Catalog;
-use crate::disk::layout::{self, Image, ImageBlob, LayoutError, MissingBlob};
+use crate::disk::layout::{self, Image, ImageBlob, LayoutError, LeftOutBlob, MissingBlob};
 use crate::oci::{Digest, Repository, Tag};
 
 /// Why sources cannot share a disk.
@@ -64,14 +64,17 @@ pub struct ImageSet {
 /// # Errors
 /// Fails if the sources contradict each other.
 pub fn merge(sources: &[Source], replace: bool) -> Result<ImageSet, ImageSetError> {
-    let mut merger = Merger { sources, replace, images: ByName::new(), every_tag: BTreeMap::new() };
+    let mut merger = Merger { sources, replace, images: ByName::new(), other_parts: Vec::new(), every_tag: BTreeMap::new() };
     for (number, source) in sources.iter().enumerate() {
         source.images.iter().try_for_each(|image| merger.add(image, number))?;
     }
-    let images = merger.finish();
-    let planned = blobs(sources, &images)?;
+    let (images, other_parts) = merger.finish();
+    let parts = other_parts.iter().map(|(name, part)| (name, part));
+    let planned = blobs(sources, images.iter().chain(parts).map(|(name, (image, source))| (name, image, *source)))?;
     let mut images: BTreeMap<String, Image> = images.into_iter().map(|(name, (image, _))| (name, image)).collect();
-    let missing = fill(&mut images, &planned);
+    join(&mut images, other_parts.into_iter().map(|(_, (image, _))| image).collect());
+    fill(&mut images, &planned);
+    let missing = images.values().flat_map(Image::missing).collect();
     let list: Vec<Image> = images.values().cloned().collect();
     let catalog = layout::build_catalog(&list)?;
     Ok(ImageSet { images, blobs: planned.into_values().collect(), missing, catalog })
@@ -84,6 +87,8 @@ struct Merger<'a> {
     sources: &'a [Source],
     replace: bool,
     images: ByName,
+    /// Images that are in `images` already, and of which one source may have what another leaves out.
+    other_parts: Vec<(String, (Image, usize))>,
     /// By repository, the image that answers to every tag that no other image has.
     every_tag: BTreeMap<Repository, (Image, usize)>,
 }
@@ -105,9 +110,11 @@ impl Merger<'_> {
             }
             self.every_tag.insert(image.repository.clone(), (image.clone(), number));
         }
-        let known = self.images.get(&name).is_some_and(|(existing, _)| existing.digest == image.digest);
-        if !known {
-            self.images.insert(name, (Image { every_tag: false, ..image.clone() }, number));
+        let new = (Image { every_tag: false, ..image.clone() }, number);
+        match self.images.get(&name).filter(|(existing, _)| existing.digest == image.digest) {
+            None => _ = self.images.insert(name, new),
+            Some((existing, _)) if !existing.left_out.is_empty() => self.other_parts.push((name, new)),
+            Some(_) => {}
         }
         Ok(())
     }
@@ -145,7 +152,8 @@ impl Merger<'_> {
             .collect()
     }
 
-    fn finish(mut self) -> ByName {
+    /// The images, and the further parts of those that are kept.
+    fn finish(mut self) -> (ByName, Vec<(String, (Image, usize))>) {
         for (repository, (image, number)) in std::mem::take(&mut self.every_tag) {
             let named = self.tagged(&repository);
             let own =
@@ -161,7 +169,9 @@ impl Merger<'_> {
         // A tagged manifest is not listed again without a tag.
         let is_listed = |image: &Image| tagged.contains(&(image.repository.clone(), image.digest));
         images.retain(|_, (image, _)| image.tag.is_some() || image.every_tag || !is_listed(image));
-        images
+        let kept: HashSet<Digest> = images.values().map(|(image, _)| image.digest).collect();
+        self.other_parts.retain(|(_, (image, _))| kept.contains(&image.digest));
+        (images, self.other_parts)
     }
 }
 
@@ -169,14 +179,18 @@ fn label(sources: &[Source], number: usize) -> String {
     sources.get(number).map(|source| source.label.clone()).unwrap_or_default()
 }
 
-fn blobs(sources: &[Source], images: &ByName) -> Result<BTreeMap<Digest, PlannedBlob>, ImageSetError> {
+/// The blobs of images, each given with its name and the number of its source.
+fn blobs<'a>(
+    sources: &[Source],
+    images: impl Iterator<Item = (&'a String, &'a Image, usize)>,
+) -> Result<BTreeMap<Digest, PlannedBlob>, ImageSetError> {
     let mut planned: BTreeMap<Digest, PlannedBlob> = BTreeMap::new();
-    for (name, (image, source)) in images {
+    for (name, image, source) in images {
         for blob in image.blobs.iter() {
             let known = planned.entry(blob.digest).or_insert_with(|| PlannedBlob {
                 digest: blob.digest,
                 size: blob.size,
-                source: *source,
+                source,
                 image: name.clone(),
                 other_sources: BTreeMap::new(),
             });
@@ -188,38 +202,55 @@ fn blobs(sources: &[Source], images: &ByName) -> Result<BTreeMap<Digest, Planned
                     first_source: label(sources, known.source),
                     second: blob.size,
                     second_image: name.clone(),
-                    second_source: label(sources, *source),
+                    second_source: label(sources, source),
                 });
             }
-            if known.source != *source {
-                known.other_sources.entry(*source).or_insert_with(|| name.clone());
+            if known.source != source {
+                known.other_sources.entry(source).or_insert_with(|| name.clone());
             }
         }
     }
     Ok(planned)
 }
 
-/// Adds missing layers that another source has, and returns those that no source has.
-fn fill(images: &mut BTreeMap<String, Image>, planned: &BTreeMap<Digest, PlannedBlob>) -> Vec<MissingBlob> {
-    let manifests: HashSet<Digest> = images
-        .values()
-        .flat_map(|image| image.blobs.iter())
-        .filter(|blob| blob.manifest.is_some())
-        .map(|blob| blob.digest)
-        .collect();
-    let mut unavailable = Vec::new();
-    for (name, image) in images.iter_mut().filter(|(_, image)| !image.missing.is_empty()) {
-        let missing = std::mem::take(&mut image.missing);
-        let is_elsewhere = |blob: &&ImageBlob| {
+/// Joins the content of all images with one digest: what one of them leaves out, another may have, under any name.
+fn join(images: &mut BTreeMap<String, Image>, other_parts: Vec<Image>) {
+    let sparse: HashSet<Digest> = images.values().filter(|image| !image.left_out.is_empty()).map(|image| image.digest).collect();
+    let mut joined: HashMap<Digest, (Vec<ImageBlob>, HashSet<Digest>)> = HashMap::new();
+    for image in images.values().chain(&other_parts).filter(|image| sparse.contains(&image.digest)) {
+        let (blobs, known) = joined.entry(image.digest).or_default();
+        blobs.extend(image.blobs.iter().filter(|blob| known.insert(blob.digest)).cloned());
+    }
+    // What no image with this digest has. Another part may have a manifest that names more.
+    let mut left_out: HashMap<Digest, (Vec<LeftOutBlob>, HashSet<Digest>)> = HashMap::new();
+    for image in images.values().chain(&other_parts) {
+        let Some((_, present)) = joined.get(&image.digest) else { continue };
+        let (blobs, known) = left_out.entry(image.digest).or_default();
+        let absent = image.left_out.iter().filter(|blob| !present.contains(&blob.digest));
+        blobs.extend(absent.filter(|blob| known.insert(blob.digest)).cloned());
+    }
+    for image in images.values_mut() {
+        if let (Some((blobs, _)), Some((left_out, _))) = (joined.get(&image.digest), left_out.get(&image.digest)) {
+            (image.blobs, image.left_out) = (blobs.as_slice().into(), left_out.as_slice().into());
+        }
+    }
+}
+
+/// Adds layers that another source has to the images that leave them out.
+fn fill(images: &mut BTreeMap<String, Image>, planned: &BTreeMap<Digest, PlannedBlob>) {
+    if images.values().all(|image| image.left_out.is_empty()) {
+        return;
+    }
+    let all = images.values().flat_map(|image| image.blobs.iter());
+    let manifests: HashSet<Digest> = all.filter(|blob| blob.manifest.is_some()).map(|blob| blob.digest).collect();
+    for image in images.values_mut().filter(|image| !image.left_out.is_empty()) {
+        let is_elsewhere = |blob: &&LeftOutBlob| {
             planned.get(&blob.digest).is_some_and(|there| there.size == blob.size) && !manifests.contains(&blob.digest)
         };
-        let (found, left): (Vec<&ImageBlob>, Vec<&ImageBlob>) = missing.iter().partition(is_elsewhere);
-        image.blobs = image.blobs.iter().chain(found).cloned().collect();
-        unavailable.extend(left.into_iter().map(|blob| MissingBlob {
-            image: name.clone(),
-            digest: blob.digest,
-            bytes: blob.size,
-        }));
+        let (found, left): (Vec<&LeftOutBlob>, Vec<&LeftOutBlob>) = image.left_out.iter().partition(is_elsewhere);
+        let found: Vec<ImageBlob> = found.into_iter().map(ImageBlob::from).collect();
+        let left: Vec<LeftOutBlob> = left.into_iter().cloned().collect();
+        image.blobs = image.blobs.iter().cloned().chain(found).collect();
+        image.left_out = left.into();
     }
-    unavailable
 }

@@ -47,7 +47,6 @@ use duplicates::DuplicateError;
 use image_set::{ImageSet, ImageSetError};
 pub use mkfs::Format;
 use mkfs::MkfsError;
-use platform::SelectedPlatform;
 use request::Request;
 use source::{Source, SourceError};
 use spec::SpecError;
@@ -143,7 +142,7 @@ pub struct PackResult {
     pub read_bytes: u64,
     /// Bytes of blobs that were taken from the cache.
     pub cached_bytes: u64,
-    /// With `--platform`: the images reduced to one platform, and what was left out of each.
+    /// With `--platform`: the images of which platforms were selected, and what was left out of each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<KeptPlatform>,
     /// With `--pull`: signatures, attestations and other referrers that the registry did not give.
@@ -166,27 +165,25 @@ pub struct LeftOverEntry {
     pub digest: String,
 }
 
-/// An image reduced to one platform.
+/// An image of which platforms were selected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct KeptPlatform {
     /// Name of the image.
     pub image: String,
-    /// The platform that is kept, as os/architecture[/variant].
+    /// The platforms that are kept, as os/architecture[/variant], with commas between several.
     pub platform: String,
     /// What is left out: the other platforms, and counts of attestations and other manifests.
     pub left_out: Vec<String>,
 }
 
 impl KeptPlatform {
-    /// The reduced images of a source, by their final names.
-    fn of(source: &Source) -> impl Iterator<Item = Self> {
-        let named =
-            |one: &SelectedPlatform| source.images.iter().filter(|image| image.digest == one.kept).map(Image::name).collect();
-        source.left_out.iter().flat_map(move |one| {
-            let images: Vec<String> = named(one);
-            let kept = |image| Self { image, platform: one.platform.clone(), left_out: one.left_out.clone() };
-            images.into_iter().map(kept).collect::<Vec<_>>()
-        })
+    /// The images of a source of which platforms were selected, by their final names.
+    fn of(source: &Source) -> Vec<Self> {
+        let of_image = |image: &Image| {
+            let one = source.selected.iter().find(|one| one.root == image.digest)?.clone();
+            Some(Self { image: image.name(), platform: one.platforms, left_out: one.left_out })
+        };
+        source.images.iter().filter_map(of_image).collect()
     }
 }
 
@@ -220,7 +217,8 @@ fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackR
     let sources = open_sources::open_all(args, requests, folder, report, interrupt)?;
     let left_out: Vec<KeptPlatform> = sources.iter().flat_map(KeptPlatform::of).collect();
     for one in left_out.iter().filter(|one| !one.left_out.is_empty()) {
-        report.step(format!("image {}: {} is kept, and left out: {}", one.image, one.platform, one.left_out.join(", ")));
+        let are = if one.platform.contains(',') { "are" } else { "is" };
+        report.step(format!("image {}: {} {are} kept, and left out: {}", one.image, one.platform, one.left_out.join(", ")));
     }
     // Several sources may be of one pulled image.
     let failed_lookups: BTreeSet<FailedLookup> = sources.iter().flat_map(|source| source.failed_lookups.clone()).collect();

@@ -110,8 +110,8 @@ mod tests {
         let ImageName { repository, tag, .. } = name.parse().unwrap();
         let digest = Digest::sha256_of(content.as_bytes());
         let is_companion = tag.as_ref().is_some_and(Tag::is_attachment);
-        let (blobs, missing) = (Vec::new().into(), Vec::new().into());
-        Image { repository, tag, every_tag: false, is_named: named, is_companion, digest, blobs, missing }
+        let (blobs, left_out) = ([].into(), [].into());
+        Image { repository, tag, every_tag: false, is_named: named, is_companion, digest, blobs, left_out }
     }
 
     fn naming(name: &str, tags: Option<Tags>) -> Naming {

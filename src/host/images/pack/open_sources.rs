@@ -6,11 +6,11 @@ use super::PackError;
 use super::args::PackArgs;
 use super::request::{Origin, Request};
 use super::source::Source;
+use crate::host::images::platforms::PlatformChoice;
 use crate::host::images::pull::{ImageReference, PullError, PulledLayout};
 use crate::host::images::work_dir;
 use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::Report;
-use crate::oci::Platform;
 
 /// Opens every source. With `--replace` the order given is kept. Otherwise sources are sorted and deduplicated, so that neither
 /// messages nor the source of a shared blob depend on the order given.
@@ -54,7 +54,7 @@ fn reference(request: &Request) -> Option<&ImageReference> {
     if let Origin::Pull(reference) = &request.origin { Some(reference) } else { None }
 }
 
-/// Pulls all requested images, one pull for each platform. The result is in the order of the pulling requests.
+/// Pulls all requested images, one pull for each choice of platforms. The result is in the order of the pulling requests.
 fn pull(
     args: &PackArgs,
     requests: &[Request],
@@ -64,20 +64,20 @@ fn pull(
     interrupt: &Interrupt,
 ) -> Result<Vec<PulledLayout>, PullError> {
     let local: Vec<_> = here.iter().map(|source| source.tree.as_ref()).collect();
-    let wanted: Vec<(&ImageReference, Option<&Platform>)> =
-        requests.iter().filter_map(|request| Some((reference(request)?, request.platform.as_ref()))).collect();
-    let mut found: Vec<(Option<&Platform>, ImageReference, PulledLayout)> = Vec::new();
-    for (_, platform) in &wanted {
-        if found.iter().any(|(known, ..)| known == platform) {
+    let wanted: Vec<(&ImageReference, &PlatformChoice)> =
+        requests.iter().filter_map(|request| Some((reference(request)?, &request.platforms))).collect();
+    let mut found: Vec<(&PlatformChoice, ImageReference, PulledLayout)> = Vec::new();
+    for (_, platforms) in &wanted {
+        if found.iter().any(|(known, ..)| known == platforms) {
             continue;
         }
-        let alike = wanted.iter().filter(|(_, other)| other == platform).map(|(reference, _)| (*reference).clone()).collect();
+        let alike = wanted.iter().filter(|(_, other)| other == platforms).map(|(reference, _)| (*reference).clone()).collect();
         let place = (folder, &*work_dir::prefix(&args.output));
-        let pulled = args.pulling.run(alike, *platform, &local, place, report, interrupt)?;
-        found.extend(pulled.into_iter().map(|(reference, pulled)| (*platform, reference, pulled)));
+        let pulled = args.pulling.run(alike, platforms, &local, place, report, interrupt)?;
+        found.extend(pulled.into_iter().map(|(reference, pulled)| (*platforms, reference, pulled)));
     }
-    let of = |(reference, platform): &(&ImageReference, Option<&Platform>)| {
-        let one = found.iter().find(|(known, of, _)| known == platform && of == *reference);
+    let of = |(reference, platforms): &(&ImageReference, &PlatformChoice)| {
+        let one = found.iter().find(|(known, of, _)| known == platforms && of == *reference);
         one.map(|(.., pulled)| pulled.clone())
     };
     Ok(wanted.iter().filter_map(of).collect())

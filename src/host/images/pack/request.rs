@@ -4,8 +4,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::host::images::platforms::PlatformChoice;
 use crate::host::images::pull::ImageReference;
-use crate::oci::{Host, ImageName, Platform, Repository, Tag};
+use crate::oci::{Host, ImageName, Repository, Tag};
 
 /// A requested source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +19,8 @@ pub struct Request {
     pub naming: Naming,
     /// Host given to images whose name has none.
     pub upstream: Option<Host>,
-    /// The only platform to keep of each index.
-    pub platform: Option<Platform>,
+    /// The platforms to keep of each index.
+    pub platforms: PlatformChoice,
 }
 
 /// Where images come from.
@@ -91,7 +92,7 @@ impl Request {
     /// A request with defaults for everything but its origin.
     #[must_use]
     pub fn of(origin: Origin) -> Self {
-        Self { origin, position: None, naming: Naming::default(), upstream: None, platform: None }
+        Self { origin, position: None, naming: Naming::default(), upstream: None, platforms: PlatformChoice::default() }
     }
 
     /// Requests the layout or archive at `path`.

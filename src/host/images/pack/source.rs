@@ -11,11 +11,12 @@ use super::docker::{self, DockerArchive, DockerError};
 use super::files::{self, FilesError};
 use super::flat_index;
 use super::naming::{self, NamingError};
-use super::platform::{self, PlatformError, SelectedPlatform};
+use super::platform::{self, PlatformError};
 use super::request::{Origin, Request};
 use crate::disk::layout::{self, Directory, Image, LayoutError, LayoutImages, LeftOver, ReadOptions, Tree, Unnamed};
 use crate::disk::superblock::{HEAD_LEN, Superblock};
 use crate::host::images::bounded::BoundedTree;
+use crate::host::images::platforms::SelectedPlatforms;
 use crate::host::images::pull::{FailedLookup, PulledLayout};
 use crate::host::images::virtual_layout::UnconfinedDir;
 use crate::host::support::interrupt::Interrupt;
@@ -102,8 +103,8 @@ pub struct Source {
     pub tree: Box<dyn Tree + Send + Sync>,
     /// The images, by their final names.
     pub images: Vec<Image>,
-    /// The indexes that were reduced to one platform.
-    pub left_out: Vec<SelectedPlatform>,
+    /// The images of which platforms were selected.
+    pub selected: Vec<SelectedPlatforms>,
     /// What belongs to a pulled image and could not be looked up.
     pub failed_lookups: Vec<FailedLookup>,
     /// The entries of the layout's index that are left out.
@@ -125,21 +126,23 @@ impl Source {
         interrupt: &Interrupt,
     ) -> Result<Self, SourceError> {
         let failed_lookups = pulled.as_ref().map(|pulled| pulled.failed_lookups.clone()).unwrap_or_default();
+        let pulled_platforms = pulled.as_ref().map(|pulled| pulled.selected.clone());
         let tree = Box::new(BoundedTree::of_files(tree(request, pulled, folder, interrupt)?, interrupt));
         let tree = flat_index::as_image(tree);
-        let (tree, left_out) = match &request.platform {
-            Some(platform) => platform::reduce(tree, platform)?,
-            None => (tree, Vec::new()),
+        let mut entries = layout::entries(tree.as_ref())?;
+        let selected = match pulled_platforms {
+            Some(selected) => selected.into_iter().collect(),
+            None => platform::select(tree.as_ref(), &mut entries, &request.platforms)?,
         };
         let pulled_as = if let Origin::Pull(reference) = &request.origin { Some(&reference.repository) } else { None };
         let unnamed = request.naming.repository.as_ref().or(pulled_as).map_or(Unnamed::Reject, Unnamed::Assign);
         let options = ReadOptions { unnamed, verify: true, allow_missing: lenient };
-        let LayoutImages { images, left_over } = layout::images(tree.as_ref(), options)?;
+        let LayoutImages { images, left_over } = layout::images_of(tree.as_ref(), entries, options)?;
         if images.is_empty() {
             return Err(SourceError::NoImage);
         }
         let images = naming::name_images(images, &request.naming, request.upstream.as_ref(), request.position.is_some())?;
-        Ok(Self { label: request.label(), tree, images, left_out, left_over, failed_lookups })
+        Ok(Self { label: request.label(), tree, images, selected, left_over, failed_lookups })
     }
 }
 

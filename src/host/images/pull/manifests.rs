@@ -1,7 +1,7 @@
 //! Finds an image in a registry: its manifest or index, and the manifests for the selected platform. Manifests are fetched and
 //! verified. The blobs that they name are only listed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::client::{Client, TRIES};
@@ -11,6 +11,7 @@ use super::store::Store;
 use super::tree::ListedManifest;
 use super::upstream::{Upstream, printable};
 use crate::disk::layout::served_type;
+use crate::host::images::platforms::{self, Content, PlatformChoice, SelectedPlatforms, Unavailable};
 use crate::oci::graph::{self, Exceeded, MAX_MANIFESTS, Node};
 use crate::oci::{
     Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, ManifestError, Platform, Reference, Repository, Tag, media_type,
@@ -20,8 +21,6 @@ use crate::oci::{
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
 application/vnd.oci.artifact.manifest.v1+json";
-/// Operating system of index entries that are not for a platform, such as BuildKit's attestations.
-const UNKNOWN: &str = "unknown";
 
 /// A blob to fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +47,8 @@ pub struct RemoteImage {
     pub root: ListedManifest,
     /// What the root consists of.
     pub content: RemoteContent,
-    /// Platforms of the index that were left out.
-    pub left_out: Vec<String>,
+    /// Which of its platforms were selected.
+    pub selected: Option<SelectedPlatforms>,
 }
 
 /// A fetched manifest.
@@ -68,7 +67,7 @@ impl FetchedManifest {
     /// The entry of the layout's index for this manifest.
     #[must_use]
     pub fn listed(&self, name: Option<(Repository, Option<Tag>)>) -> ListedManifest {
-        ListedManifest { digest: self.digest, size: self.size, media_type: self.media_type.clone(), name }
+        ListedManifest { digest: self.digest, size: self.size, media_type: self.media_type.clone(), name, left_out: Vec::new() }
     }
 }
 
@@ -84,27 +83,30 @@ pub struct ManifestFetcher<'a> {
     pub tries: u32,
     /// Number of manifests fetched so far. Those of referrers count against the same limit.
     manifests: usize,
+    /// The manifests of the image's index that are for other platforms.
+    left_out: HashSet<Digest>,
 }
+
+/// The manifest to pull, and which platforms of an index were selected.
+type SelectedRoot = (FetchedManifest, Option<SelectedPlatforms>);
 
 impl<'a> ManifestFetcher<'a> {
     /// A fetcher that has fetched nothing yet.
     #[must_use]
-    pub const fn new(client: &'a Client, upstream: &'a Upstream<'a>, store: &'a Arc<Store>) -> Self {
-        Self { client, upstream, store, tries: TRIES, manifests: 0 }
+    pub fn new(client: &'a Client, upstream: &'a Upstream<'a>, store: &'a Arc<Store>) -> Self {
+        Self { client, upstream, store, tries: TRIES, manifests: 0, left_out: HashSet::new() }
     }
 
     /// Fetches the manifests of the image `reference`, and lists their blobs.
     ///
     /// # Errors
     /// Fails with the first error found.
-    pub fn fetch_image(&mut self, reference: &ImageReference, platform: Option<&Platform>) -> Result<RemoteImage, Fault> {
+    pub fn fetch_image(&mut self, reference: &ImageReference, platforms: &PlatformChoice) -> Result<RemoteImage, Fault> {
         let root = self.fetch(&reference.manifest(), None)?;
-        let (root, left_out) = match platform {
-            Some(platform) => self.select_platform(root, platform)?,
-            None => (root, Vec::new()),
-        };
-        let listed = root.listed(Some((reference.repository.clone(), reference.tag.clone())));
-        Ok(RemoteImage { root: listed, content: self.fetch_tree(root)?, left_out })
+        let (root, selected) = self.select_platforms(root, platforms)?;
+        let name = Some((reference.repository.clone(), reference.tag.clone()));
+        let listed = ListedManifest { left_out: self.left_out.iter().copied().collect(), ..root.listed(name) };
+        Ok(RemoteImage { root: listed, content: self.fetch_tree(root)?, selected })
     }
 
     /// Fetches all manifests below `root` and lists their blobs.
@@ -117,7 +119,7 @@ impl<'a> ManifestFetcher<'a> {
         let mut root = Some(root);
         while let Some(step) = walk.next_manifest() {
             let Node { descriptor, depth, is_repeated } = step.map_err(too_many)?;
-            if is_repeated {
+            if is_repeated || depth > 0 && self.left_out.contains(&descriptor.digest) {
                 continue;
             }
             self.manifests += 1;
@@ -138,70 +140,50 @@ impl<'a> ManifestFetcher<'a> {
         Ok(content)
     }
 
-    /// Selects the manifest for `platform` in the index `root`, and names the platforms left out. A `root` that is not an index must
-    /// itself be for that platform.
-    fn select_platform(&self, root: FetchedManifest, platform: &Platform) -> Result<(FetchedManifest, Vec<String>), Fault> {
-        if !media_type::is_index(&root.manifest.media_type) {
-            return match self.platform_of(&root)? {
-                Some(own) if !platform.matches(&own) => {
-                    Err(Fault::Platform { wanted: platform.to_string(), available: vec![own.to_string()] })
-                }
-                _ => Ok((root, Vec::new())),
-            };
+    /// Selects the platforms of the image `root`: leaves manifests out of its index or, to flatten it, returns a manifest in its place.
+    /// A `root` that is not an index must itself be for one of the platforms.
+    fn select_platforms(&mut self, root: FetchedManifest, choice: &PlatformChoice) -> Result<SelectedRoot, Fault> {
+        let missing = |missing: Unavailable| Fault::Platform { wanted: missing.wanted, available: missing.available };
+        if choice.wanted.is_empty() {
+            return Ok((root, None));
         }
-        let listed = self.platforms(root)?;
-        let names = |listed: &[(Descriptor, Platform)]| {
-            let mut names: Vec<String> = listed.iter().map(|(_, platform)| platform.to_string()).collect();
-            names.sort();
-            names.dedup();
-            names
+        if !media_type::is_index(&root.manifest.media_type) {
+            choice.check_single(self.platform_of(&root.manifest)?.as_ref()).map_err(missing)?;
+            return Ok((root, None));
+        }
+        let leaves = platforms::leaves(root.manifest.manifests.clone(), |descriptor| self.look(descriptor))?;
+        let Some(selection) = choice.select(&leaves).map_err(missing)? else { return Ok((root, None)) };
+        let root = match selection.first().filter(|_| choice.flatten) {
+            Some(first) => self.fetch(&Reference::Digest(first.digest), Some(first))?,
+            None => {
+                self.left_out = selection.left_out.iter().map(|leaf| leaf.descriptor.digest).collect();
+                root
+            }
         };
-        // Of several matches (releases of Windows), the first, as in clients. A platform without a variant also matches the only
-        // manifest of its architecture.
-        let alike: Vec<&(Descriptor, Platform)> =
-            listed.iter().filter(|(_, listed)| platform.same_architecture(listed)).collect();
-        let only = || alike.first().filter(|_| alike.len() == 1 && platform.variant.is_none());
-        let Some((one, kept)) = listed.iter().find(|(_, listed)| platform.matches(listed)).or_else(|| only().copied()) else {
-            return Err(Fault::Platform { wanted: platform.to_string(), available: names(&listed) });
-        };
-        let left_out = names(&listed).into_iter().filter(|name| *name != kept.to_string()).collect();
-        Ok((self.fetch(&Reference::Digest(one.digest), Some(one))?, left_out))
+        let summary = selection.summary(root.digest);
+        Ok((root, Some(summary)))
     }
 
-    /// The manifests below an index with their platforms. Skips those that are not for a platform.
-    fn platforms(&self, index: FetchedManifest) -> Result<Vec<(Descriptor, Platform)>, Fault> {
-        let mut listed = Vec::new();
-        let mut walk = graph::Walk::default();
-        walk.descend(0, index.manifest.manifests);
-        while let Some(step) = walk.next_manifest() {
-            let Node { descriptor, depth, is_repeated } = step.map_err(too_many)?;
-            match &descriptor.platform {
-                Some(platform) if platform.os == UNKNOWN => {}
-                Some(platform) => listed.push((descriptor.clone(), platform.clone())),
-                None if is_repeated => {}
-                None => {
-                    let fetched = self.fetch(&Reference::Digest(descriptor.digest), Some(&descriptor))?;
-                    if media_type::is_index(&fetched.manifest.media_type) {
-                        walk.descend(depth, fetched.manifest.manifests);
-                    } else if let Some(platform) = self.platform_of(&fetched)? {
-                        listed.push((descriptor, platform));
-                    }
-                }
-            }
+    /// What the content of a manifest says about itself.
+    fn look(&self, descriptor: &Descriptor) -> Result<Content, Fault> {
+        let manifest = self.fetch(&Reference::Digest(descriptor.digest), Some(descriptor))?.manifest;
+        if media_type::is_index(&manifest.media_type) {
+            return Ok(Content::Index(manifest.manifests));
         }
-        Ok(listed)
+        let own = descriptor.platform.clone();
+        Ok(Content::Manifest(own.map_or_else(|| self.platform_of(&manifest), |own| Ok(Some(own)))?))
     }
 
     /// The platform in an image's config. `None` for an artifact.
-    fn platform_of(&self, image: &FetchedManifest) -> Result<Option<Platform>, Fault> {
-        let Some(config) = image.manifest.config().filter(|config| config.size <= MAX_MANIFEST_SIZE) else { return Ok(None) };
+    fn platform_of(&self, image: &Manifest) -> Result<Option<Platform>, Fault> {
+        let Some(config) = image.config().filter(|config| config.size <= MAX_MANIFEST_SIZE) else { return Ok(None) };
         let what = format!("config {} of {}", config.digest, self.upstream.path);
         let content = self.client.retry(|| {
             let (response, at) = self.upstream.get(&format!("blobs/{}", config.digest), &what, &[])?;
             self.upstream.read(response, &at, &what, MAX_MANIFEST_SIZE)
         })?;
         self.verify(&what, &content, config.digest)?;
-        Ok(serde_json::from_slice(&content).ok())
+        Ok(platforms::of_config(&content))
     }
 
     /// Fetches a manifest by tag or digest, verifies it against its descriptor, and stores it. One with a descriptor that is in the

@@ -30,9 +30,10 @@ use std::time::Duration;
 
 use indicatif::HumanBytes;
 
+use crate::host::images::platforms::PlatformChoice;
 use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::Report;
-use crate::oci::{Digest, Host, Platform};
+use crate::oci::{Digest, Host};
 use blobs::{BlobFetcher, LocalTree};
 use client::{Client, ClientSettings, TRIES};
 use manifests::{ManifestFetcher, RemoteBlob, RemoteImage};
@@ -88,7 +89,7 @@ impl PullArgs {
     pub fn run(
         &self,
         mut references: Vec<ImageReference>,
-        platform: Option<&Platform>,
+        platforms: &PlatformChoice,
         local: &[LocalTree<'_>],
         (folder, prefix): (&Path, &str),
         report: Report,
@@ -100,7 +101,7 @@ impl PullArgs {
         let result = Store::new(folder, prefix);
         let store = result.map_err(|source| PullError { image: first.clone(), source: folder_fault(folder, source) })?;
         let client = Client::new(self.settings(), interrupt.clone());
-        let pull = Puller { client, store: Arc::new(store), platform, local, report, has_referrers: !self.no_referrers };
+        let pull = Puller { client, store: Arc::new(store), platforms, local, report, has_referrers: !self.no_referrers };
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             let _set_done = SetOnDrop(&done);
@@ -140,7 +141,7 @@ impl Drop for SetOnDrop<'_> {
 struct Puller<'a> {
     client: Client,
     store: Arc<Store>,
-    platform: Option<&'a Platform>,
+    platforms: &'a PlatformChoice,
     local: &'a [LocalTree<'a>],
     report: Report,
     has_referrers: bool,
@@ -151,10 +152,7 @@ impl Puller<'_> {
         self.report.step(format!("pulling {reference}"));
         let upstream = Upstream::new(&self.client, reference)?;
         let mut fetcher = ManifestFetcher::new(&self.client, &upstream, &self.store);
-        let RemoteImage { root, content, left_out } = fetcher.fetch_image(reference, self.platform)?;
-        if let (Some(platform), false) = (self.platform, left_out.is_empty()) {
-            self.report.step(format!("{reference}: {platform} is kept, left out: {}", left_out.join(", ")));
-        }
+        let RemoteImage { root, content, selected } = fetcher.fetch_image(reference, self.platforms)?;
         self.fetch(&upstream, content.blobs)?;
         // Last, so that no answer to these requests can matter to the image.
         let Referrers { listed, failed } = if self.has_referrers {
@@ -171,7 +169,7 @@ impl Puller<'_> {
             ));
         }
         let listed: Vec<ListedManifest> = [root].into_iter().chain(listed).collect();
-        Ok(PulledLayout::new(Arc::clone(&self.store), &listed, failed))
+        Ok(PulledLayout::new(Arc::clone(&self.store), &listed, selected, failed))
     }
 
     /// Fetches the blobs of an image that the store does not have.

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::referrers::FailedLookup;
 use super::store::Store;
-use crate::disk::layout::{OpenFile, REF_NAME, Tree};
+use crate::disk::layout::{LEFT_OUT, OpenFile, REF_NAME, Tree};
+use crate::host::images::platforms::SelectedPlatforms;
 use crate::host::images::virtual_layout::{OCI_LAYOUT, in_memory};
 use crate::oci::{Digest, ImageName, Repository, Tag, media_type};
 
@@ -22,6 +23,8 @@ pub struct ListedManifest {
     pub media_type: String,
     /// Repository and tag. `None` for a referrer, which is found by its subject.
     pub name: Option<(Repository, Option<Tag>)>,
+    /// What is left out below it.
+    pub left_out: Vec<Digest>,
 }
 
 impl ListedManifest {
@@ -30,6 +33,10 @@ impl ListedManifest {
         if let Some((repository, tag)) = &self.name {
             let name = ImageName::new(repository.clone(), tag.clone(), self.digest);
             descriptor["annotations"] = json!({ REF_NAME: name.to_string() });
+        }
+        if !self.left_out.is_empty() {
+            let left_out: Vec<String> = self.left_out.iter().map(ToString::to_string).collect();
+            descriptor["annotations"][LEFT_OUT] = left_out.join(" ").into();
         }
         descriptor
     }
@@ -40,6 +47,8 @@ impl ListedManifest {
 pub struct PulledLayout {
     store: Arc<Store>,
     index: String,
+    /// Which platforms of the image were selected.
+    pub selected: Option<SelectedPlatforms>,
     /// What could not be looked up.
     pub failed_lookups: Vec<FailedLookup>,
 }
@@ -47,10 +56,15 @@ pub struct PulledLayout {
 impl PulledLayout {
     /// The layout with these manifests in its index.
     #[must_use]
-    pub fn new(store: Arc<Store>, listed: &[ListedManifest], failed_lookups: Vec<FailedLookup>) -> Self {
+    pub fn new(
+        store: Arc<Store>,
+        listed: &[ListedManifest],
+        selected: Option<SelectedPlatforms>,
+        failed_lookups: Vec<FailedLookup>,
+    ) -> Self {
         let manifests: Vec<Value> = listed.iter().map(ListedManifest::descriptor).collect();
         let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests});
-        Self { store, index: index.to_string(), failed_lookups }
+        Self { store, index: index.to_string(), selected, failed_lookups }
     }
 }
 

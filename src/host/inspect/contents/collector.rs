@@ -6,15 +6,12 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{Blob, BlobFault, BlobKind, Contents, ContentsError, Image, Root, read_fault};
-use crate::disk::layout::{self, IndexEntry, LayoutError, Tree};
+use super::{Blob, BlobFault, BlobKind, Contents, ContentsError, Image, NO_PLATFORM, Root, read_fault};
+use crate::disk::layout::{self, IndexEntry, LayoutError, LeftOutBlob, Tree};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::graph::{self, Exceeded, Node};
 use crate::oci::{Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, Platform, media_type};
 use crate::text::chain;
-
-/// The platform in BuildKit's attestations, which are not images.
-const NO_PLATFORM: &str = "unknown/unknown";
 
 #[derive(Deserialize)]
 struct Config {
@@ -48,6 +45,7 @@ struct RootContent {
     blobs: Vec<u32>,
     platforms: Vec<Arc<str>>,
     referrers: Vec<(u32, Digest)>,
+    left_out: Vec<LeftOutBlob>,
 }
 
 impl<'a> Collector<'a> {
@@ -71,7 +69,7 @@ impl<'a> Collector<'a> {
             interrupt,
         };
         for entry in entries {
-            collector.add_root(&entry.name(), &entry.descriptor)?;
+            collector.add_root(entry)?;
         }
         Ok(collector)
     }
@@ -84,7 +82,8 @@ impl<'a> Collector<'a> {
         let blobs = root.blobs.iter().map(|number| (*number, None));
         let referrers = root.referrers.iter().map(|(number, subject)| (*number, Some(*subject)));
         let digest = |number: u32| self.contents.blobs.get(number as usize).map(|blob| blob.digest);
-        blobs.chain(referrers).filter_map(|(number, subject)| Some((digest(number)?, subject))).collect()
+        let held = blobs.chain(referrers).filter_map(|(number, subject)| Some((digest(number)?, subject)));
+        held.chain(root.left_out.iter().map(|blob| (blob.digest, None))).collect()
     }
 
     /// Number of distinct roots.
@@ -105,13 +104,15 @@ impl<'a> Collector<'a> {
         contents
     }
 
-    /// Collects everything below a root.
-    fn add_root(&mut self, image: &str, descriptor: &Descriptor) -> Result<(), ContentsError> {
+    /// Collects everything below an entry except what is left out.
+    fn add_root(&mut self, entry: &IndexEntry) -> Result<(), ContentsError> {
         self.interrupt.check()?;
+        let descriptor = &entry.descriptor;
         if self.roots.contains_key(&descriptor.digest) {
             return Ok(());
         }
         let mut found = RootContent { walk: graph::Walk::from_root(descriptor.clone()), ..RootContent::default() };
+        let left_out: HashSet<&Digest> = entry.left_out.iter().collect();
         let mut root_type = None;
         while let Some(step) = found.walk.next_manifest() {
             self.interrupt.check()?;
@@ -119,6 +120,10 @@ impl<'a> Collector<'a> {
                 Ok(node) => (node, None),
                 Err(Exceeded { limit, node }) => (node, Some(limit)),
             };
+            if depth > 0 && left_out.contains(&descriptor.digest) {
+                found.left_out.extend((!is_repeated).then(|| LeftOutBlob::new(&descriptor, false)));
+                continue;
+            }
             let kind = BlobKind::Manifest(self.text(&descriptor.media_type));
             let number = self.number(&descriptor, kind);
             if is_repeated {
@@ -130,7 +135,7 @@ impl<'a> Collector<'a> {
                 continue;
             }
             let Some(manifest) = self.manifest(number, &descriptor)? else { continue };
-            self.add_manifest(&mut found, number, &descriptor, &manifest)?;
+            self.add_manifest(&mut found, number, &descriptor, &manifest, &left_out)?;
             if depth == 0 {
                 root_type = artifact_type(&manifest);
             }
@@ -139,7 +144,7 @@ impl<'a> Collector<'a> {
         self.named += found.blobs.len();
         let distinct = self.contents.blobs.len();
         if self.named > graph::max_named(distinct) {
-            return Err(LayoutError::Shared { image: image.to_owned(), named: self.named, distinct }.into());
+            return Err(LayoutError::Shared { image: entry.name(), named: self.named, distinct }.into());
         }
         found.platforms.sort_unstable();
         found.platforms.dedup();
@@ -150,12 +155,13 @@ impl<'a> Collector<'a> {
         }
         let artifact_type = root_type.map(|text| self.text(&text));
         let number = column(self.contents.roots.len());
-        let RootContent { blobs, platforms, referrers, .. } = found;
+        let RootContent { blobs, platforms, referrers, left_out, .. } = found;
         self.contents.roots.push(Root {
             blobs: blobs.into(),
             platforms: platforms.into(),
             artifact_type,
             referrers: referrers.into(),
+            left_out: left_out.into(),
         });
         self.roots.insert(descriptor.digest, number);
         Ok(())
@@ -168,6 +174,7 @@ impl<'a> Collector<'a> {
         number: u32,
         descriptor: &Descriptor,
         manifest: &Manifest,
+        left_out: &HashSet<&Digest>,
     ) -> Result<(), ContentsError> {
         let media_type = self.text(&layout::served_type(descriptor, manifest));
         let first = self.typed.insert(number);
@@ -181,6 +188,11 @@ impl<'a> Collector<'a> {
         found.referrers.extend(manifest.subject.as_ref().map(|subject| (number, subject.digest)));
         let mut config = None;
         for descriptor in &manifest.blobs {
+            if left_out.contains(&descriptor.digest) {
+                let is_new = found.walk.visit(descriptor.digest);
+                found.left_out.extend(is_new.then(|| LeftOutBlob::new(descriptor, false)));
+                continue;
+            }
             let is_config = manifest.config() == Some(descriptor);
             let number = self.number(
                 descriptor,

@@ -9,11 +9,14 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
-use crate::disk::layout::{self, IndexEntry, LayoutError, Tree};
+use crate::disk::layout::{self, IndexEntry, LayoutError, LeftOutBlob, Tree};
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::oci::{Digest, Repository, Tag};
 use crate::text::chain;
 use collector::Collector;
+
+/// The platform in BuildKit's attestations, which are not images.
+pub const NO_PLATFORM: &str = "unknown/unknown";
 
 /// Why the contents of a disk cannot be listed.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +74,8 @@ pub struct Root {
     pub artifact_type: Option<Arc<str>>,
     /// Numbers of the manifests below it that have a subject, with the subject.
     pub referrers: Box<[(u32, Digest)]>,
+    /// What is left out on purpose.
+    pub left_out: Box<[LeftOutBlob]>,
 }
 
 impl Root {

@@ -135,6 +135,7 @@ mod tests {
             status: 200,
             bytes: 1,
             complete: true,
+            left_out: String::new(),
         }
     }
 

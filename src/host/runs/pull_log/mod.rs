@@ -49,6 +49,8 @@ pub struct Pull {
     pub bytes: u64,
     /// Whether the whole response was sent.
     pub complete: bool,
+    /// The platform that was asked for and is left out of the disk; empty otherwise.
+    pub left_out: String,
 }
 
 impl Pull {
@@ -68,7 +70,11 @@ impl Pull {
 impl fmt::Display for Pull {
     /// Formats it as a row of the table.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_row(f, self.time, self.by, &self.image(), self.status, self.bytes, self.complete)
+        write_row(f, self.time, self.by, &self.image(), self.status, self.bytes, self.complete)?;
+        if self.left_out.is_empty() {
+            return Ok(());
+        }
+        write!(f, " ({} was left out)", printable(self.left_out.as_bytes()))
     }
 }
 
@@ -127,9 +133,11 @@ impl PullTracker {
             return None;
         }
         let by = address(request);
-        let Request { repository, reference, digest, status, bytes, complete, .. } = request.clone();
+        let Request { repository, reference, digest, status, bytes, complete, left_out, .. } = request.clone();
+        // The event of an error has no digest. Which manifest a node lacked is told by what it asked for.
+        let digest = if left_out.is_empty() { digest } else { reference.clone() };
         let tag = Some(reference).filter(|reference| !reference.contains(':'));
-        let mut pull = Pull { time, by, repository, tag, digest, status, bytes, complete };
+        let mut pull = Pull { time, by, repository, tag, digest, status, bytes, complete, left_out };
         let key = || (by, request.repository.clone(), request.digest.clone());
         if request.method == "HEAD" {
             if status < 400 {
@@ -206,6 +214,9 @@ mod tests {
         let row = pull.to_string();
         assert!(row.starts_with("00:00:09.250  10.1.0.7         test/multi:1@sha256:e3b0c44298fc "), "{row}");
         assert!(row.ends_with(&rest[12..]), "{row}");
+        let left_out = Request { digest: String::new(), left_out: "linux/arm64".into(), ..request("GET", DIGEST, 404) };
+        let row = tracker.track(0.0, &left_out).unwrap().to_string();
+        assert!(row.contains("test/multi@sha256:e3b0c44298fc ") && row.ends_with(" (linux/arm64 was left out)"), "{row}");
         pull.repository = "evil\u{1b}[2J".into();
         pull.complete = false;
         assert!(pull.to_string().contains("  evil:1@sha256:e3b0c44298fc "), "{pull}");

@@ -213,6 +213,9 @@ pub(crate) fn request(request: &Request) -> String {
         }
     }
     let cut = if request.complete { "" } else { " (cut short)" };
+    if !request.left_out.is_empty() {
+        line.push_str(&format!(" ({} was left out)", request.left_out));
+    }
     line.push_str(&format!(" -> {status}, {bytes} bytes in {duration:.3} s{cut}, {user_agent}"));
     printable(line.as_bytes())
 }
@@ -398,5 +401,7 @@ mod tests {
         let line =
             "10.0.2.2:40112 GET manifest test/hello latest bytes=0- -> 200, 512 bytes in 0.004 s (cut short), evil\\u{a}/1.0";
         assert_eq!(request(&made), line);
+        let left_out = Request { status: 404, left_out: "linux/arm64".into(), ..made };
+        assert!(request(&left_out).contains(" latest bytes=0- (linux/arm64 was left out) -> 404, 512 bytes"));
     }
 }

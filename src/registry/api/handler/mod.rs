@@ -11,7 +11,7 @@ use super::lists::{self, ListRequest};
 use super::route::{self, ApiRequest, RequestTarget, Route};
 use super::{describe, resolve};
 use crate::disk::catalog::{Blob, BlobId, Catalog, RepositoryId};
-use crate::oci::Repository;
+use crate::oci::{Digest, Reference, Repository};
 use crate::registry::auth::Auth;
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::auth::scope::Scope;
@@ -34,6 +34,9 @@ use crate::registry::telemetry::health::Health;
 use crate::registry::telemetry::log::{LogEntry, Telemetry};
 use crate::registry::telemetry::metrics::exposition::Exposition;
 use crate::registry::telemetry::metrics::{Metrics, Totals};
+
+/// In events: content that was left out because the sources lacked it.
+const MISSING: &str = "missing";
 
 /// How a registry serves. By default every client may pull, blobs are not verified, and there is no CA certificate to download.
 #[derive(Debug, Default)]
@@ -230,17 +233,23 @@ impl Registry {
                 let find = |catalog: &Catalog, id| resolve::manifest(catalog, id, reference);
                 let (repository, found) = context.resolve(name, request, find)?;
                 let name = catalog.repository_name(repository);
-                let unknown = || RegistryError::ManifestUnknown(format!("no manifest {reference} in {name}"));
-                let (id, freshness) = found.ok_or_else(unknown)?;
+                let mut unknown = || {
+                    let why = if let Reference::Digest(digest) = reference { context.left_out(repository, digest) } else { None };
+                    RegistryError::ManifestUnknown(format!("no manifest {reference} in {name}{}", why.unwrap_or_default()))
+                };
+                let (id, freshness) = found.ok_or_else(&mut unknown)?;
                 let blob = catalog.blob(id).ok_or(RegistryError::Disk)?;
                 self.serve_content(id, Representation { blob, freshness }, context).await
             }
             Route::Blob(name, digest) => {
                 let (repository, found) = context.resolve(name, request, |catalog, id| catalog.blob_in(id, digest))?;
                 let name = catalog.repository_name(repository);
-                let unknown = || RegistryError::BlobUnknown(format!("no blob {digest} in {name}"));
                 context.entry.blob_repository = Some(repository);
-                let id = found.ok_or_else(unknown)?;
+                let mut unknown = || {
+                    let why = context.left_out(repository, digest).unwrap_or_default();
+                    RegistryError::BlobUnknown(format!("no blob {digest} in {name}{why}"))
+                };
+                let id = found.ok_or_else(&mut unknown)?;
                 // This endpoint serves manifests, too, but as plain bytes.
                 let blob = Blob { manifest: None, ..catalog.blob(id).ok_or(RegistryError::Disk)? };
                 self.serve_content(id, Representation { blob, freshness: Freshness::Immutable }, context).await
@@ -353,6 +362,16 @@ impl RequestContext<'_> {
         let full_name = self.snapshot.store().catalog().repository_name(resolved.0);
         self.entry.describe(|event| full_name.clone_into(&mut event.repository));
         Ok(resolved)
+    }
+
+    /// Why the repository does not have this content, if it was left out on purpose. The request's event says so too.
+    fn left_out(&mut self, repository: RepositoryId, digest: &Digest) -> Option<String> {
+        let left_out = self.snapshot.store().catalog().left_out(repository, digest)?;
+        self.entry.describe(|event| left_out.platform.unwrap_or(MISSING).clone_into(&mut event.left_out));
+        Some(match left_out.platform {
+            Some(platform) => format!(": it is for {platform}, which was left out when the disk was packed"),
+            None => ": it was missing when the disk was packed, and was left out".to_owned(),
+        })
     }
 }
 

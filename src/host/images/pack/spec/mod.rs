@@ -11,6 +11,7 @@ use miette::Diagnostic;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 
 use super::request::{Naming, Origin, Part, Request, Tags, is_media_type};
+use crate::host::images::platforms::PlatformChoice;
 use crate::host::support::files;
 use crate::proto;
 
@@ -75,16 +76,19 @@ fn request(entry: proto::Image, position: String, base: &Path) -> Result<Request
     let naming = naming(&entry)?;
     let named = naming.repository.is_some();
     let upstream = entry.upstream.as_deref().map(|host| host.parse().map_err(|error| format!("upstream {host:?}: {error}")));
-    let platform =
-        entry.platform.as_deref().map(|platform| platform.parse().map_err(|error| format!("platform {platform:?}: {error}")));
+    let platforms = platforms(&entry)?;
     let origin = origin(entry, base, named)?;
-    Ok(Request {
-        position: Some(position),
-        naming,
-        upstream: upstream.transpose()?,
-        platform: platform.transpose()?,
-        ..Request::of(origin)
-    })
+    Ok(Request { position: Some(position), naming, upstream: upstream.transpose()?, platforms, ..Request::of(origin) })
+}
+
+fn platforms(entry: &proto::Image) -> Result<PlatformChoice, String> {
+    let parsed = |text: &String| text.parse().map_err(|error| format!("platform {text:?}: {error}"));
+    let wanted: Vec<_> = entry.platform.iter().map(parsed).collect::<Result<_, String>>()?;
+    let flatten = entry.flatten.unwrap_or_default();
+    if flatten && wanted.len() != 1 {
+        return Err(format!("flatten goes with one platform, and the entry has {}", wanted.len()));
+    }
+    Ok(PlatformChoice { wanted, flatten })
 }
 
 fn naming(entry: &proto::Image) -> Result<Naming, String> {
