@@ -85,7 +85,7 @@ impl<'a> Headers<'a> {
                 b'K' => extensions.target = Some(self.name(&header)?),
                 b'x' | b'X' => extensions.add(&self.extension(&header, "pax header", MAX_PAX)?)?,
                 // Records for all members, and the name of the volume.
-                b'g' | b'V' => drop(self.data(&header, header.entry_size().map_err(damaged)?)?),
+                b'g' | b'V' => drop(self.data(&header, size_of(&header)?)?),
                 _ => return self.member(&header, extensions).map(Some),
             }
             extended |= !matches!(header.entry_type().as_byte(), b'g' | b'V');
@@ -134,7 +134,7 @@ impl<'a> Headers<'a> {
 
     /// The data of an extension header.
     fn extension(&mut self, header: &Header, what: &'static str, limit: u64) -> Result<Vec<u8>, ArchiveError> {
-        let size = header.entry_size().map_err(damaged)?;
+        let size = size_of(header)?;
         if size > limit {
             return Err(ArchiveError::Long { what, size, limit });
         }
@@ -164,7 +164,7 @@ impl<'a> Headers<'a> {
         }
         let kind = header.entry_type();
         let gnu_map = if kind.is_gnu_sparse() { Some(self.gnu_map(header)?) } else { None };
-        let stored = size.map_or_else(|| header.entry_size().map_err(damaged), Ok)?;
+        let stored = size.map_or_else(|| size_of(header), Ok)?;
         let at = self.data(header, stored).map_err(|error| match error {
             ArchiveError::Truncated { size, there, .. } => ArchiveError::Truncated { member: name.clone(), size, there },
             other => other,
@@ -243,6 +243,12 @@ impl Extensions {
         }
         Some(())
     }
+}
+
+/// The size in a header, in bytes. GNU tar leaves the field of a volume header empty.
+fn size_of(header: &Header) -> Result<u64, ArchiveError> {
+    let is_empty = header.as_old().size.iter().all(|byte| matches!(byte, 0 | b' '));
+    if is_empty { Ok(0) } else { header.entry_size().map_err(damaged) }
 }
 
 fn add_parts(map: &mut Vec<(u64, u64)>, parts: &[GnuSparseHeader]) -> Result<(), ArchiveError> {
