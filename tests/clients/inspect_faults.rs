@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tar::EntryType::Regular;
 use testing::layout::{Layout, Stored};
 use testing::pack::{Bench, archive, blob, hello, text};
+use testing::vm::succeed;
 
 /// Runs `localregistry --quiet inspect ARGUMENTS`, which must fail with exit code 1 and change no file. Returns its messages and
 /// its output.
@@ -437,16 +438,17 @@ fn export_replaces_no_files() {
 fn signal_ends_an_export_and_leaves_no_files() {
     let bench = Bench::default();
     let mut layout = Layout::default();
-    // A sparse layer of a terabyte, which takes longer than any test.
-    let layer = layout.blob(b"a layer");
+    // A sparse layer of 12 GiB, which takes longer than this test. Its stored part is as large as it must be for that size.
+    const SIZE: u64 = 12 << 30;
+    let layer = layout.blob(&vec![1; 128 << 20]);
     let config = layout.blob(b"{}");
     let mut huge = layer.descriptor("application/vnd.oci.image.layer.v1.tar");
-    huge["size"] = json!(1_u64 << 40);
+    huge["size"] = json!(SIZE);
     let manifest = layout.json(&json!({
         "schemaVersion": 2, "config": config.descriptor("application/vnd.oci.empty.v1+json"), "layers": [huge],
     }));
     layout.name(manifest, media_type::OCI_MANIFEST, "test/huge:1");
-    fs::OpenOptions::new().write(true).open(layout.path().join(layer.digest.blob_path())).unwrap().set_len(1 << 40).unwrap();
+    fs::OpenOptions::new().write(true).open(layout.path().join(layer.digest.blob_path())).unwrap().set_len(SIZE).unwrap();
     let path = layout.write().to_owned();
     let names = || {
         let entries = fs::read_dir(bench.path("")).unwrap();
@@ -463,6 +465,39 @@ fn signal_ends_an_export_and_leaves_no_files() {
         let output = child.wait_with_output().unwrap();
         assert_eq!(text(&output.stderr), format!("localregistry: interrupted by {}\n", signal.as_str()));
         assert_eq!((output.status.code(), names()), (Some(code), Vec::<String>::new()));
+    }
+}
+
+/// mke2fs and mksquashfs keep the holes of a file, so that a small disk has a large layer.
+#[test]
+fn layer_of_holes_on_disks_of_real_tools_is_not_hashed() {
+    let bench = Bench::default();
+    for (size, tool) in
+        [(1_u64 << 40, "mke2fs -q -t ext4 -d layout disk 16M"), (2 << 30, "mksquashfs layout disk -quiet -no-progress -noappend")]
+    {
+        let mut layout = Layout::default();
+        let (layer, config) = (layout.blob(b"a layer"), layout.blob(b"{}"));
+        let mut huge = layer.descriptor("application/vnd.oci.image.layer.v1.tar");
+        huge["size"] = json!(size);
+        let config = config.descriptor("application/vnd.oci.empty.v1+json");
+        let manifest = layout.json(&json!({"schemaVersion": 2, "config": config, "layers": [huge]}));
+        layout.name(manifest, media_type::OCI_MANIFEST, "test/huge:1");
+        let path = layer.digest.blob_path();
+        fs::OpenOptions::new().write(true).open(layout.path().join(&path)).unwrap().set_len(size).unwrap();
+        layout.write();
+        let tool = tool.replacen("layout", layout.path().to_str().unwrap(), 1);
+        succeed(testing::program("sh").args(["-c", &tool]).current_dir(bench.path("")));
+        let stored = fs::metadata(bench.path("disk")).unwrap().len();
+        let limit = (1 << 30) + 100 * stored;
+        assert!(limit < size, "{tool}: {stored}");
+        let (said, _) = failed(&bench, &["disk", "--verify"]);
+        let fault = format!(
+            "disk: blob {} cannot be read: it is damaged: {path} has {size} bytes, far more than are stored; at most {limit} are expected; it \
+             is part of test/huge:1\nlocalregistry: disk has 1 fault\n",
+            layer.digest
+        );
+        assert!(said.ends_with(&fault), "{tool}: {said}");
+        fs::remove_file(bench.path("disk")).unwrap();
     }
 }
 
