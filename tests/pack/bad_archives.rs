@@ -196,7 +196,7 @@ fn malformed_docker_archives_are_refused() {
     refused(
         &saved,
         "manifest.json: RepoTags has \"Hello\": a repository name has lower-case letters and digits, joined by one of \
-         . _ __ - and split by /",
+         . _ __ - and split by /; give the image another name with --name",
     );
     bench.file("saved.tar", &archive(&[("manifest.json", Regular, b"[1]")]));
     bench.refused(

@@ -213,7 +213,8 @@ fn missing_and_malformed_names_are_refused() {
     bench.refused(
         &["wrong"],
         &format!(
-            "cannot pack wrong: index.json: annotation org.opencontainers.image.ref.name names an image \"Test/Hello:latest\": {grammar}"
+            "cannot pack wrong: index.json: annotation org.opencontainers.image.ref.name names an image \"Test/Hello:latest\": {grammar}; \
+             give it another name with --name"
         ),
     );
     let mut two = Layout::default();

@@ -4,6 +4,7 @@ use std::fs;
 
 use testing::layout::Layout;
 use testing::pack::{Bench, Saved, text};
+use testing::server::Server;
 
 /// Each spelling, and the name under which the image is on the disk.
 const HUB: [(&str, &str); 6] = [
@@ -114,4 +115,115 @@ fn assert_takes_every_spelling() {
     for name in ["quay.io/hello:1", "docker.io/other/hello:1", "localhost/library/hello:1"] {
         run(&bench, &["--quiet", "assert", "--not-pulled", name, "log"]);
     }
+}
+
+/// Names that tools write and that are no references: what is wrong with each, and the tag in it.
+const WRONG: [(&str, &str, Option<&str>); 9] = [
+    ("1.0.0+build.5", TAG, None),
+    ("a b", TAG, None),
+    ("team/app:1.0.0+build.5", TAG, None),
+    ("<none>:<none>", TAG, None),
+    ("Team/App:1.0", REPOSITORY, Some("1.0")),
+    ("my app:1.0", REPOSITORY, Some("1.0")),
+    ("my_host.test/app:1.0", HOST, Some("1.0")),
+    ("app@1.0", "a digest has the form algorithm:hex", None),
+    ("@", "a digest has the form algorithm:hex", None),
+];
+const TAG: &str = "a tag has at most 128 letters, digits and _ . -, and starts with none of . -";
+const REPOSITORY: &str = "a repository name has lower-case letters and digits, joined by one of . _ __ - and split by /";
+const HOST: &str = "a registry's host is a DNS name or an address, with an optional port";
+
+/// A wrong name never stands in the way of `--name`, and without that the message says what is wrong with it.
+#[test]
+fn wrong_names_of_a_source_give_way_to_the_requested_name() {
+    for (name, wrong, tag) in WRONG {
+        let (bench, mut layout) = (Bench::default(), Layout::default());
+        let image = layout.image(name, b"layer");
+        bench.layout("layout", &layout);
+        let mut saved = Saved::default();
+        saved.member("layer.tar", b"layer");
+        saved.image(&[name], &[("layer.tar", b"layer")]);
+        bench.file("saved.tar", &saved.bytes());
+        let annotation = "org.opencontainers.image.ref.name";
+        bench.refused(
+            &["layout"],
+            &format!(
+                "cannot pack layout: index.json: annotation {annotation} names an image {name:?}: {wrong}; give it another name with \
+                 --name"
+            ),
+        );
+        // A bare name in RepoTags is a repository, not a tag.
+        let wrong = if name == "1.0.0+build.5" || name == "a b" { REPOSITORY } else { wrong };
+        bench.refused(
+            &["saved.tar"],
+            &format!(
+                "cannot pack saved.tar: manifest.json: RepoTags has {name:?}: {wrong}; give the image another name with --name"
+            ),
+        );
+        for source in ["layout", "saved.tar"] {
+            bench.pack(&["--name", &format!("x/y={source}")]);
+            assert_eq!(bench.extract("disk.erofs").names(), [format!("x/y:{}", tag.unwrap_or("latest"))], "{name} in {source}");
+            bench.pack(&["--name", &format!("x/y:2={source}")]);
+            assert_eq!(bench.extract("disk.erofs").names(), ["x/y:2"], "{name} in {source}");
+        }
+        bench.file("list", b"images { name: \"x/y\" tag: \"3\" path: \"layout\" }");
+        bench.pack(&["--spec", "list"]);
+        assert_eq!(bench.extract("disk.erofs").names(), ["x/y:3"], "{name}");
+
+        // The registry and what shows a disk know such an image by its digest.
+        let digest = image.digest.to_string();
+        let shown: serde_json::Value = serde_json::from_str(&run(&bench, &["--json", "inspect", "layout", "--verify"])).unwrap();
+        assert_eq!((&shown["images"][0]["repository"], &shown["images"][0]["tag"]), (&"image".into(), &serde_json::Value::Null));
+        assert_eq!(shown["images"][0]["digest"], digest.as_str());
+        let server = Server::start(&bench.path("layout"));
+        assert_eq!(testing::http::get(server.plain, &format!("/v2/image/manifests/{digest}")).status, 200, "{name}");
+        run(&bench, &["inspect", "saved.tar"]);
+    }
+}
+
+/// Beside good names: `--name` takes the image of the wrong one, and what has a name is no left-over.
+#[test]
+fn wrong_names_beside_good_ones() {
+    let (bench, mut layout) = (Bench::default(), Layout::default());
+    let good = layout.image("test/good:1", b"good");
+    let wrong = layout.image("Wrong:1", b"wrong");
+    layout.name(good, "application/vnd.oci.image.manifest.v1+json", "<none>:<none>");
+    bench.layout("layout", &layout);
+    let output = bench.command(&["--quiet", "pack", "layout", "-o", "disk.erofs"]).output().unwrap();
+    assert!(text(&output.stderr).contains("names an image \"Wrong:1\": "), "{output:?}");
+    assert_eq!((output.status.code(), bench.path("disk.erofs").exists()), (Some(1), false));
+    let server = Server::start(&bench.path("layout"));
+    let status = |target: &str| testing::http::get(server.plain, &format!("/v2/{target}")).status;
+    assert_eq!(status("test/good/manifests/1"), 200);
+    assert_eq!(status(&format!("image/manifests/{}", wrong.digest)), 200);
+
+    // Several wrong names with tags of their own.
+    let (bench, mut layout) = (Bench::default(), Layout::default());
+    layout.image("App:1", b"one");
+    layout.image("App:2", b"two");
+    bench.layout("layout", &layout);
+    bench.pack(&["--name", "test/app=layout"]);
+    assert_eq!(bench.extract("disk.erofs").names(), ["test/app:1", "test/app:2"]);
+
+    // An archive whose image has a good name, too.
+    let mut saved = Saved::default();
+    saved.member("layer.tar", b"layer");
+    saved.image(&["<none>:<none>", "test/app:1"], &[("layer.tar", b"layer")]);
+    bench.file("saved.tar", &saved.bytes());
+    bench.pack(&["--name", "x/y=saved.tar"]);
+    assert_eq!(bench.extract("disk.erofs").names(), ["x/y:1"]);
+
+    // The second annotation counts if the first is wrong.
+    let (bench, mut layout) = (Bench::default(), Layout::default());
+    layout.image("test/app:1", b"one");
+    let path = bench.layout("layout", &layout).join("index.json");
+    let index = fs::read_to_string(&path).unwrap().replacen(
+        "\"annotations\":{",
+        "\"annotations\":{\"io.containerd.image.name\":\"<none>@x\",",
+        1,
+    );
+    assert!(index.contains("<none>@x"), "{index}");
+    fs::write(&path, index).unwrap();
+    bench.pack(&["layout"]);
+    assert_eq!(bench.extract("disk.erofs").names(), ["test/app:1"]);
 }

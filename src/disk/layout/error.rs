@@ -2,9 +2,9 @@
 
 use std::io;
 
-use super::{CONTAINERD_NAME, REF_NAME};
+use super::{CONTAINERD_NAME, Misnamed, REF_NAME};
 use crate::oci::graph::{MAX_DEPTH, MAX_MANIFESTS};
-use crate::oci::{Digest, MAX_MANIFEST_SIZE, ManifestError, NameError};
+use crate::oci::{Digest, MAX_MANIFEST_SIZE, ManifestError};
 
 /// What messages call the root of an image.
 pub(super) const ROOT: &str = "manifest";
@@ -33,17 +33,9 @@ pub enum LayoutError {
     /// The layout has another version.
     #[error("oci-layout gives imageLayoutVersion {0:?}; 1.0.0 is expected")]
     Version(String),
-    /// An annotation does not hold a name.
-    #[error("index.json: annotation {annotation} names an image {name:?}")]
-    Name {
-        /// The annotation.
-        annotation: &'static str,
-        /// Its value.
-        name: String,
-        /// Why it is not a name.
-        #[source]
-        cause: NameError,
-    },
+    /// An annotation does not hold the name of an image.
+    #[error("index.json: {0}; give it another name with --name")]
+    Name(Box<Misnamed>),
     /// An image has no repository.
     #[error("index.json: {digest} has no repository name in {REF_NAME} or {CONTAINERD_NAME}; give it one with --name")]
     Unnamed {

@@ -57,6 +57,11 @@ pub fn images(tree: &dyn Tree, options: ReadOptions<'_>) -> Result<LayoutImages,
 /// # Errors
 /// See [`images`].
 pub fn images_of(tree: &dyn Tree, entries: Vec<IndexEntry>, options: ReadOptions<'_>) -> Result<LayoutImages, LayoutError> {
+    if let Unnamed::Reject = options.unnamed
+        && let Some(wrong) = entries.iter().filter(|entry| entry.is_manifest()).find_map(|entry| entry.misnamed.clone())
+    {
+        return Err(LayoutError::Name(wrong));
+    }
     let mut collector =
         Collector { tree, options, roots: HashMap::new(), faults: HashMap::new(), named: 0, distinct: HashSet::new() };
     entries.iter().try_for_each(|entry| collector.add(entry))?;

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::name_annotation;
+use super::name_annotations;
 use crate::oci::{Descriptor, Digest, Tag};
 
 const ANNOTATION: &str = "kind";
@@ -59,5 +59,5 @@ fn companion(entry: &Descriptor) -> Option<Companion> {
 }
 
 fn name(entry: &Descriptor) -> Option<&str> {
-    name_annotation(entry).map(|(_, name)| name)
+    name_annotations(entry).next().map(|(_, name)| name)
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalog;
 use crate::oci::json::null_as_default;
-use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference, Repository, Tag, media_type};
+use crate::oci::{Descriptor, Digest, ImageName, Manifest, NameError, Repository, Tag, media_type};
 
 pub use error::LayoutError;
 pub use holes::{check_holes, max_expanded};
@@ -191,17 +191,47 @@ pub struct IndexEntry {
     pub is_companion: bool,
     /// What is left out of the image on purpose. All entries of one image have the same list.
     pub left_out: Arc<[Digest]>,
+    /// The entry's name, if it is not the name of an image. The entry has then neither a repository nor a tag of its own.
+    pub misnamed: Option<Box<Misnamed>>,
+}
+
+/// A name in `index.json` that is not the name of an image, such as `<none>:<none>`, `App:1` or `1.0.0+build.5`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("annotation {annotation} names an image {name:?}: {cause}")]
+pub struct Misnamed {
+    /// The annotation.
+    pub annotation: &'static str,
+    /// Its value.
+    pub name: String,
+    /// Why it is not a name.
+    pub cause: NameError,
+    /// The tag in it, if that part is one.
+    pub tag: Option<Tag>,
+}
+
+impl Misnamed {
+    fn new(annotation: &'static str, name: &str, cause: NameError) -> Box<Self> {
+        let tag = name.rsplit_once(':').and_then(|(_, tag)| tag.parse().ok());
+        Box::new(Self { annotation, name: name.to_owned(), cause, tag })
+    }
 }
 
 impl IndexEntry {
     /// Whether the entry names an image, and not only something that belongs to an image.
     #[must_use]
     pub fn names_image(&self) -> bool {
-        self.is_manifest() && self.tag.as_ref().map_or(self.repository.is_some(), |tag| !tag.is_attachment())
+        let by_name = || self.tag.as_ref().map_or(self.repository.is_some(), |tag| !tag.is_attachment());
+        self.is_manifest() && (self.misnamed.is_some() || by_name())
+    }
+
+    /// Whether the entry has a name, be it wrong.
+    #[must_use]
+    pub fn has_name(&self) -> bool {
+        self.repository.is_some() || self.tag.is_some() || self.misnamed.is_some()
     }
 
     fn clear_name(&mut self) {
-        (self.repository, self.tag, self.is_named) = (None, None, false);
+        (self.repository, self.tag, self.is_named, self.misnamed) = (None, None, false, None);
     }
 
     /// Whether the entry says that it is a manifest.
@@ -230,7 +260,7 @@ pub fn entry_name(repository: Option<&Repository>, tag: Option<&Tag>, digest: Di
 /// The entries of the layout's `index.json`, in its order.
 ///
 /// # Errors
-/// Fails if `tree` is not an image layout, or an annotation does not hold a name.
+/// Fails if `tree` is not an image layout.
 pub fn entries(tree: &dyn Tree) -> Result<Vec<IndexEntry>, LayoutError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -249,17 +279,22 @@ pub fn entries(tree: &dyn Tree) -> Result<Vec<IndexEntry>, LayoutError> {
     let index: Index = json(tree, "index.json", MAX_INDEX_SIZE)?;
     let mut companion_tags = kinds::companion_tags(&index.manifests);
     let entry = |(number, mut descriptor): (usize, Descriptor)| {
-        let (repository, tag) = name_of(&descriptor)?;
-        let tag = companion_tags.remove(&number).unwrap_or(tag);
+        let (name, misnamed) = match name_of(&descriptor) {
+            Ok(name) => (name, None),
+            Err(misnamed) => ((None, None), Some(misnamed)),
+        };
+        let (repository, tag) = name;
+        let (tag, misnamed) = companion_tags.remove(&number).map_or((tag, misnamed), |tag| (tag, None));
         let every_tag = descriptor.annotations.get(EVERY_TAG).is_some_and(|value| value == "true");
         let attests = descriptor.annotations.get(ATTESTED).and_then(|digest| digest.parse().ok());
         let left_out = descriptor.annotations.get(LEFT_OUT).map(String::as_str).unwrap_or_default();
         let left_out = left_out.split_whitespace().filter_map(|digest| digest.parse().ok()).collect();
         descriptor.annotations = HashMap::new();
         let is_named = repository.is_some();
-        Ok(IndexEntry { descriptor, repository, tag, every_tag, is_named, attests, is_companion: false, left_out })
+        let is_companion = false;
+        IndexEntry { descriptor, repository, tag, every_tag, is_named, attests, is_companion, left_out, misnamed }
     };
-    let mut entries = index.manifests.into_iter().enumerate().map(entry).collect::<Result<Vec<_>, LayoutError>>()?;
+    let mut entries: Vec<IndexEntry> = index.manifests.into_iter().enumerate().map(entry).collect();
     agree_on_left_out(&mut entries);
     Ok(entries)
 }
@@ -329,23 +364,31 @@ pub fn served_type(descriptor: &Descriptor, manifest: &Manifest) -> String {
     if manifest.has_media_type || !same_kind { manifest.media_type.clone() } else { described.clone() }
 }
 
-/// Repository and tag from the annotations of a descriptor in `index.json`.
-fn name_of(descriptor: &Descriptor) -> Result<(Option<Repository>, Option<Tag>), LayoutError> {
-    let Some((annotation, text)) = name_annotation(descriptor) else { return Ok((None, None)) };
-    let error = |cause| LayoutError::Name { annotation, name: text.to_owned(), cause };
-    // By the specification the annotation holds a tag alone. Many tools write a full name.
-    if !text.contains(['/', ':', '@']) {
-        let reference: Reference = text.parse().map_err(error)?;
-        return Ok((None, if let Reference::Tag(tag) = reference { Some(tag) } else { None }));
+/// Repository and tag from the annotations of a descriptor in `index.json`: from the first that holds a name.
+fn name_of(descriptor: &Descriptor) -> Result<(Option<Repository>, Option<Tag>), Box<Misnamed>> {
+    let mut wrong = None;
+    for (annotation, text) in name_annotations(descriptor) {
+        match parse_name(text) {
+            Ok(name) => return Ok(name),
+            Err(cause) => wrong = wrong.or_else(|| Some(Misnamed::new(annotation, text, cause))),
+        }
     }
-    let name: ImageName = text.parse().map_err(error)?;
-    Ok((Some(name.repository), name.tag))
+    wrong.map_or(Ok((None, None)), Err)
 }
 
-/// The annotation that names a descriptor in `index.json`, and its value.
-fn name_annotation(descriptor: &Descriptor) -> Option<(&'static str, &str)> {
+/// Repository and tag of the name `text`. By the specification the annotation holds a tag alone. Many tools write a full name.
+fn parse_name(text: &str) -> Result<(Option<Repository>, Option<Tag>), NameError> {
+    if text.contains(['/', ':', '@']) {
+        let name: ImageName = text.parse()?;
+        return Ok((Some(name.repository), name.tag));
+    }
+    Ok((None, Some(text.parse()?)))
+}
+
+/// The annotations that name a descriptor in `index.json`, and their values.
+fn name_annotations(descriptor: &Descriptor) -> impl Iterator<Item = (&'static str, &str)> {
     let value = |annotation| descriptor.annotations.get(annotation).filter(|text| !text.is_empty());
-    [CONTAINERD_NAME, REF_NAME].into_iter().find_map(|annotation| Some((annotation, value(annotation)?.as_str())))
+    [CONTAINERD_NAME, REF_NAME].into_iter().filter_map(move |annotation| Some((annotation, value(annotation)?.as_str())))
 }
 
 fn json<T: for<'de> Deserialize<'de>>(tree: &dyn Tree, path: &str, limit: u64) -> Result<T, LayoutError> {

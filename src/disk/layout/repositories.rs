@@ -9,13 +9,13 @@ use crate::oci::{Digest, Repository, Tag};
 ///
 /// An entry without a repository gets, in this order:
 ///
-/// 1. `default`, if the entry has a tag;
+/// 1. `default`, if the entry has a tag, or a name that is none of an image, of which the tag stays if it has one;
 /// 2. every repository that holds a manifest to which the entry refers: by the `subject` of one of its manifests, by the digest in its
 ///    tag, as cosign's signatures do, or as BuildKit's attestations do. These repositories then hold the entry's own manifests too;
 /// 3. none, if the entry has no tag and another entry has its content: an index that lists it, or an entry with a name;
 /// 4. `default`, or the repository that all named entries share, if the entry has a tag or refers to something, or no entry names an image.
 ///
-/// An entry with a tag otherwise stays without a repository. One without a tag is left over, such as an image whose tag another one got,
+/// An entry with a name otherwise stays without a repository. One without a name is left over, such as an image whose tag another one got,
 /// and so is content that is no manifest, whatever its name.
 /// An entry without a tag is dropped if another entry gives the same content a tag in the same repository. `content` returns every digest
 /// below a root, with the subject of each manifest that has one.
@@ -30,8 +30,9 @@ pub fn assign_repositories(
         // A tag cannot name content that is no manifest.
         entries.iter_mut().filter(|entry| !entry.is_manifest()).for_each(IndexEntry::clear_name);
     }
-    for entry in entries.iter_mut().filter(|entry| entry.repository.is_none() && entry.tag.is_some()) {
+    for entry in entries.iter_mut().filter(|entry| entry.repository.is_none() && entry.has_name()) {
         entry.repository = default.cloned();
+        entry.tag = entry.tag.take().or_else(|| entry.misnamed.as_ref().filter(|_| default.is_some())?.tag.clone());
     }
     let (mut left_over, mut seen) = (Vec::new(), HashSet::new());
     if entries.iter().any(|entry| entry.repository.is_none()) {
@@ -44,14 +45,15 @@ pub fn assign_repositories(
         for (number, entry) in entries.into_iter().enumerate() {
             let found = by_reference.remove(&number).unwrap_or_default();
             let is_companion = !found.is_empty() || (any_named && refers_elsewhere(&entry, &content));
-            let is_wanted = !any_named || entry.tag.is_some() || (is_companion && fallback.is_some());
+            let is_wanted = !any_named || entry.has_name() || (is_companion && fallback.is_some());
+            let fallback = fallback.as_ref().filter(|_| entry.misnamed.is_none());
             let with = |repository| IndexEntry { repository, is_companion, ..entry.clone() };
             if entry.repository.is_some() {
                 assigned.push(entry);
             } else if !found.is_empty() {
                 assigned.extend(found.into_iter().map(Some).map(with));
             } else if is_wanted && !contained.contains(&number) {
-                assigned.push(with(fallback.clone()));
+                assigned.push(with(fallback.cloned()));
             } else if !contained.contains(&number) && seen.insert(entry.descriptor.digest) {
                 left_over.push(entry.descriptor.digest);
             }
@@ -187,8 +189,18 @@ mod tests {
         let descriptor = Descriptor::new(media_type::OCI_MANIFEST, digest(content), 1);
         let repository: Option<Repository> = repository.parse().ok();
         let is_named = repository.is_some();
-        let (every_tag, attests, is_companion, left_out) = (false, None, false, [].into());
-        IndexEntry { descriptor, is_named, repository, tag: tag.parse().ok(), every_tag, attests, is_companion, left_out }
+        let (every_tag, attests, is_companion, left_out, misnamed) = (false, None, false, [].into(), None);
+        IndexEntry {
+            descriptor,
+            is_named,
+            repository,
+            tag: tag.parse().ok(),
+            every_tag,
+            attests,
+            is_companion,
+            left_out,
+            misnamed,
+        }
     }
 
     /// The names of the entries with their repositories. Content `s>x` refers to `x`. Content `a+b` has `a` and `b` below it.

@@ -122,7 +122,7 @@ impl Disk {
             return Err(DiskError::Empty);
         }
         if is_archive(&head) {
-            let tree = source::open_archive(path, false, &std::env::temp_dir(), interrupt)?;
+            let tree = source::open_archive(path, true, &std::env::temp_dir(), interrupt)?;
             let tree = Box::new(BoundedTree::new(tree, bytes, u64::MAX, interrupt));
             return Ok(Self { form: Form::Archive, bytes: Some(bytes), tree });
         }

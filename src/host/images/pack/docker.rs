@@ -36,8 +36,8 @@ pub enum DockerError {
     Manifest(#[source] serde_json::Error),
     #[error("{MANIFEST} lists more than {MAX_LISTED} names and layers; split the images over several archives")]
     TooMany,
-    #[error("{MANIFEST}: RepoTags has {name:?}")]
-    Name { name: String, source: NameError },
+    #[error("{MANIFEST}: RepoTags has {name:?}: {cause}; give the image another name with --name")]
+    Name { name: String, cause: NameError },
     #[error("image {0} has no RepoTags in {MANIFEST}; give it a name with --name")]
     Unnamed(String),
     #[error("image {image}: {path} is not the JSON of an image config")]
@@ -110,9 +110,13 @@ impl DockerArchive {
         }
         for entry in entries.iter().flatten() {
             interrupt.check_io().map_err(DockerError::Read)?;
-            let mut names = Vec::new();
-            for name in &entry.repo_tags {
-                names.push(full_name(name)?);
+            let mut names: Vec<String> = entry.repo_tags.iter().filter_map(|name| full_name(name).ok()).collect();
+            if let Some(wrong) = entry.repo_tags.iter().find_map(|name| full_name(name).err()).filter(|_| !nameless) {
+                return Err(wrong);
+            }
+            if names.is_empty() {
+                // Readers of the layout know what to do with a wrong name.
+                names.extend(entry.repo_tags.first().cloned());
             }
             let label = names.first().unwrap_or(&entry.config).clone();
             if names.is_empty() && !nameless {
@@ -157,7 +161,7 @@ impl Tree for DockerArchive {
 
 /// A name from RepoTags, with the tag `latest` if it has none.
 fn full_name(text: &str) -> Result<String, DockerError> {
-    let name: ImageName = text.parse().map_err(|source| DockerError::Name { name: text.to_owned(), source })?;
+    let name: ImageName = text.parse().map_err(|cause| DockerError::Name { name: text.to_owned(), cause })?;
     Ok(ImageName { tag: Some(name.tag.unwrap_or_else(Tag::latest)), ..name }.to_string())
 }
 

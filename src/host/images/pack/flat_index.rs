@@ -30,7 +30,7 @@ fn flat_index(tree: &dyn Tree) -> Option<(Vec<u8>, String)> {
     let described: Value = serde_json::from_slice(&content).ok()?;
     let mut platforms = HashSet::new();
     let is_part = |(entry, described): (&layout::IndexEntry, &Value)| match &entry.descriptor.platform {
-        _ if entry.repository.is_some() || entry.tag.is_some() => false,
+        _ if entry.has_name() => false,
         // The platform as it stands there, because of fields such as os.version.
         Some(platform) if platform.os != UNKNOWN => platforms.insert(described.get("platform").map(Value::to_string)),
         other => other.is_some() || entry.attests.is_some() || !entry.is_manifest(),
