@@ -71,7 +71,7 @@ fn log_in_and_pull(host: &str, repository: &str) {
         assert!(written.contains("YW5uYTpzZWNyZXQ="), "{program}: {written}");
         let output = pack.output().unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{program} {key}: {}", text(&output.stderr));
-        assert_eq!(bench.extract("disk.erofs").names(), [name.clone()]);
+        assert_eq!(bench.extract("disk.erofs").names(), std::slice::from_ref(&name));
         let _ = fs::remove_file("/run/containers/0/auth.json");
     }
 }
