@@ -376,3 +376,50 @@ fn bad_flags_exit_2() {
         assert_eq!((output.status.code(), bench.path("out").exists()), (Some(2), false), "{flags:?}");
     }
 }
+
+/// `deploy` looks at a disk as `inspect` does: what that calls faulty is not deployed.
+#[test]
+fn disk_that_inspect_refuses_is_not_deployed() {
+    let bench = bench();
+    let mut other = Layout::default();
+    other.image("test/other:1", b"of another disk");
+    bench.layout("other", &other);
+    succeed(&mut bench.command(&["-q", "pack", "other", "-o", "other.erofs"]));
+    let catalog = "localregistry/catalog.binpb";
+    bench.extract("other.erofs");
+    let catalog_of_other = fs::read(bench.path("other.erofs.extracted").join(catalog)).unwrap();
+    let blobs = |folder: &Path| -> Vec<_> {
+        fs::read_dir(folder.join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path()).collect()
+    };
+    let without = |folder: &Path, start: &[u8]| {
+        let gone: Vec<_> = blobs(folder).into_iter().filter(|blob| fs::read(blob).unwrap().starts_with(start)).collect();
+        assert!(!gone.is_empty());
+        gone.into_iter().for_each(|blob| fs::remove_file(blob).unwrap());
+    };
+    type Change<'a> = &'a dyn Fn(&Path);
+    let changes: [(&str, Change<'_>); 5] = [
+        ("is missing", &|folder| without(folder, b"{\"")),
+        ("is missing", &|folder| without(folder, b"a layer")),
+        ("is missing", &|folder| fs::remove_dir_all(folder.join("blobs")).unwrap()),
+        ("the catalog is not a protobuf message", &|folder| fs::write(folder.join(catalog), b"junk").unwrap()),
+        ("it lacks the repository", &|folder| fs::write(folder.join(catalog), &catalog_of_other).unwrap()),
+    ];
+    for (fault, change) in changes {
+        bench.extract("disk.erofs");
+        let folder = bench.path("disk.erofs.extracted");
+        succeed(testing::program("chmod").args(["-R", "u+w"]).arg(&folder));
+        change(&folder);
+        succeed(testing::program("mkfs.erofs").current_dir(bench.path("")).args([
+            "--quiet",
+            "bad.erofs",
+            "disk.erofs.extracted",
+        ]));
+        let inspected = bench.command(&["-q", "inspect", "bad.erofs", "--verify"]).output().unwrap();
+        assert_eq!(inspected.status.code(), Some(1), "{fault}");
+        let deployed = bench.command(&[&["-q", "deploy", "bad.erofs", "-o", "out"], &FLAGS[..]].concat()).output().unwrap();
+        let said = text(&deployed.stderr);
+        assert!(deployed.status.code() == Some(1) && said.contains(fault), "{fault}: {said}");
+        assert!(!bench.path("out").exists());
+        fs::remove_file(bench.path("bad.erofs")).unwrap();
+    }
+}

@@ -21,5 +21,6 @@ mod pull;
 mod pull_logins;
 mod release;
 mod runtimes;
+mod system_calls;
 mod tls_refusals;
 mod trust;

@@ -16,8 +16,10 @@ use crate::host::images::scratch::{
 use crate::host::images::virtual_layout::open_regular;
 use crate::host::inspect::contents::{BlobFault, Contents, ContentsError};
 use crate::host::inspect::reader::{Disk, DiskError, Form};
+use crate::host::inspect::verify;
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::{Digest, Hasher, ImageName, Tag};
+use crate::registry::content::store;
 
 /// User and group as which KubeVirt runs QEMU, which opens the files of these images.
 const QEMU: FileOwnership = FileOwnership { owner: 107, mode: 0o444 };
@@ -68,6 +70,18 @@ pub enum ImagesError {
         digest: Digest,
         /// What is wrong with it.
         fault: BlobFault,
+    },
+    /// The catalog is that of another disk, or has changed.
+    #[error(
+        "{} of the disk {} disagrees with index.json and the manifests: {difference}; `localregistry inspect --verify {}` lists all \
+         faults",
+        catalog::PATH, disk.display(), disk.display()
+    )]
+    Catalog {
+        /// The disk.
+        disk: PathBuf,
+        /// The first difference.
+        difference: String,
     },
     /// A file cannot be copied into an image.
     #[error("cannot copy {} into an image", file.display())]
@@ -120,7 +134,7 @@ impl Parts<'_> {
     /// # Errors
     /// Fails if the disk or a file cannot be read, if a blob is damaged, if the layout cannot be written, or after a signal.
     pub fn write(&self, folder: &Path, prefix: &str, tag: Option<&Tag>, interrupt: &Interrupt) -> Result<Names, ImagesError> {
-        let disk = Disk::open(self.disk, interrupt).map_err(|source| ImagesError::Disk { disk: self.disk.to_owned(), source })?;
+        let disk = Disk::open(self.disk, interrupt).map_err(|source| self.disk_error(source))?;
         if !matches!(disk.form, Form::FileSystem(_)) {
             return Err(ImagesError::Form { disk: self.disk.to_owned(), form: disk.form });
         }
@@ -191,10 +205,17 @@ impl Parts<'_> {
         let root = IMAGES.trim_start_matches('/');
         let contents = Contents::read(tree, false, interrupt)
             .map_err(|source| ImagesError::Contents { disk: self.disk.to_owned(), source })?;
+        let catalog = store::load_catalog(tree).map_err(|source| self.disk_error(source.into()))?;
         let fault = |digest, fault| ImagesError::Fault { disk: self.disk.to_owned(), digest, fault };
         for (number, found) in &contents.faults {
             if let Some(blob) = contents.blobs.get(*number as usize) {
                 return Err(fault(blob.digest, found.clone()));
+            }
+        }
+        if let Some(catalog) = &catalog {
+            let differences = verify::catalog(catalog, &contents, interrupt).map_err(io::Error::other)?;
+            if let Some(difference) = differences.into_iter().next() {
+                return Err(ImagesError::Catalog { disk: self.disk.to_owned(), difference });
             }
         }
         let mut blobs: Vec<_> = contents.blobs.iter().collect();
@@ -217,7 +238,10 @@ impl Parts<'_> {
         for blob in blobs {
             let file = blob.digest.blob_path();
             let path = format!("{root}/{file}");
-            let found = tree.open(&file).map_err(|source| self.copy_error(&file, source))?;
+            let found = tree.open(&file).map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => fault(blob.digest, BlobFault::Missing),
+                _ => self.copy_error(&file, source),
+            })?;
             if found.size != blob.size {
                 return Err(fault(blob.digest, BlobFault::Size { expected: blob.size, found: found.size }));
             }
@@ -242,6 +266,10 @@ impl Parts<'_> {
             }
         }
         Ok(())
+    }
+
+    fn disk_error(&self, source: DiskError) -> ImagesError {
+        ImagesError::Disk { disk: self.disk.to_owned(), source }
     }
 
     fn copy_error(&self, file: &str, source: io::Error) -> ImagesError {

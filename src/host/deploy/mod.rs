@@ -17,7 +17,7 @@ use super::boot::initramfs;
 use super::boot::kernel::{self, Flavor};
 use super::nodes::ca::{self, Ca};
 use super::nodes::trust::{self, Bundle, Endpoint, TrustError, TrustFormat};
-use super::support::files;
+use super::support::files::{self, TemporaryDir};
 use super::support::interrupt::{Interrupt, Interrupted};
 use super::support::report::Report;
 use crate::address::{is_dns_label, is_san};
@@ -225,7 +225,7 @@ fn deploy(args: &DeployArgs, report: &Report, interrupt: &Interrupt) -> Result<(
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Checked first, because tempfile's error would name the temporary folder.
     fs::metadata(parent).map_err(write_error(folder))?;
-    let temporary = tempfile::Builder::new().prefix(".localregistry-deploy-").tempdir_in(parent).map_err(write_error(folder))?;
+    let temporary = TemporaryDir::new_in(parent, ".localregistry-deploy-").map_err(write_error(folder))?;
     let root = temporary.path().join("root");
     report.step(format!("making images of {}", args.disk.display()));
     let parts = Parts { disk: &args.disk, server: &server, kernel: &kernel, initramfs: &initramfs };

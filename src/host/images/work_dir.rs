@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use tempfile::TempDir;
+use crate::host::support::files::{TemporaryDir, left_over};
 
 /// Prefix of the names of working folders for `disk`.
 #[must_use]
@@ -16,7 +16,7 @@ pub fn prefix(disk: &Path) -> String {
 /// A locked working folder.
 #[derive(Debug)]
 pub struct WorkDir {
-    folder: TempDir,
+    folder: TemporaryDir,
     /// A folder without a lock was left by a killed process.
     _lock: File,
 }
@@ -28,7 +28,7 @@ impl WorkDir {
     /// Fails if `parent` cannot be written to.
     pub fn new(parent: &Path, prefix: &str) -> io::Result<Self> {
         remove_abandoned(parent, prefix);
-        let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(parent).map_err(|error| without_path(&error))?;
+        let folder = TemporaryDir::new_in(parent, prefix)?;
         let lock = File::open(folder.path())?;
         lock.try_lock()?;
         Ok(Self { folder, _lock: lock })
@@ -41,19 +41,13 @@ impl WorkDir {
     }
 }
 
-/// The error without the random path that tempfile appends.
-fn without_path(error: &io::Error) -> io::Error {
-    let text = error.to_string();
-    let (message, _) = text.split_once(" at path ").unwrap_or((&text, ""));
-    io::Error::new(error.kind(), message.to_owned())
-}
-
 /// Removes abandoned folders. One that cannot be removed stays and does no harm.
 fn remove_abandoned(parent: &Path, prefix: &str) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let ours = entry.file_name().to_string_lossy().starts_with(prefix);
         if ours && File::open(entry.path()).is_ok_and(|left| left.try_lock().is_ok()) {
-            let _ = fs::remove_dir_all(entry.path());
+            let removed = fs::remove_dir_all(entry.path());
+            removed.unwrap_or_else(|error| left_over(&entry.path(), &error));
         }
     }
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::contents::{Blob, BlobFault, Contents};
 use super::verify;
 use crate::disk::layout::Tree;
+use crate::host::support::files::TemporaryDir;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::workers;
 use crate::oci::{Algorithm, Digest};
@@ -93,7 +94,7 @@ pub fn export(
     check(folder)?;
     let write_error = |file: &str, source| ExportError::Write { folder: folder.to_owned(), file: file.to_owned(), source };
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new().prefix(".localregistry-export-").tempdir_in(parent);
+    let temporary = TemporaryDir::new_in(parent, ".localregistry-export-");
     let temporary = temporary.map_err(|source| write_error("a temporary folder next to it", source))?;
     let root = temporary.path().join(ROOT);
     for folder in blob_folders(contents) {

@@ -7,7 +7,7 @@ mod document;
 mod export;
 pub mod reader;
 pub mod table;
-mod verify;
+pub(crate) mod verify;
 
 use std::collections::HashSet;
 use std::fs::File;

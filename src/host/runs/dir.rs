@@ -23,7 +23,6 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::state::{INFO, LOCK, READY, Run, RunInfo};
 use crate::host::support::files;
-use crate::host::support::report::message;
 
 /// Longest name of a run, in bytes.
 const NAME_MAX: usize = 64;
@@ -192,11 +191,7 @@ impl Drop for RunDir {
             return;
         }
         // Another process may have removed it.
-        if let Err(error) = fs::remove_dir_all(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            message(format!("localregistry: cannot remove the run's folder {}: {error}", self.path.display()));
-        }
+        fs::remove_dir_all(&self.path).unwrap_or_else(|error| files::left_over(&self.path, &error));
         if self.is_linked {
             unlink(&self.path, &self.name);
         }

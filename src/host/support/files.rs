@@ -11,7 +11,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use rustix::io::Errno;
 
+use tempfile::{TempDir, TempPath};
+
 use super::interrupt::Interrupt;
+use super::report::message;
 
 /// How often a file that has no data yet is looked at, and how soon a signal is heard.
 const WAIT: Duration = Duration::from_millis(50);
@@ -117,10 +120,71 @@ pub fn write_private(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     fs::metadata(&folder)?;
     let mut file =
         tempfile::Builder::new().prefix(".localregistry-").permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
-    file.write_all(content)?;
-    file.as_file().sync_all()?;
-    file.persist(&target).map_err(|error| error.error)?;
-    Ok(())
+    if let Err(error) = file.write_all(content).and_then(|()| file.as_file().sync_all()) {
+        remove(file.into_temp_path());
+        return Err(error);
+    }
+    let replaced = file.persist(&target);
+    replaced.map(drop).map_err(|failed| {
+        remove(failed.file.into_temp_path());
+        failed.error
+    })
+}
+
+fn remove(file: TempPath) {
+    let path = file.to_path_buf();
+    if let Err(error) = file.close() {
+        left_over(&path, &error);
+    }
+}
+
+/// Says that `path`, which is temporary, could not be removed.
+pub(crate) fn left_over(path: &Path, error: &io::Error) {
+    if error.kind() != io::ErrorKind::NotFound {
+        message(format!("localregistry: cannot remove {}, which is left over: {error}", path.display()));
+    }
+}
+
+/// A temporary folder. Dropping it removes it with its content; a message names what cannot be removed.
+#[derive(Debug)]
+pub(crate) struct TemporaryDir(Option<TempDir>);
+
+impl TemporaryDir {
+    /// Creates a folder in `parent` whose name starts with `prefix`.
+    ///
+    /// # Errors
+    /// Fails if `parent` cannot be written to. The message has no random path.
+    pub(crate) fn new_in(parent: &Path, prefix: &str) -> io::Result<Self> {
+        let made = tempfile::Builder::new().prefix(prefix).tempdir_in(parent);
+        made.map(|folder| Self(Some(folder))).map_err(|error| without_path(&error))
+    }
+
+    /// Path of the folder.
+    pub(crate) fn path(&self) -> &Path {
+        self.0.as_ref().map_or(Path::new(""), TempDir::path)
+    }
+
+    /// Leaves the folder in place: it is a temporary one no more.
+    pub(crate) fn keep(mut self) {
+        self.0.take().map(TempDir::keep);
+    }
+}
+
+impl Drop for TemporaryDir {
+    fn drop(&mut self) {
+        let Some(folder) = self.0.take() else { return };
+        let path = folder.path().to_owned();
+        if let Err(error) = folder.close() {
+            left_over(&path, &without_path(&error));
+        }
+    }
+}
+
+/// The error without the random path that tempfile appends.
+fn without_path(error: &io::Error) -> io::Error {
+    let text = error.to_string();
+    let (message, _) = text.split_once(" at path ").unwrap_or((&text, ""));
+    io::Error::new(error.kind(), message.to_owned())
 }
 
 /// The folder that contains `path`.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::{FileTree, top_names};
+use crate::host::support::files::TemporaryDir;
 
 /// Why a bundle cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +75,7 @@ fn replace(tree: &FileTree, dir: &Path) -> io::Result<()> {
     let dir = if dir.exists() { dir.canonicalize()? } else { dir.to_owned() };
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::metadata(parent)?;
-    let new = tempfile::Builder::new().prefix(".localregistry-").tempdir_in(parent)?;
+    let new = TemporaryDir::new_in(parent, ".localregistry-")?;
     // tempfile creates it for its owner only, but the nodes must read it.
     fs::set_permissions(new.path(), Permissions::from_mode(0o755))?;
     for (path, content) in tree {
@@ -85,10 +86,10 @@ fn replace(tree: &FileTree, dir: &Path) -> io::Result<()> {
     if dir.exists() {
         // The exchange moves the old bundle to the temporary folder, which is removed.
         renameat_with(CWD, new.path(), CWD, &dir, RenameFlags::EXCHANGE)?;
-        return new.close();
+        return Ok(());
     }
     fs::rename(new.path(), &dir)?;
-    let _gone = new.keep();
+    new.keep();
     Ok(())
 }
 

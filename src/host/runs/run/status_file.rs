@@ -35,7 +35,7 @@ impl StatusFile {
 impl Drop for StatusFile {
     fn drop(&mut self) {
         // It does not exist if nothing was written.
-        let _not_there = fs::remove_file(&self.path);
+        fs::remove_file(&self.path).unwrap_or_else(|error| files::left_over(&self.path, &error));
     }
 }
 

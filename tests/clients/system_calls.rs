@@ -1,0 +1,192 @@
+//! Every system call may fail. `strace` lets each call of a command fail in turn. The command never panics, it exits with 0 only if its
+//! result is right, and what it leaves behind it names.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use testing::elf::elf;
+use testing::layout::Layout;
+use testing::pack::{Bench, PROGRAM, text};
+
+/// Calls of the loader, the allocator and the threads' own management, whose failure a program does not survive or does not see.
+const NOT_FAILED: [&str; 24] = [
+    "arch_prctl",
+    "brk",
+    "execve",
+    "exit",
+    "exit_group",
+    "futex",
+    "gettid",
+    "madvise",
+    "mmap",
+    "mprotect",
+    "mremap",
+    "munmap",
+    "poll",
+    "prctl",
+    "restart_syscall",
+    "rseq",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "rt_sigreturn",
+    "sched_getaffinity",
+    "sched_yield",
+    "set_robust_list",
+    "set_tid_address",
+    "sigaltstack",
+];
+/// Of these, only every fourth call fails: there are many alike.
+const MANY: [&str; 6] = ["close", "fcntl", "lseek", "newfstatat", "read", "statx"];
+
+/// Every file below `folder`, with its content. The folder's own path in it is replaced.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut pending = vec![folder.to_owned()];
+    while let Some(path) = pending.pop() {
+        if path.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else {
+            let content = text(&fs::read(&path).unwrap()).replace(&folder.display().to_string(), "FOLDER");
+            found.insert(path.strip_prefix(folder).unwrap().to_owned(), content);
+        }
+    }
+    found
+}
+
+/// Names of temporary files and folders below `folder`: they start with a dot.
+fn temporary(folder: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().into_string().unwrap();
+        if name.starts_with('.') {
+            found.insert(name);
+        } else if entry.path().is_dir() {
+            found.extend(temporary(&entry.path()));
+        }
+    }
+    found
+}
+
+/// Runs the command under strace in the new folder `name`.
+fn traced(bench: &Bench, name: &str, strace: &[&str], arguments: &[&str]) -> (PathBuf, Output) {
+    let folder = bench.path(name);
+    fs::create_dir(&folder).unwrap();
+    let mut command = testing::program("strace");
+    command.args(["-f", "-qq"]).args(strace).arg(PROGRAM).args(arguments);
+    (folder.clone(), command.current_dir(folder).output().unwrap())
+}
+
+/// The calls of a command after its start, by name: the first and the last number that a thread counts.
+fn calls(log: &str) -> BTreeMap<String, (usize, usize)> {
+    let mut counts: HashMap<(&str, &str), usize> = HashMap::new();
+    let mut found: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    // The main thread sets an alternative stack right before `main`.
+    let mut stacks = 0;
+    for line in log.lines() {
+        let Some((thread, call)) = line.split_once(char::is_whitespace) else { continue };
+        let Some((name, _)) = call.trim_start().split_once('(').filter(|(name, _)| !name.contains(' ')) else { continue };
+        let count = counts.entry((thread, name)).or_default();
+        *count += 1;
+        stacks += usize::from(name == "sigaltstack");
+        if stacks >= 2 && !NOT_FAILED.contains(&name) {
+            let (first, last) = found.entry(name.to_owned()).or_insert((*count, *count));
+            *first = (*first).min(*count);
+            *last = (*last).max(*count);
+        }
+    }
+    found
+}
+
+fn error_of(call: &str) -> &'static str {
+    match call {
+        "write" | "pwrite64" | "writev" => "ENOSPC",
+        "openat" | "openat2" | "open" => "EMFILE",
+        "clone" | "clone3" => "EAGAIN",
+        _ => "EIO",
+    }
+}
+
+fn sweep(bench: &Bench, name: &str, arguments: &[&str]) {
+    let log = bench.path(&format!("{name}.log"));
+    let (folder, reference) = traced(bench, name, &["-o", log.to_str().unwrap()], arguments);
+    assert!(reference.status.success(), "{}", text(&reference.stderr));
+    let expected = tree(&folder);
+    let printed = |output: &Output, folder: &Path| text(&output.stdout).replace(&folder.display().to_string(), "FOLDER");
+    let result = printed(&reference, &folder);
+
+    let mut faults = Vec::new();
+    for (call, (first, last)) in calls(&fs::read_to_string(log).unwrap()) {
+        let step = if MANY.contains(&call.as_str()) { 4 } else { 1 };
+        faults.extend((first..=last).step_by(step).map(|number| (call.clone(), number)));
+    }
+    assert!(faults.len() > 30, "{name}: {faults:?}");
+    let next = AtomicUsize::new(0);
+    let check = || {
+        while let Some((call, number)) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (trace, inject) = (format!("trace={call}"), format!("inject={call}:error={}:when={number}", error_of(call)));
+            let (folder, output) =
+                traced(bench, &format!("{name}.{call}.{number}"), &["-o", "/dev/null", "-e", &trace, "-e", &inject], arguments);
+            let (what, said) = (format!("{name}: {call} {number}"), text(&output.stderr));
+            // Each thread counts its own calls, and the first thread those of the loader.
+            if said.contains("error while loading shared libraries") {
+                fs::remove_dir_all(folder).unwrap();
+                continue;
+            }
+            assert!(!said.contains("panicked") && output.status.code().is_some_and(|code| code < 3), "{what}: {output:?}");
+            let left = temporary(&folder);
+            assert!(left.iter().all(|name| said.contains(name.as_str())), "{what}: {left:?} is left over: {said}");
+            let mut found = tree(&folder);
+            found.retain(|path, _| !path.components().any(|part| left.contains(part.as_os_str().to_str().unwrap())));
+            if output.status.success() {
+                assert_eq!((found == expected, printed(&output, &folder)), (true, result.clone()), "{what}: {said}");
+            } else {
+                assert!(said.contains("localregistry: "), "{what}: {output:?}");
+                found.retain(|path, _| !path.starts_with("cache"));
+                let is_whole = found.iter().all(|(path, content)| expected.get(path) == Some(content));
+                let count = expected.keys().filter(|path| !path.starts_with("cache")).count();
+                assert!(found.is_empty() || is_whole && found.len() == count, "{what}: {:?}: {said}", found.keys());
+            }
+            fs::remove_dir_all(folder).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..4).map(|_| scope.spawn(check)).collect::<Vec<_>>().into_iter().for_each(|one| one.join().unwrap())
+    });
+}
+
+fn bench() -> Bench {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    layout.image("docker.io/library/hello:1", &[7; 70_000]);
+    bench.layout("layout", &layout);
+    bench.pack(&["layout"]);
+    bench.file("static", &elf(&[(1, b"code")]));
+    bench.file("vmlinux", b"a kernel");
+    bench.file("initramfs", b"an initramfs");
+    bench
+}
+
+#[test]
+fn pack() {
+    sweep(&bench(), "pack", &["pack", "../layout", "--cache", "cache", "-o", "disk"]);
+}
+
+#[test]
+fn inspect_export() {
+    sweep(&bench(), "inspect", &["inspect", "../disk.erofs", "--export", "out"]);
+}
+
+#[test]
+fn trust() {
+    sweep(&bench(), "trust", &["trust", "--endpoint", "http://a.test:5000", "--disk", "../disk.erofs", "-o", "out"]);
+}
+
+#[test]
+fn deploy() {
+    let files = ["--server", "../static", "--kernel", "../vmlinux", "--initramfs", "../initramfs"];
+    let names = ["deploy", "../disk.erofs", "--registry", "a.test:5000", "--host", "b.test", "-o", "out"];
+    sweep(&bench(), "deploy", &[&names[..], &files].concat());
+}
