@@ -43,7 +43,7 @@ class Machine:
             ours[port], theirs[port] = socket.socketpair()
         # The kernel kills QEMU if this program dies.
         command = ["setpriv", "--pdeathsig", "KILL", os.environ.get("QEMU", "qemu-system-x86_64")]
-        command += ["-nodefaults", "-no-user-config", "-display", "none", "-cpu", "max"]
+        command += ["-nodefaults", "-no-user-config", "-display", "none", "-cpu", "max,erms=off,fsrm=off"]
         for name in ACCEL:
             command += ["-accel", name]
         command += ["-readconfig", MACHINE, "-kernel", kernel, "-initrd", initramfs]

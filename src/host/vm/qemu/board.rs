@@ -1,6 +1,7 @@
 //! How QEMU's and the kernel's command lines differ between the boards.
 
 use crate::host::boot::board::Board;
+use crate::host::vm::accel::Accel;
 
 impl Board {
     /// The QEMU program for it.
@@ -29,6 +30,16 @@ impl Board {
             Self::Microvm => "microvm,acpi=on,rtc=on",
             // The newest interrupt controller that the accelerator supports.
             Self::Virt => "virt,gic-version=max",
+        }
+    }
+
+    /// The value of `-cpu`: all features of the accelerator. Under TCG this includes RDRAND, so that the guest has entropy at once.
+    ///
+    /// A processor with ERMS and FSRM makes the kernel copy by `rep movsb`, which TCG emulates byte by byte.
+    pub(crate) const fn cpu(self, accel: Accel) -> &'static str {
+        match (self, accel) {
+            (Self::Q35 | Self::Microvm, Accel::Tcg) => "max,erms=off,fsrm=off",
+            _ => "max",
         }
     }
 

@@ -120,9 +120,8 @@ impl Machine {
             self.board.machine().into(),
             "-accel".into(),
             self.accel.as_str().into(),
-            // All features of the accelerator. Under TCG this includes RDRAND, so that the guest has entropy at once.
             "-cpu".into(),
-            "max".into(),
+            self.board.cpu(self.accel).into(),
             "-smp".into(),
             self.cpus.to_string().into(),
             "-m".into(),
@@ -316,6 +315,7 @@ mod tests {
         let listing = listing(&machine);
         for line in [
             "-accel kvm",
+            "-cpu max",
             "-m 512M",
             "-smp 4",
             "-device virtio-blk-pci,drive=disk,serial=a,,serial=b",
