@@ -215,6 +215,20 @@ fn config_of_many_images_is_parsed_once() {
 }
 
 #[test]
+fn list_of_a_million_layers_is_refused() {
+    let bench = Bench::default();
+    let mut saved = Saved::default();
+    let list = |layers: usize| vec!["l"; layers];
+    saved.manifest = vec![
+        json!({"Config": "c", "RepoTags": ["a:1"], "Layers": list(600_000)}),
+        json!({"Config": "c", "Layers": list(400_000)}),
+    ];
+    bench.file("saved.tar", &saved.bytes());
+    let message = "manifest.json lists more than 1000000 names and layers; split the images over several archives";
+    refused(&bench, &["pack", "saved.tar", "-o", "disk.erofs"], &format!("localregistry: cannot pack saved.tar: {message}\n"));
+}
+
+#[test]
 fn archive_of_long_links_is_checked_in_one_pass() {
     let bench = Bench::default();
     let mut builder = tar::Builder::new(Vec::new());

@@ -23,7 +23,7 @@ pub const MANIFEST: &str = "manifest.json";
 /// Largest `manifest.json` and largest config, in bytes.
 const MAX_JSON: u64 = 64 << 20;
 /// Most names and layers that `manifest.json` lists: those of 100,000 images. Each takes some hundred bytes of memory.
-const MAX_LISTED: usize = 2_000_000;
+const MAX_LISTED: usize = 1_000_000;
 
 /// Why a `docker save` archive cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
-use super::sparse::Content;
+use super::sparse::{Content, Map};
 use super::{ArchiveError, damaged};
 use crate::disk::layout::max_expanded;
 use crate::host::support::interrupt::Interrupt;
@@ -58,8 +58,8 @@ pub struct PaxSparse {
     pub name: Option<Vec<u8>>,
     /// Size in bytes, holes included.
     pub size: Option<u64>,
-    /// Offset and length of each part, in bytes, in the forms 0.0 and 0.1.
-    pub map: Vec<(u64, u64)>,
+    /// The parts, in the forms 0.0 and 0.1.
+    pub map: Map,
 }
 
 impl<'a> Headers<'a> {
@@ -183,9 +183,9 @@ impl<'a> Headers<'a> {
     }
 
     /// The map of a sparse file in GNU tar's old form, and the file's size. The map goes on in the blocks behind the header.
-    fn gnu_map(&mut self, header: &Header) -> Result<(Vec<(u64, u64)>, u64), ArchiveError> {
+    fn gnu_map(&mut self, header: &Header) -> Result<(Map, u64), ArchiveError> {
         let gnu = header.as_gnu().ok_or_else(|| fault("a sparse member has no GNU header"))?;
-        let mut map = Vec::new();
+        let mut map = Map::new();
         add_parts(&mut map, &gnu.sparse)?;
         let mut more = gnu.is_extended();
         while more {
@@ -251,7 +251,7 @@ fn size_of(header: &Header) -> Result<u64, ArchiveError> {
     if is_empty { Ok(0) } else { header.entry_size().map_err(damaged) }
 }
 
-fn add_parts(map: &mut Vec<(u64, u64)>, parts: &[GnuSparseHeader]) -> Result<(), ArchiveError> {
+fn add_parts(map: &mut Map, parts: &[GnuSparseHeader]) -> Result<(), ArchiveError> {
     for part in parts.iter().take_while(|part| !part.is_empty()) {
         map.push((part.offset().map_err(damaged)?, part.length().map_err(damaged)?));
     }

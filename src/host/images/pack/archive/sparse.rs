@@ -12,6 +12,9 @@ use super::headers::{BLOCK, PaxSparse};
 /// Longest line of a map in the form 1.0, in bytes: a number of 64 bits and its newline.
 const MAX_LINE: u64 = 21;
 
+/// Offset and length of each part of a sparse file, in bytes.
+pub type Map = Vec<(u64, u64)>;
+
 /// A part of a file that the archive stores. All values are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Part {
@@ -87,7 +90,7 @@ impl Content {
 }
 
 /// The map at the start of a member's data in the form 1.0, and its length with padding. `None` if it is damaged.
-fn map_in_data(file: &File, at: u64, stored: u64) -> io::Result<Option<(Vec<(u64, u64)>, u64)>> {
+fn map_in_data(file: &File, at: u64, stored: u64) -> io::Result<Option<(Map, u64)>> {
     let data = Content::plain(at, stored);
     let mut lines = BufReader::new(data.reader(file));
     let (mut used, mut line) = (0, Vec::new());
@@ -98,7 +101,7 @@ fn map_in_data(file: &File, at: u64, stored: u64) -> io::Result<Option<(Vec<(u64
         io::Result::Ok(digits.and_then(|digits| digits.parse::<u64>().ok()))
     };
     let Some(count) = number()? else { return Ok(None) };
-    let mut map = Vec::new();
+    let mut map = Map::new();
     for _ in 0..count {
         let (Some(offset), Some(len)) = (number()?, number()?) else { return Ok(None) };
         map.push((offset, len));
