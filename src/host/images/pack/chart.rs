@@ -138,9 +138,9 @@ pub fn open(package: &Path, named: bool, interrupt: &Interrupt) -> Result<Virtua
     let config_descriptor = NewDescriptor::new(CONFIG, config_digest, config.len() as u64);
     let mut layers = vec![NewDescriptor::new(PACKAGE, digest, size)];
     let mut blobs = vec![(config_digest, BlobContent::Memory(config)), (digest, BlobContent::File(package.to_owned()))];
-    if let Some((descriptor, blob)) = provenance(package, interrupt)? {
-        layers.push(descriptor);
-        blobs.push(blob);
+    if let Some((path, digest, size)) = provenance(package, interrupt)? {
+        layers.push(NewDescriptor::new(PROVENANCE, digest, size));
+        blobs.push((digest, BlobContent::File(path)));
     }
     let manifest = NewManifest {
         schema_version: 2,
@@ -166,8 +166,8 @@ fn name(path: &str, metadata: &Metadata, named: bool) -> Result<String, ChartErr
     Ok(ImageName { repository, tag: Some(tag), digest: None }.to_string())
 }
 
-/// The provenance file of a package, as a layer.
-fn provenance(package: &Path, interrupt: &Interrupt) -> Result<Option<(NewDescriptor, (Digest, BlobContent))>, ChartError> {
+/// The provenance file of a package, its digest and its size in bytes.
+fn provenance(package: &Path, interrupt: &Interrupt) -> Result<Option<(PathBuf, Digest, u64)>, ChartError> {
     let path = provenance_path(package);
     let unreadable = |source| ChartError::Provenance { path: path.clone(), source };
     let (mut content, size) = match open_regular(&path) {
@@ -175,12 +175,11 @@ fn provenance(package: &Path, interrupt: &Interrupt) -> Result<Option<(NewDescri
         opened => opened.map_err(unreadable)?,
     };
     let digest = files::hash(&mut content, interrupt).map_err(unreadable)?;
-    Ok(Some((NewDescriptor::new(PROVENANCE, digest, size), (digest, BlobContent::File(path)))))
+    Ok(Some((path, digest, size)))
 }
 
 /// Where `helm package --sign` writes the provenance of a package.
-#[must_use]
-pub fn provenance_path(package: &Path) -> PathBuf {
+fn provenance_path(package: &Path) -> PathBuf {
     let mut path = OsString::from(package);
     path.push(".prov");
     path.into()
