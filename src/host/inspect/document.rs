@@ -81,7 +81,12 @@ pub struct Totals {
     /// Bytes saved because shared blobs are stored once.
     pub saved_bytes: u64,
     /// Number of distinct blobs that images name and that are left out on purpose.
+    #[serde(skip_serializing_if = "is_zero")]
     pub left_out: usize,
+}
+
+const fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// Content that an image names and that is left out on purpose.
@@ -157,6 +162,7 @@ pub struct ImageRow<'a> {
     pub shared_bytes: u64,
     /// What is left out on purpose: manifests for other platforms (`pack --platform`), and what the sources lacked
     /// (`pack --allow-missing`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOutRow<'a>>,
 }
 
