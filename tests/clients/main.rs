@@ -16,6 +16,7 @@ mod inspect;
 mod inspect_faults;
 mod pack_cache;
 mod pack_failures;
+mod platforms;
 mod programs;
 mod pull;
 mod pull_logins;

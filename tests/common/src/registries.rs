@@ -85,6 +85,23 @@ impl Default for Registries {
     fn default() -> Self {
         let bench = Bench::default();
         let images = Images::new(&bench);
+        let folder = images.layout.path().to_owned();
+        Self::serve(bench, images, &folder)
+    }
+}
+
+impl Registries {
+    /// Serves what `pack --platform linux/amd64` makes of the images.
+    pub fn of_one_platform() -> Self {
+        let bench = Bench::default();
+        let images = Images::new(&bench);
+        bench.pack(&[&images.layout.path().display().to_string(), "--platform", "linux/amd64"]);
+        bench.extract("disk.erofs");
+        let folder = bench.path("disk.erofs.extracted");
+        Self::serve(bench, images, &folder)
+    }
+
+    fn serve(bench: Bench, images: Images, folder: &Path) -> Self {
         let ca = |name: &str| {
             fs::create_dir(bench.path(name)).unwrap();
             bench.path(name).join("ca.crt").display().to_string()
@@ -92,14 +109,12 @@ impl Default for Registries {
         let listen = format!("{ADDRESS}:0");
         let https = format!("{ADDRESS}:443");
         let arguments = ["--listen", &listen, "--listen", &https, "--ca-out", &ca("certs")];
-        let server = Process::start_with(images.layout.path(), &arguments, None);
-        let other = Process::start_with(images.layout.path(), &["--listen", &listen, "--ca-out", &ca("other")], None);
+        let server = Process::start_with(folder, &arguments, None);
+        let other = Process::start_with(folder, &["--listen", &listen, "--ca-out", &ca("other")], None);
         let address = server.addresses[1].to_string();
         Self { bench, images, server, address, other }
     }
-}
 
-impl Registries {
     /// The address of the server with the other CA.
     pub fn untrusted(&self) -> String {
         self.other.addresses[1].to_string()
