@@ -80,17 +80,19 @@ pub fn merge(sources: &[Source], replace: bool) -> Result<ImageSet, ImageSetErro
     Ok(ImageSet { images, blobs: planned.into_values().collect(), missing, catalog })
 }
 
-/// Images by name, each with the number of its source.
-type ByName = BTreeMap<String, (Image, usize)>;
+/// An image, and the number of its source.
+type Numbered = (Image, usize);
+/// Images by name.
+type ByName = BTreeMap<String, Numbered>;
 
 struct Merger<'a> {
     sources: &'a [Source],
     replace: bool,
     images: ByName,
     /// Images that are in `images` already, and of which one source may have what another leaves out.
-    other_parts: Vec<(String, (Image, usize))>,
+    other_parts: Vec<(String, Numbered)>,
     /// By repository, the image that answers to every tag that no other image has.
-    every_tag: BTreeMap<Repository, (Image, usize)>,
+    every_tag: BTreeMap<Repository, Numbered>,
 }
 
 impl Merger<'_> {
@@ -153,7 +155,7 @@ impl Merger<'_> {
     }
 
     /// The images, and the further parts of those that are kept.
-    fn finish(mut self) -> (ByName, Vec<(String, (Image, usize))>) {
+    fn finish(mut self) -> (ByName, Vec<(String, Numbered)>) {
         for (repository, (image, number)) in std::mem::take(&mut self.every_tag) {
             let named = self.tagged(&repository);
             let own =
