@@ -12,11 +12,11 @@ use testing::pack::{Bench, archive_of, blob, hello, text};
 #[test]
 fn lists_that_break_the_schema_are_refused() {
     let bench = Bench::default();
-    let one = "one of path, config, artifact and pull is expected";
+    let one = "one of path, config, artifact, pull and chart is expected";
     for (list, message) in [
         ("images {\n  path: \"x\"\n  size: 7\n}", "3:3: field 'size' not found for message 'localregistry.v1.Image'"),
         ("\nimages { name: \"a\" path: 7 }", "2:26: expected a string, but found '7'"),
-        ("images { name: \"a\" }", &format!("1:1: it has none of path, config, artifact and pull; {one}")),
+        ("images { name: \"a\" }", &format!("1:1: it has none of path, config, artifact, pull and chart; {one}")),
         ("# both\n  images { name: \"a\" path: \"x\" config { } }", &format!("2:3: it has both path and config; {one}")),
         (
             "images { path: \"\\033[2J\" tag: \"\\033[2J\" }",
