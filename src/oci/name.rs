@@ -31,6 +31,9 @@ pub enum NameError {
     /// Not a digest.
     #[error(transparent)]
     Digest(#[from] DigestError),
+    /// The digest of other content than that which has the name.
+    #[error("the digest in it is not that of the image's manifest")]
+    OtherDigest,
 }
 
 /// The domain under which Windows spells an IPv6 address as a DNS name: `fd00--1.ipv6-literal.net` is `fd00::1`. It is reserved for that.

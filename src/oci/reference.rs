@@ -49,6 +49,13 @@ impl ImageName {
         let digest = tag.is_none().then_some(digest);
         Self { repository, tag, digest }
     }
+
+    /// Whether `text` is the ID of an image: a digest, or the 64 digits of one. podman writes it where a name is expected. No client takes
+    /// the digits for a name (distribution's `reference`, `ParseNormalizedNamed`).
+    #[must_use]
+    pub fn is_image_id(text: &str) -> bool {
+        text.parse::<Digest>().is_ok() || format!("sha256:{text}").parse::<Digest>().is_ok()
+    }
 }
 
 impl FromStr for ImageName {
@@ -88,6 +95,17 @@ mod tests {
         }
         for bad in ["a@sha256:1", "a:b:c", "a@b", ":b", "@"] {
             assert!(bad.parse::<ImageName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn image_ids_are_no_names() {
+        let (short, long) = ("0f".repeat(32), "0f".repeat(64));
+        for id in [short.clone(), format!("sha256:{short}"), format!("sha512:{long}")] {
+            assert!(ImageName::is_image_id(&id), "{id}");
+        }
+        for name in [format!("a/{short}"), format!("{short}0"), format!("a:{short}"), "sha256:1".to_owned(), "0f".repeat(31)] {
+            assert!(!ImageName::is_image_id(&name), "{name}");
         }
     }
 }

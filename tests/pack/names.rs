@@ -227,3 +227,62 @@ fn wrong_names_beside_good_ones() {
     bench.pack(&["layout"]);
     assert_eq!(bench.extract("disk.erofs").names(), ["test/app:1"]);
 }
+
+/// An image's ID where a name is expected, as `podman save` writes it, is no name.
+#[test]
+fn image_ids_are_no_names() {
+    let hex = "0f".repeat(32);
+    for id in [hex.clone(), format!("sha256:{hex}"), format!("sha512:{hex}{hex}")] {
+        let (bench, mut layout) = (Bench::default(), Layout::default());
+        let image = layout.image(&id, b"layer");
+        bench.layout("layout", &layout);
+        bench.refused(
+            &["layout"],
+            &format!(
+                "cannot pack layout: index.json: {} has no repository name in org.opencontainers.image.ref.name or \
+                 io.containerd.image.name; give it one with --name",
+                image.digest
+            ),
+        );
+        for (name, packed) in [("x/y", "x/y:latest"), ("x/y:2", "x/y:2")] {
+            bench.pack(&["--name", &format!("{name}=layout")]);
+            assert_eq!(bench.extract("disk.erofs").names(), [packed], "{id}");
+        }
+        // Beside a name it is left out.
+        layout.image("test/app:1", b"other");
+        bench.layout("two", &layout);
+        let output = bench.command(&["--json", "pack", "two", "-o", "disk.erofs"]).output().unwrap();
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(result["left_over"][0]["digest"], image.digest.to_string());
+        assert_eq!(bench.extract("disk.erofs").names(), ["test/app:1"], "{id}");
+    }
+}
+
+/// A name with the digest of other content is refused, and gives way to the requested name. Its tag stays then.
+#[test]
+fn digest_in_a_name_is_that_of_the_image() {
+    let other = format!("sha256:{}", "0".repeat(64));
+    for (name, requested) in [("r/a", "x/y:latest"), ("r/a:1", "x/y:1"), ("quay.io:443/r/a", "x/y:latest")] {
+        let (bench, mut layout) = (Bench::default(), Layout::default());
+        let wrong = format!("{name}@{other}");
+        let image = layout.image(&wrong, b"layer");
+        bench.layout("layout", &layout);
+        bench.refused(
+            &["layout"],
+            &format!(
+                "cannot pack layout: index.json: annotation org.opencontainers.image.ref.name names an image {wrong:?}: the digest in it \
+                 is not that of the image's manifest; give it another name with --name"
+            ),
+        );
+        bench.pack(&["--name", "x/y=layout"]);
+        assert_eq!(bench.extract("disk.erofs").names(), [requested]);
+        let (bench, mut layout) = (Bench::default(), Layout::default());
+        assert_eq!(layout.image("", b"layer").digest, image.digest);
+        layout.name(image, "application/vnd.oci.image.manifest.v1+json", &format!("{name}@{}", image.digest));
+        bench.layout("layout", &layout);
+        bench.pack(&["layout"]);
+        let name = if name.ends_with(":1") { name.to_owned() } else { format!("{name}@{}", image.digest) };
+        let extracted = bench.extract("disk.erofs");
+        assert!(extracted.names().iter().any(|found| name.starts_with(found.as_str())), "{:?}", extracted.names());
+    }
+}

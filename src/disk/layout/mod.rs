@@ -211,7 +211,8 @@ pub struct Misnamed {
 
 impl Misnamed {
     fn new(annotation: &'static str, name: &str, cause: NameError) -> Box<Self> {
-        let tag = name.rsplit_once(':').and_then(|(_, tag)| tag.parse().ok());
+        let tagged = name.split_once('@').map_or(name, |(tagged, _)| tagged);
+        let tag = tagged.rsplit_once(':').and_then(|(_, tag)| tag.parse().ok());
         Box::new(Self { annotation, name: name.to_owned(), cause, tag })
     }
 }
@@ -368,7 +369,7 @@ pub fn served_type(descriptor: &Descriptor, manifest: &Manifest) -> String {
 fn name_of(descriptor: &Descriptor) -> Result<(Option<Repository>, Option<Tag>), Box<Misnamed>> {
     let mut wrong = None;
     for (annotation, text) in name_annotations(descriptor) {
-        match parse_name(text) {
+        match parse_name(text, &descriptor.digest) {
             Ok(name) => return Ok(name),
             Err(cause) => wrong = wrong.or_else(|| Some(Misnamed::new(annotation, text, cause))),
         }
@@ -376,18 +377,22 @@ fn name_of(descriptor: &Descriptor) -> Result<(Option<Repository>, Option<Tag>),
     wrong.map_or(Ok((None, None)), Err)
 }
 
-/// Repository and tag of the name `text`. By the specification the annotation holds a tag alone. Many tools write a full name.
-fn parse_name(text: &str) -> Result<(Option<Repository>, Option<Tag>), NameError> {
+/// Repository and tag of `text`, a name of `image`. By the specification the annotation holds a tag alone. Many tools write a full name.
+fn parse_name(text: &str, image: &Digest) -> Result<(Option<Repository>, Option<Tag>), NameError> {
     if text.contains(['/', ':', '@']) {
         let name: ImageName = text.parse()?;
+        if name.digest.is_some_and(|digest| digest != *image) {
+            return Err(NameError::OtherDigest);
+        }
         return Ok((Some(name.repository), name.tag));
     }
     Ok((None, Some(text.parse()?)))
 }
 
-/// The annotations that name a descriptor in `index.json`, and their values.
+/// The annotations that name a descriptor in `index.json`, and their values. The ID of an image is not a name.
 fn name_annotations(descriptor: &Descriptor) -> impl Iterator<Item = (&'static str, &str)> {
-    let value = |annotation| descriptor.annotations.get(annotation).filter(|text| !text.is_empty());
+    let value =
+        |annotation| descriptor.annotations.get(annotation).filter(|text| !text.is_empty() && !ImageName::is_image_id(text));
     [CONTAINERD_NAME, REF_NAME].into_iter().filter_map(move |annotation| Some((annotation, value(annotation)?.as_str())))
 }
 
