@@ -69,7 +69,7 @@ fn unusable_program_is_refused() {
 #[test]
 fn init_is_refused_as_the_server_of_a_deployment() {
     let bench = bench();
-    bench.file("init", &elf(&[(1, b"/sys/class/virtio-ports")]));
+    bench.file("init", &elf(&[(1, b"localregistry-init: this program only runs as PID 1 of a virtual machine")]));
     let arguments = ["deploy", "disk", "--registry", "reg.test/e2e", "--host", "node.test", "--server", "init", "-o", "out"];
     let output = bench.command(&arguments).output().unwrap();
     let said = text(&output.stderr);
@@ -79,6 +79,37 @@ fn init_is_refused_as_the_server_of_a_deployment() {
     );
     assert_eq!(output.status.code(), Some(1));
     assert!(!bench.path("out").exists());
+}
+
+#[test]
+fn this_project_s_programs_are_told_apart() {
+    let bench = bench();
+    let [host, init] = [env!("CARGO_BIN_EXE_localregistry"), env!("CARGO_BIN_EXE_localregistry-init")];
+    let deploy = ["deploy", "disk", "--registry", "reg.test/e2e", "--host", "node.test", "-o", "out", "--server"];
+    let sample = ["sample", "-o", "out", "--binary"];
+    let initramfs = ["initramfs", "-o", "out"];
+    // The builds of a test are dynamic, which is what keeps the right one out.
+    let cases = [
+        (&deploy[..], host, "the server: it is not static ("),
+        (&deploy, init, "the server: it is localregistry-init; build the right one with `"),
+        (&sample, host, "the sample image's program: it is localregistry; build the right one with `"),
+        (&sample, init, "the sample image's program: it is not static ("),
+        (&initramfs, host, "the guest's init: it is localregistry; build the right one with `"),
+        (&initramfs, init, "the guest's init: it is not static ("),
+    ];
+    for (arguments, program, message) in cases {
+        let mut command = bench.command(arguments);
+        if arguments == initramfs {
+            command.env("LOCALREGISTRY_INIT", program)
+        } else {
+            command.arg(program)
+        };
+        let output = command.output().unwrap();
+        let said = text(&output.stderr);
+        assert!(said.contains(&format!("localregistry: {program} cannot be {message}")), "{arguments:?}: {said}");
+        assert_eq!(output.status.code(), Some(1));
+        assert!(!bench.path("out").exists());
+    }
 }
 
 #[test]

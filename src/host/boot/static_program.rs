@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use memchr::memmem;
+
 use super::elf::{Elf, ElfError, Processor};
 use crate::host::support::files;
 
@@ -21,19 +23,16 @@ pub struct Role {
     /// The command that builds this project's.
     pub build: &'static str,
     /// This project's other program, which cannot take this role.
-    other: Other,
+    other: &'static str,
 }
 
-/// One of this project's programs, known by a text that only it contains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Other {
-    name: &'static str,
-    text: &'static str,
-}
+const LOCALREGISTRY: &str = "localregistry";
+const LOCALREGISTRY_INIT: &str = "localregistry-init";
 
-// The help of `localregistry`, and a path that `localregistry-init` reads.
-const LOCALREGISTRY: Other = Other { name: "localregistry", text: "Pack container images into a disk, boot it as a registry" };
-const LOCALREGISTRY_INIT: Other = Other { name: "localregistry-init", text: "/sys/class/virtio-ports" };
+/// The help of `localregistry`, which `localregistry-init` never contains.
+const HELP: &str = "Pack container images into a disk, boot it as a registry";
+/// A message of `localregistry-init`. `localregistry` contains it too, for it searches for it here.
+const PID_1: &str = "localregistry-init: this program only runs as PID 1";
 
 /// PID 1 of the guest.
 pub const INIT: Role = Role {
@@ -81,7 +80,7 @@ pub enum ProgramError {
         source: ElfError,
     },
     /// The program is this project's other one.
-    #[error("{} cannot be {}: it is {}; build the right one with `{}`", path.display(), role.title, role.other.name, role.build)]
+    #[error("{} cannot be {}: it is {}; build the right one with `{}`", path.display(), role.title, role.other, role.build)]
     Other {
         /// The program's purpose.
         role: Role,
@@ -121,14 +120,18 @@ impl Program {
         let path = || path.to_owned();
         let content = files::read(&path(), LARGEST).map_err(|source| ProgramError::Read { role, path: path(), source })?;
         let elf = Elf::parse(&content).map_err(|source| ProgramError::Elf { role, path: path(), source })?;
+        if own_name(&content) == Some(role.other) {
+            return Err(ProgramError::Other { role, path: path() });
+        }
         match elf.interpreter() {
             Some(interpreter) => Err(ProgramError::Dynamic { role, path: path(), interpreter }),
-            None if contains(&content, role.other.text) => Err(ProgramError::Other { role, path: path() }),
             None => Ok(Self { processor: elf.processor(), content }),
         }
     }
 }
 
-fn contains(content: &[u8], text: &str) -> bool {
-    content.windows(text.len()).any(|window| window == text.as_bytes())
+/// Which of this project's programs `content` is, if it is one.
+fn own_name(content: &[u8]) -> Option<&'static str> {
+    let contains = |text: &str| memmem::find(content, text.as_bytes()).is_some();
+    if contains(HELP) { Some(LOCALREGISTRY) } else { contains(PID_1).then_some(LOCALREGISTRY_INIT) }
 }
