@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use serde_json::json;
 use testing::layout::Layout;
 use testing::pack::{Bench, Saved, text};
 use testing::server::Server;
@@ -285,4 +286,56 @@ fn digest_in_a_name_is_that_of_the_image() {
         let extracted = bench.extract("disk.erofs");
         assert!(extracted.names().iter().any(|found| name.starts_with(found.as_str())), "{:?}", extracted.names());
     }
+}
+
+/// Entries of a `docker save` archive without a name of an image.
+#[test]
+fn unnamed_images_of_docker_archives() {
+    let (id, other) = ("0f".repeat(32), format!("sha256:{}", "1".repeat(64)));
+    let saved = |images: &[(serde_json::Value, &[u8])]| {
+        let mut saved = Saved::default();
+        for (number, (tags, layer)) in images.iter().enumerate() {
+            let member = format!("{number}.tar");
+            saved.member(&member, layer);
+            saved.image(&[], &[(&member, *layer)]);
+            saved.manifest[number]["RepoTags"] = tags.clone();
+        }
+        let config = |entry: &serde_json::Value| entry["Config"].as_str().unwrap().to_owned();
+        (saved.bytes(), saved.manifest.iter().map(config).collect::<Vec<_>>())
+    };
+    // Alone: what is no name counts as none.
+    for tags in [json!([null]), json!([""]), json!(null), json!([id]), json!([format!("sha256:{id}")])] {
+        let bench = Bench::default();
+        let (archive, configs) = saved(&[(tags, b"layer")]);
+        bench.file("saved.tar", &archive);
+        let message =
+            format!("cannot pack saved.tar: image {} has no RepoTags in manifest.json; give it a name with --name", configs[0]);
+        bench.refused(&["saved.tar"], &message);
+        bench.pack(&["--name", "x/y=saved.tar"]);
+        assert_eq!(bench.extract("disk.erofs").names(), ["x/y:latest"]);
+    }
+    // A digest cannot be that of a manifest which is not in the archive, and is no reason to make up a tag.
+    for (name, packed) in [(format!("a@{other}"), "x/y:latest"), (format!("quay.io/a/b:1@{other}"), "x/y:1")] {
+        let bench = Bench::default();
+        bench.file("saved.tar", &saved(&[(json!([name]), b"layer")]).0);
+        let message = format!(
+            "cannot pack saved.tar: manifest.json: RepoTags has {name:?}: the digest in it is not that of the image's manifest; give the \
+             image another name with --name"
+        );
+        bench.refused(&["saved.tar"], &message);
+        bench.pack(&["--name", "x/y=saved.tar"]);
+        assert_eq!(bench.extract("disk.erofs").names(), [packed]);
+    }
+    // Beside a name: the same image is no left-over, and another one is left out and said.
+    let bench = Bench::default();
+    let (archive, configs) = saved(&[(json!(null), b"one"), (json!(["g:1"]), b"one"), (json!(null), b"two")]);
+    bench.file("saved.tar", &archive);
+    let output = bench.command(&["pack", "saved.tar", "-o", "disk.erofs"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = text(&output.stderr);
+    let left_out: Vec<&str> = said.lines().filter(|line| line.contains("left out")).collect();
+    let expected =
+        format!("saved.tar: manifest.json: image {} has no name in RepoTags, and other images have; it is left out", configs[2]);
+    assert_eq!(left_out, [expected]);
+    assert_eq!(bench.extract("disk.erofs").names(), ["g:1"]);
 }

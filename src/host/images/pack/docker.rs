@@ -55,9 +55,17 @@ pub enum DockerError {
 struct ManifestEntry {
     config: String,
     #[serde(default, deserialize_with = "null_as_default")]
-    repo_tags: Vec<String>,
+    repo_tags: Vec<Option<String>>,
     #[serde(default, deserialize_with = "null_as_default")]
     layers: Vec<String>,
+}
+
+impl ManifestEntry {
+    /// The names in RepoTags. The ID of an image is not a name.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let names = self.repo_tags.iter().flatten().map(String::as_str);
+        names.filter(|name| !name.is_empty() && !ImageName::is_image_id(name))
+    }
 }
 
 #[derive(Deserialize)]
@@ -72,10 +80,10 @@ struct RootFs {
     diff_ids: Vec<Digest>,
 }
 
-/// The content of a blob: generated, or an archive member.
+/// The content of a blob: a generated manifest of the image with this config, or an archive member.
 #[derive(Debug)]
 enum BlobContent {
-    Memory(Vec<u8>),
+    Manifest { content: Vec<u8>, config: String },
     Member(String),
 }
 
@@ -108,21 +116,26 @@ impl DockerArchive {
         if listed > MAX_LISTED {
             return Err(DockerError::TooMany);
         }
+        let any_named = entries.iter().flatten().any(|entry| entry.names().next().is_some());
         for entry in entries.iter().flatten() {
             interrupt.check_io().map_err(DockerError::Read)?;
-            let mut names: Vec<String> = entry.repo_tags.iter().filter_map(|name| full_name(name).ok()).collect();
-            if let Some(wrong) = entry.repo_tags.iter().find_map(|name| full_name(name).err()).filter(|_| !nameless) {
-                return Err(wrong);
+            let label = entry.names().next().unwrap_or(&entry.config);
+            if label == entry.config && !any_named && !nameless {
+                return Err(DockerError::Unnamed(label.to_owned()));
+            }
+            let manifest = builder.image(label, entry)?;
+            let mut names = Vec::new();
+            for name in entry.names() {
+                match full_name(name, &manifest.digest) {
+                    Ok(name) => names.push(name),
+                    Err(wrong) if !nameless => return Err(wrong),
+                    Err(_) => {}
+                }
             }
             if names.is_empty() {
                 // Readers of the layout know what to do with a wrong name.
-                names.extend(entry.repo_tags.first().cloned());
+                names.extend(entry.names().next().map(str::to_owned));
             }
-            let label = names.first().unwrap_or(&entry.config).clone();
-            if names.is_empty() && !nameless {
-                return Err(DockerError::Unnamed(label));
-            }
-            let manifest = builder.image(&label, entry)?;
             let annotations: Vec<_> = match names.is_empty() {
                 true => vec![BTreeMap::new()],
                 false => names.into_iter().map(|name| BTreeMap::from([(REF_NAME, name)])).collect(),
@@ -140,7 +153,7 @@ impl Tree for DockerArchive {
         match (path, self.blobs.get(path)) {
             ("oci-layout", _) => Ok(in_memory(OCI_LAYOUT)),
             ("index.json", _) => Ok(in_memory(&self.index)),
-            (_, Some(BlobContent::Memory(content))) => Ok(in_memory(content)),
+            (_, Some(BlobContent::Manifest { content, .. })) => Ok(in_memory(content)),
             (_, Some(BlobContent::Member(member))) => self.archive.member(member),
             (_, None) => Err(io::ErrorKind::NotFound.into()),
         }
@@ -149,7 +162,8 @@ impl Tree for DockerArchive {
     fn display_path(&self, path: &str) -> String {
         match self.blobs.get(path) {
             Some(BlobContent::Member(member)) => member.clone(),
-            _ => path.to_owned(),
+            Some(BlobContent::Manifest { config, .. }) => format!("{MANIFEST}: image {config}"),
+            None => path.to_owned(),
         }
     }
 
@@ -159,10 +173,16 @@ impl Tree for DockerArchive {
     }
 }
 
-/// A name from RepoTags, with the tag `latest` if it has none.
-fn full_name(text: &str) -> Result<String, DockerError> {
-    let name: ImageName = text.parse().map_err(|cause| DockerError::Name { name: text.to_owned(), cause })?;
-    Ok(ImageName { tag: Some(name.tag.unwrap_or_else(Tag::latest)), ..name }.to_string())
+/// A name from RepoTags, with the tag `latest` if it has neither tag nor digest. No digest that the image had elsewhere is that of
+/// `manifest`, which is generated, unless it had the same manifest there.
+fn full_name(text: &str, manifest: &str) -> Result<String, DockerError> {
+    let wrong = |cause| DockerError::Name { name: text.to_owned(), cause };
+    let name: ImageName = text.parse().map_err(wrong)?;
+    match &name.digest {
+        Some(digest) if digest.to_string() != manifest => Err(wrong(NameError::OtherDigest)),
+        Some(_) => Ok(text.to_owned()),
+        None => Ok(ImageName { tag: Some(name.tag.unwrap_or_else(Tag::latest)), ..name }.to_string()),
+    }
 }
 
 struct ManifestBuilder<'a> {
@@ -208,7 +228,9 @@ impl ManifestBuilder<'_> {
         };
         let manifest = serde_json::to_vec(&manifest).map_err(DockerError::Manifest)?;
         let digest = Digest::sha256_of(&manifest);
-        Ok(self.blob(media_type::DOCKER_MANIFEST, digest, manifest.len() as u64, BlobContent::Memory(manifest)))
+        let size = manifest.len() as u64;
+        let content = BlobContent::Manifest { content: manifest, config: path.clone() };
+        Ok(self.blob(media_type::DOCKER_MANIFEST, digest, size, content))
     }
 
     /// Reads a config.

@@ -398,8 +398,7 @@ mod tests {
         assert_eq!(request(&made), line);
         made.complete = false;
         made.range = "bytes=0-".into();
-        let line =
-            "10.0.2.2:40112 GET manifest test/hello latest bytes=0- -> 200, 512 bytes in 0.004 s (cut short), evil\\n/1.0";
+        let line = "10.0.2.2:40112 GET manifest test/hello latest bytes=0- -> 200, 512 bytes in 0.004 s (cut short), evil\\n/1.0";
         assert_eq!(request(&made), line);
         let left_out = Request { status: 404, left_out: "linux/arm64".into(), ..made };
         assert!(request(&left_out).contains(" latest bytes=0- (linux/arm64 was left out) -> 404, 512 bytes"));
