@@ -6,6 +6,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use nix::sys::signal::{SigSet, Signal};
 
 use super::boot::initramfs;
 use super::boot::kernel;
@@ -98,6 +99,8 @@ impl Cli {
     /// that of a library to which the system refuses a thread.
     #[must_use]
     pub fn main() -> ExitCode {
+        // Past a limit on the size of files a write then fails as on a full disk, instead of ending the process.
+        let _blocked = SigSet::from(Signal::SIGXFSZ).thread_block();
         panic::set_hook(Box::new(|panic| {
             let cause = panic.payload_as_str().unwrap_or("unknown");
             let place = panic.location().map(|place| format!(", in {place}")).unwrap_or_default();

@@ -9,6 +9,7 @@ mod bounds;
 mod charts;
 mod index_entries;
 mod layouts;
+mod limits;
 mod names;
 mod nulls;
 mod output;

@@ -16,9 +16,10 @@ pub fn prefix(disk: &Path) -> String {
 /// A locked working folder.
 #[derive(Debug)]
 pub struct WorkDir {
-    folder: TemporaryDir,
-    /// A folder without a lock was left by a killed process.
+    /// A folder without a lock was left by a killed process. It is dropped first: the removal needs its file descriptor if there are no
+    /// others.
     _lock: File,
+    folder: TemporaryDir,
 }
 
 impl WorkDir {
@@ -31,7 +32,7 @@ impl WorkDir {
         let folder = TemporaryDir::new_in(parent, prefix)?;
         let lock = File::open(folder.path())?;
         lock.try_lock()?;
-        Ok(Self { folder, _lock: lock })
+        Ok(Self { _lock: lock, folder })
     }
 
     /// Path of the folder.

@@ -174,7 +174,10 @@ impl Drop for TemporaryDir {
     fn drop(&mut self) {
         let Some(folder) = self.0.take() else { return };
         let path = folder.path().to_owned();
-        if let Err(error) = folder.close() {
+        // An empty folder goes without a file descriptor, of which there may be no more.
+        if let Err(error) = folder.close()
+            && fs::remove_dir(&path).is_err()
+        {
             left_over(&path, &without_path(&error));
         }
     }
