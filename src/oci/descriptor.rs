@@ -4,8 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Deserializer};
 
-use super::json::null_as_default;
-use super::{Digest, Platform, media_type};
+use super::{Digest, Platform, json, media_type};
 
 /// A descriptor (image specification, "Descriptors").
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -19,7 +18,7 @@ pub struct Descriptor {
     /// Size of the content in bytes.
     pub size: u64,
     /// Annotations. In an index they often hold the image's name.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "json::texts")]
     pub annotations: HashMap<String, String>,
     /// Artifact type of a manifest.
     #[serde(default)]

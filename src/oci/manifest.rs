@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Descriptor, media_type};
+use super::{Descriptor, json, media_type};
 
 /// Size in bytes of the largest manifest that is packed and served (distribution specification, "Pushing Manifests": at least 4 MiB).
 pub const MAX_MANIFEST_SIZE: u64 = 4 << 20;
@@ -54,6 +54,7 @@ pub enum ManifestError {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Raw {
+    #[serde(deserialize_with = "json::null_as_default")]
     schema_version: u64,
     #[serde(default, deserialize_with = "media_type::optional")]
     media_type: Option<String>,
@@ -63,7 +64,8 @@ struct Raw {
     layers: Option<Vec<Descriptor>>,
     blobs: Option<Vec<Descriptor>>,
     subject: Option<Descriptor>,
-    annotations: Option<HashMap<String, String>>,
+    #[serde(default, deserialize_with = "json::texts")]
+    annotations: HashMap<String, String>,
 }
 
 impl Manifest {
@@ -99,7 +101,7 @@ impl Manifest {
             blobs: raw.config.into_iter().chain(raw.layers.or(raw.blobs).unwrap_or_default()).chain(others).collect(),
             subject: raw.subject,
             artifact_type: raw.artifact_type.filter(|artifact_type| !artifact_type.is_empty()).or(config_type),
-            annotations: raw.annotations.unwrap_or_default(),
+            annotations: raw.annotations,
         })
     }
 

@@ -23,6 +23,7 @@ keywords: [a, 'b']
 home: null
 annotations:
   example.test/number: 7
+  example.test/null: null
 maintainers:
   - name: Anna
     email: anna@example.test
@@ -70,7 +71,7 @@ fn charts_are_packed_as_helm_pushes_them() {
         json!({
             "apiVersion": "v2", "name": "web", "version": "1.2.3-rc.1+build.5", "appVersion": "1.16",
             "description": "A \"web\" server & more", "type": "application", "deprecated": true, "keywords": ["a", "b"],
-            "annotations": {"example.test/number": "7"},
+            "annotations": {"example.test/null": "", "example.test/number": "7"},
             "maintainers": [{"name": "Anna", "email": "anna@example.test"}],
             "dependencies": [{
                 "name": "db", "version": "~4.5", "repository": "oci://registry.test/charts",
@@ -150,7 +151,10 @@ fn what_is_no_chart_is_refused() {
         "name: web\nversion: 1.0.0 beta\n",
         ": the version \"1.0.0 beta\" makes no tag: a tag has at most 128 letters, digits and _ . -, and starts with none of . -",
     );
-    metadata("name: ''\nversion: 1.0.0\n", " is not the metadata of a chart: the name is empty");
+    for empty in ["name: ''\n", "name: null\n", ""] {
+        metadata(&format!("{empty}version: 1.0.0\n"), " is not the metadata of a chart: the name is empty");
+    }
+    metadata("name: web\nversion: null\n", " is not the metadata of a chart: the version is empty");
     for wrong in ["name: web\n", "version: 1.0.0\n", "name: web\nversion: 1.0.0\nkeywords: {a: b}\n", "- web\n", "name: [\n", ""]
     {
         bench.file("web.tgz", &chart(wrong));

@@ -157,6 +157,9 @@ fn assert_null_is_empty(documents: &[&str], pack: impl Fn(Edit<'_>) -> (Option<i
     let mut tried = Vec::new();
     for (kind, (pointer, name, value)) in seen.into_inner() {
         let empty = match value {
+            // Go reads null as an empty text, and as the version 0, which nothing compares.
+            Value::String(_) if pointer.contains("/annotations/") => Some(json!("")),
+            Value::Number(_) if name == "schemaVersion" => Some(json!(0)),
             Value::Array(_) => Some(json!([])),
             Value::Object(_) if MAPS.contains(&name.as_str()) => Some(json!({})),
             Value::Object(_) if POINTERS.contains(&name.as_str()) && pointer != "/config" => None,

@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::files;
 use crate::host::images::virtual_layout::{BlobContent, NewDescriptor, NewManifest, VirtualLayout, open_regular};
 use crate::host::support::interrupt::Interrupt;
+use crate::oci::json;
 use crate::oci::{Digest, ImageName, NameError, Repository, Tag, media_type};
 
 /// Media types that Helm requires (Helm, `pkg/registry/constants.go`).
@@ -58,11 +59,13 @@ pub enum ChartError {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {
+    #[serde(default, deserialize_with = "json::null_as_default")]
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     home: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sources: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "json::null_as_default")]
     version: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     description: Option<String>,
@@ -82,8 +85,8 @@ struct Metadata {
     app_version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     deprecated: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    annotations: Option<BTreeMap<String, String>>,
+    #[serde(default, deserialize_with = "json::texts", skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kube_version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,10 +108,11 @@ struct Maintainer {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Dependency {
+    #[serde(default, deserialize_with = "json::null_as_default")]
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::null_as_default")]
     repository: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     condition: Option<String>,
@@ -195,6 +199,9 @@ fn metadata(package: &Path, interrupt: &Interrupt) -> Result<(String, Metadata),
     };
     match serde_saphyr::from_slice_with_options::<Metadata>(&yaml, options) {
         Ok(metadata) if metadata.name.is_empty() => Err(ChartError::Metadata { path, fault: "the name is empty".to_owned() }),
+        Ok(metadata) if metadata.version.is_empty() => {
+            Err(ChartError::Metadata { path, fault: "the version is empty".to_owned() })
+        }
         Ok(metadata) => Ok((path, metadata)),
         Err(error) => Err(ChartError::Metadata { path, fault: error.to_string().replace('\n', " ") }),
     }
