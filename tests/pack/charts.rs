@@ -154,6 +154,10 @@ fn what_is_no_chart_is_refused() {
     for empty in ["name: ''\n", "name: null\n", ""] {
         metadata(&format!("{empty}version: 1.0.0\n"), " is not the metadata of a chart: the name is empty");
     }
+    metadata(
+        "name: team/web\nversion: 1.0.0\n",
+        " is not the metadata of a chart: the name \"team/web\" has a slash, which Helm does not load",
+    );
     metadata("name: web\nversion: null\n", " is not the metadata of a chart: the version is empty");
     for wrong in ["name: web\n", "version: 1.0.0\n", "name: web\nversion: 1.0.0\nkeywords: {a: b}\n", "- web\n", "name: [\n", ""]
     {
@@ -167,5 +171,10 @@ fn what_is_no_chart_is_refused() {
     bench.refused(&["--chart", "none.tgz"], "cannot pack none.tgz: cannot read it: No such file or directory (os error 2)");
     bench.file("web.tgz", &chart("name: myWeb\nversion: 1.0.0\n"));
     bench.pack(&["--chart", "my/web=web.tgz"]);
-    assert_eq!(bench.extract("disk.erofs").names(), ["my/web:1.0.0"]);
+    let disk = bench.extract("disk.erofs");
+    let [(name, digest)] = disk.images().try_into().unwrap();
+    assert_eq!(name, "my/web:1.0.0");
+    let config = disk.json(&digest)["config"]["digest"].as_str().unwrap().to_owned();
+    // As Helm's loader: a chart without an API version is one of the first.
+    assert_eq!(disk.json(&config), json!({"name": "myWeb", "version": "1.0.0", "apiVersion": "v1"}));
 }

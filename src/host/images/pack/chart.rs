@@ -202,7 +202,15 @@ fn metadata(package: &Path, interrupt: &Interrupt) -> Result<(String, Metadata),
         Ok(metadata) if metadata.version.is_empty() => {
             Err(ChartError::Metadata { path, fault: "the version is empty".to_owned() })
         }
-        Ok(metadata) => Ok((path, metadata)),
+        Ok(metadata) if metadata.name.contains('/') => Err(ChartError::Metadata {
+            path,
+            fault: format!("the name {:?} has a slash, which Helm does not load", metadata.name),
+        }),
+        Ok(mut metadata) => {
+            // As Helm's loader, for charts of Helm 2 (`pkg/chart/loader/load.go`).
+            metadata.api_version = metadata.api_version.filter(|version| !version.is_empty()).or_else(|| Some("v1".to_owned()));
+            Ok((path, metadata))
+        }
         Err(error) => Err(ChartError::Metadata { path, fault: error.to_string().replace('\n', " ") }),
     }
 }
