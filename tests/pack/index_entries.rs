@@ -91,6 +91,44 @@ fn old_manifest_without_its_name_is_left_out_and_reported() {
     assert_eq!(packed(&bench, "exported"), expected);
 }
 
+/// A signature of the old manifest would be served beside a subject that is not on the disk.
+#[test]
+fn what_belongs_only_to_an_old_manifest_is_left_out_with_it() {
+    for (name, others) in [("", 0), ("", 1), ("x/y=", 0)] {
+        let bench = Bench::default();
+        let mut layout = Layout::default();
+        let old = layout.image("", b"old");
+        let signature = layout.artifact("application/x.signature", old, b"signed");
+        layout.name(signature, media_type::OCI_MANIFEST, "");
+        let stamp = layout.artifact("application/x.stamp", signature, b"stamped");
+        layout.name(stamp, media_type::OCI_MANIFEST, "");
+        let attachment = layout.manifest(&[b"by its tag"]);
+        layout.name(attachment, media_type::OCI_MANIFEST, &format!("sha256-{}.sig", old.digest.hex()));
+        let new = layout.image("test/a:1", b"new");
+        let kept = layout.artifact("application/x.signature", new, b"signed");
+        layout.name(kept, media_type::OCI_MANIFEST, "");
+        for _ in 0..others {
+            layout.image("test/b:1", b"other");
+        }
+        bench.layout("layout", &layout);
+        let source = format!("{name}layout");
+        let named = if name.is_empty() { vec!["pack", &source] } else { vec!["pack", "--name", &source] };
+        let result = json_of(&bench, &[&*named, &["-o", "disk.erofs"]].concat());
+        let left_over =
+            [old, signature, stamp, attachment].map(|one| json!({"source": "layout", "digest": one.digest.to_string()}));
+        assert_eq!(result["left_over"], json!(left_over));
+        let disk = bench.extract("disk.erofs");
+        for (stored, is_there) in
+            [(old, false), (signature, false), (stamp, false), (attachment, false), (new, true), (kept, true)]
+        {
+            assert_eq!(disk.files.contains_key(&stored.digest.blob_path()), is_there, "{name} {others}");
+        }
+        if name.is_empty() {
+            packed(&bench, "layout");
+        }
+    }
+}
+
 #[test]
 fn faults_of_what_is_left_out_do_not_end_a_pack() {
     let bench = Bench::default();

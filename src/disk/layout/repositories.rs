@@ -16,7 +16,7 @@ use crate::oci::{Digest, Repository, Tag};
 /// 4. `default`, or the repository that all named entries share, if the entry has a tag or refers to something, or no entry names an image.
 ///
 /// An entry with a name otherwise stays without a repository. One without a name is left over, such as an image whose tag another one got,
-/// and so is content that is no manifest, whatever its name.
+/// and so is content that is no manifest, whatever its name. What belongs only to entries that are left over is left over too.
 /// An entry without a tag is dropped if another entry gives the same content a tag in the same repository. `content` returns every digest
 /// below a root, with the subject of each manifest that has one.
 #[must_use]
@@ -42,20 +42,30 @@ pub fn assign_repositories(
         let only = named.next().filter(|first| named.all(|other| other == *first)).cloned();
         let fallback = default.cloned().or(only);
         let mut assigned = Vec::with_capacity(entries.len());
-        for (number, entry) in entries.into_iter().enumerate() {
+        let mut unwanted: HashSet<usize> = HashSet::new();
+        let mut companions = Vec::with_capacity(entries.len());
+        for (number, entry) in entries.iter().enumerate() {
+            let is_referring = by_reference.contains_key(&number);
+            let is_companion = is_referring || (any_named && outside(entry, &content).next().is_some());
+            companions.push(is_companion);
+            let is_wanted = !any_named || entry.repository.is_some() || entry.has_name() || is_referring;
+            if !(is_wanted || (is_companion && fallback.is_some()) || contained.contains(&number)) {
+                unwanted.insert(number);
+            }
+        }
+        add_companions(&mut unwanted, &entries, &contained, &content);
+        for ((number, entry), is_companion) in entries.into_iter().enumerate().zip(companions) {
             let found = by_reference.remove(&number).unwrap_or_default();
-            let is_companion = !found.is_empty() || (any_named && refers_elsewhere(&entry, &content));
-            let is_wanted = !any_named || entry.has_name() || (is_companion && fallback.is_some());
             let fallback = fallback.as_ref().filter(|_| entry.misnamed.is_none());
             let with = |repository| IndexEntry { repository, is_companion, ..entry.clone() };
-            if entry.repository.is_some() {
+            if unwanted.contains(&number) {
+                left_over.extend(Some(entry.descriptor.digest).filter(|digest| seen.insert(*digest)));
+            } else if entry.repository.is_some() {
                 assigned.push(entry);
             } else if !found.is_empty() {
                 assigned.extend(found.into_iter().map(Some).map(with));
-            } else if is_wanted && !contained.contains(&number) {
+            } else if !contained.contains(&number) {
                 assigned.push(with(fallback.cloned()));
-            } else if !contained.contains(&number) && seen.insert(entry.descriptor.digest) {
-                left_over.push(entry.descriptor.digest);
             }
         }
         entries = assigned;
@@ -95,10 +105,55 @@ fn references(entry: &IndexEntry, content: impl Fn(&Digest) -> Vec<(Digest, Opti
     subjects.chain(entry.tag.as_ref().and_then(Tag::attached_to)).chain(entry.attests)
 }
 
-/// Whether an entry refers to a manifest that it does not hold itself.
-fn refers_elsewhere(entry: &IndexEntry, content: impl Fn(&Digest) -> Vec<(Digest, Option<Digest>)>) -> bool {
+/// The manifests to which an entry refers and that it does not hold itself.
+fn outside(entry: &IndexEntry, content: impl Fn(&Digest) -> Vec<(Digest, Option<Digest>)>) -> impl Iterator<Item = Digest> {
     let own: HashSet<Digest> = content(&entry.descriptor.digest).into_iter().map(|(digest, _)| digest).collect();
-    references(entry, content).any(|subject| !own.contains(&subject))
+    references(entry, content).filter(move |subject| !own.contains(subject))
+}
+
+/// Adds to the positions of what is left over the entries that refer only to it. Those that name an image or a repository stay.
+fn add_companions(
+    left_over: &mut HashSet<usize>,
+    entries: &[IndexEntry],
+    contained: &HashSet<usize>,
+    content: impl Fn(&Digest) -> Vec<(Digest, Option<Digest>)>,
+) {
+    if left_over.is_empty() {
+        return;
+    }
+    let below = |entry: &IndexEntry| content(&entry.descriptor.digest).into_iter().map(|(digest, _)| digest);
+    let mut pending: HashSet<Digest> = HashSet::new();
+    // The number of kept entries that hold a digest, and the positions of those that refer to one and can be left over.
+    let mut holders: HashMap<Digest, usize> = HashMap::new();
+    let mut referrers: HashMap<Digest, Vec<usize>> = HashMap::new();
+    for (number, entry) in entries.iter().enumerate().filter(|(number, _)| !contained.contains(number)) {
+        if left_over.contains(&number) {
+            pending.extend(below(entry));
+            continue;
+        }
+        below(entry).for_each(|digest| *holders.entry(digest).or_default() += 1);
+        if !entry.is_named && !entry.names_image() {
+            outside(entry, &content).for_each(|subject| referrers.entry(subject).or_default().push(number));
+        }
+    }
+    // These are held by nothing else. Each entry that is left over can add some, because then nothing holds them any more.
+    let mut pending: Vec<Digest> = pending.into_iter().filter(|digest| !holders.contains_key(digest)).collect();
+    while let Some(digest) = pending.pop() {
+        for number in referrers.get(&digest).into_iter().flatten() {
+            let Some(entry) = entries.get(*number) else { continue };
+            if outside(entry, &content).any(|subject| holders.contains_key(&subject)) || !left_over.insert(*number) {
+                continue;
+            }
+            for held in below(entry) {
+                let count = holders.entry(held).or_default();
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    holders.remove(&held);
+                    pending.push(held);
+                }
+            }
+        }
+    }
 }
 
 /// The repositories by rule 2 of [`assign_repositories`], by the entry's position in the index.
@@ -253,6 +308,7 @@ mod tests {
 
     #[test]
     fn entry_without_a_name_is_left_over_beside_names() {
+        let signature = format!(":sha256-{}.sig", digest("2").hex());
         for (entries, expected) in [
             (vec![("a/a:1", "1"), ("", "2")], vec!["a/a:1 1", "left over: 2"]),
             (vec![(":v", "1"), ("", "2"), ("", "2")], vec!["-:v 1", "left over: 2"]),
@@ -260,6 +316,19 @@ mod tests {
             (vec![("a/a:1", "1"), ("b/b:1", "2"), ("", "s>x")], vec!["a/a:1 1", "b/b:1 2", "left over: s>x"]),
             // A referrer only of what it holds itself.
             (vec![("a/a:1", "1"), ("", "x+s>x")], vec!["a/a:1 1", "left over: x+s>x"]),
+            // What belongs only to what is left over, by whatever way, and what belongs to an image too.
+            (
+                vec![("", "t>s>2"), ("a/a:1", "1"), ("", "s>2"), ("", "2")],
+                vec!["a/a:1 1", "left over: t>s>2", "left over: s>2", "left over: 2"],
+            ),
+            (vec![("a/a:1", "1"), (&signature, "9"), ("", "2")], vec!["a/a:1 1", "left over: 9", "left over: 2"]),
+            (
+                vec![("a/a:1", "1"), ("b/b:1", "3"), (&signature, "9"), ("", "2")],
+                vec!["a/a:1 1", "b/b:1 3", "left over: 9", "left over: 2"],
+            ),
+            (vec![("a/a:1", "1"), ("", "s>2+t>1"), ("", "2")], vec!["a/a:1 1", "a/a:- s>2+t>1", "left over: 2"]),
+            (vec![("a/a:1", "1"), ("", "s>x"), ("", "2")], vec!["a/a:1 1", "a/a:- s>x", "left over: 2"]),
+            (vec![("a/a:1", "1"), ("a/a:v", "s>2"), ("", "2")], vec!["a/a:1 1", "a/a:v s>2", "left over: 2"]),
             // Its content is in an image.
             (vec![("a/a:1", "1+2"), ("b/b:1", "3"), ("", "2"), ("", "3")], vec!["a/a:1 1+2", "b/b:1 3"]),
             // Its content is in what is left over.
@@ -271,6 +340,10 @@ mod tests {
             assert_eq!(assigned(&entries, None), expected, "{entries:?}");
         }
         assert_eq!(assigned(&[(":v", "1"), ("", "2")], Some("x/x")), ["x/x:v 1", "left over: 2"]);
+        let shared = [(":v", "1+3"), ("", "s>3"), ("", "2+3")];
+        assert_eq!(assigned(&shared, Some("x/x")), ["x/x:v 1+3", "x/x:- s>3", "left over: 2+3"]);
+        let signed = [(":v", "1"), (&*signature, "9"), ("", "2"), ("", "s>2")];
+        assert_eq!(assigned(&signed, Some("x/x")), ["x/x:v 1", "left over: 9", "left over: 2", "left over: s>2"]);
     }
 
     #[test]
