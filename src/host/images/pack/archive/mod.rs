@@ -256,8 +256,23 @@ fn damaged(error: io::Error) -> ArchiveError {
 
 /// A member's name without `.` and repeated slashes, or `None` if it is absolute or contains `..`.
 fn normal(name: &str) -> Option<String> {
-    let components: Vec<&str> = name.split('/').filter(|component| !matches!(*component, "" | ".")).collect();
-    (!name.starts_with('/') && !components.contains(&"..")).then(|| components.join("/"))
+    // Nearly all names are normal as they are. The search is much faster than taking a long name apart.
+    if !name.starts_with(['/', '.']) && !name.contains("//") && !name.contains("/.") {
+        return Some(name.strip_suffix('/').unwrap_or(name).to_owned());
+    }
+    if name.starts_with('/') {
+        return None;
+    }
+    let mut normal = String::with_capacity(name.len());
+    for component in name.split('/') {
+        match component {
+            "" | "." => continue,
+            ".." => return None,
+            _ if normal.is_empty() => normal.push_str(component),
+            _ => normal.extend(["/", component]),
+        }
+    }
+    Some(normal)
 }
 
 /// The name and content of a member.
@@ -347,6 +362,29 @@ mod tests {
         }
         assert_eq!(text(&archive, "dir").unwrap_err(), "it is not a regular file");
         assert_eq!(text(&archive, "c").unwrap_err(), "the archive has no such member");
+    }
+
+    #[test]
+    fn names_are_made_normal() {
+        for (name, expected) in [
+            ("", Some("")),
+            (".", Some("")),
+            ("./", Some("")),
+            ("a", Some("a")),
+            ("a/", Some("a")),
+            ("a//", Some("a")),
+            ("./a/./b//c/.", Some("a/b/c")),
+            (".a/.b/..c/d.", Some(".a/.b/..c/d.")),
+            ("a..b/...", Some("a..b/...")),
+            ("/", None),
+            ("/a", None),
+            ("..", None),
+            ("a/..", None),
+            ("a/../b", None),
+            ("../a", None),
+        ] {
+            assert_eq!(normal(name).as_deref(), expected, "{name:?}");
+        }
     }
 
     #[test]
