@@ -294,7 +294,7 @@ async fn serve_layout(args: &ServeArgs, report: Report, signals: Signals, is_rea
     let missing: Vec<MissingBlob> = store.disks().iter().flat_map(|disk| disk.missing()).cloned().collect();
     missing.iter().for_each(|one| report.warn(one.to_string()));
     let left_over: Vec<LeftOver> = store.disks().iter().flat_map(|disk| disk.left_over()).cloned().collect();
-    left_over.iter().for_each(|one| report.step(one.to_string()));
+    report.steps(left_over.iter().map(ToString::to_string), LeftOver::others);
     let (events, recorder) = match &args.events {
         Some(path) => {
             let (events, queue) = Events::queue();

@@ -130,6 +130,28 @@ fn what_belongs_only_to_an_old_manifest_is_left_out_with_it() {
 }
 
 #[test]
+fn first_of_many_entries_that_are_left_out_are_named_and_the_others_counted() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    layout.image("test/a:1", b"a");
+    for number in 0..27 {
+        layout.image("", format!("old {number}").as_bytes());
+    }
+    bench.layout("layout", &layout);
+    let more = "left out for the same reason: 17 more; --json lists all of them";
+    for (arguments, prefix) in
+        [(&["pack", "layout", "-o", "disk.erofs", "--json"][..], "layout: "), (&["inspect", "layout", "--json"], "")]
+    {
+        let output = bench.command(arguments).output().unwrap();
+        let stderr = text(&output.stderr);
+        assert_eq!(stderr.matches("is no named image and belongs to none").count(), 10, "{stderr}");
+        assert!(stderr.contains(&format!("\n{prefix}{more}\n")), "{stderr}");
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(result["left_over"].as_array().unwrap().len(), 27);
+    }
+}
+
+#[test]
 fn faults_of_what_is_left_out_do_not_end_a_pack() {
     let bench = Bench::default();
     let mut layout = Layout::default();

@@ -36,6 +36,14 @@ pub struct LeftOver {
     pub digest: Digest,
 }
 
+impl LeftOver {
+    /// The message about `count` entries that have no message of their own.
+    #[must_use]
+    pub fn others(count: usize) -> String {
+        format!("left out for the same reason: {count} more; --json lists all of them")
+    }
+}
+
 /// The content below a root.
 #[derive(Debug, Clone, Default)]
 struct RootContent {

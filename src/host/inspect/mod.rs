@@ -184,9 +184,7 @@ fn inspect(args: &InspectArgs, report: Report, interrupt: &Interrupt) -> Result<
             differences = verify::catalog(catalog, &contents, interrupt)?;
         }
     }
-    for digest in &contents.left_over {
-        report.step(LeftOver { digest: *digest }.to_string());
-    }
+    report.steps(contents.left_over.iter().map(|digest| LeftOver { digest: *digest }.to_string()), LeftOver::others);
     let faults = findings(&contents, &differences);
     for fault in &faults {
         message(format!("{}: {}", args.disk.display(), fault.message));

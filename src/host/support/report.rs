@@ -7,6 +7,9 @@ use crate::text::escaped;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+/// Most lines of one kind that [`Report::steps`] prints.
+const MAX_STEPS: usize = 10;
+
 /// Formats a count and its noun: `1 image`, `2 images`.
 #[must_use]
 pub fn counted(count: usize, noun: &str) -> String {
@@ -37,6 +40,16 @@ impl Report {
     pub fn step(&self, line: impl AsRef<str>) {
         if !self.quiet {
             message(line);
+        }
+    }
+
+    /// Prints the first of `lines`, and what `rest` says of the number of the others, if there are any.
+    pub fn steps(&self, lines: impl IntoIterator<Item = String>, rest: impl FnOnce(usize) -> String) {
+        let mut lines = lines.into_iter();
+        lines.by_ref().take(MAX_STEPS).for_each(|line| self.step(line));
+        let others = lines.count();
+        if others > 0 {
+            self.step(rest(others));
         }
     }
 

@@ -222,13 +222,16 @@ fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackR
     }
     // Several sources may be of one pulled image.
     let failed_lookups: BTreeSet<FailedLookup> = sources.iter().flat_map(|source| source.failed_lookups.clone()).collect();
-    for (source, one) in sources.iter().flat_map(|source| source.left_over.iter().map(move |one| (source, one))) {
-        let path = one.digest.blob_path();
-        let message = match source.tree.display_path(&path) {
-            shown if shown == path => one.to_string(),
-            image => format!("{image} has no name in RepoTags, and other images have; it is left out"),
+    for source in &sources {
+        let line = |one: &LeftOver| {
+            let path = one.digest.blob_path();
+            let message = match source.tree.display_path(&path) {
+                shown if shown == path => one.to_string(),
+                image => format!("{image} has no name in RepoTags, and other images have; it is left out"),
+            };
+            format!("{}: {message}", source.label)
         };
-        report.step(format!("{}: {message}", source.label));
+        report.steps(source.left_over.iter().map(line), |count| format!("{}: {}", source.label, LeftOver::others(count)));
     }
     let left_over_of = |source: &Source| {
         let entry = |one: &LeftOver| LeftOverEntry { source: source.label.clone(), digest: one.digest.to_string() };
