@@ -1,7 +1,8 @@
 //! The command line of `localregistry`: subcommands, exit codes, and how errors are printed.
 
+use std::env;
 use std::error::Error;
-use std::io::ErrorKind::BrokenPipe;
+use std::io::{self, ErrorKind::BrokenPipe};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
@@ -24,9 +25,13 @@ use super::runs::run;
 use super::runs::{ps, stop};
 use super::serve;
 use super::support::report::{Report, message};
+use crate::text::escaped;
 
 /// The program's name, which `localregistry SUBCOMMAND --version` prints too.
 const NAME: &str = "localregistry";
+
+/// Stands for a newline in an argument while clap parses it: a character for private use, as invalid as a newline where text is checked.
+const NEWLINE: &str = "\u{f000a}";
 
 /// Pack container images into a disk, boot it as a registry, pull from it.
 #[derive(Debug, Parser)]
@@ -110,7 +115,7 @@ impl Cli {
             Ok(cli) => cli,
             Err(stop) => {
                 // The command line is wrong, or help was asked for.
-                return match stop.print() {
+                return match print(&stop) {
                     _ if stop.use_stderr() => ExitCode::from(2),
                     Err(error) if error.kind() != BrokenPipe => fail(&error, 1),
                     _ => ExitCode::SUCCESS,
@@ -160,6 +165,25 @@ impl Cli {
             Command::Manual(args) => status(manual::run(&args, &report, &Self::command())),
         }
     }
+}
+
+/// Prints what clap has to say. An argument in it starts no line, and a terminal does not obey it.
+fn print(stop: &clap::Error) -> io::Result<()> {
+    let arguments: Vec<String> = env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    if !stop.use_stderr() || arguments.iter().all(|argument| escaped(argument) == *argument) {
+        return stop.print();
+    }
+    // Parsed once more, to tell the lines of the arguments from clap's. The rest is escaped as in every message.
+    let arguments = arguments.iter().map(|argument| argument.replace('\n', NEWLINE));
+    match Cli::try_parse_from(arguments) {
+        Err(stop) => {
+            // A message that quotes an argument as Rust does has escaped it already.
+            let newline = |line: &str| line.replace(NEWLINE, "\\n").replace(r"\u{f000a}", "\\n");
+            stop.to_string().trim_end().split('\n').for_each(|line| message(newline(line)));
+        }
+        Ok(_) => message(stop.to_string().trim_end()),
+    }
+    Ok(())
 }
 
 /// Returns exit code 0, or prints the error and returns exit code 1.

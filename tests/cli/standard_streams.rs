@@ -110,3 +110,40 @@ fn json_of_a_path_that_is_not_utf_8_is_one_valid_line() {
     let here: &Path = &bench.path("").join(odd("folder"));
     assert_eq!(line(bench.command(&["inspect", "--json", "../layout"]).current_dir(here))["disk"], "../layout");
 }
+
+#[test]
+fn arguments_in_usage_errors_are_escaped() {
+    let (bench, _, _) = hello(b"layer");
+    let evil = "a\nerror: b\x1b[2J\u{202e}c\r\nd";
+    // clap itself removes the terminal sequence.
+    let escaped = r"a\nerror: b\u{202e}c\r\nd";
+    let option = format!("--{evil}");
+    let setting = format!("{evil}=1");
+    let cases: [&[&str]; 12] = [
+        &[evil],
+        &["pack", &option],
+        &["pack", "--pull", evil, "-o", "out"],
+        &["pack", "--platform", evil, "layout", "-o", "out"],
+        &["pack", "layout", "--label", evil, "-o", "out"],
+        &["serve", "layout", "--san", evil],
+        &["serve", "layout", "--listen", evil],
+        &["serve", "layout", "--limit", &setting],
+        &["assert", "--pulled", evil, "log"],
+        &["run", "layout", "--set", &setting],
+        &["trust", "--endpoint", evil, "-o", "out"],
+        &["inspect", "layout", evil],
+    ];
+    for arguments in cases {
+        let output = bench.command(arguments).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(2), ""), "{arguments:?}: {said}");
+        assert!(said.starts_with("error: ") && said.contains(escaped), "{arguments:?}: {said}");
+        assert!(!said.contains("\nerror: ") && !said.contains("f000a"), "{arguments:?}: {said}");
+        assert!(said.chars().all(|one| one == '\n' || !one.is_control() && one != '\u{202e}'), "{arguments:?}: {said:?}");
+        assert!(said.ends_with("\n\nFor more information, try '--help'.\n"), "{arguments:?}: {said}");
+        assert!(!bench.path("out").exists());
+    }
+    // A byte that is not UTF-8 changes nothing of this.
+    let output = bench.command(&["pack"]).arg(OsStr::from_bytes(b"--a\xff\nb")).output().unwrap();
+    assert!(text(&output.stderr).starts_with("error: unexpected argument '--a\u{fffd}\\nb' found\n"), "{output:?}");
+}
