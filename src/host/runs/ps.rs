@@ -8,7 +8,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::dir::{RunsError, list_runs};
+use super::dir::list_runs;
+use super::folder::RunsError;
 use super::state::{Run, RunInfo, RunState};
 use crate::host::support::report::Report;
 use crate::text::escaped;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::dir::unlink;
+use super::folder::unlink;
 use crate::host::support::files;
 
 // Names of the files in a run's folder.

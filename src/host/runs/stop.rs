@@ -10,7 +10,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::dir::{RunsError, folder_of};
+use super::dir::folder_of;
+use super::folder::RunsError;
 use super::state::{Run, RunState};
 use crate::host::exit::Status;
 use crate::host::support::report::Report;

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use serde::Deserialize;
 
-use super::archive::Archive;
+use super::archive::{Archive, MANIFEST};
 use super::compression::{self, Compression, DecompressError};
 use crate::disk::layout::{Identity, OpenFile, REF_NAME, Tree, max_expanded};
 use crate::host::images::virtual_layout::{NewDescriptor, NewManifest, OCI_LAYOUT, in_memory};
@@ -18,8 +18,6 @@ use crate::host::support::interrupt::Interrupt;
 use crate::oci::json::null_as_default;
 use crate::oci::{Algorithm, Digest, Hasher, ImageName, NameError, Tag, media_type};
 
-/// The archive member that lists the images.
-pub const MANIFEST: &str = "manifest.json";
 /// Largest `manifest.json` and largest config, in bytes.
 const MAX_JSON: u64 = 64 << 20;
 /// Most names and layers that `manifest.json` lists: those of 100,000 images. Each takes some hundred bytes of memory.

@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::path::Path;
 
-use super::archive::{Archive, ArchiveError};
+use super::archive::{Archive, ArchiveError, MANIFEST};
 use super::chart::{self, ChartError};
 use super::compression::{self, Compression, DecompressError};
-use super::docker::{self, DockerArchive, DockerError};
+use super::docker::{DockerArchive, DockerError};
 use super::files::{self, FilesError};
 use super::flat_index;
 use super::naming::{self, NamingError};
@@ -184,7 +184,7 @@ pub fn open_archive(
     interrupt: &Interrupt,
 ) -> Result<Box<dyn Tree + Send + Sync>, SourceError> {
     let archive = Archive::open(uncompressed(path, folder, interrupt)?, interrupt)?;
-    let (has_index, has_manifest) = (archive.has("index.json"), archive.has(docker::MANIFEST));
+    let (has_index, has_manifest) = (archive.has("index.json"), archive.has(MANIFEST));
     // Docker writes both. Of an image without a name, its index.json lists nothing.
     if has_manifest && (!has_index || layout::entries(&archive).is_ok_and(|entries| entries.is_empty())) {
         return Ok(Box::new(DockerArchive::open(archive, nameless, interrupt)?));

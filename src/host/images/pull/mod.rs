@@ -43,9 +43,8 @@ use upstream::Upstream;
 
 pub use error::{Fault, PullError};
 pub use reference::ImageReference;
-pub use referrers::FailedLookup;
 use tree::ListedManifest;
-pub use tree::PulledLayout;
+pub use tree::{FailedLookup, PulledLayout};
 
 /// The options of `pack` for pulling.
 #[derive(Debug, Clone, clap::Args)]

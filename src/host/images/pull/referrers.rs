@@ -8,14 +8,13 @@ use std::collections::{HashSet, VecDeque};
 
 use http::header::{CONTENT_TYPE, LINK};
 use indicatif::ProgressBar;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::blobs::{BlobFetcher, LocalTree};
 use super::error::Fault;
 use super::manifests::{FetchedManifest, ManifestFetcher, RemoteContent};
 use super::reference::ImageReference;
-use super::tree::ListedManifest;
+use super::tree::{FailedLookup, ListedManifest};
 use super::upstream::printable;
 use crate::oci::graph::MAX_MANIFESTS;
 use crate::oci::json::null_as_default;
@@ -24,17 +23,6 @@ use crate::text::chain;
 
 /// Most pages of one list of referrers. A page may be empty, so that the number of manifests is no bound.
 const MAX_PAGES: usize = 100;
-
-/// A signature, referrer or list of referrers that could not be looked up in the registry, or not be pulled.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
-pub struct FailedLookup {
-    /// The image.
-    pub image: String,
-    /// What was looked up: the referrers of a digest, a tag, or a manifest.
-    pub what: String,
-    /// Why it failed.
-    pub why: String,
-}
 
 /// What was found beside an image.
 #[derive(Debug, Default)]

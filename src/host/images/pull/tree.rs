@@ -3,14 +3,26 @@
 use std::io;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::referrers::FailedLookup;
 use super::store::Store;
 use crate::disk::layout::{LEFT_OUT, OpenFile, REF_NAME, Tree};
 use crate::host::images::platforms::SelectedPlatforms;
 use crate::host::images::virtual_layout::{OCI_LAYOUT, in_memory};
 use crate::oci::{Digest, ImageName, Repository, Tag, media_type};
+
+/// A signature, referrer or list of referrers that could not be looked up in the registry, or not be pulled.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+pub struct FailedLookup {
+    /// The image.
+    pub image: String,
+    /// What was looked up: the referrers of a digest, a tag, or a manifest.
+    pub what: String,
+    /// Why it failed.
+    pub why: String,
+}
 
 /// A manifest listed in the index.
 #[derive(Debug, Clone)]

@@ -15,7 +15,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::dir::{RunDir, RunsError};
+use super::dir::RunDir;
+use super::folder::RunsError;
 use crate::config::guest_config::{GuestConfig, GuestConfigError};
 use crate::host::exit::Status;
 use crate::host::hint;

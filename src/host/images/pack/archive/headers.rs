@@ -7,13 +7,11 @@ use std::os::unix::fs::FileExt;
 
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
-use super::sparse::{Content, Map};
+use super::sparse::{BLOCK, Content, Map, PaxSparse};
 use super::{ArchiveError, damaged};
 use crate::disk::layout::max_expanded;
 use crate::host::support::interrupt::Interrupt;
 
-/// Size of a tar block in bytes. A header is one block; content is padded to full blocks (POSIX pax, "ustar Interchange Format").
-pub const BLOCK: u64 = 512;
 /// Longest name of a member and longest target of a link, in bytes: `PATH_MAX` of Linux.
 pub const MAX_NAME: u64 = 4096;
 /// Largest set of pax records of one member, in bytes. They may hold extended attributes, of up to 64 KiB each, and the map of a sparse
@@ -48,18 +46,6 @@ struct Extensions {
     target: Option<Vec<u8>>,
     size: Option<u64>,
     sparse: Option<PaxSparse>,
-}
-
-/// The pax records of a sparse file.
-#[derive(Debug, Default)]
-pub struct PaxSparse {
-    pub major: u64,
-    pub minor: u64,
-    pub name: Option<Vec<u8>>,
-    /// Size in bytes, holes included.
-    pub size: Option<u64>,
-    /// The parts, in the forms 0.0 and 0.1.
-    pub map: Map,
 }
 
 impl<'a> Headers<'a> {

@@ -17,6 +17,8 @@ use crate::text::escaped;
 use headers::{Entry, Headers};
 use sparse::Content;
 
+/// The archive member that lists the images.
+pub const MANIFEST: &str = "manifest.json";
 /// Most links followed for one path, as in Linux.
 const MAX_LINKS: usize = 40;
 /// Most bytes of paths that are looked up to follow one path. A path of an image has some hundred bytes, and each of its components is
@@ -233,7 +235,7 @@ impl Archive {
         let names = || self.members.keys().filter_map(|name| name.split('/').next());
         let has = |folder: &&&str| names().any(|name| name == **folder);
         let is_root = || names().any(|name| name == DOCKER_MARK) || ROOT_FOLDERS.iter().filter(has).count() >= 2;
-        !self.has("index.json") && !self.has(super::docker::MANIFEST) && is_root()
+        !self.has("index.json") && !self.has(MANIFEST) && is_root()
     }
 }
 

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 
-use super::headers::{BLOCK, PaxSparse};
-
+/// Size of a tar block in bytes. A header is one block; content is padded to full blocks (POSIX pax, "ustar Interchange Format").
+pub const BLOCK: u64 = 512;
 /// Longest line of a map in the form 1.0, in bytes: a number of 64 bits and its newline.
 const MAX_LINE: u64 = 21;
 
@@ -23,6 +23,18 @@ struct Part {
     /// Offset in the archive.
     at: u64,
     len: u64,
+}
+
+/// The pax records of a sparse file.
+#[derive(Debug, Default)]
+pub struct PaxSparse {
+    pub major: u64,
+    pub minor: u64,
+    pub name: Option<Vec<u8>>,
+    /// Size in bytes, holes included.
+    pub size: Option<u64>,
+    /// The parts, in the forms 0.0 and 0.1.
+    pub map: Map,
 }
 
 /// The content of a file.
