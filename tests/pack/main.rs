@@ -7,6 +7,7 @@ mod bad_images;
 mod bad_sources;
 mod bounds;
 mod charts;
+mod damaged_disks;
 mod index_entries;
 mod layouts;
 mod limits;

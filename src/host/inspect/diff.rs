@@ -1,5 +1,5 @@
-//! `localregistry diff`: compares the images of two disks. The exit status is that of diff(1). Of images that are the same, only
-//! the index entries are read.
+//! `localregistry diff`: compares the images of two disks. The exit status is that of diff(1). The manifests of both disks are
+//! checked, whether their images differ or not.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::contents::{self, Blob, BlobKind, Contents, ContentsError, every_tag_name};
 use super::reader::{Disk, DiskError};
 use super::table::short;
+use super::verify::{self, DamageError};
 use crate::disk::layout::IndexEntry;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::report::{Report, counted};
@@ -66,6 +67,14 @@ pub enum DiffError {
         disk: PathBuf,
         /// The cause.
         source: ContentsError,
+    },
+    /// A manifest or the catalog is damaged.
+    #[error("cannot compare {}", disk.display())]
+    Damaged {
+        /// The disk.
+        disk: PathBuf,
+        /// The cause.
+        source: DamageError,
     },
     /// An image that differs is damaged.
     #[error("cannot compare {}: {fault}; `localregistry inspect --verify` lists all faults", disk.display())]
@@ -215,6 +224,8 @@ impl<'a> Side<'a> {
         let disk = Disk::open(path, interrupt).map_err(|source| DiffError::Disk { disk: path.to_owned(), source })?;
         let entries = contents::entries(disk.tree.as_ref(), interrupt);
         let entries = entries.map_err(|source| DiffError::Contents { disk: path.to_owned(), source })?;
+        let checked = verify::names(disk.tree.as_ref(), interrupt);
+        checked.map_err(|source| DiffError::Damaged { disk: path.to_owned(), source })?;
         let entries = entries.into_iter().map(|entry| (label(&entry), entry)).collect();
         Ok(Self { path, disk, entries })
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::catalog::{self, Catalog, CatalogConflict, ConflictKind};
 use crate::host::inspect::reader::{Disk, DiskError};
+use crate::host::inspect::verify::{self, DamageError};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::{Host, ImageName, Repository};
 use crate::registry::content::store::{self, StoreError};
@@ -37,6 +38,14 @@ pub enum DiskImagesError {
         /// The cause.
         source: StoreError,
     },
+    /// A manifest or the catalog is damaged.
+    #[error("cannot list the images of {}", .path.display())]
+    Damaged {
+        /// The disk.
+        path: PathBuf,
+        /// The cause.
+        source: DamageError,
+    },
     /// Two disks disagree.
     #[error("{about} is {} on {}, and {} on {}; expected the same, or it on one of them", one.1, one.0.display(), other.1, other.0.display())]
     Conflict {
@@ -68,10 +77,12 @@ pub fn disk_images(paths: &[PathBuf]) -> Result<DiskImages, DiskImagesError> {
 
 /// The catalog of a disk in any form. Missing content does not matter here.
 fn catalog_of(path: &Path) -> Result<Catalog, DiskImagesError> {
-    let disk = Disk::open(path, &Interrupt::of_process());
-    let disk = disk.map_err(|source| DiskImagesError::Disk { path: path.to_owned(), source })?;
+    let interrupt = Interrupt::of_process();
+    let disk = Disk::open(path, &interrupt).map_err(|source| DiskImagesError::Disk { path: path.to_owned(), source })?;
     let loaded = store::read_catalog(disk.tree.as_ref(), true);
-    loaded.map(|loaded| loaded.catalog).map_err(|source| DiskImagesError::Index { path: path.to_owned(), source })
+    let loaded = loaded.map_err(|source| DiskImagesError::Index { path: path.to_owned(), source })?;
+    verify::names(disk.tree.as_ref(), &interrupt).map_err(|source| DiskImagesError::Damaged { path: path.to_owned(), source })?;
+    Ok(loaded.catalog)
 }
 
 fn named(catalog: &Catalog) -> DiskImages {
