@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use localregistry::oci::{Digest, media_type};
 use serde_json::json;
 use testing::layout::Layout;
-use testing::pack::{Bench, archive_of, blob, hello, text};
+use testing::pack::{Bench, archive_of, blob, gzip, hello, text};
 
 #[test]
 fn lists_that_break_the_schema_are_refused() {
@@ -329,4 +329,74 @@ fn scratch_folder_failure_is_reported_without_its_random_name() {
         "localregistry: cannot make a working folder in /proc: No such file or directory (os error 2)\n"
     );
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// What other tools write, or call by other names: the message says what it is and what to do.
+#[test]
+fn what_is_mistaken_for_a_source_is_named_with_its_remedy() {
+    let (bench, layout, _) = hello(b"content");
+    let archive = archive_of(&layout);
+    // skopeo copy to dir:, and podman save --format docker-dir.
+    let directory = bench.path("a dir");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("version"), "Directory Transport Version: 1.1\n").unwrap();
+    fs::write(directory.join("manifest.json"), "{}").unwrap();
+    fs::create_dir_all(bench.path("old/repositories-of")).unwrap();
+    bench.file("old/repositories", br#"{"app": {"1": "aa"}}"#);
+    bench.file("old.tar", &archive_of(&bench.path("old")));
+    bench.file("once.tgz", &gzip(&archive));
+    bench.file("twice.tgz", &gzip(&gzip(&archive)));
+    bench.file("nothing.tgz", &gzip(b""));
+    let tar = |name: &str, folder: &str| {
+        let made = testing::program("tar").current_dir(bench.path(".")).args(["-cf", name, folder]).status().unwrap();
+        assert!(made.success());
+    };
+    tar("above.tar", "layout");
+    fs::create_dir(bench.path("saved")).unwrap();
+    bench.file("saved/manifest.json", b"[]");
+    tar("saved.tar", "saved");
+    let blob = format!("layout/{}", blob(b"content"));
+    for (source, message) in [
+        (
+            "a dir",
+            "it is a folder as skopeo's dir: and podman save --format docker-dir write it, not an image layout; make one with `skopeo \
+             copy --all dir:'a dir' oci:LAYOUT:NAME`, and pack that",
+        ),
+        (
+            "old.tar",
+            "it is a docker save archive of the old form, with repositories and without manifest.json; load it into a Docker that reads \
+             it, and save it again",
+        ),
+        ("twice.tgz", "it is compressed twice; decompress it once"),
+        ("nothing.tgz", "the compressed file holds nothing; a tar archive is expected"),
+        ("above.tar", "the archive has layout/index.json, and it is expected at the root: unpack it, and pack the folder layout"),
+        (
+            "saved.tar",
+            "the archive has saved/manifest.json, and it is expected at the root: unpack it, and make the archive again with tar -C saved \
+             -c .",
+        ),
+        ("layout/index.json", "it is part of the image layout layout; pack that folder"),
+        ("layout/oci-layout", "it is part of the image layout layout; pack that folder"),
+        ("layout/blobs", "it is part of the image layout layout; pack that folder"),
+        (&blob, "it is part of the image layout layout; pack that folder"),
+        ("docker://quay.io/org/app:1", "there is no such file; an image in a registry is packed with --pull quay.io/org/app:1"),
+    ] {
+        bench.refused(&[source], &format!("cannot pack {source}: {message}"));
+    }
+    for (source, transport) in [
+        ("oci:layout:v1", "oci:"),
+        ("oci-archive:once.tgz", "oci-archive:"),
+        ("docker-archive:saved.tar:app:1", "docker-archive:"),
+        ("dir:a", "dir:"),
+        ("containers-storage:localhost/app", "containers-storage:"),
+    ] {
+        let message = format!(
+            "cannot pack {source}: there is no such file; \"{transport}\" is how skopeo and podman say what follows. Give the path alone, and \
+             the name as in --name NAME=PATH"
+        );
+        bench.refused(&[source], &message);
+    }
+    // A file of such a name is one.
+    fs::copy(bench.path("once.tgz"), bench.path("oci:once")).unwrap();
+    bench.pack(&["oci:once"]);
 }

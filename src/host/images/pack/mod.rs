@@ -16,6 +16,7 @@ mod flat_index;
 mod image_set;
 mod index;
 mod layout_files;
+mod mistaken;
 mod mkfs;
 mod naming;
 mod open_sources;

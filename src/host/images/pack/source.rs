@@ -10,6 +10,7 @@ use super::compression::{self, Compression, DecompressError};
 use super::docker::{DockerArchive, DockerError};
 use super::files::{self, FilesError};
 use super::flat_index;
+use super::mistaken::{self, Mistaken};
 use super::naming::{self, NamingError};
 use super::platform::{self, PlatformError};
 use super::request::{Origin, Request};
@@ -39,6 +40,15 @@ pub enum SourceError {
     /// The file is empty.
     #[error("the file is empty; a tar archive is expected")]
     Empty,
+    /// The file holds nothing, compressed.
+    #[error("the compressed file holds nothing; a tar archive is expected")]
+    EmptyContent,
+    /// The file is compressed, and so is its content.
+    #[error("it is compressed twice; decompress it once")]
+    CompressedTwice,
+    /// It is something else that is known.
+    #[error(transparent)]
+    Mistaken(#[from] Mistaken),
     /// The file is a packed disk.
     #[error(
         "it is a packed disk ({0}), not an archive of images: `localregistry run` boots it as it is, and `localregistry inspect DISK --export \
@@ -158,11 +168,21 @@ fn tree(
         Origin::Artifact { file, media_type } => Ok(Box::new(files::artifact(file, media_type.as_deref(), interrupt)?)),
         Origin::Chart { file } => Ok(Box::new(chart::open(file, request.naming.repository.is_some(), interrupt)?)),
         Origin::Path { path, links } => {
-            let metadata = fs::metadata(path).map_err(SourceError::Read)?;
+            let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => mistaken::missing(path).map_or(SourceError::Read(error), SourceError::Mistaken),
+                _ => SourceError::Read(error),
+            })?;
             if metadata.is_file() {
-                open_archive(path, request.naming.repository.is_some(), folder, interrupt)
+                open_archive(path, request.naming.repository.is_some(), folder, interrupt).map_err(|error| match error {
+                    SourceError::NotAnArchive | SourceError::Archive(ArchiveError::Read(_)) if interrupt.check_io().is_ok() => {
+                        mistaken::part_of_layout(path).map_or(error, SourceError::Mistaken)
+                    }
+                    other => other,
+                })
             } else if !metadata.is_dir() {
                 Err(SourceError::Special)
+            } else if let Some(mistaken) = mistaken::folder(path) {
+                Err(mistaken.into())
             } else if *links {
                 Ok(Box::new(UnconfinedDir(path.clone())))
             } else {
@@ -192,15 +212,21 @@ pub fn open_archive(
     if has_index {
         return Ok(Box::new(archive));
     }
+    if let Some(mistaken) = mistaken::archive(&archive) {
+        return Err(mistaken.into());
+    }
     Err(SourceError::Unknown(if archive.ended() { "" } else { ", and no end mark: it may have been cut short" }))
 }
 
 /// Whether a file that starts like this is a tar archive, or compressed: in a supported way, or in another one that is known.
 #[must_use]
 pub fn is_archive(start: &[u8]) -> bool {
-    let is_compressed =
-        Compression::of(start) != Compression::None || OTHER_MAGIC.iter().any(|(magic, _)| start.starts_with(magic));
-    is_compressed || start.get(..512).is_some_and(|header| is_header(header) && header.iter().any(|byte| *byte != 0))
+    is_compressed(start) || start.get(..512).is_some_and(|header| is_header(header) && header.iter().any(|byte| *byte != 0))
+}
+
+/// Whether a file that starts like this is compressed, in a supported way or in another one that is known.
+fn is_compressed(start: &[u8]) -> bool {
+    Compression::of(start) != Compression::None || OTHER_MAGIC.iter().any(|(magic, _)| start.starts_with(magic))
 }
 
 /// Opens the archive at `path`, decompressed.
@@ -217,7 +243,12 @@ fn uncompressed(path: &Path, folder: &Path, interrupt: &Interrupt) -> Result<Fil
     }
     let compression = Compression::of(start);
     if compression != Compression::None {
-        return Ok(compression::decompress(&file, compression, folder, interrupt)?);
+        let mut content = compression::decompress(&file, compression, folder, interrupt)?;
+        let start = self::head(&mut content).map_err(SourceError::Read)?;
+        if start.is_empty() {
+            return Err(SourceError::EmptyContent);
+        }
+        return if is_compressed(&start) { Err(SourceError::CompressedTwice) } else { Ok(content) };
     }
     if let Some((_, name)) = OTHER_MAGIC.iter().find(|(magic, _)| start.starts_with(magic)) {
         return Err(SourceError::Compression(name));
@@ -228,6 +259,7 @@ fn uncompressed(path: &Path, folder: &Path, interrupt: &Interrupt) -> Result<Fil
 /// The start of a file, by which its kind is known.
 fn head(file: &mut File) -> io::Result<Vec<u8>> {
     let mut head = Vec::with_capacity(HEAD_LEN);
+    file.rewind()?;
     file.take(HEAD_LEN as u64).read_to_end(&mut head)?;
     file.rewind()?;
     Ok(head)

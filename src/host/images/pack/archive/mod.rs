@@ -149,6 +149,14 @@ impl Archive {
         self.ended
     }
 
+    /// The folder in which everything is, if it is in one.
+    #[must_use]
+    pub fn only_folder(&self) -> Option<&str> {
+        let mut folders = self.members.keys().filter(|name| !name.is_empty()).filter_map(|name| name.split('/').next());
+        let first = folders.next()?;
+        folders.all(|folder| folder == first).then_some(first)
+    }
+
     /// Opens the file at `path`.
     ///
     /// # Errors
