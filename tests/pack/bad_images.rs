@@ -223,7 +223,7 @@ fn missing_and_malformed_names_are_refused() {
     bench.layout("two", &two);
     bench.refused(
         &["--name", "x/y:1=two"],
-        "cannot pack two: --name x/y:1: it holds 2 images (a/a:1, b/b:1); one image, or one without a name, is expected",
+        "cannot pack two: --name x/y:1: it holds 2 images (a/a:1, b/b:1); one image, or one without a name, is expected; give each a layout of its own",
     );
 }
 

@@ -244,7 +244,7 @@ fn name_files_all_tags_of_a_layout() {
     }
     bench.refused(
         &["--name", "x/y:1=named"],
-        "cannot pack named: --name x/y:1: it holds 2 images (a/a:v1, a/a:v2); one image, or one without a name, is expected",
+        "cannot pack named: --name x/y:1: it holds 2 images (a/a:v1, a/a:v2); one image, or one without a name, is expected; give each a layout of its own",
     );
 }
 
@@ -341,7 +341,7 @@ fn other_entries_without_names_are_no_index() {
         bench.refused(
             &["--name", &format!("x/y:1={folder}")],
             &format!(
-                "cannot pack {folder}: --name x/y:1: it holds 2 images ({both}); one image, or one without a name, is expected"
+                "cannot pack {folder}: --name x/y:1: it holds 2 images ({both}); one image, or one without a name, is expected; give each a layout of its own"
             ),
         );
     }
@@ -470,6 +470,63 @@ fn layout_of_cosign_save_is_packed_with_its_signatures() {
     let server = Server::start(&folder);
     for reference in [index.digest.to_string(), tag("sig"), tag("att")] {
         assert_eq!(get(server.plain, &format!("/v2/image/manifests/{reference}")).status, 200, "{reference}");
+    }
+}
+
+#[test]
+fn images_of_cosign_save_are_counted_without_what_belongs_to_them() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    let images = [&b"1"[..], b"2"].map(|layer| layout.manifest(&[layer]));
+    for image in images {
+        let signatures = layout.artifact("application/x.signature", image, b"signed");
+        for (stored, kind) in [(image, "image"), (signatures, "sigs")] {
+            let mut descriptor = stored.descriptor(media_type::OCI_MANIFEST);
+            descriptor["annotations"] = json!({"kind": format!("dev.cosignproject.cosign/{kind}")});
+            layout.list(descriptor);
+        }
+    }
+    bench.layout("layout", &layout);
+    let [one, two] = images.map(|image| image.digest);
+    for name in ["x/y", "x/y:9"] {
+        bench.refused(
+            &["--name", &format!("{name}=layout")],
+            &format!(
+                "cannot pack layout: --name {name}: it holds 2 images ({one}, {two}); one image, or one without a name, is expected; give \
+                 each a layout of its own"
+            ),
+        );
+    }
+}
+
+/// A kind that a later version adds. Alone under its name, it is what the name names.
+#[test]
+fn unknown_kind_does_not_claim_the_name_of_an_image() {
+    for prefix in ["dev.hauler", "dev.cosignproject.cosign"] {
+        let bench = Bench::default();
+        let mut layout = Layout::default();
+        let image = layout.manifest(&[b"image"]);
+        let bundle = layout.artifact("application/x.bundle", image, b"bundle");
+        let [note, other] = [&b"note"[..], b"other"].map(|layer| layout.manifest(&[layer]));
+        for (stored, kind, name) in [
+            (bundle, "bundles", "test/a:1"),
+            (image, "image", "test/a:1"),
+            (note, "notes/of/1", "test/a:1"),
+            (other, "notes", "test/b:1"),
+        ] {
+            let mut descriptor = stored.descriptor(media_type::OCI_MANIFEST);
+            descriptor["annotations"] = json!({"kind": format!("{prefix}/{kind}"), "org.opencontainers.image.ref.name": name});
+            layout.list(descriptor);
+        }
+        bench.layout("layout", &layout);
+        let mut expected = [
+            ("test/a:1".to_owned(), image.digest.to_string()),
+            (format!("test/a@{}", bundle.digest), bundle.digest.to_string()),
+            (format!("test/a@{}", note.digest), note.digest.to_string()),
+            ("test/b:1".to_owned(), other.digest.to_string()),
+        ];
+        expected.sort();
+        assert_eq!(packed(&bench, "layout"), expected, "{prefix}");
     }
 }
 

@@ -187,7 +187,7 @@ pub struct IndexEntry {
     pub is_named: bool,
     /// The manifest that this attestation is about.
     pub attests: Option<Digest>,
-    /// Whether it is no image, but belongs to one. [`assign_repositories`] sets it for entries without a tag.
+    /// Whether it is no image, but belongs to one, by its annotation `kind`. [`assign_repositories`] sets it for others.
     pub is_companion: bool,
     /// What is left out of the image on purpose. All entries of one image have the same list.
     pub left_out: Arc<[Digest]>,
@@ -222,7 +222,7 @@ impl IndexEntry {
     #[must_use]
     pub fn names_image(&self) -> bool {
         let by_name = || self.tag.as_ref().map_or(self.repository.is_some(), |tag| !tag.is_attachment());
-        self.is_manifest() && (self.misnamed.is_some() || by_name())
+        self.is_manifest() && !self.is_companion && (self.misnamed.is_some() || by_name())
     }
 
     /// Whether the entry has a name, be it wrong.
@@ -285,6 +285,7 @@ pub fn entries(tree: &dyn Tree) -> Result<Vec<IndexEntry>, LayoutError> {
             Err(misnamed) => ((None, None), Some(misnamed)),
         };
         let (repository, tag) = name;
+        let is_companion = companion_tags.contains_key(&number);
         let (tag, misnamed) = companion_tags.remove(&number).map_or((tag, misnamed), |tag| (tag, None));
         let every_tag = descriptor.annotations.get(EVERY_TAG).is_some_and(|value| value == "true");
         let attests = descriptor.annotations.get(ATTESTED).and_then(|digest| digest.parse().ok());
@@ -292,7 +293,6 @@ pub fn entries(tree: &dyn Tree) -> Result<Vec<IndexEntry>, LayoutError> {
         let left_out = left_out.split_whitespace().filter_map(|digest| digest.parse().ok()).collect();
         descriptor.annotations = HashMap::new();
         let is_named = repository.is_some();
-        let is_companion = false;
         IndexEntry { descriptor, repository, tag, every_tag, is_named, attests, is_companion, left_out, misnamed }
     };
     let mut entries: Vec<IndexEntry> = index.manifests.into_iter().enumerate().map(entry).collect();

@@ -47,7 +47,7 @@ pub fn assign_repositories(
         for (number, entry) in entries.iter().enumerate() {
             let is_referring = by_reference.contains_key(&number);
             let is_companion = is_referring || (any_named && outside(entry, &content).next().is_some());
-            companions.push(is_companion);
+            companions.push(is_companion || entry.is_companion);
             let is_wanted = !any_named || entry.repository.is_some() || entry.has_name() || is_referring;
             if !(is_wanted || (is_companion && fallback.is_some()) || contained.contains(&number)) {
                 unwanted.insert(number);

@@ -10,7 +10,7 @@ use crate::oci::{Host, ImageName, NameError, Repository, Tag};
 /// Why images cannot have the requested names.
 #[derive(Debug, thiserror::Error)]
 pub enum NamingError {
-    #[error("{name}: it holds {} images ({}); one image, or one without a name, is expected", images.len(), images.join(", "))]
+    #[error("{name}: it holds {} images ({}); one image, or one without a name, is expected; give each a layout of its own", images.len(), images.join(", "))]
     Several { name: String, images: Vec<String> },
     #[error("image {image} cannot be filed under {upstream}")]
     Upstream { image: String, upstream: String, source: NameError },
@@ -164,16 +164,16 @@ mod tests {
         let two = || vec![image("a/a:1", true, "1"), image("b/b:1", true, "2")];
         assert_eq!(
             names(two(), &naming("x/y", None), None).unwrap_err(),
-            "--name x/y: it holds 2 images (a/a:1, b/b:1); one image, or one without a name, is expected"
+            "--name x/y: it holds 2 images (a/a:1, b/b:1); one image, or one without a name, is expected; give each a layout of its own"
         );
         let bare = || vec![image("x/y:v1", false, "1"), image("x/y:v2", false, "2")];
         assert_eq!(
             names(bare(), &naming("x/y:3", None), None).unwrap_err(),
-            "--name x/y:3: it holds 2 images (v1, v2); one image, or one without a name, is expected"
+            "--name x/y:3: it holds 2 images (v1, v2); one image, or one without a name, is expected; give each a layout of its own"
         );
         assert_eq!(
             names(bare(), &naming("x/y", Some(Tags::Every)), None).unwrap_err(),
-            "--name x/y: it holds 2 images (v1, v2); one image, or one without a name, is expected"
+            "--name x/y: it holds 2 images (v1, v2); one image, or one without a name, is expected; give each a layout of its own"
         );
     }
 
