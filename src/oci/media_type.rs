@@ -61,6 +61,13 @@ pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_INDEX)
 }
 
+/// The media type in a `Content-Type`, without parameters and in lower case: media types are compared without regard to case (RFC 9110,
+/// section 8.3.1).
+#[must_use]
+pub fn of_header(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
 /// Whether the manifests endpoint serves content of this type.
 #[must_use]
 pub fn is_manifest(media_type: &str) -> bool {

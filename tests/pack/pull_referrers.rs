@@ -83,6 +83,14 @@ fn sorted(stored: &[Stored]) -> Vec<String> {
     digests
 }
 
+fn artifact_without_subject(layout: &Layout, content: &[u8]) -> Stored {
+    let (config, layer) = (layout.blob(b"{}"), layout.blob(content));
+    layout.json(&json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config.descriptor("application/x.config"),
+        "layers": [layer.descriptor("application/octet-stream")],
+    }))
+}
+
 fn index(layout: &Layout, of: &[Stored]) -> Stored {
     let manifests: Vec<Value> = of.iter().map(|one| one.descriptor(OCI_MANIFEST)).collect();
     layout.json(&json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}))
@@ -316,9 +324,9 @@ fn whole_referrers_are_packed_and_damaged_ones_named() {
         // registry as none. Without the API, its tag does not exist.
         assert_packed(&bench, &[(":1", image), (&named(good), good)]);
         assert_eq!(referrers(&bench, &upstream, image), sorted(&[good]));
-        let mut expected = sorted(&[without_blob, moved_blob, wrong_blob, forbidden, garbage, false_size]);
+        let mut expected = sorted(&[without_blob, moved_blob, wrong_blob, forbidden, garbage, deleted, false_size]);
         if !by_tag {
-            // The API says that these refer to the image.
+            // The API says that these refer to the image. The image itself is skipped.
             expected.extend(sorted(&[other, on_good]));
         }
         expected.sort();
@@ -344,7 +352,8 @@ fn list_of_referrers_is_packed_with_its_tag() {
     let listed = Listed::new(true);
     let (layout, image) = (&listed.layout, listed.image);
     // The second one does not name its subject: only the tag tells it.
-    let (signature, old) = (layout.artifact("application/x", image, b"signed"), layout.manifest(&[b"attached the old way"]));
+    let signature = layout.artifact("application/x", image, b"signed");
+    let old = artifact_without_subject(layout, b"attached the old way");
     let list = index(layout, &[signature, old]);
     let upstream = listed.start(list, |_| None);
     let bench = Bench::default();
@@ -418,13 +427,152 @@ fn tag_with_entries_of_another_subject_is_no_list_of_referrers() {
 #[test]
 fn endless_lists_of_referrers_end_no_pull() {
     let bench = Bench::default();
-    let (_layout, image, upstream) = registry(|request| {
+    let pages = AtomicUsize::new(0);
+    let (_layout, image, upstream) = registry(move |request| {
         let empty = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}).to_string();
-        let headers = [("Content-Type", OCI_INDEX), ("Link", "</v2/a/b/referrers/x?last=1>; rel=\"next\"")];
+        let next = format!("</v2/a/b/referrers/x?last={}>; rel=\"next\"", pages.fetch_add(1, Ordering::Relaxed));
+        let headers = [("Content-Type", OCI_INDEX), ("Link", next.as_str())];
         request.target.contains("/referrers/").then(|| Answer::new(200, &headers, empty.as_bytes()))
     });
     let (warnings, failed) = pack(&bench, &upstream, &[]);
     assert_packed(&bench, &[(":1", image)]);
-    assert_eq!(failed, [(format!("the referrers of {}", image.digest), "it has more than 100 pages of referrers".to_owned())]);
+    assert_eq!(failed, [(format!("some referrers of {}", image.digest), "it has more than 100 pages of referrers".to_owned())]);
     assert_eq!(warnings.len(), 1);
+}
+
+/// A registry that lists the three referrers of its image in three pages: `link` gives the values of `Link` for the page with this number,
+/// and the path of the list.
+fn paged(link: impl Fn(usize, &str) -> Vec<String> + Send + Sync + 'static) -> (Layout, Stored, Vec<Stored>, Upstream) {
+    let layout = Layout::default();
+    let image = layout.manifest(&[&layer()]);
+    let referrers: Vec<Stored> = (0..3_u8).map(|n| layout.artifact("application/x", image, &[n])).collect();
+    let (images, all) = (Images::new(&layout, &[("1", &image.digest.to_string())]), referrers.clone());
+    let list = format!("/v2/a/b/referrers/{}", image.digest);
+    let upstream = Upstream::start(move |request| {
+        if !request.target.contains("/referrers/") {
+            return images.answer(request);
+        }
+        let mut entries = Vec::new();
+        let mut links = Vec::new();
+        if let Some(rest) = request.target.strip_prefix(&list) {
+            let page = rest.trim_start_matches(['?', '/']).trim_start_matches("p=").parse().unwrap_or(0);
+            entries.extend(all.get(page).map(|one| one.descriptor(OCI_MANIFEST)));
+            links = link(page, &list);
+        }
+        let body = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).to_string();
+        let mut answer = Answer::new(200, &[("Content-Type", &OCI_INDEX.to_ascii_uppercase())], body.as_bytes());
+        answer.headers.extend(links.into_iter().map(|link| ("Link", link)));
+        answer
+    });
+    (layout, image, referrers, upstream)
+}
+
+#[test]
+fn every_page_of_referrers_is_read() {
+    // The values of Link with LIST for the list, NEXT and PREV for the numbers of pages.
+    for form in [
+        &["<LIST?p=NEXT>; rel=\"next\""][..],
+        &["<LIST?p=NEXT>; Rel=\"Next\""],
+        &["<LIST?p=NEXT>; rel=\"next last\""],
+        &["<LIST?p=NEXT>; title=\"a, <b>; rel=prev\"; rel=next"],
+        &["<LIST?p=PREV>; rel=\"prev\", <LIST?p=NEXT>; rel=\"next\""],
+        &["<LIST?p=0>; rel=\"first\"", "<LIST?p=NEXT>; rel=\"next\""],
+        &["<LIST/NEXT>; rel=\"next\""],
+        &["<http://inner.test/prefix/list?p=NEXT#x>; rel=\"next\""],
+        &["<?p=NEXT>;rel=next"],
+    ] {
+        let (_layout, image, referrers, upstream) = paged(move |page, list| {
+            let fill = |text: &&str| text.replace("LIST", list).replace("NEXT", &(page + 1).to_string()).replace("PREV", "0");
+            form.iter().filter(|_| page < 2).map(fill).collect()
+        });
+        let bench = Bench::default();
+        assert_eq!(pack(&bench, &upstream, &[]), (Vec::new(), Vec::new()), "{form:?}");
+        let names: Vec<String> = referrers.iter().map(|one| format!("@{}", one.digest)).collect();
+        let expected: Vec<(&str, Stored)> = names.iter().map(String::as_str).zip(referrers).collect();
+        assert_packed(&bench, &[&[(":1", image)], &expected[..]].concat());
+    }
+}
+
+#[test]
+fn list_with_an_unusable_link_keeps_what_was_listed() {
+    for (link, pages, why) in [
+        ("LIST?p=1; rel=\"next\"", 1, "is not as in RFC 8288: LIST?p=1; rel=\"next\""),
+        ("<http://elsewhere.test/>; rel=next", 1, "names no other page: http://elsewhere.test/"),
+        ("<LIST?p=1>; rel=next", 2, "names the page referrers/SUBJECT?p=1 again"),
+        ("<LIST>; rel=next", 1, "names the page referrers/SUBJECT again"),
+    ] {
+        let (_layout, image, referrers, upstream) = paged(move |_, list| vec![link.replace("LIST", list)]);
+        let bench = Bench::default();
+        let (warnings, failed) = pack(&bench, &upstream, &[]);
+        let names: Vec<String> = referrers.iter().map(|one| format!("@{}", one.digest)).collect();
+        let expected: Vec<(&str, Stored)> = names.iter().map(String::as_str).zip(referrers).take(pages).collect();
+        assert_packed(&bench, &[&[(":1", image)], &expected[..]].concat());
+        let why =
+            why.replace("LIST", &format!("/v2/a/b/referrers/{}", image.digest)).replace("SUBJECT", &image.digest.to_string());
+        let said = format!("HOST gives the referrers of {} in a/b in pages, but its Link header {why}", image.digest);
+        assert_eq!(failed, [(format!("some referrers of {}", image.digest), said)], "{link}");
+        assert_eq!(warnings.len(), 1);
+    }
+}
+
+/// A body whose end never comes, and that is never silent.
+#[test]
+fn dripping_answers_keep_no_pull() {
+    for (asked, status, count) in [(Asked::Api, 200, 1), (Asked::Tag, 200, 1), (Asked::Api, 404, 0), (Asked::Attachment, 500, 3)]
+    {
+        let (_layout, image, upstream) = registry(move |request| {
+            let found = Asked::of(&request.target)?;
+            let drip = Answer { drips: true, ..Answer::new(status, &[("Content-Type", OCI_INDEX), ("Retry-After", "0")], b"") };
+            Some(if found == asked { drip } else { Answer::new(404, &[], b"") })
+        });
+        let bench = Bench::default();
+        let (_, failed) = pack(&bench, &upstream, &["--pull-timeout", "1"]);
+        assert_packed(&bench, &[(":1", image)]);
+        assert_eq!(failed.len(), count, "{asked:?} {status}: {failed:?}");
+        if status == 200 {
+            let why = "HOST did not respond within 1 s (whole body); nothing more was looked up for this image";
+            assert_eq!(failed[0].1, why);
+        }
+    }
+}
+
+/// Of a list under the tag, what is an image of its own is no referrer.
+#[test]
+fn tagged_list_of_images_is_no_list_of_referrers() {
+    let listed = Listed::new(true);
+    let (layout, image) = (&listed.layout, listed.image);
+    let plain = layout.manifest(&[b"another image"]);
+    let on_platform = artifact_without_subject(layout, b"for a platform");
+    let signature = layout.artifact("application/x", image, b"signed");
+    let nested = index(layout, &[signature]);
+    let mut entries: Vec<Value> = [image, plain, signature].iter().map(|one| one.descriptor(OCI_MANIFEST)).collect();
+    entries.push(nested.descriptor(OCI_INDEX));
+    let mut entry = on_platform.descriptor(OCI_MANIFEST);
+    entry["platform"] = json!({"os": "linux", "architecture": "arm64"});
+    entries.push(entry);
+    let list = layout.json(&json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}));
+    let upstream = listed.start(list, |_| None);
+    let bench = Bench::default();
+    assert_eq!(pack(&bench, &upstream, &[]), (Vec::new(), Vec::new()));
+    assert_packed(&bench, &[(":1", image), (&format!("@{}", signature.digest), signature)]);
+    assert_eq!(referrers(&bench, &upstream, image), sorted(&[signature]));
+}
+
+#[test]
+fn encoded_body_is_named_with_its_encoding() {
+    let (_layout, image, upstream) = registry(|request| {
+        let headers = [("Content-Type", OCI_INDEX), ("Content-Encoding", "gzip")];
+        Asked::of(&request.target).map(|asked| match asked {
+            Asked::Api => Answer::new(200, &headers, b"\x1f\x8b"),
+            _ => Answer::new(404, &[], b""),
+        })
+    });
+    let bench = Bench::default();
+    let (_, failed) = pack(&bench, &upstream, &[]);
+    assert_packed(&bench, &[(":1", image)]);
+    let why = format!(
+        "HOST gives referrers of {} in a/b with the Content-Encoding gzip, which was not asked for; no encoding is expected",
+        image.digest
+    );
+    assert_eq!(failed, [(format!("the referrers of {}", image.digest), why)]);
 }

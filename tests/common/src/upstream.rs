@@ -40,12 +40,14 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// Closes the connection after this many bytes of the body.
     pub cut: Option<usize>,
+    /// Sends one blank after another behind the body, which never ends.
+    pub drips: bool,
 }
 
 impl Answer {
     pub fn new(status: u16, headers: &[(&'static str, &str)], body: &[u8]) -> Self {
         let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-        Self { status, headers, body: body.to_owned(), cut: None }
+        Self { status, headers, body: body.to_owned(), cut: None, drips: false }
     }
 
     pub fn error(status: u16, code: &str, message: &str) -> Self {
@@ -130,17 +132,21 @@ fn talk(stream: impl Read + Write, log: &Mutex<Vec<ReceivedRequest>>, answer: &d
     let mut stream = BufReader::new(stream);
     let Some(request) = read_request(&mut stream) else { return };
     log.lock().unwrap().push(request.clone());
-    let Answer { status, headers, body, cut } = answer(&request);
+    let Answer { status, headers, body, cut, drips } = answer(&request);
     let mut head = format!("HTTP/1.1 {status} x\r\nConnection: close\r\n");
     headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
-    if !headers.iter().any(|(name, _)| *name == "Content-Length") {
+    if !drips && !headers.iter().any(|(name, _)| *name == "Content-Length") {
         head.push_str(&format!("Content-Length: {}\r\n", body.len()));
     }
     let sent = &body[..cut.unwrap_or(body.len()).min(body.len())];
     // The client may have closed the connection.
     let stream = stream.get_mut();
-    let _ =
+    let mut written =
         stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(sent)).and_then(|()| stream.flush());
+    while drips && written.is_ok() {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        written = stream.write_all(b" ").and_then(|()| stream.flush());
+    }
 }
 
 fn read_request(stream: &mut impl BufRead) -> Option<ReceivedRequest> {

@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::Uri;
+use http_auth::parser::ChallengeParser;
 use serde::Deserialize;
 
 use super::client::{Client, Endpoint, Response};
@@ -36,7 +37,8 @@ impl Challenge {
     pub fn parse(values: &[&str]) -> Option<Self> {
         let mut basic = None;
         for value in values {
-            for challenge in http_auth::parse_challenges(value).unwrap_or_default() {
+            let value = without_token68(value);
+            for challenge in ChallengeParser::new(&value).map_while(Result::ok) {
                 let parameter = |name: &str| {
                     let mut parameters = challenge.params.iter();
                     parameters.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_unescaped())
@@ -58,6 +60,24 @@ impl Challenge {
 #[must_use]
 pub fn basic_authorization(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
+}
+
+/// A list of challenges without those that carry data instead of parameters (`token68`, RFC 9110, section 11.2), as NTLM and Negotiate do.
+/// The parser does not know them.
+fn without_token68(list: &str) -> String {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let elements = list.split(|character| {
+        let is_end = character == ',' && !is_quoted;
+        is_quoted ^= character == '"' && !is_escaped;
+        is_escaped = is_quoted && character == '\\' && !is_escaped;
+        is_end
+    });
+    let is_data = |text: &str| {
+        let data = text.trim_end_matches('=');
+        !data.is_empty() && data.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte))
+    };
+    let has_data = |element: &&str| element.trim().split_once(' ').is_some_and(|(_, data)| is_data(data.trim()));
+    elements.filter(|element| !has_data(element)).map(str::trim).collect::<Vec<_>>().join(", ")
 }
 
 /// Checks that a token request to `realm` for the registry at `endpoint` is safe.
@@ -121,7 +141,7 @@ pub fn parse_token(endpoint: &Endpoint, response: Response, realm: &Uri) -> Resu
     let invalid = |why: &str| Fault::Token { realm: without_query(realm), why: why.to_owned() };
     // serde's error is dropped: it may quote the response, and so a token.
     let answer: TokenResponse = serde_json::from_slice(&body).map_err(|_| invalid("the answer is not JSON of that kind"))?;
-    let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
+    let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
     let token = token.ok_or_else(|| invalid("the answer has neither \"token\" nor \"access_token\""))?;
     if token.bytes().all(|byte| byte.is_ascii_graphic()) {
         Ok(format!("Bearer {token}"))
@@ -151,6 +171,11 @@ mod tests {
             (&["Bearer service=x"], None),
             (&["Basic realm=\"a\"", "Bearer realm=\"https://t\""], bearer("https://t", None)),
             (&["Basic realm=\"a\", Bearer realm=\"https://t\",service=\"s\""], bearer("https://t", Some("s"))),
+            (&["NTLM TlRMTVNTUAACAAAA==, Bearer realm=\"https://t\",service=\"s\""], bearer("https://t", Some("s"))),
+            (&["Bearer realm=\"https://t?a=b, c d\",service=s, Negotiate oYH/+-._~"], bearer("https://t?a=b, c d", Some("s"))),
+            (&["Negotiate, NTLM TlRM, Basic realm=\"a \\\", NTLM b\""], Some(Challenge::Basic)),
+            (&["Bearer realm=\"https://t\", error error"], bearer("https://t", None)),
+            (&["NTLM TlRM=="], None),
             (&[], None),
         ] {
             assert_eq!(Challenge::parse(values), expected, "{values:?}");

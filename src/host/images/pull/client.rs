@@ -4,7 +4,7 @@
 //! unless that is allowed for the host.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,12 +12,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use http::Uri;
-use http::header::{AUTHORIZATION, LOCATION};
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, LOCATION};
 use ureq::tls::TlsConfig;
 use ureq::{Agent, Body, Proxy};
 
 use super::error::Fault;
 use super::trust;
+use super::upstream::printable;
 use super::url::{host_of, is_loopback, resolve, same_origin, uri, without_query};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::Host;
@@ -35,6 +36,8 @@ const TIMEOUT_TRIES: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Longest pause that a registry may ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// Bytes read at once.
+const BUFFER: usize = 16 << 10;
 /// Most redirects followed for one request.
 const MAX_REDIRECTS: usize = 5;
 /// Interval of checks for a signal.
@@ -247,18 +250,40 @@ impl Endpoint {
         sent.map_err(|error| fault(&host_of(&at), error, self.timeout))
     }
 
-    /// Reads a body to its end.
+    /// Reads the body of a document to its end, all of it within the timeout.
     ///
     /// # Errors
-    /// Fails if the connection is lost, or the body has more than `limit` bytes.
+    /// Fails if the connection is lost, the body is encoded, takes too long, or has more than `limit` bytes.
     pub fn read(&self, response: Response, at: &Uri, what: &str, limit: u64) -> Result<Vec<u8>, Fault> {
-        let mut body = Vec::new();
-        let mut reader = io::Read::take(response.into_body().into_reader(), limit.saturating_add(1));
-        io::Read::read_to_end(&mut reader, &mut body).map_err(|error| self.broken(at, error))?;
-        if body.len() as u64 > limit {
-            return Err(Fault::TooLarge { host: host_of(at), what: what.to_owned(), limit });
+        self.read_within(self.timeout, response, at, what, limit)
+    }
+
+    /// As [`Endpoint::read`], within `time` instead of the timeout.
+    ///
+    /// # Errors
+    /// As [`Endpoint::read`].
+    pub fn read_within(&self, time: Duration, response: Response, at: &Uri, what: &str, limit: u64) -> Result<Vec<u8>, Fault> {
+        let encoding = response.headers().get(CONTENT_ENCODING).map(|encoding| String::from_utf8_lossy(encoding.as_bytes()));
+        if let Some(encoding) = encoding.filter(|encoding| !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity")) {
+            return Err(Fault::Encoding { host: host_of(at), what: what.to_owned(), encoding: printable(&encoding) });
         }
-        Ok(body)
+        let start = Instant::now();
+        let mut body = Vec::new();
+        let mut reader = response.into_body().into_reader();
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let count = reader.read(&mut buffer).map_err(|error| self.broken(at, error))?;
+            body.extend_from_slice(buffer.get(..count).unwrap_or_default());
+            if body.len() as u64 > limit {
+                return Err(Fault::TooLarge { host: host_of(at), what: what.to_owned(), limit });
+            }
+            if count == 0 {
+                return Ok(body);
+            }
+            if start.elapsed() > time {
+                return Err(Fault::Timeout { host: host_of(at), phase: "whole body".to_owned(), limit: time });
+            }
+        }
     }
 
     /// Converts an error of reading a body.

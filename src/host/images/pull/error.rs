@@ -242,6 +242,26 @@ pub enum Fault {
         /// Size in the descriptor, in bytes.
         size: u64,
     },
+    /// A `Link` header does not lead to the next page.
+    #[error("{host} gives the {what} in pages, but its Link header {why}")]
+    Link {
+        /// Host and port.
+        host: String,
+        /// The list.
+        what: String,
+        /// What is wrong with the header.
+        why: String,
+    },
+    /// The body is compressed although nothing asked for that.
+    #[error("{host} gives {what} with the Content-Encoding {encoding}, which was not asked for; no encoding is expected")]
+    Encoding {
+        /// Host and port.
+        host: String,
+        /// The requested object.
+        what: String,
+        /// The encoding.
+        encoding: String,
+    },
     /// The media type is not one of a manifest.
     #[error("{host} gives {what} as {found:?}; the media type of an OCI or Docker manifest or index is expected")]
     MediaType {

@@ -203,18 +203,17 @@ impl<'a> ManifestFetcher<'a> {
             let (response, at) = self.upstream.get(&format!("manifests/{name}"), &what, &[("Accept", ACCEPT)])?;
             let header =
                 |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-            let (kind, announced) = (header("content-type"), header("docker-content-digest"));
+            let (kind, announced) = (media_type::of_header(&header("content-type")), header("docker-content-digest"));
             Ok((kind, announced, self.upstream.read(response, &at, &what, MAX_MANIFEST_SIZE)?))
         })?;
-        let kind = kind.split(';').next().unwrap_or_default().trim();
         let host = || self.upstream.host.clone();
         // Some registries send it whatever `Accept` says.
         if kind.starts_with(media_type::DOCKER_SCHEMA1) {
             return Err(Fault::Schema1 { host: host(), what });
         }
         // Some registries send only the format.
-        if !media_type::is_manifest(kind) && kind != "application/json" {
-            return Err(Fault::MediaType { host: host(), what, found: printable(kind) });
+        if !media_type::is_manifest(&kind) && kind != "application/json" {
+            return Err(Fault::MediaType { host: host(), what, found: printable(&kind) });
         }
         let size = content.len() as u64;
         if let Some(expected) = descriptor.map(|descriptor| descriptor.size).filter(|expected| *expected != size) {
@@ -228,7 +227,7 @@ impl<'a> ManifestFetcher<'a> {
         self.verify(&what, &content, digest)?;
         let manifest = self.parse(&what, &content)?;
         self.store.put(digest, &content).map_err(|source| Fault::Write { file: digest.blob_path(), source })?;
-        let media_type = if media_type::is_manifest(kind) { kind.to_owned() } else { manifest.media_type.clone() };
+        let media_type = if media_type::is_manifest(&kind) { kind } else { manifest.media_type.clone() };
         Ok(FetchedManifest { digest, size, media_type, manifest })
     }
 

@@ -11,6 +11,7 @@ mod blobs;
 mod client;
 mod credentials;
 mod error;
+mod links;
 mod manifests;
 mod reference;
 mod referrers;
@@ -68,7 +69,7 @@ pub struct PullArgs {
     #[arg(long, value_name = "HOST")]
     plain_http: Vec<Host>,
 
-    /// Give up if a registry sends nothing for SECONDS
+    /// Give up if a registry sends nothing for SECONDS, or has not sent a whole manifest, list or token after SECONDS
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pull_timeout: u64,
 }

@@ -4,6 +4,7 @@
 //! Whatever the registry answers to these look-ups, the image is pulled: a failure is recorded. Each artifact is fetched with its blobs
 //! before it counts as found, so that none is found in part.
 
+use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 
 use http::header::{CONTENT_TYPE, LINK};
@@ -12,13 +13,14 @@ use serde::Deserialize;
 
 use super::blobs::{BlobFetcher, LocalTree};
 use super::error::Fault;
+use super::links;
 use super::manifests::{FetchedManifest, ManifestFetcher, RemoteContent};
 use super::reference::ImageReference;
 use super::tree::{FailedLookup, ListedManifest};
 use super::upstream::printable;
 use crate::oci::graph::MAX_MANIFESTS;
 use crate::oci::json::null_as_default;
-use crate::oci::{COSIGN_SUFFIXES, Descriptor, Digest, MAX_MANIFEST_SIZE, ManifestError, Reference, Tag, media_type};
+use crate::oci::{COSIGN_SUFFIXES, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, ManifestError, Reference, Tag, media_type};
 use crate::text::chain;
 
 /// Most pages of one list of referrers. A page may be empty, so that the number of manifests is no bound.
@@ -97,7 +99,11 @@ impl<'a> ReferrerLookup<'a> {
             listed => self.unless_failed(&format!("the referrers of {subject}"), listed)?,
         };
         self.has_api = listed.is_some();
-        for descriptor in listed.into_iter().flatten() {
+        let (listed, end) = listed.unwrap_or_default();
+        if let Some(fault) = end {
+            self.unless_failed::<()>(&format!("some referrers of {subject}"), Err(fault))?;
+        }
+        for descriptor in listed {
             if self.known.contains(&descriptor.digest) {
                 continue;
             }
@@ -109,7 +115,7 @@ impl<'a> ReferrerLookup<'a> {
     }
 
     /// Adds the referrers tag with the list that it names. It is not a list if it is not an index, or is the subject itself, which some
-    /// registries give for the tag `sha256-HEX`. If an entry of the list cannot be had, or has another subject, the others are added.
+    /// registries give for the tag `sha256-HEX`. If an entry of the list cannot be had, or is no referrer, the others are added.
     fn look_up_by_tag(&mut self, tag: &str, subject: Digest) -> Result<(), Fault> {
         let Some((tag, list)) = self.tagged(tag, subject)? else { return Ok(()) };
         if !media_type::is_index(&list.manifest.media_type) {
@@ -147,17 +153,17 @@ impl<'a> ReferrerLookup<'a> {
         Ok(fetched.filter(|fetched| fetched.digest != subject).map(|fetched| (tag, fetched)))
     }
 
-    /// A manifest that a list names as a referrer. `None` if it cannot be had, was deleted, or does not refer to `subject`. In a tagged
-    /// list, the tag alone may tell the subject.
+    /// A manifest that a list names as a referrer. `None` if it cannot be had, or does not refer to `subject`. In a tagged list, the tag
+    /// alone may tell the subject of an artifact, but not of an image or an index: such tags may also name the platforms of an image.
     fn referrer(&mut self, descriptor: &Descriptor, subject: Digest, is_tagged: bool) -> Result<Option<Artifact>, Fault> {
-        if self.is_over {
+        if self.is_over || is_tagged && (descriptor.digest == subject || descriptor.platform.is_some()) {
             return Ok(None);
         }
         let what = format!("manifest {}", descriptor.digest);
         let fetched = self.fetcher.fetch(&Reference::Digest(descriptor.digest), Some(descriptor));
-        let Some(fetched) = self.unless_missing(&what, fetched)? else { return Ok(None) };
+        let Some(fetched) = self.unless_failed(&what, fetched)? else { return Ok(None) };
         let found = fetched.manifest.subject.as_ref().map(|subject| subject.digest);
-        if found == Some(subject) || (is_tagged && found.is_none()) {
+        if found == Some(subject) || (is_tagged && found.is_none() && is_artifact(&fetched.manifest)) {
             return self.complete(&what, fetched, None);
         }
         // Tags are names that anything may have. The API says that these are referrers.
@@ -230,8 +236,40 @@ impl<'a> ReferrerLookup<'a> {
         Ok(None)
     }
 
-    /// The referrers of a manifest by the referrers API.
-    fn list(&self, subject: &Digest) -> Result<Vec<Descriptor>, Fault> {
+    /// The referrers of a manifest by the referrers API, with the failure that ended the list early.
+    ///
+    /// # Errors
+    /// Fails if there is not even a first page, and if there are too many referrers.
+    fn list(&self, subject: &Digest) -> Result<(Vec<Descriptor>, Option<Fault>), Fault> {
+        let (mut listed, mut asked) = (Vec::new(), HashSet::new());
+        let mut target = format!("referrers/{subject}");
+        loop {
+            asked.insert(target.clone());
+            let (entries, next) = match self.page(subject, &target) {
+                Err(fault) if asked.len() > 1 => return Ok((listed, Some(fault))),
+                page => page?,
+            };
+            listed.extend(entries);
+            if listed.len() > MAX_MANIFESTS {
+                return Err(Fault::Endless(format!("{MAX_MANIFESTS} referrers")));
+            }
+            target = match next {
+                Ok(None) => return Ok((listed, None)),
+                Ok(Some(next)) if asked.contains(&next) => {
+                    let fault = self.link_fault(subject, &format!("names the page {} again", printable(&next)));
+                    return Ok((listed, Some(fault)));
+                }
+                Ok(Some(_)) if asked.len() == MAX_PAGES => {
+                    return Ok((listed, Some(Fault::Endless(format!("{MAX_PAGES} pages of referrers")))));
+                }
+                Ok(Some(next)) => next,
+                Err(fault) => return Ok((listed, Some(fault))),
+            };
+        }
+    }
+
+    /// The entries of one page, and the target of the next.
+    fn page(&self, subject: &Digest, target: &str) -> Result<Page, Fault> {
         #[derive(Deserialize)]
         struct Index {
             #[serde(deserialize_with = "null_as_default")]
@@ -239,43 +277,67 @@ impl<'a> ReferrerLookup<'a> {
         }
         let ManifestFetcher { client, upstream, tries, .. } = self.fetcher;
         let what = format!("referrers of {subject} in {}", upstream.path);
-        let mut listed = Vec::new();
-        let mut next = Some(format!("referrers/{subject}"));
-        for _ in 0..MAX_PAGES {
-            let Some(target) = next else { return Ok(listed) };
-            let (kind, link, body) = client.attempt(tries, || {
-                let (response, at) = upstream.get(&target, &what, &[("Accept", media_type::OCI_INDEX)])?;
-                let header =
-                    |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-                let (kind, link) = (header(CONTENT_TYPE), header(LINK));
-                Ok((kind, link, upstream.read(response, &at, &what, MAX_MANIFEST_SIZE)?))
-            })?;
-            let kind = kind.split(';').next().unwrap_or_default().trim();
-            if kind != media_type::OCI_INDEX {
-                return Err(Fault::MediaType { host: upstream.host.clone(), what, found: printable(kind) });
-            }
-            let index: Index = serde_json::from_slice(&body).map_err(|error| Fault::Manifest {
-                host: upstream.host.clone(),
-                what: what.clone(),
-                source: ManifestError::Json(error),
-            })?;
-            listed.extend(index.manifests);
-            if listed.len() > MAX_MANIFESTS {
-                return Err(Fault::Endless(format!("{MAX_MANIFESTS} referrers")));
-            }
-            next = next_page(&link, subject);
+        let (kind, links, body) = client.attempt(tries, || {
+            let (response, at) = upstream.get(target, &what, &[("Accept", media_type::OCI_INDEX)])?;
+            let values =
+                |name| response.headers().get_all(name).into_iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+            let kind = media_type::of_header(&values(CONTENT_TYPE).next().unwrap_or_default());
+            let links: Vec<String> = values(LINK).map(Cow::into_owned).collect();
+            Ok((kind, links, upstream.read(response, &at, &what, MAX_MANIFEST_SIZE)?))
+        })?;
+        if kind != media_type::OCI_INDEX {
+            return Err(Fault::MediaType { host: upstream.host.clone(), what, found: printable(&kind) });
         }
-        Err(Fault::Endless(format!("{MAX_PAGES} pages of referrers")))
+        let index: Index = serde_json::from_slice(&body).map_err(|error| Fault::Manifest {
+            host: upstream.host.clone(),
+            what,
+            source: ManifestError::Json(error),
+        })?;
+        let next = links::next(links.iter().map(String::as_str))
+            .map_err(|text| self.link_fault(subject, &format!("is not as in RFC 8288: {}", printable(text))));
+        let next = next.and_then(|next| {
+            let target = next.map(|url| {
+                next_page(url, &upstream.path, subject)
+                    .ok_or_else(|| self.link_fault(subject, &format!("names no other page: {}", printable(url))))
+            });
+            target.transpose()
+        });
+        Ok((index.manifests, next))
+    }
+
+    fn link_fault(&self, subject: &Digest, why: &str) -> Fault {
+        let ManifestFetcher { upstream, .. } = self.fetcher;
+        let what = format!("referrers of {subject} in {}", upstream.path);
+        Fault::Link { host: upstream.host.clone(), what, why: why.to_owned() }
     }
 }
 
-/// The target of the next page of referrers (distribution specification, "Listing Referrers": `Link`, RFC 8288). Only the query of the
-/// link is used, so that a list cannot continue on another host.
-fn next_page(link: &str, subject: &Digest) -> Option<String> {
-    let (url, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-    let next = parameters.split(';').any(|parameter| matches!(parameter.trim(), "rel=\"next\"" | "rel=next"));
-    let (_, query) = url.split_once('?')?;
-    next.then(|| format!("referrers/{subject}?{query}"))
+/// Whether a manifest without a subject is something else than a container image or an index of them.
+fn is_artifact(manifest: &Manifest) -> bool {
+    manifest.artifact_type.as_deref().is_some_and(|kind| !media_type::is_config(kind))
+}
+
+/// The entries of a page of referrers, and the target of the next page, if any.
+type Page = (Vec<Descriptor>, Result<Option<String>, Fault>);
+
+/// The target of the next page of the referrers of `subject` in the repository `path` (distribution specification, "Listing Referrers").
+/// Only the path and the query of the link are used, so that a list cannot continue on another host. A path that is none of the
+/// repository's referrers, as behind a proxy that changes paths, stands for the list itself, and the query tells the page.
+fn next_page(url: &str, path: &str, subject: &Digest) -> Option<String> {
+    let url = url.split('#').next().unwrap_or_default();
+    let (location, query) = url.split_once('?').map_or((url, None), |(location, query)| (location, Some(query)));
+    let absolute = match location.split_once("//") {
+        Some((scheme, rest)) if scheme.is_empty() || scheme.ends_with(':') => rest.find('/').and_then(|start| rest.get(start..)),
+        _ => Some(location),
+    };
+    let own = absolute.and_then(|location| location.strip_prefix(&format!("/v2/{path}/referrers/")));
+    let own = own.filter(|own| own.starts_with(&subject.to_string()));
+    match (own, query) {
+        (Some(own), Some(query)) => Some(format!("referrers/{own}?{query}")),
+        (Some(own), None) => Some(format!("referrers/{own}")),
+        (None, Some(query)) => Some(format!("referrers/{subject}?{query}")),
+        (None, None) => None,
+    }
 }
 
 #[cfg(test)]
@@ -283,16 +345,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn next_page_url_has_only_the_query_of_the_link() {
+    fn next_page_stays_in_the_repository() {
         let subject = Digest::sha256_of(b"");
         for (link, expected) in [
-            ("</v2/a/referrers/x?n=2&last=y>; rel=\"next\"", Some("n=2&last=y")),
-            ("<https://elsewhere/?n=2>; rel=next", Some("n=2")),
-            ("</v2/a/referrers/x>; rel=\"next\"", None),
-            ("</v2/a?n=2>; rel=\"prev\"", None),
+            ("/v2/a/b/referrers/SUBJECT?n=2&last=y", Some("SUBJECT?n=2&last=y")),
+            ("/v2/a/b/referrers/SUBJECT/2", Some("SUBJECT/2")),
+            ("http://inner:1/v2/a/b/referrers/SUBJECT/2?x#y", Some("SUBJECT/2?x")),
+            ("https://elsewhere/?n=2", Some("SUBJECT?n=2")),
+            ("https://elsewhere?n=2", Some("SUBJECT?n=2")),
+            ("//elsewhere/v2/a/b/referrers/SUBJECT?n=2", Some("SUBJECT?n=2")),
+            ("?n=2", Some("SUBJECT?n=2")),
+            ("SUBJECT?n=//2", Some("SUBJECT?n=//2")),
+            ("/v2/a/c/referrers/SUBJECT/2", None),
+            ("https://elsewhere", None),
             ("", None),
         ] {
-            assert_eq!(next_page(link, &subject), expected.map(|query| format!("referrers/{subject}?{query}")), "{link}");
+            let filled = |text: &str| text.replace("SUBJECT", &subject.to_string());
+            let expected = expected.map(|target| filled(&format!("referrers/{target}")));
+            assert_eq!(next_page(&filled(link), "a/b", &subject), expected, "{link}");
         }
     }
 }

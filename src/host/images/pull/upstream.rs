@@ -12,13 +12,15 @@ use super::client::{Client, Endpoint, Response};
 use super::credentials::{self, Credentials, FoundCredentials};
 use super::error::Fault;
 use super::reference::ImageReference;
-use super::url::host_of;
+use super::url::{host_of, uri};
 use crate::oci::Repository;
 use crate::oci::json::null_as_default;
 use crate::text::escaped;
 
 /// Bytes read of an error response.
 const MAX_ERROR: u64 = 16 << 10;
+/// Longest time in which an error response is read. Its status says the most.
+const MAX_ERROR_TIME: Duration = Duration::from_secs(5);
 /// Characters sent of a registry's message.
 const MAX_DETAIL: usize = 200;
 
@@ -123,7 +125,10 @@ impl<'a> Upstream<'a> {
     }
 
     fn token(&self, realm: &str, service: Option<&str>, credentials: Option<&Credentials>) -> Result<String, Fault> {
-        let at: Uri = realm.parse().map_err(|_| Fault::Url(printable(realm.split('?').next().unwrap_or_default())))?;
+        let at = uri(realm).map_err(|_| {
+            let named = printable(realm.split('?').next().unwrap_or_default());
+            Fault::Realm { host: self.host.clone(), realm: named, why: "which is not an http or https URL" }
+        })?;
         auth::check_realm(self.client, &self.endpoint, &at, credentials.is_some())?;
         let response = auth::request_token(&self.endpoint, realm, service, &self.path, credentials)?;
         let (response, at) = self.check_status(response, at, &format!("token to pull from {}", self.path))?;
@@ -183,7 +188,8 @@ impl<'a> Upstream<'a> {
             code: Option<String>,
             message: Option<String>,
         }
-        let body = self.endpoint.read(response, at, "an error", MAX_ERROR).unwrap_or_default();
+        let time = MAX_ERROR_TIME.min(self.client.settings.timeout);
+        let body = self.endpoint.read_within(time, response, at, "an error", MAX_ERROR).unwrap_or_default();
         let errors: Option<Errors> = serde_json::from_slice(&body).ok();
         let first = errors.and_then(|errors| errors.errors.into_iter().next());
         let parts = first.into_iter().flat_map(|entry| [entry.code, entry.message]).flatten().filter(|part| !part.is_empty());
