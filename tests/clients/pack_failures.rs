@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -155,10 +156,12 @@ fn signal_while_blobs_are_copied_leaves_no_files() {
     assert_eq!(fs::read(bench.path("disk.erofs")).unwrap(), b"the old disk");
 }
 
-/// Makes the layer of [`hello`] a sparse file of `size` bytes, whose wrong content shows only at its end.
+/// Makes the layer of [`hello`] a file of `size` bytes, whose wrong content shows only at its end. Most of it is holes; as much is stored
+/// as `pack` wants of a sparse file.
 fn grow(layout: &Path, size: u64) {
-    let path = layout.join(blob(b"a layer"));
-    fs::File::options().write(true).open(path).unwrap().set_len(size).unwrap();
+    let mut file = fs::File::options().append(true).open(layout.join(blob(b"a layer"))).unwrap();
+    std::io::copy(&mut std::io::repeat(7).take(size / 100), &mut file).unwrap();
+    file.set_len(size).unwrap();
     rewrite(layout, &format!("\"size\":{}}}", b"a layer".len()), &format!("\"size\":{size}}}"));
 }
 

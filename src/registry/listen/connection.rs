@@ -121,10 +121,13 @@ pub(crate) async fn run(
                         let events = state.registry.events();
                         let interval = limits.refusal_interval;
                         if metrics.refusals.record(interval, events, client.peer.ip(), server_name, alert) {
-                            let (metrics, events) = (Arc::clone(metrics), events.clone());
+                            // A reference would keep the log open after the server has ended.
+                            let registry = Arc::downgrade(&state.registry);
                             tokio::spawn(async move {
                                 sleep(interval).await;
-                                metrics.refusals.flush(&events);
+                                if let Some(registry) = registry.upgrade() {
+                                    registry.metrics().refusals.flush(registry.events());
+                                }
                             });
                         }
                     }
