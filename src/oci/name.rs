@@ -74,7 +74,7 @@ impl Host {
 
     /// The host as a component of a repository name, in which no colon and no bracket may stand. The port follows `_`, as in the folders
     /// of containerd's `certs.d` (`host_5000_`, but no component ends with `_`), and an IPv6 address is spelled as in
-    /// [`IPV6_LITERAL`]: `registry.test_5000`, `fd00--1.ipv6-literal.net_5000`.
+    /// `.ipv6-literal.net`: `registry.test_5000`, `fd00--1.ipv6-literal.net_5000`.
     #[must_use]
     pub fn component(&self) -> String {
         let name = self.name();

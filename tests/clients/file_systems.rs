@@ -198,7 +198,7 @@ fn digest_by_parts(path: &Path) -> Digest {
     let mut buffer = vec![0; 1 << 20];
     let mut file = fs::File::open(path).unwrap();
     loop {
-        let count = std::io::Read::read(&mut file, &mut buffer).unwrap();
+        let count = file.read(&mut buffer).unwrap();
         if count == 0 {
             return hasher.finish();
         }
