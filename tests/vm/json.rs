@@ -14,6 +14,7 @@ use testing::elf::elf;
 use testing::layout::{Layout, Stored};
 use testing::pack::{Bench, blob, text};
 use testing::serve::Serving;
+use testing::upstream::{Answer, ReceivedRequest, registry};
 use testing::vm::succeed;
 
 /// The output of `localregistry schema --json`, and the fields seen so far.
@@ -125,13 +126,27 @@ fn multi(layout: &mut Layout) {
     layout.name(index, media_type::OCI_INDEX, "test/multi:1");
 }
 
-/// Packs `one.erofs` and `other.erofs`, which differ in every respect, and a disk that lacks a layer.
+/// Lists a manifest without a name, as writers leave it of an image whose name they wrote again.
+fn list_old(layout: &mut Layout) {
+    let old = layout.manifest(&[b"old"]);
+    layout.list(old.descriptor(media_type::OCI_MANIFEST));
+}
+
+/// Pulls from a registry that forbids to look up referrers.
+fn pull(fixture: &Fixture) {
+    let forbidden = |request: &ReceivedRequest| request.target.contains("/referrers/").then(|| Answer::new(403, &[], b""));
+    let (_layout, _, upstream) = registry(forbidden);
+    fixture.run("pack", &["--pull", &format!("{}/a/b:1", upstream.address), "-o", "pulled.erofs"], 0);
+}
+
+/// Packs `one.erofs` and `other.erofs`, which differ in every respect, a disk that lacks a layer, and a damaged one.
 fn disks(fixture: &Fixture) {
     let Fixture { bench, .. } = fixture;
     let mut one = Layout::default();
     multi(&mut one);
     one.image("test/changed:1", b"before");
     one.image("test/removed:1", b"removed");
+    list_old(&mut one);
     bench.layout("one", &one);
     let mut other = Layout::default();
     other.image("test/changed:1", b"after");
@@ -142,10 +157,15 @@ fn disks(fixture: &Fixture) {
     let mut lacking = Layout::default();
     lacking.image("test/lacking:1", b"a layer that is gone");
     fs::remove_file(lacking.path().join(blob(b"a layer that is gone"))).unwrap();
+    list_old(&mut lacking);
     bench.layout("lacking", &lacking);
     fixture.run("pack", &["one", "--platform", "linux/amd64", "-o", "one.erofs"], 0);
     fixture.run("pack", &["other", "-o", "other.erofs"], 0);
     fixture.run("pack", &["lacking", "--allow-missing", "-o", "lacking.erofs"], 0);
+    let mut damaged = fs::read(bench.path("other.erofs")).unwrap();
+    let layer = damaged.windows(5).position(|window| window == b"after").unwrap();
+    damaged[layer] ^= 1;
+    fs::write(bench.path("damaged.erofs"), damaged).unwrap();
 }
 
 /// Boots a machine, and checks the output of `run`, `ps` and `stop`.
@@ -188,8 +208,10 @@ fn json_output_of_every_command_matches_the_schema() {
     fixture.run("sample", &["-o", "sample"], 0);
     fixture.run("pack", &["sample", "-o", "sample.erofs"], 0);
     disks(&fixture);
+    pull(&fixture);
     fixture.run("inspect", &["other.erofs", "--verify", "--export", "exported"], 0);
-    fixture.run("inspect", &["lacking.erofs", "--verify"], 1);
+    fixture.run("inspect", &["lacking.erofs", "--verify"], 0);
+    fixture.run("inspect", &["damaged.erofs", "--verify"], 1);
     fixture.run("inspect", &["one"], 0);
     fixture.run("diff", &["one.erofs", "other.erofs"], 1);
     fixture.run("kernel", &["-o", "vmlinux"], 0);
