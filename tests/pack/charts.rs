@@ -147,9 +147,28 @@ fn what_is_no_chart_is_refused() {
         "name: myWeb\nversion: 1.0.0\n",
         &format!(": the chart's name \"myWeb\" makes no repository; give it one with --chart REPOSITORY=FILE: {grammar}"),
     );
+    let long = format!("1.0.0-{}", "x".repeat(128));
     metadata(
-        "name: web\nversion: 1.0.0 beta\n",
-        ": the version \"1.0.0 beta\" makes no tag: a tag has at most 128 letters, digits and _ . -, and starts with none of . -",
+        &format!("name: web\nversion: {long}\n"),
+        &format!(
+            ": the version {long:?} makes no tag: a tag has at most 128 letters, digits and _ . -, and starts with none of . -"
+        ),
+    );
+    // What `NewVersion` of Masterminds/semver refuses.
+    for wrong in ["1.0.0 beta", "latest", "0x10", "1e3", "1.2.3_1", "1.2.3+", "1.2.3-", "1.2.3+a_b", "1.2.3.4", "1..3", "v", "-1"]
+    {
+        metadata(
+            &format!("name: web\nversion: {wrong:?}\n"),
+            &format!(
+                " is not the metadata of a chart: the version {wrong:?} is not MAJOR.MINOR.PATCH of Semantic Versioning, which Helm \
+                 wants"
+            ),
+        );
+    }
+    metadata(
+        "name: web\nversion: 99999999999999999999.1.1\n",
+        " is not the metadata of a chart: the version \"99999999999999999999.1.1\" is not MAJOR.MINOR.PATCH of Semantic Versioning, \
+         which Helm wants",
     );
     for empty in ["name: ''\n", "name: null\n", ""] {
         metadata(&format!("{empty}version: 1.0.0\n"), " is not the metadata of a chart: the name is empty");

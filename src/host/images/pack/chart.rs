@@ -206,6 +206,13 @@ fn metadata(package: &Path, interrupt: &Interrupt) -> Result<(String, Metadata),
             path,
             fault: format!("the name {:?} has a slash, which Helm does not load", metadata.name),
         }),
+        Ok(metadata) if !is_version(&metadata.version) => Err(ChartError::Metadata {
+            path,
+            fault: format!(
+                "the version {:?} is not MAJOR.MINOR.PATCH of Semantic Versioning, which Helm wants",
+                metadata.version
+            ),
+        }),
         Ok(mut metadata) => {
             // As Helm's loader, for charts of Helm 2 (`pkg/chart/loader/load.go`).
             metadata.api_version = metadata.api_version.filter(|version| !version.is_empty()).or_else(|| Some("v1".to_owned()));
@@ -213,6 +220,19 @@ fn metadata(package: &Path, interrupt: &Interrupt) -> Result<(String, Metadata),
         }
         Err(error) => Err(ChartError::Metadata { path, fault: error.to_string().replace('\n', " ") }),
     }
+}
+
+/// Whether Helm takes the version: one to three numbers of 64 bits, also after a `v`, then a pre-release and a build (`NewVersion` of
+/// Masterminds/semver, by which Helm validates metadata).
+fn is_version(text: &str) -> bool {
+    let split = |text, at| <str>::split_once(text, at).map_or((text, None), |(before, after)| (before, Some(after)));
+    let (text, build) = split(text, '+');
+    let (core, pre_release) = split(text, '-');
+    let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit()) && part.parse::<u64>().is_ok();
+    let is_identifier = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let mut numbers = core.strip_prefix('v').unwrap_or(core).split('.');
+    let suffixes = pre_release.into_iter().chain(build);
+    numbers.clone().count() <= 3 && numbers.all(is_number) && suffixes.flat_map(|list| list.split('.')).all(is_identifier)
 }
 
 /// The content of the one `FOLDER/Chart.yaml`, and its path. Reads the package to its end, which verifies its checksum.
