@@ -248,7 +248,7 @@ fn password_protected_images_are_pulled() {
     assert_eq!(
         text(&output.stderr),
         format!(
-            "localregistry: cannot pull {name}: the credential helper that {} names for \"{host}\" is not there or fails; try it with \
+            "localregistry: cannot pull {name}: the credential helper that {} names for \"{host}\" fails; try it with \
              `echo {host} | docker-credential-test get`\n",
             bench.path("config/config.json").display()
         )

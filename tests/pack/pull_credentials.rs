@@ -1,6 +1,7 @@
 //! `localregistry pack --pull` finds credentials where podman and docker keep them, under the keys that they write.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -143,4 +144,35 @@ fn unusable_credentials_are_named_by_file_and_key() {
     fs::create_dir(bench.path(config)).unwrap();
     refused(&format!("cannot read the credentials in {file}: Is a directory (os error 21)"));
     assert!(Path::new(&file).is_dir());
+}
+
+#[test]
+fn credential_helpers_may_ignore_their_input_leave_processes_or_hang() {
+    let (_layout, upstream) = registry();
+    let bench = Bench::default();
+    let answer = r#"echo '{"ServerURL":"x","Username":"anna","Secret":"secret"}'"#;
+    fs::create_dir_all(bench.path("bin")).unwrap();
+    fs::create_dir_all(bench.path("config")).unwrap();
+    bench.file("config/config.json", br#"{"credsStore": "test"}"#);
+    bench.file("disk.erofs", b"the old disk");
+    let path = format!("{}:/usr/bin:/bin", bench.path("bin").display());
+    let name = format!("{}/a/b:1", upstream.address);
+    let pull = |script: &str| {
+        let helper = bench.file("bin/docker-credential-test", format!("#!/bin/sh\n{script}\n").as_bytes());
+        fs::set_permissions(helper, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = bench.command(&["--quiet", "pack", "--pull", &name, "-o", "disk.erofs"]);
+        let output = command.env("DOCKER_CONFIG", bench.path("config")).env("PATH", &path).output().unwrap();
+        (output.status.code(), text(&output.stderr).replace(&upstream.address.to_string(), "HOST"))
+    };
+    // The script of a helper that waits for a signal sends it first.
+    let before = bench.everything();
+    let (status, said) = pull("kill -TERM $PPID\nexec sleep 600");
+    assert_eq!((status, said.as_str()), (Some(143), "localregistry: disk.erofs is not written: interrupted by SIGTERM\n"));
+    fs::remove_file(bench.path("bin/docker-credential-test")).unwrap();
+    assert_eq!(bench.everything(), before);
+    // Without credentials this registry refuses.
+    let (status, said) = pull("echo credentials not found in native keychain\nexit 1");
+    assert!(status == Some(1) && said.contains("401") && !said.contains("helper"), "{said}");
+    assert_eq!(pull(&format!("exec 0<&-\n{answer}")), (Some(0), String::new()));
+    assert_eq!(pull(&format!("sleep 20 &\n{answer}")), (Some(0), String::new()));
 }

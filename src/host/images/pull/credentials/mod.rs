@@ -7,24 +7,26 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use docker_credential::{CredentialRetrievalError, DockerCredential};
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Deserialize;
-use serde_json::json;
 
 use crate::host::support::files;
+use crate::host::support::interrupt::Interrupt;
 use crate::oci::Repository;
 use crate::oci::json::null_as_default;
 use crate::oci::upstreams::{self, DOCKER_HUB};
 
 /// Docker's key for the credentials of docker.io.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
-/// Largest credentials file in bytes.
+/// Largest credentials file, and largest answer of a helper, in bytes.
 const MAX_FILE: u64 = 4 << 20;
 /// Decodes base64 with or without padding.
 const BASE64: GeneralPurpose =
@@ -230,22 +232,46 @@ impl Entry {
     }
 }
 
-/// Asks the credential helper `docker-credential-NAME` for `key`. `None` if it has none.
+/// What a credential helper answers.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HelperAnswer {
+    username: String,
+    secret: String,
+}
+
+/// Asks the credential helper `docker-credential-NAME` for `key`, by the protocol of docker/docker-credential-helpers. `None` if it has none.
 fn ask_helper(name: &str, key: &str, file: &Path) -> Result<Option<Credentials>, CredentialsError> {
-    let config = json!({ "credsStore": name }).to_string();
-    let what = match docker_credential::get_credential_from_reader(config.as_bytes(), key) {
-        Ok(DockerCredential::UsernamePassword(user, password)) if user.is_empty() && password.is_empty() => return Ok(None),
-        Ok(DockerCredential::UsernamePassword(user, password)) => return Ok(Some(Credentials::Password(user, password))),
-        Ok(DockerCredential::IdentityToken(token)) => return Ok(Some(Credentials::IdentityToken(token))),
-        // This message is part of the helpers' protocol.
-        Err(CredentialRetrievalError::HelperFailure { stdout, .. }) if stdout.contains("credentials not found") => {
-            return Ok(None);
-        }
-        Err(CredentialRetrievalError::MalformedHelperResponse) => "answers with something else than its protocol's JSON",
-        // A helper that exits before it has read the key gives the same error as a missing one.
-        Err(_) => "is not there or fails",
-    };
-    Err(CredentialsError::Helper { key: key.to_owned(), file: file.to_owned(), name: name.to_owned(), what })
+    let failed = |what| CredentialsError::Helper { key: key.to_owned(), file: file.to_owned(), name: name.to_owned(), what };
+    let (succeeded, answer) = run_helper(name, key).map_err(|_| failed("is not there or cannot be run"))?;
+    if !succeeded {
+        // This message is part of the protocol.
+        let has_none = String::from_utf8_lossy(&answer).contains("credentials not found");
+        return if has_none { Ok(None) } else { Err(failed("fails")) };
+    }
+    let answer: HelperAnswer =
+        serde_json::from_slice(&answer).map_err(|_| failed("answers with something else than its protocol's JSON"))?;
+    Ok(match (answer.username, answer.secret) {
+        (user, secret) if user.is_empty() && secret.is_empty() => None,
+        (user, secret) if user == "<token>" => Some(Credentials::IdentityToken(secret)),
+        (user, secret) => Some(Credentials::Password(user, secret)),
+    })
+}
+
+/// Runs a credential helper. Returns whether it succeeded, and its output. Its input and output are files in memory: it may ignore the
+/// one, and a process that it leaves behind may hold the other.
+fn run_helper(name: &str, key: &str) -> io::Result<(bool, Vec<u8>)> {
+    let memory = || memfd_create("credential-helper", MemfdFlags::CLOEXEC).map(File::from);
+    let (mut input, mut output) = (memory()?, memory()?);
+    input.write_all(key.as_bytes())?;
+    input.rewind()?;
+    let mut command = Command::new(format!("docker-credential-{name}"));
+    command.arg("get").stdin(input).stdout(output.try_clone()?).stderr(Stdio::null());
+    let status = Interrupt::of_process().run(&mut command)?;
+    output.rewind()?;
+    let mut answer = Vec::new();
+    output.take(MAX_FILE).read_to_end(&mut answer)?;
+    Ok((status.success(), answer))
 }
 
 #[cfg(test)]
