@@ -2,6 +2,7 @@ use std::fs;
 
 use base64::engine::general_purpose::STANDARD as PADDED;
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::*;
 
