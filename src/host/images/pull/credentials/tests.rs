@@ -169,13 +169,13 @@ fn errors_name_the_file_and_the_key_and_show_no_secret() {
         (r#"{"auths":{"quay.io/a":{"auth":"//8="},"quay.io":{"auth":"YTpi"}}}"#, entry("quay.io/a")),
         (
             r#"{"credHelpers":{"quay.io":"no-such-helper"}}"#,
-            "the credential helper that FILE names for \"quay.io\" is not there or fails; try it with \
+            "the credential helper that FILE names for \"quay.io\" is not there or cannot be run; try it with \
              `echo quay.io | docker-credential-no-such-helper get`"
                 .to_owned(),
         ),
         (
             r#"{"credsStore":"no-such-helper"}"#,
-            "the credential helper that FILE names for \"quay.io\" is not there or fails; try it with \
+            "the credential helper that FILE names for \"quay.io\" is not there or cannot be run; try it with \
              `echo quay.io | docker-credential-no-such-helper get`"
                 .to_owned(),
         ),
