@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
-use localregistry::oci::Digest;
+use localregistry::oci::{Digest, media_type};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -422,4 +422,21 @@ fn disk_that_inspect_refuses_is_not_deployed() {
         assert!(!bench.path("out").exists());
         fs::remove_file(bench.path("bad.erofs")).unwrap();
     }
+}
+
+#[test]
+fn disk_that_leaves_out_a_platform_is_deployed() {
+    let bench = bench();
+    let mut layout = Layout::default();
+    let manifests = ["amd64", "arm64"].map(|architecture| {
+        let mut descriptor = layout.manifest(&[architecture.as_bytes()]).descriptor(media_type::OCI_MANIFEST);
+        descriptor["platform"] = json!({"os": "linux", "architecture": architecture});
+        descriptor
+    });
+    let index = layout.json(&json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests}));
+    layout.name(index, media_type::OCI_INDEX, "test/multi:1");
+    bench.layout("multi", &layout);
+    succeed(&mut bench.command(&["-q", "pack", "multi", "--platform", "linux/amd64", "-o", "multi.erofs"]));
+    succeed(&mut bench.command(&[&["-q", "deploy", "multi.erofs", "-o", "out"], &FLAGS[..]].concat()));
+    assert!(fs::read_dir(bench.path("out")).unwrap().count() > 0);
 }
