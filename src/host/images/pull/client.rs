@@ -16,9 +16,8 @@ use http::header::{AUTHORIZATION, CONTENT_ENCODING, LOCATION};
 use ureq::tls::TlsConfig;
 use ureq::{Agent, Body, Proxy};
 
-use super::error::Fault;
+use super::error::{Fault, printable};
 use super::trust;
-use super::upstream::printable;
 use super::url::{host_of, is_loopback, resolve, same_origin, uri, without_query};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::Host;

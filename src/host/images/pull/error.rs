@@ -5,11 +5,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::credentials::CredentialsError;
 use crate::disk::layout::LayoutError;
 use crate::host::support::interrupt::Interrupted;
 use crate::oci::{Digest, MAX_MANIFEST_SIZE, ManifestError};
+use crate::text::escaped;
 
-use super::credentials::CredentialsError;
+/// Characters sent of a registry's message.
+const MAX_DETAIL: usize = 200;
 
 /// An image could not be pulled.
 #[derive(Debug, thiserror::Error)]
@@ -407,4 +410,9 @@ fn times(count: u32) -> String {
 
 fn places(files: &[PathBuf]) -> String {
     files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Text of a registry, shortened and escaped for a message.
+pub fn printable(text: &str) -> String {
+    escaped(&text.chars().take(MAX_DETAIL).collect::<String>())
 }

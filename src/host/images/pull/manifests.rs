@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::client::{Client, TRIES};
-use super::error::Fault;
+use super::error::{Fault, printable};
 use super::reference::ImageReference;
 use super::store::Store;
 use super::tree::ListedManifest;
-use super::upstream::{Upstream, printable};
+use super::upstream::Upstream;
 use crate::disk::layout::served_type;
 use crate::host::images::platforms::{self, Content, PlatformChoice, SelectedPlatforms, Unavailable};
 use crate::oci::graph::{self, Exceeded, MAX_MANIFESTS, Node};

@@ -12,12 +12,11 @@ use indicatif::ProgressBar;
 use serde::Deserialize;
 
 use super::blobs::{BlobFetcher, LocalTree};
-use super::error::Fault;
+use super::error::{Fault, printable};
 use super::links;
 use super::manifests::{FetchedManifest, ManifestFetcher, RemoteContent};
 use super::reference::ImageReference;
 use super::tree::{FailedLookup, ListedManifest};
-use super::upstream::printable;
 use crate::oci::graph::MAX_MANIFESTS;
 use crate::oci::json::null_as_default;
 use crate::oci::{COSIGN_SUFFIXES, Descriptor, Digest, MAX_MANIFEST_SIZE, Manifest, ManifestError, Reference, Tag, media_type};

@@ -10,19 +10,16 @@ use serde::Deserialize;
 use super::auth::{self, Challenge};
 use super::client::{Client, Endpoint, Response};
 use super::credentials::{self, Credentials, FoundCredentials};
-use super::error::Fault;
+use super::error::{Fault, printable};
 use super::reference::ImageReference;
 use super::url::{host_of, uri};
 use crate::oci::Repository;
 use crate::oci::json::null_as_default;
-use crate::text::escaped;
 
 /// Bytes read of an error response.
 const MAX_ERROR: u64 = 16 << 10;
 /// Longest time in which an error response is read. Its status says the most.
 const MAX_ERROR_TIME: Duration = Duration::from_secs(5);
-/// Characters sent of a registry's message.
-const MAX_DETAIL: usize = 200;
 
 /// A repository of a registry.
 pub struct Upstream<'a> {
@@ -195,11 +192,6 @@ impl<'a> Upstream<'a> {
         let parts = first.into_iter().flat_map(|entry| [entry.code, entry.message]).flatten().filter(|part| !part.is_empty());
         parts.map(|part| format!(": {}", printable(&part))).collect()
     }
-}
-
-/// Text of a registry, shortened and escaped for a message.
-pub fn printable(text: &str) -> String {
-    escaped(&text.chars().take(MAX_DETAIL).collect::<String>())
 }
 
 /// The pause that a response asks for (RFC 9110, section 10.2.3).
