@@ -76,7 +76,7 @@ pub fn is_manifest(media_type: &str) -> bool {
 
 /// Whether an index's entry of this type is a manifest. Other entries are content of their own, such as the layers in BuildKit's cache
 /// or an SBOM (image specification, "Image Index": unknown media types must not be an error). An entry without a type, or of Docker's
-/// schema 1, counts as a manifest, so that it is reported if it is none that can be served.
+/// schema 1, counts as a manifest, so that it is reported if it cannot be served.
 #[must_use]
 pub fn is_manifest_entry(media_type: &str) -> bool {
     media_type.is_empty() || is_manifest(media_type) || media_type.starts_with(DOCKER_SCHEMA1)

@@ -84,7 +84,7 @@ fn every_place_of_podman_and_docker_is_searched() {
     ] {
         let bench = Bench::default();
         write(&bench, &upstream, file, &[("HOST", auth(ANNA))]);
-        // Files that hold nothing, and a place that is none, come before it.
+        // Empty files, and a path that does not exist, come before it.
         if file != ".config/containers/auth.json" && !file.starts_with('c') {
             fs::create_dir_all(bench.path(".config/containers")).unwrap();
             bench.file(".config/containers/auth.json", b"");

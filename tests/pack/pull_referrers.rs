@@ -414,7 +414,7 @@ fn tag_with_entries_of_another_subject_is_no_list_of_referrers() {
         assert_eq!(referrers(&bench, &upstream, image), [""; 0]);
         assert_eq!((warnings.len(), failed.len()), if by_tag { (0, 0) } else { (1, 1) }, "{failed:?}");
     }
-    // An image under such a tag is none either.
+    // Nor is an image under such a tag a list of referrers.
     let listed = Listed::new(true);
     let list = listed.layout.manifest(&[b"tagged by its layer"]);
     let upstream = listed.start(list, |_| None);

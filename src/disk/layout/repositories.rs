@@ -9,7 +9,7 @@ use crate::oci::{Digest, Repository, Tag};
 ///
 /// An entry without a repository gets, in this order:
 ///
-/// 1. `default`, if the entry has a tag, or a name that is none of an image, of which the tag stays if it has one;
+/// 1. `default`, if the entry has a tag, or a name that is no reference to an image; a valid tag in that name stays;
 /// 2. every repository that holds a manifest to which the entry refers: by the `subject` of one of its manifests, by the digest in its
 ///    tag, as cosign's signatures do, or as BuildKit's attestations do. These repositories then hold the entry's own manifests too;
 /// 3. none, if the entry has no tag and another entry has its content: an index that lists it, or an entry with a name;

@@ -64,7 +64,7 @@ pub enum Content {
 /// descriptor has no platform.
 ///
 /// # Errors
-/// Fails with the first error of `look`. What is beyond a limit of the walk is not listed; whoever reads the image refuses it.
+/// Fails with the first error of `look`. What is beyond a limit of the walk is not listed: reading the image refuses it.
 pub fn leaves<E>(index: Vec<Descriptor>, mut look: impl FnMut(&Descriptor) -> Result<Content, E>) -> Result<Vec<Leaf>, E> {
     let mut leaves = Vec::new();
     let mut walk = graph::Walk::default();
