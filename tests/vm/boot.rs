@@ -10,12 +10,15 @@ use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM};
 use testing::vm::{self, Containerd, Vm, skopeo, succeed};
 
+fn big_layer() -> Vec<u8> {
+    (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect()
+}
+
 /// Packs the sample image and an image with several layers.
 fn disk(bench: &Bench) -> std::path::PathBuf {
     succeed(testing::program(PROGRAM).args(["--quiet", "sample", "--output"]).arg(bench.path("sample")));
     let mut layout = Layout::default();
-    let big: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
-    let image = layout.manifest(&[&big, b"small", b""]);
+    let image = layout.manifest(&[&big_layer(), b"small", b""]);
     layout.name(image, localregistry::oci::media_type::OCI_MANIFEST, "docker.io/library/layers:1");
     bench.layout("layers", &layout);
     bench.pack(&["sample", "layers"]);
@@ -44,6 +47,22 @@ fn real_clients_pull_over_tls_and_the_image_runs() {
         assert_eq!(succeed(&mut curl), "{}");
     }
     assert_eq!(vm.ready["names"], serde_json::json!(["registry.test", "other.test"]));
+
+    // An emulated server chooses ChaCha20-Poly1305, which its processor runs fastest, and leaves AES to clients that have nothing else.
+    let digest = Layout::default().blob(&big_layer()).digest;
+    let blob = format!("https://{}/v2/docker.io/library/layers/blobs/{digest}", vm.address);
+    for (arguments, cipher) in [
+        (&["--tlsv1.3"][..], "TLSv1.3 / TLS_CHACHA20_POLY1305_SHA256"),
+        (&["--tls-max", "1.2"], "TLSv1.2 / ECDHE-ECDSA-CHACHA20-POLY1305"),
+        (&["--tlsv1.3", "--tls13-ciphers", "TLS_AES_128_GCM_SHA256"], "TLSv1.3 / TLS_AES_128_GCM_SHA256"),
+    ] {
+        let mut curl = testing::program("curl");
+        let curl = curl.args(["--silent", "--verbose", "--fail", "--cacert"]).arg(vm.path("ca.crt")).args(arguments).arg(&blob);
+        let pulled = curl.output().unwrap();
+        let said = String::from_utf8_lossy(&pulled.stderr);
+        assert!(pulled.status.success() && said.contains(&format!("SSL connection using {cipher}")), "{cipher}: {said}");
+        assert!(pulled.stdout == big_layer(), "{cipher}");
+    }
 
     // skopeo pulls both images byte for byte.
     for (image, source) in [("test/hello:latest", "sample"), ("docker.io/library/layers:1", "layers")] {

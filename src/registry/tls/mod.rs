@@ -2,6 +2,8 @@
 //! this module.
 
 mod authority;
+mod chacha20_poly1305;
+mod emulation;
 mod error;
 pub mod provided;
 mod server_config;
