@@ -39,6 +39,8 @@ impl Machine {
     fn new() -> Self {
         let machine = Self { folder: tempfile::tempdir().unwrap() };
         machine.program("qemu-system-x86_64", QEMU);
+        // It writes its process ID when it listens.
+        machine.program("passt", "echo $$; exec /bin/sleep 60");
         PROGRAMS.iter().for_each(|(name, ..)| machine.program(name, "exit 33"));
         machine.file("init", &testing::elf::elf(&[]));
         machine.file(&machine.kernel("vmlinux"), b"");
@@ -119,6 +121,7 @@ fn well() -> Vec<(&'static str, String)> {
     let kernel = "ROOT/cache/kernel/cloud/linux-image_6.1.9-1";
     let own = [
         ("qemu", "ok    qemu        qemu-system-x86_64 7.2 runs a machine".to_owned()),
+        ("passt", "ok    passt       ROOT/bin/passt carries the network `user`".to_owned()),
         ("cache", "ok    cache       ROOT/cache".to_owned()),
         ("kernel", format!("ok    kernel      cloud Linux {RELEASE} ({kernel}/vmlinux) has every option that q35 needs")),
         ("modules", format!("ok    modules     none to load, all is built in ({kernel}/lib/modules/{RELEASE})")),
@@ -149,12 +152,24 @@ fn complete_machine_passes_every_check() {
     let result: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(result["ok"], true);
     let names: Vec<_> = result["checks"].as_array().unwrap().iter().map(|check| check["name"].as_str().unwrap()).collect();
-    let own = ["qemu", "kvm", "memory", "cache", "kernel", "modules", "init"];
+    let own = ["qemu", "kvm", "memory", "passt", "cache", "kernel", "modules", "init"];
     assert_eq!(names, own.into_iter().chain(PROGRAMS.iter().map(|(name, ..)| *name)).collect::<Vec<_>>());
     let qemu = serde_json::json!({
         "name": "qemu", "status": "ok", "found": "qemu-system-x86_64 7.2 runs a machine", "advice": null
     });
     assert_eq!(result["checks"][0], qemu);
+}
+
+#[test]
+fn missing_and_broken_passt_leave_the_network_to_qemu() {
+    let machine = Machine::new();
+    let slower = "QEMU itself carries the network `user` (slirp): this works, but is slower";
+    machine.program("passt", "echo Couldn\\'t create user namespace >&2; exit 1");
+    let line = format!("note  passt       it exited with status 1: Couldn't create user namespace; {slower}");
+    machine.differs(&mut machine.command(&[]), &[("passt", &line)], 0);
+    fs::remove_file(machine.path("bin/passt")).unwrap();
+    let line = format!("note  passt       {}; {slower}", missing("passt", "passt"));
+    machine.differs(&mut machine.command(&[]), &[("passt", &line)], 0);
 }
 
 #[test]

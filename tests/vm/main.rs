@@ -20,6 +20,7 @@ mod many_connections;
 mod network;
 mod networks;
 mod own_kernel;
+mod passt;
 mod run_errors;
 mod run_networks;
 mod run_outcomes;

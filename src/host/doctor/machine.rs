@@ -10,6 +10,7 @@ use super::{Check, trial};
 use crate::host::support::cache;
 use crate::host::support::tools::Tool;
 use crate::host::vm::accel::{self, Accel};
+use crate::host::vm::launch::passt;
 use crate::host::vm::qemu::version::{OLDEST, newer};
 use crate::host::vm::qemu::{Board, Version};
 use crate::text::{chain, printable};
@@ -60,6 +61,16 @@ pub fn kvm(board: Board, program: &Path) -> Check {
     match trial::run(program, Accel::Kvm) {
         Ok(()) => Check::ok("kvm", "runs a machine"),
         Err(error) => Check::note("kvm", format!("cannot be used: {}", chain(&error)), slower),
+    }
+}
+
+/// Checks what carries the network `user`, by starting passt.
+pub fn user_network() -> Check {
+    let slower = "QEMU itself carries the network `user` (slirp): this works, but is slower";
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.map_err(passt::PasstError::Start).and_then(|runtime| runtime.block_on(passt::check())) {
+        Ok(path) => Check::ok("passt", format!("{} carries the network `user`", path.display())),
+        Err(error) => Check::note("passt", chain(&error), slower),
     }
 }
 

@@ -139,6 +139,7 @@ pub fn run(args: &DoctorArgs, report: &Report) -> Result<bool, PrintError> {
 fn checks(args: &DoctorArgs) -> Vec<Check> {
     let program = args.qemu.clone().unwrap_or_else(|| args.machine.program().into());
     let mut checks = vec![machine::qemu(args.machine, &program), machine::kvm(args.machine, &program), machine::memory()];
+    checks.push(machine::user_network());
     checks.push(machine::cache());
     checks.extend(boot_files(args));
     checks.extend(programs(args));

@@ -56,7 +56,8 @@ Examples:
       Plain HTTP, each boot step with its time on the console, the console in a file
 
 Networks (--net KIND[,mac=MAC][,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mtu=BYTES]); without ip= with DHCP:
-  user                 QEMU's user network: forwarded ports (--publish, --metrics, listeners) in, nothing out; the default
+  user                 forwarded ports (--publish, --metrics, listeners) in, nothing out; the default. passt carries it if that is
+                       installed, otherwise QEMU; ,backend=passt or ,backend=slirp takes one of them
   tap=NAME             an existing tap
   bridge=NAME          a bridge, through a tap that is made for QEMU and gone with it (needs CAP_NET_ADMIN)
   socket-fd=N          an open socket that this program was started with
@@ -65,7 +66,7 @@ Networks (--net KIND[,mac=MAC][,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mtu=BYTES]); wi
   mcast=GROUP:PORT     a multicast group on the loopback
 On `user` the guest answers connections to its forwarded ports. It cannot open connections or send datagrams, to this machine or to others.
 On the other networks nothing is filtered.
-Ports published beyond 127.0.0.1 answer every host, and events have the client's address. Clients on 127.0.0.1 appear with QEMU's address.
+Ports published beyond 127.0.0.1 answer every host, and events have the client's address. Clients on 127.0.0.1 appear with the gateway's.
 The guest is then 198.18.0.15 on `user`, unless ip= sets another address. If another network has a gateway, answers to other hosts go there
 and are lost: let those hosts use that network.
 

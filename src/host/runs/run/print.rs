@@ -47,6 +47,9 @@ pub(crate) struct RunReady {
     qemu_pid: u32,
     /// `kvm` or `tcg`.
     accel: &'static str,
+    /// What carries the network `user`: `passt`, or `slirp`, QEMU's own; absent without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_network: Option<&'static str>,
     /// The run's name, for `ps` and `stop`.
     name: String,
     /// The run's folder, an absolute path.
@@ -74,6 +77,7 @@ impl RunReady {
             boot_seconds: (vm.boot_time().as_secs_f64() * 1000.0).round() / 1000.0,
             qemu_pid: vm.pid(),
             accel: vm.accel().as_str(),
+            user_network: vm.user_network(),
             name: run.name().to_owned(),
             run_dir: run.folder().display().to_string(),
             pid: std::process::id(),
@@ -164,6 +168,9 @@ pub(crate) struct RunCommand {
     qmp: String,
     /// The file that QEMU writes the console to.
     console: String,
+    /// What carries the network `user`: `slirp`, QEMU's own, as passt would have to be started before QEMU; absent without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_network: Option<&'static str>,
 }
 
 impl RunCommand {
@@ -182,6 +189,7 @@ impl RunCommand {
             control: control.display().to_string(),
             qmp: qmp.display().to_string(),
             console: console.display().to_string(),
+            user_network: registry.map(|_| "slirp"),
         }
     }
 }
@@ -194,7 +202,7 @@ impl fmt::Display for RunCommand {
         writeln!(f, "#   control.sock  made by QEMU: takes {{\"shutdown\":{{}}}} and a newline")?;
         writeln!(f, "#   qmp.sock, console  made by QEMU: QMP, and the guest's console")?;
         match &self.address {
-            Some(address) => writeln!(f, "# The registry will be forwarded from {address}.")?,
+            Some(address) => writeln!(f, "# The registry will be forwarded from {address}, by QEMU itself (slirp).")?,
             None => writeln!(f, "# The event `ready` says where the registry is.")?,
         }
         let words: Vec<String> = self.command.iter().map(|word| shell_word(word)).collect();
@@ -282,6 +290,7 @@ mod tests {
             boot_seconds: 3.25,
             qemu_pid: 17,
             accel: "tcg",
+            user_network: Some("passt"),
             name: "one".into(),
             run_dir: "/run/one".into(),
             pid: 16,
@@ -323,7 +332,7 @@ mod tests {
     fn json_result_is_one_line() {
         assert_eq!(
             ready(Some("/tmp/ca.crt")).json().unwrap(),
-            r#"{"endpoint":"https://127.0.0.1:43673","address":"127.0.0.1:43673","endpoints":["https://127.0.0.1:43673"],"ca":"/tmp/ca.crt","images":3,"boot_seconds":3.25,"qemu_pid":17,"accel":"tcg","name":"one","run_dir":"/run/one","pid":16}"#
+            r#"{"endpoint":"https://127.0.0.1:43673","address":"127.0.0.1:43673","endpoints":["https://127.0.0.1:43673"],"ca":"/tmp/ca.crt","images":3,"boot_seconds":3.25,"qemu_pid":17,"accel":"tcg","user_network":"passt","name":"one","run_dir":"/run/one","pid":16}"#
         );
     }
 
@@ -366,7 +375,7 @@ mod tests {
         assert_eq!(text.lines().last(), Some("qemu -append 'a b' 'it'\\''s'"));
         assert_eq!(
             serde_json::to_string(&printed).unwrap(),
-            r#"{"command":["qemu","-append","a b","it's"],"address":"127.0.0.1:5001","run_dir":"/r","config":"/r/config.json","events":"/r/events.sock","control":"/r/control.sock","qmp":"/r/qmp.sock","console":"/r/console"}"#
+            r#"{"command":["qemu","-append","a b","it's"],"address":"127.0.0.1:5001","run_dir":"/r","config":"/r/config.json","events":"/r/events.sock","control":"/r/control.sock","qmp":"/r/qmp.sock","console":"/r/console","user_network":"slirp"}"#
         );
     }
 

@@ -9,11 +9,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf, absolute};
 
 use super::error::Purpose;
-use super::prepare::{ExtraForward, Prepared};
+use super::prepare::Prepared;
 use super::{LaunchError, Options};
 use crate::host::support::files;
 use crate::host::vm::accel;
-use crate::host::vm::net::{NetKind, SOCKET_PATH_MAX};
+use crate::host::vm::net::{NetKind, SOCKET_PATH_MAX, UserBackend};
 use crate::host::vm::qemu::{Channel, Channels};
 
 /// A command line of QEMU with the files and sockets that it uses. All paths are absolute.
@@ -61,12 +61,15 @@ pub async fn command(mut options: Options, folder: &Path) -> Result<QemuCommand,
     if let Some(bridge) = options.nets.iter().find(|net| matches!(net.kind, NetKind::Bridge(_))) {
         return Err(LaunchError::OwnTap { network: bridge.name() });
     }
+    if options.nets.iter().any(|net| net.user_backend() == Some(UserBackend::Passt)) {
+        return Err(LaunchError::OwnPasst);
+    }
     options.publish = with_port(Purpose::Registry, options.publish)?;
     options.metrics = options.metrics.map(|address| with_port(Purpose::Metrics, address)).transpose()?;
     let (accel, _) = accel::select(options.accel)?;
-    let mut prepared = Prepared::new(options).await?;
-    for ExtraForward { forward, .. } in &mut prepared.further {
-        forward.host = with_port(Purpose::Registry, forward.host)?;
+    let mut prepared = Prepared::new(options, false).await?;
+    for further in &mut prepared.forwards.further {
+        further.forward.host = with_port(Purpose::Registry, further.forward.host)?;
     }
 
     let config = folder.join("config.json");
@@ -93,9 +96,9 @@ pub async fn command(mut options: Options, folder: &Path) -> Result<QemuCommand,
         control,
         qmp,
         console,
-        registry: prepared.registry.map(|forward| forward.host),
-        metrics: prepared.metrics.map(|forward| forward.host),
-        further: prepared.further.iter().map(|further| further.forward.host).collect(),
+        registry: prepared.forwards.registry.map(|forward| forward.host),
+        metrics: prepared.forwards.metrics.map(|forward| forward.host),
+        further: prepared.forwards.further.iter().map(|further| further.forward.host).collect(),
     })
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::monitor::ExitReport;
 use super::options::MIN_MEMORY;
 use super::outcome::{Exit, Outcome};
+use super::passt::PasstError;
 use super::qmp::QmpError;
 use crate::host::exit::Status;
 use crate::host::vm::accel::KvmError;
@@ -181,6 +182,15 @@ pub enum LaunchError {
         /// The network.
         network: String,
     },
+    /// passt runs only while this program runs QEMU.
+    #[error(
+        "backend=passt needs a passt that runs only while this program runs QEMU; use backend=slirp, or start passt yourself and use \
+         stream=PATH"
+    )]
+    OwnPasst,
+    /// passt cannot carry the user network.
+    #[error("passt cannot carry the user network")]
+    Passt(#[from] PasstError),
     /// Ports are to be forwarded, but QEMU's user network is not among the networks.
     #[error("only QEMU's user network forwards ports (on other networks, metricsPort of the config sets the port for metrics)")]
     NothingForwarded,
@@ -264,9 +274,13 @@ impl LaunchError {
     pub(crate) fn status(&self) -> Status {
         match self {
             Self::Ended(report) => report.outcome.status(),
-            Self::Nets(_) | Self::Interfaces | Self::NothingForwarded | Self::OwnTap { .. } | Self::Memory { .. } => {
-                Status::Usage
-            }
+            Self::Nets(_)
+            | Self::Interfaces
+            | Self::NothingForwarded
+            | Self::OwnTap { .. }
+            | Self::OwnPasst
+            | Self::Passt(PasstError::Unfit { .. })
+            | Self::Memory { .. } => Status::Usage,
             Self::NoQemu { .. } | Self::NotQemu { .. } | Self::TooOld { .. } | Self::Spawn { .. } => Status::NoQemu,
             Self::NoFileSystem { .. } | Self::Truncated { .. } | Self::Layout { .. } => Status::NoDisk,
             Self::Read { what, .. } | Self::NotAFile { what, .. } | Self::Empty { what, .. } => match *what {
@@ -278,7 +292,7 @@ impl LaunchError {
             Self::Port { .. } => Status::PortTaken,
             Self::Privileged { .. } => Status::NoPermission,
             Self::Network(cause) if cause.is_permission() => Status::NoPermission,
-            Self::Network(_) => Status::NoNetwork,
+            Self::Network(_) | Self::Passt(_) => Status::NoNetwork,
             Self::Create { .. } => Status::CannotWrite,
             Self::Pem { .. } | Self::NotFor { .. } => Status::NoAccess,
             _ => Status::Error,

@@ -21,6 +21,7 @@ mod heartbeat_watchdog;
 mod monitor;
 mod options;
 mod outcome;
+pub(crate) mod passt;
 mod prepare;
 mod process;
 mod qmp;
@@ -47,13 +48,12 @@ use tokio::time::{Instant, timeout};
 
 use super::accel::{self, Accel, AccelChoice};
 use super::net::{self, Net};
-use super::qemu::Forward;
 use crate::host::support::files;
 use crate::proto::{Event, Ready, event::Event as Kind};
 use crate::text::chain;
 use error::Purpose;
 use monitor::Monitor;
-use prepare::{ExtraForward, Prepared};
+use prepare::{Forwards, Prepared};
 use process::Process;
 use shutdown::{ControlChannels, SHUTDOWN_TIMEOUTS, shut_down};
 
@@ -103,10 +103,10 @@ pub struct Appliance {
     /// Names of the certificate from the config.
     names: Vec<String>,
     nets: Vec<Net>,
-    // Forwards; no host port is 0 once QEMU runs.
-    registry: Option<Forward>,
-    metrics: Option<Forward>,
-    further: Vec<ExtraForward>,
+    /// No host port is 0 once QEMU runs.
+    forwards: Forwards,
+    /// Whether passt carries the user network.
+    has_passt: bool,
     started: Instant,
     boot_time: Duration,
     ready: Ready,
@@ -121,7 +121,7 @@ impl Appliance {
     /// # Errors
     /// See [`LaunchError`]. No QEMU is left running.
     pub async fn boot(options: Options) -> Result<Self, LaunchError> {
-        let prepared = Prepared::new(options).await?;
+        let prepared = Prepared::new(options, true).await?;
         let options = &prepared.options;
         let (accel, why_not) = accel::select(options.accel)?;
         if let Some(why) = why_not {
@@ -169,9 +169,7 @@ impl Appliance {
     async fn connect(&mut self) -> Result<(), LaunchError> {
         let Some(ControlChannels { qmp, .. }) = &mut self.channels else { return Ok(()) };
         qmp.execute("qmp_capabilities", Value::Null, QMP_TIMEOUT).await?;
-        let further = self.further.iter_mut().map(|further| &mut further.forward);
-        let forwards = [self.registry.as_mut(), self.metrics.as_mut()].into_iter().flatten().chain(further);
-        let mut unknown = forwards.filter(|forward| forward.host.port() == 0).peekable();
+        let mut unknown = self.forwards.all_mut().filter(|forward| forward.host.port() == 0).peekable();
         if unknown.peek().is_some() {
             let question = json!({ "command-line": "info usernet" });
             let answer = qmp.execute("human-monitor-command", question, QMP_TIMEOUT).await?;
@@ -253,14 +251,14 @@ impl Appliance {
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
         let plain = self.ready.endpoints.first().is_some_and(|endpoint| endpoint.starts_with("http://"));
-        let forwarded = self.registry.map(|forward| url(if plain { "http" } else { "https" }, forward.host));
+        let forwarded = self.forwards.registry.map(|forward| url(if plain { "http" } else { "https" }, forward.host));
         self.reachable(forwarded.as_slice(), &self.ready.endpoints)
     }
 
     /// URLs of health, metrics and the CA. Empty if they share the registry's port.
     #[must_use]
     pub fn metrics_endpoints(&self) -> Vec<String> {
-        let forwarded = self.metrics.map(|forward| url("http", forward.host));
+        let forwarded = self.forwards.metrics.map(|forward| url("http", forward.host));
         self.reachable(forwarded.as_slice(), &self.ready.metrics_endpoints)
     }
 
@@ -268,7 +266,7 @@ impl Appliance {
     #[must_use]
     pub fn further_endpoints(&self) -> Vec<String> {
         let scheme = |plain| if plain { "http" } else { "https" };
-        let forwarded: Vec<String> = self.further.iter().map(|one| url(scheme(one.plain), one.forward.host)).collect();
+        let forwarded: Vec<String> = self.forwards.further.iter().map(|one| url(scheme(one.plain), one.forward.host)).collect();
         self.reachable(&forwarded, &self.ready.further_endpoints)
     }
 
@@ -303,6 +301,13 @@ impl Appliance {
     #[must_use]
     pub fn accel(&self) -> Accel {
         self.accel
+    }
+
+    /// What carries the user network: `passt` or `slirp`. `None` without it.
+    #[must_use]
+    pub fn user_network(&self) -> Option<&'static str> {
+        let user = self.nets.iter().any(Net::is_user);
+        user.then_some(if self.has_passt { "passt" } else { "slirp" })
     }
 
     /// The process ID of QEMU.

@@ -234,7 +234,7 @@ pub(crate) async fn read_events(
 
 /// Reads what is available; `None` at the end of the stream. QEMU's death may appear as an error (a connection reset), which is an end
 /// as well.
-async fn read_some<'a>(stream: &mut (impl AsyncRead + Unpin), buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+pub(crate) async fn read_some<'a>(stream: &mut (impl AsyncRead + Unpin), buffer: &'a mut [u8]) -> Option<&'a [u8]> {
     let count = stream.read(buffer).await.ok().filter(|&count| count > 0)?;
     buffer.get(..count)
 }

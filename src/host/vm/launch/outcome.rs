@@ -72,6 +72,8 @@ pub enum KillReason {
     StuckAfterDone,
     /// The machine did not end after a kernel panic.
     StuckAfterPanic,
+    /// passt, which carried the user network, has ended: clients could no longer reach the guest.
+    NetworkLost,
     /// [`super::Appliance::kill`] was called.
     Requested,
 }
@@ -200,6 +202,7 @@ impl fmt::Display for KillReason {
             }
             Self::StuckAfterDone => f.write_str("the guest did not power off after it was done"),
             Self::StuckAfterPanic => f.write_str("the guest's kernel panicked and did not stop"),
+            Self::NetworkLost => f.write_str("passt, which carried the user network, has ended"),
             Self::Requested => f.write_str("an immediate end was requested"),
         }
     }
@@ -234,6 +237,7 @@ mod tests {
             KillReason::Hung,
             KillReason::StuckAfterDone,
             KillReason::StuckAfterPanic,
+            KillReason::NetworkLost,
             KillReason::Requested,
         ];
         let killed: Vec<Option<KillReason>> = kills.into_iter().map(Some).chain([None]).collect();
@@ -256,7 +260,7 @@ mod tests {
             }
         }
         // Exit 0, ready, done with 0, no panic, two of the reasons, and any kill reason but the timeout.
-        assert_eq!(zeros, 12);
+        assert_eq!(zeros, 14);
     }
 
     #[test]
@@ -287,6 +291,10 @@ mod tests {
             (
                 died(Exit::Signal(9), Some(KillReason::StuckAfterDone), true),
                 "QEMU was killed by SIGKILL, by this program: the guest did not power off after it was done",
+            ),
+            (
+                died(Exit::Signal(9), Some(KillReason::NetworkLost), false),
+                "QEMU was killed by SIGKILL, by this program: passt, which carried the user network, has ended",
             ),
             (
                 died(Exit::Signal(9), Some(KillReason::Requested), false),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::Purpose;
-use super::{LaunchError, MIN_MEMORY, Options, version};
+use super::{LaunchError, MIN_MEMORY, Options, passt, version};
 use crate::address::Mac;
 use crate::config::guest_config::GuestConfig;
 use crate::disk::superblock::{HEAD_LEN, Superblock};
@@ -44,11 +44,32 @@ pub(crate) struct Prepared {
     pub config: GuestConfig,
     /// The serial of each disk.
     serials: Vec<String>,
+    /// The forwarded ports of the user network.
+    pub forwards: Forwards,
+    /// How passt is to carry the user network. `None`: QEMU carries it, if it is among the networks.
+    pub passt: Option<passt::Plan>,
+}
+
+/// The forwarded ports of the user network. QEMU takes a free port of the host for port 0.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Forwards {
     /// The forward to the registry.
     pub registry: Option<Forward>,
     /// The forward to health, metrics and the CA.
     pub metrics: Option<Forward>,
     pub further: Vec<ExtraForward>,
+}
+
+impl Forwards {
+    pub(crate) fn all(&self) -> Vec<Forward> {
+        let further = self.further.iter().map(|further| further.forward);
+        [self.registry, self.metrics].into_iter().flatten().chain(further).collect()
+    }
+
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Forward> {
+        let further = self.further.iter_mut().map(|further| &mut further.forward);
+        [self.registry.as_mut(), self.metrics.as_mut()].into_iter().flatten().chain(further)
+    }
 }
 
 /// The forward to a further listener of the guest.
@@ -60,11 +81,11 @@ pub(crate) struct ExtraForward {
 }
 
 impl Prepared {
-    /// Checks `options`.
+    /// Checks `options`. With `may_passt`, passt may carry the user network.
     ///
     /// # Errors
     /// Fails if something is missing, cannot be used, or contradicts another option. Nothing is left behind.
-    pub(crate) async fn new(mut options: Options) -> Result<Self, LaunchError> {
+    pub(crate) async fn new(mut options: Options, may_passt: bool) -> Result<Self, LaunchError> {
         check_files(&options)?;
         if options.memory_mib < MIN_MEMORY {
             return Err(LaunchError::Memory { given: options.memory_mib });
@@ -85,6 +106,7 @@ impl Prepared {
         if routed {
             options.nets.iter_mut().filter(|net| net.is_user()).for_each(Net::route_to_clients);
         }
+        let passt = if may_passt { passt::plan(&mut options.nets, config.has_interfaces())? } else { None };
         let version = version::query(&options.qemu, options.board).await?;
         check_networks(&mut options.nets).await?;
         let nets = net::assign_macs(&options.nets);
@@ -108,7 +130,8 @@ impl Prepared {
         let host = SocketAddrV4::new(*options.publish.ip(), 0);
         let further = config.listener_ports().into_iter().filter(|_| user);
         let further = further.map(|(guest_port, plain)| ExtraForward { forward: Forward { host, guest_port }, plain }).collect();
-        let prepared = Self { options, nets, version, config, serials, registry, metrics, further };
+        let forwards = Forwards { registry, metrics, further };
+        let prepared = Self { options, nets, version, config, serials, forwards, passt };
         // The version check needs no open descriptors.
         let lacks = check_version(version, &prepared.networks(&[]));
         let Options { qemu, board, .. } = &prepared.options;
@@ -125,11 +148,8 @@ impl Prepared {
 
     fn backend(&self, net: &Net, fd: Option<i32>) -> Backend {
         match (&net.kind, fd) {
-            (NetKind::User, _) => {
-                let further = self.further.iter().map(|further| further.forward);
-                let forwards = [self.registry, self.metrics].into_iter().flatten().chain(further).collect();
-                Backend::User { forwards, guest: net.address, gateway: net.gateway }
-            }
+            (NetKind::User(_), Some(passt)) => Backend::SocketFd(passt),
+            (NetKind::User(_), None) => Backend::User { forwards: self.forwards.all(), guest: net.address, gateway: net.gateway },
             (NetKind::Tap(_) | NetKind::Bridge(_), Some(fd)) => Backend::TapFd(fd),
             (NetKind::Tap(name) | NetKind::Bridge(name), None) => Backend::Tap(name.clone()),
             (NetKind::Socket(socket), fd) => Backend::SocketFd(fd.unwrap_or(socket.number)),

@@ -1,4 +1,4 @@
-//! A child process that is always reaped. It never outlives its [`Process`] nor this program.
+//! A child process, QEMU or passt, that is always reaped. It never outlives its [`Process`] nor this program.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -45,12 +45,20 @@ impl Process {
     ///
     /// # Errors
     /// Fails if the program or the thread cannot be started.
-    pub(crate) fn start(mut command: Command) -> io::Result<Self> {
+    pub(crate) fn start(command: Command) -> io::Result<Self> {
+        Self::start_after(command, || Ok(()))
+    }
+
+    /// The same. `prepare` runs on the child's thread before it starts the child, which inherits what a thread has for itself.
+    pub(crate) fn start_after(
+        mut command: Command,
+        prepare: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<Self> {
         sys::signal_with_parent(&mut command, nix::sys::signal::Signal::SIGKILL);
         let (started, start) = mpsc::sync_channel(1);
         let (exit_sender, exit) = watch::channel(None);
         let thread = thread::Builder::new().name("qemu".into()).spawn(move || {
-            match spawn(command) {
+            match prepare().and_then(|()| spawn(command)) {
                 Ok((mut child, pidfd)) => {
                     let _starter_waits = started.send(Ok((child.id(), pidfd)));
                     // Waiting can only fail if something else has reaped the child; its status is lost then.
@@ -75,11 +83,13 @@ impl Process {
     }
 
     /// Waits for the end of the process. Cancel-safe, and may be called again.
-    pub(crate) async fn exit(&self) -> Exit {
+    pub(crate) fn exit(&self) -> impl Future<Output = Exit> + Send + use<> {
         let mut exit = self.exit.clone();
-        let exit = exit.wait_for(Option::is_some).await.map(|exit| *exit);
-        // The sender is dropped only after it has sent.
-        exit.ok().flatten().unwrap_or(Exit::Signal(0))
+        async move {
+            let exit = exit.wait_for(Option::is_some).await.map(|exit| *exit);
+            // The sender is dropped only after it has sent.
+            exit.ok().flatten().unwrap_or(Exit::Signal(0))
+        }
     }
 }
 

@@ -46,7 +46,17 @@ pub(crate) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
     let options = &prepared.options;
     let console_copy = capture_file("console", options.console.as_ref())?;
     let events_copy = capture_file("events", options.events.as_ref())?;
-    let networks = attach(&prepared.nets).await?;
+    let mut networks = attach(&prepared.nets).await?;
+    let mut forwards = prepared.forwards.clone();
+    let passt = match &prepared.passt {
+        Some(plan) => plan.start(&mut forwards, &options.report).await?,
+        None => None,
+    };
+    let passt = passt.map(|(passt, socket)| {
+        // It is the only network.
+        networks = vec![Some(socket)];
+        passt
+    });
 
     let (console, qemu_console) = socket_pair()?;
     let (events, qemu_events) = socket_pair()?;
@@ -89,6 +99,10 @@ pub(crate) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
     readers.spawn(with(shared(), async move |monitor| listener.listen(monitor).await));
     let mut guards = JoinSet::new();
     guards.spawn(kill_if_stuck(shared(), process.killer()));
+    let has_passt = passt.is_some();
+    if let Some(passt) = passt {
+        guards.spawn(passt.watch(shared(), process.exit(), process.killer()));
+    }
     Ok(Appliance {
         process,
         _socket_files: socket_files(options),
@@ -103,9 +117,8 @@ pub(crate) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
         disks: options.disks.clone(),
         names: options.config.names(),
         nets: options.nets.clone(),
-        registry: prepared.registry,
-        metrics: prepared.metrics,
-        further: prepared.further.clone(),
+        forwards,
+        has_passt,
         started,
         boot_time: Duration::ZERO,
         ready: Ready::default(),

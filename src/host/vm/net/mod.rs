@@ -22,7 +22,7 @@ pub use parse::NetSpecError;
 /// Longest path of a Unix socket in bytes (unix(7), `sun_path` without the final 0).
 pub(crate) const SOCKET_PATH_MAX: usize = 107;
 /// The address that QEMU's user network gives a guest by DHCP (QEMU's manual, `-netdev user`, option `dhcpstart`).
-const USER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+const USER_ADDRESS: Cidr = Cidr { address: IpAddr::V4(Ipv4Addr::new(10, 0, 2, 15)), prefix: 24 };
 /// The IPv6 network of QEMU's user network (the same, option `ipv6-net`). Other machines cannot reach it.
 const USER_NETWORK_6: &str = "fec0::/64";
 /// The guest's address on QEMU's user network if ports are published beyond the loopback. Clients keep their own addresses then, so the
@@ -49,8 +49,8 @@ pub struct Net {
 /// What QEMU connects an interface to.
 #[derive(Debug, Clone)]
 pub enum NetKind {
-    /// QEMU's user network: forwarded ports in, nothing out. It needs no privileges.
-    User,
+    /// The user network: forwarded ports in, nothing out. It needs no privileges.
+    User(UserBackend),
     /// An existing tap that the user may open.
     Tap(String),
     /// A bridge of this machine, through a tap that is created for QEMU and gone with it. Needs `CAP_NET_ADMIN`.
@@ -69,6 +69,18 @@ pub enum NetKind {
     Dgram(Datagrams),
     /// One frame per datagram, to an IPv4 multicast group of the loopback: all machines of the group share a network.
     Multicast(SocketAddrV4),
+}
+
+/// What carries the packets of the user network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UserBackend {
+    /// passt if it is installed and can do what is asked, otherwise QEMU.
+    #[default]
+    Auto,
+    /// passt, a program of its own.
+    Passt,
+    /// SLIRP, which is part of QEMU.
+    Slirp,
 }
 
 /// A socket that QEMU inherits.
@@ -109,20 +121,26 @@ impl Net {
     /// QEMU's user network.
     #[must_use]
     pub fn user() -> Self {
-        Self::new(NetKind::User)
+        Self::new(NetKind::User(UserBackend::Auto))
     }
 
     /// Whether it is QEMU's user network.
     #[must_use]
     pub fn is_user(&self) -> bool {
-        matches!(self.kind, NetKind::User)
+        self.user_backend().is_some()
+    }
+
+    /// What is to carry the packets, if it is the user network.
+    #[must_use]
+    pub fn user_backend(&self) -> Option<UserBackend> {
+        if let NetKind::User(backend) = self.kind { Some(backend) } else { None }
     }
 
     /// Its text form without options.
     #[must_use]
     pub fn name(&self) -> String {
         match &self.kind {
-            NetKind::User => "user".to_owned(),
+            NetKind::User(_) => "user".to_owned(),
             NetKind::Tap(name) => format!("tap={name}"),
             NetKind::Bridge(name) => format!("bridge={name}"),
             NetKind::Socket(socket) => format!("socket-fd={}", socket.number),
@@ -147,21 +165,28 @@ impl Net {
     /// The guest's address on QEMU's user network.
     #[must_use]
     pub fn user_address(&self) -> IpAddr {
-        self.address.map_or(IpAddr::V4(USER_ADDRESS), |own| own.address)
+        self.address.unwrap_or(USER_ADDRESS).address
     }
 
     /// Adds a default route on QEMU's user network, and a static address, which the route needs. QEMU forwards a connection from beyond
     /// the loopback with the client's own address, and the DHCP server of a restricted user network names no router: without the route,
     /// the guest could not answer clients on other machines.
     pub fn route_to_clients(&mut self) {
-        let own = *self.address.get_or_insert(USER_ADDRESS_BEYOND_LOOPBACK);
-        if let IpAddr::V4(address) = own.address {
-            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(own.prefix.into())).unwrap_or_default();
-            let gateway = Ipv4Addr::from_bits(address.to_bits() & mask | USER_GATEWAY & !mask);
-            if gateway != address {
-                self.gateway.get_or_insert(gateway.into());
-            }
-        }
+        self.address.get_or_insert(USER_ADDRESS_BEYOND_LOOPBACK);
+        self.gateway = self.user_ends().map(|(_, gateway)| gateway.into());
+    }
+
+    /// The two ends of the user network: the guest's address, and the gateway, as which clients on the loopback appear. `None` if the
+    /// gateway would be the guest's address.
+    pub(crate) fn user_ends(&self) -> Option<(Cidr, Ipv4Addr)> {
+        let own = self.address.unwrap_or(USER_ADDRESS);
+        let IpAddr::V4(address) = own.address else { return None };
+        let mask = u32::MAX.checked_shl(32_u32.saturating_sub(own.prefix.into())).unwrap_or_default();
+        let gateway = match self.gateway {
+            Some(IpAddr::V4(gateway)) => gateway,
+            _ => Ipv4Addr::from_bits(address.to_bits() & mask | USER_GATEWAY & !mask),
+        };
+        (gateway != address).then_some((own, gateway))
     }
 
     /// Its entry in the guest's config.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::{Datagrams, Net, NetKind, SOCKET_PATH_MAX, SocketFd};
+use super::{Datagrams, Net, NetKind, SOCKET_PATH_MAX, SocketFd, UserBackend};
 use crate::address::{Cidr, MTU, Mac};
 
 /// Longest name of an interface in bytes (Linux, `IFNAMSIZ` without the final 0).
@@ -22,7 +22,8 @@ pub enum NetSpecError {
     },
     /// passt is not a kind of its own.
     #[error(
-        "passt is part of QEMU only since 10.1: start `passt --socket PATH` and give stream=PATH, which every version since 7.2 takes"
+        "passt is no kind of network: user,backend=passt takes it for the user network; or start `passt --socket PATH` yourself and give \
+         stream=PATH"
     )]
     Passt,
     /// Bad value of the kind.
@@ -122,7 +123,7 @@ fn parse_kind<'a>(kind: &str, value: Option<&str>, rest: &mut impl Iterator<Item
     let bad = |kind, expected, value: &str| NetSpecError::Value { kind, value: value.to_owned(), expected };
     let given = value.unwrap_or_default();
     Ok(match kind {
-        "user" if value.is_none() => NetKind::User,
+        "user" if value.is_none() => NetKind::User(UserBackend::Auto),
         "user" => return Err(bad("user", "no value", given)),
         "tap" => NetKind::Tap(interface_name(given).ok_or_else(|| bad("tap", "a name of an interface", given))?),
         "bridge" => NetKind::Bridge(interface_name(given).ok_or_else(|| bad("bridge", "a name of an interface", given))?),
@@ -174,9 +175,20 @@ impl Net {
                 let seconds = value.parse().ok().filter(|seconds| (1..=3600).contains(seconds));
                 *reconnect = Some(seconds.ok_or_else(|| bad("reconnect", "a number of seconds from 1 to 3600"))?);
             }
+            ("backend", NetKind::User(backend)) => {
+                *backend = match value {
+                    "auto" => UserBackend::Auto,
+                    "passt" => UserBackend::Passt,
+                    "slirp" => UserBackend::Slirp,
+                    _ => return Err(bad("backend", "auto, passt or slirp")),
+                };
+            }
             (_, of) => {
-                let stream = matches!(of, NetKind::Stream { .. });
-                let expected = if stream { "mac=, ip=, gw=, mtu= or reconnect=" } else { "mac=, ip=, gw= or mtu=" };
+                let expected = match of {
+                    NetKind::Stream { .. } => "mac=, ip=, gw=, mtu= or reconnect=",
+                    NetKind::User(_) => "mac=, ip=, gw=, mtu= or backend=",
+                    _ => "mac=, ip=, gw= or mtu=",
+                };
                 return Err(NetSpecError::Key { kind: kind.to_owned(), key: key.to_owned(), expected });
             }
         }
@@ -245,6 +257,12 @@ mod tests {
         }
         let NetKind::Stream { reconnect, .. } = "stream=s,reconnect=5".parse::<Net>().unwrap().kind else { panic!("a stream") };
         assert_eq!(reconnect, Some(5));
+        let backend = |text: &str| text.parse::<Net>().unwrap().user_backend();
+        assert_eq!(backend("user"), Some(UserBackend::Auto));
+        assert_eq!(backend("user,backend=auto"), Some(UserBackend::Auto));
+        assert_eq!(backend("user,backend=passt"), Some(UserBackend::Passt));
+        assert_eq!(backend("user,mtu=1400,backend=slirp"), Some(UserBackend::Slirp));
+        assert_eq!(backend("tap=a"), None);
         assert!("tap=a,ip=2001:db8::2/64,gw=2001:db8::1".parse::<Net>().is_ok());
     }
 
@@ -260,8 +278,8 @@ mod tests {
             ("wifi=home", format!("\"wifi\" is not a kind of network; expected one of {KINDS}")),
             (
                 "passt",
-                "passt is part of QEMU only since 10.1: start `passt --socket PATH` and give stream=PATH, which every version \
-                 since 7.2 takes"
+                "passt is no kind of network: user,backend=passt takes it for the user network; or start `passt --socket PATH` \
+                 yourself and give stream=PATH"
                     .to_owned(),
             ),
             ("user=x", "user needs no value, not \"x\"".to_owned()),
@@ -287,6 +305,8 @@ mod tests {
             ("tap=a,ip=10.1.0.82/16,gw=10.1.0.82", "gw=10.1.0.82 is the address of the appliance itself".to_owned()),
             ("tap=a,mtu=1279", "mtu=1279 is not a number of bytes from 1280 to 65535".to_owned()),
             ("tap=a,mtu=65536", "mtu=65536 is not a number of bytes from 1280 to 65535".to_owned()),
+            ("user,backend=vde", "backend=vde is not auto, passt or slirp".to_owned()),
+            ("tap=a,backend=passt", format!("\"backend\" {keys}")),
             ("stream=s,reconnect=0", "reconnect=0 is not a number of seconds from 1 to 3600".to_owned()),
             ("tap=a,mtu=1400,mtu=1500", "mtu= is given twice".to_owned()),
             ("tap=a,reconnect=1", format!("\"reconnect\" {keys}")),
