@@ -100,3 +100,229 @@ fn config_and_package_are_those_that_helm_pushes() {
     };
     assert_eq!(config(server.plain, &packed), config(theirs, &pushed));
 }
+
+/// Documents of which Helm loads some. Each is a `Chart.yaml`.
+fn documents() -> Vec<String> {
+    let mut all: Vec<String> = [
+        "",
+        "- a\n",
+        "text\n",
+        "name: [\n",
+        "name: web\n",
+        "version: 1.0.0\n",
+        "a: b\n---\nname: web\nversion: 1.0.0\n",
+        "name: web\nversion: 1.0.0\n---\nname: [\n",
+        "Name: web\nVERSION: 1.0.0\nAppVersion: x\nTYPE: library\n",
+        "name: a\nname: web\nversion: 1.0.0\n",
+        "NAME: a\nname: web\nversion: 1.0.0\n",
+        "name: web\nNAME: a\nversion: 1.0.0\n",
+        "<<: {name: web, version: 1.0.0}\n",
+        "name: &a web\nversion: 1.0.0\ndescription: *a\n",
+        "name: *a\nversion: 1.0.0\n",
+        "\tname: web\nversion: 1.0.0\n",
+        "%YAML 1.1\n---\nname: web\nversion: 1.0.0\n",
+        "name: web\nversion: 1.0.0\n: x\n",
+        "{name: web, version: 1.0.0}\n",
+        "{\"name\": \"web\", \"version\": \"1.0.0\"}\n",
+        "name: web\n  version: 1.0.0\n",
+    ]
+    .map(str::to_owned)
+    .into();
+    let mut with = |lines: &[&str]| all.extend(lines.iter().map(|line| format!("name: web\nversion: 1.2.3\n{line}\n")));
+    // Every kind of value in every kind of field.
+    let values = [
+        "",
+        "~",
+        "null",
+        "''",
+        "text",
+        "\"1\"",
+        "1",
+        "1.10",
+        "0777",
+        "0x1F",
+        "1_000",
+        "1e3",
+        "1000000.0",
+        "0.00001",
+        "12345678901234567890",
+        "yes",
+        "on",
+        "y",
+        "true",
+        "'true'",
+        "2020-01-01",
+        "[]",
+        "[a]",
+        "[1, 1.10, yes, ~]",
+        "[[a]]",
+        "[{}]",
+        "[~]",
+        "{}",
+        "{a: 1}",
+        "{a: ~}",
+        "{a: [b]}",
+        "[{name: a}]",
+        "[{name: [a]}]",
+        "[{name: 1.10, version: 1.10, url: yes}]",
+        "!!str 1.10",
+        "|\n  block\n  text",
+    ];
+    let fields = [
+        "home",
+        "sources",
+        "description",
+        "keywords",
+        "maintainers",
+        "icon",
+        "apiVersion",
+        "condition",
+        "tags",
+        "appVersion",
+        "deprecated",
+        "annotations",
+        "kubeVersion",
+        "dependencies",
+        "type",
+        "unknown",
+    ];
+    for field in fields {
+        values.iter().for_each(|value| with(&[&format!("{field}: {value}")]));
+    }
+    with(&[
+        "type: application",
+        "type: library",
+        "type: Library",
+        "type: ' library'",
+        "maintainers: [{name: a}, ~]",
+        "maintainers: [{Name: a}]",
+        "dependencies: [{name: a}, {name: a}]",
+        "dependencies: [{name: a}, {name: a, alias: b}]",
+        "dependencies: [{name: a}, {name: b, alias: a}]",
+        "dependencies: [{name: a, alias: x}, {name: b, alias: x}]",
+        "dependencies: [{name: a, alias: ''}]",
+        "dependencies: [{}, {}]",
+        "dependencies: [{name: a, alias: 'b c'}]",
+        "dependencies: [{name: a, alias: b.c}]",
+        "dependencies: [{name: a, alias: ä}]",
+        "dependencies: [{name: a, alias: A_b-9}]",
+        "dependencies: [{name: a, alias: 7}]",
+        "dependencies: [{name: \"a\\u200b\"}, {name: a}]",
+        "dependencies: [{name: a, import-values: [data, 1.10, {child: a, parent: b}, ~]}]",
+        "dependencies: [{name: a, enabled: yes, tags: [1]}]",
+        "dependencies: [{name: a, enabled: 'yes'}]",
+        "dependencies: [{name: a, Import-Values: [x], ALIAS: z}]",
+        "dependencies: {name: a}",
+        "description: \"a\\tb\\nc\\u00a0d\\u2028e\\u3000f\"",
+        "description: \"a\\x07b\\u200bc\\ufeffd\\u00ade\\0f\"",
+        "description: \"e\\u0301 'quoted' \\\\ \\\"x\\\" \\U0001F600\"",
+        "keywords: [\"a\\x1b[1m\"]",
+        "sources: [\"a\\u200b\"]",
+        "maintainers: [{name: \"a\\u200bb\", url: \"\\t\"}]",
+        "annotations: {\"a\\u200b\": \"b\\u200b\"}",
+        "home: \"\\u200b\"",
+    ]);
+    for name in [
+        "''",
+        "~",
+        "1",
+        "1.10",
+        "yes",
+        "[a]",
+        "{}",
+        "a/b",
+        "/a",
+        "a/",
+        "/",
+        ".",
+        "..",
+        "...",
+        "a b",
+        "myWeb",
+        "\"w\\u200beb\"",
+        "\"\\u200b\"",
+        "\"\\t\"",
+        "\"a\\\\b\"",
+        "ä",
+        "-a",
+        "\".\\u200b\"",
+    ] {
+        all.push(format!("name: {name}\nversion: 1.2.3\n"));
+    }
+    for version in [
+        "1",
+        "1.2",
+        "1.10",
+        "1.0",
+        "v1.2.3",
+        "V1.2.3",
+        "v1",
+        "01.2.3",
+        "1.02.3",
+        "1.2.3-01",
+        "1.2.3-a.01",
+        "1.2.3-0",
+        "1.2.3-rc.1+b.01",
+        "1.2.3+",
+        "1.2.3-",
+        "1.2.3--",
+        "1.2.3-a..b",
+        "1.2.3+a_b",
+        "1.2.3.4",
+        "1..3",
+        "'v'",
+        "-1",
+        "'1.2.3 '",
+        "' 1.2.3'",
+        "1.2.3 beta",
+        "latest",
+        "0x10",
+        "1e3",
+        "010",
+        "99999999999999999999.1.1",
+        "18446744073709551615.0.0",
+        "~",
+        "[1]",
+        "yes",
+        "\"1.2.3\\u200b\"",
+        "1.2.3+B.7",
+        "=1.2.3",
+        "2020-01-01",
+        "1.x",
+        "'*'",
+        "1_0.2.3",
+        "'1.2.3-ä'",
+    ] {
+        all.push(format!("name: web\nversion: {version}\n"));
+    }
+    all
+}
+
+/// The independent computation: Helm loads what `pack --chart` packs, and nothing else, and finds the same metadata.
+#[test]
+fn verdict_and_metadata_are_those_of_helm() {
+    let bench = Bench::default();
+    let documents = documents();
+    let names: Vec<String> = (0..documents.len()).map(|number| format!("{number}.tgz")).collect();
+    for (name, document) in names.iter().zip(&documents) {
+        bench.file(name, &gzip(&archive(&[("web/Chart.yaml", EntryType::Regular, document.as_bytes())])));
+    }
+    let arguments: Vec<&str> = ["metadata"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let theirs = succeed(&mut helm(&bench, &arguments));
+    let theirs: Vec<Value> = theirs.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(theirs.len(), documents.len());
+    let mut wrong = Vec::new();
+    for ((name, document), theirs) in names.iter().zip(&documents).zip(theirs) {
+        let pack = ["--quiet", "pack", "--chart", &format!("charts/web={name}"), "-o", "disk.erofs"];
+        let output = bench.command(&pack).output().unwrap();
+        let ours = output.status.success().then(|| {
+            let disk = bench.extract("disk.erofs");
+            let [(_, digest)] = disk.images().try_into().unwrap();
+            disk.json(disk.json(&digest)["config"]["digest"].as_str().unwrap())
+        });
+        if ours.clone().unwrap_or_default() != theirs {
+            wrong.push(format!("{document:?}: Helm has {theirs}, and pack {ours:?}{}", testing::pack::text(&output.stderr)));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}: {}", wrong.len(), documents.len(), wrong.join("\n"));
+}

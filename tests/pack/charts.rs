@@ -178,15 +178,62 @@ fn what_is_no_chart_is_refused() {
         " is not the metadata of a chart: the name \"team/web\" has a slash, which Helm does not load",
     );
     metadata("name: web\nversion: null\n", " is not the metadata of a chart: the version is empty");
-    for wrong in ["name: web\n", "version: 1.0.0\n", "name: web\nversion: 1.0.0\nkeywords: {a: b}\n", "- web\n", "name: [\n", ""]
-    {
-        bench.file("web.tgz", &chart(wrong));
+    let judged = |yaml: &str, fault: &str| metadata(yaml, &format!(" is not the metadata of a chart: {fault}"));
+    judged("name: web\n", "the version is empty");
+    judged("version: 1.0.0\n", "the name is empty");
+    judged("", "the name is empty");
+    judged("- web\n", "it is a list; a map of fields is expected");
+    judged(
+        "name: [\n",
+        "it cannot be read as YAML in line 1, column 7; check the indentation, quotes, brackets and aliases there",
+    );
+    judged(
+        "name: web\n\tversion: 1\n",
+        "it cannot be read as YAML in line 1, column 7; check the indentation, quotes, brackets and aliases there",
+    );
+    judged("name: \"\\u200b\"\nversion: 1.0.0\n", "the name is empty");
+    judged("name: ..\nversion: 1.0.0\n", "the name \"..\" is a folder's, which Helm does not load");
+    let further = |line: &str, fault: &str| judged(&format!("name: web\nversion: 1.0.0\n{line}\n"), fault);
+    further("keywords: {a: b}", "keywords is a map; a list of texts is expected");
+    further("keywords: [[b]]", "keywords has an item of another kind; a list of texts is expected");
+    further("maintainers: Anna", "maintainers is text; a list of maps with texts is expected");
+    further("maintainers: [Anna]", "maintainers has an item that is text; a map is expected");
+    further("deprecated: 'yes'", "deprecated is text; true or false is expected");
+    further("home: [a]", "home is a list; text is expected");
+    further("type: plugin", "the type is \"plugin\"; application or library is expected");
+    further("maintainers: [~]", "maintainers has an empty item; remove it");
+    further("dependencies: [~]", "dependencies has an empty item; remove it");
+    let twice = "two dependencies have the name or alias \"db\"; give one of them another alias";
+    further("dependencies: [{name: db}, {name: db}]", twice);
+    further("dependencies: [{name: db}, {name: other, alias: db}]", twice);
+    further("dependencies: [{name: db}, {name: \"d\\u200bb\"}]", twice);
+    further(
+        "dependencies: [{name: db, alias: a.b}]",
+        "the dependency \"db\" has the alias \"a.b\"; an alias has only letters, digits, underscores and hyphens",
+    );
+    // The messages of the YAML library are for its users.
+    let deep = format!("home: {}{}", "[".repeat(3000), "]".repeat(3000));
+    let mut bomb = "a: &a0 [x]\n".to_owned();
+    (0..40).for_each(|n| bomb.push_str(&format!("b{n}: &a{} [{}]\n", n + 1, format!("*a{n},").repeat(9))));
+    for (yaml, fault) in [
+        (deep, "cannot be read as YAML in line 3, column 262; check "),
+        (bomb, "cannot be read as YAML in line 9, column 10; check "),
+    ] {
+        bench.file("web.tgz", &chart(&format!("name: web\nversion: 1.0.0\n{yaml}\n")));
         let output = bench.command(&["--quiet", "pack", "--chart", "web.tgz", "-o", "disk"]).output().unwrap();
         let said = testing::pack::text(&output.stderr);
-        let start = "localregistry: cannot pack web.tgz: web/Chart.yaml is not the metadata of a chart: ";
-        assert!(said.starts_with(start) && said.lines().count() == 1, "{wrong:?}: {said}");
+        let start = "localregistry: cannot pack web.tgz: web/Chart.yaml is not the metadata of a chart: it";
+        assert!(said.starts_with(start) && said.contains(fault) && said.lines().count() == 1, "{said}");
         assert_eq!((output.status.code(), bench.path("disk").exists()), (Some(1), false));
     }
+    // A provenance that is a link to nowhere was meant to be there.
+    bench.file("web.tgz", &whole);
+    std::os::unix::fs::symlink("elsewhere.prov", bench.path("web.tgz.prov")).unwrap();
+    bench.refused(
+        &["--chart", "web.tgz"],
+        "cannot pack web.tgz: cannot read its provenance web.tgz.prov: it is a symbolic link to elsewhere.prov, which does not exist",
+    );
+    std::fs::remove_file(bench.path("web.tgz.prov")).unwrap();
     bench.refused(&["--chart", "none.tgz"], "cannot pack none.tgz: cannot read it: No such file or directory (os error 2)");
     bench.file("web.tgz", &chart("name: myWeb\nversion: 1.0.0\n"));
     bench.pack(&["--chart", "my/web=web.tgz"]);

@@ -1,20 +1,17 @@
 //! Builds the artifact of a Helm chart from its package, as `helm push` does (Helm, `pkg/registry`): the chart's metadata is the config,
 //! the package the layer, and its version the tag.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use super::chart_metadata::Metadata;
 use super::files;
 use crate::host::images::virtual_layout::{BlobContent, NewDescriptor, NewManifest, VirtualLayout, open_regular};
 use crate::host::support::interrupt::Interrupt;
-use crate::oci::json;
 use crate::oci::{Digest, ImageName, NameError, Repository, Tag, media_type};
 
 /// Media types that Helm requires (Helm, `pkg/registry/constants.go`).
@@ -53,77 +50,6 @@ pub enum ChartError {
     Name { path: String, name: String, source: NameError },
     #[error("cannot make a manifest")]
     Manifest(#[from] serde_json::Error),
-}
-
-/// The metadata of a chart, with Helm's field names and order (Helm, `pkg/chart`, `Metadata`). Helm drops other fields.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Metadata {
-    #[serde(default, deserialize_with = "json::null_as_default")]
-    name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    home: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sources: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "json::null_as_default")]
-    version: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    description: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    keywords: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    maintainers: Option<Vec<Maintainer>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    icon: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    api_version: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    condition: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tags: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    app_version: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    deprecated: Option<bool>,
-    #[serde(default, deserialize_with = "json::texts", skip_serializing_if = "BTreeMap::is_empty")]
-    annotations: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kube_version: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dependencies: Option<Vec<Dependency>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    r#type: Option<String>,
-}
-
-#[derive(Debug, Deserialize, Serialize)]
-struct Maintainer {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    email: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    url: Option<String>,
-}
-
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Dependency {
-    #[serde(default, deserialize_with = "json::null_as_default")]
-    name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    version: Option<String>,
-    #[serde(default, deserialize_with = "json::null_as_default")]
-    repository: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    condition: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tags: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    enabled: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    import_values: Option<Vec<Value>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    alias: Option<String>,
 }
 
 /// Builds the artifact of the chart in `package`, with its provenance if there is a file of that name with `.prov` behind it. `named` says
@@ -175,7 +101,13 @@ fn provenance(package: &Path, interrupt: &Interrupt) -> Result<Option<(PathBuf, 
     let path = provenance_path(package);
     let unreadable = |source| ChartError::Provenance { path: path.clone(), source };
     let (mut content, size) = match open_regular(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::read_link(&path) {
+            Ok(target) => {
+                let message = format!("it is a symbolic link to {}, which does not exist", target.display());
+                return Err(unreadable(io::Error::new(error.kind(), message)));
+            }
+            Err(_) => return Ok(None),
+        },
         opened => opened.map_err(unreadable)?,
     };
     let digest = files::hash(&mut content, interrupt).map_err(unreadable)?;
@@ -192,47 +124,10 @@ fn provenance_path(package: &Path) -> PathBuf {
 /// The metadata of a package, and its path there.
 fn metadata(package: &Path, interrupt: &Interrupt) -> Result<(String, Metadata), ChartError> {
     let (path, yaml) = metadata_file(package, interrupt)?;
-    let options = serde_saphyr::options! {
-        with_snippet: false,
-        // As the YAML library of Helm.
-        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins,
-    };
-    match serde_saphyr::from_slice_with_options::<Metadata>(&yaml, options) {
-        Ok(metadata) if metadata.name.is_empty() => Err(ChartError::Metadata { path, fault: "the name is empty".to_owned() }),
-        Ok(metadata) if metadata.version.is_empty() => {
-            Err(ChartError::Metadata { path, fault: "the version is empty".to_owned() })
-        }
-        Ok(metadata) if metadata.name.contains('/') => Err(ChartError::Metadata {
-            path,
-            fault: format!("the name {:?} has a slash, which Helm does not load", metadata.name),
-        }),
-        Ok(metadata) if !is_version(&metadata.version) => Err(ChartError::Metadata {
-            path,
-            fault: format!(
-                "the version {:?} is not MAJOR.MINOR.PATCH of Semantic Versioning, which Helm wants",
-                metadata.version
-            ),
-        }),
-        Ok(mut metadata) => {
-            // As Helm's loader, for charts of Helm 2 (`pkg/chart/loader/load.go`).
-            metadata.api_version = metadata.api_version.filter(|version| !version.is_empty()).or_else(|| Some("v1".to_owned()));
-            Ok((path, metadata))
-        }
-        Err(error) => Err(ChartError::Metadata { path, fault: error.to_string().replace('\n', " ") }),
+    match Metadata::parse(&yaml) {
+        Ok(metadata) => Ok((path, metadata)),
+        Err(fault) => Err(ChartError::Metadata { path, fault }),
     }
-}
-
-/// Whether Helm takes the version: one to three numbers of 64 bits, also after a `v`, then a pre-release and a build (`NewVersion` of
-/// Masterminds/semver, by which Helm validates metadata).
-fn is_version(text: &str) -> bool {
-    let split = |text, at| <str>::split_once(text, at).map_or((text, None), |(before, after)| (before, Some(after)));
-    let (text, build) = split(text, '+');
-    let (core, pre_release) = split(text, '-');
-    let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit()) && part.parse::<u64>().is_ok();
-    let is_identifier = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    let mut numbers = core.strip_prefix('v').unwrap_or(core).split('.');
-    let suffixes = pre_release.into_iter().chain(build);
-    numbers.clone().count() <= 3 && numbers.all(is_number) && suffixes.flat_map(|list| list.split('.')).all(is_identifier)
 }
 
 /// The content of the one `FOLDER/Chart.yaml`, and its path. Reads the package to its end, which verifies its checksum.

@@ -6,6 +6,7 @@ mod archive;
 mod args;
 mod cache;
 mod chart;
+mod chart_metadata;
 mod compression;
 mod copy;
 mod disk_writer;
