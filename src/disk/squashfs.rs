@@ -18,8 +18,12 @@ impl SquashfsTree {
     ///
     /// # Errors
     /// Fails if the inodes are damaged, or their compression is unknown.
-    pub fn open(file: File) -> Result<Self, BackhandError> {
-        Ok(Self { image: FilesystemReader::from_reader(BufReader::new(file))? })
+    pub fn open(file: File) -> io::Result<Self> {
+        let image = FilesystemReader::from_reader(BufReader::new(file)).map_err(|error| match error {
+            BackhandError::UnsupportedCompression(_) => io::Error::new(io::ErrorKind::Unsupported, error),
+            other => io::Error::other(other),
+        })?;
+        Ok(Self { image })
     }
 }
 

@@ -146,7 +146,10 @@ impl Cli {
                 Err(error) => fail(&error, 1),
             },
             Command::Inspect(args) => coded(inspect::run(&args, report), inspect::InspectError::exit_code),
-            Command::Diff(args) => diff::run(&args, &report).unwrap_or_else(|error| fail(&error, error.exit_code())),
+            Command::Diff(args) => {
+                let failed = |error| fail_with(&error, hint::diff(&error), error.exit_code());
+                diff::run(&args, &report).unwrap_or_else(failed)
+            }
             Command::Sample(args) => hinted(sample::run(args, report), hint::sample),
             Command::Ps(args) => status(ps::run(&args, &report)),
             Command::Stop(args) => stop::run(&args, &report).map_or_else(|error| fail(&error, 1), ExitCode::from),
@@ -154,7 +157,10 @@ impl Cli {
                 Some(conflict) => usage(&conflict),
                 None => run::run(&args, &report),
             },
-            Command::Trust(args) => coded(trust::run(&args, &report), trust::TrustError::exit_code),
+            Command::Trust(args) => {
+                let failed = |error| fail_with(&error, hint::trust(&error), error.exit_code());
+                trust::run(&args, &report).map_or_else(failed, |()| ExitCode::SUCCESS)
+            }
             Command::Events(args) => status(pull_log::events::run(&args, &report)),
             Command::Assert(args) => pull_log::assert::run(&args, &report),
             Command::Schema(args) => status(schema::run(&args, &report)),

@@ -65,7 +65,7 @@ impl Status {
             Self::QemuDied => "QEMU died or was killed, or passt ended",
             Self::GuestStopped => "the guest reset or powered off without reporting `done`",
             Self::NoQemu => "QEMU is missing, too old, or another program",
-            Self::NoDisk => "a disk is missing, has no known file system, or is shorter than its superblock says",
+            Self::NoDisk => "a disk is missing or damaged, has no known file system, or is shorter than its superblock says",
             Self::PortTaken => "a port is taken",
             Self::NoNetwork => "a bridge, tap, socket or passt of --net is missing, in use, of another kind or does not start",
             Self::CannotWrite => "the run's folder or another output cannot be written",

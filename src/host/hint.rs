@@ -7,8 +7,11 @@ use super::boot::kernel::{self, DownloadError};
 use super::boot::modules::{ModulesError, TreeError};
 use super::deploy::DeployError;
 use super::images::sample;
+use super::inspect::diff::DiffError;
+use super::inspect::look::DamageError;
 use super::nodes::access::{AccessError, PASSWORD_FILE};
 use super::nodes::ca::{CA_CERTIFICATE, CA_KEY, CaFilesError};
+use super::nodes::trust::{DiskImagesError, TrustError};
 use super::serve::ServeError;
 use super::vm::launch::error::Purpose;
 use super::vm::launch::{BuildError, LaunchError, Outcome};
@@ -62,8 +65,24 @@ pub(crate) fn serve(error: &ServeError) -> Option<&'static str> {
     match error {
         ServeError::Access(error) => access(error),
         ServeError::OwnCa(error) => ca(error),
+        ServeError::Layout { cause, .. } => damage(cause),
         _ => None,
     }
+}
+
+/// The hint for `trust`.
+pub(crate) fn trust(error: &TrustError) -> Option<&'static str> {
+    if let TrustError::DiskImages(DiskImagesError::Disk { source, .. }) = error { damage(source) } else { None }
+}
+
+/// The hint for `diff`.
+pub(crate) fn diff(error: &DiffError) -> Option<&'static str> {
+    if let DiffError::Disk { source, .. } = error { damage(source) } else { None }
+}
+
+/// The flag that takes a layout which lacks content.
+fn damage(error: &DamageError) -> Option<&'static str> {
+    error.is_missing().then_some("--allow-missing takes the rest")
 }
 
 /// The flag of an unusable file for access control.

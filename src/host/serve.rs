@@ -12,6 +12,8 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
+use super::inspect::look::{CheckedDisk, DamageError};
+use super::inspect::reader::DiskError;
 use super::nodes::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::nodes::ca::{self, Certificates, Tls};
 use super::support::files;
@@ -21,11 +23,11 @@ use super::support::report::{Report, counted};
 use super::vm::launch::{LaunchError, check_disk};
 use super::vm::net::check::privileged;
 use crate::address::san;
-use crate::disk::layout::{DEFAULT_REPOSITORY, LayoutError, LeftOver, MissingBlob};
+use crate::disk::layout::{DEFAULT_REPOSITORY, LeftOver, MissingBlob};
 use crate::proto::{Done, Event};
 use crate::registry::api::handler::{Options, Registry};
 use crate::registry::auth::client_certificate::ClientCa;
-use crate::registry::content::store::{Store, StoreError};
+use crate::registry::content::store::Store;
 use crate::registry::limits::Limits;
 use crate::registry::limits::overrides::LimitOverride;
 use crate::registry::listen::client::Surface;
@@ -100,14 +102,14 @@ pub struct ServeArgs {
 /// Why `serve` failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The layout cannot be opened.
-    #[error("cannot serve {path}")]
-    Store {
+    /// The layout cannot be used.
+    #[error("cannot serve {}", .path.display())]
+    Layout {
         /// The layout.
         path: PathBuf,
         /// The cause.
         #[source]
-        cause: Box<StoreError>,
+        cause: Box<DamageError>,
     },
     /// There is no such folder.
     #[error("cannot open {}, expected the folder of an OCI image layout", .path.display())]
@@ -117,15 +119,6 @@ pub enum ServeError {
         /// The cause.
         #[source]
         cause: io::Error,
-    },
-    /// The layout lacks content.
-    #[error("cannot serve {path}: something that an image names is missing (with --allow-missing, the rest is served)")]
-    Missing {
-        /// The layout.
-        path: PathBuf,
-        /// The missing content.
-        #[source]
-        cause: Box<LayoutError>,
     },
     /// The path is a file.
     #[error("{} is {found}, expected the folder of an OCI image layout; {instead}", .path.display())]
@@ -273,7 +266,7 @@ pub fn run(args: &ServeArgs, report: Report) -> Result<(), ServeError> {
     let interrupt = Interrupt::catch()?;
     let mut is_ready = false;
     let runtime = runtime()?;
-    let served = runtime.block_on(serve_layout(args, report, interrupt.signals(), &mut is_ready));
+    let served = runtime.block_on(serve_layout(args, report, &interrupt, &mut is_ready));
     // A thread may still wait for the reader of the event file.
     runtime.shutdown_background();
     // A signal before that causes errors of many kinds. Report the signal instead.
@@ -283,14 +276,9 @@ pub fn run(args: &ServeArgs, report: Report) -> Result<(), ServeError> {
     served
 }
 
-async fn serve_layout(args: &ServeArgs, report: Report, signals: Signals, is_ready: &mut bool) -> Result<(), ServeError> {
+async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, is_ready: &mut bool) -> Result<(), ServeError> {
     check_is_folder(&args.layout)?;
-    let path = || args.layout.clone();
-    let store = Store::open_with(&args.layout, args.allow_missing).map_err(|cause| match cause {
-        StoreError::Layout(cause) if cause.is_missing() => ServeError::Missing { path: path(), cause: Box::new(cause) },
-        StoreError::Open { cause, .. } => ServeError::NoFolder { path: path(), cause },
-        cause => ServeError::Store { path: path(), cause: Box::new(cause) },
-    })?;
+    let store = open(args, interrupt)?;
     let missing: Vec<MissingBlob> = store.disks().iter().flat_map(|disk| disk.missing()).cloned().collect();
     missing.iter().for_each(|one| report.warn(one.to_string()));
     let left_over: Vec<LeftOver> = store.disks().iter().flat_map(|disk| disk.left_over()).cloned().collect();
@@ -335,7 +323,7 @@ async fn serve_layout(args: &ServeArgs, report: Report, signals: Signals, is_rea
     report.result(&ready, &ready.text(&args.layout))?;
     *is_ready = true;
 
-    let totals = serve(listeners, registry, first(signals), drain).await;
+    let totals = serve(listeners, registry, first(interrupt.signals()), drain).await;
     report.step(format!("served {} requests, {} bytes", totals.requests, totals.bytes));
     let reason = "shut down by a signal".to_owned();
     let done = Done { reason, requests: totals.requests, bytes: totals.bytes, ..Done::default() };
@@ -346,6 +334,17 @@ async fn serve_layout(args: &ServeArgs, report: Report, signals: Signals, is_rea
     let recorded = tokio::time::timeout(DRAIN, recorded).await.unwrap_or_else(|_| Ok(Err(stuck())));
     let recorded = recorded.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
     recorded.map_err(|cause| ServeError::File { verb: "write every event to", path: path.clone(), cause })
+}
+
+/// Looks at the layout, and opens it.
+fn open(args: &ServeArgs, interrupt: &Interrupt) -> Result<Store, ServeError> {
+    let path = &args.layout;
+    let unusable = |cause: DamageError| ServeError::Layout { path: path.clone(), cause: Box::new(cause) };
+    let CheckedDisk { served, .. } = CheckedDisk::open(path, args.allow_missing, interrupt).map_err(|cause| match cause {
+        DamageError::Disk(DiskError::Read(cause)) => ServeError::NoFolder { path: path.clone(), cause },
+        cause => unusable(cause),
+    })?;
+    Store::with_catalog(path, served).map_err(|cause| unusable(cause.into()))
 }
 
 /// Refuses a packed disk or any other file, and names the command for it.

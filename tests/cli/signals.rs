@@ -13,7 +13,7 @@ use nix::libc::O_NONBLOCK;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
-use testing::pack::{Bench, PROGRAM, hello, superblock};
+use testing::pack::{Bench, PROGRAM, empty_disk, hello};
 
 /// Repeats `step` until it returns something.
 fn eventually<T>(what: &str, mut step: impl FnMut() -> Option<T>) -> T {
@@ -61,7 +61,7 @@ fn said(child: &mut Child) -> (ExitStatus, String) {
 #[test]
 fn signals_end_a_command_that_waits_for_a_fifo() {
     let (bench, _, _) = hello(b"layer");
-    bench.file("disk", &superblock());
+    bench.file("disk", &empty_disk());
     bench.file("key", b"");
     mkfifo(&bench.path("fifo"), Mode::from_bits_truncate(0o600)).unwrap();
     let before = bench.everything().into_keys().collect::<Vec<_>>();

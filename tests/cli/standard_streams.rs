@@ -64,7 +64,7 @@ fn result_that_cannot_be_printed_is_an_error() {
 fn messages_have_one_line_each() {
     let bench = Bench::default();
     let forged = "x\\nlocalregistry: all is well\\u001b[2J\\u0085\\u2028\\u202e";
-    bench.file("disk", &testing::pack::superblock());
+    bench.file("disk", &testing::pack::empty_disk());
     bench.file("layout.json", b"");
     for (file, content, arguments) in [
         ("config", format!("{{\"{forged}\": 1}}"), &["run", "disk", "--config", "config"][..]),

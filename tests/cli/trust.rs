@@ -563,8 +563,7 @@ fn bad_files_exit_1_and_change_nothing() {
         ),
         (
             endpoint(&["--ca", "ca.crt", "--disk", "folder", "-o", "t"]),
-            "cannot list the images of folder: localregistry/catalog.binpb is not there, and \
-             the layout cannot be read without it: cannot read oci-layout; an OCI image layout with oci-layout, index.json and blobs/ \
+            "cannot list the images of folder: cannot read oci-layout; an OCI image layout with oci-layout, index.json and blobs/ \
              is expected: No such file or directory (os error 2)",
         ),
         (

@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd};
 use testing::layout::Layout;
-use testing::pack::{Bench, PROGRAM, superblock, text};
+use testing::pack::{Bench, PROGRAM, empty_disk, text};
 use testing::serve::Serving;
 use testing::vm::{skopeo, succeed};
 
@@ -160,7 +160,7 @@ fn bench() -> Bench {
     for name in ["kernel", "initramfs", "junk"] {
         bench.file(name, b"not really");
     }
-    bench.file("disk", &superblock());
+    bench.file("disk", &empty_disk());
     let pair = |name: &str, (certificate, key): (String, String)| {
         bench.file(&format!("{name}.crt"), certificate.as_bytes());
         bench.file(&format!("{name}.key"), key.as_bytes());

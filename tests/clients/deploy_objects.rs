@@ -289,10 +289,10 @@ fn undeployable_input_is_named_and_nothing_is_written() {
     let gone = "No such file or directory (os error 2)";
     refused(&bench, &on("no/where"), 1, &format!("cannot write no/where: {gone}"));
 
-    refused(&bench, &replaced("disk.erofs", "none"), 1, &format!("cannot read the disk none: cannot read it: {gone}"));
+    refused(&bench, &replaced("disk.erofs", "none"), 1, &format!("cannot deploy none: cannot read it: {gone}"));
     let message = "layout is not a file system image (it is a folder); pack it: `localregistry pack layout -o DISK`";
     refused(&bench, &replaced("disk.erofs", "layout"), 1, message);
-    let message = "cannot read the disk notes: it has no file system that is known (EROFS, squashfs, ext4), and is no archive; a disk as \
+    let message = "cannot deploy notes: it has no file system that is known (EROFS, squashfs, ext4), and is no archive; a disk as \
                    `localregistry pack` makes, an OCI image layout or an archive of one is expected";
     refused(&bench, &replaced("disk.erofs", "notes"), 1, message);
 

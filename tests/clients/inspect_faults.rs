@@ -216,7 +216,7 @@ fn compressed_erofs_image_is_refused() {
         (format!("localregistry: cannot inspect disk.erofs: cannot read {path}: {fault}\n"), String::new())
     );
     let (said, _) = failed(&bench, &["disk.erofs", "--export", "out"]);
-    assert_eq!(said, format!("localregistry: cannot export to out: cannot read {path}: {fault}\n"));
+    assert_eq!(said, format!("localregistry: cannot inspect disk.erofs: cannot read {path}: {fault}\n"));
 }
 
 #[test]
@@ -514,7 +514,7 @@ fn read_all(disk: &Path) {
     let Ok(disk) = Disk::open(disk, &interrupt) else { return };
     // As `trust` and `run --trust` do.
     let _ = store::read_catalog(disk.tree.as_ref(), true);
-    let Ok(contents) = Contents::read(disk.tree.as_ref(), true, &interrupt) else { return };
+    let Ok(contents) = Contents::read(disk.tree.as_ref(), &interrupt) else { return };
     for blob in &contents.blobs {
         let Ok(content) = disk.tree.open(&blob.digest.blob_path()) else { continue };
         let _ = content.reader.take(1 << 22).read_to_end(&mut Vec::new());
@@ -548,7 +548,7 @@ fn arbitrary_disk_bytes_give_an_error_and_no_panic() {
     for disk in whole() {
         fs::write(&path, &disk).unwrap();
         let whole = Disk::open(&path, &Interrupt::default()).unwrap();
-        let contents = Contents::read(whole.tree.as_ref(), true, &Interrupt::default()).unwrap();
+        let contents = Contents::read(whole.tree.as_ref(), &Interrupt::default()).unwrap();
         assert_eq!((contents.images.len(), contents.faults.len()), (40, 0));
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 200, ..ProptestConfig::default() });
         let cases = (mutations(), any::<prop::sample::Index>(), prop::bool::weighted(0.1));

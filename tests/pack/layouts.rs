@@ -339,10 +339,10 @@ fn serve_and_pack_treat_allow_missing_alike() {
 
     let output = testing::program(PROGRAM).args(["serve", "--listen", "127.0.0.1:0"]).arg(&folder).output().unwrap();
     let expected = format!(
-        "localregistry: cannot serve {}: something that an image names is missing (with --allow-missing, the rest is served): image \
-         test/image:1: cannot read layer or config {}, of 25 bytes: No such file or directory (os error 2)\n",
+        "localregistry: cannot serve {}: blob {} is missing; it is part of test/index:1; `localregistry inspect --verify` lists all \
+         faults; --allow-missing takes the rest\n",
         folder.display(),
-        layer.digest.blob_path()
+        gone.digest
     );
     assert_eq!((text(&output.stderr), output.status.code()), (expected, Some(1)));
 
@@ -367,6 +367,9 @@ fn serve_and_pack_treat_allow_missing_alike() {
     }
     let found = get(address, &format!("/v2/test/index/referrers/{}", gone.digest)).json();
     assert_eq!(found["manifests"][0]["digest"], signature.digest.to_string());
-    let names: BTreeSet<String> = trusted(&bench, "layout").lines().map(str::to_owned).collect();
+    let trust = ["trust", "--endpoint", "http://registry.test:5000", "--disk", "layout", "-o", "trust", "--allow-missing"];
+    run(&bench, &trust);
+    let names = fs::read_to_string(bench.path("trust/images.txt")).unwrap();
+    let names: BTreeSet<String> = names.lines().map(str::to_owned).collect();
     assert_eq!(names, ["registry.test:5000/test/image:1", "registry.test:5000/test/index:1"].map(str::to_owned).into());
 }

@@ -312,10 +312,10 @@ fn manifest_that_is_also_an_index_is_refused() {
     assert_eq!(
         refused(&layout),
         format!(
-            "localregistry: cannot serve LAYOUT: localregistry/catalog.binpb is not there, and the layout cannot be read without it: \
-             image test/both:latest: {} is expected to be a manifest: it has both \"layers\" and \
-             \"manifests\": it is an image and an index at once\n",
-            both.digest.blob_path()
+            "localregistry: cannot serve LAYOUT: blob {} is not a manifest that can be served: it has both \"layers\" and \
+             \"manifests\": it is an image and an index at once; it is part of test/both:latest; `localregistry inspect --verify` lists all \
+             faults\n",
+            both.digest
         )
     );
 }

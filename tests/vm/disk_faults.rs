@@ -67,13 +67,14 @@ fn faults_of_a_disk_while_serving_are_reported() {
     fs::write(bench.path("errors"), rules.concat()).unwrap();
     let change = format!(
         "args=(\"${{@/file.driver=file,file.locking=off,file.filename=/file.driver=blkdebug,file.config={},file.image.driver=file,\
-         file.image.locking=off,file.image.filename=}}\")",
+         file.image.locking=off,file.image.filename=}}\")\nargs=(\"${{args[@]/disk.erofs/faulty.erofs}}\")",
         bench.path("errors").display()
     );
     let (qemu, socket) = (vm::qemu_changed(&bench.path(""), &change), bench.path("qmp"));
     let own = ["--qemu", &qemu, "--tls", "off", "--verify", "--set", "limits.stallSeconds=6"].map(str::to_owned);
     let arguments = [&own[..], &qmp::arguments(&socket)].concat();
-    let vm = Vm::boot(&disk, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    // `run` would refuse the faulty disk.
+    let vm = Vm::boot(&bench.path("disk.erofs"), &arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let at = address(&vm);
     let name = r#"/dev/vda (serial "localregistry")"#;
     let assert_reported = |code: &str, content: &[u8], what: &str| {

@@ -96,7 +96,7 @@ fn unusable_inputs_are_named_before_anything_starts() {
         (
             9,
             &["half"],
-            "the disk half is cut short: it has 4096 bytes, and its erofs file system has 8192; copy or pack it again",
+            "cannot boot half: it is cut short: it has 4096 bytes, and its erofs file system has 8192; copy or pack the disk again",
         ),
         (
             13,

@@ -12,13 +12,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use testing::child::wait_until_gone;
-use testing::pack::superblock;
+use testing::pack::empty_disk;
 use testing::wait::eventually;
 
 /// A folder with an unused disk, and an initramfs without an init, on which the kernel panics.
 fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("disk"), superblock()).unwrap();
+    fs::write(folder.path().join("disk"), empty_disk()).unwrap();
     fs::create_dir(folder.path().join("runtime")).unwrap();
     // Only the end of an archive, without any file.
     let mut archive = b"070701".to_vec();

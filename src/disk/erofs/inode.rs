@@ -7,6 +7,10 @@ use super::volume::{ErofsError, ErofsVolume};
 const CHUNK_BITS: u16 = 0x1f;
 /// In the format of a chunked file: the table has entries of 8 bytes, which also name a device.
 const CHUNK_INDEXES: u16 = 0x20;
+/// Features of an image that has compressed files (`EROFS_FEATURE_INCOMPAT_LZ4_0PADDING`, `…_COMPR_CFGS`). In others they are damage.
+const COMPRESSION: u32 = 0x3;
+/// The feature of an image with further devices (`EROFS_FEATURE_INCOMPAT_DEVICE_TABLE`). In others Linux ignores the device of a chunk.
+const DEVICES: u32 = 0x8;
 /// The block number of a hole.
 const HOLE: u32 = u32::MAX;
 
@@ -78,7 +82,7 @@ impl Inode {
             PLAIN => DataLayout::Plain { at: volume.block(fields.block) },
             INLINE => DataLayout::Inline { at: volume.block(fields.block), tail: end },
             CHUNKS => chunks(volume, fields.block, end).ok_or_else(|| fault("has an unknown chunk format"))?,
-            1 | 3 => return Err(ErofsError::Compressed),
+            1 | 3 if volume.features & COMPRESSION != 0 => return Err(ErofsError::Compressed),
             _ => return Err(fault("has an unknown data layout")),
         };
         Ok(Self { number, file_type, size: fields.size, layout })
@@ -163,7 +167,7 @@ fn chunk_offset(volume: &ErofsVolume, table: u64, number: u64, has_devices: bool
     let [_, _, device @ .., b0, b1, b2, b3] = entry;
     match u32::from_le_bytes([b0, b1, b2, b3]) {
         HOLE => Ok(None),
-        _ if u16::from_le_bytes(device) != 0 => Err(ErofsError::Device),
+        _ if u16::from_le_bytes(device) != 0 && volume.features & DEVICES != 0 => Err(ErofsError::Device),
         block => Ok(Some(volume.block(block))),
     }
 }

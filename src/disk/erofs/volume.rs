@@ -65,11 +65,19 @@ pub enum ErofsError {
     },
 }
 
+impl ErofsError {
+    /// Whether the image may be whole, and needs a reader that knows more of EROFS.
+    #[must_use]
+    pub const fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Compressed | Self::Device | Self::Features(_))
+    }
+}
+
 impl From<ErofsError> for io::Error {
     fn from(error: ErofsError) -> Self {
         let kind = match &error {
             ErofsError::Read { source, .. } => source.kind(),
-            ErofsError::Compressed | ErofsError::Device | ErofsError::Features(_) => io::ErrorKind::Unsupported,
+            unsupported if unsupported.is_unsupported() => io::ErrorKind::Unsupported,
             _ => io::ErrorKind::InvalidData,
         };
         Self::new(kind, error)
@@ -88,6 +96,8 @@ pub struct ErofsVolume {
     pub inodes: u64,
     /// Inode number of the root directory.
     pub root: u64,
+    /// Features that a reader must know.
+    pub features: u32,
 }
 
 impl ErofsVolume {
@@ -96,7 +106,7 @@ impl ErofsVolume {
     /// # Errors
     /// Fails if the superblock is damaged, or has unknown features.
     pub fn open(file: File, len: u64) -> Result<Self, ErofsError> {
-        let mut volume = Self { file, len, block_bits: 0, inodes: 0, root: 0 };
+        let mut volume = Self { file, len, block_bits: 0, inodes: 0, root: 0, features: 0 };
         let mut bytes = [0; SUPERBLOCK_SIZE];
         volume.read(SUPERBLOCK, &mut bytes)?;
         let ErofsSuperblock { checksum, block_bits, root, meta_block, feature_incompat } =
@@ -111,6 +121,7 @@ impl ErofsVolume {
         }
         volume.inodes = volume.block(meta_block);
         volume.root = root.into();
+        volume.features = feature_incompat;
         Ok(volume)
     }
 

@@ -100,15 +100,18 @@ pub fn images_of(tree: &dyn Tree, entries: Vec<IndexEntry>, options: ReadOptions
     Ok(LayoutImages { images, left_over: left_over.into_iter().map(|digest| LeftOver { digest }).collect() })
 }
 
-/// The layers that an image config names (image specification, "Image Configuration").
-#[derive(Deserialize)]
-struct ImageConfig {
-    rootfs: RootFs,
-}
-
-#[derive(Deserialize)]
-struct RootFs {
-    diff_ids: Vec<IgnoredAny>,
+/// The number of layers that an image config names in `rootfs.diff_ids` (image specification, "Image Configuration"). 0 for other content.
+#[must_use]
+pub fn diff_ids(config: &[u8]) -> usize {
+    #[derive(Deserialize)]
+    struct ImageConfig {
+        rootfs: RootFs,
+    }
+    #[derive(Deserialize)]
+    struct RootFs {
+        diff_ids: Vec<IgnoredAny>,
+    }
+    serde_json::from_slice::<ImageConfig>(config).map_or(0, |config| config.rootfs.diff_ids.len())
 }
 
 struct Collector<'a> {
@@ -215,7 +218,7 @@ impl Collector<'_> {
         let (path, config_path) = (descriptor.digest.blob_path(), config.digest.blob_path());
         // Copying verifies the config and reports that it is damaged. Here it can be missing, too.
         let content = self.tree.open(&config_path).and_then(|file| file.read_all(MAX_MANIFEST_SIZE)).unwrap_or_default();
-        let diff_ids = serde_json::from_slice::<ImageConfig>(&content).map_or(0, |config| config.rootfs.diff_ids.len());
+        let diff_ids = diff_ids(&content);
         let layers = manifest.blobs.len() - 1;
         if layers < diff_ids {
             return Err(LayoutError::Layers { image: image.to_owned(), path, layers, config: config_path, diff_ids });

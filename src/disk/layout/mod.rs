@@ -22,9 +22,9 @@ use crate::oci::{Descriptor, Digest, ImageName, Manifest, NameError, Repository,
 
 pub use error::LayoutError;
 pub use holes::{check_holes, max_expanded};
-pub use images::{DEFAULT_REPOSITORY, LayoutImages, LeftOver, images, images_of};
+pub use images::{DEFAULT_REPOSITORY, LayoutImages, LeftOver, diff_ids, images, images_of};
 pub use repositories::{assign_repositories, served_entries};
-pub use tree::{Directory, Identity, OpenFile, Tree};
+pub use tree::{DanglingLink, Directory, Identity, OpenFile, Tree};
 
 /// Size in bytes of the largest `index.json`: some 200,000 images.
 const MAX_INDEX_SIZE: u64 = 64 << 20;

@@ -33,6 +33,11 @@ impl OpenFile<'_> {
     }
 }
 
+/// A symbolic link that leads nowhere, and its target.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct DanglingLink(String);
+
 /// Where content is stored. Two paths with the same identity have the same content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity {
@@ -99,8 +104,8 @@ impl Directory {
         let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
         let link = ends.filter_map(|end| path.get(..end)).find(|path| open(path, OFlags::empty()).is_err())?;
         let target = readlinkat(open(link, OFlags::NOFOLLOW).ok()?, "", Vec::new()).ok()?;
-        let message = format!("symbolic link {link:?} leads to {target:?}, which does not exist");
-        Some(io::Error::new(io::ErrorKind::NotFound, message))
+        let link = DanglingLink(format!("symbolic link {link:?} leads to {target:?}, which does not exist"));
+        Some(io::Error::new(io::ErrorKind::NotFound, link))
     }
 
     /// As [`Directory::file`], but only if the kernel has the path in its cache, so that the call does not wait for the disk.

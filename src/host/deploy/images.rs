@@ -14,12 +14,11 @@ use crate::host::images::scratch::{
     ContainerConfig, EmptyObject, FileOwnership, LayerCompression, LayerWriter, LayoutWriter, WrittenImage, WrittenLayer,
 };
 use crate::host::images::virtual_layout::open_regular;
-use crate::host::inspect::contents::{BlobFault, Contents, ContentsError};
-use crate::host::inspect::reader::{Disk, DiskError, Form};
-use crate::host::inspect::verify;
+use crate::host::inspect::contents::{BlobFault, Contents};
+use crate::host::inspect::look::{CheckedDisk, DamageError};
+use crate::host::inspect::reader::Form;
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::{Digest, Hasher, ImageName, Tag};
-use crate::registry::content::store;
 
 /// User and group as which KubeVirt runs QEMU, which opens the files of these images.
 const QEMU: FileOwnership = FileOwnership { owner: 107, mode: 0o444 };
@@ -37,13 +36,13 @@ const TAG_DIGITS: usize = 12;
 /// Why the images cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum ImagesError {
-    /// The disk cannot be read.
-    #[error("cannot read the disk {}", disk.display())]
+    /// The disk cannot be used.
+    #[error("cannot deploy {}", disk.display())]
     Disk {
         /// The disk.
         disk: PathBuf,
         /// The cause.
-        source: DiskError,
+        source: DamageError,
     },
     /// The disk is not a file system image, which a VM needs.
     #[error("{} is not a file system image (it is a {}); pack it: `localregistry pack {} -o DISK`", disk.display(), form.name(), disk.display())]
@@ -52,14 +51,6 @@ pub enum ImagesError {
         disk: PathBuf,
         /// The form it has.
         form: Form,
-    },
-    /// The disk's content cannot be listed.
-    #[error("cannot list the content of the disk {}", disk.display())]
-    Contents {
-        /// The disk.
-        disk: PathBuf,
-        /// The cause.
-        source: ContentsError,
     },
     /// A blob of the disk is damaged.
     #[error("blob {digest} of the disk {} {fault}; `localregistry inspect --verify {}` lists all faults", disk.display(), disk.display())]
@@ -70,18 +61,6 @@ pub enum ImagesError {
         digest: Digest,
         /// What is wrong with it.
         fault: BlobFault,
-    },
-    /// The catalog is that of another disk, or has changed.
-    #[error(
-        "{} of the disk {} disagrees with index.json and the manifests: {difference}; `localregistry inspect --verify {}` lists all \
-         faults",
-        catalog::PATH, disk.display(), disk.display()
-    )]
-    Catalog {
-        /// The disk.
-        disk: PathBuf,
-        /// The first difference.
-        difference: String,
     },
     /// A file cannot be copied into an image.
     #[error("cannot copy {} into an image", file.display())]
@@ -134,13 +113,15 @@ impl Parts<'_> {
     /// # Errors
     /// Fails if the disk or a file cannot be read, if a blob is damaged, if the layout cannot be written, or after a signal.
     pub fn write(&self, folder: &Path, prefix: &str, tag: Option<&Tag>, interrupt: &Interrupt) -> Result<Names, ImagesError> {
-        let disk = Disk::open(self.disk, interrupt).map_err(|source| self.disk_error(source))?;
+        let checked = CheckedDisk::open(self.disk, false, interrupt);
+        let CheckedDisk { disk, contents, .. } =
+            checked.map_err(|source| ImagesError::Disk { disk: self.disk.to_owned(), source })?;
         if !matches!(disk.form, Form::FileSystem(_)) {
             return Err(ImagesError::Form { disk: self.disk.to_owned(), form: disk.form });
         }
         let mut layout = LayoutWriter::new(folder, self.server.processor)?;
         let images = [
-            self.server(&mut layout, disk.tree.as_ref(), interrupt)?,
+            self.server(&mut layout, disk.tree.as_ref(), &contents, interrupt)?,
             self.disk(&mut layout, interrupt)?,
             self.boot(&mut layout, interrupt)?,
         ];
@@ -162,12 +143,13 @@ impl Parts<'_> {
         &self,
         layout: &mut LayoutWriter,
         tree: &(dyn Tree + Send + Sync),
+        contents: &Contents,
         interrupt: &Interrupt,
     ) -> Result<WrittenImage, ImagesError> {
         let program = layout.layer::<io::Error>(LayerCompression::Gzip, |archive| {
             archive.file(PROGRAM, FileOwnership::PROGRAM, self.server.content.len() as u64, &*self.server.content)
         })?;
-        let content = layout.layer(LayerCompression::None, |archive| self.content(archive, tree, interrupt))?;
+        let content = layout.layer(LayerCompression::None, |archive| self.content(archive, tree, contents, interrupt))?;
         let start = ContainerConfig {
             user: format!("{USER}:{USER}"),
             exposed_ports: [(format!("{PORT}/tcp"), EmptyObject {})].into(),
@@ -200,24 +182,11 @@ impl Parts<'_> {
         &self,
         archive: &mut LayerWriter,
         tree: &(dyn Tree + Send + Sync),
+        contents: &Contents,
         interrupt: &Interrupt,
     ) -> Result<(), ImagesError> {
         let root = IMAGES.trim_start_matches('/');
-        let contents = Contents::read(tree, false, interrupt)
-            .map_err(|source| ImagesError::Contents { disk: self.disk.to_owned(), source })?;
-        let catalog = store::load_catalog(tree).map_err(|source| self.disk_error(source.into()))?;
         let fault = |digest, fault| ImagesError::Fault { disk: self.disk.to_owned(), digest, fault };
-        for (number, found) in &contents.faults {
-            if let Some(blob) = contents.blobs.get(*number as usize) {
-                return Err(fault(blob.digest, found.clone()));
-            }
-        }
-        if let Some(catalog) = &catalog {
-            let differences = verify::catalog(catalog, &contents, interrupt).map_err(io::Error::other)?;
-            if let Some(difference) = differences.into_iter().next() {
-                return Err(ImagesError::Catalog { disk: self.disk.to_owned(), difference });
-            }
-        }
         let mut blobs: Vec<_> = contents.blobs.iter().collect();
         blobs.sort_by_key(|blob| blob.digest.blob_path());
 
@@ -266,10 +235,6 @@ impl Parts<'_> {
             }
         }
         Ok(())
-    }
-
-    fn disk_error(&self, source: DiskError) -> ImagesError {
-        ImagesError::Disk { disk: self.disk.to_owned(), source }
     }
 
     fn copy_error(&self, file: &str, source: io::Error) -> ImagesError {

@@ -291,7 +291,7 @@ impl DeployArgs {
     fn bundle(&self, ca_dir: &Path, location: &Location) -> Result<Bundle, DeployError> {
         let failed = |error| DeployError::Trust(Box::new(error));
         let dir = self.output.join("trust");
-        let contents = trust::disk_images(std::slice::from_ref(&self.disk)).map_err(|error| failed(error.into()))?;
+        let contents = trust::disk_images(std::slice::from_ref(&self.disk), false).map_err(|error| failed(error.into()))?;
         let ca = Ca::in_dir(ca_dir, SystemTime::now())?;
         let pem = files::read(&ca.certificate, LARGEST_CA);
         let pem = pem.map_err(|source| DeployError::ReadCa { path: ca.certificate.clone(), source })?;

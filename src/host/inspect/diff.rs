@@ -10,11 +10,9 @@ use indicatif::HumanBytes;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::contents::{self, Blob, BlobKind, Contents, ContentsError, every_tag_name};
-use super::reader::{Disk, DiskError};
+use super::contents::{Blob, BlobKind, Contents, Root};
+use super::look::{CheckedDisk, DamageError};
 use super::table::short;
-use super::verify::{self, DamageError};
-use crate::disk::layout::IndexEntry;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::report::{Report, counted};
 use crate::oci::Digest;
@@ -47,42 +45,22 @@ pub struct DiffArgs {
     /// New disk
     #[arg(value_name = "B")]
     b: PathBuf,
+
+    /// Take layouts without a catalog even if their images lack layers, or indexes lack manifests. As `serve --allow-missing`
+    #[arg(long)]
+    allow_missing: bool,
 }
 
 /// Why two disks cannot be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum DiffError {
-    /// A disk cannot be opened.
+    /// A disk cannot be used.
     #[error("cannot compare {}", disk.display())]
     Disk {
         /// The disk.
         disk: PathBuf,
         /// The cause.
-        source: DiskError,
-    },
-    /// The index or the images of a disk cannot be read.
-    #[error("cannot compare {}", disk.display())]
-    Contents {
-        /// The disk.
-        disk: PathBuf,
-        /// The cause.
-        source: ContentsError,
-    },
-    /// A manifest or the catalog is damaged.
-    #[error("cannot compare {}", disk.display())]
-    Damaged {
-        /// The disk.
-        disk: PathBuf,
-        /// The cause.
         source: DamageError,
-    },
-    /// An image that differs is damaged.
-    #[error("cannot compare {}: {fault}; `localregistry inspect --verify` lists all faults", disk.display())]
-    Fault {
-        /// The disk.
-        disk: PathBuf,
-        /// The fault.
-        fault: String,
     },
     /// Interrupted by a signal.
     #[error(transparent)]
@@ -183,84 +161,54 @@ pub fn run(args: &DiffArgs, report: &Report) -> Result<ExitCode, DiffError> {
     Ok(if difference.same { ExitCode::SUCCESS } else { ExitCode::from(DIFFERENT) })
 }
 
-/// A disk, and the entries of its index by name.
-struct Side<'a> {
-    path: &'a Path,
-    disk: Disk,
-    entries: BTreeMap<String, IndexEntry>,
-}
-
 fn compare(args: &DiffArgs, report: &Report, interrupt: &Interrupt) -> Result<DiffResult, DiffError> {
-    let mut a = Side::open(&args.a, report, interrupt)?;
-    let mut b = Side::open(&args.b, report, interrupt)?;
-    let all = a.entries.len();
-    let same = |entry: &IndexEntry, other: Option<&IndexEntry>| {
-        other.is_some_and(|other| other.descriptor.digest == entry.descriptor.digest && left_out(other) == left_out(entry))
+    let open = |path: &Path| {
+        report.step(format!("reading {}", path.display()));
+        let opened = CheckedDisk::open(path, args.allow_missing, interrupt);
+        opened.map(|disk| disk.contents).map_err(|source| DiffError::Disk { disk: path.to_owned(), source })
     };
-    let unchanged_names: HashSet<String> =
-        a.entries.iter().filter(|(name, entry)| same(entry, b.entries.get(*name))).map(|(name, _)| name.clone()).collect();
-    a.entries.retain(|name, _| !unchanged_names.contains(name));
-    b.entries.retain(|name, _| !unchanged_names.contains(name));
-    let unchanged = all - a.entries.len();
-
-    let (a, b) = (a.read(interrupt)?, b.read(interrupt)?);
+    let (old, new) = (open(&args.a)?, open(&args.b)?);
+    let (a, b) = (roots(&old), roots(&new));
     let (mut removed, mut changed) = (Vec::new(), Vec::new());
-    for (name, image) in &a {
+    for (name, root) in &a {
         match b.get(name) {
-            Some(new) => changed.push(change(name, image, new)),
-            None => removed.push(image_of(name, image)),
+            Some(other) if is_same((&old, root), (&new, other)) => {}
+            Some(other) => changed.push(change(name, &blobs(&old, root), &blobs(&new, other))),
+            None => removed.push(image_of(name, &blobs(&old, root))),
         }
     }
-    let added: Vec<DiffImage> =
-        b.iter().filter(|(name, _)| !a.contains_key(*name)).map(|(name, image)| image_of(name, image)).collect();
+    let unchanged = a.len() - removed.len() - changed.len();
+    let is_new = |(name, _): &(&String, &&Root)| !a.contains_key(*name);
+    let added: Vec<DiffImage> = b.iter().filter(is_new).map(|(name, root)| image_of(name, &blobs(&new, root))).collect();
     let same = added.is_empty() && removed.is_empty() && changed.is_empty();
     let (a, b) = (args.a.display().to_string(), args.b.display().to_string());
     Ok(DiffResult { a, b, same, added, removed, changed, unchanged })
 }
 
-impl<'a> Side<'a> {
-    fn open(path: &'a Path, report: &Report, interrupt: &Interrupt) -> Result<Self, DiffError> {
-        report.step(format!("reading {}", path.display()));
-        let disk = Disk::open(path, interrupt).map_err(|source| DiffError::Disk { disk: path.to_owned(), source })?;
-        let entries = contents::entries(disk.tree.as_ref(), interrupt);
-        let entries = entries.map_err(|source| DiffError::Contents { disk: path.to_owned(), source })?;
-        let checked = verify::names(disk.tree.as_ref(), interrupt);
-        checked.map_err(|source| DiffError::Damaged { disk: path.to_owned(), source })?;
-        let entries = entries.into_iter().map(|entry| (label(&entry), entry)).collect();
-        Ok(Self { path, disk, entries })
-    }
-
-    /// Reads the blobs of each remaining image, its manifest first.
-    fn read(self, interrupt: &Interrupt) -> Result<BTreeMap<String, Vec<Blob>>, DiffError> {
-        let entries = self.entries.into_values().collect();
-        let contents = Contents::read_entries(self.disk.tree.as_ref(), entries, false, interrupt);
-        let contents = contents.map_err(|source| DiffError::Contents { disk: self.path.to_owned(), source })?;
-        if let Some((number, fault)) = contents.faults.first() {
-            let digest = contents.blobs.get(*number as usize).map(|blob| blob.digest.to_string()).unwrap_or_default();
-            return Err(DiffError::Fault { disk: self.path.to_owned(), fault: format!("blob {digest} {fault}") });
-        }
-        let blobs = |image| contents.root(image).map(|root| contents.blobs_of(root).cloned().collect()).unwrap_or_default();
-        Ok(contents.images.iter().map(|image| (contents.display_name(image), blobs(image))).collect())
-    }
+/// The images by name.
+fn roots(contents: &Contents) -> BTreeMap<String, &Root> {
+    contents.images.iter().filter_map(|image| Some((contents.display_name(image), contents.root(image)?))).collect()
 }
 
-/// What the image of an entry lacks on purpose.
-fn left_out(entry: &IndexEntry) -> HashSet<&Digest> {
-    entry.left_out.iter().collect()
+/// The blobs of an image, its manifest first.
+fn blobs<'a>(contents: &'a Contents, root: &'a Root) -> Vec<&'a Blob> {
+    contents.blobs_of(root).collect()
 }
 
-/// The name of an entry in the comparison, as [`Contents::label`].
-fn label(entry: &IndexEntry) -> String {
-    every_tag_name(entry.repository.as_ref(), entry.every_tag).unwrap_or_else(|| entry.name())
+/// Whether two images have one digest, and lack the same on purpose.
+fn is_same((a, root): (&Contents, &Root), (b, other): (&Contents, &Root)) -> bool {
+    let digest = |contents: &Contents, root| contents.blobs_of(root).next().map(|blob| blob.digest);
+    let left_out = |root: &Root| root.left_out.iter().map(|blob| blob.digest).collect::<HashSet<_>>();
+    digest(a, root) == digest(b, other) && left_out(root) == left_out(other)
 }
 
-fn image_of(name: &str, blobs: &[Blob]) -> DiffImage {
+fn image_of(name: &str, blobs: &[&Blob]) -> DiffImage {
     let digest = blobs.first().map(|blob| blob.digest.to_string()).unwrap_or_default();
     DiffImage { name: name.to_owned(), digest, bytes: blobs.iter().fold(0, |sum, blob| sum.saturating_add(blob.size)) }
 }
 
-fn change(name: &str, from: &[Blob], to: &[Blob]) -> Change {
-    let digest = |blobs: &[Blob]| blobs.first().map(|blob| blob.digest.to_string()).unwrap_or_default();
+fn change(name: &str, from: &[&Blob], to: &[&Blob]) -> Change {
+    let digest = |blobs: &[&Blob]| blobs.first().map(|blob| blob.digest.to_string()).unwrap_or_default();
     let (layers_added, layers_removed) = (layers(to, from), layers(from, to));
     let bytes = |layers: &[Layer]| layers.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.bytes));
     Change {
@@ -275,7 +223,7 @@ fn change(name: &str, from: &[Blob], to: &[Blob]) -> Change {
 }
 
 /// The layers in `of` that are not in `without`.
-fn layers(of: &[Blob], without: &[Blob]) -> Vec<Layer> {
+fn layers(of: &[&Blob], without: &[&Blob]) -> Vec<Layer> {
     let known: HashSet<Digest> = without.iter().map(|blob| blob.digest).collect();
     let new = of.iter().filter(|blob| blob.kind == BlobKind::Layer && !known.contains(&blob.digest));
     new.map(|blob| Layer { digest: blob.digest.to_string(), bytes: blob.size }).collect()

@@ -5,6 +5,7 @@ pub mod contents;
 pub mod diff;
 mod document;
 mod export;
+pub mod look;
 pub mod reader;
 pub mod table;
 pub(crate) mod verify;
@@ -22,12 +23,12 @@ use super::support::report::{Report, counted, message};
 use crate::disk::catalog;
 use crate::disk::layout::{LeftOver, Tree};
 use crate::oci::{Algorithm, Digest, Hasher};
-use crate::registry::content::store::{self, StoreError};
-use contents::{Contents, ContentsError, Image};
+use contents::{BlobFault, Contents, ContentsError, Image};
 pub(crate) use document::Document;
 use document::{Finding, Verified};
 use export::ExportError;
-use reader::{Disk, DiskError, Form};
+use look::{DamageError, Look};
+use reader::{Disk, Form};
 
 /// Show what a disk contains, verify it, or export its image layout
 #[derive(Debug, clap::Args)]
@@ -39,8 +40,8 @@ SIZE is the size of an image with all its blobs, SHARED the part that other imag
 in the first line is that of the whole file, as in `sha256sum DISK`. An image named REPOSITORY:* is served for every tag that no other \
 image of its repository has.
 
---verify checks every blob against its digest and size, and the catalog against index.json and the manifests. Faults are listed on \
-standard error, and the exit status is 1. Content that pack left out on purpose (--platform, --allow-missing) is no fault: it is listed in
+Faults are listed on standard error, and the exit status is 1: missing blobs, wrong sizes, damaged manifests, and a catalog that disagrees \
+with them. Every command that takes a disk refuses one with such faults. --verify also checks every blob against its digest. Content that pack left out on purpose (--platform, --allow-missing) is no fault: it is listed in
 --json and counted below the table, and --export writes the layout without it.
 
 `localregistry schema` describes the fields of --json (InspectResult).
@@ -68,29 +69,13 @@ pub struct InspectArgs {
 /// Why a disk cannot be inspected, or that it has faults.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// The disk cannot be opened.
+    /// The disk cannot be opened, or its content cannot be listed.
     #[error("cannot inspect {}", disk.display())]
     Disk {
         /// The disk.
         disk: PathBuf,
         /// The cause.
-        source: DiskError,
-    },
-    /// The disk's content cannot be listed.
-    #[error("cannot inspect {}", disk.display())]
-    Contents {
-        /// The disk.
-        disk: PathBuf,
-        /// The cause.
-        source: ContentsError,
-    },
-    /// The catalog cannot be read, is damaged or has another version.
-    #[error("cannot inspect {}", disk.display())]
-    Catalog {
-        /// The disk.
-        disk: PathBuf,
-        /// The cause.
-        source: StoreError,
+        source: DamageError,
     },
     /// The disk's file cannot be read.
     #[error("cannot inspect {}: cannot read {file}", disk.display())]
@@ -131,7 +116,7 @@ impl InspectError {
         match self {
             Self::Interrupted(cause)
             | Self::Export(ExportError::Interrupted(cause))
-            | Self::Contents { source: ContentsError::Interrupted(cause), .. } => cause.exit_code(),
+            | Self::Disk { source: DamageError::Contents(ContentsError::Interrupted(cause)), .. } => cause.exit_code(),
             _ => 1,
         }
     }
@@ -157,35 +142,28 @@ fn inspect(args: &InspectArgs, report: Report, interrupt: &Interrupt) -> Result<
         export::check(folder)?;
     }
     report.step(format!("reading {}", args.disk.display()));
-    let disk = Disk::open(&args.disk, interrupt).map_err(|source| InspectError::Disk { disk: named(), source })?;
+    let unusable = |source| InspectError::Disk { disk: named(), source };
+    let disk = Disk::open(&args.disk, interrupt).map_err(|source| unusable(source.into()))?;
     let tree = disk.tree.as_ref();
     let bar = report.bytes_bar("hashing the disk", disk.bytes.unwrap_or_default());
-    let (digest, contents) = thread::scope(|scope| {
+    let (digest, look) = thread::scope(|scope| {
         let hash = || digest(&args.disk, disk.form, &bar, interrupt);
         let digest = thread::Builder::new().spawn_scoped(scope, hash);
-        let contents = Contents::read(tree, args.verify, interrupt);
+        let look = Look::new(tree, interrupt);
         let panicked = |_| Err(io::Error::other("the hashing thread panicked"));
         // Without another thread, one after the other.
-        (digest.map_or_else(|_refused| hash(), |digest| digest.join().unwrap_or_else(panicked)), contents)
+        (digest.map_or_else(|_refused| hash(), |digest| digest.join().unwrap_or_else(panicked)), look)
     });
     bar.finish_and_clear();
-    let mut contents = contents.map_err(|source| InspectError::Contents { disk: named(), source })?;
+    let mut look = look.map_err(unusable)?;
     let digest = digest.map_err(|source| InspectError::Read { disk: named(), file: "the whole of it", source })?;
-    // Loaded last, when the memory for reading the index is free again.
-    let catalog = store::load_catalog(tree).map_err(|source| InspectError::Catalog { disk: named(), source })?;
-
-    let mut verified = None;
-    let mut differences = Vec::new();
-    if args.verify {
-        verified = Some(
-            verify(tree, &mut contents, report, interrupt).map_err(|source| InspectError::Contents { disk: named(), source })?,
-        );
-        if let Some(catalog) = &catalog {
-            differences = verify::catalog(catalog, &contents, interrupt)?;
-        }
-    }
+    let verified = args.verify.then(|| verify(tree, &mut look.contents, report, interrupt)).transpose();
+    let verified = verified.map_err(|source| unusable(source.into()))?;
+    let conflict = look.conflict(tree);
+    let Look { contents, catalog, differences } = look;
     report.steps(contents.left_over.iter().map(|digest| LeftOver { digest: *digest }.to_string()), LeftOver::others);
-    let faults = findings(&contents, &differences);
+    let mut faults = findings(&contents, &contents.faults, &differences);
+    faults.extend(conflict);
     for fault in &faults {
         message(format!("{}: {}", args.disk.display(), fault.message));
     }
@@ -238,11 +216,11 @@ fn verify(
     done.map(|()| Verified { blobs, bytes })
 }
 
-/// The faults of the disk, with the images that each affects.
-fn findings(contents: &Contents, differences: &[String]) -> Vec<Finding> {
-    let faulty: HashSet<u32> = contents.faults.iter().map(|(number, _)| *number).collect();
+/// These faults of the disk, with the images that each affects.
+fn findings(contents: &Contents, faults: &[(u32, BlobFault)], differences: &[String]) -> Vec<Finding> {
+    let faulty: HashSet<u32> = faults.iter().map(|(number, _)| *number).collect();
     let mut holders = if faulty.is_empty() { Default::default() } else { contents.images_with(&faulty) };
-    let blobs = contents.faults.iter().filter_map(|(number, fault)| {
+    let blobs = faults.iter().filter_map(|(number, fault)| {
         let digest = contents.blobs.get(*number as usize)?.digest;
         let images = holders.remove(number).unwrap_or_default();
         let message = format!("blob {digest} {fault}; {}", document::part_of(&images));

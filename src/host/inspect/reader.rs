@@ -7,11 +7,11 @@ use std::path::Path;
 
 use crate::disk::erofs::{ErofsError, ErofsTree};
 use crate::disk::layout::{Directory, Tree, check_holes};
+use crate::disk::squashfs::SquashfsTree;
 use crate::disk::superblock::{FileSystem, HEAD_LEN, Superblock};
 use crate::host::images::bounded::BoundedTree;
 use crate::host::images::pack::source::{self, SourceError};
 use crate::host::support::interrupt::Interrupt;
-use crate::registry::content::store::{self, StoreError};
 
 /// The magic number of a tar archive and its offset in bytes (POSIX pax, "ustar Interchange Format").
 const TAR_MAGIC: (usize, &[u8]) = (257, b"ustar");
@@ -61,9 +61,6 @@ pub enum DiskError {
         /// The cause.
         source: io::Error,
     },
-    /// The catalog is damaged or has another version.
-    #[error(transparent)]
-    Catalog(#[from] StoreError),
     /// The archive is damaged, or has no image layout.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -112,7 +109,7 @@ impl Disk {
         if metadata.is_dir() {
             let tree = Box::new(Directory::open(path).map_err(DiskError::Read)?);
             let tree = Box::new(BoundedTree::of_files(tree, interrupt));
-            return Self::checked(Form::Folder, None, tree);
+            return Ok(Self { form: Form::Folder, bytes: None, tree });
         }
         if !metadata.is_file() && !metadata.file_type().is_block_device() {
             return Err(DiskError::Special);
@@ -128,7 +125,7 @@ impl Disk {
         if is_archive(&head) {
             let tree = source::open_archive(path, true, &std::env::temp_dir(), interrupt)?;
             let tree = Box::new(BoundedTree::new(tree, bytes, u64::MAX, interrupt));
-            return Self::checked(Form::Archive, Some(bytes), tree);
+            return Ok(Self { form: Form::Archive, bytes: Some(bytes), tree });
         }
         let Superblock { fs, bytes: expected } = Superblock::detect(&head).ok_or(DiskError::Unknown)?;
         if let Some(expected) = expected.filter(|expected| *expected > bytes) {
@@ -137,13 +134,7 @@ impl Disk {
         // The other file systems store the index and the catalog as they are.
         let ratio = if fs == FileSystem::Squashfs { SQUASHFS_RATIO } else { 1 };
         let tree = Box::new(BoundedTree::new(file_system(fs, file, bytes)?, bytes, ratio, interrupt));
-        Self::checked(Form::FileSystem(fs), Some(bytes), tree)
-    }
-
-    /// Refuses a disk with a damaged catalog, whatever a command needs of it.
-    fn checked(form: Form, bytes: Option<u64>, tree: Box<dyn Tree + Send + Sync>) -> Result<Self, DiskError> {
-        store::load_catalog(tree.as_ref())?;
-        Ok(Self { form, bytes, tree })
+        Ok(Self { form: Form::FileSystem(fs), bytes: Some(bytes), tree })
     }
 }
 
@@ -151,9 +142,7 @@ fn file_system(fs: FileSystem, file: File, bytes: u64) -> Result<Box<dyn Tree + 
     let other = |source| DiskError::FileSystem { fs: fs.name(), source };
     Ok(match fs {
         FileSystem::Erofs => Box::new(ErofsTree::open(file, bytes)?),
-        FileSystem::Squashfs => {
-            Box::new(crate::disk::squashfs::SquashfsTree::open(file).map_err(|error| other(io::Error::other(error)))?)
-        }
+        FileSystem::Squashfs => Box::new(SquashfsTree::open(file).map_err(other)?),
         FileSystem::Ext4 => Box::new(crate::disk::ext4::Ext4Tree::open(file).map_err(other)?),
     })
 }

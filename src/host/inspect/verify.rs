@@ -7,12 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::ProgressBar;
 
 use super::contents::{Blob, BlobFault, BlobKind, Contents, ContentsError, read_fault};
-use crate::disk::catalog::{self, Catalog, RepositoryId};
+use crate::disk::catalog::{Catalog, RepositoryId};
 use crate::disk::layout::Tree;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::workers;
 use crate::oci::{Digest, Hasher, Repository};
-use crate::registry::content::store::{self, StoreError};
 
 /// Read buffer size in bytes.
 pub const CHUNK: usize = 1 << 20;
@@ -90,43 +89,6 @@ pub fn hash(
     }
 }
 
-/// Why the images of a disk cannot be relied on.
-#[derive(Debug, thiserror::Error)]
-pub enum DamageError {
-    /// The layout is invalid.
-    #[error(transparent)]
-    Contents(#[from] ContentsError),
-    /// The catalog cannot be read.
-    #[error(transparent)]
-    Catalog(#[from] StoreError),
-    /// A manifest is damaged, or the catalog disagrees.
-    #[error("{0}; `localregistry inspect --verify` lists all faults")]
-    Fault(String),
-}
-
-/// Checks all that names images on a disk: index.json, the manifests and the catalog. Other blobs are not read. A layout without a catalog
-/// may lack manifests, as with `serve --allow-missing`.
-///
-/// # Errors
-/// Fails with the first fault, or after a signal.
-pub fn names(tree: &dyn Tree, interrupt: &Interrupt) -> Result<(), DamageError> {
-    let contents = Contents::read(tree, true, interrupt)?;
-    let catalog = store::load_catalog(tree)?;
-    let fault = contents.faults.iter().find(|(_, fault)| catalog.is_some() || *fault != BlobFault::Missing);
-    if let Some((number, fault)) = fault {
-        let digest = contents.blobs.get(*number as usize).map(|blob| blob.digest.to_string()).unwrap_or_default();
-        return Err(DamageError::Fault(format!("blob {digest} {fault}")));
-    }
-    let differences =
-        catalog.map(|known| self::catalog(&known, &contents, interrupt)).transpose().map_err(ContentsError::from)?;
-    match differences.into_iter().flatten().next() {
-        Some(difference) => {
-            Err(DamageError::Fault(format!("{} disagrees with index.json and the manifests: {difference}", catalog::PATH)))
-        }
-        None => Ok(()),
-    }
-}
-
 /// Lists how the catalog differs from index.json and the manifests.
 ///
 /// # Errors
@@ -134,7 +96,7 @@ pub fn names(tree: &dyn Tree, interrupt: &Interrupt) -> Result<(), DamageError> 
 pub fn catalog(catalog: &Catalog, contents: &Contents, interrupt: &Interrupt) -> Result<Vec<String>, Interrupted> {
     let mut differences = Differences::default();
     // Missing blobs are reported as faults. A catalog may omit them (`pack --allow-missing`).
-    let missing = contents.faults.iter().filter(|(_, fault)| *fault == BlobFault::Missing).map(|(number, _)| *number).collect();
+    let missing = contents.faults.iter().filter(|(_, fault)| fault.is_missing()).map(|(number, _)| *number).collect();
     // Images are sorted by repository.
     let named: Vec<_> = contents.images.iter().filter_map(|image| Some((image.repository.as_ref()?, image))).collect();
     let mut expected = HashSet::new();

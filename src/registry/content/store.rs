@@ -70,18 +70,14 @@ impl Disk {
     /// # Errors
     /// Fails if the folder is not a layout that can be served.
     pub fn open(path: &Path, name: impl Into<String>) -> Result<Self, StoreError> {
-        Self::open_with(path, name, false)
+        let root = open_folder(path)?;
+        let loaded = read_catalog(&root, false)?;
+        Ok(Self::new(root, name.into(), loaded))
     }
 
-    /// Like [`Disk::open`]. With `allow_missing`, images of a layout without a catalog may lack layers, and indexes may lack manifests.
-    ///
-    /// # Errors
-    /// See [`Disk::open`].
-    pub fn open_with(path: &Path, name: impl Into<String>, allow_missing: bool) -> Result<Self, StoreError> {
-        let root = Directory::open(path).map_err(|cause| StoreError::Open { path: path.display().to_string(), cause })?;
-        let LoadedCatalog { catalog, missing, left_over } = read_catalog(&root, allow_missing)?;
-        Ok(Self {
-            name: name.into(),
+    fn new(root: Directory, name: String, LoadedCatalog { catalog, missing, left_over }: LoadedCatalog) -> Self {
+        Self {
+            name,
             root,
             catalog: Arc::new(catalog),
             read_slots: Arc::new(Semaphore::new(DISK_READS)),
@@ -89,7 +85,7 @@ impl Disk {
             timeouts: AtomicU64::default(),
             missing,
             left_over,
-        })
+        }
     }
 
     /// The entries of the layout's index that are not served.
@@ -203,15 +199,16 @@ impl Store {
     /// # Errors
     /// See [`Disk::open`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_with(path, false)
+        Ok(Self::single(Arc::new(Disk::open(path, path.display().to_string())?)))
     }
 
-    /// A store of the one layout at `path`. See [`Disk::open_with`].
+    /// A store of the one layout at `path`, whose catalog is known.
     ///
     /// # Errors
-    /// See [`Disk::open`].
-    pub fn open_with(path: &Path, allow_missing: bool) -> Result<Self, StoreError> {
-        Ok(Self::single(Arc::new(Disk::open_with(path, path.display().to_string(), allow_missing)?)))
+    /// Fails if the folder cannot be opened.
+    pub fn with_catalog(path: &Path, loaded: LoadedCatalog) -> Result<Self, StoreError> {
+        let disk = Disk::new(open_folder(path)?, path.display().to_string(), loaded);
+        Ok(Self::single(Arc::new(disk)))
     }
 
     /// A store of one disk. It uses the disk's catalog as it is.
@@ -323,6 +320,10 @@ impl Store {
         let named = |disk: &Disk, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", disk.name));
         self.disks.iter().try_for_each(|disk| disk.probe().map_err(|error| named(disk, error)))
     }
+}
+
+fn open_folder(path: &Path) -> Result<Directory, StoreError> {
+    Directory::open(path).map_err(|cause| StoreError::Open { path: path.display().to_string(), cause })
 }
 
 fn timed_out(what: &str) -> io::Error {

@@ -22,7 +22,14 @@ use crate::vm::succeed;
 
 pub const PROGRAM: &str = env!("PROGRAM");
 
-/// A disk of one block with an EROFS superblock and nothing else, which passes the checks before a boot.
+/// A disk without images, which passes the checks before a boot.
+pub fn empty_disk() -> Vec<u8> {
+    let files: [(&str, &[u8]); 2] =
+        [("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#), ("index.json", br#"{"schemaVersion":2,"manifests":[]}"#)];
+    erofs::image(&[], &files.map(|(path, content)| (path, erofs::Content::Bytes(content))))
+}
+
+/// A disk of one block with an EROFS superblock and nothing else.
 pub fn superblock() -> Vec<u8> {
     let mut disk = vec![0; 4096];
     disk[1024..1028].copy_from_slice(&0xE0F5_E1E2_u32.to_le_bytes());

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use nix::unistd::geteuid;
 
 use crate::child::assert_no_process_in;
-use crate::pack::{Bench, PROGRAM, superblock, text};
+use crate::pack::{Bench, PROGRAM, empty_disk, text};
 
 /// Arguments of a boot.
 const BOOT: [&str; 5] = ["run", "--accel", "tcg", "--initramfs", "initramfs"];
@@ -22,7 +22,7 @@ pub fn folder() -> Bench {
     for name in ["kernel", "initramfs"] {
         bench.file(name, b"not really");
     }
-    bench.file("disk", &superblock());
+    bench.file("disk", &empty_disk());
     for (runtime, owner) in [("runtime", 0), ("theirs", NOBODY)] {
         // The folder of all runs is created once and stays.
         let runs = bench.path(runtime).join("localregistry");

@@ -22,7 +22,6 @@ struct Config {
 
 pub struct Collector<'a> {
     tree: &'a dyn Tree,
-    verify: bool,
     contents: Contents,
     /// Numbers of blobs.
     numbers: HashMap<Digest, u32>,
@@ -49,16 +48,10 @@ struct RootContent {
 }
 
 impl<'a> Collector<'a> {
-    /// Collects everything below `entries`. With `verify`, checks the digests of manifests.
-    pub fn collect(
-        tree: &'a dyn Tree,
-        entries: &[IndexEntry],
-        verify: bool,
-        interrupt: &'a Interrupt,
-    ) -> Result<Self, ContentsError> {
+    /// Collects everything below `entries`, and checks the digests of manifests.
+    pub fn collect(tree: &'a dyn Tree, entries: &[IndexEntry], interrupt: &'a Interrupt) -> Result<Self, ContentsError> {
         let mut collector = Self {
             tree,
-            verify,
             contents: Contents::default(),
             numbers: HashMap::new(),
             roots: HashMap::new(),
@@ -205,11 +198,19 @@ impl<'a> Collector<'a> {
                 config = Some((number, descriptor));
             }
         }
-        let platform = match (&descriptor.platform, config) {
-            (Some(platform), _) => Some(platform.clone()),
-            (None, Some((number, config))) => self.config(number, config)?,
-            (None, None) => None,
+        let config = match config {
+            Some((config_number, config)) => {
+                let content = self.config(config_number, config)?;
+                // As `pack` checks it.
+                let (layers, diff_ids) = (manifest.blobs.len() - 1, layout::diff_ids(&content));
+                if layers < diff_ids {
+                    self.fault(number, BlobFault::Layers { layers, config: config.digest, diff_ids });
+                }
+                content
+            }
+            None => Vec::new(),
         };
+        let platform = descriptor.platform.clone().or_else(|| platform(&config));
         let platform = platform.map(|platform| platform.to_string()).filter(|name| !name.is_empty() && name != NO_PLATFORM);
         let platform = platform.filter(|_| manifest.manifests.is_empty());
         found.platforms.extend(platform.map(|name| self.text(&name)));
@@ -224,22 +225,9 @@ impl<'a> Collector<'a> {
             );
             return Ok(None);
         }
-        let Some(content) = self.content(number, descriptor)? else { return Ok(None) };
-        let parsed = Manifest::parse(&content);
-        if self.verify || parsed.is_err() {
-            let found = descriptor.digest.algorithm().digest_of(&content);
-            if found != descriptor.digest {
-                self.fault(number, BlobFault::Content { found });
-                return Ok(None);
-            }
-        }
-        match parsed {
-            Ok(manifest) => {
-                if let Some(blob) = self.contents.blobs.get_mut(number as usize) {
-                    blob.checked |= self.verify;
-                }
-                Ok(Some(manifest))
-            }
+        let Some(content) = self.verified(number, descriptor)? else { return Ok(None) };
+        match Manifest::parse(&content) {
+            Ok(manifest) => Ok(Some(manifest)),
             Err(error) => {
                 self.fault(number, BlobFault::Manifest(chain(&error)));
                 Ok(None)
@@ -247,18 +235,29 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// The platform in an image's config.
-    fn config(&mut self, number: u32, descriptor: &Descriptor) -> Result<Option<Platform>, ContentsError> {
+    /// The content of an image's config. Empty if it is large, or after a fault.
+    fn config(&mut self, number: u32, descriptor: &Descriptor) -> Result<Vec<u8>, ContentsError> {
         if descriptor.size > MAX_MANIFEST_SIZE {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        let Some(content) = self.content(number, descriptor)? else { return Ok(None) };
-        let config: Option<Config> = serde_json::from_slice(&content).ok();
-        Ok(config
-            .and_then(|config| Some(Platform { architecture: config.architecture?, os: config.os?, variant: config.variant })))
+        Ok(self.verified(number, descriptor)?.unwrap_or_default())
     }
 
-    /// The content of a manifest or config. Records a fault and returns `None` if it cannot be read or has another size.
+    /// The content of a manifest or config. Records a fault and returns `None` if it cannot be read, or is other content.
+    fn verified(&mut self, number: u32, descriptor: &Descriptor) -> Result<Option<Vec<u8>>, ContentsError> {
+        let Some(content) = self.content(number, descriptor)? else { return Ok(None) };
+        let found = descriptor.digest.algorithm().digest_of(&content);
+        if found != descriptor.digest {
+            self.fault(number, BlobFault::Content { found });
+            return Ok(None);
+        }
+        if let Some(blob) = self.contents.blobs.get_mut(number as usize) {
+            blob.checked = true;
+        }
+        Ok(Some(content))
+    }
+
+    /// The bytes of a manifest or config. Records a fault and returns `None` if they cannot be read or have another size.
     fn content(&mut self, number: u32, descriptor: &Descriptor) -> Result<Option<Vec<u8>>, ContentsError> {
         let path = descriptor.digest.blob_path();
         let read = self.tree.open(&path).and_then(|content| {
@@ -318,6 +317,12 @@ impl<'a> Collector<'a> {
 /// A position as a number. No disk has more blobs than 32 bits can count.
 fn column(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+/// The platform in an image's config.
+fn platform(config: &[u8]) -> Option<Platform> {
+    let config: Config = serde_json::from_slice(config).ok()?;
+    Some(Platform { architecture: config.architecture?, os: config.os?, variant: config.variant })
 }
 
 /// The artifact type of a manifest; `None` for an image (image specification, "Guidelines for Artifact Usage").

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
-use crate::disk::layout::{self, IndexEntry, LayoutError, LeftOutBlob, Tree};
+use crate::disk::layout::{self, DanglingLink, LayoutError, LeftOutBlob, Tree};
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::oci::{Digest, Repository, Tag};
 use crate::text::chain;
@@ -106,6 +106,9 @@ pub enum BlobFault {
     /// The file does not exist.
     #[error("is missing")]
     Missing,
+    /// The file is a symbolic link that leads nowhere.
+    #[error("is missing: {0}")]
+    Dangling(String),
     /// The file's size differs from the descriptor.
     #[error("has {found} bytes, and {expected} are expected")]
     Size {
@@ -131,21 +134,39 @@ pub enum BlobFault {
     /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(String),
+    /// A manifest has fewer layers than its config names.
+    #[error(
+        "has {layers} layers, and its config {config} has {diff_ids} in rootfs.diff_ids; no client can unpack it, so make the image again"
+    )]
+    Layers {
+        /// Number of layers in the manifest.
+        layers: usize,
+        /// Digest of the config.
+        config: Digest,
+        /// Number of layers in the config.
+        diff_ids: usize,
+    },
     /// It is not a manifest, or not one that can be served.
     #[error("is not a manifest that can be served: {0}")]
     Manifest(String),
 }
 
 impl BlobFault {
+    /// Whether the file does not exist.
+    #[must_use]
+    pub const fn is_missing(&self) -> bool {
+        matches!(self, Self::Missing | Self::Dangling(_))
+    }
+
     /// The name in JSON output.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Missing => "missing",
+            Self::Missing | Self::Dangling(_) => "missing",
             Self::Size { .. } | Self::Sizes { .. } => "size",
             Self::Content { .. } => "content",
             Self::Unreadable(_) => "unreadable",
-            Self::Manifest(_) => "manifest",
+            Self::Layers { .. } | Self::Manifest(_) => "manifest",
         }
     }
 }
@@ -166,34 +187,21 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Lists everything in `tree`. With `verify`, checks the digests of manifests.
+    /// Lists everything in `tree`, and checks the digests of manifests.
     ///
     /// # Errors
     /// Fails if the layout is invalid or the file system is unsupported. Faults of blobs are in [`Contents::faults`].
-    pub fn read(tree: &dyn Tree, verify: bool, interrupt: &Interrupt) -> Result<Self, ContentsError> {
+    pub fn read(tree: &dyn Tree, interrupt: &Interrupt) -> Result<Self, ContentsError> {
         let entries = layout::entries(tree)?;
-        let collector = Collector::collect(tree, &entries, verify, interrupt)?;
+        let collector = Collector::collect(tree, &entries, interrupt)?;
         let (entries, left_over) = layout::served_entries(entries, |root| collector.content_of(root))?;
         let kept: HashSet<Digest> = entries.iter().map(|entry| entry.descriptor.digest).collect();
         let contents = match collector.roots() == kept.len() {
             true => collector.finish(entries),
             // The rest must not count as shared, nor have faults.
-            false => Self::read_entries(tree, entries, verify, interrupt)?,
+            false => Collector::collect(tree, &entries, interrupt)?.finish(entries),
         };
         Ok(Self { left_over, ..contents })
-    }
-
-    /// Lists the content of these entries. As [`Contents::read`], but the entries have their repositories already.
-    ///
-    /// # Errors
-    /// As [`Contents::read`].
-    pub fn read_entries(
-        tree: &dyn Tree,
-        entries: Vec<IndexEntry>,
-        verify: bool,
-        interrupt: &Interrupt,
-    ) -> Result<Self, ContentsError> {
-        Ok(Collector::collect(tree, &entries, verify, interrupt)?.finish(entries))
     }
 
     /// The root of an image.
@@ -246,24 +254,14 @@ pub fn every_tag_name(repository: Option<&Repository>, every_tag: bool) -> Optio
     repository.filter(|_| every_tag).map(|repository| format!("{repository}:*"))
 }
 
-/// The entries of the layout's index with their repositories. Reads manifests only if an entry does not name its repository.
-///
-/// # Errors
-/// As [`Contents::read`].
-pub fn entries(tree: &dyn Tree, interrupt: &Interrupt) -> Result<Vec<IndexEntry>, ContentsError> {
-    let entries = layout::entries(tree)?;
-    let unnamed = entries.iter().any(|entry| entry.repository.is_none());
-    let collector = Collector::collect(tree, if unnamed { &entries } else { &[] }, false, interrupt)?;
-    Ok(layout::served_entries(entries, |root| collector.content_of(root))?.0)
-}
-
 /// The fault of a blob that cannot be opened or read.
 ///
 /// # Errors
 /// Returns `error` itself if the file system stores the file in an unsupported way.
 pub fn read_fault(error: io::Error) -> Result<BlobFault, io::Error> {
+    let link = error.get_ref().and_then(|cause| cause.downcast_ref::<DanglingLink>());
     match error.kind() {
-        io::ErrorKind::NotFound => Ok(BlobFault::Missing),
+        io::ErrorKind::NotFound => Ok(link.map_or(BlobFault::Missing, |link| BlobFault::Dangling(link.to_string()))),
         io::ErrorKind::Unsupported => Err(error),
         _ => Ok(BlobFault::Unreadable(chain(&error))),
     }

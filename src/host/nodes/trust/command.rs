@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::images::{DiskImages, DiskImagesError, disk_images};
-use super::write::{WriteError, check, write};
+use super::write::{WriteError, write};
 use super::{Bundle, Endpoint, EndpointError, TrustFormat, endpoint, tree};
 use crate::host::support::files;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
@@ -53,6 +53,10 @@ pub struct TrustArgs {
     /// Disk, in any form that `inspect` reads: lists its images, and adds mirror entries for its upstream hosts (repeatable)
     #[arg(long, value_name = "DISK")]
     disk: Vec<PathBuf>,
+
+    /// Take layouts without a catalog even if their images lack layers, or indexes lack manifests. As `serve --allow-missing`
+    #[arg(long)]
+    allow_missing: bool,
 
     /// Upstream host to add mirror entries for (repeatable)
     #[arg(long, value_name = "HOST", value_parser = host)]
@@ -214,19 +218,10 @@ impl TrustArgs {
             (None, None | Some(true)) => return Err(TrustError::NoCa(first)),
             (path, _) => path.as_deref().map(certificates).transpose()?,
         };
-        let mut contents = disk_images(&self.disk)?;
+        let mut contents = disk_images(&self.disk, self.allow_missing)?;
         contents.upstreams.extend(self.upstream.iter().cloned());
         bundle(endpoints, ca, contents, &self.output)
     }
-}
-
-/// Checks that a bundle can be written to `dir` later, and lists the images of `disks` for it.
-///
-/// # Errors
-/// Fails if `dir` contains other files, or if the images cannot be listed.
-pub fn prepare(dir: &Path, disks: &[PathBuf]) -> Result<DiskImages, TrustError> {
-    check(dir)?;
-    Ok(disk_images(disks)?)
 }
 
 impl Bundle {

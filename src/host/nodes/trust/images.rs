@@ -1,14 +1,12 @@
 //! Lists the images of disks for a bundle, without mounting them.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::disk::catalog::{self, Catalog, CatalogConflict, ConflictKind};
-use crate::host::inspect::reader::{Disk, DiskError};
-use crate::host::inspect::verify::{self, DamageError};
+use crate::host::inspect::look::{CheckedDisk, DamageError};
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::{Host, ImageName, Repository};
-use crate::registry::content::store::{self, StoreError};
 
 /// What a bundle needs to know about disks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,25 +20,9 @@ pub struct DiskImages {
 /// Why the images of disks cannot be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskImagesError {
-    /// The disk or folder cannot be opened.
+    /// A disk cannot be used.
     #[error("cannot list the images of {}", .path.display())]
     Disk {
-        /// The disk.
-        path: PathBuf,
-        /// The cause.
-        source: DiskError,
-    },
-    /// It has no valid catalog or layout.
-    #[error("cannot list the images of {}", .path.display())]
-    Index {
-        /// The disk.
-        path: PathBuf,
-        /// The cause.
-        source: StoreError,
-    },
-    /// A manifest or the catalog is damaged.
-    #[error("cannot list the images of {}", .path.display())]
-    Damaged {
         /// The disk.
         path: PathBuf,
         /// The cause.
@@ -58,31 +40,35 @@ pub enum DiskImagesError {
     },
 }
 
-/// Lists the images of the disks or layouts at `paths`.
+/// Lists the images of the disks or layouts at `paths`. With `allow_missing`, images of layouts without a catalog may lack layers.
 ///
 /// # Errors
-/// Fails if a disk cannot be read, or if two disks disagree.
-pub fn disk_images(paths: &[PathBuf]) -> Result<DiskImages, DiskImagesError> {
-    let catalogs = paths.iter().map(|path| catalog_of(path)).collect::<Result<Vec<_>, _>>()?;
-    if let [catalog] = catalogs.as_slice() {
-        return Ok(named(catalog));
-    }
-    let merged = catalog::merge(&catalogs.iter().collect::<Vec<_>>());
-    let (catalog, _) = merged.map_err(|CatalogConflict { kind: about, first: one, second: other }| {
-        let named = |(index, value): (usize, String)| (paths.get(index).cloned().unwrap_or_default(), value);
-        DiskImagesError::Conflict { about, one: named(one), other: named(other) }
-    })?;
-    Ok(named(&catalog))
+/// Fails if a disk cannot be read or is damaged, or if two disks disagree.
+pub fn disk_images(paths: &[PathBuf], allow_missing: bool) -> Result<DiskImages, DiskImagesError> {
+    let interrupt = Interrupt::of_process();
+    let catalog = |path: &PathBuf| match CheckedDisk::open(path, allow_missing, &interrupt) {
+        Ok(disk) => Ok(disk.served.catalog),
+        Err(source) => Err(DiskImagesError::Disk { path: path.clone(), source }),
+    };
+    DiskImages::new(paths, &paths.iter().map(catalog).collect::<Result<Vec<_>, _>>()?)
 }
 
-/// The catalog of a disk in any form. Missing content does not matter here.
-fn catalog_of(path: &Path) -> Result<Catalog, DiskImagesError> {
-    let interrupt = Interrupt::of_process();
-    let disk = Disk::open(path, &interrupt).map_err(|source| DiskImagesError::Disk { path: path.to_owned(), source })?;
-    let loaded = store::read_catalog(disk.tree.as_ref(), true);
-    let loaded = loaded.map_err(|source| DiskImagesError::Index { path: path.to_owned(), source })?;
-    verify::names(disk.tree.as_ref(), &interrupt).map_err(|source| DiskImagesError::Damaged { path: path.to_owned(), source })?;
-    Ok(loaded.catalog)
+impl DiskImages {
+    /// Lists the images in the catalogs of the disks at `paths`.
+    ///
+    /// # Errors
+    /// Fails if two disks disagree.
+    pub fn new(paths: &[PathBuf], catalogs: &[Catalog]) -> Result<Self, DiskImagesError> {
+        if let [catalog] = catalogs {
+            return Ok(named(catalog));
+        }
+        let merged = catalog::merge(&catalogs.iter().collect::<Vec<_>>());
+        let (catalog, _) = merged.map_err(|CatalogConflict { kind: about, first: one, second: other }| {
+            let named = |(index, value): (usize, String)| (paths.get(index).cloned().unwrap_or_default(), value);
+            DiskImagesError::Conflict { about, one: named(one), other: named(other) }
+        })?;
+        Ok(named(&catalog))
+    }
 }
 
 fn named(catalog: &Catalog) -> DiskImages {

@@ -27,10 +27,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::oci::{Host, ImageName};
 
 pub(crate) use command::TrustResult;
-pub use command::{TrustArgs, TrustError, prepare, run};
+pub use command::{TrustArgs, TrustError, run};
 pub use endpoint::{Endpoint, EndpointError};
 pub use images::{DiskImages, DiskImagesError, disk_images};
-pub use write::{WriteError, write};
+pub use write::{WriteError, check, write};
 
 /// File contents by path relative to the bundle's folder.
 pub type FileTree = BTreeMap<String, String>;

@@ -18,13 +18,16 @@ use std::process::ExitCode;
 use super::dir::RunDir;
 use super::folder::RunsError;
 use crate::config::guest_config::{GuestConfig, GuestConfigError};
+use crate::disk::catalog::Catalog;
 use crate::host::exit::Status;
 use crate::host::hint;
+use crate::host::inspect::look::{CheckedDisk, DamageError};
 use crate::host::nodes::trust::{self, DiskImages, TrustError};
 use crate::host::support::files;
 use crate::host::support::interrupt::{Interrupt, Interrupted, Signals};
 use crate::host::support::report::{Report, message};
 use crate::host::vm::launch::{Appliance, BuildError, Builder, ExitReport, LaunchError, Options, command};
+use crate::text::chain;
 
 use event_loop::Output;
 use parent_watch::{Descriptor, ParentWatch, ParentWatchError};
@@ -45,6 +48,8 @@ enum RunError {
     Build(#[from] BuildError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    #[error("cannot boot {}", .disk.display())]
+    Disk { disk: PathBuf, source: DamageError },
     #[error("cannot make the trust files")]
     Trust(#[source] TrustError),
     #[error(transparent)]
@@ -82,6 +87,7 @@ impl RunError {
             Self::Launch(error) => error.status(),
             Self::Interrupted { .. } | Self::LauncherGone(_) => Status::QemuDied,
             Self::ParentWatch(_) | Self::Config { .. } => Status::Usage,
+            Self::Disk { .. } => Status::NoDisk,
             Self::Runs(_) | Self::Write { .. } | Self::Trust(TrustError::Write(_)) => Status::CannotWrite,
             _ => Status::Error,
         }
@@ -153,7 +159,7 @@ fn run_appliance(
         detach::leave_session().map_err(RunError::Background)?;
     }
     let parent = args.program.watched_descriptor().map(ParentWatch::watch).transpose()?;
-    let (builder, contents) = check(args, report)?;
+    let (builder, contents) = check(args, report, interrupt)?;
     let files = files.insert(RunFiles::create(args)?);
     let mut signals = interrupt.signals();
     run_async(async {
@@ -172,7 +178,7 @@ async fn prepare(builder: Builder, signals: &mut Signals) -> Result<Options, Run
 
 /// Prints QEMU's command line, and writes its files.
 fn print_command(args: &RunArgs, report: &Report, interrupt: &Interrupt) -> Result<(), RunError> {
-    let (builder, _) = check(args, report)?;
+    let (builder, _) = check(args, report, interrupt)?;
     let options = run_async(prepare(builder, &mut interrupt.signals()))?;
     let dir = RunDir::create_unlocked(&args.program.run_dir())?;
     let command = run_async(async { Ok(command::command(options, dir.folder()).await?) })?;
@@ -193,14 +199,29 @@ fn run_async<T>(work: impl Future<Output = Result<T, RunError>>) -> Result<T, Ru
 
 /// Checks what can be checked before anything is created or downloaded. Returns the builder and, with `--trust`, what the trust files
 /// contain of the disks.
-fn check(args: &RunArgs, report: &Report) -> Result<(Builder, Option<DiskImages>), RunError> {
+fn check(args: &RunArgs, report: &Report, interrupt: &Interrupt) -> Result<(Builder, Option<DiskImages>), RunError> {
     let builder = args.builder(read_config(args)?, report);
     builder.check()?;
     if let Some(path) = args.certificates.output() {
         check_writable(path).map_err(|source| RunError::Write { what: "the CA certificate", path: path.to_owned(), source })?;
     }
-    let contents = args.trust.as_deref().map(|dir| trust::prepare(dir, &args.disk)).transpose().map_err(RunError::Trust)?;
-    Ok((builder, contents))
+    args.trust.as_deref().map_or(Ok(()), trust::check).map_err(|error| RunError::Trust(error.into()))?;
+    let catalogs =
+        args.disk.iter().filter_map(|disk| look(disk, args, report, interrupt).transpose()).collect::<Result<Vec<_>, _>>()?;
+    let contents = args.trust.as_ref().map(|_| DiskImages::new(&args.disk, &catalogs));
+    Ok((builder, contents.transpose().map_err(|error| RunError::Trust(error.into()))?))
+}
+
+/// The catalog of a disk without faults. `None` for a disk that may be whole and that only the guest can read: it has the last word.
+fn look(disk: &Path, args: &RunArgs, report: &Report, interrupt: &Interrupt) -> Result<Option<Catalog>, RunError> {
+    match CheckedDisk::open(disk, false, interrupt) {
+        Ok(checked) => Ok(Some(checked.served.catalog)),
+        Err(cause) if cause.is_unsupported() && args.trust.is_none() => {
+            report.step(format!("{} is not checked before the boot: {}", disk.display(), chain(&cause)));
+            Ok(None)
+        }
+        Err(source) => Err(RunError::Disk { disk: disk.to_owned(), source }),
+    }
 }
 
 fn read_config(args: &RunArgs) -> Result<GuestConfig, RunError> {

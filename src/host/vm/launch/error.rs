@@ -68,7 +68,8 @@ pub enum LaunchError {
     },
     /// The disk is shorter than its file system.
     #[error(
-        "the disk {} is cut short: it has {bytes} bytes, and its {fs} file system has {expected}; copy or pack it again", .path.display()
+        "cannot boot {}: it is cut short: it has {bytes} bytes, and its {fs} file system has {expected}; copy or pack the disk again",
+        .path.display()
     )]
     Truncated {
         /// The disk.

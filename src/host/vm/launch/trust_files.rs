@@ -13,7 +13,8 @@ impl Appliance {
     /// # Errors
     /// Fails if the folder holds something else, or a disk cannot be read. The folder is not changed then. See [`TrustError`].
     pub fn trust(&self, dir: &Path) -> Result<(), TrustError> {
-        let contents = trust::prepare(dir, &self.disks)?;
+        trust::check(dir)?;
+        let contents = trust::disk_images(&self.disks, false)?;
         self.write_trust(dir, &[], contents).map(drop)
     }
 
