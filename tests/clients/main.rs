@@ -22,6 +22,7 @@ mod pull;
 mod pull_logins;
 mod release;
 mod runtimes;
+mod served_calls;
 mod system_calls;
 mod tls_refusals;
 mod trust;

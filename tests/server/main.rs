@@ -15,6 +15,7 @@ mod manifest_cache;
 mod observability;
 mod ranges_property;
 mod refused_certificates;
+mod sent_files;
 mod several_disks;
 mod slow_clients;
 mod transport;

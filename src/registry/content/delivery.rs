@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 
+use super::file_sender::{FileSender, placeholder};
+use crate::registry::http::range::ByteRange;
 use crate::registry::limits::Limits;
 use crate::registry::telemetry::log::LogEntry;
 
@@ -112,29 +114,69 @@ impl Drop for Delivery {
 /// Bytes of a body on their way to the socket. hyper advances them as it writes them.
 #[derive(Debug)]
 pub struct BodyBytes {
-    bytes: Bytes,
+    data: BodyData,
     delivery: Arc<Delivery>,
+}
+
+#[derive(Debug)]
+enum BodyData {
+    Memory(Bytes),
+    /// A range of the file that the sender was given last.
+    File(ByteRange, Arc<FileSender>),
 }
 
 impl BodyBytes {
     pub(crate) fn new(bytes: Bytes, delivery: &Arc<Delivery>) -> Self {
-        delivery.progress.given.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Self { bytes, delivery: Arc::clone(delivery) }
+        Self::with(BodyData::Memory(bytes), delivery)
+    }
+
+    /// Bytes of a file. `range` was given to `sender` before.
+    pub(crate) fn file(range: ByteRange, sender: &Arc<FileSender>, delivery: &Arc<Delivery>) -> Self {
+        Self::with(BodyData::File(range, Arc::clone(sender)), delivery)
+    }
+
+    fn with(data: BodyData, delivery: &Arc<Delivery>) -> Self {
+        let this = Self { data, delivery: Arc::clone(delivery) };
+        delivery.progress.given.fetch_add(this.remaining() as u64, Ordering::Relaxed);
+        this
     }
 }
 
 impl Buf for BodyBytes {
     fn remaining(&self) -> usize {
-        self.bytes.len()
+        match &self.data {
+            BodyData::Memory(bytes) => bytes.len(),
+            BodyData::File(range, _) => usize::try_from(range.len()).unwrap_or(usize::MAX),
+        }
     }
 
     fn chunk(&self) -> &[u8] {
-        &self.bytes
+        match &self.data {
+            BodyData::Memory(bytes) => bytes,
+            BodyData::File(range, _) => placeholder(range),
+        }
     }
 
     fn advance(&mut self, count: usize) {
-        self.bytes.advance(count);
+        match &mut self.data {
+            BodyData::Memory(bytes) => bytes.advance(count),
+            BodyData::File(range, sender) => {
+                sender.confirm(count as u64);
+                *range = range.after(count as u64);
+            }
+        }
         self.delivery.progress.written.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for BodyBytes {
+    /// Reports why the file could not be sent, if it could not: hyper learns only that the connection failed.
+    fn drop(&mut self) {
+        if let BodyData::File(_, sender) = &self.data
+            && let Some(error) = sender.take_failure()
+        {
+            self.delivery.entry.disk_failed(&error);
+        }
     }
 }
 

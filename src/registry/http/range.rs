@@ -46,6 +46,12 @@ impl ByteRange {
         self.start == self.end
     }
 
+    /// The range without its first `bytes` bytes. Empty if it has no more.
+    #[must_use]
+    pub fn after(self, bytes: u64) -> Self {
+        Self { start: self.start.saturating_add(bytes).min(self.end), ..self }
+    }
+
     /// Removes `bytes` bytes from the front. Returns `None`, and changes nothing, if the range has fewer.
     pub fn advance(&mut self, bytes: u64) -> Option<()> {
         *self = Self::new(self.start.checked_add(bytes)?, self.end)?;

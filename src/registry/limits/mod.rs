@@ -37,6 +37,9 @@ pub const BACKLOG: u32 = 4096;
 /// Bytes of one connection that the kernel buffers beyond the peer's receive window (`TCP_NOTSENT_LOWAT`, tcp(7)). By default it buffers up
 /// to 4 MB for each client that does not read, on a machine with 256 MB in all.
 pub const UNSENT: u32 = 256 << 10;
+/// The same of a connection that sends from files. These bytes are pages of the page cache, which clients of the same blob share, and all
+/// sockets together may hold no more than `tcp_mem` (tcp(7)), a tenth of the memory. With [`UNSENT`] the server wakes up for each 128 KiB.
+pub const UNSENT_FROM_FILES: u32 = 4 << 20;
 /// Encrypted bytes of one TLS connection that wait for the network: two records.
 pub const TLS_BUFFER: usize = 32 << 10;
 /// TLS handshakes computed at once, not counting those that wait for their peer. Each takes well under a millisecond. On a machine with two
@@ -107,6 +110,17 @@ pub const FRAME: usize = 16 << 10;
 /// Bytes that a body gives its connection before all others have their turn. A socket with empty buffers would otherwise take megabytes,
 /// and with 300 connections a request for a manifest would wait for 300 times that.
 pub const TURN: u64 = 128 << 10;
+/// Bytes of a file that `sendfile(2)` is told to send at once: what a client must take before its rate is looked at again, as with a
+/// [`CHUNK`].
+pub const SENT_AT_ONCE: usize = CHUNK;
+/// A [`TURN`] of a body that `sendfile(2)` sends: it takes an eighth of the processor time for each byte.
+pub const FILE_TURN: u64 = 1 << 20;
+/// Bytes of a file that are looked for in the page cache at once. If they are not there, a thread that may wait for the disk reads them
+/// into it before `sendfile(2)` sends them, and tells the disk of as many more.
+pub const LOADED_AT_ONCE: u64 = 512 << 10;
+/// How long they are taken to stay there. A client that is slower has them looked for again, so that `sendfile(2)` does not wait for the
+/// disk on a thread of the server.
+pub const LOADED_FOR: Duration = Duration::from_millis(100);
 /// Turns of connections between two polls of the network. tokio's default of 61 suits tasks of some microseconds; one [`TURN`] takes a
 /// tenth of a millisecond.
 pub const TURNS_BETWEEN_EVENTS: u32 = 8;

@@ -27,6 +27,7 @@ use tokio_rustls::server::TlsStream;
 use super::activity::{Activity, StreamExecutor};
 use super::admission::{Admission, PREFACE, StreamPool};
 use super::client::Client;
+use super::file_socket::FileSocket;
 use super::listener::Transport;
 use super::shutdown::{Phase, ShutdownSignal};
 use super::tls_refusals::{self, SniRecorder};
@@ -34,6 +35,7 @@ use super::write_timeout::WriteTimeout;
 use crate::registry::api::handler::Registry;
 use crate::registry::content::body::{Body, ConnectionGuard};
 use crate::registry::content::delivery::Responses;
+use crate::registry::content::file_sender::FileSender;
 use crate::registry::limits::{
     ANNOUNCED_STREAMS, DISCARDED_CONTENT, ERRORS, FEW_HTTP2_CONNECTIONS, HEAD, Limits, REQUEST_REST, RESETS, STREAM_BUFFER,
     TLS_BUFFER,
@@ -103,11 +105,15 @@ pub(crate) async fn run(
 ) {
     let limits = *state.registry.limits();
     let activity = Arc::<Activity>::default();
-    let stream = WriteTimeout::new(stream, limits.stall, Arc::clone(&activity));
+    let files = Arc::<FileSender>::default();
+    let stream = WriteTimeout::new(FileSocket::new(stream, Arc::clone(&files)), limits.stall, Arc::clone(&activity));
     let ended = match transport {
         Transport::Plain if protocol == Protocol::Tls => return refuse(stream, NOT_TLS).await,
         Transport::Tls(_) if protocol != Protocol::Tls => return refuse(stream, NOT_PLAIN).await,
-        Transport::Plain => Box::pin(http(stream, protocol == Protocol::Http2, client, state, (activity, shutdown))).await,
+        Transport::Plain => {
+            let http2 = protocol == Protocol::Http2;
+            Box::pin(http(stream, http2, Some(files), client, state, (activity, shutdown))).await
+        }
         Transport::Tls(config) => {
             let (sni, config) = SniRecorder::install(&config);
             let accepted = Box::pin(handshake(stream, config, &state.handshakes, limits.handshake)).await;
@@ -138,7 +144,7 @@ pub(crate) async fn run(
             metrics.handshake(tls.get_ref().1.protocol_version());
             let certified = tls.get_ref().1.peer_certificates().is_some();
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-            Box::pin(http(tls, http2, Client { certified, ..client }, state, (activity, shutdown))).await
+            Box::pin(http(tls, http2, None, Client { certified, ..client }, state, (activity, shutdown))).await
         }
     };
     if let Err(error) = ended {
@@ -199,7 +205,7 @@ where
     .await
 }
 
-async fn refuse(mut stream: WriteTimeout<TcpStream>, response: &[u8]) {
+async fn refuse(mut stream: WriteTimeout<FileSocket>, response: &[u8]) {
     if stream.write_all(response).await.is_ok() && stream.shutdown().await.is_ok() {
         // Unread bytes would turn the close into a reset, which may destroy the response before the client reads it.
         let mut unread = [0; 4096];
@@ -209,9 +215,11 @@ async fn refuse(mut stream: WriteTimeout<TcpStream>, response: &[u8]) {
     }
 }
 
+/// `files` sends ranges of files for the responses of HTTP/1.1.
 async fn http<S>(
     stream: S,
     http2: bool,
+    files: Option<Arc<FileSender>>,
     client: Client,
     state: &Arc<ServerState>,
     (activity, shutdown): (Arc<Activity>, ShutdownSignal),
@@ -223,7 +231,7 @@ where
     let responses = Arc::<Responses>::default();
     activity.restart();
     let tracker =
-        if http2 { ResponseTracker::Http2(Arc::clone(&responses)) } else { ResponseTracker::Http1(Arc::clone(&activity)) };
+        if http2 { ResponseTracker::Http2(Arc::clone(&responses)) } else { ResponseTracker::Http1(Arc::clone(&activity), files) };
     let service = service(Arc::clone(&state.registry), client, tracker);
     let mut phase = shutdown.phase.clone();
     if !http2 {
@@ -275,8 +283,8 @@ where
 /// Tracks the responses of a connection.
 #[derive(Debug, Clone)]
 enum ResponseTracker {
-    /// Each response counts as activity until it is sent.
-    Http1(Arc<Activity>),
+    /// Each response counts as activity until it is sent, from a file if there is a sender.
+    Http1(Arc<Activity>, Option<Arc<FileSender>>),
     /// [`StreamExecutor`] counts the streams. The bytes that hyper still holds when a stream has ended are tracked here.
     Http2(Arc<Responses>),
 }
@@ -293,13 +301,15 @@ fn service(
         // On the heap, so that its memory is free again while the client reads the response.
         Box::pin(async move {
             let guard = match &tracker {
-                ResponseTracker::Http1(activity) => ConnectionGuard::Http1 { _open: Activity::begin_request(activity) },
+                ResponseTracker::Http1(activity, files) => {
+                    ConnectionGuard::Http1 { _open: Activity::begin_request(activity), files: files.clone() }
+                }
                 ResponseTracker::Http2(responses) => ConnectionGuard::Http2(Arc::clone(responses)),
             };
             let has_content = async {
                 match &tracker {
                     _ if content.is_end_stream() => false,
-                    ResponseTracker::Http1(_) => true,
+                    ResponseTracker::Http1(..) => true,
                     ResponseTracker::Http2(_) => Box::pin(discard(content)).await,
                 }
             };

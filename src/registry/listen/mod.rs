@@ -1,7 +1,7 @@
 //! From listening sockets to HTTP requests: accepting, connection slots, TLS, HTTP/1.1 and HTTP/2, timeouts, shutdown.
 //!
 //! ```text
-//! server ─▶ acceptor ─▶ connection ─▶ (TLS) ─▶ write_timeout ─▶ admission ─▶ activity ─▶ api::handler
+//! server ─▶ acceptor ─▶ connection ─▶ file_socket ─▶ write_timeout ─▶ (TLS) ─▶ admission ─▶ activity ─▶ api::handler
 //! ```
 
 pub(crate) mod acceptor;
@@ -9,6 +9,7 @@ pub(crate) mod activity;
 pub(crate) mod admission;
 pub mod client;
 pub(crate) mod connection;
+pub(crate) mod file_socket;
 pub mod listener;
 pub mod server;
 pub(crate) mod shutdown;

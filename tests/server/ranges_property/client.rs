@@ -325,7 +325,8 @@ impl Buffered<'_> {
 pub async fn stalled(address: &Address, path: &str, count: usize) -> Result<Vec<Box<dyn Send>>, String> {
     let mut held: Vec<Box<dyn Send>> = Vec::new();
     for _ in 0..count {
-        let mut stream = address.connect(false, b"http/1.1", true).await?;
+        // Over plain HTTP/1.1 they would hold none: the kernel sends from the files.
+        let mut stream = address.connect(true, b"http/1.1", true).await?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nuser-agent: stalled\r\n\r\n");
         stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
         held.push(Box::new(stream));

@@ -3,6 +3,7 @@
 //! A body sends exactly as many bytes as the response's head announces, or it ends with an error. The error closes the connection
 //! (HTTP/1.1) or resets the stream (HTTP/2), so the client never takes a truncated response for a complete one.
 
+mod file_range;
 mod payload;
 mod pieces;
 
@@ -15,13 +16,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
+use payload::Part;
 pub use payload::Payload;
 use pieces::BodyError;
 pub(crate) use pieces::{ByteSource, OpenBlob};
 
 use super::buffers::InFlight;
 use super::delivery::{BodyBytes, Delivery, RateWindow, Responses};
-use crate::registry::limits::{CHUNK, FRAME, TURN};
+use super::file_sender::FileSender;
+use crate::registry::http::range::ByteRange;
+use crate::registry::limits::{CHUNK, FILE_TURN, FRAME, TURN};
 use crate::registry::listen::activity::OpenRequest;
 
 /// What keeps a connection open for a response.
@@ -31,6 +35,8 @@ pub(crate) enum ConnectionGuard {
     Http1 {
         /// Only dropped.
         _open: OpenRequest,
+        /// Sends ranges of files. `None` if the connection cannot: it uses TLS.
+        files: Option<Arc<FileSender>>,
     },
     /// Takes over what is not written yet when the body is dropped.
     Http2(Arc<Responses>),
@@ -58,34 +64,36 @@ pub struct Body {
     /// Bytes that the head announces and that are not read yet.
     left: u64,
     sent: u64,
-    /// Bytes sent in this turn. See [`TURN`].
+    /// Bytes sent in this turn. See [`TURN`] and [`FILE_TURN`].
     turn: u64,
     /// The period in which the client's rate is measured. `None` before the first bytes are sent.
     rate_window: Option<RateWindow>,
 }
 
 impl Body {
-    pub(crate) fn new(parts: BodyParts) -> Self {
+    pub(crate) fn new(mut parts: BodyParts) -> Self {
         let left = parts.payload.len();
-        if let ConnectionGuard::Http2(responses) = &parts.guard {
-            responses.body_began();
+        match &parts.guard {
+            ConnectionGuard::Http1 { files: Some(_), .. } => parts.payload.send_from_file(),
+            ConnectionGuard::Http1 { files: None, .. } => {}
+            ConnectionGuard::Http2(responses) => responses.body_began(),
         }
         Self { parts, pending: Bytes::new(), left, sent: 0, turn: 0, rate_window: None }
     }
 
     /// Checks the bytes against the announced length. All bytes of a body pass here. If there are more than announced, the last ones are
     /// withheld; if there are fewer, it is an error.
-    fn account(&mut self, bytes: Option<Result<Bytes, BodyError>>) -> Option<io::Result<Bytes>> {
-        let accounted = match bytes {
+    fn account(&mut self, part: Option<Result<Part, BodyError>>) -> Option<io::Result<Part>> {
+        let accounted = match part {
             None if self.left == 0 => return None,
             None => Err(BodyError::Length),
-            Some(bytes) => bytes.and_then(|bytes| {
-                let len = bytes.len() as u64;
+            Some(part) => part.and_then(|part| {
+                let len = part.len();
                 let left = self.left.checked_sub(len).filter(|left| *left > 0 || self.parts.payload.is_at_end());
                 self.left = left.ok_or(BodyError::Length)?;
                 // `sent + left` is the announced length, so neither sum overflows.
                 (self.sent, self.turn) = (self.sent + len, self.turn + len);
-                Ok(bytes)
+                Ok(part)
             }),
         };
         Some(accounted.map_err(|error| {
@@ -114,6 +122,16 @@ impl Body {
         (len > 0).then(|| Frame::data(BodyBytes::new(self.pending.split_to(len), &self.parts.delivery)))
     }
 
+    /// A range of the file, for the connection to send.
+    fn file_frame(&self, range: ByteRange) -> io::Result<Frame<BodyBytes>> {
+        let (ConnectionGuard::Http1 { files: Some(files), .. }, Some(file)) = (&self.parts.guard, self.parts.payload.file())
+        else {
+            return Err(BodyError::Length.into());
+        };
+        files.give(file, range)?;
+        Ok(Frame::data(BodyBytes::file(range, files, &self.parts.delivery)))
+    }
+
     /// Fails if an HTTP/1.1 client read less than the minimum rate over the last window. The streams of HTTP/2 are checked by their tasks.
     fn check_rate(&mut self) -> io::Result<()> {
         let BodyParts { minimum_rate, stall, .. } = self.parts;
@@ -137,20 +155,23 @@ impl http_body::Body for Body {
         if !this.is_http2() && !this.parts.payload.is_reading() {
             this.check_rate()?;
         }
-        if this.turn >= TURN {
+        if this.turn >= if this.parts.payload.file().is_some() { FILE_TURN } else { TURN } {
             this.turn = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         let BodyParts { payload, in_flight, stall, .. } = &mut this.parts;
-        let bytes = ready!(payload.poll_bytes(in_flight, this.left, *stall, context));
+        let part = ready!(payload.poll_bytes(in_flight, this.left, *stall, context));
         let waited = payload.take_disk_time();
         this.rate_window.iter_mut().for_each(|window| window.exclude(waited));
-        let Some(bytes) = this.account(bytes) else { return Poll::Ready(None) };
+        let Some(part) = this.account(part) else { return Poll::Ready(None) };
         if this.left > 0 && this.rate_window.is_none() {
             this.rate_window = Some(RateWindow::start(this.sent));
         }
-        this.pending = bytes?;
+        match part? {
+            Part::Bytes(bytes) => this.pending = bytes,
+            Part::File(range) => return Poll::Ready(Some(this.file_frame(range))),
+        }
         Poll::Ready(this.next_frame().map(Ok))
     }
 

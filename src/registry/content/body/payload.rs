@@ -1,6 +1,7 @@
 //! The bytes of a response, wherever they are.
 
 use std::fmt;
+use std::fs::File;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -9,10 +10,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::file_range::FileRange;
 use super::pieces::{BodyError, ByteSource, Pieces};
 use crate::oci::{Digest, Hasher};
 use crate::registry::content::buffers::InFlight;
 use crate::registry::content::disk_errors::wrong_digest;
+use crate::registry::content::page_cache::Cache;
 use crate::registry::http::multipart::Multipart;
 use crate::registry::http::range::ByteRange;
 
@@ -22,7 +25,7 @@ pub struct Payload {
     data: Data,
     len: u64,
     /// The bytes read by [`Payload::prefetch`].
-    prefetched: Option<Bytes>,
+    prefetched: Option<Part>,
     check: Option<Box<DigestCheck>>,
 }
 
@@ -32,6 +35,25 @@ enum Data {
     Memory(Bytes),
     /// Read into chunks.
     Pieces(Box<Pieces>),
+    /// Sent by the connection itself.
+    File(Box<FileRange>),
+}
+
+/// The next bytes of a response.
+#[derive(Debug)]
+pub(super) enum Part {
+    Bytes(Bytes),
+    /// Bytes of [`Payload::file`].
+    File(ByteRange),
+}
+
+impl Part {
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File(range) => range.len(),
+        }
+    }
 }
 
 /// Compares the digest of the bytes with the expected one.
@@ -109,6 +131,25 @@ impl Payload {
         Ok(())
     }
 
+    /// Leaves it to the connection to send the rest, if that is one range of a file and no digest has to be checked.
+    pub(super) fn send_from_file(&mut self) {
+        if let Data::Pieces(pieces) = &self.data
+            && self.check.is_none()
+            && let Some((opened, range)) = pieces.file_range()
+        {
+            // Nothing was prefetched if the first byte was known to be in the page cache.
+            let cache = if self.prefetched.is_none() { Cache::Known } else { Cache::of(&opened.file) };
+            if cache != Cache::None {
+                self.data = Data::File(Box::new(FileRange::new(opened.clone(), range, cache == Cache::Known)));
+            }
+        }
+    }
+
+    /// The file that the connection sends from.
+    pub(super) fn file(&self) -> Option<&Arc<File>> {
+        if let Data::File(range) = &self.data { Some(range.file()) } else { None }
+    }
+
     /// The next bytes, of which there are at most `left`.
     pub(super) fn poll_bytes(
         &mut self,
@@ -116,19 +157,20 @@ impl Payload {
         left: u64,
         timeout: Duration,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, BodyError>>> {
+    ) -> Poll<Option<Result<Part, BodyError>>> {
         if let Some(first) = self.prefetched.take() {
             return Poll::Ready(Some(Ok(first)));
         }
         match &mut self.data {
             Data::Memory(bytes) => {
                 let bytes = std::mem::take(bytes);
-                Poll::Ready((!bytes.is_empty()).then_some(Ok(bytes)))
+                Poll::Ready((!bytes.is_empty()).then_some(Ok(Part::Bytes(bytes))))
             }
             Data::Pieces(pieces) => {
                 let chunk = ready!(pieces.poll_chunk(in_flight, left, timeout, context));
-                Poll::Ready(chunk.map(|chunk| self.checked(Bytes::from_owner(chunk?))))
+                Poll::Ready(chunk.map(|chunk| self.checked(Bytes::from_owner(chunk?)).map(Part::Bytes)))
             }
+            Data::File(range) => Poll::Ready(ready!(range.poll_next(timeout, context)).map(|range| range.map(Part::File))),
         }
     }
 
@@ -150,12 +192,17 @@ impl Payload {
         match &mut self.data {
             Data::Memory(bytes) => bytes.is_empty(),
             Data::Pieces(pieces) => pieces.is_at_end(),
+            Data::File(range) => range.is_at_end(),
         }
     }
 
     /// Whether a read waits for the disk.
     pub(super) fn is_reading(&self) -> bool {
-        matches!(&self.data, Data::Pieces(pieces) if pieces.is_reading())
+        match &self.data {
+            Data::Memory(_) => false,
+            Data::Pieces(pieces) => pieces.is_reading(),
+            Data::File(range) => range.is_reading(),
+        }
     }
 
     /// The time spent waiting for the disk since the last call.
@@ -163,6 +210,7 @@ impl Payload {
         match &mut self.data {
             Data::Memory(_) => Duration::ZERO,
             Data::Pieces(pieces) => std::mem::take(&mut pieces.disk_time),
+            Data::File(range) => std::mem::take(&mut range.disk_time),
         }
     }
 }

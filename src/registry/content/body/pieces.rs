@@ -3,21 +3,20 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
-
 use crate::registry::content::buffers::{Chunk, InFlight};
+use crate::registry::content::page_cache::{is_cached, read_cached, short};
 use crate::registry::content::store::Disk;
 use crate::registry::http::multipart::{Multipart, Piece};
 use crate::registry::http::range::ByteRange;
 use crate::registry::limits::SMALL_CHUNK;
+use bytes::{Buf, Bytes};
 
 /// Why a body ends early.
 #[derive(Debug)]
@@ -61,15 +60,27 @@ impl ByteSource {
 }
 
 /// A read that waits for the disk.
-struct Reading {
+pub(super) struct Reading<T> {
     started: Instant,
-    read: Pin<Box<dyn Future<Output = io::Result<Added>> + Send>>,
+    read: Pin<Box<dyn Future<Output = io::Result<T>> + Send>>,
+}
+
+impl<T> Reading<T> {
+    pub fn start(read: impl Future<Output = io::Result<T>> + Send + 'static) -> Self {
+        Self { started: Instant::now(), read: Box::pin(read) }
+    }
+
+    /// What was read, and how long that took.
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<(io::Result<T>, Duration)> {
+        let read = ready!(self.read.as_mut().poll(context));
+        Poll::Ready((read, self.started.elapsed()))
+    }
 }
 
 /// A chunk, and the number of bytes just added to it.
 type Added = (Chunk, u64);
 
-impl fmt::Debug for Reading {
+impl<T> fmt::Debug for Reading<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reading").field("started", &self.started).finish_non_exhaustive()
     }
@@ -85,7 +96,7 @@ pub(super) struct Pieces {
     rest: Option<Multipart>,
     /// The chunk being filled.
     chunk: Option<Chunk>,
-    reading: Option<Reading>,
+    reading: Option<Reading<Added>>,
     /// Time spent waiting for the disk. The owner resets it.
     pub disk_time: Duration,
 }
@@ -116,6 +127,18 @@ impl Pieces {
         }
     }
 
+    /// What is left, if that is one range of a file and nothing of it is being read.
+    pub fn file_range(&self) -> Option<(&OpenBlob, ByteRange)> {
+        match (&self.front, &self.source) {
+            (Some(Piece::Range(range)), ByteSource::File(opened))
+                if self.rest.is_none() && self.chunk.is_none() && self.reading.is_none() =>
+            {
+                Some((opened, *range))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether all pieces are read.
     pub fn is_at_end(&mut self) -> bool {
         self.front().is_none()
@@ -131,8 +154,8 @@ impl Pieces {
     ) -> Poll<Option<Result<Chunk, BodyError>>> {
         loop {
             if let Some(reading) = &mut self.reading {
-                let read = ready!(reading.read.as_mut().poll(context));
-                self.disk_time = self.disk_time.saturating_add(reading.started.elapsed());
+                let (read, waited) = ready!(reading.poll(context));
+                self.disk_time = self.disk_time.saturating_add(waited);
                 self.reading = None;
                 let (chunk, count) = read.map_err(BodyError::Disk)?;
                 self.chunk = Some(chunk);
@@ -187,7 +210,7 @@ impl Pieces {
         match (&self.front, &self.source) {
             (Some(Piece::Text(text)), _) => Ok(Some(chunk.append(text) as u64)),
             (Some(Piece::Range(range)), ByteSource::File(opened)) => {
-                read_cached(&opened.file, range, chunk).map_err(BodyError::Disk)
+                fill_cached(&opened.file, range, chunk).map_err(BodyError::Disk)
             }
             (Some(Piece::Range(range)), ByteSource::Memory(_)) => {
                 let bytes = self.source.in_memory(range).ok_or(BodyError::Length)?;
@@ -198,33 +221,29 @@ impl Pieces {
     }
 
     /// Starts a read of the front piece from the disk.
-    fn read(&self, chunk: Chunk, timeout: Duration) -> Option<Reading> {
+    fn read(&self, chunk: Chunk, timeout: Duration) -> Option<Reading<Added>> {
         let (Some(Piece::Range(range)), ByteSource::File(OpenBlob { file, disk })) = (&self.front, self.source.clone()) else {
             return None;
         };
         let range = *range;
-        let read = async move { disk.run(timeout, move || read_blocking(&file, &range, chunk)).await };
-        Some(Reading { started: Instant::now(), read: Box::pin(read) })
+        Some(Reading::start(async move { disk.run(timeout, move || read_blocking(&file, &range, chunk)).await }))
     }
 }
 
 /// Reads what the page cache has of the start of the range, up to the size of the chunk. `None` if it has nothing, or if the file system
 /// does not support such reads.
-fn read_cached(file: &File, range: &ByteRange, chunk: &mut Chunk) -> io::Result<Option<u64>> {
-    let read = |space: &mut [u8]| Ok(preadv2(file, &mut [IoSliceMut::new(space)], range.start(), ReadWriteFlags::NOWAIT)?);
-    match chunk.fill(range.len(), read) {
-        Ok(0) => Err(short(range.start())),
-        Ok(count) => Ok(Some(count)),
-        Err(error) => match Errno::from_io_error(&error) {
-            Some(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR | Errno::NOSYS) => Ok(None),
-            _ => Err(error),
-        },
+fn fill_cached(file: &File, range: &ByteRange, chunk: &mut Chunk) -> io::Result<Option<u64>> {
+    let mut waits = false;
+    let read = |space: &mut [u8]| {
+        let read = read_cached(file, range.start(), space)?;
+        waits = read.is_none();
+        Ok(read.unwrap_or_default())
+    };
+    match chunk.fill(range.len(), read)? {
+        _ if waits => Ok(None),
+        0 => Err(short(range.start())),
+        count => Ok(Some(count)),
     }
-}
-
-/// Whether the page cache has the byte.
-fn is_cached(file: &File, offset: u64) -> bool {
-    preadv2(file, &mut [IoSliceMut::new(&mut [0])], offset, ReadWriteFlags::NOWAIT).is_ok_and(|read| read == 1)
 }
 
 /// Reads the start of the range into the chunk, waiting for the disk.
@@ -237,8 +256,4 @@ fn read_blocking(file: &File, range: &ByteRange, mut chunk: Chunk) -> io::Result
             Err(error) => return Err(error),
         }
     }
-}
-
-fn short(offset: u64) -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, format!("the file ends at byte {offset}, before its range does"))
 }
