@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use localregistry::oci::Digest;
 use localregistry::oci::media_type::{OCI_CONFIG, OCI_MANIFEST};
@@ -293,4 +294,73 @@ fn commands_end_after_a_signal_while_they_decompress() {
         assert!(lines.last().unwrap().unwrap().contains("interrupted by SIGTERM"));
         assert_eq!(bench.everything().len(), 2, "the folder and the archive");
     }
+}
+
+/// Starts `localregistry ARGUMENTS` with this limit of processor time in seconds, sends it SIGTERM once `is_time`, and returns what it
+/// says. It ends by the signal, and not by the limit.
+fn ended(bench: &Bench, seconds: u32, arguments: &[&str], is_time: impl Fn(u32) -> bool) -> String {
+    let mut shell = testing::program("sh");
+    shell.args(["-c", "ulimit -t \"$0\" && exec \"$@\"", &seconds.to_string(), PROGRAM, "--quiet"]);
+    let child = shell.args(arguments).current_dir(bench.path(".")).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while !is_time(child.id()) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(128 + 15), "{arguments:?}: {} {}", output.status, text(&output.stderr));
+    text(&output.stderr)
+}
+
+/// A layout whose index lists one image under this many names.
+fn many_names(bench: &Bench, folder: &str, names: usize) {
+    fs::create_dir_all(bench.path(folder).join("blobs/sha256")).unwrap();
+    let documents = documents(&Digest::sha256_of(b"layer"), 5);
+    for (path, content) in &documents {
+        bench.file(&format!("{folder}/{path}"), content);
+    }
+    bench.file(&format!("{folder}/{}", Digest::sha256_of(b"layer").blob_path()), b"layer");
+    let index: Value = serde_json::from_slice(&documents[1].1).unwrap();
+    let entry = index["manifests"][0].to_string();
+    let entries = (0..names).map(|number| entry.replace("a/b:1", &format!("a/b:{number}"))).collect::<Vec<_>>().join(",");
+    bench.file(&format!("{folder}/index.json"), format!("{{\"schemaVersion\":2,\"manifests\":[{entries}]}}").as_bytes());
+}
+
+#[test]
+fn commands_end_after_a_signal_while_a_library_parses() {
+    let bench = Bench::default();
+    bench.file("spec", "images { path: \"layout\" }\n".repeat(2_000_000).as_bytes());
+    many_names(&bench, "layout", 250_000);
+    let before = bench.everything().into_keys().collect::<Vec<_>>();
+    // Of the processor time, in hundredths of a second. Each command needs many times the limit.
+    let has_used = |process| {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+        let used = stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11).take(2);
+        used.map(|ticks| ticks.parse::<u32>().unwrap()).sum::<u32>() > 100
+    };
+    for (arguments, message) in [
+        (&["pack", "--spec", "spec", "-o", "new"][..], "new is not written: "),
+        (&["pack", "layout", "-o", "new"], "new is not written: "),
+        (&["inspect", "layout"], ""),
+        (&["diff", "layout", "layout"], ""),
+        (&["trust", "--endpoint", "http://a:1", "--disk", "layout", "-o", "trust"], ""),
+        (&["serve", "layout", "--tls", "off", "--listen", "127.0.0.1:0"], ""),
+    ] {
+        assert_eq!(ended(&bench, 5, arguments, has_used), format!("localregistry: {message}interrupted by SIGTERM\n"));
+        assert_eq!(bench.everything().into_keys().collect::<Vec<_>>(), before, "{arguments:?}");
+    }
+}
+
+#[test]
+fn no_working_folder_is_left_after_a_signal() {
+    let bench = Bench::default();
+    many_names(&bench, "layout", 20_000);
+    bench.file("disk", b"the old disk");
+    let before = bench.everything();
+    let has_folder = |_| {
+        let names = fs::read_dir(bench.path(".")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.into_iter().any(|name| name.starts_with(".disk.pack-"))
+    };
+    let said = ended(&bench, SECONDS, &["pack", "layout", "-o", "disk"], has_folder);
+    assert_eq!(said, "localregistry: disk is not written: interrupted by SIGTERM\n");
+    assert_eq!(bench.everything(), before);
 }

@@ -152,6 +152,7 @@ struct Layer {
 /// Fails if the disks cannot be compared, with exit status `TROUBLE`.
 pub fn run(args: &DiffArgs, report: &Report) -> Result<ExitCode, DiffError> {
     let interrupt = Interrupt::catch().map_err(DiffError::Signals)?;
+    let _only_reads = interrupt.end_at_once("");
     let compared = compare(args, report, &interrupt);
     if compared.is_err() {
         interrupt.check()?;

@@ -138,6 +138,7 @@ pub fn run(args: &InspectArgs, report: Report) -> Result<(), InspectError> {
 
 fn inspect(args: &InspectArgs, report: Report, interrupt: &Interrupt) -> Result<(), InspectError> {
     let named = || args.disk.clone();
+    let only_reads = interrupt.end_at_once("");
     if let Some(folder) = &args.export {
         export::check(folder)?;
     }
@@ -168,6 +169,7 @@ fn inspect(args: &InspectArgs, report: Report, interrupt: &Interrupt) -> Result<
         message(format!("{}: {}", args.disk.display(), fault.message));
     }
     let exported = args.export.as_deref().filter(|_| faults.is_empty());
+    drop(only_reads);
     if let Some(folder) = exported {
         let bytes = contents.blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
         report.step(format!("exporting to {}, {}", folder.display(), HumanBytes(bytes)));
@@ -176,6 +178,7 @@ fn inspect(args: &InspectArgs, report: Report, interrupt: &Interrupt) -> Result<
         bar.finish_and_clear();
         done?;
     }
+    let _only_prints = interrupt.end_at_once("");
     let document = Document::new(&args.disk, &disk, digest, catalog.as_ref(), &contents, verified, exported, &faults);
     let text = if report.json { String::new() } else { table::disk(&document, table::Style::of_stdout()) };
     report.result(&document, &text).map_err(InspectError::Print)?;

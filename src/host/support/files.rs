@@ -1,9 +1,11 @@
 //! Bounded reads, and atomic writes: a written file is complete or absent.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -145,6 +147,25 @@ pub(crate) fn left_over(path: &Path, error: &io::Error) {
     }
 }
 
+/// The temporary folders of this process.
+static TEMPORARY_DIRS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn temporary_dirs() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    TEMPORARY_DIRS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes every [`TemporaryDir`], before the process ends without dropping them. Nothing may write to them meanwhile. While the result
+/// lives, none is created.
+pub(super) fn remove_temporary_dirs() -> impl Drop {
+    let folders = temporary_dirs();
+    for path in &*folders {
+        if let Err(error) = fs::remove_dir_all(path) {
+            left_over(path, &error);
+        }
+    }
+    folders
+}
+
 /// A temporary folder. Dropping it removes it with its content; a message names what cannot be removed.
 #[derive(Debug)]
 pub(crate) struct TemporaryDir(Option<TempDir>);
@@ -155,8 +176,10 @@ impl TemporaryDir {
     /// # Errors
     /// Fails if `parent` cannot be written to. The message has no random path.
     pub(crate) fn new_in(parent: &Path, prefix: &str) -> io::Result<Self> {
-        let made = tempfile::Builder::new().prefix(prefix).tempdir_in(parent);
-        made.map(|folder| Self(Some(folder))).map_err(|error| without_path(&error))
+        let mut folders = temporary_dirs();
+        let made = tempfile::Builder::new().prefix(prefix).tempdir_in(parent).map_err(|error| without_path(&error))?;
+        folders.insert(made.path().to_owned());
+        Ok(Self(Some(made)))
     }
 
     /// Path of the folder.
@@ -166,6 +189,7 @@ impl TemporaryDir {
 
     /// Leaves the folder in place: it is a temporary one no more.
     pub(crate) fn keep(mut self) {
+        temporary_dirs().remove(self.path());
         self.0.take().map(TempDir::keep);
     }
 }
@@ -174,6 +198,9 @@ impl Drop for TemporaryDir {
     fn drop(&mut self) {
         let Some(folder) = self.0.take() else { return };
         let path = folder.path().to_owned();
+        // Locked until the folder is removed, so that the process does not end with half of it.
+        let mut folders = temporary_dirs();
+        folders.remove(&path);
         // An empty folder goes without a file descriptor, of which there may be no more.
         if let Err(error) = folder.close()
             && fs::remove_dir(&path).is_err()

@@ -1,9 +1,10 @@
 //! Handles SIGINT, SIGTERM and SIGHUP. A signal is recorded, the external program of the work is killed, and the work stops at its next
-//! check, so that destructors remove unfinished files. Commands that run until a signal ends them wait for [`Signals`].
+//! check, so that destructors remove unfinished files. Work that cannot check, such as a library that parses a large file, runs under
+//! [`Interrupt::end_at_once`]. Commands that run until a signal ends them wait for [`Signals`].
 
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitStatus};
+use std::process::{self, Command, ExitStatus};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -13,7 +14,8 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use tokio::sync::watch;
 
-use super::sys;
+use super::report::message;
+use super::{files, sys};
 
 /// The signals that end the work.
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
@@ -45,10 +47,22 @@ struct Shared {
     last: watch::Sender<Option<Signal>>,
     /// The external program that is running.
     child: Mutex<Option<Pid>>,
+    /// While a signal ends the process at once: the start of its message.
+    at_once: Mutex<Option<String>>,
 }
 
 /// The one of [`Interrupt::catch`]: signals come to the process.
 static CAUGHT: OnceLock<Interrupt> = OnceLock::new();
+
+/// While this lives, a signal ends the process at once. See [`Interrupt::end_at_once`].
+#[derive(Debug)]
+pub struct EndAtOnce<'a>(&'a Shared);
+
+impl Drop for EndAtOnce<'_> {
+    fn drop(&mut self) {
+        *self.0.at_once() = None;
+    }
+}
 
 /// The signals of an [`Interrupt`] as an asynchronous stream.
 #[derive(Debug)]
@@ -87,6 +101,7 @@ impl Interrupt {
                     // The child has not been reaped yet, so its PID is not reused.
                     let _ = killpg(child, Signal::SIGKILL);
                 }
+                shared.end();
             }
         })?;
         let _first = CAUGHT.set(interrupt.clone());
@@ -134,6 +149,16 @@ impl Interrupt {
         self.check().map_err(io::Error::other)
     }
 
+    /// From now on, until the result is dropped, a signal ends the process at once, with `prefix` before the message. Temporary folders
+    /// are removed. For work that changes nothing else, in which calls of libraries may take seconds and do not check for a signal.
+    #[must_use]
+    pub fn end_at_once(&self, prefix: impl Into<String>) -> EndAtOnce<'_> {
+        *self.shared.at_once() = Some(prefix.into());
+        // A signal that came before.
+        self.shared.end();
+        EndAtOnce(&self.shared)
+    }
+
     /// Runs an external program, and kills it if a signal comes.
     ///
     /// # Errors
@@ -158,6 +183,23 @@ impl Interrupt {
 }
 
 impl Shared {
+    fn at_once(&self) -> MutexGuard<'_, Option<String>> {
+        self.at_once.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the process if a signal came and nothing else would hear it. The lock keeps the work from leaving that state meanwhile.
+    fn end(&self) {
+        let at_once = self.at_once();
+        if let Some(prefix) = at_once.as_deref()
+            && let Ok(signal) = Signal::try_from(self.signal.load(Ordering::SeqCst))
+        {
+            let _none_is_created = files::remove_temporary_dirs();
+            let cause = Interrupted(signal);
+            message(format!("localregistry: {prefix}{cause}"));
+            process::exit(cause.exit_code().into());
+        }
+    }
+
     fn child(&self) -> MutexGuard<'_, Option<Pid>> {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -12,6 +12,7 @@ use super::copy::{BlobCopier, ByteCounts, CopyError};
 use super::image_set::ImageSet;
 use super::layout_files;
 use super::mkfs::{self, Format, MkfsError};
+use super::not_written;
 use super::sink::{self, Sink};
 use super::source::Source;
 use super::staging::StagingDir;
@@ -81,6 +82,8 @@ impl DiskWriter<'_> {
     /// Fails with [`DiskWriterError`], and removes the working folder.
     pub fn write(&self, set: &ImageSet, sources: &[Source], folder: &Path) -> Result<FinishedDisk, DiskWriterError> {
         let disk = self.disk.to_owned();
+        // Until the blobs are copied, nothing but this thread writes to the folder.
+        let preparing = self.interrupt.end_at_once(not_written(self.disk));
         let work_dir = WorkDir::new(folder, &work_dir::prefix(self.disk))
             .map_err(|source| DiskWriterError::Folder { folder: folder.to_owned(), source })?;
         let layout_files =
@@ -101,14 +104,18 @@ impl DiskWriter<'_> {
             Format::Squashfs | Format::Ext4 => StagingDir::new(work_dir.path().join("root")).map(Sink::Folder),
         };
         let sink = sink.map_err(write_error)?;
+        drop(preparing);
         let counts = self.copy(set, sources, &sink)?;
+        let finishing = self.interrupt.end_at_once(not_written(self.disk));
         for (number, (path, content)) in layout_files.iter().enumerate() {
             sink.write(set.blobs.len() + number, path, content).map_err(write_error)?;
         }
+        drop(finishing);
         if let Sink::Folder(staging) = &sink {
             staging.close().map_err(write_error)?;
             self.make_file_system(staging, &files, &identity, &file)?;
         }
+        let _finishing = self.interrupt.end_at_once(not_written(self.disk));
         let bytes = sink::sync(&file).map_err(write_error)?;
         drop(sink);
         Ok(FinishedDisk { bytes, counts, work_dir })

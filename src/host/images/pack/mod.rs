@@ -209,14 +209,17 @@ pub fn run(args: &PackArgs, report: Report) -> Result<(), PackError> {
 fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackResult, ImageSet), PackError> {
     let disk = args.output.as_path();
     let disk_error = |source| PackError::Disk { disk: disk.to_owned(), source };
+    let only_reads = interrupt.end_at_once(not_written(disk));
     args.format.check().map_err(|source| PackError::Mkfs { disk: disk.to_owned(), source })?;
     let requests = args.requests()?;
     let read = requests.iter().flat_map(Request::paths).chain(args.specs().map(PathBuf::as_path));
     let target = target(disk, read).map_err(disk_error)?;
     let folder = folder(&target);
     let cache = args.cache.as_deref().map(BlobCache::open).transpose()?;
+    drop(only_reads);
 
     let sources = open_sources::open_all(args, requests, folder, report, interrupt)?;
+    let only_reads = interrupt.end_at_once(not_written(disk));
     let left_out: Vec<KeptPlatform> = sources.iter().flat_map(KeptPlatform::of).collect();
     for one in left_out.iter().filter(|one| !one.left_out.is_empty()) {
         let are = if one.platform.contains(',') { "are" } else { "is" };
@@ -245,6 +248,7 @@ fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackR
         report.warn(one.to_string());
     }
     duplicates::check(&set.blobs, &sources, cache.as_ref(), interrupt)?;
+    drop(only_reads);
     let writer = DiskWriter { disk, format: args.format, label: args.label.as_ref(), cache: cache.as_ref(), report, interrupt };
     let finished = writer.write(&set, &sources, folder)?;
     interrupt.check().map_err(|cause| PackError::Interrupted { disk: disk.to_owned(), cause })?;
@@ -267,6 +271,11 @@ fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackR
         missing: set.missing.clone(),
     };
     Ok((summary, set))
+}
+
+/// Begins the message of a signal.
+fn not_written(disk: &Path) -> String {
+    format!("{} is not written: ", disk.display())
 }
 
 /// The path that the finished disk is renamed to. A symbolic link is followed, not replaced.

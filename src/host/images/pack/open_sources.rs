@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::PackError;
 use super::args::PackArgs;
 use super::request::{Origin, Request};
 use super::source::Source;
+use super::{PackError, not_written};
 use crate::host::images::platforms::PlatformChoice;
 use crate::host::images::pull::{ImageReference, PullError, PulledLayout};
 use crate::host::images::work_dir;
@@ -32,12 +32,15 @@ pub fn open_all(
         let opened = Source::open(request, pulled, args.allow_missing, folder, interrupt);
         opened.map_err(|source| PackError::Source { label: request.label(), source })
     };
+    let only_reads = interrupt.end_at_once(not_written(&args.output));
     let mut here = Vec::with_capacity(requests.len());
     for request in requests.iter().filter(|request| reference(request).is_none()) {
         report.step(format!("reading {}", request.label()));
         here.push(open(request, None)?);
     }
+    drop(only_reads);
     let mut pulled = pull(args, &requests, &here, folder, report, interrupt)?.into_iter();
+    let _only_reads = interrupt.end_at_once(not_written(&args.output));
     let mut here = here.into_iter();
     let mut sources = Vec::with_capacity(requests.len());
     for request in &requests {

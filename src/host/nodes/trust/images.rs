@@ -46,6 +46,7 @@ pub enum DiskImagesError {
 /// Fails if a disk cannot be read or is damaged, or if two disks disagree.
 pub fn disk_images(paths: &[PathBuf], allow_missing: bool) -> Result<DiskImages, DiskImagesError> {
     let interrupt = Interrupt::of_process();
+    let _only_reads = interrupt.end_at_once("");
     let catalog = |path: &PathBuf| match CheckedDisk::open(path, allow_missing, &interrupt) {
         Ok(disk) => Ok(disk.served.catalog),
         Err(source) => Err(DiskImagesError::Disk { path: path.clone(), source }),
