@@ -135,11 +135,13 @@ fn unusable_credentials_are_named_by_file_and_key() {
         let named = key.replace("HOST", &host);
         write(&bench, &upstream, config, &[(key, auth(BOB))]);
         refused(&format!("{host} refuses the credentials for \"{named}\" in {file} (401)"));
-        write(&bench, &upstream, config, &[(key, auth("c2VjcmV0"))]);
+        write(&bench, &upstream, config, &[(key, auth("secret!"))]);
         refused(&format!("the entry for \"{named}\" in {file} is damaged: base64 of user:password is expected in \"auth\""));
     }
     bench.file(config, b"{\"auths\": secret}");
-    refused(&format!("the credentials in {file} cannot be read: the JSON of docker's config.json is expected"));
+    refused(&format!(
+        "the credentials in {file} cannot be read: line 1, column 11 is not JSON; the JSON of docker's config.json is expected"
+    ));
     fs::remove_file(bench.path(config)).unwrap();
     fs::create_dir(bench.path(config)).unwrap();
     refused(&format!("cannot read the credentials in {file}: Is a directory (os error 21)"));
@@ -175,4 +177,82 @@ fn credential_helpers_may_ignore_their_input_leave_processes_or_hang() {
     assert!(status == Some(1) && said.contains("401") && !said.contains("helper"), "{said}");
     assert_eq!(pull(&format!("exec 0<&-\n{answer}")), (Some(0), String::new()));
     assert_eq!(pull(&format!("sleep 20 &\n{answer}")), (Some(0), String::new()));
+}
+
+/// A registry with the image `a/b:1` that asks for a token of its own, which it gives to anybody who sends no credentials.
+fn public_registry() -> (Layout, Upstream) {
+    let layout = Layout::default();
+    let image = layout.manifest(&[&layer()]);
+    let images = Images::new(&layout, &[("1", &image.digest.to_string()), ("latest", &image.digest.to_string())]);
+    let upstream = Upstream::start(move |request| {
+        if request.target.starts_with("/token") {
+            let is_anonymous = request.header("authorization").is_none();
+            return Answer::new(if is_anonymous { 200 } else { 401 }, &[], br#"{"token":"public"}"#);
+        }
+        if request.target == "/v2/" || request.header("authorization") == Some("Bearer public") {
+            return images.answer(request);
+        }
+        let realm = format!("Bearer realm=\"http://{}/token\"", request.header("host").unwrap());
+        Answer::new(401, &[("WWW-Authenticate", &realm)], b"")
+    });
+    (layout, upstream)
+}
+
+#[test]
+fn what_most_clients_pass_over_does_not_end_a_public_pull() {
+    let (_layout, upstream) = public_registry();
+    let host = upstream.address.to_string();
+    let name = format!("{host}/a/b:1");
+    let no_colon = "base64 of user:password is expected in \"auth\", and it has no colon";
+    for (config, warning) in [
+        (json!({"auths": {&host: auth("c2VjcmV0")}}), format!("the entry for \"{host}\" in FILE is passed over: {no_colon}")),
+        (
+            json!({"auths": {&host: auth("OnNlY3JldA==")}}),
+            format!("the entry for \"{host}\" in FILE has no user; most registries refuse that"),
+        ),
+        (
+            json!({"credsStore": "not-here"}),
+            format!(
+                "the credential helper that FILE names for \"{host}\" is not there or cannot be run; try it with `echo {host} | \
+                 docker-credential-not-here get`; it is passed over"
+            ),
+        ),
+    ] {
+        let bench = Bench::default();
+        fs::create_dir(bench.path(".docker")).unwrap();
+        let file = bench.file(".docker/config.json", config.to_string().as_bytes());
+        let warning = warning.replace("FILE", &file.display().to_string());
+        // Once, for two pulls from one registry.
+        bench.pack_warned(&["--pull", &name, "--pull", &format!("{host}/a/b")], &[&warning]);
+    }
+}
+
+#[test]
+fn a_file_in_place_of_a_folder_is_warned_of_and_the_old_file_is_read() {
+    let (_layout, upstream) = registry();
+    let bench = Bench::default();
+    let host = upstream.address.to_string();
+    let file = bench.file("config.json", json!({"auths": {}}).to_string().as_bytes());
+    bench.file(".dockercfg", json!({ format!("http://{host}/v1/"): auth(ANNA) }).to_string().as_bytes());
+    let mut command = bench.command(&["--quiet", "pack", "--pull", &format!("{host}/a/b:1"), "-o", "disk.erofs"]);
+    let output = command.env("DOCKER_CONFIG", &file).output().unwrap();
+    let file = file.display();
+    let warning = format!(
+        "localregistry: warning: there are no credentials in {file}/config.json, because {file} is a file; a variable such as \
+         DOCKER_CONFIG names a folder\n"
+    );
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), warning));
+}
+
+#[test]
+fn the_folder_that_is_named_comes_before_the_places_that_are_not() {
+    let (_layout, upstream) = registry();
+    let bench = Bench::default();
+    write(&bench, &upstream, ".config/containers/auth.json", &[("HOST", auth(BOB))]);
+    write(&bench, &upstream, ".docker/config.json", &[("HOST", auth(BOB))]);
+    write(&bench, &upstream, "named/config.json", &[("HOST", auth(ANNA))]);
+    let name = format!("{}/a/b:1", upstream.address);
+    let mut command = bench.command(&["--quiet", "pack", "--pull", &name, "-o", "disk.erofs"]);
+    let output = command.env("DOCKER_CONFIG", bench.path("named")).output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
 }

@@ -82,7 +82,8 @@ impl Bench {
 
     /// The files that [`Self::command`] searches for credentials, as messages list them.
     pub fn credential_files(&self) -> String {
-        let own = [".config/containers/auth.json", ".docker/config.json"].map(|file| self.path(file).display().to_string());
+        let own = [".config/containers/auth.json", ".docker/config.json", ".dockercfg"]
+            .map(|file| self.path(file).display().to_string());
         format!("/run/containers/{}/auth.json, {}", nix::unistd::getuid(), own.join(", "))
     }
 

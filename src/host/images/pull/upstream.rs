@@ -134,7 +134,8 @@ impl<'a> Upstream<'a> {
 
     fn credentials(&self) -> Result<Option<&Credentials>, Fault> {
         if self.lookup.get().is_none() {
-            let found = credentials::find(&self.repository, &self.client.settings.credentials)?;
+            let found =
+                credentials::find(&self.repository, &self.client.settings.credentials, &mut |line| self.client.warn(line))?;
             let found = found.map_or(CredentialLookup::NotConfigured, CredentialLookup::Found);
             let _ = self.lookup.set(found);
         }

@@ -17,6 +17,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use crate::host::support::files;
 use crate::host::support::interrupt::Interrupt;
@@ -32,11 +33,16 @@ const MAX_FILE: u64 = 4 << 20;
 const BASE64: GeneralPurpose =
     GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
 
+/// Docker's old file, without the level `auths`.
+const LEGACY_FILE: &str = ".dockercfg";
+/// Prints a warning.
+pub type Warn<'a> = &'a mut dyn FnMut(String);
+
 /// Credentials for a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
-    /// A user and a password.
-    Password(String, String),
+    /// A user and a password, which need not be UTF-8.
+    Password(Vec<u8>, Vec<u8>),
     /// A refresh token, which a token service exchanges for access tokens.
     IdentityToken(String),
 }
@@ -64,8 +70,13 @@ pub enum CredentialsError {
         source: io::Error,
     },
     /// The file is not docker's JSON.
-    #[error("the credentials in {} cannot be read: the JSON of docker's config.json is expected", .0.display())]
-    Json(PathBuf),
+    #[error("the credentials in {} cannot be read: {what}; the JSON of docker's config.json is expected", file.display())]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The entry is damaged.
     #[error("the entry for \"{key}\" in {} is damaged: base64 of user:password is expected in \"auth\"", file.display())]
     Entry {
@@ -94,86 +105,125 @@ pub fn files(variable: impl Fn(&str) -> Option<OsString>, user: u32) -> Vec<Path
     let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = |folder: &str| set("HOME").map(|home| home.join(folder));
     let podman = |folder: PathBuf| folder.join("containers/auth.json");
+    let docker = |folder: PathBuf| folder.join("config.json");
+    let docker_config = set("DOCKER_CONFIG").map(docker);
+    // With DOCKER_CONFIG, podman and docker read this file only.
+    let home_docker = home(".docker").map(docker).filter(|_| docker_config.is_none());
     let found = [
         set("REGISTRY_AUTH_FILE"),
+        docker_config,
         set("XDG_RUNTIME_DIR").map(podman),
         // podman's place without XDG_RUNTIME_DIR, which it may not have had when the user logged in.
         Some(PathBuf::from(format!("/run/containers/{user}/auth.json"))),
         set("XDG_CONFIG_HOME").or_else(|| home(".config")).map(podman),
-        set("DOCKER_CONFIG").or_else(|| home(".docker")).map(|folder| folder.join("config.json")),
+        home_docker,
+        home(LEGACY_FILE),
     ];
     found.into_iter().flatten().collect()
 }
 
 /// Finds the credentials for `repository` in the first of `files` that has any: those of its credential helper for the registry, or
 /// those of the most specific key (the repository, a namespace that holds it, or the registry), or those of its general credential helper.
+/// What most clients pass over, this does too, with a warning.
 ///
 /// # Errors
 /// Fails if a file exists and cannot be used.
-pub fn find(repository: &Repository, files: &[PathBuf]) -> Result<Option<FoundCredentials>, CredentialsError> {
+pub fn find(repository: &Repository, files: &[PathBuf], warn: Warn<'_>) -> Result<Option<FoundCredentials>, CredentialsError> {
     for file in files {
-        let Some(content) = CredentialsFile::read(file)? else { continue };
-        if let Some(found) = content.find(repository, file)? {
+        let Some(content) = CredentialsFile::read(file, warn)? else { continue };
+        if let Some(found) = content.find(repository, file, warn)? {
             return Ok(Some(found));
         }
     }
     Ok(None)
 }
 
-/// What a credentials file holds. Docker's and podman's are alike.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// What a credentials file holds. Docker's and podman's are alike. Of values that no key leads to, the types do not matter.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 struct CredentialsFile {
-    #[serde(default, deserialize_with = "null_as_default")]
-    auths: BTreeMap<String, Option<Entry>>,
-    #[serde(default, deserialize_with = "null_as_default")]
-    cred_helpers: BTreeMap<String, Option<String>>,
-    creds_store: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Entry {
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-    identitytoken: Option<String>,
+    #[serde(deserialize_with = "null_as_default")]
+    auths: BTreeMap<String, Value>,
+    #[serde(deserialize_with = "null_as_default")]
+    cred_helpers: BTreeMap<String, Value>,
+    creds_store: Value,
 }
 
 impl CredentialsFile {
     /// `None` if the file does not exist or is empty.
-    fn read(file: &Path) -> Result<Option<Self>, CredentialsError> {
+    fn read(file: &Path, warn: Warn<'_>) -> Result<Option<Self>, CredentialsError> {
         use io::ErrorKind::{NotADirectory, NotFound};
         let content = match files::read(file, MAX_FILE) {
-            Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(None),
+            Err(error) if matches!(error.kind(), NotFound | NotADirectory) => {
+                // As DOCKER_CONFIG that names config.json itself.
+                if let Some(parent) = file.parent().filter(|parent| parent.is_file()) {
+                    let (file, parent) = (file.display(), parent.display());
+                    warn(format!(
+                        "there are no credentials in {file}, because {parent} is a file; a variable such as DOCKER_CONFIG names a folder"
+                    ));
+                }
+                return Ok(None);
+            }
             content => content.map_err(|source| CredentialsError::Read { file: file.to_owned(), source })?,
         };
-        if content.trim_ascii().is_empty() {
+        // As in Go, what is not UTF-8 is replaced, and the last of equal keys counts. Editors of Windows write a byte order mark.
+        let content = String::from_utf8_lossy(&content);
+        let content = content.trim_start_matches('\u{feff}').trim();
+        if content.is_empty() {
             return Ok(None);
         }
-        // serde's error is dropped: it may quote a secret.
-        serde_json::from_slice(&content).map(Some).map_err(|_| CredentialsError::Json(file.to_owned()))
+        let invalid = |what| CredentialsError::Json { file: file.to_owned(), what };
+        // serde's messages are dropped: they may quote a secret.
+        let value: Value = serde_json::from_str(content)
+            .map_err(|error| invalid(format!("line {}, column {} is not JSON", error.line(), error.column())))?;
+        let value = if file.ends_with(LEGACY_FILE) { json!({ "auths": value }) } else { value };
+        if !value.is_object() {
+            return Err(invalid("it is no JSON object".to_owned()));
+        }
+        let parsed = serde_json::from_value(value);
+        parsed.map(Some).map_err(|_| invalid("\"auths\" or \"credHelpers\" is no object".to_owned()))
     }
 
-    fn find(&self, repository: &Repository, file: &Path) -> Result<Option<FoundCredentials>, CredentialsError> {
+    fn find(&self, repository: &Repository, file: &Path, warn: Warn<'_>) -> Result<Option<FoundCredentials>, CredentialsError> {
         let registry = repository.host().unwrap_or_default();
         let found = |key: &str, credentials| FoundCredentials { credentials, key: key.to_owned(), file: file.to_owned() };
         let own = self.cred_helpers.iter().find(|(key, _)| scope(key) == registry);
-        if let Some((key, Some(name))) = own.filter(|(_, name)| name.as_ref().is_some_and(|name| !name.is_empty()))
+        if let Some((key, name)) = own.and_then(|(key, name)| Some((key, name.as_str().filter(|name| !name.is_empty())?)))
             && let Some(credentials) = ask_helper(name, key, file)?
         {
             return Ok(Some(found(key, credentials)));
         }
         for (key, entry) in self.entries(repository.as_str()) {
-            let damaged = || CredentialsError::Entry { key: key.to_owned(), file: file.to_owned() };
-            if let Some(credentials) = entry.decode().map_err(|Damaged| damaged())? {
-                return Ok(Some(found(key, credentials)));
+            match decode(entry) {
+                Decoded::Credentials(credentials) => {
+                    if matches!(&credentials, Credentials::Password(user, _) if user.is_empty()) {
+                        warn(format!("the entry for \"{key}\" in {} has no user; most registries refuse that", file.display()));
+                    }
+                    return Ok(Some(found(key, credentials)));
+                }
+                Decoded::Nothing => {}
+                Decoded::NoColon => warn(format!(
+                    "the entry for \"{key}\" in {} is passed over: base64 of user:password is expected in \"auth\", and it has no colon",
+                    file.display()
+                )),
+                Decoded::Damaged => return Err(CredentialsError::Entry { key: key.to_owned(), file: file.to_owned() }),
             }
         }
-        let general = self.creds_store.as_ref().filter(|name| own.is_none() && !name.is_empty());
+        let general = self.creds_store.as_str().filter(|name| own.is_none() && !name.is_empty());
         let hub = [HUB_KEY].into_iter().filter(|_| registry == DOCKER_HUB);
         for (name, key) in general.into_iter().flat_map(|name| hub.clone().chain([registry]).map(move |key| (name, key))) {
-            if let Some(credentials) = ask_helper(name, key, file)? {
-                return Ok(Some(found(key, credentials)));
+            // Podman does not know this helper, and docker goes on without it: many a config.json is from another machine.
+            match ask_helper(name, key, file) {
+                Ok(None) => {}
+                Ok(Some(credentials)) => return Ok(Some(found(key, credentials))),
+                Err(error) => {
+                    // A signal ends the helper too.
+                    if Interrupt::of_process().check().is_err() {
+                        return Err(error);
+                    }
+                    warn(format!("{error}; it is passed over"));
+                    break;
+                }
             }
         }
         Ok(None)
@@ -181,11 +231,11 @@ impl CredentialsFile {
 
     /// The entries that apply to a repository, given with its registry: the most specific first. Of several for one scope, docker's key
     /// of docker.io and then the plain key go first.
-    fn entries(&self, repository: &str) -> Vec<(&str, &Entry)> {
-        let mut entries: Vec<(String, &str, &Entry)> = self
+    fn entries(&self, repository: &str) -> Vec<(&str, &Value)> {
+        let mut entries: Vec<(String, &str, &Value)> = self
             .auths
             .iter()
-            .filter_map(|(key, entry)| Some((scope(key), key.as_str(), entry.as_ref()?)))
+            .filter_map(|(key, entry)| Some((scope(key), key.as_str(), entry)))
             .filter(|(scope, ..)| {
                 repository.strip_prefix(scope.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             })
@@ -206,37 +256,55 @@ fn scope(key: &str) -> String {
     if url.is_some() || matches!(path, "" | "v1" | "v2") { host.to_owned() } else { format!("{host}/{path}") }
 }
 
-/// An entry that holds something else than credentials.
-struct Damaged;
+/// What an entry holds.
+enum Decoded {
+    Credentials(Credentials),
+    /// Nothing, as for a registry whose credentials a helper has.
+    Nothing,
+    /// No user and password, as docker and containers/image tell it: they pass it over.
+    NoColon,
+    /// Something else than base64.
+    Damaged,
+}
 
-impl Entry {
-    /// The credentials of an entry. `None` if it is empty, as for a registry whose credentials a helper has.
-    fn decode(&self) -> Result<Option<Credentials>, Damaged> {
-        let text = |field: &Option<String>| field.as_deref().unwrap_or_default().to_owned();
-        let (token, mut auth) = (text(&self.identitytoken), text(&self.auth));
-        if !token.is_empty() {
-            return Ok(Some(Credentials::IdentityToken(token)));
+fn decode(entry: &Value) -> Decoded {
+    let text = |field: &str| entry.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let is_text = entry.get("auth").is_none_or(|auth| auth.is_string() || auth.is_null());
+    if !(is_text && (entry.is_object() || entry.is_null())) {
+        return Decoded::Damaged;
+    }
+    let (token, mut auth) = (text("identitytoken"), text("auth"));
+    if !token.is_empty() {
+        return Decoded::Credentials(Credentials::IdentityToken(token));
+    }
+    // `base64` breaks its lines.
+    auth.retain(|character| !character.is_ascii_whitespace());
+    let (user, password) = if auth.is_empty() {
+        (text("username").into_bytes(), text("password").into_bytes())
+    } else {
+        let Ok(decoded) = BASE64.decode(auth) else { return Decoded::Damaged };
+        let mut parts = decoded.splitn(2, |byte| *byte == b':');
+        let (Some(user), Some(mut password)) = (parts.next(), parts.next()) else { return Decoded::NoColon };
+        // Old versions of docker padded with NUL.
+        while let Some(rest) = password.strip_suffix(b"\0") {
+            password = rest;
         }
-        // `base64` breaks its lines.
-        auth.retain(|character| !character.is_ascii_whitespace());
-        let (user, password) = if auth.is_empty() {
-            (text(&self.username), text(&self.password))
-        } else {
-            let decoded = BASE64.decode(auth).ok().and_then(|decoded| String::from_utf8(decoded).ok()).ok_or(Damaged)?;
-            let (user, password) = decoded.split_once(':').ok_or(Damaged)?;
-            // Old versions of docker padded with NUL.
-            (user.to_owned(), password.trim_end_matches('\0').to_owned())
-        };
-        let is_empty = user.is_empty() && password.is_empty();
-        Ok((!is_empty).then_some(Credentials::Password(user, password)))
+        (user.to_vec(), password.to_vec())
+    };
+    if user.is_empty() && password.is_empty() {
+        Decoded::Nothing
+    } else {
+        Decoded::Credentials(Credentials::Password(user, password))
     }
 }
 
 /// What a credential helper answers.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
 struct HelperAnswer {
+    #[serde(alias = "username", deserialize_with = "null_as_default")]
     username: String,
+    #[serde(alias = "secret", deserialize_with = "null_as_default")]
     secret: String,
 }
 
@@ -249,12 +317,13 @@ fn ask_helper(name: &str, key: &str, file: &Path) -> Result<Option<Credentials>,
         let has_none = String::from_utf8_lossy(&answer).contains("credentials not found");
         return if has_none { Ok(None) } else { Err(failed("fails")) };
     }
-    let answer: HelperAnswer =
-        serde_json::from_slice(&answer).map_err(|_| failed("answers with something else than its protocol's JSON"))?;
+    // As in Go, whatever follows the JSON does not matter.
+    let answer = serde_json::Deserializer::from_slice(&answer).into_iter::<HelperAnswer>().next();
+    let answer = answer.and_then(Result::ok).ok_or_else(|| failed("answers with something else than its protocol's JSON"))?;
     Ok(match (answer.username, answer.secret) {
         (user, secret) if user.is_empty() && secret.is_empty() => None,
         (user, secret) if user == "<token>" => Some(Credentials::IdentityToken(secret)),
-        (user, secret) => Some(Credentials::Password(user, secret)),
+        (user, secret) => Some(Credentials::Password(user.into_bytes(), secret.into_bytes())),
     })
 }
 

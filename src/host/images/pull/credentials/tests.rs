@@ -6,21 +6,35 @@ use serde_json::json;
 
 use super::*;
 
-/// The credentials for `image` in a file with this content, as user and password, and their key.
+/// The credentials for `image` in a file with this content, as user and password, and their key. Nothing is warned of.
 fn found(config: &str, image: &str) -> Result<Option<(String, String, String)>, String> {
+    let (found, warnings) = found_in("config.json", config.as_bytes(), image);
+    assert_eq!(warnings, Vec::<String>::new());
+    found
+}
+
+/// The credentials for `image` in a file with this name and content, and the warnings.
+fn found_in(name: &str, config: &[u8], image: &str) -> (Result<Option<(String, String, String)>, String>, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
-    let (none, file) = (dir.path().join("none"), dir.path().join("config.json"));
+    let (none, file) = (dir.path().join("none"), dir.path().join(name));
     fs::write(&file, config).unwrap();
-    // A path below a file does not exist either.
-    let files = [none, file.join("config.json"), file.clone()];
-    let found = find(&image.parse().unwrap(), &files).map_err(|e| e.to_string().replace(file.to_str().unwrap(), "FILE"))?;
-    Ok(found.map(|FoundCredentials { credentials, key, file: from }| {
-        assert_eq!(from, file);
-        match credentials {
-            Credentials::Password(user, password) => (user, password, key),
-            Credentials::IdentityToken(token) => ("identity".to_owned(), token, key),
-        }
-    }))
+    // A path below a device does not exist either.
+    let files = [none, Path::new("/dev/null/config.json").to_owned(), file.clone()];
+    let without_path = |text: &str| text.replace(file.to_str().unwrap(), "FILE");
+    let mut warnings = Vec::new();
+    let found = find(&image.parse().unwrap(), &files, &mut |line| warnings.push(without_path(&line)));
+    let found = found.map_err(|error| without_path(&error.to_string())).map(|found| {
+        found.map(|FoundCredentials { credentials, key, file: from }| {
+            assert_eq!(from, file);
+            match credentials {
+                Credentials::Password(user, password) => {
+                    (String::from_utf8_lossy(&user).into_owned(), String::from_utf8_lossy(&password).into_owned(), key)
+                }
+                Credentials::IdentityToken(token) => ("identity".to_owned(), token, key),
+            }
+        })
+    });
+    (found, warnings)
 }
 
 fn key_of(config: &str, image: &str) -> Option<String> {
@@ -148,7 +162,9 @@ fn first_file_with_credentials_counts() {
     let third = file("third", json!({"auths": {"quay.io/a/b": {"auth": ANNA}}}));
     let broken = file("broken", json!([]));
     let image = "quay.io/a/b".parse().unwrap();
-    let found = |files: &[&PathBuf]| find(&image, &files.iter().map(|file| (*file).clone()).collect::<Vec<_>>());
+    let found = |files: &[&PathBuf]| {
+        find(&image, &files.iter().map(|file| (*file).clone()).collect::<Vec<_>>(), &mut |line| panic!("{line}"))
+    };
     assert!(found(&[&first, &second, &third, &broken]).unwrap().is_some_and(|found| found.file == second));
     assert!(found(&[&first, &third, &second]).unwrap().is_some_and(|found| found.file == third));
     assert!(found(&[&first]).unwrap().is_none());
@@ -159,22 +175,22 @@ fn first_file_with_credentials_counts() {
 fn errors_name_the_file_and_the_key_and_show_no_secret() {
     let entry =
         |key: &str| format!("the entry for \"{key}\" in FILE is damaged: base64 of user:password is expected in \"auth\"");
-    let json = "the credentials in FILE cannot be read: the JSON of docker's config.json is expected".to_owned();
+    let json =
+        |what: &str| format!("the credentials in FILE cannot be read: {what}; the JSON of docker's config.json is expected");
+    let types = "\"auths\" or \"credHelpers\" is no object";
     for (config, expected) in [
-        ("{\"auths\": ", json.clone()),
-        (r#"{"auths":{"quay.io":{"auth":5}}}"#, json.clone()),
-        (r#"["secret"]"#, json),
-        (r#"{"auths":{"quay.io":{"auth":"c2VjcmV0"}}}"#, entry("quay.io")),
+        ("{\"auths\": ", json("line 1, column 9 is not JSON")),
+        ("{\n\"auths\": secret", json("line 2, column 10 is not JSON")),
+        (r#"{"auths":["secret"]}"#, json(types)),
+        (r#"{"credHelpers":"secret"}"#, json(types)),
+        (r#"["secret"]"#, json("it is no JSON object")),
+        (r#""secret""#, json("it is no JSON object")),
+        (r#"{"auths":{"quay.io":{"auth":5}}}"#, entry("quay.io")),
+        (r#"{"auths":{"quay.io":"secret"}}"#, entry("quay.io")),
         (r#"{"auths":{"https://quay.io/v2/":{"auth":"secret!"}}}"#, entry("https://quay.io/v2/")),
-        (r#"{"auths":{"quay.io/a":{"auth":"//8="},"quay.io":{"auth":"YTpi"}}}"#, entry("quay.io/a")),
+        (r#"{"auths":{"quay.io/a":{"auth":"YTpi="},"quay.io":{"auth":"YTpi"}}}"#, entry("quay.io/a")),
         (
             r#"{"credHelpers":{"quay.io":"no-such-helper"}}"#,
-            "the credential helper that FILE names for \"quay.io\" is not there or cannot be run; try it with \
-             `echo quay.io | docker-credential-no-such-helper get`"
-                .to_owned(),
-        ),
-        (
-            r#"{"credsStore":"no-such-helper"}"#,
             "the credential helper that FILE names for \"quay.io\" is not there or cannot be run; try it with \
              `echo quay.io | docker-credential-no-such-helper get`"
                 .to_owned(),
@@ -183,20 +199,87 @@ fn errors_name_the_file_and_the_key_and_show_no_secret() {
         assert_eq!(found(config, "quay.io/a/b").unwrap_err(), expected);
     }
     // Entries that do not apply do not matter, and neither does a general helper if an entry does, or if the registry has none.
-    assert_eq!(found(r#"{"auths":{"quay.io":{"auth":"c2VjcmV0"}}}"#, "host:5000/a"), Ok(None));
+    for entry in [r#"{"auth":"c2VjcmV0"}"#, r#"{"auth":"!"}"#, "5"] {
+        assert_eq!(found(&format!(r#"{{"auths":{{"quay.io":{entry}}}}}"#), "host:5000/a"), Ok(None));
+    }
     let config = json!({"auths": {"quay.io": {"auth": ANNA}}, "credsStore": "no-such-helper"}).to_string();
     assert_eq!(found(&config, "quay.io/a"), anna("quay.io"));
     assert_eq!(found(r#"{"credHelpers":{"quay.io":""},"credsStore":"no-such-helper"}"#, "quay.io/a"), Ok(None));
+}
+
+/// As containers/image (`decodeDockerAuth`) and docker/cli (`decodeAuth`, whose error ends the use of the file, not of the command) do.
+#[test]
+fn what_most_clients_pass_over_is_warned_of() {
+    let passed_over = |key: &str| {
+        format!(
+            "the entry for \"{key}\" in FILE is passed over: base64 of user:password is expected in \"auth\", and it has no colon"
+        )
+    };
+    let general = "the credential helper that FILE names for \"quay.io\" is not there or cannot be run; try it with \
+                   `echo quay.io | docker-credential-no-such-helper get`; it is passed over";
+    let nobody = "the entry for \"quay.io\" in FILE has no user; most registries refuse that";
+    for (config, expected, warning) in [
+        (r#"{"auths":{"quay.io":{"auth":"c2VjcmV0"}}}"#, None, passed_over("quay.io")),
+        (r#"{"auths":{"quay.io":{"auth":"//8="}}}"#, None, passed_over("quay.io")),
+        (r#"{"auths":{"quay.io/a":{"auth":"c2VjcmV0"},"quay.io":{"auth":"YTpi"}}}"#, Some("a:b"), passed_over("quay.io/a")),
+        (r#"{"auths":{"quay.io":{"auth":"OmI="}}}"#, Some(":b"), nobody.to_owned()),
+        (r#"{"credsStore":"no-such-helper"}"#, None, general.to_owned()),
+    ] {
+        let (found, warnings) = found_in("config.json", config.as_bytes(), "quay.io/a");
+        let found = found.unwrap().map(|(user, password, _)| format!("{user}:{password}"));
+        assert_eq!((found.as_deref(), warnings), (expected, vec![warning]), "{config}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("auth.json");
+    fs::write(&file, "{}").unwrap();
+    let mut warnings = Vec::new();
+    let found = find(&"quay.io/a".parse().unwrap(), &[file.join("config.json")], &mut |line| warnings.push(line));
+    assert!(found.unwrap().is_none());
+    let file = file.display();
+    let expected = "a variable such as DOCKER_CONFIG names a folder";
+    assert_eq!(warnings, [format!("there are no credentials in {file}/config.json, because {file} is a file; {expected}")]);
+}
+
+#[test]
+fn files_are_read_as_go_reads_them() {
+    let good = json!({"auth": ANNA});
+    for config in [
+        // The last of equal keys counts, and of what no key leads to, types do not matter.
+        format!(r#"{{"auths":{{"quay.io":{{"auth":"YTpi"}}}},"auths":{{"quay.io":{good}}}}}"#).into_bytes(),
+        format!(r#"{{"auths":{{"quay.io":{good},"other.test":7}},"credsStore":7,"credHelpers":{{"a":7}},"x":[1]}}"#).into_bytes(),
+        format!(r#"{{"auths":{{"quay.io":{{"auth":"{ANNA}","username":7,"email":{{}}}}}}}}"#).into_bytes(),
+        // A byte order mark, and what is not UTF-8.
+        format!("\u{feff}{{\"auths\":{{\"quay.io\":{good}}}}}\r\n").into_bytes(),
+        [b"{\"a\":\"\xff\",\"auths\":{\"quay.io\":", good.to_string().as_bytes(), b"}}"].concat(),
+    ] {
+        let (found, warnings) = found_in("config.json", &config, "quay.io/a");
+        assert_eq!((found, warnings), (anna("quay.io"), vec![]), "{}", String::from_utf8_lossy(&config));
+    }
+    // Docker's old file has no level "auths".
+    for key in ["quay.io", "https://quay.io/v1/", "https://quay.io/v2"] {
+        let legacy = json!({key: {"auth": ANNA, "email": "a@b"}}).to_string();
+        assert_eq!(found_in(".dockercfg", legacy.as_bytes(), "quay.io/a"), (anna(key), vec![]));
+        assert_eq!(found(&legacy, "quay.io/a"), Ok(None));
+    }
+    // A password that is not UTF-8 is sent as it is.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("auth.json");
+    fs::write(&file, json!({"auths": {"quay.io": {"auth": PADDED.encode(b"anna:\xe9")}}}).to_string()).unwrap();
+    let found = find(&"quay.io/a".parse().unwrap(), &[file], &mut |line| panic!("{line}")).unwrap().unwrap();
+    assert!(found.credentials == Credentials::Password(b"anna".to_vec(), b"\xe9".to_vec()));
 }
 
 #[test]
 fn environment_selects_the_credential_files() {
     type Variables = &'static [(&'static str, &'static str)];
     let cases: [(Variables, &[&str]); 4] = [
-        (&[("HOME", "/h")], &["/run/containers/7/auth.json", "/h/.config/containers/auth.json", "/h/.docker/config.json"]),
+        (
+            &[("HOME", "/h")],
+            &["/run/containers/7/auth.json", "/h/.config/containers/auth.json", "/h/.docker/config.json", "/h/.dockercfg"],
+        ),
         (
             &[("HOME", "/h"), ("DOCKER_CONFIG", "/d"), ("XDG_CONFIG_HOME", "/c"), ("XDG_RUNTIME_DIR", "")],
-            &["/run/containers/7/auth.json", "/c/containers/auth.json", "/d/config.json"],
+            &["/d/config.json", "/run/containers/7/auth.json", "/c/containers/auth.json", "/h/.dockercfg"],
         ),
         (
             &[("HOME", "/h"), ("REGISTRY_AUTH_FILE", "/r.json"), ("XDG_RUNTIME_DIR", "/x")],
@@ -206,6 +289,7 @@ fn environment_selects_the_credential_files() {
                 "/run/containers/7/auth.json",
                 "/h/.config/containers/auth.json",
                 "/h/.docker/config.json",
+                "/h/.dockercfg",
             ],
         ),
         (&[], &["/run/containers/7/auth.json"]),
