@@ -2,16 +2,20 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::panic;
 use std::path::{Path, PathBuf};
+use std::process;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
+use super::exit::Status;
 use super::inspect::look::{CheckedDisk, DamageError};
 use super::inspect::reader::DiskError;
 use super::nodes::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
@@ -19,7 +23,8 @@ use super::nodes::ca::{self, Certificates, Tls};
 use super::support::files;
 use super::support::interrupt::{Interrupt, Interrupted, Signals};
 use super::support::quote::shell_word;
-use super::support::report::{Report, counted};
+use super::support::report::{Report, counted, message};
+use super::support::workers::no_thread;
 use super::vm::launch::{LaunchError, check_disk};
 use super::vm::net::check::privileged;
 use crate::address::san;
@@ -265,7 +270,7 @@ pub fn run(args: &ServeArgs, report: Report) -> Result<(), ServeError> {
     // Before the runtime's threads start: they inherit the blocked signals.
     let interrupt = Interrupt::catch()?;
     let mut is_ready = false;
-    let runtime = runtime()?;
+    let runtime = started_runtime()?;
     let served = runtime.block_on(serve_layout(args, report, &interrupt, &mut is_ready));
     // A thread may still wait for the reader of the event file.
     runtime.shutdown_background();
@@ -274,6 +279,21 @@ pub fn run(args: &ServeArgs, report: Report) -> Result<(), ServeError> {
         interrupt.check()?;
     }
     served
+}
+
+/// The server's runtime. If a thread cannot be started, the library panics, and its unwinding would wait for the other threads for ever.
+/// The process ends instead. It has changed nothing yet.
+fn started_runtime() -> io::Result<Runtime> {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|panic| {
+        let cause = panic.payload_as_str().unwrap_or("unknown").trim_start_matches("OS can't spawn worker thread: ");
+        let cause = io::Error::other(cause.to_owned());
+        message(format!("localregistry: cannot start: {}", no_thread(&cause)));
+        process::exit(Status::Error.code().into());
+    }));
+    let runtime = runtime();
+    panic::set_hook(hook);
+    runtime
 }
 
 async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, is_ready: &mut bool) -> Result<(), ServeError> {
@@ -432,6 +452,8 @@ fn record(path: &Path, queue: mpsc::Receiver<Event>) -> Result<oneshot::Receiver
         let line = serde_json::to_string(&event)? + "\n";
         file.write_all(line.as_bytes())
     };
-    thread::Builder::new().name("events".to_owned()).spawn(move || ended.send(queue.into_iter().try_for_each(write)))?;
+    let started =
+        thread::Builder::new().name("events".to_owned()).spawn(move || ended.send(queue.into_iter().try_for_each(write)));
+    started.map_err(|refused| no_thread(&refused))?;
     Ok(recorded)
 }

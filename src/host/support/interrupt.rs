@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use tokio::sync::watch;
 
 use super::report::message;
+use super::workers::no_thread;
 use super::{files, sys};
 
 /// The signals that end the work.
@@ -92,7 +93,7 @@ impl Interrupt {
         signals.thread_block()?;
         let interrupt = Self::default();
         let shared = Arc::clone(&interrupt.shared);
-        thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let started = thread::Builder::new().name("signals".to_owned()).spawn(move || {
             while let Ok(signal) = signals.wait() {
                 // Only the first signal counts. Later ones do not cut the cleanup short, which takes milliseconds.
                 let _ = shared.signal.compare_exchange(0, signal as i32, Ordering::SeqCst, Ordering::SeqCst);
@@ -103,7 +104,8 @@ impl Interrupt {
                 }
                 shared.end();
             }
-        })?;
+        });
+        started.map_err(|refused| no_thread(&refused))?;
         let _first = CAUGHT.set(interrupt.clone());
         Ok(interrupt)
     }

@@ -1,9 +1,16 @@
 //! Runs work on all processors.
 
+use std::io;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+
+/// The error of a thread that the system refuses to start, with what helps.
+pub(crate) fn no_thread(refused: &io::Error) -> io::Error {
+    let message = format!("cannot start a thread: {refused}; allow more processes (ulimit -u) or memory (ulimit -v)");
+    io::Error::new(refused.kind(), message)
+}
 
 /// Calls `work` on this thread and on `count` - 1 others. A thread that the system refuses is done without.
 pub fn parallel(count: usize, work: impl Fn() + Sync) {

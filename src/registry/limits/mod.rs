@@ -151,6 +151,8 @@ pub const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 /// the runtime's 512 threads and, at [`CHUNK`] each, half of [`IN_FLIGHT`], so that other disks are served. A disk that works is kept busy
 /// by fewer.
 pub const DISK_READS: usize = 16;
+/// How long a thread that reads disks stays without work: as long as any process.
+pub const THREADS_STAY: Duration = Duration::from_secs(365 * 86_400);
 /// Warnings of disk errors of one kind within [`DISK_WARNING_INTERVAL`]. Further ones are only counted, and the next warning has their
 /// number: a disk that fails under a thousand nodes must not flood the events.
 pub const DISK_WARNINGS: u32 = 10;

@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::{self, Handle};
+use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -35,7 +35,15 @@ impl AcceptThread {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (end, ended) = oneshot::channel::<()>();
-        thread::Builder::new().name("accept".to_owned()).spawn(move || drop(runtime.block_on(ended)))?;
+        let (hand_over, handed_over) = mpsc::sync_channel::<Runtime>(1);
+        let serve = move || handed_over.recv().map(|runtime| drop(runtime.block_on(ended)));
+        if let Err(refused) = thread::Builder::new().name("accept".to_owned()).spawn(serve) {
+            // Dropped in an asynchronous context, a runtime panics.
+            runtime.shutdown_background();
+            return Err(refused);
+        }
+        // The thread waits for it.
+        let _sent = hand_over.send(runtime);
         Ok(Self { handle, _end: end })
     }
 

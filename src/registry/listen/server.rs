@@ -17,15 +17,23 @@ use super::connection::ServerState;
 use super::listener::Listener;
 use super::shutdown::{Phase, Shutdown};
 use crate::registry::api::handler::Registry;
-use crate::registry::limits::{CLOSE_TIMEOUT, OBSERVER_CONNECTIONS, OWN_DESCRIPTORS, TURNS_BETWEEN_EVENTS};
+use crate::registry::limits::{CLOSE_TIMEOUT, OBSERVER_CONNECTIONS, OWN_DESCRIPTORS, THREADS_STAY, TURNS_BETWEEN_EVENTS};
 use crate::registry::telemetry::metrics::Totals;
 
-/// Builds the runtime to serve with: one worker thread per processor, and short turns so that no connection delays the others.
+/// Builds the runtime to serve with: one worker thread per processor, and short turns so that no connection delays the others. Threads for
+/// reading, of which there are at most [`DISK_READS`](crate::registry::limits::DISK_READS), stay once they are started, and one is started here: if the system refuses another
+/// one later, reads wait for those that are there.
 ///
 /// # Errors
-/// Fails if a thread or the epoll instance cannot be created.
+/// Fails if the epoll instance cannot be created.
+///
+/// # Panics
+/// Panics, as the library does, if a thread cannot be started. The unwinding then waits for those that were: end the process in the hook.
 pub fn runtime() -> io::Result<Runtime> {
-    runtime::Builder::new_multi_thread().enable_all().event_interval(TURNS_BETWEEN_EVENTS).build()
+    let mut builder = runtime::Builder::new_multi_thread();
+    let runtime = builder.enable_all().event_interval(TURNS_BETWEEN_EVENTS).thread_keep_alive(THREADS_STAY).build()?;
+    let _first = runtime.spawn_blocking(|| ());
+    Ok(runtime)
 }
 
 /// Serves until `shutdown` completes. Then stops accepting, and lets transfers go on until all of them have ended or `drain` completes;

@@ -3,23 +3,29 @@
 //! Credentials are sent only to the origin they are for. They never follow a redirect to another origin, and never go over plain HTTP
 //! unless that is allowed for the host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read};
+use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use http::Uri;
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, LOCATION};
+use ureq::config::Config;
 use ureq::tls::TlsConfig;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body, Proxy};
 
 use super::error::{Fault, printable};
 use super::trust;
 use super::url::{host_of, is_loopback, resolve, same_origin, uri, without_query};
 use crate::host::support::interrupt::Interrupt;
+use crate::host::support::report::Report;
 use crate::oci::Host;
 
 /// A response with an unread body.
@@ -39,6 +45,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 const BUFFER: usize = 16 << 10;
 /// Most redirects followed for one request.
 const MAX_REDIRECTS: usize = 5;
+/// Most addresses of one name, all that the library takes.
+const MAX_ADDRESSES: usize = 16;
 /// Interval of checks for a signal.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -62,6 +70,9 @@ pub struct Client {
     interrupt: Interrupt,
     endpoints: Mutex<HashMap<String, Endpoint>>,
     stopped: AtomicBool,
+    report: Report,
+    /// What was warned of.
+    warned: Mutex<BTreeSet<String>>,
 }
 
 /// A host and how to reach it.
@@ -76,8 +87,18 @@ pub struct Endpoint {
 impl Client {
     /// Creates a client that stops at a signal.
     #[must_use]
-    pub fn new(settings: ClientSettings, interrupt: Interrupt) -> Self {
-        Self { settings, interrupt, endpoints: Mutex::default(), stopped: AtomicBool::new(false) }
+    pub fn new(settings: ClientSettings, report: Report, interrupt: Interrupt) -> Self {
+        let (endpoints, stopped, warned) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
+        Self { settings, interrupt, endpoints, stopped, report, warned }
+    }
+
+    /// Prints a warning, once for all images.
+    pub fn warn(&self, line: String) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if !warned.contains(&line) {
+            self.report.warn(&line);
+            warned.insert(line);
+        }
     }
 
     /// The endpoint of `host`. A loopback host is probed for TLS, as in docker. Any other host must speak TLS unless plain HTTP is allowed
@@ -198,7 +219,8 @@ impl Client {
             .timeout_recv_response(Some(self.settings.timeout))
             .timeout_per_read(Some(self.settings.timeout))
             .timeout_per_write(Some(self.settings.timeout));
-        Ok(config.build().new_agent())
+        let resolver = InterruptibleResolver { interrupt: self.interrupt.clone() };
+        Ok(Agent::with_parts(config.build(), DefaultConnector::new(), resolver))
     }
 
     fn speaks_tls(&self, endpoint: &Endpoint) -> Result<bool, Fault> {
@@ -214,6 +236,39 @@ impl Client {
 
     fn endpoints(&self) -> MutexGuard<'_, HashMap<String, Endpoint>> {
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks up names on a thread of its own, so that a signal ends the wait for it. If the system refuses the thread, on this one.
+#[derive(Debug)]
+struct InterruptibleResolver {
+    interrupt: Interrupt,
+}
+
+impl Resolver for InterruptibleResolver {
+    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.scheme().zip(uri.authority());
+        let host = host.and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority));
+        let host = host.ok_or(ureq::Error::HostNotFound)?;
+        let (sender, receiver) = sync_channel(1);
+        let name = host.clone();
+        let look_up = move || _ = sender.send(name.to_socket_addrs());
+        let found = match thread::Builder::new().name("resolver".to_owned()).spawn(look_up) {
+            Err(_refused) => host.to_socket_addrs()?,
+            Ok(_) => {
+                let start = Instant::now();
+                loop {
+                    match receiver.recv_timeout(POLL_INTERVAL) {
+                        Err(RecvTimeoutError::Timeout) if start.elapsed() < *timeout.after => self.interrupt.check_io()?,
+                        Err(_) => return Err(ureq::Error::Timeout(timeout.reason)),
+                        Ok(found) => break found?,
+                    }
+                }
+            }
+        };
+        let mut addresses = self.empty();
+        config.ip_family().keep_wanted(found).take(MAX_ADDRESSES).for_each(|address| addresses.push(address));
+        if addresses.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(addresses) }
     }
 }
 

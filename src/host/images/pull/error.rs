@@ -28,8 +28,8 @@ pub struct PullError {
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// The system refuses a thread.
-    #[error("cannot start a thread")]
-    Thread(#[source] io::Error),
+    #[error(transparent)]
+    Thread(io::Error),
     /// The host's name cannot be resolved.
     #[error("the name {0} has no address; is it right, and does a DNS server answer?")]
     Resolve(String),

@@ -34,6 +34,7 @@ use indicatif::HumanBytes;
 use crate::host::images::platforms::PlatformChoice;
 use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::Report;
+use crate::host::support::workers::no_thread;
 use crate::oci::{Digest, Host};
 use blobs::{BlobFetcher, LocalTree};
 use client::{Client, ClientSettings, TRIES};
@@ -100,13 +101,13 @@ impl PullArgs {
         let Some(first) = references.first().map(ToString::to_string) else { return Ok(Vec::new()) };
         let result = Store::new(folder, prefix);
         let store = result.map_err(|source| PullError { image: first.clone(), source: folder_fault(folder, source) })?;
-        let client = Client::new(self.settings(), interrupt.clone());
+        let client = Client::new(self.settings(), report, interrupt.clone());
         let pull = Puller { client, store: Arc::new(store), platforms, local, report, has_referrers: !self.no_referrers };
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             let _set_done = SetOnDrop(&done);
             let watch = thread::Builder::new().spawn_scoped(scope, || pull.client.watch(&done));
-            watch.map_err(|source| PullError { image: first, source: Fault::Thread(source) })?;
+            watch.map_err(|source| PullError { image: first, source: Fault::Thread(no_thread(&source)) })?;
             let pulled = references.into_iter().map(|reference| match pull.one(&reference) {
                 Ok(pulled) => Ok((reference, pulled)),
                 Err(source) => Err(PullError { image: reference.to_string(), source }),
