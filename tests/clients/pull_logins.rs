@@ -1,14 +1,14 @@
 //! `localregistry pack --pull` with the credentials that `podman login`, `skopeo login`, `buildah login` and `docker login` write.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use tempfile::TempDir;
 use testing::layout::Layout;
 use testing::pack::{Bench, text};
 use testing::private::privately;
 use testing::serve::Serving;
-use testing::upstream::DockerRegistry;
+use testing::upstream::{Answer, DockerRegistry, Images, Upstream, layer};
 use testing::vm::succeed;
 
 /// A folder with a password file for anna.
@@ -92,4 +92,80 @@ fn credentials_of_real_logins_are_found() {
         registry.push(layout.path(), "one", "a/one:1", &["--dest-creds", "anna:secret"]);
         log_in_and_pull(&registry.address, "a/one");
     });
+}
+
+/// A registry with the public image `public/a:1`, whose token service refuses wrong credentials.
+fn public_registry() -> (Layout, Upstream) {
+    let layout = Layout::default();
+    let image = layout.manifest(&[&layer()]);
+    let images = Images::new(&layout, &[("1", &image.digest.to_string())]);
+    let upstream = Upstream::start(move |request| {
+        if request.target.starts_with("/token") {
+            let is_anonymous = request.header("authorization").is_none();
+            return Answer::new(if is_anonymous { 200 } else { 401 }, &[], br#"{"token":"public"}"#);
+        }
+        if request.header("authorization") == Some("Bearer public") {
+            return images.answer(request);
+        }
+        let realm = format!("Bearer realm=\"http://{}/token\"", request.header("host").unwrap());
+        Answer::new(401, &[("WWW-Authenticate", &realm)], b"")
+    });
+    (layout, upstream)
+}
+
+/// Each case is a file of credentials and what comes of a public image: ours, skopeo's and podman's pulls give the same.
+#[test]
+fn unusable_entries_end_the_pulls_that_they_end_elsewhere() {
+    let (_layout, upstream) = public_registry();
+    let host = upstream.address.to_string();
+    let entry = |entry: &str| format!("{{\"auths\":{{\"{host}\":{entry}}}}}");
+    for (file, content, is_pulled) in [
+        (".config/containers/auth.json", entry("{}"), true),
+        (".config/containers/auth.json", entry(r#"{"auth":"c2VjcmV0"}"#), true),
+        (".config/containers/auth.json", entry(r#"{"auth":"OnNlY3JldA=="}"#), true),
+        (".config/containers/auth.json", entry(r#"{"auth":"YW5uYTo="}"#), true),
+        (".config/containers/auth.json", entry(r#"{"auth":"!"}"#), false),
+        (".config/containers/auth.json", entry(r#"{"auth":5}"#), false),
+        (".config/containers/auth.json", entry("null"), true),
+        (".config/containers/auth.json", "[]".to_owned(), false),
+        (".config/containers/auth.json", "{".to_owned(), false),
+        (".docker/config.json", r#"{"credsStore":"not-here"}"#.to_owned(), true),
+        (".docker/config.json", format!(r#"{{"credHelpers":{{"{host}":"not-here"}}}}"#), false),
+        (".docker/config.json", r#"{"auths":null,"credHelpers":null,"credsStore":7}"#.to_owned(), true),
+        (".dockercfg", r#"{"x":{"auth":"!"}}"#.to_owned(), true),
+        (".dockercfg", "[]".to_owned(), false),
+    ] {
+        let bench = Bench::default();
+        fs::create_dir_all(bench.path(file).parent().unwrap()).unwrap();
+        bench.file(file, content.as_bytes());
+        let name = format!("{host}/public/a:1");
+        let found = [
+            bench.command(&["--quiet", "pack", "--pull", &name, "-o", "disk.erofs"]).output().unwrap(),
+            client(&bench, "skopeo")
+                .args(["inspect", "--raw", "--tls-verify=false"])
+                .arg(format!("docker://{name}"))
+                .output()
+                .unwrap(),
+            client(&bench, "podman").args(["pull", "--tls-verify=false", &name]).output().unwrap(),
+        ];
+        // podman cannot unpack the layer, which is no archive: that it gets so far counts.
+        let pulled = |output: &Output| output.status.success() || text(&output.stderr).contains("Copying blob");
+        let found = found.map(|output| (pulled(&output), text(&output.stderr)));
+        assert!(found.iter().all(|(pulled, _)| *pulled == is_pulled), "{file} {content}: {found:#?}");
+    }
+}
+
+#[test]
+fn podman_takes_the_folder_that_docker_config_names_before_its_own_file() {
+    let bench = Bench::default();
+    let entry = |auth: &str| format!(r#"{{"auths":{{"a.test":{{"auth":"{auth}"}}}}}}"#);
+    for (file, auth) in [(".config/containers/auth.json", "Ym9iOm90aGVy"), ("named/config.json", "YW5uYTpzZWNyZXQ=")] {
+        fs::create_dir_all(bench.path(file).parent().unwrap()).unwrap();
+        bench.file(file, entry(auth).as_bytes());
+    }
+    for program in ["podman", "buildah"] {
+        let user = |command: &mut Command| text(&command.args(["login", "--get-login", "a.test"]).output().unwrap().stdout);
+        assert_eq!(user(&mut client(&bench, program)), "bob\n", "{program}");
+        assert_eq!(user(client(&bench, program).env("DOCKER_CONFIG", bench.path("named"))), "anna\n", "{program}");
+    }
 }

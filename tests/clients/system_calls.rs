@@ -3,13 +3,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
 use testing::elf::elf;
 use testing::layout::Layout;
-use testing::pack::{Bench, PROGRAM, text};
+use testing::pack::{Bench, PROGRAM, digest_of, text};
+use testing::serve::Serving;
 
 /// Calls of the loader, the allocator and the threads' own management, whose failure a program does not survive or does not see.
 const NOT_FAILED: [&str; 24] = [
@@ -163,6 +168,7 @@ fn bench() -> Bench {
     layout.image("docker.io/library/hello:1", &[7; 70_000]);
     bench.layout("layout", &layout);
     bench.pack(&["layout"]);
+    bench.file("blob", &[7; 70_000]);
     bench.file("static", &elf(&[(1, b"code")]));
     bench.file("vmlinux", b"a kernel");
     bench.file("initramfs", b"an initramfs");
@@ -189,4 +195,78 @@ fn deploy() {
     let files = ["--server", "../static", "--kernel", "../vmlinux", "--initramfs", "../initramfs"];
     let names = ["deploy", "../disk.erofs", "--registry", "a.test:5000", "--host", "b.test", "-o", "out"];
     sweep(&bench(), "deploy", &[&names[..], &files].concat());
+}
+
+/// Starts a command under strace, in which the thread of this number, or every one from it on, cannot be started.
+fn without_thread(bench: &Bench, number: &str, arguments: &[&str]) -> Command {
+    let mut command = testing::program("strace");
+    // strace itself leaves signals to the command.
+    command.args(["-f", "-qq", "-I", "never", "-o", "/dev/null", "-e", "trace=clone,clone3", "-e"]);
+    command.arg(format!("inject=clone,clone3:error=EAGAIN:when={number}")).arg(PROGRAM).args(arguments);
+    command.current_dir(bench.path(".")).env("HOME", bench.path("home"));
+    command
+}
+
+/// The first thread waits for signals. Numbers from the seventh on are of threads that are not started.
+const THREADS: [&str; 9] = ["1", "2", "3", "4", "5", "6", "2+", "3+", "4+"];
+const NO_THREAD: &str = "cannot start a thread: Resource temporarily unavailable (os error 11); allow more processes (ulimit -u) or \
+                         memory (ulimit -v)\n";
+
+#[test]
+fn pull_without_a_thread() {
+    let bench = bench();
+    let mut layout = Layout::default();
+    layout.image("a/b:1", &[7; 70_000]);
+    layout.write();
+    let serving = Serving::start(layout.path(), TempDir::new().unwrap(), &["--tls", "off"]);
+    let name = format!("localhost:{}/a/b:1", serving.address().rsplit_once(':').unwrap().1);
+    let arguments = ["--quiet", "pack", "--pull", &name, "-o", "new"];
+    assert!(bench.command(&arguments).output().unwrap().status.success());
+    let expected = fs::read(bench.path("new")).unwrap();
+    for number in THREADS {
+        fs::write(bench.path("new"), "the old disk").unwrap();
+        let before = temporary(&bench.path("."));
+        let output = without_thread(&bench, number, &arguments).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(temporary(&bench.path(".")), before, "{number}");
+        if output.status.success() {
+            assert_eq!((fs::read(bench.path("new")).unwrap() == expected, said.as_str()), (true, ""), "{number}");
+        } else {
+            let starts = ["localregistry: cannot write new: ".to_owned(), format!("localregistry: cannot pull {name}: ")];
+            assert!(starts.iter().any(|start| said == format!("{start}{NO_THREAD}")), "{number}: {said}");
+            assert_eq!((output.status.code(), fs::read(bench.path("new")).unwrap().as_slice()), (Some(1), &b"the old disk"[..]));
+        }
+    }
+}
+
+#[test]
+fn serve_without_a_thread() {
+    let bench = bench();
+    let before = tree(&bench.path("layout"));
+    let mut has_served = 0;
+    for number in THREADS {
+        let arguments = ["--quiet", "serve", "layout", "--tls", "off", "--listen", "127.0.0.1:0"];
+        let mut strace = without_thread(&bench, number, &arguments);
+        let mut child = strace.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if let Some(url) = line.trim().strip_prefix("serving 1 image at ") {
+            has_served += 1;
+            let blob = format!("{url}/v2/docker.io/library/hello/blobs/{}", digest_of(&bench.path("blob")));
+            let got = testing::program("curl").args(["-sS", "-m", "60", &blob]).output().unwrap();
+            assert_eq!(got.stdout, [7; 70_000], "{number}: {}", text(&got.stderr));
+            let serving = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+            kill(Pid::from_raw(serving.trim().parse().unwrap()), Signal::SIGTERM).unwrap();
+        }
+        let output = child.wait_with_output().unwrap();
+        let said = text(&output.stderr);
+        let expected = if line.is_empty() {
+            (Some(1), format!("localregistry: cannot start: {NO_THREAD}"))
+        } else {
+            (Some(0), String::new())
+        };
+        assert_eq!((output.status.code(), said), expected, "{number}: {line}");
+    }
+    assert!(has_served > 0 && has_served < THREADS.len());
+    assert_eq!(tree(&bench.path("layout")), before);
 }

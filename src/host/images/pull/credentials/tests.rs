@@ -153,7 +153,7 @@ fn plain_keys_and_full_entries_go_first() {
 #[test]
 fn first_file_with_credentials_counts() {
     let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str, config: serde_json::Value| {
+    let file = |name: &str, config: Value| {
         fs::write(dir.path().join(name), config.to_string()).unwrap();
         dir.path().join(name)
     };
@@ -323,7 +323,7 @@ fn written((host, names, form): &Key) -> String {
     }
 }
 
-fn entry(number: usize) -> serde_json::Value {
+fn entry(number: usize) -> Value {
     let (user, password) = (format!("user{number}"), format!("password:{number}"));
     let auth = PADDED.encode(format!("{user}:{password}"));
     match number % 4 {
