@@ -235,7 +235,7 @@ impl CredentialsFile {
         let mut entries: Vec<(String, &str, &Value)> = self
             .auths
             .iter()
-            .filter_map(|(key, entry)| Some((scope(key), key.as_str(), entry)))
+            .map(|(key, entry)| (scope(key), key.as_str(), entry))
             .filter(|(scope, ..)| {
                 repository.strip_prefix(scope.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             })

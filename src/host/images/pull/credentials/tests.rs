@@ -6,15 +6,18 @@ use serde_json::json;
 
 use super::*;
 
-/// The credentials for `image` in a file with this content, as user and password, and their key. Nothing is warned of.
-fn found(config: &str, image: &str) -> Result<Option<(String, String, String)>, String> {
+/// Credentials as user, password and key, or a message.
+type Found = Result<Option<(String, String, String)>, String>;
+
+/// The credentials for `image` in a file with this content. Nothing is warned of.
+fn found(config: &str, image: &str) -> Found {
     let (found, warnings) = found_in("config.json", config.as_bytes(), image);
     assert_eq!(warnings, Vec::<String>::new());
     found
 }
 
 /// The credentials for `image` in a file with this name and content, and the warnings.
-fn found_in(name: &str, config: &[u8], image: &str) -> (Result<Option<(String, String, String)>, String>, Vec<String>) {
+fn found_in(name: &str, config: &[u8], image: &str) -> (Found, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
     let (none, file) = (dir.path().join("none"), dir.path().join(name));
     fs::write(&file, config).unwrap();
@@ -44,7 +47,7 @@ fn key_of(config: &str, image: &str) -> Option<String> {
 /// anna:secret:1
 const ANNA: &str = "YW5uYTpzZWNyZXQ6MQ==";
 
-fn anna(key: &str) -> Result<Option<(String, String, String)>, String> {
+fn anna(key: &str) -> Found {
     Ok(Some(("anna".to_owned(), "secret:1".to_owned(), key.to_owned())))
 }
 
