@@ -85,6 +85,9 @@ fn signals_end_a_command_that_waits_for_a_fifo() {
         for (trap, signal) in
             [("", Signal::SIGINT), ("trap '' INT;", Signal::SIGINT), ("", Signal::SIGTERM), ("", Signal::SIGHUP)]
         {
+            // Another test's process that is being started may hold the last FIFO's writer, and its end would be this command's input.
+            fs::remove_file(bench.path("fifo")).unwrap();
+            mkfifo(&bench.path("fifo"), Mode::from_bits_truncate(0o600)).unwrap();
             let mut child = start(&bench, trap, arguments);
             wait_for_handlers(&child);
             let is_read = !arguments.contains(&"--events") && !arguments.contains(&"/dev/stdin");
