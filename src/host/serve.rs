@@ -297,10 +297,8 @@ fn started_runtime() -> io::Result<Runtime> {
 }
 
 async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, is_ready: &mut bool) -> Result<(), ServeError> {
-    let only_reads = interrupt.end_at_once("");
     check_is_folder(&args.layout)?;
     let store = open(args, interrupt)?;
-    drop(only_reads);
     let missing: Vec<MissingBlob> = store.disks().iter().flat_map(|disk| disk.missing()).cloned().collect();
     missing.iter().for_each(|one| report.warn(one.to_string()));
     let left_over: Vec<LeftOver> = store.disks().iter().flat_map(|disk| disk.left_over()).cloned().collect();

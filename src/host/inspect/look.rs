@@ -158,6 +158,7 @@ impl CheckedDisk {
     /// # Errors
     /// Fails with the first fault, or after a signal.
     pub fn open(path: &Path, allow_missing: bool, interrupt: &Interrupt) -> Result<Self, DamageError> {
+        let _only_reads = interrupt.end_at_once("");
         let disk = Disk::open(path, interrupt)?;
         let tree = disk.tree.as_ref();
         let mut look = Look::new(tree, interrupt)?;

@@ -57,11 +57,15 @@ static CAUGHT: OnceLock<Interrupt> = OnceLock::new();
 
 /// While this lives, a signal ends the process at once. See [`Interrupt::end_at_once`].
 #[derive(Debug)]
-pub struct EndAtOnce<'a>(&'a Shared);
+pub struct EndAtOnce<'a> {
+    shared: &'a Shared,
+    /// The prefix of one around this.
+    outer: Option<String>,
+}
 
 impl Drop for EndAtOnce<'_> {
     fn drop(&mut self) {
-        *self.0.at_once() = None;
+        *self.shared.at_once() = self.outer.take();
     }
 }
 
@@ -155,10 +159,10 @@ impl Interrupt {
     /// are removed. For work that changes nothing else, in which calls of libraries may take seconds and do not check for a signal.
     #[must_use]
     pub fn end_at_once(&self, prefix: impl Into<String>) -> EndAtOnce<'_> {
-        *self.shared.at_once() = Some(prefix.into());
+        let outer = self.shared.at_once().replace(prefix.into());
         // A signal that came before.
         self.shared.end();
-        EndAtOnce(&self.shared)
+        EndAtOnce { shared: &self.shared, outer }
     }
 
     /// Runs an external program, and kills it if a signal comes.
