@@ -247,7 +247,7 @@ fn printed_command_has_a_json_form_and_refusals_leave_nothing() {
     let more = place.path("more.erofs").canonicalize().unwrap();
     let backend = "driver=raw,node-name=disk1,read-only=on,file.driver=file,file.locking=off,file.filename=";
     assert!(words.contains(&format!("{backend}{}", more.display()).as_str()), "{printed}");
-    assert!(words.contains(&"virtio-blk-pci,drive=disk1,serial=localregistry-1"), "{printed}");
+    assert!(words.contains(&"virtio-blk-pci,drive=disk1,opt_io_size=524288,serial=localregistry-1"), "{printed}");
     let config: Value = serde_json::from_slice(&fs::read(printed["config"].as_str().unwrap()).unwrap()).unwrap();
     let serials: Vec<&Value> = config["disks"].as_array().unwrap().iter().map(|disk| &disk["serial"]).collect();
     assert_eq!(serials, ["localregistry", "localregistry-1", "localregistry-*"]);

@@ -164,12 +164,13 @@ impl Machine {
         format!("console={} {KERNEL_ARGUMENTS}{}{rate}", self.board.console(), self.board.kernel_arguments())
     }
 
-    /// The packed disks. QEMU's file locks are off: nobody writes, and machines may share a disk.
+    /// The packed disks. QEMU's file locks are off: nobody writes, and machines may share a disk. Linux reads ahead by twice the optimal
+    /// size: with 1 MiB a first pull takes a fifth less processor time under TCG than with the default of 128 KiB.
     fn storage(&self) -> Vec<OsString> {
         let arguments = |(index, disk): (usize, &Disk)| {
             let node = if index == 0 { "disk".to_owned() } else { format!("disk{index}") };
             let backend = format!("driver=raw,node-name={node},read-only=on,file.driver=file,file.locking=off,file.filename=");
-            let device = format!("{},drive={node},serial=", self.board.virtio("blk"));
+            let device = format!("{},drive={node},opt_io_size=524288,serial=", self.board.virtio("blk"));
             let device = keyed(&device, OsStr::new(&disk.serial));
             ["-blockdev".into(), keyed(&backend, disk.path.as_os_str()), "-device".into(), device]
         };
@@ -318,9 +319,9 @@ mod tests {
             "-cpu max",
             "-m 512M",
             "-smp 4",
-            "-device virtio-blk-pci,drive=disk,serial=a,,serial=b",
+            "-device virtio-blk-pci,drive=disk,opt_io_size=524288,serial=a,,serial=b",
             "-blockdev driver=raw,node-name=disk1,read-only=on,file.driver=file,file.locking=off,file.filename=/tmp/t,,wo",
-            "-device virtio-blk-pci,drive=disk1,serial=two",
+            "-device virtio-blk-pci,drive=disk1,opt_io_size=524288,serial=two",
             "-netdev user,id=net0,restrict=on,hostfwd=tcp:0.0.0.0:5001-:443,hostfwd=tcp:127.0.0.1:0-:9090",
             "-device virtio-net-pci,netdev=net0,mac=52:00:00:00:00:01",
             "-netdev tap,id=net1,fd=9",
