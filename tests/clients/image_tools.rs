@@ -9,7 +9,7 @@ use localregistry::oci::{Digest, media_type};
 use serde_json::{Value, json};
 use testing::docker::Dockerd;
 use testing::layout::Layout;
-use testing::pack::{Bench, Extracted, PROGRAM, gzip, text};
+use testing::pack::{Bench, Extracted, PROGRAM, Saved, archive, gzip, text};
 use testing::private::privately;
 use testing::serve::Serving;
 use testing::vm::{skopeo, succeed};
@@ -401,4 +401,48 @@ fn archives_and_layouts_of_skopeo_are_packed_together() {
     assert_eq!(disk.images(), expected.map(|(name, digest)| (name.to_owned(), digest.clone())));
     // skopeo decompresses layers for the format of docker save.
     assert_eq!(disk.blob(&diff_id), tar);
+}
+
+/// The remedies in the messages of `pack`, followed with skopeo: for folders of its `dir:`, and for images without a name in an archive.
+#[test]
+fn what_skopeo_can_take_out_is_packed() {
+    let bench = Bench::default();
+    let (layout, _) = Layout::hello();
+    bench.layout("layout", &layout);
+    let copy = |from: &str, to: &str| {
+        let mut copy = testing::program("skopeo");
+        succeed(copy.args(["copy", "--quiet", "--insecure-policy", "--all", from, to]).current_dir(bench.path("")));
+    };
+    copy("oci:layout:test/hello:latest", "dir:folder");
+    bench.refused(
+        &["folder"],
+        "cannot pack folder: it is a folder as skopeo's dir: and podman save --format docker-dir write it, not an image layout; make one \
+         with `skopeo copy --all dir:folder oci:LAYOUT:NAME`, and pack that",
+    );
+    copy("dir:folder", "oci:again:test/hello:latest");
+    bench.pack(&["again"]);
+    assert_eq!(bench.extract("disk.erofs").names(), ["test/hello:latest"]);
+
+    let mut saved = Saved::default();
+    for layer in ["one.tar", "two.tar"] {
+        let content = archive(&[(layer, tar::EntryType::Regular, layer.as_bytes())]);
+        saved.member(layer, &content);
+        saved.image(&[], &[(layer, &content)]);
+    }
+    bench.file("saved.tar", &saved.bytes());
+    let refused = bench.command(&["--quiet", "pack", "--name", "x/y=saved.tar", "-o", "disk"]).output().unwrap();
+    let said = text(&refused.stderr);
+    assert!(
+        refused.status.code() == Some(1) && said.contains("`skopeo copy docker-archive:FILE:@N oci:LAYOUT` takes out"),
+        "{said}"
+    );
+    copy("docker-archive:saved.tar:@1", "oci:second");
+    bench.pack(&["--name", "x/y:2=second"]);
+    let disk = bench.extract("disk.erofs");
+    let [(name, digest)] = disk.images().try_into().unwrap();
+    let config = disk.json(&digest)["config"]["digest"].as_str().unwrap().to_owned();
+    // skopeo writes the config anew.
+    let second = archive(&[("two.tar", tar::EntryType::Regular, b"two.tar")]);
+    assert_eq!(name, "x/y:2");
+    assert_eq!(disk.json(&config)["rootfs"]["diff_ids"], json!([Digest::sha256_of(&second).to_string()]));
 }

@@ -338,4 +338,58 @@ fn unnamed_images_of_docker_archives() {
         format!("saved.tar: manifest.json: image {} has no name in RepoTags, and other images have; it is left out", configs[2]);
     assert_eq!(left_out, [expected]);
     assert_eq!(bench.extract("disk.erofs").names(), ["g:1"]);
+    // One name for several images that have none.
+    let (archive, configs) = saved(&[(json!(null), b"one"), (json!(null), b"two")]);
+    bench.file("saved.tar", &archive);
+    bench.refused(
+        &["--name", "x/y=saved.tar"],
+        &format!(
+            "cannot pack saved.tar: --name x/y: it holds 2 images without a name ({}, {}); one is expected: `skopeo copy \
+             docker-archive:FILE:@N oci:LAYOUT` takes out the one at place N of manifest.json, counted from 0",
+            configs[0], configs[1]
+        ),
+    );
+}
+
+/// What is left out for lack of a name does no harm if it is broken, as with skopeo. It is said all the same.
+#[test]
+fn broken_image_without_a_name_is_left_out() {
+    let bench = Bench::default();
+    let archive = |layer: bool, config: bool| {
+        let mut saved = Saved::default();
+        saved.member("named.tar", b"named");
+        saved.image(&["g:1"], &[("named.tar", b"named")]);
+        if layer {
+            saved.member("broken.tar", b"broken");
+        }
+        saved.image(&[], &[("broken.tar", b"broken")]);
+        if !config {
+            saved.manifest[1]["Config"] = json!("gone.json");
+        }
+        bench.file("saved.tar", &saved.bytes());
+        saved.manifest[1]["Config"].as_str().unwrap().to_owned()
+    };
+    for (layer, config) in [(false, true), (true, false), (false, false)] {
+        let broken = archive(layer, config);
+        let output = bench.command(&["--json", "pack", "saved.tar", "-o", "disk.erofs"]).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let told =
+            format!("saved.tar: manifest.json: image {broken} has no name in RepoTags, and other images have; it is left out");
+        assert!(said.lines().any(|line| line == told), "{said}");
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(result["left_over"].as_array().unwrap().len(), 1, "{result}");
+        assert_eq!(bench.extract("disk.erofs").names(), ["g:1"]);
+        bench.pack(&["--name", "x/y=saved.tar"]);
+        assert_eq!(bench.extract("disk.erofs").names(), ["x/y:1"]);
+    }
+    // Where no image has a name, it may be the one that is meant.
+    let mut saved = Saved::default();
+    saved.image(&[], &[("broken.tar", b"broken")]);
+    bench.file("saved.tar", &saved.bytes());
+    let output = bench.command(&["--quiet", "pack", "--name", "x/y=saved.tar", "-o", "new"]).output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!((output.status.code(), bench.path("new").exists()), (Some(1), false), "{said}");
+    let broken = saved.manifest[0]["Config"].as_str().unwrap();
+    assert!(said.starts_with(&format!("localregistry: cannot pack saved.tar: image {broken}: cannot read layer ")), "{said}");
 }

@@ -20,6 +20,8 @@ use crate::oci::{Algorithm, Digest, Hasher, ImageName, NameError, Tag, media_typ
 
 /// Largest `manifest.json` and largest config, in bytes.
 const MAX_JSON: u64 = 64 << 20;
+/// What messages put before the config of an image.
+const IMAGE: &str = "manifest.json: image ";
 /// Most names and layers that `manifest.json` lists: those of 100,000 images. Each takes some hundred bytes of memory.
 const MAX_LISTED: usize = 1_000_000;
 
@@ -81,7 +83,14 @@ struct RootFs {
 /// The content of a blob: a generated manifest of the image with this config, or an archive member.
 #[derive(Debug)]
 enum BlobContent {
-    Manifest { content: Vec<u8>, config: String },
+    Manifest {
+        content: Vec<u8>,
+        config: String,
+    },
+    /// Of an image without a name that cannot be read, where others have names. It is left out, as by skopeo.
+    Broken {
+        config: String,
+    },
     Member(String),
 }
 
@@ -116,12 +125,15 @@ impl DockerArchive {
         }
         let any_named = entries.iter().flatten().any(|entry| entry.names().next().is_some());
         for entry in entries.iter().flatten() {
-            interrupt.check_io().map_err(DockerError::Read)?;
             let label = entry.names().next().unwrap_or(&entry.config);
             if label == entry.config && !any_named && !nameless {
                 return Err(DockerError::Unnamed(label.to_owned()));
             }
-            let manifest = builder.image(label, entry)?;
+            let manifest = match builder.image(label, entry) {
+                Err(_) if label == entry.config && any_named => builder.broken(entry),
+                manifest => manifest?,
+            };
+            interrupt.check_io().map_err(DockerError::Read)?;
             let mut names = Vec::new();
             for name in entry.names() {
                 match full_name(name, &manifest.digest) {
@@ -153,14 +165,14 @@ impl Tree for DockerArchive {
             ("index.json", _) => Ok(in_memory(&self.index)),
             (_, Some(BlobContent::Manifest { content, .. })) => Ok(in_memory(content)),
             (_, Some(BlobContent::Member(member))) => self.archive.member(member),
-            (_, None) => Err(io::ErrorKind::NotFound.into()),
+            (_, Some(BlobContent::Broken { .. }) | None) => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
     fn display_path(&self, path: &str) -> String {
         match self.blobs.get(path) {
             Some(BlobContent::Member(member)) => member.clone(),
-            Some(BlobContent::Manifest { config, .. }) => format!("{MANIFEST}: image {config}"),
+            Some(BlobContent::Manifest { config, .. } | BlobContent::Broken { config }) => format!("{IMAGE}{config}"),
             None => path.to_owned(),
         }
     }
@@ -169,6 +181,11 @@ impl Tree for DockerArchive {
         let Some(BlobContent::Member(member)) = self.blobs.get(path) else { return None };
         self.archive.identity(member)
     }
+}
+
+/// The config of the image with this generated manifest; `None` if `tree` is no `docker save` archive.
+pub fn config_of(tree: &dyn Tree, manifest: &Digest) -> Option<String> {
+    tree.display_path(&manifest.blob_path()).strip_prefix(IMAGE).map(str::to_owned)
 }
 
 /// A name from RepoTags, with the tag `latest` if it has neither tag nor digest. No digest that the image had elsewhere is that of
@@ -229,6 +246,12 @@ impl ManifestBuilder<'_> {
         let size = manifest.len() as u64;
         let content = BlobContent::Manifest { content: manifest, config: path.clone() };
         Ok(self.blob(media_type::DOCKER_MANIFEST, digest, size, content))
+    }
+
+    /// The descriptor of the manifest that an image which cannot be read does not get.
+    fn broken(&mut self, entry: &ManifestEntry) -> NewDescriptor {
+        let digest = Digest::sha256_of(entry.config.as_bytes());
+        self.blob(media_type::DOCKER_MANIFEST, digest, 0, BlobContent::Broken { config: entry.config.clone() })
     }
 
     /// Reads a config.

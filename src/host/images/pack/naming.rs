@@ -5,13 +5,18 @@ use std::collections::BTreeSet;
 use super::request::{Naming, Tags};
 use crate::disk::layout::Image;
 use crate::oci::upstreams::LOCALHOST;
-use crate::oci::{Host, ImageName, NameError, Repository, Tag};
+use crate::oci::{Digest, Host, ImageName, NameError, Repository, Tag};
 
 /// Why images cannot have the requested names.
 #[derive(Debug, thiserror::Error)]
 pub enum NamingError {
     #[error("{name}: it holds {} images ({}); one image, or one without a name, is expected; give each a layout of its own", images.len(), images.join(", "))]
     Several { name: String, images: Vec<String> },
+    #[error(
+        "{name}: it holds {} images without a name ({}); one is expected: `skopeo copy docker-archive:FILE:@N oci:LAYOUT` takes out the one \
+         at place N of manifest.json, counted from 0", configs.len(), configs.join(", ")
+    )]
+    SeveralSaved { name: String, configs: Vec<String> },
     #[error("image {image} cannot be filed under {upstream}")]
     Upstream { image: String, upstream: String, source: NameError },
 }
@@ -37,6 +42,18 @@ pub fn name_images(
         images.iter_mut().try_for_each(|image| add_host(image, upstream))?;
     }
     Ok(images)
+}
+
+impl NamingError {
+    /// Names the images of a `docker save` archive by their configs, which `config` finds. Their digests are in no file.
+    pub fn of_archive(self, config: impl Fn(&Digest) -> Option<String>) -> Self {
+        let Self::Several { name, images } = self else { return self };
+        let configs: Option<Vec<String>> = images.iter().map(|image| config(&image.parse().ok()?)).collect();
+        match configs {
+            Some(configs) => Self::SeveralSaved { name, configs },
+            None => Self::Several { name, images },
+        }
+    }
 }
 
 fn named(images: Vec<Image>, repository: &Repository, tags: &Tags, from_file: bool) -> Result<Vec<Image>, NamingError> {
@@ -104,7 +121,6 @@ fn add_host(image: &mut Image, upstream: &Host) -> Result<(), NamingError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::Digest;
 
     fn image(name: &str, named: bool, content: &str) -> Image {
         let ImageName { repository, tag, .. } = name.parse().unwrap();

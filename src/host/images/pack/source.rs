@@ -7,7 +7,7 @@ use std::path::Path;
 use super::archive::{Archive, ArchiveError, MANIFEST};
 use super::chart::{self, ChartError};
 use super::compression::{self, Compression, DecompressError};
-use super::docker::{DockerArchive, DockerError};
+use super::docker::{self, DockerArchive, DockerError};
 use super::files::{self, FilesError};
 use super::flat_index;
 use super::mistaken::{self, Mistaken};
@@ -151,7 +151,8 @@ impl Source {
         if images.is_empty() {
             return Err(SourceError::NoImage);
         }
-        let images = naming::name_images(images, &request.naming, request.upstream.as_ref(), request.position.is_some())?;
+        let named = naming::name_images(images, &request.naming, request.upstream.as_ref(), request.position.is_some());
+        let images = named.map_err(|error| error.of_archive(|manifest| docker::config_of(tree.as_ref(), manifest)))?;
         Ok(Self { label: request.label(), tree, images, selected, left_over, failed_lookups })
     }
 }
