@@ -1,9 +1,24 @@
 //! Detects a disk's file system, its size and its label from the first bytes. The guest and the launcher decide what to do with them.
 
+use std::fs::File;
+use std::io::{self, Read, Seek};
+
 use super::little_endian::{u32_at, u64_at};
 
 /// Bytes at the start of a device that [`Superblock::detect`] needs.
 pub const HEAD_LEN: usize = 4096;
+
+/// Reads the first [`HEAD_LEN`] bytes of a file, or all if it is shorter. Its position is its start afterwards.
+///
+/// # Errors
+/// Fails if the file cannot be read.
+pub fn read_head(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut head = Vec::with_capacity(HEAD_LEN);
+    file.rewind()?;
+    file.take(HEAD_LEN as u64).read_to_end(&mut head)?;
+    file.rewind()?;
+    Ok(head)
+}
 
 /// A file system that the guest can mount and the host can read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,11 +3,11 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::config::disks::{DiskBy, DiskChoice};
-use crate::disk::superblock::{HEAD_LEN, label};
+use crate::disk::superblock::{label, read_head};
 
 /// The kernel's block devices.
 const DEVICES: &str = "/sys/class/block";
@@ -40,14 +40,12 @@ impl Device {
         attribute(&self.name, "size").parse::<u64>().map_or(0, |sectors| sectors.saturating_mul(512))
     }
 
-    /// Its first [`HEAD_LEN`] bytes, or fewer if it is smaller.
+    /// Its first bytes, as [`read_head`] reads them.
     ///
     /// # Errors
     /// Fails if the device cannot be read.
     pub fn start(&self) -> io::Result<Vec<u8>> {
-        let mut start = Vec::with_capacity(HEAD_LEN);
-        File::open(self.path())?.take(HEAD_LEN as u64).read_to_end(&mut start)?;
-        Ok(start)
+        read_head(&File::open(self.path())?)
     }
 
     /// Whether both are the same device.

@@ -1,14 +1,14 @@
 //! Opens a disk for reading: a file system image, or an image layout in a folder or an archive. Nothing is mounted, so root is not needed.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use crate::disk::erofs::{ErofsError, ErofsTree};
 use crate::disk::layout::{Directory, Tree, check_holes};
 use crate::disk::squashfs::SquashfsTree;
-use crate::disk::superblock::{FileSystem, HEAD_LEN, Superblock};
+use crate::disk::superblock::{FileSystem, Superblock, read_head};
 use crate::host::images::bounded::BoundedTree;
 use crate::host::images::pack::source::{self, SourceError};
 use crate::host::support::interrupt::Interrupt;
@@ -118,7 +118,7 @@ impl Disk {
         // The metadata of a device does not have its size.
         let bytes = file.seek(SeekFrom::End(0)).map_err(DiskError::Read)?;
         check_holes(&file, bytes).map_err(DiskError::Holes)?;
-        let head = head(&mut file).map_err(DiskError::Read)?;
+        let head = read_head(&file).map_err(DiskError::Read)?;
         if head.is_empty() {
             return Err(DiskError::Empty);
         }
@@ -145,15 +145,6 @@ fn file_system(fs: FileSystem, file: File, bytes: u64) -> Result<Box<dyn Tree + 
         FileSystem::Squashfs => Box::new(SquashfsTree::open(file).map_err(other)?),
         FileSystem::Ext4 => Box::new(crate::disk::ext4::Ext4Tree::open(file).map_err(other)?),
     })
-}
-
-/// The first [`HEAD_LEN`] bytes of a file, or all if it is shorter.
-fn head(file: &mut File) -> io::Result<Vec<u8>> {
-    let mut head = Vec::with_capacity(HEAD_LEN);
-    file.rewind()?;
-    file.take(HEAD_LEN as u64).read_to_end(&mut head)?;
-    file.rewind()?;
-    Ok(head)
 }
 
 fn is_archive(head: &[u8]) -> bool {

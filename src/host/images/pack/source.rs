@@ -1,7 +1,7 @@
 //! Opens a source (layout, archive, files or pulled image) and lists its images by their final names. Nothing is copied here.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek};
+use std::io;
 use std::path::Path;
 
 use super::archive::{Archive, ArchiveError, MANIFEST};
@@ -15,7 +15,7 @@ use super::naming::{self, NamingError};
 use super::platform::{self, PlatformError};
 use super::request::{Origin, Request};
 use crate::disk::layout::{self, Directory, Image, LayoutError, LayoutImages, LeftOver, ReadOptions, Tree, Unnamed};
-use crate::disk::superblock::{HEAD_LEN, Superblock};
+use crate::disk::superblock::{Superblock, read_head};
 use crate::host::images::bounded::BoundedTree;
 use crate::host::images::platforms::SelectedPlatforms;
 use crate::host::images::pull::{FailedLookup, PulledLayout};
@@ -232,8 +232,8 @@ fn is_compressed(start: &[u8]) -> bool {
 
 /// Opens the archive at `path`, decompressed.
 fn uncompressed(path: &Path, folder: &Path, interrupt: &Interrupt) -> Result<File, SourceError> {
-    let mut file = File::open(path).map_err(SourceError::Read)?;
-    let head = head(&mut file).map_err(SourceError::Read)?;
+    let file = File::open(path).map_err(SourceError::Read)?;
+    let head = read_head(&file).map_err(SourceError::Read)?;
     // A file system may start with zeros, as an archive without members does.
     if let Some(superblock) = Superblock::detect(&head) {
         return Err(SourceError::PackedDisk(superblock.fs.name()));
@@ -244,8 +244,8 @@ fn uncompressed(path: &Path, folder: &Path, interrupt: &Interrupt) -> Result<Fil
     }
     let compression = Compression::of(start);
     if compression != Compression::None {
-        let mut content = compression::decompress(&file, compression, folder, interrupt)?;
-        let start = self::head(&mut content).map_err(SourceError::Read)?;
+        let content = compression::decompress(&file, compression, folder, interrupt)?;
+        let start = read_head(&content).map_err(SourceError::Read)?;
         if start.is_empty() {
             return Err(SourceError::EmptyContent);
         }
@@ -255,15 +255,6 @@ fn uncompressed(path: &Path, folder: &Path, interrupt: &Interrupt) -> Result<Fil
         return Err(SourceError::Compression(name));
     }
     if is_header(start) { Ok(file) } else { Err(SourceError::NotAnArchive) }
-}
-
-/// The start of a file, by which its kind is known.
-fn head(file: &mut File) -> io::Result<Vec<u8>> {
-    let mut head = Vec::with_capacity(HEAD_LEN);
-    file.rewind()?;
-    file.take(HEAD_LEN as u64).read_to_end(&mut head)?;
-    file.rewind()?;
-    Ok(head)
 }
 
 /// Whether an archive can start like this: with a header of correct checksum, with the end mark, or truncated in the first header.

@@ -2,7 +2,7 @@
 //! from them.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::net::{SocketAddrV4, TcpListener};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::error::Purpose;
 use super::{LaunchError, MIN_MEMORY, Options, passt, version};
 use crate::address::Mac;
 use crate::config::guest_config::GuestConfig;
-use crate::disk::superblock::{HEAD_LEN, Superblock};
+use crate::disk::superblock::{Superblock, read_head};
 use crate::host::support::files;
 use crate::host::support::sys;
 use crate::host::vm::accel::Accel;
@@ -242,8 +242,7 @@ pub fn check_disk(path: &Path) -> Result<(), LaunchError> {
     }
     let mut file = open("disk", path)?;
     let read = |source| LaunchError::Read { what: "disk", path: path.to_owned(), source };
-    let mut start = Vec::with_capacity(HEAD_LEN);
-    Read::by_ref(&mut file).take(HEAD_LEN as u64).read_to_end(&mut start).map_err(read)?;
+    let start = read_head(&file).map_err(read)?;
     // The metadata of a block device has no size.
     let bytes = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(read)?;
     let path = path.to_owned();
