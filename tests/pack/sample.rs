@@ -14,10 +14,13 @@ fn bench() -> Bench {
     bench
 }
 
+/// Runs a command that must fail with one line, which starts like this, and change no file.
 fn refused(bench: &Bench, arguments: &[&str], message: &str) {
     let before = bench.everything();
-    let output = bench.command(&[&["--quiet", "sample"], arguments].concat()).output().unwrap();
-    assert_eq!(text(&output.stderr), format!("localregistry: {message}\n"));
+    let mut command = bench.command(&[&["--quiet"], arguments].concat());
+    let output = command.output().unwrap();
+    let said = text(&output.stderr);
+    assert!(said.starts_with(&format!("localregistry: {message}")) && said.lines().count() == 1, "{arguments:?}: {said}");
     assert_eq!((output.status.code(), bench.everything()), (Some(1), before));
 }
 
@@ -43,72 +46,29 @@ fn sample_packs_and_is_reproducible() {
 }
 
 #[test]
-fn unusable_program_is_refused() {
+fn unusable_programs_are_refused() {
     let bench = bench();
-    refused(
-        &bench,
-        &["-o", "sample", "--binary", "missing"],
-        "cannot read the program missing: No such file or directory (os error 2)",
-    );
-    let output = bench.command(&["-q", "sample", "-o", "sample", "--binary", "dynamic"]).output().unwrap();
-    let said = text(&output.stderr);
-    assert!(said.contains("dynamic cannot be the sample image's program: it is not static (it asks for /lib64/ld.so)"), "{said}");
-    assert_eq!(output.status.code(), Some(1));
-    let other = elf(&[(1, b"Pack container images into a disk, boot it as a registry, pull from it.")]);
-    bench.file("other", &other);
-    let output = bench.command(&["-q", "sample", "-o", "sample", "--binary", "other"]).output().unwrap();
-    let said = text(&output.stderr);
-    assert!(
-        said.contains("other cannot be the sample image's program: it is localregistry; build the right one with `"),
-        "{said}"
-    );
-    assert_eq!(output.status.code(), Some(1));
-    assert!(!bench.path("sample").exists());
-}
-
-#[test]
-fn init_is_refused_as_the_server_of_a_deployment() {
-    let bench = bench();
+    bench.file("host", &elf(&[(1, b"Pack container images into a disk, boot it as a registry, pull from it.")]));
     bench.file("init", &elf(&[(1, b"localregistry-init: this program only runs as PID 1 of a virtual machine")]));
-    let arguments = ["deploy", "disk", "--registry", "reg.test/e2e", "--host", "node.test", "--server", "init", "-o", "out"];
-    let output = bench.command(&arguments).output().unwrap();
-    let said = text(&output.stderr);
-    assert!(
-        said.starts_with("localregistry: init cannot be the server: it is localregistry-init; build the right one with `"),
-        "{said}"
-    );
-    assert_eq!(output.status.code(), Some(1));
-    assert!(!bench.path("out").exists());
-}
-
-#[test]
-fn this_project_s_programs_are_told_apart() {
-    let bench = bench();
-    let [host, init] = [env!("CARGO_BIN_EXE_localregistry"), env!("CARGO_BIN_EXE_localregistry-init")];
-    let deploy = ["deploy", "disk", "--registry", "reg.test/e2e", "--host", "node.test", "-o", "out", "--server"];
     let sample = ["sample", "-o", "out", "--binary"];
-    let initramfs = ["initramfs", "-o", "out"];
-    // The builds of a test are dynamic, which is what keeps the right one out.
-    let cases = [
-        (&deploy[..], host, "the server: it is not static ("),
-        (&deploy, init, "the server: it is localregistry-init; build the right one with `"),
+    let deploy = ["deploy", "disk", "--registry", "reg.test/e2e", "--host", "node.test", "-o", "out", "--server"];
+    let initramfs = ["initramfs", "-o", "out", "--init"];
+    let missing = "cannot read the program missing: No such file or directory (os error 2)\n";
+    refused(&bench, &[&sample[..], &["missing"]].concat(), missing);
+    // This project's programs as the tests build them are dynamic, which is what keeps the right one out.
+    let [host, init] = [env!("CARGO_BIN_EXE_localregistry"), env!("CARGO_BIN_EXE_localregistry-init")];
+    for (command, program, why) in [
+        (&sample[..], "dynamic", "the sample image's program: it is not static (it asks for /lib64/ld.so)"),
+        (&sample, "host", "the sample image's program: it is localregistry; build the right one with `"),
         (&sample, host, "the sample image's program: it is localregistry; build the right one with `"),
         (&sample, init, "the sample image's program: it is not static ("),
+        (&deploy, "init", "the server: it is localregistry-init; build the right one with `"),
+        (&deploy, init, "the server: it is localregistry-init; build the right one with `"),
+        (&deploy, host, "the server: it is not static ("),
         (&initramfs, host, "the guest's init: it is localregistry; build the right one with `"),
         (&initramfs, init, "the guest's init: it is not static ("),
-    ];
-    for (arguments, program, message) in cases {
-        let mut command = bench.command(arguments);
-        if arguments == initramfs {
-            command.env("LOCALREGISTRY_INIT", program)
-        } else {
-            command.arg(program)
-        };
-        let output = command.output().unwrap();
-        let said = text(&output.stderr);
-        assert!(said.contains(&format!("localregistry: {program} cannot be {message}")), "{arguments:?}: {said}");
-        assert_eq!(output.status.code(), Some(1));
-        assert!(!bench.path("out").exists());
+    ] {
+        refused(&bench, &[command, &[program]].concat(), &format!("{program} cannot be {why}"));
     }
 }
 
@@ -119,7 +79,7 @@ fn folder_with_other_files_is_left_alone() {
     bench.file("mine/file", b"mine");
     refused(
         &bench,
-        &["-o", "mine", "--binary", "static"],
-        "mine contains something other than an earlier sample; a new or empty folder is expected",
+        &["sample", "-o", "mine", "--binary", "static"],
+        "mine contains something other than an earlier sample; a new or empty folder is expected\n",
     );
 }
