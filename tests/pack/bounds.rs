@@ -254,7 +254,9 @@ fn images_that_multiply_their_content_are_refused() {
     let config = layout.blob(b"{}").descriptor(OCI_CONFIG);
     let layers: Vec<Value> =
         (0..1000).map(|number| layout.blob(format!("{number}").as_bytes()).descriptor("text/plain")).collect();
-    for number in 0..300 {
+    // 1,002 blobs for each image. Beyond 100,000 and 100 for each of the different ones, there are too many.
+    let images = (1..).find(|images: &usize| images * 1002 > 100_000 + 100 * (images + 1001)).unwrap();
+    for number in 0..images + 10 {
         let annotations = json!({"number": number.to_string()});
         let image = json!({
             "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers, "annotations": annotations,
@@ -263,8 +265,6 @@ fn images_that_multiply_their_content_are_refused() {
         layout.name(image, OCI_MANIFEST, &format!("a/b:{number}"));
     }
     bench.layout("layout", &layout);
-    // 1,002 blobs for each image. Beyond 100,000 and 100 for each of the different ones, there are too many.
-    let images = (1..).find(|images: &usize| images * 1002 > 100_000 + 100 * (images + 1001)).unwrap();
     let message = format!(
         "image a/b:{}: the images up to this one name {} blobs, of which {} are different; at most 100 images for each blob are expected",
         images - 1,

@@ -10,6 +10,7 @@ use localregistry::disk::layout::Directory;
 use localregistry::oci::{Algorithm, media_type};
 use localregistry::registry::content::store;
 use serde_json::{Value, json};
+use testing::environment::every_case;
 use testing::http::get;
 use testing::layout::{Layout, Stored};
 use testing::pack::{Bench, PROGRAM, text};
@@ -219,8 +220,9 @@ fn trusted(bench: &Bench, disk: &str) -> String {
 #[test]
 fn every_command_finds_the_same_images_in_any_layout() {
     let (mut packed, mut refused, mut filed, mut left_over) = (0, 0, 0, 0);
-    for seed in 0..120 {
-        let layout = layout(seed);
+    let seeds = if every_case() { 120_usize } else { 40 };
+    for seed in 0..seeds {
+        let layout = layout(seed as u64);
         let bench = Bench::default();
         let folder = bench.layout("layout", &layout);
         let output = bench.command(&["--quiet", "pack", "layout", "-o", "disk.erofs"]).output().unwrap();
@@ -266,7 +268,8 @@ fn every_command_finds_the_same_images_in_any_layout() {
             assert_eq!(plain.len(), packed.len());
         }
     }
-    assert!(packed >= 60 && refused >= 5 && filed >= 40 && left_over >= 20, "{packed} {refused} {filed} {left_over}");
+    let found = (packed, refused, filed, left_over);
+    assert!(packed >= seeds / 2 && refused >= seeds / 24 && filed >= seeds / 3 && left_over >= seeds / 6, "{found:?}");
 }
 
 /// A plain image and an index of signatures in one repository: a client that requests referrers finds them.

@@ -13,6 +13,7 @@ use testing::http;
 use testing::layout::{Layout, Stored};
 use testing::pack::{Bench, text};
 use testing::upstream::{Answer, Images, Upstream, layer, registry};
+use testing::wait::at_once;
 
 /// A request for something that belongs to an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,17 +162,7 @@ fn bad_answers_to_optional_look_ups_end_no_pull() {
         assert!(warnings[0].starts_with(&start) && warnings[0].contains(why.as_str()), "{case}");
         assert!(!warnings[0].contains("secret"), "{case}");
     };
-    // Most of the time is spent in starting programs and in their pauses.
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while let Some(case) = cases.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    check(case);
-                }
-            });
-        }
-    });
+    at_once(&cases, check);
 }
 
 #[test]
@@ -197,7 +188,7 @@ fn no_referrers_asks_for_the_image_only() {
 
 #[test]
 fn silent_registry_is_asked_no_more() {
-    for asked in [Asked::Api, Asked::Attachment] {
+    at_once(&[Asked::Api, Asked::Attachment], |&asked| {
         let bench = Bench::default();
         let (_layout, image, upstream) = registry(move |request| {
             let found = Asked::of(&request.target)?;
@@ -213,7 +204,7 @@ fn silent_registry_is_asked_no_more() {
         assert_eq!(failed[0].1, why);
         let count = upstream.targets().iter().filter(|target| Asked::of(target) == Some(asked)).count();
         assert_eq!(count, 2, "one more try, and no other tag");
-    }
+    });
 }
 
 #[test]
@@ -518,8 +509,8 @@ fn list_with_an_unusable_link_keeps_what_was_listed() {
 /// A body whose end never comes, and that is never silent.
 #[test]
 fn dripping_answers_keep_no_pull() {
-    for (asked, status, count) in [(Asked::Api, 200, 1), (Asked::Tag, 200, 1), (Asked::Api, 404, 0), (Asked::Attachment, 500, 3)]
-    {
+    let cases = [(Asked::Api, 200, 1), (Asked::Tag, 200, 1), (Asked::Api, 404, 0), (Asked::Attachment, 500, 3)];
+    at_once(&cases, |&(asked, status, count)| {
         let (_layout, image, upstream) = registry(move |request| {
             let found = Asked::of(&request.target)?;
             let drip = Answer { drips: true, ..Answer::new(status, &[("Content-Type", OCI_INDEX), ("Retry-After", "0")], b"") };
@@ -533,7 +524,7 @@ fn dripping_answers_keep_no_pull() {
             let why = "HOST did not respond within 1 s (whole body); nothing more was looked up for this image";
             assert_eq!(failed[0].1, why);
         }
-    }
+    });
 }
 
 /// Of a list under the tag, what is an image of its own is no referrer.

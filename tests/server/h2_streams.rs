@@ -15,6 +15,7 @@ use testing::h2::{
 use testing::http;
 use testing::layout::Layout;
 use testing::server::Server;
+use testing::wait::at_once;
 use tokio::task::JoinSet;
 
 const MANIFEST: &str = "/v2/test/hello/manifests/latest";
@@ -268,8 +269,8 @@ fn malformed_request_bodies_get_the_right_protocol_error() {
         ("a window too large", [post(1, "/v2/"), window(1, 0x7fff_ffff), window(1, 0x7fff_ffff)], FLOW_CONTROL_ERROR),
         ("data after a reset", [post(1, "/v2/"), reset(1), frame(DATA, END_STREAM, 1, b"x")], STREAM_CLOSED),
     ];
-    for at in 0..100 {
-        for (what, pieces, error) in &variants {
+    at_once(&variants, |(what, pieces, error)| {
+        for at in 0..100 {
             let mut peer = Peer::new(server.plain);
             for piece in pieces {
                 peer.send(piece);
@@ -279,7 +280,7 @@ fn malformed_request_bodies_get_the_right_protocol_error() {
             let found = peer.until(|frame| matches!(frame.kind, HEADERS | RST_STREAM | GOAWAY));
             assert!(found.kind != HEADERS && found.error() == *error, "{at}: {what}: {found:?}");
         }
-    }
+    });
 }
 
 #[test]

@@ -140,10 +140,11 @@ fn stalled(address: SocketAddr, connections: usize, request: &TestRequest) -> Ve
     let head = block("GET", &request.path, &fields);
     assert!(head.len() <= 16_384, "one frame");
     let ask = |at| frame(HEADERS, END_HEADERS | END_STREAM, id(at), &head);
+    let requests: Vec<u8> = (0..STREAMS).flat_map(ask).collect();
     let mut held = Vec::new();
     for _ in 0..connections {
         let mut peer = Peer::connect(address, &setting(INITIAL_WINDOW_SIZE, 0));
-        peer.send(&(0..STREAMS).flat_map(ask).collect::<Vec<u8>>());
+        peer.send(&requests);
         held.push(peer);
     }
     for peer in &mut held {

@@ -69,7 +69,7 @@ fn streams_that_are_read_slowly_and_steadily_come_whole() {
     let server = Server::start_with(layout.path(), stalls_after(2));
     let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 0));
     peer.send(&[window(0, 0x10_0000), get(id(0), &paths[0]), get(id(1), &paths[1])].concat());
-    assert_eq!(drain(&mut peer, &[1250, 12_000]), (sizes.to_vec(), false));
+    assert_eq!(drain(&mut peer, &[1700, 16_000]), (sizes.to_vec(), false));
     for _ in 0..2 {
         assert!(server.logged().complete);
     }
@@ -82,7 +82,7 @@ fn the_end_of_one_response_that_has_no_window_lets_the_others_come_to_theirs() {
     let server = Server::start_with(layout.path(), stalls_after(1));
     let mut peer = Peer::connect(server.plain, &setting(INITIAL_WINDOW_SIZE, 1));
     peer.send(&[window(0, 0x10_0000), get(id(0), &paths[0]), get(id(1), &paths[1])].concat());
-    let (received, mut told) = drain(&mut peer, &[1250, 0]);
+    let (received, mut told) = drain(&mut peer, &[2500, 0]);
     assert_eq!(received, [20_000, 1]);
     let request = server.logged();
     assert!((request.bytes, request.complete) == (20_000, true), "{request:?}");

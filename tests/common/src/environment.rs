@@ -41,6 +41,11 @@ pub fn program(name: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// Whether every case of the properties is tried, and disks are read by erofs-utils too: under `tests/run`, but not under `cargo test`.
+pub fn every_case() -> bool {
+    std::env::var_os("LOCALREGISTRY_TESTS").is_some()
+}
+
 /// Sets the umask of this process and its children to 022, so that other users can read the files of a test.
 pub(crate) fn usual_umask() {
     umask(Mode::S_IWGRP | Mode::S_IWOTH);

@@ -73,7 +73,7 @@ pub fn read(stream: &mut impl BufRead, head: bool) -> Option<Response> {
     }
     match response.header("content-length") {
         Some(length) => {
-            response.body.resize(length.parse().unwrap(), 0);
+            response.body = vec![0; length.parse().unwrap()];
             stream.read_exact(&mut response.body).unwrap();
         }
         None => {

@@ -18,7 +18,11 @@ pub fn content(size: usize) -> Vec<u8> {
 const LARGEST: usize = 64 << 20;
 
 fn counted(size: usize) -> Vec<u8> {
-    (0..size as u64 / 8).flat_map(u64::to_le_bytes).collect()
+    let mut content = vec![0; size / 8 * 8];
+    for (number, bytes) in (0_u64..).zip(content.as_chunks_mut::<8>().0) {
+        *bytes = number.to_le_bytes();
+    }
+    content
 }
 
 pub struct Layout {

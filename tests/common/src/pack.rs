@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tar::EntryType;
 use tempfile::TempDir;
 
-use crate::environment::usual_umask;
+use crate::environment::{every_case, usual_umask};
 use crate::erofs;
 use crate::layout::{Layout, Stored};
 use crate::server::Server;
@@ -112,14 +112,19 @@ impl Bench {
     /// Runs `pack`, which must fail with this message and change no file, with and without an existing disk.
     pub fn refused(&self, arguments: &[&str], message: &str) {
         for old in [None, Some("the old disk")] {
-            let _ = fs::remove_file(self.path("disk.erofs"));
-            old.into_iter().for_each(|old| fs::write(self.path("disk.erofs"), old).unwrap());
-            let before = self.everything();
-            let output = self.run(arguments);
-            assert_eq!(text(&output.stderr), format!("localregistry: {message}\n"));
-            assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(1), ""));
-            assert_eq!(self.everything(), before);
+            self.refused_over(old, arguments, message);
         }
+    }
+
+    /// As [`Bench::refused`], over this disk alone.
+    pub(crate) fn refused_over(&self, old: Option<&str>, arguments: &[&str], message: &str) {
+        let _ = fs::remove_file(self.path("disk.erofs"));
+        old.into_iter().for_each(|old| fs::write(self.path("disk.erofs"), old).unwrap());
+        let before = self.everything();
+        let output = self.run(arguments);
+        assert_eq!(text(&output.stderr), format!("localregistry: {message}\n"));
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(1), ""));
+        assert_eq!(self.everything(), before);
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
@@ -148,7 +153,7 @@ impl Bench {
             make_writable(&into);
             fs::remove_dir_all(&into).unwrap();
         }
-        if std::env::var_os("LOCALREGISTRY_TESTS").is_some() {
+        if every_case() {
             let fsck = crate::program("fsck.erofs")
                 .arg("--preserve-perms")
                 .arg(format!("--extract={}", into.display()))

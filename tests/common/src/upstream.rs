@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::layout::{Layout, Stored};
 use crate::pack::Bench;
+use crate::wait::at_once;
 use localregistry::oci::Digest;
 
 /// A received request.
@@ -233,7 +234,8 @@ impl Images {
 
 /// The layer of the image, which is larger than one read.
 pub fn layer() -> Vec<u8> {
-    (0..1_000_000_u32).flat_map(|n| [(n % 251) as u8]).collect()
+    static LAYER: LazyLock<Vec<u8>> = LazyLock::new(|| (0..251).cycle().take(1_000_000).collect());
+    LAYER.clone()
 }
 
 /// A registry with the image `a/b:1`. It sends the response of `fault`, or the correct one if that returns `None`.
@@ -257,11 +259,17 @@ pub const MANIFEST: &str = "/v2/a/b/manifests/1";
 pub fn refused_with(target: &str, fault: Answer, expected: &str) {
     let target = target.to_owned();
     let (_layout, _, upstream) = registry(move |request| (request.target == target).then(|| fault.clone()));
-    let (bench, host) = (Bench::default(), upstream.address.to_string());
-    bench.refused(
-        &["--pull", &format!("{host}/a/b:1")],
-        &format!("cannot pull {host}/a/b:1: {}", expected.replace("HOST", &host)),
-    );
+    pull_refused(&upstream.address.to_string(), &[], expected);
+}
+
+/// Asserts that `pack --pull HOST/a/b:1 MORE` fails with this message, as [`Bench::refused`] does. Its two attempts run at once, because
+/// most of their time is pauses before the next request.
+pub fn pull_refused(host: &str, more: &[&str], expected: &str) {
+    let name = format!("{host}/a/b:1");
+    let message = format!("cannot pull {name}: {}", expected.replace("HOST", host));
+    at_once(&[None, Some("the old disk")], |old| {
+        Bench::default().refused_over(*old, &[&["--pull", &name], more].concat(), &message)
+    });
 }
 
 /// Debian's docker-registry on a free port, with temporary storage.

@@ -1,8 +1,20 @@
 //! Waits for a condition, however slow the machine is.
 
 use std::fmt::Display;
-use std::thread::sleep;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
+
+/// Checks all cases, six at a time: for cases that mostly wait.
+pub fn at_once<T: Sync>(cases: &[T], check: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::SeqCst)) {
+            check(case);
+        }
+    };
+    scope(|scope| (0..cases.len().min(6)).for_each(|_| drop(scope.spawn(work))));
+}
 
 /// Waits until this holds.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {

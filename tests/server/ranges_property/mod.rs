@@ -78,7 +78,7 @@ fn run(setup: Setup, stalled: usize, cases: u32) {
     };
     let cases = match std::env::var_os("PROPTEST_CASES") {
         Some(_) => environment.cases,
-        None if std::env::var_os("LOCALREGISTRY_TESTS").is_some() => cases,
+        None if testing::environment::every_case() => cases,
         None => cases / 3,
     };
     let config =
