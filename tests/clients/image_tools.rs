@@ -263,7 +263,7 @@ fn two_images() -> Bench {
     let bench = Bench::default();
     for (folder, content) in [("first", b"first"), ("second", b"other")] {
         let mut layout = Layout::default();
-        let tar = testing::pack::archive(&[("content", tar::EntryType::Regular, content)]);
+        let tar = archive(&[("content", tar::EntryType::Regular, content)]);
         let config = layout.json(&json!({
             "architecture": "amd64", "os": "linux", "config": {},
             "rootfs": {"type": "layers", "diff_ids": [Digest::sha256_of(&tar).to_string()]},
