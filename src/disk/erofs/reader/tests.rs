@@ -8,11 +8,17 @@ const BLOCK: u64 = 4096;
 
 /// An image whose root, inode 0, has one entry: `file`, inode 2. The inodes are in block 1, the root's content in block 2.
 fn image(inode: &[u8], len: u64) -> ErofsTree {
+    image_with(0, inode, len)
+}
+
+/// As [`image`], with these features (`feature_incompat` of `struct erofs_super_block`).
+fn image_with(features: u32, inode: &[u8], len: u64) -> ErofsTree {
     let file = tempfile::tempfile().unwrap();
     let put = |at: u64, bytes: &[u8]| file.write_all_at(bytes, at).unwrap();
     put(1024, &0xE0F5_E1E2_u32.to_le_bytes());
     put(1024 + 12, &[12]);
     put(1024 + 40, &1_u32.to_le_bytes());
+    put(1024 + 80, &features.to_le_bytes());
     put(BLOCK + 4, &0o040_555_u16.to_le_bytes());
     put(BLOCK + 8, &16_u32.to_le_bytes());
     put(BLOCK + 16, &2_u32.to_le_bytes());
@@ -75,12 +81,13 @@ fn damaged_and_unsupported_inodes_are_refused() {
         (inode(2, 2 * BLOCK, 3), damaged("inode 2 has inline content that crosses a block boundary")),
         (inode(4, 1, 0x40), damaged("inode 2 has an unknown chunk format")),
         (inode(5, 1, 0), damaged("inode 2 has an unknown data layout")),
+        (inode(3, 1, 0), damaged("inode 2 has an unknown data layout")),
     ] {
         assert_eq!(error(&image(&bytes, len)), expected);
     }
     let mut compressed = inode(3, 1, 0);
     assert_eq!(
-        error(&image(&compressed, len)),
+        error(&image_with(1, &compressed, len)),
         "the file is compressed; an uncompressed image is expected: make it without mkfs.erofs's option -z"
     );
     compressed[4..6].copy_from_slice(&0o120_777_u16.to_le_bytes());
@@ -88,7 +95,7 @@ fn damaged_and_unsupported_inodes_are_refused() {
     assert_eq!(error(&image(&compressed, len)), "it is not a regular file");
     let device = [inode(4, 1, 0x20), vec![0, 0, 1, 0, 3, 0, 0, 0]].concat();
     assert_eq!(
-        error(&image(&device, len)),
+        error(&image_with(8, &device, len)),
         "the file's content is on another device; a single image is expected: make it without mkfs.erofs's option --blobdev"
     );
 }
