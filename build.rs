@@ -40,6 +40,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         std::fs::write(Path::new(&out).join(name), descriptors)?;
     }
 
+    // Relocations of a static program in 4 kB rather than 260. Only musl reads them in static programs.
+    if std::env::var("TARGET")? == "x86_64-unknown-linux-musl" {
+        println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
+
     println!("cargo:rustc-env=BUILD_EPOCH={}", build_epoch());
     println!("cargo:rustc-env=BUILD_TARGET={}", std::env::var("TARGET")?);
     Ok(())
