@@ -23,7 +23,7 @@ use crate::registry::telemetry::metrics::Totals;
 use crate::registry::tls::Identity;
 
 use super::disk::MountedDisk;
-use super::early::{clock, console, entropy, machine, modules, mount};
+use super::early::{clock, console, entropy, frozen, machine, modules, mount};
 use super::error::Fault;
 use super::listeners::Listeners;
 use super::power::{Requester, ShutdownRequest};
@@ -106,6 +106,7 @@ impl Guest {
     /// The steps before the runtime and its threads.
     fn boot(&mut self) -> Result<Shutdown, Fault> {
         self.timeline.run("mounts", mount::mount_api_file_systems)?;
+        frozen::wait()?;
         self.timeline.run("modules", modules::load)?;
         self.emit_booting();
         self.start_event_writer().map_err(Fault::Runtime)?;

@@ -11,6 +11,7 @@ use crate::text;
 use super::access::AccessError;
 use super::disk::DiskError;
 use super::early::entropy::EntropyError;
+use super::early::frozen::FrozenError;
 use super::early::modules::ModuleError;
 use super::early::mount::MountError;
 use super::net::NetError;
@@ -26,6 +27,9 @@ pub enum Fault {
     /// Loading kernel modules.
     #[error(transparent)]
     Module(#[from] ModuleError),
+    /// Waiting in a frozen machine, or going on after that.
+    #[error(transparent)]
+    Frozen(#[from] FrozenError),
     /// Starting threads, signal handlers or the runtime.
     #[error("cannot start the runtime, its threads or its signal handlers")]
     Runtime(#[source] io::Error),
@@ -95,6 +99,7 @@ impl Fault {
             Self::Contents { source, .. } => store_code(source),
             Self::Conflict(_) => "DISK_CONFLICT",
             Self::Entropy(_) => "NO_ENTROPY",
+            Self::Frozen(_) => "FROZEN",
             Self::Tls(_) => "BAD_TLS",
             Self::Access(_) => "BAD_AUTH",
             Self::Listen { .. } | Self::ListenAt { .. } => "NO_PORT",

@@ -22,7 +22,7 @@ use super::inspect::{self, diff};
 use super::nodes::trust;
 use super::runs::pull_log;
 use super::runs::run;
-use super::runs::{ps, stop};
+use super::runs::{freeze, ps, stop};
 use super::serve;
 use super::support::report::{Report, message};
 use crate::text::escaped;
@@ -70,6 +70,9 @@ enum Command {
     /// Boot a packed disk and serve its images
     #[command(display_name = NAME)]
     Run(Box<run::RunArgs>),
+    /// Save a machine that `run` starts from, instead of booting
+    #[command(display_name = NAME)]
+    Freeze(freeze::FreezeArgs),
     /// Check this machine for everything that `pack` and `run` need
     #[command(display_name = NAME)]
     Doctor(doctor::DoctorArgs),
@@ -151,6 +154,7 @@ impl Cli {
                 diff::run(&args, &report).unwrap_or_else(failed)
             }
             Command::Sample(args) => hinted(sample::run(args, report), hint::sample),
+            Command::Freeze(args) => coded(freeze::run(&args, &report), freeze::FreezeCommandError::exit_code),
             Command::Ps(args) => status(ps::run(&args, &report)),
             Command::Stop(args) => stop::run(&args, &report).map_or_else(|error| fail(&error, 1), ExitCode::from),
             Command::Run(args) => match args.conflict(&report) {

@@ -123,6 +123,10 @@ fn well() -> Vec<(&'static str, String)> {
         ("qemu", "ok    qemu        qemu-system-x86_64 7.2 runs a machine".to_owned()),
         ("passt", "ok    passt       ROOT/bin/passt carries the network `user`".to_owned()),
         ("cache", "ok    cache       ROOT/cache".to_owned()),
+        (
+            "frozen",
+            "ok    frozen      no machine is saved; `localregistry freeze` saves one, from which `run` starts faster".to_owned(),
+        ),
         ("kernel", format!("ok    kernel      cloud Linux {RELEASE} ({kernel}/vmlinux) has every option that q35 needs")),
         ("modules", format!("ok    modules     none to load, all is built in ({kernel}/lib/modules/{RELEASE})")),
         ("init", "ok    init        ROOT/init".to_owned()),
@@ -152,7 +156,7 @@ fn complete_machine_passes_every_check() {
     let result: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(result["ok"], true);
     let names: Vec<_> = result["checks"].as_array().unwrap().iter().map(|check| check["name"].as_str().unwrap()).collect();
-    let own = ["qemu", "kvm", "memory", "passt", "cache", "kernel", "modules", "init"];
+    let own = ["qemu", "kvm", "memory", "passt", "cache", "frozen", "kernel", "modules", "init"];
     assert_eq!(names, own.into_iter().chain(PROGRAMS.iter().map(|(name, ..)| *name)).collect::<Vec<_>>());
     let qemu = serde_json::json!({
         "name": "qemu", "status": "ok", "found": "qemu-system-x86_64 7.2 runs a machine", "advice": null
@@ -381,10 +385,11 @@ fn missing_programs_init_and_cache_are_reported() {
     };
     let cache = line("cache", "", "set LOCALREGISTRY_CACHE to a writable folder");
     let kernel = line("kernel", "kernel/cloud", "see the check `cache`");
+    let frozen = line("frozen", "frozen", "see the check `cache`").replace("FAIL", "note");
     let modules = "note  modules     not known yet; they come with the kernel";
     machine.differs(
         machine.command(&[]).env("LOCALREGISTRY_CACHE", "/dev/null/cache"),
-        &[("cache", &cache), ("kernel", &kernel), ("modules", modules)],
+        &[("cache", &cache), ("frozen", &frozen), ("kernel", &kernel), ("modules", modules)],
         1,
     );
 }

@@ -224,6 +224,8 @@ fn json_output_of_every_command_matches_the_schema() {
     let place = ["sample.erofs", "--registry", "registry.example/e2e", "--host", "registry.test", "-o", "cluster"];
     fixture.run("deploy", &[&place[..], &programs].concat(), 0);
 
+    let frozen = fixture.run("freeze", &["--accel", "tcg", "--memory", "216"], 0);
+    fs::remove_dir_all(frozen["frozen"].as_str().unwrap()).unwrap();
     machine(&fixture);
     fixture.run("assert", &["--pulled", "test/hello", "events"], 0);
     fixture.run("assert", &["--pulled", "test/hello", "--times", "5", "--by", "10.0.2.2", "events"], 1);

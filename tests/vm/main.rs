@@ -12,6 +12,7 @@ mod doctor;
 mod examples;
 mod faults;
 mod formats;
+mod frozen;
 mod json;
 mod kernels;
 mod launch;

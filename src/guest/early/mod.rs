@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod console;
 pub mod entropy;
+pub mod frozen;
 pub mod machine;
 pub mod modules;
 pub mod mount;

@@ -66,6 +66,14 @@ pub fn load() -> Result<usize, ModuleError> {
     load_matching(|name| !VLANS.contains(&name))
 }
 
+/// Loads all but the VLAN driver and the module `later`, as [`load`] does.
+///
+/// # Errors
+/// Fails if a module cannot be opened or loaded.
+pub fn load_except(later: &str) -> Result<usize, ModuleError> {
+    load_matching(|name| !VLANS.contains(&name) && name != later)
+}
+
 /// Loads the VLAN driver as [`load`] does.
 ///
 /// # Errors
@@ -74,7 +82,7 @@ pub fn load_vlans() -> Result<usize, ModuleError> {
     load_matching(|name| VLANS.contains(&name))
 }
 
-fn load_matching(wanted: fn(&str) -> bool) -> Result<usize, ModuleError> {
+fn load_matching(wanted: impl Fn(&str) -> bool) -> Result<usize, ModuleError> {
     let text = match fs::read_to_string(Path::new(DIRECTORY).join("order")) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),

@@ -8,9 +8,10 @@ use std::process::{Command, Stdio};
 
 use super::{Check, trial};
 use crate::host::support::cache;
+use crate::host::support::report::counted;
 use crate::host::support::tools::Tool;
 use crate::host::vm::accel::{self, Accel};
-use crate::host::vm::launch::passt;
+use crate::host::vm::launch::{frozen, passt};
 use crate::host::vm::qemu::version::{OLDEST, newer};
 use crate::host::vm::qemu::{Board, Version};
 use crate::text::{chain, printable};
@@ -95,6 +96,17 @@ fn enough(bytes: u64) -> Check {
         return Check::ok("memory", found);
     }
     Check::fail("memory", found, "a VM needs 256 MiB: free some memory, or give the VM less (--memory)")
+}
+
+/// Says how many frozen machines there are, and what they take.
+pub fn frozen_machines() -> Check {
+    match frozen::kept() {
+        Ok((0, _)) => {
+            Check::ok("frozen", "no machine is saved; `localregistry freeze` saves one, from which `run` starts faster")
+        }
+        Ok((count, bytes)) => Check::ok("frozen", format!("{}, {} MiB", counted(count, "saved machine"), bytes >> 20)),
+        Err(error) => Check::note("frozen", chain(&error), "see the check `cache`"),
+    }
 }
 
 /// Checks that the cache folder is writable.

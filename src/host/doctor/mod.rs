@@ -141,6 +141,7 @@ fn checks(args: &DoctorArgs) -> Vec<Check> {
     let mut checks = vec![machine::qemu(args.machine, &program), machine::kvm(args.machine, &program), machine::memory()];
     checks.push(machine::user_network());
     checks.push(machine::cache());
+    checks.push(machine::frozen_machines());
     checks.extend(boot_files(args));
     checks.extend(programs(args));
     checks

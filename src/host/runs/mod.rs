@@ -2,6 +2,7 @@
 
 pub mod dir;
 pub mod folder;
+pub mod freeze;
 pub mod ps;
 pub mod pull_log;
 pub mod run;

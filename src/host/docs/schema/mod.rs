@@ -18,7 +18,7 @@ use crate::host::boot::{initramfs, kernel};
 use crate::host::images::{pack, sample};
 use crate::host::inspect::{self, diff};
 use crate::host::nodes::trust;
-use crate::host::runs::{ps, pull_log, run, stop};
+use crate::host::runs::{freeze, ps, pull_log, run, stop};
 use crate::host::support::report::Report;
 use crate::host::{deploy, doctor, serve};
 
@@ -141,6 +141,7 @@ pub(crate) fn outputs(generator: &mut SchemaGenerator) -> Vec<Output> {
         event("run --follow"),
         of::<run::RunCommand>("run --print-command", generator),
         of::<doctor::DoctorResult<'_>>("doctor", generator),
+        of::<freeze::FreezeResult>("freeze", generator),
         of::<ps::PsResult>("ps", generator),
         of::<stop::StopResult>("stop", generator),
         of::<trust::TrustResult<'_>>("trust", generator),

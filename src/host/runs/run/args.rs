@@ -117,6 +117,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
     cpus: u32,
 
+    /// Boot even if a frozen machine could be used (see `freeze`)
+    #[arg(long)]
+    cold: bool,
+
     /// The accelerator
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
     accel: AccelChoice,
@@ -317,6 +321,9 @@ impl RunArgs {
         builder = self.disk_wait.iter().fold(builder, |builder, wait| builder.disk_wait(Duration::from_secs((*wait).into())));
         if self.verify {
             builder = builder.verify();
+        }
+        if self.cold {
+            builder = builder.cold();
         }
         builder = self.tls(builder);
         let hosts = self.trust_host.iter().map(|endpoint| endpoint.host.name().trim_matches(['[', ']']));

@@ -12,7 +12,7 @@ use crate::host::runs::dir::RunDir;
 use crate::host::support::quote::shell_word;
 use crate::host::support::report::{Report, counted, message};
 use crate::host::vm::launch::command::QemuCommand;
-use crate::host::vm::launch::{Appliance, ExitReport};
+use crate::host::vm::launch::{Appliance, ExitReport, Start};
 use crate::proto::{Disks, Request, Warning};
 use crate::text::printable;
 
@@ -50,6 +50,11 @@ pub(crate) struct RunReady {
     /// What carries the network `user`: `passt`, or `slirp`, QEMU's own; absent without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     user_network: Option<&'static str>,
+    /// `warm`: from a frozen machine; `cold`: by a complete boot.
+    start: &'static str,
+    /// Why it is not warm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cold_reason: Option<String>,
     /// The run's name, for `ps` and `stop`.
     name: String,
     /// The run's folder, an absolute path.
@@ -78,6 +83,11 @@ impl RunReady {
             qemu_pid: vm.pid(),
             accel: vm.accel().as_str(),
             user_network: vm.user_network(),
+            start: if *vm.start() == Start::Warm { "warm" } else { "cold" },
+            cold_reason: match vm.start() {
+                Start::Warm => None,
+                Start::Cold { why } => Some(why.clone()),
+            },
             name: run.name().to_owned(),
             run_dir: run.folder().display().to_string(),
             pid: std::process::id(),
@@ -291,6 +301,8 @@ mod tests {
             qemu_pid: 17,
             accel: "tcg",
             user_network: Some("passt"),
+            start: "warm",
+            cold_reason: None,
             name: "one".into(),
             run_dir: "/run/one".into(),
             pid: 16,
@@ -332,7 +344,7 @@ mod tests {
     fn json_result_is_one_line() {
         assert_eq!(
             ready(Some("/tmp/ca.crt")).json().unwrap(),
-            r#"{"endpoint":"https://127.0.0.1:43673","address":"127.0.0.1:43673","endpoints":["https://127.0.0.1:43673"],"ca":"/tmp/ca.crt","images":3,"boot_seconds":3.25,"qemu_pid":17,"accel":"tcg","user_network":"passt","name":"one","run_dir":"/run/one","pid":16}"#
+            r#"{"endpoint":"https://127.0.0.1:43673","address":"127.0.0.1:43673","endpoints":["https://127.0.0.1:43673"],"ca":"/tmp/ca.crt","images":3,"boot_seconds":3.25,"qemu_pid":17,"accel":"tcg","user_network":"passt","start":"warm","name":"one","run_dir":"/run/one","pid":16}"#
         );
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::command::{QemuCommand, command};
+use super::frozen::{FreezeError, freeze};
 use super::{Appliance, LaunchError, Options};
 use crate::address::is_san;
 use crate::config::guest_config::{GuestConfig, GuestConfigError, Setting};
@@ -55,6 +56,9 @@ pub enum BuildError {
     /// The boot failed.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// No machine was frozen.
+    #[error("no machine was frozen")]
+    Freeze(#[from] FreezeError),
 }
 
 impl BuildError {
@@ -70,7 +74,8 @@ impl BuildError {
             Self::Access(_) | Self::Ca(_) => Status::NoAccess,
             Self::Kernel(_) | Self::Unfit(_) | Self::Initramfs(_) => Status::NoKernel,
             Self::Name(_) | Self::NoFlavor(_) | Self::Set(_) => Status::Usage,
-            Self::Aborted(_) => Status::Error,
+            Self::Freeze(FreezeError::Launch(error)) => error.status(),
+            Self::Aborted(_) | Self::Freeze(_) => Status::Error,
         }
     }
 }
@@ -158,6 +163,7 @@ impl Appliance {
             events: None,
             console: None,
             timeout: TIMEOUT,
+            cold: false,
             report: Report { json: false, quiet: true },
         };
         Builder {
@@ -398,6 +404,13 @@ impl Builder {
         self
     }
 
+    /// Boots even if a frozen machine could be used ([`Builder::freeze`]).
+    #[must_use]
+    pub fn cold(mut self) -> Self {
+        self.options.cold = true;
+        self
+    }
+
     /// Prints progress on standard error. Default: prints nothing.
     #[must_use]
     pub fn verbose(mut self) -> Self {
@@ -412,6 +425,16 @@ impl Builder {
     /// See [`BuildError`]. No process and no file is left.
     pub async fn boot(self) -> Result<Appliance, BuildError> {
         Ok(Appliance::boot(self.resolve_options().await?).await?)
+    }
+
+    /// Boots a machine like this one as far as it does not depend on disks, networks and config, and saves it in the cache, unless that has
+    /// been done. Later boots start from it. Returns its folder.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub async fn freeze(mut self) -> Result<PathBuf, BuildError> {
+        self.options.disks.clear();
+        Ok(freeze(&self.resolve_options().await?).await?)
     }
 
     /// Builds QEMU's command line for a launcher that starts QEMU itself, and writes its files into the existing folder `folder`.

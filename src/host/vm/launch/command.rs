@@ -90,7 +90,7 @@ pub async fn command(mut options: Options, folder: &Path) -> Result<QemuCommand,
     };
     Ok(QemuCommand {
         program: prepared.options.qemu.clone(),
-        arguments: prepared.machine(accel, config.clone(), &[], channels).arguments(),
+        arguments: prepared.machine(accel, None, config.clone(), &[], channels).arguments(),
         config,
         events,
         control,

@@ -300,6 +300,19 @@ impl LaunchError {
         }
     }
 
+    /// Whether the frozen machine that a run started from may be the cause. If the guest has told a fault of its own, it is not.
+    pub(crate) fn blames_frozen_machine(&self) -> bool {
+        match self {
+            Self::Start { .. } | Self::Qmp(_) | Self::NoSignOfLife { .. } | Self::Resource { .. } => true,
+            Self::Ended(report) => match &report.outcome {
+                Outcome::Fault(done) => done.code == "FROZEN",
+                Outcome::Died { killed: None, .. } | Outcome::Panic(_) | Outcome::Stopped { .. } => true,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
     /// Whether the accelerator may be the cause: the guest has not shown a sign of life. Some hosts let KVM open and then refuse a
     /// register, at which QEMU aborts.
     pub(crate) fn blames_accelerator(&self) -> bool {

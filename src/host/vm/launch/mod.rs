@@ -17,6 +17,7 @@ mod builder;
 pub mod command;
 pub mod error;
 mod event;
+pub(crate) mod frozen;
 mod heartbeat_watchdog;
 mod monitor;
 mod options;
@@ -42,6 +43,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use serde_json::{Value, json};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -64,6 +66,8 @@ pub use crate::host::nodes::access::{Access, AccessError};
 pub use builder::{BuildError, Builder};
 pub use error::LaunchError;
 pub use event::EventError;
+use frozen::Saved;
+pub use frozen::{FreezeError, Start};
 pub use monitor::ExitReport;
 pub use options::{MIN_MEMORY, Options};
 pub use outcome::{Exit, KillReason, Outcome};
@@ -107,6 +111,11 @@ pub struct Appliance {
     forwards: Forwards,
     /// Whether passt carries the user network.
     has_passt: bool,
+    /// The state of the frozen machine that QEMU starts from.
+    frozen_state: Option<PathBuf>,
+    /// The input of the guest's console. If it were closed, QEMU would close the console.
+    console_input: OwnedWriteHalf,
+    start: Start,
     started: Instant,
     boot_time: Duration,
     ready: Ready,
@@ -128,19 +137,38 @@ impl Appliance {
             options.report.step(format!("Booting under TCG, KVM cannot be used: {}", chain(&why)));
         }
         let may_fall_back = options.accel == AccelChoice::Auto && accel == Accel::Kvm;
-        match Self::attempt(&prepared, accel, may_fall_back.then_some(SIGN_OF_LIFE_TIMEOUT)).await {
+        let why = match Saved::find(options, accel) {
+            Err(why) => why,
+            Ok(saved) => match Self::attempt(&prepared, accel, Some(SIGN_OF_LIFE_TIMEOUT), Some(&saved)).await {
+                Err(error) if error.blames_frozen_machine() => {
+                    saved.discard();
+                    let why = format!("the frozen machine does not start, and was removed: {}", chain(&error));
+                    options.report.step(format!("Booting anew: {why}"));
+                    why
+                }
+                result => return result,
+            },
+        };
+        let booted = match Self::attempt(&prepared, accel, may_fall_back.then_some(SIGN_OF_LIFE_TIMEOUT), None).await {
             Err(error) if may_fall_back && error.blames_accelerator() => {
                 options.report.step(format!("Booting under TCG, KVM cannot be used: {}", chain(&error)));
-                Self::attempt(&prepared, Accel::Tcg, None).await
+                Self::attempt(&prepared, Accel::Tcg, None, None).await
             }
             result => result,
-        }
+        };
+        booted.map(|appliance| Self { start: Start::Cold { why }, ..appliance })
     }
 
     /// Starts QEMU and waits for `ready`. With `sign_of_life` it fails earlier if there is no output in that time.
-    async fn attempt(prepared: &Prepared, accel: Accel, sign_of_life: Option<Duration>) -> Result<Self, LaunchError> {
+    /// It starts from the machine `saved` if there is one.
+    async fn attempt(
+        prepared: &Prepared,
+        accel: Accel,
+        sign_of_life: Option<Duration>,
+        saved: Option<&Saved>,
+    ) -> Result<Self, LaunchError> {
         let options = &prepared.options;
-        let mut vm = spawn::start(prepared, accel).await?;
+        let mut vm = spawn::start(prepared, accel, saved).await?;
         let monitor = Arc::clone(&vm.monitor);
         let no_sign_of_life = async {
             match sign_of_life {
@@ -169,6 +197,9 @@ impl Appliance {
     async fn connect(&mut self) -> Result<(), LaunchError> {
         let Some(ControlChannels { qmp, .. }) = &mut self.channels else { return Ok(()) };
         qmp.execute("qmp_capabilities", Value::Null, QMP_TIMEOUT).await?;
+        if let Some(state) = &self.frozen_state {
+            frozen::resume(qmp, state, &mut self.console_input).await?;
+        }
         let mut unknown = self.forwards.all_mut().filter(|forward| forward.host.port() == 0).peekable();
         if unknown.peek().is_some() {
             let question = json!({ "command-line": "info usernet" });
@@ -301,6 +332,12 @@ impl Appliance {
     #[must_use]
     pub fn accel(&self) -> Accel {
         self.accel
+    }
+
+    /// Whether it started from a frozen machine, and why not.
+    #[must_use]
+    pub fn start(&self) -> &Start {
+        &self.start
     }
 
     /// What carries the user network: `passt` or `slirp`. `None` without it.

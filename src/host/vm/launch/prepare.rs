@@ -19,7 +19,7 @@ use crate::host::vm::accel::Accel;
 use crate::host::vm::net::check::check as check_networks;
 use crate::host::vm::net::{self, Net, NetKind};
 use crate::host::vm::qemu::network::check_version;
-use crate::host::vm::qemu::{Backend, Board, Channels, Disk, Forward, Machine, Network, Version};
+use crate::host::vm::qemu::{Backend, Board, Channels, Disk, Forward, Machine, MemoryFile, Network, Version};
 use crate::registry::tls::{self, Identity};
 
 // Names of the fw_cfg files that the guest reads.
@@ -161,8 +161,15 @@ impl Prepared {
         }
     }
 
-    /// QEMU's machine. `config` is the file with the guest's config, `fds` are the descriptors for [`Prepared::networks`].
-    pub(crate) fn machine(&self, accel: Accel, config: PathBuf, fds: &[Option<i32>], channels: Channels) -> Machine {
+    /// QEMU's machine. `memory` is that of a frozen machine to start from, `config` is the file with the guest's config, `fds` are the descriptors for [`Prepared::networks`].
+    pub(crate) fn machine(
+        &self,
+        accel: Accel,
+        memory: Option<MemoryFile>,
+        config: PathBuf,
+        fds: &[Option<i32>],
+        channels: Channels,
+    ) -> Machine {
         let options = &self.options;
         let mut fw_cfg = vec![(CONFIG, config)];
         if let Some((certificate, key)) = &options.tls {
@@ -176,6 +183,7 @@ impl Prepared {
             tsc_khz: unmeasurable.then(sys::tsc_khz),
             accel,
             memory_mib: options.memory_mib,
+            memory,
             cpus: options.cpus,
             kernel: options.kernel.clone(),
             initramfs: options.initramfs.clone(),

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::frozen::{Saved, Start};
 use super::monitor::{CaptureFile, Monitor, read_console, read_events, read_stderr};
 use super::prepare::Prepared;
 use super::process::{Process, socket_pair, spawn_error};
@@ -41,8 +42,8 @@ impl Drop for SocketFiles {
     }
 }
 
-/// Starts QEMU with `accel`.
-pub(crate) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance, LaunchError> {
+/// Starts QEMU with `accel`, from the machine `saved` if there is one.
+pub(crate) async fn start(prepared: &Prepared, accel: Accel, saved: Option<&Saved>) -> Result<Appliance, LaunchError> {
     let options = &prepared.options;
     let console_copy = capture_file("console", options.console.as_ref())?;
     let events_copy = capture_file("events", options.events.as_ref())?;
@@ -73,9 +74,10 @@ pub(crate) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
     };
     let network_fds: Vec<_> = networks.iter().map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd)).collect();
     let config_path = format!("/dev/fd/{}", config_file.as_raw_fd()).into();
-    let machine = prepared.machine(accel, config_path, &network_fds, channels);
+    let machine = prepared.machine(accel, saved.map(Saved::memory), config_path, &network_fds, channels);
     let mut inherited_fds = vec![qemu_console, qemu_events, qemu_control, qemu_qmp, config_file];
     inherited_fds.extend(networks.into_iter().flatten());
+    let (console, console_input) = console.into_split();
 
     let mut command = Command::new(&options.qemu);
     command.args(machine.arguments());
@@ -119,6 +121,9 @@ pub(crate) async fn start(prepared: &Prepared, accel: Accel) -> Result<Appliance
         nets: options.nets.clone(),
         forwards,
         has_passt,
+        frozen_state: saved.map(Saved::state),
+        console_input,
+        start: Start::Warm,
         started,
         boot_time: Duration::ZERO,
         ready: Ready::default(),

@@ -27,6 +27,10 @@ const CONTROL_PORT: &str = "localregistry.control";
 ///   boot under TCG. A panic raises the level and prints its complete report.
 const KERNEL_ARGUMENTS: &str = "panic=-1 loglevel=5";
 
+/// Kernel arguments of a machine that is frozen, besides those: the init waits, and the random number generator gets no seed before the
+/// machine goes on, when it has virtio-rng. Machines with a seed in common would draw the same keys.
+const FREEZE_ARGUMENTS: &str = "random.trust_cpu=off random.trust_bootloader=off localregistry_freeze";
+
 /// The machine that QEMU emulates.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -39,6 +43,8 @@ pub struct Machine {
     pub accel: Accel,
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// A file with the memory. `None`: QEMU's own memory.
+    pub memory: Option<MemoryFile>,
     /// Number of virtual processors.
     pub cpus: u32,
     /// The kernel: an ELF with a PVH note, or a bzImage.
@@ -55,6 +61,15 @@ pub struct Machine {
     pub channels: Channels,
     /// Further arguments. They come last, and override others if QEMU allows it.
     pub further: Vec<OsString>,
+}
+
+/// A file with the memory of a frozen machine.
+#[derive(Debug, Clone)]
+pub struct MemoryFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// Whether the machine writes to it: it is to be frozen. Otherwise the machine starts from it, and has the changes for itself.
+    pub shared: bool,
 }
 
 /// A packed disk.
@@ -109,15 +124,33 @@ impl Machine {
     /// The arguments, without the program.
     #[must_use]
     pub fn arguments(&self) -> Vec<OsString> {
-        let groups = [self.board(), self.guest(), self.storage(), self.network(), self.ports(), self.firmware()];
+        // Entropy for the keys.
+        let entropy = vec!["-device".into(), self.board.virtio("rng").into()];
+        let waiting = if self.memory.is_some() { vec!["-incoming".into(), "defer".into()] } else { vec![] };
+        let guest = self.guest(self.kernel_arguments());
+        let groups = [self.board(), entropy, guest, self.storage(), self.network(), self.ports(), self.firmware(), waiting];
         groups.into_iter().flatten().chain(self.further.iter().cloned()).collect()
+    }
+
+    /// The arguments of the machine that is frozen. The devices that a run adds come after its own, so that these have the same places.
+    #[must_use]
+    pub fn frozen_arguments(&self) -> Vec<OsString> {
+        let guest = self.guest(format!("{} {FREEZE_ARGUMENTS}", self.kernel_arguments()));
+        [self.board(), guest, self.console(), self.qmp()].into_iter().flatten().collect()
     }
 
     /// The board, and when QEMU exits.
     fn board(&self) -> Vec<OsString> {
-        vec![
+        let mut machine = OsString::from(self.board.machine());
+        let mut memory = vec![];
+        if let Some(MemoryFile { path, shared }) = &self.memory {
+            machine.push(",memory-backend=ram");
+            let file = format!("memory-backend-file,id=ram,size={}M,share={},mem-path=", self.memory_mib, on_off(*shared));
+            memory = vec!["-object".into(), keyed(&file, path.as_os_str())];
+        }
+        let board = vec![
             "-machine".into(),
-            self.board.machine().into(),
+            machine,
             "-accel".into(),
             self.accel.as_str().into(),
             "-cpu".into(),
@@ -141,21 +174,19 @@ impl Machine {
             // Certificates need the date.
             "-rtc".into(),
             "base=utc".into(),
-            // Entropy for the keys.
-            "-device".into(),
-            self.board.virtio("rng").into(),
-        ]
+        ];
+        [board, memory].concat()
     }
 
     /// The kernel and the initramfs.
-    fn guest(&self) -> Vec<OsString> {
+    fn guest(&self, kernel_arguments: String) -> Vec<OsString> {
         vec![
             "-kernel".into(),
             self.kernel.clone().into(),
             "-initrd".into(),
             self.initramfs.clone().into(),
             "-append".into(),
-            self.kernel_arguments().into(),
+            kernel_arguments.into(),
         ]
     }
 
@@ -183,13 +214,9 @@ impl Machine {
 
     /// Console, events, control and QMP.
     fn ports(&self) -> Vec<OsString> {
-        let Channels { qmp, console, events, control } = &self.channels;
+        let Channels { events, control, .. } = &self.channels;
         let port = |id: &str, name: &str| OsString::from(format!("virtserialport,chardev={id},name={name}"));
-        vec![
-            "-chardev".into(),
-            console.argument("console"),
-            "-serial".into(),
-            "chardev:console".into(),
+        let ports = vec![
             "-device".into(),
             self.board.virtio("serial").into(),
             "-chardev".into(),
@@ -200,11 +227,16 @@ impl Machine {
             control.argument("control"),
             "-device".into(),
             port("control", CONTROL_PORT),
-            "-chardev".into(),
-            qmp.argument("qmp"),
-            "-mon".into(),
-            "chardev=qmp,mode=control".into(),
-        ]
+        ];
+        [self.console(), ports, self.qmp()].concat()
+    }
+
+    fn console(&self) -> Vec<OsString> {
+        vec!["-chardev".into(), self.channels.console.argument("console"), "-serial".into(), "chardev:console".into()]
+    }
+
+    fn qmp(&self) -> Vec<OsString> {
+        vec!["-chardev".into(), self.channels.qmp.argument("qmp"), "-mon".into(), "chardev=qmp,mode=control".into()]
     }
 
     /// The files for fw_cfg.
@@ -215,6 +247,10 @@ impl Machine {
         };
         self.fw_cfg.iter().flat_map(entry).collect()
     }
+}
+
+fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
 }
 
 /// Appends `value`, escaped, to `prefix`.
@@ -254,6 +290,7 @@ mod tests {
             tsc_khz: None,
             accel: Accel::Tcg,
             memory_mib: 256,
+            memory: None,
             cpus: 1,
             kernel: "/cache/vmlinux".into(),
             initramfs: "/cache/initramfs.cpio".into(),
