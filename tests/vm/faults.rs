@@ -220,13 +220,17 @@ fn machine_without_a_console_serves_and_its_panic_is_still_reported() {
 fn minimum_memory_suffices_to_serve_and_less_is_refused() {
     let bench = Bench::default();
     let disk = bench.sample_disk();
-    let ended = vm::fails(&disk, &["--memory", "111"]);
-    assert_eq!((ended.status, ended.events.len()), (Some(2), 0), "{}", ended.stderr);
-    assert!(ended.stderr.contains("invalid value '111' for '--memory <MIB>': 111 is not in 112..=1048576"), "{}", ended.stderr);
+    for (flavor, least, less) in [("cloud", "96", "95"), ("full", "112", "111")] {
+        let ended = vm::fails(&disk, &["--memory", less, "--flavor", flavor]);
+        assert_eq!((ended.status, ended.events.len()), (Some(2), 0), "{}", ended.stderr);
+        let message =
+            format!("localregistry: {less} MiB of memory are too little for the kernel \"{flavor}\"; give it at least {least}\n");
+        assert_eq!(ended.stderr, message);
 
-    let vm = Vm::boot(&disk, &["--memory", "112", "--flavor", "full", "--tls", "off"]);
-    assert_eq!(http::get(vm.address.parse().unwrap(), "/v2/test/hello/manifests/latest").status, 200);
-    vm.shut_down();
+        let vm = Vm::boot(&disk, &["--memory", least, "--flavor", flavor, "--tls", "off"]);
+        assert_eq!(http::get(vm.address.parse().unwrap(), "/v2/test/hello/manifests/latest").status, 200);
+        vm.shut_down();
+    }
 
     // Without the check of `run`.
     let less = vm::qemu_changed(&bench.path(""), "args=(\"${@/256M/64M}\")");

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use localregistry::config::guest_config::Setting;
 use localregistry::host::vm::accel::{Accel, AccelChoice};
-use localregistry::launch::{Access, Appliance, Board, BuildError, Builder, Exit, Flavor, LaunchError, Outcome};
+use localregistry::launch::{Access, Appliance, Board, BuildError, Builder, Exit, Flavor, LaunchError, Options, Outcome};
 use localregistry::proto::event::Event as Kind;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -191,10 +191,17 @@ async fn unbootable_setups_are_refused_before_anything_starts() {
     assert_eq!(error.to_string(), "\"no name\" is not a DNS name or an IP address: the certificate cannot contain it");
     let error = plain(&disk).metrics("127.0.0.1:0".parse().unwrap()).net("mcast=239.1.2.3:4000".parse().unwrap()).boot().await;
     assert!(matches!(error, Err(BuildError::Launch(LaunchError::NothingForwarded))), "{error:?}");
-    let error = plain(&disk).memory_mib(111).boot().await.unwrap_err();
-    let BuildError::Launch(error @ LaunchError::Memory { given: 111 }) = error else { panic!("{error:?}") };
-    assert_eq!(error.exit_status(), 2);
-    assert_eq!(error.to_string(), "111 MiB of memory are too little to boot; expected at least 112");
+    for (flavor, given, message) in [
+        (Flavor::Cloud, 95, "95 MiB of memory are too little for the kernel \"cloud\"; give it at least 96"),
+        (Flavor::Full, 111, "111 MiB of memory are too little for the kernel \"full\"; give it at least 112"),
+        (Flavor::Own, 63, "63 MiB of memory are too little for the kernel \"own\"; give it at least 64"),
+    ] {
+        let error = plain(&disk).flavor(flavor).memory_mib(given).boot().await.unwrap_err();
+        assert_eq!((error.exit_status(), &*error.to_string()), (2, message));
+    }
+    let options = Options { memory_mib: 63, ..plain(&disk).resolve_options().await.unwrap() };
+    let error = Appliance::boot(options).await.unwrap_err();
+    assert_eq!((error.exit_status(), &*error.to_string()), (2, "63 MiB of memory are too little to boot; expected at least 64"));
     let none = folder.path().join("none");
     fs::write(&none, vec![0; 1 << 20]).unwrap();
     let error = plain(&none).boot().await.unwrap_err();

@@ -18,7 +18,7 @@ fn own_kernel_serves_on_q35_and_microvm() {
     let release_built = own().release;
     assert!(release_built.ends_with("-localregistry"), "{release_built}");
     for machine in ["q35", "microvm"] {
-        let ended = serves(&Bench::default(), &["--flavor", "own", "--machine", machine]);
+        let ended = serves(&Bench::default(), &["--flavor", "own", "--memory", "64", "--machine", machine]);
         assert_eq!(release(&ended), release_built, "{machine}");
     }
 }

@@ -35,7 +35,7 @@ pub struct FreezeArgs {
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
 
-    /// Memory of the machine in MiB
+    /// Memory of the machine in MiB: at least 96, with --flavor full 112, with --flavor own 64
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(i64::from(MIN_MEMORY)..=1 << 20))]
     memory: u32,
 

@@ -109,7 +109,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "initramfs")]
     pub(crate) init: Option<PathBuf>,
 
-    /// Memory of the machine in MiB
+    /// Memory of the machine in MiB: at least 96, with --flavor full 112, with --flavor own 64
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(i64::from(MIN_MEMORY)..=1 << 20))]
     memory: u32,
 

@@ -38,6 +38,14 @@ pub enum BuildError {
     /// No flavor runs on the board.
     #[error("no kernel flavor runs on the board {}; set a kernel and its initramfs or modules", .0.name())]
     NoFlavor(Board),
+    /// The kernel needs more memory.
+    #[error("{given} MiB of memory are too little for the kernel \"{}\"; give it at least {}", flavor.name(), flavor.min_memory_mib())]
+    Memory {
+        /// The kernel.
+        flavor: Flavor,
+        /// The given size in MiB.
+        given: u32,
+    },
     /// The kernel cannot run the guest on the board.
     #[error(transparent)]
     Unfit(#[from] kernel::UnfitKernel),
@@ -73,7 +81,7 @@ impl BuildError {
             Self::Launch(error) => error.status(),
             Self::Access(_) | Self::Ca(_) => Status::NoAccess,
             Self::Kernel(_) | Self::Unfit(_) | Self::Initramfs(_) => Status::NoKernel,
-            Self::Name(_) | Self::NoFlavor(_) | Self::Set(_) => Status::Usage,
+            Self::Name(_) | Self::NoFlavor(_) | Self::Memory { .. } | Self::Set(_) => Status::Usage,
             Self::Freeze(FreezeError::Launch(error)) => error.status(),
             Self::Aborted(_) | Self::Freeze(_) => Status::Error,
         }
@@ -270,7 +278,7 @@ impl Builder {
         self
     }
 
-    /// Sets the memory in MiB. Default: 256.
+    /// Sets the memory in MiB, at least [`Flavor::min_memory_mib`]. Default: 256.
     #[must_use]
     pub fn memory_mib(mut self, mib: u32) -> Self {
         self.options.memory_mib = mib;
@@ -452,6 +460,12 @@ impl Builder {
     /// See [`BuildError`].
     pub fn check(&self) -> Result<(), BuildError> {
         self.guest_config()?;
+        let given = self.options.memory_mib;
+        if let KernelSource::Flavor(flavor) = self.kernel
+            && given < flavor.min_memory_mib()
+        {
+            return Err(BuildError::Memory { flavor, given });
+        }
         self.options.disks.iter().try_for_each(|disk| super::check_disk(disk))?;
         super::check_outputs(&self.options)?;
         self.access.check().map_err(BuildError::Access)

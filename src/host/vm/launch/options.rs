@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::guest_config::GuestConfig;
+use crate::host::boot::kernel::Flavor;
 use crate::host::support::report::Report;
 use crate::host::vm::accel::AccelChoice;
 use crate::host::vm::net::Net;
 use crate::host::vm::qemu::Board;
 
-/// Smallest memory of a machine in MiB. Debian's full kernel boots in 104, and in 96 if the init is small: while they are unpacked, the
-/// init and its modules are in memory twice. With less it panics ("System is deadlocked on memory") or dies silently.
-pub const MIN_MEMORY: u32 = 112;
+/// Smallest memory of a machine in MiB, with any kernel.
+pub const MIN_MEMORY: u32 = Flavor::Own.min_memory_mib();
 
 /// What [`super::Appliance::boot`] boots, and how. [`super::Builder`] fills it with defaults.
 #[derive(Debug, Clone)]
@@ -28,7 +28,7 @@ pub struct Options {
     pub initramfs: PathBuf,
     /// The QEMU program: a path, or a name that is looked up in `PATH`.
     pub qemu: PathBuf,
-    /// Memory in MiB, at least [`MIN_MEMORY`].
+    /// Memory in MiB, at least [`MIN_MEMORY`]. A [`Builder`](super::Builder) refuses less than [`Flavor::min_memory_mib`].
     pub memory_mib: u32,
     /// Number of virtual processors.
     pub cpus: u32,
