@@ -177,6 +177,10 @@ fn credential_helpers_may_ignore_their_input_leave_processes_or_hang() {
     assert!(status == Some(1) && said.contains("401") && !said.contains("helper"), "{said}");
     assert_eq!(pull(&format!("exec 0<&-\n{answer}")), (Some(0), String::new()));
     assert_eq!(pull(&format!("sleep 20 &\n{answer}")), (Some(0), String::new()));
+    assert_eq!(pull(&format!("exec >/dev/stdout\n{answer}")), (Some(0), String::new()));
+    // Its writer learns that an answer is too long, and does not fill the memory.
+    let (status, said) = pull("yes\nexit 1");
+    assert!(status == Some(1) && said.contains("the credential helper") && said.contains("fails"), "{said}");
 }
 
 /// A registry with the image `a/b:1` that asks for a token of its own, which it gives to anybody who sends no credentials.

@@ -11,11 +11,14 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -29,6 +32,8 @@ use crate::oci::upstreams::{self, DOCKER_HUB};
 const HUB_KEY: &str = "https://index.docker.io/v1/";
 /// Largest credentials file, and largest answer of a helper, in bytes.
 const MAX_FILE: u64 = 4 << 20;
+/// The time between two looks at the length of a helper's answer.
+const ANSWER_POLL: Duration = Duration::from_millis(20);
 /// Decodes base64 with or without padding.
 const BASE64: GeneralPurpose =
     GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
@@ -330,17 +335,33 @@ fn ask_helper(name: &str, key: &str, file: &Path) -> Result<Option<Credentials>,
 /// Runs a credential helper. Returns whether it succeeded, and its output. Its input and output are files in memory: it may ignore the
 /// one, and a process that it leaves behind may hold the other.
 fn run_helper(name: &str, key: &str) -> io::Result<(bool, Vec<u8>)> {
-    let memory = || memfd_create("credential-helper", MemfdFlags::CLOEXEC).map(File::from);
+    let memory = || memfd_create("credential-helper", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map(File::from);
     let (mut input, mut output) = (memory()?, memory()?);
     input.write_all(key.as_bytes())?;
     input.rewind()?;
     let mut command = Command::new(format!("docker-credential-{name}"));
     command.arg("get").stdin(input).stdout(output.try_clone()?).stderr(Stdio::null());
-    let status = Interrupt::of_process().run(&mut command)?;
+    let status = thread::scope(|scope| {
+        let (running, ended) = mpsc::channel::<()>();
+        let watched = &output;
+        thread::Builder::new().spawn_scoped(scope, move || end_long_answer(watched, &ended))?;
+        let status = Interrupt::of_process().run(&mut command);
+        drop(running);
+        status
+    })?;
     output.rewind()?;
     let mut answer = Vec::new();
     output.take(MAX_FILE).read_to_end(&mut answer)?;
     Ok((status.success(), answer))
+}
+
+/// Lets writes to `output` fail once it is longer than [`MAX_FILE`], until its writer has `ended`: a helper may print without end.
+fn end_long_answer(output: &File, ended: &mpsc::Receiver<()>) {
+    while ended.recv_timeout(ANSWER_POLL) == Err(RecvTimeoutError::Timeout) {
+        if output.metadata().is_ok_and(|now| now.len() > MAX_FILE) && fcntl_add_seals(output, SealFlags::GROW).is_ok() {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]
