@@ -186,6 +186,8 @@ impl Guest {
             client_certificates: clients.map(|clients| clients.presence()),
             ca_pem: identity.ca_pem.clone(),
             verify: settings.verify,
+            // Its disks are read-only.
+            sendfile: true,
         };
         let registry = Arc::new(Registry::new(store, self.events.clone(), options));
         let listeners = Listeners::of(&settings);

@@ -94,6 +94,11 @@ pub struct ServeArgs {
     #[arg(long)]
     verify: bool,
 
+    /// Send blobs by sendfile(2) over HTTP/1.1 without TLS, with less processor time. Clients may get zeros for bytes of a file that is cut
+    /// short at that moment, so do not write to the files of the layout
+    #[arg(long)]
+    sendfile: bool,
+
     /// Serve images of a layout without a catalog even if they lack layers, or indexes that lack manifests. The registry does not
     /// know the missing content. As `pack --allow-missing`
     #[arg(long)]
@@ -315,7 +320,7 @@ async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, i
     let auth = args.access.auth()?;
     let Identity { transport, ca_pem, .. } = identity(args, &store, clients.as_ref())?;
     let client_certificates = clients.map(|clients| clients.presence());
-    let options = Options { limits, auth, client_certificates, ca_pem, verify: args.verify };
+    let options = Options { limits, auth, client_certificates, ca_pem, verify: args.verify, sendfile: args.sendfile };
     let registry = Arc::new(Registry::new(store, events.clone(), options));
     let surface = if args.metrics.is_some() { Surface::Registry } else { Surface::All };
     let own = args.listen.iter().map(|address| (address, transport.clone()));

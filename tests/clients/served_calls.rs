@@ -24,7 +24,7 @@ fn calls(layout: &Path, client: impl FnOnce(TcpStream)) -> BTreeMap<String, (usi
     let mut command = testing::program("strace");
     // The program stays the child, and strace is its grandchild.
     command.args(["-D", "-f", "-q", "-o"]).arg(&log).args(["-e", "trace=/^(p?read|p?write|send|recv)", "-e", "signal=none"]);
-    command.args([PROGRAM, "serve", "--json", "--quiet", "--tls", "off", "--listen", "127.0.0.1:0"]).arg(layout);
+    command.args([PROGRAM, "serve", "--json", "--quiet", "--tls", "off", "--sendfile", "--listen", "127.0.0.1:0"]).arg(layout);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut ready = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();

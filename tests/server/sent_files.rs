@@ -26,6 +26,10 @@ fn large() -> (Layout, String, PathBuf) {
     (layout, format!("/v2/test/hello/blobs/{}", layer.digest), file)
 }
 
+fn start(layout: &Layout) -> Server {
+    Server::start_as(layout.path(), Setup { sendfile: true, ..Setup::default() })
+}
+
 /// Asks for `path` and reads the head of the response.
 fn ask(stream: &mut TcpStream, path: &str) {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -60,7 +64,7 @@ fn warning_and_request(server: &Server) -> (String, String, u64, bool) {
 #[test]
 fn file_that_shrinks_is_sent_to_its_new_end_and_reported() {
     let (layout, path, file) = large();
-    let server = Server::start(layout.path());
+    let server = start(&layout);
     let new_size = SIZE as u64 - 100_001;
     let mut stream = http::connect(server.plain);
     ask(&mut stream, &path);
@@ -78,7 +82,7 @@ fn file_that_shrinks_is_sent_to_its_new_end_and_reported() {
 #[test]
 fn client_that_leaves_is_no_error_of_the_disk() {
     let (layout, path, _) = large();
-    let server = Server::start(layout.path());
+    let server = start(&layout);
     for takes in [0, 1 << 20] {
         let mut stream = http::connect(server.plain);
         ask(&mut stream, &path);
@@ -94,7 +98,7 @@ fn client_that_leaves_is_no_error_of_the_disk() {
 #[test]
 fn drain_that_ends_cuts_what_is_sent_and_logs_what_was_taken() {
     let (layout, path, _) = large();
-    let server = Server::start(layout.path());
+    let server = start(&layout);
     let mut stream = http::connect(server.plain);
     ask(&mut stream, &path);
     let totals = server.stop(std::time::Duration::ZERO);
@@ -108,7 +112,7 @@ fn drain_that_ends_cuts_what_is_sent_and_logs_what_was_taken() {
 fn connection_serves_files_and_memory_by_turns_and_keeps_no_file_open() {
     let (layout, path, file) = large();
     for verify in [false, true] {
-        let server = Server::start_as(layout.path(), Setup { verify, ..Setup::default() });
+        let server = Server::start_as(layout.path(), Setup { verify, sendfile: true, ..Setup::default() });
         let mut stream = http::connect(server.plain);
         let mut body = vec![0; SIZE];
         for _ in 0..3 {

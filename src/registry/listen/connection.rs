@@ -112,7 +112,8 @@ pub(crate) async fn run(
         Transport::Tls(_) if protocol != Protocol::Tls => return refuse(stream, NOT_PLAIN).await,
         Transport::Plain => {
             let http2 = protocol == Protocol::Http2;
-            Box::pin(http(stream, http2, Some(files), client, state, (activity, shutdown))).await
+            let files = state.registry.sendfile.then_some(files);
+            Box::pin(http(stream, http2, files, client, state, (activity, shutdown))).await
         }
         Transport::Tls(config) => {
             let (sni, config) = SniRecorder::install(&config);

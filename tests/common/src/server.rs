@@ -42,6 +42,8 @@ pub struct Setup {
     pub own_port: bool,
     /// Whether digests are verified.
     pub verify: bool,
+    /// Whether blobs are sent by `sendfile(2)`.
+    pub sendfile: bool,
 }
 
 impl Server {
@@ -68,6 +70,7 @@ impl Server {
             client_certificates: setup.clients.map(|clients| clients.presence()),
             ca_pem: Some(authority.ca_pem().to_owned()),
             verify: setup.verify,
+            sendfile: setup.sendfile,
         };
         let registry = Arc::new(Registry::new(store, events, options));
         let beside = if setup.own_port { Surface::Registry } else { Surface::All };

@@ -33,17 +33,22 @@ const STALLED: usize = 96;
 
 #[test]
 fn responses_are_exact_with_memory_available() {
-    run(Setup::default(), 0, 180);
+    run(Setup::default(), 0, 90);
+}
+
+#[test]
+fn responses_are_exact_by_sendfile() {
+    run(Setup { sendfile: true, ..Setup::default() }, 0, 90);
 }
 
 #[test]
 fn responses_are_exact_while_stalled_connections_hold_all_memory() {
-    run(Setup::default(), STALLED, 50);
+    run(Setup { sendfile: true, ..Setup::default() }, STALLED, 50);
 }
 
 #[test]
 fn responses_are_exact_while_blobs_are_verified() {
-    run(Setup { verify: true, ..Setup::default() }, 0, 60);
+    run(Setup { verify: true, sendfile: true, ..Setup::default() }, 0, 60);
 }
 
 /// The server under test, and a runtime for its clients.

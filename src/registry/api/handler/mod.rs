@@ -51,6 +51,9 @@ pub struct Options {
     pub ca_pem: Option<String>,
     /// Whether all bytes are checked against their digests.
     pub verify: bool,
+    /// Whether blobs over HTTP/1.1 without TLS are sent by `sendfile(2)`. If a file is cut short meanwhile, Linux may send zeros for bytes
+    /// that are on their way and that it no longer has.
+    pub sendfile: bool,
 }
 
 /// A registry: the content it serves at present, and how it serves it.
@@ -67,6 +70,7 @@ pub struct Registry {
     certificate_suffices: bool,
     pub(crate) ca_pem: Option<String>,
     limits: Limits,
+    pub(crate) sendfile: bool,
     budget: Arc<ByteBudget>,
     pub(crate) response_memory: ResponseMemory,
 }
@@ -83,7 +87,7 @@ impl Registry {
     /// Serves `store` and reports every request to `events`.
     #[must_use]
     pub fn new(store: Store, events: Events, options: Options) -> Self {
-        let Options { limits, auth, client_certificates, ca_pem, verify } = options;
+        let Options { limits, auth, client_certificates, ca_pem, verify, sendfile } = options;
         let metrics = Arc::<Metrics>::default();
         let exposition = Exposition::new(Arc::clone(&metrics), events.clone());
         let telemetry = Arc::new(Telemetry { events, metrics });
@@ -97,6 +101,7 @@ impl Registry {
             certificate_suffices: client_certificates == Some(Presence::Optional),
             ca_pem,
             limits,
+            sendfile,
             budget: Arc::default(),
             response_memory: ResponseMemory::new(RESPONSE_MEMORY, limits.response_memory_wait),
         }
