@@ -13,9 +13,10 @@ use localregistry::oci::media_type::{OCI_CONFIG, OCI_MANIFEST};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use testing::elf::elf;
 use testing::erofs::{Content, image};
 use testing::layout::Layout;
-use testing::pack::{Bench, PROGRAM, Saved, gzip, text};
+use testing::pack::{Bench, PROGRAM, Saved, gzip, hello, text};
 
 /// Processor time of the program, in seconds.
 const SECONDS: u32 = 60;
@@ -161,7 +162,7 @@ fn sparse_files_of_folders_and_sparse_disks_are_refused() {
     let layer = digest.blob_path();
     File::create(bench.path("layout").join(&layer)).unwrap().set_len(size).unwrap();
     let holes = format!(
-        "it is a sparse file of {size} bytes, and 0 of them are stored, far less than of an image; if that is intended, copy it with cp \
+        "it is a sparse file of {size} bytes, and 0 of them are stored, far less than is usual; if that is intended, copy it with cp \
          --sparse=never"
     );
     bench.file("list", b"images { path: \"layout\" }");
@@ -177,6 +178,73 @@ fn sparse_files_of_folders_and_sparse_disks_are_refused() {
     let file = File::create(bench.path("disk")).unwrap();
     file.set_len(size).unwrap();
     refused(&bench, &["inspect", "disk"], &format!("localregistry: cannot inspect disk: it is not a disk: {holes}\n"));
+}
+
+#[test]
+fn files_of_holes_are_refused_before_they_are_read() {
+    let (bench, _, _) = hello(b"layer");
+    let packed = bench.command(&["--quiet", "pack", "layout", "-o", "disk"]).output().unwrap();
+    assert_eq!(packed.status.code(), Some(0), "{}", text(&packed.stderr));
+    bench.file("static", &elf(&[(1, b"code")]));
+    bench.file("kernel", b"a kernel");
+    File::create(bench.path("hole")).unwrap().set_len(8 << 40).unwrap();
+    let holes = format!(
+        "it is a sparse file of {} bytes, and 0 of them are stored, far less than is usual; if that is intended, copy it with cp \
+         --sparse=never",
+        8_u64 << 40
+    );
+    let deploy = ["deploy", "disk", "-o", "new", "--registry", "r.test/a", "--host", "a.test", "--server", "static", "--kernel"];
+    for (arguments, status, what, cause) in [
+        (&["pack", "--artifact", "a/b:1=hole", "-o", "new"][..], 1, "cannot read file hole", &*holes),
+        (&["pack", "--chart", "hole", "-o", "new"], 1, "cannot read it", &holes),
+        (&["pack", "hole", "-o", "new"], 1, "cannot pack hole", &holes),
+        (&["pack", "--spec", "hole", "-o", "new"], 1, "hole", "it is larger than "),
+        (&[&deploy[..], &["hole", "--initramfs", "kernel"]].concat(), 1, "cannot copy hole into an image", &holes),
+        (&[&deploy[..], &["kernel", "--initramfs", "hole"]].concat(), 1, "cannot copy hole into an image", &holes),
+        (&["kernel", "--kernel", "hole", "-o", "new"], 1, "cannot read the kernel hole", "it is larger than 536870912 bytes"),
+        (&["initramfs", "--init", "hole", "-o", "new"], 1, "cannot read the init hole", "it is larger than 268435456 bytes"),
+        (&["events", "hole"], 1, "cannot read the events in hole", &holes),
+        (&["events", "--follow", "hole"], 1, "cannot read the events in hole", &holes),
+        (&["assert", "--pulled", "a:1", "hole"], 2, "cannot read the events in hole", &holes),
+    ] {
+        let output = limited(&bench, &[&["--quiet"], arguments].concat());
+        let said = text(&output.stderr);
+        assert!(said.contains(&format!("{what}: ")) && said.contains(cause), "{arguments:?}: {said}");
+        assert_eq!((output.status.code(), said.lines().count()), (Some(status), 1), "{arguments:?}: {said}");
+        assert!(!bench.path("new").exists(), "{arguments:?}");
+    }
+    // The signature beside a chart.
+    fs::rename(bench.path("hole"), bench.path("web-1.tgz.prov")).unwrap();
+    bench.file("web-1.tgz", &chart_package());
+    let output = limited(&bench, &["--quiet", "pack", "--chart", "web-1.tgz", "-o", "new"]);
+    let said = text(&output.stderr);
+    assert!(said.contains(&format!("cannot read its provenance web-1.tgz.prov: {holes}")), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn large_file_that_is_no_chart_is_refused_at_its_start() {
+    let bench = Bench::default();
+    // As sparse as is still read.
+    File::create(bench.path("large")).unwrap().set_len(1 << 30).unwrap();
+    let mut shell = testing::program("sh");
+    shell.args(["-c", "ulimit -t 1 && exec \"$@\"", "sh", PROGRAM, "--quiet", "pack", "--chart", "large", "-o", "new"]);
+    let output = shell.current_dir(bench.path(".")).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(said.contains("it is no Helm chart") && said.ends_with("invalid gzip header\n"), "{}: {said}", output.status);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!bench.path("new").exists());
+}
+
+/// The smallest package of a chart.
+fn chart_package() -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let metadata = b"apiVersion: v2\nname: web\nversion: 1.0.0\n";
+    let mut header = tar::Header::new_gnu();
+    header.set_size(metadata.len() as u64);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, "web/Chart.yaml", &metadata[..]).unwrap();
+    gzip(&archive.into_inner().unwrap())
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub fn check_holes(mut file: &File, size: u64) -> io::Result<()> {
         let start = match seek(file, SeekFrom::Data(at)) {
             Err(Errno::NXIO) => {
                 let message = format!(
-                    "it is a sparse file of {size} bytes, and {stored} of them are stored, far less than of an image; if that is intended, \
+                    "it is a sparse file of {size} bytes, and {stored} of them are stored, far less than is usual; if that is intended, \
                      copy it with cp --sparse=never"
                 );
                 return Err(io::Error::new(io::ErrorKind::InvalidData, message));
@@ -59,7 +59,7 @@ mod tests {
         assert_eq!((check(0), check(1 << 30)), (Ok(()), Ok(())));
         let message = |size: u64, stored: u64| {
             Err(format!(
-                "it is a sparse file of {size} bytes, and {stored} of them are stored, far less than of an image; if that is intended, copy \
+                "it is a sparse file of {size} bytes, and {stored} of them are stored, far less than is usual; if that is intended, copy \
                  it with cp --sparse=never"
             ))
         };

@@ -173,7 +173,6 @@ pub fn in_memory(content: &[u8]) -> OpenFile<'_> {
 
 fn content(path: &Path) -> io::Result<OpenFile<'static>> {
     let (file, size) = open_regular(path)?;
-    check_holes(&file, size)?;
     Ok(OpenFile { reader: Box::new(file), size })
 }
 
@@ -182,15 +181,16 @@ fn identity(path: &Path) -> Option<Identity> {
     Some(Identity { device: metadata.dev(), inode: metadata.ino(), at: 0 })
 }
 
-/// Opens a regular file and returns its size in bytes. Does not block on a FIFO.
+/// Opens a regular file that is not nearly all holes, and returns its size in bytes. Does not block on a FIFO.
 ///
 /// # Errors
-/// Fails if the file cannot be opened or is not a regular file.
+/// Fails if the file cannot be opened, is not a regular file, or is nearly all holes.
 pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
     let file = File::from(open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?);
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
+    check_holes(&file, metadata.len())?;
     Ok((file, metadata.len()))
 }

@@ -29,12 +29,15 @@ const WAIT: Duration = Duration::from_millis(50);
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     // A plain opening of a FIFO would wait for a writer.
     let file = File::from(open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?);
-    let mut content = Vec::with_capacity(usize::try_from(file.metadata()?.len().min(limit)).unwrap_or(0));
-    InterruptibleReader { file, interrupt: Interrupt::of_process() }.take(limit + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > limit {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {limit} bytes")));
+    let metadata = file.metadata()?;
+    let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {limit} bytes"));
+    // Told without reading, where the size is known.
+    if metadata.is_file() && metadata.len() > limit {
+        return Err(too_large());
     }
-    Ok(content)
+    let mut content = Vec::with_capacity(usize::try_from(metadata.len().min(limit)).unwrap_or(0));
+    InterruptibleReader { file, interrupt: Interrupt::of_process() }.take(limit + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > limit { Err(too_large()) } else { Ok(content) }
 }
 
 /// Checks that `File::create` can open `path`, and changes nothing: it exists and is writable, or its folder is.

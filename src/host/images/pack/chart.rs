@@ -58,10 +58,11 @@ pub enum ChartError {
 /// # Errors
 /// Fails if the file is not a chart that Helm could load.
 pub fn open(package: &Path, named: bool, interrupt: &Interrupt) -> Result<VirtualLayout, ChartError> {
-    let (mut content, size) = open_regular(package).map_err(ChartError::Read)?;
-    let digest = files::hash(&mut content, interrupt).map_err(ChartError::Read)?;
+    // First, because it bounds what is read: another file ends at its start.
     let (path, metadata) = metadata(package, interrupt)?;
     let name = name(&path, &metadata, named)?;
+    let (mut content, size) = open_regular(package).map_err(ChartError::Read)?;
+    let digest = files::hash(&mut content, interrupt).map_err(ChartError::Read)?;
 
     let config = serde_json::to_vec(&metadata)?;
     let config_digest = Digest::sha256_of(&config);

@@ -14,7 +14,7 @@ use super::mistaken::{self, Mistaken};
 use super::naming::{self, NamingError};
 use super::platform::{self, PlatformError};
 use super::request::{Origin, Request};
-use crate::disk::layout::{self, Directory, Image, LayoutError, LayoutImages, LeftOver, ReadOptions, Tree, Unnamed};
+use crate::disk::layout::{self, Directory, Image, LayoutError, LayoutImages, LeftOver, ReadOptions, Tree, Unnamed, check_holes};
 use crate::disk::superblock::{Superblock, read_head};
 use crate::host::images::bounded::BoundedTree;
 use crate::host::images::platforms::SelectedPlatforms;
@@ -254,7 +254,12 @@ fn uncompressed(path: &Path, folder: &Path, interrupt: &Interrupt) -> Result<Fil
     if let Some((_, name)) = OTHER_MAGIC.iter().find(|(magic, _)| start.starts_with(magic)) {
         return Err(SourceError::Compression(name));
     }
-    if is_header(start) { Ok(file) } else { Err(SourceError::NotAnArchive) }
+    if !is_header(start) {
+        return Err(SourceError::NotAnArchive);
+    }
+    let size = file.metadata().map_err(SourceError::Read)?.len();
+    check_holes(&file, size).map_err(SourceError::Read)?;
+    Ok(file)
 }
 
 /// Whether an archive can start like this: with a header of correct checksum, with the end mark, or truncated in the first header.

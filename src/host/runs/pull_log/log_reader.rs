@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::disk::layout::check_holes;
 use crate::host::vm::launch::{EventError, MAX_EVENT, parse_event};
 use crate::proto::Event;
 use crate::text::{Line, Lines, chain};
@@ -29,10 +30,19 @@ pub(crate) struct LogEntry<'a> {
 /// the last line is incomplete: it has no newline and is not an event. Such a line is skipped.
 ///
 /// # Errors
-/// Fails if the log cannot be read.
+/// Fails if the log cannot be read, or is nearly all holes.
 pub(crate) fn read(path: &Path, follow: bool, mut each: impl FnMut(LogEntry<'_>) -> ControlFlow<()>) -> io::Result<bool> {
-    let is_socket = fs::metadata(path)?.file_type().is_socket();
-    let mut source: Box<dyn Read> = if is_socket { Box::new(UnixStream::connect(path)?) } else { Box::new(File::open(path)?) };
+    let metadata = fs::metadata(path)?;
+    let is_socket = metadata.file_type().is_socket();
+    let mut source: Box<dyn Read> = if is_socket {
+        Box::new(UnixStream::connect(path)?)
+    } else {
+        let file = File::open(path)?;
+        if metadata.is_file() {
+            check_holes(&file, metadata.len())?;
+        }
+        Box::new(file)
+    };
     let mut lines = Lines::new(MAX_EVENT);
     let mut number = 0;
     let mut flow = ControlFlow::Continue(());
