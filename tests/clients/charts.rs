@@ -93,12 +93,84 @@ fn config_and_package_are_those_that_helm_pushes() {
     let theirs = registry.address.parse().unwrap();
     let (pushed, packed) = (manifest(theirs), manifest(server.plain));
     assert_eq!(packed["layers"], pushed["layers"]);
+    let mut annotations = pushed["annotations"].clone();
+    assert!(annotations.as_object_mut().unwrap().remove("org.opencontainers.image.created").is_some());
+    assert_eq!(packed["annotations"], annotations);
     assert_eq!(packed["layers"][0]["digest"], Digest::sha256_of(&package).to_string());
     assert_eq!(packed["config"]["mediaType"], pushed["config"]["mediaType"]);
     let config = |address, manifest: &Value| {
         get(address, &format!("/v2/charts/web/blobs/{}", manifest["config"]["digest"].as_str().unwrap())).json()
     };
     assert_eq!(config(server.plain, &packed), config(theirs, &pushed));
+}
+
+/// The independent computation: Helm loads what `pack --chart` packs, whatever the names of the members are and what follows them.
+#[test]
+fn verdict_on_packages_is_that_of_helm() {
+    let bench = Bench::default();
+    let metadata = b"name: web\nversion: 1.2.3\n";
+    let mut packages = Vec::new();
+    for name in [
+        "web/x",
+        "web\\x",
+        "web/../../x",
+        "web/a/../x",
+        "web/a/../../x",
+        "web/..x",
+        "web/a/..",
+        "web/",
+        "web//x",
+        "web/./x",
+        "./x",
+        "x",
+        "/x",
+        "//x",
+        "web/c:/x",
+        "web/c:x",
+        "c:/x",
+        "web\\..\\x",
+        "a\\b/../../../x",
+        "../x",
+        "../../x",
+        "Chart.yaml/x",
+        "web/a\\x",
+    ] {
+        for kind in [EntryType::Regular, EntryType::Directory, EntryType::Symlink] {
+            packages.push(gzip(&archive(&[("web/Chart.yaml", EntryType::Regular, metadata), (name, kind, b"")])));
+        }
+    }
+    for name in ["web\\Chart.yaml", "web/./Chart.yaml", "./Chart.yaml", "/Chart.yaml", "./web/Chart.yaml", "web/a/../Chart.yaml"]
+    {
+        packages.push(gzip(&archive(&[(name, EntryType::Regular, metadata)])));
+    }
+    let plain = archive(&[("web/Chart.yaml", EntryType::Regular, metadata)]);
+    let (first, second) = plain.split_at(700);
+    let whole = gzip(&plain);
+    packages.extend([
+        [&whole[..], &[0; 512]].concat(),
+        [&whole[..], b"junk"].concat(),
+        [gzip(first), gzip(second)].concat(),
+        [gzip(first), b"junk".to_vec(), gzip(second)].concat(),
+        gzip(&archive(&[("web/Chart.yaml", EntryType::Regular, b"name: web\nversion: 1.2.3\n# caf\xe9\n")])),
+        gzip(&archive(&[("web/Chart.yaml", EntryType::Regular, b"\xef\xbb\xbfname: web\nversion: 1.2.3\n")])),
+        gzip(&archive(&[
+            ("web/Chart.yaml", EntryType::Regular, metadata),
+            ("web/l", EntryType::Regular, &vec![0; (5 << 20) + 1]),
+        ])),
+    ]);
+    let names: Vec<String> = (0..packages.len()).map(|number| format!("{number}.tgz")).collect();
+    for (name, package) in names.iter().zip(&packages) {
+        bench.file(name, package);
+    }
+    let arguments: Vec<&str> = ["metadata"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let theirs = succeed(&mut helm(&bench, &arguments));
+    let theirs: Vec<bool> = theirs.lines().map(|line| line != "null").collect();
+    let ours = names.iter().map(|name| {
+        let output = bench.command(&["--quiet", "pack", "--chart", name, "-o", "disk.erofs"]).output().unwrap();
+        (output.status.success(), testing::pack::text(&output.stderr))
+    });
+    let wrong: Vec<_> = ours.zip(&theirs).enumerate().filter(|(_, ((ours, _), theirs))| ours != *theirs).collect();
+    assert!(wrong.is_empty() && theirs.len() == packages.len(), "{wrong:#?}");
 }
 
 /// Documents of which Helm loads some. Each is a `Chart.yaml`.

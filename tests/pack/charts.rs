@@ -16,7 +16,8 @@ name: web
 version: 1.2.3-rc.1+build.5
 # A number, where Helm takes text.
 appVersion: 1.16
-description: A \"web\" server & more
+description: A \"web\" server & more — fast
+sources: ['https://example.test/git', other]
 type: application
 deprecated: yes
 keywords: [a, 'b']
@@ -24,9 +25,12 @@ home: null
 annotations:
   example.test/number: 7
   example.test/null: null
+  org.opencontainers.image.version: '9'
+  org.opencontainers.image.url: https://example.test
 maintainers:
   - name: Anna
     email: anna@example.test
+  - name: B
 dependencies:
   - name: db
     version: ~4.5
@@ -70,13 +74,28 @@ fn charts_are_packed_as_helm_pushes_them() {
         config,
         json!({
             "apiVersion": "v2", "name": "web", "version": "1.2.3-rc.1+build.5", "appVersion": "1.16",
-            "description": "A \"web\" server & more", "type": "application", "deprecated": true, "keywords": ["a", "b"],
-            "annotations": {"example.test/null": "", "example.test/number": "7"},
-            "maintainers": [{"name": "Anna", "email": "anna@example.test"}],
+            "description": "A \"web\" server & more — fast", "type": "application", "deprecated": true, "keywords": ["a", "b"],
+            "sources": ["https://example.test/git", "other"],
+            "annotations": {
+                "example.test/null": "", "example.test/number": "7", "org.opencontainers.image.url": "https://example.test",
+                "org.opencontainers.image.version": "9",
+            },
+            "maintainers": [{"name": "Anna", "email": "anna@example.test"}, {"name": "B"}],
             "dependencies": [{
                 "name": "db", "version": "~4.5", "repository": "oci://registry.test/charts",
                 "import-values": ["data", {"child": "a", "parent": "b"}],
             }],
+        })
+    );
+    // The independent computation is in `tests/clients/charts.rs`: Helm pushes the same.
+    assert_eq!(
+        manifest["annotations"],
+        json!({
+            "org.opencontainers.image.title": "web", "org.opencontainers.image.version": "1.2.3-rc.1+build.5",
+            "org.opencontainers.image.description": "A \"web\" server & more — fast",
+            "org.opencontainers.image.authors": "Anna (anna@example.test), B",
+            "org.opencontainers.image.source": "https://example.test/git", "org.opencontainers.image.url": "https://example.test",
+            "example.test/null": "", "example.test/number": "7",
         })
     );
     assert_eq!(manifest["layers"].as_array().unwrap().len(), 1);
@@ -115,6 +134,87 @@ fn charts_are_named_by_the_command_line_and_lists() {
     let disk = std::fs::read(bench.path("disk.erofs")).unwrap();
     bench.pack(&["--chart", "charts/web=web.tgz", "--chart", "web.tgz"]);
     assert!(std::fs::read(bench.path("disk.erofs")).unwrap() == disk);
+}
+
+/// Behind the end of the tar archive and of its gzip member, as Helm, which reads no further.
+#[test]
+fn what_is_behind_a_chart_is_ignored() {
+    let bench = Bench::default();
+    let whole = chart(METADATA);
+    let plain = archive(&[("web\\Chart.yaml", EntryType::Regular, METADATA.as_bytes())]);
+    let (first, second) = plain.split_at(700);
+    for content in [
+        [&whole[..], &[0; 512]].concat(),
+        [&whole[..], b"junk"].concat(),
+        [&whole[..], b"\x1f\x8b damaged"].concat(),
+        [gzip(first), gzip(second), b"junk".to_vec()].concat(),
+    ] {
+        bench.file("web.tgz", &content);
+        bench.pack(&["--chart", "web.tgz"]);
+        let disk = bench.extract("disk.erofs");
+        let [(_, digest)] = disk.images().try_into().unwrap();
+        assert!(disk.blob(disk.json(&digest)["layers"][0]["digest"].as_str().unwrap()) == content);
+    }
+    bench.file("web.tgz", &[gzip(first), b"junk".to_vec(), gzip(second)].concat());
+    let no_chart = "it is no Helm chart: a tar archive compressed with gzip is expected, as helm package writes it";
+    bench.refused(&["--chart", "web.tgz"], &format!("cannot pack web.tgz: {no_chart}: invalid gzip header"));
+}
+
+#[test]
+fn members_that_helm_does_not_load_are_refused() {
+    let bench = Bench::default();
+    let refused = |content: &[u8], name: &str, fault: &str| {
+        bench.file("web.tgz", content);
+        let fault = format!("its member {name:?} {fault}, and Helm does not load such a chart");
+        bench.refused(&["--chart", "web.tgz"], &format!("cannot pack web.tgz: {fault}"));
+    };
+    let metadata = b"name: web\nversion: 1.0.0\n";
+    for (name, fault) in [
+        ("web/../../x", "leads out of the chart's folder"),
+        ("web\\a\\..\\..\\x", "leads out of the chart's folder"),
+        ("web/..x", "leads out of the chart's folder"),
+        ("web//x", "has an absolute path"),
+        ("x", "is in no folder"),
+        ("web/a/..", "is in no folder"),
+        ("web/c:/x", "is on a drive"),
+    ] {
+        refused(&package(&[("web/Chart.yaml", metadata), (name, b"")]), name, fault);
+    }
+    // By its long name, in both forms.
+    let long = format!("web/{}/../../../x", "a".repeat(200));
+    let record = format!("path={long}\n");
+    let record = format!("{} {record}", record.len() + 4);
+    for (kind, header) in [(EntryType::GNULongName, format!("{long}\0")), (EntryType::XHeader, record)] {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, kind, content) in [
+            ("web/Chart.yaml", EntryType::Regular, &metadata[..]),
+            ("h", kind, header.as_bytes()),
+            ("web/x", EntryType::Regular, b""),
+        ] {
+            let mut header = tar::Header::new_ustar();
+            header.set_path(name).unwrap();
+            header.set_entry_type(kind);
+            header.set_size(content.len() as u64);
+            header.set_cksum();
+            builder.append(&header, content).unwrap();
+        }
+        refused(&gzip(&builder.into_inner().unwrap()), &long, "leads out of the chart's folder");
+    }
+    bench.file("web.tgz", &package(&[("web/Chart.yaml", metadata), ("web/large", &content((5 << 20) + 1))]));
+    bench.refused(
+        &["--chart", "web.tgz"],
+        "cannot pack web.tgz: web/large has 5242881 bytes; Helm loads files of at most 5242880",
+    );
+    // Folders, and paths that stay inside.
+    let members = [
+        ("web", EntryType::Directory, &b""[..]),
+        ("web/./Chart.yaml", EntryType::Regular, metadata),
+        ("web/a/../x", EntryType::Regular, b""),
+        ("web\\y", EntryType::Regular, b""),
+    ];
+    bench.file("web.tgz", &gzip(&archive(&members)));
+    bench.pack(&["--chart", "web.tgz"]);
+    assert_eq!(bench.extract("disk.erofs").names(), ["web:1.0.0"]);
 }
 
 #[test]
@@ -176,6 +276,10 @@ fn what_is_no_chart_is_refused() {
     metadata(
         "name: team/web\nversion: 1.0.0\n",
         " is not the metadata of a chart: the name \"team/web\" has a slash, which Helm does not load",
+    );
+    refused(
+        &package(&[("web/Chart.yaml", b"name: web\nversion: 1.0.0\ndescription: caf\xe9\n")]),
+        "web/Chart.yaml is not the metadata of a chart: it cannot be read as YAML: line 3 is not UTF-8; save the file as UTF-8",
     );
     metadata("name: web\nversion: null\n", " is not the metadata of a chart: the version is empty");
     let judged = |yaml: &str, fault: &str| metadata(yaml, &format!(" is not the metadata of a chart: {fault}"));

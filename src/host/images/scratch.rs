@@ -147,7 +147,14 @@ impl LayoutWriter {
         });
         let config = self.blob(OCI_CONFIG, config.to_string().as_bytes())?;
         let layers = layers.iter().map(|layer| layer.descriptor.clone()).collect();
-        let manifest = NewManifest { schema_version: 2, media_type: OCI_MANIFEST, artifact_type: None, config, layers };
+        let manifest = NewManifest {
+            schema_version: 2,
+            media_type: OCI_MANIFEST,
+            artifact_type: None,
+            config,
+            layers,
+            annotations: BTreeMap::new(),
+        };
         let content = serde_json::to_vec(&manifest)?;
         Ok(WrittenImage { descriptor: self.blob(OCI_MANIFEST, &content)?, digest: Digest::sha256_of(&content) })
     }

@@ -31,6 +31,9 @@ pub struct NewManifest {
     pub config: NewDescriptor,
     /// Descriptors of the layers, the lowest first.
     pub layers: Vec<NewDescriptor>,
+    /// Annotations.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A descriptor to write. The fields are in Docker's order.

@@ -1,12 +1,13 @@
 //! Builds the artifact of a Helm chart from its package, as `helm push` does (Helm, `pkg/registry`): the chart's metadata is the config,
-//! the package the layer, and its version the tag.
+//! the package the layer, and its version the tag. What a package may hold is what Helm's loader takes (`pkg/chart/loader/archive`).
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
+use tar::EntryType;
 
 use super::chart_metadata::Metadata;
 use super::files;
@@ -24,6 +25,8 @@ const METADATA: &str = "Chart.yaml";
 /// Largest file, and largest package when it is unpacked, in bytes, that Helm loads (`pkg/chart/loader/archive`).
 const MAX_FILE: u64 = 5 << 20;
 const MAX_UNPACKED: u64 = 100 << 20;
+/// Largest header of a long name, in bytes, that Helm reads (Go, `archive/tar`: `maxSpecialFileSize`).
+const MAX_HEADER: u64 = 1 << 20;
 
 /// Why a chart cannot be packed. The caller adds its path.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +44,9 @@ pub enum ChartError {
     #[error("it has {first} and {second}; one chart is expected")]
     Several { first: String, second: String },
     #[error("{path} has {size} bytes; Helm loads files of at most {MAX_FILE}")]
-    MetadataTooLarge { path: String, size: u64 },
+    FileTooLarge { path: String, size: u64 },
+    #[error("its member {path:?} {fault}, and Helm does not load such a chart")]
+    Member { path: String, fault: &'static str },
     #[error("{path} is not the metadata of a chart: {fault}")]
     Metadata { path: String, fault: String },
     #[error("{path}: the version {version:?} makes no tag")]
@@ -79,6 +84,7 @@ pub fn open(package: &Path, named: bool, interrupt: &Interrupt) -> Result<Virtua
         artifact_type: None,
         config: config_descriptor,
         layers,
+        annotations: metadata.annotations(),
     };
     Ok(VirtualLayout::named(&manifest, Some(&name), blobs)?)
 }
@@ -131,12 +137,12 @@ fn metadata(package: &Path, interrupt: &Interrupt) -> Result<(String, Metadata),
     }
 }
 
-/// The content of the one `FOLDER/Chart.yaml`, and its path. Reads the package to its end, which verifies its checksum.
+/// The content of the one `FOLDER/Chart.yaml`, and its path. Verifies the checksum of the package; what is behind that is ignored.
 fn metadata_file(package: &Path, interrupt: &Interrupt) -> Result<(String, Vec<u8>), ChartError> {
     let (file, _) = open_regular(package).map_err(ChartError::Read)?;
-    let mut unpacked =
-        Unpacked { inner: MultiGzDecoder::new(BufReader::with_capacity(1 << 16, file)), left: MAX_UNPACKED, interrupt };
-    let found = search(&mut unpacked).and_then(|found| io::copy(&mut unpacked, &mut io::sink()).map(|_| found));
+    let decoder = GzDecoder::new(BufReader::with_capacity(1 << 16, file));
+    let mut unpacked = Unpacked { decoder: Some(decoder), left: MAX_UNPACKED, interrupt };
+    let found = search(&mut unpacked).and_then(|found| unpacked.finish_member().map(|()| found));
     match found {
         // Also if the archive's reader made another error of it.
         Err(_) | Ok(_) if unpacked.left == 0 => Err(ChartError::TooLarge),
@@ -145,43 +151,130 @@ fn metadata_file(package: &Path, interrupt: &Interrupt) -> Result<(String, Vec<u
     }
 }
 
-/// Looks through a tar archive. Other headers than those of files are passed over unread, so that none takes memory.
+/// Looks through a tar archive. Of other members than the metadata, only the names and sizes are judged.
 fn search(unpacked: &mut impl Read) -> io::Result<Result<(String, Vec<u8>), ChartError>> {
     let mut found: Option<(String, Vec<u8>)> = None;
+    let mut long_name = None;
     let mut archive = tar::Archive::new(unpacked);
     for entry in archive.entries()?.raw(true) {
         let mut entry = entry?;
-        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let is_metadata = path.split_once('/').is_some_and(|(_, rest)| rest == METADATA);
-        if !is_metadata || !entry.header().entry_type().is_file() {
+        let kind = entry.header().entry_type();
+        if matches!(kind, EntryType::GNULongName | EntryType::XHeader) {
+            long_name = name_in(&mut entry)?.or(long_name);
             continue;
         }
+        if matches!(kind, EntryType::GNULongLink | EntryType::XGlobalHeader) {
+            continue;
+        }
+        let name = long_name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
+        let name = String::from_utf8_lossy(&name).into_owned();
+        // Old archives have no type for folders.
+        if kind.is_dir() || (entry.header().as_old().linkflag == [0] && name.ends_with('/')) {
+            continue;
+        }
+        let path = match path_in_chart(&name) {
+            Ok(path) => path,
+            Err(error) => return Ok(Err(error)),
+        };
         let size = entry.size();
         if size > MAX_FILE {
-            return Ok(Err(ChartError::MetadataTooLarge { path, size }));
+            return Ok(Err(ChartError::FileTooLarge { path: name, size }));
+        }
+        if path != METADATA || !kind.is_file() {
+            continue;
         }
         if let Some((first, _)) = found {
-            return Ok(Err(ChartError::Several { first, second: path }));
+            return Ok(Err(ChartError::Several { first, second: name }));
         }
         let mut content = Vec::new();
         entry.read_to_end(&mut content)?;
-        found = Some((path, content));
+        found = Some((name, content));
     }
     Ok(found.ok_or(ChartError::NoMetadata))
 }
 
+/// The name that a header of GNU tar or of pax gives the next member.
+fn name_in(header: &mut tar::Entry<'_, impl Read>) -> io::Result<Option<Vec<u8>>> {
+    if header.size() > MAX_HEADER {
+        return Err(io::Error::other(format!("a header has {} bytes; Helm reads at most {MAX_HEADER}", header.size())));
+    }
+    let mut content = Vec::new();
+    header.read_to_end(&mut content)?;
+    if header.header().entry_type() == EntryType::GNULongName {
+        return Ok(content.split(|byte| *byte == 0).next().map(<[u8]>::to_vec));
+    }
+    let mut name = None;
+    for record in tar::PaxExtensions::new(&content) {
+        let record = record?;
+        if record.key_bytes() == b"path" {
+            name = Some(record.value_bytes().to_vec()).filter(|name| !name.is_empty());
+        }
+    }
+    Ok(name)
+}
+
+/// The path of a member in the chart's folder, which is the first part of its name. Archives made on Windows may split it at backslashes.
+fn path_in_chart(name: &str) -> Result<String, ChartError> {
+    let delimiter = if name.contains('\\') { '\\' } else { '/' };
+    let (folder, rest) = name.split_once(delimiter).unwrap_or((name, ""));
+    if folder == METADATA {
+        return Err(ChartError::NoMetadata);
+    }
+    let rest = rest.replace(delimiter, "/");
+    let mut parts: Vec<&str> = Vec::new();
+    for part in rest.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|last| *last != "..") => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let path = parts.join("/");
+    let fault = match path.as_bytes() {
+        _ if rest.starts_with('/') => "has an absolute path",
+        [] => "is in no folder",
+        [b'.', b'.', ..] => "leads out of the chart's folder",
+        [drive, b':', b'/', ..] if drive.is_ascii_alphabetic() => "is on a drive",
+        _ => return Ok(path),
+    };
+    Err(ChartError::Member { path: name.to_owned(), fault })
+}
+
 /// Decompressed content, up to a limit. `left` is 0 once it is reached.
 struct Unpacked<'a> {
-    inner: MultiGzDecoder<BufReader<File>>,
+    /// `None` at the end of the file.
+    decoder: Option<GzDecoder<BufReader<File>>>,
     left: u64,
     interrupt: &'a Interrupt,
 }
 
-impl Read for Unpacked<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+impl Unpacked<'_> {
+    /// Reads from the current gzip member: 0 at its end, once its checksum is verified.
+    fn read_member(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.interrupt.check_io()?;
-        let count = self.inner.read(buffer)?;
+        let count = self.decoder.as_mut().map_or(Ok(0), |decoder| decoder.read(buffer))?;
         self.left = self.left.saturating_sub(count as u64);
         if self.left == 0 { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(count) }
+    }
+
+    fn finish_member(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 4096];
+        while self.read_member(&mut buffer)? > 0 {}
+        Ok(())
+    }
+}
+
+impl Read for Unpacked<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let count = self.read_member(buffer)?;
+            if count > 0 || buffer.is_empty() {
+                return Ok(count);
+            }
+            let Some(mut file) = self.decoder.take().map(GzDecoder::into_inner) else { return Ok(0) };
+            if !file.fill_buf()?.is_empty() {
+                self.decoder = Some(GzDecoder::new(file));
+            }
+        }
     }
 }

@@ -11,6 +11,8 @@ use crate::oci::json::null_as_default;
 
 /// The API version of a chart that has none: one of Helm 2 (`pkg/chart/v2/loader/load.go`).
 const FIRST_API: &str = "v1";
+/// What the keys of the image specification's annotations begin with.
+const PREDEFINED: &str = "org.opencontainers.image.";
 
 /// The metadata of a chart, with Helm's field names and order (Helm, `pkg/chart/v2/metadata.go`). Helm drops other fields, and empty ones.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -139,6 +141,31 @@ impl Metadata {
         Ok(metadata)
     }
 
+    /// The annotations of the manifest (Helm, `pkg/registry`: `generateOCIAnnotations`), but for the time of the push.
+    pub fn annotations(&self) -> BTreeMap<String, String> {
+        let author = |author: &Maintainer| match author.email.as_str() {
+            "" => author.name.clone(),
+            email => format!("{} ({email})", author.name),
+        };
+        let authors: Vec<String> = self.maintainers.iter().flatten().map(author).collect();
+        let described = [
+            ("title", self.name.as_str()),
+            ("version", &self.version),
+            ("description", &self.description),
+            ("url", &self.home),
+            ("source", self.sources.first().map_or("", String::as_str)),
+            ("authors", &authors.join(", ")),
+        ];
+        let described = described.into_iter().filter(|(_, value)| !value.trim().is_empty());
+        let mut annotations: BTreeMap<String, String> =
+            described.map(|(key, value)| (format!("{PREDEFINED}{key}"), value.to_owned())).collect();
+        // The chart's own ones go first, but do not change what it is.
+        let is_fixed = |key: &str| matches!(key.strip_prefix(PREDEFINED), Some("title" | "version"));
+        let own = self.annotations.iter().filter(|(key, _)| !is_fixed(key));
+        annotations.extend(own.map(|(key, value)| (key.clone(), value.0.clone())));
+        annotations
+    }
+
     /// Removes what cannot be printed, and judges the rest.
     fn validate(&mut self) -> Result<(), String> {
         let Self { name, description, home, icon, condition, tags, app_version, kube_version, .. } = self;
@@ -211,6 +238,13 @@ fn document(yaml: &[u8]) -> Result<Value, String> {
     let mut reader = yaml;
     let first = serde_saphyr::read_with_options(&mut reader, options).next();
     first.transpose().map(Option::unwrap_or_default).map_err(|error: serde_saphyr::Error| {
+        if let Err(wrong) = std::str::from_utf8(yaml)
+            && error.location().is_none()
+        {
+            let before = yaml.get(..wrong.valid_up_to()).unwrap_or_default();
+            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+            return format!("it cannot be read as YAML: line {line} is not UTF-8; save the file as UTF-8");
+        }
         let place = error.location().map(|at| format!(" in line {}, column {}", at.line(), at.column())).unwrap_or_default();
         // The library's own words are for its users.
         format!("it cannot be read as YAML{place}; check the indentation, quotes, brackets and aliases there")

@@ -240,6 +240,7 @@ impl ManifestBuilder<'_> {
             artifact_type: None,
             config: descriptor,
             layers,
+            annotations: BTreeMap::new(),
         };
         let manifest = serde_json::to_vec(&manifest).map_err(DockerError::Manifest)?;
         let digest = Digest::sha256_of(&manifest);

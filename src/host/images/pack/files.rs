@@ -1,6 +1,7 @@
 //! Builds images from plain files: a config and layers with files of their digests, as Bazel's Docker rules write them, or one file
 //! as an OCI artifact. Layers are not read here but when they are packed.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -50,8 +51,14 @@ pub fn image(config: &Part, layers: &[Part]) -> Result<VirtualLayout, FilesError
     };
     let config = part(config, "config", media_type::DOCKER_CONFIG)?;
     let layers = layers.iter().map(|layer| part(layer, "layer", media_type::DOCKER_LAYER_GZIP)).collect::<Result<_, _>>()?;
-    let manifest =
-        NewManifest { schema_version: 2, media_type: media_type::DOCKER_MANIFEST, artifact_type: None, config, layers };
+    let manifest = NewManifest {
+        schema_version: 2,
+        media_type: media_type::DOCKER_MANIFEST,
+        artifact_type: None,
+        config,
+        layers,
+        annotations: BTreeMap::new(),
+    };
     Ok(VirtualLayout::new(&manifest, blobs)?)
 }
 
@@ -73,6 +80,7 @@ pub fn artifact(file: &Path, media_type: Option<&str>, interrupt: &Interrupt) ->
         artifact_type: Some(media_type.unwrap_or(UNKNOWN_ARTIFACT).to_owned()),
         config: NewDescriptor::new(media_type::OCI_EMPTY, empty, EMPTY.len() as u64),
         layers: vec![layer],
+        annotations: BTreeMap::new(),
     };
     Ok(VirtualLayout::new(
         &manifest,
