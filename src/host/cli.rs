@@ -24,6 +24,7 @@ use super::runs::pull_log;
 use super::runs::run;
 use super::runs::{freeze, ps, stop};
 use super::serve;
+use super::support::interrupt::Interrupt;
 use super::support::report::{Report, message};
 use crate::text::escaped;
 
@@ -140,8 +141,8 @@ impl Cli {
                     serve::run(&args, report).map_or_else(failed, |()| ExitCode::SUCCESS)
                 }
             },
-            Command::Kernel(args) => hinted(kernel::run(&args, &report), hint::kernel),
-            Command::Initramfs(args) => hinted(initramfs::run(&args, &report), hint::initramfs),
+            Command::Kernel(args) => catching(|| hinted(kernel::run(&args, &report), hint::kernel)),
+            Command::Initramfs(args) => catching(|| hinted(initramfs::run(&args, &report), hint::initramfs)),
             Command::Pack(args) => coded(pack::run(&args, report), pack::PackError::exit_code),
             Command::Doctor(args) => match doctor::run(&args, &report) {
                 Ok(true) => ExitCode::SUCCESS,
@@ -153,7 +154,7 @@ impl Cli {
                 let failed = |error| fail_with(&error, hint::diff(&error), error.exit_code());
                 diff::run(&args, &report).unwrap_or_else(failed)
             }
-            Command::Sample(args) => hinted(sample::run(args, report), hint::sample),
+            Command::Sample(args) => catching(|| hinted(sample::run(args, report), hint::sample)),
             Command::Freeze(args) => coded(freeze::run(&args, &report), freeze::FreezeCommandError::exit_code),
             Command::Ps(args) => status(ps::run(&args, &report)),
             Command::Stop(args) => stop::run(&args, &report).map_or_else(|error| fail(&error, 1), ExitCode::from),
@@ -172,7 +173,7 @@ impl Cli {
                 let failed = |error| fail_with(&error, hint::deploy(&error), error.exit_code());
                 deploy::run(&args, &report).map_or_else(failed, |()| ExitCode::SUCCESS)
             }
-            Command::Manual(args) => status(manual::run(&args, &report, &Self::command())),
+            Command::Manual(args) => catching(|| status(manual::run(&args, &report, &Self::command()))),
         }
     }
 }
@@ -194,6 +195,17 @@ fn print(stop: &clap::Error) -> io::Result<()> {
         Ok(_) => message(stop.to_string().trim_end()),
     }
     Ok(())
+}
+
+/// Runs a command that ends by [`Interrupt::of_process`]. The other commands handle signals themselves, or write no file.
+fn catching(command: impl FnOnce() -> ExitCode) -> ExitCode {
+    match Interrupt::catch() {
+        Ok(_) => command(),
+        Err(error) => {
+            message(format!("localregistry: cannot handle signals: {error}"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Returns exit code 0, or prints the error and returns exit code 1.

@@ -107,5 +107,5 @@ pub fn table() -> String {
         }
     }
     table
-        + "| 129, 130, 143 | `pack`, `deploy`, `inspect`, `diff`, `trust`; `serve`, `run` before it is ready or boots | ended by SIGHUP, SIGINT, SIGTERM |\n"
+        + "| 129, 130, 143 | `pack`, `deploy`, `inspect`, `diff`, `trust`, `kernel`, `initramfs`, `sample`, `manual`; `serve`, `run` before it is ready or boots | ended by SIGHUP, SIGINT, SIGTERM |\n"
 }

@@ -1,4 +1,4 @@
-//! Signals while a command waits for an input or an output that is a FIFO, on which nothing happens.
+//! Signals while a command waits for an input or an output that is a FIFO, on which nothing happens, and while it writes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -13,6 +13,7 @@ use nix::libc::O_NONBLOCK;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
+use testing::elf::elf;
 use testing::pack::{Bench, PROGRAM, empty_disk, hello};
 
 /// Repeats `step` until it returns something.
@@ -80,6 +81,9 @@ fn signals_end_a_command_that_waits_for_a_fifo() {
         &[&run[..], &["--htpasswd", "fifo"]].concat(),
         &["trust", "--endpoint", "a:1", "--ca", "fifo", "-o", "trust"],
         &["trust", "--ready", "fifo", "-o", "trust"],
+        &["kernel", "--kernel", "fifo", "-o", "new"],
+        &["initramfs", "--init", "fifo", "-o", "new"],
+        &["sample", "--binary", "fifo", "-o", "new"],
     ] {
         // A shell without job control starts background processes with SIGINT ignored.
         for (trap, signal) in
@@ -147,4 +151,56 @@ fn events_go_to_a_fifo_with_a_reader_and_lost_ones_are_an_error() {
     let (status, said) = said(&mut child);
     let message = "localregistry: cannot write every event to /dev/full: No space left on device (os error 28)\n";
     assert_eq!((status.code(), said.as_str()), (Some(1), message));
+}
+
+/// Sends a signal to `localregistry ARGUMENTS` as soon as its temporary file or folder is in `folder`. Returns whether it came before the
+/// result was complete; then nothing else is changed.
+fn is_cut_short(bench: &Bench, folder: &str, arguments: &[&str]) -> bool {
+    let before = bench.everything();
+    let mut child = start(bench, "", arguments);
+    let is_temporary = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".localregistry-");
+    let is_writing = eventually("a temporary file or the end", || {
+        let has_ended = child.try_wait().unwrap().is_some();
+        let found = fs::read_dir(bench.path(folder)).unwrap().flatten().any(is_temporary);
+        (found || has_ended).then_some(!has_ended)
+    });
+    if is_writing {
+        send(&child, Signal::SIGTERM);
+    }
+    let (status, said) = said(&mut child);
+    if status.success() {
+        return false;
+    }
+    assert_eq!((status.code(), said.as_str()), (Some(143), "localregistry: interrupted by SIGTERM\n"), "{arguments:?}: {status}");
+    assert!(bench.everything() == before, "{arguments:?}");
+    true
+}
+
+#[test]
+fn nothing_is_left_of_a_file_or_a_layout_that_a_signal_cuts_short() {
+    let bench = Bench::default();
+    fs::create_dir(bench.path("out")).unwrap();
+    bench.file("old", &elf(&[(1, b"code")]));
+    let sample = |folder| {
+        let status = start(&bench, "", &["sample", "--binary", "old", "-o", folder]).wait().unwrap();
+        assert!(status.success(), "{status}");
+    };
+    // Written and compressed in much more time than a signal takes.
+    let code = vec![7; 64 << 20];
+    // A kernel with the PVH note: size of the name, size of the description, type, name, description.
+    let note = [&[4, 0, 0, 0, 8, 0, 0, 0, 18, 0, 0, 0][..], b"Xen\0", &[0; 8]].concat();
+    bench.file("program", &elf(&[(1, &code), (4, &note)]));
+    for (folder, arguments) in [
+        ("out", &["kernel", "--kernel", "program", "-o", "out/new"][..]),
+        ("out", &["sample", "--binary", "program", "-o", "out/new"]),
+        ("out", &["sample", "--binary", "program", "-o", "out/new/in/folders"]),
+        ("out/earlier", &["sample", "--binary", "program", "-o", "out/earlier"]),
+    ] {
+        eventually("a signal during the writing", || {
+            fs::remove_dir_all(bench.path("out")).unwrap();
+            fs::create_dir(bench.path("out")).unwrap();
+            sample("out/earlier");
+            is_cut_short(&bench, folder, arguments).then_some(())
+        });
+    }
 }

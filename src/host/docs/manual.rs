@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::host::support::files;
+use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::{Report, counted};
 
 /// The supported shells, with the path of each one's completion file.
@@ -70,6 +71,8 @@ pub(crate) struct ManualResult {
 /// # Errors
 /// Fails if a page cannot be rendered or a file cannot be written.
 pub fn run(args: &ManualArgs, report: &Report, program: &Command) -> Result<(), ManualError> {
+    let interrupt = Interrupt::of_process();
+    let _ends = interrupt.end_at_once("");
     let files = files(program)?;
     for (name, content) in &files {
         let path = args.output.join(name);

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::scratch::{ContainerConfig, FileOwnership, LayerCompression, LayoutWriter};
+use super::scratch::{BLOBS, ContainerConfig, FileOwnership, LayerCompression, LayoutWriter};
 use crate::disk::layout::{self, Directory, ReadOptions, Unnamed};
 use crate::host::boot::initramfs::init;
 use crate::host::boot::static_program::{Program, ProgramError, SAMPLE};
+use crate::host::support::files::TemporaryDir;
+use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::Report;
 use crate::oci::Digest;
 
@@ -82,6 +84,8 @@ pub(crate) struct SampleResult {
 /// # Errors
 /// Fails if there is no program, or its image cannot be written.
 pub fn run(args: SampleArgs, report: Report) -> Result<(), SampleError> {
+    let interrupt = Interrupt::of_process();
+    let ends = interrupt.end_at_once("");
     let binary = args.binary.map_or_else(init::find, Ok).map_err(SampleError::Nowhere)?;
     let program = Program::read(&binary, SAMPLE)?;
     let folder = args.output;
@@ -89,7 +93,13 @@ pub fn run(args: SampleArgs, report: Report) -> Result<(), SampleError> {
         return Err(SampleError::Occupied(folder));
     }
     report.step(format!("writing an image of {}", binary.display()));
-    let (digest, bytes) = write(&folder, &program).map_err(|source| SampleError::Write { folder: folder.clone(), source })?;
+    let failed = |source| SampleError::Write { folder: folder.clone(), source };
+    let existing = folder.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
+    let temporary = TemporaryDir::new_in(existing, ".localregistry-").map_err(failed)?;
+    let (digest, bytes) = write(temporary.path(), &program).map_err(failed)?;
+    // A signal leaves nothing, or the whole layout.
+    drop(ends);
+    put(temporary.path(), &folder).map_err(failed)?;
     let text = format!("{NAME}  {digest}\n{}: a layout of {bytes} bytes", folder.display());
     let summary = SampleResult { layout: folder.display().to_string(), image: NAME, digest: digest.to_string(), bytes };
     report.result(&summary, &text).map_err(SampleError::Print)
@@ -106,8 +116,17 @@ fn is_free(folder: &Path) -> bool {
     images.is_ok_and(|found| found.left_over.is_empty() && found.images.iter().all(|image| image.name() == NAME))
 }
 
-/// Writes the layout of an image with `program` to `folder`. Returns the image's digest and the layout's size. The index is written
-/// last, so that an earlier image stays valid until then.
+/// Moves a layout to `folder`, on the same file system. The index comes last, so that an earlier image stays valid until then.
+fn put(layout: &Path, folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder.join(BLOBS))?;
+    for blob in fs::read_dir(layout.join(BLOBS))? {
+        let blob = blob?;
+        fs::rename(blob.path(), folder.join(BLOBS).join(blob.file_name()))?;
+    }
+    ["oci-layout", "index.json"].iter().try_for_each(|file| fs::rename(layout.join(file), folder.join(file)))
+}
+
+/// Writes the layout of an image with `program` to `folder`. Returns the image's digest and the layout's size.
 fn write(folder: &Path, program: &Program) -> io::Result<(Digest, u64)> {
     let mut layout = LayoutWriter::new(folder, program.processor)?;
     let program = &*program.content;

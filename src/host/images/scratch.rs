@@ -21,7 +21,7 @@ use crate::oci::media_type::{OCI_CONFIG, OCI_MANIFEST};
 use crate::oci::{Algorithm, Digest, Hasher};
 
 /// Folder of the blobs.
-const BLOBS: &str = "blobs/sha256";
+pub const BLOBS: &str = "blobs/sha256";
 /// Media type of an uncompressed layer (OCI image specification, "Image Layer Filesystem Changeset").
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Media type of a gzip layer.

@@ -123,14 +123,22 @@ pub fn write_private(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let folder = folder(&target);
     // Checked first, because tempfile's error would name the temporary file.
     fs::metadata(&folder)?;
-    let mut file =
-        tempfile::Builder::new().prefix(".localregistry-").permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
-    if let Err(error) = file.write_all(content).and_then(|()| file.as_file().sync_all()) {
+    let mut file = {
+        let mut known = temporary_paths();
+        let mut new = tempfile::Builder::new();
+        let file = new.prefix(".localregistry-").permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
+        known.insert(file.path().to_owned());
+        file
+    };
+    let written = file.write_all(content).and_then(|()| file.as_file().sync_all());
+    // Locked until the file is renamed or removed, so that the process does not end in between.
+    let mut known = temporary_paths();
+    known.remove(file.path());
+    if let Err(error) = written {
         remove(file.into_temp_path());
         return Err(error);
     }
-    let replaced = file.persist(&target);
-    replaced.map(drop).map_err(|failed| {
+    file.persist(&target).map(drop).map_err(|failed| {
         remove(failed.file.into_temp_path());
         failed.error
     })
@@ -150,23 +158,24 @@ pub(crate) fn left_over(path: &Path, error: &io::Error) {
     }
 }
 
-/// The temporary folders of this process.
-static TEMPORARY_DIRS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+/// The temporary folders of this process, and the files of [`write_private`].
+static TEMPORARY_PATHS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-fn temporary_dirs() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    TEMPORARY_DIRS.lock().unwrap_or_else(PoisonError::into_inner)
+fn temporary_paths() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    TEMPORARY_PATHS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes every [`TemporaryDir`], before the process ends without dropping them. Nothing may write to them meanwhile. While the result
-/// lives, none is created.
-pub(super) fn remove_temporary_dirs() -> impl Drop {
-    let folders = temporary_dirs();
-    for path in &*folders {
-        if let Err(error) = fs::remove_dir_all(path) {
+/// Removes every [`TemporaryDir`] and every file that is not complete, before the process ends without dropping them. While the result
+/// lives, none is created, and no file is completed.
+pub(super) fn remove_temporary_paths() -> impl Drop {
+    let paths = temporary_paths();
+    for path in &*paths {
+        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        if let Err(error) = removed {
             left_over(path, &error);
         }
     }
-    folders
+    paths
 }
 
 /// A temporary folder. Dropping it removes it with its content; a message names what cannot be removed.
@@ -179,7 +188,7 @@ impl TemporaryDir {
     /// # Errors
     /// Fails if `parent` cannot be written to. The message has no random path.
     pub(crate) fn new_in(parent: &Path, prefix: &str) -> io::Result<Self> {
-        let mut folders = temporary_dirs();
+        let mut folders = temporary_paths();
         let made = tempfile::Builder::new().prefix(prefix).tempdir_in(parent).map_err(|error| without_path(&error))?;
         folders.insert(made.path().to_owned());
         Ok(Self(Some(made)))
@@ -192,7 +201,7 @@ impl TemporaryDir {
 
     /// Leaves the folder in place: it is a temporary one no more.
     pub(crate) fn keep(mut self) {
-        temporary_dirs().remove(self.path());
+        temporary_paths().remove(self.path());
         self.0.take().map(TempDir::keep);
     }
 }
@@ -202,7 +211,7 @@ impl Drop for TemporaryDir {
         let Some(folder) = self.0.take() else { return };
         let path = folder.path().to_owned();
         // Locked until the folder is removed, so that the process does not end with half of it.
-        let mut folders = temporary_dirs();
+        let mut folders = temporary_paths();
         folders.remove(&path);
         // An empty folder goes without a file descriptor, of which there may be no more.
         if let Err(error) = folder.close()

@@ -156,7 +156,7 @@ impl Interrupt {
     }
 
     /// From now on, until the result is dropped, a signal ends the process at once, with `prefix` before the message. Temporary folders
-    /// are removed. For work that changes nothing else, in which calls of libraries may take seconds and do not check for a signal.
+    /// and incomplete files are removed. For work that changes nothing else, in which calls of libraries may take seconds and do not check for a signal.
     #[must_use]
     pub fn end_at_once(&self, prefix: impl Into<String>) -> EndAtOnce<'_> {
         let outer = self.shared.at_once().replace(prefix.into());
@@ -199,7 +199,7 @@ impl Shared {
         if let Some(prefix) = at_once.as_deref()
             && let Ok(signal) = Signal::try_from(self.signal.load(Ordering::SeqCst))
         {
-            let _none_is_created = files::remove_temporary_dirs();
+            let _none_is_created = files::remove_temporary_paths();
             let cause = Interrupted(signal);
             message(format!("localregistry: {prefix}{cause}"));
             process::exit(cause.exit_code().into());

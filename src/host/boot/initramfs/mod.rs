@@ -20,6 +20,7 @@ use super::modules::{self, Modules, ModulesError};
 use super::static_program::Program;
 use crate::host::support::cache::{self, CacheError};
 use crate::host::support::files;
+use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::Report;
 use crate::oci::Digest;
 
@@ -115,6 +116,8 @@ pub(crate) struct InitramfsResult<'a> {
 /// # Errors
 /// Fails if the init or the modules are not usable, or if the output cannot be written. An old output file then stays as it is.
 pub fn run(args: &InitramfsArgs, report: &Report) -> Result<(), InitramfsError> {
+    let interrupt = Interrupt::of_process();
+    let _ends = interrupt.end_at_once("");
     let init = read_init(args.init.as_deref())?;
     let tree = match &args.modules {
         Some(tree) => tree.clone(),

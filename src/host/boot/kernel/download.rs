@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::bzimage::{self, BzImageError, MAX_KERNEL};
 use super::{Kernel, store};
-use crate::host::support::files;
+use crate::host::support::files::{self, TemporaryDir};
 use crate::host::support::report::Report;
 use crate::host::support::tools::{Tool, ToolError};
 
@@ -129,8 +129,7 @@ fn download(store: &Path, meta: &'static str, report: &Report) -> Result<Kernel,
     }
     let (package, version) = find_package(meta)?;
     report.step(format!("downloading Debian's kernel {package} {version} into {}", store.display()));
-    let unfinished = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(store);
-    let unfinished = unfinished.map_err(cache_error("create a folder in", store))?;
+    let unfinished = TemporaryDir::new_in(store, UNFINISHED).map_err(cache_error("create a folder in", store))?;
     let root = unfinished.path();
     fetch(&package, &version, root)?;
     complete(&package, &version, root, report)?;

@@ -21,6 +21,7 @@ use super::modules::Need;
 use crate::host::boot::board::Board;
 use crate::host::support::cache::{self, CacheError};
 use crate::host::support::files;
+use crate::host::support::interrupt::Interrupt;
 use crate::host::support::report::Report;
 use crate::oci::Digest;
 
@@ -212,6 +213,8 @@ pub(crate) struct KernelResult<'a> {
 /// # Errors
 /// Fails if there is no kernel, or if the output cannot be written. An old output file then stays as it is.
 pub fn run(args: &KernelArgs, report: &Report) -> Result<(), KernelError> {
+    let interrupt = Interrupt::of_process();
+    let _ends = interrupt.end_at_once("");
     let (elf, release) = match &args.kernel {
         Some(path) => extract(path)?,
         None => {
