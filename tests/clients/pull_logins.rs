@@ -113,6 +113,25 @@ fn public_registry() -> (Layout, Upstream) {
     (layout, upstream)
 }
 
+/// podman and buildah refuse to pull without the file that the user names, and so does `pack`; skopeo does not look.
+#[test]
+fn the_named_file_must_be_there() {
+    let (_layout, upstream) = public_registry();
+    let (bench, name) = (Bench::default(), format!("{}/public/a:1", upstream.address));
+    let ours = bench.command(&["--quiet", "pack", "--pull", &name, "-o", "disk.erofs"]);
+    let theirs = ["podman", "buildah"].map(|program| {
+        let mut command = client(&bench, program);
+        command.args(["pull", "--tls-verify=false", &name]);
+        command
+    });
+    for mut command in [ours].into_iter().chain(theirs) {
+        let output = command.env("REGISTRY_AUTH_FILE", bench.path("none.json")).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(!output.status.success() && said.contains("none.json") && said.contains("o such file or directory"), "{said}");
+    }
+    assert!(upstream.requests().is_empty());
+}
+
 /// Each case is a file of credentials and what comes of a public image: ours, skopeo's and podman's pulls give the same.
 #[test]
 fn unusable_entries_end_the_pulls_that_they_end_elsewhere() {

@@ -148,6 +148,44 @@ fn unusable_credentials_are_named_by_file_and_key() {
     assert!(Path::new(&file).is_dir());
 }
 
+/// As podman and buildah: `tests/clients/pull_logins.rs` asks them.
+#[test]
+fn the_named_file_must_be_there() {
+    let (_layout, upstream) = registry();
+    let bench = Bench::default();
+    bench.file("disk.erofs", b"the old disk");
+    write(&bench, &upstream, ".docker/config.json", &[("HOST", auth(ANNA))]);
+    let name = format!("{}/a/b:1", upstream.address);
+    let before = bench.everything();
+    for (file, cause) in
+        [("none.json", "No such file or directory (os error 2)"), ("disk.erofs/a", "Not a directory (os error 20)")]
+    {
+        let mut command = bench.command(&["--quiet", "pack", "--pull", &name, "-o", "disk.erofs"]);
+        let output = command.env("REGISTRY_AUTH_FILE", bench.path(file)).output().unwrap();
+        let expected = format!(
+            "localregistry: cannot pull {name}: cannot find the credentials in {}, which REGISTRY_AUTH_FILE names; correct that variable, \
+             or unset it: {cause}\n",
+            bench.path(file).display()
+        );
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), expected));
+        assert_eq!(bench.everything(), before);
+    }
+    assert!(upstream.requests().is_empty());
+}
+
+#[test]
+fn files_are_read_as_go_reads_them() {
+    let (_layout, upstream) = registry();
+    let bench = Bench::default();
+    let (host, name) = (upstream.address.to_string(), format!("{}/a/b:1", upstream.address));
+    let config = json!({"Auths": {&host: {"Auth": ANNA}}});
+    fs::create_dir_all(bench.path(".config/containers")).unwrap();
+    bench.file(".config/containers/auth.json", b"null");
+    fs::create_dir(bench.path(".docker")).unwrap();
+    bench.file(".docker/config.json", config.to_string().as_bytes());
+    bench.pack(&["--pull", &name]);
+}
+
 #[test]
 fn credential_helpers_may_ignore_their_input_leave_processes_or_hang() {
     let (_layout, upstream) = registry();
@@ -177,6 +215,7 @@ fn credential_helpers_may_ignore_their_input_leave_processes_or_hang() {
     assert!(status == Some(1) && said.contains("401") && !said.contains("helper"), "{said}");
     assert_eq!(pull(&format!("exec 0<&-\n{answer}")), (Some(0), String::new()));
     assert_eq!(pull(&format!("sleep 20 &\n{answer}")), (Some(0), String::new()));
+    assert_eq!(pull(r#"echo '{"USERNAME":"anna","secret":"secret"}'"#), (Some(0), String::new()));
     assert_eq!(pull(&format!("exec >/dev/stdout\n{answer}")), (Some(0), String::new()));
     // Its writer learns that an answer is too long, and does not fill the memory.
     let (status, said) = pull("yes\nexit 1");

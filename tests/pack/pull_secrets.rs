@@ -119,6 +119,31 @@ fn tokens_are_fetched_by_password_and_by_refresh_token() {
 }
 
 #[test]
+fn identity_tokens_that_a_token_service_does_not_take_are_named() {
+    let bench = Bench::default();
+    for status in [404, 405] {
+        let service = Upstream::start(move |request| match request.method.as_str() {
+            "POST" => Answer::error(status, "UNSUPPORTED", "the registry is read-only"),
+            _ => Answer::new(200, &[], br#"{"token":"t"}"#),
+        });
+        let realm = format!("http://{}/t", service.address);
+        let (_layout, _, upstream) = with_tokens(format!("{realm}?account=x"));
+        let host = upstream.address.to_string();
+        log_in(&bench, &host, json!({"auth": "", "identitytoken": "r+1"}));
+        let file = bench.path(".docker/config.json");
+        bench.refused(
+            &["--pull", &format!("{host}/a/b:1")],
+            &format!(
+                "cannot pull {host}/a/b:1: {realm} does not take the identity token for \"{host}\" in {} ({status}: UNSUPPORTED: the \
+                 registry is read-only): such a token is sent in a POST request, which not every registry takes; log in with a user and \
+                 a password instead",
+                file.display()
+            ),
+        );
+    }
+}
+
+#[test]
 fn failing_token_services_are_reported() {
     let bench = Bench::default();
     let pull = |realm: &str, expected: &str| {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Number, Value};
 use serde_saphyr::options::NonFiniteFloatPolicy;
 
-use crate::oci::json::null_as_default;
+use crate::oci::json::{known_fields, null_as_default};
 
 /// The API version of a chart that has none: one of Helm 2 (`pkg/chart/v2/loader/load.go`).
 const FIRST_API: &str = "v1";
@@ -116,14 +116,14 @@ impl Metadata {
     /// Fails with a sentence, without the file's name, if Helm would not load the chart.
     pub fn parse(yaml: &[u8]) -> Result<Self, String> {
         let mut document = match document(yaml)? {
-            Value::Object(fields) => known(fields, &FIELDS),
+            Value::Object(fields) => known_fields(fields, &FIELDS),
             Value::Null => Map::new(),
             other => return Err(format!("it is {}; a map of fields is expected", kind(&other))),
         };
         for (list, fields) in [("maintainers", &MAINTAINER_FIELDS[..]), ("dependencies", &DEPENDENCY_FIELDS)] {
             for item in document.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
                 match item {
-                    Value::Object(item) => *item = known(std::mem::take(item), fields),
+                    Value::Object(item) => *item = known_fields(std::mem::take(item), fields),
                     Value::Null => {}
                     other => return Err(format!("{list} has an item that is {}; a map is expected", kind(other))),
                 }
@@ -249,13 +249,6 @@ fn document(yaml: &[u8]) -> Result<Value, String> {
         // The library's own words are for its users.
         format!("it cannot be read as YAML{place}; check the indentation, quotes, brackets and aliases there")
     })
-}
-
-/// The fields with these names in any case, as Go's JSON decoder matches them. Of several the last in the order of their bytes counts.
-fn known(fields: Map<String, Value>, names: &[&str]) -> Map<String, Value> {
-    let fields: BTreeMap<String, Value> = fields.into_iter().collect();
-    let name = |key: &str| names.iter().find(|name| name.eq_ignore_ascii_case(key));
-    fields.into_iter().filter_map(|(key, value)| Some(((*name(&key)?).to_owned(), value))).collect()
 }
 
 /// A text, or a scalar in its place.

@@ -155,6 +155,24 @@ pub enum Fault {
         /// What is wrong with the response.
         why: String,
     },
+    /// The token service takes no POST request.
+    #[error(
+        "{realm} does not take the identity token for \"{key}\" in {} ({status}{detail}): such a token is sent in a POST request, which not \
+        every registry takes; log in with a user and a password instead",
+        file.display()
+    )]
+    IdentityToken {
+        /// URL of the token service, without its query.
+        realm: String,
+        /// The HTTP status.
+        status: u16,
+        /// The token service's error message.
+        detail: String,
+        /// The key of the credentials in their file.
+        key: String,
+        /// The file that the credentials are from.
+        file: PathBuf,
+    },
     /// The object does not exist.
     #[error("{host} has no {what} (404{detail})")]
     NotFound {

@@ -99,6 +99,8 @@ impl PullArgs {
         references.sort();
         references.dedup();
         let Some(first) = references.first().map(ToString::to_string) else { return Ok(Vec::new()) };
+        let named = credentials::check_named_file(|name| std::env::var_os(name));
+        named.map_err(|source| PullError { image: first.clone(), source: source.into() })?;
         let result = Store::new(folder, prefix);
         let store = result.map_err(|source| PullError { image: first.clone(), source: folder_fault(folder, source) })?;
         let client = Client::new(self.settings(), report, interrupt.clone());

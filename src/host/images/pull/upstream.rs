@@ -12,7 +12,7 @@ use super::client::{Client, Endpoint, Response};
 use super::credentials::{self, Credentials, FoundCredentials};
 use super::error::{Fault, printable};
 use super::reference::ImageReference;
-use super::url::{host_of, uri};
+use super::url::{host_of, uri, without_query};
 use crate::oci::Repository;
 use crate::oci::json::null_as_default;
 
@@ -128,6 +128,14 @@ impl<'a> Upstream<'a> {
         })?;
         auth::check_realm(self.client, &self.endpoint, &at, credentials.is_some())?;
         let response = auth::request_token(&self.endpoint, realm, service, &self.path, credentials)?;
+        let status = response.status().as_u16();
+        // What registries answer that know no POST request for a token.
+        if let (404 | 405, Some(CredentialLookup::Found(found))) = (status, self.lookup.get())
+            && let Credentials::IdentityToken(_) = &found.credentials
+        {
+            let (detail, FoundCredentials { key, file, .. }) = (self.error_detail(response, &at), found.clone());
+            return Err(Fault::IdentityToken { realm: without_query(&at), status, detail, key, file });
+        }
         let (response, at) = self.check_status(response, at, &format!("token to pull from {}", self.path))?;
         auth::parse_token(&self.endpoint, response, &at)
     }

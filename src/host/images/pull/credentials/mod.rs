@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,12 +20,12 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::host::support::files;
 use crate::host::support::interrupt::Interrupt;
 use crate::oci::Repository;
-use crate::oci::json::null_as_default;
+use crate::oci::json::{known_fields, null_as_default};
 use crate::oci::upstreams::{self, DOCKER_HUB};
 
 /// Docker's key for the credentials of docker.io.
@@ -40,6 +40,8 @@ const BASE64: GeneralPurpose =
 
 /// Docker's old file, without the level `auths`.
 const LEGACY_FILE: &str = ".dockercfg";
+/// The variable that names podman's file.
+const NAMED_FILE: &str = "REGISTRY_AUTH_FILE";
 /// Prints a warning.
 pub type Warn<'a> = &'a mut dyn FnMut(String);
 
@@ -66,6 +68,14 @@ pub struct FoundCredentials {
 /// Why configured credentials cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
+    /// The file that the user names does not exist.
+    #[error("cannot find the credentials in {}, which {NAMED_FILE} names; correct that variable, or unset it", file.display())]
+    Named {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// The file cannot be read.
     #[error("cannot read the credentials in {}", file.display())]
     Read {
@@ -104,6 +114,15 @@ pub enum CredentialsError {
     },
 }
 
+/// Checks that the file exists which the user names, if one is named, as podman and buildah do before they pull.
+///
+/// # Errors
+/// Fails if it does not.
+pub fn check_named_file(variable: impl Fn(&str) -> Option<OsString>) -> Result<(), CredentialsError> {
+    let Some(file) = variable(NAMED_FILE).filter(|value| !value.is_empty()).map(PathBuf::from) else { return Ok(()) };
+    fs::metadata(&file).map(drop).map_err(|source| CredentialsError::Named { file, source })
+}
+
 /// The files to search for the user with this number, in this order. They need not exist.
 #[must_use]
 pub fn files(variable: impl Fn(&str) -> Option<OsString>, user: u32) -> Vec<PathBuf> {
@@ -115,7 +134,7 @@ pub fn files(variable: impl Fn(&str) -> Option<OsString>, user: u32) -> Vec<Path
     // With DOCKER_CONFIG, podman and docker read this file only.
     let home_docker = home(".docker").map(docker).filter(|_| docker_config.is_none());
     let found = [
-        set("REGISTRY_AUTH_FILE"),
+        set(NAMED_FILE),
         docker_config,
         set("XDG_RUNTIME_DIR").map(podman),
         // podman's place without XDG_RUNTIME_DIR, which it may not have had when the user logged in.
@@ -181,11 +200,14 @@ impl CredentialsFile {
         // serde's messages are dropped: they may quote a secret.
         let value: Value = serde_json::from_str(content)
             .map_err(|error| invalid(format!("line {}, column {} is not JSON", error.line(), error.column())))?;
-        let value = if file.ends_with(LEGACY_FILE) { json!({ "auths": value }) } else { value };
-        if !value.is_object() {
-            return Err(invalid("it is no JSON object".to_owned()));
-        }
-        let parsed = serde_json::from_value(value);
+        let value = if file.ends_with(LEGACY_FILE) && !value.is_null() { json!({ "auths": value }) } else { value };
+        let parsed = match value {
+            Value::Null => return Ok(None),
+            Value::Object(fields) => {
+                serde_json::from_value(Value::Object(known_fields(fields, &["auths", "credHelpers", "credsStore"])))
+            }
+            _ => return Err(invalid("it is no JSON object".to_owned())),
+        };
         parsed.map(Some).map_err(|_| invalid("\"auths\" or \"credHelpers\" is no object".to_owned()))
     }
 
@@ -273,9 +295,13 @@ enum Decoded {
 }
 
 fn decode(entry: &Value) -> Decoded {
-    let text = |field: &str| entry.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let is_text = entry.get("auth").is_none_or(|auth| auth.is_string() || auth.is_null());
-    if !(is_text && (entry.is_object() || entry.is_null())) {
+    let fields = match entry {
+        Value::Null => return Decoded::Nothing,
+        Value::Object(fields) => known_fields(fields.clone(), &["auth", "identitytoken", "username", "password"]),
+        _ => return Decoded::Damaged,
+    };
+    let text = |field: &str| fields.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    if !fields.get("auth").is_none_or(|auth| auth.is_string() || auth.is_null()) {
         return Decoded::Damaged;
     }
     let (token, mut auth) = (text("identitytoken"), text("auth"));
@@ -307,9 +333,9 @@ fn decode(entry: &Value) -> Decoded {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct HelperAnswer {
-    #[serde(alias = "username", deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "null_as_default")]
     username: String,
-    #[serde(alias = "secret", deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "null_as_default")]
     secret: String,
 }
 
@@ -323,8 +349,10 @@ fn ask_helper(name: &str, key: &str, file: &Path) -> Result<Option<Credentials>,
         return if has_none { Ok(None) } else { Err(failed("fails")) };
     }
     // As in Go, whatever follows the JSON does not matter.
-    let answer = serde_json::Deserializer::from_slice(&answer).into_iter::<HelperAnswer>().next();
-    let answer = answer.and_then(Result::ok).ok_or_else(|| failed("answers with something else than its protocol's JSON"))?;
+    let answer = serde_json::Deserializer::from_slice(&answer).into_iter::<Map<String, Value>>().next();
+    let answer = answer.and_then(Result::ok).map(|fields| Value::Object(known_fields(fields, &["Username", "Secret"])));
+    let answer: Option<HelperAnswer> = answer.and_then(|fields| serde_json::from_value(fields).ok());
+    let answer = answer.ok_or_else(|| failed("answers with something else than its protocol's JSON"))?;
     Ok(match (answer.username, answer.secret) {
         (user, secret) if user.is_empty() && secret.is_empty() => None,
         (user, secret) if user == "<token>" => Some(Credentials::IdentityToken(secret)),

@@ -132,7 +132,7 @@ fn entries_are_read_in_every_form() {
 #[test]
 fn plain_keys_and_full_entries_go_first() {
     let auths = |keys: &[&str]| {
-        let entries: serde_json::Map<_, _> = keys.iter().map(|key| ((*key).to_owned(), json!({"auth": ANNA}))).collect();
+        let entries: Map<_, _> = keys.iter().map(|key| ((*key).to_owned(), json!({"auth": ANNA}))).collect();
         json!({ "auths": entries }).to_string()
     };
     for (keys, image, expected) in [
@@ -251,6 +251,9 @@ fn files_are_read_as_go_reads_them() {
         format!(r#"{{"auths":{{"quay.io":{{"auth":"YTpi"}}}},"auths":{{"quay.io":{good}}}}}"#).into_bytes(),
         format!(r#"{{"auths":{{"quay.io":{good},"other.test":7}},"credsStore":7,"credHelpers":{{"a":7}},"x":[1]}}"#).into_bytes(),
         format!(r#"{{"auths":{{"quay.io":{{"auth":"{ANNA}","username":7,"email":{{}}}}}}}}"#).into_bytes(),
+        // Names of fields in any case, but not those of registries.
+        format!(r#"{{"Auths":{{"quay.io":{{"Auth":"{ANNA}"}}}}}}"#).into_bytes(),
+        format!(r#"{{"AUTHS":{{"quay.io":{{"USERNAME":"anna","Password":"secret:1","IdentityToken":""}}}}}}"#).into_bytes(),
         // A byte order mark, and what is not UTF-8.
         format!("\u{feff}{{\"auths\":{{\"quay.io\":{good}}}}}\r\n").into_bytes(),
         [b"{\"a\":\"\xff\",\"auths\":{\"quay.io\":", good.to_string().as_bytes(), b"}}"].concat(),
@@ -258,6 +261,11 @@ fn files_are_read_as_go_reads_them() {
         let (found, warnings) = found_in("config.json", &config, "quay.io/a");
         assert_eq!((found, warnings), (anna("quay.io"), vec![]), "{}", String::from_utf8_lossy(&config));
     }
+    for name in ["config.json", ".dockercfg"] {
+        assert_eq!(found_in(name, b" null\n", "quay.io/a"), (Ok(None), vec![]), "{name}");
+    }
+    let general = found(r#"{"CREDHELPERS":{"quay.io":"no-such-helper"}}"#, "quay.io/a");
+    assert!(general.is_err_and(|said| said.contains("docker-credential-no-such-helper")));
     // Docker's old file has no level "auths".
     for key in ["quay.io", "https://quay.io/v1/", "https://quay.io/v2"] {
         let legacy = json!({key: {"auth": ANNA, "email": "a@b"}}).to_string();
@@ -347,7 +355,7 @@ proptest! {
         for (number, (host, names, _)) in keys.iter().enumerate() {
             of_scope.entry((*host, names.clone())).or_insert(number);
         }
-        let auths: serde_json::Map<_, _> =
+        let auths: Map<_, _> =
             of_scope.values().map(|number| (written(&keys[*number]), entry(*number))).collect();
         let expected = (0..=names.len()).rev().find_map(|depth| of_scope.get(&(host, names[..depth].to_vec())).copied());
         let image: String = names.iter().fold(HOSTS[host].to_owned(), |image, name| format!("{image}/{}", NAMES[*name]));
