@@ -138,7 +138,7 @@ fn first_of_many_entries_that_are_left_out_are_named_and_the_others_counted() {
         layout.image("", format!("old {number}").as_bytes());
     }
     bench.layout("layout", &layout);
-    let more = "left out for the same reason: 17 more; --json lists all of them";
+    let more = "left out for the same reason: 17 more; `localregistry inspect --json` lists all of them";
     for (arguments, prefix) in
         [(&["pack", "layout", "-o", "disk.erofs", "--json"][..], "layout: "), (&["inspect", "layout", "--json"], "")]
     {
@@ -165,14 +165,110 @@ fn faults_of_what_is_left_out_do_not_end_a_pack() {
     let both = [old, document].map(|one| json!({"source": "layout", "digest": one.digest.to_string()}));
     assert_eq!(left_over(&bench), json!(both));
     packed(&bench, "layout");
-    fs::remove_file(folder.join(old.digest.blob_path())).unwrap();
+    let old_content = fs::read(folder.join(old.digest.blob_path())).unwrap();
+    for (whole, name) in
+        [(&old_content[..], old.digest.to_string()), (b"{\"spdxVersion\": \"SPDX-2.3\"}", "test/a:document".to_owned())]
+    {
+        // What is damaged or missing may have been a signature.
+        let digest = Digest::sha256_of(whole);
+        let path = digest.blob_path();
+        fs::write(folder.join(&path), vec![b'x'; whole.len()]).unwrap();
+        let found = Digest::sha256_of(&vec![b'x'; whole.len()]);
+        bench.refused(&["layout"], &format!("cannot pack layout: image {name}: {path} has the content of {found}"));
+        fs::write(folder.join(&path), whole).unwrap();
+    }
     assert_eq!(left_over(&bench), json!(both));
+}
+
+/// A signature of which nobody can tell what it signs must not be served as if there were none.
+#[test]
+fn missing_or_damaged_manifest_without_a_name_is_a_fault_for_every_command() {
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    let image = layout.image("test/a:1", b"a");
+    layout.image("test/b:1", b"b");
+    let signature = layout.artifact("application/x.signature", image, b"signed");
+    layout.name(signature, media_type::OCI_MANIFEST, "");
+    let listed = layout.artifact("application/x.stamp", image, b"stamped");
+    let plain = layout.manifest(&[b"the layer that is missing"]);
+    let index = index_of(&layout, &[plain, listed].map(|one| one.descriptor(media_type::OCI_MANIFEST)));
+    layout.name(index, media_type::OCI_INDEX, "");
+    let folder = bench.layout("layout", &layout);
+    let layer = folder.join(Digest::sha256_of(b"the layer that is missing").blob_path());
+    let run = |arguments: &[&str]| {
+        let output = bench.command(arguments).output().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    let trust = ["trust", "--endpoint", "http://r.test:5000", "--format", "env", "--disk", "layout", "-o", "trust"];
+    let commands = [
+        &["pack", "layout", "-o", "disk.erofs"][..],
+        &["inspect", "layout"],
+        &["inspect", "layout", "--verify"],
+        &["inspect", "layout", "--export", "exported"],
+        &["diff", "layout", "layout"],
+        &trust,
+        &["serve", "layout", "--listen", "127.0.0.1:0", "--cert", "none", "--key", "none"],
+    ];
+    let damages: [(&str, fn(&[u8]) -> Option<Vec<u8>>); 4] = [
+        ("no JSON", |whole| Some([b"x", &whole[1..]].concat())),
+        ("other JSON", |whole| Some(text(whole).replace("subject", "Subject").replace("manifests", "Manifests").into())),
+        ("shorter", |whole| Some(whole[1..].to_vec())),
+        ("missing", |_| None),
+    ];
+    // The index refers to the image by what it lists, so that it is left out only without that.
+    for (stored, root, what) in
+        [(signature, signature, "without a name"), (index, index, "without a name"), (listed, index, "of its index")]
+    {
+        let path = folder.join(stored.digest.blob_path());
+        let whole = fs::read(&path).unwrap();
+        for (damage, of) in damages {
+            let content = of(&whole).filter(|content| *content != whole);
+            match &content {
+                Some(content) => fs::write(&path, content).unwrap(),
+                None if damage == "missing" => fs::remove_file(&path).unwrap(),
+                None => continue,
+            }
+            // A fault of what is left out hides none that counts.
+            let layer_content = fs::read(&layer).unwrap();
+            if stored.digest == listed.digest {
+                fs::remove_file(&layer).unwrap();
+            }
+            for command in commands {
+                let before = bench.everything();
+                let (status, said) = run(command);
+                let expected = if command[0] == "diff" { 2 } else { 1 };
+                assert_eq!(status, Some(expected), "{damage} {command:?}: {said}");
+                assert!(said.contains(&stored.digest.hex()), "{damage} {command:?}: {said}");
+                assert!(bench.everything() == before, "{damage} {command:?}");
+            }
+            fs::write(&layer, layer_content).unwrap();
+            let read = |allow_missing| store::read_catalog(&Directory::open(&folder).unwrap(), allow_missing);
+            // The guest hashes only what is no manifest.
+            assert!(damage == "other JSON" || read(false).is_err(), "{damage}");
+            if damage == "missing" {
+                let (_, said) = run(&commands[0]);
+                let expected = format!("image {}: cannot read manifest {what} {}", root.digest, stored.digest.blob_path());
+                assert!(said.contains(&expected) && said.contains("--allow-missing"), "{said}");
+                let (_, said) = run(&["inspect", "layout"]);
+                assert!(
+                    said.contains(
+                        "is missing; index.json lists it without the name of an image, and it may be a signature of one\n"
+                    ),
+                    "{said}"
+                );
+                let left_out = format!("layout: index.json: {} is no named image", root.digest);
+                for command in [&commands[0], &commands[4], &commands[5]] {
+                    let (status, said) = run(&[*command, &["--allow-missing"]].concat());
+                    assert!(status == Some(0) && said.contains(&left_out), "{command:?}: {said}");
+                }
+                fs::remove_file(bench.path("disk.erofs")).unwrap();
+                fs::remove_dir_all(bench.path("trust")).unwrap();
+                assert!(read(true).unwrap().left_over.iter().any(|one| one.digest == root.digest));
+            }
+            fs::write(&path, &whole).unwrap();
+        }
+    }
     packed(&bench, "layout");
-    // It may have been a signature.
-    fs::write(folder.join(old.digest.blob_path()), vec![b'x'; old.size]).unwrap();
-    let found = Digest::sha256_of(&vec![b'x'; old.size]);
-    let message = format!("cannot pack layout: image {}: {} has the content of {found}", old.digest, old.digest.blob_path());
-    bench.refused(&["layout"], &message);
 }
 
 /// oras and zot list every manifest of an index beside the index.

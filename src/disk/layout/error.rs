@@ -157,9 +157,14 @@ pub enum LayoutError {
 }
 
 impl LayoutError {
-    /// Whether the file of `digest` has other content.
-    pub(super) fn is_damage_of(&self, digest: &Digest) -> bool {
-        matches!(self, Self::Size { path, .. } | Self::Digest { path, .. } if *path == digest.blob_path())
+    /// The fault of an entry of the index that names no image. Only an image cannot lack its root.
+    pub(super) fn without_a_name(mut self) -> Self {
+        if let Self::Blob { what, .. } = &mut self
+            && *what == ROOT
+        {
+            *what = "manifest without a name";
+        }
+        self
     }
 
     /// Whether a blob is missing that an image can lack. An image cannot lack its root.

@@ -40,7 +40,7 @@ impl LeftOver {
     /// The message about `count` entries that have no message of their own.
     #[must_use]
     pub fn others(count: usize) -> String {
-        format!("left out for the same reason: {count} more; --json lists all of them")
+        format!("left out for the same reason: {count} more; `localregistry inspect --json` lists all of them")
     }
 }
 
@@ -54,8 +54,8 @@ struct RootContent {
 /// Every image of the layout in `tree`.
 ///
 /// # Errors
-/// Fails at the first fault of an image. Faults of what is left out do not count, unless a manifest is damaged, so that it may have been
-/// a referrer.
+/// Fails at the first fault of an image. Faults of what is left out do not count, unless a manifest is missing or damaged: it may have
+/// been a referrer. One that is missing does not count if `allow_missing` permits that.
 pub fn images(tree: &dyn Tree, options: ReadOptions<'_>) -> Result<LayoutImages, LayoutError> {
     images_of(tree, entries(tree)?, options)
 }
@@ -82,10 +82,14 @@ pub fn images_of(tree: &dyn Tree, entries: Vec<IndexEntry>, options: ReadOptions
         root.present.iter().map(|blob| (blob.digest, blob.subject)).chain(left_out).collect()
     };
     let (entries, left_over) = assign_repositories(entries, assigned, content);
-    let is_damaged = |digest: &&Digest| faults.get(*digest).is_some_and(|fault| fault.is_damage_of(digest));
-    let damaged: Vec<Digest> = left_over.iter().filter(is_damaged).copied().collect();
-    let kept = entries.iter().map(|entry| entry.descriptor.digest);
-    if let Some(fault) = kept.chain(damaged).find_map(|digest| faults.remove(&digest)) {
+    let mut faults_of = |digest: &Digest| faults.remove(digest).unwrap_or_default();
+    let kept = entries.iter().find_map(|entry| {
+        let Faults { unread, other } = faults_of(&entry.descriptor.digest);
+        unread.or(other)
+    });
+    let is_tolerated = |fault: &LayoutError| options.allow_missing && fault.is_missing();
+    let unread = |digest: &Digest| Some(faults_of(digest).unread?.without_a_name()).filter(|fault| !is_tolerated(fault));
+    if let Some(fault) = kept.or_else(|| left_over.iter().find_map(unread)) {
         return Err(fault);
     }
     let image = |IndexEntry { descriptor, repository, tag, every_tag, is_named, is_companion, .. }: IndexEntry| {
@@ -119,8 +123,7 @@ struct Collector<'a> {
     options: ReadOptions<'a>,
     /// The roots collected so far. Many tags name one root.
     roots: HashMap<Digest, RootContent>,
-    /// The first fault below a root. Its content is collected up to there.
-    faults: HashMap<Digest, LayoutError>,
+    faults: HashMap<Digest, Faults>,
     /// Number of blobs in all roots, and the different ones.
     named: usize,
     distinct: HashSet<Digest>,
@@ -131,10 +134,26 @@ struct Collector<'a> {
 struct Collected {
     present: Vec<ImageBlob>,
     left_out: Vec<LeftOutBlob>,
+    faults: Faults,
+}
+
+/// The faults below a root.
+#[derive(Default)]
+struct Faults {
+    /// The first manifest that is missing or damaged. Nobody can tell to what it refers.
+    unread: Option<LayoutError>,
+    /// The first other fault.
+    other: Option<LayoutError>,
+}
+
+impl Faults {
+    fn add(&mut self, fault: LayoutError, is_unread: bool) {
+        if is_unread { &mut self.unread } else { &mut self.other }.get_or_insert(fault);
+    }
 }
 
 impl Collector<'_> {
-    /// Collects everything below an entry except what is left out, up to the first fault.
+    /// Collects everything below an entry except what is left out.
     ///
     /// # Errors
     /// Fails with [`LayoutError::Shared`], which ends the reading of the layout.
@@ -144,10 +163,11 @@ impl Collector<'_> {
             return Ok(());
         }
         let mut found = Collected::default();
-        if let Err(fault) = self.collect(entry, &mut found) {
-            self.faults.insert(digest, fault);
+        if let Err(limit) = self.collect(entry, &mut found) {
+            found.faults.add(limit, false);
         }
-        let Collected { present, left_out } = found;
+        let Collected { present, left_out, faults } = found;
+        self.faults.insert(digest, faults);
         self.named += present.len() + left_out.len();
         self.distinct.extend(present.iter().map(|blob| blob.digest).chain(left_out.iter().map(|blob| blob.digest)));
         if self.named > graph::max_named(self.distinct.len()) {
@@ -157,6 +177,8 @@ impl Collector<'_> {
         Ok(())
     }
 
+    /// # Errors
+    /// Fails at a limit of the walk. Other faults are added to `found`.
     fn collect(&self, entry: &IndexEntry, found: &mut Collected) -> Result<(), LayoutError> {
         let (image, root) = (&*entry.name(), &entry.descriptor);
         let listed: HashSet<&Digest> = entry.left_out.iter().collect();
@@ -176,7 +198,12 @@ impl Collector<'_> {
                     found.left_out.push(LeftOutBlob::new(&descriptor, true));
                     continue;
                 }
-                manifest => manifest?,
+                Err(error) => {
+                    let is_read = matches!(error, LayoutError::Manifest { .. } | LayoutError::TooLarge { .. });
+                    found.faults.add(error, !is_read);
+                    continue;
+                }
+                Ok(manifest) => manifest,
             };
             if depth == 0 {
                 own.extend(manifest.manifests.iter().map(|entry| entry.digest));
@@ -197,13 +224,13 @@ impl Collector<'_> {
                 }
                 match self.open(image, label(blob, &manifest), blob) {
                     Err(error) if self.is_tolerated(&error) => found.left_out.push(LeftOutBlob::new(blob, true)),
-                    opened => {
-                        opened?;
-                        found.present.push(ImageBlob::unread(blob));
-                    }
+                    Err(error) => found.faults.add(error, false),
+                    Ok(_) => found.present.push(ImageBlob::unread(blob)),
                 }
             }
-            self.check_layers(image, &descriptor, &manifest)?;
+            if let Err(error) = self.check_layers(image, &descriptor, &manifest) {
+                found.faults.add(error, false);
+            }
             walk.descend(depth, manifest.manifests);
         }
         Ok(())
@@ -238,13 +265,15 @@ impl Collector<'_> {
         let what = if depth == 0 { ROOT } else { "manifest of its index" };
         let file = self.open(image, what, descriptor)?;
         let content = file.read_all(MAX_MANIFEST_SIZE).map_err(|cause| blob_error(image, what, descriptor, cause))?;
-        if self.options.verify {
+        let manifest = Manifest::parse(&content);
+        // What is damaged is not taken for other content.
+        if self.options.verify || manifest.is_err() {
             let found = descriptor.digest.algorithm().digest_of(&content);
             if found != descriptor.digest {
                 return Err(LayoutError::Digest { image: image.to_owned(), path, found });
             }
         }
-        Manifest::parse(&content).map_err(|cause| LayoutError::Manifest { image: image.to_owned(), path, cause })
+        manifest.map_err(|cause| LayoutError::Manifest { image: image.to_owned(), path, cause })
     }
 
     /// Opens a blob and compares its size with its descriptor.

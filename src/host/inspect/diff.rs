@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::contents::{Blob, BlobKind, Contents, Root};
 use super::look::{CheckedDisk, DamageError};
 use super::table::short;
+use crate::disk::layout::LeftOver;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::report::{Report, counted};
 use crate::oci::Digest;
@@ -166,7 +167,9 @@ fn compare(args: &DiffArgs, report: &Report, interrupt: &Interrupt) -> Result<Di
     let open = |path: &Path| {
         report.step(format!("reading {}", path.display()));
         let opened = CheckedDisk::open(path, args.allow_missing, interrupt);
-        opened.map(|disk| disk.contents).map_err(|source| DiffError::Disk { disk: path.to_owned(), source })
+        let CheckedDisk { contents, .. } = opened.map_err(|source| DiffError::Disk { disk: path.to_owned(), source })?;
+        report.steps(contents.left_over_of(path), LeftOver::others);
+        Ok::<_, DiffError>(contents)
     };
     let (old, new) = (open(&args.a)?, open(&args.b)?);
     let (a, b) = (roots(&old), roots(&new));

@@ -275,6 +275,9 @@ fn row<'a>(contents: &'a Contents, image: &'a Image) -> Option<ImageRow<'a>> {
 
 /// Lists images at the end of a message.
 pub fn part_of(images: &[String]) -> String {
+    if images.is_empty() {
+        return "index.json lists it without the name of an image, and it may be a signature of one".to_owned();
+    }
     let (first, rest) = images.split_at(images.len().min(MAX_NAMED));
     let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
     format!("it is part of {}{more}", first.join(", "))

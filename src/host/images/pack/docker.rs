@@ -83,14 +83,7 @@ struct RootFs {
 /// The content of a blob: a generated manifest of the image with this config, or an archive member.
 #[derive(Debug)]
 enum BlobContent {
-    Manifest {
-        content: Vec<u8>,
-        config: String,
-    },
-    /// Of an image without a name that cannot be read, where others have names. It is left out, as by skopeo.
-    Broken {
-        config: String,
-    },
+    Manifest { content: Vec<u8>, config: String },
     Member(String),
 }
 
@@ -165,14 +158,14 @@ impl Tree for DockerArchive {
             ("index.json", _) => Ok(in_memory(&self.index)),
             (_, Some(BlobContent::Manifest { content, .. })) => Ok(in_memory(content)),
             (_, Some(BlobContent::Member(member))) => self.archive.member(member),
-            (_, Some(BlobContent::Broken { .. }) | None) => Err(io::ErrorKind::NotFound.into()),
+            (_, None) => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
     fn display_path(&self, path: &str) -> String {
         match self.blobs.get(path) {
             Some(BlobContent::Member(member)) => member.clone(),
-            Some(BlobContent::Manifest { config, .. } | BlobContent::Broken { config }) => format!("{IMAGE}{config}"),
+            Some(BlobContent::Manifest { config, .. }) => format!("{IMAGE}{config}"),
             None => path.to_owned(),
         }
     }
@@ -249,10 +242,13 @@ impl ManifestBuilder<'_> {
         Ok(self.blob(media_type::DOCKER_MANIFEST, digest, size, content))
     }
 
-    /// The descriptor of the manifest that an image which cannot be read does not get.
+    /// The descriptor of an image without a name that cannot be read, where others have names. Its content is no manifest, so that it is
+    /// left out, as by skopeo.
     fn broken(&mut self, entry: &ManifestEntry) -> NewDescriptor {
-        let digest = Digest::sha256_of(entry.config.as_bytes());
-        self.blob(media_type::DOCKER_MANIFEST, digest, 0, BlobContent::Broken { config: entry.config.clone() })
+        let config = entry.config.clone();
+        let content = format!("broken: {config}").into_bytes();
+        let (digest, size) = (Digest::sha256_of(&content), content.len() as u64);
+        self.blob(media_type::DOCKER_MANIFEST, digest, size, BlobContent::Manifest { content, config })
     }
 
     /// Reads a config.

@@ -84,6 +84,19 @@ impl<'a> Collector<'a> {
         self.roots.len()
     }
 
+    /// The manifests below these roots that are missing or damaged.
+    pub fn unread_manifests(&self, roots: &[Digest]) -> Vec<(Blob, BlobFault)> {
+        let roots = roots.iter().filter_map(|root| self.contents.roots.get(*self.roots.get(root)? as usize));
+        let below: HashSet<u32> = roots.flat_map(|root| root.blobs.iter().copied()).collect();
+        let unread = self.contents.faults.iter().filter(|(number, fault)| {
+            below.contains(number) && !matches!(fault, BlobFault::Manifest(_) | BlobFault::Layers { .. })
+        });
+        let blob = |number: u32| self.contents.blobs.get(number as usize);
+        let blobs = unread.filter_map(|(number, fault)| Some((blob(*number)?, fault)));
+        let manifests = blobs.filter(|(blob, _)| matches!(blob.kind, BlobKind::Manifest(_)));
+        manifests.map(|(blob, fault)| (Blob { roots: 0, ..blob.clone() }, fault.clone())).collect()
+    }
+
     /// The contents with these entries as images.
     pub fn finish(self, entries: Vec<IndexEntry>) -> Contents {
         let Self { mut contents, roots, .. } = self;

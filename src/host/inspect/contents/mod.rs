@@ -7,9 +7,10 @@ mod collector;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::disk::layout::{self, DanglingLink, LayoutError, LeftOutBlob, Tree};
+use crate::disk::layout::{self, DanglingLink, LayoutError, LeftOutBlob, LeftOver, Tree};
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::oci::{Digest, Repository, Tag};
 use crate::text::chain;
@@ -198,10 +199,31 @@ impl Contents {
         let kept: HashSet<Digest> = entries.iter().map(|entry| entry.descriptor.digest).collect();
         let contents = match collector.roots() == kept.len() {
             true => collector.finish(entries),
-            // The rest must not count as shared, nor have faults.
-            false => Collector::collect(tree, &entries, interrupt)?.finish(entries),
+            // The rest must not count as shared. Of its faults, those of manifests count: they may have been referrers.
+            false => {
+                let mut contents = Collector::collect(tree, &entries, interrupt)?.finish(entries);
+                contents.add_unread(collector.unread_manifests(&left_over));
+                contents
+            }
         };
         Ok(Self { left_over, ..contents })
+    }
+
+    /// Adds manifests that no image contains.
+    fn add_unread(&mut self, unread: Vec<(Blob, BlobFault)>) {
+        if unread.is_empty() {
+            return;
+        }
+        let known: HashSet<Digest> = self.blobs.iter().map(|blob| blob.digest).collect();
+        for (blob, fault) in unread.into_iter().filter(|(blob, _)| !known.contains(&blob.digest)) {
+            self.faults.push((u32::try_from(self.blobs.len()).unwrap_or(u32::MAX), fault));
+            self.blobs.push(blob);
+        }
+    }
+
+    /// The messages about what is left out of the disk at `path`.
+    pub fn left_over_of(&self, path: &Path) -> impl Iterator<Item = String> {
+        self.left_over.iter().map(move |digest| format!("{}: {}", path.display(), LeftOver { digest: *digest }))
     }
 
     /// The root of an image.

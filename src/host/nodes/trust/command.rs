@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::mem;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::images::{DiskImages, DiskImagesError, disk_images};
 use super::write::{WriteError, write};
 use super::{Bundle, Endpoint, EndpointError, TrustFormat, endpoint, tree};
+use crate::disk::layout::LeftOver;
 use crate::host::support::files;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::report::Report;
@@ -196,7 +198,7 @@ pub fn run(args: &TrustArgs, report: &Report) -> Result<(), TrustError> {
 }
 
 fn write_bundle(args: &TrustArgs, report: &Report) -> Result<(), TrustError> {
-    let bundle = args.bundle()?;
+    let bundle = args.bundle(report)?;
     let tree = tree(&bundle, &args.format);
     write(&tree, &args.output)?;
     let limits: BTreeSet<String> = args.format.iter().flat_map(|format| format.limits(&bundle)).collect();
@@ -207,7 +209,7 @@ fn write_bundle(args: &TrustArgs, report: &Report) -> Result<(), TrustError> {
 }
 
 impl TrustArgs {
-    fn bundle(&self) -> Result<Bundle, TrustError> {
+    fn bundle(&self, report: &Report) -> Result<Bundle, TrustError> {
         let running = self.ready.as_deref().map(ready).transpose()?.unwrap_or_default();
         let tls = self.endpoint.iter().chain(&running.endpoints).find_map(|endpoint| endpoint.tls);
         let endpoints = endpoint::reachable(&running.endpoints, &self.endpoint, &running.names);
@@ -219,6 +221,7 @@ impl TrustArgs {
             (path, _) => path.as_deref().map(certificates).transpose()?,
         };
         let mut contents = disk_images(&self.disk, self.allow_missing)?;
+        report.steps(mem::take(&mut contents.left_over), LeftOver::others);
         contents.upstreams.extend(self.upstream.iter().cloned());
         bundle(endpoints, ca, contents, &self.output)
     }

@@ -15,6 +15,8 @@ pub struct DiskImages {
     pub upstreams: BTreeSet<Host>,
     /// The tagged images, sorted by name.
     pub images: Vec<ImageName>,
+    /// The messages about entries of layouts that are left out.
+    pub left_over: Vec<String>,
 }
 
 /// Why the images of disks cannot be listed.
@@ -47,11 +49,16 @@ pub enum DiskImagesError {
 pub fn disk_images(paths: &[PathBuf], allow_missing: bool) -> Result<DiskImages, DiskImagesError> {
     let interrupt = Interrupt::of_process();
     let _only_reads = interrupt.end_at_once("");
+    let mut left_over = Vec::new();
     let catalog = |path: &PathBuf| match CheckedDisk::open(path, allow_missing, &interrupt) {
-        Ok(disk) => Ok(disk.served.catalog),
+        Ok(disk) => {
+            left_over.extend(disk.contents.left_over_of(path));
+            Ok(disk.served.catalog)
+        }
         Err(source) => Err(DiskImagesError::Disk { path: path.clone(), source }),
     };
-    DiskImages::new(paths, &paths.iter().map(catalog).collect::<Result<Vec<_>, _>>()?)
+    let catalogs = paths.iter().map(catalog).collect::<Result<Vec<_>, _>>()?;
+    Ok(DiskImages { left_over, ..DiskImages::new(paths, &catalogs)? })
 }
 
 impl DiskImages {
