@@ -253,7 +253,7 @@ fn files_are_read_as_go_reads_them() {
         format!(r#"{{"auths":{{"quay.io":{{"auth":"{ANNA}","username":7,"email":{{}}}}}}}}"#).into_bytes(),
         // Names of fields in any case, but not those of registries.
         format!(r#"{{"Auths":{{"quay.io":{{"Auth":"{ANNA}"}}}}}}"#).into_bytes(),
-        format!(r#"{{"AUTHS":{{"quay.io":{{"USERNAME":"anna","Password":"secret:1","IdentityToken":""}}}}}}"#).into_bytes(),
+        br#"{"AUTHS":{"quay.io":{"USERNAME":"anna","Password":"secret:1","IdentityToken":""}}}"#.to_vec(),
         // A byte order mark, and what is not UTF-8.
         format!("\u{feff}{{\"auths\":{{\"quay.io\":{good}}}}}\r\n").into_bytes(),
         [b"{\"a\":\"\xff\",\"auths\":{\"quay.io\":", good.to_string().as_bytes(), b"}}"].concat(),
