@@ -59,6 +59,16 @@ fn result_that_cannot_be_printed_is_an_error() {
     }
 }
 
+/// Documentation is read in parts, as by `head`.
+#[test]
+fn documentation_ends_quietly_with_its_reader() {
+    let bench = Bench::default();
+    for arguments in [&["schema"][..], &["schema", "--json"], &["--help"], &["run", "--help"], &["--version"]] {
+        let output = bench.command(arguments).stdout(closed()).output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{arguments:?}");
+    }
+}
+
 /// Text from files cannot start a line of its own, or reach the terminal as a sequence.
 #[test]
 fn messages_have_one_line_each() {

@@ -153,13 +153,16 @@ pub(crate) fn outputs(generator: &mut SchemaGenerator) -> Vec<Output> {
     ]
 }
 
-/// Runs `localregistry schema`.
+/// Runs `localregistry schema`. A closed pipe ends it without an error, as with `--help`: it is read by people, in parts.
 ///
 /// # Errors
 /// Fails if standard output cannot be written to.
 pub fn run(_: &SchemaArgs, report: &Report) -> Result<(), SchemaError> {
     let schema = Schema::read()?;
-    report.result(&schema, &page::of(&schema)).map_err(SchemaError::Print)
+    match report.result(&schema, &page::of(&schema)) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.map_err(SchemaError::Print),
+    }
 }
 
 impl Schema {
