@@ -245,7 +245,7 @@ impl Ready {
                 layout.display(),
                 shell_word(&layout.display().to_string())
             ),
-            (images, _) => format!("serving {} at {endpoints}{metrics}", counted(images, "image")),
+            (images, _) => format!("serving {} at {endpoints}{metrics}", counted(images, "tagged image")),
         }
     }
 }
@@ -349,7 +349,8 @@ async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, i
     *is_ready = true;
 
     let totals = serve(listeners, registry, first(interrupt.signals()), drain).await;
-    report.step(format!("served {} requests, {} bytes", totals.requests, totals.bytes));
+    let count = |number: u64, noun| counted(usize::try_from(number).unwrap_or(usize::MAX), noun);
+    report.step(format!("served {}, {}", count(totals.requests, "request"), count(totals.bytes, "byte")));
     let reason = "shut down by a signal".to_owned();
     let done = Done { reason, requests: totals.requests, bytes: totals.bytes, ..Done::default() };
     let (Some(recorded), Some(path)) = (recorder, &args.events) else { return Ok(()) };

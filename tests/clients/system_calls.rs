@@ -250,7 +250,7 @@ fn serve_without_a_thread() {
         let mut child = strace.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        if let Some(url) = line.trim().strip_prefix("serving 1 image at ") {
+        if let Some(url) = line.trim().strip_prefix("serving 1 tagged image at ") {
             has_served += 1;
             let blob = format!("{url}/v2/docker.io/library/hello/blobs/{}", digest_of(&bench.path("blob")));
             let got = testing::program("curl").args(["-sS", "-m", "60", &blob]).output().unwrap();

@@ -418,6 +418,24 @@ fn serve_says_how_to_name_images_without_tags() {
     child.wait().unwrap();
 }
 
+/// `inspect` lists a manifest without a tag as an image too.
+#[test]
+fn serve_counts_tags_and_requests() {
+    let (bench, _, manifest) = testing::pack::hello(b"layer");
+    let mut command = bench.command(&["serve", "layout", "--listen", "127.0.0.1:0", "--tls", "off"]);
+    let mut child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut said).unwrap();
+    let address = said.strip_prefix("serving 1 tagged image at http://").unwrap().trim_end();
+    let served = get(address.parse().unwrap(), &format!("/v2/test/hello/manifests/{}", manifest.digest));
+    assert_eq!(served.status, 200);
+    let process = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let expected = format!("served 1 request, {} bytes", served.body.len());
+    assert!(text(&output.stderr).lines().any(|line| line == expected), "{output:?}");
+}
+
 /// Only entries without names, one for each platform, are an index: two images of one platform are two images.
 #[test]
 fn other_entries_without_names_are_no_index() {
