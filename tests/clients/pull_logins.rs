@@ -147,6 +147,8 @@ fn unusable_entries_end_the_pulls_that_they_end_elsewhere() {
         (".config/containers/auth.json", entry(r#"{"auth":5}"#), false),
         (".config/containers/auth.json", entry("null"), true),
         (".config/containers/auth.json", "[]".to_owned(), false),
+        (".config/containers/auth.json", "null".to_owned(), true),
+        (".config/containers/auth.json", entry(r#"{"Auth":"!"}"#).replace("auths", "Auths"), false),
         (".config/containers/auth.json", "{".to_owned(), false),
         (".docker/config.json", r#"{"credsStore":"not-here"}"#.to_owned(), true),
         (".docker/config.json", format!(r#"{{"credHelpers":{{"{host}":"not-here"}}}}"#), false),
