@@ -205,6 +205,16 @@ fn members_that_helm_does_not_load_are_refused() {
         &["--chart", "web.tgz"],
         "cannot pack web.tgz: web/large has 5242881 bytes; Helm loads files of at most 5242880",
     );
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(EntryType::XHeader);
+    header.set_size((1 << 20) + 1);
+    header.set_cksum();
+    bench.file("web.tgz", &gzip(&[&header.as_bytes()[..], &[b' '; 3 << 19]].concat()));
+    let no_chart = "it is no Helm chart: a tar archive compressed with gzip is expected, as helm package writes it";
+    bench.refused(
+        &["--chart", "web.tgz"],
+        &format!("cannot pack web.tgz: {no_chart}: a header has 1048577 bytes; Helm reads at most 1048576"),
+    );
     // Folders, and paths that stay inside.
     let members = [
         ("web", EntryType::Directory, &b""[..]),
