@@ -180,6 +180,9 @@ fn faults_of_what_is_left_out_do_not_end_a_pack() {
     assert_eq!(left_over(&bench), json!(both));
 }
 
+/// A damage of a blob; `None` removes it.
+type Damage = fn(&[u8]) -> Option<Vec<u8>>;
+
 /// A signature of which nobody can tell what it signs must not be served as if there were none.
 #[test]
 fn missing_or_damaged_manifest_without_a_name_is_a_fault_for_every_command() {
@@ -209,7 +212,7 @@ fn missing_or_damaged_manifest_without_a_name_is_a_fault_for_every_command() {
         &trust,
         &["serve", "layout", "--listen", "127.0.0.1:0", "--cert", "none", "--key", "none"],
     ];
-    let damages: [(&str, fn(&[u8]) -> Option<Vec<u8>>); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("no JSON", |whole| Some([b"x", &whole[1..]].concat())),
         ("other JSON", |whole| Some(text(whole).replace("subject", "Subject").replace("manifests", "Manifests").into())),
         ("shorter", |whole| Some(whole[1..].to_vec())),
@@ -246,7 +249,7 @@ fn missing_or_damaged_manifest_without_a_name_is_a_fault_for_every_command() {
             // The guest hashes only what is no manifest.
             assert!(damage == "other JSON" || read(false).is_err(), "{damage}");
             if damage == "missing" {
-                let (_, said) = run(&commands[0]);
+                let (_, said) = run(commands[0]);
                 let expected = format!("image {}: cannot read manifest {what} {}", root.digest, stored.digest.blob_path());
                 assert!(said.contains(&expected) && said.contains("--allow-missing"), "{said}");
                 let (_, said) = run(&["inspect", "layout"]);
