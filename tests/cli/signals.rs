@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use testing::elf::elf;
+use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM, empty_disk, hello};
 
 /// Repeats `step` until it returns something.
@@ -102,6 +103,27 @@ fn signals_end_a_command_that_waits_for_a_fifo() {
             assert!(said.ends_with(&format!("interrupted by {signal}\n")), "{arguments:?}: {said}");
             assert_eq!(bench.everything().into_keys().collect::<Vec<_>>(), before, "{arguments:?}");
         }
+    }
+}
+
+/// The result is longer than a pipe holds, so that the command is still printing when the signal comes.
+#[test]
+fn signal_after_an_export_does_not_make_it_a_failure() {
+    let (bench, mut layout) = (Bench::default(), Layout::default());
+    let long = "r".repeat(200);
+    (0..400).for_each(|number| _ = layout.image(&format!("test/{long}{number}:1"), b"layer"));
+    bench.layout("layout", &layout);
+    for (number, signal) in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().enumerate() {
+        let folder = format!("exported{number}");
+        let mut child = start(&bench, "", &["--json", "inspect", "layout", "--export", &folder]);
+        eventually("the folder is exported", || bench.path(&folder).join("index.json").exists().then_some(()));
+        send(&child, signal);
+        let mut printed = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
+        let (status, said) = said(&mut child);
+        assert!(status.success() && said.is_empty(), "{signal}: {status}: {said}");
+        let result: serde_json::Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!((result["images"].as_array().unwrap().len(), result["exported"].as_str()), (400, Some(&*folder)));
     }
 }
 

@@ -178,7 +178,8 @@ fn inspect(args: &InspectArgs, report: Report, interrupt: &Interrupt) -> Result<
         bar.finish_and_clear();
         done?;
     }
-    let _only_prints = interrupt.end_at_once("");
+    // An exported folder is whole and stays: as in `pack`, a signal comes too late.
+    let _only_prints = exported.is_none().then(|| interrupt.end_at_once(""));
     let document = Document::new(&args.disk, &disk, digest, catalog.as_ref(), &contents, verified, exported, &faults);
     let text = if report.json { String::new() } else { table::disk(&document, table::Style::of_stdout()) };
     report.result(&document, &text).map_err(InspectError::Print)?;
