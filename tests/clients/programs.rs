@@ -148,7 +148,7 @@ fn doctor_lists_exactly_the_programs_that_commands_run() {
     let checks = doctor["checks"].as_array().unwrap();
     let field = |check: &Value, name: &str| check[name].as_str().unwrap().to_owned();
     let found = |name: &str| checks.iter().find(|check| check["name"] == name).map(|check| field(check, "found"));
-    let facts = ["kvm", "memory", "cache", "kernel", "modules", "init"];
+    let facts = ["kvm", "memory", "cache", "frozen", "kernel", "modules", "init"];
     let named = checks.iter().map(|check| field(check, "name")).filter(|name| !facts.contains(&name.as_str()));
     let named: BTreeSet<String> = named
         .map(|name| if name == "qemu" { found("qemu").unwrap().split(' ').next().unwrap().to_owned() } else { name })

@@ -276,7 +276,13 @@ fn dockerd_pulls_and_runs_from_a_registry_and_a_mirror() {
         no_image(&mut dockerd.docker(&["pull", &format!("{}/test/multi:artifact", registries.address)]), NO_MEDIA_TYPE);
 
         let requests = requests_of(&registries.requests(), "docker/");
-        assert_eq!(requests[..4], by_dockerd(&registries.images, "test/multi", "1"), "{requests:#?}");
+        // On connections of their own: the first two are logged as they end.
+        let sorted = |mut requests: Vec<String>| {
+            requests.sort();
+            requests
+        };
+        let expected = by_dockerd(&registries.images, "test/multi", "1");
+        assert_eq!(sorted(requests[..4].to_vec()), sorted(expected.to_vec()), "{requests:#?}");
         // The first image made the digest known, and its removal removed the content.
         let head = "HEAD manifest docker.io/library/mirrored 1".to_owned();
         let config = format!("GET blob docker.io/library/mirrored {}", registries.images.config);

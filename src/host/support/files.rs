@@ -213,13 +213,25 @@ impl Drop for TemporaryDir {
         // Locked until the folder is removed, so that the process does not end with half of it.
         let mut folders = temporary_paths();
         folders.remove(&path);
-        // An empty folder goes without a file descriptor, of which there may be no more.
-        if let Err(error) = folder.close()
-            && fs::remove_dir(&path).is_err()
+        if folder.close().is_err()
+            && let Err(error) = remove_with_few_files(&path)
         {
-            left_over(&path, &without_path(&error));
+            left_over(&path, &error);
         }
     }
+}
+
+/// Removes a folder with at most one file descriptor open at a time, of which there may be no more. `fs::remove_dir_all` has one open for
+/// each level. An empty folder needs none.
+fn remove_with_few_files(folder: &Path) -> io::Result<()> {
+    if fs::remove_dir(folder).is_ok() {
+        return Ok(());
+    }
+    let content = fs::read_dir(folder)?.map(|entry| entry.and_then(|entry| Ok((entry.path(), entry.file_type()?.is_dir()))));
+    for (path, is_folder) in content.collect::<io::Result<Vec<_>>>()? {
+        if is_folder { remove_with_few_files(&path) } else { fs::remove_file(&path) }?;
+    }
+    fs::remove_dir(folder)
 }
 
 /// The error without the random path that tempfile appends.
