@@ -146,9 +146,21 @@ fn shell(bench: &Bench, line: &str) -> Command {
     // The static server is not in the folder of a debug build.
     let server = if line.contains(" deploy ") { format!("--server {}", static_server().display()) } else { String::new() };
     command.args(["-ec", &format!("{line} {server}")]).current_dir(bench.path("")).env("HOME", bench.path(""));
-    command.env("LOCALREGISTRY_CACHE", cache::folder("kernel").unwrap().parent().unwrap());
+    let shared = cache::folder("kernel").unwrap().parent().unwrap().to_owned();
+    let cache = if line.starts_with("localregistry freeze") { own_cache(bench, &shared) } else { shared };
+    command.env("LOCALREGISTRY_CACHE", cache);
     command.env("PATH", format!("{}:{}", bench.path("bin").display(), std::env::var("PATH").unwrap())).stdin(Stdio::null());
     command
+}
+
+/// A cache with the kernels of the shared one, but frozen machines of its own, so that the runs of other tests boot.
+fn own_cache(bench: &Bench, shared: &Path) -> PathBuf {
+    let own = bench.path("cache");
+    if !own.exists() {
+        fs::create_dir(&own).unwrap();
+        symlink(shared.join("kernel"), own.join("kernel")).unwrap();
+    }
+    own
 }
 
 /// Starts an example that runs until it is ended, and waits until it is ready.
@@ -256,7 +268,7 @@ fn examples_of_commands_that_end_succeed() {
             let differs = line.starts_with("localregistry diff") && output.status.code() == Some(1);
             assert!(output.status.success() || differs, "{place}: {line}: {}", text(&output.stderr));
         }
-        let expected = "assert deploy diff doctor events initramfs inspect kernel manual pack ps sample schema serve trust";
+        let expected = "assert deploy diff doctor events freeze initramfs inspect kernel manual pack ps sample schema serve trust";
         assert_eq!(commands, expected.split(' ').collect());
     });
 }

@@ -36,7 +36,7 @@ Exit status: 0 the images are the same, 1 some differ, 2 an error.
 Examples:
   localregistry diff yesterday.erofs today.erofs
   localregistry diff disk.erofs images/ --json | jq -r '.changed[].name'
-  localregistry diff --quiet a.erofs b.erofs || { [ $? -eq 1 ] && localregistry pack images/ -o a.erofs; }"
+  localregistry diff --quiet a.erofs b.erofs; [ $? -ne 1 ] || localregistry pack images/ -o a.erofs"
 )]
 pub struct DiffArgs {
     /// Old disk

@@ -132,9 +132,13 @@ impl DamageError {
         matches!(self, Self::Fault { is_missing: true, .. })
     }
 
-    /// Whether the disk may be whole, but is stored in a way that only Linux reads, such as a compressed EROFS.
+    /// Whether the disk may be whole, but is stored in a way that only Linux reads, such as a compressed EROFS, or is nearly all holes, such
+    /// as one with a large layer of zeros.
     #[must_use]
     pub fn is_unsupported(&self) -> bool {
+        if matches!(self, Self::Disk(DiskError::Holes(_))) {
+            return true;
+        }
         successors(Some(self as &(dyn Error + 'static)), |error: &&(dyn Error + 'static)| (*error).source()).any(|error| {
             let by_kind = error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::Unsupported);
             by_kind || error.downcast_ref::<ErofsError>().is_some_and(ErofsError::is_unsupported)

@@ -212,7 +212,9 @@ impl fmt::Display for RunCommand {
         writeln!(f, "#   control.sock  made by QEMU: takes {{\"shutdown\":{{}}}} and a newline")?;
         writeln!(f, "#   qmp.sock, console  made by QEMU: QMP, and the guest's console")?;
         match &self.address {
-            Some(address) => writeln!(f, "# The registry will be forwarded from {address}, by QEMU itself (slirp).")?,
+            Some(address) => {
+                writeln!(f, "# The registry will be forwarded from {address}.\n# QEMU itself (slirp) carries the network.")?;
+            }
             None => writeln!(f, "# The event `ready` says where the registry is.")?,
         }
         let words: Vec<String> = self.command.iter().map(|word| shell_word(word)).collect();
