@@ -121,7 +121,7 @@ fn well() -> Vec<(&'static str, String)> {
     let kernel = "ROOT/cache/kernel/cloud/linux-image_6.1.9-1";
     let own = [
         ("qemu", "ok    qemu        qemu-system-x86_64 7.2 runs a machine".to_owned()),
-        ("passt", "ok    passt       ROOT/bin/passt carries the network `user`".to_owned()),
+        ("passt", "ok    passt       ROOT/bin/passt carries the network `user` of `run`".to_owned()),
         ("cache", "ok    cache       ROOT/cache".to_owned()),
         (
             "frozen",

@@ -268,7 +268,8 @@ fn examples_of_commands_that_end_succeed() {
             let differs = line.starts_with("localregistry diff") && output.status.code() == Some(1);
             assert!(output.status.success() || differs, "{place}: {line}: {}", text(&output.stderr));
         }
-        let expected = "assert deploy diff doctor events freeze initramfs inspect kernel manual pack ps sample schema serve trust";
+        let expected =
+            "assert deploy diff doctor events freeze initramfs inspect kernel manual pack ps sample schema serve trust";
         assert_eq!(commands, expected.split(' ').collect());
     });
 }

@@ -174,8 +174,21 @@ fn machine(fixture: &Fixture) {
     let machine =
         ["sample.erofs", "other.erofs", "--san", "registry.test", "--metrics", "0", "--set", listeners, "--accel", "tcg"];
     fixture.run("run --print-command", &machine, 0);
-    let flags =
-        ["run", "--json", "--cold", "--follow", "--keep", "--name", "one", "--events", "events", "--trust", "nodes", "--timeout", "600"];
+    let flags = [
+        "run",
+        "--json",
+        "--cold",
+        "--follow",
+        "--keep",
+        "--name",
+        "one",
+        "--events",
+        "events",
+        "--trust",
+        "nodes",
+        "--timeout",
+        "600",
+    ];
     let mut command = fixture.command(&[&flags[..], &machine].concat());
     let mut run = KilledOnDrop(command.stdout(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(run.0.stdout.take().unwrap()).lines().map(|line| line.unwrap());

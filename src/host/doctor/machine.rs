@@ -70,7 +70,7 @@ pub fn user_network() -> Check {
     let slower = "QEMU itself carries the network `user` (slirp): this works, but is slower";
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime.map_err(passt::PasstError::Start).and_then(|runtime| runtime.block_on(passt::check())) {
-        Ok(path) => Check::ok("passt", format!("{} carries the network `user`", path.display())),
+        Ok(path) => Check::ok("passt", format!("{} carries the network `user` of `run`", path.display())),
         Err(error) => Check::note("passt", chain(&error), slower),
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 use crate::host::support::files;
 use crate::registry::tls::provided;
@@ -80,10 +80,13 @@ pub(crate) fn files(dir: &Path) -> Result<(PathBuf, PathBuf), DirError> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at("create the CA's folder", dir)(error)),
         _ => {}
     }
-    let folder = File::open(dir).map_err(at("open the CA's folder", dir))?;
+    // Anything else is refused, and the opening of a FIFO would wait for its other end.
+    let options = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = open(dir, options, Mode::empty()).map_err(|error| at("open the CA's folder", dir)(error.into()))?;
+    let folder = File::from(folder);
     let metadata = folder.metadata().map_err(at("look at", dir))?;
     let mode = metadata.permissions().mode() & 0o7777;
-    if metadata.is_dir() && mode & OTHERS_WRITE != 0 {
+    if mode & OTHERS_WRITE != 0 {
         return Err(DirError::Writable { path: dir.to_owned(), mode });
     }
     // Locked until the folder is closed, so that only one process creates the CA.
@@ -188,6 +191,10 @@ mod tests {
         assert_eq!(say(&missing), format!("cannot create the CA's folder {}: {expected}", missing.display()));
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(say(&file).starts_with(&format!("cannot look at {}: ", file.join(CERTIFICATE).display())), "{}", say(&file));
+        let fifo = folder.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [file, fifo] {
+            assert_eq!(say(&path), format!("cannot open the CA's folder {}: Not a directory (os error 20)", path.display()));
+        }
     }
 }
