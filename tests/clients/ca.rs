@@ -301,7 +301,7 @@ fn unusable_ca_folder_is_refused_before_the_boot() {
     let message =
         "localregistry: cannot use the CA: cannot create the CA's folder no/where: No such file or directory (os error 2)\n";
     assert_eq!(run("no/where"), (Some(13), message.to_owned()));
-    let message = "localregistry: cannot use the CA: cannot look at junk/ca.crt: Not a directory (os error 20)\n";
+    let message = "localregistry: cannot use the CA: cannot open the CA's folder junk: Not a directory (os error 20)\n";
     assert_eq!(run("junk"), (Some(13), message.to_owned()));
     assert_eq!(bench.everything(), before);
     // A stored certificate and key must match.
