@@ -32,7 +32,9 @@ fn calls(layout: &Path, client: impl FnOnce(TcpStream)) -> BTreeMap<String, (usi
     client(TcpStream::connect(ready["endpoints"][0].as_str().unwrap().trim_start_matches("http://")).unwrap());
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
     assert!(child.wait().unwrap().success());
-    let ended = || fs::read_to_string(&log).unwrap().contains(&format!("{} +++ exited with 0", child.id()));
+    // Process IDs are padded to five characters.
+    let end = format!("{:<5} +++ exited with 0", child.id());
+    let ended = || fs::read_to_string(&log).unwrap().contains(&end);
     testing::wait::until("the end of the log of strace", ended);
     let mut calls = BTreeMap::<String, (usize, usize)>::new();
     for line in fs::read_to_string(&log).unwrap().lines() {
