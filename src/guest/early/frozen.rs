@@ -56,8 +56,8 @@ pub enum FrozenError {
 }
 
 /// If the machine is to be frozen: loads the modules that do not depend on the run, and waits until the host has saved the machine and
-/// started it again. Then finds the devices of that run, takes the
-/// time from the real-time clock, and waits for a seed from the run's virtio-rng.
+/// started it again. Then finds the devices of that run, takes the time from the real-time clock, and waits for a seed from the run's
+/// virtio-rng.
 ///
 /// # Errors
 /// Fails if the machine cannot be frozen, or a step after that fails.

@@ -161,7 +161,8 @@ impl Prepared {
         }
     }
 
-    /// QEMU's machine. `memory` is that of a frozen machine to start from, `config` is the file with the guest's config, `fds` are the descriptors for [`Prepared::networks`].
+    /// QEMU's machine. `memory` is that of a frozen machine to start from, `config` is the file with the guest's config, `fds` are the
+    /// descriptors for [`Prepared::networks`].
     pub(crate) fn machine(
         &self,
         accel: Accel,
