@@ -219,3 +219,18 @@ fn default_tags_and_upstreams_apply_to_all_images() {
         ["docker.io/library/busybox:9", "docker.io/test/one:5", "quay.io/x/y:9", &signature]
     );
 }
+
+/// Build rules write a list even where they have no image.
+#[test]
+fn lists_without_an_image_make_a_disk_without_one() {
+    let bench = Bench::default();
+    bench.file("empty.textproto", b"");
+    bench.file("comment.textproto", b"# none yet\n");
+    let lists = ["--spec", "empty.textproto", "--spec", "comment.textproto"];
+    bench.pack_warned(&lists, &["disk.erofs will hold no image: no list given names one"]);
+    assert!(bench.extract("disk.erofs").images().is_empty());
+    bench.refused(
+        &["--spec", "empty.textproto", "missing"],
+        "cannot pack missing: cannot read it: No such file or directory (os error 2)",
+    );
+}

@@ -21,6 +21,9 @@ use super::report::message;
 /// How often a file that has no data yet is looked at, and how soon a signal is heard.
 const WAIT: Duration = Duration::from_millis(50);
 
+/// How much is read at once at least, in bytes.
+const SMALLEST_READ: u64 = 16 << 10;
+
 /// Reads the file at `path` if it has at most `limit` bytes. Of a FIFO or a terminal, it waits for the end, or for a signal that this
 /// process handles.
 ///
@@ -35,8 +38,18 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if metadata.is_file() && metadata.len() > limit {
         return Err(too_large());
     }
-    let mut content = Vec::with_capacity(usize::try_from(metadata.len().min(limit)).unwrap_or(0));
-    InterruptibleReader { file, interrupt: Interrupt::of_process() }.take(limit + 1).read_to_end(&mut content)?;
+    // One byte more, so that the end is seen at once.
+    let expected = if metadata.is_file() { metadata.len() + 1 } else { 0 };
+    let mut content = Vec::new();
+    let mut reader = InterruptibleReader { file, interrupt: Interrupt::of_process() }.take(limit + 1);
+    // The vector has room for the limit at most, and for twice what was read: by itself it grows to twice the limit.
+    loop {
+        let room = expected.max(content.len() as u64).max(SMALLEST_READ).min(reader.limit());
+        content.reserve_exact(usize::try_from(room).map_err(io::Error::other)?);
+        if (reader.by_ref().take(room).read_to_end(&mut content)? as u64) < room || reader.limit() == 0 {
+            break;
+        }
+    }
     if content.len() as u64 > limit { Err(too_large()) } else { Ok(content) }
 }
 
@@ -272,6 +285,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = write_atomically(dir.path(), b"new").unwrap_err();
         assert_eq!(error.to_string(), "it is there already and not a regular file");
+    }
+
+    #[test]
+    fn a_file_of_unknown_size_is_read_whole_in_memory_of_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let content: Vec<u8> = (0..300_000_u32).map(|at| (at % 251) as u8).collect();
+        for length in [0, 1, 16 << 10, (16 << 10) + 1, 64 << 10, 300_000] {
+            let (path, part) = (fifo.clone(), content[..length].to_vec());
+            let writer = thread::spawn(move || fs::write(path, part).unwrap());
+            let found = read(&fifo, 300_000).unwrap();
+            writer.join().unwrap();
+            assert_eq!(found, content[..length]);
+            assert!(found.capacity() <= (2 * length).max(16 << 10), "{} for {length}", found.capacity());
+        }
     }
 
     #[test]

@@ -247,6 +247,10 @@ fn pack(args: &PackArgs, report: Report, interrupt: &Interrupt) -> Result<(PackR
     for one in &set.missing {
         report.warn(one.to_string());
     }
+    // Other sources without an image are refused; a list is often generated, and may be empty.
+    if set.images.is_empty() {
+        report.warn(format!("{} will hold no image: no list given names one", disk.display()));
+    }
     duplicates::check(&set.blobs, &sources, cache.as_ref(), interrupt)?;
     drop(only_reads);
     let writer = DiskWriter { disk, format: args.format, label: args.label.as_ref(), cache: cache.as_ref(), report, interrupt };
