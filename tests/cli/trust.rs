@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use testing::certificates::ClientAuthority;
 use testing::layout::Layout;
 use testing::pack::{Bench, text};
+use testing::refused::command;
 
 const CA: &str = "-----BEGIN CERTIFICATE-----\nMIIB\nAAAA\n-----END CERTIFICATE-----\n";
 
@@ -424,8 +425,8 @@ fn certificate_without_a_needed_name_is_refused() {
     let before = bench.everything();
     let certificate = ["--cert", "cert.pem", "--key", "key.pem"];
     let run = |arguments: &[&str]| {
-        let boot = ["run", "disk.erofs", "--kernel", "kernel", "--initramfs", "initramfs", "--qemu", "./no-such-qemu"];
-        let output = bench.command(&[&boot[..], &certificate, arguments].concat()).output().unwrap();
+        let boot = ["disk.erofs", "--qemu", "./no-such-qemu"];
+        let output = command(&bench, &[&boot[..], &certificate, arguments].concat()).output().unwrap();
         (output.status.code(), text(&output.stderr))
     };
     for (arguments, name) in [

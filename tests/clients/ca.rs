@@ -8,6 +8,7 @@ use std::process::Stdio;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd};
 use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM, empty_disk, text};
+use testing::refused::command;
 use testing::serve::Serving;
 use testing::vm::{skopeo, succeed};
 
@@ -257,19 +258,8 @@ fn ca_that_cannot_sign_is_refused_before_the_boot() {
             "cannot read the CA key none: No such file or directory (os error 2); the CA's key is set with --key".to_owned(),
         ),
     ] {
-        let mut command = testing::program(PROGRAM);
-        command.current_dir(bench.path("")).args([
-            "run",
-            "--accel",
-            "tcg",
-            "--kernel",
-            "kernel",
-            "--initramfs",
-            "initramfs",
-            "disk",
-        ]);
         // A QEMU that would leave a file.
-        let output = command.args(["--qemu", "./no-such-qemu"]).args(&arguments).output().unwrap();
+        let output = command(&bench, &["disk", "--qemu", "./no-such-qemu"]).args(&arguments).output().unwrap();
         assert_eq!(text(&output.stderr), format!("localregistry: cannot use the CA: {message}\n"));
         assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(13), ""));
         let output =
@@ -283,9 +273,7 @@ fn ca_that_cannot_sign_is_refused_before_the_boot() {
 fn unusable_ca_folder_is_refused_before_the_boot() {
     let bench = bench();
     let run = |dir: &str| {
-        let mut command = testing::program(PROGRAM);
-        command.current_dir(bench.path("")).args(["run", "--accel", "tcg", "--kernel", "kernel", "--initramfs", "initramfs"]);
-        let output = command.args(["--qemu", "./no-such-qemu", "disk", "--ca-dir", dir]).output().unwrap();
+        let output = command(&bench, &["--qemu", "./no-such-qemu", "disk", "--ca-dir", dir]).output().unwrap();
         (output.status.code(), text(&output.stderr))
     };
     // The first run creates the CA and gets as far as QEMU.

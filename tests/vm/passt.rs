@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testing::pack::Bench;
-use testing::refused::{boot, folder};
+use testing::refused::{boot, command, folder};
 use testing::vm::{Vm, succeed};
 
 /// The process IDs of the children of the process `parent` that run passt.
@@ -73,19 +73,7 @@ fn without_passt(line: Option<&str>, arguments: &[&str]) -> (Option<i32>, String
         folder.file("bin/passt", format!("#!/bin/sh\n{line}\n").as_bytes());
         fs::set_permissions(folder.path("bin/passt"), fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let boot = [
-        "run",
-        "--accel",
-        "tcg",
-        "--kernel",
-        "kernel",
-        "--initramfs",
-        "initramfs",
-        "--qemu",
-        "/usr/bin/qemu-system-x86_64",
-        "disk",
-    ];
-    let mut command = folder.command(&[&boot, arguments].concat());
+    let mut command = command(&folder, &[&["disk", "--qemu", "/usr/bin/qemu-system-x86_64"], arguments].concat());
     command.env("PATH", folder.path("bin")).env("XDG_RUNTIME_DIR", folder.path("runtime"));
     let output = command.output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())

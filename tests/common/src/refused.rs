@@ -42,9 +42,14 @@ pub fn run(bench: &Bench, arguments: &[&str]) -> Output {
     nothing_left(bench, command.env("XDG_RUNTIME_DIR", bench.path("runtime")))
 }
 
+/// `localregistry run ARGUMENTS` in the folder with its initramfs and, by default, its kernel.
+pub fn command(bench: &Bench, arguments: &[&str]) -> Command {
+    bench.command(&[&BOOT, kernel(arguments), arguments].concat())
+}
+
 /// Boots with the folder's initramfs and, by default, its kernel. Returns exit status and standard error.
 pub fn boot(bench: &Bench, arguments: &[&str]) -> (Option<i32>, String) {
-    let mut command = bench.command(&[&BOOT, kernel(arguments), arguments].concat());
+    let mut command = command(bench, arguments);
     said(&nothing_left(bench, command.env("XDG_RUNTIME_DIR", bench.path("runtime"))))
 }
 

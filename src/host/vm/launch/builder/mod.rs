@@ -1,122 +1,27 @@
 //! Builds the options of a launch: everything but the disk has a default. `localregistry run` goes through it as well.
 
+mod error;
+mod resolve;
+
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use super::command::{QemuCommand, command};
-use super::frozen::{FreezeError, freeze};
-use super::{Appliance, LaunchError, Options};
-use crate::address::is_san;
-use crate::config::guest_config::{GuestConfig, GuestConfigError, Setting};
+use super::{Appliance, Options};
+use crate::config::guest_config::{GuestConfig, Setting};
 use crate::host::boot::kernel::Flavor;
-use crate::host::boot::{initramfs, kernel};
-use crate::host::exit::Status;
-use crate::host::nodes::access::{Access, AccessError};
-use crate::host::nodes::ca::{self, Ca};
+use crate::host::nodes::access::Access;
 use crate::host::support::report::Report;
 use crate::host::vm::accel::AccelChoice;
 use crate::host::vm::net::Net;
 use crate::host::vm::qemu::Board;
 
+pub use error::BuildError;
+use resolve::{CaSource, KernelSource};
+
 /// Default of [`Builder::timeout`].
 const TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Why a builder could not boot an appliance.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// The name cannot be in a certificate.
-    #[error("{0:?} is not a DNS name or an IP address: the certificate cannot contain it")]
-    Name(String),
-    /// A setting contradicts an earlier one.
-    #[error("the setting does not fit what was set before")]
-    Set(#[source] GuestConfigError),
-    /// There is no kernel.
-    #[error("there is no kernel to boot")]
-    Kernel(#[source] kernel::KernelError),
-    /// No flavor runs on the board.
-    #[error("no kernel flavor runs on the board {}; set a kernel and its initramfs or modules", .0.name())]
-    NoFlavor(Board),
-    /// The kernel needs more memory.
-    #[error("{given} MiB of memory are too little for the kernel \"{}\"; give it at least {}", flavor.name(), flavor.min_memory_mib())]
-    Memory {
-        /// The kernel.
-        flavor: Flavor,
-        /// The given size in MiB.
-        given: u32,
-    },
-    /// The kernel cannot run the guest on the board.
-    #[error(transparent)]
-    Unfit(#[from] kernel::UnfitKernel),
-    /// There is no initramfs.
-    #[error("there is no initramfs to boot with")]
-    Initramfs(#[source] initramfs::InitramfsError),
-    /// The signing CA cannot be used.
-    #[error("cannot use the CA")]
-    Ca(#[source] ca::CaFilesError),
-    /// The access control files cannot be used.
-    #[error("cannot set up access control")]
-    Access(#[source] AccessError),
-    /// The thread that prepared the boot panicked or was cancelled.
-    #[error("the preparation of the boot was aborted")]
-    Aborted(#[source] tokio::task::JoinError),
-    /// The boot failed.
-    #[error(transparent)]
-    Launch(#[from] LaunchError),
-    /// No machine was frozen.
-    #[error("no machine was frozen")]
-    Freeze(#[from] FreezeError),
-}
-
-impl BuildError {
-    /// The exit status of `localregistry run` (see its `--help`).
-    #[must_use]
-    pub fn exit_status(&self) -> u8 {
-        self.status().code()
-    }
-
-    pub(crate) fn status(&self) -> Status {
-        match self {
-            Self::Launch(error) => error.status(),
-            Self::Access(_) | Self::Ca(_) => Status::NoAccess,
-            Self::Kernel(_) | Self::Unfit(_) | Self::Initramfs(_) => Status::NoKernel,
-            Self::Name(_) | Self::NoFlavor(_) | Self::Memory { .. } | Self::Set(_) => Status::Usage,
-            Self::Freeze(FreezeError::Launch(error)) => error.status(),
-            Self::Aborted(_) | Self::Freeze(_) => Status::Error,
-        }
-    }
-}
-
-/// The kernel to boot.
-#[derive(Debug, Clone)]
-enum KernelSource {
-    Flavor(Flavor),
-    File {
-        kernel: PathBuf,
-        /// The folder with its modules, from which an initramfs is made.
-        modules: Option<PathBuf>,
-    },
-}
-
-/// The CA that signs the certificate.
-#[derive(Debug, Clone)]
-enum CaSource {
-    /// PEM files of the certificate and its key.
-    Files(PathBuf, PathBuf),
-    /// A folder that keeps a CA. It is created at first use.
-    Dir(PathBuf),
-}
-
-impl CaSource {
-    fn read(&self) -> Result<Ca, ca::CaFilesError> {
-        let now = SystemTime::now();
-        match self {
-            Self::Files(certificate, key) => Ca::read(certificate, key, now),
-            Self::Dir(dir) => Ca::in_dir(dir, now),
-        }
-    }
-}
 
 /// What to boot, and how: see [`Appliance::builder`].
 #[derive(Debug, Clone)]
@@ -424,112 +329,5 @@ impl Builder {
     pub fn verbose(mut self) -> Self {
         self.options.report.quiet = false;
         self
-    }
-
-    /// Boots the appliance and waits until its registry is ready. Dropping the future before that ends QEMU, and so does dropping the
-    /// appliance. Call it within a Tokio runtime with time and I/O.
-    ///
-    /// # Errors
-    /// See [`BuildError`]. No process and no file is left.
-    pub async fn boot(self) -> Result<Appliance, BuildError> {
-        Ok(Appliance::boot(self.resolve_options().await?).await?)
-    }
-
-    /// Boots a machine like this one as far as it does not depend on disks, networks and config, and saves it in the cache, unless that has
-    /// been done. Later boots start from it. Returns its folder.
-    ///
-    /// # Errors
-    /// See [`BuildError`].
-    pub async fn freeze(mut self) -> Result<PathBuf, BuildError> {
-        self.options.disks.clear();
-        Ok(freeze(&self.resolve_options().await?).await?)
-    }
-
-    /// Builds QEMU's command line for a launcher that starts QEMU itself, and writes its files into the existing folder `folder`.
-    ///
-    /// # Errors
-    /// See [`BuildError`].
-    pub async fn command(self, folder: &Path) -> Result<QemuCommand, BuildError> {
-        Ok(command(self.resolve_options().await?, folder).await?)
-    }
-
-    /// Checks the config, the disks, the access control files and the output files: what can be checked without creating or downloading anything. All
-    /// other methods do it as well; call it to fail before longer preparations. It reads files and blocks.
-    ///
-    /// # Errors
-    /// See [`BuildError`].
-    pub fn check(&self) -> Result<(), BuildError> {
-        self.guest_config()?;
-        let given = self.options.memory_mib;
-        if let KernelSource::Flavor(flavor) = self.kernel
-            && given < flavor.min_memory_mib()
-        {
-            return Err(BuildError::Memory { flavor, given });
-        }
-        self.options.disks.iter().try_for_each(|disk| super::check_disk(disk))?;
-        super::check_outputs(&self.options)?;
-        self.access.check().map_err(BuildError::Access)
-    }
-
-    /// Finds the kernel, the initramfs and the CA, and returns the options for [`Appliance::boot`]. It may download a kernel.
-    ///
-    /// # Errors
-    /// See [`BuildError`].
-    pub async fn resolve_options(self) -> Result<Options, BuildError> {
-        // Downloads, unpacks and waits for file locks.
-        tokio::task::spawn_blocking(move || self.resolve_blocking()).await.map_err(BuildError::Aborted)?
-    }
-
-    fn resolve_blocking(mut self) -> Result<Options, BuildError> {
-        self.check()?;
-        self.options.config = self.guest_config()?;
-        let Self { mut options, kernel, initramfs, init, ca, access, .. } = self;
-        let board = options.board;
-        if options.qemu.as_os_str().is_empty() {
-            options.qemu = board.program().into();
-        }
-        options.secrets.extend(access.secrets());
-        if let Some(ca) = ca {
-            options.secrets.extend(ca.read().map_err(BuildError::Ca)?.secrets());
-        }
-        let (kernel, kernel_options, modules) = match kernel {
-            KernelSource::File { kernel, modules } => {
-                let kernel_options = kernel::options_of(&kernel);
-                (kernel, kernel_options, modules)
-            }
-            KernelSource::Flavor(_) if board == Board::Virt => return Err(BuildError::NoFlavor(board)),
-            KernelSource::Flavor(flavor) => {
-                let kernel = kernel::cached_or_download(flavor, &options.report).map_err(BuildError::Kernel)?;
-                let kernel_options = kernel.options();
-                (kernel.elf, kernel_options, Some(kernel.modules))
-            }
-        };
-        kernel::check_fits(&kernel, kernel_options, board)?;
-        options.kernel = kernel;
-        options.initramfs = match initramfs {
-            Some(initramfs) => initramfs,
-            // A kernel file comes with its modules or with an initramfs.
-            None => initramfs::cached(init.as_deref(), &modules.unwrap_or_default(), &options.report)
-                .map_err(BuildError::Initramfs)?,
-        };
-        Ok(options)
-    }
-
-    /// The guest's config with all settings and names.
-    pub(crate) fn guest_config(&self) -> Result<GuestConfig, BuildError> {
-        let mut config = self.options.config.clone();
-        for setting in self.settings.iter().chain(&self.access.settings()) {
-            config.set(setting).map_err(BuildError::Set)?;
-        }
-        if self.access.has_client_ca() && config.is_plain() {
-            return Err(BuildError::Access(AccessError::ClientCaWithoutTls));
-        }
-        for name in &self.names {
-            if !is_san(name) {
-                return Err(BuildError::Name(name.clone()));
-            }
-            config.add_name(name);
-        }
-        Ok(config)
     }
 }
