@@ -1,8 +1,8 @@
-//! Blobs over plain HTTP/1.1, which the kernel sends from their files: what fails on the way is cut, logged and reported as anywhere else.
+//! Blobs over HTTP/1.1, which are sent from their files: by the kernel, or as TLS encrypts them. What fails on the way is cut, logged and
+//! reported as anywhere else.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::PathBuf;
 
 use localregistry::oci::media_type;
@@ -11,6 +11,7 @@ use testing::http;
 use testing::layout::Layout;
 use testing::openmetrics::parse;
 use testing::server::{Server, Setup};
+use testing::tls;
 
 /// More than the sockets' buffers take.
 const SIZE: usize = 16 << 20;
@@ -30,8 +31,15 @@ fn start(layout: &Layout) -> Server {
     Server::start_as(layout.path(), Setup { sendfile: true, ..Setup::default() })
 }
 
+trait Stream: Read + Write {}
+impl<S: Read + Write> Stream for S {}
+
+fn connect(server: &Server, over_tls: bool) -> Box<dyn Stream> {
+    if over_tls { Box::new(tls::anybody(http::connect(server.tls))) } else { Box::new(http::connect(server.plain)) }
+}
+
 /// Asks for `path` and reads the head of the response.
-fn ask(stream: &mut TcpStream, path: &str) {
+fn ask(stream: &mut impl Stream, path: &str) {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -63,28 +71,30 @@ fn warning_and_request(server: &Server) -> (String, String, u64, bool) {
 
 #[test]
 fn file_that_shrinks_is_sent_to_its_new_end_and_reported() {
-    let (layout, path, file) = large();
-    let server = start(&layout);
-    let new_size = SIZE as u64 - 100_001;
-    let mut stream = http::connect(server.plain);
-    ask(&mut stream, &path);
-    File::options().write(true).open(&file).unwrap().set_len(new_size).unwrap();
-    let mut received = Vec::new();
-    let _ = stream.read_to_end(&mut received);
-    assert!(received.len() as u64 == new_size && received.iter().all(|byte| *byte == 7), "{}", received.len());
-    let (code, message, bytes, complete) = warning_and_request(&server);
-    assert_eq!((code.as_str(), bytes, complete), ("TRUNCATED", new_size, false));
-    assert!(message.ends_with(&format!(": the file ends at byte {new_size}, before its range does")), "{message}");
-    assert_eq!(disk_errors(&server), [0.0, 1.0, 0.0, 0.0]);
-    assert_eq!(http::get(server.plain, "/v2/").status, 200, "others are served");
+    for over_tls in [false, true] {
+        let (layout, path, file) = large();
+        let server = start(&layout);
+        let new_size = SIZE as u64 - 100_001;
+        let mut stream = connect(&server, over_tls);
+        ask(&mut stream, &path);
+        File::options().write(true).open(&file).unwrap().set_len(new_size).unwrap();
+        let mut received = Vec::new();
+        let _ = stream.read_to_end(&mut received);
+        assert!(received.len() as u64 == new_size && received.iter().all(|byte| *byte == 7), "{}", received.len());
+        let (code, message, bytes, complete) = warning_and_request(&server);
+        assert_eq!((code.as_str(), bytes, complete), ("TRUNCATED", new_size, false));
+        assert!(message.ends_with(&format!(": the file ends at byte {new_size}, before its range does")), "{message}");
+        assert_eq!(disk_errors(&server), [0.0, 1.0, 0.0, 0.0]);
+        assert_eq!(http::get(server.plain, "/v2/").status, 200, "others are served");
+    }
 }
 
 #[test]
 fn client_that_leaves_is_no_error_of_the_disk() {
     let (layout, path, _) = large();
     let server = start(&layout);
-    for takes in [0, 1 << 20] {
-        let mut stream = http::connect(server.plain);
+    for (takes, over_tls) in [(0, false), (1 << 20, false), (0, true), (1 << 20, true)] {
+        let mut stream = connect(&server, over_tls);
         ask(&mut stream, &path);
         stream.read_exact(&mut vec![0; takes]).unwrap();
         // What is not read turns the close into a reset.
@@ -99,7 +109,7 @@ fn client_that_leaves_is_no_error_of_the_disk() {
 fn drain_that_ends_cuts_what_is_sent_and_logs_what_was_taken() {
     let (layout, path, _) = large();
     let server = start(&layout);
-    let mut stream = http::connect(server.plain);
+    let mut stream = connect(&server, false);
     ask(&mut stream, &path);
     let totals = server.stop(std::time::Duration::ZERO);
     let mut received = Vec::new();
@@ -111,9 +121,9 @@ fn drain_that_ends_cuts_what_is_sent_and_logs_what_was_taken() {
 #[test]
 fn connection_serves_files_and_memory_by_turns_and_keeps_no_file_open() {
     let (layout, path, file) = large();
-    for verify in [false, true] {
+    for (verify, over_tls) in [(false, false), (true, false), (false, true), (true, true)] {
         let server = Server::start_as(layout.path(), Setup { verify, sendfile: true, ..Setup::default() });
-        let mut stream = http::connect(server.plain);
+        let mut stream = connect(&server, over_tls);
         let mut body = vec![0; SIZE];
         for _ in 0..3 {
             ask(&mut stream, &path);

@@ -54,11 +54,6 @@ impl RateWindow {
         Self { started: Instant::now(), before: bytes }
     }
 
-    /// Leaves out time for which the client is not to blame.
-    pub fn exclude(&mut self, time: Duration) {
-        self.started += time;
-    }
-
     /// Whether the client took less than the minimum rate over at least `stall`. If it took enough, the next period starts.
     pub fn is_too_slow(&mut self, bytes: u64, minimum_rate: u64, stall: Duration) -> bool {
         let elapsed = self.started.elapsed();

@@ -1,7 +1,8 @@
-//! Sends ranges of files by `sendfile(2)`: the bytes go from the page cache to the socket, and none of them into this process.
+//! Sends ranges of files without buffers: by `sendfile(2)` the bytes go from the page cache to the socket, and none of them into this
+//! process. TLS reads them when it encrypts them.
 //!
 //! hyper owns the connection and writes what a body gives it. For a range of a file, the body gives it a slice of a placeholder, as long as
-//! the range. hyper counts and passes on the slice as any other, and the socket knows it by its address and sends the file instead.
+//! the range. hyper counts and passes on the slice as any other, and the connection knows it by its address and sends the file instead.
 //!
 //! No byte of the placeholder is ever sent:
 //!
@@ -23,7 +24,7 @@ use rustix::net::{SendFlags, send};
 
 use super::page_cache::short;
 use crate::registry::http::range::ByteRange;
-use crate::registry::limits::SENT_AT_ONCE;
+use crate::registry::limits::{FILE_TURN, SENT_AT_ONCE, TURN};
 
 /// Never freed, so that no other slice of the process has its addresses.
 static PLACEHOLDER: LazyLock<Box<[u8]>> = LazyLock::new(|| vec![0; SENT_AT_ONCE].into());
@@ -40,9 +41,11 @@ pub(crate) fn is_placeholder(slice: &[u8]) -> bool {
     PLACEHOLDER.as_ptr_range().contains(&slice.as_ptr())
 }
 
-/// What one connection sends from files: HTTP/1.1 without TLS, whose bytes are those of its responses, in their order.
-#[derive(Debug, Default)]
+/// What one connection sends from files: HTTP/1.1, whose bytes are those of its responses, in their order.
+#[derive(Debug)]
 pub(crate) struct FileSender {
+    /// Whether TLS encrypts what is sent.
+    is_encrypted: bool,
     state: Mutex<State>,
     /// Whether placeholder bytes may have been copied.
     is_broken: AtomicBool,
@@ -59,6 +62,20 @@ struct State {
 }
 
 impl FileSender {
+    pub fn new(is_encrypted: bool) -> Self {
+        Self { is_encrypted, state: Mutex::default(), is_broken: AtomicBool::default() }
+    }
+
+    /// The bytes that a body may give the connection before all others have their turn.
+    pub fn turn(&self) -> u64 {
+        if self.is_encrypted { TURN } else { FILE_TURN }
+    }
+
+    /// The most bytes to give at once.
+    pub fn at_once(&self) -> u64 {
+        self.turn().min(SENT_AT_ONCE as u64)
+    }
+
     /// The next range to send. It must continue the one before if that is not sent yet.
     ///
     /// # Errors
@@ -80,12 +97,7 @@ impl FileSender {
     /// Fails with `WouldBlock` if the socket takes nothing, and if it or the file fails. [`FileSender::take_failure`] says why the file did.
     pub fn send(&self, socket: impl AsFd, slice: &[u8]) -> io::Result<usize> {
         let mut state = self.state();
-        let (file, range) = match &state.due {
-            Some((file, range)) if placeholder(range).as_ptr() == slice.as_ptr() && slice.len() as u64 <= range.len() => {
-                (Arc::clone(file), *range)
-            }
-            _ => return Err(broken()),
-        };
+        let (file, range) = state.due_for(slice)?;
         let sent = match sendfile(&socket, &*file, Some(&mut range.start()), slice.len()) {
             Ok(0) => Err(short(range.start())),
             Ok(sent) => Ok(sent),
@@ -94,21 +106,40 @@ impl FileSender {
         };
         match sent {
             Ok(sent) => {
-                let left = range.after(sent as u64);
-                // The file is closed with its response, not with the connection.
-                state.due = (!left.is_empty()).then_some((file, left));
-                state.unconfirmed += sent as u64;
+                state.sent(sent as u64);
                 Ok(sent)
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Err(error),
             Err(error) => {
                 // The call does not tell whose error it is. A socket that has failed fails this, too.
                 send(&socket, &[], SendFlags::NOSIGNAL)?;
-                let kind = error.kind();
-                state.failure = Some(error);
-                Err(io::Error::new(kind, "the file cannot be read"))
+                Err(state.file_failed(error))
             }
         }
+    }
+
+    /// Reads bytes of the file in place of `slice`, which is one of the placeholder. They stay due until [`FileSender::sent`]. Returns their
+    /// number, which is not 0 unless there is no space.
+    ///
+    /// # Errors
+    /// Fails if the file does. [`FileSender::take_failure`] says why.
+    pub fn read(&self, slice: &[u8], space: &mut [u8]) -> io::Result<usize> {
+        let mut state = self.state();
+        let (file, range) = state.due_for(slice)?;
+        let max = slice.len().min(space.len());
+        loop {
+            match file.read_at(space.get_mut(..max).unwrap_or_default(), range.start()) {
+                Ok(0) if max > 0 => return Err(state.file_failed(short(range.start()))),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(state.file_failed(error)),
+                read => return read,
+            }
+        }
+    }
+
+    /// Bytes that were read are sent.
+    pub fn sent(&self, count: u64) {
+        self.state().sent(count);
     }
 
     /// hyper counts bytes as written.
@@ -135,6 +166,31 @@ impl FileSender {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The file, and what is due of it, if `slice` is the placeholder of its start.
+    fn due_for(&self, slice: &[u8]) -> io::Result<(Arc<File>, ByteRange)> {
+        match &self.due {
+            Some((file, range)) if placeholder(range).as_ptr() == slice.as_ptr() && slice.len() as u64 <= range.len() => {
+                Ok((Arc::clone(file), *range))
+            }
+            _ => Err(broken()),
+        }
+    }
+
+    fn sent(&mut self, count: u64) {
+        // The file is closed with its response, not with the connection.
+        self.due = self.due.take().map(|(file, range)| (file, range.after(count))).filter(|(_, left)| !left.is_empty());
+        self.unconfirmed += count;
+    }
+
+    /// Keeps the error for [`FileSender::take_failure`]. Returns that for the connection.
+    fn file_failed(&mut self, error: io::Error) -> io::Error {
+        let kind = error.kind();
+        self.failure = Some(error);
+        io::Error::new(kind, "the file cannot be read")
     }
 }
 
@@ -183,7 +239,7 @@ mod tests {
     fn ranges_are_sent_in_place_of_their_placeholders() {
         let ((file, content), (near, mut far)) = (file(3 * SENT_AT_ONCE), sockets());
         for (start, end) in [(0, 1), (7, 5000), (SENT_AT_ONCE - 1, SENT_AT_ONCE + 1), (100, content.len())] {
-            let (sender, mut left) = (FileSender::default(), range(start as u64, end as u64));
+            let (sender, mut left) = (FileSender::new(false), range(start as u64, end as u64));
             sender.give(&file, left).unwrap();
             let (mut received, mut buffer) = (Vec::new(), vec![0; 1 << 20]);
             while !left.is_empty() {
@@ -209,7 +265,7 @@ mod tests {
     #[test]
     fn placeholder_of_no_due_bytes_is_refused() {
         let ((file, _), (other, _), (near, mut far)) = (file(3000), file(10), sockets());
-        let sender = FileSender::default();
+        let sender = FileSender::new(false);
         assert!(sender.send(&near, placeholder(&range(0, 10))).is_err(), "nothing is due");
         sender.give(&file, range(1000, 2000)).unwrap();
         for wrong in [range(0, 10), range(999, 1000), range(1001, 2000), range(1000, 2001)] {
@@ -228,7 +284,7 @@ mod tests {
     #[test]
     fn bytes_that_are_counted_before_they_are_sent_end_the_connection() {
         let ((file, _), (near, _far)) = (file(3000), sockets());
-        let sender = FileSender::default();
+        let sender = FileSender::new(false);
         sender.give(&file, range(0, 3000)).unwrap();
         let sent = sender.send(&near, placeholder(&range(0, 3000))).unwrap() as u64;
         sender.confirm(sent - 1);
@@ -243,7 +299,7 @@ mod tests {
         let (file, (near, mut far)) = (Arc::new(File::open("/proc/self/cmdline").unwrap()), sockets());
         assert_eq!(sendfile(&near, &*file, Some(&mut 0), 1), Err(Errno::INVAL));
         let content = std::fs::read("/proc/self/cmdline").unwrap();
-        let (sender, mut left) = (FileSender::default(), range(0, content.len() as u64 + 1));
+        let (sender, mut left) = (FileSender::new(false), range(0, content.len() as u64 + 1));
         sender.give(&file, left).unwrap();
         let error = loop {
             match sender.send(&near, placeholder(&left)) {
@@ -261,7 +317,7 @@ mod tests {
     #[test]
     fn errors_of_the_file_are_told_from_those_of_the_socket() {
         let ((file, _), (near, far)) = (file(3000), sockets());
-        let sender = FileSender::default();
+        let sender = FileSender::new(false);
         sender.give(&file, range(1000, 2000)).unwrap();
         file.set_len(1500).unwrap();
         assert_eq!(sender.send(&near, placeholder(&range(1000, 2000))).unwrap(), 500);

@@ -24,7 +24,7 @@ pub const PING: Duration = Duration::from_secs(20);
 /// and Go's clients close their connections after 90 s. The client receives GOAWAY before the connection ends, so it loses no request. An
 /// idle HTTP/1.1 connection ends after [`REQUEST_HEAD`], which is longer than Apache's 5 s.
 pub const IDLE: Duration = Duration::from_secs(60);
-/// Slowest reader that is served, in bytes a second over each [`STALL`]: a tenth of a 56k modem.
+/// Slowest reader that is served, in bytes a second over each [`STALL`] that the server waits for it: a tenth of a 56k modem.
 pub const MINIMUM_RATE: u64 = 512;
 /// Connections at once: 1,000 nodes may pull. [`IN_FLIGHT`] bounds the memory of their response bodies.
 pub const CONNECTIONS: usize = 1024;
@@ -40,7 +40,7 @@ pub const UNSENT: u32 = 256 << 10;
 /// The same of a connection that sends from files. These bytes are pages of the page cache, which clients of the same blob share, and all
 /// sockets together may hold no more than `tcp_mem` (tcp(7)), a tenth of the memory. With [`UNSENT`] the server wakes up for each 128 KiB.
 pub const UNSENT_FROM_FILES: u32 = 4 << 20;
-/// Encrypted bytes of one TLS connection that wait for the network: two records.
+/// Bytes that one TLS connection encrypts at once: two records. They wait for the network if the socket does not take them.
 pub const TLS_BUFFER: usize = 32 << 10;
 /// TLS handshakes computed at once, not counting those that wait for their peer. Each takes well under a millisecond. On a machine with two
 /// processors, a flood of handshakes leaves one processor for the other clients.
@@ -110,14 +110,13 @@ pub const FRAME: usize = 16 << 10;
 /// Bytes that a body gives its connection before all others have their turn. A socket with empty buffers would otherwise take megabytes,
 /// and with 300 connections a request for a manifest would wait for 300 times that.
 pub const TURN: u64 = 128 << 10;
-/// Bytes of a file that `sendfile(2)` is told to send at once: what a client must take before its rate is looked at again, as with a
-/// [`CHUNK`].
-pub const SENT_AT_ONCE: usize = CHUNK;
-/// A [`TURN`] of a body that `sendfile(2)` sends: it takes an eighth of the processor time for each byte.
+/// Bytes of a file that `sendfile(2)` is told to send at once.
+pub const SENT_AT_ONCE: usize = 1 << 20;
+/// A [`TURN`] of a body that `sendfile(2)` sends: it takes a thirtieth of the processor time that TLS takes for each byte.
 pub const FILE_TURN: u64 = 1 << 20;
 /// Bytes of a file that are looked for in the page cache at once. If they are not there, a thread that may wait for the disk reads them
 /// into it before `sendfile(2)` sends them, and tells the disk of as many more.
-pub const LOADED_AT_ONCE: u64 = 512 << 10;
+pub const LOADED_AT_ONCE: u64 = 1 << 20;
 /// How long they are taken to stay there. A client that is slower has them looked for again, so that `sendfile(2)` does not wait for the
 /// disk on a thread of the server.
 pub const LOADED_FOR: Duration = Duration::from_millis(100);

@@ -31,6 +31,7 @@ use super::file_socket::FileSocket;
 use super::listener::Transport;
 use super::shutdown::{Phase, ShutdownSignal};
 use super::tls_refusals::{self, SniRecorder};
+use super::tls_socket::TlsSocket;
 use super::write_timeout::WriteTimeout;
 use crate::registry::api::handler::Registry;
 use crate::registry::content::body::{Body, ConnectionGuard};
@@ -105,8 +106,8 @@ pub(crate) async fn run(
 ) {
     let limits = *state.registry.limits();
     let activity = Arc::<Activity>::default();
-    let files = Arc::<FileSender>::default();
-    let stream = WriteTimeout::new(FileSocket::new(stream, Arc::clone(&files)), limits.stall, Arc::clone(&activity));
+    let files = Arc::new(FileSender::new(matches!(transport, Transport::Tls(_))));
+    let stream = WriteTimeout::new(FileSocket::new(stream, Arc::clone(&files)), &limits, Arc::clone(&activity));
     let ended = match transport {
         Transport::Plain if protocol == Protocol::Tls => return refuse(stream, NOT_TLS).await,
         Transport::Tls(_) if protocol != Protocol::Tls => return refuse(stream, NOT_PLAIN).await,
@@ -145,7 +146,9 @@ pub(crate) async fn run(
             metrics.handshake(tls.get_ref().1.protocol_version());
             let certified = tls.get_ref().1.peer_certificates().is_some();
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-            Box::pin(http(tls, http2, None, Client { certified, ..client }, state, (activity, shutdown))).await
+            let client = Client { certified, ..client };
+            let tls = TlsSocket::new(tls, Arc::clone(&files));
+            Box::pin(http(tls, http2, Some(files), client, state, (activity, shutdown))).await
         }
     };
     if let Err(error) = ended {

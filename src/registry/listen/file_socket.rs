@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -34,6 +35,15 @@ impl FileSocket {
         {
             tracing::debug!(%error, "cannot set TCP_NOTSENT_LOWAT");
         }
+    }
+
+    /// Completes when the socket has room for some records of TLS. tokio takes a socket to have room until a write fails.
+    pub fn poll_writable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let has_room = || match poll(&mut [PollFd::new(&self.stream, PollFlags::OUT)], Some(&Timespec::default()))? {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            ready => Ok(ready),
+        };
+        self.poll_attempt(context, has_room).map_ok(|_| ())
     }
 
     /// Repeats `attempt` until the socket takes something.
@@ -117,7 +127,7 @@ mod tests {
         const SIZE: u64 = 100_000;
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; SIZE as usize]).unwrap();
-        let (file, files) = (Arc::new(file), Arc::<FileSender>::default());
+        let (file, files) = (Arc::new(file), Arc::new(FileSender::new(false)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let socket = FileSocket::new(listener.accept().await.unwrap().0, Arc::clone(&files));

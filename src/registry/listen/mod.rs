@@ -1,7 +1,7 @@
 //! From listening sockets to HTTP requests: accepting, connection slots, TLS, HTTP/1.1 and HTTP/2, timeouts, shutdown.
 //!
 //! ```text
-//! server ─▶ acceptor ─▶ connection ─▶ file_socket ─▶ write_timeout ─▶ (TLS) ─▶ admission ─▶ activity ─▶ api::handler
+//! server ─▶ acceptor ─▶ connection ─▶ file_socket ─▶ write_timeout ─▶ (tls_socket) ─▶ admission ─▶ activity ─▶ api::handler
 //! ```
 
 pub(crate) mod acceptor;
@@ -14,4 +14,5 @@ pub mod listener;
 pub mod server;
 pub(crate) mod shutdown;
 pub mod tls_refusals;
+pub(crate) mod tls_socket;
 pub(crate) mod write_timeout;

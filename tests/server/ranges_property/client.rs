@@ -321,13 +321,13 @@ impl Buffered<'_> {
     }
 }
 
-/// Requests content on this many HTTP/1.1 connections and reads nothing. The connections last as long as the returned value.
+/// Requests content in two ranges on this many HTTP/1.1 connections and reads nothing. The connections last as long as the returned value.
+/// Whole content, or one range of it, would take no buffer.
 pub async fn stalled(address: &Address, path: &str, count: usize) -> Result<Vec<Box<dyn Send>>, String> {
     let mut held: Vec<Box<dyn Send>> = Vec::new();
     for _ in 0..count {
-        // Over plain HTTP/1.1 they would hold none: the kernel sends from the files.
         let mut stream = address.connect(true, b"http/1.1", true).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nuser-agent: stalled\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nuser-agent: stalled\r\nrange: bytes=0-0,2-\r\n\r\n");
         stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
         held.push(Box::new(stream));
     }

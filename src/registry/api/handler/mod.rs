@@ -193,9 +193,8 @@ impl Registry {
         entry.status = head.status.as_u16();
         entry.snapshot = Some(snapshot);
         let payload = if method == Method::HEAD { Payload::empty() } else { payload };
-        let Limits { stall, minimum_rate, .. } = self.limits;
         let delivery = Delivery::begin(entry, payload.len());
-        let parts = BodyParts { payload, in_flight, stall, minimum_rate, guard, delivery };
+        let parts = BodyParts { payload, in_flight, stall: self.limits.stall, guard, delivery };
         Response::from_parts(head, Body::new(parts))
     }
 

@@ -1,5 +1,5 @@
-//! A range of a file that its connection sends by `sendfile(2)`. Each part of it is in the page cache before it is sent, so that
-//! `sendfile(2)` does not wait for the disk.
+//! A range of a file that its connection reads or sends itself. Each part of it is in the page cache before that, so that the thread of the
+//! connection does not wait for the disk.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use rustix::fs::{Advice, fadvise};
 use super::pieces::{BodyError, OpenBlob, Reading};
 use crate::registry::content::page_cache::{read_cached, short};
 use crate::registry::http::range::ByteRange;
-use crate::registry::limits::{LOADED_AT_ONCE, LOADED_FOR, SENT_AT_ONCE};
+use crate::registry::limits::{LOADED_AT_ONCE, LOADED_FOR};
 
 /// Bytes of a page: the page cache has all or none of it.
 const PAGE: u64 = 4096;
@@ -24,29 +24,24 @@ const PAGE: u64 = 4096;
 pub(super) struct FileRange {
     opened: OpenBlob,
     left: ByteRange,
+    /// Bytes that are sent at once, at most: a power of two, and no more than there are in the placeholder.
+    at_once: u64,
     /// Whether [`read_cached`] tells what is in the page cache.
     is_cache_known: bool,
     /// A read of the next bytes into the page cache. It returns their number.
     reading: Option<Reading<u64>>,
     /// Where the bytes end that were read into the page cache, and since when they are there.
     loaded: (u64, Instant),
-    /// Time spent waiting for the disk. The owner resets it.
-    pub disk_time: Duration,
 }
 
 impl FileRange {
-    pub fn new(opened: OpenBlob, left: ByteRange, is_cache_known: bool) -> Self {
+    pub fn new(opened: OpenBlob, left: ByteRange, at_once: u64, is_cache_known: bool) -> Self {
         let loaded = (left.start(), Instant::now());
-        Self { opened, left, is_cache_known, reading: None, loaded, disk_time: Duration::ZERO }
+        Self { opened, left, at_once, is_cache_known, reading: None, loaded }
     }
 
     pub fn file(&self) -> &Arc<File> {
         &self.opened.file
-    }
-
-    /// Whether a read waits for the disk.
-    pub fn is_reading(&self) -> bool {
-        self.reading.is_some()
     }
 
     pub fn is_at_end(&self) -> bool {
@@ -60,15 +55,14 @@ impl FileRange {
         }
         let start = self.left.start();
         // Up to a multiple of the most: then the next ones begin at the start of a page and of the placeholder.
-        let end = (start + 1).next_multiple_of(SENT_AT_ONCE as u64).min(self.left.end());
+        let end = (start + 1).next_multiple_of(self.at_once).min(self.left.end());
         if self.reading.is_none() && !self.is_loaded(end).map_err(BodyError::Disk)? {
             let OpenBlob { file, disk } = self.opened.clone();
             let left = self.left;
             self.reading = Some(Reading::start(async move { disk.run(timeout, move || load(&file, left)).await }));
         }
         if let Some(reading) = &mut self.reading {
-            let (loaded, waited) = ready!(reading.poll(context));
-            self.disk_time = self.disk_time.saturating_add(waited);
+            let loaded = ready!(reading.poll(context));
             self.reading = None;
             self.loaded = (loaded.map_err(BodyError::Disk)?, Instant::now());
         }

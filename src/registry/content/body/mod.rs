@@ -22,10 +22,10 @@ use pieces::BodyError;
 pub(crate) use pieces::{ByteSource, OpenBlob};
 
 use super::buffers::InFlight;
-use super::delivery::{BodyBytes, Delivery, RateWindow, Responses};
+use super::delivery::{BodyBytes, Delivery, Responses};
 use super::file_sender::FileSender;
 use crate::registry::http::range::ByteRange;
-use crate::registry::limits::{CHUNK, FILE_TURN, FRAME, TURN};
+use crate::registry::limits::{CHUNK, FRAME, TURN};
 use crate::registry::listen::activity::OpenRequest;
 
 /// What keeps a connection open for a response.
@@ -35,7 +35,7 @@ pub(crate) enum ConnectionGuard {
     Http1 {
         /// Only dropped.
         _open: OpenRequest,
-        /// Sends ranges of files. `None` if the connection cannot: it uses TLS.
+        /// Sends ranges of files. `None` if the connection does not.
         files: Option<Arc<FileSender>>,
     },
     /// Takes over what is not written yet when the body is dropped.
@@ -47,10 +47,8 @@ pub(crate) enum ConnectionGuard {
 pub(crate) struct BodyParts {
     pub payload: Payload,
     pub in_flight: Arc<InFlight>,
-    /// How long the disk may take for a read, and the period over which the client's rate is measured.
+    /// How long the disk may take for a read.
     pub stall: Duration,
-    /// The slowest client that is served, in bytes a second.
-    pub minimum_rate: u64,
     pub guard: ConnectionGuard,
     pub delivery: Arc<Delivery>,
 }
@@ -64,21 +62,24 @@ pub struct Body {
     /// Bytes that the head announces and that are not read yet.
     left: u64,
     sent: u64,
-    /// Bytes sent in this turn. See [`TURN`] and [`FILE_TURN`].
+    /// Bytes sent in this turn, and their most. See [`TURN`].
     turn: u64,
-    /// The period in which the client's rate is measured. `None` before the first bytes are sent.
-    rate_window: Option<RateWindow>,
+    turn_ends: u64,
 }
 
 impl Body {
     pub(crate) fn new(mut parts: BodyParts) -> Self {
-        let left = parts.payload.len();
+        let (left, mut turn_ends) = (parts.payload.len(), TURN);
         match &parts.guard {
-            ConnectionGuard::Http1 { files: Some(_), .. } => parts.payload.send_from_file(),
+            ConnectionGuard::Http1 { files: Some(files), .. } => {
+                if parts.payload.send_from_file(files.at_once()) {
+                    turn_ends = files.turn();
+                }
+            }
             ConnectionGuard::Http1 { files: None, .. } => {}
             ConnectionGuard::Http2(responses) => responses.body_began(),
         }
-        Self { parts, pending: Bytes::new(), left, sent: 0, turn: 0, rate_window: None }
+        Self { parts, pending: Bytes::new(), left, sent: 0, turn: 0, turn_ends }
     }
 
     /// Checks the bytes against the announced length. All bytes of a body pass here. If there are more than announced, the last ones are
@@ -107,10 +108,6 @@ impl Body {
         }))
     }
 
-    fn is_http2(&self) -> bool {
-        matches!(self.parts.guard, ConnectionGuard::Http2(_))
-    }
-
     /// The next of the pending bytes. hyper asks for more when the stream's window has room for these, so over HTTP/2 the bodies of a
     /// connection share its window by the size of these pieces: the more bodies, the smaller they are, down to one frame.
     fn next_frame(&mut self) -> Option<Frame<BodyBytes>> {
@@ -131,15 +128,6 @@ impl Body {
         files.give(file, range)?;
         Ok(Frame::data(BodyBytes::file(range, files, &self.parts.delivery)))
     }
-
-    /// Fails if an HTTP/1.1 client read less than the minimum rate over the last window. The streams of HTTP/2 are checked by their tasks.
-    fn check_rate(&mut self) -> io::Result<()> {
-        let BodyParts { minimum_rate, stall, .. } = self.parts;
-        if self.rate_window.as_mut().is_some_and(|window| window.is_too_slow(self.sent, minimum_rate, stall)) {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads too slowly"));
-        }
-        Ok(())
-    }
 }
 
 impl http_body::Body for Body {
@@ -151,23 +139,14 @@ impl http_body::Body for Body {
         if let Some(frame) = this.next_frame() {
             return Poll::Ready(Some(Ok(frame)));
         }
-        // The client is not to blame while the disk is read.
-        if !this.is_http2() && !this.parts.payload.is_reading() {
-            this.check_rate()?;
-        }
-        if this.turn >= if this.parts.payload.file().is_some() { FILE_TURN } else { TURN } {
+        if this.turn >= this.turn_ends {
             this.turn = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         let BodyParts { payload, in_flight, stall, .. } = &mut this.parts;
         let part = ready!(payload.poll_bytes(in_flight, this.left, *stall, context));
-        let waited = payload.take_disk_time();
-        this.rate_window.iter_mut().for_each(|window| window.exclude(waited));
         let Some(part) = this.account(part) else { return Poll::Ready(None) };
-        if this.left > 0 && this.rate_window.is_none() {
-            this.rate_window = Some(RateWindow::start(this.sent));
-        }
         match part? {
             Part::Bytes(bytes) => this.pending = bytes,
             Part::File(range) => return Poll::Ready(Some(this.file_frame(range))),

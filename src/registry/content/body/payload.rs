@@ -131,8 +131,9 @@ impl Payload {
         Ok(())
     }
 
-    /// Leaves it to the connection to send the rest, if that is one range of a file and no digest has to be checked.
-    pub(super) fn send_from_file(&mut self) {
+    /// Leaves it to the connection to send the rest, up to `at_once` bytes at once. Returns whether it does: the rest must be one range of
+    /// a file, and no digest be checked.
+    pub(super) fn send_from_file(&mut self, at_once: u64) -> bool {
         if let Data::Pieces(pieces) = &self.data
             && self.check.is_none()
             && let Some((opened, range)) = pieces.file_range()
@@ -140,9 +141,11 @@ impl Payload {
             // Nothing was prefetched if the first byte was known to be in the page cache.
             let cache = if self.prefetched.is_none() { Cache::Known } else { Cache::of(&opened.file) };
             if cache != Cache::None {
-                self.data = Data::File(Box::new(FileRange::new(opened.clone(), range, cache == Cache::Known)));
+                self.data = Data::File(Box::new(FileRange::new(opened.clone(), range, at_once, cache == Cache::Known)));
+                return true;
             }
         }
+        false
     }
 
     /// The file that the connection sends from.
@@ -193,24 +196,6 @@ impl Payload {
             Data::Memory(bytes) => bytes.is_empty(),
             Data::Pieces(pieces) => pieces.is_at_end(),
             Data::File(range) => range.is_at_end(),
-        }
-    }
-
-    /// Whether a read waits for the disk.
-    pub(super) fn is_reading(&self) -> bool {
-        match &self.data {
-            Data::Memory(_) => false,
-            Data::Pieces(pieces) => pieces.is_reading(),
-            Data::File(range) => range.is_reading(),
-        }
-    }
-
-    /// The time spent waiting for the disk since the last call.
-    pub(super) fn take_disk_time(&mut self) -> Duration {
-        match &mut self.data {
-            Data::Memory(_) => Duration::ZERO,
-            Data::Pieces(pieces) => std::mem::take(&mut pieces.disk_time),
-            Data::File(range) => std::mem::take(&mut range.disk_time),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::registry::content::buffers::{Chunk, InFlight};
 use crate::registry::content::page_cache::{is_cached, read_cached, short};
@@ -60,20 +60,15 @@ impl ByteSource {
 }
 
 /// A read that waits for the disk.
-pub(super) struct Reading<T> {
-    started: Instant,
-    read: Pin<Box<dyn Future<Output = io::Result<T>> + Send>>,
-}
+pub(super) struct Reading<T>(Pin<Box<dyn Future<Output = io::Result<T>> + Send>>);
 
 impl<T> Reading<T> {
     pub fn start(read: impl Future<Output = io::Result<T>> + Send + 'static) -> Self {
-        Self { started: Instant::now(), read: Box::pin(read) }
+        Self(Box::pin(read))
     }
 
-    /// What was read, and how long that took.
-    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<(io::Result<T>, Duration)> {
-        let read = ready!(self.read.as_mut().poll(context));
-        Poll::Ready((read, self.started.elapsed()))
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        self.0.as_mut().poll(context)
     }
 }
 
@@ -82,7 +77,7 @@ type Added = (Chunk, u64);
 
 impl<T> fmt::Debug for Reading<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reading").field("started", &self.started).finish_non_exhaustive()
+        f.debug_struct("Reading").finish_non_exhaustive()
     }
 }
 
@@ -97,8 +92,6 @@ pub(super) struct Pieces {
     /// The chunk being filled.
     chunk: Option<Chunk>,
     reading: Option<Reading<Added>>,
-    /// Time spent waiting for the disk. The owner resets it.
-    pub disk_time: Duration,
 }
 
 impl Pieces {
@@ -111,12 +104,7 @@ impl Pieces {
     }
 
     fn new(source: ByteSource, front: Option<Piece>, rest: Option<Multipart>) -> Self {
-        Self { source, front, rest, chunk: None, reading: None, disk_time: Duration::ZERO }
-    }
-
-    /// Whether a read waits for the disk.
-    pub fn is_reading(&self) -> bool {
-        self.reading.is_some()
+        Self { source, front, rest, chunk: None, reading: None }
     }
 
     /// Whether the first byte is in a file and not in the page cache.
@@ -154,8 +142,7 @@ impl Pieces {
     ) -> Poll<Option<Result<Chunk, BodyError>>> {
         loop {
             if let Some(reading) = &mut self.reading {
-                let (read, waited) = ready!(reading.poll(context));
-                self.disk_time = self.disk_time.saturating_add(waited);
+                let read = ready!(reading.poll(context));
                 self.reading = None;
                 let (chunk, count) = read.map_err(BodyError::Disk)?;
                 self.chunk = Some(chunk);

@@ -15,7 +15,7 @@ use crate::registry::content::buffers::{ByteBudget, Chunk};
 use crate::registry::content::store::Disk;
 use crate::registry::http::multipart::Multipart;
 use crate::registry::http::range::ByteRange;
-use crate::registry::limits::{CHUNK, MINIMUM_RATE, SMALL_CHUNK, STALL};
+use crate::registry::limits::{CHUNK, SMALL_CHUNK, STALL};
 use crate::registry::telemetry::events::Events;
 use crate::registry::telemetry::log::{LogEntry, Telemetry};
 
@@ -52,7 +52,7 @@ fn body(payload: Payload, in_flight: Arc<InFlight>) -> Body {
     let telemetry = Arc::new(Telemetry { events: Events::disabled(), metrics: Arc::default() });
     let delivery = Delivery::begin(LogEntry::new(([127, 0, 0, 1], 40_112).into(), &telemetry), payload.len());
     let guard = ConnectionGuard::Http2(Arc::default());
-    Body::new(BodyParts { payload, in_flight, stall: STALL, minimum_rate: MINIMUM_RATE, guard, delivery })
+    Body::new(BodyParts { payload, in_flight, stall: STALL, guard, delivery })
 }
 
 /// All bytes of the file.
