@@ -91,6 +91,7 @@ fn lease() -> Lease {
         mtu: Some(1400),
         times: Some(Times { renewal, rebinding, end }),
         server: SERVER,
+        alone: false,
     }
 }
 

@@ -4,13 +4,13 @@
 //! A client without an address uses a packet socket: many servers answer to the address that they offer, and a UDP socket receives
 //! nothing for an address that its interface does not have yet. A client with an address uses a UDP socket.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
+use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -61,7 +61,7 @@ pub async fn acquire(link: &Link, hostname: &str, deadline: Instant, timeout: Du
         unanswered = unanswered.saturating_add(1);
         let wait = (Instant::now() + retry).min(deadline);
         match timeout_at(wait, answer(&socket, &mut client)).await {
-            Ok(Ok(Outcome::Bound(lease))) => return Ok(lease),
+            Ok(Ok((Outcome::Bound(lease), from))) => return Ok(Lease { alone: is_user_network(from, lease.server), ..lease }),
             Ok(Ok(_)) => (unanswered, retry) = (0, FIRST_RETRY),
             Ok(Err(source)) => return Err(NetError::DhcpRefused { link: link.clone(), source }),
             Err(_) if Instant::now() >= deadline => {
@@ -101,7 +101,7 @@ pub async fn extend(link: &Link, hostname: &str, lease: &Lease, server: Option<I
             if let Ok(socket) = Socket::udp(link) {
                 let _ = socket.send(client.destination(), &client.packet(start.elapsed())).await;
                 match timeout_at(wait, answer(&socket, &mut client)).await {
-                    Ok(Ok(Outcome::Bound(lease))) => return Extension::Extended(lease),
+                    Ok(Ok((Outcome::Bound(lease), _))) => return Extension::Extended(lease),
                     Ok(Err(refusal)) => return Extension::Refused(refusal),
                     Ok(Ok(_)) | Err(_) => {}
                 }
@@ -157,36 +157,61 @@ impl Socket {
         }
     }
 
-    /// Waits for a packet to the client's port. Anything but a complete and undamaged UDP datagram gives an empty packet.
-    async fn receive<'b>(&self, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
-        let packet = match self {
+    /// Waits for a packet to the client's port. Anything but a complete and undamaged UDP datagram gives an empty packet. Returns the
+    /// frame's sender as well, if there is a frame.
+    async fn receive<'b>(&self, buffer: &'b mut [u8]) -> io::Result<(&'b [u8], Option<Mac>)> {
+        match self {
             Self::Packet(socket, _) => {
                 let received = socket.receive(buffer).await?;
-                buffer.get(..received.length).and_then(|frame| udp::payload(frame, received.checksummed))
+                let frame = buffer.get(..received.length).unwrap_or_default();
+                Ok((udp::payload(frame, received.checksummed).unwrap_or_default(), udp::sender(frame)))
             }
             Self::Udp(socket) => {
                 let length = socket.recv(buffer).await?;
-                buffer.get(..length)
+                Ok((buffer.get(..length).unwrap_or_default(), None))
             }
-        };
-        Ok(packet.unwrap_or_default())
-    }
-}
-
-/// Waits for a packet that changes the client's state.
-async fn answer(socket: &Socket, client: &mut Client) -> Result<Outcome, Refusal> {
-    let mut buffer = [0; udp::MAX_HEADERS + MAX_PACKET as usize];
-    loop {
-        // The error belongs to an earlier packet, such as ICMP "port unreachable".
-        let Ok(packet) = socket.receive(&mut buffer).await else { continue };
-        match client.receive(packet) {
-            Ok(Outcome::Ignored) => {}
-            outcome => return outcome,
         }
     }
 }
 
-/// A random number: half of a hash whose keys come from the system's randomness.
+/// Waits for a packet that changes the client's state. Returns its sender as well.
+async fn answer(socket: &Socket, client: &mut Client) -> Result<(Outcome, Option<Mac>), Refusal> {
+    let mut buffer = [0; udp::MAX_HEADERS + MAX_PACKET as usize];
+    loop {
+        // The error belongs to an earlier packet, such as ICMP "port unreachable".
+        let Ok((packet, from)) = socket.receive(&mut buffer).await else { continue };
+        match client.receive(packet)? {
+            Outcome::Ignored => {}
+            outcome => return Ok((outcome, from)),
+        }
+    }
+}
+
+/// Whether the DHCP server `server` with the MAC address `from` is QEMU's user network, or passt in its place. Their MAC addresses consist
+/// of two fixed bytes and the IP address (libslirp, `special_ethaddr`).
+fn is_user_network(from: Option<Mac>, server: Ipv4Addr) -> bool {
+    let [a, b, c, d] = server.octets();
+    from == Some(Mac([0x52, 0x55, a, b, c, d]))
+}
+
+/// A random number, by which the client knows its own answers. Machines that were started from one frozen machine have different ones.
 fn random_transaction() -> u32 {
-    u32::try_from(RandomState::new().build_hasher().finish() >> 32).unwrap_or_default()
+    let mut bytes = [0; 4];
+    // It is no secret, so it need not wait for the generator's seed. A kernel before 5.6 refuses; the MAC address still tells machines apart.
+    let _refused = getrandom(&mut bytes, GetRandomFlags::INSECURE);
+    u32::from_ne_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_network_is_known_by_the_mac_of_its_server() {
+        let server = Ipv4Addr::new(192, 168, 76, 2);
+        assert!(is_user_network(Some(Mac([0x52, 0x55, 192, 168, 76, 2])), server));
+        for other in [None, Some(Mac([0x52, 0x55, 10, 0, 2, 2])), Some(Mac([0x52, 0x54, 192, 168, 76, 2]))] {
+            assert!(!is_user_network(other, server), "{other:?}");
+        }
+    }
 }

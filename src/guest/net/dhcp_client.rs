@@ -29,6 +29,8 @@ pub struct Lease {
     pub times: Option<Times>,
     /// The server.
     pub server: Ipv4Addr,
+    /// Whether the network has no other machine that could use the address.
+    pub alone: bool,
 }
 
 /// The times of a lease, counted from its request (RFC 2131, section 4.4.5).
@@ -166,6 +168,7 @@ fn lease(reply: &Reply) -> Result<Lease, Refusal> {
         mtu: reply.mtu.filter(|mtu| *mtu >= MIN_MTU),
         times: reply.lease.filter(|seconds| *seconds != INFINITE).map(|seconds| times(seconds, reply.renewal, reply.rebinding)),
         server,
+        alone: false,
     })
 }
 
@@ -227,6 +230,7 @@ mod tests {
             mtu: Some(1400),
             times: Some(times(86_400, None, None)),
             server,
+            alone: false,
         };
         assert_eq!(client.receive(&encode(&ack())), Ok(Outcome::Bound(lease)));
     }

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::registry::telemetry::events::Events;
 
@@ -40,7 +40,7 @@ use manager::{InterfaceManager, Shared, Status};
 const NIC_WAIT: Duration = Duration::from_secs(1);
 /// Keeps the other addresses of a network when its first address is removed (Documentation/networking/ip-sysctl.rst).
 const PROMOTE: &str = "/proc/sys/net/ipv4/conf/all/promote_secondaries";
-/// Time between two checks of the interfaces' status.
+/// Longest time between two checks of the interfaces' status, some of whose errors depend on the time.
 const POLL: Duration = Duration::from_millis(10);
 /// How long to wait after a change for further ones: an interface that comes up gets several addresses.
 const SETTLE: Duration = Duration::from_millis(250);
@@ -86,7 +86,7 @@ async fn settle(shared: &Shared) -> Result<(), NetError> {
             late.into_iter().for_each(|error| shared.warn(&error));
             return Ok(());
         }
-        sleep(POLL).await;
+        let _poll = timeout(POLL, shared.status_changed.notified()).await;
     }
 }
 

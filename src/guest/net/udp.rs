@@ -82,6 +82,12 @@ pub fn broadcast(mac: Mac, payload: &[u8]) -> Option<Vec<u8>> {
     )
 }
 
+/// The MAC address that sent `frame`.
+#[must_use]
+pub fn sender(frame: &[u8]) -> Option<Mac> {
+    frame.get(6..)?.first_chunk().copied().map(Mac)
+}
+
 /// The payload of `frame`, if that is a UDP datagram to [`CLIENT_PORT`] with consistent headers and correct checksums. The UDP
 /// checksum counts only if the frame is `checksummed` and the sender computed one (RFC 768).
 #[must_use]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::config::settings::{Cidr, Interface, Mac};
@@ -55,6 +55,8 @@ pub struct Shared {
     events: Events,
     // These three lists have one entry for each configured interface.
     statuses: Mutex<Vec<Status>>,
+    /// Notified when one of them changes.
+    pub(crate) status_changed: Notify,
     /// The MAC address that each has, or had last.
     macs: Mutex<Vec<Option<Mac>>>,
     /// The index of each, or of the VLAN on it.
@@ -72,6 +74,7 @@ impl Shared {
             hostname: hostname.to_owned(),
             events,
             statuses: Mutex::new(interfaces.iter().map(|_| Status::Working).collect()),
+            status_changed: Notify::new(),
             macs: Mutex::new(vec![None; interfaces.len()]),
             indices: Mutex::new(vec![None; interfaces.len()]),
             serving: AtomicBool::new(false),
@@ -80,6 +83,11 @@ impl Shared {
 
     pub(crate) fn statuses(&self) -> MutexGuard<'_, Vec<Status>> {
         lock(&self.statuses)
+    }
+
+    fn set_status(&self, index: usize, status: Status) {
+        set(&self.statuses, index, status);
+        self.status_changed.notify_one();
     }
 
     pub(crate) fn indices(&self) -> Vec<Option<u32>> {
@@ -149,7 +157,7 @@ impl InterfaceManager {
             };
             if let Err(error) = failed {
                 self.warn_once(&error);
-                set(&self.shared.statuses, self.index, Status::Failed(error));
+                self.shared.set_status(self.index, Status::Failed(error));
                 sleep(RETRY).await;
             }
         }
@@ -185,14 +193,14 @@ impl InterfaceManager {
                         }
                         set(&self.shared.indices, self.index, Some(link.index));
                         if link.carrier {
-                            set(&self.shared.statuses, self.index, Status::Working);
+                            self.shared.set_status(self.index, Status::Working);
                             return Ok(link.clone());
                         }
                     }
                     Status::NoCarrier(base.clone())
                 }
             };
-            set(&self.shared.statuses, self.index, status);
+            self.shared.set_status(self.index, status);
             self.change().await;
         }
     }
@@ -248,7 +256,7 @@ impl InterfaceManager {
             self.get_lease(link, deadline).await?;
         }
         self.wait_for_ipv6(link, deadline).await?;
-        set(&self.shared.statuses, self.index, Status::Up);
+        self.shared.set_status(self.index, Status::Up);
         self.last_warning.clear();
         self.maintain_lease(link).await
     }
@@ -315,7 +323,9 @@ impl InterfaceManager {
                 Ok(lease) => lease,
                 Err(error) => return Err(conflict.unwrap_or(error)),
             };
-            match self.check_conflicts(link, &[lease.address], conflict::LEASED_WAIT).await {
+            let addresses = [lease.address];
+            let checked: &[Cidr] = if lease.alone { &[] } else { &addresses };
+            match self.check_conflicts(link, checked, conflict::LEASED_WAIT).await {
                 Ok(()) => return self.apply(link, lease, requested, None),
                 Err(error) => {
                     self.shared.warn(&error);

@@ -29,7 +29,7 @@ use super::outcome::{Exit, KillReason};
 use super::prepare::Forwards;
 use super::process::{Killer, Process, socket_pair};
 use super::tail::Tail;
-use crate::address::Cidr;
+use crate::address::{Cidr, Mac};
 use crate::host::support::report::Report;
 use crate::host::support::tools::{Tool, ToolError};
 use crate::host::vm::net::{Net, UserBackend};
@@ -40,8 +40,6 @@ const PASST: Tool = Tool { name: "passt", package: "passt" };
 /// The MTU that passt announces by DHCP, in bytes: the largest IPv4 packet with a length that is a multiple of 32 bits, without the header
 /// of its frame (passt(1), `--mtu`).
 const MTU: u32 = 65_520;
-/// passt's own MAC address: SLIRP's, for the gateway 10.0.2.2.
-const MAC: &str = "52:55:0a:00:02:02";
 /// How long QEMU may take to end after passt has ended. passt ends when QEMU closes its socket, so QEMU is then about to end.
 const QEMU_END: Duration = Duration::from_secs(2);
 /// Lines of its standard error in messages.
@@ -181,12 +179,15 @@ impl Plan {
 
     fn arguments(&self, forwards: &Forwards) -> Vec<String> {
         let Self { guest, gateway, mtu, .. } = self;
+        // SLIRP's address. The guest knows the network by it.
+        let [a, b, c, d] = gateway.octets();
+        let mac = Mac([0x52, 0x55, a, b, c, d]);
         let own = [
             // Errors only. The network is IPv4, as SLIRP forwards from and to IPv4.
             "--foreground --quiet --ipv4-only --no-udp --no-icmp --no-map-gw --no-dhcp-dns --no-dhcp-search --pid /dev/stdout"
                 .into(),
             // Nothing is taken from this machine's interfaces, so that it needs no default route.
-            format!("--interface lo --address {} --netmask {} --gateway {gateway} --mac-addr {MAC}", guest.address, guest.prefix),
+            format!("--interface lo --address {} --netmask {} --gateway {gateway} --mac-addr {mac}", guest.address, guest.prefix),
         ];
         let ports = forwards.all().into_iter().map(|forward| {
             let (address, port) = (forward.host.ip(), forward.host.port());
@@ -298,7 +299,7 @@ mod tests {
         assert_eq!(
             plan.arguments(&forwards).join(" "),
             "--foreground --quiet --ipv4-only --no-udp --no-icmp --no-map-gw --no-dhcp-dns --no-dhcp-search --pid /dev/stdout \
-             --interface lo --address 192.168.76.9 --netmask 24 --gateway 192.168.76.2 --mac-addr 52:55:0a:00:02:02 --mtu 1400 \
+             --interface lo --address 192.168.76.9 --netmask 24 --gateway 192.168.76.2 --mac-addr 52:55:c0:a8:4c:02 --mtu 1400 \
              --tcp-ports 0.0.0.0/5001:5000 --tcp-ports 127.0.0.1:9090/9090:9090"
                 .replace("127.0.0.1:9090/", "127.0.0.1/")
         );
