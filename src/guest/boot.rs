@@ -106,22 +106,29 @@ impl Guest {
     /// The steps before the runtime and its threads.
     fn boot(&mut self) -> Result<Shutdown, Fault> {
         self.timeline.run("mounts", mount::mount_api_file_systems)?;
-        frozen::wait()?;
         self.timeline.run("modules", modules::load)?;
-        self.emit_booting();
+        let freezes = frozen::is_wanted();
+        if !freezes {
+            self.emit_booting();
+        }
         self.start_event_writer().map_err(Fault::Runtime)?;
         let runtime = self.timeline.run("runtime", runtime).map_err(Fault::Runtime)?;
         // A panic must not drop the runtime: that waits for every thread, even for one whose disk hangs.
         let runtime = ManuallyDrop::new(runtime);
-        let end = runtime.block_on(self.serve_until_shutdown());
+        let end = runtime.block_on(self.serve_until_shutdown(freezes));
         ManuallyDrop::into_inner(runtime).shutdown_timeout(STRAGGLERS);
         end
     }
 
-    /// From here on shutdown requests are accepted, even while a step waits.
-    async fn serve_until_shutdown(&mut self) -> Result<Shutdown, Fault> {
+    /// From here on shutdown requests are accepted, even while a step waits. All that does not depend on the run comes before the wait of a
+    /// machine that `freezes`.
+    async fn serve_until_shutdown(&mut self, freezes: bool) -> Result<Shutdown, Fault> {
         let (sender, mut requests) = power::watch().map_err(Fault::Runtime)?;
         control::listen(sender, self.events.clone());
+        if freezes {
+            frozen::wait(&mut self.timeline)?;
+            self.emit_booting();
+        }
         let prepared = tokio::select! {
             biased;
             request = next(&mut requests) => return Ok(Shutdown { by: request.by, repeated_by: None, totals: Totals::default() }),

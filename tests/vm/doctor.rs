@@ -125,7 +125,7 @@ fn well() -> Vec<(&'static str, String)> {
         ("cache", "ok    cache       ROOT/cache".to_owned()),
         (
             "frozen",
-            "ok    frozen      no machine is saved; `localregistry freeze` saves one, from which `run` starts faster".to_owned(),
+            "ok    frozen      no machine is saved; the first `run` saves one, from which the next start faster".to_owned(),
         ),
         ("kernel", format!("ok    kernel      cloud Linux {RELEASE} ({kernel}/vmlinux) has every option that q35 needs")),
         ("modules", format!("ok    modules     none to load, all is built in ({kernel}/lib/modules/{RELEASE})")),

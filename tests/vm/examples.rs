@@ -18,7 +18,7 @@ use testing::deployed::static_server;
 use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM, archive, archive_of, gzip, text};
 use testing::private::{ip, privately};
-use testing::vm::succeed;
+use testing::vm::{own_cache, succeed};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -147,20 +147,10 @@ fn shell(bench: &Bench, line: &str) -> Command {
     let server = if line.contains(" deploy ") { format!("--server {}", static_server().display()) } else { String::new() };
     command.args(["-ec", &format!("{line} {server}")]).current_dir(bench.path("")).env("HOME", bench.path(""));
     let shared = cache::folder("kernel").unwrap().parent().unwrap().to_owned();
-    let cache = if line.starts_with("localregistry freeze") { own_cache(bench, &shared) } else { shared };
+    let cache = if line.starts_with("localregistry freeze") { own_cache(&bench.path("")) } else { shared };
     command.env("LOCALREGISTRY_CACHE", cache);
     command.env("PATH", format!("{}:{}", bench.path("bin").display(), std::env::var("PATH").unwrap())).stdin(Stdio::null());
     command
-}
-
-/// A cache with the kernels of the shared one, but frozen machines of its own, so that the runs of other tests boot.
-fn own_cache(bench: &Bench, shared: &Path) -> PathBuf {
-    let own = bench.path("cache");
-    if !own.exists() {
-        fs::create_dir(&own).unwrap();
-        symlink(shared.join("kernel"), own.join("kernel")).unwrap();
-    }
-    own
 }
 
 /// Starts an example that runs until it is ended, and waits until it is ready.

@@ -222,8 +222,8 @@ fn static_addresses_vlan_and_interface_hotplug_work() {
         endpoints.iter().find(|url| url.starts_with("https://[fd95:")).expect("boot waited for the router's network");
     assert!(connect(&vm, advertised.trim_start_matches("https://[").split(']').next().unwrap()).is_some());
     segment.echo(("fd92::2".parse().unwrap(), mac), "fd92::1".parse().unwrap());
-    let (to, largest) = segment.syn(("10.92.0.2".parse().unwrap(), mac));
-    assert_eq!((to, largest), (MAC, 1360), "by the gateway, in packets of 1400 bytes");
+    let answer = segment.syn(("198.51.100.7".parse().unwrap(), 40_000), ("10.92.0.2".parse().unwrap(), mac));
+    assert_eq!((answer.to, answer.largest_segment), (MAC, 1360), "by the gateway, in packets of 1400 bytes");
 
     // The interface without a carrier.
     let text = fs::read_to_string(vm.path("events")).unwrap();

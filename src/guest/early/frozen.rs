@@ -1,27 +1,31 @@
-//! A frozen machine: `localregistry freeze` boots one that waits here, without disks, networks and virtio devices, and saves it. `run`
-//! starts it again inside a QEMU that has the run's own devices. What follows the wait is a boot like any other: nothing before it has a
-//! key, an address, the config or the time.
+//! A frozen machine: `localregistry freeze` boots one that waits here, without disks, networks and randomness, and saves it. `run` starts it
+//! again inside a QEMU that has the run's own devices. What follows the wait is a boot like any other: nothing before it has a key, an
+//! address, the config or the time.
 
-use std::fs;
-use std::io::{self, Read};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::modules::{self, ModuleError};
-use super::{clock, console};
+use super::mount::{self, MountError};
+use super::{clock, console, virtio_serial};
+use crate::guest::report::boot_timeline::BootTimeline;
 
 /// The word on the kernel command line that makes the init wait.
 const WORD: &str = "localregistry_freeze";
 /// What the host looks for on the console before it saves the machine.
 const WAITING: &str = "localregistry: waiting to be frozen";
+/// Name of the port on which the run's fw_cfg files come.
+const PORT: &str = "localregistry.files";
+/// Where the kernel shows the files of fw_cfg, in the folder [`mount::FIRMWARE`]. Its driver has listed those of the machine that is frozen.
+const BY_NAME: &str = "qemu_fw_cfg/by_name";
+/// Longest line in front of a file, and longest file, in bytes.
+const LINE_MAX: u64 = 256;
+const FILE_MAX: usize = 4 << 20;
 const RESCAN: &str = "/sys/bus/pci/rescan";
-/// The driver of fw_cfg. It lists the files once, when it is loaded.
-const FW_CFG: &str = "/sys/bus/platform/drivers/fw_cfg";
-/// Its module, which is loaded in the run.
-const FW_CFG_MODULE: &str = "qemu_fw_cfg.ko";
 /// The real-time clock: seconds since 1970. QEMU's goes on while the machine is frozen.
 const RTC: &str = "/sys/class/rtc/rtc0/since_epoch";
 
@@ -35,18 +39,18 @@ pub enum FrozenError {
     /// Machines that share a seed would draw the same keys.
     #[error("the kernel's random number generator has a seed already, which every machine started from this one would share")]
     Seeded,
-    /// The host's signal cannot be read.
-    #[error("cannot read the console, on which the host says that the machine goes on")]
-    Signal(#[source] io::Error),
+    /// There is no place for the files.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// QEMU lacks the port.
+    #[error("there is no port {PORT}, on which the host sends the config")]
+    NoPort,
+    /// The files do not come.
+    #[error("cannot get the config and other files from the port {PORT}")]
+    Files(#[source] io::Error),
     /// The devices cannot be found.
     #[error("cannot write {RESCAN}, to find the devices that were not there before the freeze")]
     Devices(#[source] io::Error),
-    /// A module cannot be loaded.
-    #[error(transparent)]
-    Module(#[from] ModuleError),
-    /// The config would be that of the machine before the freeze.
-    #[error("the kernel has qemu_fw_cfg built in, and would not see the files of a later run")]
-    BuiltIn,
     /// virtio-rng gives no seed.
     #[error("virtio-rng gives no seed within {} s after the freeze", SEED.as_secs())]
     Unseeded,
@@ -55,32 +59,54 @@ pub enum FrozenError {
     Clock(String),
 }
 
-/// If the machine is to be frozen: loads the modules that do not depend on the run, and waits until the host has saved the machine and
-/// started it again. Then finds the devices of that run, takes the time from the real-time clock, and waits for a seed from the run's
-/// virtio-rng.
+/// Whether the machine is to be frozen.
+#[must_use]
+pub fn is_wanted() -> bool {
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    line.split_whitespace().any(|word| word == WORD)
+}
+
+/// Waits until the host has saved the machine, started it again, and sent the files of fw_cfg. Then finds the devices of that run, takes
+/// the time from the real-time clock, and waits for a seed from the run's virtio-rng.
 ///
 /// # Errors
 /// Fails if the machine cannot be frozen, or a step after that fails.
-pub fn wait() -> Result<(), FrozenError> {
-    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    if !line.split_whitespace().any(|word| word == WORD) {
-        return Ok(());
-    }
+pub fn wait(timeline: &mut BootTimeline) -> Result<(), FrozenError> {
+    mount::mount_file_system(&mount::FIRMWARE)?;
+    let port = virtio_serial::find_port(PORT).ok_or(FrozenError::NoPort)?;
+    let port = BufReader::new(File::open(port).map_err(FrozenError::Files)?);
     if getrandom(&mut [0; 1], GetRandomFlags::NONBLOCK).is_ok() {
         return Err(FrozenError::Seeded);
     }
-    modules::load_except(FW_CFG_MODULE)?;
-    if Path::new(FW_CFG).exists() {
-        return Err(FrozenError::BuiltIn);
-    }
     console::print(WAITING);
-    io::stdin().read_exact(&mut [0; 1]).map_err(FrozenError::Signal)?;
+    receive(port, &Path::new(mount::FIRMWARE.target).join(BY_NAME)).map_err(FrozenError::Files)?;
 
-    fs::write(RESCAN, "1").map_err(FrozenError::Devices)?;
+    timeline.run("devices", || fs::write(RESCAN, "1")).map_err(FrozenError::Devices)?;
     let now = fs::read_to_string(RTC).map_err(|error| FrozenError::Clock(error.to_string()))?;
     let now = now.trim_end().parse().map_err(|_| FrozenError::Clock(format!("{now:?} is not a time")))?;
     clock::set(now).map_err(FrozenError::Clock)?;
-    wait_for_seed()
+    timeline.run("seed", wait_for_seed)
+}
+
+/// Writes the files that come to the folder `to`, as the kernel shows them: each line has a length and a name, and the content follows. An
+/// empty line ends them.
+fn receive(mut port: impl BufRead, to: &Path) -> io::Result<()> {
+    loop {
+        let mut line = String::new();
+        port.by_ref().take(LINE_MAX).read_line(&mut line)?;
+        if line == "\n" {
+            return Ok(());
+        }
+        let file = line.strip_suffix('\n').and_then(|line| line.split_once(' '));
+        let file = file.and_then(|(length, name)| Some((length.parse().ok()?, name)));
+        let Some((length @ 0..=FILE_MAX, name)) = file else {
+            return Err(io::Error::other(format!("{line:?} is not the length and the name of a file")));
+        };
+        let mut content = vec![0; length];
+        port.read_exact(&mut content)?;
+        fs::create_dir_all(to.join(name))?;
+        fs::write(to.join(name).join("raw"), content)?;
+    }
 }
 
 /// Waits for a seed that no other machine has. A request that blocks would let the kernel collect jitter instead.
@@ -93,4 +119,36 @@ fn wait_for_seed() -> Result<(), FrozenError> {
         sleep(POLL);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_written_as_the_kernel_shows_them() {
+        let to = tempfile::tempdir().unwrap();
+        let sent = b"5 opt/localregistry/config\n{\n\n\n}0 opt/localregistry/tls.key\n\nmore";
+        receive(&sent[..], to.path()).unwrap();
+        let read = |name: &str| fs::read_to_string(to.path().join("opt/localregistry").join(name).join("raw")).unwrap();
+        assert_eq!((read("config").as_str(), read("tls.key").as_str()), ("{\n\n\n}", ""));
+    }
+
+    #[test]
+    fn files_that_are_cut_short_or_too_long_are_an_error() {
+        let to = tempfile::tempdir().unwrap();
+        let not = "is not the length and the name of a file";
+        for (sent, said) in [
+            ("", not),
+            ("5 opt/localregistry/config", not),
+            ("-5 opt/localregistry/config\n", not),
+            ("4194305 opt/localregistry/config\n", not),
+            ("5 opt/localregistry/config\n{}", "failed to fill whole buffer"),
+            (&"5".repeat(300), not),
+        ] {
+            let error = receive(sent.as_bytes(), to.path()).unwrap_err().to_string();
+            assert!(error.contains(said), "{sent}: {error}");
+        }
+        assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0);
+    }
 }

@@ -66,14 +66,6 @@ pub fn load() -> Result<usize, ModuleError> {
     load_matching(|name| !VLANS.contains(&name))
 }
 
-/// Loads all but the VLAN driver and the module `later`, as [`load`] does.
-///
-/// # Errors
-/// Fails if a module cannot be opened or loaded.
-pub fn load_except(later: &str) -> Result<usize, ModuleError> {
-    load_matching(|name| !VLANS.contains(&name) && name != later)
-}
-
 /// Loads the VLAN driver as [`load`] does.
 ///
 /// # Errors

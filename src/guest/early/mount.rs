@@ -33,6 +33,10 @@ const API_FILE_SYSTEMS: [Mount<'static>; 4] = [
     Mount { source: "tmpfs",    target: "/run",  fs: "tmpfs",    flags: SAFE, data: Some("mode=0755,size=8m") },
 ];
 
+/// The mount that takes the place of the kernel's fw_cfg files, for those that come after a freeze. Among them may be keys.
+pub const FIRMWARE: Mount<'static> =
+    Mount { source: "tmpfs", target: "/sys/firmware", fs: "tmpfs", flags: SAFE, data: Some("mode=0700,size=32m") };
+
 /// Flags for served disks: read-only, without devices, setuid or executable files.
 pub const DISK_FLAGS: MsFlags = SAFE.union(MsFlags::MS_RDONLY);
 

@@ -101,9 +101,7 @@ fn enough(bytes: u64) -> Check {
 /// Says how many frozen machines there are, and what they take.
 pub fn frozen_machines() -> Check {
     match frozen::kept() {
-        Ok((0, _)) => {
-            Check::ok("frozen", "no machine is saved; `localregistry freeze` saves one, from which `run` starts faster")
-        }
+        Ok((0, _)) => Check::ok("frozen", "no machine is saved; the first `run` saves one, from which the next start faster"),
         Ok((count, bytes)) => Check::ok("frozen", format!("{}, {} MiB", counted(count, "saved machine"), bytes >> 20)),
         Err(error) => Check::note("frozen", chain(&error), "see the check `cache`"),
     }

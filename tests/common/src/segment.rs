@@ -36,6 +36,8 @@ pub struct Behaviour {
     pub taken: Vec<IpAddr>,
     /// The messages of the DHCP clients.
     pub dhcp_messages: Vec<String>,
+    /// The transaction IDs of these messages.
+    pub transactions: Vec<[u8; 4]>,
 }
 
 pub struct Segment {
@@ -129,11 +131,9 @@ impl Segment {
         });
     }
 
-    /// Opens a TCP connection from another network to `to`, port 5000. Returns the MAC address that the answer goes to, and its
-    /// maximum segment size.
-    pub fn syn(&self, to: (Ipv4Addr, [u8; 6])) -> ([u8; 6], u16) {
-        let from = Ipv4Addr::new(198, 51, 100, 7);
-        let mut segment = [&40_000_u16.to_be_bytes()[..], &5000_u16.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 0]].concat();
+    /// Opens a TCP connection from an address and port to port 5000 of `to`.
+    pub fn syn(&self, (from, port): (Ipv4Addr, u16), to: (Ipv4Addr, [u8; 6])) -> SynAck {
+        let mut segment = [&port.to_be_bytes()[..], &5000_u16.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 0]].concat();
         segment.extend([0x60, 2, 0xff, 0xff, 0, 0, 0, 0, 2, 4, 5, 180]);
         let pseudo = [&from.octets()[..], &to.0.octets(), &[0, 6, 0, 24]].concat();
         let sum = checksum(&[&pseudo[..], &segment].concat());
@@ -142,9 +142,22 @@ impl Segment {
         write(&self.wire, &frame(to.1, IPV4, &ip4(6, from, to.0, &segment)));
         self.receive("SYN and ACK", |frame| {
             let is_answer = frame.get(12..14)? == IPV4 && frame.get(30..34)? == from.octets() && frame.get(47)? & 0x12 == 0x12;
-            is_answer.then(|| (frame[..6].try_into().unwrap(), u16::from_be_bytes(frame[56..58].try_into().unwrap())))
+            let is_answer = is_answer && frame.get(36..38)? == port.to_be_bytes();
+            is_answer.then(|| SynAck {
+                to: frame[..6].try_into().unwrap(),
+                sequence_number: u32::from_be_bytes(frame[38..42].try_into().unwrap()),
+                largest_segment: u16::from_be_bytes(frame[56..58].try_into().unwrap()),
+            })
         })
     }
+}
+
+/// An answer to the opening of a TCP connection.
+pub struct SynAck {
+    /// The MAC address that it goes to.
+    pub to: [u8; 6],
+    pub sequence_number: u32,
+    pub largest_segment: u16,
 }
 
 fn serve(mut stream: UnixStream, behaviour: &Mutex<Behaviour>, wire: &Mutex<Option<UnixStream>>, frames: &Sender<Vec<u8>>) {
@@ -221,6 +234,7 @@ fn dhcp(packet: &[u8], to: Ipv4Addr, behaviour: &mut Behaviour) -> Option<(Vec<u
     };
     let wanted = option(50).map(|value| Ipv4Addr::from(<[u8; 4]>::try_from(value).unwrap()));
     let kind = option(53)?[0];
+    behaviour.transactions.push(packet.get(4..8)?.try_into().unwrap());
     behaviour.dhcp_messages.push(match (kind, wanted) {
         (1, _) => "DISCOVER".to_owned(),
         (3, Some(wanted)) => format!("REQUEST for {wanted}"),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use localregistry::host::support::cache;
 use localregistry::proto::{self, Event, event};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -51,9 +52,16 @@ impl Ended {
     }
 }
 
-fn command(dir: &Path, disk: &Path, arguments: &[&str]) -> Command {
-    let mut command = crate::program(PROGRAM);
-    command.current_dir(dir).args(["run", "--json", "--accel", "tcg", "--events", "events"]).arg(disk).args(arguments);
+/// A run that starts from the frozen machines in the folder `cache`, and saves them there. Without one it boots, so that tests do not
+/// depend on what earlier ones have saved.
+fn command(by: &[&str], dir: &Path, disk: &Path, arguments: &[&str], cache: Option<&Path>) -> Command {
+    let [program, rest @ ..] = &[by, &[PROGRAM]].concat()[..] else { unreachable!("it has a program") };
+    let mut command = crate::program(program);
+    command.args(rest).current_dir(dir).args(["run", "--json", "--accel", "tcg", "--events", "events"]).arg(disk).args(arguments);
+    match cache {
+        Some(cache) => command.env("LOCALREGISTRY_CACHE", cache),
+        None => command.arg("--cold"),
+    };
     // With `--tls off` there is no CA to write.
     if !arguments.contains(&"off") {
         command.args(["--ca-out", "ca.crt"]);
@@ -76,7 +84,7 @@ fn ended(dir: &Path, status: Option<i32>) -> Ended {
 /// Runs a disk to the end. The machine must not become ready.
 pub fn fails(disk: &Path, arguments: &[&str]) -> Ended {
     let dir = tempfile::tempdir().unwrap();
-    let mut run = command(dir.path(), disk, arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut run = command(&[], dir.path(), disk, arguments, None).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     // Reads the ready line, or nothing at the end.
     let mut line = String::new();
     BufReader::new(run.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -87,6 +95,18 @@ pub fn fails(disk: &Path, arguments: &[&str]) -> Ended {
     assert_eq!(line, "", "no ready line is printed");
     assert!(!dir.path().join("ca.crt").exists(), "no CA is written");
     ended(dir.path(), status.code())
+}
+
+/// A cache in the folder `of`, with the kernels of the shared one, but frozen machines of its own.
+pub fn own_cache(of: &Path) -> PathBuf {
+    let own = of.join("cache");
+    if !own.exists() {
+        fs::create_dir(&own).unwrap();
+        for name in ["kernel", "initramfs"] {
+            std::os::unix::fs::symlink(cache::folder(name).unwrap(), own.join(name)).unwrap();
+        }
+    }
+    own
 }
 
 /// A QEMU whose arguments this line of bash changes, for faults that `run` has no option for.
@@ -100,9 +120,19 @@ pub fn qemu_changed(dir: &Path, change: &str) -> String {
 impl Vm {
     /// Boots a disk and waits for the ready line.
     pub fn boot(disk: &Path, arguments: &[&str]) -> Self {
+        Self::start(disk, arguments, None)
+    }
+
+    /// The same, by the frozen machines in the folder `cache`.
+    pub fn start(disk: &Path, arguments: &[&str], cache: Option<&Path>) -> Self {
+        Self::start_by(&[], disk, arguments, cache)
+    }
+
+    /// The same through a command that runs another.
+    pub fn start_by(by: &[&str], disk: &Path, arguments: &[&str], cache: Option<&Path>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let line = dir.path().join("ready");
-        let mut command = command(dir.path(), disk, arguments);
+        let mut command = command(by, dir.path(), disk, arguments, cache);
         let mut run = command.stdin(Stdio::null()).stdout(fs::File::create(&line).unwrap()).spawn().unwrap();
         let ready = loop {
             let text = fs::read_to_string(&line).unwrap();

@@ -117,7 +117,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
     cpus: u32,
 
-    /// Boot even if a frozen machine could be used (see `freeze`)
+    /// Boot even if a frozen machine could be used, and save none (see `freeze`)
     #[arg(long)]
     cold: bool,
 

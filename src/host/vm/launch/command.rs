@@ -87,6 +87,7 @@ pub async fn command(mut options: Options, folder: &Path) -> Result<QemuCommand,
         console: Channel::File(console.clone()),
         events: Channel::Listening(events.clone()),
         control: Channel::Listening(control.clone()),
+        files: None,
     };
     Ok(QemuCommand {
         program: prepared.options.qemu.clone(),

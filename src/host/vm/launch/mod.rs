@@ -66,8 +66,8 @@ pub use crate::host::nodes::access::{Access, AccessError};
 pub use builder::{BuildError, Builder};
 pub use error::LaunchError;
 pub use event::EventError;
-use frozen::Saved;
 pub use frozen::{FreezeError, Start};
+use frozen::{Incoming, NoMachine, Saved, save_beside};
 pub use monitor::ExitReport;
 pub use options::{MIN_MEMORY, Options};
 pub use outcome::{Exit, KillReason, Outcome};
@@ -100,7 +100,7 @@ pub struct Appliance {
     channels: Option<ControlChannels>,
     /// Tasks that read from QEMU. Each ends with QEMU.
     readers: JoinSet<()>,
-    /// Tasks that watch the heartbeat, shut the machine down, or kill it when it is stuck.
+    /// Tasks that watch the heartbeat, shut the machine down, kill it when it is stuck, or save a frozen machine for later runs.
     guards: JoinSet<()>,
     accel: Accel,
     disks: Vec<PathBuf>,
@@ -111,10 +111,10 @@ pub struct Appliance {
     forwards: Forwards,
     /// Whether passt carries the user network.
     has_passt: bool,
-    /// The state of the frozen machine that QEMU starts from.
-    frozen_state: Option<PathBuf>,
+    /// What QEMU and the guest get when they start from a frozen machine.
+    incoming: Option<Incoming>,
     /// The input of the guest's console. If it were closed, QEMU would close the console.
-    console_input: OwnedWriteHalf,
+    _console_input: OwnedWriteHalf,
     start: Start,
     started: Instant,
     boot_time: Duration,
@@ -137,14 +137,14 @@ impl Appliance {
             options.report.step(format!("Booting under TCG, KVM cannot be used: {}", chain(&why)));
         }
         let may_fall_back = options.accel == AccelChoice::Auto && accel == Accel::Kvm;
-        let why = match Saved::find(options, accel) {
-            Err(why) => why,
+        let NoMachine { why, missing } = match Saved::find(options, accel) {
+            Err(none) => none,
             Ok(saved) => match Self::attempt(&prepared, accel, Some(SIGN_OF_LIFE_TIMEOUT), Some(&saved)).await {
                 Err(error) if error.blames_frozen_machine() => {
-                    saved.discard();
                     let why = format!("the frozen machine does not start, and was removed: {}", chain(&error));
-                    options.report.step(format!("Booting anew: {why}"));
-                    why
+                    saved.discard(&why);
+                    options.report.step(format!("Booting from the start instead: {why}"));
+                    why.into()
                 }
                 result => return result,
             },
@@ -156,7 +156,13 @@ impl Appliance {
             }
             result => result,
         };
-        booted.map(|appliance| Self { start: Start::Cold { why }, ..appliance })
+        let mut appliance = booted?;
+        let saved = missing.filter(|_| appliance.accel == accel).map(|target| {
+            appliance.guards.spawn(save_beside(options.clone(), accel, target));
+            "; it is saved while this run goes on"
+        });
+        let why = why + saved.unwrap_or_default();
+        Ok(Self { start: Start::Cold { why }, ..appliance })
     }
 
     /// Starts QEMU and waits for `ready`. With `sign_of_life` it fails earlier if there is no output in that time.
@@ -197,8 +203,8 @@ impl Appliance {
     async fn connect(&mut self) -> Result<(), LaunchError> {
         let Some(ControlChannels { qmp, .. }) = &mut self.channels else { return Ok(()) };
         qmp.execute("qmp_capabilities", Value::Null, QMP_TIMEOUT).await?;
-        if let Some(state) = &self.frozen_state {
-            frozen::resume(qmp, state, &mut self.console_input).await?;
+        if let Some(incoming) = &mut self.incoming {
+            incoming.resume(qmp).await?;
         }
         let mut unknown = self.forwards.all_mut().filter(|forward| forward.host.port() == 0).peekable();
         if unknown.peek().is_some() {

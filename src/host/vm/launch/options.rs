@@ -55,7 +55,7 @@ pub struct Options {
     pub console: Option<PathBuf>,
     /// Time limit from QEMU's start to `ready`.
     pub timeout: Duration,
-    /// Whether to boot even if a frozen machine could be used.
+    /// Whether to boot even if a frozen machine could be used, and save none.
     pub cold: bool,
     /// Where progress is reported.
     pub report: Report,

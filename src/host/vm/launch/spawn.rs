@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::frozen::{Saved, Start};
+use super::frozen::{Incoming, Saved, Start};
 use super::monitor::{CaptureFile, Monitor, read_console, read_events, read_stderr};
 use super::prepare::Prepared;
 use super::process::{Process, socket_pair, spawn_error};
@@ -71,11 +71,21 @@ pub(crate) async fn start(prepared: &Prepared, accel: Accel, saved: Option<&Save
         console: inherited(&qemu_console),
         events: inherited(&qemu_events),
         control: inherited(&qemu_control),
+        files: None,
     };
     let network_fds: Vec<_> = networks.iter().map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd)).collect();
     let config_path = format!("/dev/fd/{}", config_file.as_raw_fd()).into();
-    let machine = prepared.machine(accel, saved.map(Saved::memory), config_path, &network_fds, channels);
-    let mut inherited_fds = vec![qemu_console, qemu_events, qemu_control, qemu_qmp, config_file];
+    let memory = saved.map(|saved| saved.memory(&options.kernel));
+    let mut machine = prepared.machine(accel, memory, config_path, &network_fds, channels);
+    let mut incoming = None;
+    let mut inherited_fds = vec![qemu_console, qemu_events, qemu_control, qemu_qmp];
+    if let Some(saved) = saved {
+        let (started, [state, files]) = Incoming::new(saved, &std::mem::take(&mut machine.fw_cfg))?;
+        machine.channels.files = Some(inherited(&files));
+        inherited_fds.extend([state, files]);
+        incoming = Some(started);
+    }
+    inherited_fds.push(config_file);
     inherited_fds.extend(networks.into_iter().flatten());
     let (console, console_input) = console.into_split();
 
@@ -121,8 +131,8 @@ pub(crate) async fn start(prepared: &Prepared, accel: Accel, saved: Option<&Save
         nets: options.nets.clone(),
         forwards,
         has_passt,
-        frozen_state: saved.map(Saved::state),
-        console_input,
+        incoming,
+        _console_input: console_input,
         start: Start::Warm,
         started,
         boot_time: Duration::ZERO,
@@ -149,11 +159,12 @@ fn socket_files(options: &Options) -> SocketFiles {
     SocketFiles(paths.collect())
 }
 
-/// Puts `config` into an anonymous file, which is gone with its last descriptor.
+/// Puts `config` into an anonymous file, which is gone with its last descriptor: in memory, or on the disk if this machine forbids that.
 fn in_memory(config: &GuestConfig) -> Result<OwnedFd, LaunchError> {
-    let failed = |source| LaunchError::Resource { what: "keep the config", source };
-    let memory = memfd_create("localregistry-config", MemfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
-    let mut file = File::from(memory);
-    file.write_all(config.to_json().as_bytes()).map_err(failed)?;
-    Ok(file.into())
+    let memory = memfd_create("localregistry-config", MemfdFlags::CLOEXEC).map(File::from);
+    let file = memory.or_else(|_| tempfile::tempfile()).and_then(|mut file| {
+        file.write_all(config.to_json().as_bytes())?;
+        Ok(file.into())
+    });
+    file.map_err(|source| LaunchError::Resource { what: "keep the config", source })
 }

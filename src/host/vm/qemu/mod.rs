@@ -17,6 +17,8 @@ pub use version::Version;
 
 /// Name of the virtio-serial port of the guest's events.
 const EVENTS_PORT: &str = "localregistry.events";
+/// Name of the virtio-serial port on which a frozen machine gets the files that others read through fw_cfg.
+const FILES_PORT: &str = "localregistry.files";
 /// Name of the virtio-serial port for commands to the guest.
 const CONTROL_PORT: &str = "localregistry.control";
 
@@ -68,8 +70,26 @@ pub struct Machine {
 pub struct MemoryFile {
     /// Its path.
     pub path: PathBuf,
-    /// Whether the machine writes to it: it is to be frozen. Otherwise the machine starts from it, and has the changes for itself.
-    pub shared: bool,
+    /// What the machine does with it.
+    pub purpose: MemoryPurpose,
+}
+
+/// What a machine does with its memory file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryPurpose {
+    /// It writes to the file, and is to be frozen.
+    Freeze,
+    /// It starts from the file, and has its changes for itself. The kernel is in the memory already.
+    Start {
+        /// The option ROM that loaded the kernel. It is part of the machine's state.
+        loader: &'static str,
+    },
+}
+
+/// The option ROM with which QEMU loads a kernel that starts with these bytes, on q35.
+#[must_use]
+pub fn loader_rom(kernel: &[u8]) -> &'static str {
+    if kernel.starts_with(b"\x7fELF") { "pvh.bin" } else { "linuxboot_dma.bin" }
 }
 
 /// A packed disk.
@@ -92,6 +112,8 @@ pub struct Channels {
     pub events: Channel,
     /// The port for commands to the guest.
     pub control: Channel,
+    /// The port for the files of a frozen machine.
+    pub files: Option<Channel>,
 }
 
 /// One channel.
@@ -126,26 +148,38 @@ impl Machine {
     pub fn arguments(&self) -> Vec<OsString> {
         // Entropy for the keys.
         let entropy = vec!["-device".into(), self.board.virtio("rng").into()];
-        let waiting = if self.memory.is_some() { vec!["-incoming".into(), "defer".into()] } else { vec![] };
-        let guest = self.guest(self.kernel_arguments());
-        let groups = [self.board(), entropy, guest, self.storage(), self.network(), self.ports(), self.firmware(), waiting];
+        let rest = [self.storage(), self.network()].concat();
+        let groups = match &self.memory {
+            Some(MemoryFile { purpose: MemoryPurpose::Start { loader }, .. }) => {
+                // The devices of the machine that was frozen come first, so that they have the places that they had. Reading the kernel
+                // and the initramfs would take QEMU longer than all the rest.
+                let rom = vec!["-option-rom".into(), format!("{loader},bootindex=0").into()];
+                let waiting = vec!["-incoming".into(), "defer".into()];
+                [self.board(), self.ports(), entropy, rom, rest, self.firmware(), waiting]
+            }
+            _ => {
+                let guest = self.guest(self.kernel_arguments());
+                [self.board(), entropy, guest, rest, self.ports(), self.firmware(), vec![]]
+            }
+        };
         groups.into_iter().flatten().chain(self.further.iter().cloned()).collect()
     }
 
-    /// The arguments of the machine that is frozen. The devices that a run adds come after its own, so that these have the same places.
+    /// The arguments of the machine that is frozen. Of virtio devices it has only those that are alike in all machines and carry no secret.
     #[must_use]
     pub fn frozen_arguments(&self) -> Vec<OsString> {
         let guest = self.guest(format!("{} {FREEZE_ARGUMENTS}", self.kernel_arguments()));
-        [self.board(), guest, self.console(), self.qmp()].into_iter().flatten().collect()
+        [self.board(), self.ports(), guest].into_iter().flatten().collect()
     }
 
     /// The board, and when QEMU exits.
     fn board(&self) -> Vec<OsString> {
         let mut machine = OsString::from(self.board.machine());
         let mut memory = vec![];
-        if let Some(MemoryFile { path, shared }) = &self.memory {
+        if let Some(MemoryFile { path, purpose }) = &self.memory {
+            let shared = *purpose == MemoryPurpose::Freeze;
             machine.push(",memory-backend=ram");
-            let file = format!("memory-backend-file,id=ram,size={}M,share={},mem-path=", self.memory_mib, on_off(*shared));
+            let file = format!("memory-backend-file,id=ram,size={}M,share={},mem-path=", self.memory_mib, on_off(shared));
             memory = vec!["-object".into(), keyed(&file, path.as_os_str())];
         }
         let board = vec![
@@ -214,7 +248,7 @@ impl Machine {
 
     /// Console, events, control and QMP.
     fn ports(&self) -> Vec<OsString> {
-        let Channels { events, control, .. } = &self.channels;
+        let Channels { events, control, files, .. } = &self.channels;
         let port = |id: &str, name: &str| OsString::from(format!("virtserialport,chardev={id},name={name}"));
         let ports = vec![
             "-device".into(),
@@ -228,7 +262,10 @@ impl Machine {
             "-device".into(),
             port("control", CONTROL_PORT),
         ];
-        [self.console(), ports, self.qmp()].concat()
+        let files = files
+            .iter()
+            .flat_map(|files| ["-chardev".into(), files.argument("files"), "-device".into(), port("files", FILES_PORT)]);
+        [self.console(), ports, files.collect(), self.qmp()].concat()
     }
 
     fn console(&self) -> Vec<OsString> {
@@ -302,6 +339,7 @@ mod tests {
                 console: Channel::Inherited(6),
                 events: Channel::Inherited(7),
                 control: Channel::Inherited(8),
+                files: None,
             },
             further: vec![],
         }
@@ -325,6 +363,29 @@ mod tests {
         assert_eq!(listing(&machine()), include_str!("../../../../tests/golden/qemu-argv.txt"));
         assert_eq!(listing(&microvm), include_str!("../../../../tests/golden/qemu-argv-microvm.txt"));
         assert_eq!(listing(&virt), include_str!("../../../../tests/golden/qemu-argv-virt.txt"));
+    }
+
+    #[test]
+    fn machine_that_starts_has_the_devices_of_the_frozen_one_in_their_places() {
+        let with_memory = |purpose| Machine {
+            memory: Some(MemoryFile { path: "/cache/ram".into(), purpose }),
+            channels: Channels { files: Some(Channel::Inherited(9)), ..machine().channels },
+            ..machine()
+        };
+        let words = |arguments: Vec<OsString>| -> Vec<String> {
+            arguments.into_iter().map(|argument| argument.into_string().unwrap()).collect()
+        };
+        let devices = |words: &[String]| -> Vec<String> {
+            words.windows(2).filter(|pair| pair[0] == "-device").map(|pair| pair[1].clone()).collect()
+        };
+        let frozen = words(with_memory(MemoryPurpose::Freeze).frozen_arguments());
+        let started = words(with_memory(MemoryPurpose::Start { loader: loader_rom(b"\x7fELF") }).arguments());
+        let (before, after) = (devices(&frozen), devices(&started));
+        assert!(before.len() == 5 && after.len() == 8 && after.starts_with(&before), "{before:?} {after:?}");
+        let has = |words: &[String], wanted: &str| words.iter().any(|word| word == wanted);
+        assert!(has(&frozen, "-kernel") && has(&frozen, "-initrd") && !has(&frozen, "-option-rom"), "{frozen:?}");
+        assert!(!has(&started, "-kernel") && !has(&started, "-initrd") && has(&started, "pvh.bin,bootindex=0"), "{started:?}");
+        assert_eq!(loader_rom(b"MZ\xea\x07"), "linuxboot_dma.bin");
     }
 
     #[test]

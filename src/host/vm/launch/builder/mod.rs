@@ -317,7 +317,7 @@ impl Builder {
         self
     }
 
-    /// Boots even if a frozen machine could be used ([`Builder::freeze`]).
+    /// Boots even if a frozen machine could be used ([`Builder::freeze`]), and saves none while the appliance runs.
     #[must_use]
     pub fn cold(mut self) -> Self {
         self.options.cold = true;
