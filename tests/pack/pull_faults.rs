@@ -14,7 +14,7 @@ use serde_json::json;
 use testing::certificates;
 use testing::layout::Layout;
 use testing::pack::{Bench, text};
-use testing::upstream::{Answer, Images, MANIFEST, Upstream, blob_target, layer, pull_refused, refused_with, registry};
+use testing::upstream::{Answer, Images, MANIFEST, Upstream, blob_target, layer, pull_refused, refused_with, refusing, registry};
 
 #[test]
 fn error_statuses_are_reported() {
@@ -236,9 +236,9 @@ fn blobs_of_other_sources_are_not_fetched_again() {
 
 #[test]
 fn unreachable_and_silent_registries_are_reported() {
-    // A port that was free a moment ago, and a server that never answers.
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    pull_refused(&free, &[], "cannot connect to HOST: Connection refused (os error 111)");
+    let (_held, free) = refusing();
+    pull_refused(&free.to_string(), &[], "cannot connect to HOST: Connection refused (os error 111)");
+    // A server that never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let more = ["--plain-http", &address, "--pull-timeout", "1"];

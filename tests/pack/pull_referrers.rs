@@ -1,7 +1,7 @@
 //! `localregistry pack --pull` and what belongs to an image: signatures, attestations and other referrers. Whatever a registry answers
 //! when it is asked for them, the image is packed.
 
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use testing::http;
 use testing::layout::{Layout, Stored};
 use testing::pack::{Bench, text};
-use testing::upstream::{Answer, Images, Upstream, layer, registry};
+use testing::upstream::{Answer, Images, Upstream, layer, refusing, registry};
 use testing::wait::at_once;
 
 /// A request for something that belongs to an image.
@@ -97,11 +97,10 @@ fn index(layout: &Layout, of: &[Stored]) -> Stored {
     layout.json(&json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}))
 }
 
-/// An answer that is no list of referrers and no manifest, and a part of what is said of it.
-fn bad_answers() -> Vec<(Answer, String)> {
+/// An answer that is no list of referrers and no manifest, and a part of what is said of it. `nowhere` refuses connections.
+fn bad_answers(nowhere: SocketAddr) -> Vec<(Answer, String)> {
     // With a pause that is asked for, no test waits.
     let now = ("Retry-After", "0");
-    let nowhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut answers: Vec<(Answer, String)> = [400, 403, 405, 406, 410, 418, 451, 500, 501, 503, 302, 204]
         .into_iter()
         .map(|status| (Answer::new(status, &[now], b"<html>"), format!("{status}")))
@@ -132,7 +131,8 @@ fn bad_answers() -> Vec<(Answer, String)> {
 
 #[test]
 fn bad_answers_to_optional_look_ups_end_no_pull() {
-    let answers = Arc::new(bad_answers());
+    let (_held, nowhere) = refusing();
+    let answers = Arc::new(bad_answers(nowhere));
     let cases: Vec<(Asked, usize)> = [Asked::Api, Asked::Tag, Asked::Attachment]
         .into_iter()
         .flat_map(|asked| (0..answers.len()).map(move |number| (asked, number)))

@@ -11,6 +11,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use crate::layout::{Layout, Stored};
@@ -245,6 +246,15 @@ pub fn registry(fault: impl Fn(&ReceivedRequest) -> Option<Answer> + Send + Sync
     let images = Images::new(&layout, &[("1", &image.digest.to_string())]);
     let upstream = Upstream::start(move |request| fault(request).unwrap_or_else(|| images.answer(request)));
     (layout, image, upstream)
+}
+
+/// A port that refuses connections while the socket is held. A port that is only free may go to another server or client of a test.
+pub fn refusing() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    // Bound, and without a listener.
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
 }
 
 /// The target of the layer.

@@ -1,6 +1,7 @@
 //! The blobs and manifests that the cases request.
 
 use std::fs::File;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use localregistry::oci::{Digest, media_type};
@@ -17,6 +18,15 @@ const SIZES: [usize; 24] = [
 ];
 /// Size in bytes of the largest blob.
 const LARGEST: usize = (3 << 20) + 7;
+
+/// Random bytes, made once for all tests. None is zero: over plain HTTP/1.1 the server has zeros in the place of a file's bytes until the
+/// kernel sends these.
+static RANDOM: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut bytes = vec![0; 8 << 20];
+    proptest::prelude::Rng::fill_bytes(&mut TestRng::deterministic_rng(RngAlgorithm::ChaCha), &mut bytes);
+    bytes.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = 0xa5);
+    bytes
+});
 
 /// A blob or manifest to request.
 #[derive(Debug)]
@@ -36,14 +46,8 @@ pub struct Content {
 impl Content {
     /// Creates blobs of random bytes, and manifests of a few KiB, of more than the cache takes, and of several chunks.
     pub fn new() -> Self {
-        let mut rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-        let mut random = |size: usize| {
-            let mut bytes = vec![0; size];
-            proptest::prelude::Rng::fill_bytes(&mut rng, &mut bytes);
-            // No zeros: over plain HTTP/1.1 the server has zeros in the place of a file's bytes until the kernel sends these.
-            bytes.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = 0xa5);
-            bytes
-        };
+        let mut rest = RANDOM.as_slice();
+        let mut random = |size: usize| rest.split_off(..size).unwrap().to_vec();
         let mut layout = Layout::default();
         let blobs: Vec<Vec<u8>> = SIZES.into_iter().chain([LARGEST]).map(&mut random).collect();
         let config = layout.json(&json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}));
