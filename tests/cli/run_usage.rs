@@ -7,8 +7,8 @@ fn bad_flags_exit_2() {
     let folder = folder();
     for (arguments, message) in [
         (&[][..], "the following required arguments were not provided:\n  <DISK>..."),
-        (&["disk", "--memory", "63"], "invalid value '63' for '--memory <MIB>': 63 is not in 64..=1048576"),
-        (&["disk", "--cpus", "0"], "invalid value '0' for '--cpus <N>': 0 is not in 1..=255"),
+        (&["disk", "--memory", "47"], "invalid value '47' for '--memory <MIB>': 47 is not in 48..=1048576"),
+        (&["disk", "--cpus", "0"], "invalid value '0' for '--cpus <N>': expected auto, or a number from 1 to 255"),
         (&["disk", "--timeout", "0"], "invalid value '0' for '--timeout <SECONDS>': 0 is not in 1..=86400"),
         (&["disk", "--accel", "xen"], "invalid value 'xen' for '--accel <WHICH>'\n  [possible values: auto, kvm, tcg]"),
         (&["disk", "--tls", "on"], "invalid value 'on' for '--tls <MODE>'\n  [possible values: generate, provided, off]"),

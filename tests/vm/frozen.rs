@@ -17,8 +17,8 @@ use testing::vm::{Vm, own_cache, qemu_changed, succeed};
 use testing::wait::{eventually, until};
 
 /// A folder with a disk, and a cache with frozen machines of its own.
-struct Frozen {
-    bench: Bench,
+pub struct Frozen {
+    pub bench: Bench,
     cache: PathBuf,
     disk: PathBuf,
 }
@@ -33,7 +33,7 @@ impl Default for Frozen {
 
 impl Frozen {
     /// Saves a machine ahead, and returns its folder.
-    fn freeze(&self, arguments: &[&str]) -> PathBuf {
+    pub fn freeze(&self, arguments: &[&str]) -> PathBuf {
         let mut command = testing::program(PROGRAM);
         command.args(["freeze", "--json", "--quiet", "--accel", "tcg"]).args(arguments).env("LOCALREGISTRY_CACHE", &self.cache);
         let result: Value = serde_json::from_str(&succeed(&mut command)).unwrap();
@@ -45,7 +45,7 @@ impl Frozen {
     }
 
     /// A run that starts from a frozen machine.
-    fn warm(&self, arguments: &[&str]) -> Vm {
+    pub fn warm(&self, arguments: &[&str]) -> Vm {
         let vm = self.run(arguments);
         assert_eq!((&vm.ready["start"], vm.ready.get("cold_reason")), (&"warm".into(), None), "{}", vm.ready);
         vm

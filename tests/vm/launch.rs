@@ -194,14 +194,14 @@ async fn unbootable_setups_are_refused_before_anything_starts() {
     for (flavor, given, message) in [
         (Flavor::Cloud, 95, "95 MiB of memory are too little for the kernel \"cloud\"; give it at least 96"),
         (Flavor::Full, 111, "111 MiB of memory are too little for the kernel \"full\"; give it at least 112"),
-        (Flavor::Own, 63, "63 MiB of memory are too little for the kernel \"own\"; give it at least 64"),
+        (Flavor::Own, 47, "47 MiB of memory are too little for the kernel \"own\"; give it at least 48"),
     ] {
         let error = plain(&disk).flavor(flavor).memory_mib(given).boot().await.unwrap_err();
         assert_eq!((error.exit_status(), &*error.to_string()), (2, message));
     }
-    let options = Options { memory_mib: 63, ..plain(&disk).resolve_options().await.unwrap() };
+    let options = Options { memory_mib: 47, ..plain(&disk).resolve_options().await.unwrap() };
     let error = Appliance::boot(options).await.unwrap_err();
-    assert_eq!((error.exit_status(), &*error.to_string()), (2, "63 MiB of memory are too little to boot; expected at least 64"));
+    assert_eq!((error.exit_status(), &*error.to_string()), (2, "47 MiB of memory are too little to boot; expected at least 48"));
     let none = folder.path().join("none");
     fs::write(&none, vec![0; 1 << 20]).unwrap();
     let error = plain(&none).boot().await.unwrap_err();

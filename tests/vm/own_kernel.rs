@@ -5,8 +5,11 @@ use std::fs;
 
 use localregistry::host::boot::kernel::{self, Flavor, Kernel};
 use testing::boards::{release, serves};
+use testing::layout::{Layout, content};
 use testing::pack::{Bench, PROGRAM};
-use testing::vm::{self, succeed};
+use testing::vm::{self, Vm, succeed};
+
+use crate::frozen::Frozen;
 
 /// The project's own kernel. It is not built here, because that takes minutes.
 fn own() -> Kernel {
@@ -14,13 +17,42 @@ fn own() -> Kernel {
 }
 
 #[test]
-fn own_kernel_serves_on_q35_and_microvm() {
+fn own_kernel_serves_eight_clients_at_once_in_the_least_memory() {
     let release_built = own().release;
     assert!(release_built.ends_with("-localregistry"), "{release_built}");
+    let bench = Bench::default();
+    let mut layout = Layout::default();
+    // Larger than the memory that is left.
+    let layer = layout.blob(&content(32 << 20));
+    layout.image("test/hello:latest", &content(32 << 20));
+    bench.layout("layout", &layout);
+    bench.pack(&["layout"]);
+    let memory = Flavor::Own.min_memory_mib().to_string();
     for machine in ["q35", "microvm"] {
-        let ended = serves(&Bench::default(), &["--flavor", "own", "--memory", "64", "--machine", machine]);
-        assert_eq!(release(&ended), release_built, "{machine}");
+        let vm = Vm::boot(&bench.path("disk.erofs"), &["--flavor", "own", "--memory", &memory, "--machine", machine]);
+        let url = format!("https://{}/v2/test/hello/blobs/{}", vm.address, layer.digest);
+        let pull = |number: usize| {
+            let mut curl = testing::program("curl");
+            curl.args(["--silent", "--show-error", "--fail", "--cacert"]).arg(vm.path("ca.crt"));
+            curl.arg("--output").arg(vm.path(&number.to_string())).arg(&url).spawn().unwrap()
+        };
+        for (number, mut pull) in (0..8).map(pull).collect::<Vec<_>>().into_iter().enumerate() {
+            assert!(pull.wait().unwrap().success(), "{machine}");
+            assert!(fs::read(vm.path(&number.to_string())).unwrap() == content(32 << 20), "{machine}");
+        }
+        assert_eq!(release(&vm.shut_down()), release_built, "{machine}");
     }
+}
+
+#[test]
+fn own_kernel_starts_from_a_frozen_machine() {
+    own();
+    let frozen = Frozen::default();
+    let machine = ["--flavor", "own"];
+    frozen.freeze(&machine);
+    let vm = frozen.warm(&machine);
+    assert_eq!(vm.serves("test/hello:latest", &frozen.bench.path("sample")), 3);
+    vm.shut_down();
 }
 
 #[test]

@@ -267,7 +267,8 @@ fn own_kernel_must_be_built_first() {
     let mut command = folder.command(&["run", "disk", "--flavor", "own"]);
     command.env("LOCALREGISTRY_CACHE", folder.path("cache")).env("XDG_RUNTIME_DIR", folder.path("runtime"));
     let output = command.output().unwrap();
-    let digest = localregistry::oci::Digest::sha256_of(include_bytes!("../../image/kernel.config")).hex();
+    const RECIPE: &str = concat!(include_str!("../../image/kernel.config"), include_str!("../../image/kernel.patch"));
+    let digest = localregistry::oci::Digest::sha256_of(RECIPE.as_bytes()).hex();
     let message = format!(
         "localregistry: there is no kernel to boot: our own kernel is not built: {}/cache/kernel/own has none of this \
          version's config ({}); build it with image/kernel (about ten minutes on one processor), or use the flavor cloud; choose a kernel with --flavor\n",

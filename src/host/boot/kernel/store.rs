@@ -5,7 +5,7 @@
 //!     boot/vmlinuz-RELEASE …          from the package
 //!     lib/modules/RELEASE/            from the package, with depmod's lists
 //!     vmlinux                         the bootable ELF
-//! <cache>/kernel/own/<digest of image/kernel.config>/linux-source-6.1_6.1.192-2/
+//! <cache>/kernel/own/<digest of image/kernel.config and image/kernel.patch>/linux-source-6.1_6.1.192-2/
 //!     boot/config-RELEASE             the config it was built from
 //!     lib/modules/RELEASE/            the list of built-in modules
 //!     vmlinux                         the bootable ELF
