@@ -176,17 +176,20 @@ impl Guest {
         clock.warning.into_iter().for_each(|message| self.warn("CLOCK", message));
         self.set_name_and_limits(&settings.hostname);
 
-        let network = net::start(&settings.interfaces, &settings.hostname, &self.events);
-        let network = self.timeline.run_async("network", network).await?;
-
-        let store = self.timeline.run("catalog", || open(&attached))?;
-        self.timeline.run_async("entropy", entropy::wait()).await?;
-
-        let (auth, clients) =
-            self.timeline.run("auth", || Ok::<_, Fault>((access::auth(&settings)?, access::client_ca(&settings)?)))?;
-        let identity = self
-            .timeline
-            .run("tls", || tls::identity(&settings, network.addresses(), &store, clients.as_ref(), clock.trusted))?;
+        // What needs no address is done while the network waits for answers.
+        let (started, events, timeline) = (machine::uptime(), &self.events, &mut self.timeline);
+        let network = async { Ok::<_, Fault>(net::start(&settings.interfaces, &settings.hostname, events).await?) };
+        let meanwhile = async {
+            let store = timeline.run("catalog", || open(&attached))?;
+            timeline.run_async("entropy", entropy::wait()).await?;
+            let (auth, clients) =
+                timeline.run("auth", || Ok::<_, Fault>((access::auth(&settings)?, access::client_ca(&settings)?)))?;
+            let early_tls = timeline.run("CA", || tls::Early::prepare(&settings, clients.as_ref(), clock.trusted))?;
+            Ok((store, auth, clients, early_tls))
+        };
+        let (network, (store, auth, clients, early_tls)) = tokio::try_join!(network, meanwhile)?;
+        self.timeline.end("network", started);
+        let identity = self.timeline.run("tls", || early_tls.finish(&settings, network.addresses(), &store, clients.as_ref()))?;
         let options = Options {
             limits: settings.limits,
             auth,

@@ -39,32 +39,52 @@ pub enum TlsError {
     Sign(#[from] tls::TlsError),
 }
 
-/// Issues or loads the certificate for a guest with `addresses` that serves `store`. `clients` is the CA of client certificates;
-/// `now` is the time, if the clock is trusted.
-///
-/// # Errors
-/// Fails if it cannot be issued, or if a provided one is missing, invalid, or not valid at `now`.
-pub fn identity(
-    settings: &Settings,
-    addresses: &[IpAddr],
-    store: &Store,
-    clients: Option<&ClientCa>,
-    now: Option<SystemTime>,
-) -> Result<Identity, TlsError> {
-    let sign = |authority| {
-        let names = [&settings.hostname].into_iter().chain(&settings.names).cloned();
-        Identity::signed(authority, names, addresses, store.upstreams(), clients)
-    };
-    match settings.tls {
-        TlsMode::Off => Ok(Identity::plain()),
-        TlsMode::Generate => Ok(sign(Authority::generate("localregistry")?)?),
-        TlsMode::Sign => {
-            let key = Zeroizing::new(read("SIGN", "ca.key")?);
-            Ok(sign(provided::authority(&read("SIGN", "ca.crt")?, &key, now).map_err(TlsError::Ca)?)?)
+/// What can be done for the certificate before the guest has its addresses.
+pub enum Early {
+    /// All of it.
+    Done(Identity),
+    /// There is a CA to issue it with.
+    Signer(Authority),
+}
+
+impl Early {
+    /// Generates or loads the CA, or loads the certificate. `clients` is the CA of client certificates; `now` is the time, if the clock is
+    /// trusted.
+    ///
+    /// # Errors
+    /// Fails if nothing can be generated, or if a provided file is missing, invalid, or not valid at `now`.
+    pub fn prepare(settings: &Settings, clients: Option<&ClientCa>, now: Option<SystemTime>) -> Result<Self, TlsError> {
+        match settings.tls {
+            TlsMode::Off => Ok(Self::Done(Identity::plain())),
+            TlsMode::Generate => Ok(Self::Signer(Authority::generate("localregistry")?)),
+            TlsMode::Sign => {
+                let key = Zeroizing::new(read("SIGN", "ca.key")?);
+                Ok(Self::Signer(provided::authority(&read("SIGN", "ca.crt")?, &key, now).map_err(TlsError::Ca)?))
+            }
+            TlsMode::Provided => {
+                let (chain, key) = (read("PROVIDED", "tls.crt")?, Zeroizing::new(read("PROVIDED", "tls.key")?));
+                Ok(Self::Done(Identity::provided(&chain, &key, clients, now).map_err(TlsError::Provided)?))
+            }
         }
-        TlsMode::Provided => {
-            let (chain, key) = (read("PROVIDED", "tls.crt")?, Zeroizing::new(read("PROVIDED", "tls.key")?));
-            Identity::provided(&chain, &key, clients, now).map_err(TlsError::Provided)
+    }
+
+    /// The certificate for a guest with `addresses` that serves `store`.
+    ///
+    /// # Errors
+    /// Fails if it cannot be issued.
+    pub fn finish(
+        self,
+        settings: &Settings,
+        addresses: &[IpAddr],
+        store: &Store,
+        clients: Option<&ClientCa>,
+    ) -> Result<Identity, TlsError> {
+        match self {
+            Self::Done(identity) => Ok(identity),
+            Self::Signer(authority) => {
+                let names = [&settings.hostname].into_iter().chain(&settings.names).cloned();
+                Ok(Identity::signed(authority, names, addresses, store.upstreams(), clients)?)
+            }
         }
     }
 }

@@ -43,7 +43,8 @@ impl BootTimeline {
         self.done.clone()
     }
 
-    fn end(&mut self, name: &str, start: f64) {
+    /// Records a step that has ended now. Others may have run since its `start`.
+    pub fn end(&mut self, name: &str, start: f64) {
         let step = Step { name: name.to_owned(), start, duration: machine::uptime() - start };
         if self.trace {
             console::log(&line(&step));

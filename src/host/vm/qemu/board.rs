@@ -65,10 +65,13 @@ impl Board {
     /// - `no_timer_check`: at its start an x86 kernel counts the timer's interrupts for some milliseconds, and panics ("IO-APIC + timer
     ///   doesn't work!") if it sees too few. On a busy host an emulated machine may not be scheduled for that long: eight concurrent
     ///   boots on two processors are enough. Under KVM the kernel skips the check by itself.
-    pub(crate) const fn kernel_arguments(self) -> &'static str {
-        match self {
-            Self::Q35 | Self::Microvm => " no_timer_check",
-            Self::Virt => "",
+    /// - `noreplace-smp`: on one processor an x86 kernel overwrites its own lock prefixes, and an emulator translates what it overwrites
+    ///   anew. It has no use for it, as it knows the number of processors.
+    pub(crate) const fn kernel_arguments(self, accel: Accel) -> &'static str {
+        match (self, accel) {
+            (Self::Q35 | Self::Microvm, Accel::Tcg) => " noreplace-smp no_timer_check",
+            (Self::Q35 | Self::Microvm, Accel::Kvm) => " no_timer_check",
+            (Self::Virt, _) => "",
         }
     }
 

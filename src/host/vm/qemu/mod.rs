@@ -27,7 +27,8 @@ const CONTROL_PORT: &str = "localregistry.control";
 /// - `panic=-1`: a panic resets the machine at once, and with `-no-reboot` a reset ends QEMU.
 /// - `loglevel=5`: errors and warnings only. Every character is an exit from the guest: the full log of a stock kernel adds 0.4 s to a
 ///   boot under TCG. A panic raises the level and prints its complete report.
-const KERNEL_ARGUMENTS: &str = "panic=-1 loglevel=5";
+/// - `cryptomgr.notests`: a distribution's kernel tests its cryptography at each boot, with half of all instructions until PID 1.
+const KERNEL_ARGUMENTS: &str = "panic=-1 loglevel=5 cryptomgr.notests";
 
 /// Kernel arguments of a machine that is frozen, besides those: the init waits, and the random number generator gets no seed before the
 /// machine goes on, when it has virtio-rng. Machines with a seed in common would draw the same keys.
@@ -226,7 +227,7 @@ impl Machine {
 
     fn kernel_arguments(&self) -> String {
         let rate = self.tsc_khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
-        format!("console={} {KERNEL_ARGUMENTS}{}{rate}", self.board.console(), self.board.kernel_arguments())
+        format!("console={} {KERNEL_ARGUMENTS}{}{rate}", self.board.console(), self.board.kernel_arguments(self.accel))
     }
 
     /// The packed disks. QEMU's file locks are off: nobody writes, and machines may share a disk. Linux reads ahead by twice the optimal
