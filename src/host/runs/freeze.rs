@@ -11,6 +11,7 @@ use crate::host::boot::kernel::Flavor;
 use crate::host::support::interrupt::{Interrupt, Interrupted};
 use crate::host::support::report::Report;
 use crate::host::vm::accel::AccelChoice;
+use crate::host::vm::cpus::Cpus;
 use crate::host::vm::launch::{Appliance, BuildError, Builder, MIN_MEMORY};
 
 /// The command line of `localregistry freeze`.
@@ -36,13 +37,13 @@ pub struct FreezeArgs {
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
 
-    /// Memory of the machine in MiB: at least 96, with --flavor full 112, with --flavor own 64
+    /// Memory of the machine in MiB: at least 96, with --flavor full 112, with --flavor own 48
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(i64::from(MIN_MEMORY)..=1 << 20))]
     memory: u32,
 
-    /// Number of virtual processors
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
-    cpus: u32,
+    /// Number of virtual processors, or auto: one under TCG, under KVM as many as there are for this program, at most four
+    #[arg(long, value_name = "N", default_value_t)]
+    cpus: Cpus,
 
     /// The accelerator
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]

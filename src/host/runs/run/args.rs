@@ -17,6 +17,7 @@ use crate::host::nodes::trust::Endpoint;
 use crate::host::runs::dir::{RunDirOptions, is_name};
 use crate::host::support::report::Report;
 use crate::host::vm::accel::AccelChoice;
+use crate::host::vm::cpus::Cpus;
 use crate::host::vm::launch::{Appliance, Builder, MIN_MEMORY};
 use crate::host::vm::net::{self, Net};
 use crate::host::vm::qemu::Board;
@@ -109,13 +110,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "initramfs")]
     pub(crate) init: Option<PathBuf>,
 
-    /// Memory of the machine in MiB: at least 96, with --flavor full 112, with --flavor own 64
+    /// Memory of the machine in MiB: at least 96, with --flavor full 112, with --flavor own 48
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(i64::from(MIN_MEMORY)..=1 << 20))]
     memory: u32,
 
-    /// Number of virtual processors
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
-    cpus: u32,
+    /// Number of virtual processors, or auto: one under TCG, under KVM as many as there are for this program, at most four
+    #[arg(long, value_name = "N", default_value_t)]
+    cpus: Cpus,
 
     /// Boot even if a frozen machine could be used, and save none (see `freeze`)
     #[arg(long)]

@@ -47,6 +47,8 @@ pub(crate) struct RunReady {
     qemu_pid: u32,
     /// `kvm` or `tcg`.
     accel: &'static str,
+    /// Number of virtual processors.
+    cpus: u32,
     /// What carries the network `user`: `passt`, or `slirp`, QEMU's own; absent without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     user_network: Option<&'static str>,
@@ -82,6 +84,7 @@ impl RunReady {
             boot_seconds: (vm.boot_time().as_secs_f64() * 1000.0).round() / 1000.0,
             qemu_pid: vm.pid(),
             accel: vm.accel().as_str(),
+            cpus: vm.cpus(),
             user_network: vm.user_network(),
             start: if *vm.start() == Start::Warm { "warm" } else { "cold" },
             cold_reason: match vm.start() {
@@ -302,6 +305,7 @@ mod tests {
             boot_seconds: 3.25,
             qemu_pid: 17,
             accel: "tcg",
+            cpus: 1,
             user_network: Some("passt"),
             start: "warm",
             cold_reason: None,
@@ -346,7 +350,7 @@ mod tests {
     fn json_result_is_one_line() {
         assert_eq!(
             ready(Some("/tmp/ca.crt")).json().unwrap(),
-            r#"{"endpoint":"https://127.0.0.1:43673","address":"127.0.0.1:43673","endpoints":["https://127.0.0.1:43673"],"ca":"/tmp/ca.crt","images":3,"boot_seconds":3.25,"qemu_pid":17,"accel":"tcg","user_network":"passt","start":"warm","name":"one","run_dir":"/run/one","pid":16}"#
+            r#"{"endpoint":"https://127.0.0.1:43673","address":"127.0.0.1:43673","endpoints":["https://127.0.0.1:43673"],"ca":"/tmp/ca.crt","images":3,"boot_seconds":3.25,"qemu_pid":17,"accel":"tcg","cpus":1,"user_network":"passt","start":"warm","name":"one","run_dir":"/run/one","pid":16}"#
         );
     }
 

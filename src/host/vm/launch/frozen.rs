@@ -285,7 +285,7 @@ fn machine(options: &Options, accel: Accel, memory: MemoryFile, console: i32, qm
         accel,
         memory_mib: options.memory_mib,
         memory: Some(memory),
-        cpus: options.cpus,
+        cpus: options.cpus.count(accel),
         kernel: options.kernel.clone(),
         initramfs: options.initramfs.clone(),
         disks: vec![],

@@ -103,6 +103,7 @@ pub struct Appliance {
     /// Tasks that watch the heartbeat, shut the machine down, kill it when it is stuck, or save a frozen machine for later runs.
     guards: JoinSet<()>,
     accel: Accel,
+    cpus: u32,
     disks: Vec<PathBuf>,
     /// Names of the certificate from the config.
     names: Vec<String>,
@@ -332,6 +333,12 @@ impl Appliance {
     pub fn write_ca(&self, path: &Path) -> io::Result<()> {
         let pem = self.ca_pem().ok_or_else(|| io::Error::other("the registry serves plain HTTP: it has no CA"))?;
         files::write_atomically(path, pem.as_bytes())
+    }
+
+    /// The number of its virtual processors.
+    #[must_use]
+    pub fn cpus(&self) -> u32 {
+        self.cpus
     }
 
     /// The accelerator in use.

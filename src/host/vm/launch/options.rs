@@ -9,6 +9,7 @@ use crate::config::guest_config::GuestConfig;
 use crate::host::boot::kernel::Flavor;
 use crate::host::support::report::Report;
 use crate::host::vm::accel::AccelChoice;
+use crate::host::vm::cpus::Cpus;
 use crate::host::vm::net::Net;
 use crate::host::vm::qemu::Board;
 
@@ -31,7 +32,7 @@ pub struct Options {
     /// Memory in MiB, at least [`MIN_MEMORY`]. A [`Builder`](super::Builder) refuses less than [`Flavor::min_memory_mib`].
     pub memory_mib: u32,
     /// Number of virtual processors.
-    pub cpus: u32,
+    pub cpus: Cpus,
     /// The accelerator.
     pub accel: AccelChoice,
     /// The networks, one interface each. If empty: QEMU's user network, with the interfaces of the config.

@@ -185,7 +185,7 @@ impl Prepared {
             accel,
             memory_mib: options.memory_mib,
             memory,
-            cpus: options.cpus,
+            cpus: options.cpus.count(accel),
             kernel: options.kernel.clone(),
             initramfs: options.initramfs.clone(),
             disks: options

@@ -14,6 +14,7 @@ use crate::host::boot::kernel::Flavor;
 use crate::host::nodes::access::Access;
 use crate::host::support::report::Report;
 use crate::host::vm::accel::AccelChoice;
+use crate::host::vm::cpus::Cpus;
 use crate::host::vm::net::Net;
 use crate::host::vm::qemu::Board;
 
@@ -64,7 +65,7 @@ impl Appliance {
             initramfs: PathBuf::new(),
             qemu: PathBuf::new(),
             memory_mib: 256,
-            cpus: 1,
+            cpus: Cpus::Auto,
             accel: AccelChoice::Auto,
             nets: Vec::new(),
             publish: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
@@ -190,10 +191,10 @@ impl Builder {
         self
     }
 
-    /// Sets the number of virtual processors. Default: 1.
+    /// Sets the number of virtual processors. Default: [`Cpus::Auto`].
     #[must_use]
-    pub fn cpus(mut self, count: u32) -> Self {
-        self.options.cpus = count;
+    pub fn cpus(mut self, cpus: Cpus) -> Self {
+        self.options.cpus = cpus;
         self
     }
 
