@@ -20,7 +20,7 @@ import threading
 import urllib.request
 
 MACHINE = os.environ.get("MACHINE", str(pathlib.Path(__file__).resolve().parent.parent / "q35.cfg"))
-APPEND = os.environ.get("APPEND", "console=ttyS0 panic=-1 loglevel=5 cryptomgr.notests no_timer_check")
+APPEND = os.environ.get("APPEND", "console=ttyS0 panic=-1 loglevel=5 cryptomgr.notests noreplace-smp no_timer_check")
 # If KVM opens but does not work, the boot never ends: set ACCEL=tcg then.
 ACCEL = os.environ.get("ACCEL", "kvm tcg").split()
 # Names for the certificate: the address at which this machine reaches the registry.
