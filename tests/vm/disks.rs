@@ -23,7 +23,7 @@ fn changed(vm: &Vm) -> proto::Disks {
 }
 
 /// A disk that is plugged into a slot of the running machine.
-fn plug(qmp: &mut Qmp, slot: &str, file: &Path, serial: &str) {
+pub fn plug(qmp: &mut Qmp, slot: &str, file: &Path, serial: &str) {
     let node = json!({
         "node-name": slot, "driver": "raw", "read-only": true,
         "file": { "driver": "file", "filename": file, "locking": "off" },
@@ -41,7 +41,7 @@ fn unplug(qmp: &mut Qmp, slot: &str) {
 }
 
 /// Makes QEMU provide slots for hot-plugged disks.
-fn slots(names: &[&str]) -> Vec<String> {
+pub fn slots(names: &[&str]) -> Vec<String> {
     let port = |(at, name): (usize, &&str)| {
         ["--qemu-arg=-device".to_owned(), format!("--qemu-arg=pcie-root-port,id=port-{name},chassis={0},slot={0}", at + 8)]
     };

@@ -7,14 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread::scope;
 
+use localregistry::proto::event::Event;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use testing::layout::Layout;
 use testing::pack::{Bench, PROGRAM};
 use testing::private::{ip, privately};
+use testing::qmp::{self, Qmp};
 use testing::segment::{Segment, server};
 use testing::vm::{Vm, own_cache, qemu_changed, succeed};
 use testing::wait::{eventually, until};
+
+use crate::disks::{plug, slots};
 
 /// A folder with a disk, and a cache with frozen machines of its own.
 pub struct Frozen {
@@ -218,7 +222,7 @@ fn two_runs_from_one_machine_share_no_secret() {
     for vm in vms {
         let ended = vm.shut_down();
         let ready = ended.events.iter().find_map(|event| match event {
-            localregistry::proto::event::Event::Ready(ready) => Some(ready),
+            Event::Ready(ready) => Some(ready),
             _ => None,
         });
         let steps: Vec<&str> = ready.unwrap().steps.iter().map(|step| step.name.as_str()).collect();
@@ -289,7 +293,7 @@ fn run_from_a_frozen_machine_has_its_own_disks_networks_and_time() {
         ip("tuntap add dev tap0 mode tap");
         ip("address add 10.78.0.1/24 dev tap0");
         ip("link set tap0 up");
-        let further = ["one", "two"].map(|name| {
+        let further = ["one", "two", "late"].map(|name| {
             let mut layout = Layout::default();
             layout.image(&format!("test/{name}:1"), name.as_bytes());
             frozen.bench.layout(name, &layout);
@@ -298,12 +302,20 @@ fn run_from_a_frozen_machine_has_its_own_disks_networks_and_time() {
             disk
         });
         let nets = ["--net", "tap=tap0,mac=52:54:00:12:34:56,ip=10.78.0.82/24", "--net", "user,mac=52:54:00:12:34:57"];
-        let vm = frozen.warm(&[&nets[..], &["--memory", "200"], &further.each_ref().map(String::as_str)].concat());
+        let [one, two, late] = &further;
+        // A port for a late disk is one of the devices that the guest finds when it goes on.
+        let (socket, set) =
+            (frozen.bench.path("qmp"), r#"disks=[{"serial":"localregistry"},{"serial":"localregistry-*"},{"serial":"more-*"}]"#);
+        let further = [&qmp::arguments(&socket)[..], &slots(&["late"])].concat();
+        let further: Vec<&str> = further.iter().map(String::as_str).chain([one, two, "--set", set, "--disk-wait", "1"]).collect();
+        let vm = frozen.warm(&[&nets[..], &["--memory", "200"], &further].concat());
         assert_eq!(vm.address, "10.78.0.82:5000");
         // It trusts the CA of its own run only, whose dates are those of today.
         pull(&vm);
         assert!(ip("neighbour show 10.78.0.82").contains("52:54:00:12:34:56"));
-        for name in ["one", "two"] {
+        plug(&mut Qmp::connect(&socket), "late", Path::new(late), "more-1");
+        vm.event("the late disk", |event| matches!(event, Event::Disks(disks) if disks.images == 4).then_some(()));
+        for name in ["one", "two", "late"] {
             succeed(&mut vm.copy(&format!("test/{name}:1"), &[], &format!("oci:{name}")));
         }
         vm.shut_down();

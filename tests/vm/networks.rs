@@ -18,7 +18,7 @@ use testing::agent::Agent;
 use testing::child::KilledOnDrop;
 use testing::pack::{Bench, PROGRAM};
 use testing::private::{ip, privately};
-use testing::vm::{Vm, succeed};
+use testing::vm::{Vm, own_cache, succeed};
 use testing::wait::until;
 
 /// Time limit for the answer to a frame.
@@ -174,6 +174,10 @@ fn frames_pass_both_ways_on_every_unprivileged_network() {
 
         let mut command = testing::program(PROGRAM);
         command.args(["run", "--json", "--quiet", "--accel", "tcg", "--timeout", "600", "--tls", "off", "--net", "user"]);
+        // It starts from a frozen machine, which has no network.
+        let cache = own_cache(&bench.path(""));
+        succeed(testing::program(PROGRAM).args(["freeze", "--accel", "tcg", "--quiet"]).env("LOCALREGISTRY_CACHE", &cache));
+        command.env("LOCALREGISTRY_CACHE", &cache);
         let number = theirs.as_raw_fd();
         let nets = [
             format!("socket-fd={number},ip=10.81.0.2/24,mac=52:54:00:00:00:01"),
@@ -191,6 +195,7 @@ fn frames_pass_both_ways_on_every_unprivileged_network() {
         let mut line = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(run.0.stdout.take().unwrap()), &mut line).unwrap();
         let ready: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(ready["start"], "warm", "{ready}");
         let endpoints: Vec<&str> = ready["endpoints"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
         assert_eq!(endpoints[0], ready["endpoint"]);
         assert!(endpoints[0].starts_with("http://127.0.0.1:"), "the first network is `user`: {endpoints:?}");

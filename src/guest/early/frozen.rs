@@ -82,10 +82,18 @@ pub fn wait(timeline: &mut BootTimeline) -> Result<(), FrozenError> {
     receive(port, &Path::new(mount::FIRMWARE.target).join(BY_NAME)).map_err(FrozenError::Files)?;
 
     timeline.run("devices", || fs::write(RESCAN, "1")).map_err(FrozenError::Devices)?;
-    let now = fs::read_to_string(RTC).map_err(|error| FrozenError::Clock(error.to_string()))?;
-    let now = now.trim_end().parse().map_err(|_| FrozenError::Clock(format!("{now:?} is not a time")))?;
-    clock::set(now).map_err(FrozenError::Clock)?;
+    set_clock()?;
     timeline.run("seed", wait_for_seed)
+}
+
+/// Takes the time from the real-time clock. A kernel without its driver gets the host's time from the config later, as at every boot.
+fn set_clock() -> Result<(), FrozenError> {
+    let now = match fs::read_to_string(RTC) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        now => now.map_err(|error| FrozenError::Clock(error.to_string()))?,
+    };
+    let now = now.trim_end().parse().map_err(|_| FrozenError::Clock(format!("{now:?} is not a time")))?;
+    clock::set(now).map_err(FrozenError::Clock)
 }
 
 /// Writes the files that come to the folder `to`, as the kernel shows them: each line has a length and a name, and the content follows. An

@@ -23,9 +23,9 @@ Examples:
   localregistry freeze --memory 512
       Saves one for `localregistry run --memory 512`
 
-`run` starts from the machine that was saved with the same QEMU, kernel, init, memory, processors and accelerator, on q35 and without
---qemu-arg; with any disks, networks and config. Otherwise it boots, says so with --json, and saves such a machine while it goes on. The
-cache keeps the last four machines.
+`run` starts from the machine that was saved with the same QEMU, kernel, init, memory, processors and accelerator, on q35; with any
+disks, networks and config, and with a --qemu-arg that adds devices. Otherwise it boots, says so with --json, and saves such a machine
+while it goes on. The cache keeps the last four machines.
 
 Exit status: 0, as that of `run` if the machine cannot be booted, 2 for a wrong command line.")]
 pub struct FreezeArgs {

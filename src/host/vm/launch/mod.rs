@@ -142,8 +142,14 @@ impl Appliance {
             Err(none) => none,
             Ok(saved) => match Self::attempt(&prepared, accel, Some(SIGN_OF_LIFE_TIMEOUT), Some(&saved)).await {
                 Err(error) if error.blames_frozen_machine() => {
-                    let why = format!("the frozen machine does not start, and was removed: {}", chain(&error));
-                    saved.discard(&why);
+                    // Further arguments may be the cause.
+                    let removed = options.qemu_arguments.is_empty();
+                    let what =
+                        if removed { "does not start, and was removed" } else { "does not start with these arguments of QEMU" };
+                    let why = format!("the frozen machine {what}: {}", chain(&error));
+                    if removed {
+                        saved.discard(&why);
+                    }
                     options.report.step(format!("Booting from the start instead: {why}"));
                     why.into()
                 }

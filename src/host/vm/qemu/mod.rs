@@ -34,6 +34,10 @@ const KERNEL_ARGUMENTS: &str = "panic=-1 loglevel=5 cryptomgr.notests";
 /// machine goes on, when it has virtio-rng. Machines with a seed in common would draw the same keys.
 const FREEZE_ARGUMENTS: &str = "random.trust_cpu=off random.trust_bootloader=off localregistry_freeze";
 
+/// A machine that starts from a frozen one has the ACPI tables of that, which do not know the run's PCI ports. So the ports announce late
+/// devices themselves.
+const NATIVE_HOTPLUG: &str = "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off";
+
 /// The machine that QEMU emulates.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -181,7 +185,7 @@ impl Machine {
             let shared = *purpose == MemoryPurpose::Freeze;
             machine.push(",memory-backend=ram");
             let file = format!("memory-backend-file,id=ram,size={}M,share={},mem-path=", self.memory_mib, on_off(shared));
-            memory = vec!["-object".into(), keyed(&file, path.as_os_str())];
+            memory = vec!["-object".into(), keyed(&file, path.as_os_str()), "-global".into(), NATIVE_HOTPLUG.into()];
         }
         let board = vec![
             "-machine".into(),
