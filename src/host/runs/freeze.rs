@@ -41,7 +41,7 @@ pub struct FreezeArgs {
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(i64::from(MIN_MEMORY)..=1 << 20))]
     memory: u32,
 
-    /// Number of virtual processors, or auto: one under TCG, under KVM as many as there are for this program, at most four
+    /// Number of virtual processors, or auto: one under TCG, under KVM as many as there are for this program, at most four and one for each 64 MiB
     #[arg(long, value_name = "N", default_value_t)]
     cpus: Cpus,
 

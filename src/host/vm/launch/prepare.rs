@@ -185,7 +185,7 @@ impl Prepared {
             accel,
             memory_mib: options.memory_mib,
             memory,
-            cpus: options.cpus.count(accel),
+            cpus: options.cpus.count(accel, options.memory_mib),
             kernel: options.kernel.clone(),
             initramfs: options.initramfs.clone(),
             disks: options

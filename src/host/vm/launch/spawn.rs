@@ -126,7 +126,7 @@ pub(crate) async fn start(prepared: &Prepared, accel: Accel, saved: Option<&Save
         readers,
         guards,
         accel,
-        cpus: prepared.options.cpus.count(accel),
+        cpus: prepared.options.cpus.count(accel, prepared.options.memory_mib),
         disks: options.disks.clone(),
         names: options.config.names(),
         nets: options.nets.clone(),

@@ -229,7 +229,7 @@ fn machine(options: &Options, accel: Accel, memory: MemoryFile, console: i32, qm
         accel,
         memory_mib: options.memory_mib,
         memory: Some(memory),
-        cpus: options.cpus.count(accel),
+        cpus: options.cpus.count(accel, options.memory_mib),
         kernel: options.kernel.clone(),
         initramfs: options.initramfs.clone(),
         disks: vec![],
