@@ -44,7 +44,7 @@ pub enum Early {
     /// All of it.
     Done(Identity),
     /// There is a CA to issue it with.
-    Signer(Authority),
+    Signer(Box<Authority>),
 }
 
 impl Early {
@@ -56,10 +56,11 @@ impl Early {
     pub fn prepare(settings: &Settings, clients: Option<&ClientCa>, now: Option<SystemTime>) -> Result<Self, TlsError> {
         match settings.tls {
             TlsMode::Off => Ok(Self::Done(Identity::plain())),
-            TlsMode::Generate => Ok(Self::Signer(Authority::generate("localregistry")?)),
+            TlsMode::Generate => Ok(Self::Signer(Box::new(Authority::generate("localregistry")?))),
             TlsMode::Sign => {
                 let key = Zeroizing::new(read("SIGN", "ca.key")?);
-                Ok(Self::Signer(provided::authority(&read("SIGN", "ca.crt")?, &key, now).map_err(TlsError::Ca)?))
+                let authority = provided::authority(&read("SIGN", "ca.crt")?, &key, now).map_err(TlsError::Ca)?;
+                Ok(Self::Signer(Box::new(authority)))
             }
             TlsMode::Provided => {
                 let (chain, key) = (read("PROVIDED", "tls.crt")?, Zeroizing::new(read("PROVIDED", "tls.key")?));
@@ -83,7 +84,7 @@ impl Early {
             Self::Done(identity) => Ok(identity),
             Self::Signer(authority) => {
                 let names = [&settings.hostname].into_iter().chain(&settings.names).cloned();
-                Ok(Identity::signed(authority, names, addresses, store.upstreams(), clients)?)
+                Ok(Identity::signed(*authority, names, addresses, store.upstreams(), clients)?)
             }
         }
     }
