@@ -2,7 +2,6 @@
 //! this module.
 
 mod authority;
-mod chacha20_poly1305;
 mod emulation;
 mod error;
 pub mod provided;

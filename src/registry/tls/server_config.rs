@@ -6,7 +6,6 @@ use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::{NoClientAuth, ResolvesServerCert};
 
-use super::chacha20_poly1305;
 use super::emulation::is_emulated;
 use super::error::TlsError;
 use crate::registry::auth::client_certificate::ClientCa;
@@ -30,7 +29,7 @@ fn server_config_for(
     clients: Option<&ClientCa>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = match is_emulated {
-        true => CryptoProvider { cipher_suites: chacha20_poly1305::SUITES.clone(), ..ring::default_provider() },
+        true => CryptoProvider { cipher_suites: portable_chacha20::SUITES.clone(), ..ring::default_provider() },
         false => ring::default_provider(),
     };
     let builder = ServerConfig::builder_with_provider(Arc::new(provider)).with_safe_default_protocol_versions();

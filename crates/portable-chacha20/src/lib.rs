@@ -1,6 +1,7 @@
 //! ChaCha20-Poly1305 (RFC 8439) for TLS 1.2 (RFC 7905) and 1.3 (RFC 8446) without vector instructions, for emulated processors.
 //!
-//! The keys, the handshake and the sequence numbers stay with rustls; this module seals and opens records.
+//! The keys, the handshake and the sequence numbers stay with rustls; this crate seals and opens records. It is a crate of its own so that the
+//! compiler makes it fast where it makes the rest of the guest small (`qemu/guest.toml`).
 
 use std::sync::LazyLock;
 
@@ -24,7 +25,7 @@ const TAG_LEN: usize = 16;
 const MAX_PLAINTEXT: usize = 1 << 14;
 
 /// ring's cipher suites, those with ChaCha20-Poly1305 first and as implemented here.
-pub(super) static SUITES: LazyLock<Vec<SupportedCipherSuite>> = LazyLock::new(|| {
+pub static SUITES: LazyLock<Vec<SupportedCipherSuite>> = LazyLock::new(|| {
     let (mut suites, others): (Vec<_>, Vec<_>) = ring::DEFAULT_CIPHER_SUITES.iter().partition(|suite| is_chacha20(suite.suite()));
     suites = suites.into_iter().map(portable).collect();
     [suites, others].concat()
@@ -39,7 +40,7 @@ const fn is_chacha20(suite: CipherSuite) -> bool {
     )
 }
 
-/// The same suite with this module's records. rustls wants suites for the life of the program.
+/// The same suite with this crate's records. rustls wants suites for the life of the program.
 fn portable(suite: SupportedCipherSuite) -> SupportedCipherSuite {
     match suite {
         SupportedCipherSuite::Tls12(suite) => SupportedCipherSuite::Tls12(Box::leak(Box::new(Tls12CipherSuite {
