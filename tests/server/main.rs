@@ -3,6 +3,7 @@
 
 mod auth;
 mod client_expectations;
+mod corpus;
 mod distribution;
 mod h2_streams;
 mod hostile_h2;
