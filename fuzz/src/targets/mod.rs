@@ -8,8 +8,11 @@ mod http;
 mod oci;
 mod server;
 
+/// A target's function.
+pub type Target = fn(&[u8]);
+
 /// The targets by name.
-pub const TARGETS: [(&str, fn(&[u8])); 19] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("archive", files::archive),
     ("catalog", disks::catalog),
     ("certificate", files::certificate),
