@@ -66,7 +66,7 @@ impl Board {
     ///   doesn't work!") if it sees too few. On a busy host an emulated machine may not be scheduled for that long: eight concurrent
     ///   boots on two processors are enough. Under KVM the kernel skips the check by itself.
     /// - `noreplace-smp`: on one processor an x86 kernel overwrites its own lock prefixes, and an emulator translates what it overwrites
-    ///   anew. It has no use for it, as it knows the number of processors.
+    ///   again. It has no use for it, as it knows the number of processors.
     pub(crate) const fn kernel_arguments(self, accel: Accel) -> &'static str {
         match (self, accel) {
             (Self::Q35 | Self::Microvm, Accel::Tcg) => " noreplace-smp no_timer_check",
