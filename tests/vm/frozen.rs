@@ -113,7 +113,10 @@ fn first_run_boots_and_saves_a_machine_for_those_that_follow() {
     // It gets the time and the memory that nothing else needs.
     let stat = fs::read_to_string(format!("/proc/{saver}/stat")).unwrap();
     assert_eq!(stat.rsplit(')').next().unwrap().split(' ').nth(17), Some("19"), "{stat}");
-    assert_eq!(fs::read_to_string(format!("/proc/{saver}/oom_score_adj")).unwrap(), "1000\n");
+    // It is written when the process has started.
+    until("its memory is the first to be taken", || {
+        fs::read_to_string(format!("/proc/{saver}/oom_score_adj")).unwrap() == "1000\n"
+    });
     pull(&one);
     // It ends with its run, and leaves nothing.
     one.shut_down();
