@@ -14,6 +14,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::task::{JoinHandle, JoinSet};
@@ -25,7 +26,10 @@ use super::content::{Content, Target};
 /// Path of the last request on each connection. Surplus bytes of earlier responses would be taken for its response.
 const BASE: &str = "/v2/";
 /// Size of a slow reader's socket buffer in bytes.
-const SLOW_BUFFER: u32 = 4 << 10;
+const SLOW_BUFFER: u32 = 16 << 10;
+/// Largest TCP segment to a slow reader in bytes, as on Ethernet. The loopback's own, 64 KiB, is more than the buffer: Linux would then
+/// send what fits only after a timer, 2 KB every 50 ms and slower.
+const SLOW_SEGMENT: u32 = 1460;
 /// Number of pauses that a slow reader makes per response.
 const PAUSES: usize = 6;
 const PAUSE: Duration = Duration::from_millis(1);
@@ -113,6 +117,7 @@ impl Address {
         let socket = TcpSocket::new_v4().map_err(|error| error.to_string())?;
         if slow {
             socket.set_recv_buffer_size(SLOW_BUFFER).map_err(|error| error.to_string())?;
+            SockRef::from(&socket).set_tcp_mss(SLOW_SEGMENT).map_err(|error| error.to_string())?;
         }
         let stream = socket.connect(if tls { self.tls } else { self.plain }).await.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
