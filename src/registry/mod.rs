@@ -16,5 +16,7 @@ pub mod content;
 pub mod http;
 pub mod limits;
 pub mod listen;
+#[cfg(test)]
+mod simulation;
 pub mod telemetry;
 pub mod tls;

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat};
+use rustix::io::retry_on_intr;
 
 use super::check_holes;
 
@@ -120,7 +121,7 @@ impl Directory {
         // Non-blocking, because opening a FIFO would wait for a writer.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let how = how | ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let opened = openat2(&self.root, path, flags, Mode::empty(), how).map_err(|error| match error {
+        let opened = retry_on_intr(|| openat2(&self.root, path, flags, Mode::empty(), how)).map_err(|error| match error {
             rustix::io::Errno::XDEV => io::Error::other("a symbolic link leads out of the folder; a file inside it is expected"),
             other => other.into(),
         })?;

@@ -22,6 +22,18 @@ impl ByteBudget {
         1 << share.ilog2()
     }
 
+    /// The bytes in flight.
+    #[cfg(test)]
+    pub fn used(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Takes bytes that nothing gives back.
+    #[cfg(test)]
+    pub fn take(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn is_used_up(&self) -> bool {
         self.chunk_size() == SMALL_CHUNK
     }

@@ -3,9 +3,10 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use tokio::time::Instant;
 
 use super::file_sender::{FileSender, placeholder};
 use crate::registry::http::range::ByteRange;

@@ -4,7 +4,8 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use crate::oci::Digest;
 use crate::registry::limits::{DISK_WARNING_INTERVAL, DISK_WARNINGS};

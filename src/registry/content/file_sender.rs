@@ -14,7 +14,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -22,7 +21,7 @@ use rustix::fs::sendfile;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
-use super::page_cache::short;
+use super::disk_calls::{read_at, short};
 use crate::registry::http::range::ByteRange;
 use crate::registry::limits::{FILE_TURN, SENT_AT_ONCE, TURN};
 
@@ -127,13 +126,9 @@ impl FileSender {
         let mut state = self.state();
         let (file, range) = state.due_for(slice)?;
         let max = slice.len().min(space.len());
-        loop {
-            match file.read_at(space.get_mut(..max).unwrap_or_default(), range.start()) {
-                Ok(0) if max > 0 => return Err(state.file_failed(short(range.start()))),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(state.file_failed(error)),
-                read => return read,
-            }
+        match read_at(&file, space.get_mut(..max).unwrap_or_default(), range.start()) {
+            Ok(0) if max > 0 => Err(state.file_failed(short(range.start()))),
+            read => read.map_err(|error| state.file_failed(error)),
         }
     }
 
@@ -198,7 +193,7 @@ impl State {
 fn copy(socket: impl AsFd, file: &File, range: &ByteRange, max: usize) -> io::Result<usize> {
     let mut buffer = [0; 8 << 10];
     let max = max.min(buffer.len());
-    match file.read_at(buffer.get_mut(..max).unwrap_or_default(), range.start())? {
+    match read_at(file, buffer.get_mut(..max).unwrap_or_default(), range.start())? {
         0 => Err(short(range.start())),
         read => Ok(send(socket, buffer.get(..read).unwrap_or_default(), SendFlags::NOSIGNAL)?),
     }

@@ -6,13 +6,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http::HeaderMap;
 
+use super::disk_calls::read_exact_at;
 use crate::disk::catalog::{Blob, BlobId};
 use crate::oci::{Digest, Hasher};
 use crate::registry::limits::{CACHED_MANIFESTS, LARGEST_CACHED_MANIFEST};
@@ -84,7 +84,7 @@ impl ManifestCache {
 /// Fails if the file cannot be read or has fewer than `size` bytes.
 pub(crate) fn read(file: &File, digest: Digest, size: u64) -> io::Result<(Vec<u8>, Digest)> {
     let mut content = vec![0; usize::try_from(size).unwrap_or_default()];
-    file.read_exact_at(&mut content, 0)?;
+    read_exact_at(file, &mut content, 0)?;
     let mut hasher = Hasher::new(digest.algorithm());
     hasher.update(&content);
     Ok((content, hasher.finish()))

@@ -19,6 +19,8 @@ use crate::disk::layout::{self, Directory, LayoutError, LayoutImages, LeftOver, 
 use crate::oci::upstreams;
 use crate::oci::{Digest, Repository};
 use crate::registry::limits::DISK_READS;
+#[cfg(test)]
+use crate::registry::simulation::disks as simulation;
 
 /// Maximum size of a catalog, in bytes.
 const MAX_CATALOG: u64 = 1 << 30;
@@ -111,6 +113,8 @@ impl Disk {
     /// # Errors
     /// Fails with `WouldBlock` if the disk must be read, and otherwise like [`Disk::open_blob`].
     pub fn open_cached(&self, digest: &Digest, size: u64) -> io::Result<File> {
+        #[cfg(test)]
+        simulation::open_cached(&self.name)?;
         checked(self.root.file_cached(&digest.blob_path()), size)
     }
 
@@ -119,6 +123,8 @@ impl Disk {
     /// # Errors
     /// Fails if the file cannot be opened or its size is not `size`.
     pub fn open_blob(&self, digest: &Digest, size: u64) -> io::Result<File> {
+        #[cfg(test)]
+        simulation::open(&self.name)?;
         checked(self.root.file(&digest.blob_path()), size)
     }
 
@@ -134,12 +140,16 @@ impl Disk {
         let slots = Arc::clone(&self.read_slots);
         let finished = async {
             let slot = slots.acquire_owned().await.map_err(io::Error::other)?;
-            let reading = tokio::task::spawn_blocking(move || {
+            let read = move || {
                 let result = read();
                 // Released by the thread: a read that hangs keeps its slot after the request has timed out.
                 drop(slot);
                 result
-            });
+            };
+            #[cfg(not(test))]
+            let reading = tokio::task::spawn_blocking(read);
+            #[cfg(test)]
+            let reading = simulation::spawn_blocking(&self.name, read);
             reading.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
         };
         timeout(limit, finished).await.unwrap_or_else(|_| {

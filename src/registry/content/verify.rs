@@ -2,11 +2,11 @@
 //! is known to be right. A blob of which only ranges are requested is read and hashed first, once.
 
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::blob_reader::BlobReader;
 use super::body::OpenBlob;
+use super::disk_calls::read_exact_at;
 use super::disk_errors::wrong_digest;
 use super::snapshot::Snapshot;
 use crate::disk::catalog::{Blob, BlobId};
@@ -62,7 +62,7 @@ impl BlobReader {
             let count = usize::try_from(left.len()).map_or(VERIFIED_AT_ONCE, |left| left.min(VERIFIED_AT_ONCE));
             let read = opened.disk.run(self.timeout, move || {
                 let mut chunk = vec![0; count];
-                file.read_exact_at(&mut chunk, offset)?;
+                read_exact_at(&file, &mut chunk, offset)?;
                 hasher.update(&chunk);
                 Ok(hasher)
             });

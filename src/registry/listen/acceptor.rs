@@ -14,9 +14,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Client;
-use super::connection::{self, ServerState};
+use super::connection::{self, Protocol, ServerState};
 use super::listener::{Listener, Transport};
-use super::shutdown::ShutdownSignal;
+use super::shutdown::{Phase, ShutdownSignal};
 use crate::registry::limits::{ACCEPT_WARNING_INTERVAL, DESCRIPTOR_PAUSE, SILENCE};
 
 /// The accept thread. It ends when this is dropped, and closes the connections that have sent nothing yet.
@@ -76,8 +76,8 @@ impl ConnectionSlots {
     /// Acquires a connection slot. If none is free, evicts the connection that has been idle longest, provided it has been idle for at
     /// least [`SILENCE`]: a real client sends its first bytes at once, and must not wait behind connections that never send any.
     ///
-    /// The receiver fires when the new connection is evicted in turn.
-    async fn acquire(self: &Arc<Self>) -> Option<(OwnedSemaphorePermit, IdleGuard, oneshot::Receiver<()>)> {
+    /// Returns `None` if the server has ended.
+    pub async fn acquire(self: &Arc<Self>) -> Option<NewConnection> {
         let slot = loop {
             if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
                 break slot;
@@ -97,7 +97,7 @@ impl ConnectionSlots {
         idle.accepted += 1;
         let number = idle.accepted;
         idle.connections.insert(number, (Instant::now(), evict));
-        Some((slot, IdleGuard { slots: Arc::clone(self), number }, evicted))
+        Some(NewConnection { slot, idle: IdleGuard { slots: Arc::clone(self), number }, evicted })
     }
 
     /// Evicts the connection that has been idle longest. If that is for less than [`SILENCE`], returns the time that is left.
@@ -117,6 +117,35 @@ impl ConnectionSlots {
 
     fn idle(&self) -> MutexGuard<'_, IdleQueue> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that has a slot and has sent nothing yet.
+#[derive(Debug)]
+pub(crate) struct NewConnection {
+    slot: OwnedSemaphorePermit,
+    idle: IdleGuard,
+    /// Fires when the connection is evicted.
+    evicted: oneshot::Receiver<()>,
+}
+
+impl NewConnection {
+    /// Waits for the first bytes, which `detecting` finds. Returns the slot, too, which the connection has until that is dropped. `None` if
+    /// the bytes do not arrive within `limit`, or before the connection is evicted or the server drains.
+    pub async fn protocol(
+        self,
+        detecting: impl Future<Output = Option<Protocol>>,
+        limit: Duration,
+        shutdown: &ShutdownSignal,
+    ) -> Option<(Protocol, OwnedSemaphorePermit)> {
+        let Self { slot, idle: _idle, evicted } = self;
+        let protocol = tokio::select! {
+            biased;
+            protocol = timeout(limit, detecting) => protocol.ok().flatten(),
+            _ = evicted => None,
+            () = shutdown.begun(Phase::Draining) => None,
+        };
+        protocol.map(|protocol| (protocol, slot))
     }
 }
 
@@ -160,7 +189,7 @@ pub(crate) async fn accept(
                 continue;
             }
         };
-        let Some((slot, idle, evicted)) = slots.acquire().await else { return };
+        let Some(new) = slots.acquire().await else { return };
         disable_nagle(&stream);
         let (state, transport, shutdown, server) = (Arc::clone(&state), transport.clone(), shutdown.clone(), server.clone());
         // If this fails, the connection is gone, and its local address no longer matters.
@@ -168,14 +197,10 @@ pub(crate) async fn accept(
         let client = Client { peer, local, encrypted: matches!(transport, Transport::Tls(_)), certified: false, surface };
         let open = state.registry.metrics().connection();
         tokio::spawn(async move {
-            let protocol = tokio::select! {
-                biased;
-                protocol = timeout(state.registry.limits().first_byte, connection::detect_protocol(&stream)) => protocol.ok().flatten(),
-                _ = evicted => None,
-            };
-            drop(idle);
+            let first_byte = state.registry.limits().first_byte;
+            let detected = new.protocol(connection::detect_protocol(&stream), first_byte, &shutdown).await;
             // The descriptor moves to the runtime that serves.
-            let (Some(protocol), Ok(stream)) = (protocol, stream.into_std()) else { return };
+            let (Some((protocol, slot)), Ok(stream)) = (detected, stream.into_std()) else { return };
             server.spawn(async move {
                 if let Ok(stream) = TcpStream::from_std(stream) {
                     connection::run(stream, protocol, client, transport, &state, shutdown).await;

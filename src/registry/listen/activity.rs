@@ -3,10 +3,10 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::rt::Executor;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::registry::content::delivery::{Delivery, least};
 use crate::registry::limits::Limits;
@@ -27,7 +27,7 @@ where
     // Most responses are ready at the first poll. They need no task and no timer, and the connection writes the responses of all
     // streams that arrived together in one go.
     fn execute(&self, stream: F) {
-        let mut stream = TrackedStream { stream: Box::pin(stream), delivery: Weak::new() };
+        let mut stream = TrackedStream { stream: Box::pin(stream), delivery: None };
         let open = Activity::begin_request(&self.activity);
         if stream.poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             let (limits, window) = (self.limits, Box::pin(sleep(self.limits.stall)));
@@ -39,7 +39,7 @@ where
 /// A stream, and the delivery of its response once that has begun.
 struct TrackedStream<F> {
     stream: Pin<Box<F>>,
-    delivery: Weak<Delivery>,
+    delivery: Option<Weak<Delivery>>,
 }
 
 impl<F: Future> TrackedStream<F> {
@@ -48,14 +48,15 @@ impl<F: Future> TrackedStream<F> {
         let polled = self.stream.as_mut().poll(context);
         let begun = Delivery::take_last_begun();
         if begun.strong_count() > 0 {
-            self.delivery = begun;
+            self.delivery = Some(begun);
         }
         polled
     }
 
-    /// The bytes written so far, and whether these are all that the connection was given.
-    fn progress(&self) -> (u64, bool) {
-        self.delivery.upgrade().map_or((0, true), |delivery| (delivery.progress().written(), delivery.progress().is_settled()))
+    /// The bytes written so far, and whether these are all that the connection was given. `None` before the response begins.
+    fn progress(&self) -> Option<(u64, bool)> {
+        let delivery = self.delivery.as_ref()?.upgrade();
+        Some(delivery.map_or((0, true), |delivery| (delivery.progress().written(), delivery.progress().is_settled())))
     }
 }
 
@@ -70,16 +71,17 @@ struct StreamTask<F> {
 
 impl<F: Future> StreamTask<F> {
     /// Whether the client read too little in the window that has just ended. While the response waits for the disk and has nothing to send,
-    /// the client is not to blame; but a response that sends nothing in a whole window ends as well.
+    /// the client is not to blame; but a response that sends nothing in a whole window ends as well. Before the response begins, all that
+    /// it waits for has limits of its own.
     fn is_stalled(&self) -> bool {
-        let (written, is_settled) = self.stream.progress();
+        let Some((written, is_settled)) = self.stream.progress() else { return false };
         let written = written.saturating_sub(self.written_before);
         if is_settled { written == 0 } else { (written as f64) < least(self.limits.minimum_rate, self.limits.stall) }
     }
 
     fn start_window(&mut self, context: &mut Context<'_>) {
-        self.written_before = self.stream.progress().0;
-        self.window.as_mut().reset(tokio::time::Instant::now() + self.limits.stall);
+        self.written_before = self.stream.progress().map_or(0, |(written, _)| written);
+        self.window.as_mut().reset(Instant::now() + self.limits.stall);
         // A timer is armed only once it is polled after the reset.
         let _ = self.window.as_mut().poll(context);
     }
@@ -89,12 +91,18 @@ impl<F: Future> Future for StreamTask<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let had_nothing_to_send = self.stream.progress().1;
-        let window_ended = self.window.as_mut().poll(context).is_ready();
-        if window_ended && self.is_stalled() || self.stream.poll(context).is_ready() {
+        let before = self.stream.progress();
+        // The stream goes first: what it waits for, such as the disk, may have its limit at the same time.
+        if self.stream.poll(context).is_ready() {
             return Poll::Ready(());
         }
-        if window_ended || had_nothing_to_send {
+        let window_ended = self.window.as_mut().poll(context).is_ready();
+        let has_waited = before.is_none_or(|(_, is_settled)| is_settled);
+        let goes_on = matches!((before, self.stream.progress()), (None, Some(_)) | (Some((_, true)), Some((_, false))));
+        if window_ended && !goes_on && self.is_stalled() {
+            return Poll::Ready(());
+        }
+        if window_ended || has_waited {
             self.start_window(context);
         }
         Poll::Pending
@@ -159,6 +167,8 @@ impl Drop for OpenRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::telemetry::events::Events;
+    use crate::registry::telemetry::log::{LogEntry, Telemetry};
     use std::future::{pending, ready};
     use tokio::sync::oneshot;
 
@@ -166,6 +176,12 @@ mod tests {
 
     fn executor(stall: Duration) -> StreamExecutor {
         StreamExecutor { limits: Limits { stall, ..Limits::default() }, activity: Arc::default() }
+    }
+
+    /// The delivery of a response that has begun, and of which nothing is sent.
+    fn response() -> Arc<Delivery> {
+        let telemetry = Arc::new(Telemetry { events: Events::disabled(), metrics: Arc::default() });
+        Delivery::begin(LogEntry::new(([127, 0, 0, 1], 40_112).into(), &telemetry), 7)
     }
 
     #[tokio::test]
@@ -190,9 +206,26 @@ mod tests {
     #[tokio::test]
     async fn stalled_stream_is_dropped_and_leaves_the_connection_idle() {
         let streams = executor(Duration::from_millis(5));
-        streams.execute(pending::<()>());
+        streams.execute(async {
+            let _body = response();
+            pending::<()>().await;
+        });
         streams.activity.idle(Duration::from_millis(1)).await;
         assert_eq!(streams.activity.state().0, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stream_may_wait_for_its_response_longer_than_for_its_client() {
+        let streams = executor(Duration::from_secs(30));
+        let (done, ended) = oneshot::channel();
+        streams.execute(async move {
+            sleep(LONG).await;
+            let body = response();
+            // A disk that answers just in time.
+            sleep(Duration::from_secs(30)).await;
+            done.send(body).unwrap();
+        });
+        assert!(ended.await.is_ok());
     }
 
     #[tokio::test]

@@ -94,6 +94,18 @@ pub(crate) enum Protocol {
     Http1,
 }
 
+impl Protocol {
+    /// The protocol of a client that has sent these bytes first. `None` if it takes more of them to tell.
+    pub fn of(first: &[u8]) -> Option<Self> {
+        match first {
+            [TLS_HANDSHAKE, ..] => Some(Self::Tls),
+            PREFACE => Some(Self::Http2),
+            first if PREFACE.starts_with(first) => None,
+            first => Some(if first.starts_with(HTTP2) { Self::Http2 } else { Self::Http1 }),
+        }
+    }
+}
+
 /// Serves an accepted connection whose first bytes have arrived. A client that disconnects or breaks the protocol is logged at debug level
 /// only.
 pub(crate) async fn run(
@@ -109,12 +121,10 @@ pub(crate) async fn run(
     let files = Arc::new(FileSender::new(matches!(transport, Transport::Tls(_))));
     let stream = WriteTimeout::new(FileSocket::new(stream, Arc::clone(&files)), &limits, Arc::clone(&activity));
     let ended = match transport {
-        Transport::Plain if protocol == Protocol::Tls => return refuse(stream, NOT_TLS).await,
         Transport::Tls(_) if protocol != Protocol::Tls => return refuse(stream, NOT_PLAIN).await,
         Transport::Plain => {
-            let http2 = protocol == Protocol::Http2;
             let files = state.registry.sendfile.then_some(files);
-            Box::pin(http(stream, http2, files, client, state, (activity, shutdown))).await
+            Box::pin(plain(stream, protocol, files, client, state, (activity, shutdown))).await
         }
         Transport::Tls(config) => {
             let (sni, config) = SniRecorder::install(&config);
@@ -156,18 +166,32 @@ pub(crate) async fn run(
     }
 }
 
+/// Serves a connection without TLS over any stream. `files` sends ranges of files for the responses of HTTP/1.1.
+pub(in crate::registry) async fn plain<S>(
+    stream: WriteTimeout<S>,
+    protocol: Protocol,
+    files: Option<Arc<FileSender>>,
+    client: Client,
+    state: &Arc<ServerState>,
+    ending: (Arc<Activity>, ShutdownSignal),
+) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    if protocol == Protocol::Tls {
+        refuse(stream, NOT_TLS).await;
+        return Ok(());
+    }
+    http(stream, protocol == Protocol::Http2, files, client, state, ending).await
+}
+
 /// Peeks at as many bytes as it takes to tell TLS, HTTP/2 and HTTP/1 apart. Returns `None` if the client disconnects.
 pub(crate) async fn detect_protocol(stream: &TcpStream) -> Option<Protocol> {
     let (mut buffer, mut seen) = ([0; PREFACE.len()], 0);
     loop {
         let count = stream.peek(&mut buffer).await.ok().filter(|count| *count > 0)?;
-        match buffer.get(..count)? {
-            [TLS_HANDSHAKE, ..] => return Some(Protocol::Tls),
-            PREFACE => return Some(Protocol::Http2),
-            first if !PREFACE.starts_with(first) => {
-                return Some(if first.starts_with(HTTP2) { Protocol::Http2 } else { Protocol::Http1 });
-            }
-            _ => {}
+        if let Some(protocol) = Protocol::of(buffer.get(..count)?) {
+            return Some(protocol);
         }
         // The preface comes in pieces. Until more bytes arrive, each peek returns the same ones at once.
         if count == seen {
@@ -209,7 +233,7 @@ where
     .await
 }
 
-async fn refuse(mut stream: WriteTimeout<FileSocket>, response: &[u8]) {
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: WriteTimeout<S>, response: &[u8]) {
     if stream.write_all(response).await.is_ok() && stream.shutdown().await.is_ok() {
         // Unread bytes would turn the close into a reset, which may destroy the response before the client reads it.
         let mut unread = [0; 4096];
@@ -237,19 +261,21 @@ where
     let tracker =
         if http2 { ResponseTracker::Http2(Arc::clone(&responses)) } else { ResponseTracker::Http1(Arc::clone(&activity), files) };
     let service = service(Arc::clone(&state.registry), client, tracker);
-    let mut phase = shutdown.phase.clone();
     if !http2 {
         let mut connection = pin!(http1_builder().serve_connection(TokioIo::new(stream), service));
         let mut no_head = pin!(activity.idle(limits.request_head));
         tokio::select! {
-            ended = connection.as_mut() => return ended,
+            // The connection is last: it may use up what tokio lets a task do in a turn.
+            biased;
+            () = shutdown.begun(Phase::Draining) => connection.as_mut().graceful_shutdown(),
             () = no_head.as_mut() => return Ok(()),
-            _ = phase.wait_for(|phase| *phase >= Phase::Draining) => connection.as_mut().graceful_shutdown(),
+            ended = connection.as_mut() => return ended,
         }
         return tokio::select! {
-            ended = connection => ended,
+            biased;
+            () = shutdown.begun(Phase::Closing) => Ok(()),
             () = no_head => Ok(()),
-            _ = phase.wait_for(|phase| *phase == Phase::Closing) => Ok(()),
+            ended = connection => ended,
         };
     }
     let streams = StreamExecutor { limits, activity: Arc::clone(&activity) };
@@ -257,10 +283,11 @@ where
     let io = TokioIo::new(Admission::new(stream, limits.streams, &state.streams));
     let mut connection = pin!(http2_builder(&limits, streams).serve_connection(io, service));
     let is_spent = tokio::select! {
-        ended = connection.as_mut() => return ended,
+        biased;
+        () = shutdown.begun(Phase::Draining) => false,
         () = responses.overdue(&limits) => true,
         () = activity.idle(idle_limit) => true,
-        _ = phase.wait_for(|phase| *phase >= Phase::Draining) => false,
+        ended = connection.as_mut() => return ended,
     };
     // Sends GOAWAY. A stream that the client opened before it received that is still served.
     connection.as_mut().graceful_shutdown();
@@ -278,9 +305,10 @@ where
         }
     };
     tokio::select! {
-        ended = connection => ended,
+        biased;
+        () = shutdown.begun(Phase::Closing) => Ok(()),
         () = no_reaction => Ok(()),
-        _ = phase.wait_for(|phase| *phase == Phase::Closing) => Ok(()),
+        ended = connection => ended,
     }
 }
 

@@ -60,7 +60,7 @@ pub async fn serve<T>(
         registry: Arc::clone(&registry),
         http2_connections: AtomicUsize::default(),
     });
-    let (mut ending, signal) = Shutdown::new();
+    let (ending, signal) = Shutdown::new();
     let thread = accept_thread();
     let accept_on = thread.as_ref().map_or_else(Handle::current, |thread| thread.handle().clone());
     let mut loops = tokio::task::JoinSet::new();
@@ -74,20 +74,25 @@ pub async fn serve<T>(
     let cause = shutdown.await;
     loops.shutdown().await;
     drop(thread);
+    end(ending, &registry, drain(cause)).await;
+    registry.totals()
+}
+
+/// Lets the responses under way go on until `drain` completes, and then ends the connections that are left.
+pub(in crate::registry) async fn end(mut ending: Shutdown, registry: &Registry, drain: impl Future<Output = ()>) {
     ending.enter(Phase::Draining);
     let drained = tokio::select! {
         biased;
         () = ending.all_ended() => true,
-        () = drain(cause) => false,
+        () = drain => false,
     };
     if !drained {
         let connections = registry.metrics().connections();
         ending.enter(Phase::Closing);
         tracing::warn!(connections, "the drain ended before its transfers: they were cut");
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, all_closed(&mut ending, &registry)).await;
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, all_closed(&mut ending, registry)).await;
     }
     registry.metrics().refusals.flush(registry.events());
-    registry.totals()
 }
 
 /// Waits until no connection is left, and no response either: HTTP/2 streams end after their connection.

@@ -1,46 +1,66 @@
 //! Tells connections when to end, and the server when the last one has ended.
 
-use tokio::sync::{mpsc, watch};
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc};
 
 /// How far the shutdown of the server has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Phase {
-    Serving,
     /// Each connection ends after the responses under way.
     Draining,
     /// Each connection ends at once.
     Closing,
 }
 
+/// A semaphore without permits for each phase, which is closed when the phase begins: that wakes those that wait in the order in which they
+/// began to.
+type Phases = Arc<[Semaphore; 2]>;
+
 /// A connection's view of the shutdown. The server's drain lasts as long as one of these is alive.
 #[derive(Debug, Clone)]
 pub(crate) struct ShutdownSignal {
-    pub phase: watch::Receiver<Phase>,
+    phases: Phases,
     _alive: mpsc::Sender<()>,
 }
 
-/// The server's side: sets the phase, and waits for the connections.
+impl ShutdownSignal {
+    /// Waits until the phase begins, or the server is dropped.
+    pub async fn begun(&self, phase: Phase) {
+        if let Some(begun) = self.phases.get(phase as usize) {
+            let _closed = begun.acquire().await;
+        }
+    }
+}
+
+/// The server's side: begins the phases, and waits for the connections.
 #[derive(Debug)]
 pub(crate) struct Shutdown {
-    phase: watch::Sender<Phase>,
+    phases: Phases,
     all_ended: mpsc::Receiver<()>,
 }
 
 impl Shutdown {
     /// A shutdown that has not begun, and the signal for its connections.
     pub fn new() -> (Self, ShutdownSignal) {
-        let (sender, phase) = watch::channel(Phase::Serving);
+        let phases = Arc::new([Semaphore::new(0), Semaphore::new(0)]);
         let (alive, all_ended) = mpsc::channel(1);
-        (Self { phase: sender, all_ended }, ShutdownSignal { phase, _alive: alive })
+        (Self { phases: Arc::clone(&phases), all_ended }, ShutdownSignal { phases, _alive: alive })
     }
 
-    /// Moves all connections to `phase`.
+    /// Begins `phase` for all connections.
     pub fn enter(&self, phase: Phase) {
-        let _ = self.phase.send(phase);
+        self.phases.get(phase as usize).into_iter().for_each(Semaphore::close);
     }
 
     /// Waits until no connection is left.
     pub async fn all_ended(&mut self) {
         self.all_ended.recv().await;
+    }
+}
+
+impl Drop for Shutdown {
+    fn drop(&mut self) {
+        self.phases.iter().for_each(Semaphore::close);
     }
 }

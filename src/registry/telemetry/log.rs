@@ -3,7 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::events::Events;
 use super::metrics::{CompletedRequest, Metrics, RepositoryRef};

@@ -71,7 +71,7 @@ pub struct Registry {
     pub(crate) ca_pem: Option<String>,
     limits: Limits,
     pub(crate) sendfile: bool,
-    budget: Arc<ByteBudget>,
+    pub(crate) budget: Arc<ByteBudget>,
     pub(crate) response_memory: ResponseMemory,
 }
 

@@ -4,15 +4,15 @@
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{Advice, fadvise};
+use tokio::time::Instant;
 
 use super::pieces::{BodyError, OpenBlob, Reading};
-use crate::registry::content::page_cache::{read_cached, short};
+use crate::registry::content::disk_calls::{read_at, read_cached, short};
 use crate::registry::http::range::ByteRange;
 use crate::registry::limits::{LOADED_AT_ONCE, LOADED_FOR};
 
@@ -104,7 +104,7 @@ fn loaded_end(left: &ByteRange) -> u64 {
 fn load(file: &File, range: ByteRange) -> io::Result<u64> {
     let (start, end) = (range.start(), loaded_end(&range));
     for offset in [start].into_iter().chain(((start + 1).next_multiple_of(PAGE)..end).step_by(PAGE as usize)) {
-        match read_byte(file, offset) {
+        match read_at(file, &mut [0], offset) {
             Ok(0) if offset == start => return Err(short(start)),
             Err(error) if offset == start => return Err(error),
             Ok(0) | Err(_) => return Ok(offset),
@@ -117,13 +117,4 @@ fn load(file: &File, range: ByteRange) -> io::Result<u64> {
         let _ = fadvise(file, end, Some(more), Advice::WillNeed);
     }
     Ok(end)
-}
-
-fn read_byte(file: &File, offset: u64) -> io::Result<usize> {
-    loop {
-        match file.read_at(&mut [0], offset) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            read => return read,
-        }
-    }
 }

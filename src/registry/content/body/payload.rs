@@ -14,8 +14,8 @@ use super::file_range::FileRange;
 use super::pieces::{BodyError, ByteSource, Pieces};
 use crate::oci::{Digest, Hasher};
 use crate::registry::content::buffers::InFlight;
+use crate::registry::content::disk_calls::Cache;
 use crate::registry::content::disk_errors::wrong_digest;
-use crate::registry::content::page_cache::Cache;
 use crate::registry::http::multipart::Multipart;
 use crate::registry::http::range::ByteRange;
 

@@ -4,14 +4,13 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::registry::content::buffers::{Chunk, InFlight};
-use crate::registry::content::page_cache::{is_cached, read_cached, short};
+use crate::registry::content::disk_calls::{is_cached, read_at, read_cached, short};
 use crate::registry::content::store::Disk;
 use crate::registry::http::multipart::{Multipart, Piece};
 use crate::registry::http::range::ByteRange;
@@ -107,10 +106,12 @@ impl Pieces {
         Self { source, front, rest, chunk: None, reading: None }
     }
 
-    /// Whether the first byte is in a file and not in the page cache.
+    /// Whether the first byte is in a file and not known to be in the page cache.
     pub fn starts_uncached(&self) -> bool {
         match (&self.front, &self.source) {
             (Some(Piece::Range(range)), ByteSource::File(opened)) => !range.is_empty() && !is_cached(&opened.file, range.start()),
+            // Several ranges, whose first bytes are a header.
+            (None, ByteSource::File(_)) => true,
             _ => false,
         }
     }
@@ -235,12 +236,8 @@ fn fill_cached(file: &File, range: &ByteRange, chunk: &mut Chunk) -> io::Result<
 
 /// Reads the start of the range into the chunk, waiting for the disk.
 fn read_blocking(file: &File, range: &ByteRange, mut chunk: Chunk) -> io::Result<Added> {
-    loop {
-        match chunk.fill(range.len(), |space| file.read_at(space, range.start())) {
-            Ok(0) => return Err(short(range.start())),
-            Ok(count) => return Ok((chunk, count)),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+    match chunk.fill(range.len(), |space| read_at(file, space, range.start()))? {
+        0 => Err(short(range.start())),
+        count => Ok((chunk, count)),
     }
 }

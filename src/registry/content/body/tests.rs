@@ -113,6 +113,15 @@ async fn prefetch_fails_if_the_file_is_empty_or_its_only_chunk_is_wrong() {
     assert_eq!(read(body(right, in_flight)).await.0, b"right");
 }
 
+#[tokio::test]
+async fn prefetch_of_several_ranges_fails_if_the_first_cannot_be_read() {
+    let parts = || Multipart::with_boundary(BOUNDARY.to_owned(), "some/type", 7, vec![range(0, 2), range(4, 7)], None);
+    for (content, is_readable) in [("", false), ("content", true)] {
+        let mut payload = Payload::multipart(ByteSource::File(opened(content.as_bytes())), parts()).unwrap();
+        assert_eq!(payload.prefetch(None, &Arc::default(), STALL).await.is_ok(), is_readable, "{content:?}");
+    }
+}
+
 #[test]
 fn body_yields_after_each_turn_and_is_polled_again() {
     let opened = opened(b"");
