@@ -5,39 +5,39 @@ use std::any::Any;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use tokio::sync::mpsc::UnboundedReceiver;
+use nix::sys::wait::WaitStatus;
+use tokio::runtime;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until};
 
-use crate::proto::{self, Booting, Done, Event, Ready, event};
-use crate::registry::api::handler::{Options, Registry};
-use crate::registry::content::store::{Disk, Store};
-use crate::registry::listen::listener::Listener;
-use crate::registry::listen::server::{raise_open_files, runtime, serve};
+use crate::proto::{Booting, Done, Event, event};
+use crate::registry::listen::server::raise_open_files;
 use crate::registry::telemetry::events::Events;
 use crate::registry::telemetry::metrics::Totals;
-use crate::registry::tls::Identity;
 
 use super::disk::MountedDisk;
 use super::early::{clock, console, entropy, frozen, machine, modules, mount};
 use super::error::Fault;
-use super::listeners::Listeners;
-use super::power::{Requester, ShutdownRequest};
-use super::report::boot_timeline::BootTimeline;
-use super::report::events::Writer;
-use super::report::{events, heartbeat};
+use super::messages::{DiskRoot, Order, Report, Shutdown};
+use super::power::ShutdownRequest;
+use super::report::boot_timeline::{self, BootTimeline};
+use super::report::events::{self, Writer};
+use super::supervisor::{Process, Server};
 
-use super::{access, control, disk, endpoint_watch, net, power, tls};
+use super::{control, disk, net, power};
+use crate::config::disks::DiskChoice;
 use crate::config::{self, Origin, PartialConfig, Settings};
 
 /// Limit on open files: one for each connection and each blob in transfer. It is the kernel's own maximum (`fs.nr_open`).
 const OPEN_FILES: u64 = 1 << 20;
 /// How long remaining tasks may take to end after serving has stopped.
-const STRAGGLERS: Duration = Duration::from_millis(500);
+pub(super) const STRAGGLERS: Duration = Duration::from_millis(500);
+/// How long the server may take to end after the time for transfers.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// Boots, serves until a shutdown request or a fault, and cuts the power.
 pub fn run() -> ! {
@@ -67,34 +67,14 @@ enum EventOutput {
     Failed,
 }
 
-/// The result of a requested shutdown.
-#[derive(Debug)]
-struct Shutdown {
-    by: Requester,
-    /// The source of a second request, which ended the transfers in progress.
-    repeated_by: Option<Requester>,
-    totals: Totals,
-}
-
-impl Shutdown {
-    /// A description for the console and the `done` event.
-    fn reason(&self) -> String {
-        let again = self.repeated_by.map_or_else(String::new, |by| format!(", and at once by {}", by.describe()));
-        format!("shut down by {}{again}", self.by.describe())
-    }
-}
-
-/// A registry that is ready to serve.
+/// A machine that serves.
 struct Prepared {
-    registry: Arc<Registry>,
-    listeners: Listeners,
-    /// Their bound sockets.
-    bound: Vec<Listener>,
-    identity: Identity,
+    server: Server,
     network: net::Network,
-    /// The manager of disks, and the notifications that it follows.
-    disks: (disk::hotplug::DiskManager, watch::Receiver<()>),
-    heartbeat: Option<Duration>,
+    choices: Vec<DiskChoice>,
+    attached: Vec<MountedDisk>,
+    /// The kernel's notifications of disks.
+    changes: watch::Receiver<()>,
 }
 
 impl Guest {
@@ -106,105 +86,114 @@ impl Guest {
     /// The steps before the runtime and its threads.
     fn boot(&mut self) -> Result<Shutdown, Fault> {
         self.timeline.run("mounts", mount::mount_api_file_systems)?;
+        // The program is loaded a second time while the next steps run.
+        let process = Process::start();
         self.timeline.run("modules", modules::load)?;
         let freezes = frozen::is_wanted();
         if !freezes {
             self.emit_booting();
         }
         self.start_event_writer().map_err(Fault::Runtime)?;
-        let runtime = self.timeline.run("runtime", runtime).map_err(Fault::Runtime)?;
+        let process = process.map_err(Fault::Runtime)?;
+        let runtime = self.timeline.run("runtime", || runtime::Builder::new_current_thread().enable_all().build());
+        let runtime = runtime.map_err(Fault::Runtime)?;
         // A panic must not drop the runtime: that waits for every thread, even for one whose disk hangs.
         let runtime = ManuallyDrop::new(runtime);
-        let end = runtime.block_on(self.serve_until_shutdown(freezes));
+        let end = runtime.block_on(self.serve_until_shutdown(process, freezes));
         ManuallyDrop::into_inner(runtime).shutdown_timeout(STRAGGLERS);
         end
     }
 
     /// From here on shutdown requests are accepted, even while a step waits. All that does not depend on the run comes before the wait of a
     /// machine that `freezes`.
-    async fn serve_until_shutdown(&mut self, freezes: bool) -> Result<Shutdown, Fault> {
-        let (sender, mut requests) = power::watch().map_err(Fault::Runtime)?;
+    async fn serve_until_shutdown(&mut self, process: Process, freezes: bool) -> Result<Shutdown, Fault> {
+        let (sender, requests, ended) = power::watch().map_err(Fault::Runtime)?;
         control::listen(sender, self.events.clone());
         if freezes {
             frozen::wait(&mut self.timeline)?;
             self.emit_booting();
         }
-        let prepared = tokio::select! {
-            biased;
-            request = next(&mut requests) => return Ok(Shutdown { by: request.by, repeated_by: None, totals: Totals::default() }),
-            prepared = self.prepare() => prepared?,
-        };
-        self.announce_ready(&prepared);
-        let Prepared { registry, listeners, bound, identity, network, disks: (disks, changes), heartbeat } = prepared;
-        tokio::spawn(endpoint_watch::run(network, listeners, identity.leaves, self.events.clone()));
-        tokio::spawn(disks.run(changes));
-        if let Some(interval) = heartbeat {
-            tokio::spawn(heartbeat::run(interval, Arc::clone(&registry), self.events.clone()));
-        }
-        // The sources of the first and the second shutdown request.
-        let (mut first, mut second) = (None, None);
-        let shutdown = async {
-            let request = next(&mut requests).await;
-            first = Some(request.by);
-            (request, requests)
-        };
-        // Runs after the listeners have closed, if transfers are in progress.
-        let drain = async |(ShutdownRequest { by, drain }, mut requests)| {
-            console::log(&format!(
-                "shutdown by {}: no new connections; transfers in progress have {} s",
-                by.describe(),
-                drain.as_secs()
-            ));
-            second = timeout(drain, next(&mut requests)).await.ok().map(|request| request.by);
-        };
-        let totals = serve(bound, registry, shutdown, drain).await;
-        Ok(Shutdown { by: first.unwrap_or(Requester::Command), repeated_by: second, totals })
+        let mut server = None;
+        let end = self.supervise(process, &mut server, requests, ended).await;
+        // It must not send an event after the last one.
+        server.iter().for_each(Server::kill);
+        end
     }
 
-    /// The steps from the config to the listening sockets.
-    async fn prepare(&mut self) -> Result<Prepared, Fault> {
+    /// Boots, has the `process` serve as `server`, and does for it what needs privileges until it has ended.
+    async fn supervise(
+        &mut self,
+        process: Process,
+        server: &mut Option<Server>,
+        mut requests: UnboundedReceiver<ShutdownRequest>,
+        mut ended: UnboundedReceiver<WaitStatus>,
+    ) -> Result<Shutdown, Fault> {
+        let Prepared { server, network, choices, attached, changes } = tokio::select! {
+            // A server that is ready says so here before the launcher knows, and may ask for the end.
+            biased;
+            prepared = self.prepare(process, server, &mut ended) => prepared?,
+            request = next(&mut requests) => return Ok(Shutdown::new(request.by, Totals::default())),
+        };
+        tokio::spawn(report_addresses(network, server.clone()));
+        let (answered, answers) = unbounded_channel();
+        let disks = disk::hotplug::DiskManager::new(server.clone(), answers, choices, attached, self.events.clone());
+        tokio::spawn(disks.run(changes));
+        let mut deadline = None;
+        loop {
+            tokio::select! {
+                biased;
+                report = server.receive(&mut ended) => match report? {
+                    Report::Ready => {}
+                    Report::DisksChanged(result) => drop(answered.send(result)),
+                    Report::Ended(shutdown) => return Ok(shutdown),
+                    Report::Failed(fault) => return Err(fault.into()),
+                },
+                request = next(&mut requests) => {
+                    deadline.get_or_insert(Instant::now() + request.drain + ENDING);
+                    server.send(&Order::ShutDown(request)).await;
+                }
+                () = until(deadline) => return Err(Fault::ServerHangs),
+            }
+        }
+    }
+
+    /// The steps from the config to a server that is ready.
+    async fn prepare(
+        &mut self,
+        process: Process,
+        server: &mut Option<Server>,
+        ended: &mut UnboundedReceiver<WaitStatus>,
+    ) -> Result<Prepared, Fault> {
         let launcher = self.timeline.run("config", config::from_launcher)?;
         let early = launcher.settings(Origin::Together)?;
         self.trace(&early);
 
         let changes = disk::watch()?;
         let attached = self.timeline.run_async("disk", disk::attach(&early.disks, early.disk_wait)).await?;
-        let settings = self.timeline.run("config on the disk", || merge_config(launcher, &attached))?;
+        let disks: Vec<DiskRoot> = attached.iter().map(DiskRoot::from).collect();
+        let settings = self.timeline.run("config on the disk", || merge_config(launcher, &disks))?;
         self.trace(&settings);
 
         let clock = self.timeline.run("clock", || clock::initialize(settings.clock));
         clock.warning.into_iter().for_each(|message| self.warn("CLOCK", message));
         self.set_name_and_limits(&settings.hostname);
+        self.timeline.run_async("entropy", entropy::wait()).await?;
 
-        // What needs no address is done while the network waits for answers.
-        let (started, events, timeline) = (machine::uptime(), &self.events, &mut self.timeline);
-        let network = async { Ok::<_, Fault>(net::start(&settings.interfaces, &settings.hostname, events).await?) };
-        let meanwhile = async {
-            let store = timeline.run("catalog", || open(&attached))?;
-            timeline.run_async("entropy", entropy::wait()).await?;
-            let (auth, clients) =
-                timeline.run("auth", || Ok::<_, Fault>((access::auth(&settings)?, access::client_ca(&settings)?)))?;
-            let early_tls = timeline.run("CA", || tls::Early::prepare(&settings, clients.as_ref(), clock.trusted))?;
-            Ok((store, auth, clients, early_tls))
+        let port = if let EventOutput::Writing(writer) = &self.event_output { writer.port() } else { None };
+        let order = Order::Start { disks, clock_trusted: clock.trusted.is_some(), steps: self.timeline.steps() };
+        let server = server.insert(process.begin(&order, port).map_err(Fault::ServerMessage)?).clone();
+        // The server does what needs no address while the network waits for answers.
+        let started = machine::uptime();
+        let network = tokio::select! {
+            network = net::start(&settings.interfaces, &settings.hostname, &self.events) => network?,
+            report = server.receive(ended) => return Err(fault(report?)),
         };
-        let (network, (store, auth, clients, early_tls)) = tokio::try_join!(network, meanwhile)?;
-        self.timeline.end("network", started);
-        let identity = self.timeline.run("tls", || early_tls.finish(&settings, network.addresses(), &store, clients.as_ref()))?;
-        let options = Options {
-            limits: settings.limits,
-            auth,
-            client_certificates: clients.map(|clients| clients.presence()),
-            ca_pem: identity.ca_pem.clone(),
-            verify: settings.verify,
-            // Its disks are read-only.
-            sendfile: true,
-        };
-        let registry = Arc::new(Registry::new(store, self.events.clone(), options));
-        let listeners = Listeners::of(&settings);
-        let bound = self.timeline.run("listen", || listeners.listen(&identity.transport))?;
-        let (own, leaves) = (Arc::clone(&registry), identity.leaves.clone());
-        let disks = (disk::hotplug::DiskManager::new(own, settings.disks, attached, leaves, self.events.clone()), changes);
-        Ok(Prepared { registry, listeners, bound, identity, network, disks, heartbeat: settings.heartbeat })
+        let step = Some(boot_timeline::step("network", started));
+        server.send(&Order::Addresses { addresses: network.addresses().to_vec(), step }).await;
+        match server.receive(ended).await? {
+            Report::Ready => Ok(Prepared { server, network, choices: settings.disks, attached, changes }),
+            other => Err(fault(other)),
+        }
     }
 
     fn trace(&mut self, settings: &Settings) {
@@ -227,35 +216,6 @@ impl Guest {
         self.events.emit(event::Event::Booting(Booting { version, kernel: machine::kernel_release() }));
     }
 
-    fn announce_ready(&self, prepared: &Prepared) {
-        let ready = self.ready(prepared);
-        let (endpoints, uptime) = ([&*ready.endpoints, &*ready.further_endpoints].concat().join(" "), ready.uptime);
-        console::log(&format!("ready after {uptime:.2} s: {} images at {endpoints}", ready.images));
-        self.events.emit(event::Event::Ready(ready));
-    }
-
-    fn ready(&self, prepared: &Prepared) -> Ready {
-        let Prepared { registry, identity, network, listeners, .. } = prepared;
-        let (snapshot, memory) = (registry.snapshot(), machine::memory());
-        let store = snapshot.store();
-        let proto::Endpoints { endpoints, metrics_endpoints, further_endpoints } = listeners.endpoints(network.addresses());
-        Ready {
-            endpoints,
-            ca_pem: identity.ca_pem.clone().unwrap_or_default(),
-            images: u32::try_from(store.images()).unwrap_or(u32::MAX),
-            blobs: u32::try_from(store.blobs()).unwrap_or(u32::MAX),
-            blob_bytes: store.blob_bytes(),
-            uptime: machine::uptime(),
-            steps: self.timeline.steps(),
-            memory_used: memory.used,
-            memory_total: memory.total,
-            metrics_endpoints,
-            further_endpoints,
-            heartbeat_seconds: prepared.heartbeat.map_or(0, |interval| u32::try_from(interval.as_secs()).unwrap_or(u32::MAX)),
-            disks: store.disks().iter().map(|disk| disk.name().to_owned()).collect(),
-        }
-    }
-
     fn warn(&self, code: &str, message: String) {
         console::warn(&self.events, code, message);
     }
@@ -272,43 +232,60 @@ impl Guest {
     fn finish(mut self, end: Result<Shutdown, Fault>) {
         let done = match end {
             Ok(ended) => {
-                let (reason, Totals { requests, bytes }) = (ended.reason(), ended.totals);
+                let (reason, Shutdown { requests, bytes, dropped_events, .. }) = (ended.reason(), ended);
                 console::log(&format!("{reason}: {requests} requests, {bytes} bytes"));
-                Done { reason, requests, bytes, ..Done::default() }
+                Done { reason, requests, bytes, dropped_events, ..Done::default() }
             }
             Err(fault) => {
-                let (code, reason) = (fault.code(), fault.chain());
-                console::fatal(code, &reason);
-                Done { reason, status: 1, code: code.to_owned(), ..Done::default() }
+                let (code, reason) = (fault.code().to_owned(), fault.chain());
+                console::fatal(&code, &reason);
+                Done { reason, status: 1, code, ..Done::default() }
             }
         };
         if let Err(error) = self.start_event_writer() {
             console::log(&format!("cannot start the thread that writes events: {error}"));
         }
         match self.event_output {
-            EventOutput::Writing(writer) => writer.finish(done),
+            EventOutput::Writing(writer) => drop(writer.finish(Some(done))),
             EventOutput::Queued(_) | EventOutput::Failed => events::write_last(done),
         }
     }
 }
 
-fn merge_config(launcher: PartialConfig, disks: &[MountedDisk]) -> Result<Settings, config::ConfigError> {
-    let named: Vec<_> = disks.iter().map(|disk| (disk.device.to_string(), disk.root.as_path())).collect();
-    let on_disks = config::from_disks(named.iter().map(|(name, root)| (name.as_str(), *root)))?;
+/// The config of the launcher and of `disks`.
+///
+/// # Errors
+/// Fails if they are invalid together.
+pub(super) fn merge_config(launcher: PartialConfig, disks: &[DiskRoot]) -> Result<Settings, config::ConfigError> {
+    let on_disks = config::from_disks(disks.iter().map(|disk| (disk.name.as_str(), disk.root.as_path())))?;
     on_disks.overridden_by(launcher).settings(Origin::Together)?.check_together()
 }
 
-/// Opens the content of all disks as one store.
-fn open(disks: &[MountedDisk]) -> Result<Store, Fault> {
-    let open = |MountedDisk { device, root }: &MountedDisk| match Disk::open(root, device.to_string()) {
-        Ok(disk) => Ok(Arc::new(disk)),
-        Err(source) => Err(Fault::Contents { disk: device.to_string(), source }),
-    };
-    Store::merge(disks.iter().map(open).collect::<Result<_, _>>()?).map_err(Fault::Conflict)
+/// Tells the server each change of the addresses.
+async fn report_addresses(mut network: net::Network, server: Server) {
+    loop {
+        let addresses = network.changed().await.to_vec();
+        server.send(&Order::Addresses { addresses, step: None }).await;
+    }
+}
+
+/// What a report means before the server is ready.
+fn fault(report: Report) -> Fault {
+    match report {
+        Report::Failed(fault) => fault.into(),
+        other => Fault::ServerMessage(io::Error::other(format!("{other:?} before it is ready"))),
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The next shutdown request. The channel does not close while a source exists.
-async fn next(requests: &mut UnboundedReceiver<ShutdownRequest>) -> ShutdownRequest {
+pub(super) async fn next(requests: &mut UnboundedReceiver<ShutdownRequest>) -> ShutdownRequest {
     match requests.recv().await {
         Some(request) => request,
         None => std::future::pending().await,
@@ -316,7 +293,7 @@ async fn next(requests: &mut UnboundedReceiver<ShutdownRequest>) -> ShutdownRequ
 }
 
 /// Runs `boot` and turns a panic into a fault.
-fn catch_panic(boot: impl FnOnce() -> Result<Shutdown, Fault>) -> Result<Shutdown, Fault> {
+pub(super) fn catch_panic(boot: impl FnOnce() -> Result<Shutdown, Fault>) -> Result<Shutdown, Fault> {
     catch_unwind(AssertUnwindSafe(boot)).unwrap_or_else(|panic| Err(Fault::Panic(panic_message(&*panic))))
 }
 
@@ -349,18 +326,6 @@ mod tests {
         for _ in 0..2 {
             guest.start_event_writer().unwrap();
             assert!(matches!(guest.event_output, EventOutput::Writing(_)));
-        }
-    }
-
-    #[test]
-    fn shutdown_reason_names_the_sources_of_both_requests() {
-        let reason = |by, repeated_by| Shutdown { by, repeated_by, totals: Totals::default() }.reason();
-        for (by, again, words) in [
-            (Requester::Command, None, "shut down by a command on the control port"),
-            (Requester::Terminate, Some(Requester::Interrupt), "shut down by SIGTERM, and at once by SIGINT (Ctrl-Alt-Del)"),
-            (Requester::Button, Some(Requester::Button), "shut down by the power button, and at once by the power button"),
-        ] {
-            assert_eq!(reason(by, again), words);
         }
     }
 }

@@ -4,16 +4,21 @@ use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+
 use crate::disk::layout::LayoutError;
 use crate::registry::content::store::{Conflict, StoreError};
 use crate::text;
 
 use super::access::AccessError;
+use super::confine::ConfineError;
 use super::disk::DiskError;
 use super::early::entropy::EntropyError;
 use super::early::frozen::FrozenError;
 use super::early::modules::ModuleError;
 use super::early::mount::MountError;
+use super::messages::ServerFault;
 use super::net::NetError;
 use super::tls::TlsError;
 use crate::config::ConfigError;
@@ -62,6 +67,21 @@ pub enum Fault {
     /// Access control.
     #[error(transparent)]
     Access(#[from] AccessError),
+    /// Giving up the privileges of the process that serves.
+    #[error("the process that serves cannot give up its privileges")]
+    Confine(#[from] ConfineError),
+    /// The process that serves has failed.
+    #[error(transparent)]
+    Server(#[from] ServerFault),
+    /// The process that serves has ended.
+    #[error("the process that serves {}", describe(*.0))]
+    ServerEnded(WaitStatus),
+    /// The process that serves does not shut down.
+    #[error("the process that serves did not end within the time for transfers in progress; does a disk hang?")]
+    ServerHangs,
+    /// The other process does not keep to the protocol.
+    #[error("the two processes of this program do not understand each other")]
+    ServerMessage(#[source] io::Error),
     /// The registry's port.
     #[error("cannot listen on TCP port {port}")]
     Listen {
@@ -88,7 +108,7 @@ pub enum Fault {
 impl Fault {
     /// Stable code of the fault, for the console and the `done` event.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> &str {
         match self {
             Self::Mount(_) => "BAD_MOUNT",
             Self::Module(_) => "BAD_MODULE",
@@ -102,6 +122,9 @@ impl Fault {
             Self::Frozen(_) => "FROZEN",
             Self::Tls(_) => "BAD_TLS",
             Self::Access(_) => "BAD_AUTH",
+            Self::Confine(_) => "NOT_CONFINED",
+            Self::Server(fault) => fault.code(),
+            Self::ServerEnded(_) | Self::ServerHangs | Self::ServerMessage(_) => "SERVER_ENDED",
             Self::Listen { .. } | Self::ListenAt { .. } => "NO_PORT",
             Self::Panic(_) => "PANIC",
         }
@@ -111,6 +134,18 @@ impl Fault {
     #[must_use]
     pub fn chain(&self) -> String {
         text::chain(self)
+    }
+}
+
+/// How the server has ended.
+fn describe(status: WaitStatus) -> String {
+    match status {
+        WaitStatus::Signaled(_, Signal::SIGSYS, _) => {
+            "was killed by the kernel: it made a system call that serving never makes; was it attacked?".to_owned()
+        }
+        WaitStatus::Signaled(_, signal, _) => format!("was killed by {signal}"),
+        WaitStatus::Exited(_, code) => format!("exited with status {code}, without a reason"),
+        other => format!("ended: {other:?}"),
     }
 }
 

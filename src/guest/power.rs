@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -26,7 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(4);
 const DEADLINE_MESSAGE: Duration = Duration::from_millis(200);
 
 /// A request to shut down gracefully.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShutdownRequest {
     /// The source of the request.
     pub by: Requester,
@@ -35,7 +36,7 @@ pub struct ShutdownRequest {
 }
 
 /// The source of a shutdown request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Requester {
     /// A command on the control port.
     Command,
@@ -60,12 +61,14 @@ impl Requester {
     }
 }
 
-/// Listens for signals and the power button, and reaps orphans, from now on. Returns both ends of the channel of shutdown requests.
-/// Must be called within the runtime.
+/// What [`watch`] returns: both ends of the channel of shutdown requests, and the children that have ended, with their status.
+pub type Watch = (UnboundedSender<ShutdownRequest>, UnboundedReceiver<ShutdownRequest>, UnboundedReceiver<WaitStatus>);
+
+/// Listens for signals and the power button, and reaps children, from now on. Must be called within the runtime.
 ///
 /// # Errors
 /// Fails if the kernel refuses a signal handler.
-pub fn watch() -> io::Result<(UnboundedSender<ShutdownRequest>, UnboundedReceiver<ShutdownRequest>)> {
+pub fn watch() -> io::Result<Watch> {
     let (sender, requests) = unbounded_channel();
     for (kind, by) in [(SignalKind::terminate(), Requester::Terminate), (SignalKind::interrupt(), Requester::Interrupt)] {
         let mut arrivals = signal(kind)?;
@@ -76,27 +79,32 @@ pub fn watch() -> io::Result<(UnboundedSender<ShutdownRequest>, UnboundedReceive
             }
         });
     }
-    reap_orphans()?;
+    let ended = reap_children()?;
     if let Err(error) = set_cad_enabled(false) {
         console::log(&format!("cannot take over Ctrl-Alt-Del, which restarts the machine at once: {error}"));
     }
     input_devices().for_each(|device| watch_button(device, sender.clone()));
-    Ok((sender, requests))
+    Ok((sender, requests, ended))
 }
 
 /// Reaps every child that exits. PID 1 inherits all orphans.
-fn reap_orphans() -> io::Result<()> {
+fn reap_children() -> io::Result<UnboundedReceiver<WaitStatus>> {
     let mut children = signal(SignalKind::child())?;
+    let (sender, ended) = unbounded_channel();
     tokio::spawn(async move {
         loop {
             // Also reap children that exited before the handler was installed. One signal may stand for several children.
-            while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+            while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG))
+                && status != WaitStatus::StillAlive
+            {
+                let _ = sender.send(status);
+            }
             if children.recv().await.is_none() {
                 return;
             }
         }
     });
-    Ok(())
+    Ok(ended)
 }
 
 fn input_devices() -> impl Iterator<Item = PathBuf> {

@@ -11,3 +11,4 @@ mod run_usage;
 mod signals;
 mod standard_streams;
 mod trust;
+mod unsafe_code;

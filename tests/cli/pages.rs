@@ -39,15 +39,21 @@ fn paths_in_backticks_exist() {
 }
 
 #[test]
-fn tests_of_the_fault_table_exist() {
-    let page = fs::read_to_string(Path::new(ROOT).join("docs/reliability.md")).unwrap();
+fn tests_of_the_tables_of_faults_and_attacks_exist() {
+    tests_exist("docs/reliability.md", 3, 40);
+    tests_exist("SECURITY.md", 4, 10);
+}
+
+/// The last cell of each row of a table with so many `columns` names tests. There are more than `least` rows.
+fn tests_exist(page: &str, columns: usize, least: usize) {
+    let page = fs::read_to_string(Path::new(ROOT).join(page)).unwrap();
     let mut sources = String::new();
     for folder in ["src", "tests"] {
         read(&Path::new(ROOT).join(folder), &mut sources);
     }
-    let rows: Vec<_> = page.lines().filter(|line| line.starts_with("| ") && line.matches(" | ").count() == 2).collect();
-    assert!(rows.len() > 40);
-    for row in rows.iter().filter(|row| !row.starts_with("| fault") && !row.starts_with("|---")) {
+    let rows: Vec<_> = page.lines().filter(|line| line.starts_with("| ") && line.matches(" | ").count() == columns - 1).collect();
+    assert!(rows.len() > least);
+    for row in rows.iter().filter(|row| !row.ends_with(" shown by |") && !row.starts_with("|---")) {
         let cell = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
         let tests: Vec<_> = quoted(cell).collect();
         assert!(!tests.is_empty(), "no test: {row}");

@@ -10,11 +10,15 @@
  *
  * Commands:
  *   kill N        sends signal N to PID 1
+ *   end N         sends signal N to the process that serves
+ *   server        the ID of that process
  *   orphans N     creates N orphaned processes that end
  *   zombies       number of processes that have ended and are not reaped
- *   descriptors   number of open file descriptors of PID 1
- *   files N       limits the descriptors of PID 1 to numbers below N
- *   read PATH     content of the file, with '|' between lines
+ *   descriptors   number of open file descriptors of the process that serves
+ *   files N       limits its descriptors to numbers below N
+ *   call N ARG... makes its main thread make system call N, as code of an attacker in it would: the result, or `killed` by a signal. An
+ *                 argument that is not a number is a string, 200 bytes in its memory; `SERVER` stands for its process ID
+ *   read PATH     content of the file, with '|' between lines; `SERVER` stands for the ID of the process that serves
  *   fault         makes the main thread of PID 1 jump to address 0
  *   exhaust       allocates all memory, protected from the OOM killer
  *   connect ADDRESS PORT   opens a TCP connection within 10 s: `connected`, or the error
@@ -66,6 +70,87 @@ static void limit_tasks(const char *count)
 	mkdir("/cgroup/init", 0755);
 	put("/cgroup/init/pids.max", count);
 	put("/cgroup/init/cgroup.procs", "1");
+}
+
+/* The process that serves: the child of PID 1 that runs its program. */
+static int server(void)
+{
+	for (int id = 2; id < 1 << 16; id++) {
+		char path[32], text[32] = "";
+		snprintf(path, sizeof path, "/proc/%d/cmdline", id);
+		int file = open(path, O_RDONLY);
+		ssize_t count = file < 0 ? 0 : read(file, text, sizeof text - 1);
+		if (file >= 0)
+			close(file);
+		if (count == sizeof "/proc/self/exe" + sizeof "serve" && !strcmp(text + sizeof "/proc/self/exe", "serve"))
+			return id;
+	}
+	return -1;
+}
+
+/* Waits until the thread stops at the entry or the exit of a system call. */
+static int stop_at_call(int id)
+{
+	for (int status;;) {
+		if (ptrace(PTRACE_SYSCALL, id, NULL, 0) || waitpid(id, &status, __WALL) != id)
+			return -1;
+		if (!WIFSTOPPED(status))
+			return status;
+		if (WSTOPSIG(status) == (SIGTRAP | 0x80))
+			return 0;
+	}
+}
+
+static void call(FILE *port, char *words)
+{
+	struct user_regs_struct before, now;
+	int id = server(), status, at = 0;
+	char *word = strtok(words, " ");
+	if (ptrace(PTRACE_SEIZE, id, NULL, PTRACE_O_TRACESYSGOOD) || ptrace(PTRACE_INTERRUPT, id, NULL, NULL) ||
+	    waitpid(id, &status, __WALL) != id) {
+		fprintf(port, "ptrace: %s\n", strerror(errno));
+		return;
+	}
+	/* Its next call becomes another one. The call that the interruption ended is made again. */
+	if (stop_at_call(id)) {
+		fprintf(port, "it makes no call\n");
+		return;
+	}
+	ptrace(PTRACE_GETREGS, id, NULL, &before);
+	now = before;
+	now.orig_rax = strtoul(word, NULL, 0);
+	unsigned long *registers[] = { &now.rdi, &now.rsi, &now.rdx, &now.r10, &now.r8 };
+	while (at < 5 && (word = strtok(NULL, " "))) {
+		char *end, text[200] = "";
+		*registers[at] = strtoul(word, &end, 0);
+		if (*end || end == word) {
+			char *name = strstr(word, "SERVER");
+			if (name)
+				snprintf(text, sizeof text, "%.*s%d%s", (int)(name - word), word, id, name + 6);
+			else
+				snprintf(text, sizeof text, "%s", word);
+			*registers[at] = (before.rsp - 4096 + sizeof text * at) & ~7UL;
+			for (size_t byte = 0; byte < sizeof text; byte += sizeof(long))
+				ptrace(PTRACE_POKEDATA, id, *registers[at] + byte, *(long *)(text + byte));
+		}
+		at++;
+	}
+	ptrace(PTRACE_SETREGS, id, NULL, &now);
+	status = stop_at_call(id);
+	if (status) {
+		fprintf(port, "killed %d\n", WTERMSIG(status));
+		return;
+	}
+	ptrace(PTRACE_GETREGS, id, NULL, &now);
+	before.rax = before.orig_rax;
+	before.rip -= 2;
+	before.orig_rax = -1;
+	ptrace(PTRACE_SETREGS, id, NULL, &before);
+	ptrace(PTRACE_DETACH, id, NULL, NULL);
+	if ((long)now.rax < 0 && (long)now.rax > -4096)
+		fprintf(port, "%s\n", strerror(-(int)now.rax));
+	else
+		fprintf(port, "%ld\n", (long)now.rax);
 }
 
 static void seize(int options)
@@ -150,7 +235,9 @@ static int processes(int all)
 
 static int descriptors(void)
 {
-	DIR *folder = opendir("/proc/1/fd");
+	char path[32];
+	snprintf(path, sizeof path, "/proc/%d/fd", server());
+	DIR *folder = opendir(path);
 	int count = 0;
 	while (folder && readdir(folder))
 		count++;
@@ -187,7 +274,7 @@ static const char *reach(int type, const char *host, int port)
 	return outcome;
 }
 
-static void obey(FILE *port, const char *command)
+static void obey(FILE *port, char *command)
 {
 	char word[32] = "", rest[200] = "";
 	int number, second = 0;
@@ -195,6 +282,11 @@ static void obey(FILE *port, const char *command)
 	number = atoi(rest);
 	if (!strcmp(word, "kill")) {
 		kill(1, number);
+	} else if (!strcmp(word, "end")) {
+		kill(server(), number);
+	} else if (!strcmp(word, "server")) {
+		fprintf(port, "%d\n", server());
+		return;
 	} else if (!strcmp(word, "orphans")) {
 		orphans(number);
 	} else if (!strcmp(word, "zombies")) {
@@ -205,10 +297,17 @@ static void obey(FILE *port, const char *command)
 		return;
 	} else if (!strcmp(word, "files")) {
 		struct rlimit limit = { number, 1 << 20 };
-		if (prlimit(1, RLIMIT_NOFILE, &limit, NULL))
+		if (prlimit(server(), RLIMIT_NOFILE, &limit, NULL))
 			fprintf(stderr, "agent: prlimit: %s\n", strerror(errno));
+	} else if (!strcmp(word, "call")) {
+		call(port, command + 5);
+		return;
 	} else if (!strcmp(word, "read")) {
-		int file = open(rest, O_RDONLY), byte;
+		char path[300], *name = strstr(rest, "SERVER");
+		int byte;
+		if (name)
+			snprintf(path, sizeof path, "%.*s%d%s", (int)(name - rest), rest, server(), name + 6);
+		int file = open(name ? path : rest, O_RDONLY);
 		FILE *text = fdopen(file, "r");
 		while (text && (byte = fgetc(text)) != EOF)
 			fputc(byte == '\n' ? '|' : byte, port);

@@ -11,7 +11,7 @@ use testing::private::{on_tmpfs, with_kvm};
 
 const RELEASE: &str = "6.1.0-9-made-up";
 const QEMU: &str = "case $1 in --version) echo 'QEMU emulator version 7.2.19 (made up)' ;; *) exit 33 ;; esac";
-const OPTIONS: &str = "64BIT BLK_DEV_INITRD BINFMT_ELF PRINTK TTY DEVTMPFS PROC_FS SYSFS TMPFS EPOLL EVENTFD FUTEX UNIX NET INET PACKET \
+const OPTIONS: &str = "64BIT SECCOMP_FILTER SECURITY_LANDLOCK BLK_DEV_INITRD BINFMT_ELF PRINTK TTY DEVTMPFS PROC_FS SYSFS TMPFS EPOLL EVENTFD FUTEX UNIX NET INET PACKET \
                        VIRTIO_BLK VIRTIO_NET VIRTIO_CONSOLE FW_CFG_SYSFS EROFS_FS SERIAL_8250_CONSOLE ACPI VIRTIO_PCI SQUASHFS EXT4_FS \
                        IPV6 VLAN_8021Q HW_RANDOM_VIRTIO RTC_HCTOSYS PVPANIC ACPI_BUTTON INPUT_EVDEV HOTPLUG_PCI_ACPI SMP";
 const BUILTIN: &str = "pvpanic pvpanic_pci pvpanic_mmio virtio_pci virtio_mmio virtio_console virtio_rng qemu_fw_cfg virtio_blk virtio_net \

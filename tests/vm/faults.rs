@@ -168,12 +168,13 @@ fn lack_of_threads_is_reported() {
         let agent = Agent::new(&bench.path(tasks), "", &format!("tasks {tasks}"));
         vm::fails(&disk, &words(&agent.arguments(), &[]))
     };
-    // The first thread writes the events.
+    // The second task is the process that serves, and the next one the thread that writes the events.
     let reason = "cannot start the runtime, its threads or its signal handlers: Resource temporarily unavailable (os error 11)";
     fatal(&boot("1"), "NO_RUNTIME", reason);
-    // The second thread is the runtime's. The library panics without it.
+    fatal(&boot("2"), "NO_RUNTIME", reason);
+    // The next thread is the runtime's. The library panics without it.
     let reason = "a bug in localregistry-init: OS can't spawn worker thread: Resource temporarily unavailable (os error 11)";
-    fatal(&boot("2"), "PANIC", reason);
+    fatal(&boot("3"), "PANIC", reason);
 }
 
 #[test]

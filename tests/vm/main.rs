@@ -4,6 +4,7 @@
 mod access;
 mod boot;
 mod cluster;
+mod confinement;
 mod dhcp;
 mod dhcp_client;
 mod disk_faults;

@@ -56,6 +56,12 @@ fn own_kernel_starts_from_a_frozen_machine() {
 }
 
 #[test]
+fn own_kernel_confines_the_server() {
+    own();
+    crate::confinement::confines(&["--flavor", "own"]);
+}
+
+#[test]
 fn own_kernel_ignores_modules_of_another_kernel() {
     let bench = Bench::default();
     let own = own();

@@ -230,7 +230,7 @@ fn kernel_without_required_options_is_refused() {
     let folder = folder();
     let file = |name: &str, content: &str| fs::write(folder.path(name), content).unwrap();
     file("vmlinuz-1", "not really");
-    let names = "BLK_DEV_INITRD BINFMT_ELF PRINTK TTY DEVTMPFS PROC_FS SYSFS TMPFS EPOLL EVENTFD FUTEX UNIX NET INET PACKET \
+    let names = "SECCOMP_FILTER BLK_DEV_INITRD BINFMT_ELF PRINTK TTY DEVTMPFS PROC_FS SYSFS TMPFS EPOLL EVENTFD FUTEX UNIX NET INET PACKET \
                  VIRTIO_BLK VIRTIO_NET VIRTIO_CONSOLE FW_CFG_SYSFS EROFS_FS SERIAL_8250_CONSOLE ACPI VIRTIO_PCI VIRTIO_MMIO 64BIT";
     let config = |without: &[&str]| {
         let names = names.split_whitespace().filter(|name| !without.contains(name));
@@ -239,8 +239,8 @@ fn kernel_without_required_options_is_refused() {
     for (machine, without, missing) in [
         (
             "q35",
-            &["EROFS_FS", "VIRTIO_PCI", "VIRTIO_MMIO"][..],
-            "CONFIG_EROFS_FS (the disk's file system), CONFIG_VIRTIO_PCI (the virtio devices on PCI)",
+            &["SECCOMP_FILTER", "EROFS_FS", "VIRTIO_PCI", "VIRTIO_MMIO"][..],
+            "CONFIG_SECCOMP_FILTER (confining the server), CONFIG_EROFS_FS (the disk's file system), CONFIG_VIRTIO_PCI (the virtio devices on PCI)",
         ),
         ("microvm", &["VIRTIO_PCI", "VIRTIO_MMIO"], "CONFIG_VIRTIO_MMIO (the virtio devices of a microvm)"),
     ] {

@@ -1,49 +1,44 @@
-//! Adds and removes disks while the registry serves, and sends an event for each change. A disk that cannot be served, or that
+//! Mounts and unmounts disks while the registry serves, and has the server add and remove them. A disk that cannot be served, or that
 //! conflicts with a served one, causes a warning and no change.
 
-use std::path::Path;
-use std::sync::Arc;
-
 use rustix::io::Errno;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
-use super::{Device, DiskChoice, DiskError, MountedDisk, list_devices, mount, unmount, with_timeout};
+use super::{Device, DiskChoice, DiskError, MountedDisk, list_devices, mount, unmount};
 use crate::guest::early::console;
-use crate::guest::error::Fault;
-use crate::proto::{Disks, event};
-use crate::registry::api::handler::Registry;
-use crate::registry::content::store::{Disk, Store};
+use crate::guest::messages::{DiskRoot, Order, ServerFault};
+use crate::guest::supervisor::Server;
 use crate::registry::telemetry::events::Events;
-use crate::registry::tls::Leaves;
 use crate::text;
 
 /// Code of the warning about a disk that no choice selects.
 const NOT_SELECTED: &str = "DISK_IGNORED";
 
-/// Updates the registry when disks are added or removed.
+/// Updates the server when disks are added or removed.
 #[derive(Debug)]
 pub struct DiskManager {
-    registry: Arc<Registry>,
+    server: Server,
+    /// The server's answers.
+    answers: UnboundedReceiver<Result<(), ServerFault>>,
     choices: Vec<DiskChoice>,
     served: Vec<MountedDisk>,
     /// Disks that are present but not served. Each is examined once.
     ignored: Vec<Device>,
-    /// Issues certificates for the upstream hosts of a new disk.
-    leaves: Option<Arc<Leaves>>,
     events: Events,
 }
 
 impl DiskManager {
-    /// A manager for `registry`, which serves the disks `served`, selected by `choices`.
+    /// A manager for `server`, which serves the disks `served`, selected by `choices`, and sends `answers`.
     #[must_use]
-    pub fn new(
-        registry: Arc<Registry>,
+    pub const fn new(
+        server: Server,
+        answers: UnboundedReceiver<Result<(), ServerFault>>,
         choices: Vec<DiskChoice>,
         served: Vec<MountedDisk>,
-        leaves: Option<Arc<Leaves>>,
         events: Events,
     ) -> Self {
-        Self { registry, choices, served, ignored: Vec::new(), leaves, events }
+        Self { server, answers, choices, served, ignored: Vec::new(), events }
     }
 
     /// Checks the devices after each notification, while the guest serves.
@@ -85,93 +80,61 @@ impl DiskManager {
             }
             if let Err((code, why)) = self.add(device.clone()).await {
                 self.ignored.push(device);
-                self.warn(code, format!("{why}; this disk is not served, and nothing else changes"));
+                self.warn(&code, format!("{why}; this disk is not served, and nothing else changes"));
             }
         }
     }
 
     /// Serves one more disk. Fails with the code and the message of a warning.
-    async fn add(&mut self, device: Device) -> Result<(), (&'static str, String)> {
-        self.check_selected(&device)?;
-        let warning = |fault: Fault| (fault.code(), fault.chain());
+    async fn add(&mut self, device: Device) -> Result<(), (String, String)> {
+        self.check_selected(&device).map_err(|why| (NOT_SELECTED.to_owned(), why))?;
         let attached = match mount(device).await {
             // The kernel announces a device before it can be opened, and again when it can.
             Err(DiskError::Read { source, .. }) if Errno::from_io_error(&source) == Some(Errno::NXIO) => return Ok(()),
-            mounted => mounted.map_err(|error| warning(error.into()))?,
+            mounted => mounted.map_err(|error| (error.code().to_owned(), text::chain(&error)))?,
         };
-        let (name, root, registry) = (attached.device.to_string(), attached.root.clone(), Arc::clone(&self.registry));
-        let disk = name.clone();
-        let opened = with_timeout(&name, move || {
-            let store = with_disk(registry.snapshot().store(), &root, &disk)?;
-            Ok(registry.snapshot_of(store))
-        });
-        let snapshot = match opened.await {
-            Ok(snapshot) => snapshot,
-            Err(fault) => {
-                unmount(&attached);
-                return Err(warning(fault));
-            }
-        };
-        if let Some(leaves) = &self.leaves {
-            leaves.add_upstreams(snapshot.store().upstreams());
+        if let Err(fault) = self.order(Order::Add(DiskRoot::from(&attached))).await {
+            unmount(&attached);
+            return Err((fault.code, fault.message));
         }
-        self.registry.replace(snapshot);
+        console::log(&format!("{} was attached and is now served", attached.device));
         self.served.push(attached);
-        console::log(&format!("{name} was attached and is now served"));
-        self.announce(name, String::new());
         Ok(())
     }
 
+    /// Has the server change its disks.
+    async fn order(&mut self, order: Order) -> Result<(), ServerFault> {
+        self.server.send(&order).await;
+        // Without a server the machine is about to power off.
+        self.answers.recv().await.unwrap_or(Ok(()))
+    }
+
     /// Rejects a disk that no choice selects, or whose choice already has a disk.
-    fn check_selected(&self, device: &Device) -> Result<(), (&'static str, String)> {
+    fn check_selected(&self, device: &Device) -> Result<(), String> {
         let mut selecting = self.choices.iter().filter(|choice| device.is_selected_by(choice)).peekable();
         if selecting.peek().is_none() {
             let expected: Vec<String> = self.choices.iter().map(|choice| super::describe(&choice.by)).collect();
-            return Err((NOT_SELECTED, format!("{device} was attached; expected one {}", expected.join(", or "))));
+            return Err(format!("{device} was attached; expected one {}", expected.join(", or ")));
         }
         let current = |choice: &DiskChoice| self.served.iter().find(|attached| attached.device.is_selected_by(choice));
         let others: Vec<_> = selecting.map(|choice| if choice.by.matches_many() { None } else { current(choice) }).collect();
         match others.iter().all(Option::is_some).then(|| others.first().copied().flatten()).flatten() {
             None => Ok(()),
-            Some(other) => Err((NOT_SELECTED, format!("{device} was attached; {} is already served in its place", other.device))),
+            Some(other) => Err(format!("{device} was attached; {} is already served in its place", other.device)),
         }
     }
 
     /// Stops serving a disk.
     async fn remove(&mut self, attached: MountedDisk) {
-        let (name, registry) = (attached.device.to_string(), Arc::clone(&self.registry));
-        let disk = name.clone();
-        let without =
-            with_timeout(&name, move || Ok::<_, Fault>(registry.snapshot_of(registry.snapshot().store().without(&disk))));
-        match without.await {
-            Ok(snapshot) => self.registry.replace(snapshot),
-            Err(fault) => self.warn(fault.code(), fault.chain()),
+        let name = attached.device.to_string();
+        if let Err(fault) = self.order(Order::Remove(name.clone())).await {
+            self.warn(&fault.code, fault.message);
         }
         unmount(&attached);
         console::log(&format!("{name} was removed; its content is no longer served unless another disk has it"));
-        self.announce(String::new(), name);
-    }
-
-    fn announce(&self, added: String, removed: String) {
-        let snapshot = self.registry.snapshot();
-        let store = snapshot.store();
-        self.events.emit(event::Event::Disks(Disks {
-            added,
-            removed,
-            disks: store.disks().iter().map(|disk| disk.name().to_owned()).collect(),
-            images: u32::try_from(store.images()).unwrap_or(u32::MAX),
-            blobs: u32::try_from(store.blobs()).unwrap_or(u32::MAX),
-            blob_bytes: store.blob_bytes(),
-        }));
     }
 
     fn warn(&self, code: &str, message: String) {
         console::warn(&self.events, code, message);
     }
-}
-
-/// Adds the disk at `root` to `store`.
-fn with_disk(store: &Store, root: &Path, name: &str) -> Result<Store, Fault> {
-    let opened = Disk::open(root, name).map_err(|source| Fault::Contents { disk: name.to_owned(), source })?;
-    store.with(opened).map_err(Fault::Conflict)
 }

@@ -27,8 +27,7 @@ use crate::disk::superblock::{FileSystem, Superblock};
 
 pub use device::Device;
 
-/// Each disk is mounted on a folder in here, named after its device.
-pub const ROOT: &str = "/disks";
+pub use super::early::mount::DISKS as ROOT;
 
 /// Time between two checks for the disks.
 const POLL: Duration = Duration::from_millis(20);
@@ -184,7 +183,7 @@ fn unmount(attached: &MountedDisk) {
 }
 
 /// Runs `task` on a blocking thread. Fails with [`DiskError::Hung`] after [`TIMEOUT`].
-async fn with_timeout<T, E>(what: &str, task: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+pub(super) async fn with_timeout<T, E>(what: &str, task: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
 where
     T: Send + 'static,
     E: From<DiskError> + Send + 'static,

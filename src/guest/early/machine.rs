@@ -1,7 +1,9 @@
 //! Reads facts about the machine (uptime, memory, kernel release) and sets the host name. Reading never
 //! fails a boot: a missing fact has a harmless default.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::sync::LazyLock;
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -21,10 +23,16 @@ pub fn uptime() -> f64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0.0, |now| now.tv_sec() as f64 + now.tv_nsec() as f64 / 1e9)
 }
 
+/// Open from the first call of [`memory`] on: the process that serves cannot open it later.
+static MEMINFO: LazyLock<Option<File>> = LazyLock::new(|| File::open("/proc/meminfo").ok());
+
 /// Total and used memory.
 #[must_use]
 pub fn memory() -> Memory {
-    parse_meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default()).unwrap_or_default()
+    // The fields are in the first lines of 2 KB.
+    let mut start = [0; 1024];
+    let length = MEMINFO.as_ref().and_then(|file| file.read_at(&mut start, 0).ok()).unwrap_or_default();
+    parse_meminfo(&String::from_utf8_lossy(start.get(..length).unwrap_or_default())).unwrap_or_default()
 }
 
 /// Release of the kernel, as `uname -r` gives it.

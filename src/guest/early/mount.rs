@@ -26,12 +26,19 @@ const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags:
 
 /// The mounts of every boot, in order.
 #[rustfmt::skip]
-const API_FILE_SYSTEMS: [Mount<'static>; 4] = [
+const API_FILE_SYSTEMS: [Mount<'static>; 6] = [
     Mount { source: "devtmpfs", target: "/dev",  fs: "devtmpfs", flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC), data: Some("mode=0755") },
     Mount { source: "proc",     target: "/proc", fs: "proc",     flags: SAFE, data: None },
     Mount { source: "sysfs",    target: "/sys",  fs: "sysfs",    flags: SAFE, data: None },
     Mount { source: "tmpfs",    target: "/run",  fs: "tmpfs",    flags: SAFE, data: Some("mode=0755,size=8m") },
+    // The mount points of the disks.
+    Mount { source: "tmpfs",    target: DISKS,   fs: "tmpfs",    flags: SAFE, data: Some("mode=0755,size=1m") },
+    // The root, whose folders are there now, is only read from here on.
+    Mount { source: "rootfs",   target: "/",     fs: "rootfs",   flags: MsFlags::MS_REMOUNT.union(MsFlags::MS_RDONLY), data: None },
 ];
+
+/// Each disk is mounted on a folder in here, named after its device.
+pub const DISKS: &str = "/disks";
 
 /// The mount that takes the place of the kernel's fw_cfg files, for those that come after a freeze. Among them may be keys.
 pub const FIRMWARE: Mount<'static> =

@@ -40,6 +40,8 @@ use manager::{InterfaceManager, Shared, Status};
 const NIC_WAIT: Duration = Duration::from_secs(1);
 /// Keeps the other addresses of a network when its first address is removed (Documentation/networking/ip-sysctl.rst).
 const PROMOTE: &str = "/proc/sys/net/ipv4/conf/all/promote_secondaries";
+/// The first port that needs no privilege (Documentation/networking/ip-sysctl.rst). The process that serves has none.
+const FIRST_PORT: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 /// Longest time between two checks of the interfaces' status, some of whose errors depend on the time.
 const POLL: Duration = Duration::from_millis(10);
 /// How long to wait after a change for further ones: an interface that comes up gets several addresses.
@@ -66,6 +68,9 @@ pub async fn start(interfaces: &[Interface], hostname: &str, events: &Events) ->
         console::log(&format!(
             "when an address is removed, other addresses of its network may be lost: cannot write {PROMOTE}: {error}"
         ));
+    }
+    if let Err(error) = fs::write(FIRST_PORT, "0") {
+        console::log(&format!("ports below 1024 may be out of reach: cannot write {FIRST_PORT}: {error}"));
     }
     let shared = Arc::new(Shared::new(links, hostname, interfaces, events.clone()));
     for index in 0..interfaces.len() {

@@ -37,6 +37,12 @@ impl BootTimeline {
         }
     }
 
+    /// Continues after `steps` of another process, which has printed them if it had to.
+    #[must_use]
+    pub const fn after(steps: Vec<Step>, trace: bool) -> Self {
+        Self { done: steps, trace }
+    }
+
     /// The completed steps, in order.
     #[must_use]
     pub fn steps(&self) -> Vec<Step> {
@@ -45,12 +51,22 @@ impl BootTimeline {
 
     /// Records a step that has ended now. Others may have run since its `start`.
     pub fn end(&mut self, name: &str, start: f64) {
-        let step = Step { name: name.to_owned(), start, duration: machine::uptime() - start };
+        self.record(step(name, start));
+    }
+
+    /// Records a step that has ended.
+    pub fn record(&mut self, step: Step) {
         if self.trace {
             console::log(&line(&step));
         }
         self.done.push(step);
     }
+}
+
+/// A step that ends now.
+#[must_use]
+pub fn step(name: &str, start: f64) -> Step {
+    Step { name: name.to_owned(), start, duration: machine::uptime() - start }
 }
 
 fn line(step: &Step) -> String {

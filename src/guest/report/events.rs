@@ -1,8 +1,10 @@
 //! Writes queued events as JSON lines to the port `localregistry.events`, or to the console if there is no such port. One thread
-//! writes, and no other code waits for it: if the reader is slow or absent, events are dropped and counted.
+//! of PID 1 writes, and one of the process that serves, each event in one write: the port takes up to 32 KiB at once. No other code
+//! waits for them: if the reader is slow or absent, events are dropped and counted.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -29,13 +31,16 @@ const BACKLOG_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Writer {
     events: Events,
     last: Arc<OnceLock<FinalEvent>>,
-    written: Receiver<()>,
+    /// Gets the port, if there is one.
+    opened: Receiver<Option<OwnedFd>>,
+    /// Gets the number of events that could not be written.
+    written: Receiver<u64>,
 }
 
-/// The event that ends the stream, and the deadline for the queued ones.
+/// The event that ends the stream, if one does, and the deadline for the queued ones.
 #[derive(Debug)]
 struct FinalEvent {
-    done: Done,
+    done: Option<Done>,
     backlog_deadline: Instant,
 }
 
@@ -45,24 +50,44 @@ impl Writer {
     /// # Errors
     /// Fails if no thread can be started.
     pub fn start(events: &Events, queue: Receiver<Event>) -> io::Result<Self> {
+        Self::start_on(Sink::open, events, queue)
+    }
+
+    /// Starts the thread, in the process that serves, with the port that PID 1 has opened.
+    ///
+    /// # Errors
+    /// Fails if no thread can be started.
+    pub fn start_on_port(port: Option<OwnedFd>, events: &Events, queue: Receiver<Event>) -> io::Result<Self> {
+        Self::start_on(|| port.map_or(Sink::Console, |port| Sink::Port(port.into())), events, queue)
+    }
+
+    fn start_on(open: impl FnOnce() -> Sink + Send + 'static, events: &Events, queue: Receiver<Event>) -> io::Result<Self> {
         let last = Arc::new(OnceLock::new());
-        let (ended, written) = sync_channel(1);
-        let writer = Self { events: events.clone(), last: Arc::clone(&last), written };
+        let ((shared, opened), (ended, written)) = (sync_channel(1), sync_channel(1));
+        let writer = Self { events: events.clone(), last: Arc::clone(&last), opened, written };
         let events = events.clone();
         thread::Builder::new().name("events".to_owned()).spawn(move || {
-            Pump::new(events, queue, last).run(&mut Sink::open());
-            let _ = ended.send(());
+            let mut sink = open();
+            let _ = shared.send(sink.share());
+            let _ = ended.send(Pump::new(events, queue, last).run(&mut sink));
         })?;
         Ok(writer)
     }
 
-    /// Writes the queued events and then `done`, with its `dropped_events` filled in. Waits a limited time for that.
-    pub fn finish(self, done: Done) {
-        let done = Done { dropped_events: self.events.dropped(), ..done };
-        let _ = self.last.set(FinalEvent { done: done.clone(), backlog_deadline: Instant::now() + BACKLOG_TIMEOUT });
+    /// The port, if there is one, for another process. Waits until it is open.
+    #[must_use]
+    pub fn port(&self) -> Option<OwnedFd> {
+        self.opened.recv().ok().flatten()
+    }
+
+    /// Writes the queued events and then `done`, with the number of dropped events added. Waits a limited time for that. Returns that number.
+    pub fn finish(self, done: Option<Done>) -> u64 {
+        let dropped = self.events.dropped();
+        let done = done.map(|done| Done { dropped_events: done.dropped_events.saturating_add(dropped), ..done });
+        let _ = self.last.set(FinalEvent { done, backlog_deadline: Instant::now() + BACKLOG_TIMEOUT });
         // Wakes the thread if it waits for an event. If the queue is full, it is awake.
-        self.events.emit(event::Event::Done(done));
-        let _ = self.written.recv_timeout(FINISH_TIMEOUT);
+        self.events.emit(event::Event::Done(Done::default()));
+        dropped.saturating_add(self.written.recv_timeout(FINISH_TIMEOUT).unwrap_or_default())
     }
 }
 
@@ -91,6 +116,14 @@ impl Sink {
                 console::log(&format!("cannot open {}, so events go to the console: {error}", path.display()));
                 Self::Console
             }
+        }
+    }
+
+    /// The port, for another process.
+    fn share(&self) -> Option<OwnedFd> {
+        match self {
+            Self::Port(port) => port.try_clone().ok().map(OwnedFd::from),
+            Self::Console => None,
         }
     }
 }
@@ -124,7 +157,8 @@ impl Pump {
         Self { events, queue, last, lost: 0, reported: 0 }
     }
 
-    fn run(mut self, sink: &mut impl Write) {
+    /// Returns the number of events that left the queue and could not be written.
+    fn run(mut self, sink: &mut impl Write) -> u64 {
         loop {
             let next = match self.last.get() {
                 None => self.queue.recv().ok(),
@@ -160,13 +194,14 @@ impl Pump {
         }
     }
 
-    fn finish(self, sink: &mut impl Write) {
+    fn finish(self, sink: &mut impl Write) -> u64 {
         let unread = self.queue.try_iter().filter(|event| !is_done(event)).count();
-        if let Some(FinalEvent { done, .. }) = self.last.get() {
-            let dropped_events =
-                done.dropped_events.saturating_add(self.lost).saturating_add(u64::try_from(unread).unwrap_or(u64::MAX));
+        let lost = self.lost.saturating_add(u64::try_from(unread).unwrap_or(u64::MAX));
+        if let Some(FinalEvent { done: Some(done), .. }) = self.last.get() {
+            let dropped_events = done.dropped_events.saturating_add(lost);
             let _ = write_line(sink, &now(event::Event::Done(Done { dropped_events, ..done.clone() })));
         }
+        lost
     }
 }
 
@@ -197,7 +232,7 @@ mod tests {
 
     fn last(dropped_events: u64, backlog: Duration) -> Arc<OnceLock<FinalEvent>> {
         let done = Done { reason: "the end".to_owned(), dropped_events, ..Done::default() };
-        OnceLock::from(FinalEvent { done, backlog_deadline: Instant::now() + backlog }).into()
+        OnceLock::from(FinalEvent { done: Some(done), backlog_deadline: Instant::now() + backlog }).into()
     }
 
     fn run(events: &Events, queue: Receiver<Event>, last: Arc<OnceLock<FinalEvent>>) -> Vec<event::Event> {
@@ -269,7 +304,7 @@ mod tests {
             out
         });
         let end = Done { reason: "the end".to_owned(), ..Done::default() };
-        last.set(FinalEvent { done: end.clone(), backlog_deadline: Instant::now() + BACKLOG_TIMEOUT }).unwrap();
+        last.set(FinalEvent { done: Some(end.clone()), backlog_deadline: Instant::now() + BACKLOG_TIMEOUT }).unwrap();
         events.emit(event::Event::Done(end));
         assert_eq!(serde_json::from_slice::<Event>(&thread.join().unwrap()).unwrap().event, Some(done(0)));
     }

@@ -15,6 +15,7 @@ use rustls::crypto::ring;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
 
 use super::error::TlsError;
 use super::server_config::server_config;
@@ -94,7 +95,7 @@ impl Authority {
     pub(super) fn leaf(&self, names: &[String]) -> Result<CertifiedKey, TlsError> {
         let subject = names.first().cloned().unwrap_or_default();
         let failed = |cause| TlsError::Make { subject: subject.clone(), cause };
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+        let key = Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?);
         let mut params = validity(CertificateParams::default());
         params.distinguished_name.push(DnType::CommonName, subject.as_str());
         for name in names {
@@ -107,8 +108,9 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         // Strict clients refuse a leaf that does not identify its issuer's key.
         params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
+        let certificate = params.signed_by(&*key, &self.issuer).map_err(failed)?;
         let chain = vec![certificate.der().clone(), self.certificate.clone()];
+        // The provider overwrites its copy, too.
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(TlsError::Pair)
     }

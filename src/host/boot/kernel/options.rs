@@ -22,7 +22,7 @@ pub struct WantedOption {
 }
 
 /// The table, in the order in which a boot needs the options.
-const OPTIONS: [WantedOption; 40] = [
+const OPTIONS: [WantedOption; 42] = [
     required("BLK_DEV_INITRD", "the initramfs"),
     required("BINFMT_ELF", "PID 1"),
     required("PRINTK", "the console"),
@@ -34,7 +34,8 @@ const OPTIONS: [WantedOption; 40] = [
     required("EPOLL", "the server"),
     required("EVENTFD", "the server"),
     required("FUTEX", "the server"),
-    required("UNIX", "signals"),
+    required("UNIX", "signals, and the server's messages"),
+    required("SECCOMP_FILTER", "confining the server"),
     required("NET", "the network"),
     required("INET", "the network"),
     required("PACKET", "DHCP before there is an address"),
@@ -51,6 +52,7 @@ const OPTIONS: [WantedOption; 40] = [
     on(Board::Microvm, required("VIRTIO_MMIO", "the virtio devices of a microvm")),
     on(Board::Virt, required("SERIAL_AMBA_PL011_CONSOLE", "the console")),
     on(Board::Virt, required("VIRTIO_PCI", "the virtio devices on PCI")),
+    optional("SECURITY_LANDLOCK", "confining the server to the disks"),
     optional("SQUASHFS", "disks made by other tools"),
     optional("EXT4_FS", "disks made by other tools"),
     optional("IPV6", "IPv6 addresses"),
