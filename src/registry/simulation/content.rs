@@ -97,7 +97,7 @@ impl Library {
         library
     }
 
-    fn path(&self, disk: usize) -> PathBuf {
+    pub fn path(&self, disk: usize) -> PathBuf {
         self.folder.path().join(disk.to_string())
     }
 

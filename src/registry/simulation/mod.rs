@@ -13,18 +13,23 @@ mod faults;
 mod network;
 mod world;
 
+use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use crate::disk::catalog;
+use crate::disk::layout::{Directory, OpenFile, Tree};
 use crate::registry::content::disk_calls::Cache;
+use crate::registry::content::store::read_catalog;
 use crate::registry::limits::{IN_FLIGHT, Limits};
 use clients::{Client, Habit};
-use content::{DISKS, Wanted};
+use content::{DISKS, Wanted, library};
 use disks::{Behaviour, HANG};
 use faults::Fault;
 use world::{Setting, World};
@@ -234,4 +239,55 @@ fn any_call_of_a_request_may_fail() {
     });
     println!("{calls:?} calls, each with {} faults", Fault::ALL.len());
     assert!(calls.into_inner() > 1000);
+}
+
+/// The files of a disk, each call to which may fail.
+struct FaultyTree {
+    tree: Directory,
+    has_catalog: bool,
+}
+
+impl Tree for FaultyTree {
+    fn open(&self, path: &str) -> io::Result<OpenFile<'_>> {
+        if path == catalog::PATH && !self.has_catalog {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        // An open that is interrupted is repeated below this.
+        if faults::next() == Some(Fault::Error) {
+            return Err(Errno::IO.into());
+        }
+        let OpenFile { reader, size } = self.tree.open(path)?;
+        Ok(OpenFile { reader: Box::new(FaultyReader(reader)), size })
+    }
+}
+
+struct FaultyReader<'a>(Box<dyn Read + Send + 'a>);
+
+impl Read for FaultyReader<'_> {
+    fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
+        let most = faults::disk_call()?.min(space.len());
+        self.0.read(&mut space[..most])
+    }
+}
+
+#[test]
+fn any_call_of_opening_a_disk_may_fail() {
+    for (disk, has_catalog) in (0..DISKS).flat_map(|disk| [(disk, false), (disk, true)]) {
+        let tree = FaultyTree { tree: Directory::open(&library().path(disk)).unwrap(), has_catalog };
+        let read = |fault| {
+            faults::set(fault);
+            let read = read_catalog(&tree, false).map(|loaded| loaded.catalog.encode());
+            (read, faults::calls())
+        };
+        let (expected, count) = read(None);
+        let expected = expected.unwrap();
+        assert!(count >= 2, "{count} calls");
+        for fault in (0..count).flat_map(|number| Fault::ALL.map(|fault| (number, fault))) {
+            match read(Some(fault)).0 {
+                Ok(catalog) => assert!(catalog == expected && fault.1 != Fault::Error, "{fault:?}"),
+                Err(error) => assert!(fault.1 == Fault::Error && !error.to_string().is_empty(), "{fault:?}: {error:?}"),
+            }
+        }
+    }
+    faults::set(None);
 }
