@@ -295,10 +295,18 @@ impl Client {
         builder.initial_stream_window_size(1 << self.rng.u32(13..20));
         let Ok(Ok((sender, driver))) = timeout(PATIENCE, builder.handshake(TokioIo::new(socket))).await else { return };
         let driver = tokio::spawn(driver);
+        let is_behind_stalled = habit == Habit::StalledStream && world.registry.limits().streams == 1;
         let mut streams = JoinSet::new();
         for (number, wanted) in wanted.iter().cloned().chain((habit == Habit::StalledStream).then(Wanted::largest)).enumerate() {
             let tag = format!("{name} request {number}");
-            let mut stream = Stream { world: Arc::clone(&world), sender: sender.clone(), rng: self.rng.fork(), wanted, tag };
+            let mut stream = Stream {
+                world: Arc::clone(&world),
+                sender: sender.clone(),
+                rng: self.rng.fork(),
+                wanted,
+                tag,
+                is_behind_stalled,
+            };
             let is_stalled = habit == Habit::StalledStream && number == 0;
             let is_cut = habit == Habit::ResettingUnderStreams || habit == Habit::ResettingStreams && stream.rng.bool();
             streams.spawn(async move { stream.run(is_stalled, is_cut).await });
@@ -429,6 +437,8 @@ struct Stream {
     rng: fastrand::Rng,
     wanted: Wanted,
     tag: String,
+    /// Whether the connection serves one stream at once, and that is not read.
+    is_behind_stalled: bool,
 }
 
 impl Stream {
@@ -437,7 +447,7 @@ impl Stream {
     async fn run(&mut self, is_stalled: bool, is_cut: bool) {
         let Self { world, wanted, tag, .. } = &*self;
         let (world, wanted, tag) = (Arc::clone(world), wanted.clone(), tag.clone());
-        let must_succeed = !is_stalled && !is_cut;
+        let is_fair = !is_stalled && !is_cut && !self.is_behind_stalled;
         let mut request = Request::builder().method(wanted.method).uri(format!("http://sim.test{}", wanted.path));
         for (name, value) in &wanted.headers {
             request = request.header(*name, value);
@@ -450,15 +460,17 @@ impl Stream {
             Ok(response.await)
         };
         let Ok(Ok(response)) = response else {
-            return world.closed(&tag, &wanted, must_succeed);
+            return world.closed(&tag, &wanted, is_fair);
         };
         let is_before_drain = !world.is_draining();
         let (head, mut body) = response.into_parts();
         let mut received = Received { status: head.status.as_u16(), headers: head.headers, ..Received::default() };
         let pause = Duration::from_millis(if self.rng.bool() { 0 } else { self.rng.u64(0..20) });
+        let mut stalls = 0;
         received.is_complete = loop {
             world.check();
-            if is_stalled && self.rng.u8(..) < 128 {
+            stalls += usize::from(is_stalled);
+            if (1..4).contains(&stalls) && self.rng.bool() {
                 sleep(Duration::from_secs(200)).await;
             }
             if is_cut && self.rng.u8(..) < 64 {
@@ -473,6 +485,6 @@ impl Stream {
                 Some(Err(_)) => break false,
             }
         };
-        world.received(&tag, &wanted, &received, must_succeed, is_before_drain);
+        world.received(&tag, &wanted, &received, is_fair, is_before_drain);
     }
 }
