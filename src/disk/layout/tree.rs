@@ -82,7 +82,7 @@ impl Directory {
     /// Fails if the folder cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { root: openat(CWD, path, flags, Mode::empty())? })
+        Ok(Self { root: retry_on_intr(|| openat(CWD, path, flags, Mode::empty()))? })
     }
 
     /// Opens the regular file at `path` in the folder. Returns its size in bytes too.

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
+use rustix::io::retry_on_intr;
 use serde::Serialize;
 
 use crate::disk::layout::{Directory, Identity, OpenFile, REF_NAME, Tree, check_holes};
@@ -189,7 +190,7 @@ fn identity(path: &Path) -> Option<Identity> {
 /// # Errors
 /// Fails if the file cannot be opened, is not a regular file, or is nearly all holes.
 pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
-    let file = File::from(open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?);
+    let file = File::from(retry_on_intr(|| open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()))?);
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::other("it is not a regular file"));

@@ -12,7 +12,7 @@ pub(crate) mod verify;
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -195,8 +195,7 @@ fn digest(disk: &Path, form: Form, bar: &ProgressBar, interrupt: &Interrupt) -> 
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut buffer = vec![0; verify::CHUNK];
     loop {
-        interrupt.check_io()?;
-        let count = file.read(&mut buffer)?;
+        let count = interrupt.read(&mut file, &mut buffer)?;
         if count == 0 {
             return Ok(Some(hasher.finish()));
         }

@@ -76,8 +76,7 @@ pub fn hash(
     let mut buffer = vec![0; usize::try_from(blob.size).unwrap_or(CHUNK).saturating_add(1).min(CHUNK)];
     let mut len = 0;
     loop {
-        interrupt.check_io()?;
-        let count = reader.read(&mut buffer)?;
+        let count = interrupt.read(&mut reader, &mut buffer)?;
         if count == 0 {
             return Ok((len, hasher.finish()));
         }

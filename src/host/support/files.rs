@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use tempfile::{TempDir, TempPath};
 
@@ -31,7 +31,7 @@ const SMALLEST_READ: u64 = 16 << 10;
 /// Fails if the file cannot be read or is larger, or after a signal.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     // A plain opening of a FIFO would wait for a writer.
-    let file = File::from(open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?);
+    let file = File::from(retry_on_intr(|| open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()))?);
     let metadata = file.metadata()?;
     let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {limit} bytes"));
     // Told without reading, where the size is known.
@@ -75,7 +75,7 @@ pub fn create(path: &Path) -> io::Result<File> {
     let interrupt = Interrupt::of_process();
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NONBLOCK;
     loop {
-        match open(path, flags, Mode::from_raw_mode(0o666)) {
+        match retry_on_intr(|| open(path, flags, Mode::from_raw_mode(0o666))) {
             // A FIFO without a reader.
             Err(Errno::NXIO) if fs::metadata(path)?.file_type().is_fifo() => {
                 interrupt.check_io()?;

@@ -2,7 +2,7 @@
 //! check, so that destructors remove unfinished files. Work that cannot check, such as a library that parses a large file, runs under
 //! [`Interrupt::end_at_once`]. Commands that run until a signal ends them wait for [`Signals`].
 
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{self, Command, ExitStatus};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -153,6 +153,20 @@ impl Interrupt {
     /// Fails after a signal.
     pub fn check_io(&self) -> io::Result<()> {
         self.check().map_err(io::Error::other)
+    }
+
+    /// Reads some bytes. A read that a signal interrupts which does not end the program is repeated.
+    ///
+    /// # Errors
+    /// Fails if reading fails, or after a signal.
+    pub fn read(&self, reader: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.check_io()?;
+            match reader.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read,
+            }
+        }
     }
 
     /// From now on, until the result is dropped, a signal ends the process at once, with `prefix` before the message. Temporary folders

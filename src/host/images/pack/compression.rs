@@ -189,8 +189,7 @@ pub fn decompress_into(
     let mut buffer = vec![0; 1 << 18];
     let mut total = 0_u64;
     loop {
-        interrupt.check_io().map_err(DecompressError::Read)?;
-        let count = plain.read(&mut buffer).map_err(DecompressError::Read)?;
+        let count = interrupt.read(plain, &mut buffer).map_err(DecompressError::Read)?;
         if count == 0 {
             return Ok(());
         }

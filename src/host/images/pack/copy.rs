@@ -148,8 +148,7 @@ impl BlobCopier<'_> {
             // One extra byte detects content that is too long.
             let mut reader = source.tree.open(&layout_path).map_err(StepError::Read)?.reader.take(size.saturating_add(1));
             loop {
-                self.interrupt.check_io().map_err(StepError::Read)?;
-                let count = reader.read(&mut buffer).map_err(StepError::Read)?;
+                let count = self.interrupt.read(&mut reader, &mut buffer).map_err(StepError::Read)?;
                 found = found.saturating_add(count as u64);
                 if count == 0 || found > size {
                     // Not written: what follows in the image belongs to another file.

@@ -64,8 +64,7 @@ fn verify(blob: &PlannedBlob, source: &Source, image: &str, interrupt: &Interrup
         let mut reader = content.reader.take(size.saturating_add(1));
         let mut buffer = vec![0; CHUNK.min(usize::try_from(size).unwrap_or(CHUNK).saturating_add(1))];
         loop {
-            interrupt.check_io()?;
-            let count = reader.read(&mut buffer)?;
+            let count = interrupt.read(&mut reader, &mut buffer)?;
             if count == 0 {
                 return Ok(());
             }

@@ -131,8 +131,7 @@ pub fn hash(content: &mut impl Read, interrupt: &Interrupt) -> io::Result<Digest
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut buffer = vec![0; 1 << 18];
     loop {
-        interrupt.check_io()?;
-        match content.read(&mut buffer)? {
+        match interrupt.read(content, &mut buffer)? {
             0 => return Ok(hasher.finish()),
             count => hasher.update(buffer.get(..count).unwrap_or_default()),
         }

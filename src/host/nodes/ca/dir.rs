@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::io::retry_on_intr;
 
 use crate::host::support::files;
 use crate::registry::tls::provided;
@@ -82,7 +83,8 @@ pub(crate) fn files(dir: &Path) -> Result<(PathBuf, PathBuf), DirError> {
     }
     // Anything else is refused, and the opening of a FIFO would wait for its other end.
     let options = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = open(dir, options, Mode::empty()).map_err(|error| at("open the CA's folder", dir)(error.into()))?;
+    let folder =
+        retry_on_intr(|| open(dir, options, Mode::empty())).map_err(|error| at("open the CA's folder", dir)(error.into()))?;
     let folder = File::from(folder);
     let metadata = folder.metadata().map_err(at("look at", dir))?;
     let mode = metadata.permissions().mode() & 0o7777;
