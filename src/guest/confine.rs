@@ -1,5 +1,6 @@
-//! Takes from the process that serves what serving does not need. Code that a client got to run in it could read the disks and send bytes to
-//! clients, as the server does; it could not mount, load a module, open a raw socket, start a program, or read a file that is not on a disk.
+//! Takes from the process that serves what serving does not need. Code that a client got to run in it could read the disks and send bytes
+//! to clients, as the server does; it could not mount, load a module, open a raw socket, start a program, or read a file that is not on a
+//! disk.
 //!
 //! The process must have one thread: the rules hold for the thread that calls, and for those that it starts.
 
@@ -13,7 +14,9 @@ use nix::errno::Errno;
 use nix::libc::{self, c_long};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_no_new_privs};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_no_new_privs,
+};
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCondition, SeccompFilter, SeccompRule, apply_filter};
 
@@ -44,8 +47,11 @@ pub enum ConfineError {
     Landlock(#[from] RulesetError),
 }
 
-/// Drops root's rights, forbids every file that is not in one of the folders `readable` or one of these files, and leaves the system calls that serving needs. Returns whether the kernel has
-/// Landlock, without which the user's rights alone protect files.
+/// Drops root's rights, forbids every file that is not in one of the folders `readable` or one of these files, and leaves the system calls
+/// that serving needs. Returns whether the kernel has Landlock.
+///
+/// With Landlock one capability stays, to read what is readable whatever its mode: disks of other tools may have files that only root reads.
+/// Without it the user's rights alone protect files, and no capability stays.
 ///
 /// # Errors
 /// Fails if the kernel refuses a step. Some may have been taken.
@@ -60,12 +66,16 @@ pub fn confine(readable: &[&str]) -> Result<bool, ConfineError> {
     let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
     setgroups(&[]).map_err(ConfineError::User)?;
     setresgid(group, group, group).map_err(ConfineError::User)?;
-    // This empties the capabilities of the process as well: capabilities(7), "Effect of user ID changes on capabilities".
+    // Otherwise the next step would empty them all: capabilities(7), "Effect of user ID changes on capabilities".
+    set_keep_capabilities(true).map_err(|error| ConfineError::Capabilities(error.into()))?;
     setresuid(user, user, user).map_err(ConfineError::User)?;
     // No process of this user may read its memory, nor the process itself through /proc.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| ConfineError::Capabilities(error.into()))?;
     set_no_new_privs(true).map_err(|error| ConfineError::Capabilities(error.into()))?;
     let landlocked = restrict_files(readable)?;
+    let kept = if landlocked { CapabilitySet::DAC_READ_SEARCH } else { CapabilitySet::empty() };
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })
+        .map_err(|error| ConfineError::Capabilities(error.into()))?;
     filter_calls()?;
     Ok(landlocked)
 }
@@ -88,8 +98,8 @@ fn filter_calls() -> Result<(), ConfineError> {
     Ok(())
 }
 
-/// Lets the calls that serving needs pass. Others fail with EPERM: a library may try one that is newer, or for which it has another way, and a
-/// request that fails is better than a registry that ends.
+/// Lets the calls that serving needs pass. Others fail with EPERM: a library may try one that is newer, or for which it has another way,
+/// and a request that fails is better than a registry that ends.
 fn allowed_calls() -> Result<BpfProgram, ConfineError> {
     let always = ALLOWED.iter().chain(ALLOWED_HERE).map(|call| (*call, vec![]));
     let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());

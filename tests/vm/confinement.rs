@@ -81,8 +81,9 @@ pub fn confines(arguments: &[&str]) {
         ("Gid", "65534\t65534\t65534\t65534"),
         ("Groups", ""),
         ("CapInh", "0000000000000000"),
-        ("CapPrm", "0000000000000000"),
-        ("CapEff", "0000000000000000"),
+        // CAP_DAC_READ_SEARCH, which Landlock limits to the disks.
+        ("CapPrm", "0000000000000004"),
+        ("CapEff", "0000000000000004"),
         ("CapBnd", "0000000000000000"),
         ("CapAmb", "0000000000000000"),
         ("NoNewPrivs", "1"),

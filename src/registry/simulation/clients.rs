@@ -1,5 +1,5 @@
-//! The clients of a simulation, each with a habit: steady, slow, cut, reset, half-closing, pipelining, idle, or sending garbage, over HTTP/1.1
-//! and HTTP/2.
+//! The clients of a simulation, each with a habit: steady, slow, cut, reset, half-closing, pipelining, idle, or sending garbage, over
+//! HTTP/1.1 and HTTP/2.
 
 use std::io;
 use std::sync::Arc;

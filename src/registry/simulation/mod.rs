@@ -1,6 +1,6 @@
 //! The server on a virtual clock and a network in memory, with clients of every habit and disks that fail, come and go, all from one seed.
-//! At every step and at the end, what must hold is checked: every byte is right or its response is cut, memory is bounded, each request is in
-//! one event, counters agree, and a drain ends in time.
+//! At every step and at the end, what must hold is checked: every byte is right or its response is cut, memory is bounded, each request is
+//! in one event, counters agree, and a drain ends in time.
 //!
 //! Then, on the same network and disks, each call of a request fails in turn.
 //!
@@ -199,8 +199,8 @@ fn with_fault(setting: &Setting, over_http2: bool, wanted: &Wanted, fault: Optio
     })
 }
 
-/// How one of the cases of [`any_call_of_a_request_may_fail`] is served: over HTTP/1.1 from files or from buffers, or over HTTP/2; digests are
-/// checked or not; the page cache has all or nothing.
+/// How one of the cases of [`any_call_of_a_request_may_fail`] is served: over HTTP/1.1 from files or from buffers, or over HTTP/2; digests
+/// are checked or not; the page cache has all or nothing.
 fn served(case: u64) -> (bool, Setting) {
     let (transport, verify, is_cached) = (case % 3, case / 3 % 2 == 1, case / 6 == 1);
     let disk = Behaviour { cached: if is_cached { 1000 } else { 0 }, ..Behaviour::healthy() };
