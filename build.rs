@@ -6,16 +6,20 @@ use std::path::Path;
 
 use protox::prost_reflect::{DescriptorPool, Kind, MessageDescriptor};
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "localregistry/v1/catalog.proto",
     "localregistry/v1/config.proto",
     "localregistry/v1/control.proto",
     "localregistry/v1/event.proto",
+    FAULTS,
     IMAGES,
 ];
 
 /// The schema of what `pack --spec` reads.
 const IMAGES: &str = "localregistry/v1/images.proto";
+
+/// The schema of a plan of faults.
+const FAULTS: &str = "localregistry/v1/faults.proto";
 
 /// The messages between launcher and guest. `localregistry schema` prints them with their comments.
 const MESSAGES: [&str; 3] = ["localregistry/v1/event.proto", "localregistry/v1/control.proto", "localregistry/v1/config.proto"];
@@ -35,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     prost_build::Config::new().bytes([".localregistry.v1.Catalog"]).compile_fds(descriptors)?;
     pbjson_build::Builder::new().register_descriptors(&encoded)?.build(&[".localregistry.v1"])?;
 
-    for (name, protos) in [("images.binpb", &[IMAGES][..]), ("messages.binpb", &MESSAGES)] {
+    for (name, protos) in [("images.binpb", &[IMAGES][..]), ("faults.binpb", &[FAULTS]), ("messages.binpb", &MESSAGES)] {
         let descriptors = prost::Message::encode_to_vec(&protox::compile(protos, ["proto"])?);
         std::fs::write(Path::new(&out).join(name), descriptors)?;
     }
@@ -55,6 +59,7 @@ fn write_keys(message: &MessageDescriptor, prefix: &str, rows: &mut String) -> R
     for field in message.fields() {
         let path = format!("{prefix}{}", field.json_name());
         let kind = match field.kind() {
+            Kind::Message(_) if field.name() == "faults" => "Plan".to_owned(),
             Kind::Message(_) if field.is_list() => "Objects".to_owned(),
             Kind::Message(_) => "Object".to_owned(),
             Kind::Enum(values) => {
@@ -69,7 +74,9 @@ fn write_keys(message: &MessageDescriptor, prefix: &str, rows: &mut String) -> R
             other => return Err(format!("config key {path} has the type {other:?}, which config/keys.rs does not know").into()),
         };
         writeln!(rows, "    Key {{ path: {path:?}, kind: Kind::{kind} }},")?;
-        if let Kind::Message(inner) = field.kind() {
+        if let Kind::Message(inner) = field.kind()
+            && field.name() != "faults"
+        {
             if field.is_list() {
                 writeln!(rows, "    Key {{ path: \"{path}.*\", kind: Kind::Object }},")?;
             }

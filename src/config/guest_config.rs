@@ -366,7 +366,7 @@ mod tests {
             (
                 "hostnam=x",
                 "hostnam cannot be set to \"x\": unknown key hostnam; expected one of hostname, names, port, tls, interfaces, disk, clock, \
-                 trace, auth, metricsPort, limits, heartbeatSeconds, listeners, disks, verify",
+                 trace, auth, metricsPort, limits, heartbeatSeconds, listeners, disks, verify, faults",
             ),
             ("tls.mod=OFF", "tls.mod cannot be set to \"OFF\": unknown key tls.mod; expected tls.mode"),
             (

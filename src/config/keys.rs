@@ -26,6 +26,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// An object that holds other keys.
     Object,
+    /// A plan of faults, whose content [`Plan::check`](crate::registry::faults::plan::Plan::check) checks.
+    Plan,
     /// A list of such objects.
     Objects,
 }
@@ -70,6 +72,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("metricsPort",                 "a TCP port from 1 to 65535 other than the registry's"),
     ("limits",                      "an object such as {\"stallSeconds\": 60}"),
     ("heartbeatSeconds",            "seconds, at most 3600; 0 for no heartbeat"),
+    ("faults",                      "a plan of faults, such as {\"rules\": [{\"id\": \"a\", \"do\": {\"status\": 503}}]}"),
     ("listeners",                   "a list of listeners, numbered from 0 without a gap"),
     ("listeners.*",                 "an object such as {\"port\": 80, \"transport\": \"PLAIN\"}"),
     ("listeners.*.address",         "an IP address of the appliance"),
@@ -141,7 +144,7 @@ impl Key {
             (Kind::Real, value) => value.is_number(),
             (Kind::Bool, value) => value.is_boolean(),
             (Kind::Choice(names), value) => value.as_str().is_some_and(|name| names.contains(&name)),
-            (Kind::Object, value) => value.is_object(),
+            (Kind::Object | Kind::Plan, value) => value.is_object(),
             (Kind::Objects, value) => value.is_array(),
         }
     }

@@ -139,6 +139,7 @@ fn from_text(key: &Key, text: String) -> Value {
         (Kind::Texts, list) => list.split(',').map(Value::from).collect(),
         (Kind::Bool, "true" | "1") => Value::Bool(true),
         (Kind::Bool, "false" | "0") => Value::Bool(false),
+        (Kind::Plan, json) => serde_json::from_str(json).unwrap_or(Value::String(text)),
         _ => Value::String(text),
     }
 }

@@ -9,8 +9,9 @@ use crate::address::{MTU, is_dns_name, is_san};
 use crate::proto::auth::{self, ClientCertificate};
 use crate::proto::interface::Autoconf;
 use crate::proto::listener::Transport;
-use crate::proto::{self, Config, tls::Mode};
+use crate::proto::{self, Config, FaultPlan, tls::Mode};
 use crate::registry::auth::client_certificate::Presence;
+use crate::registry::faults::plan::Plan;
 use crate::registry::limits::{Limits, TOKEN_LIFETIME};
 
 use super::disks::{DiskChoice, disks};
@@ -65,6 +66,8 @@ pub struct Settings {
     pub heartbeat: Option<Duration>,
     /// Whether the console shows each boot step.
     pub trace: bool,
+    /// The plan of faults.
+    pub faults: FaultPlan,
 }
 
 /// Where the registry's certificate comes from.
@@ -207,6 +210,7 @@ impl Settings {
             heartbeat: heartbeat(validator, config.heartbeat_seconds)?,
             trace: config.trace,
             verify: config.verify,
+            faults: faults(validator, config.faults.clone().unwrap_or_default())?,
         })
     }
 
@@ -332,6 +336,13 @@ fn interface(validator: Validator, place: usize, message: &proto::Interface) -> 
         },
         timeout: validator.wait(message.timeout_seconds, 30, &key("timeoutSeconds"))?,
     })
+}
+
+fn faults(validator: Validator, plan: FaultPlan) -> Result<FaultPlan, ConfigError> {
+    match Plan::check(plan.clone()) {
+        Ok(_) => Ok(plan),
+        Err(error) => validator.require_some(None, "faults", format!("wrong ({error})")),
+    }
 }
 
 fn clock(epoch: f64) -> Option<SystemTime> {

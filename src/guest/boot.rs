@@ -28,6 +28,7 @@ use super::report::boot_timeline::{self, BootTimeline};
 use super::report::events::{self, Writer};
 use super::supervisor::{Process, Server};
 
+use super::control::FaultCommands;
 use super::{control, disk, net, power};
 use crate::config::disks::DiskChoice;
 use crate::config::{self, Origin, PartialConfig, Settings};
@@ -108,13 +109,13 @@ impl Guest {
     /// machine that `freezes`.
     async fn serve_until_shutdown(&mut self, process: Process, freezes: bool) -> Result<Shutdown, Fault> {
         let (sender, requests, ended) = power::watch().map_err(Fault::Runtime)?;
-        control::listen(sender, self.events.clone());
+        let faults = control::listen(sender, self.events.clone());
         if freezes {
             frozen::wait(&mut self.timeline)?;
             self.emit_booting();
         }
         let mut server = None;
-        let end = self.supervise(process, &mut server, requests, ended).await;
+        let end = self.supervise(process, &mut server, requests, ended, faults).await;
         // It must not send an event after the last one.
         server.iter().for_each(Server::kill);
         end
@@ -127,6 +128,7 @@ impl Guest {
         server: &mut Option<Server>,
         mut requests: UnboundedReceiver<ShutdownRequest>,
         mut ended: UnboundedReceiver<WaitStatus>,
+        mut faults: FaultCommands,
     ) -> Result<Shutdown, Fault> {
         let Prepared { server, network, choices, attached, changes } = tokio::select! {
             // A server that is ready says so here before the launcher knows, and may ask for the end.
@@ -145,6 +147,7 @@ impl Guest {
                 report = server.receive(&mut ended) => match report? {
                     Report::Ready => {}
                     Report::DisksChanged(result) => drop(answered.send(result)),
+                    Report::Faults(reply) => faults.reply(reply),
                     Report::Ended(shutdown) => return Ok(shutdown),
                     Report::Failed(fault) => return Err(fault.into()),
                 },
@@ -152,6 +155,7 @@ impl Guest {
                     deadline.get_or_insert(Instant::now() + request.drain + ENDING);
                     server.send(&Order::ShutDown(request)).await;
                 }
+                command = faults.next() => server.send(&Order::Faults(command)).await,
                 () = until(deadline) => return Err(Fault::ServerHangs),
             }
         }

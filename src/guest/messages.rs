@@ -20,7 +20,7 @@ use super::disk::MountedDisk;
 use super::early::console;
 use super::error::Fault;
 use super::power::{Requester, ShutdownRequest};
-use crate::proto::Step;
+use crate::proto::{FaultCommand, FaultReply, Step};
 use crate::registry::telemetry::metrics::Totals;
 
 /// Longest message, in bytes. A longer one is cut and then invalid.
@@ -47,6 +47,8 @@ pub enum Order {
     },
     /// Serve a disk as well. The server answers with [`Report::DisksChanged`].
     Add(DiskRoot),
+    /// A command for the plan of faults. The server answers with [`Report::Faults`].
+    Faults(FaultCommand),
     /// Stop to serve the disk of this name. The server answers with [`Report::DisksChanged`].
     Remove(String),
     /// Shut down, or end the transfers in progress.
@@ -75,6 +77,8 @@ pub enum Report {
     Ready,
     /// A disk was added or removed, or this is why it was not.
     DisksChanged(Result<(), ServerFault>),
+    /// A reply to a command for the plan of faults.
+    Faults(FaultReply),
     /// The last one: it has shut down.
     Ended(Shutdown),
     /// The last one: it cannot serve.

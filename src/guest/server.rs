@@ -13,15 +13,17 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::config;
 use crate::config::settings::Settings;
-use crate::proto::{self, Disks, Ready, Step, event};
+use crate::proto::{self, Disks, FaultCommand, FaultReply, Ready, Step, event};
 use crate::registry::api::handler::{Options, Registry};
 use crate::registry::auth::Auth;
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::content::store::{Disk, Store};
+use crate::registry::faults::reply_messages;
 use crate::registry::listen::server::{runtime, serve};
 use crate::registry::telemetry::events::Events;
 use crate::registry::tls::{Identity, Leaves};
@@ -130,8 +132,13 @@ impl Secrets {
             verify: settings.verify,
             // Its disks are read-only.
             sendfile: true,
+            leaves: identity.leaves.clone(),
         };
         let registry = Arc::new(Registry::new(store, events.clone(), options));
+        match registry.faults().start(settings.faults.clone(), registry.snapshot().store(), &events) {
+            Ok(warnings) => warnings.into_iter().for_each(|warning| console::warn(&events, "FAULT_RULE", warning)),
+            Err(error) => console::warn(&events, "FAULT_RULE", error),
+        }
         let listeners = Listeners::of(&settings);
         let bound = timeline.run("listen", || listeners.listen(&identity.transport))?;
         pid_1.send(&Report::Ready).await;
@@ -143,7 +150,9 @@ impl Secrets {
         let (to_disks, orders) = unbounded_channel();
         let disks = ServedDisks { registry: Arc::clone(&registry), leaves: identity.leaves, events: events.clone() };
         tokio::spawn(disks.run(orders, pid_1.clone()));
-        tokio::spawn(obey(pid_1, sender, changes, to_disks));
+        let (to_faults, commands) = unbounded_channel();
+        tokio::spawn(change_faults(Arc::clone(&registry), commands, pid_1.clone()));
+        tokio::spawn(obey(pid_1, sender, changes, to_disks, to_faults));
         if let Some(interval) = settings.heartbeat {
             tokio::spawn(heartbeat::run(interval, Arc::clone(&registry), events));
         }
@@ -183,13 +192,30 @@ async fn obey(
     requests: UnboundedSender<ShutdownRequest>,
     addresses: UnboundedSender<Vec<IpAddr>>,
     disks: UnboundedSender<Order>,
+    faults: UnboundedSender<FaultCommand>,
 ) {
     loop {
         match pid_1.receive().await {
             Ok(Order::ShutDown(request)) => drop(requests.send(request)),
             Ok(Order::Addresses { addresses: new, .. }) => drop(addresses.send(new)),
+            Ok(Order::Faults(command)) => drop(faults.send(command)),
             Ok(order) => drop(disks.send(order)),
             Err(error) => return console::log(&format!("cannot receive a message of PID 1: {error}")),
+        }
+    }
+}
+
+/// Executes commands for the plan of faults.
+async fn change_faults(registry: Arc<Registry>, mut commands: UnboundedReceiver<FaultCommand>, pid_1: Channel) {
+    while let Some(command) = commands.recv().await {
+        let registry = Arc::clone(&registry);
+        let id = command.id;
+        // It may read manifests.
+        let execute = move || registry.faults().receive(command, registry.snapshot().store(), registry.events());
+        let failed = |error: JoinError| Some(FaultReply { id, error: error.to_string(), ..FaultReply::default() });
+        let reply = spawn_blocking(execute).await.unwrap_or_else(failed);
+        for part in reply.map(reply_messages).unwrap_or_default() {
+            pid_1.send(&Report::Faults(part)).await;
         }
     }
 }
@@ -208,7 +234,7 @@ impl ServedDisks {
             let changed = match order {
                 Order::Add(disk) => self.add(disk).await,
                 Order::Remove(name) => self.remove(name).await,
-                Order::Start { .. } | Order::Addresses { .. } | Order::ShutDown(_) => continue,
+                Order::Start { .. } | Order::Addresses { .. } | Order::ShutDown(_) | Order::Faults(_) => continue,
             };
             pid_1.send(&Report::DisksChanged(changed.map_err(ServerFault::from))).await;
         }

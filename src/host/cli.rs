@@ -15,6 +15,7 @@ use super::deploy;
 use super::docs::manual;
 use super::docs::schema;
 use super::doctor;
+use super::faults;
 use super::hint;
 use super::images::pack;
 use super::images::sample;
@@ -92,6 +93,9 @@ enum Command {
     /// Compare an event log with the pulls you expect
     #[command(display_name = NAME)]
     Assert(pull_log::assert::AssertArgs),
+    /// Make a registry misbehave on purpose, for requests that you choose
+    #[command(display_name = NAME)]
+    Faults(faults::FaultsArgs),
     /// Describe the JSON of events, commands and config, field by field
     #[command(display_name = NAME)]
     Schema(schema::SchemaArgs),
@@ -168,6 +172,10 @@ impl Cli {
             }
             Command::Events(args) => status(pull_log::events::run(&args, &report)),
             Command::Assert(args) => pull_log::assert::run(&args, &report),
+            Command::Faults(args) => match args.conflict() {
+                Some(conflict) => usage(conflict),
+                None => status(faults::run(&args, &report)),
+            },
             Command::Schema(args) => status(schema::run(&args, &report)),
             Command::Deploy(args) => {
                 let failed = |error| fail_with(&error, hint::deploy(&error), error.exit_code());

@@ -9,6 +9,7 @@ pub mod deploy;
 pub mod docs;
 pub mod doctor;
 pub mod exit;
+pub mod faults;
 mod hint;
 pub mod images;
 pub mod inspect;

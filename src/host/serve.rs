@@ -16,6 +16,8 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::exit::Status;
+use super::faults::control::{self, ControlSocket};
+use super::faults::{self, PlanFileError};
 use super::inspect::look::{CheckedDisk, DamageError};
 use super::inspect::reader::DiskError;
 use super::nodes::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
@@ -33,6 +35,7 @@ use crate::proto::{Done, Event};
 use crate::registry::api::handler::{Options, Registry};
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::content::store::Store;
+use crate::registry::faults::reply_messages;
 use crate::registry::limits::Limits;
 use crate::registry::limits::overrides::LimitOverride;
 use crate::registry::listen::client::Surface;
@@ -103,6 +106,14 @@ pub struct ServeArgs {
     /// know the missing content. As `pack --allow-missing`
     #[arg(long)]
     allow_missing: bool,
+
+    /// Misbehave as this plan says, for tests of clients: proto3 JSON or prototext (docs/faults.md)
+    #[arg(long, value_name = "FILE")]
+    faults: Option<PathBuf>,
+
+    /// Take commands of `localregistry faults` on a Unix socket, which is made here
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
 
     /// Write every event to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
@@ -179,6 +190,12 @@ pub enum ServeError {
         #[source]
         cause: io::Error,
     },
+    /// The plan of faults.
+    #[error(transparent)]
+    PlanFile(#[from] PlanFileError),
+    /// A rule of it.
+    #[error("the plan of faults cannot be used: {0}")]
+    Faults(String),
     /// An address cannot be listened on.
     #[error("cannot listen on {address}; expected a free port on an address of this machine (port 0 picks a free port)")]
     Listen {
@@ -286,6 +303,24 @@ pub fn run(args: &ServeArgs, report: Report) -> Result<(), ServeError> {
     served
 }
 
+/// Executes the commands of `localregistry faults`, one client after the other.
+async fn take_commands(socket: ControlSocket, registry: Arc<Registry>) {
+    loop {
+        let client = socket.accept().await;
+        let execute = |command| {
+            let registry = Arc::clone(&registry);
+            async move {
+                // It may read manifests.
+                let execute = move || registry.faults().receive(command, registry.snapshot().store(), registry.events());
+                let reply = tokio::task::spawn_blocking(execute).await.map_err(io::Error::other)?;
+                Ok(reply.map(reply_messages).unwrap_or_default())
+            }
+        };
+        // A client that leaves loses its reply only.
+        let _left = tokio::time::timeout(control::REPLY, control::serve(client, execute)).await;
+    }
+}
+
 /// The server's runtime. If a thread cannot be started, the library panics, and its unwinding would wait for the other threads for ever.
 /// The process ends instead. It has changed nothing yet.
 fn started_runtime() -> io::Result<Runtime> {
@@ -303,6 +338,7 @@ fn started_runtime() -> io::Result<Runtime> {
 
 async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, is_ready: &mut bool) -> Result<(), ServeError> {
     check_is_folder(&args.layout)?;
+    let plan = args.faults.as_deref().map(faults::file::read).transpose()?;
     let store = open(args, interrupt)?;
     let missing: Vec<MissingBlob> = store.disks().iter().flat_map(|disk| disk.missing()).cloned().collect();
     missing.iter().for_each(|one| report.warn(one.to_string()));
@@ -318,10 +354,14 @@ async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, i
     let clients = args.access.client_ca()?;
     let limits = args.limit.iter().fold(Limits::default(), |limits, one| one.apply(limits));
     let auth = args.access.auth()?;
-    let Identity { transport, ca_pem, .. } = identity(args, &store, clients.as_ref())?;
+    let Identity { transport, ca_pem, leaves } = identity(args, &store, clients.as_ref())?;
     let client_certificates = clients.map(|clients| clients.presence());
-    let options = Options { limits, auth, client_certificates, ca_pem, verify: args.verify, sendfile: args.sendfile };
+    let options = Options { limits, auth, client_certificates, ca_pem, verify: args.verify, sendfile: args.sendfile, leaves };
     let registry = Arc::new(Registry::new(store, events.clone(), options));
+    if let Some(plan) = plan {
+        let started = registry.faults().start(plan, registry.snapshot().store(), &events);
+        started.map_err(ServeError::Faults)?.iter().for_each(|warning| report.warn(warning));
+    }
     let surface = if args.metrics.is_some() { Surface::Registry } else { Surface::All };
     let own = args.listen.iter().map(|address| (address, transport.clone()));
     let own = own.chain(args.plain.iter().map(|address| (address, Transport::Plain)));
@@ -332,6 +372,7 @@ async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, i
     let metrics = observability.as_ref().map(Listener::url).transpose()?;
     listeners.extend(observability);
 
+    let mut control = None;
     let snapshot = registry.snapshot();
     let store = snapshot.store();
     let ready = Ready {
@@ -345,10 +386,21 @@ async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, i
         missing,
         left_over: left_over.iter().map(|one| one.digest.to_string()).collect(),
     };
+    if let Some(path) = &args.control {
+        let socket = ControlSocket::bind(path);
+        let socket = socket.map_err(|cause| ServeError::File { verb: "make the socket", path: path.clone(), cause })?;
+        control = Some(tokio::spawn(take_commands(socket, Arc::clone(&registry))));
+    }
     report.result(&ready, &ready.text(&args.layout))?;
     *is_ready = true;
 
+    drop(snapshot);
     let totals = serve(listeners, registry, first(interrupt.signals()), drain).await;
+    if let Some(control) = control {
+        // Its end removes the socket, and lets go of the log.
+        control.abort();
+        let _cancelled = control.await;
+    }
     let count = |number: u64, noun| counted(usize::try_from(number).unwrap_or(usize::MAX), noun);
     report.step(format!("served {}, {}", count(totals.requests, "request"), count(totals.bytes, "byte")));
     let reason = "shut down by a signal".to_owned();

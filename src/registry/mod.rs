@@ -13,6 +13,7 @@
 pub mod api;
 pub mod auth;
 pub mod content;
+pub mod faults;
 pub mod http;
 pub mod limits;
 pub mod listen;

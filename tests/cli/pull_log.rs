@@ -312,7 +312,7 @@ fn incomplete_log_exits_2() {
 #[test]
 fn bad_flags_exit_2() {
     let bench = bench("");
-    let what = "the following required arguments were not provided:\n  <--pulled <REF>|--not-pulled <REF>>";
+    let what = "the following required arguments were not provided:\n  <--pulled <REF>|--not-pulled <REF>|--fault <ID>>";
     for (arguments, message) in [
         (&["assert", "log"][..], what),
         (

@@ -112,6 +112,10 @@ fn folder() -> Bench {
     for name in ["disk", "a", "b"] {
         fs::copy(bench.path("images.erofs"), bench.path(&format!("{name}.erofs"))).unwrap();
     }
+    for (file, id) in [("faults.json", "slow-blobs"), ("more-faults.json", "slow-manifests")] {
+        let rules = json!([{"id": id, "match": {"endpoint": "blob"}, "do": {"delaySeconds": 0.1}}]);
+        bench.file(file, json!({ "rules": rules }).to_string().as_bytes());
+    }
     log_of_pulls(&bench);
     let init =
         Path::new(PROGRAM).parent().unwrap().parent().unwrap().join("x86_64-unknown-linux-musl/release/localregistry-init");
@@ -245,9 +249,11 @@ fn examples_of_commands_that_end_succeed() {
         let bench = machine(&kernel, &[]);
         let mut commands = BTreeSet::new();
         let examples = Examples::of_help();
-        for (place, line) in
-            examples.select(|line| !["localregistry run ", "localregistry stop "].iter().any(|start| line.starts_with(start)))
-        {
+        for (place, line) in examples.select(|line| {
+            !["localregistry run ", "localregistry stop ", "localregistry faults e2e "]
+                .iter()
+                .any(|start| line.starts_with(start))
+        }) {
             commands.insert(line.split(' ').nth(1).unwrap());
             if stays(line) {
                 end(line, start(&bench, line));
@@ -259,7 +265,7 @@ fn examples_of_commands_that_end_succeed() {
             assert!(output.status.success() || differs, "{place}: {line}: {}", text(&output.stderr));
         }
         let expected =
-            "assert deploy diff doctor events freeze initramfs inspect kernel manual pack ps sample schema serve trust";
+            "assert deploy diff doctor events faults freeze initramfs inspect kernel manual pack ps sample schema serve trust";
         assert_eq!(commands, expected.split(' ').collect());
     });
 }
@@ -284,6 +290,11 @@ fn examples_of_run_boot() {
             succeed(&mut shell(&bench, "localregistry run disk.erofs --detach --name e2e"));
             succeed(&mut shell(&bench, line));
         }
+        succeed(&mut shell(&bench, "localregistry run disk.erofs --detach --name e2e"));
+        examples
+            .select(|line| line.starts_with("localregistry faults e2e "))
+            .for_each(|(_, line)| drop(succeed(&mut shell(&bench, line))));
+        succeed(&mut shell(&bench, "localregistry stop e2e"));
     });
 }
 

@@ -11,6 +11,7 @@ mod disk_faults;
 mod disks;
 mod doctor;
 mod examples;
+mod fault_plans;
 mod faults;
 mod formats;
 mod frozen;

@@ -46,7 +46,7 @@ fn unusable_inputs_are_named_before_anything_starts() {
             2,
             &["disk", "--config", "bad.json"],
             "the config bad.json cannot be used: line 2: unknown key prot; expected one of hostname, names, port, tls, interfaces, disk, \
-             clock, trace, auth, metricsPort, limits, heartbeatSeconds, listeners, disks, verify",
+             clock, trace, auth, metricsPort, limits, heartbeatSeconds, listeners, disks, verify, faults",
         ),
         (
             13,

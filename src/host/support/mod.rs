@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod files;
 pub mod interrupt;
+pub(crate) mod prototext;
 pub(crate) mod quote;
 pub mod report;
 pub(crate) mod sys;

@@ -83,14 +83,25 @@ impl Auth {
             _ if client.certified => Ok(()),
             Self::Basic(users) => Box::pin(verify(Some(users), head)).await,
             Self::Token(tokens) => {
-                let refused = |fault| {
-                    let challenge = Challenge::Bearer { realm: client.url(head, "/token"), scope: scope.name(), fault };
-                    RegistryError::Unauthorized(challenge)
-                };
+                let refused = |fault| RegistryError::Unauthorized(self.challenge(Some(scope), fault, head, client));
                 let Authorization::Bearer(token) = authorization(&head.headers) else { return Err(refused(None)) };
                 let grants = tokens.signer.verify(token).ok_or_else(|| refused(Some(TokenFault::Invalid)))?;
                 if grants.cover(scope) { Ok(()) } else { Err(refused(Some(TokenFault::Scope))) }
             }
+        }
+    }
+
+    /// The challenge for `scope`, or for the token endpoint.
+    pub(crate) fn challenge(
+        &self,
+        scope: Option<Scope<'_>>,
+        fault: Option<TokenFault>,
+        head: &Parts,
+        client: &Client,
+    ) -> Challenge {
+        match (self, scope) {
+            (Self::Token(_), Some(scope)) => Challenge::Bearer { realm: client.url(head, "/token"), scope: scope.name(), fault },
+            _ => Challenge::Basic,
         }
     }
 

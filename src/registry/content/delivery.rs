@@ -1,7 +1,7 @@
 //! Counts the bytes of a response that its connection has written, and ends the request once the last of them is written or dropped.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ pub(crate) struct Progress {
     given: AtomicU64,
     /// Written to the connection's socket.
     written: AtomicU64,
+    /// Whether a fault holds the body up, so that the client is not to blame.
+    held: AtomicBool,
 }
 
 thread_local! {
@@ -30,6 +32,16 @@ thread_local! {
 impl Progress {
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// A fault holds the body up.
+    pub fn hold(&self) {
+        self.held.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a fault holds the body up.
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// Whether the connection has written everything it was given.

@@ -136,8 +136,14 @@ impl RegistryError {
     #[must_use]
     pub fn json(&self) -> Vec<u8> {
         let (_, code, message, detail) = self.parts();
-        serde_json::to_vec(&ErrorDocument { errors: [ErrorDetail { code, message, detail }] }).unwrap_or_default()
+        document(code, message, detail)
     }
+}
+
+/// The JSON body of an error response.
+#[must_use]
+pub fn document(code: &str, message: &str, detail: String) -> Vec<u8> {
+    serde_json::to_vec(&ErrorDocument { errors: [ErrorDetail { code, message, detail }] }).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use http::header::{
 use http::response::Builder;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
-use super::error::RegistryError;
+use super::error::{self, RegistryError};
 use super::multipart::{Multipart, content_range};
 use super::range::{ByteRange, Ranges};
 use super::response_memory::Permit;
@@ -137,6 +137,19 @@ pub fn error(error: &RegistryError) -> Response<Payload> {
         _ => builder,
     };
     finish(builder, Payload::bytes(error.json()))
+}
+
+/// An error that the registry itself never sends, as the specification's JSON.
+#[must_use]
+pub fn error_document(status: StatusCode, code: &str, message: &str) -> Response<Payload> {
+    let builder = Response::builder().status(status).header(CONTENT_TYPE, JSON).header(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+    finish(builder, Payload::bytes(error::document(code, message, String::new())))
+}
+
+/// A response without content.
+#[must_use]
+pub fn empty(status: StatusCode) -> Response<Payload> {
+    finish(Response::builder().status(status), Payload::empty())
 }
 
 /// 304: the client already has the content.

@@ -1,11 +1,13 @@
 //! Counts the open requests of a connection, so that one without any is known to be idle, and drops HTTP/2 streams that stall.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use hyper::rt::Executor;
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::registry::content::delivery::{Delivery, least};
@@ -53,6 +55,11 @@ impl<F: Future> TrackedStream<F> {
         polled
     }
 
+    /// Whether a fault holds the response up.
+    fn is_held(&self) -> bool {
+        self.delivery.as_ref().and_then(Weak::upgrade).is_some_and(|delivery| delivery.progress().is_held())
+    }
+
     /// The bytes written so far, and whether these are all that the connection was given. `None` before the response begins.
     fn progress(&self) -> Option<(u64, bool)> {
         let delivery = self.delivery.as_ref()?.upgrade();
@@ -76,6 +83,9 @@ impl<F: Future> StreamTask<F> {
     fn is_stalled(&self) -> bool {
         let Some((written, is_settled)) = self.stream.progress() else { return false };
         let written = written.saturating_sub(self.written_before);
+        if self.stream.is_held() {
+            return false;
+        }
         if is_settled { written == 0 } else { (written as f64) < least(self.limits.minimum_rate, self.limits.stall) }
     }
 
@@ -111,11 +121,69 @@ impl<F: Future> Future for StreamTask<F> {
 
 /// The number of open requests of a connection, and when it last changed.
 #[derive(Debug)]
-pub(crate) struct Activity(Mutex<(usize, Instant)>);
+pub(crate) struct Activity {
+    state: Mutex<(usize, Instant)>,
+    /// Whether a fault ends the connection.
+    pub end: ConnectionEnd,
+}
 
 impl Default for Activity {
     fn default() -> Self {
-        Self(Mutex::new((0, Instant::now())))
+        Self { state: Mutex::new((0, Instant::now())), end: ConnectionEnd::default() }
+    }
+}
+
+/// How far a fault ends a connection, in ascending order: not at all, gracefully, at once, at once by a reset.
+const GRACEFULLY: u8 = 1;
+const AT_ONCE: u8 = 2;
+const BY_RESET: u8 = 3;
+
+/// The end of a connection that a fault asks for.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionEnd {
+    how: AtomicU8,
+    changed: Notify,
+}
+
+impl ConnectionEnd {
+    /// The connection ends after the responses under way. Over HTTP/2 the client gets GOAWAY.
+    pub fn go_away(&self) {
+        self.set(GRACEFULLY);
+    }
+
+    /// The connection ends at once.
+    pub fn cut(&self, by_reset: bool) {
+        self.set(if by_reset { BY_RESET } else { AT_ONCE });
+    }
+
+    fn set(&self, how: u8) {
+        self.how.fetch_max(how, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether the connection ends by a reset.
+    pub fn is_reset(&self) -> bool {
+        self.how.load(Ordering::Relaxed) == BY_RESET
+    }
+
+    /// Waits until the connection is to end gracefully.
+    pub async fn gone_away(&self) {
+        self.reached(GRACEFULLY).await;
+    }
+
+    /// Waits until the connection is to end at once.
+    pub async fn was_cut(&self) {
+        self.reached(AT_ONCE).await;
+    }
+
+    async fn reached(&self, how: u8) {
+        loop {
+            let changed = self.changed.notified();
+            if self.how.load(Ordering::Relaxed) >= how {
+                return;
+            }
+            changed.await;
+        }
     }
 }
 
@@ -149,7 +217,7 @@ impl Activity {
     }
 
     fn state(&self) -> MutexGuard<'_, (usize, Instant)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -33,6 +33,7 @@ use super::shutdown::{Phase, ShutdownSignal};
 use super::tls_refusals::{self, SniRecorder};
 use super::tls_socket::TlsSocket;
 use super::write_timeout::WriteTimeout;
+use crate::proto::fault_action::Connection as Fault;
 use crate::registry::api::handler::Registry;
 use crate::registry::content::body::{Body, ConnectionGuard};
 use crate::registry::content::delivery::Responses;
@@ -54,6 +55,11 @@ The client sent a TLS handshake to a port that speaks plain HTTP.\n";
 /// To a plain client on a TLS port.
 const NOT_PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
 The client sent an HTTP request to a port that speaks HTTPS only.\n";
+
+/// The answer of a server that speaks no later version than TLS 1.1: a ServerHello (RFC 4346, section 7.4.1.3) without a session, with
+/// the suite TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA. A client of today ends the handshake with `protocol_version`.
+const TLS_1_1: &[u8] = b"\x16\x03\x02\x00\x2a\x02\x00\x00\x26\x03\x02\
+localregistry speaks no TLS 1.2.\x00\xc0\x13\x00";
 
 /// The state that all connections of a server share.
 #[derive(Debug)]
@@ -119,14 +125,18 @@ pub(crate) async fn run(
     let limits = *state.registry.limits();
     let activity = Arc::<Activity>::default();
     let files = Arc::new(FileSender::new(matches!(transport, Transport::Tls(_))));
-    let stream = WriteTimeout::new(FileSocket::new(stream, Arc::clone(&files)), &limits, Arc::clone(&activity));
+    let stream =
+        WriteTimeout::new(FileSocket::new(stream, Arc::clone(&files), Arc::clone(&activity)), &limits, Arc::clone(&activity));
     let ended = match transport {
         Transport::Tls(_) if protocol != Protocol::Tls => return refuse(stream, NOT_PLAIN).await,
         Transport::Plain => {
             let files = state.registry.sendfile.then_some(files);
             Box::pin(plain(stream, protocol, files, client, state, (activity, shutdown))).await
         }
+        Transport::Tls(_) if client.fault == Fault::TlsNone => return refuse(stream, NOT_TLS).await,
+        Transport::Tls(_) if client.fault == Fault::Tls11 => return refuse(stream, TLS_1_1).await,
         Transport::Tls(config) => {
+            let config = state.registry.faulty_tls(&client).unwrap_or(config);
             let (sni, config) = SniRecorder::install(&config);
             let accepted = Box::pin(handshake(stream, config, &state.handshakes, limits.handshake)).await;
             let metrics = state.registry.metrics();
@@ -260,21 +270,26 @@ where
     activity.restart();
     let tracker =
         if http2 { ResponseTracker::Http2(Arc::clone(&responses)) } else { ResponseTracker::Http1(Arc::clone(&activity), files) };
-    let service = service(Arc::clone(&state.registry), client, tracker);
+    let service = service(Arc::clone(&state.registry), client, tracker, Arc::clone(&activity));
     if !http2 {
-        let mut connection = pin!(http1_builder().serve_connection(TokioIo::new(stream), service));
+        let mut builder = http1_builder();
+        builder.title_case_headers(client.fault == Fault::TitleCaseHeaders);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let mut no_head = pin!(activity.idle(limits.request_head));
         tokio::select! {
             // The connection is last: it may use up what tokio lets a task do in a turn.
             biased;
             () = shutdown.begun(Phase::Draining) => connection.as_mut().graceful_shutdown(),
             () = no_head.as_mut() => return Ok(()),
+            () = activity.end.was_cut() => return Ok(()),
+            () = activity.end.gone_away() => connection.as_mut().graceful_shutdown(),
             ended = connection.as_mut() => return ended,
         }
         return tokio::select! {
             biased;
             () = shutdown.begun(Phase::Closing) => Ok(()),
             () = no_head => Ok(()),
+            () = activity.end.was_cut() => Ok(()),
             ended = connection => ended,
         };
     }
@@ -287,6 +302,8 @@ where
         () = shutdown.begun(Phase::Draining) => false,
         () = responses.overdue(&limits) => true,
         () = activity.idle(idle_limit) => true,
+        () = activity.end.was_cut() => return Ok(()),
+        () = activity.end.gone_away() => true,
         ended = connection.as_mut() => return ended,
     };
     // Sends GOAWAY. A stream that the client opened before it received that is still served.
@@ -308,6 +325,7 @@ where
         biased;
         () = shutdown.begun(Phase::Closing) => Ok(()),
         () = no_reaction => Ok(()),
+        () = activity.end.was_cut() => Ok(()),
         ended = connection => ended,
     }
 }
@@ -326,9 +344,10 @@ fn service(
     registry: Arc<Registry>,
     client: Client,
     tracker: ResponseTracker,
+    activity: Arc<Activity>,
 ) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static> + Send {
     service_fn(move |request: Request<Incoming>| {
-        let (registry, tracker) = (Arc::clone(&registry), tracker.clone());
+        let (registry, tracker, connection) = (Arc::clone(&registry), tracker.clone(), Arc::clone(&activity));
         let (head, content) = request.into_parts();
         // On the heap, so that its memory is free again while the client reads the response.
         Box::pin(async move {
@@ -345,7 +364,7 @@ fn service(
                     ResponseTracker::Http2(_) => Box::pin(discard(content)).await,
                 }
             };
-            Ok::<_, Infallible>(registry.handle(head, has_content, &client, guard).await)
+            Ok::<_, Infallible>(registry.handle(head, has_content, &client, guard, connection).await)
         })
     })
 }

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
@@ -11,6 +12,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::activity::Activity;
 use crate::registry::content::file_sender::{FileSender, is_placeholder};
 use crate::registry::limits::UNSENT_FROM_FILES;
 
@@ -19,13 +21,14 @@ use crate::registry::limits::UNSENT_FROM_FILES;
 pub(crate) struct FileSocket {
     stream: TcpStream,
     files: Arc<FileSender>,
+    connection: Arc<Activity>,
     /// Whether the socket has [`UNSENT_FROM_FILES`].
     takes_more: bool,
 }
 
 impl FileSocket {
-    pub fn new(stream: TcpStream, files: Arc<FileSender>) -> Self {
-        Self { stream, files, takes_more: false }
+    pub fn new(stream: TcpStream, files: Arc<FileSender>, connection: Arc<Activity>) -> Self {
+        Self { stream, files, connection, takes_more: false }
     }
 
     /// Before the first bytes of a file. They are sent without it, too.
@@ -55,6 +58,22 @@ impl FileSocket {
                 attempted => return Poll::Ready(attempted),
             }
         }
+    }
+}
+
+impl Drop for FileSocket {
+    /// A fault may want a reset instead of an orderly close.
+    fn drop(&mut self) {
+        if self.connection.end.is_reset() {
+            reset_on_close(&self.stream);
+        }
+    }
+}
+
+/// Makes the close of a socket a reset.
+pub(super) fn reset_on_close(stream: &TcpStream) {
+    if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
+        tracing::debug!(%error, "cannot set SO_LINGER");
     }
 }
 
@@ -130,7 +149,7 @@ mod tests {
         let (file, files) = (Arc::new(file), Arc::new(FileSender::new(false)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let socket = FileSocket::new(listener.accept().await.unwrap().0, Arc::clone(&files));
+        let socket = FileSocket::new(listener.accept().await.unwrap().0, Arc::clone(&files), Arc::default());
         let service = service_fn(move |_: Request<Incoming>| {
             let telemetry = Arc::new(Telemetry { events: Events::disabled(), metrics: Arc::default() });
             let delivery = Delivery::begin(LogEntry::new(([127, 0, 0, 1], 40_112).into(), &telemetry), SIZE);

@@ -13,6 +13,7 @@ use crate::oci::Digest;
 use crate::proto::{self, event};
 use crate::registry::api::route::Endpoint;
 use crate::registry::content::snapshot::Snapshot;
+use crate::registry::faults::plan::Hit;
 
 /// Where a server reports to.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub struct LogEntry {
     pub blob_repository: Option<RepositoryId>,
     /// The content served when the request arrived.
     pub snapshot: Option<Arc<Snapshot>>,
+    /// The fault that acted on the request.
+    pub(crate) fault: Option<Hit>,
     peer: SocketAddr,
     /// `None` if events are disabled.
     event: Option<Box<proto::Request>>,
@@ -65,6 +68,7 @@ impl LogEntry {
             endpoint: Endpoint::Other,
             blob_repository: None,
             snapshot: None,
+            fault: None,
             peer,
             event: telemetry.events.is_enabled().then(Box::default),
             sent: 0,
@@ -114,6 +118,19 @@ impl Drop for LogEntry {
         event.digest = self.digest.map(|digest| digest.to_string()).unwrap_or_default();
         (event.status, event.bytes, event.complete) = (status.into(), bytes, self.is_complete);
         event.duration = duration.as_secs_f64();
+        if let Some(hit) = self.fault.take() {
+            event.complete &= !hit.rule.spoils_content();
+            hit.rule.id().clone_into(&mut event.fault);
+            let fault = proto::Fault {
+                peer: event.peer.clone(),
+                bytes,
+                endpoint: event.endpoint.clone(),
+                repository: event.repository.clone(),
+                reference: event.reference.clone(),
+                ..hit.event()
+            };
+            self.telemetry.events.emit(event::Event::Fault(fault));
+        }
         self.telemetry.events.emit(event::Event::Request(*event));
     }
 }

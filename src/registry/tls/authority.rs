@@ -93,10 +93,14 @@ impl Authority {
     }
 
     pub(super) fn leaf(&self, names: &[String]) -> Result<CertifiedKey, TlsError> {
+        self.leaf_with(names, validity(CertificateParams::default()))
+    }
+
+    /// A leaf whose validity is that of `params`.
+    pub(super) fn leaf_with(&self, names: &[String], mut params: CertificateParams) -> Result<CertifiedKey, TlsError> {
         let subject = names.first().cloned().unwrap_or_default();
         let failed = |cause| TlsError::Make { subject: subject.clone(), cause };
         let key = Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?);
-        let mut params = validity(CertificateParams::default());
         params.distinguished_name.push(DnType::CommonName, subject.as_str());
         for name in names {
             let name = alternative_name(name)?;
@@ -156,7 +160,7 @@ type LazyLeaf = Arc<OnceLock<Option<Arc<CertifiedKey>>>>;
 impl Leaves {
     /// The authority that signs them.
     #[must_use]
-    pub fn authority(&self) -> &Authority {
+    pub fn authority(&self) -> &Arc<Authority> {
         &self.authority
     }
 

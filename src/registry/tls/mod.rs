@@ -4,6 +4,7 @@
 mod authority;
 mod emulation;
 mod error;
+pub(crate) mod faulty;
 pub mod provided;
 mod server_config;
 mod x509;

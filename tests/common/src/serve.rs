@@ -33,6 +33,13 @@ impl Serving {
         Self { child, ready, folder }
     }
 
+    /// Ends it, and waits for that. The folder stays, with a complete log.
+    pub fn end(mut self) -> TempDir {
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        drop(self);
+        folder
+    }
+
     /// Host and port of the registry.
     pub fn address(&self) -> String {
         self.ready["endpoints"][0].as_str().unwrap().split_once("://").unwrap().1.to_owned()

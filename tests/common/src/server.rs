@@ -63,7 +63,8 @@ impl Server {
         let authority = Arc::new(Authority::generate("test").unwrap());
         let store = Store::open(layout).unwrap();
         let names = ["localhost", "127.0.0.1", "registry.test"].map(str::to_owned);
-        let config = authority.server_config(&names, store.upstreams(), setup.clients.as_ref()).unwrap();
+        let leaves = authority.leaves(names.to_vec(), &[], store.upstreams()).unwrap();
+        let config = leaves.server_config(setup.clients.as_ref()).unwrap();
         let options = Options {
             limits: setup.limits,
             auth: setup.auth,
@@ -71,6 +72,7 @@ impl Server {
             ca_pem: Some(authority.ca_pem().to_owned()),
             verify: setup.verify,
             sendfile: setup.sendfile,
+            leaves: Some(leaves),
         };
         let registry = Arc::new(Registry::new(store, events, options));
         let beside = if setup.own_port { Surface::Registry } else { Surface::All };
@@ -122,6 +124,21 @@ impl Server {
             Some(event::Event::Request(request)) => Some(request),
             _ => None,
         })
+    }
+
+    /// Puts a plan of faults in force, given as JSON. Returns the warnings.
+    pub fn misbehave(&self, plan: serde_json::Value) -> Vec<String> {
+        let plan = serde_json::from_value(plan).unwrap();
+        self.registry.faults().start(plan, self.registry.snapshot().store(), self.registry.events()).unwrap()
+    }
+
+    /// Waits for the next hit of a rule.
+    pub fn fault(&self) -> localregistry::proto::Fault {
+        loop {
+            if let event::Event::Fault(fault) = self.event() {
+                return fault;
+            }
+        }
     }
 
     /// Waits for the next event.

@@ -20,7 +20,7 @@ use crate::host::inspect::{self, diff};
 use crate::host::nodes::trust;
 use crate::host::runs::{freeze, ps, pull_log, run, stop};
 use crate::host::support::report::Report;
-use crate::host::{deploy, doctor, serve};
+use crate::host::{deploy, doctor, faults, serve};
 
 /// The compiled protobuf descriptors.
 const SCHEMA: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/messages.binpb"));
@@ -147,6 +147,8 @@ pub(crate) fn outputs(generator: &mut SchemaGenerator) -> Vec<Output> {
         of::<trust::TrustResult<'_>>("trust", generator),
         event("events"),
         of::<pull_log::assert::AssertResult<'_>>("assert", generator),
+        of::<faults::FaultsResult>("faults", generator),
+        Output { command: "faults replay", kind: "FaultPlan".to_owned() },
         of::<Schema>("schema", generator),
         of::<deploy::DeployResult<'_>>("deploy", generator),
         of::<manual::ManualResult>("manual", generator),

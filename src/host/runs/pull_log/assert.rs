@@ -1,10 +1,10 @@
 //! `localregistry assert`: checks a log for an expected number of pulls. The exit status says whether it holds; the difference is on
 //! standard error.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,7 +25,7 @@ const DROPPED_EVENTS: &str = "DROPPED_EVENTS";
 /// The command line of `localregistry assert`.
 #[derive(Debug, clap::Args)]
 #[command(
-    group = clap::ArgGroup::new("what").args(["pulled", "not_pulled"]).required(true),
+    group = clap::ArgGroup::new("what").args(["pulled", "not_pulled", "fault"]).required(true),
     group = clap::ArgGroup::new("count").args(["times", "at_least", "at_most"]),
     after_help = "\
 Examples:
@@ -35,6 +35,8 @@ Examples:
       Its tag latest was pulled exactly three times, by any address
   localregistry assert --not-pulled test/secret:1 events.jsonl
       No client pulled it
+  localregistry assert --fault slow-blobs --hits 0 events.jsonl
+      This rule of the plan of faults acted on no request
 
 A pull is one complete response (200 or 206) to a GET of the image's manifest, by tag or by digest. HEAD, layers and resumed downloads
 do not count. A client that sends HEAD for a tag and then gets its digest (containerd, dockerd) has pulled the tag once.
@@ -54,7 +56,15 @@ pub struct AssertArgs {
     #[arg(long, value_name = "REF", conflicts_with = "count")]
     not_pulled: Option<ImageQuery>,
 
-    /// Count only pulls by this address
+    /// The rule of the plan of faults that acted on requests or connections (docs/faults.md)
+    #[arg(long, value_name = "ID", conflicts_with = "count")]
+    fault: Option<String>,
+
+    /// With --fault: exactly N times [default: once or more]
+    #[arg(long, value_name = "N", requires = "fault")]
+    hits: Option<u64>,
+
+    /// Count only pulls, or hits, by this address
     #[arg(long, value_name = "IP")]
     by: Option<IpAddr>,
 
@@ -84,6 +94,8 @@ enum LogError {
     Damaged { path: PathBuf, number: u64, fault: String },
     #[error("{} {gap}: it does not show how often {image} was pulled, only that it was {counted}", .path.display())]
     Gap { path: PathBuf, gap: &'static str, image: String, counted: String },
+    #[error("{} {gap}: it does not show how often the rule {rule} acted, only that it did {counted}", .path.display())]
+    FaultGap { path: PathBuf, gap: &'static str, rule: String, counted: String },
 }
 
 /// The expected number of pulls.
@@ -134,11 +146,11 @@ fn pulled(count: u64) -> String {
 /// What the log shows.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct AssertResult<'a> {
-    /// The image as given, with its tag.
+    /// The image as given, with its tag; with `--fault` the rule's id.
     image: String,
     /// The address whose pulls were counted; null: all addresses.
     by: Option<IpAddr>,
-    /// The number of pulls.
+    /// The number of pulls, or of hits.
     pulls: u64,
     /// The expectation in words.
     expected: &'a str,
@@ -159,8 +171,11 @@ pub fn run(args: &AssertArgs, report: &Report) -> ExitCode {
 }
 
 fn check(args: &AssertArgs, report: &Report) -> Result<bool, LogError> {
+    if let Some(rule) = &args.fault {
+        return check_fault(rule, args, report);
+    }
     let (Some(image), expected) = args.expected() else { return Ok(false) };
-    let LogSummary { pulls, refusals, gap } = read(args)?;
+    let LogSummary { pulls, refusals, gap, .. } = read(args)?;
     let is_by = |pull: &Pull| args.by.is_none_or(|by| pull.by == Some(by.to_canonical()));
     let counted = pulls.iter().filter(|pull| image.matches(pull) && is_by(pull) && pull.is_complete()).count() as u64;
     let by = args.by.map_or_else(String::new, |by| format!(" by {by}"));
@@ -190,6 +205,38 @@ fn check(args: &AssertArgs, report: &Report) -> Result<bool, LogError> {
     Ok(holds)
 }
 
+/// Checks how often a rule of the plan of faults acted.
+fn check_fault(rule: &str, args: &AssertArgs, report: &Report) -> Result<bool, LogError> {
+    let LogSummary { faults, gap, .. } = read(args)?;
+    let is_by = |peer: &Option<IpAddr>| args.by.is_none_or(|by| *peer == Some(by.to_canonical()));
+    let hits = faults.iter().filter(|(id, peer)| id == rule && is_by(peer)).count() as u64;
+    let (expected, by) =
+        (args.hits.map_or(Expected::AtLeast(1), Expected::Exactly), args.by.map_or_else(String::new, |by| format!(" for {by}")));
+    let acted = |count: u64| if count == 0 { "not act".to_owned() } else { format!("act {}", times(count)) };
+    if let Some(gap) = gap.filter(|_| !expected.holds_from(hits)) {
+        return Err(LogError::FaultGap { path: args.log.clone(), gap, rule: rule.to_owned(), counted: acted(hits) });
+    }
+    let holds = expected.holds(hits);
+    let expectation = match expected {
+        Expected::Exactly(count) => format!("to {}", acted(count)),
+        _ => "to act at least once".to_owned(),
+    };
+    if !holds {
+        message(format!("localregistry: the rule {rule} did {}{by}; it was expected {expectation}", acted(hits)));
+        let others: BTreeMap<&str, u64> = faults.iter().fold(BTreeMap::new(), |mut counts, (id, _)| {
+            *counts.entry(id.as_str()).or_default() += 1;
+            counts
+        });
+        list(&others.iter().map(|(id, count)| format!("the rule {id} did {}", acted(*count))).collect::<Vec<_>>());
+    }
+    let result = AssertResult { image: rule.to_owned(), by: args.by, pulls: hits, expected: &expectation, holds };
+    if holds || report.json {
+        // A closed standard output does not change the exit status.
+        let _closed = report.result(&result, &format!("the rule {rule} did {}{by}", acted(hits)));
+    }
+    Ok(holds)
+}
+
 impl AssertArgs {
     fn expected(&self) -> (Option<&ImageQuery>, Expected) {
         let expected = match (&self.not_pulled, self.times, self.at_least, self.at_most) {
@@ -212,6 +259,8 @@ struct LogSummary {
     pulls: Vec<Pull>,
     /// Clients that refused the registry's certificate.
     refusals: Refusals,
+    /// The rules of the plan of faults that acted, and the clients.
+    faults: Vec<(String, Option<IpAddr>)>,
     /// Why events are missing, if they are.
     gap: Option<&'static str>,
 }
@@ -223,6 +272,10 @@ fn read(args: &AssertArgs) -> Result<LogSummary, LogError> {
         match entry.event {
             Ok(event) => match event.event {
                 Some(Kind::Request(request)) => summary.pulls.extend(tracker.track(event.time, &request)),
+                Some(Kind::Fault(fault)) => {
+                    let peer = fault.peer.parse::<SocketAddr>().ok().map(|peer| peer.ip().to_canonical());
+                    summary.faults.push((fault.rule, peer));
+                }
                 Some(Kind::Warning(warning)) => {
                     if warning.code == DROPPED_EVENTS {
                         summary.gap = Some(DROPPED);

@@ -13,7 +13,7 @@
 pub mod assert;
 pub mod events;
 mod image_query;
-mod log_reader;
+pub(crate) mod log_reader;
 mod refusals;
 
 use std::collections::HashMap;

@@ -166,6 +166,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "HOST[:PORT]", requires = "trust")]
     pub(crate) trust_host: Vec<Endpoint>,
 
+    /// Misbehave as this plan says, for tests of clients: proto3 JSON or prototext (docs/faults.md). `localregistry faults` changes it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) faults: Option<PathBuf>,
+
     /// Write every event of the guest to this file, one JSON line each
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,

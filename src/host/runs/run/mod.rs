@@ -20,6 +20,8 @@ use super::folder::RunsError;
 use crate::config::guest_config::{GuestConfig, GuestConfigError};
 use crate::disk::catalog::Catalog;
 use crate::host::exit::Status;
+use crate::host::faults::control::{self, ControlSocket};
+use crate::host::faults::{PlanFileError, SOCKET, file};
 use crate::host::hint;
 use crate::host::inspect::look::{CheckedDisk, DamageError};
 use crate::host::nodes::trust::{self, DiskImages, TrustError};
@@ -29,6 +31,11 @@ use crate::host::support::report::{Report, message};
 use crate::host::vm::launch::{Appliance, BuildError, Builder, ExitReport, LaunchError, Options, command};
 use crate::text::chain;
 
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::proto::FaultCommand;
+use crate::registry::faults::reply_messages;
 use event_loop::Output;
 use parent_watch::{Descriptor, ParentWatch, ParentWatchError};
 use status_file::{StatusFile, check_writable};
@@ -71,6 +78,8 @@ enum RunError {
     #[error("stopped by {name} before the registry was ready; QEMU was killed")]
     Interrupted { name: &'static str },
     #[error(transparent)]
+    Faults(#[from] PlanFileError),
+    #[error(transparent)]
     ParentWatch(#[from] ParentWatchError),
     #[error("{0} was closed before the registry was ready; QEMU was killed")]
     LauncherGone(Descriptor),
@@ -86,7 +95,7 @@ impl RunError {
             Self::Build(error) => error.status(),
             Self::Launch(error) => error.status(),
             Self::Interrupted { .. } | Self::LauncherGone(_) => Status::QemuDied,
-            Self::ParentWatch(_) | Self::Config { .. } => Status::Usage,
+            Self::ParentWatch(_) | Self::Config { .. } | Self::Faults(_) => Status::Usage,
             Self::Disk { .. } => Status::NoDisk,
             Self::Runs(_) | Self::Write { .. } | Self::Trust(TrustError::Write(_)) => Status::CannotWrite,
             _ => Status::Error,
@@ -200,7 +209,10 @@ fn run_async<T>(work: impl Future<Output = Result<T, RunError>>) -> Result<T, Ru
 /// Checks what can be checked before anything is created or downloaded. Returns the builder and, with `--trust`, what the trust files
 /// contain of the disks.
 fn check(args: &RunArgs, report: &Report, interrupt: &Interrupt) -> Result<(Builder, Option<DiskImages>), RunError> {
-    let builder = args.builder(read_config(args)?, report);
+    let mut builder = args.builder(read_config(args)?, report);
+    if let Some(path) = &args.faults {
+        builder = builder.faults(&file::read(path)?);
+    }
     builder.check()?;
     if let Some(path) = args.certificates.output() {
         check_writable(path).map_err(|source| RunError::Write { what: "the CA certificate", path: path.to_owned(), source })?;
@@ -282,8 +294,42 @@ async fn boot_and_wait(
         descriptor = parent_watch::closed(&mut parent) => return Err(RunError::LauncherGone(descriptor)),
     };
     announce(&vm, args, contents, files, report)?;
+    let _commands = take_fault_commands(&vm, files, report);
     let output = Output { requests: args.log, events: args.program.follow };
     Ok(event_loop::run(vm, signals, parent, output, report).await)
+}
+
+/// Passes commands of `localregistry faults` on to the guest, until the result is dropped. Without a socket the run goes on.
+fn take_fault_commands(vm: &Appliance, files: &RunFiles, report: &Report) -> Option<JoinSet<()>> {
+    let path = files.dir.path(SOCKET);
+    let socket = ControlSocket::bind(&path);
+    let socket = socket.inspect_err(|error| {
+        report.warn(format!("`localregistry faults` cannot change this run: cannot make the socket {}: {error}", path.display()));
+    });
+    let (socket, faults) = (socket.ok()?, vm.faults());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            let client = socket.accept().await;
+            let mut whole = FaultCommand::default();
+            let execute = |part: FaultCommand| {
+                // The guest gets all of a command at once.
+                let FaultCommand { more, rules, .. } = part;
+                whole.rules.extend(rules);
+                let rules = std::mem::take(&mut whole.rules);
+                whole = FaultCommand { rules, more: false, ..part };
+                let command = (!more).then(|| std::mem::take(&mut whole));
+                let faults = faults.clone();
+                async move {
+                    let Some(command) = command else { return Ok(Vec::new()) };
+                    faults.send(command).await.map(reply_messages)
+                }
+            };
+            // A client that leaves loses its reply only.
+            let _left = timeout(control::REPLY, control::serve(client, execute)).await;
+        }
+    });
+    Some(tasks)
 }
 
 /// Writes the CA and the trust files, and reports where the registry is.

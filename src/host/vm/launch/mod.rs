@@ -17,6 +17,7 @@ mod builder;
 pub mod command;
 pub mod error;
 mod event;
+mod faults;
 pub(crate) mod frozen;
 mod heartbeat_watchdog;
 mod monitor;
@@ -66,6 +67,8 @@ pub use crate::host::nodes::access::{Access, AccessError};
 pub use builder::{BuildError, Builder};
 pub use error::LaunchError;
 pub use event::EventError;
+use faults::ControlPort;
+pub use faults::{Faults, FaultsError};
 pub use frozen::{FreezeError, Start};
 use frozen::{Incoming, NoMachine, Saved, save_beside};
 pub use monitor::ExitReport;
@@ -98,6 +101,7 @@ pub struct Appliance {
     early_events: VecDeque<Result<Event, EventError>>,
     /// `None` once the machine has been asked to shut down.
     channels: Option<ControlChannels>,
+    control: Arc<ControlPort>,
     /// Tasks that read from QEMU. Each ends with QEMU.
     readers: JoinSet<()>,
     /// Tasks that watch the heartbeat, shut the machine down, kill it when it is stuck, or save a frozen machine for later runs.
@@ -400,6 +404,12 @@ impl Appliance {
         if let Some(channels) = self.channels.take() {
             self.guards.spawn(shut_down(channels, Arc::clone(&self.monitor), self.process.killer(), SHUTDOWN_TIMEOUTS));
         }
+    }
+
+    /// The plan of faults: how the registry misbehaves on purpose. The handle may be used beside the events.
+    #[must_use]
+    pub fn faults(&self) -> Faults {
+        Faults(Arc::clone(&self.control))
     }
 
     /// Kills QEMU. [`Appliance::wait`] returns the report.

@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
 use super::QMP_TIMEOUT;
+use super::faults::ControlPort;
 use super::monitor::Monitor;
 use super::outcome::KillReason;
 use super::process::Killer;
@@ -26,7 +25,7 @@ const SHUTDOWN: &[u8] = b"{\"shutdown\":{}}\n";
 /// The channels that a machine takes commands from.
 #[derive(Debug)]
 pub(crate) struct ControlChannels {
-    pub control: UnixStream,
+    pub control: Arc<ControlPort>,
     pub qmp: Qmp,
 }
 
@@ -41,9 +40,9 @@ pub(crate) struct ShutdownTimeouts {
 
 /// Shuts the machine down gracefully, or kills it when `timeouts` have passed.
 pub(crate) async fn shut_down(channels: ControlChannels, monitor: Arc<Monitor>, killer: Killer, timeouts: ShutdownTimeouts) {
-    let ControlChannels { mut control, mut qmp } = channels;
+    let ControlChannels { control, mut qmp } = channels;
     let request = async {
-        control.write_all(SHUTDOWN).await.ok()?;
+        control.write(SHUTDOWN).await.ok()?;
         Some(monitor.ending().await)
     };
     // If the control port cannot be written to, or the guest does not read it, the power button comes next.
@@ -75,6 +74,7 @@ mod tests {
     use std::process::Command;
 
     use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
 
     use super::*;
     use crate::host::vm::launch::outcome::Exit;
@@ -92,6 +92,7 @@ mod tests {
         let monitor = Arc::new(Monitor::default());
         let short = Duration::from_millis(20);
         let timeouts = ShutdownTimeouts { request: short, power_button: short };
+        let control = Arc::new(ControlPort::new(control));
         let ends = shut_down(ControlChannels { control, qmp }, Arc::clone(&monitor), process.killer(), timeouts);
         timeout(QMP_TIMEOUT, ends).await.expect("QEMU's answer is not waited for");
         assert_eq!(process.exit().await, Exit::Signal(9));

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::faults::ControlPort;
 use super::frozen::{Incoming, Saved, Start};
 use super::monitor::{CaptureFile, Monitor, read_console, read_events, read_stderr};
 use super::prepare::Prepared;
@@ -97,6 +98,7 @@ pub(crate) async fn start(prepared: &Prepared, accel: Accel, saved: Option<&Save
     // The arguments name the descriptors by number, so each keeps its number in the child.
     command.preserved_fds(inherited_fds);
 
+    let control = Arc::new(ControlPort::new(control));
     let started = Instant::now();
     let process = Process::start(command).map_err(|source| spawn_error(&options.qemu, options.board, source))?;
     let monitor = Arc::new(Monitor::default());
@@ -122,7 +124,8 @@ pub(crate) async fn start(prepared: &Prepared, accel: Accel, saved: Option<&Save
         events: receiver,
         event_sender,
         early_events: VecDeque::new(),
-        channels: Some(ControlChannels { control, qmp }),
+        channels: Some(ControlChannels { control: Arc::clone(&control), qmp }),
+        control,
         readers,
         guards,
         accel,

@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Response, Version};
 
 use super::lists::{self, ListRequest};
-use super::route::{self, ApiRequest, RequestTarget, Route};
+use super::route::{self, ApiRequest, RequestTarget, Route, ServiceEndpoint};
 use super::{describe, resolve};
 use crate::disk::catalog::{Blob, BlobId, Catalog, RepositoryId};
 use crate::oci::{Digest, Reference, Repository};
@@ -22,18 +22,21 @@ use crate::registry::content::delivery::Delivery;
 use crate::registry::content::manifest_cache::CachedManifest;
 use crate::registry::content::snapshot::Snapshot;
 use crate::registry::content::store::Store;
+use crate::registry::faults::Faults;
 use crate::registry::http::condition::{self, Condition};
 use crate::registry::http::error::RegistryError;
 use crate::registry::http::range::{self, Ranges};
 use crate::registry::http::reply::{self, Freshness, Representation};
 use crate::registry::http::response_memory::{Permit, ResponseMemory};
 use crate::registry::limits::{Limits, REFERRERS, RESPONSE_MEMORY, SMALL_CHUNK};
+use crate::registry::listen::activity::Activity;
 use crate::registry::listen::client::{self, Client};
 use crate::registry::telemetry::events::Events;
 use crate::registry::telemetry::health::Health;
 use crate::registry::telemetry::log::{LogEntry, Telemetry};
 use crate::registry::telemetry::metrics::exposition::Exposition;
 use crate::registry::telemetry::metrics::{Metrics, Totals};
+use crate::registry::tls::Leaves;
 
 /// In events: content that was left out because the sources lacked it.
 const MISSING: &str = "missing";
@@ -54,6 +57,8 @@ pub struct Options {
     /// Whether blobs over HTTP/1.1 without TLS are sent by `sendfile(2)`. If a file is cut short meanwhile, Linux may send zeros for bytes
     /// that are on their way and that it no longer has.
     pub sendfile: bool,
+    /// Signs the certificates of faults. `None`: an authority that no client knows does.
+    pub leaves: Option<Arc<Leaves>>,
 }
 
 /// A registry: the content it serves at present, and how it serves it.
@@ -73,23 +78,29 @@ pub struct Registry {
     pub(crate) sendfile: bool,
     pub(crate) budget: Arc<ByteBudget>,
     pub(crate) response_memory: ResponseMemory,
+    faults: Arc<Faults>,
+    pub(super) leaves: Option<Arc<Leaves>>,
 }
 
 /// What the response of one request depends on.
-struct RequestContext<'a> {
-    snapshot: &'a Snapshot,
-    head: &'a Parts,
-    in_flight: &'a Arc<InFlight>,
-    entry: &'a mut LogEntry,
+pub(super) struct RequestContext<'a> {
+    pub snapshot: &'a Snapshot,
+    pub head: &'a Parts,
+    pub in_flight: &'a Arc<InFlight>,
+    pub entry: &'a mut LogEntry,
+    pub connection: &'a Arc<Activity>,
+    /// Whether the client showed a certificate of the client CA.
+    pub has_certificate: bool,
 }
 
 impl Registry {
     /// Serves `store` and reports every request to `events`.
     #[must_use]
     pub fn new(store: Store, events: Events, options: Options) -> Self {
-        let Options { limits, auth, client_certificates, ca_pem, verify, sendfile } = options;
+        let Options { limits, auth, client_certificates, ca_pem, verify, sendfile, leaves } = options;
+        let faults = Arc::<Faults>::default();
         let metrics = Arc::<Metrics>::default();
-        let exposition = Exposition::new(Arc::clone(&metrics), events.clone());
+        let exposition = Exposition::new(Arc::clone(&metrics), events.clone(), Arc::clone(&faults));
         let telemetry = Arc::new(Telemetry { events, metrics });
         Self {
             snapshot: RwLock::new(Arc::new(Snapshot::new(store, verify))),
@@ -104,6 +115,8 @@ impl Registry {
             sendfile,
             budget: Arc::default(),
             response_memory: ResponseMemory::new(RESPONSE_MEMORY, limits.response_memory_wait),
+            faults,
+            leaves,
         }
     }
 
@@ -127,11 +140,18 @@ impl Registry {
 
     /// Serves `snapshot` from the next request on. Requests in progress keep the snapshot they started with.
     pub fn replace(&self, snapshot: Snapshot) {
+        self.faults.disks_changed(snapshot.store());
         let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
         let previous = std::mem::replace(&mut *current, Arc::new(snapshot));
         drop(current);
         // Dropped after the lock is released: freeing a large snapshot takes a while.
         drop(previous);
+    }
+
+    /// The plan of faults.
+    #[must_use]
+    pub fn faults(&self) -> &Arc<Faults> {
+        &self.faults
     }
 
     /// Requests completed and bytes sent so far.
@@ -163,7 +183,9 @@ impl Registry {
         has_content: impl Future<Output = bool>,
         client: &Client,
         guard: ConnectionGuard,
+        connection: Arc<Activity>,
     ) -> Response<Body> {
+        let has_certificate = client.certified;
         let client = Client { certified: client.certified && self.certificate_suffices, ..*client };
         let mut entry = LogEntry::new(client.peer, &self.telemetry);
         entry.describe(|event| describe::head(&head, event));
@@ -175,7 +197,9 @@ impl Registry {
                 Ok(target) => {
                     entry.endpoint = target.endpoint();
                     entry.describe(|event| describe::target(&target, event));
-                    let context = RequestContext { snapshot: &snapshot, head: &head, in_flight: &in_flight, entry: &mut entry };
+                    let (snapshot, in_flight, connection) = (&snapshot, &in_flight, &connection);
+                    let context =
+                        RequestContext { snapshot, head: &head, in_flight, entry: &mut entry, connection, has_certificate };
                     self.dispatch(&target, &client, context).await
                 }
                 Err(error) => Err(error),
@@ -192,9 +216,10 @@ impl Registry {
         let (head, payload) = result.unwrap_or_else(|error| reply::error(&error)).into_parts();
         entry.status = head.status.as_u16();
         entry.snapshot = Some(snapshot);
-        let payload = if method == Method::HEAD { Payload::empty() } else { payload };
+        let mut payload = if method == Method::HEAD { Payload::empty() } else { payload };
+        let fault = payload.fault.take();
         let delivery = Delivery::begin(entry, payload.len());
-        let parts = BodyParts { payload, in_flight, stall: self.limits.stall, guard, delivery };
+        let parts = BodyParts { payload, in_flight, stall: self.limits.stall, guard, delivery, fault };
         Response::from_parts(head, Body::new(parts))
     }
 
@@ -209,13 +234,31 @@ impl Registry {
     ) -> Result<Response<Payload>, RegistryError> {
         match target {
             _ if !target.is_on(client.surface) => Err(RegistryError::PathUnknown),
-            RequestTarget::Service(endpoint) => Box::pin(self.serve_service_endpoint(endpoint, context.head, client)).await,
             RequestTarget::Api(request) => {
                 self.auth.admit(scope(&request.route), context.head, client).await?;
-                let response = reply::with_namespace(self.serve_api(request, context).await?, request.namespace.as_ref());
-                Ok(if self.auth.is_needed() { reply::private(response) } else { response })
+                match self.faults.plan() {
+                    Some(plan) => Box::pin(self.serve_with_faults(&plan, target, client, context)).await,
+                    None => self.serve_admitted(request, context).await,
+                }
+            }
+            RequestTarget::Service(endpoint) => {
+                let plan = if matches!(endpoint, ServiceEndpoint::Token(_)) { self.faults.plan() } else { None };
+                match plan {
+                    Some(plan) => Box::pin(self.serve_with_faults(&plan, target, client, context)).await,
+                    None => Box::pin(self.serve_service_endpoint(endpoint, context.head, client)).await,
+                }
             }
         }
+    }
+
+    /// Serves a target whose credentials were checked.
+    pub(super) async fn serve_admitted(
+        &self,
+        request: &ApiRequest,
+        context: RequestContext<'_>,
+    ) -> Result<Response<Payload>, RegistryError> {
+        let response = reply::with_namespace(self.serve_api(request, context).await?, request.namespace.as_ref());
+        Ok(if self.auth.is_needed() { reply::private(response) } else { response })
     }
 
     /// Serves an endpoint of the distribution specification.
@@ -276,7 +319,7 @@ impl Registry {
         content: Representation<'_>,
         context: RequestContext<'_>,
     ) -> Result<Response<Payload>, RegistryError> {
-        let RequestContext { snapshot, head, in_flight, entry } = context;
+        let RequestContext { snapshot, head, in_flight, entry, .. } = context;
         let (blob, is_get) = (content.blob, head.method == Method::GET);
         match condition::evaluate(&head.headers, || content.etag()) {
             Condition::Passed => {}
@@ -396,7 +439,7 @@ fn check(head: &Parts) -> Result<(), RegistryError> {
 }
 
 /// The scope that a token needs for the route.
-fn scope(route: &Route) -> Scope<'_> {
+pub(super) fn scope(route: &Route) -> Scope<'_> {
     match route {
         Route::Base => Scope::Any,
         Route::Catalog(_) => Scope::Catalog,

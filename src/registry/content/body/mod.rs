@@ -24,6 +24,7 @@ pub(crate) use pieces::{ByteSource, OpenBlob};
 use super::buffers::InFlight;
 use super::delivery::{BodyBytes, Delivery, Responses};
 use super::file_sender::FileSender;
+use crate::registry::faults::body::{BodyFault, Turn};
 use crate::registry::http::range::ByteRange;
 use crate::registry::limits::{CHUNK, FRAME, TURN};
 use crate::registry::listen::activity::OpenRequest;
@@ -51,6 +52,7 @@ pub(crate) struct BodyParts {
     pub stall: Duration,
     pub guard: ConnectionGuard,
     pub delivery: Arc<Delivery>,
+    pub fault: Option<Box<BodyFault>>,
 }
 
 /// The body of a response.
@@ -71,12 +73,12 @@ impl Body {
     pub(crate) fn new(mut parts: BodyParts) -> Self {
         let (left, mut turn_ends) = (parts.payload.len(), TURN);
         match &parts.guard {
-            ConnectionGuard::Http1 { files: Some(files), .. } => {
+            ConnectionGuard::Http1 { files: Some(files), .. } if parts.fault.is_none() => {
                 if parts.payload.send_from_file(files.at_once()) {
                     turn_ends = files.turn();
                 }
             }
-            ConnectionGuard::Http1 { files: None, .. } => {}
+            ConnectionGuard::Http1 { .. } => {}
             ConnectionGuard::Http2(responses) => responses.body_began(),
         }
         Self { parts, pending: Bytes::new(), left, sent: 0, turn: 0, turn_ends }
@@ -110,13 +112,17 @@ impl Body {
 
     /// The next of the pending bytes. hyper asks for more when the stream's window has room for these, so over HTTP/2 the bodies of a
     /// connection share its window by the size of these pieces: the more bodies, the smaller they are, down to one frame.
-    fn next_frame(&mut self) -> Option<Frame<BodyBytes>> {
-        let most = match &self.parts.guard {
+    ///
+    /// A fault may allow fewer bytes, `most`.
+    fn next_frame(&mut self, most: u64) -> Option<Frame<BodyBytes>> {
+        let most_of_connection = match &self.parts.guard {
             ConnectionGuard::Http1 { .. } => usize::MAX,
             ConnectionGuard::Http2(responses) => (CHUNK / responses.bodies().max(1)).max(FRAME),
         };
-        let len = self.pending.len().min(most);
-        (len > 0).then(|| Frame::data(BodyBytes::new(self.pending.split_to(len), &self.parts.delivery)))
+        let len = self.pending.len().min(most_of_connection).min(usize::try_from(most).unwrap_or(usize::MAX));
+        let bytes = self.pending.split_to(len);
+        let bytes = if let Some(fault) = &mut self.parts.fault { fault.send(bytes) } else { bytes };
+        (len > 0).then(|| Frame::data(BodyBytes::new(bytes, &self.parts.delivery)))
     }
 
     /// A range of the file, for the connection to send.
@@ -136,7 +142,18 @@ impl http_body::Body for Body {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<BodyBytes>, io::Error>>> {
         let this = &mut *self;
-        if let Some(frame) = this.next_frame() {
+        let most = match &mut this.parts.fault {
+            None => u64::MAX,
+            Some(fault) => {
+                this.parts.delivery.progress().hold();
+                match ready!(fault.poll_turn(this.parts.delivery.progress().is_settled(), context)) {
+                    Turn::Send(most) => most,
+                    Turn::End => return Poll::Ready(None),
+                    Turn::Fail => return Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into()))),
+                }
+            }
+        };
+        if let Some(frame) = this.next_frame(most) {
             return Poll::Ready(Some(Ok(frame)));
         }
         if this.turn >= this.turn_ends {
@@ -151,14 +168,18 @@ impl http_body::Body for Body {
             Part::Bytes(bytes) => this.pending = bytes,
             Part::File(range) => return Poll::Ready(Some(this.file_frame(range))),
         }
-        Poll::Ready(this.next_frame().map(Ok))
+        Poll::Ready(this.next_frame(most).map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0 && self.pending.is_empty()
+        self.left == 0 && self.pending.is_empty() && self.parts.fault.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
+        // With a fault, the head says how long the body is.
+        if self.parts.fault.is_some() {
+            return SizeHint::default();
+        }
         SizeHint::with_exact(self.left + self.pending.len() as u64)
     }
 }

@@ -16,6 +16,7 @@ use crate::oci::{Digest, Hasher};
 use crate::registry::content::buffers::InFlight;
 use crate::registry::content::disk_calls::Cache;
 use crate::registry::content::disk_errors::wrong_digest;
+use crate::registry::faults::body::BodyFault;
 use crate::registry::http::multipart::Multipart;
 use crate::registry::http::range::ByteRange;
 
@@ -27,6 +28,8 @@ pub struct Payload {
     /// The bytes read by [`Payload::prefetch`].
     prefetched: Option<Part>,
     check: Option<Box<DigestCheck>>,
+    /// What a rule of the plan of faults does to the body.
+    pub(crate) fault: Option<Box<BodyFault>>,
 }
 
 #[derive(Debug)]
@@ -96,7 +99,7 @@ impl Payload {
     }
 
     fn new(len: u64, data: Data) -> Self {
-        Self { data, len, prefetched: None, check: None }
+        Self { data, len, prefetched: None, check: None, fault: None }
     }
 
     /// The length in bytes, for the response's head.

@@ -52,7 +52,7 @@ fn body(payload: Payload, in_flight: Arc<InFlight>) -> Body {
     let telemetry = Arc::new(Telemetry { events: Events::disabled(), metrics: Arc::default() });
     let delivery = Delivery::begin(LogEntry::new(([127, 0, 0, 1], 40_112).into(), &telemetry), payload.len());
     let guard = ConnectionGuard::Http2(Arc::default());
-    Body::new(BodyParts { payload, in_flight, stall: STALL, guard, delivery })
+    Body::new(BodyParts { payload, in_flight, stall: STALL, guard, delivery, fault: None })
 }
 
 /// All bytes of the file.

@@ -10,6 +10,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::{HandshakeFailure, Metrics, OTHER_STATUS, TLS_VERSIONS, load, statuses};
 use crate::registry::api::route::Endpoint;
+use crate::registry::faults::{self, Faults};
 use crate::registry::telemetry::events::Events;
 
 /// Media type of the text.
@@ -20,6 +21,11 @@ const PREFIX: &str = "localregistry";
 /// Label for all repositories without a counter of their own. It is not a valid repository name.
 const OTHER_REPOSITORIES: &str = "(other)";
 
+/// Label for all rules of faults without a series of their own. It is not a valid id.
+const OTHER_RULES: &str = "(other)";
+/// Most rules of faults with a series of their own.
+const FAULT_SERIES: usize = 100;
+
 /// The registry of collectors.
 #[derive(Debug)]
 pub struct Exposition(pub(crate) Registry);
@@ -29,14 +35,15 @@ pub struct Exposition(pub(crate) Registry);
 struct ServerCollector {
     metrics: Arc<Metrics>,
     events: Events,
+    faults: Arc<Faults>,
 }
 
 impl Exposition {
     /// An exposition of `metrics` and of the events dropped by `events`.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, events: Events) -> Self {
+    pub fn new(metrics: Arc<Metrics>, events: Events, faults: Arc<Faults>) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
-        registry.register_collector(Box::new(ServerCollector { metrics, events }));
+        registry.register_collector(Box::new(ServerCollector { metrics, events, faults }));
         Self(registry)
     }
 
@@ -59,7 +66,8 @@ impl Collector for ServerCollector {
         self.durations(&mut encoder)?;
         self.repositories(&mut encoder)?;
         self.connections(&mut encoder)?;
-        self.errors(&mut encoder)
+        self.errors(&mut encoder)?;
+        self.fault_hits(&mut encoder)
     }
 }
 
@@ -146,6 +154,18 @@ impl ServerCollector {
             add(&mut family, &[("reason", failure.name())], load(counter))?;
         }
         Ok(())
+    }
+
+    /// Rules without a hit are omitted, and so is all of it without a plan.
+    fn fault_hits(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(plan) = self.faults.plan() else { return Ok(()) };
+        let help = "Requests and connections that a rule of the plan of faults acted on";
+        let mut family = counters(encoder, "fault_hits", help, None)?;
+        let (named, others) = faults::hits(&plan, FAULT_SERIES);
+        for (rule, hits) in named {
+            add(&mut family, &[("rule", rule)], hits)?;
+        }
+        if others > 0 { add(&mut family, &[("rule", OTHER_RULES)], others) } else { Ok(()) }
     }
 
     fn errors(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -2,17 +2,13 @@
 //!
 //! Every error names file, line and column. The files that the list names are not opened here.
 
-mod scan;
-
 use std::io;
 use std::path::{Path, PathBuf};
-
-use miette::Diagnostic;
-use prost_reflect::{DescriptorPool, DynamicMessage};
 
 use super::request::{Naming, Origin, Part, Request, Tags, is_media_type};
 use crate::host::images::platforms::PlatformChoice;
 use crate::host::support::files;
+use crate::host::support::prototext::{self, PrototextError, scan};
 use crate::proto;
 
 /// Largest file in bytes, enough for about 400,000 images.
@@ -50,17 +46,10 @@ fn parse(content: &[u8], path: &Path, base: &Path) -> Result<Vec<Request>, SpecE
         let position = scan::positions(content, &[at]).pop().unwrap_or((1, 1));
         SpecError::Invalid { position: label(position), fault }
     };
-    let text = str::from_utf8(content).map_err(|error| fault(error.valid_up_to(), "it is not UTF-8".to_owned()))?;
-    let starts = scan::entries(text).map_err(|deep| fault(deep.at, deep.to_string()))?;
-
-    let pool = DescriptorPool::decode(SCHEMA).map_err(|error| SpecError::Schema(error.into()))?;
-    let message = pool.get_message_by_name(MESSAGE).ok_or_else(|| SpecError::Schema(MESSAGE.into()))?;
-    let parsed = DynamicMessage::parse_text_format(message, text).map_err(|error| {
-        // The parser gives no position if the text ends too early.
-        let label = error.labels().and_then(|mut labels| labels.next());
-        fault(label.map_or(text.len(), |label| label.offset()), error.to_string())
+    let (list, starts): (proto::Images, _) = prototext::parse(SCHEMA, MESSAGE, content).map_err(|error| match error {
+        PrototextError::Text { at, fault: wrong } => fault(at, wrong),
+        PrototextError::Schema(error) => SpecError::Schema(error),
     })?;
-    let list: proto::Images = parsed.transcode_to().map_err(|error| SpecError::Schema(error.into()))?;
     if starts.len() != list.images.len() {
         return Err(SpecError::Schema(format!("{} entries are found, and {} read", starts.len(), list.images.len()).into()));
     }

@@ -17,6 +17,7 @@ use crate::host::vm::accel::AccelChoice;
 use crate::host::vm::cpus::Cpus;
 use crate::host::vm::net::Net;
 use crate::host::vm::qemu::Board;
+use crate::proto::FaultPlan;
 
 pub use error::BuildError;
 use resolve::{CaSource, KernelSource};
@@ -316,6 +317,13 @@ impl Builder {
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = timeout;
         self
+    }
+
+    /// Misbehaves as `plan` says, from the first request on. [`Appliance::faults`] changes the plan later.
+    #[must_use]
+    pub fn faults(self, plan: &FaultPlan) -> Self {
+        // Serializing it cannot fail.
+        self.set(Setting::new(&["faults"], serde_json::to_value(plan).unwrap_or_default()))
     }
 
     /// Boots even if a frozen machine could be used ([`Builder::freeze`]), and saves none while the appliance runs.

@@ -16,7 +16,7 @@ pub struct TooDeep {
 ///
 /// # Errors
 /// Fails if the nesting is too deep.
-pub fn entries(text: &str) -> Result<Vec<usize>, TooDeep> {
+pub(crate) fn entries(text: &str) -> Result<Vec<usize>, TooDeep> {
     let mut starts = Vec::new();
     let (mut depth, mut name) = (0_usize, None);
     let mut in_word = false;

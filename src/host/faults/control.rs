@@ -1,0 +1,117 @@
+//! The socket through which `localregistry faults` changes the plan of a run: JSON lines, [`FaultCommand`] in, [`FaultReply`] out. Only its
+//! owner may connect, and no network reaches it.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader as AsyncReader};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::proto::{FaultCommand, FaultReply};
+use crate::registry::faults::command_messages;
+
+/// Longest line, in bytes.
+const MAX_LINE: u64 = 64 << 10;
+/// How long a run may take to reply.
+pub(crate) const REPLY: Duration = Duration::from_secs(20);
+
+/// The socket of a run. It is removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Listens at `path`. Must be called within the runtime.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        // Its folder may be open to others, so it gets its name after its mode.
+        let own = path.with_extension(format!("{}.new", std::process::id()));
+        let listener = UnixListener::bind(&own)?;
+        let named = std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o600));
+        let named = named.and_then(|()| std::fs::hard_link(&own, path));
+        let _gone = std::fs::remove_file(&own);
+        named.map(|()| Self { listener, path: path.to_owned() })
+    }
+
+    /// Waits for a client.
+    pub async fn accept(&self) -> UnixStream {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => return stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Serves a client: hands over each message, and sends the replies that come back.
+pub(crate) async fn serve<F>(stream: UnixStream, mut execute: impl FnMut(FaultCommand) -> F) -> io::Result<()>
+where
+    F: Future<Output = io::Result<Vec<FaultReply>>>,
+{
+    let (read, mut write) = stream.into_split();
+    let mut lines = AsyncReader::new(read);
+    loop {
+        let mut line = Vec::new();
+        if (&mut lines).take(MAX_LINE).read_until(b'\n', &mut line).await? == 0 {
+            return Ok(());
+        }
+        let replies = match serde_json::from_slice(&line) {
+            Ok(command) => execute(command).await?,
+            Err(error) => vec![FaultReply { error: format!("not a command: {error}"), ..FaultReply::default() }],
+        };
+        for reply in replies {
+            write.write_all(&json_line(&reply)?).await?;
+        }
+    }
+}
+
+/// A message as a line.
+pub(crate) fn json_line(message: &impl serde::Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Adds the message `part` of a reply to those before.
+pub(crate) fn join(whole: &mut FaultReply, part: FaultReply) {
+    whole.rules.extend(part.rules);
+    whole.warnings.extend(part.warnings);
+    if whole.error.is_empty() {
+        whole.error = part.error;
+    }
+}
+
+/// Sends a command to the run at `path`, and waits for its reply.
+pub(super) fn send(path: &Path, command: FaultCommand) -> io::Result<FaultReply> {
+    let mut stream = StdStream::connect(path)?;
+    stream.set_read_timeout(Some(REPLY))?;
+    stream.set_write_timeout(Some(REPLY))?;
+    for message in command_messages(command) {
+        stream.write_all(&json_line(&message)?)?;
+    }
+    let mut lines = BufReader::new(stream);
+    let mut whole = FaultReply::default();
+    loop {
+        let mut line = Vec::new();
+        if (&mut lines).take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended"));
+        }
+        let part: FaultReply = serde_json::from_slice(&line)?;
+        let more = part.more;
+        join(&mut whole, part);
+        if !more {
+            return Ok(whole);
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! One rule: its validated parts, when it is due, and how often it was.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use http::{HeaderName, HeaderValue, Version};
+
+use super::matcher::Matcher;
+use crate::oci::Digest;
+use crate::proto::fault_action::{Connection, Unauthorized};
+use crate::proto::fault_cut::Kind;
+use crate::proto::{FaultAction, FaultRule, FaultWhen};
+
+/// Longest rule as JSON, in bytes.
+const MAX_RULE: usize = 16 << 10;
+/// Longest id, in bytes.
+const MAX_ID: usize = 64;
+/// Longest delay, stall or time after another rule, in seconds.
+const MAX_SECONDS: f64 = 3600.0;
+/// The statuses that a rule may answer with.
+const STATUSES: std::ops::RangeInclusive<u32> = 400..=599;
+
+/// Why a rule is rejected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct RuleError {
+    /// The path of the field, such as `match.peer`.
+    pub field: &'static str,
+    /// What is wrong, and what is expected.
+    pub problem: String,
+}
+
+impl RuleError {
+    pub(super) fn new(field: &'static str, problem: impl Into<String>) -> Self {
+        Self { field, problem: problem.into() }
+    }
+}
+
+/// When a rule that matches is due.
+#[derive(Debug, Clone, PartialEq)]
+enum When {
+    Always,
+    First(u64),
+    Nth(Vec<u32>),
+    Every(u64),
+    After(u64),
+    /// With this probability.
+    Probability(f64),
+    /// Within this time after a hit of the rule with this id.
+    AfterRule(String, Duration),
+}
+
+/// A change of a response's header. Without a value it is removed.
+pub(crate) type HeaderChange = (HeaderName, Option<HeaderValue>);
+
+/// A rule of the plan in force.
+#[derive(Debug)]
+pub struct Rule {
+    /// As it was given.
+    pub(crate) message: FaultRule,
+    pub(super) matcher: Matcher,
+    when: When,
+    pub(crate) action: FaultAction,
+    pub(crate) headers: Vec<HeaderChange>,
+    pub(super) counts: Arc<Counts>,
+    /// Bytes as JSON.
+    pub(super) len: usize,
+}
+
+/// How often a rule matched and was due.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    matches: AtomicU64,
+    hits: AtomicU64,
+    /// Milliseconds from [`epoch`] to the last hit, plus 1. 0: there was none.
+    last_hit: AtomicU64,
+}
+
+impl Counts {
+    pub fn matches(&self) -> u64 {
+        self.matches.load(Ordering::Relaxed)
+    }
+
+    pub fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
+    }
+
+    pub fn reset(&self) {
+        for count in [&self.matches, &self.hits, &self.last_hit] {
+            count.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Time since the last hit.
+    fn since_hit(&self) -> Option<Duration> {
+        let last = self.last_hit.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(Duration::from_millis(millis().saturating_sub(last)))
+    }
+}
+
+/// Milliseconds since the first use.
+fn millis() -> u64 {
+    static EPOCH: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Rule {
+    /// Checks a rule. `largest_layer` is the digest for `largest_layer_of`, if the image is known.
+    pub(super) fn new(message: FaultRule, largest_layer: Option<Digest>) -> Result<Self, RuleError> {
+        let is_id = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        if message.id.is_empty() || message.id.len() > MAX_ID || !is_id(&message.id) {
+            return Err(RuleError::new(
+                "id",
+                format!("{:?} is not an id; expected 1 to {MAX_ID} letters, digits and . _ -", message.id),
+            ));
+        }
+        let len = serde_json::to_vec(&message).map_or(usize::MAX, |json| json.len());
+        if len > MAX_RULE {
+            return Err(RuleError::new("id", format!("the rule is longer than {MAX_RULE} bytes as JSON")));
+        }
+        let matcher = Matcher::new(message.r#match.as_ref().unwrap_or(&Default::default()), largest_layer)?;
+        let when = When::new(message.when.as_ref().unwrap_or(&Default::default()))?;
+        let action = message.r#do.clone().unwrap_or_default();
+        let headers = headers(&action)?;
+        check(&action, &matcher)?;
+        Ok(Self { message, matcher, when, action, headers, counts: Arc::default(), len })
+    }
+
+    /// The same rule with the counts of `other`.
+    pub(super) fn counting_as(self, other: &Self) -> Self {
+        Self { counts: Arc::clone(&other.counts), ..self }
+    }
+
+    /// The rule's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.message.id
+    }
+
+    /// The id of the rule that this one follows.
+    pub(super) fn follows(&self) -> Option<&str> {
+        if let When::AfterRule(id, _) = &self.when { Some(id) } else { None }
+    }
+
+    /// Counts a match. Returns its number if the rule is due. `followed` is the rule that this one follows.
+    pub(super) fn count_match(&self, seed: u32, followed: Option<&Self>) -> Option<u64> {
+        let number = self.counts.matches.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_due = match &self.when {
+            When::Always => true,
+            When::First(first) => number <= *first,
+            When::Nth(numbers) => u32::try_from(number).is_ok_and(|number| numbers.binary_search(&number).is_ok()),
+            When::Every(every) => number % every == 0,
+            When::After(after) => number > *after,
+            When::Probability(probability) => random(seed, self.id(), number) < *probability,
+            When::AfterRule(_, time) => followed.and_then(|rule| rule.counts.since_hit()).is_some_and(|since| since <= *time),
+        };
+        if is_due {
+            self.counts.hits.fetch_add(1, Ordering::Relaxed);
+            self.counts.last_hit.store(millis().saturating_add(1), Ordering::Relaxed);
+        }
+        is_due.then_some(number)
+    }
+
+    /// Whether the client gets other content than the disk has.
+    pub(crate) fn spoils_content(&self) -> bool {
+        let about_content =
+            |(name, _): &HeaderChange| matches!(name.as_str(), "docker-content-digest" | "content-type" | "content-length");
+        self.action.corrupt.is_some() || self.action.short_body.is_some() || self.headers.iter().any(about_content)
+    }
+
+    /// Whether something is done to the body.
+    pub(crate) fn changes_body(&self) -> bool {
+        let FaultAction { bytes_per_second, stall, cut, short_body, corrupt, .. } = &self.action;
+        *bytes_per_second > 0
+            || stall.is_some()
+            || cut.is_some()
+            || short_body.is_some()
+            || corrupt.is_some()
+            || self.headers.iter().any(|(name, _)| *name == http::header::CONTENT_LENGTH)
+    }
+
+    /// What is done, for people.
+    pub(crate) fn summary(&self) -> String {
+        let action = &self.action;
+        let mut parts = Vec::new();
+        let mut add = |is_done: bool, text: String| {
+            if is_done {
+                parts.push(text)
+            }
+        };
+        add(action.status > 0, format!("status {}", action.status));
+        add(action.retry_after.is_some(), format!("Retry-After: {}", action.retry_after.unwrap_or_default()));
+        add(action.delay_seconds > 0.0, format!("{} s late", action.delay_seconds));
+        add(action.bytes_per_second > 0, format!("{} bytes/s", action.bytes_per_second));
+        if let Some(stall) = &action.stall {
+            add(true, format!("stalled after {} bytes", stall.after_bytes));
+        }
+        if let Some(cut) = &action.cut {
+            let kind = if cut.kind() == Kind::Unspecified { Kind::Fin } else { cut.kind() };
+            add(true, format!("{} after {} bytes", kind.as_str_name(), cut.after_bytes));
+        }
+        add(action.short_body.is_some(), format!("body of {} bytes", action.short_body.unwrap_or_default()));
+        if let Some(corrupt) = &action.corrupt {
+            add(true, format!("wrong bytes from {}", corrupt.offset));
+        }
+        for (name, value) in &self.headers {
+            add(true, format!("{} header {name}", if value.is_some() { "other" } else { "no" }));
+        }
+        add(action.ignore_range, "range ignored".to_owned());
+        add(!action.redirect.is_empty(), format!("redirect to {}", action.redirect));
+        add(action.redirect_loop, "redirect to itself".to_owned());
+        add(action.unauthorized() != Unauthorized::Unspecified, format!("401 {}", action.unauthorized().as_str_name()));
+        add(!action.warning.is_empty(), "Warning header".to_owned());
+        add(action.close, "connection closed".to_owned());
+        add(action.http_1_0, "HTTP/1.0".to_owned());
+        add(action.connection() != Connection::Unspecified, action.connection().as_str_name().to_owned());
+        parts.join(", ")
+    }
+}
+
+impl When {
+    fn new(message: &FaultWhen) -> Result<Self, RuleError> {
+        let bad = |field, problem: String| Err(RuleError::new(field, problem));
+        let FaultWhen { first, nth, every, after, probability, after_rule } = message;
+        let given = [
+            ("first", *first > 0),
+            ("nth", !nth.is_empty()),
+            ("every", *every > 0),
+            ("after", *after > 0),
+            ("probability", *probability != 0.0),
+            ("after_rule", after_rule.is_some()),
+        ];
+        let mut given = given.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name);
+        if let (Some(one), Some(other)) = (given.next(), given.next()) {
+            return bad("when", format!("it has both {one} and {other}; one of them is expected"));
+        }
+        if !nth.iter().all(|number| *number > 0) || !nth.is_sorted_by(|one, next| one < next) {
+            return bad("when.nth", "expected numbers from 1, in ascending order".to_owned());
+        }
+        if *probability != 0.0 && !(*probability > 0.0 && *probability <= 1.0) {
+            return bad(
+                "when.probability",
+                format!("{probability} is not a probability; expected a number above 0, and at most 1"),
+            );
+        }
+        if let Some(other) = after_rule {
+            let time = seconds("when.after_rule.seconds", other.seconds)?;
+            if time.is_zero() {
+                return bad("when.after_rule.seconds", "expected more than 0 seconds".to_owned());
+            }
+            return Ok(Self::AfterRule(other.id.clone(), time));
+        }
+        Ok(match message {
+            FaultWhen { first: 1.., .. } => Self::First((*first).into()),
+            FaultWhen { every: 1.., .. } => Self::Every((*every).into()),
+            FaultWhen { after: 1.., .. } => Self::After((*after).into()),
+            _ if !nth.is_empty() => Self::Nth(nth.clone()),
+            _ if *probability > 0.0 => Self::Probability(*probability),
+            _ => Self::Always,
+        })
+    }
+}
+
+/// A number from 0 up to 1, the same for the same arguments. Each number of a match has its own: how requests interleave does not matter.
+///
+/// FNV-1a spreads the id, and the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators") mixes.
+fn random(seed: u32, id: &str, number: u64) -> f64 {
+    let id = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let mix = |mut word: u64| {
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    };
+    let word =
+        mix(mix(id ^ u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+            .wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    // 53 bits, as a double has.
+    (word >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// A time in seconds, which is not negative.
+fn seconds(field: &'static str, value: f64) -> Result<Duration, RuleError> {
+    let time = Some(value).filter(|value| (0.0..=MAX_SECONDS).contains(value)).map(Duration::from_secs_f64);
+    time.ok_or_else(|| RuleError::new(field, format!("{value} is not a time; expected 0 to {MAX_SECONDS} seconds")))
+}
+
+fn headers(action: &FaultAction) -> Result<Vec<HeaderChange>, RuleError> {
+    let changes = action.headers.iter().map(|change| {
+        let name = change.name.parse::<HeaderName>();
+        let name =
+            name.map_err(|_| RuleError::new("do.headers.name", format!("{:?} is not the name of a header", change.name)))?;
+        let is_framing = ["connection", "transfer-encoding", "upgrade", "keep-alive"].contains(&name.as_str());
+        if is_framing {
+            return Err(RuleError::new("do.headers.name", format!("{name} cannot be changed; `close` ends the connection")));
+        }
+        let value = change.value.as_ref().map(|value| {
+            let parsed = HeaderValue::from_str(value);
+            parsed.map_err(|_| RuleError::new("do.headers.value", format!("{value:?} cannot be the value of a header")))
+        });
+        let value = value.transpose()?;
+        let is_number = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.parse::<u64>().is_ok());
+        if name == http::header::CONTENT_LENGTH && value.as_ref().is_some_and(|value| !is_number(value)) {
+            return Err(RuleError::new("do.headers.value", "Content-Length needs a number of bytes".to_owned()));
+        }
+        Ok((name, value))
+    });
+    changes.collect()
+}
+
+/// Checks what is done, and that nothing in it contradicts something else.
+fn check(action: &FaultAction, matcher: &Matcher) -> Result<(), RuleError> {
+    let bad = |field, problem: String| Err(RuleError::new(field, problem));
+    if *action == FaultAction::default() {
+        return bad("do", "it does nothing; expected an action, such as {\"status\": 503}".to_owned());
+    }
+    if action.status > 0 && !STATUSES.contains(&action.status) {
+        return bad("do.status", format!("{} is not a status of an error; expected 400 to 599", action.status));
+    }
+    seconds("do.delay_seconds", action.delay_seconds)?;
+    if let Some(stall) = &action.stall {
+        seconds("do.stall.seconds", stall.seconds)?;
+    }
+    // `name` needs one of `others`.
+    let is_answer = [
+        ("status", action.status > 0),
+        ("redirect", !action.redirect.is_empty()),
+        ("redirect_loop", action.redirect_loop),
+        ("unauthorized", action.unauthorized() != Unauthorized::Unspecified),
+    ];
+    for (field, name, is_given) in [
+        ("do.code", "code", !action.code.is_empty()),
+        ("do.message", "message", !action.message.is_empty()),
+        ("do.retry_after", "retry_after", action.retry_after.is_some()),
+    ] {
+        if is_given && action.status == 0 {
+            return bad(field, format!("{name} is without effect; expected status beside it"));
+        }
+    }
+    let body = [
+        ("short_body", action.short_body.is_some()),
+        ("corrupt", action.corrupt.is_some()),
+        ("ignore_range", action.ignore_range),
+    ];
+    let given =
+        |list: &[(&'static str, bool)]| list.iter().filter(|(_, is_given)| *is_given).map(|(name, _)| *name).collect::<Vec<_>>();
+    let (answers, content) = (given(&is_answer), given(&body));
+    let exclusive =
+        [answers.as_slice(), content.get(..usize::from(!answers.is_empty()).min(content.len())).unwrap_or_default()].concat();
+    if let [one, other, ..] = exclusive.as_slice() {
+        return bad("do", format!("{one} contradicts {other}; one of them is expected"));
+    }
+    let cut = action.cut.as_ref();
+    if action.short_body.is_some() && cut.is_some() {
+        return bad("do", "short_body contradicts cut; one of them is expected".to_owned());
+    }
+    let stalls_for_good =
+        |after: u64| action.stall.as_ref().is_some_and(|stall| stall.seconds == 0.0 && stall.after_bytes <= after);
+    if cut.is_some_and(|cut| stalls_for_good(cut.after_bytes)) {
+        return bad("do", "stall without an end contradicts cut, which comes after it; expected stall.seconds".to_owned());
+    }
+    let is_http2 = matcher.version.map(|version| version == Version::HTTP_2);
+    if action.http_1_0 && is_http2 == Some(true) {
+        return bad("do.http_1_0", "it contradicts match.http, which is 2".to_owned());
+    }
+    if cut.is_some_and(|cut| cut.kind() == Kind::RstStream) && is_http2 == Some(false) {
+        return bad("do.cut.kind", "RST_STREAM contradicts match.http: only HTTP/2 has streams".to_owned());
+    }
+    if !action.redirect.is_empty() {
+        let url = action.redirect.parse::<http::Uri>().ok().filter(|url| matches!(url.scheme_str(), Some("http" | "https")));
+        if url.is_none_or(|url| url.query().is_some() || url.authority().is_none()) {
+            return bad("do.redirect", format!("{:?} is not a URL; expected one such as http://10.1.0.82:5001", action.redirect));
+        }
+    }
+    if HeaderValue::from_str(&action.warning).is_err() || action.warning.contains(['"', '\\']) {
+        return bad("do.warning", "expected printable characters without quotation marks and backslashes".to_owned());
+    }
+    if action.connection() != Connection::Unspecified {
+        if *action != (FaultAction { connection: action.connection, ..FaultAction::default() }) {
+            return bad("do.connection", "it contradicts the other actions: there is no request yet".to_owned());
+        }
+        if matcher.needs_request() {
+            return bad("do.connection", "a connection matches by peer and port only: there is no request yet".to_owned());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_numbers_depend_on_seed_rule_and_number_and_are_uniform() {
+        let numbers = |seed, id| (1..=10_000).map(move |number| random(seed, id, number)).collect::<Vec<_>>();
+        let one = numbers(1, "a");
+        assert_eq!(one, numbers(1, "a"));
+        assert!(one.iter().all(|number| (0.0..1.0).contains(number)));
+        for other in [numbers(2, "a"), numbers(1, "b")] {
+            // Independent numbers are both below one half in a quarter of all cases: 2500, with a standard deviation of 43.
+            let both = one.iter().zip(&other).filter(|(one, other)| **one < 0.5 && **other < 0.5).count();
+            assert!((2285..=2715).contains(&both), "{both}");
+        }
+        for tenth in 0..10 {
+            let within = one.iter().filter(|number| (**number * 10.0) as usize == tenth).count();
+            // 1000, with a standard deviation of 30.
+            assert!((850..=1150).contains(&within), "{tenth}: {within}");
+        }
+    }
+}

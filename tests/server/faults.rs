@@ -1,0 +1,632 @@
+//! Plans of faults: what each condition, each `when` and each action does, over HTTP/1.1 and HTTP/2, with TLS and without, to hyper's
+//! client; and the events of the hits.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::{http1, http2};
+use hyper::{HeaderMap, Request, StatusCode, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use localregistry::oci::Digest;
+use localregistry::proto::Fault;
+use localregistry::registry::auth::Auth;
+use localregistry::registry::auth::users::Users;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
+use testing::layout::{Layout, content};
+use testing::server::{Server, Setup};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+/// Bytes of the layer.
+const SIZE: usize = 300_000;
+
+/// How a client connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    http2: bool,
+    tls: bool,
+}
+
+const WAYS: [Way; 4] = [
+    Way { http2: false, tls: false },
+    Way { http2: true, tls: false },
+    Way { http2: false, tls: true },
+    Way { http2: true, tls: true },
+];
+const PLAIN: Way = WAYS[0];
+const HTTP2: Way = WAYS[1];
+
+/// A response, as far as it came.
+#[derive(Debug)]
+struct Got {
+    status: StatusCode,
+    version: Version,
+    headers: HeaderMap,
+    body: Vec<u8>,
+    /// Why the body ended early.
+    broken: Option<String>,
+    /// Whether the connection can be used for another request.
+    reusable: bool,
+}
+
+impl Got {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    fn is(&self, layer: &[u8]) -> bool {
+        self.status == 200 && self.broken.is_none() && self.body == layer
+    }
+}
+
+struct Site {
+    layout: Layout,
+    server: Server,
+    layer: Vec<u8>,
+    /// Path of the layer, and of the manifest by tag.
+    blob: String,
+    manifest: String,
+    digest: Digest,
+    /// The number of the last rule, which is its id.
+    last: Cell<usize>,
+}
+
+impl Site {
+    fn new() -> Self {
+        Self::with(Setup { sendfile: true, ..Setup::default() })
+    }
+
+    fn with(setup: Setup) -> Self {
+        let mut layout = Layout::default();
+        let layer = content(SIZE);
+        let manifest = layout.manifest(&[b"small", &layer]);
+        layout.name(manifest, "application/vnd.oci.image.manifest.v1+json", "test/hello:1");
+        layout.image("docker.io/library/busybox:1", b"busybox");
+        let server = Server::start_as(layout.write(), setup);
+        let digest = Digest::sha256_of(&layer);
+        let (blob, manifest) = (format!("/v2/test/hello/blobs/{digest}"), "/v2/test/hello/manifests/1".to_owned());
+        Self { layout, server, layer, blob, manifest, digest, last: Cell::new(0) }
+    }
+
+    fn address(&self, way: Way) -> SocketAddr {
+        if way.tls { self.server.tls } else { self.server.plain }
+    }
+
+    /// Puts one rule in force.
+    fn rule(&self, conditions: Value, action: Value) {
+        self.last.set(self.last.get() + 1);
+        self.rules(json!([{"id": self.id(), "match": conditions, "do": action}]));
+    }
+
+    fn id(&self) -> String {
+        format!("r{}", self.last.get())
+    }
+
+    fn rules(&self, rules: Value) {
+        let warnings = self.server.misbehave(json!({"seed": 7, "rules": rules}));
+        assert_eq!(warnings, [""; 0]);
+    }
+
+    fn get(&self, way: Way, path: &str) -> Got {
+        self.send(way, "GET", path, &[]).unwrap()
+    }
+
+    /// Sends a request on a new connection.
+    fn send(&self, way: Way, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<Got> {
+        let (address, ca) = (self.address(way), self.server.ca_pem.clone());
+        let request =
+            headers.iter().fold(Request::builder().method(method), |request, (name, value)| request.header(*name, *value));
+        let request = if way.http2 {
+            request.uri(format!("{}://{address}{path}", if way.tls { "https" } else { "http" }))
+        } else {
+            request.uri(path).header("host", address.to_string())
+        };
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let stream = TcpStream::connect(address).await?;
+            if way.tls {
+                let stream = connect_tls(stream, &ca, way.http2).await?;
+                exchange(stream, way.http2, request).await
+            } else {
+                exchange(stream, way.http2, request).await
+            }
+        })
+    }
+
+    /// Waits for the next hit of the last rule.
+    fn fault(&self) -> Fault {
+        loop {
+            let fault = self.server.fault();
+            if fault.rule == self.id() {
+                return fault;
+            }
+        }
+    }
+
+    /// Waits for the next hit, and for its request.
+    fn hit(&self) -> (Fault, localregistry::proto::Request) {
+        let fault = self.fault();
+        let request = self.server.logged();
+        assert_eq!((&request.fault, &request.peer, request.bytes), (&fault.rule, &fault.peer, fault.bytes));
+        assert_eq!((&request.endpoint, &request.repository), (&fault.endpoint, &fault.repository));
+        (fault, request)
+    }
+}
+
+async fn connect_tls(stream: TcpStream, ca: &str, http2: bool) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await
+}
+
+async fn exchange<S>(stream: S, http2: bool, request: Request<Empty<Bytes>>) -> io::Result<Got>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let io = TokioIo::new(stream);
+    let (response, mut ready): (_, Box<dyn AsyncReady>) = if http2 {
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.map_err(io::Error::other)?;
+        tokio::spawn(connection);
+        (sender.send_request(request).await, Box::new(sender))
+    } else {
+        let (mut sender, connection) = http1::handshake(io).await.map_err(io::Error::other)?;
+        tokio::spawn(connection);
+        (sender.send_request(request).await, Box::new(sender))
+    };
+    let (head, mut incoming) = response.map_err(io::Error::other)?.into_parts();
+    let (mut body, mut broken) = (Vec::new(), None);
+    while let Some(frame) = incoming.frame().await {
+        match frame {
+            Ok(frame) => body.extend_from_slice(&frame.into_data().unwrap_or_default()),
+            Err(error) => {
+                broken = Some(format!("{error:?}"));
+                break;
+            }
+        }
+    }
+    // The end of the connection may come after that of the body.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let reusable = ready.is_usable();
+    Ok(Got { status: head.status, version: head.version, headers: head.headers, body, broken, reusable })
+}
+
+trait AsyncReady {
+    fn is_usable(&mut self) -> bool;
+}
+
+impl AsyncReady for http1::SendRequest<Empty<Bytes>> {
+    fn is_usable(&mut self) -> bool {
+        self.is_ready()
+    }
+}
+
+impl AsyncReady for http2::SendRequest<Empty<Bytes>> {
+    fn is_usable(&mut self) -> bool {
+        self.is_ready()
+    }
+}
+
+/// Whether a request is hit by a rule that answers 503.
+fn is_hit(site: &Site, way: Way, method: &str, path: &str, headers: &[(&str, &str)]) -> bool {
+    match site.send(way, method, path, headers).unwrap().status.as_u16() {
+        503 => true,
+        status if status < 300 => false,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn each_condition_selects_its_requests() {
+    let site = Site::new();
+    let manifest_digest = site.get(PLAIN, &site.manifest).header("docker-content-digest").unwrap().to_owned();
+    let (blob, manifest) = (site.blob.as_str(), site.manifest.as_str());
+    let busybox = "/v2/library/busybox/manifests/1?ns=docker.io";
+    let by_digest = format!("/v2/test/hello/manifests/{manifest_digest}");
+    let layer = site.digest.to_string();
+    let range = &[("range", "bytes=100-")][..];
+    let agent = |name| vec![("user-agent", name)];
+    type Request<'a> = (&'a str, &'a str, Vec<(&'a str, &'a str)>);
+    let get = |path| ("GET", path, Vec::new());
+    let cases: Vec<(Value, Vec<Request<'_>>, Vec<Request<'_>>)> = vec![
+        (
+            json!({}),
+            vec![get(blob), get(manifest), get("/v2/"), get("/v2/_catalog")],
+            vec![get("/metrics"), get("/healthz"), get("/ca.crt")],
+        ),
+        (json!({"endpoint": "blob"}), vec![get(blob)], vec![get(manifest), get("/v2/")]),
+        (json!({"endpoint": "base"}), vec![get("/v2/")], vec![get(manifest)]),
+        (json!({"endpoint": "tags"}), vec![get("/v2/test/hello/tags/list")], vec![get("/v2/_catalog")]),
+        (json!({"endpoint": "catalog"}), vec![get("/v2/_catalog")], vec![get("/v2/test/hello/tags/list")]),
+        (json!({"endpoint": "manifest"}), vec![get(manifest), get(busybox)], vec![get(blob)]),
+        (json!({"repository": "test/hello"}), vec![get(manifest), get(blob)], vec![get(busybox), get("/v2/")]),
+        (json!({"repository": "docker.io/*"}), vec![get(busybox)], vec![get(manifest)]),
+        (json!({"upstream": "docker.io"}), vec![get(busybox)], vec![get(manifest)]),
+        (json!({"tag": "?"}), vec![get(manifest)], vec![get(&by_digest)]),
+        (json!({"digest": manifest_digest}), vec![get(manifest), get(&by_digest)], vec![get(blob), get(busybox)]),
+        (json!({"digest": layer}), vec![get(blob)], vec![get(manifest)]),
+        (json!({"largestLayerOf": "test/hello:1"}), vec![get(blob)], vec![get(manifest)]),
+        (json!({"method": "HEAD"}), vec![("HEAD", blob, vec![])], vec![get(blob)]),
+        (json!({"peer": "127.0.0.0/8", "port": site.server.plain.port()}), vec![get(blob)], vec![]),
+        (json!({"peer": "127.0.0.1", "port": site.server.tls.port()}), vec![], vec![get(blob)]),
+        (json!({"peer": "10.1.0.7"}), vec![], vec![get(blob)]),
+        (
+            json!({"user": "ann"}),
+            vec![("GET", blob, vec![("authorization", "Basic YW5uOng=")])],
+            vec![get(blob), ("GET", blob, vec![("authorization", "Basic Ym9iOng=")])],
+        ),
+        (json!({"certificate": false}), vec![get(blob)], vec![]),
+        (json!({"certificate": true}), vec![], vec![get(blob)]),
+        (
+            json!({"userAgent": "containerd/*"}),
+            vec![("GET", blob, agent("containerd/2.1"))],
+            vec![get(blob), ("GET", blob, agent("podman"))],
+        ),
+        (json!({"range": true}), vec![("GET", blob, range.to_vec())], vec![get(blob)]),
+        (json!({"range": false}), vec![get(blob)], vec![("GET", blob, range.to_vec())]),
+        (
+            json!({"fromByte": "100"}),
+            vec![("GET", blob, range.to_vec())],
+            vec![get(blob), ("GET", blob, vec![("range", "bytes=99-")])],
+        ),
+        (json!({"http": "1.1"}), vec![get(blob)], vec![]),
+        (json!({"http": "2"}), vec![], vec![get(blob)]),
+    ];
+    for (conditions, hit, missed) in &cases {
+        site.rule(conditions.clone(), json!({"status": 503}));
+        for (requests, expected) in [(hit, true), (missed, false)] {
+            for (method, path, headers) in requests {
+                assert_eq!(is_hit(&site, PLAIN, method, path, headers), expected, "{conditions}: {method} {path} {headers:?}");
+            }
+        }
+    }
+    site.rule(json!({"http": "2"}), json!({"status": 503}));
+    assert!(is_hit(&site, HTTP2, "GET", blob, &[]));
+}
+
+#[test]
+fn token_endpoint_has_the_user() {
+    let users = testing_users();
+    let auth = Auth::token(Some(users), true, Duration::from_secs(300)).unwrap();
+    let site = Site::with(Setup { auth, ..Setup::default() });
+    site.rule(json!({"endpoint": "token", "user": "ann"}), json!({"unauthorized": "REFUSED"}));
+    let credentials = [("authorization", "Basic YW5uOnNlY3JldA==")];
+    let refused = site.send(PLAIN, "GET", "/token?scope=repository:test/hello:pull", &credentials).unwrap();
+    assert_eq!((refused.status.as_u16(), refused.header("www-authenticate")), (401, Some("Basic realm=\"localregistry\"")));
+    assert_eq!(site.fault().endpoint, "token");
+    let token = site.get(PLAIN, "/token?scope=repository:test/hello:pull");
+    let token: Value = serde_json::from_slice(&token.body).unwrap();
+    let bearer = format!("Bearer {}", token["token"].as_str().unwrap());
+    for (kind, fault) in
+        [("CHALLENGE", ""), ("EXPIRED", ",error=\"invalid_token\""), ("REFUSED", ",error=\"insufficient_scope\"")]
+    {
+        site.rule(json!({"endpoint": "blob"}), json!({"unauthorized": kind}));
+        let got = site.send(PLAIN, "GET", &site.blob, &[("authorization", &bearer)]).unwrap();
+        let challenge = format!(
+            "Bearer realm=\"http://{}/token\",service=\"localregistry\",scope=\"repository:test/hello:pull\"{fault}",
+            site.server.plain
+        );
+        assert_eq!((got.status.as_u16(), got.header("www-authenticate")), (401, Some(challenge.as_str())));
+    }
+}
+
+fn testing_users() -> Users {
+    let hash = bcrypt::hash("secret", 4).unwrap();
+    Users::parse(format!("ann:{hash}\n").as_bytes(), "users").unwrap()
+}
+
+/// The requests, from 1, that a rule hits with this `when`.
+fn hits(site: &Site, when: Value, requests: usize) -> Vec<usize> {
+    site.rules(json!([{"id": "r", "match": {"endpoint": "base"}, "when": when, "do": {"status": 503}}]));
+    (1..=requests).filter(|_| is_hit(site, PLAIN, "GET", "/v2/", &[])).collect()
+}
+
+#[test]
+fn each_when_selects_its_requests() {
+    let site = Site::new();
+    for (when, expected) in [
+        (json!({}), vec![1, 2, 3, 4, 5, 6]),
+        (json!({"first": 2}), vec![1, 2]),
+        (json!({"nth": [2]}), vec![2]),
+        (json!({"nth": [1, 4, 5]}), vec![1, 4, 5]),
+        (json!({"every": 3}), vec![3, 6]),
+        (json!({"after": 4}), vec![5, 6]),
+        (json!({"probability": 1}), vec![1, 2, 3, 4, 5, 6]),
+    ] {
+        assert_eq!(hits(&site, when.clone(), 6), expected, "{when}");
+    }
+    let some = hits(&site, json!({"probability": 0.5}), 40);
+    assert_eq!(some, hits(&site, json!({"probability": 0.5}), 40), "the same plan, seed and requests give the same hits");
+    assert!((8..=32).contains(&some.len()), "{some:?}");
+}
+
+#[test]
+fn rule_acts_for_a_time_after_another_one() {
+    let site = Site::new();
+    site.rules(json!([
+        {"id": "down", "match": {"endpoint": "base"}, "when": {"afterRule": {"id": "trigger", "seconds": 3600}}, "do": {"status": 503}},
+        {"id": "soon", "match": {"endpoint": "catalog"}, "when": {"afterRule": {"id": "trigger", "seconds": 0.001}}, "do": {"status": 503}},
+        {"id": "trigger", "match": {"endpoint": "tags"}, "do": {"warning": "soon"}},
+    ]));
+    assert!(!is_hit(&site, PLAIN, "GET", "/v2/", &[]));
+    assert_eq!(site.get(PLAIN, "/v2/test/hello/tags/list").header("warning"), Some("299 - \"soon\""));
+    assert!(is_hit(&site, PLAIN, "GET", "/v2/", &[]));
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!is_hit(&site, PLAIN, "GET", "/v2/_catalog", &[]));
+}
+
+#[test]
+fn answers_replace_the_content() {
+    let site = Site::new();
+    for way in WAYS {
+        let action = json!({"status": 429, "code": "TOOMANYREQUESTS", "message": "pull rate limit", "retryAfter": 7});
+        site.rule(json!({"endpoint": "blob"}), action);
+        let got = site.get(way, &site.blob);
+        let error: Value = serde_json::from_slice(&got.body).unwrap();
+        assert_eq!((got.status.as_u16(), got.header("retry-after"), got.reusable), (429, Some("7"), true), "{way:?}");
+        assert_eq!(error["errors"][0]["code"], "TOOMANYREQUESTS");
+        assert_eq!(error["errors"][0]["message"], "pull rate limit");
+        let (fault, request) = site.hit();
+        assert_eq!((fault.rule, fault.r#match, fault.action.as_str()), (site.id(), 1, "status 429, Retry-After: 7"));
+        assert_eq!((request.status, request.complete), (429, true));
+
+        site.rule(json!({"endpoint": "blob"}), json!({"redirect": "http://other.test:5001/x/"}));
+        let got = site.get(way, &site.blob);
+        assert_eq!(
+            (got.status.as_u16(), got.header("location")),
+            (307, Some(format!("http://other.test:5001/x{}", site.blob).as_str()))
+        );
+        site.rule(json!({"endpoint": "blob"}), json!({"redirectLoop": true}));
+        let own = format!("{}://{}{}", if way.tls { "https" } else { "http" }, site.address(way), site.blob);
+        assert_eq!(site.get(way, &site.blob).header("location"), Some(own.as_str()), "{way:?}");
+        site.rule(json!({"endpoint": "blob", "range": true}), json!({"status": 400}));
+        assert_eq!(site.send(way, "GET", &site.blob, &[("range", "bytes=5-")]).unwrap().status, 400);
+        assert!(site.get(way, &site.blob).is(&site.layer));
+        site.rule(json!({"endpoint": "blob", "range": true}), json!({"ignoreRange": true}));
+        assert!(site.send(way, "GET", &site.blob, &[("range", "bytes=5-")]).unwrap().is(&site.layer));
+    }
+}
+
+#[test]
+fn bodies_are_late_slow_or_stalled_and_whole() {
+    let site = Site::new();
+    for way in WAYS {
+        for action in [
+            json!({"delaySeconds": 0.2}),
+            json!({"bytesPerSecond": SIZE * 4}),
+            json!({"stall": {"afterBytes": 1000, "seconds": 0.2}}),
+            json!({"delaySeconds": 0.1, "stall": {"seconds": 0.1}}),
+        ] {
+            site.rule(json!({"endpoint": "blob"}), action.clone());
+            let started = Instant::now();
+            let got = site.get(way, &site.blob);
+            assert!(got.is(&site.layer), "{way:?} {action}: {} {} bytes, {:?}", got.status, got.body.len(), got.broken);
+            // The least time that the rule takes: the clock only runs ahead of it.
+            assert!(started.elapsed() >= Duration::from_millis(180), "{way:?} {action}");
+            let (_, request) = site.hit();
+            assert_eq!((request.complete, request.bytes), (true, SIZE as u64), "a slow pull is a whole one");
+        }
+    }
+}
+
+#[test]
+fn stalls_and_rates_last_longer_than_the_limits_for_slow_clients() {
+    let limits = localregistry::registry::limits::Limits { stall: Duration::from_millis(100), ..Default::default() };
+    let site = Site::with(Setup { limits, ..Setup::default() });
+    for way in WAYS {
+        site.rule(json!({"endpoint": "blob"}), json!({"stall": {"afterBytes": 5, "seconds": 0.5}}));
+        assert!(site.get(way, &site.blob).is(&site.layer), "{way:?}");
+        site.rule(json!({"endpoint": "blob"}), json!({"delaySeconds": 0.5}));
+        assert!(site.get(way, &site.blob).is(&site.layer), "{way:?}");
+    }
+}
+
+#[test]
+fn cut_ends_the_body_after_exactly_so_many_bytes() {
+    let site = Site::new();
+    for way in WAYS {
+        for (kind, word) in [("FIN", "FIN"), ("RST", "RST"), ("RST_STREAM", "RST_STREAM"), ("KIND_UNSPECIFIED", "FIN")] {
+            for after in [0, 1, 70_000] {
+                site.rule(json!({"endpoint": "blob"}), json!({"cut": {"afterBytes": after, "kind": kind}}));
+                let got = site.get(way, &site.blob);
+                assert_eq!((got.status.as_u16(), got.header("content-length")), (200, Some("300000")));
+                let broken = got.broken.unwrap_or_else(|| panic!("{way:?} {kind} {after}: the body is whole"));
+                let (fault, request) = site.hit();
+                assert_eq!(fault.action, format!("{word} after {after} bytes"));
+                assert_eq!((request.complete, request.bytes), (false, after), "{way:?} {kind}");
+                if kind == "RST" && !way.http2 {
+                    // What was on its way is lost with a reset.
+                    assert!(broken.contains("ConnectionReset"), "{way:?}: {broken}");
+                } else {
+                    assert_eq!(got.body, site.layer[..usize::try_from(after).unwrap()], "{way:?} {kind}");
+                }
+                assert_eq!(got.reusable, kind == "RST_STREAM" && way.http2, "{way:?} {kind} {after}");
+            }
+        }
+    }
+}
+
+#[test]
+fn connection_ends_after_a_whole_response() {
+    let site = Site::new();
+    for way in WAYS {
+        for action in
+            [json!({"cut": {"kind": "GOAWAY"}}), json!({"cut": {"kind": "GOAWAY", "afterBytes": 70_000}}), json!({"close": true})]
+        {
+            site.rule(json!({"endpoint": "blob"}), action.clone());
+            let got = site.get(way, &site.blob);
+            assert!(got.is(&site.layer), "{way:?} {action}");
+            assert!(!got.reusable, "{way:?} {action}");
+            assert!(site.hit().1.complete);
+        }
+    }
+    site.rule(json!({"endpoint": "blob"}), json!({"http10": true}));
+    for way in WAYS {
+        let got = site.get(way, &site.blob);
+        assert!(got.is(&site.layer) && !got.reusable);
+        assert_eq!(got.version, if way.http2 { Version::HTTP_2 } else { Version::HTTP_10 });
+    }
+}
+
+#[test]
+fn wrong_content_is_not_a_whole_pull() {
+    let site = Site::new();
+    for way in WAYS {
+        site.rule(json!({"endpoint": "blob"}), json!({"corrupt": {"offset": 65_530, "length": 10}}));
+        let got = site.get(way, &site.blob);
+        let wrong: Vec<usize> = (0..SIZE).filter(|at| got.body[*at] != site.layer[*at]).collect();
+        assert_eq!(wrong, (65_530..65_540).collect::<Vec<_>>(), "{way:?}");
+        assert!(!site.hit().1.complete);
+
+        site.rule(json!({"endpoint": "blob"}), json!({"shortBody": 1000}));
+        let got = site.get(way, &site.blob);
+        assert_eq!((got.header("content-length"), &got.broken), (Some("1000"), &None), "{way:?}");
+        assert_eq!(got.body, site.layer[..1000]);
+        assert!(!site.hit().1.complete);
+
+        site.rule(json!({"endpoint": "manifest"}), json!({"corrupt": {"offset": 3}}));
+        assert_eq!(site.get(way, &site.manifest).status, 200);
+        assert!(!site.hit().1.complete, "`assert --pulled` does not count it");
+    }
+}
+
+#[test]
+fn headers_are_wrong_or_missing() {
+    let site = Site::new();
+    for way in WAYS {
+        let headers = json!([
+            {"name": "Docker-Content-Digest", "value": "sha256:0"}, {"name": "ETag"}, {"name": "content-type", "value": "text/html"},
+            {"name": "x-new", "value": "1"},
+        ]);
+        site.rule(json!({"endpoint": "manifest"}), json!({"headers": headers}));
+        for method in ["GET", "HEAD"] {
+            let got = site.send(way, method, &site.manifest, &[]).unwrap();
+            assert_eq!((got.header("docker-content-digest"), got.header("etag")), (Some("sha256:0"), None), "{way:?}");
+            assert_eq!((got.header("content-type"), got.header("x-new")), (Some("text/html"), Some("1")));
+            assert!(!site.hit().1.complete);
+        }
+        site.rule(json!({"endpoint": "blob"}), json!({"headers": [{"name": "Content-Length"}]}));
+        let got = site.get(way, &site.blob);
+        assert!(got.is(&site.layer) && got.header("content-length").is_none(), "{way:?}");
+        // A client takes no more than the head announces, and notices if there is less.
+        for (length, whole) in [(SIZE + 1, false), (SIZE - 1, way == PLAIN)] {
+            site.rule(json!({"endpoint": "blob"}), json!({"headers": [{"name": "Content-Length", "value": length.to_string()}]}));
+            let got = site.get(way, &site.blob);
+            assert_eq!(got.header("content-length"), Some(length.to_string().as_str()));
+            assert!(got.broken.is_some() || whole || got.body.len() == length, "{way:?} {length}");
+        }
+    }
+}
+
+#[test]
+fn connections_are_refused_by_address_and_port() {
+    let site = Site::new();
+    site.rule(json!({"peer": "127.0.0.1", "port": site.server.tls.port()}), json!({"connection": "REFUSE"}));
+    let refused = site.send(WAYS[2], "GET", "/v2/", &[]).unwrap_err();
+    assert!(matches!(refused.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe), "{refused:?}");
+    let fault = site.fault();
+    assert_eq!((fault.action.as_str(), fault.endpoint.as_str()), ("REFUSE", ""));
+    assert!(fault.peer.starts_with("127.0.0.1:"));
+    assert_eq!(site.get(PLAIN, "/v2/").status, 200, "the other port");
+    site.rule(json!({"peer": "10.0.0.0/8"}), json!({"connection": "REFUSE"}));
+    assert_eq!(site.get(WAYS[2], "/v2/").status, 200, "another peer");
+}
+
+#[test]
+fn handshakes_fail_as_the_rule_says() {
+    let site = Site::new();
+    for way in [WAYS[2], WAYS[3]] {
+        for (connection, cause) in [
+            ("TLS_EXPIRED", "certificate expired"),
+            ("TLS_NOT_YET_VALID", "certificate not valid yet"),
+            ("TLS_OTHER_NAME", "certificate not valid for name"),
+            ("TLS_UNKNOWN_CA", "UnknownIssuer"),
+            ("TLS_1_1", "peer is incompatible"),
+            ("TLS_NONE", "corrupt message"),
+        ] {
+            site.rule(json!({}), json!({"connection": connection}));
+            let error = site.send(way, "GET", "/v2/", &[]).unwrap_err().to_string();
+            assert!(error.contains(cause), "{way:?} {connection}: {error}");
+            assert_eq!(site.fault().action, connection);
+        }
+    }
+    assert_eq!(site.get(PLAIN, "/v2/").status, 200, "without TLS nothing is wrong");
+}
+
+#[test]
+fn header_names_have_upper_case() {
+    let site = Site::new();
+    site.rule(json!({}), json!({"connection": "TITLE_CASE_HEADERS"}));
+    let response = testing::http::get(site.server.plain, &site.manifest);
+    assert!(response.headers.iter().any(|(name, _)| name == "Docker-Content-Digest"), "{:?}", response.headers);
+    assert_eq!(site.get(HTTP2, &site.manifest).status, 200);
+}
+
+#[test]
+fn rules_that_can_never_match_are_named() {
+    let site = Site::new();
+    let rule = |id: &str, conditions: Value| json!({"id": id, "match": conditions, "do": {"status": 500}});
+    let zeros = format!("sha256:{}", "0".repeat(64));
+    let warnings = site.server.misbehave(json!({"rules": [
+        rule("a", json!({"repository": "test/other"})),
+        rule("b", json!({"repository": "x/*"})),
+        rule("c", json!({"repository": "test/hello", "tag": "2"})),
+        rule("d", json!({"digest": zeros})),
+        rule("e", json!({"largestLayerOf": "test/hello:2"})),
+        rule("f", json!({"upstream": "quay.io"})),
+        rule("g", json!({"repository": "*", "tag": "1"})),
+    ]}));
+    let why = [
+        "a can never match: no disk has a repository of that name",
+        "b can never match: no disk has a repository of that name",
+        "c can never match: no disk has such a tag",
+        "d can never match: no disk has content of that digest",
+        "e can never match: no disk has the image test/hello:2, or it has no layer",
+        "f can never match: no disk has an image of quay.io",
+    ];
+    assert_eq!(warnings, why.map(|why| format!("rule {why}")));
+}
+
+#[test]
+fn hits_are_counted_in_the_metrics() {
+    let site = Site::new();
+    let text = || String::from_utf8(testing::http::get(site.server.plain, "/metrics").body).unwrap();
+    assert!(!text().contains("fault_hits"));
+    site.rules(json!([{"id": "r", "match": {"endpoint": "base"}, "do": {"status": 503}}]));
+    (0..3).for_each(|_| assert!(is_hit(&site, PLAIN, "GET", "/v2/", &[])));
+    assert!(text().contains("\nlocalregistry_fault_hits_total{rule=\"r\"} 3\n"), "{}", text());
+    let rules: Vec<Value> = (0..150)
+        .map(|number| json!({"id": format!("r{number}"), "match": {"endpoint": "base"}, "when": {"first": 1}, "do": {"status": 503}}))
+        .collect();
+    site.rules(rules.into());
+    (0..150).for_each(|_| assert!(is_hit(&site, PLAIN, "GET", "/v2/", &[])));
+    let text = text();
+    assert_eq!(text.matches("localregistry_fault_hits_total{").count(), 101);
+    assert!(text.contains("localregistry_fault_hits_total{rule=\"(other)\"} 50\n"));
+}
+
+#[test]
+fn rule_for_the_largest_layer_follows_the_disks() {
+    let mut layout = Layout::default();
+    layout.image("test/old:1", b"old");
+    let server = Server::start(layout.write());
+    let plan = json!({"rules": [{"id": "r", "match": {"largestLayerOf": "test/hello:1"}, "do": {"status": 503}}]});
+    assert_eq!(server.misbehave(plan).len(), 1);
+    let site = Site::new();
+    let store = localregistry::registry::content::store::Store::open(site.layout.path()).unwrap();
+    server.registry.replace(server.registry.snapshot_of(store));
+    assert_eq!(testing::http::get(server.plain, &site.blob).status, 503);
+    assert_eq!(testing::http::get(server.plain, &site.manifest).status, 200);
+}
