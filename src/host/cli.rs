@@ -92,7 +92,7 @@ enum Command {
     Events(pull_log::events::EventsArgs),
     /// Compare an event log with the pulls you expect
     #[command(display_name = NAME)]
-    Assert(pull_log::assert::AssertArgs),
+    Assert(Box<pull_log::assert::AssertArgs>),
     /// Make a registry misbehave on purpose, for requests that you choose
     #[command(display_name = NAME)]
     Faults(faults::FaultsArgs),

@@ -136,7 +136,7 @@ impl Faults {
         let seed = plan.seed;
         let removed = if matches!(verb, Verb::Remove | Verb::Clear) { changed.clone() } else { Vec::new() };
         // Before the plan is in force: the log has each rule before its first hit.
-        for rules in parts(changed, |rule| json_len(rule)) {
+        for rules in parts(changed, json_len) {
             events.emit(event::Event::FaultsChanged(FaultsChanged { verb: verb.into(), rules, seed }));
         }
         self.set(plan);
@@ -210,7 +210,7 @@ pub(crate) fn parts<T>(list: Vec<T>, len: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
 #[must_use]
 pub fn command_messages(command: FaultCommand) -> Vec<FaultCommand> {
     let FaultCommand { id, verb, seed, rules, ids, .. } = command;
-    let parts = parts(rules, |rule| json_len(rule));
+    let parts = parts(rules, json_len);
     let last = parts.len();
     let message = |(number, rules)| FaultCommand { id, verb, seed, rules, ids: ids.clone(), more: number + 1 < last };
     parts.into_iter().enumerate().map(message).collect()
@@ -220,7 +220,7 @@ pub fn command_messages(command: FaultCommand) -> Vec<FaultCommand> {
 #[must_use]
 pub fn reply_messages(reply: FaultReply) -> Vec<FaultReply> {
     let FaultReply { id, error, rules, warnings, .. } = reply;
-    let rules = parts(rules, |rule| json_len(rule));
+    let rules = parts(rules, json_len);
     let warnings = parts(warnings, String::len);
     let count = rules.len().max(warnings.len());
     let (mut rules, mut warnings) = (rules.into_iter(), warnings.into_iter());

@@ -150,7 +150,7 @@ impl Rule {
             When::Always => true,
             When::First(first) => number <= *first,
             When::Nth(numbers) => u32::try_from(number).is_ok_and(|number| numbers.binary_search(&number).is_ok()),
-            When::Every(every) => number % every == 0,
+            When::Every(every) => number.is_multiple_of(*every),
             When::After(after) => number > *after,
             When::Probability(probability) => random(seed, self.id(), number) < *probability,
             When::AfterRule(_, time) => followed.and_then(|rule| rule.counts.since_hit()).is_some_and(|since| since <= *time),
