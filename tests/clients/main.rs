@@ -9,6 +9,7 @@ mod credentials;
 mod deploy;
 mod deploy_objects;
 mod every_disk;
+mod fault_profiles;
 mod file_systems;
 mod http_clients;
 mod image_tools;
