@@ -1,6 +1,6 @@
 //! The process that serves. It waits until PID 1 has mounted the disks. It reads the config and the secrets, gives up every privilege
 //! ([`confine`](super::confine)), and only then reads a disk's catalog or a byte from a client. What needs privileges, PID 1 does:
-//! [`messages`](super::messages).
+//! [`messages`].
 
 use std::io;
 use std::mem::ManuallyDrop;

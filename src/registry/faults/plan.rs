@@ -1,6 +1,6 @@
 //! The rules in force, found by the exact values in their conditions.
 //!
-//! Rules are in buckets by these values ([`Key`]). A request looks into one bucket for each set of conditions that rules have, of which there
+//! Rules are in buckets by these values (`Key`). A request looks into one bucket for each set of conditions that rules have, of which there
 //! are at most 64, and only compares the rules in these. They differ in patterns, prefixes and the like alone, and a bucket has at most
 //! [`MAX_ALIKE`].
 
