@@ -13,7 +13,8 @@ use localregistry::proto::FaultPlan;
 use serde_json::{Value, json};
 use testing::http;
 use testing::pack::{Bench, text};
-use testing::vm::succeed;
+use testing::vm::{Containerd, succeed};
+use testing::wait::until;
 
 fn rule(id: &str, endpoint: &str, status: u16) -> Value {
     json!({"id": id, "match": {"endpoint": endpoint}, "do": {"status": status}})
@@ -74,13 +75,30 @@ fn command_changes_the_plan_of_a_run() {
     assert_eq!(status(tags), 200);
     assert_eq!(faults(&["clear"]), "2000 rules removed\n");
 
+    // While containerd waits for the manifest, the layers go.
+    let hold = json!({"id": "hold", "match": {"endpoint": "manifest", "userAgent": "containerd/*"}, "when": {"first": 1}, "do": {"delaySeconds": 10}});
+    bench.file("hold.json", json!({"rules": [hold]}).to_string().as_bytes());
+    bench.file("gone.json", json!({"rules": [rule("gone", "blob", 404)]}).to_string().as_bytes());
+    assert_eq!(faults(&["add", "hold.json"]), "1 rule added\n");
+    let containerd = Containerd::start();
+    let image = format!("{address}/test/hello:latest");
+    let pull = || containerd.ctr(&["content", "fetch", "--plain-http", &image]);
+    let held = pull().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    until("containerd is held", || serde_json::from_str::<Value>(&faults(&["--json", "list"])).unwrap()["rules"][0]["hits"] == 1);
+    assert_eq!(faults(&["add", "gone.json"]), "1 rule added\n");
+    let failed = held.wait_with_output().unwrap();
+    assert!(!failed.status.success() && text(&failed.stderr).contains("not found"), "{}", text(&failed.stderr));
+    assert_eq!(faults(&["remove", "gone"]), "1 rule removed\n");
+    succeed(&mut pull());
+
     succeed(&mut command(&["stop", "one"]));
     let assert = |arguments: &[&str]| command(&[&["assert"], arguments, &["events.jsonl"]].concat()).status().unwrap().code();
     assert_eq!(assert(&["--fault", "tags", "--hits", "2"]), Some(0));
     assert_eq!(assert(&["--fault", "base", "--hits", "2"]), Some(0));
     let replayed: Value = serde_json::from_str(&succeed(&mut command(&["faults", "replay", "events.jsonl"]))).unwrap();
     assert_eq!(replayed["rules"][0]["when"]["nth"], json!([1, 2]));
-    assert_eq!(replayed["rules"].as_array().unwrap().len(), 2);
+    let ids: Vec<_> = replayed["rules"].as_array().unwrap().iter().map(|rule| rule["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["base", "tags", "hold", "gone"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
