@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::exit::Status;
-use super::faults::control::{self, ControlSocket};
+use super::faults::control::ControlSocket;
 use super::faults::{self, PlanFileError};
 use super::inspect::look::{CheckedDisk, DamageError};
 use super::inspect::reader::DiskError;
@@ -31,11 +31,10 @@ use super::vm::launch::{LaunchError, check_disk};
 use super::vm::net::check::privileged;
 use crate::address::san;
 use crate::disk::layout::{DEFAULT_REPOSITORY, LeftOver, MissingBlob};
-use crate::proto::{Done, Event};
+use crate::proto::{Done, Event, FaultCommand};
 use crate::registry::api::handler::{Options, Registry};
 use crate::registry::auth::client_certificate::ClientCa;
 use crate::registry::content::store::Store;
-use crate::registry::faults::reply_messages;
 use crate::registry::limits::Limits;
 use crate::registry::limits::overrides::LimitOverride;
 use crate::registry::listen::client::Surface;
@@ -303,22 +302,18 @@ pub fn run(args: &ServeArgs, report: Report) -> Result<(), ServeError> {
     served
 }
 
-/// Executes the commands of `localregistry faults`, one client after the other.
+/// Executes the commands of `localregistry faults`.
 async fn take_commands(socket: ControlSocket, registry: Arc<Registry>) {
-    loop {
-        let client = socket.accept().await;
-        let execute = |command| {
-            let registry = Arc::clone(&registry);
-            async move {
-                // It may read manifests.
-                let execute = move || registry.faults().receive(command, registry.snapshot().store(), registry.events());
-                let reply = tokio::task::spawn_blocking(execute).await.map_err(io::Error::other)?;
-                Ok(reply.map(reply_messages).unwrap_or_default())
-            }
-        };
-        // A client that leaves loses its reply only.
-        let _left = tokio::time::timeout(control::REPLY, control::serve(client, execute)).await;
-    }
+    let execute = move |command: FaultCommand| {
+        let registry = Arc::clone(&registry);
+        async move {
+            // It may read manifests.
+            let execute = move || registry.faults().receive(command, registry.snapshot().store(), registry.events());
+            let reply = tokio::task::spawn_blocking(execute).await.map_err(io::Error::other)?;
+            reply.ok_or_else(|| io::Error::other("a whole command is expected"))
+        }
+    };
+    socket.serve(execute).await;
 }
 
 /// The server's runtime. If a thread cannot be started, the library panics, and its unwinding would wait for the other threads for ever.

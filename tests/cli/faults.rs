@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
@@ -241,4 +242,45 @@ fn replayed_plan_has_exactly_the_hits_of_the_log_and_assert_counts_them() {
     let (status, _, message) = run(&["faults", "replay", "cut"]);
     assert_eq!(status, Some(1));
     assert!(message.contains("the log cut does not show all hits: "), "{message}");
+}
+
+#[test]
+fn clients_that_leave_or_say_nothing_change_nothing() {
+    let site = Site::start(&[]);
+    site.file("one.json", &json!({"rules": [rule("base", "base", 503)]}));
+    let connect = || UnixStream::connect(site.serving.folder.path().join("control")).unwrap();
+    // A client that is killed in the middle of a command, of which it has sent the first part.
+    let mut part = connect();
+    part.write_all(b"{\"verb\":\"ADD\",\"more\":true,\"rules\":[{\"id\":\"left\",\"do\":{\"status\":500}}]}\n").unwrap();
+    drop(part);
+    let silent: Vec<UnixStream> = (0..20).map(|_| connect()).collect();
+    site.faults(&["replace", "one.json"]);
+    assert_eq!(site.ids(), ["base"]);
+    drop(silent);
+    // More ids than a line has room for.
+    let ids: Vec<String> = (0..8000).map(|number| format!("rule-{number}")).collect();
+    let rules: Vec<Value> = ids.iter().map(|id| json!({"id": id, "match": {"repository": id}, "do": {"status": 500}})).collect();
+    site.file("many.json", &json!({ "rules": rules }));
+    site.faults(&["add", "many.json"]);
+    let all: Vec<&str> = ["remove"].into_iter().chain(ids.iter().map(String::as_str)).collect();
+    assert_eq!(site.faults(&all)["rules"].as_array().unwrap().len(), 8000);
+    assert_eq!((site.ids(), site.status("/v2/")), (vec!["base".to_owned()], 503));
+}
+
+#[test]
+fn socket_of_a_process_that_was_killed_is_replaced_and_no_other_file() {
+    let folder = tempfile::tempdir().unwrap();
+    // Nobody listens once it is dropped, and the name stays.
+    drop(UnixListener::bind(folder.path().join("control")).unwrap());
+    let site = Site::start_in(folder, &[]);
+    assert_eq!(site.ids(), [""; 0]);
+    let second = ["serve", site._layout.path().to_str().unwrap(), "--listen", "127.0.0.1:0", "--tls", "off", "--control"];
+    for taken in ["control", "file"] {
+        fs::write(site.serving.folder.path().join("file"), "mine").unwrap();
+        let output = site.program(&[&second[..], &[taken]].concat());
+        assert_eq!(output.status.code(), Some(1), "{taken}");
+        assert!(text(&output.stderr).contains("File exists"), "{taken}: {}", text(&output.stderr));
+    }
+    assert_eq!(fs::read(site.serving.folder.path().join("file")).unwrap(), b"mine");
+    assert_eq!(site.ids(), [""; 0]);
 }

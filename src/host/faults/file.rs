@@ -120,6 +120,8 @@ mod tests {
                 b(&format!("\"when\": {{\"probability\": 1.5}}, {status}")),
                 "3:23: rule b: when.probability: 1.5 is not a probability",
             ),
+            (b(&format!("\"when\": {{\"probability\": 0}}, {status}")), "3:23: rule b: when.probability: 0 is not a probability"),
+            (b(&format!("\"when\": {{\"first\": 0}}, {status}")), "3:23: rule b: when.first: 0 is no request"),
             (
                 b(&format!("\"when\": {{\"first\": 1, \"every\": 2}}, {status}")),
                 "3:14: rule b: when: it has both first and every",

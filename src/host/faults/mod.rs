@@ -42,7 +42,7 @@ Examples:
 
 When a command returns, the next request sees the change. The rules are described in docs/faults.md.
 
-Exit status: 0 if it was done; 1 if not: then the plan is as before; 2 if the command line is wrong."
+Exit status: 0 if it was done; 1 if not: then the plan is as before, unless the message says that it is not known; 2 if the command line is wrong."
 )]
 pub struct FaultsArgs {
     /// The registry: the name of a run, its folder (with a slash), or the socket of `serve --control`
@@ -105,7 +105,7 @@ pub enum FaultsError {
         socket: PathBuf,
     },
     /// The run does not answer.
-    #[error("the run {name} does not answer at {}", .socket.display())]
+    #[error("the run {name} does not answer at {}: it is not known whether it will do it, `localregistry faults {name} list` tells", .socket.display())]
     Silent {
         /// The argument.
         name: String,
@@ -164,7 +164,7 @@ impl FaultsArgs {
 /// Executes the command.
 ///
 /// # Errors
-/// See [`FaultsError`]. The plan is as before.
+/// See [`FaultsError`]. The plan is as before, unless the run does not answer.
 pub fn run(args: &FaultsArgs, report: &Report) -> Result<(), FaultsError> {
     let command = match &args.command {
         FaultsCommand::Replay { log } => {

@@ -82,7 +82,8 @@ impl Faults {
         let mut command = match staged.take() {
             Some(mut before) if before.id == message.id && before.rules.len() < STAGED + 1 => {
                 before.rules.extend(message.rules);
-                FaultCommand { rules: before.rules, ..message }
+                before.ids.extend(message.ids);
+                FaultCommand { rules: before.rules, ids: before.ids, ..message }
             }
             _ => message,
         };
@@ -210,10 +211,18 @@ pub(crate) fn parts<T>(list: Vec<T>, len: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
 #[must_use]
 pub fn command_messages(command: FaultCommand) -> Vec<FaultCommand> {
     let FaultCommand { id, verb, seed, rules, ids, .. } = command;
-    let parts = parts(rules, json_len);
-    let last = parts.len();
-    let message = |(number, rules)| FaultCommand { id, verb, seed, rules, ids: ids.clone(), more: number + 1 < last };
-    parts.into_iter().enumerate().map(message).collect()
+    let (rules, ids) = (parts(rules, json_len), parts(ids, json_len));
+    let count = rules.len().max(ids.len());
+    let (mut rules, mut ids) = (rules.into_iter(), ids.into_iter());
+    let message = |number| FaultCommand {
+        id,
+        verb,
+        seed,
+        rules: rules.next().unwrap_or_default(),
+        ids: ids.next().unwrap_or_default(),
+        more: number + 1 < count,
+    };
+    (0..count).map(message).collect()
 }
 
 /// The messages of a reply. Those after the first have more rules.

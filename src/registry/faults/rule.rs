@@ -224,11 +224,11 @@ impl When {
         let bad = |field, problem: String| Err(RuleError::new(field, problem));
         let FaultWhen { first, nth, every, after, probability, after_rule } = message;
         let given = [
-            ("first", *first > 0),
+            ("first", first.is_some()),
             ("nth", !nth.is_empty()),
-            ("every", *every > 0),
-            ("after", *after > 0),
-            ("probability", *probability != 0.0),
+            ("every", every.is_some()),
+            ("after", after.is_some()),
+            ("probability", probability.is_some()),
             ("after_rule", after_rule.is_some()),
         ];
         let mut given = given.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name);
@@ -238,11 +238,13 @@ impl When {
         if !nth.iter().all(|number| *number > 0) || !nth.is_sorted_by(|one, next| one < next) {
             return bad("when.nth", "expected numbers from 1, in ascending order".to_owned());
         }
-        if *probability != 0.0 && !(*probability > 0.0 && *probability <= 1.0) {
-            return bad(
-                "when.probability",
-                format!("{probability} is not a probability; expected a number above 0, and at most 1"),
-            );
+        for (field, number) in [("when.first", first), ("when.every", every)] {
+            if *number == Some(0) {
+                return bad(field, "0 is no request; expected a number from 1".to_owned());
+            }
+        }
+        if let Some(wrong) = probability.filter(|probability| !(*probability > 0.0 && *probability <= 1.0)) {
+            return bad("when.probability", format!("{wrong} is not a probability; expected a number above 0, and at most 1"));
         }
         if let Some(other) = after_rule {
             let time = seconds("when.after_rule.seconds", other.seconds)?;
@@ -251,12 +253,12 @@ impl When {
             }
             return Ok(Self::AfterRule(other.id.clone(), time));
         }
-        Ok(match message {
-            FaultWhen { first: 1.., .. } => Self::First((*first).into()),
-            FaultWhen { every: 1.., .. } => Self::Every((*every).into()),
-            FaultWhen { after: 1.., .. } => Self::After((*after).into()),
+        Ok(match *message {
+            FaultWhen { first: Some(first), .. } => Self::First(first.into()),
+            FaultWhen { every: Some(every), .. } => Self::Every(every.into()),
+            FaultWhen { after: Some(after), .. } => Self::After(after.into()),
+            FaultWhen { probability: Some(probability), .. } => Self::Probability(probability),
             _ if !nth.is_empty() => Self::Nth(nth.clone()),
-            _ if *probability > 0.0 => Self::Probability(*probability),
             _ => Self::Always,
         })
     }

@@ -20,7 +20,7 @@ use super::folder::RunsError;
 use crate::config::guest_config::{GuestConfig, GuestConfigError};
 use crate::disk::catalog::Catalog;
 use crate::host::exit::Status;
-use crate::host::faults::control::{self, ControlSocket};
+use crate::host::faults::control::ControlSocket;
 use crate::host::faults::{PlanFileError, SOCKET, file};
 use crate::host::hint;
 use crate::host::inspect::look::{CheckedDisk, DamageError};
@@ -32,10 +32,7 @@ use crate::host::vm::launch::{Appliance, BuildError, Builder, ExitReport, Launch
 use crate::text::chain;
 
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
-use crate::proto::FaultCommand;
-use crate::registry::faults::reply_messages;
 use event_loop::Output;
 use parent_watch::{Descriptor, ParentWatch, ParentWatchError};
 use status_file::{StatusFile, check_writable};
@@ -308,27 +305,10 @@ fn take_fault_commands(vm: &Appliance, files: &RunFiles, report: &Report) -> Opt
     });
     let (socket, faults) = (socket.ok()?, vm.faults());
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        loop {
-            let client = socket.accept().await;
-            let mut whole = FaultCommand::default();
-            let execute = |part: FaultCommand| {
-                // The guest gets all of a command at once.
-                let FaultCommand { more, rules, .. } = part;
-                whole.rules.extend(rules);
-                let rules = std::mem::take(&mut whole.rules);
-                whole = FaultCommand { rules, more: false, ..part };
-                let command = (!more).then(|| std::mem::take(&mut whole));
-                let faults = faults.clone();
-                async move {
-                    let Some(command) = command else { return Ok(Vec::new()) };
-                    faults.send(command).await.map(reply_messages)
-                }
-            };
-            // A client that leaves loses its reply only.
-            let _left = timeout(control::REPLY, control::serve(client, execute)).await;
-        }
-    });
+    tasks.spawn(socket.serve(move |command| {
+        let faults = faults.clone();
+        async move { faults.send(command).await }
+    }));
     Some(tasks)
 }
 
