@@ -172,12 +172,12 @@ fn lack_of_threads_is_reported() {
     let reason = "cannot start the runtime, its threads or its signal handlers: Resource temporarily unavailable (os error 11)";
     fatal(&boot("1"), "NO_RUNTIME", reason);
     fatal(&boot("2"), "NO_RUNTIME", reason);
-    // Two buttons and the control port do without their threads, which are next. The kernel's notifications do not.
+    // Two buttons, and commands and replies of the control port, do without their threads, which are next. The kernel's notifications do not.
     let reason = "cannot watch for disks that are attached or removed: Resource temporarily unavailable (os error 11)";
     fatal(&boot("3"), "BAD_DISK", reason);
-    // The eighth task is the thread of the runtime that reads disks. The library panics without it.
+    // The ninth task is the thread of the runtime that reads disks. The library panics without it.
     let reason = "a bug in localregistry-init: OS can't spawn worker thread: Resource temporarily unavailable (os error 11)";
-    fatal(&boot("7"), "PANIC", reason);
+    fatal(&boot("8"), "PANIC", reason);
 }
 
 #[test]

@@ -248,8 +248,14 @@ fn json_output_of_every_command_matches_the_schema() {
     fixture.run("trust", &["--endpoint", "http://10.1.0.82:5000", "--disk", "other", "-o", "trust"], 0);
 
     let folder = tempfile::tempdir().unwrap();
-    let flags = ["--metrics", "127.0.0.1:0", "--san", "registry.test", "--allow-missing"];
+    let control = bench.path("control").display().to_string();
+    let flags = ["--metrics", "127.0.0.1:0", "--san", "registry.test", "--allow-missing", "--control", &control];
     let serving = Serving::start(&bench.path("lacking"), folder, &flags);
     schema.holds("serve", &serving.ready);
+    let plan = json!({"rules": [{"id": "never", "about": "nothing", "match": {"repository": "no/such"}, "do": {"status": 500}}]});
+    bench.file("faults.json", plan.to_string().as_bytes());
+    let added = fixture.run("faults", &[&control, "add", "faults.json"], 0);
+    assert_eq!(added["warnings"].as_array().unwrap().len(), 1);
+    fixture.run("faults", &[&control, "list"], 0);
     assert_eq!(schema.unseen(), Vec::<String>::new());
 }

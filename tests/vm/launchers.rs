@@ -178,7 +178,9 @@ fn killed_launcher_leaves_no_process() {
             KilledOnDrop(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let folder = bench.path("");
         wait_for_processes_in(&folder, |there| {
-            there.iter().any(|words| words.starts_with("qemu-system") && words.contains("\0-kernel\0"))
+            there.iter().any(|words| {
+                words.starts_with("qemu-system") && ["\0-kernel\0", "\0-incoming\0"].iter().any(|one| words.contains(one))
+            })
         });
         launcher.0.kill().unwrap();
         launcher.0.wait().unwrap();
