@@ -99,6 +99,12 @@ fn commands_change_the_plan_before_they_return() {
     assert_eq!((site.ids(), site.status("/v2/_catalog")), (vec!["catalog".to_owned()], 500));
     let table = text(&site.program(&["faults", "./control", "list"]).stdout);
     assert_eq!(table.lines().nth(1).unwrap().split_whitespace().collect::<Vec<_>>(), ["catalog", "1", "1", "catalog", "fails"]);
+    let mut forged = rule("base", "base", 500);
+    forged["about"] = "\u{1b}[31mred\nbase 7 7".into();
+    site.file("forged.json", &json!({ "rules": [forged] }));
+    site.faults(&["add", "forged.json"]);
+    let table = text(&site.program(&["faults", "./control", "list"]).stdout);
+    assert!(table.lines().count() == 3 && !table.contains('\u{1b}'), "{table}");
     site.faults(&["clear"]);
     assert_eq!((site.ids().len(), site.status("/v2/_catalog")), (0, 200));
     assert_eq!(text(&site.program(&["faults", "./control", "list"]).stdout), "no rules\n");
@@ -137,6 +143,10 @@ fn refused_commands_change_nothing() {
     let message = site.refused(&["replace", "bad.json"]);
     assert!(message.starts_with("bad.json:1:"), "{message}");
     assert!(message.ends_with("rule new: do.status: 200 is not a status of an error; expected 400 to 599"), "{message}");
+    let length = json!({"id": "new", "do": {"headers": [{"name": "Content-Length", "value": "+5"}]}});
+    site.file("length.json", &json!({ "rules": [length] }));
+    let message = site.refused(&["add", "length.json"]);
+    assert!(message.ends_with("do.headers.value: Content-Length needs a number of bytes"), "{message}");
     let message = site.refused(&["add", "good.json"]);
     assert_eq!(message, "rule base: id: the plan has this id already; expected another one");
     assert_eq!(site.refused(&["remove", "base", "other"]), "there is no rule \"other\"; there are base");
@@ -231,6 +241,7 @@ fn replayed_plan_has_exactly_the_hits_of_the_log_and_assert_counts_them() {
     assert_eq!(run(&["assert", "--fault", "coin", "--hits", &count, "events.jsonl"]).0, Some(0));
     assert_eq!(run(&["assert", "--fault", "coin", "events.jsonl"]).0, Some(0));
     assert_eq!(run(&["assert", "--fault", "never", "--hits", "0", "events.jsonl"]).0, Some(0));
+    assert_eq!(run(&["assert", "--pulled", "test/hello", "--hits", "1", "events.jsonl"]).0, Some(2));
     let (status, _, message) = run(&["assert", "--fault", "manifest", "--hits", "2", "events.jsonl"]);
     assert_eq!(status, Some(1));
     assert!(message.starts_with("localregistry: the rule manifest did act once; it was expected to act 2 times\n"), "{message}");

@@ -19,6 +19,7 @@ use crate::host::runs::folder::RunsError;
 use crate::host::support::report::{Report, counted};
 use crate::proto::fault_command::Verb;
 use crate::proto::{FaultCommand, FaultPlan, FaultReply, FaultStatus};
+use crate::text::escaped;
 
 pub use file::PlanFileError;
 pub use replay::ReplayError;
@@ -226,8 +227,10 @@ impl FaultsResult {
         match verb {
             Verb::List if self.rules.is_empty() => "no rules".to_owned(),
             Verb::List => {
-                let rows =
-                    self.rules.iter().map(|rule| format!("{:<24} {:>8} {:>8}  {}", rule.id, rule.matches, rule.hits, rule.about));
+                let rows = self
+                    .rules
+                    .iter()
+                    .map(|rule| format!("{:<24} {:>8} {:>8}  {}", rule.id, rule.matches, rule.hits, escaped(&rule.about)));
                 let head = format!("{:<24} {:>8} {:>8}  {}", "ID", "MATCHES", "HITS", "ABOUT");
                 std::iter::once(head).chain(rows).collect::<Vec<_>>().join("\n")
             }

@@ -301,7 +301,10 @@ fn headers(action: &FaultAction) -> Result<Vec<HeaderChange>, RuleError> {
             parsed.map_err(|_| RuleError::new("do.headers.value", format!("{value:?} cannot be the value of a header")))
         });
         let value = value.transpose()?;
-        let is_number = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.parse::<u64>().is_ok());
+        let is_number = |value: &HeaderValue| {
+            // Rust takes a sign as well.
+            value.as_bytes().iter().all(u8::is_ascii_digit) && value.to_str().is_ok_and(|text| text.parse::<u64>().is_ok())
+        };
         if name == http::header::CONTENT_LENGTH && value.as_ref().is_some_and(|value| !is_number(value)) {
             return Err(RuleError::new("do.headers.value", "Content-Length needs a number of bytes".to_owned()));
         }

@@ -61,7 +61,7 @@ pub struct AssertArgs {
     fault: Option<String>,
 
     /// With --fault: exactly N times [default: once or more]
-    #[arg(long, value_name = "N", requires = "fault")]
+    #[arg(long, value_name = "N", requires = "fault", conflicts_with_all = ["pulled", "not_pulled"])]
     hits: Option<u64>,
 
     /// Count only pulls, or hits, by this address
