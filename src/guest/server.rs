@@ -210,10 +210,8 @@ async fn change_faults(registry: Arc<Registry>, mut commands: UnboundedReceiver<
     while let Some(command) = commands.recv().await {
         let registry = Arc::clone(&registry);
         let id = command.id;
-        // It may read manifests.
-        let execute = move || registry.faults().receive(command, registry.snapshot().store(), registry.events());
         let failed = |error: JoinError| Some(FaultReply { id, error: error.to_string(), ..FaultReply::default() });
-        let reply = spawn_blocking(execute).await.unwrap_or_else(failed);
+        let reply = spawn_blocking(move || registry.receive_faults(command)).await.unwrap_or_else(failed);
         for part in reply.map(reply_messages).unwrap_or_default() {
             pid_1.send(&Report::Faults(part)).await;
         }

@@ -307,9 +307,7 @@ async fn take_commands(socket: ControlSocket, registry: Arc<Registry>) {
     let execute = move |command: FaultCommand| {
         let registry = Arc::clone(&registry);
         async move {
-            // It may read manifests.
-            let execute = move || registry.faults().receive(command, registry.snapshot().store(), registry.events());
-            let reply = tokio::task::spawn_blocking(execute).await.map_err(io::Error::other)?;
+            let reply = tokio::task::spawn_blocking(move || registry.receive_faults(command)).await.map_err(io::Error::other)?;
             reply.ok_or_else(|| io::Error::other("a whole command is expected"))
         }
     };

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::proto::{FaultCommand, FaultReply};
 use crate::registry::faults::plan::MAX_RULES;
-use crate::registry::faults::{command_messages, reply_messages};
+use crate::registry::faults::{command_messages, join_command, join_reply, reply_messages};
 
 /// Longest line, in bytes.
 const MAX_LINE: u64 = 64 << 10;
@@ -97,10 +97,7 @@ where
         }
         let reply = match serde_json::from_slice::<FaultCommand>(&line) {
             Ok(part) => {
-                whole.rules.extend(part.rules);
-                whole.ids.extend(part.ids);
-                let FaultCommand { rules, ids, .. } = std::mem::take(&mut whole);
-                whole = FaultCommand { rules, ids, ..part };
+                whole = join_command(whole, part);
                 if whole.rules.len().max(whole.ids.len()) > MAX_RULES {
                     // What follows is part of the same command.
                     return Err(io::ErrorKind::InvalidInput.into());
@@ -125,15 +122,6 @@ pub(crate) fn json_line(message: &impl serde::Serialize) -> io::Result<Vec<u8>> 
     Ok(line)
 }
 
-/// Adds the message `part` of a reply to those before.
-pub(crate) fn join(whole: &mut FaultReply, part: FaultReply) {
-    whole.rules.extend(part.rules);
-    whole.warnings.extend(part.warnings);
-    if whole.error.is_empty() {
-        whole.error = part.error;
-    }
-}
-
 /// Sends a command to the run at `path`, and waits for its reply.
 pub(super) fn send(path: &Path, command: FaultCommand) -> io::Result<FaultReply> {
     let mut stream = StdStream::connect(path)?;
@@ -151,7 +139,7 @@ pub(super) fn send(path: &Path, command: FaultCommand) -> io::Result<FaultReply>
         }
         let part: FaultReply = serde_json::from_slice(&line)?;
         let more = part.more;
-        join(&mut whole, part);
+        join_reply(&mut whole, part);
         if !more {
             return Ok(whole);
         }

@@ -80,11 +80,7 @@ impl Faults {
     pub fn receive(&self, message: FaultCommand, store: &Store, events: &Events) -> Option<FaultReply> {
         let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
         let mut command = match staged.take() {
-            Some(mut before) if before.id == message.id && before.rules.len() < STAGED + 1 => {
-                before.rules.extend(message.rules);
-                before.ids.extend(message.ids);
-                FaultCommand { rules: before.rules, ids: before.ids, ..message }
-            }
+            Some(before) if before.id == message.id && before.rules.len() < STAGED + 1 => join_command(before, message),
             _ => message,
         };
         if command.more {
@@ -223,6 +219,24 @@ pub fn command_messages(command: FaultCommand) -> Vec<FaultCommand> {
         more: number + 1 < count,
     };
     (0..count).map(message).collect()
+}
+
+/// The messages of a command so far, with the next one.
+#[must_use]
+pub fn join_command(whole: FaultCommand, part: FaultCommand) -> FaultCommand {
+    let FaultCommand { mut rules, mut ids, .. } = whole;
+    rules.extend(part.rules);
+    ids.extend(part.ids);
+    FaultCommand { rules, ids, ..part }
+}
+
+/// Adds the message `part` of a reply to those before.
+pub fn join_reply(whole: &mut FaultReply, part: FaultReply) {
+    whole.rules.extend(part.rules);
+    whole.warnings.extend(part.warnings);
+    if whole.error.is_empty() {
+        whole.error = part.error;
+    }
 }
 
 /// The messages of a reply. Those after the first have more rules.

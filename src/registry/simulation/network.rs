@@ -18,7 +18,7 @@ struct Direction {
     capacity: usize,
     /// The writer has ended it.
     is_ended: bool,
-    /// Whoever reads, and writes, if they wait.
+    /// The tasks that wait to read, and to write.
     reader: Option<Waker>,
     writer: Option<Waker>,
 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::proto::fault_command::Verb;
 use crate::proto::{FaultCommand, FaultPlan, FaultReply, FaultStatus};
-use crate::registry::faults::command_messages;
+use crate::registry::faults::{command_messages, join_reply};
 
 /// Longest reply, in bytes.
 const MAX_LINE: u64 = 64 << 10;
@@ -66,12 +66,9 @@ impl ControlPort {
             }
             // What is left of the reply to a command that was given up is skipped.
             let Some(part) = serde_json::from_slice::<FaultReply>(&line).ok().filter(|part| part.id == id) else { continue };
-            whole.rules.extend(part.rules);
-            whole.warnings.extend(part.warnings);
-            if !part.error.is_empty() {
-                whole.error = part.error;
-            }
-            if !part.more {
+            let more = part.more;
+            join_reply(&mut whole, part);
+            if !more {
                 return Ok(whole);
             }
         }

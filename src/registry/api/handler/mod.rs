@@ -12,6 +12,7 @@ use super::route::{self, ApiRequest, RequestTarget, Route, ServiceEndpoint};
 use super::{describe, resolve};
 use crate::disk::catalog::{Blob, BlobId, Catalog, RepositoryId};
 use crate::oci::{Digest, Reference, Repository};
+use crate::proto::{FaultCommand, FaultReply};
 use crate::registry::auth::Auth;
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::auth::scope::Scope;
@@ -152,6 +153,12 @@ impl Registry {
     #[must_use]
     pub fn faults(&self) -> &Arc<Faults> {
         &self.faults
+    }
+
+    /// Takes one message of a command for the plan of faults, and returns the reply after the last one. It may read manifests, so it blocks.
+    #[must_use]
+    pub fn receive_faults(&self, message: FaultCommand) -> Option<FaultReply> {
+        self.faults.receive(message, self.snapshot().store(), &self.telemetry.events)
     }
 
     /// Requests completed and bytes sent so far.
