@@ -121,18 +121,6 @@ impl Registry {
         Ok(response)
     }
 
-    async fn serve_target(
-        &self,
-        target: &RequestTarget,
-        client: &Client,
-        context: RequestContext<'_>,
-    ) -> Result<Response<Payload>, RegistryError> {
-        match target {
-            RequestTarget::Api(request) => self.serve_admitted(request, context).await,
-            RequestTarget::Service(endpoint) => self.serve_service_endpoint(endpoint, context.head, client).await,
-        }
-    }
-
     /// The response in place of the content.
     fn answer(&self, action: &FaultAction, target: &RequestTarget, client: &Client, head: &Parts) -> Option<Response<Payload>> {
         let fault = match action.unauthorized() {

@@ -239,27 +239,35 @@ impl Registry {
         client: &Client,
         context: RequestContext<'_>,
     ) -> Result<Response<Payload>, RegistryError> {
-        match target {
-            _ if !target.is_on(client.surface) => Err(RegistryError::PathUnknown),
+        let has_faults = match target {
+            _ if !target.is_on(client.surface) => return Err(RegistryError::PathUnknown),
             RequestTarget::Api(request) => {
                 self.auth.admit(scope(&request.route), context.head, client).await?;
-                match self.faults.plan() {
-                    Some(plan) => Box::pin(self.serve_with_faults(&plan, target, client, context)).await,
-                    None => self.serve_admitted(request, context).await,
-                }
+                true
             }
-            RequestTarget::Service(endpoint) => {
-                let plan = if matches!(endpoint, ServiceEndpoint::Token(_)) { self.faults.plan() } else { None };
-                match plan {
-                    Some(plan) => Box::pin(self.serve_with_faults(&plan, target, client, context)).await,
-                    None => Box::pin(self.serve_service_endpoint(endpoint, context.head, client)).await,
-                }
-            }
+            RequestTarget::Service(endpoint) => matches!(endpoint, ServiceEndpoint::Token(_)),
+        };
+        match self.faults.plan().filter(|_| has_faults) {
+            Some(plan) => Box::pin(self.serve_with_faults(&plan, target, client, context)).await,
+            None => self.serve_target(target, client, context).await,
+        }
+    }
+
+    /// Serves a target as if there were no plan of faults.
+    pub(super) async fn serve_target(
+        &self,
+        target: &RequestTarget,
+        client: &Client,
+        context: RequestContext<'_>,
+    ) -> Result<Response<Payload>, RegistryError> {
+        match target {
+            RequestTarget::Api(request) => self.serve_admitted(request, context).await,
+            RequestTarget::Service(endpoint) => Box::pin(self.serve_service_endpoint(endpoint, context.head, client)).await,
         }
     }
 
     /// Serves a target whose credentials were checked.
-    pub(super) async fn serve_admitted(
+    async fn serve_admitted(
         &self,
         request: &ApiRequest,
         context: RequestContext<'_>,
