@@ -139,7 +139,9 @@ impl Disks {
             let digest = Digest::sha256_of(&manifest.body).to_string();
             assert_eq!(manifest.header("docker-content-digest"), Some(digest.as_str()), "{name}");
         }
-        let events = serving.pulled("events");
+        // The log is complete when the server has ended.
+        let folder = serving.end();
+        let events = folder.path().join("events");
         for name in self.names.iter().take(10) {
             let mut command = testing::program(PROGRAM);
             command.args(["--quiet", "assert", "--times", "1", "--pulled", name]).arg(&events);
