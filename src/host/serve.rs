@@ -331,7 +331,7 @@ fn started_runtime() -> io::Result<Runtime> {
 
 async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, is_ready: &mut bool) -> Result<(), ServeError> {
     check_is_folder(&args.layout)?;
-    let plan = args.faults.as_deref().map(faults::file::read).transpose()?;
+    let plan = args.faults.as_deref().map(|path| faults::file::read(path, &report)).transpose()?;
     let store = open(args, interrupt)?;
     let missing: Vec<MissingBlob> = store.disks().iter().flat_map(|disk| disk.missing()).cloned().collect();
     missing.iter().for_each(|one| report.warn(one.to_string()));

@@ -125,11 +125,13 @@ fn plan_comes_from_standard_input_and_ten_thousand_rules_arrive_at_once() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((result["rules"].as_array().unwrap().len(), result["warnings"].as_array().unwrap().len()), (10_000, 10_000));
+    assert_eq!((result["rules"].as_array().unwrap().len(), result["warnings"].as_array().unwrap().len()), (10_000, 21));
+    let warnings = text(&output.stderr);
     assert!(
-        text(&output.stderr)
-            .starts_with("localregistry: warning: rule r0 can never match: no disk has a repository of that name\n")
+        warnings.starts_with("localregistry: warning: rule r0 can never match: no disk has a repository of that name\n"),
+        "{warnings}"
     );
+    assert_eq!(warnings.lines().last(), Some("localregistry: warning: 9980 more rules can never match"));
     assert_eq!(site.ids().len(), 10_000);
     assert_eq!(site.status("/v2/test/hello/tags/list"), 200);
 }
@@ -155,6 +157,43 @@ fn refused_commands_change_nothing() {
     assert_eq!((site.ids(), site.status("/v2/")), (vec!["base".to_owned()], 503));
     site.faults(&["clear"]);
     assert_eq!(site.refused(&["remove", "base"]), "there is no rule \"base\": the plan has no rules");
+}
+
+#[test]
+fn plans_in_unusual_files_are_read_or_refused_in_everyday_words() {
+    let site = Site::start(&[]);
+    let folder = site.serving.folder.path();
+    fs::write(folder.join("bom.json"), format!("\u{feff}{}", json!({"rules": [rule("base", "base", 503)]}))).unwrap();
+    fs::write(folder.join("bom.textproto"), "\u{feff}rules { id: \"tags\" match { endpoint: \"tags\" } do { status: 503 } }")
+        .unwrap();
+    site.faults(&["add", "bom.json"]);
+    site.faults(&["add", "bom.textproto"]);
+    for (name, empty) in [("empty", ""), ("empty.json", "{}"), ("comment", "# nothing\n")] {
+        fs::write(folder.join(name), empty).unwrap();
+        let output = site.program(&["faults", "./control", "add", name]);
+        let expected = format!("localregistry: warning: the plan of faults {name} has 0 rules\n");
+        assert_eq!((text(&output.stdout), text(&output.stderr)), ("0 rules added\n".to_owned(), expected));
+    }
+    let list = "it is not a JSON object; expected one such as {\"rules\": []}";
+    for (content, expected) in [
+        (&b" [\n]"[..], format!("1:2: {list}")),
+        (b"\n\n\"rules\"", format!("3:1: {list}")),
+        (b"17", format!("1:1: {list}")),
+        (b"null", format!("1:1: {list}")),
+        (b"{\"about\": \"\xff\"}", "1:12: it is not UTF-8".to_owned()),
+        (b"\xff\xfe{\0}\0", "1:1: it is not UTF-8".to_owned()),
+        (
+            b"{\"rules\": [{\"id\": \"a\\nrule b\\u001b[31m\", \"do\": {\"status\": 500}}]}",
+            "1:13: rule number 1: id: \"a\\nrule b\\u{1b}[31m\" is not an id; expected 1 to 64 letters, digits and . _ -"
+                .to_owned(),
+        ),
+    ] {
+        fs::write(folder.join("bad"), content).unwrap();
+        assert_eq!(site.refused(&["replace", "bad"]), format!("bad:{expected}"));
+    }
+    let endless = site.refused(&["replace", "/dev/zero"]);
+    assert_eq!(endless, "cannot read the plan of faults /dev/zero: it is larger than 8388608 bytes");
+    assert_eq!((site.ids(), site.status("/v2/")), (vec!["base".to_owned(), "tags".to_owned()], 503));
 }
 
 #[test]

@@ -2,15 +2,22 @@
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use serde_json::Value;
+
+use super::json_types;
 use super::locate::locate;
 use crate::host::support::files;
 use crate::host::support::prototext::{self, PrototextError, scan};
+use crate::host::support::report::Report;
 use crate::proto::FaultPlan;
 use crate::registry::faults::plan::{Plan, PlanError};
 
 /// Largest file, in bytes: twice what a plan may have, for white space.
 const MAX_FILE: u64 = 2 * crate::registry::faults::plan::MAX_BYTES as u64;
+/// How long a FIFO or a terminal may be silent.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The schema as a compiled descriptor set.
 const SCHEMA: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/faults.binpb"));
 /// The message type of a file.
@@ -44,11 +51,11 @@ pub enum PlanFileError {
     Schema(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Reads and checks the plan at `path`; `-` is standard input.
+/// Reads and checks the plan at `path`; `-` is standard input. Warns if it has no rules.
 ///
 /// # Errors
 /// Fails with the first error found.
-pub fn read(path: &Path) -> Result<FaultPlan, PlanFileError> {
+pub fn read(path: &Path, report: &Report) -> Result<FaultPlan, PlanFileError> {
     let unreadable = |source| PlanFileError::Read { path: path.to_owned(), source };
     let content = if path == Path::new("-") {
         let mut content = Vec::new();
@@ -58,21 +65,37 @@ pub fn read(path: &Path) -> Result<FaultPlan, PlanFileError> {
         }
         content
     } else {
-        files::read(path, MAX_FILE).map_err(unreadable)?
+        files::read_within(path, MAX_FILE, PATIENCE).map_err(unreadable)?
     };
-    parse(&content, path)
+    let plan = parse(&content, path)?;
+    if plan.rules.is_empty() {
+        report.warn(format!("the plan of faults {} has 0 rules", path.display()));
+    }
+    Ok(plan)
 }
 
 fn parse(content: &[u8], path: &Path) -> Result<FaultPlan, PlanFileError> {
     let invalid = |(line, column), fault| PlanFileError::Invalid { path: path.to_owned(), line, column, fault };
+    // Some editors begin a file with a byte order mark.
+    let content = content.strip_prefix("\u{feff}".as_bytes()).unwrap_or(content);
     let at = |at: usize| scan::positions(content, &[at]).pop().unwrap_or((1, 1));
-    let plan: FaultPlan = if content.trim_ascii_start().starts_with(b"{") {
+    let text = str::from_utf8(content).map_err(|error| invalid(at(error.valid_up_to()), "it is not UTF-8".to_owned()))?;
+    let start = text.len() - text.trim_start().len();
+    let plan: FaultPlan = if text.get(start..).is_some_and(|text| text.starts_with('{')) {
         // The message ends with the position, which is at its start here.
-        serde_json::from_slice(content).map_err(|error| {
-            let text = error.to_string();
-            let fault = text.rsplit_once(" at line ").map_or(text.as_str(), |(fault, _)| fault);
+        let wrong = |error: serde_json::Error| {
+            let message = error.to_string();
+            let fault = message.rsplit_once(" at line ").map_or(message.as_str(), |(fault, _)| fault);
             invalid((error.line().max(1), error.column().max(1)), fault.to_owned())
-        })?
+        };
+        let value: Value = serde_json::from_str(text).map_err(wrong)?;
+        let message = prototext::message_type(SCHEMA, MESSAGE).map_err(PlanFileError::Schema)?;
+        if let Some(mistake) = json_types::mistake(&value, &message) {
+            return Err(invalid(at(locate(text, mistake.rule, &mistake.path())), mistake.to_string()));
+        }
+        serde_json::from_str(text).map_err(wrong)?
+    } else if text.get(start..).is_some_and(|text| text.starts_with('[')) || serde_json::from_str::<Value>(text).is_ok() {
+        return Err(invalid(at(start), "it is not a JSON object; expected one such as {\"rules\": []}".to_owned()));
     } else {
         let parsed = prototext::parse(SCHEMA, MESSAGE, content).map_err(|error| match error {
             PrototextError::Text { at: offset, fault } => invalid(at(offset), fault),
@@ -84,8 +107,7 @@ fn parse(content: &[u8], path: &Path) -> Result<FaultPlan, PlanFileError> {
         Ok(_) => Ok(plan),
         Err(error) => {
             let PlanError { index, error: wrong, .. } = &error;
-            let text = str::from_utf8(content).unwrap_or_default();
-            Err(invalid(at(locate(text, *index, wrong.field)), error.to_string()))
+            Err(invalid(at(locate(text, Some(*index), wrong.field)), error.to_string()))
         }
     }
 }
@@ -185,6 +207,52 @@ mod tests {
                 "1:44: rule a: when.nth: expected numbers",
             ),
             ("rules {".to_owned(), "1:8: expected '}'"),
+            (
+                b("\"do\": {\"status\": 5e9}"),
+                "3:21: rule number 2: do.status: 5000000000.0 is wrong here; expected a whole number from 0 to 4294967295",
+            ),
+            (b("\"do\": {\"status\": -1}"), "3:21: rule number 2: do.status: -1 is wrong here; expected a whole number"),
+            (b("\"do\": {\"status\": \"9x\"}"), "3:21: rule number 2: do.status: \"9x\" is wrong here; expected a whole number"),
+            (
+                b("\"do\": {\"shortBody\": 99999999999999999999}"),
+                "3:21: rule number 2: do.short_body: 1e+20 is wrong here; expected a whole number from 0 to 18446744073709551615",
+            ),
+            (b("\"when\": {\"nth\": [1, 4294967296]}"), "3:23: rule number 2: when.nth: 4294967296 is wrong here"),
+            (b("\"when\": {\"nth\": 1}"), "3:23: rule number 2: when.nth: 1 is wrong here; expected a list"),
+            (
+                b("\"when\": {\"probability\": \"half\"}"),
+                "3:23: rule number 2: when.probability: \"half\" is wrong here; expected a number",
+            ),
+            (b("\"match\": []"), "3:14: rule number 2: match: a list is wrong here; expected an object"),
+            (b("\"match\": {\"range\": 1}"), "3:24: rule number 2: match.range: 1 is wrong here; expected true or false"),
+            (
+                b("\"do\": {\"unauthorized\": 99}"),
+                "3:21: rule number 2: do.unauthorized: 99 is wrong here; expected CHALLENGE, EXPIRED, REFUSED",
+            ),
+            (
+                b("\"do\": {\"cut\": {\"kind\": \"fin\"}}"),
+                "3:29: rule number 2: do.cut.kind: \"fin\" is wrong here; expected FIN, RST",
+            ),
+            (
+                "{\"seed\": -1, \"rules\": []}".to_owned(),
+                "1:2: seed: -1 is wrong here; expected a whole number from 0 to 4294967295",
+            ),
+            ("{\"about\": \"seed\",\n\"rules\": {}}".to_owned(), "2:1: rules: an object is wrong here; expected a list"),
+            ("rules { id: \"a\" do { connection: 99 } }".to_owned(), "1:22: rule a: do.connection: no value has the number 99"),
+            ("rules { id: \"a\" do { cut { kind: 99 } } }".to_owned(), "1:28: rule a: do.cut.kind: no value has the number 99"),
+            (
+                "rules { id: \"a\" do { unauthorized: 99 } }".to_owned(),
+                "1:22: rule a: do.unauthorized: no value has the number 99",
+            ),
+            (
+                "rules { id: \"a\" do { status: 99999999999 } }".to_owned(),
+                "1:30: expected value to be an unsigned 32-bit integer, but the value 99999999999 is out of range",
+            ),
+            (
+                b("\"do\": {\"redirect\": \"http://a.test/#top\"}"),
+                "3:21: rule b: do.redirect: \"http://a.test/#top\" is not a URL",
+            ),
+            (b("\"do\": {\"redirect\": \"http://a.test?x\"}"), "3:21: rule b: do.redirect: \"http://a.test?x\" is not a URL"),
         ];
         for (text, expected) in cases {
             let error = read(&text).unwrap_err();

@@ -7,9 +7,9 @@ struct Level {
     is_list: bool,
 }
 
-/// The byte offset of the field `path`, such as `match.peer`, of the rule number `index`; of the innermost message around it if it is not
-/// set. The text has been parsed as JSON or prototext.
-pub(super) fn locate(text: &str, index: usize, path: &str) -> usize {
+/// The byte offset of the field `path`, such as `match.peer`, of the rule number `index`, or else of the plan; of the innermost message
+/// around it if it is not set. The text has been parsed as JSON or prototext.
+pub(super) fn locate(text: &str, index: Option<usize>, path: &str) -> usize {
     let path: Vec<String> = path.split('.').map(plain).collect();
     let mut levels: Vec<Level> = Vec::new();
     // The last word or string, which is a key if a colon or a brace follows.
@@ -19,10 +19,11 @@ pub(super) fn locate(text: &str, index: usize, path: &str) -> usize {
     let mut note = |levels: &[Level], rules: usize, last: Option<&str>, at: usize| {
         let names = levels.iter().filter(|level| !level.is_list && !level.key.is_empty()).map(|level| level.key.as_str());
         let names: Vec<&str> = names.chain(last).collect();
-        if names.first() != Some(&"rules") || rules != index + 1 {
+        let is_around = index.is_none_or(|index| names.first() == Some(&"rules") && rules == index + 1);
+        let inner = names.get(usize::from(index.is_some())..).unwrap_or_default();
+        if !is_around {
             return;
         }
-        let inner = names.get(1..).unwrap_or_default();
         if inner.len() <= path.len() && inner.iter().zip(&path).all(|(name, part)| name == part) {
             let depth = inner.len() + 1;
             if best.is_none_or(|(deepest, _)| depth > deepest) {

@@ -2,6 +2,7 @@
 
 pub(crate) mod control;
 pub mod file;
+mod json_types;
 mod locate;
 mod replay;
 
@@ -173,8 +174,8 @@ pub fn run(args: &FaultsArgs, report: &Report) -> Result<(), FaultsError> {
             let text = serde_json::to_string_pretty(&plan).map_err(|error| FaultsError::Print(error.into()))?;
             return report.result(&plan, &text).map_err(FaultsError::Print);
         }
-        FaultsCommand::Add { file } => of_plan(Verb::Add, file::read(file)?),
-        FaultsCommand::Replace { file } => of_plan(Verb::Replace, file::read(file)?),
+        FaultsCommand::Add { file } => of_plan(Verb::Add, file::read(file, report)?),
+        FaultsCommand::Replace { file } => of_plan(Verb::Replace, file::read(file, report)?),
         FaultsCommand::Remove { ids } => FaultCommand { ids: ids.clone(), ..of(Verb::Remove) },
         FaultsCommand::List => of(Verb::List),
         FaultsCommand::Clear => of(Verb::Clear),

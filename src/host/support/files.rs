@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
@@ -30,6 +30,14 @@ const SMALLEST_READ: u64 = 16 << 10;
 /// # Errors
 /// Fails if the file cannot be read or is larger, or after a signal.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    read_within(path, limit, Duration::MAX)
+}
+
+/// As [`read`], and does not wait longer than `patience` for the next bytes.
+///
+/// # Errors
+/// As [`read`], and if there are no bytes for that long.
+pub fn read_within(path: &Path, limit: u64, patience: Duration) -> io::Result<Vec<u8>> {
     // A plain opening of a FIFO would wait for a writer.
     let file = File::from(retry_on_intr(|| open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()))?);
     let metadata = file.metadata()?;
@@ -41,7 +49,7 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     // One byte more, so that the end is seen at once.
     let expected = if metadata.is_file() { metadata.len() + 1 } else { 0 };
     let mut content = Vec::new();
-    let mut reader = InterruptibleReader { file, interrupt: Interrupt::of_process() }.take(limit + 1);
+    let mut reader = InterruptibleReader { file, interrupt: Interrupt::of_process(), patience }.take(limit + 1);
     // The vector has room for the limit at most, and for twice what was read: by itself it grows to twice the limit.
     loop {
         let room = expected.max(content.len() as u64).max(SMALLEST_READ).min(reader.limit());
@@ -94,13 +102,20 @@ pub fn create(path: &Path) -> io::Result<File> {
 struct InterruptibleReader {
     file: File,
     interrupt: Interrupt,
+    /// Longest wait for bytes.
+    patience: Duration,
 }
 
 impl Read for InterruptibleReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wait = Timespec::try_from(WAIT).map_err(io::Error::other)?;
+        let started = Instant::now();
         loop {
             self.interrupt.check_io()?;
+            if started.elapsed() > self.patience {
+                let problem = format!("nothing was written to it for {} s", self.patience.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, problem));
+            }
             match poll(&mut [PollFd::new(&self.file, PollFlags::IN)], Some(&wait)) {
                 Ok(0) | Err(Errno::INTR) => continue,
                 polled => _ = polled?,
@@ -292,6 +307,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let silent = read_within(&fifo, 300_000, Duration::from_millis(60)).unwrap_err();
+        assert_eq!(silent.kind(), io::ErrorKind::TimedOut);
         let content: Vec<u8> = (0..300_000_u32).map(|at| (at % 251) as u8).collect();
         for length in [0, 1, 16 << 10, (16 << 10) + 1, 64 << 10, 300_000] {
             let (path, part) = (fifo.clone(), content[..length].to_vec());

@@ -232,10 +232,62 @@ impl Matcher {
     }
 }
 
+/// Clients: one address, or those with a prefix. IPv4 clients have IPv4 addresses, even if a socket for IPv6 accepts them.
 fn network(text: &str) -> Option<Cidr> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        let address = address.to_canonical();
-        return Some(Cidr { address, prefix: if address.is_ipv4() { 32 } else { 128 } });
+    let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+    let address: IpAddr = address.parse().ok()?;
+    let longest: u8 = if address.is_ipv4() { 32 } else { 128 };
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let prefix = prefix.map_or(Some(longest), |text| Some(text).filter(|text| is_number(text))?.parse().ok())?;
+    if prefix > longest {
+        return None;
     }
-    text.parse().ok()
+    let canonical = address.to_canonical();
+    // Less than the 96 bits that mapped addresses begin with is a network of IPv6, which no IPv4 client is in.
+    let prefix = if canonical == address { prefix } else { prefix.checked_sub(96)? };
+    let is_peer = prefix == 0 || !canonical.is_unspecified() && !canonical.is_multicast();
+    is_peer.then_some(Cidr { address: canonical, prefix })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_addresses_and_prefixes_of_clients() {
+        for (text, peer, holds) in [
+            ("10.1.0.7", "10.1.0.7", true),
+            ("::ffff:10.1.0.7", "10.1.0.7", true),
+            ("::ffff:10.1.0.0/112", "10.1.255.1", true),
+            ("::ffff:10.1.0.0/112", "10.2.0.1", false),
+            ("::ffff:0.0.0.0/96", "10.2.0.1", true),
+            ("0.0.0.0/0", "10.2.0.1", true),
+            ("0.0.0.0/0", "fd00::1", false),
+            ("::/0", "fd00::1", true),
+            ("::/0", "10.2.0.1", false),
+            ("fd00::/8", "fd12::1", true),
+        ] {
+            assert_eq!(network(text).unwrap().contains(peer.parse().unwrap()), holds, "{text} {peer}");
+        }
+        for text in [
+            "",
+            "/",
+            "10.1.0.0/",
+            "10.1.0.0/33",
+            "10.1.0.0/+8",
+            "::/129",
+            "::ffff:10.1.0.0/129",
+            "::ffff:10.1.0.0/95",
+            "0.0.0.0",
+            "::",
+            "0.0.0.0/8",
+            "224.0.0.1",
+            "ff02::1",
+            "10.1.0.0/16/16",
+            "fe80::1%eth0",
+            "10.1.0.0/99999999999",
+        ] {
+            assert_eq!(network(text), None, "{text}");
+        }
+    }
 }

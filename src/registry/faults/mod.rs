@@ -31,6 +31,9 @@ const MESSAGE: usize = 32 << 10;
 /// Most rules that are staged, so that a command without an end does not fill the memory.
 const STAGED: usize = plan::MAX_RULES;
 
+/// Most rules that a message names.
+const NAMED: usize = 20;
+
 /// The plan in force.
 #[derive(Debug, Default)]
 pub struct Faults {
@@ -174,7 +177,6 @@ pub(crate) fn hits(plan: &Plan, named: usize) -> (Vec<(&str, u64)>, u64) {
 }
 
 fn unknown_rule(id: &str, plan: &Plan) -> String {
-    const NAMED: usize = 20;
     let names: Vec<&str> = plan.rules.iter().map(|rule| rule.id()).take(NAMED).collect();
     match plan.rules.len() {
         0 => format!("there is no rule {id:?}: the plan has no rules"),
@@ -243,18 +245,14 @@ pub fn join_reply(whole: &mut FaultReply, part: FaultReply) {
 #[must_use]
 pub fn reply_messages(reply: FaultReply) -> Vec<FaultReply> {
     let FaultReply { id, error, rules, warnings, .. } = reply;
-    let rules = parts(rules, json_len);
-    let warnings = parts(warnings, String::len);
-    let count = rules.len().max(warnings.len());
-    let (mut rules, mut warnings) = (rules.into_iter(), warnings.into_iter());
-    let message = |number| FaultReply {
-        id,
-        error: if number == 0 { error.clone() } else { String::new() },
-        rules: rules.next().unwrap_or_default(),
-        warnings: warnings.next().unwrap_or_default(),
-        more: number + 1 < count,
-    };
-    (0..count).map(message).collect()
+    let parts = parts(rules, json_len);
+    let count = parts.len();
+    let message = |(number, rules)| FaultReply { id, rules, more: number + 1 < count, ..FaultReply::default() };
+    let mut messages: Vec<FaultReply> = parts.into_iter().enumerate().map(message).collect();
+    if let Some(first) = messages.first_mut() {
+        (first.error, first.warnings) = (error, warnings);
+    }
+    messages
 }
 
 /// Why rules can never match what the disks have.
@@ -291,7 +289,10 @@ fn never_matching(rules: &[Arc<Rule>], store: &Store) -> Vec<String> {
         let upstream = matcher.upstream.as_ref().filter(|upstream| !store.has_upstream(upstream.as_str()));
         upstream.map(|upstream| format!("no disk has an image of {upstream}"))
     };
-    rules.iter().filter_map(|rule| why(rule).map(|why| format!("rule {} can never match: {why}", rule.id()))).collect()
+    let mut warnings = rules.iter().filter_map(|rule| Some(format!("rule {} can never match: {}", rule.id(), why(rule)?)));
+    let named: Vec<String> = warnings.by_ref().take(NAMED).collect();
+    let others = warnings.count();
+    named.into_iter().chain((others > 0).then(|| format!("{others} more rules can never match"))).collect()
 }
 
 /// The digest of an image's largest layer. For an index, of its first manifest's.

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::matcher::{Facts, Key};
-use super::rule::{Rule, RuleError};
+use super::rule::{self, Rule, RuleError};
 use crate::oci::Digest;
 use crate::proto::fault_action::Connection;
 use crate::proto::{Fault, FaultPlan, FaultRule};
@@ -37,7 +37,7 @@ pub struct PlanError {
 
 impl PlanError {
     fn rule(&self) -> String {
-        if self.id.is_empty() { format!("number {}", self.index + 1) } else { self.id.clone() }
+        if self.error.field == "id" && !rule::is_id(&self.id) { format!("number {}", self.index + 1) } else { self.id.clone() }
     }
 }
 

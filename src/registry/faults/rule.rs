@@ -37,6 +37,11 @@ impl RuleError {
     }
 }
 
+/// Whether a rule may have this id.
+pub(super) fn is_id(text: &str) -> bool {
+    (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
 /// When a rule that matches is due.
 #[derive(Debug, Clone, PartialEq)]
 enum When {
@@ -108,13 +113,13 @@ fn millis() -> u64 {
 impl Rule {
     /// Checks a rule. `largest_layer` is the digest for `largest_layer_of`, if the image is known.
     pub(super) fn new(message: FaultRule, largest_layer: Option<Digest>) -> Result<Self, RuleError> {
-        let is_id = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-        if message.id.is_empty() || message.id.len() > MAX_ID || !is_id(&message.id) {
+        if !is_id(&message.id) {
             return Err(RuleError::new(
                 "id",
                 format!("{:?} is not an id; expected 1 to {MAX_ID} letters, digits and . _ -", message.id),
             ));
         }
+        check_names(message.r#do.as_ref().unwrap_or(&FaultAction::default()))?;
         let len = serde_json::to_vec(&message).map_or(usize::MAX, |json| json.len());
         if len > MAX_RULE {
             return Err(RuleError::new("id", format!("the rule is longer than {MAX_RULE} bytes as JSON")));
@@ -313,6 +318,21 @@ fn headers(action: &FaultAction) -> Result<Vec<HeaderChange>, RuleError> {
     changes.collect()
 }
 
+/// Checks that each value which has a name has one: prototext takes any number.
+fn check_names(action: &FaultAction) -> Result<(), RuleError> {
+    let kind = action.cut.unwrap_or_default().kind;
+    for (field, number, is_known) in [
+        ("do.unauthorized", action.unauthorized, Unauthorized::try_from(action.unauthorized).is_ok()),
+        ("do.connection", action.connection, Connection::try_from(action.connection).is_ok()),
+        ("do.cut.kind", kind, Kind::try_from(kind).is_ok()),
+    ] {
+        if !is_known {
+            return Err(RuleError::new(field, format!("no value has the number {number}; expected a name")));
+        }
+    }
+    Ok(())
+}
+
 /// Checks what is done, and that nothing in it contradicts something else.
 fn check(action: &FaultAction, matcher: &Matcher) -> Result<(), RuleError> {
     let bad = |field, problem: String| Err(RuleError::new(field, problem));
@@ -373,7 +393,9 @@ fn check(action: &FaultAction, matcher: &Matcher) -> Result<(), RuleError> {
     }
     if !action.redirect.is_empty() {
         let url = action.redirect.parse::<http::Uri>().ok().filter(|url| matches!(url.scheme_str(), Some("http" | "https")));
-        if url.is_none_or(|url| url.query().is_some() || url.authority().is_none()) {
+        // Nothing can follow a query or a fragment, which the parser drops.
+        let is_open = |url: http::Uri| url.query().is_none() && url.authority().is_some();
+        if !action.redirect.is_ascii() || action.redirect.contains('#') || !url.is_some_and(is_open) {
             return bad("do.redirect", format!("{:?} is not a URL; expected one such as http://10.1.0.82:5001", action.redirect));
         }
     }

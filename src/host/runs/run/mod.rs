@@ -208,7 +208,7 @@ fn run_async<T>(work: impl Future<Output = Result<T, RunError>>) -> Result<T, Ru
 fn check(args: &RunArgs, report: &Report, interrupt: &Interrupt) -> Result<(Builder, Option<DiskImages>), RunError> {
     let mut builder = args.builder(read_config(args)?, report);
     if let Some(path) = &args.faults {
-        builder = builder.faults(&file::read(path)?);
+        builder = builder.faults(&file::read(path, report)?);
     }
     builder.check()?;
     if let Some(path) = args.certificates.output() {
