@@ -22,8 +22,11 @@ use super::inspect::look::{CheckedDisk, DamageError};
 use super::inspect::reader::DiskError;
 use super::nodes::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
 use super::nodes::ca::{self, Certificates, Tls};
+use super::runs::dir::{RunDir, RunDirOptions};
+use super::runs::folder::RunsError;
 use super::support::files;
 use super::support::interrupt::{Interrupt, Interrupted, Signals};
+use super::support::parent_watch::{self, Descriptor, ParentWatch, ParentWatchError};
 use super::support::quote::shell_word;
 use super::support::report::{Report, counted, message};
 use super::support::workers::no_thread;
@@ -117,6 +120,15 @@ pub struct ServeArgs {
     /// Write every event to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
+
+    /// Folder for files of this program and its launcher, new or empty, removed with all that is in it at the end
+    #[arg(long, value_name = "DIR", help_heading = "For programs")]
+    run_dir: Option<PathBuf>,
+
+    /// Shut down, as on SIGTERM, when standard input ends: a pipe or socket whose other end the launcher holds. So the server ends with its
+    /// launcher, however that ends
+    #[arg(long, help_heading = "For programs")]
+    end_with_stdin: bool,
 }
 
 /// Why `serve` failed.
@@ -216,6 +228,12 @@ pub enum ServeError {
     /// A signal before the registry was ready.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+    /// The folder of `--run-dir`.
+    #[error(transparent)]
+    RunDir(#[from] RunsError),
+    /// Standard input, with `--end-with-stdin`.
+    #[error(transparent)]
+    ParentWatch(#[from] ParentWatchError),
     /// The runtime, signals or standard output.
     #[error("cannot start")]
     Start(#[from] io::Error),
@@ -267,10 +285,14 @@ impl Ready {
 }
 
 impl ServeError {
-    /// The exit status: after a signal 128 plus the signal's number, as in a shell; else 1.
+    /// The exit status: after a signal 128 plus the signal's number, as in a shell; 2 for a standard input that cannot be watched; else 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        if let Self::Interrupted(cause) = self { cause.exit_code() } else { 1 }
+        match self {
+            Self::Interrupted(cause) => cause.exit_code(),
+            Self::ParentWatch(_) => Status::Usage.code(),
+            _ => Status::Error.code(),
+        }
     }
 }
 
@@ -290,9 +312,12 @@ impl ServeArgs {
 pub fn run(args: &ServeArgs, report: Report) -> Result<(), ServeError> {
     // Before the runtime's threads start: they inherit the blocked signals.
     let interrupt = Interrupt::catch()?;
+    let parent = args.end_with_stdin.then(|| ParentWatch::watch(Descriptor::Stdin)).transpose()?;
     let mut is_ready = false;
     let runtime = started_runtime()?;
-    let served = runtime.block_on(serve_layout(args, report, &interrupt, &mut is_ready));
+    let options = RunDirOptions { name: None, folder: args.run_dir.as_deref() };
+    let _dir = args.run_dir.as_ref().map(|_| RunDir::create_unlocked(&options)).transpose()?;
+    let served = runtime.block_on(serve_layout(args, report, &interrupt, parent, &mut is_ready));
     // A thread may still wait for the reader of the event file.
     runtime.shutdown_background();
     // A signal before that causes errors of many kinds. Report the signal instead.
@@ -329,7 +354,13 @@ fn started_runtime() -> io::Result<Runtime> {
     runtime
 }
 
-async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, is_ready: &mut bool) -> Result<(), ServeError> {
+async fn serve_layout(
+    args: &ServeArgs,
+    report: Report,
+    interrupt: &Interrupt,
+    parent: Option<ParentWatch>,
+    is_ready: &mut bool,
+) -> Result<(), ServeError> {
     check_is_folder(&args.layout)?;
     let plan = args.faults.as_deref().map(|path| faults::file::read(path, &report)).transpose()?;
     let store = open(args, interrupt)?;
@@ -388,7 +419,7 @@ async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, i
     *is_ready = true;
 
     drop(snapshot);
-    let totals = serve(listeners, registry, first(interrupt.signals()), drain).await;
+    let totals = serve(listeners, registry, first(interrupt.signals(), parent), drain).await;
     if let Some(control) = control {
         // Its end removes the socket, and lets go of the log.
         control.abort();
@@ -396,7 +427,7 @@ async fn serve_layout(args: &ServeArgs, report: Report, interrupt: &Interrupt, i
     }
     let count = |number: u64, noun| counted(usize::try_from(number).unwrap_or(usize::MAX), noun);
     report.step(format!("served {}, {}", count(totals.requests, "request"), count(totals.bytes, "byte")));
-    let reason = "shut down by a signal".to_owned();
+    let reason = "shut down as asked".to_owned();
     let done = Done { reason, requests: totals.requests, bytes: totals.bytes, ..Done::default() };
     let (Some(recorded), Some(path)) = (recorder, &args.events) else { return Ok(()) };
     // Its end drops the last sender, and so ends the recorder's thread.
@@ -436,9 +467,12 @@ fn check_is_folder(path: &Path) -> Result<(), ServeError> {
     Err(ServeError::NotALayout { path: path.to_owned(), found, instead })
 }
 
-/// Waits for the first signal, which starts the graceful shutdown.
-async fn first(mut signals: Signals) -> Signals {
-    signals.next().await;
+/// Waits for the first signal, or the end of the launcher, which starts the graceful shutdown.
+async fn first(mut signals: Signals, mut parent: Option<ParentWatch>) -> Signals {
+    tokio::select! {
+        _signal = signals.next() => {}
+        _closed = parent_watch::closed(&mut parent) => {}
+    }
     signals
 }
 

@@ -363,3 +363,69 @@ fn a_file_without_events_exits_1() {
         }
     }
 }
+
+/// The expectations of a log that grows are judged when nothing can change them, at the latest at the end of the wait.
+#[test]
+fn waiting_assertion_reads_the_growing_log_again() {
+    let events = log();
+    let (before, after) = events.split_at(2);
+    let bench = bench(&written(before));
+    let start = |arguments: &[&str]| {
+        let mut command = bench.command(&[&["assert"], arguments, &["log"]].concat());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let ends = |child: std::process::Child| {
+        let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+        (status.code(), text(&stdout), text(&stderr))
+    };
+    // A day is longer than the test may take: each ends because of what the log says.
+    let day = "86400";
+    let waiting = [
+        start(&["--pulled", "test/multi:1", "--wait", day]),
+        start(&["--pulled", "test/multi:1", "--times", "2", "--wait", day]),
+        start(&["--not-pulled", "test/multi:1", "--wait", day]),
+        start(&["--not-pulled", "test/multi:2", "--wait", day]),
+        start(&["--fault", "slow", "--wait", day]),
+        start(&["--fault", "slow", "--hits", "0", "--wait", day]),
+    ];
+    // Without --wait the same log is judged as it is, and at the end of a wait as well.
+    for wait in [&[][..], &["--wait", "0"], &["--wait", "1"]] {
+        let judged = |arguments: &[&str]| ends(start(&[arguments, wait].concat()));
+        assert_eq!(judged(&["--pulled", "test/multi:1"]).0, Some(1), "{wait:?}");
+        assert_eq!(judged(&["--not-pulled", "test/multi:1"]).0, Some(0), "{wait:?}");
+        assert_eq!(judged(&["--fault", "slow", "--hits", "0"]).0, Some(0), "{wait:?}");
+    }
+    let mut growing = OpenOptions::new().append(true).open(bench.path("log")).unwrap();
+    // A line of which a part is there is no error yet.
+    let fault = json!({ "time": 3.0, "fault": { "rule": "slow", "peer": "10.1.0.7:1" } });
+    let rest = written(&[&[fault], after].concat());
+    let (first, second) = rest.as_bytes().split_at(20);
+    growing.write_all(first).unwrap();
+    assert_eq!(ends(start(&["--pulled", "test/multi:1", "--wait", "1"])).0, Some(2), "ends in the middle of an event");
+    growing.write_all(second).unwrap();
+    let ended: Vec<_> = waiting.into_iter().map(ends).collect();
+    let said: Vec<_> = ended.iter().map(|(status, said, _)| (*status, said.as_str())).collect();
+    let expected = [
+        (Some(0), "test/multi:1 was pulled 2 times\n"),
+        (Some(0), "test/multi:1 was pulled 2 times\n"),
+        (Some(1), ""),
+        (Some(0), "test/multi:2 was not pulled\n"),
+        (Some(0), "the rule slow did act once\n"),
+        (Some(1), ""),
+    ];
+    assert!(said[0].1 == expected[0].1 || said[0].1 == "test/multi:1 was pulled once\n", "{said:?}");
+    assert_eq!((said[0].0, &said[1..]), (Some(0), &expected[1..]), "{ended:?}");
+
+    // A registry that has ended logs nothing more.
+    let missing = ends(start(&["--pulled", "test/multi:2", "--wait", day]));
+    assert!(missing.0 == Some(1) && missing.2.contains("it was expected to be pulled at least once"), "{missing:?}");
+    let missing = ends(start(&["--pulled", "test/multi:1", "--times", "3", "--wait", day]));
+    assert_eq!(missing.0, Some(1), "{missing:?}");
+    // What no later event mends is not waited for.
+    bench.file("log", format!("{}junk\n", written(before)).as_bytes());
+    assert_eq!(ends(start(&["--not-pulled", "test/multi:1", "--wait", day])).0, Some(2));
+    std::fs::remove_file(bench.path("log")).unwrap();
+    assert_eq!(ends(start(&["--not-pulled", "test/multi:1", "--wait", day])).0, Some(2));
+    let (status, _, said) = ends(start(&["--pulled", "a", "--wait", "86401"]));
+    assert!(status == Some(2) && said.contains("86401 is not in 0..=86400"), "{said}");
+}

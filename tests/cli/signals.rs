@@ -1,8 +1,8 @@
 //! Signals while a command waits for an input or an output that is a FIFO, on which nothing happens, and while it writes.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
@@ -225,4 +225,44 @@ fn nothing_is_left_of_a_file_or_a_layout_that_a_signal_cuts_short() {
             is_cut_short(&bench, folder, arguments).then_some(())
         });
     }
+}
+
+/// A server ends with its launcher, and then nothing of its folder is left.
+#[test]
+fn server_ends_with_its_standard_input_and_removes_its_folder() {
+    let (bench, _, _) = hello(b"layer");
+    let in_folder = ["--run-dir", "run", "--ca-out", "run/ca.crt", "--events", "run/events.jsonl", "--control", "run/control"];
+    let serve = |arguments: &[&str]| {
+        let mut command = bench.command(&["serve", "layout", "--json", "--quiet", "--listen", "127.0.0.1:0"]);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let before = bench.everything();
+    let mut server = serve(&[&in_folder[..], &["--end-with-stdin"]].concat()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("{\"endpoints\":"), "{line}");
+    assert_eq!(fs::metadata(bench.path("run")).unwrap().permissions().mode() & 0o777, 0o700);
+    for file in ["ca.crt", "events.jsonl", "control"] {
+        assert!(bench.path("run").join(file).exists(), "{file}");
+    }
+    drop(server.stdin.take());
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+    assert_eq!(bench.everything(), before);
+
+    // The folder of somebody else.
+    bench.file("mine", b"");
+    fs::create_dir(bench.path("run")).unwrap();
+    fs::rename(bench.path("mine"), bench.path("run/mine")).unwrap();
+    let before = bench.everything();
+    let refused = serve(&in_folder).output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(1) && said.contains("run is not empty"), "{said}");
+    assert_eq!(bench.everything(), before);
+    // A standard input that does not tell when the launcher ends.
+    let refused = serve(&["--run-dir", "other", "--end-with-stdin"]).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    let expected = "localregistry: standard input (--end-with-stdin) is neither a pipe nor a socket: give it one of these, and keep the other end open\n";
+    assert_eq!((refused.status.code(), said.as_str()), (Some(2), expected));
+    assert_eq!(bench.everything(), before);
 }

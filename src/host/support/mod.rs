@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod files;
 pub mod interrupt;
+pub mod parent_watch;
 pub(crate) mod prototext;
 pub(crate) mod quote;
 pub mod report;

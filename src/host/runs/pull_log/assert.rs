@@ -8,6 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -19,6 +21,10 @@ use crate::text::chain;
 
 /// Number of pulls, and of refusals, that are printed.
 const MAX_LISTED: usize = 10;
+/// Interval at which a log is read again, with `--wait`.
+const POLL: Duration = Duration::from_millis(100);
+/// Longest `--wait` in seconds: a day.
+const WAIT_MAX: u64 = 24 * 60 * 60;
 /// Code of the warning of a guest that dropped events.
 const DROPPED_EVENTS: &str = "DROPPED_EVENTS";
 
@@ -35,12 +41,18 @@ Examples:
       Its tag latest was pulled exactly three times, by any address
   localregistry assert --not-pulled test/secret:1 events.jsonl
       No client pulled it
+  localregistry assert --pulled test/hello:1 --wait 5 events.jsonl
+      The same while the registry serves: the log of a pull comes a moment after the pull
   localregistry assert --fault slow-blobs --hits 0 events.jsonl
       This rule of the plan of faults acted on no request
 
 A pull is one complete response (200 or 206) to a GET of the image's manifest, by tag or by digest. HEAD, layers and resumed downloads
 do not count. A client that sends HEAD for a tag and then gets its digest (containerd, dockerd) has pulled the tag once.
 If a pull is missing, clients that refused the registry's certificate are listed: mostly they do not trust its CA.
+
+With --wait the log of a registry that still serves is read again. \"At least\" holds as soon as there are that many. \"At most\", \"exactly\"
+and \"not\" can be broken until the last moment: they fail at once if there are too many, and hold at the end of the wait. If the registry
+has ended, nothing is waited for.
 
 Exit status:
   0  the log shows the expected pulls
@@ -79,6 +91,10 @@ pub struct AssertArgs {
     /// N times or fewer
     #[arg(long, value_name = "N")]
     at_most: Option<u64>,
+
+    /// Read the log again for at most this long, if the registry that writes it still serves
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=WAIT_MAX))]
+    wait: u64,
 
     /// The log that `run --events` or `serve --events` wrote
     #[arg(value_name = "FILE")]
@@ -123,6 +139,14 @@ impl Expected {
     /// Whether `count` and any larger number are as expected.
     fn holds_from(self, count: u64) -> bool {
         matches!(self, Self::AtLeast(least) if count >= least)
+    }
+
+    /// Whether further pulls change nothing.
+    fn is_decided(self, count: u64) -> bool {
+        match self {
+            Self::Exactly(most) | Self::AtMost(most) => count > most,
+            Self::AtLeast(least) => count >= least,
+        }
     }
 
     fn text(self) -> String {
@@ -175,9 +199,11 @@ fn check(args: &AssertArgs, report: &Report) -> Result<bool, LogError> {
         return check_fault(rule, args, report);
     }
     let (Some(image), expected) = args.expected() else { return Ok(false) };
-    let LogSummary { pulls, refusals, gap, .. } = read(args)?;
     let is_by = |pull: &Pull| args.by.is_none_or(|by| pull.by == Some(by.to_canonical()));
-    let counted = pulls.iter().filter(|pull| image.matches(pull) && is_by(pull) && pull.is_complete()).count() as u64;
+    let is_counted = |pull: &&Pull| image.matches(pull) && is_by(pull) && pull.is_complete();
+    let (summary, counted) =
+        read_until_decided(args, expected, |summary| summary.pulls.iter().filter(is_counted).count() as u64)?;
+    let LogSummary { pulls, refusals, gap, .. } = summary;
     let by = args.by.map_or_else(String::new, |by| format!(" by {by}"));
     if let Some(gap) = gap.filter(|_| !expected.holds_from(counted)) {
         let (image, counted) = (format!("{image}{by}"), pulled(counted));
@@ -207,11 +233,12 @@ fn check(args: &AssertArgs, report: &Report) -> Result<bool, LogError> {
 
 /// Checks how often a rule of the plan of faults acted.
 fn check_fault(rule: &str, args: &AssertArgs, report: &Report) -> Result<bool, LogError> {
-    let LogSummary { faults, gap, .. } = read(args)?;
     let is_by = |peer: &Option<IpAddr>| args.by.is_none_or(|by| *peer == Some(by.to_canonical()));
-    let hits = faults.iter().filter(|(id, peer)| id == rule && is_by(peer)).count() as u64;
     let (expected, by) =
         (args.hits.map_or(Expected::AtLeast(1), Expected::Exactly), args.by.map_or_else(String::new, |by| format!(" for {by}")));
+    let (LogSummary { faults, gap, .. }, hits) = read_until_decided(args, expected, |summary| {
+        summary.faults.iter().filter(|(id, peer)| id == rule && is_by(peer)).count() as u64
+    })?;
     let acted = |count: u64| if count == 0 { "not act".to_owned() } else { format!("act {}", times(count)) };
     if let Some(gap) = gap.filter(|_| !expected.holds_from(hits)) {
         return Err(LogError::FaultGap { path: args.log.clone(), gap, rule: rule.to_owned(), counted: acted(hits) });
@@ -263,6 +290,28 @@ struct LogSummary {
     faults: Vec<(String, Option<IpAddr>)>,
     /// Why events are missing, if they are.
     gap: Option<&'static str>,
+    /// Whether the registry has ended, so that the log does not grow.
+    ended: bool,
+}
+
+/// Reads the log, again and again until `--wait` is over, the registry has ended, or no further event changes whether the log is as
+/// `expected`. Returns what `count` finds in it, too.
+fn read_until_decided(
+    args: &AssertArgs,
+    expected: Expected,
+    count: impl Fn(&LogSummary) -> u64,
+) -> Result<(LogSummary, u64), LogError> {
+    let (started, wait) = (Instant::now(), Duration::from_secs(args.wait));
+    loop {
+        // Before reading, so that the last reading is not earlier than the end of the wait.
+        let left = wait.saturating_sub(started.elapsed());
+        let summary = read(args)?;
+        let counted = count(&summary);
+        if left.is_zero() || summary.ended || expected.is_decided(counted) {
+            return Ok((summary, counted));
+        }
+        thread::sleep(left.min(POLL));
+    }
 }
 
 fn read(args: &AssertArgs) -> Result<LogSummary, LogError> {
@@ -282,7 +331,12 @@ fn read(args: &AssertArgs) -> Result<LogSummary, LogError> {
                     }
                     summary.refusals.add(warning);
                 }
-                Some(Kind::Done(done)) if done.dropped_events > 0 => summary.gap = Some(DROPPED),
+                Some(Kind::Done(done)) => {
+                    summary.ended = true;
+                    if done.dropped_events > 0 {
+                        summary.gap = Some(DROPPED);
+                    }
+                }
                 _ => {}
             },
             Err(_) => {

@@ -4,10 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::parent_watch::Descriptor;
 use super::publish::Publish;
 use crate::address::san;
-
 use crate::config::guest_config::{GuestConfig, Setting};
 use crate::host::boot::kernel::Flavor;
 use crate::host::exit;
@@ -15,6 +13,7 @@ use crate::host::nodes::access::{Access, CLIENT_CA_WITHOUT_TLS};
 use crate::host::nodes::ca::{Certificates, Tls};
 use crate::host::nodes::trust::Endpoint;
 use crate::host::runs::dir::{RunDirOptions, is_name};
+use crate::host::support::parent_watch::Descriptor;
 use crate::host::support::report::Report;
 use crate::host::vm::accel::AccelChoice;
 use crate::host::vm::cpus::Cpus;

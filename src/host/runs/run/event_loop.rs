@@ -5,9 +5,9 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::parent_watch::{self, ParentWatch};
 use super::print;
 use crate::host::support::interrupt::Signals;
+use crate::host::support::parent_watch::{self, ParentWatch};
 use crate::host::support::report::{Report, message};
 use crate::host::vm::launch::{Appliance, ExitReport};
 use crate::proto::Event;

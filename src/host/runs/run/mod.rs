@@ -6,7 +6,6 @@
 mod args;
 mod detach;
 mod event_loop;
-mod parent_watch;
 mod print;
 mod publish;
 mod status_file;
@@ -27,6 +26,7 @@ use crate::host::inspect::look::{CheckedDisk, DamageError};
 use crate::host::nodes::trust::{self, DiskImages, TrustError};
 use crate::host::support::files;
 use crate::host::support::interrupt::{Interrupt, Interrupted, Signals};
+use crate::host::support::parent_watch::{self, Descriptor, ParentWatch, ParentWatchError};
 use crate::host::support::report::{Report, message};
 use crate::host::vm::launch::{Appliance, BuildError, Builder, ExitReport, LaunchError, Options, command};
 use crate::text::chain;
@@ -34,7 +34,6 @@ use crate::text::chain;
 use tokio::task::JoinSet;
 
 use event_loop::Output;
-use parent_watch::{Descriptor, ParentWatch, ParentWatchError};
 use status_file::{StatusFile, check_writable};
 
 pub use args::RunArgs;

@@ -1,4 +1,4 @@
-//! Watches a pipe or socket whose other end the launcher holds. The run ends when the launcher closes it or ends, in whatever way.
+//! Watches a pipe or socket whose other end the launcher holds. `run` and `serve` end when the launcher closes it or ends, in whatever way.
 
 use std::fmt;
 use std::io;
@@ -10,11 +10,12 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::{Errno, read};
 use tokio::sync::oneshot;
 
-use crate::host::support::sys;
+use super::sys;
 
 /// The descriptor to watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Descriptor {
+pub enum Descriptor {
+    /// Standard input.
     Stdin,
     /// An inherited descriptor.
     Number(i32),
@@ -22,13 +23,17 @@ pub(crate) enum Descriptor {
 
 /// Why a descriptor cannot be watched.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ParentWatchError {
+pub enum ParentWatchError {
+    /// It is not open.
     #[error("{0} cannot be used: the launcher has to leave it open for this program (without close-on-exec)")]
     NotOpen(Descriptor, #[source] io::Error),
+    /// It is a file or a device, whose end does not tell that the launcher has ended.
     #[error("{0} is neither a pipe nor a socket: give it one of these, and keep the other end open")]
     Kind(Descriptor),
+    /// It is the wrong end of a pipe.
     #[error("{0} is the writing end of a pipe: give it the reading end, and keep the writing end open")]
     WritingEnd(Descriptor),
+    /// No thread can be started.
     #[error("the thread that watches {0} cannot be started")]
     Thread(Descriptor, #[source] io::Error),
 }
