@@ -11,6 +11,7 @@ mod deploy_objects;
 mod every_disk;
 mod fault_profiles;
 mod file_systems;
+mod go_client;
 mod http_clients;
 mod image_tools;
 mod inspect;

@@ -12,9 +12,9 @@ use testing::vm::succeed;
 
 const LAUNCHERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/qemu/launchers");
 
-/// A launcher, in a folder where it may create only temporary files.
-fn launcher(bench: &Bench, program: &Path) -> Command {
-    let mut command = testing::program(program);
+/// The launcher with this name, in a folder where it may create only temporary files.
+fn of(bench: &Bench, name: &str) -> Command {
+    let mut command = testing::program(Path::new(LAUNCHERS).join(name));
     for folder in ["tmp", "runtime"] {
         fs::create_dir_all(bench.path(folder)).unwrap();
     }
@@ -22,10 +22,6 @@ fn launcher(bench: &Bench, program: &Path) -> Command {
     command.env("LOCALREGISTRY", PROGRAM).env("LOCALREGISTRY_CACHE", cache::folder("").unwrap()).env("ACCEL", "tcg");
     command.env("PYTHONDONTWRITEBYTECODE", "1");
     command
-}
-
-fn of(bench: &Bench, name: &str) -> Command {
-    launcher(bench, &Path::new(LAUNCHERS).join(name))
 }
 
 /// Asserts that a launcher has left no run and no temporary file.
@@ -132,36 +128,11 @@ fn python_launcher_starts_qemu_with_the_machine_definition() {
     nothing_left(&bench);
 }
 
-/// Builds the launcher in Go with only the standard library, without downloads.
-fn build_go(bench: &Bench) {
-    let source = Path::new(LAUNCHERS).join("run.go");
-    let mut build = testing::program("go");
-    build.args(["build", "-o"]).arg(bench.path("launcher")).arg(&source).current_dir(bench.path(""));
-    build.env("GOFLAGS", "-mod=mod").env("GOPROXY", "off").env("GOCACHE", bench.path("go")).env("GOPATH", bench.path("go"));
-    succeed(&mut build);
-    assert_eq!(succeed(testing::program("gofmt").arg("-l").arg(&source)), "");
-}
-
-#[test]
-fn go_launcher_pulls() {
-    let bench = Bench::default();
-    bench.sample_disk();
-    build_go(&bench);
-    let go = || launcher(&bench, &bench.path("launcher"));
-    let output = go().args(["disk.erofs", "test/hello:latest"]).output().unwrap();
-    let said = ended_well(&bench, &output);
-    assert!(said.starts_with("pulled test/hello:latest sha256:"), "{said}");
-    let mut missing = go();
-    missing.args(["no-disk", "a:b"]);
-    fails_as_run_does(&bench, missing);
-}
-
 /// Killing a launcher kills its machine, however early.
 #[test]
 fn killed_launcher_leaves_no_process() {
     let bench = Bench::default();
     bench.sample_disk();
-    build_go(&bench);
     succeed(&mut bench.command(&["--quiet", "kernel", "-o", "vmlinux"]));
     succeed(&mut bench.command(&["--quiet", "initramfs", "-o", "initramfs"]));
     let with = |mut command: Command, arguments: &[&str]| {
@@ -172,7 +143,6 @@ fn killed_launcher_leaves_no_process() {
         with(of(&bench, "run.sh"), &["disk.erofs", "true"]),
         with(of(&bench, "run.py"), &["disk.erofs", "a:b"]),
         with(of(&bench, "machine.py"), &["disk.erofs", "vmlinux", "initramfs", "a:b"]),
-        with(launcher(&bench, &bench.path("launcher")), &["disk.erofs", "a:b"]),
     ] {
         let mut launcher =
             KilledOnDrop(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());

@@ -1,0 +1,3 @@
+module localregistry
+
+go 1.19
