@@ -13,7 +13,8 @@ use hyper::client::conn::{http1, http2};
 use hyper::{HeaderMap, Request, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use localregistry::oci::Digest;
-use localregistry::proto::Fault;
+use localregistry::proto::fault_command::Verb;
+use localregistry::proto::{Fault, FaultCommand};
 use localregistry::registry::auth::Auth;
 use localregistry::registry::auth::client_certificate::{ClientCa, Presence};
 use localregistry::registry::auth::users::Users;
@@ -142,6 +143,13 @@ impl Site {
                 exchange(stream, way.http2, request).await
             }
         })
+    }
+
+    /// How often the last rule matched and acted.
+    fn counts(&self) -> (u64, u64) {
+        let command = FaultCommand { verb: Verb::List.into(), ..FaultCommand::default() };
+        let listed = self.server.registry.receive_faults(command).unwrap();
+        listed.rules.last().map(|rule| (rule.matches, rule.hits)).unwrap()
     }
 
     /// Waits for the next hit of the last rule.
@@ -510,9 +518,10 @@ fn connection_ends_after_a_whole_response() {
     site.rule(json!({"endpoint": "blob"}), json!({"http10": true}));
     for way in WAYS {
         let got = site.get(way, &site.blob);
-        assert!(got.is(&site.layer) && !got.reusable);
+        assert!(got.is(&site.layer) && got.reusable == way.http2);
         assert_eq!(got.version, if way.http2 { Version::HTTP_2 } else { Version::HTTP_10 });
     }
+    assert_eq!(site.counts(), (2, 2), "HTTP/2 has no such version");
 }
 
 #[test]
@@ -555,13 +564,25 @@ fn headers_are_wrong_or_missing() {
         site.rule(json!({"endpoint": "blob"}), json!({"headers": [{"name": "Content-Length"}]}));
         let got = site.get(way, &site.blob);
         assert!(got.is(&site.layer) && got.header("content-length").is_none(), "{way:?}");
+        assert!(site.hit().1.complete, "the client got all bytes");
         // A client takes no more than the head announces, and notices if there is less.
-        for (length, whole) in [(SIZE + 1, false), (SIZE - 1, way == PLAIN)] {
-            site.rule(json!({"endpoint": "blob"}), json!({"headers": [{"name": "Content-Length", "value": length.to_string()}]}));
+        let wrong = |length: usize| json!({"headers": [{"name": "Content-Length", "value": length.to_string()}]});
+        for (length, more) in [(SIZE + 1, json!({})), (SIZE - 1, json!({})), (5000, json!({"shortBody": 4000}))] {
+            let mut action = wrong(length);
+            action.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            site.rule(json!({"endpoint": "blob"}), action);
             let got = site.get(way, &site.blob);
             assert_eq!(got.header("content-length"), Some(length.to_string().as_str()));
-            assert!(got.broken.is_some() || whole || got.body.len() == length, "{way:?} {length}");
+            let sent = if length == 5000 { 4000 } else { SIZE.min(length) };
+            if !way.http2 {
+                assert_eq!(got.body, site.layer[..sent], "{way:?} {length}");
+            }
+            assert_eq!(got.broken.is_some(), sent < length || way.http2, "{way:?} {length}: {:?}", got.broken);
+            assert!(!site.hit().1.complete);
         }
+        site.rule(json!({"endpoint": "blob"}), wrong(SIZE));
+        assert!(site.get(way, &site.blob).is(&site.layer));
+        assert_eq!(site.counts(), (0, 0), "the length is right");
     }
 }
 
@@ -597,7 +618,9 @@ fn handshakes_fail_as_the_rule_says() {
             assert_eq!(site.fault().action, connection);
         }
     }
+    let before = site.counts();
     assert_eq!(site.get(PLAIN, "/v2/").status, 200, "without TLS nothing is wrong");
+    assert_eq!(site.counts(), before, "nothing was done");
 }
 
 #[test]
@@ -607,6 +630,64 @@ fn header_names_have_upper_case() {
     let response = testing::http::get(site.server.plain, &site.manifest);
     assert!(response.headers.iter().any(|(name, _)| name == "Docker-Content-Digest"), "{:?}", response.headers);
     assert_eq!(site.get(HTTP2, &site.manifest).status, 200);
+    assert_eq!(site.counts(), (1, 1), "names of HTTP/2 are in lower case");
+}
+
+#[test]
+fn requests_that_a_rule_cannot_change_are_no_hits_and_whole_pulls() {
+    let site = Site::new();
+    let get = [("GET", "")];
+    let both = [("GET", ""), ("HEAD", "")];
+    let head = [("HEAD", "")];
+    let ranged = [("GET", "bytes=0-9"), ("HEAD", "")];
+    let unranged = [("GET", ""), ("HEAD", "bytes=0-9")];
+    for (action, requests) in [
+        (json!({"corrupt": {"offset": SIZE}}), &both[..]),
+        (json!({"corrupt": {"offset": 10}}), &ranged),
+        (json!({"corrupt": {"offset": 10}, "shortBody": SIZE}), &ranged),
+        (json!({"corrupt": {"offset": 0}}), &head),
+        (json!({"shortBody": SIZE}), &both),
+        (json!({"stall": {"afterBytes": SIZE}}), &both),
+        (json!({"stall": {}}), &head),
+        (json!({"cut": {}}), &head),
+        (json!({"cut": {"afterBytes": SIZE}}), &both),
+        (json!({"cut": {"afterBytes": SIZE, "kind": "GOAWAY"}}), &both),
+        (json!({"bytesPerSecond": 1}), &head),
+        (json!({"bytesPerSecond": SIZE * 20}), &get),
+        (json!({"ignoreRange": true}), &unranged),
+        (json!({"headers": [{"name": "x-none"}, {"name": "Content-Length", "value": SIZE.to_string()}]}), &get),
+    ] {
+        for way in WAYS {
+            site.rule(json!({"endpoint": "blob"}), action.clone());
+            for (method, range) in requests {
+                let range: Vec<_> = [("range", *range)].into_iter().filter(|(_, range)| !range.is_empty()).collect();
+                let got = site.send(way, method, &site.blob, &range).unwrap();
+                assert!(got.broken.is_none() && got.reusable, "{way:?} {method} {action}");
+                let request = site.server.logged();
+                assert_eq!((request.complete, request.fault.as_str()), (true, ""), "{way:?} {method} {action}");
+            }
+            assert_eq!(site.counts(), (0, 0), "{way:?} {action}");
+        }
+    }
+    // One of several things is done: it alone is reported. A rule that does nothing leaves the request to the next one.
+    let id = |name: &str, action: Value| json!({"id": name, "match": {"endpoint": "blob"}, "do": action});
+    site.rules(json!([
+        id("none", json!({"corrupt": {"offset": SIZE}})),
+        id("some", json!({"corrupt": {"offset": SIZE}, "close": true}))
+    ]));
+    assert!(site.get(PLAIN, &site.blob).is(&site.layer));
+    let fault = site.server.fault();
+    assert_eq!((fault.rule.as_str(), fault.action.as_str()), ("some", "connection closed"));
+    assert!(site.server.logged().complete, "no byte is wrong");
+}
+
+#[test]
+fn listener_for_observers_meets_no_faults() {
+    let site = Site::with(Setup { own_port: true, ..Setup::default() });
+    site.rule(json!({}), json!({"connection": "REFUSE"}));
+    assert_eq!(testing::http::get(site.server.observed.unwrap(), "/metrics").status, 200);
+    assert!(site.send(PLAIN, "GET", "/v2/", &[]).is_err());
+    assert_eq!(site.counts(), (1, 1));
 }
 
 #[test]

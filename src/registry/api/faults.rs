@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, LOCATION, RANGE, RETRY_AFTER, USER_AGENT};
 use http::request::Parts;
-use http::{HeaderValue, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Response, StatusCode, Version};
 use rustls::ServerConfig;
 use tokio::time::sleep;
 
@@ -15,21 +15,22 @@ use super::resolve;
 use super::route::{RequestTarget, Route};
 use crate::disk::catalog::Catalog;
 use crate::oci::{Digest, Reference, upstreams};
-use crate::proto::FaultAction;
 use crate::proto::event;
 use crate::proto::fault_action::{Connection, Unauthorized};
 use crate::proto::fault_cut::Kind;
+use crate::proto::{FaultAction, FaultCut};
 use crate::registry::auth::basic::{Authorization, authorization};
 use crate::registry::auth::challenge::TokenFault;
 use crate::registry::content::body::Payload;
 use crate::registry::content::snapshot::Snapshot;
-use crate::registry::faults::Rule;
+use crate::registry::faults::action::{Action, Original};
 use crate::registry::faults::body::BodyFault;
 use crate::registry::faults::matcher::Facts;
 use crate::registry::faults::plan::Plan;
 use crate::registry::http::error::RegistryError;
 use crate::registry::http::reply;
-use crate::registry::listen::client::Client;
+use crate::registry::listen::activity::Activity;
+use crate::registry::listen::client::{Client, Surface};
 use crate::registry::tls::faulty;
 
 /// The header of warnings (RFC 7234, section 5.5).
@@ -44,19 +45,21 @@ struct Names {
 }
 
 impl Registry {
-    /// What the plan does to a new connection. Reports it.
-    pub(crate) fn connection_fault(&self, peer: SocketAddr, port: u16) -> Connection {
-        let hit = self.faults().plan().and_then(|plan| plan.hit_connection(peer.ip(), port));
+    /// Which of these `things` the plan does to a connection. Reports it. Those who observe the registry on a listener of their own meet
+    /// no faults.
+    pub(crate) fn connection_fault(&self, client: &Client, things: &[Connection]) -> Connection {
+        let plan = self.faults().plan().filter(|_| client.surface != Surface::Observability);
+        let peer = SocketAddr::new(client.peer.ip().to_canonical(), client.peer.port());
+        let hit = plan.and_then(|plan| plan.hit_connection(peer.ip(), client.local.port(), things));
         let Some(hit) = hit else { return Connection::Unspecified };
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string();
-        self.events().emit(event::Event::Fault(crate::proto::Fault { peer, ..hit.event() }));
-        hit.rule.action.connection()
+        self.events().emit(event::Event::Fault(crate::proto::Fault { peer: peer.to_string(), ..hit.event() }));
+        hit.action.message.connection()
     }
 
     /// TLS settings with the wrong certificate that a fault wants.
-    pub(crate) fn faulty_tls(&self, client: &Client) -> Option<Arc<ServerConfig>> {
+    pub(crate) fn faulty_tls(&self, fault: Connection, client: &Client) -> Option<Arc<ServerConfig>> {
         let authority = self.leaves.as_ref().map(|leaves| Arc::clone(leaves.authority()));
-        let made = faulty::server_config(client.fault, authority, client.local.ip().to_canonical())?;
+        let made = faulty::server_config(fault, authority, client.local.ip().to_canonical())?;
         made.inspect_err(|error| tracing::warn!(%error, "cannot make the certificate of a fault")).ok()
     }
 
@@ -66,7 +69,7 @@ impl Registry {
         plan: &Plan,
         target: &RequestTarget,
         client: &Client,
-        context: RequestContext<'_>,
+        mut context: RequestContext<'_>,
     ) -> Result<Response<Payload>, RegistryError> {
         let head = context.head;
         let names = Names::of(target, context.snapshot, head);
@@ -92,33 +95,71 @@ impl Registry {
             first_byte: range.map_or(0, first_byte),
             version: head.version,
         };
-        let Some(hit) = plan.hit(&facts) else { return self.serve_target(target, client, context).await };
-        context.entry.fault = Some(hit.clone());
-        let (rule, connection) = (hit.rule, Arc::clone(context.connection));
-        let action = &rule.action;
-        if action.delay_seconds > 0.0 {
-            sleep(Duration::from_secs_f64(action.delay_seconds)).await;
-        }
         let is_http2 = head.version == Version::HTTP_2;
-        let mut response = match self.answer(action, target, client, head) {
-            Some(response) => response,
-            None if action.ignore_range => {
-                let mut whole = head.clone();
-                whole.headers.remove(RANGE);
-                let context = RequestContext { head: &whole, ..context };
-                self.serve_target(target, client, context).await.unwrap_or_else(|error| reply::error(&error))
+        // Some actions change only certain responses. A rule does not count a request that it does nothing to.
+        let mut served = None;
+        for rule in plan.matching(&facts) {
+            if !rule.action.is_certain(is_http2) {
+                if served.is_none() {
+                    served = Some(self.serve_response(target, client, context.again()).await);
+                }
+                if !served.as_ref().is_some_and(|response| rule.action.on(&original(response, head)).is_some()) {
+                    continue;
+                }
             }
-            None => self.serve_target(target, client, context).await.unwrap_or_else(|error| reply::error(&error)),
+            if let Some(hit) = plan.count(rule) {
+                context.entry.fault = Some(hit.clone());
+                return Ok(self.act(hit.action, served, target, client, context).await);
+            }
+        }
+        match served {
+            Some(response) => Ok(response),
+            None => self.serve_target(target, client, context).await,
+        }
+    }
+
+    /// Serves a target. Errors become responses.
+    async fn serve_response(&self, target: &RequestTarget, client: &Client, context: RequestContext<'_>) -> Response<Payload> {
+        self.serve_target(target, client, context).await.unwrap_or_else(|error| reply::error(&error))
+    }
+
+    /// The response to a request that a rule acts on. `served` is the response without the rule, if there is one already.
+    async fn act(
+        &self,
+        action: Action,
+        served: Option<Response<Payload>>,
+        target: &RequestTarget,
+        client: &Client,
+        mut context: RequestContext<'_>,
+    ) -> Response<Payload> {
+        let head = context.head;
+        if action.message.delay_seconds > 0.0 {
+            sleep(Duration::from_secs_f64(action.message.delay_seconds)).await;
+        }
+        let mut response = match (self.answer(&action.message, target, client, head), served) {
+            (Some(answer), _) => {
+                (context.entry.digest, context.entry.blob_repository) = (None, None);
+                answer
+            }
+            (None, Some(served)) => served,
+            (None, None) => self.serve_response(target, client, context.again()).await,
         };
-        change_head(&mut response, &rule, is_http2);
-        let goes_away = action.cut.as_ref().is_some_and(|cut| cut.kind() == Kind::Goaway && cut.after_bytes == 0);
-        if action.close || action.http_1_0 || goes_away {
-            connection.end.go_away();
+        let mut done = action.on(&original(&response, head));
+        if done.as_ref().is_some_and(|done| done.message.ignore_range) {
+            let mut whole = head.clone();
+            whole.headers.remove(RANGE);
+            response = self.serve_response(target, client, RequestContext { head: &whole, ..context.again() }).await;
+            done = action.on(&original(&response, head)).or(done).map(|mut done| {
+                done.message.ignore_range = true;
+                done
+            });
         }
-        if rule.changes_body() {
-            response.body_mut().fault = Some(Box::new(BodyFault::new(rule, connection, is_http2)));
+        let done = done.unwrap_or(action);
+        if let Some(hit) = &mut context.entry.fault {
+            hit.action = done.clone();
         }
-        Ok(response)
+        change_response(&mut response, done, head, context.connection);
+        response
     }
 
     /// The response in place of the content.
@@ -155,30 +196,54 @@ impl Registry {
     }
 }
 
-/// Changes status line and headers.
-fn change_head(response: &mut Response<Payload>, rule: &Rule, is_http2: bool) {
-    let action = &rule.action;
-    let body = response.body().len();
-    let headers = response.headers_mut();
-    if let Some(short) = action.short_body.filter(|short| *short < body) {
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(short));
+/// What an action finds before it changes a response.
+fn original<'a>(response: &'a Response<Payload>, head: &Parts) -> Original<'a> {
+    Original {
+        status: response.status(),
+        headers: response.headers(),
+        length: response.body().len(),
+        is_head: head.method == Method::HEAD,
+        is_http2: head.version == Version::HTTP_2,
     }
-    for (name, value) in &rule.headers {
+}
+
+/// Changes status line, headers and body.
+fn change_response(response: &mut Response<Payload>, mut action: Action, head: &Parts, connection: &Arc<Activity>) {
+    let is_http2 = head.version == Version::HTTP_2;
+    let message = &mut action.message;
+    let length = message.short_body.unwrap_or_else(|| response.body().len());
+    let headers = response.headers_mut();
+    if message.short_body.is_some() {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    for (name, value) in &action.headers {
         match value {
             Some(value) => drop(headers.insert(name.clone(), value.clone())),
             None => drop(headers.remove(name)),
         }
     }
-    if !action.warning.is_empty()
-        && let Ok(warning) = HeaderValue::try_from(format!("299 - \"{}\"", action.warning))
+    if !message.warning.is_empty()
+        && let Ok(warning) = HeaderValue::try_from(format!("299 - \"{}\"", message.warning))
     {
         headers.insert(WARNING, warning);
     }
-    if (action.close || action.http_1_0) && !is_http2 {
+    if (message.close || message.http_1_0) && !is_http2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if action.http_1_0 && !is_http2 {
+    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if message.http_1_0 {
         *response.version_mut() = Version::HTTP_10;
+    }
+    let is_goodbye = |cut: &FaultCut| cut.kind() == Kind::Goaway;
+    if message.close || message.http_1_0 || message.cut.as_ref().is_some_and(|cut| is_goodbye(cut) && cut.after_bytes == 0) {
+        connection.end.go_away();
+    }
+    if !is_http2 && announced.is_some_and(|announced| announced > length) && message.cut.as_ref().is_none_or(is_goodbye) {
+        // hyper would drop what it has not written yet.
+        message.cut = Some(FaultCut { after_bytes: length, kind: Kind::Fin.into() });
+    }
+    if action.changes_body() {
+        response.body_mut().fault = Some(Box::new(BodyFault::new(action, Arc::clone(connection), is_http2)));
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::rule::Rule;
+use super::action::Action;
 use crate::proto::fault_cut::Kind;
 use crate::registry::listen::activity::Activity;
 
@@ -21,6 +21,11 @@ const BURSTS: u64 = 20;
 
 /// A body with a rate sends at least this many bytes at once, or those of a second.
 const SMALL: u64 = 1024;
+
+/// Bytes that a body with this rate sends at once. Not less: clients close HTTP/2 connections that send many small frames.
+pub(super) fn at_once(rate: u64) -> u64 {
+    (rate / BURSTS).max(rate.min(SMALL))
+}
 
 /// What a body may do.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +41,7 @@ pub(crate) enum Turn {
 /// The faults of one body.
 #[derive(Debug)]
 pub(crate) struct BodyFault {
-    rule: Arc<Rule>,
+    action: Action,
     connection: Arc<Activity>,
     is_http2: bool,
     /// Bytes that were sent.
@@ -48,8 +53,8 @@ pub(crate) struct BodyFault {
 }
 
 impl BodyFault {
-    pub fn new(rule: Arc<Rule>, connection: Arc<Activity>, is_http2: bool) -> Self {
-        Self { rule, connection, is_http2, sent: 0, started: None, timer: None, has_stalled: false, has_cut: false }
+    pub fn new(action: Action, connection: Arc<Activity>, is_http2: bool) -> Self {
+        Self { action, connection, is_http2, sent: 0, started: None, timer: None, has_stalled: false, has_cut: false }
     }
 
     /// Waits until the body may go on. `is_settled` tells whether the connection has written all it was given.
@@ -70,14 +75,9 @@ impl BodyFault {
     }
 
     fn step(&mut self, is_settled: bool) -> Step {
-        let action = &self.rule.action;
-        let mut most = u64::MAX;
-        if let Some(short) = action.short_body {
-            if self.sent >= short {
-                return Step::Turn(Turn::End);
-            }
-            most = short - self.sent;
-        }
+        let action = &self.action.message;
+        let end = action.short_body.unwrap_or(u64::MAX);
+        let mut most = end.saturating_sub(self.sent);
         if let Some(stall) = action.stall.as_ref().filter(|_| !self.has_stalled) {
             if self.sent >= stall.after_bytes {
                 self.has_stalled = true;
@@ -106,6 +106,9 @@ impl BodyFault {
                 return Step::Ended;
             }
         }
+        if self.sent >= end {
+            return Step::Turn(Turn::End);
+        }
         let started = *self.started.get_or_insert_with(Instant::now);
         let rate = action.bytes_per_second;
         if rate > 0 {
@@ -114,9 +117,7 @@ impl BodyFault {
                 let missing = (self.sent - due) as f64 / rate as f64;
                 return Step::Wait(Duration::from_secs_f64(missing.min(LONGEST_STALL.as_secs_f64())));
             }
-            // Not less: clients close HTTP/2 connections that send many small frames.
-            let at_once = (rate / BURSTS).max(rate.min(SMALL));
-            most = most.min(due.saturating_add(at_once) - self.sent);
+            most = most.min(due.saturating_add(at_once(rate)) - self.sent);
         }
         Step::Turn(Turn::Send(most))
     }
@@ -125,7 +126,7 @@ impl BodyFault {
     pub fn send(&mut self, bytes: Bytes) -> Bytes {
         let start = self.sent;
         self.sent = self.sent.saturating_add(bytes.len() as u64);
-        let Some(corrupt) = &self.rule.action.corrupt else { return bytes };
+        let Some(corrupt) = &self.action.message.corrupt else { return bytes };
         let end = corrupt.offset.saturating_add(corrupt.length.max(1));
         if end <= start || corrupt.offset >= self.sent {
             return bytes;

@@ -7,6 +7,7 @@
 //!
 //! A registry without a plan looks at one flag for each connection and request, and at nothing else.
 
+pub(crate) mod action;
 pub(crate) mod body;
 mod glob;
 pub(crate) mod matcher;

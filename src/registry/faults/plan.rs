@@ -10,6 +10,7 @@ use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::action::Action;
 use super::matcher::{Facts, Key};
 use super::rule::{self, Rule, RuleError};
 use crate::oci::Digest;
@@ -47,13 +48,15 @@ pub(crate) struct Hit {
     pub rule: Arc<Rule>,
     /// Which of the requests that matched the rule.
     pub number: u64,
+    /// What is done: the rule's action without the parts that change nothing.
+    pub action: Action,
 }
 
 impl Hit {
     /// The event of the hit, without its request.
     pub fn event(&self) -> Fault {
         let (rule, number) = (self.rule.id().to_owned(), u32::try_from(self.number).unwrap_or(u32::MAX));
-        Fault { rule, r#match: number, action: self.rule.summary(), ..Fault::default() }
+        Fault { rule, r#match: number, action: self.action.summary(), ..Fault::default() }
     }
 }
 
@@ -127,7 +130,7 @@ impl Plan {
                 return Err(bad(rule, at, "id", "the plan has this id already; expected another one".to_owned()));
             }
             let number = u32::try_from(at).unwrap_or(u32::MAX);
-            if rule.action.connection() != Connection::Unspecified {
+            if rule.action.message.connection() != Connection::Unspecified {
                 if self.connections.len() >= MAX_ALIKE {
                     return Err(bad(rule, at, "do.connection", format!("a plan has at most {MAX_ALIKE} rules for connections")));
                 }
@@ -177,23 +180,27 @@ impl Plan {
         found
     }
 
-    /// Counts the request, and returns the rule that acts on it.
-    pub(crate) fn hit(&self, facts: &Facts<'_>) -> Option<Hit> {
-        let candidates = self.candidates(facts);
-        let mut rules = candidates.into_iter().filter_map(|number| self.rules.get(number as usize));
-        rules.find_map(|rule| self.count(rule, rule.matcher.matches(facts)))
+    /// The rules whose conditions hold, in order.
+    pub(crate) fn matching(&self, facts: &Facts<'_>) -> impl Iterator<Item = &Arc<Rule>> {
+        let rules = self.candidates(facts).into_iter().filter_map(|number| self.rules.get(number as usize));
+        rules.filter(|rule| rule.matcher.matches(facts))
     }
 
-    /// Counts the connection, and returns the rule that acts on it.
-    pub(crate) fn hit_connection(&self, peer: IpAddr, port: u16) -> Option<Hit> {
+    /// Counts the connection, and returns the rule that does one of these `things` to it.
+    pub(crate) fn hit_connection(&self, peer: IpAddr, port: u16, things: &[Connection]) -> Option<Hit> {
         let mut rules = self.connections.iter().filter_map(|number| self.rules.get(*number as usize));
-        rules.find_map(|rule| self.count(rule, rule.matcher.matches_connection(peer.to_canonical(), port)))
+        let is_meant = |rule: &Rule| things.contains(&rule.action.message.connection());
+        rules.find_map(|rule| {
+            let matches = is_meant(rule) && rule.matcher.matches_connection(peer, port);
+            if matches { self.count(rule) } else { None }
+        })
     }
 
-    fn count(&self, rule: &Arc<Rule>, matches: bool) -> Option<Hit> {
-        let followed = || rule.follows().and_then(|id| self.rules.get(*self.by_id.get(id)?)).map(AsRef::as_ref);
-        let number = if matches { rule.count_match(self.seed, followed()) } else { None };
-        number.map(|number| Hit { rule: Arc::clone(rule), number })
+    /// Counts a request that the rule can act on. Returns the hit if the rule is due.
+    pub(crate) fn count(&self, rule: &Arc<Rule>) -> Option<Hit> {
+        let followed = rule.follows().and_then(|id| self.rules.get(*self.by_id.get(id)?)).map(AsRef::as_ref);
+        let number = rule.count_match(self.seed, followed)?;
+        Some(Hit { rule: Arc::clone(rule), number, action: rule.action.clone() })
     }
 }
 

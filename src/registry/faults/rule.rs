@@ -4,12 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue, Version};
-
+use super::action::{Action, check_names};
 use super::matcher::Matcher;
 use crate::oci::Digest;
-use crate::proto::fault_action::{Connection, Unauthorized};
-use crate::proto::fault_cut::Kind;
 use crate::proto::{FaultAction, FaultRule, FaultWhen};
 
 /// Longest rule as JSON, in bytes.
@@ -18,8 +15,6 @@ const MAX_RULE: usize = 16 << 10;
 const MAX_ID: usize = 64;
 /// Longest delay, stall or time after another rule, in seconds.
 const MAX_SECONDS: f64 = 3600.0;
-/// The statuses that a rule may answer with.
-const STATUSES: std::ops::RangeInclusive<u32> = 400..=599;
 
 /// Why a rule is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,9 +51,6 @@ enum When {
     AfterRule(String, Duration),
 }
 
-/// A change of a response's header. Without a value it is removed.
-pub(crate) type HeaderChange = (HeaderName, Option<HeaderValue>);
-
 /// A rule of the plan in force.
 #[derive(Debug)]
 pub struct Rule {
@@ -66,8 +58,7 @@ pub struct Rule {
     pub(crate) message: FaultRule,
     pub(super) matcher: Matcher,
     when: When,
-    pub(crate) action: FaultAction,
-    pub(crate) headers: Vec<HeaderChange>,
+    pub(crate) action: Action,
     pub(super) counts: Arc<Counts>,
     /// Bytes as JSON.
     pub(super) len: usize,
@@ -126,10 +117,8 @@ impl Rule {
         }
         let matcher = Matcher::new(message.r#match.as_ref().unwrap_or(&Default::default()), largest_layer)?;
         let when = When::new(message.when.as_ref().unwrap_or(&Default::default()))?;
-        let action = message.r#do.clone().unwrap_or_default();
-        let headers = headers(&action)?;
-        check(&action, &matcher)?;
-        Ok(Self { message, matcher, when, action, headers, counts: Arc::default(), len })
+        let action = Action::new(message.r#do.clone().unwrap_or_default(), &matcher)?;
+        Ok(Self { message, matcher, when, action, counts: Arc::default(), len })
     }
 
     /// The same rule with the counts of `other`.
@@ -165,62 +154,6 @@ impl Rule {
             self.counts.last_hit.store(millis().saturating_add(1), Ordering::Relaxed);
         }
         is_due.then_some(number)
-    }
-
-    /// Whether the client gets other content than the disk has.
-    pub(crate) fn spoils_content(&self) -> bool {
-        let about_content =
-            |(name, _): &HeaderChange| matches!(name.as_str(), "docker-content-digest" | "content-type" | "content-length");
-        self.action.corrupt.is_some() || self.action.short_body.is_some() || self.headers.iter().any(about_content)
-    }
-
-    /// Whether something is done to the body.
-    pub(crate) fn changes_body(&self) -> bool {
-        let FaultAction { bytes_per_second, stall, cut, short_body, corrupt, .. } = &self.action;
-        *bytes_per_second > 0
-            || stall.is_some()
-            || cut.is_some()
-            || short_body.is_some()
-            || corrupt.is_some()
-            || self.headers.iter().any(|(name, _)| *name == http::header::CONTENT_LENGTH)
-    }
-
-    /// What is done, for people.
-    pub(crate) fn summary(&self) -> String {
-        let action = &self.action;
-        let mut parts = Vec::new();
-        let mut add = |is_done: bool, text: String| {
-            if is_done {
-                parts.push(text)
-            }
-        };
-        add(action.status > 0, format!("status {}", action.status));
-        add(action.retry_after.is_some(), format!("Retry-After: {}", action.retry_after.unwrap_or_default()));
-        add(action.delay_seconds > 0.0, format!("{} s late", action.delay_seconds));
-        add(action.bytes_per_second > 0, format!("{} bytes/s", action.bytes_per_second));
-        if let Some(stall) = &action.stall {
-            add(true, format!("stalled after {} bytes", stall.after_bytes));
-        }
-        if let Some(cut) = &action.cut {
-            let kind = if cut.kind() == Kind::Unspecified { Kind::Fin } else { cut.kind() };
-            add(true, format!("{} after {} bytes", kind.as_str_name(), cut.after_bytes));
-        }
-        add(action.short_body.is_some(), format!("body of {} bytes", action.short_body.unwrap_or_default()));
-        if let Some(corrupt) = &action.corrupt {
-            add(true, format!("wrong bytes from {}", corrupt.offset));
-        }
-        for (name, value) in &self.headers {
-            add(true, format!("{} header {name}", if value.is_some() { "other" } else { "no" }));
-        }
-        add(action.ignore_range, "range ignored".to_owned());
-        add(!action.redirect.is_empty(), format!("redirect to {}", action.redirect));
-        add(action.redirect_loop, "redirect to itself".to_owned());
-        add(action.unauthorized() != Unauthorized::Unspecified, format!("401 {}", action.unauthorized().as_str_name()));
-        add(!action.warning.is_empty(), "Warning header".to_owned());
-        add(action.close, "connection closed".to_owned());
-        add(action.http_1_0, "HTTP/1.0".to_owned());
-        add(action.connection() != Connection::Unspecified, action.connection().as_str_name().to_owned());
-        parts.join(", ")
     }
 }
 
@@ -287,130 +220,9 @@ fn random(seed: u32, id: &str, number: u64) -> f64 {
 }
 
 /// A time in seconds, which is not negative.
-fn seconds(field: &'static str, value: f64) -> Result<Duration, RuleError> {
+pub(super) fn seconds(field: &'static str, value: f64) -> Result<Duration, RuleError> {
     let time = Some(value).filter(|value| (0.0..=MAX_SECONDS).contains(value)).map(Duration::from_secs_f64);
     time.ok_or_else(|| RuleError::new(field, format!("{value} is not a time; expected 0 to {MAX_SECONDS} seconds")))
-}
-
-fn headers(action: &FaultAction) -> Result<Vec<HeaderChange>, RuleError> {
-    let changes = action.headers.iter().map(|change| {
-        let name = change.name.parse::<HeaderName>();
-        let name =
-            name.map_err(|_| RuleError::new("do.headers.name", format!("{:?} is not the name of a header", change.name)))?;
-        let is_framing = ["connection", "transfer-encoding", "upgrade", "keep-alive"].contains(&name.as_str());
-        if is_framing {
-            return Err(RuleError::new("do.headers.name", format!("{name} cannot be changed; `close` ends the connection")));
-        }
-        let value = change.value.as_ref().map(|value| {
-            let parsed = HeaderValue::from_str(value);
-            parsed.map_err(|_| RuleError::new("do.headers.value", format!("{value:?} cannot be the value of a header")))
-        });
-        let value = value.transpose()?;
-        let is_number = |value: &HeaderValue| {
-            // Rust takes a sign as well.
-            value.as_bytes().iter().all(u8::is_ascii_digit) && value.to_str().is_ok_and(|text| text.parse::<u64>().is_ok())
-        };
-        if name == http::header::CONTENT_LENGTH && value.as_ref().is_some_and(|value| !is_number(value)) {
-            return Err(RuleError::new("do.headers.value", "Content-Length needs a number of bytes".to_owned()));
-        }
-        Ok((name, value))
-    });
-    changes.collect()
-}
-
-/// Checks that each value which has a name has one: prototext takes any number.
-fn check_names(action: &FaultAction) -> Result<(), RuleError> {
-    let kind = action.cut.unwrap_or_default().kind;
-    for (field, number, is_known) in [
-        ("do.unauthorized", action.unauthorized, Unauthorized::try_from(action.unauthorized).is_ok()),
-        ("do.connection", action.connection, Connection::try_from(action.connection).is_ok()),
-        ("do.cut.kind", kind, Kind::try_from(kind).is_ok()),
-    ] {
-        if !is_known {
-            return Err(RuleError::new(field, format!("no value has the number {number}; expected a name")));
-        }
-    }
-    Ok(())
-}
-
-/// Checks what is done, and that nothing in it contradicts something else.
-fn check(action: &FaultAction, matcher: &Matcher) -> Result<(), RuleError> {
-    let bad = |field, problem: String| Err(RuleError::new(field, problem));
-    if *action == FaultAction::default() {
-        return bad("do", "it does nothing; expected an action, such as {\"status\": 503}".to_owned());
-    }
-    if action.status > 0 && !STATUSES.contains(&action.status) {
-        return bad("do.status", format!("{} is not a status of an error; expected 400 to 599", action.status));
-    }
-    seconds("do.delay_seconds", action.delay_seconds)?;
-    if let Some(stall) = &action.stall {
-        seconds("do.stall.seconds", stall.seconds)?;
-    }
-    // `name` needs one of `others`.
-    let is_answer = [
-        ("status", action.status > 0),
-        ("redirect", !action.redirect.is_empty()),
-        ("redirect_loop", action.redirect_loop),
-        ("unauthorized", action.unauthorized() != Unauthorized::Unspecified),
-    ];
-    for (field, name, is_given) in [
-        ("do.code", "code", !action.code.is_empty()),
-        ("do.message", "message", !action.message.is_empty()),
-        ("do.retry_after", "retry_after", action.retry_after.is_some()),
-    ] {
-        if is_given && action.status == 0 {
-            return bad(field, format!("{name} is without effect; expected status beside it"));
-        }
-    }
-    let body = [
-        ("short_body", action.short_body.is_some()),
-        ("corrupt", action.corrupt.is_some()),
-        ("ignore_range", action.ignore_range),
-    ];
-    let given =
-        |list: &[(&'static str, bool)]| list.iter().filter(|(_, is_given)| *is_given).map(|(name, _)| *name).collect::<Vec<_>>();
-    let (answers, content) = (given(&is_answer), given(&body));
-    let exclusive =
-        [answers.as_slice(), content.get(..usize::from(!answers.is_empty()).min(content.len())).unwrap_or_default()].concat();
-    if let [one, other, ..] = exclusive.as_slice() {
-        return bad("do", format!("{one} contradicts {other}; one of them is expected"));
-    }
-    let cut = action.cut.as_ref();
-    if action.short_body.is_some() && cut.is_some() {
-        return bad("do", "short_body contradicts cut; one of them is expected".to_owned());
-    }
-    let stalls_for_good =
-        |after: u64| action.stall.as_ref().is_some_and(|stall| stall.seconds == 0.0 && stall.after_bytes <= after);
-    if cut.is_some_and(|cut| stalls_for_good(cut.after_bytes)) {
-        return bad("do", "stall without an end contradicts cut, which comes after it; expected stall.seconds".to_owned());
-    }
-    let is_http2 = matcher.version.map(|version| version == Version::HTTP_2);
-    if action.http_1_0 && is_http2 == Some(true) {
-        return bad("do.http_1_0", "it contradicts match.http, which is 2".to_owned());
-    }
-    if cut.is_some_and(|cut| cut.kind() == Kind::RstStream) && is_http2 == Some(false) {
-        return bad("do.cut.kind", "RST_STREAM contradicts match.http: only HTTP/2 has streams".to_owned());
-    }
-    if !action.redirect.is_empty() {
-        let url = action.redirect.parse::<http::Uri>().ok().filter(|url| matches!(url.scheme_str(), Some("http" | "https")));
-        // Nothing can follow a query or a fragment, which the parser drops.
-        let is_open = |url: http::Uri| url.query().is_none() && url.authority().is_some();
-        if !action.redirect.is_ascii() || action.redirect.contains('#') || !url.is_some_and(is_open) {
-            return bad("do.redirect", format!("{:?} is not a URL; expected one such as http://10.1.0.82:5001", action.redirect));
-        }
-    }
-    if HeaderValue::from_str(&action.warning).is_err() || action.warning.contains(['"', '\\']) {
-        return bad("do.warning", "expected printable characters without quotation marks and backslashes".to_owned());
-    }
-    if action.connection() != Connection::Unspecified {
-        if *action != (FaultAction { connection: action.connection, ..FaultAction::default() }) {
-            return bad("do.connection", "it contradicts the other actions: there is no request yet".to_owned());
-        }
-        if matcher.needs_request() {
-            return bad("do.connection", "a connection matches by peer and port only: there is no request yet".to_owned());
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

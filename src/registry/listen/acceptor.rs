@@ -193,16 +193,14 @@ pub(crate) async fn accept(
         };
         let Some(new) = slots.acquire().await else { return };
         disable_nagle(&stream);
-        let port = stream.local_addr().map_or(0, |local| local.port());
-        let fault = state.registry.connection_fault(peer, port);
-        if fault == Connection::Refuse {
+        // If this fails, the connection is gone, and its local address no longer matters.
+        let local = stream.local_addr().unwrap_or(peer);
+        let client = Client { peer, local, encrypted: matches!(transport, Transport::Tls(_)), certified: false, surface };
+        if state.registry.connection_fault(&client, &[Connection::Refuse]) == Connection::Refuse {
             reset_on_close(&stream);
             continue;
         }
         let (state, transport, shutdown, server) = (Arc::clone(&state), transport.clone(), shutdown.clone(), server.clone());
-        // If this fails, the connection is gone, and its local address no longer matters.
-        let local = stream.local_addr().unwrap_or(peer);
-        let client = Client { peer, local, encrypted: matches!(transport, Transport::Tls(_)), certified: false, surface, fault };
         let open = state.registry.metrics().connection();
         tokio::spawn(async move {
             let first_byte = state.registry.limits().first_byte;

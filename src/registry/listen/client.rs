@@ -6,7 +6,6 @@ use http::header::HOST;
 use http::request::Parts;
 
 use crate::oci::Host;
-use crate::proto::fault_action::Connection;
 
 /// Which endpoints a listener serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,8 +33,6 @@ pub struct Client {
     pub certified: bool,
     /// The endpoints that its listener serves.
     pub surface: Surface,
-    /// What a rule of the plan of faults does to the connection.
-    pub fault: Connection,
 }
 
 impl Client {
@@ -121,7 +118,7 @@ mod tests {
     fn url(encrypted: bool, uri: &str, host: Option<&str>) -> String {
         let address = |text: &str| text.parse().unwrap();
         let (peer, local) = (address("10.1.0.7:40112"), address("10.1.0.82:5000"));
-        let client = Client { peer, local, encrypted, certified: false, surface: Surface::All, fault: Connection::Unspecified };
+        let client = Client { peer, local, encrypted, certified: false, surface: Surface::All };
         let mut request = http::Request::get(uri);
         if let Some(host) = host {
             request = request.header(HOST, host);

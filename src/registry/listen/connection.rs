@@ -61,6 +61,10 @@ The client sent an HTTP request to a port that speaks HTTPS only.\n";
 const TLS_1_1: &[u8] = b"\x16\x03\x02\x00\x2a\x02\x00\x00\x26\x03\x02\
 localregistry speaks no TLS 1.2.\x00\xc0\x13\x00";
 
+/// What a plan of faults can do to a handshake.
+const HANDSHAKE_FAULTS: [Fault; 6] =
+    [Fault::TlsExpired, Fault::TlsNotYetValid, Fault::TlsOtherName, Fault::TlsUnknownCa, Fault::Tls11, Fault::TlsNone];
+
 /// The state that all connections of a server share.
 #[derive(Debug)]
 pub(crate) struct ServerState {
@@ -133,10 +137,14 @@ pub(crate) async fn run(
             let files = state.registry.sendfile.then_some(files);
             Box::pin(plain(stream, protocol, files, client, state, (activity, shutdown))).await
         }
-        Transport::Tls(_) if client.fault == Fault::TlsNone => return refuse(stream, NOT_TLS).await,
-        Transport::Tls(_) if client.fault == Fault::Tls11 => return refuse(stream, TLS_1_1).await,
         Transport::Tls(config) => {
-            let config = state.registry.faulty_tls(&client).unwrap_or(config);
+            let fault = state.registry.connection_fault(&client, &HANDSHAKE_FAULTS);
+            match fault {
+                Fault::TlsNone => return refuse(stream, NOT_TLS).await,
+                Fault::Tls11 => return refuse(stream, TLS_1_1).await,
+                _ => {}
+            }
+            let config = state.registry.faulty_tls(fault, &client).unwrap_or(config);
             let (sni, config) = SniRecorder::install(&config);
             let accepted = Box::pin(handshake(stream, config, &state.handshakes, limits.handshake)).await;
             let metrics = state.registry.metrics();
@@ -273,7 +281,8 @@ where
     let service = service(Arc::clone(&state.registry), client, tracker, Arc::clone(&activity));
     if !http2 {
         let mut builder = http1_builder();
-        builder.title_case_headers(client.fault == Fault::TitleCaseHeaders);
+        let faults = [Fault::TitleCaseHeaders];
+        builder.title_case_headers(state.registry.connection_fault(&client, &faults) == Fault::TitleCaseHeaders);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let mut no_head = pin!(activity.idle(limits.request_head));
         tokio::select! {

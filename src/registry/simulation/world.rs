@@ -15,7 +15,6 @@ use tokio::time::{Instant, sleep, timeout};
 use super::content::{DISKS, Received, Wanted, library};
 use super::disks::{self, Behaviour, HANG};
 use super::network::{self, Socket};
-use crate::proto::fault_action::Connection;
 use crate::proto::{self, event};
 use crate::registry::api::handler::{Options, Registry};
 use crate::registry::content::file_sender::FileSender;
@@ -278,8 +277,7 @@ async fn accept_all(
         connections.spawn(async move {
             let Some((protocol, slot)) = new.protocol(detect(&socket), limits.first_byte, &signal).await else { return };
             let local = SocketAddr::new(Ipv4Addr::new(10, 1, 0, 1).into(), 5000);
-            let client =
-                Client { peer, local, encrypted: false, certified: false, surface: Surface::All, fault: Connection::Unspecified };
+            let client = Client { peer, local, encrypted: false, certified: false, surface: Surface::All };
             let activity = Arc::<Activity>::default();
             let stream = WriteTimeout::new(socket, &limits, Arc::clone(&activity));
             let files = state.registry.sendfile.then_some(files);

@@ -119,7 +119,7 @@ impl Drop for LogEntry {
         (event.status, event.bytes, event.complete) = (status.into(), bytes, self.is_complete);
         event.duration = duration.as_secs_f64();
         if let Some(hit) = self.fault.take() {
-            event.complete &= !hit.rule.spoils_content();
+            event.complete &= !hit.action.spoils_content();
             hit.rule.id().clone_into(&mut event.fault);
             let fault = proto::Fault {
                 peer: event.peer.clone(),

@@ -413,6 +413,12 @@ impl Registry {
 }
 
 impl RequestContext<'_> {
+    /// The same context, to be used while this one is lent.
+    pub(super) fn again(&mut self) -> RequestContext<'_> {
+        let Self { snapshot, head, in_flight, entry, connection, has_certificate } = self;
+        RequestContext { snapshot, head, in_flight, entry, connection, has_certificate: *has_certificate }
+    }
+
     /// Resolves the repository and puts its full name into the request's event.
     fn resolve<T>(
         &mut self,
