@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -155,6 +156,8 @@ func (r *Registry) start(program, folder string, config *config) error {
 	os.Remove(p.messages.Name())
 	p.command = exec.Command(program, words...)
 	p.command.Stderr = p.messages
+	// Ctrl-C does not reach it: it ends with this process.
+	p.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// The registry ends when this pipe is closed, and so when this process ends in any way.
 	if p.stdin, err = p.command.StdinPipe(); err != nil {
 		return fmt.Errorf("localregistry: %w", err)

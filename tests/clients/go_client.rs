@@ -6,6 +6,7 @@ use std::process::Command;
 
 use localregistry::host::support::cache;
 use testing::pack::{Bench, PROGRAM, text};
+use testing::pages::block;
 use testing::vm::succeed;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -43,13 +44,6 @@ fn client_passes_its_tests() {
     // The standard library, and nothing else.
     assert_eq!(succeed(go(&bench, folder, "go").args(["list", "-m", "all"])), "localregistry\n");
     tests_pass(&bench, folder, &["-race", "-count=1", "./..."]);
-}
-
-/// The first block of this language on a page.
-fn block(page: &str, language: &str) -> String {
-    let page = fs::read_to_string(Path::new(ROOT).join(page)).unwrap();
-    let (_, rest) = page.split_once(&format!("```{language}\n")).unwrap();
-    rest.split_once("```").unwrap().0.to_owned()
 }
 
 #[test]

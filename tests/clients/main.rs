@@ -22,6 +22,7 @@ mod platforms;
 mod programs;
 mod pull;
 mod pull_logins;
+mod python_client;
 mod release;
 mod runtimes;
 mod served_calls;

@@ -63,21 +63,6 @@ fn shell_launcher_runs_a_command_with_the_registry() {
     fails_as_run_does(&bench, missing);
 }
 
-#[test]
-fn python_launcher_pulls_and_reports_the_pull() {
-    let bench = Bench::default();
-    bench.sample_disk();
-    let output = of(&bench, "run.py").args(["disk.erofs", "test/hello:latest"]).output().unwrap();
-    let said = ended_well(&bench, &output);
-    let (pulled, seen) = said.trim_end().split_once('\n').unwrap();
-    assert!(pulled.starts_with("pulled test/hello:latest, 1 layers, sha256:"), "{said}");
-    assert_eq!(seen, "GET test/hello latest -> 200");
-
-    let mut missing = of(&bench, "run.py");
-    missing.args(["no-disk", "a:b"]);
-    fails_as_run_does(&bench, missing);
-}
-
 /// The kernel command line of a microvm without KVM, obtained as the machine definition says.
 fn append_of_microvm(bench: &Bench) -> String {
     let folder = bench.path("printed").display().to_string();
@@ -141,7 +126,6 @@ fn killed_launcher_leaves_no_process() {
     };
     for mut command in [
         with(of(&bench, "run.sh"), &["disk.erofs", "true"]),
-        with(of(&bench, "run.py"), &["disk.erofs", "a:b"]),
         with(of(&bench, "machine.py"), &["disk.erofs", "vmlinux", "initramfs", "a:b"]),
     ] {
         let mut launcher =

@@ -19,6 +19,7 @@ pub mod layout;
 pub mod named;
 pub mod openmetrics;
 pub mod pack;
+pub mod pages;
 pub mod podman;
 pub mod private;
 pub mod process;

@@ -1,0 +1,12 @@
+//! Examples on the project's pages.
+
+use std::fs;
+use std::path::Path;
+
+/// The first block of this language on a page, whose path is relative to the project's folder.
+pub fn block(page: &str, language: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+    let page = fs::read_to_string(root.join(page)).unwrap();
+    let (_, rest) = page.split_once(&format!("```{language}\n")).unwrap();
+    rest.split_once("```").unwrap().0.to_owned()
+}
