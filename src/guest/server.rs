@@ -135,12 +135,13 @@ impl Secrets {
             leaves: identity.leaves.clone(),
         };
         let registry = Arc::new(Registry::new(store, events.clone(), options));
-        match registry.faults().start(settings.faults.clone(), registry.snapshot().store(), &events) {
+        let listeners = Listeners::of(&settings);
+        let bound = timeline.run("listen", || listeners.listen(&identity.transport))?;
+        registry.set_listeners(&bound);
+        match registry.start_faults(settings.faults.clone()) {
             Ok(warnings) => warnings.into_iter().for_each(|warning| console::warn(&events, "FAULT_RULE", warning)),
             Err(error) => console::warn(&events, "FAULT_RULE", error),
         }
-        let listeners = Listeners::of(&settings);
-        let bound = timeline.run("listen", || listeners.listen(&identity.transport))?;
         pid_1.send(&Report::Ready).await;
         announce_ready(ready(&registry, &settings, &identity, &listeners, &addresses, &timeline), &events);
 

@@ -382,10 +382,6 @@ async fn serve_layout(
     let client_certificates = clients.map(|clients| clients.presence());
     let options = Options { limits, auth, client_certificates, ca_pem, verify: args.verify, sendfile: args.sendfile, leaves };
     let registry = Arc::new(Registry::new(store, events.clone(), options));
-    if let Some(plan) = plan {
-        let started = registry.faults().start(plan, registry.snapshot().store(), &events);
-        started.map_err(ServeError::Faults)?.iter().for_each(|warning| report.warn(warning));
-    }
     let surface = if args.metrics.is_some() { Surface::Registry } else { Surface::All };
     let own = args.listen.iter().map(|address| (address, transport.clone()));
     let own = own.chain(args.plain.iter().map(|address| (address, Transport::Plain)));
@@ -395,6 +391,11 @@ async fn serve_layout(
     let observability = args.metrics.map(|address| bind(address, Transport::Plain, Surface::Observability)).transpose()?;
     let metrics = observability.as_ref().map(Listener::url).transpose()?;
     listeners.extend(observability);
+    registry.set_listeners(&listeners);
+    if let Some(plan) = plan {
+        let warnings = registry.start_faults(plan).map_err(ServeError::Faults)?;
+        warnings.iter().for_each(|warning| report.warn(warning));
+    }
 
     let mut control = None;
     let snapshot = registry.snapshot();

@@ -279,7 +279,6 @@ fn each_condition_selects_its_requests() {
             vec![get(blob), ("GET", blob, vec![("authorization", "Basic Ym9iOng=")])],
         ),
         (json!({"certificate": false}), vec![get(blob)], vec![]),
-        (json!({"certificate": true}), vec![], vec![get(blob)]),
         (
             json!({"userAgent": "containerd/*"}),
             vec![("GET", blob, agent("containerd/2.1"))],
@@ -703,6 +702,12 @@ fn rules_that_can_never_match_are_named() {
         rule("e", json!({"largestLayerOf": "test/hello:2"})),
         rule("f", json!({"upstream": "quay.io"})),
         rule("g", json!({"repository": "*", "tag": "1"})),
+        rule("h", json!({"repository": "test/hello", "upstream": "docker.io"})),
+        rule("i", json!({"tag": "1", "digest": site.digest.to_string()})),
+        rule("j", json!({"tag": "1", "largestLayerOf": "test/hello:1"})),
+        rule("k", json!({"repository": "docker.io/*", "digest": site.digest.to_string()})),
+        rule("l", json!({"endpoint": "manifest", "digest": site.digest.to_string()})),
+        rule("m", json!({"endpoint": "blob", "digest": site.digest.to_string()})),
     ]}));
     let why = [
         "a can never match: no disk has a repository of that name",
@@ -711,8 +716,85 @@ fn rules_that_can_never_match_are_named() {
         "d can never match: no disk has content of that digest",
         "e can never match: no disk has the image test/hello:2, or it has no layer",
         "f can never match: no disk has an image of quay.io",
+        "h can never match: no repository of that name is of that upstream",
+        "i can never match: no such tag names that digest",
+        "j can never match: no such tag names that digest",
+        "k can never match: no such repository has that digest",
+        "l can never match: that digest is of no manifest",
     ];
     assert_eq!(warnings, why.map(|why| format!("rule {why}")));
+}
+
+#[test]
+fn conditions_that_exclude_each_other_are_named() {
+    let site = Site::new();
+    let digest = site.digest.to_string();
+    let needs = [
+        ("repository", json!("test/hello"), "repository", ["manifest", "blob", "tags", "referrers"].as_slice()),
+        ("upstream", json!("docker.io"), "repository", &["manifest", "blob", "tags", "referrers"]),
+        ("tag", json!("1"), "tag", &["manifest"]),
+        ("digest", json!(digest), "digest", &["manifest", "blob", "referrers"]),
+        ("largestLayerOf", json!("test/hello:1"), "digest", &["manifest", "blob", "referrers"]),
+    ];
+    let warnings = |conditions: Value, action: Value| {
+        let plan = json!({"rules": [{"id": "r", "match": conditions, "do": action}]});
+        let warnings = site.server.misbehave(plan);
+        warnings.first().map(|warning| warning.trim_start_matches("rule r can never match: ").to_owned())
+    };
+    let status = || json!({"status": 503});
+    for endpoint in ["base", "manifest", "blob", "tags", "catalog", "referrers", "token"] {
+        for (field, value, noun, have) in &needs {
+            let found = warnings(json!({"endpoint": endpoint, (*field): value}), status());
+            let is_named = found == Some(format!("a request to the endpoint {endpoint} has no {noun}"));
+            assert_eq!(is_named, !have.contains(&endpoint), "{endpoint} {field}: {found:?}");
+        }
+    }
+    let (plain, tls) = (site.server.plain.port(), site.server.tls.port());
+    let body = "what it does changes no such response";
+    for (conditions, action, expected) in [
+        (json!({"range": false, "fromByte": 1}), status(), "a request without Range begins at byte 0"),
+        (json!({"port": 1}), status(), "no listener has the port 1"),
+        (json!({"port": 1}), json!({"connection": "REFUSE"}), "no listener has the port 1"),
+        (json!({"peer": "fd00::/8"}), status(), "that listener takes no clients of that address family"),
+        (json!({"certificate": true}), status(), "no listener there asks for certificates"),
+        (json!({"port": plain}), json!({"connection": "TLS_EXPIRED"}), "no listener there speaks TLS"),
+        (json!({"method": "HEAD"}), json!({"cut": {"afterBytes": 5}}), body),
+        (json!({"http": "2"}), json!({"close": true}), ""),
+        (json!({"range": false}), json!({"ignoreRange": true}), body),
+        (json!({"digest": digest}), json!({"corrupt": {"offset": SIZE}}), body),
+        (json!({"digest": digest}), json!({"corrupt": {"offset": SIZE - 1}}), ""),
+        (json!({"port": tls}), json!({"connection": "TLS_EXPIRED"}), ""),
+        (json!({"port": tls}), json!({"connection": "TITLE_CASE_HEADERS"}), ""),
+        (json!({"method": "HEAD"}), json!({"headers": [{"name": "etag"}]}), ""),
+        (json!({"user": "ann", "endpoint": "blob"}), status(), ""),
+        (json!({"range": true, "fromByte": 1}), status(), ""),
+    ] {
+        assert_eq!(warnings(conditions.clone(), action.clone()).unwrap_or_default(), expected, "{conditions} {action}");
+    }
+    let authority = ClientAuthority::new("nodes");
+    let clients = ClientCa::parse(authority.pem().as_bytes(), Presence::Required).unwrap();
+    let auth = Auth::token(None, true, Duration::from_secs(300)).unwrap();
+    let site = Site::with(Setup { clients: Some(clients), auth, ..Setup::default() });
+    let rule = |id: &str, conditions: Value| json!({"id": id, "match": conditions, "do": {"status": 500}});
+    let found = site.server.misbehave(json!({"rules": [
+        rule("a", json!({"user": "ann", "repository": "test/hello"})),
+        rule("b", json!({"user": "ann", "endpoint": "blob"})),
+        rule("c", json!({"certificate": false, "port": site.server.tls.port()})),
+        rule("d", json!({"certificate": true, "port": site.server.plain.port()})),
+        rule("e", json!({"certificate": true})),
+        rule("f", json!({"certificate": true})),
+        rule("g", json!({})),
+        rule("h", json!({"endpoint": "tags"})),
+    ]}));
+    let why = [
+        "a can never match: no request has a repository and a user, as clients have tokens",
+        "b can never match: a request to the endpoint blob has no user, as clients have tokens",
+        "c can never match: every client there shows a certificate",
+        "d can never match: no listener there asks for certificates",
+        "f can never match: the rule e acts on all of that before",
+        "h can never match: the rule g acts on all of that before",
+    ];
+    assert_eq!(found, why.map(|why| format!("rule {why}")));
 }
 
 #[test]

@@ -237,7 +237,7 @@ impl Catalog {
     }
 
     /// The blob with this digest.
-    fn find(&self, digest: &Digest) -> Option<Blob<'_>> {
+    pub(crate) fn find(&self, digest: &Digest) -> Option<Blob<'_>> {
         self.blob_at(self.number(digest)? as usize)
     }
 

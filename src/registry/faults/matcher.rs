@@ -12,7 +12,7 @@ use crate::proto::FaultMatch;
 use crate::registry::api::route::Endpoint;
 
 /// The endpoints that rules may match. Those that observe the registry always work.
-const ENDPOINTS: [Endpoint; 7] =
+pub(super) const ENDPOINTS: [Endpoint; 7] =
     [Endpoint::Base, Endpoint::Manifest, Endpoint::Blob, Endpoint::Tags, Endpoint::Catalog, Endpoint::Referrers, Endpoint::Token];
 
 /// What is known of a request.
@@ -91,20 +91,20 @@ impl<'a> Facts<'a> {
 /// Validated conditions.
 #[derive(Debug)]
 pub(crate) struct Matcher {
-    endpoint: Option<Endpoint>,
+    pub(super) endpoint: Option<Endpoint>,
     pub(super) repository: Option<Glob>,
     pub(super) tag: Option<Glob>,
     pub(super) digest: Option<Digest>,
     pub(super) upstream: Option<Host>,
-    method: Option<Method>,
-    peer: Option<Cidr>,
-    port: Option<u16>,
-    user: Option<String>,
-    certificate: Option<bool>,
+    pub(super) method: Option<Method>,
+    pub(super) peer: Option<Cidr>,
+    pub(super) port: Option<u16>,
+    pub(super) user: Option<String>,
+    pub(super) certificate: Option<bool>,
     user_agent: Option<Glob>,
-    range: Option<bool>,
+    pub(super) range: Option<bool>,
     pub(super) version: Option<Version>,
-    from_byte: u64,
+    pub(super) from_byte: u64,
 }
 
 /// `text`, unless it is empty.

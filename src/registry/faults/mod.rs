@@ -12,6 +12,7 @@ pub(crate) mod body;
 mod glob;
 pub(crate) mod matcher;
 pub mod plan;
+mod reach;
 mod rule;
 
 use std::io::Read;
@@ -25,6 +26,7 @@ use crate::proto::{FaultCommand, FaultPlan, FaultReply, FaultRule, FaultStatus, 
 use crate::registry::content::store::Store;
 use crate::registry::telemetry::events::Events;
 
+pub use reach::{Port, Surroundings};
 pub use rule::{Rule, RuleError};
 
 /// JSON of the rules in one message, in bytes.
@@ -81,7 +83,7 @@ impl Faults {
     }
 
     /// Takes one message of a command. Returns the reply after the last one.
-    pub fn receive(&self, message: FaultCommand, store: &Store, events: &Events) -> Option<FaultReply> {
+    pub fn receive(&self, message: FaultCommand, around: &Surroundings<'_>, events: &Events) -> Option<FaultReply> {
         let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
         let mut command = match staged.take() {
             Some(before) if before.id == message.id && before.rules.len() < STAGED + 1 => join_command(before, message),
@@ -92,17 +94,17 @@ impl Faults {
             return None;
         }
         let id = command.id;
-        let done = self.execute(&mut command, store, events);
+        let done = self.execute(&mut command, around, events);
         Some(match done {
             Ok(reply) => FaultReply { id, ..reply },
             Err(error) => FaultReply { id, error, ..FaultReply::default() },
         })
     }
 
-    fn execute(&self, command: &mut FaultCommand, store: &Store, events: &Events) -> Result<FaultReply, String> {
+    fn execute(&self, command: &mut FaultCommand, around: &Surroundings<'_>, events: &Events) -> Result<FaultReply, String> {
         let current = self.current();
         let rules = std::mem::take(&mut command.rules);
-        let largest = |image: &str| largest_layer(store, image);
+        let largest = |image: &str| largest_layer(around.store, image);
         let rejected = |error: PlanError| error.to_string();
         let verb = command.verb();
         let (plan, changed, warnings) = match verb {
@@ -111,12 +113,12 @@ impl Faults {
             Verb::Add => {
                 let seed = if current.is_empty() { command.seed } else { current.seed };
                 let plan = Plan::new(current.rules.clone(), rules.clone(), seed, largest).map_err(rejected)?;
-                let warnings = never_matching(plan.rules.get(current.rules.len()..).unwrap_or_default(), store);
+                let warnings = reach::warnings(&plan, current.rules.len(), around);
                 (plan, rules, warnings)
             }
             Verb::Replace => {
                 let plan = Plan::new(Vec::new(), rules.clone(), command.seed, largest).map_err(rejected)?;
-                let warnings = never_matching(&plan.rules, store);
+                let warnings = reach::warnings(&plan, 0, around);
                 (plan, rules, warnings)
             }
             Verb::Remove => {
@@ -149,14 +151,14 @@ impl Faults {
     ///
     /// # Errors
     /// Fails if a rule is invalid.
-    pub fn start(&self, plan: FaultPlan, store: &Store, events: &Events) -> Result<Vec<String>, String> {
+    pub fn start(&self, plan: FaultPlan, around: &Surroundings<'_>, events: &Events) -> Result<Vec<String>, String> {
         if plan.rules.is_empty() {
             return Ok(Vec::new());
         }
         let mut command =
             FaultCommand { verb: Verb::Replace.into(), rules: plan.rules, seed: plan.seed, ..FaultCommand::default() };
         let staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = self.execute(&mut command, store, events).map(|reply| reply.warnings);
+        let done = self.execute(&mut command, around, events).map(|reply| reply.warnings);
         drop(staged);
         done
     }
@@ -254,46 +256,6 @@ pub fn reply_messages(reply: FaultReply) -> Vec<FaultReply> {
         (first.error, first.warnings) = (error, warnings);
     }
     messages
-}
-
-/// Why rules can never match what the disks have.
-fn never_matching(rules: &[Arc<Rule>], store: &Store) -> Vec<String> {
-    let catalog = store.catalog();
-    let names: Vec<&str> = catalog.repositories().map(|id| catalog.repository_name(id)).collect();
-    let why = |rule: &Rule| {
-        let matcher = &rule.matcher;
-        let image = rule.message.r#match.as_ref().map(|one| one.largest_layer_of.as_str()).unwrap_or_default();
-        if !image.is_empty() && matcher.digest.is_none() {
-            return Some(format!("no disk has the image {image}, or it has no layer"));
-        }
-        let repositories: Vec<&str> = match &matcher.repository {
-            Some(glob) => match glob.exact() {
-                Some(name) => catalog.repository(name).map(|id| catalog.repository_name(id)).into_iter().collect(),
-                None => names.iter().copied().filter(|name| glob.matches(name)).collect(),
-            },
-            None if matcher.tag.is_some() => names.clone(),
-            None => Vec::new(),
-        };
-        if repositories.is_empty() && matcher.repository.is_some() {
-            return Some("no disk has a repository of that name".to_owned());
-        }
-        let is_tag = |repository: &str| {
-            let (Some(tag), Some(id)) = (&matcher.tag, catalog.repository(repository)) else { return true };
-            catalog.every_tag(id).is_some() || catalog.tags_after(id, None).any(|(name, _)| tag.matches(name))
-        };
-        if matcher.tag.is_some() && !repositories.iter().any(|repository| is_tag(repository)) {
-            return Some("no disk has such a tag".to_owned());
-        }
-        if matcher.digest.is_some_and(|digest| catalog.number(&digest).is_none()) {
-            return Some("no disk has content of that digest".to_owned());
-        }
-        let upstream = matcher.upstream.as_ref().filter(|upstream| !store.has_upstream(upstream.as_str()));
-        upstream.map(|upstream| format!("no disk has an image of {upstream}"))
-    };
-    let mut warnings = rules.iter().filter_map(|rule| Some(format!("rule {} can never match: {}", rule.id(), why(rule)?)));
-    let named: Vec<String> = warnings.by_ref().take(NAMED).collect();
-    let others = warnings.count();
-    named.into_iter().chain((others > 0).then(|| format!("{others} more rules can never match"))).collect()
 }
 
 /// The digest of an image's largest layer. For an index, of its first manifest's.

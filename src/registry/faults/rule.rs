@@ -132,6 +132,11 @@ impl Rule {
         &self.message.id
     }
 
+    /// Whether it is due at each match.
+    pub(super) fn is_always(&self) -> bool {
+        self.when == When::Always
+    }
+
     /// The id of the rule that this one follows.
     pub(super) fn follows(&self) -> Option<&str> {
         if let When::AfterRule(id, _) = &self.when { Some(id) } else { None }

@@ -88,10 +88,10 @@ impl Server {
             runtime.block_on(async move {
                 let mut bound_listeners = Vec::new();
                 for (transport, surface) in listeners {
-                    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), transport, surface).unwrap();
-                    bound.send(listener.socket.local_addr().unwrap()).unwrap();
-                    bound_listeners.push(listener);
+                    bound_listeners.push(Listener::bind("127.0.0.1:0".parse().unwrap(), transport, surface).unwrap());
                 }
+                registry.set_listeners(&bound_listeners);
+                bound_listeners.iter().for_each(|one| bound.send(one.socket.local_addr().unwrap()).unwrap());
                 serve(bound_listeners, registry, async { stopped.await.unwrap_or_default() }, tokio::time::sleep).await
             })
         });
@@ -129,7 +129,7 @@ impl Server {
     /// Puts a plan of faults in force, given as JSON. Returns the warnings.
     pub fn misbehave(&self, plan: serde_json::Value) -> Vec<String> {
         let plan = serde_json::from_value(plan).unwrap();
-        self.registry.faults().start(plan, self.registry.snapshot().store(), self.registry.events()).unwrap()
+        self.registry.start_faults(plan).unwrap()
     }
 
     /// Waits for the next hit of a rule.

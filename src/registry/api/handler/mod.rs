@@ -1,7 +1,7 @@
 //! Turns the head of a request into a response. Names are resolved in the catalog and blobs are opened by digest. Nothing reads the
 //! content of a request, and nothing writes.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use http::header::{HOST, RANGE};
 use http::request::Parts;
@@ -12,7 +12,7 @@ use super::route::{self, ApiRequest, RequestTarget, Route, ServiceEndpoint};
 use super::{describe, resolve};
 use crate::disk::catalog::{Blob, BlobId, Catalog, RepositoryId};
 use crate::oci::{Digest, Reference, Repository};
-use crate::proto::{FaultCommand, FaultReply};
+use crate::proto::{FaultCommand, FaultPlan, FaultReply};
 use crate::registry::auth::Auth;
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::auth::scope::Scope;
@@ -23,7 +23,7 @@ use crate::registry::content::delivery::Delivery;
 use crate::registry::content::manifest_cache::CachedManifest;
 use crate::registry::content::snapshot::Snapshot;
 use crate::registry::content::store::Store;
-use crate::registry::faults::Faults;
+use crate::registry::faults::{Faults, Port, Surroundings};
 use crate::registry::http::condition::{self, Condition};
 use crate::registry::http::error::RegistryError;
 use crate::registry::http::range::{self, Ranges};
@@ -31,7 +31,8 @@ use crate::registry::http::reply::{self, Freshness, Representation};
 use crate::registry::http::response_memory::{Permit, ResponseMemory};
 use crate::registry::limits::{Limits, REFERRERS, RESPONSE_MEMORY, SMALL_CHUNK};
 use crate::registry::listen::activity::Activity;
-use crate::registry::listen::client::{self, Client};
+use crate::registry::listen::client::{self, Client, Surface};
+use crate::registry::listen::listener::{Listener, Transport};
 use crate::registry::telemetry::events::Events;
 use crate::registry::telemetry::health::Health;
 use crate::registry::telemetry::log::{LogEntry, Telemetry};
@@ -72,14 +73,15 @@ pub struct Registry {
     pub(crate) exposition: Exposition,
     pub(crate) health: Health,
     pub(crate) auth: Auth,
-    /// Whether a client certificate replaces credentials.
-    certificate_suffices: bool,
+    client_certificates: Option<Presence>,
     pub(crate) ca_pem: Option<String>,
     limits: Limits,
     pub(crate) sendfile: bool,
     pub(crate) budget: Arc<ByteBudget>,
     pub(crate) response_memory: ResponseMemory,
     faults: Arc<Faults>,
+    /// The listeners, as far as they are told.
+    ports: OnceLock<Vec<Port>>,
     pub(super) leaves: Option<Arc<Leaves>>,
 }
 
@@ -110,13 +112,14 @@ impl Registry {
             exposition,
             health: Health::default(),
             auth,
-            certificate_suffices: client_certificates == Some(Presence::Optional),
+            client_certificates,
             ca_pem,
             limits,
             sendfile,
             budget: Arc::default(),
             response_memory: ResponseMemory::new(RESPONSE_MEMORY, limits.response_memory_wait),
             faults,
+            ports: OnceLock::new(),
             leaves,
         }
     }
@@ -158,7 +161,34 @@ impl Registry {
     /// Takes one message of a command for the plan of faults, and returns the reply after the last one. It may read manifests, so it blocks.
     #[must_use]
     pub fn receive_faults(&self, message: FaultCommand) -> Option<FaultReply> {
-        self.faults.receive(message, self.snapshot().store(), &self.telemetry.events)
+        self.faults.receive(message, &self.surroundings(&self.snapshot()), &self.telemetry.events)
+    }
+
+    /// Puts a plan of faults in force. Returns a warning for each rule that can never match.
+    ///
+    /// # Errors
+    /// Fails if a rule is invalid.
+    pub fn start_faults(&self, plan: FaultPlan) -> Result<Vec<String>, String> {
+        self.faults.start(plan, &self.surroundings(&self.snapshot()), &self.telemetry.events)
+    }
+
+    /// Tells where the registry is served. Rules of a plan of faults that no listener can meet are warned of then.
+    pub fn set_listeners(&self, listeners: &[Listener]) {
+        let of_registry = listeners.iter().filter(|listener| listener.surface != Surface::Observability);
+        let port = |listener: &Listener| {
+            let is_encrypted = matches!(listener.transport, Transport::Tls(_));
+            Some(Port { address: listener.socket.local_addr().ok()?, is_encrypted })
+        };
+        self.ports.get_or_init(|| of_registry.filter_map(port).collect());
+    }
+
+    fn surroundings<'a>(&'a self, snapshot: &'a Snapshot) -> Surroundings<'a> {
+        Surroundings {
+            store: snapshot.store(),
+            ports: self.ports.get().map(Vec::as_slice).unwrap_or_default(),
+            has_tokens: matches!(self.auth, Auth::Token(_)),
+            certificates: self.client_certificates,
+        }
     }
 
     /// Requests completed and bytes sent so far.
@@ -193,7 +223,9 @@ impl Registry {
         connection: Arc<Activity>,
     ) -> Response<Body> {
         let has_certificate = client.certified;
-        let client = Client { certified: client.certified && self.certificate_suffices, ..*client };
+        // It replaces credentials, unless both are needed.
+        let suffices = self.client_certificates == Some(Presence::Optional);
+        let client = Client { certified: client.certified && suffices, ..*client };
         let mut entry = LogEntry::new(client.peer, &self.telemetry);
         entry.describe(|event| describe::head(&head, event));
         let (snapshot, in_flight) = (self.snapshot(), Arc::new(InFlight::new(Arc::clone(&self.budget))));
