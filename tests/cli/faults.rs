@@ -281,6 +281,28 @@ fn replayed_plan_has_exactly_the_hits_of_the_log_and_assert_counts_them() {
     assert_eq!(run(&["assert", "--fault", "coin", "events.jsonl"]).0, Some(0));
     assert_eq!(run(&["assert", "--fault", "never", "--hits", "0", "events.jsonl"]).0, Some(0));
     assert_eq!(run(&["assert", "--pulled", "test/hello", "--hits", "1", "events.jsonl"]).0, Some(2));
+    let (_, json, _) = run(&["--json", "assert", "--fault", "coin", "--hits", &count, "events.jsonl"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json, json!({"fault": "coin", "by": null, "hits": hits, "expected": json["expected"], "holds": true}));
+    for expected in [&["--hits", "0"][..], &["--hits", "1"], &[]] {
+        let (status, _, message) = run(&[&["assert", "--fault", "cion"], expected, &["events.jsonl"]].concat());
+        let unknown = "localregistry: no plan of faults in the log has the rule cion; it has:\n  coin\n  manifest\n  never\n";
+        assert_eq!((status, message.as_str()), (Some(1), unknown));
+    }
+    assert_eq!(run(&["assert", "--fault", "", "events.jsonl"]).0, Some(2));
+    let whole = fs::read_to_string(copy.path().join("events.jsonl")).unwrap();
+    fs::write(copy.path().join("damaged"), whole.replacen('{', "(", 1)).unwrap();
+    for mode in [
+        &["--pulled", "test/hello"][..],
+        &["--pulled", "test/hello", "--times", "1"],
+        &["--not-pulled", "test/hello"],
+        &["--fault", "coin"],
+        &["--fault", "coin", "--hits", "0"],
+        &["--fault", "cion", "--hits", "0"],
+    ] {
+        let (status, _, message) = run(&[&["assert"], mode, &["damaged"]].concat());
+        assert_eq!(status, Some(2), "{mode:?}: {message}");
+    }
     let (status, _, message) = run(&["assert", "--fault", "manifest", "--hits", "2", "events.jsonl"]);
     assert_eq!(status, Some(1));
     assert!(message.starts_with("localregistry: the rule manifest did act once; it was expected to act 2 times\n"), "{message}");
@@ -292,6 +314,23 @@ fn replayed_plan_has_exactly_the_hits_of_the_log_and_assert_counts_them() {
     let (status, _, message) = run(&["faults", "replay", "cut"]);
     assert_eq!(status, Some(1));
     assert!(message.contains("the log cut does not show all hits: "), "{message}");
+}
+
+#[test]
+fn log_of_hits_before_and_after_a_rule_came_again_has_no_plan() {
+    let site = Site::start(&[]);
+    site.file("base.json", &json!({"rules": [rule("base", "base", 503)]}));
+    for _ in 0..2 {
+        site.faults(&["add", "base.json"]);
+        assert_eq!(site.status("/v2/"), 503);
+        site.faults(&["remove", "base"]);
+    }
+    let folder = site.serving.end();
+    let output =
+        testing::program(PROGRAM).current_dir(folder.path()).args(["faults", "replay", "events.jsonl"]).output().unwrap();
+    let expected = "localregistry: no plan has exactly the hits in events.jsonl: the rule base acted before and after it was added again, \
+                    or its counts were reset, so a number means two of its matches\n";
+    assert_eq!((output.status.code(), text(&output.stdout), text(&output.stderr)), (Some(1), String::new(), expected.to_owned()));
 }
 
 #[test]

@@ -369,7 +369,9 @@ fn a_file_without_events_exits_1() {
 fn waiting_assertion_reads_the_growing_log_again() {
     let events = log();
     let (before, after) = events.split_at(2);
-    let bench = bench(&written(before));
+    let plan =
+        json!({ "time": 1.0, "faultsChanged": { "verb": "REPLACE", "rules": [{ "id": "slow", "do": { "status": 503 } }] } });
+    let bench = bench(&written(&[&[plan], before].concat()));
     let start = |arguments: &[&str]| {
         let mut command = bench.command(&[&["assert"], arguments, &["log"]].concat());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()

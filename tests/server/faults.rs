@@ -800,19 +800,25 @@ fn conditions_that_exclude_each_other_are_named() {
 #[test]
 fn hits_are_counted_in_the_metrics() {
     let site = Site::new();
-    let text = || String::from_utf8(testing::http::get(site.server.plain, "/metrics").body).unwrap();
-    assert!(!text().contains("fault_hits"));
+    let scraped = || String::from_utf8(testing::http::get(site.server.plain, "/metrics").body).unwrap();
+    assert!(!scraped().contains("fault_hits"));
     site.rules(json!([{"id": "r", "match": {"endpoint": "base"}, "do": {"status": 503}}]));
     (0..3).for_each(|_| assert!(is_hit(&site, PLAIN, "GET", "/v2/", &[])));
-    assert!(text().contains("\nlocalregistry_fault_hits_total{rule=\"r\"} 3\n"), "{}", text());
+    assert!(scraped().contains("\nlocalregistry_fault_hits_total{rule=\"r\"} 3\n"), "{}", scraped());
     let rules: Vec<Value> = (0..150)
         .map(|number| json!({"id": format!("r{number}"), "match": {"endpoint": "base"}, "when": {"first": 1}, "do": {"status": 503}}))
         .collect();
     site.rules(rules.into());
     (0..150).for_each(|_| assert!(is_hit(&site, PLAIN, "GET", "/v2/", &[])));
-    let text = text();
+    let text = scraped();
     assert_eq!(text.matches("localregistry_fault_hits_total{").count(), 101);
-    assert!(text.contains("localregistry_fault_hits_total{rule=\"(other)\"} 50\n"));
+    assert!(text.contains("localregistry_fault_hits_total{rule=\"(other)\"} 51\n"));
+    // A counter never goes down, and never vanishes.
+    for verb in [Verb::Reset, Verb::Clear] {
+        let command = FaultCommand { verb: verb.into(), ..FaultCommand::default() };
+        assert_eq!(site.server.registry.receive_faults(command).unwrap().error, "");
+        assert!(scraped().contains("\nlocalregistry_fault_hits_total{rule=\"r\"} 3\n"), "{verb:?}");
+    }
 }
 
 #[test]

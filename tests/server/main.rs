@@ -5,6 +5,7 @@ mod auth;
 mod client_expectations;
 mod corpus;
 mod distribution;
+mod fault_replay;
 mod faults;
 mod h2_streams;
 mod hostile_h2;

@@ -4,7 +4,7 @@ pub(crate) mod control;
 pub mod file;
 mod json_types;
 mod locate;
-mod replay;
+pub mod replay;
 
 use std::ffi::OsString;
 use std::fs;

@@ -52,6 +52,7 @@ impl Registry {
         let peer = SocketAddr::new(client.peer.ip().to_canonical(), client.peer.port());
         let hit = plan.and_then(|plan| plan.hit_connection(peer.ip(), client.local.port(), things));
         let Some(hit) = hit else { return Connection::Unspecified };
+        self.faults().record(hit.rule.id());
         self.events().emit(event::Event::Fault(crate::proto::Fault { peer: peer.to_string(), ..hit.event() }));
         hit.action.message.connection()
     }
@@ -108,6 +109,7 @@ impl Registry {
                 }
             }
             if let Some(hit) = plan.count(rule) {
+                self.faults().record(hit.rule.id());
                 context.entry.fault = Some(hit.clone());
                 return Ok(self.act(hit.action, served, target, client, context).await);
             }

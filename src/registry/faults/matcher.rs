@@ -1,6 +1,6 @@
 //! The conditions of a rule, and what they are compared with.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::{Method, Version};
 
@@ -8,7 +8,7 @@ use super::glob::Glob;
 use super::rule::RuleError;
 use crate::address::Cidr;
 use crate::oci::{Digest, Host};
-use crate::proto::FaultMatch;
+use crate::proto::{FaultMatch, Request};
 use crate::registry::api::route::Endpoint;
 
 /// The endpoints that rules may match. Those that observe the registry always work.
@@ -206,6 +206,21 @@ impl Matcher {
             && glob(&self.tag, facts.tag)
             && glob(&self.repository, facts.repository)
             && glob(&self.user_agent, Some(facts.user_agent))
+    }
+
+    /// Whether a request that was logged may have matched. Not all of it is in the log.
+    pub(crate) fn may_have_matched(&self, request: &Request, is_for_connections: bool) -> bool {
+        let peer = request.peer.parse::<SocketAddr>().map(|peer| peer.ip());
+        let is_peer = self.peer.is_none_or(|network| peer.is_ok_and(|peer| network.contains(peer)));
+        // The full name of a repository that there is not may be another one here.
+        let is_repository = |glob: &Glob| request.status == 404 || glob.matches(&request.repository);
+        let is_tag = |glob: &Glob| glob.matches(&request.reference);
+        let is_request = ENDPOINTS.iter().any(|endpoint| endpoint.name() == request.endpoint)
+            && self.endpoint.is_none_or(|endpoint| endpoint.name() == request.endpoint)
+            && self.method.as_ref().is_none_or(|method| method.as_str() == request.method)
+            && self.tag.as_ref().is_none_or(is_tag)
+            && self.repository.as_ref().is_none_or(is_repository);
+        is_peer && (is_for_connections || is_request)
     }
 
     /// Whether the rule may act on a connection.

@@ -15,8 +15,9 @@ pub mod plan;
 mod reach;
 mod rule;
 
+use std::collections::BTreeMap;
 use std::io::Read;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use self::plan::{Plan, PlanError};
@@ -27,13 +28,15 @@ use crate::registry::content::store::Store;
 use crate::registry::telemetry::events::Events;
 
 pub use reach::{Port, Surroundings};
-pub use rule::{Rule, RuleError};
+pub use rule::{MAX_RULE, Rule, RuleError};
 
 /// JSON of the rules in one message, in bytes.
 const MESSAGE: usize = 32 << 10;
 /// Most rules that are staged, so that a command without an end does not fill the memory.
 const STAGED: usize = plan::MAX_RULES;
 
+/// Most rules with a metric of their own.
+const SERIES: usize = 100;
 /// Most rules that a message names.
 const NAMED: usize = 20;
 
@@ -45,6 +48,18 @@ pub struct Faults {
     plan: RwLock<Arc<Plan>>,
     /// The command that more messages will complete. Also held while the plan changes.
     staged: Mutex<Option<FaultCommand>>,
+    /// How often the plan has changed.
+    changes: AtomicU32,
+    totals: Mutex<Totals>,
+}
+
+/// Hits since the start, which no change of the plan takes away: counters of metrics never go down.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Totals {
+    /// Of the first rules that were hit.
+    pub by_rule: BTreeMap<String, u64>,
+    /// Of all others.
+    pub others: u64,
 }
 
 impl Faults {
@@ -55,6 +70,21 @@ impl Faults {
 
     pub(crate) fn current(&self) -> Arc<Plan> {
         Arc::clone(&self.plan.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Counts a hit for the metrics.
+    pub(crate) fn record(&self, id: &str) {
+        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let Totals { by_rule, others } = &mut *totals;
+        if by_rule.len() < SERIES || by_rule.contains_key(id) {
+            *by_rule.entry(id.to_owned()).or_default() += 1;
+        } else {
+            *others += 1;
+        }
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set(&self, plan: Plan) {
@@ -131,16 +161,19 @@ impl Faults {
             }
             Verb::Clear => (Plan::default(), messages(&current.rules), Vec::new()),
             Verb::Reset => {
-                current.rules.iter().for_each(|rule| rule.counts.reset());
                 let plan = current.with_rules(current.rules.clone()).map_err(rejected)?;
                 (plan, Vec::new(), Vec::new())
             }
         };
-        let seed = plan.seed;
+        let (seed, change) = (plan.seed, self.changes.fetch_add(1, Ordering::Relaxed) + 1);
+        let old = if verb == Verb::Add { current.rules.len() } else { 0 };
+        if matches!(verb, Verb::Add | Verb::Replace | Verb::Reset) {
+            plan.rules.iter().skip(old).for_each(|rule| rule.counts.begin(change));
+        }
         let removed = if matches!(verb, Verb::Remove | Verb::Clear) { changed.clone() } else { Vec::new() };
         // Before the plan is in force: the log has each rule before its first hit.
         for rules in parts(changed, json_len) {
-            events.emit(event::Event::FaultsChanged(FaultsChanged { verb: verb.into(), rules, seed }));
+            events.emit(event::Event::FaultsChanged(FaultsChanged { verb: verb.into(), rules, seed, change }));
         }
         self.set(plan);
         let removed = removed.into_iter().map(|rule| FaultStatus { rule: Some(rule), ..FaultStatus::default() });
@@ -170,13 +203,6 @@ fn messages(rules: &[Arc<Rule>]) -> Vec<FaultRule> {
 
 fn status(rule: &Arc<Rule>) -> FaultStatus {
     FaultStatus { rule: Some(rule.message.clone()), matches: rule.counts.matches(), hits: rule.counts.hits() }
-}
-
-/// The hits of the first rules that have some, and of all others.
-pub(crate) fn hits(plan: &Plan, named: usize) -> (Vec<(&str, u64)>, u64) {
-    let mut hits = plan.rules.iter().map(|rule| (rule.id(), rule.counts.hits())).filter(|(_, hits)| *hits > 0);
-    let first = hits.by_ref().take(named).collect();
-    (first, hits.map(|(_, hits)| hits).sum())
 }
 
 fn unknown_rule(id: &str, plan: &Plan) -> String {

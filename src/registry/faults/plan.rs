@@ -48,6 +48,8 @@ pub(crate) struct Hit {
     pub rule: Arc<Rule>,
     /// Which of the requests that matched the rule.
     pub number: u64,
+    /// The change of the plan since which the rule counts.
+    pub since: u32,
     /// What is done: the rule's action without the parts that change nothing.
     pub action: Action,
 }
@@ -56,7 +58,7 @@ impl Hit {
     /// The event of the hit, without its request.
     pub fn event(&self) -> Fault {
         let (rule, number) = (self.rule.id().to_owned(), u32::try_from(self.number).unwrap_or(u32::MAX));
-        Fault { rule, r#match: number, action: self.action.summary(), ..Fault::default() }
+        Fault { rule, r#match: number, action: self.action.summary(), since: self.since, ..Fault::default() }
     }
 }
 
@@ -130,7 +132,7 @@ impl Plan {
                 return Err(bad(rule, at, "id", "the plan has this id already; expected another one".to_owned()));
             }
             let number = u32::try_from(at).unwrap_or(u32::MAX);
-            if rule.action.message.connection() != Connection::Unspecified {
+            if rule.is_for_connections() {
                 if self.connections.len() >= MAX_ALIKE {
                     return Err(bad(rule, at, "do.connection", format!("a plan has at most {MAX_ALIKE} rules for connections")));
                 }
@@ -200,7 +202,7 @@ impl Plan {
     pub(crate) fn count(&self, rule: &Arc<Rule>) -> Option<Hit> {
         let followed = rule.follows().and_then(|id| self.rules.get(*self.by_id.get(id)?)).map(AsRef::as_ref);
         let number = rule.count_match(self.seed, followed)?;
-        Some(Hit { rule: Arc::clone(rule), number, action: rule.action.clone() })
+        Some(Hit { rule: Arc::clone(rule), number, since: rule.counts.since(), action: rule.action.clone() })
     }
 }
 

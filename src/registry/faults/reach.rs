@@ -66,7 +66,7 @@ pub(super) fn warnings(plan: &Plan, start: usize, around: &Surroundings<'_>) -> 
 
 /// The rule that acts on every request for which `rule` is meant. `all` has such rules by their conditions.
 fn hidden_by<'a>(rule: &'a Rule, all: &mut HashMap<Vec<u8>, &'a str>) -> Option<&'a str> {
-    if rule.action.message.connection() != Connection::Unspecified {
+    if rule.is_for_connections() {
         return None;
     }
     let encoded = |conditions: &FaultMatch| prost::Message::encode_to_vec(conditions);
@@ -144,7 +144,7 @@ fn takes(port: &Port, is_ipv4: bool) -> bool {
 fn without_effect(rule: &Rule, around: &Surroundings<'_>) -> Option<String> {
     let Matcher { method, range, version, digest, .. } = &rule.matcher;
     let (is_head, is_http2) = (*method == Some(Method::HEAD), *version == Some(Version::HTTP_2));
-    let is_sure = rule.action.message.connection() != Connection::Unspecified || !rule.action.headers.is_empty();
+    let is_sure = rule.is_for_connections() || !rule.action.headers.is_empty();
     let catalog = around.store.catalog();
     let length = digest.and_then(|digest| Some(catalog.find(&digest)?.size));
     let status = if *range == Some(false) || is_head { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT };

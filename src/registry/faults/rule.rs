@@ -1,16 +1,17 @@
 //! One rule: its validated parts, when it is due, and how often it was.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::action::{Action, check_names};
 use super::matcher::Matcher;
 use crate::oci::Digest;
-use crate::proto::{FaultAction, FaultRule, FaultWhen};
+use crate::proto::fault_action::Connection;
+use crate::proto::{FaultAction, FaultRule, FaultWhen, Request};
 
 /// Longest rule as JSON, in bytes.
-const MAX_RULE: usize = 16 << 10;
+pub const MAX_RULE: usize = 16 << 10;
 /// Longest id, in bytes.
 const MAX_ID: usize = 64;
 /// Longest delay, stall or time after another rule, in seconds.
@@ -71,6 +72,8 @@ pub(super) struct Counts {
     hits: AtomicU64,
     /// Milliseconds from [`epoch`] to the last hit, plus 1. 0: there was none.
     last_hit: AtomicU64,
+    /// The change of the plan since which this counts.
+    since: AtomicU32,
 }
 
 impl Counts {
@@ -82,7 +85,13 @@ impl Counts {
         self.hits.load(Ordering::Relaxed)
     }
 
-    pub fn reset(&self) {
+    pub fn since(&self) -> u32 {
+        self.since.load(Ordering::Relaxed)
+    }
+
+    /// Counts from 0 again, since the change with this number.
+    pub fn begin(&self, since: u32) {
+        self.since.store(since, Ordering::Relaxed);
         for count in [&self.matches, &self.hits, &self.last_hit] {
             count.store(0, Ordering::Relaxed);
         }
@@ -137,6 +146,32 @@ impl Rule {
         self.when == When::Always
     }
 
+    /// Whether it acts on connections.
+    #[must_use]
+    pub fn is_for_connections(&self) -> bool {
+        self.action.message.connection() != Connection::Unspecified
+    }
+
+    /// Whether a request that was logged, or its connection, may have matched.
+    #[must_use]
+    pub fn may_have_matched(&self, request: &Request) -> bool {
+        self.matcher.may_have_matched(request, self.is_for_connections())
+    }
+
+    /// Whether it is due at the match with this number, if that decides.
+    #[must_use]
+    pub fn is_due(&self, seed: u32, number: u64) -> bool {
+        match &self.when {
+            When::Always => true,
+            When::First(first) => number <= *first,
+            When::Nth(numbers) => u32::try_from(number).is_ok_and(|number| numbers.binary_search(&number).is_ok()),
+            When::Every(every) => number.is_multiple_of(*every),
+            When::After(after) => number > *after,
+            When::Probability(probability) => random(seed, self.id(), number) < *probability,
+            When::AfterRule(..) => false,
+        }
+    }
+
     /// The id of the rule that this one follows.
     pub(super) fn follows(&self) -> Option<&str> {
         if let When::AfterRule(id, _) = &self.when { Some(id) } else { None }
@@ -145,14 +180,10 @@ impl Rule {
     /// Counts a match. Returns its number if the rule is due. `followed` is the rule that this one follows.
     pub(super) fn count_match(&self, seed: u32, followed: Option<&Self>) -> Option<u64> {
         let number = self.counts.matches.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_soon = |time: Duration| followed.and_then(|rule| rule.counts.since_hit()).is_some_and(|since| since <= time);
         let is_due = match &self.when {
-            When::Always => true,
-            When::First(first) => number <= *first,
-            When::Nth(numbers) => u32::try_from(number).is_ok_and(|number| numbers.binary_search(&number).is_ok()),
-            When::Every(every) => number.is_multiple_of(*every),
-            When::After(after) => number > *after,
-            When::Probability(probability) => random(seed, self.id(), number) < *probability,
-            When::AfterRule(_, time) => followed.and_then(|rule| rule.counts.since_hit()).is_some_and(|since| since <= *time),
+            When::AfterRule(_, time) => is_soon(*time),
+            _ => self.is_due(seed, number),
         };
         if is_due {
             self.counts.hits.fetch_add(1, Ordering::Relaxed);

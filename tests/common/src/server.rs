@@ -141,9 +141,14 @@ impl Server {
         }
     }
 
+    /// Waits for the next event, with its time.
+    pub fn whole_event(&self) -> Event {
+        self.events.recv_timeout(Duration::from_secs(60)).unwrap()
+    }
+
     /// Waits for the next event.
     pub fn event(&self) -> event::Event {
-        self.events.recv_timeout(Duration::from_secs(60)).unwrap().event.unwrap()
+        self.whole_event().event.unwrap()
     }
 
     /// Stops accepting, waits up to `drain` for transfers, and returns the totals.

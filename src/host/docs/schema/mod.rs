@@ -147,6 +147,7 @@ pub(crate) fn outputs(generator: &mut SchemaGenerator) -> Vec<Output> {
         of::<trust::TrustResult<'_>>("trust", generator),
         event("events"),
         of::<pull_log::assert::AssertResult<'_>>("assert", generator),
+        of::<pull_log::assert::AssertFaultResult<'_>>("assert --fault", generator),
         of::<faults::FaultsResult>("faults", generator),
         Output { command: "faults replay", kind: "FaultPlan".to_owned() },
         of::<Schema>("schema", generator),

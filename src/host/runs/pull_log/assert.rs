@@ -1,7 +1,7 @@
 //! `localregistry assert`: checks a log for an expected number of pulls. The exit status says whether it holds; the difference is on
 //! standard error.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::builder::NonEmptyStringValueParser;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -69,7 +70,7 @@ pub struct AssertArgs {
     not_pulled: Option<ImageQuery>,
 
     /// The rule of the plan of faults that acted on requests or connections (docs/faults.md)
-    #[arg(long, value_name = "ID", conflicts_with = "count")]
+    #[arg(long, value_name = "ID", conflicts_with = "count", value_parser = NonEmptyStringValueParser::new())]
     fault: Option<String>,
 
     /// With --fault: exactly N times [default: once or more]
@@ -170,12 +171,27 @@ fn pulled(count: u64) -> String {
 /// What the log shows.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct AssertResult<'a> {
-    /// The image as given, with its tag; with `--fault` the rule's id.
+    /// The image as given, with its tag.
     image: String,
     /// The address whose pulls were counted; null: all addresses.
     by: Option<IpAddr>,
-    /// The number of pulls, or of hits.
+    /// The number of pulls.
     pulls: u64,
+    /// The expectation in words.
+    expected: &'a str,
+    /// Whether the log shows it.
+    holds: bool,
+}
+
+/// What the log shows of a rule; with `--fault`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AssertFaultResult<'a> {
+    /// The rule.
+    fault: &'a str,
+    /// The address whose hits were counted; null: all addresses.
+    by: Option<IpAddr>,
+    /// The number of hits.
+    hits: u64,
     /// The expectation in words.
     expected: &'a str,
     /// Whether the log shows it.
@@ -236,19 +252,23 @@ fn check_fault(rule: &str, args: &AssertArgs, report: &Report) -> Result<bool, L
     let is_by = |peer: &Option<IpAddr>| args.by.is_none_or(|by| *peer == Some(by.to_canonical()));
     let (expected, by) =
         (args.hits.map_or(Expected::AtLeast(1), Expected::Exactly), args.by.map_or_else(String::new, |by| format!(" for {by}")));
-    let (LogSummary { faults, gap, .. }, hits) = read_until_decided(args, expected, |summary| {
+    let (LogSummary { faults, rules, gap, .. }, hits) = read_until_decided(args, expected, |summary| {
         summary.faults.iter().filter(|(id, peer)| id == rule && is_by(peer)).count() as u64
     })?;
     let acted = |count: u64| if count == 0 { "not act".to_owned() } else { format!("act {}", times(count)) };
     if let Some(gap) = gap.filter(|_| !expected.holds_from(hits)) {
         return Err(LogError::FaultGap { path: args.log.clone(), gap, rule: rule.to_owned(), counted: acted(hits) });
     }
-    let holds = expected.holds(hits);
+    let is_known = rules.contains(rule);
+    let holds = is_known && expected.holds(hits);
     let expectation = match expected {
         Expected::Exactly(count) => format!("to {}", acted(count)),
         _ => "to act at least once".to_owned(),
     };
-    if !holds {
+    if !is_known {
+        message(format!("localregistry: no plan of faults in the log has the rule {rule}; it has:"));
+        list(&rules.iter().collect::<Vec<_>>());
+    } else if !holds {
         message(format!("localregistry: the rule {rule} did {}{by}; it was expected {expectation}", acted(hits)));
         let others: BTreeMap<&str, u64> = faults.iter().fold(BTreeMap::new(), |mut counts, (id, _)| {
             *counts.entry(id.as_str()).or_default() += 1;
@@ -256,7 +276,7 @@ fn check_fault(rule: &str, args: &AssertArgs, report: &Report) -> Result<bool, L
         });
         list(&others.iter().map(|(id, count)| format!("the rule {id} did {}", acted(*count))).collect::<Vec<_>>());
     }
-    let result = AssertResult { image: rule.to_owned(), by: args.by, pulls: hits, expected: &expectation, holds };
+    let result = AssertFaultResult { fault: rule, by: args.by, hits, expected: &expectation, holds };
     if holds || report.json {
         // A closed standard output does not change the exit status.
         let _closed = report.result(&result, &format!("the rule {rule} did {}{by}", acted(hits)));
@@ -288,6 +308,8 @@ struct LogSummary {
     refusals: Refusals,
     /// The rules of the plan of faults that acted, and the clients.
     faults: Vec<(String, Option<IpAddr>)>,
+    /// The rules that were in force.
+    rules: BTreeSet<String>,
     /// Why events are missing, if they are.
     gap: Option<&'static str>,
     /// Whether the registry has ended, so that the log does not grow.
@@ -325,6 +347,7 @@ fn read(args: &AssertArgs) -> Result<LogSummary, LogError> {
                     let peer = fault.peer.parse::<SocketAddr>().ok().map(|peer| peer.ip().to_canonical());
                     summary.faults.push((fault.rule, peer));
                 }
+                Some(Kind::FaultsChanged(changed)) => summary.rules.extend(changed.rules.into_iter().map(|rule| rule.id)),
                 Some(Kind::Warning(warning)) => {
                     if warning.code == DROPPED_EVENTS {
                         summary.gap = Some(DROPPED);

@@ -10,7 +10,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::{HandshakeFailure, Metrics, OTHER_STATUS, TLS_VERSIONS, load, statuses};
 use crate::registry::api::route::Endpoint;
-use crate::registry::faults::{self, Faults};
+use crate::registry::faults::{Faults, Totals};
 use crate::registry::telemetry::events::Events;
 
 /// Media type of the text.
@@ -23,8 +23,6 @@ const OTHER_REPOSITORIES: &str = "(other)";
 
 /// Label for all rules of faults without a series of their own. It is not a valid id.
 const OTHER_RULES: &str = "(other)";
-/// Most rules of faults with a series of their own.
-const FAULT_SERIES: usize = 100;
 
 /// The registry of collectors.
 #[derive(Debug)]
@@ -156,14 +154,16 @@ impl ServerCollector {
         Ok(())
     }
 
-    /// Rules without a hit are omitted, and so is all of it without a plan.
+    /// Rules without a hit are omitted, and so is all of it without any.
     fn fault_hits(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(plan) = self.faults.plan() else { return Ok(()) };
+        let Totals { by_rule, others } = self.faults.totals();
+        if by_rule.is_empty() {
+            return Ok(());
+        }
         let help = "Requests and connections that a rule of the plan of faults acted on";
         let mut family = counters(encoder, "fault_hits", help, None)?;
-        let (named, others) = faults::hits(&plan, FAULT_SERIES);
-        for (rule, hits) in named {
-            add(&mut family, &[("rule", rule)], hits)?;
+        for (rule, hits) in by_rule {
+            add(&mut family, &[("rule", &rule)], hits)?;
         }
         if others > 0 { add(&mut family, &[("rule", OTHER_RULES)], others) } else { Ok(()) }
     }
