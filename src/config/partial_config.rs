@@ -15,6 +15,9 @@ const MAX_SHOWN: usize = 80;
 /// Prefix of the options that belong to this config.
 const PREFIX: &str = "localregistry.";
 
+/// What pbjson says of a number that is none of its field's.
+const LIBRARY_NUMBER: &str = "data did not match any variant of untagged enum Content";
+
 /// Keys and values of one source, or of several merged ones, as proto3 JSON with lowerCamelCase names.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PartialConfig(Map<String, Value>);
@@ -34,8 +37,11 @@ impl PartialConfig {
             return Err(ConfigError::Syntax { origin, problem: format!("it is {}", shown(&value)) });
         };
         let partial = Self(object(origin, "", &map)?);
-        // Parse the text again: duplicate keys are no longer visible in the map.
-        let config: Config = serde_json::from_slice(text).map_err(syntax)?;
+        // Parse the text again: duplicate keys are no longer visible in the map. Numbers of a plan of faults were not compared with their
+        // types, and the library calls them by a name of its own.
+        let number = |problem: String| problem.replace(LIBRARY_NUMBER, "a number is out of range, or is not a whole one,");
+        let wrong = |error: serde_json::Error| ConfigError::Syntax { origin, problem: number(error.to_string()) };
+        let config: Config = serde_json::from_slice(text).map_err(wrong)?;
         Settings::parse(&config, origin)?;
         Ok(partial)
     }

@@ -444,3 +444,12 @@ fn leaves(value: &Value, path: String, found: &mut Vec<String>) {
         _ => found.push(path),
     }
 }
+
+#[test]
+fn number_of_a_plan_of_faults_that_is_out_of_range_is_named_in_everyday_words() {
+    for number in ["5e9", "-1", "1.5", "99999999999"] {
+        let json = format!("{{\"faults\": {{\"rules\": [{{\"id\": \"a\", \"do\": {{\"status\": {number}}}}}]}}}}");
+        let error = PartialConfig::from_json(Origin::FwCfg, json.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("a number is out of range, or is not a whole one, at line 1 column "), "{error}");
+    }
+}

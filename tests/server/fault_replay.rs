@@ -145,10 +145,10 @@ fn replayed_plan_has_the_hits_of_the_log_for_the_same_requests() {
                 }
             }
         }
-        let (hits, log) = serve(&layout, seed, &steps);
+        let (hits, log) = serve(layout, seed, &steps);
         match replay(folder.path(), &log) {
             Ok(plan) => {
-                let (found, _) = serve(&layout, plan.seed, &again(&plan, &steps));
+                let (found, _) = serve(layout, plan.seed, &again(&plan, &steps));
                 assert_eq!(found, hits, "case {number}: {steps:?}\n{plan:?}");
                 same += 1;
             }
@@ -173,7 +173,7 @@ fn rules_with_many_hits_have_a_plan_if_one_can_have_them() {
     let many = |when: Value, numbers: &dyn Fn(u32) -> bool| {
         let request = Step::Request("GET", "/v2/", false);
         let steps = [Step::Change(Verb::Replace, vec![base(when)]), request.clone(), request.clone(), request.clone(), request];
-        let (_, mut log) = serve(&layout, 7, &steps);
+        let (_, mut log) = serve(layout, 7, &steps);
         let fault = log.iter().find(|event| matches!(event.event, Some(Kind::Fault(_)))).unwrap().clone();
         for number in (1..20_000).filter(|number| numbers(*number)) {
             let mut next = fault.clone();

@@ -771,6 +771,15 @@ fn conditions_that_exclude_each_other_are_named() {
     ] {
         assert_eq!(warnings(conditions.clone(), action.clone()).unwrap_or_default(), expected, "{conditions} {action}");
     }
+    let after =
+        |id: &str, other: &str| json!({"id": id, "when": {"afterRule": {"id": other, "seconds": 1}}, "do": {"status": 500}});
+    let found = site
+        .server
+        .misbehave(json!({"rules": [after("a", "b"), after("b", "a"), after("c", "d"), {"id": "d", "do": {"close": true}}]}));
+    let waits = |id: &str, other: &str| {
+        format!("rule {id} can never match: it waits for a hit of {other}, which waits for others without an end")
+    };
+    assert_eq!(found, [waits("a", "b"), waits("b", "a")]);
     let authority = ClientAuthority::new("nodes");
     let clients = ClientCa::parse(authority.pem().as_bytes(), Presence::Required).unwrap();
     let auth = Auth::token(None, true, Duration::from_secs(300)).unwrap();

@@ -208,6 +208,10 @@ mod tests {
             ),
             ("rules {".to_owned(), "1:8: expected '}'"),
             (
+                b("\"do\": {\"headers\": [{\"name\": \"Date\"}, {\"name\": \"date\", \"value\": \"x\"}]}"),
+                "3:21: rule b: do.headers: date is changed twice",
+            ),
+            (
                 b("\"do\": {\"status\": 5e9}"),
                 "3:21: rule number 2: do.status: 5000000000.0 is wrong here; expected a whole number from 0 to 4294967295",
             ),

@@ -101,10 +101,11 @@ impl Registry {
         let mut served = None;
         for rule in plan.matching(&facts) {
             if !rule.action.is_certain(is_http2) {
-                if served.is_none() {
-                    served = Some(self.serve_response(target, client, context.again()).await);
-                }
-                if !served.as_ref().is_some_and(|response| rule.action.on(&original(response, head)).is_some()) {
+                let response = match served.take() {
+                    Some(response) => response,
+                    None => self.serve_response(target, client, context.again()).await,
+                };
+                if rule.action.on(&original(served.insert(response), head)).is_none() {
                     continue;
                 }
             }

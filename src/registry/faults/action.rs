@@ -163,7 +163,12 @@ fn headers(action: &FaultAction) -> Result<Vec<HeaderChange>, RuleError> {
         }
         Ok((name, value))
     });
-    changes.collect()
+    let changes = changes.collect::<Result<Vec<HeaderChange>, RuleError>>()?;
+    let is_again = |at: usize, name: &HeaderName| changes.iter().take(at).any(|(other, _)| other == name);
+    match changes.iter().enumerate().find(|(at, (name, _))| is_again(*at, name)) {
+        Some((_, (name, _))) => Err(RuleError::new("do.headers", format!("{name} is changed twice"))),
+        None => Ok(changes),
+    }
 }
 
 /// Checks that each value which has a name has one: prototext takes any number.

@@ -198,9 +198,14 @@ impl Plan {
         })
     }
 
+    /// The rule with this id.
+    pub(super) fn rule(&self, id: &str) -> Option<&Rule> {
+        self.rules.get(*self.by_id.get(id)?).map(AsRef::as_ref)
+    }
+
     /// Counts a request that the rule can act on. Returns the hit if the rule is due.
     pub(crate) fn count(&self, rule: &Arc<Rule>) -> Option<Hit> {
-        let followed = rule.follows().and_then(|id| self.rules.get(*self.by_id.get(id)?)).map(AsRef::as_ref);
+        let followed = rule.follows().and_then(|id| self.rule(id));
         let number = rule.count_match(self.seed, followed)?;
         Some(Hit { rule: Arc::clone(rule), number, since: rule.counts.since(), action: rule.action.clone() })
     }

@@ -56,12 +56,21 @@ pub(super) fn warnings(plan: &Plan, start: usize, around: &Surroundings<'_>) -> 
     let mut warnings = plan.rules.iter().enumerate().filter_map(|(number, rule)| {
         let before = hidden_by(rule, &mut all);
         let before = || before.map(|other| format!("the rule {other} acts on all of that before"));
-        let why = || contradiction(rule, around).or_else(|| absent(rule, around, &names)).or_else(before);
+        let why = || {
+            circle(rule, plan).or_else(|| contradiction(rule, around)).or_else(|| absent(rule, around, &names)).or_else(before)
+        };
         if number < start { None } else { Some(format!("rule {} can never match: {}", rule.id(), why()?)) }
     });
     let named: Vec<String> = warnings.by_ref().take(NAMED).collect();
     let others = warnings.count();
     named.into_iter().chain((others > 0).then(|| format!("{others} more rules can never match"))).collect()
+}
+
+/// Why a rule is never due that waits for hits of another one: that waits as well, for one which waits for it.
+fn circle(rule: &Rule, plan: &Plan) -> Option<String> {
+    let first = rule.follows()?;
+    let mut chain = std::iter::successors(plan.rule(first), |other| plan.rule(other.follows()?));
+    chain.nth(plan.rules.len()).map(|_| format!("it waits for a hit of {first}, which waits for others without an end"))
 }
 
 /// The rule that acts on every request for which `rule` is meant. `all` has such rules by their conditions.
