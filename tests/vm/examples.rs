@@ -125,7 +125,7 @@ fn folder() -> Bench {
 
 /// Writes the events.jsonl and the ca.crt of a server from which 10.1.0.7 pulls.
 fn log_of_pulls(bench: &Bench) {
-    let line = "localregistry serve build/images --listen 10.1.0.82:5080 --tls off --events events.jsonl";
+    let line = "localregistry serve build/images --listen 10.1.0.82:5080 --tls off --faults faults.json --events events.jsonl";
     let server = start(bench, line);
     for (name, times) in
         [("test/hello/manifests/latest", 1), ("test/hello/manifests/1", 1), ("library/busybox/manifests/latest", 3)]

@@ -46,7 +46,8 @@ fn command_changes_the_plan_of_a_run() {
     let socket = fs::metadata(bench.path("runtime/localregistry/one/control")).unwrap();
     assert_eq!(socket.permissions().mode() & 0o777, 0o600);
     let tags = "/v2/test/hello/tags/list";
-    assert_eq!((status("/v2/"), status(tags)), (503, 200));
+    // Nothing asks for tags before there is a rule for them: a replay would count that.
+    assert_eq!((status("/v2/"), status("/v2/_catalog")), (503, 200));
     let faults = |arguments: &[&str]| succeed(&mut command(&[&["faults", "one"], arguments].concat()));
     assert_eq!(faults(&["add", "second.textproto"]), "1 rule added\n");
     assert_eq!((status("/v2/"), status(tags)), (503, 502));

@@ -242,6 +242,11 @@ fn json_output_of_every_command_matches_the_schema() {
     machine(&fixture);
     fixture.run("assert", &["--pulled", "test/hello", "events"], 0);
     fixture.run("assert", &["--pulled", "test/hello", "--times", "5", "--by", "10.0.2.2", "events"], 1);
+    let changed =
+        json!({"time": 1.0, "faultsChanged": {"verb": "ADD", "change": 1, "rules": [{"id": "slow", "do": {"close": true}}]}});
+    bench.file("faulty", format!("{changed}\n").as_bytes());
+    let acted = succeed(&mut fixture.command(&["assert", "--json", "--quiet", "--fault", "slow", "--hits", "0", "faulty"]));
+    schema.holds("assert --fault", &serde_json::from_str(&acted).unwrap());
     let shown = succeed(&mut fixture.command(&["events", "--json", "--all", "events"]));
     assert!(!shown.is_empty());
     shown.lines().for_each(|line| schema.holds("events", &serde_json::from_str(line).unwrap()));
