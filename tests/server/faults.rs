@@ -439,6 +439,11 @@ fn answers_replace_the_content() {
         assert!(site.get(way, &site.blob).is(&site.layer));
         site.rule(json!({"endpoint": "blob", "range": true}), json!({"ignoreRange": true}));
         assert!(site.send(way, "GET", &site.blob, &[("range", "bytes=5-")]).unwrap().is(&site.layer));
+        // The header is in the answer to the range only.
+        site.rule(json!({"endpoint": "blob"}), json!({"ignoreRange": true, "headers": [{"name": "content-range"}]}));
+        assert!(site.send(way, "GET", &site.blob, &[("range", "bytes=5-")]).unwrap().is(&site.layer));
+        let (fault, request) = site.hit();
+        assert_eq!((fault.action.as_str(), request.complete), ("range ignored", true));
     }
 }
 

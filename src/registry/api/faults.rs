@@ -147,17 +147,14 @@ impl Registry {
             (None, Some(served)) => served,
             (None, None) => self.serve_response(target, client, context.again()).await,
         };
-        let mut done = action.on(&original(&response, head));
-        if done.as_ref().is_some_and(|done| done.message.ignore_range) {
+        let mut done = action.on(&original(&response, head)).unwrap_or_default();
+        if done.message.ignore_range {
             let mut whole = head.clone();
             whole.headers.remove(RANGE);
             response = self.serve_response(target, client, RequestContext { head: &whole, ..context.again() }).await;
-            done = action.on(&original(&response, head)).or(done).map(|mut done| {
-                done.message.ignore_range = true;
-                done
-            });
+            done = action.on(&original(&response, head)).unwrap_or_default();
+            done.message.ignore_range = true;
         }
-        let done = done.unwrap_or(action);
         if let Some(hit) = &mut context.entry.fault {
             hit.action = done.clone();
         }

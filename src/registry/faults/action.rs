@@ -17,7 +17,7 @@ const STATUSES: std::ops::RangeInclusive<u32> = 400..=599;
 type HeaderChange = (HeaderName, Option<HeaderValue>);
 
 /// What is done to a response or a connection.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Action {
     pub message: FaultAction,
     pub headers: Vec<HeaderChange>,
