@@ -21,6 +21,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"os/exec"
@@ -84,7 +85,7 @@ type process struct {
 }
 
 // Start starts a registry and returns when it serves. It ends at the end of the test; if the test has failed then, the test's log has the
-// pulls. The test fails at once if the registry does not start, and at its end if the registry did not end well.
+// pulls, and so has standard error a second before the time limit of `go test` ends everything. The test fails at once if the registry does not start, and at its end if the registry did not end well.
 //
 // Tests that share a registry are subtests of the one that starts it, and use [Registry.With]; or see [Open], for TestMain.
 func Start(t T, options ...Option) *Registry {
@@ -94,8 +95,13 @@ func Start(t T, options ...Option) *Registry {
 		t.Fatal(err)
 		return nil
 	}
+	// The time limit of `go test` ends the process without a word about the test.
+	limit := time.AfterFunc(untilLimit(t), func() {
+		fmt.Fprintf(os.Stderr, "the test is at its time limit; %s\n", registry.PullLog())
+	})
 	t.Cleanup(func() {
 		t.Helper()
+		limit.Stop()
 		err := registry.Close()
 		if err != nil {
 			t.Error(err)
@@ -106,6 +112,16 @@ func Start(t T, options ...Option) *Registry {
 		registry.process.events.Close()
 	})
 	return registry.With(t)
+}
+
+// untilLimit is the time until a moment before the test's time limit.
+func untilLimit(t T) time.Duration {
+	if limited, is := t.(interface{ Deadline() (time.Time, bool) }); is {
+		if deadline, is := limited.Deadline(); is {
+			return time.Until(deadline) - time.Second
+		}
+	}
+	return math.MaxInt64
 }
 
 // Open starts a registry without a test, such as in TestMain, and returns when it serves. [Registry.Close] ends it, and so does the end of

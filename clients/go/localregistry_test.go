@@ -371,6 +371,7 @@ func TestHangs(t *testing.T) {
 		return
 	}
 	reg := localregistry.Start(t, localregistry.Serve(in("sample")))
+	pull(t, reg)
 	fmt.Printf("\nserves %s %s\n", filepath.Dir(reg.EventLog), reg.Endpoint)
 	select {}
 }
@@ -384,10 +385,11 @@ func TestKilled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		command.Stderr = command.Stdout
 		if err := command.Start(); err != nil {
 			t.Fatal(err)
 		}
-		var folder, endpoint string
+		var folder, endpoint, said string
 		lines := bufio.NewScanner(output)
 		for folder == "" && lines.Scan() {
 			_, _ = fmt.Sscanf(lines.Text(), "serves %s %s", &folder, &endpoint)
@@ -399,6 +401,10 @@ func TestKilled(t *testing.T) {
 			_ = command.Process.Kill()
 		}
 		for lines.Scan() {
+			said += lines.Text() + "\n"
+		}
+		if !kill && !strings.Contains(said, "the test is at its time limit; localregistry: the pulls from https://"+endpoint) {
+			t.Error(said)
 		}
 		if err := command.Wait(); err == nil {
 			t.Error("the test was to be killed")
