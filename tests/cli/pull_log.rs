@@ -423,6 +423,9 @@ fn waiting_assertion_reads_the_growing_log_again() {
     assert!(missing.0 == Some(1) && missing.2.contains("it was expected to be pulled at least once"), "{missing:?}");
     let missing = ends(start(&["--pulled", "test/multi:1", "--times", "3", "--wait", day]));
     assert_eq!(missing.0, Some(1), "{missing:?}");
+    bench.file("log", written(&log()).as_bytes());
+    let without = "localregistry: the log has no plan of faults, and so no rule slow\n".to_owned();
+    assert_eq!(ends(start(&["--fault", "slow", "--hits", "0", "--wait", day])), (Some(1), String::new(), without));
     // What no later event mends is not waited for.
     bench.file("log", format!("{}junk\n", written(before)).as_bytes());
     assert_eq!(ends(start(&["--not-pulled", "test/multi:1", "--wait", day])).0, Some(2));

@@ -40,6 +40,8 @@ def test_session_scope_is_one_registry_and_a_report_has_the_pulls_of_its_test(py
         assert seen == [localregistry.url]
         localregistry.faults.add({"rules": [{"id": "teapot", "do": {"status": 418}}]})
         pull(localregistry, 418)
+        while not any(request.status == 418 for request in localregistry.requests()):
+            pass
         localregistry.faults.clear()
         localregistry.assert_pulled("test/hello:latest", times=2, wait=0)
 

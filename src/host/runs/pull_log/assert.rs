@@ -265,7 +265,9 @@ fn check_fault(rule: &str, args: &AssertArgs, report: &Report) -> Result<bool, L
         Expected::Exactly(count) => format!("to {}", acted(count)),
         _ => "to act at least once".to_owned(),
     };
-    if !is_known {
+    if rules.is_empty() {
+        message(format!("localregistry: the log has no plan of faults, and so no rule {rule}"));
+    } else if !is_known {
         message(format!("localregistry: no plan of faults in the log has the rule {rule}; it has:"));
         list(&rules.iter().collect::<Vec<_>>());
     } else if !holds {
