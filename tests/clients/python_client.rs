@@ -17,11 +17,11 @@ const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/python");
 /// A command in the folder that downloads nothing, and whose tests leave what they leave in the folder `tmp` of the bench.
 fn command(bench: &Bench, folder: &Path, program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = testing::program(program);
-    for folder in ["tmp", "runtime"] {
+    for folder in ["tmp", "runtime", "home"] {
         fs::create_dir_all(bench.path(folder)).unwrap();
     }
     command.current_dir(folder).env("TMPDIR", bench.path("tmp")).env("XDG_RUNTIME_DIR", bench.path("runtime"));
-    command.env("LOCALREGISTRY", PROGRAM).env("LOCALREGISTRY_CACHE", cache::folder("").unwrap()).env("HOME", bench.path("tmp"));
+    command.env("LOCALREGISTRY", PROGRAM).env("LOCALREGISTRY_CACHE", cache::folder("").unwrap()).env("HOME", bench.path("home"));
     command.env("PYTHONDONTWRITEBYTECODE", "1").env("PIP_NO_INDEX", "1").env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
     command
 }
