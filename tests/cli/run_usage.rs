@@ -48,7 +48,7 @@ fn bad_flags_exit_2() {
         (&["disk", "--machine", "pc"], "invalid value 'pc' for '--machine <WHICH>'\n  [possible values: q35, microvm, virt]"),
         (
             &["disk", "--machine", "virt"],
-            "the argument '--machine virt' needs '--kernel <FILE>': there is no flavor for 64-bit ARM",
+            "the argument '--machine virt' needs '--flavor own' or '--kernel <FILE>': the others are for 64-bit x86",
         ),
         (&["disk", "--tls", "provided"], "the following required arguments were not provided:\n  --cert <FILE>\n  --key <FILE>"),
         (&["disk", "--cert", "a"], "the following required arguments were not provided:\n  --key <FILE>"),

@@ -1,18 +1,24 @@
-//! `image/release` with programs that are already built: the files of a release, their reproducibility, the bill of materials, and
-//! that programs and kernel work together.
+//! `image/release` with programs that are already built: the files of a release, their reproducibility and signature, the bill of
+//! materials; and each of them on a system that has nothing else: a container of Debian with QEMU, podman with an empty store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 
 use localregistry::host::support::cache;
 use serde_json::{Value, json};
 use testing::deployed::{Deployed, static_server};
 use testing::pack::{Bench, PROGRAM, digest_of, text};
+use testing::podman::podman;
+use testing::private::privately;
 use testing::vm::succeed;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const NAME: &str = concat!("localregistry-", env!("CARGO_PKG_VERSION"), "-linux-x86_64");
 
 /// The guest's program, as `qemu/build` leaves it.
 fn init() -> PathBuf {
@@ -25,13 +31,39 @@ fn release(bench: &Bench, arguments: &[&str]) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
 }
 
-/// Runs `image/release` into the folder `name`.
+/// A release that the tests share.
+fn shared() -> &'static Path {
+    static MADE: LazyLock<(Bench, PathBuf)> = LazyLock::new(|| {
+        let bench = Bench::default();
+        let folder = made(&bench, "release");
+        (bench, folder)
+    });
+    &MADE.1
+}
+
+/// A static program without what a debugger reads: most of its bytes, and of the time to pack them.
+fn stripped(bench: &Bench, program: &Path, name: &str) -> String {
+    let path = bench.path(name);
+    succeed(testing::program("strip").arg("-o").arg(&path).arg(program));
+    path.display().to_string()
+}
+
+/// Runs `image/release` into the folder `name`, signed with `key`.
 fn made(bench: &Bench, name: &str) -> PathBuf {
-    let (host, init) = (static_server().display().to_string(), init().display().to_string());
-    let output = release(bench, &["-o", name, "--host", &host, "--init", &init]);
+    if !bench.path("key").exists() {
+        succeed(testing::program("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(bench.path("key")));
+    }
+    let (host, init) = (stripped(bench, &static_server(), "host"), stripped(bench, &init(), "init"));
+    let output = release(bench, &["-o", name, "--key", "key", "--host", &host, "--init", &init]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(text(&output.stdout), format!("{}\n", bench.path(name).display()));
     bench.path(name)
+}
+
+/// Unpacks the archive of the release in `folder` into `to`.
+fn unpacked(folder: &Path, to: &Path) -> PathBuf {
+    succeed(testing::program("tar").arg("-xzf").arg(folder.join(format!("{NAME}.tar.gz"))).arg("-C").arg(to));
+    to.join(NAME)
 }
 
 /// Digest of each file by path.
@@ -70,34 +102,70 @@ fn linked(feature: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn release_is_complete_and_reproducible() {
+fn release_is_complete_reproducible_and_signed() {
     let bench = Bench::default();
-    let folder = made(&bench, "one");
-    let found = files(&folder);
+    let folder = shared();
+    let found = files(folder);
     fs::create_dir(bench.path("other")).unwrap();
+    bench.file("key", &fs::read(folder.with_file_name("key")).unwrap());
+    fs::set_permissions(bench.path("key"), fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(files(&made(&bench, "other")), found);
-    let beside: Vec<_> = fs::read_dir(bench.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(beside.len(), 2, "{beside:?}");
+    let beside: BTreeSet<_> = fs::read_dir(bench.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(beside, ["host", "init", "key", "other"].map(Into::into).into());
 
-    // Without names that depend on content, the toolchain's list of licences, and the man pages of subcommands.
-    const OTHERS: [&str; 3] = ["cluster/images/blobs/", "licences/rust/licenses/", "share/man/man1/localregistry-"];
+    succeed(testing::program("sha256sum").args(["--check", "--strict", "--quiet", "SHA256SUMS"]).current_dir(&folder));
+    let sums = fs::read_to_string(folder.join("SHA256SUMS")).unwrap();
+    assert_eq!(sums.lines().count(), found.len() - 2, "every file except the list and its signature");
+    signature_is_verified(&bench, folder);
+
+    let archive = unpacked(folder, &bench.path(""));
+    let inside = files(&archive);
+    // Without the toolchain's list of licences, and the man pages of subcommands.
+    const OTHERS: [&str; 2] = ["licences/rust/licenses/", "share/man/man1/localregistry-"];
     let named = |path: &&String| !OTHERS.iter().any(|folder| path.starts_with(folder));
-    let listing = found.keys().filter(named).map(|path| format!("{path}\n")).collect::<String>();
+    let linux = fs::read_dir(archive.join("lib/localregistry/lib/modules")).unwrap().next().unwrap().unwrap().file_name();
+    let listed = |path: &String| format!("{}\n", path.replace(linux.to_str().unwrap(), "RELEASE"));
+    let listing = found.keys().chain(inside.keys().filter(named)).map(listed).collect::<String>();
     let golden = Path::new(ROOT).join("tests/golden/release.txt");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&golden, &listing).unwrap();
     }
     assert_eq!(listing, fs::read_to_string(&golden).unwrap(), "UPDATE_GOLDEN=1 writes {}", golden.display());
 
-    let sums = fs::read_to_string(folder.join("SHA256SUMS")).unwrap();
-    assert_eq!(sums.lines().count(), found.len() - 1, "every file except the list itself");
-    succeed(testing::program("sha256sum").args(["--check", "--strict", "--quiet", "SHA256SUMS"]).current_dir(&folder));
-    for program in ["localregistry", "localregistry-init"] {
-        let said = succeed(testing::program(folder.join("bin").join(program)).arg("--version"));
-        assert_eq!(said, format!("{program} {}\n", env!("CARGO_PKG_VERSION")));
+    for program in ["bin/localregistry", "lib/localregistry/localregistry-init"] {
+        let said = succeed(testing::program(archive.join(program)).arg("--version"));
+        assert_eq!(said, format!("{} {}\n", program.rsplit('/').next().unwrap(), env!("CARGO_PKG_VERSION")));
     }
-    contents_are_told(&folder, &found);
-    completions_are_read(&folder);
+    contents_are_told(&archive, &inside);
+    completions_are_read(&archive);
+    package_is_as_debian_expects(folder, &archive, &inside);
+}
+
+/// Verifies the signature as a user does, and that it is of this list alone.
+fn signature_is_verified(bench: &Bench, folder: &Path) {
+    let key = succeed(testing::program("ssh-keygen").arg("-y").arg("-f").arg(bench.path("key")));
+    bench.file("signers", format!("releases {key}").as_bytes());
+    let verified = |list: &Path| {
+        let mut verify = testing::program("ssh-keygen");
+        verify.args(["-Y", "verify", "-I", "releases", "-n", "file", "-f"]).arg(bench.path("signers"));
+        verify.arg("-s").arg(folder.join("SHA256SUMS.sig")).stdin(fs::File::open(list).unwrap());
+        verify.output().unwrap().status.success()
+    };
+    assert!(verified(&folder.join("SHA256SUMS")));
+    bench.file("changed", b"another list");
+    assert!(!verified(&bench.path("changed")));
+}
+
+/// Asserts that lintian finds nothing, and that the package holds the files of the archive.
+fn package_is_as_debian_expects(folder: &Path, archive: &Path, inside: &BTreeMap<String, String>) {
+    let package = folder.join(concat!("localregistry_", env!("CARGO_PKG_VERSION"), "_amd64.deb"));
+    let found = testing::program("lintian").args(["--fail-on", "error,warning", "--allow-root"]).arg(&package).output().unwrap();
+    assert_eq!((found.status.code(), text(&found.stdout)), (Some(0), String::new()), "{}", text(&found.stderr));
+    let content = archive.with_file_name("package");
+    succeed(testing::program("dpkg-deb").arg("--extract").arg(&package).arg(&content));
+    let packaged = files(&content.join("usr"));
+    let same = inside.iter().filter(|(path, _)| path.starts_with("bin/") || path.starts_with("lib/"));
+    same.for_each(|(path, digest)| assert_eq!(packaged.get(path), Some(digest), "{path}"));
 }
 
 /// Asserts that the bill of materials and the notices name exactly the content of the files.
@@ -116,7 +184,9 @@ fn contents_are_told(folder: &Path, found: &BTreeMap<String, String>) {
             (file["fileName"].as_str().unwrap().trim_start_matches("./").to_owned(), format!("sha256:{sha256}"))
         })
         .collect();
-    let shipped = found.iter().filter(|(path, _)| path.starts_with("bin/") || path.starts_with("boot/"));
+    let program =
+        |path: &str| path.starts_with("bin/") || path.starts_with("lib/localregistry/") && path.matches('/').count() == 2;
+    let shipped = found.iter().filter(|(path, _)| program(path));
     assert_eq!(described, shipped.map(|(path, digest)| (path.clone(), digest.clone())).collect());
 
     let relations = list("relationships");
@@ -128,8 +198,8 @@ fn contents_are_told(folder: &Path, found: &BTreeMap<String, String>) {
         format!("{} {}", packages[ident]["name"].as_str().unwrap(), packages[ident]["versionInfo"].as_str().unwrap())
     };
     let notices = fs::read_to_string(folder.join("licences/crates.txt")).unwrap();
-    for (file, feature) in [("localregistry", "host"), ("localregistry-init", "guest")] {
-        let all = related(&format!("SPDXRef-File-bin-{file}"), "STATIC_LINK");
+    for (file, feature) in [("bin-localregistry", "host"), ("lib-localregistry-localregistry-init", "guest")] {
+        let all = related(&format!("SPDXRef-File-{file}"), "STATIC_LINK");
         let crates: BTreeSet<String> = all.iter().filter(|ident| ident.starts_with("SPDXRef-Crate-")).map(named).collect();
         let expected = linked(feature);
         assert!(expected.len() > 80, "{expected:?}");
@@ -160,13 +230,16 @@ fn contents_are_told(folder: &Path, found: &BTreeMap<String, String>) {
     let version = linux["versionInfo"].as_str().unwrap();
     assert_eq!(linux["licenseDeclared"], "GPL-2.0-only");
     let text = |name: &str| fs::read_to_string(folder.join("licences").join(name)).unwrap();
-    let source = format!("Its source is Debian's source package linux, version {version} (apt-get source linux={version})");
+    let source = format!("Its source is that of Debian's package linux-source-6.1,\nversion {version}, ");
     assert!(text("linux/SOURCE").contains(&source), "{}", text("linux/SOURCE"));
+    for recipe in ["kernel.config", "kernel.arm64.config", "kernel.patch"] {
+        assert_eq!(text(&format!("linux/{recipe}")), fs::read_to_string(Path::new(ROOT).join("image").join(recipe)).unwrap());
+    }
     assert!(text("linux/GPL-2").contains("GNU GENERAL PUBLIC LICENSE\n                       Version 2, June 1991"));
     assert!(text("linux/copyright").contains("Linus Torvalds"));
     assert!(text("musl/copyright").contains("Rich Felker"));
     assert!(text("rust/COPYRIGHT-library.html").contains("std"));
-    assert!(related("SPDXRef-File-boot-vmlinux", "GENERATED_FROM").contains("SPDXRef-linux"));
+    assert!(related("SPDXRef-File-lib-localregistry-vmlinux", "GENERATED_FROM").contains("SPDXRef-linux"));
 }
 
 /// Asserts that bash accepts the completions and completes a subcommand with them.
@@ -180,39 +253,138 @@ fn completions_are_read(folder: &Path) {
     assert_eq!(succeed(&mut bash), "deploy\n");
 }
 
+/// What podman's `run` needs in any container that tests run in.
+const LIMITS: &str = "--ulimit nofile=1024 --ulimit nproc=1024 --log-driver none";
+
+/// The example of this number in the page on releases.
+fn example(number: usize) -> String {
+    let page = fs::read_to_string(Path::new(ROOT).join("docs/kernels.md")).unwrap();
+    page.split("```bash\n").nth(number).unwrap().split_once("```").unwrap().0.to_owned()
+}
+
+/// A container of Debian with QEMU and curl, which `tests/run` makes, with the release in /release.
+fn in_debian(bench: &Bench, script: &str) -> String {
+    let root =
+        Path::new(ROOT).join(succeed(&mut testing::program(Path::new(ROOT).join("qemu/target-dir"))).trim()).join("debian");
+    let store = tempfile::tempdir().unwrap();
+    let work = format!("{}:/work", bench.path("").display());
+    let release = format!("{}:/release:ro", shared().display());
+    let mut run = podman(store.path(), &["run", "--rm", "--network", "none", "--workdir", "/work"]);
+    run.args(LIMITS.split(' ')).args(["--volume", &work, "--volume", &release, "--rootfs"]);
+    succeed(run.arg(format!("{}:O", root.display())).args(["sh", "-euc", script]))
+}
+
+/// What the README shows, by somebody who has the archive and Debian's QEMU, and neither Rust nor a network: nothing is downloaded
+/// and nothing is built.
 #[test]
-fn released_programs_and_kernel_work_together() {
+fn unpacked_release_packs_boots_and_is_pulled_from_in_plain_debian() {
     let bench = Bench::default();
-    let folder = made(&bench, "out");
-    let program = folder.join("bin/localregistry");
+    let pull = r#"
+        address=$(localregistry ps --json | sed 's/.*"endpoint":"\([^"]*\)".*/\1/')
+        curl --silent --fail --cacert ca.crt "$address/v2/test/hello/manifests/latest" >manifest
+        localregistry stop demo
+        find home -type f"#;
+    let script = ["cp /release/* .\nexport HOME=/work/home\nexec 3>&1 >said\n", &example(1), "exec >&3\n", pull].concat();
+    let said = in_debian(&bench, &script);
+    let (stopped, cached) = said.split_once('\n').unwrap();
+    assert_eq!(stopped, "demo shut down cleanly");
+    // A frozen machine at most, and no kernel.
+    assert!(!cached.contains("kernel") && !cached.contains("initramfs"), "{cached}");
+    let manifest: Value = serde_json::from_slice(&fs::read(bench.path("manifest")).unwrap()).unwrap();
+    assert_eq!(manifest["schemaVersion"], 2);
+}
+
+/// The package, installed: the program finds its kernel and init, and a disk boots from them; then it is removed without a rest.
+#[test]
+fn installed_package_boots_and_is_removed_without_a_rest() {
+    let bench = Bench::default();
+    let script = r"
+        find / -xdev -path /proc -prune -o -path /work -prune -o -path /var/lib/dpkg -prune -o -path /var/log -prune -o -print | sort >before
+        dpkg --install /release/*.deb >/dev/null
+        export HOME=/work/home XDG_RUNTIME_DIR=/work/home
+        mkdir home
+        localregistry --quiet sample -o sample >said
+        localregistry --quiet pack sample -o disk.erofs >said
+        localregistry --quiet run disk.erofs --accel tcg --detach --name demo --ca-out ca.crt --json >ready.json
+        localregistry stop demo
+        localregistry --quiet --json doctor >doctor.json || true
+        dpkg --purge localregistry >/dev/null
+        find / -xdev -path /proc -prune -o -path /work -prune -o -path /var/lib/dpkg -prune -o -path /var/log -prune -o -print | sort >after
+        diff before after || true";
+    assert_eq!(in_debian(&bench, script), "demo shut down cleanly\n");
+    let doctor = fs::read_to_string(bench.path("doctor.json")).unwrap();
+    assert!(doctor.contains("/usr/lib/localregistry/vmlinux"), "{doctor}");
+    assert!(doctor.contains("/usr/bin/../lib/localregistry/localregistry-init"), "{doctor}");
+}
+
+/// Both images, loaded and run by podman: the server alone serves a layout, and QEMU within the other boots a disk.
+#[test]
+fn released_images_serve_and_boot_in_podman() {
+    privately(|| {
+        let bench = Bench::default();
+        std::os::unix::fs::symlink(shared(), bench.path("release")).unwrap();
+        let program = unpacked(shared(), &bench.path("")).join("bin/localregistry");
+        let run = |arguments: &[&str]| succeed(testing::program(&program).args(arguments).current_dir(bench.path("")));
+        run(&["--quiet", "sample", "-o", "sample"]);
+        run(&["--quiet", "pack", "sample", "-o", "disk.erofs"]);
+        let podman = |arguments: &[&str]| podman(&bench.path(""), arguments);
+        let pulled = |name: &str, start: &mut Command| {
+            let mut child = start.stdout(Stdio::piped()).spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            let ready: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{name}: {error}: {line:?}"));
+            let url = format!("{}/v2/_catalog", ready["endpoints"][0].as_str().unwrap());
+            let listed =
+                succeed(testing::program("curl").args(["--silent", "--fail", "--cacert"]).arg(bench.path("ca.crt")).arg(&url));
+            assert_eq!(listed.trim(), r#"{"repositories":["test/hello"]}"#, "{name}");
+            succeed(&mut podman(&["stop", "--time", "30", name]));
+            let status = child.wait().unwrap();
+            assert!(status.success(), "{name}: {status}");
+        };
+        let loaded = succeed(&mut podman(&["load", "--quiet", "--input", &format!("release/{NAME}.oci.tar")]));
+        let image = loaded.trim().rsplit(' ').next().unwrap();
+        let work = format!("{}:/work", bench.path("").display());
+        let mut start = podman(&["run", "--rm", "--network", "host", "--volume", &work, "--workdir", "/work", "--name", "serve"]);
+        start.args(LIMITS.split(' ')).arg(image);
+        pulled("serve", start.args(["sample", "--json", "--listen", "127.0.0.1:0", "--ca-out", "ca.crt"]));
+
+        // The page's example, with this store.
+        let start = podman(&[]);
+        let words = start.get_args().map(|word| word.to_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ");
+        let with_store =
+            format!("podman() {{ [ \"$1\" = load ] || set -- run {LIMITS} \"${{@:2}}\"; command podman {words} \"$@\"; }}\n");
+        let script = [with_store, example(2)].concat();
+        let script = script.replace("load --input ", "load --quiet --input release/").replacen("tar\n", "tar >loaded\n", 1);
+        let environment = start.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
+        let environment: Vec<_> = environment.collect();
+        let mut shell = testing::program("bash");
+        pulled("demo", shell.args(["-euc", &script]).current_dir(bench.path("")).envs(environment));
+    });
+}
+
+/// The cluster's replicas and machine are made of the released files, wherever they are.
+#[test]
+fn released_program_deploys_its_own_files() {
+    let bench = Bench::default();
+    let archive = unpacked(shared(), &bench.path(""));
     let run = |arguments: &[&str]| {
-        let mut released = testing::program(&program);
-        released.args(arguments).current_dir(bench.path("")).env("XDG_RUNTIME_DIR", bench.path("runtime"));
-        succeed(&mut released)
+        succeed(testing::program(archive.join("bin/localregistry")).args(arguments).current_dir(bench.path("")))
     };
-    fs::create_dir(bench.path("runtime")).unwrap();
     run(&["--quiet", "sample", "-o", "sample"]);
     run(&["--quiet", "pack", "sample", "-o", "disk.erofs"]);
-    let boot = ["--kernel", "out/boot/vmlinux", "--initramfs", "out/boot/initramfs.cpio"];
-    let start =
-        ["run", "disk.erofs", "--accel", "tcg", "--json", "--quiet", "--detach", "--name", "released", "--timeout", "600"];
-    let ready: Value = serde_json::from_str(&run(&[&start[..], &boot].concat())).unwrap();
-    let url = format!("{}/v2/_catalog", ready["endpoint"].as_str().unwrap());
-    let listed = succeed(testing::program("curl").args(["--silent", "--fail", "--cacert", ready["ca"].as_str().unwrap(), &url]));
-    assert_eq!(listed.trim(), r#"{"repositories":["test/hello"]}"#);
-    assert_eq!(run(&["stop", "released"]), "released shut down cleanly\n");
-
-    // The cluster's machine boots the same files, and its replicas run the same program.
-    let cluster = Deployed(folder.join("cluster"));
+    let place = ["--registry", "registry.example/localregistry", "--host", "registry.example", "-o", "cluster"];
+    run(&[&["--quiet", "deploy", "disk.erofs"][..], &place].concat());
+    let cluster = Deployed(bench.path("cluster"));
     let machine = cluster.object("kubevirt.yaml", "VirtualMachine");
     let kernel = &machine["spec"]["template"]["spec"]["domain"]["firmware"]["kernelBoot"]["container"];
     let image = cluster.image(&kernel["image"]);
-    for (path, file) in [("kernelPath", "boot/vmlinux"), ("initrdPath", "boot/initramfs.cpio")] {
-        assert!(image.file(kernel[path].as_str().unwrap()) == fs::read(folder.join(file)).unwrap(), "{file}");
+    for (path, file) in [("kernelPath", "vmlinux"), ("initrdPath", "initramfs.cpio")] {
+        let expected = fs::read(archive.join("lib/localregistry").join(file)).unwrap();
+        assert!(image.file(kernel[path].as_str().unwrap()) == expected, "{file}");
     }
     let deployment = cluster.object("kubernetes.yaml", "Deployment");
     let image = cluster.image(&deployment["spec"]["template"]["spec"]["containers"][0]["image"]);
-    assert!(image.file("/localregistry") == fs::read(&program).unwrap());
+    assert!(image.file("/localregistry") == fs::read(archive.join("bin/localregistry")).unwrap());
 }
 
 #[test]
@@ -226,13 +398,16 @@ fn invalid_release_requests_are_named_and_leave_no_files() {
         let path = bench.path(name);
         format!("image/release: {} is there already, and is no empty folder; a new or an empty one is expected\n", path.display())
     };
-    let usage = "usage: image/release [-o DIR] [--host PROGRAM --init PROGRAM]\n".to_owned();
+    let usage = "usage: image/release [-o DIR] [--target TARGET] [--key FILE] [--host PROGRAM --init PROGRAM]\n".to_owned();
+    let no_key = format!("image/release: {} is no key of OpenSSH\n", bench.path("file").display());
     let program = ["--host", PROGRAM, "--init", &init];
     for (arguments, status, message) in [
         ([&["-o", "full"], &program[..]].concat(), 1, full("full")),
         ([&["-o", "file"], &program[..]].concat(), 1, full("file")),
         (vec!["-o"], 2, usage.clone()),
         (vec!["-o", "out", "--host", PROGRAM], 2, usage.clone()),
+        (vec!["-o", "out", "--target", "riscv64gc-unknown-linux-gnu"], 2, usage.clone()),
+        ([&["-o", "out", "--key", "file"], &program[..]].concat(), 1, no_key),
         (vec!["--other", "x"], 2, usage),
     ] {
         let before = bench.everything();
@@ -240,10 +415,8 @@ fn invalid_release_requests_are_named_and_leave_no_files() {
         assert_eq!((output.status.code(), text(&output.stderr)), (Some(status), message), "{arguments:?}");
         assert_eq!(bench.everything(), before, "{arguments:?}");
     }
-    // A dynamically linked program cannot be the server's image.
     let before = bench.everything();
     let output = release(&bench, &[&["-o", "out"], &program[..]].concat());
-    let said = text(&output.stderr);
-    assert!(said.starts_with("localregistry: there is no static localregistry: neither "), "{said}");
-    assert_eq!((output.status.code(), bench.everything()), (Some(1), before));
+    let message = format!("image/release: {PROGRAM} is not linked statically, and would not run everywhere\n");
+    assert_eq!((output.status.code(), text(&output.stderr), bench.everything()), (Some(1), message, before));
 }

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::boot::board::Board;
 use super::boot::initramfs;
 use super::boot::kernel::{self, Flavor};
 use super::nodes::ca::{self, Ca};
@@ -303,8 +304,8 @@ impl DeployArgs {
         if let (Some(kernel), Some(initramfs)) = (&self.kernel, &self.initramfs) {
             return Ok((kernel.clone(), initramfs.clone()));
         }
-        let kernel = kernel::cached_or_download(self.flavor, report).map_err(DeployError::Kernel)?;
-        let initramfs = initramfs::cached(None, &kernel.modules, report).map_err(DeployError::Initramfs)?;
+        let kernel = kernel::cached_or_download(self.flavor, Board::default(), report).map_err(DeployError::Kernel)?;
+        let initramfs = initramfs::of_kernel(None, &kernel, report).map_err(DeployError::Initramfs)?;
         Ok((kernel.elf, initramfs))
     }
 }

@@ -150,7 +150,8 @@ fn checks(args: &DoctorArgs) -> Vec<Check> {
 /// Checks the external programs other than QEMU: those that download a kernel, needed until the cache has one, and those that make
 /// optional file systems.
 fn programs(args: &DoctorArgs) -> impl Iterator<Item = Check> + use<> {
-    let lacks_kernel = args.kernel.is_none() && args.flavor != Flavor::Own && matches!(kernel::cached(args.flavor), Ok(None));
+    let lacks_kernel =
+        args.kernel.is_none() && args.flavor != Flavor::Own && matches!(kernel::cached(args.flavor, args.machine), Ok(None));
     let download = if lacks_kernel { "`kernel` and `run`" } else { "`kernel` and `run` with a kernel that is not in the cache" };
     let download = kernel::TOOLS.into_iter().map(move |tool| machine::program(tool, download, lacks_kernel));
     let make = [(Format::Squashfs, "`pack --fs squashfs`"), (Format::Ext4, "`pack --fs ext4`")];
@@ -186,7 +187,7 @@ fn boot_files(args: &DoctorArgs) -> Vec<Check> {
 /// Checks the cached kernel of a flavor and its modules.
 fn flavor(args: &DoctorArgs) -> [Check; 2] {
     let unknown = || Check::note("modules", "not known yet", "they come with the kernel");
-    match kernel::cached(args.flavor) {
+    match kernel::cached(args.flavor, args.machine) {
         Ok(Some(kernel)) => {
             let Kernel { elf, release, modules, .. } = &kernel;
             let name = format!("{} Linux {release} ({})", args.flavor.name(), elf.display());

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use crate::host::boot::static_program::{INIT, Program, ProgramError};
 use crate::host::support::cache::is_file;
 
-/// Paths relative to this program's folder: installed next to it, or built in the same `target/`.
-const CANDIDATES: [&str; 3] = [
+/// Paths relative to this program's folder: installed next to it, in a release, or built in the same `target/`.
+const CANDIDATES: [&str; 4] = [
     "localregistry-init",
+    "../lib/localregistry/localregistry-init",
     "../x86_64-unknown-linux-musl/release/localregistry-init",
     "../../x86_64-unknown-linux-musl/release/localregistry-init",
 ];
@@ -28,11 +29,16 @@ pub enum InitError {
 pub fn find() -> Result<PathBuf, InitError> {
     let program = std::env::current_exe().ok();
     let folder = program.as_deref().and_then(Path::parent).unwrap_or(Path::new("."));
-    find_from(std::env::var_os("LOCALREGISTRY_INIT"), folder)
+    find_from(named(), folder)
+}
+
+/// `$LOCALREGISTRY_INIT`, unless it is empty.
+pub fn named() -> Option<OsString> {
+    std::env::var_os("LOCALREGISTRY_INIT").filter(|path| !path.is_empty())
 }
 
 fn find_from(variable: Option<OsString>, folder: &Path) -> Result<PathBuf, InitError> {
-    if let Some(path) = variable.filter(|path| !path.is_empty()) {
+    if let Some(path) = variable {
         return Ok(PathBuf::from(path));
     }
     let candidates = CANDIDATES.map(|path| folder.join(path));
@@ -67,14 +73,13 @@ mod tests {
 
         let dir = folder.display();
         let expected = format!(
-            "there is no static localregistry-init at {dir}/localregistry-init, \
+            "there is no static localregistry-init at {dir}/localregistry-init, {dir}/../lib/localregistry/localregistry-init, \
              {dir}/../x86_64-unknown-linux-musl/release/localregistry-init, \
              {dir}/../../x86_64-unknown-linux-musl/release/localregistry-init; build it with `cargo build --release --target \
              x86_64-unknown-linux-musl --no-default-features --features guest --bin localregistry-init`, or name one in the variable \
              LOCALREGISTRY_INIT"
         );
         assert_eq!(find_from(None, &folder).unwrap_err().to_string(), expected);
-        assert_eq!(find_from(Some("".into()), &folder).unwrap_err().to_string(), expected);
 
         fs::write(built.join("localregistry-init"), elf(&[])).unwrap();
         let found = find_from(None, &folder).unwrap();

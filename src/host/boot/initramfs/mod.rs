@@ -14,8 +14,9 @@ use serde::Serialize;
 
 pub use init::InitError;
 
+use super::board::Board;
 use super::elf::Processor;
-use super::kernel::{self, Flavor};
+use super::kernel::{self, Flavor, Kernel};
 use super::modules::{self, Modules, ModulesError};
 use super::static_program::Program;
 use crate::host::support::cache::{self, CacheError};
@@ -121,7 +122,7 @@ pub fn run(args: &InitramfsArgs, report: &Report) -> Result<(), InitramfsError> 
     let init = read_init(args.init.as_deref())?;
     let tree = match &args.modules {
         Some(tree) => tree.clone(),
-        None => kernel::cached_or_download(args.flavor, report).map_err(InitramfsError::Kernel)?.modules,
+        None => kernel::cached_or_download(args.flavor, Board::default(), report).map_err(InitramfsError::Kernel)?.modules,
     };
     let modules = collect(&tree, report)?;
     let archive = archive(&init, &modules)?;
@@ -153,6 +154,17 @@ fn archive(init: &Program, modules: &Modules) -> Result<Vec<u8>, InitramfsError>
         Err(InitramfsError::Processors { init: init.processor, module: module.file.clone(), other: module.processor })
     })?;
     archive::archive(&init.content, &modules.load).map_err(InitramfsError::Archive)
+}
+
+/// Returns the archive for `kernel`: that of the release, or, where it has none or another init is named, the [cached](cached) one.
+///
+/// # Errors
+/// Fails as [`cached`] does.
+pub fn of_kernel(init: Option<&Path>, kernel: &Kernel, report: &Report) -> Result<PathBuf, InitramfsError> {
+    match kernel.initramfs.clone().filter(|_| init.is_none() && init::named().is_none()) {
+        Some(released) => Ok(released),
+        None => cached(init, &kernel.modules, report),
+    }
 }
 
 /// Returns the cached archive for the module tree `tree`. Its name is the digest of its content, so it is never stale: it is built

@@ -90,12 +90,8 @@ pub enum DownloadError {
     },
 }
 
-/// Returns the newest kernel in the cache folder `store`. If it has none, first downloads the kernel that the distribution's
-/// package `meta` depends on.
-pub fn cached_or_download(store: &Path, meta: &'static str, report: &Report) -> Result<Kernel, DownloadError> {
-    if let Some(kernel) = store::newest(store) {
-        return Ok(kernel);
-    }
+/// Downloads the kernel that the distribution's package `meta` depends on into the cache folder `store`, unless another run does so.
+pub fn download_once(store: &Path, meta: &'static str, report: &Report) -> Result<Kernel, DownloadError> {
     let _lock = lock(store)?;
     // Another run may have downloaded it meanwhile.
     if let Some(kernel) = store::newest(store) {

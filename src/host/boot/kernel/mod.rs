@@ -17,6 +17,7 @@ pub use bzimage::{BzImageError, MAX_KERNEL, vmlinux};
 pub use download::{DownloadError, TOOLS};
 pub use options::{KernelOptions, WantedOption};
 
+use super::elf::Processor;
 use super::modules::Need;
 use crate::host::boot::board::Board;
 use crate::host::support::cache::{self, CacheError};
@@ -52,15 +53,21 @@ pub struct KernelArgs {
 }
 
 /// The kernels that the cache can hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Flavor {
     /// Debian's kernel for virtual machines, downloaded
-    #[default]
     Cloud,
     /// Debian's kernel for all machines, downloaded
     Full,
-    /// Our own kernel, built by image/kernel: small, with all drivers built in
+    /// Our own kernel, small and with all drivers built in: that of the release, or built by image/kernel
     Own,
+}
+
+/// That of the release which this program belongs to, else Debian's.
+impl Default for Flavor {
+    fn default() -> Self {
+        if released(Board::default()).is_some() || Board::default() == Board::Virt { Self::Own } else { Self::Cloud }
+    }
 }
 
 impl Flavor {
@@ -97,14 +104,18 @@ impl Flavor {
     }
 }
 
-/// What our own kernel is built from, besides the distribution's source. Its digest is in the built kernel's folder name, so that an
-/// older kernel is not used.
+/// What our own kernel is built from, besides the distribution's source: the same for each processor, and what 64-bit ARM adds. The
+/// digest is in the built kernel's folder name, so that an older kernel is not used.
 const OWN_RECIPE: &str = concat!(include_str!("../../../../image/kernel.config"), include_str!("../../../../image/kernel.patch"));
+const OWN_RECIPE_ARM: &str = include_str!("../../../../image/kernel.arm64.config");
+
+/// Where a release has its kernel, its initramfs and its init, beside the folder of its program.
+const RELEASED: &str = "lib/localregistry";
 
 /// A bootable kernel and its modules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
-    /// The ELF with a PVH entry point, for QEMU's `-kernel`.
+    /// For QEMU's `-kernel`: an ELF with a PVH entry point, or an `Image` of 64-bit ARM.
     pub elf: PathBuf,
     /// The folder of its modules, `…/lib/modules/RELEASE`, with a `modules.dep`.
     pub modules: PathBuf,
@@ -112,6 +123,8 @@ pub struct Kernel {
     pub release: String,
     /// The file of the kernel's config, if there is one.
     pub config: Option<PathBuf>,
+    /// The initramfs that a release has for it.
+    pub initramfs: Option<PathBuf>,
 }
 
 impl Kernel {
@@ -183,9 +196,9 @@ pub enum KernelError {
     Download(DownloadError),
     /// Our own kernel is not built.
     #[error(
-        "our own kernel is not built: {} has none of this version's config ({}); build it with image/kernel (about ten minutes on one \
-         processor), or use the flavor cloud",
-        store.display(), own_recipe()
+        "our own kernel is not built: {} is not there; build it with image/kernel (about ten minutes on one processor), or use the \
+         flavor cloud",
+        store.display()
     )]
     NotBuilt {
         /// The folder that should contain it.
@@ -218,7 +231,7 @@ pub fn run(args: &KernelArgs, report: &Report) -> Result<(), KernelError> {
     let (elf, release) = match &args.kernel {
         Some(path) => extract(path)?,
         None => {
-            let kernel = cached_or_download(args.flavor, report)?;
+            let kernel = cached_or_download(args.flavor, Board::default(), report)?;
             (read(&kernel.elf)?, Some(kernel.release))
         }
     };
@@ -257,41 +270,45 @@ fn read_options(config: &Path) -> Option<KernelOptions> {
     KernelOptions::parse(&String::from_utf8_lossy(&files::read(config, options::LARGEST_CONFIG as u64).ok()?))
 }
 
-/// Returns the newest kernel of a flavor in the cache. If there is none, downloads the distribution's.
+/// Returns the kernel of a flavor for `board`: our own of the release, else the newest in the cache. If there is none, downloads the
+/// distribution's.
 ///
 /// # Errors
 /// Fails if there is no cache folder, if the package cannot be downloaded or unpacked or contains no bootable kernel, or if our own
 /// kernel is not built.
-pub fn cached_or_download(flavor: Flavor, report: &Report) -> Result<Kernel, KernelError> {
-    let store = store(flavor)?;
-    match flavor.package() {
-        Some(package) => download::cached_or_download(&store, package, report).map_err(KernelError::Download),
-        None => own(&store).ok_or(KernelError::NotBuilt { store }),
+pub fn cached_or_download(flavor: Flavor, board: Board, report: &Report) -> Result<Kernel, KernelError> {
+    match (cached(flavor, board)?, flavor.package()) {
+        (Some(kernel), _) => Ok(kernel),
+        (None, Some(package)) => download::download_once(&store(flavor, board)?, package, report).map_err(KernelError::Download),
+        (None, None) => Err(KernelError::NotBuilt { store: store(flavor, board)? }),
     }
 }
 
-/// Returns the newest kernel of a flavor in the cache, if there is one.
+/// Returns the kernel of a flavor for `board` that needs no download, if there is one.
 ///
 /// # Errors
 /// Fails if there is no cache folder.
-pub fn cached(flavor: Flavor) -> Result<Option<Kernel>, KernelError> {
-    let store = store(flavor)?;
-    Ok(if flavor == Flavor::Own { own(&store) } else { store::newest(&store) })
+pub fn cached(flavor: Flavor, board: Board) -> Result<Option<Kernel>, KernelError> {
+    match released(board).filter(|_| flavor == Flavor::Own) {
+        Some(kernel) => Ok(Some(kernel)),
+        None => Ok(store::newest(&store(flavor, board)?)),
+    }
 }
 
-/// The cache folder of a flavor.
-fn store(flavor: Flavor) -> Result<PathBuf, KernelError> {
-    cache::folder(Path::new("kernel").join(flavor.name())).map_err(KernelError::Cache)
+/// Our own kernel that this program was released with, if it is for `board`.
+fn released(board: Board) -> Option<Kernel> {
+    let program = std::env::current_exe().ok()?;
+    let folder = program.parent()?.parent()?.join(RELEASED);
+    (board.processor() == Board::default().processor()).then(|| store::open(&folder)).flatten()
 }
 
-/// Our own kernel of the newest source, built from this version's config.
-fn own(store: &Path) -> Option<Kernel> {
-    store::newest(&store.join(own_recipe()))
-}
-
-/// The first digits of the digest of our own kernel's config and patch. `image/kernel` names its folder so.
-fn own_recipe() -> String {
-    Digest::sha256_of(OWN_RECIPE.as_bytes()).hex().chars().take(12).collect()
+/// The cache folder of a flavor. That of our own kernel is named by the first digits of the digest of what it is built from, as
+/// `image/kernel` names it.
+fn store(flavor: Flavor, board: Board) -> Result<PathBuf, KernelError> {
+    let arm = if board.processor() == Processor::Arm { OWN_RECIPE_ARM } else { "" };
+    let recipe = || Digest::sha256_of([OWN_RECIPE, arm].concat().as_bytes()).hex().chars().take(12).collect::<String>();
+    let folder = Path::new("kernel").join(flavor.name());
+    cache::folder(if flavor == Flavor::Own { folder.join(recipe()) } else { folder }).map_err(KernelError::Cache)
 }
 
 /// Returns the bootable ELF of the kernel at `path`, and its release if known.

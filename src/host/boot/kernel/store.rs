@@ -8,8 +8,10 @@
 //! <cache>/kernel/own/<digest of image/kernel.config and image/kernel.patch>/linux-source-6.1_6.1.192-2/
 //!     boot/config-RELEASE             the config it was built from
 //!     lib/modules/RELEASE/            the list of built-in modules
-//!     vmlinux                         the bootable ELF
+//!     vmlinux                         the bootable ELF; `Image` for 64-bit ARM
 //! ```
+//!
+//! A release has the last form in `lib/localregistry`, with an initramfs beside it.
 
 use std::cmp::Ordering;
 use std::fs;
@@ -30,9 +32,10 @@ pub fn newest(store: &Path) -> Option<Kernel> {
 /// Opens the kernel in `folder` if it is complete.
 pub fn open(folder: &Path) -> Option<Kernel> {
     let (release, modules) = release(folder).ok()??;
-    let elf = folder.join("vmlinux");
+    let elf = ["vmlinux", "Image"].map(|name| folder.join(name)).into_iter().find(|path| is_file(path))?;
+    let initramfs = Some(folder.join("initramfs.cpio")).filter(|path| is_file(path));
     let config = Some(folder.join("boot").join(format!("config-{release}"))).filter(|path| is_file(path));
-    (is_file(&elf) && is_file(&modules.join("modules.dep"))).then_some(Kernel { elf, modules, release, config })
+    is_file(&modules.join("modules.dep")).then_some(Kernel { elf, modules, release, config, initramfs })
 }
 
 /// The release in `lib/modules` of an unpacked package, and its folder. `None` unless there is exactly one.

@@ -28,7 +28,8 @@ const DISK_WAIT_MAX: i64 = 3600;
 /// Longest `--timeout` in seconds: a day.
 const TIMEOUT_MAX: u64 = 24 * 60 * 60;
 
-const VIRT_WITHOUT_KERNEL: &str = "the argument '--machine virt' needs '--kernel <FILE>': there is no flavor for 64-bit ARM";
+const VIRT_WITHOUT_KERNEL: &str =
+    "the argument '--machine virt' needs '--flavor own' or '--kernel <FILE>': the others are for 64-bit x86";
 
 /// The command line of `localregistry run`.
 #[derive(Debug, clap::Args)]
@@ -271,7 +272,7 @@ impl RunArgs {
     pub fn conflict(&self, report: &Report) -> Option<String> {
         let no_tls = self.certificates.mode() == Some(Tls::Off);
         let forwards = self.net.is_empty() || self.net.iter().any(Net::is_user);
-        let virt_alone = self.machine == Board::Virt && self.kernel.is_none();
+        let virt_alone = self.machine == Board::Virt && self.kernel.is_none() && self.flavor != Flavor::Own;
         let fixed = [
             (virt_alone, VIRT_WITHOUT_KERNEL),
             (no_tls && self.access.has_client_ca(), CLIENT_CA_WITHOUT_TLS),

@@ -22,8 +22,8 @@ pub enum BuildError {
     /// There is no kernel.
     #[error("there is no kernel to boot")]
     Kernel(#[source] kernel::KernelError),
-    /// No flavor runs on the board.
-    #[error("no kernel flavor runs on the board {}; set a kernel and its initramfs or modules", .0.name())]
+    /// The distribution's flavors do not run on the board.
+    #[error("the distribution's kernels do not run on the board {}; take our own, or set a kernel and its initramfs or modules", .0.name())]
     NoFlavor(Board),
     /// The kernel needs more memory.
     #[error("{given} MiB of memory are too little for the kernel \"{}\"; give it at least {}", flavor.name(), flavor.min_memory_mib())]

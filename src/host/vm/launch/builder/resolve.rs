@@ -112,25 +112,23 @@ impl Builder {
         if let Some(ca) = ca {
             options.secrets.extend(ca.read().map_err(BuildError::Ca)?.secrets());
         }
-        let (kernel, kernel_options, modules) = match kernel {
+        let init = init.as_deref();
+        (options.kernel, options.initramfs) = match kernel {
             KernelSource::File { kernel, modules } => {
-                let kernel_options = kernel::options_of(&kernel);
-                (kernel, kernel_options, modules)
+                kernel::check_fits(&kernel, kernel::options_of(&kernel), board)?;
+                // It comes with its modules or with an initramfs.
+                let build = || initramfs::cached(init, &modules.unwrap_or_default(), &options.report);
+                (kernel, initramfs.map_or_else(build, Ok).map_err(BuildError::Initramfs)?)
             }
-            KernelSource::Flavor(_) if board == Board::Virt => return Err(BuildError::NoFlavor(board)),
+            KernelSource::Flavor(flavor) if board == Board::Virt && flavor.package().is_some() => {
+                return Err(BuildError::NoFlavor(board));
+            }
             KernelSource::Flavor(flavor) => {
-                let kernel = kernel::cached_or_download(flavor, &options.report).map_err(BuildError::Kernel)?;
-                let kernel_options = kernel.options();
-                (kernel.elf, kernel_options, Some(kernel.modules))
+                let kernel = kernel::cached_or_download(flavor, board, &options.report).map_err(BuildError::Kernel)?;
+                kernel::check_fits(&kernel.elf, kernel.options(), board)?;
+                let build = || initramfs::of_kernel(init, &kernel, &options.report);
+                (kernel.elf.clone(), initramfs.map_or_else(build, Ok).map_err(BuildError::Initramfs)?)
             }
-        };
-        kernel::check_fits(&kernel, kernel_options, board)?;
-        options.kernel = kernel;
-        options.initramfs = match initramfs {
-            Some(initramfs) => initramfs,
-            // A kernel file comes with its modules or with an initramfs.
-            None => initramfs::cached(init.as_deref(), &modules.unwrap_or_default(), &options.report)
-                .map_err(BuildError::Initramfs)?,
         };
         Ok(options)
     }
