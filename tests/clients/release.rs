@@ -420,3 +420,37 @@ fn invalid_release_requests_are_named_and_leave_no_files() {
     let message = format!("image/release: {PROGRAM} is not linked statically, and would not run everywhere\n");
     assert_eq!((output.status.code(), text(&output.stderr), bench.everything()), (Some(1), message, before));
 }
+
+/// The release for 64-bit ARM, cross-built: its machine boots under emulation and is pulled from. Of its host's program only what the
+/// emulation of a single program can run is run. `.ci/run` builds what is needed, and runs this.
+#[test]
+fn arm64_release_boots_and_is_pulled_from() {
+    const TARGET: &str = "aarch64-unknown-linux-musl";
+    let bench = Bench::default();
+    let built = static_server().parent().unwrap().parent().unwrap().with_file_name(TARGET);
+    let program = |path: &str| built.join(path).display().to_string();
+    let (host, init) = (program("debug/localregistry"), program("release/localregistry-init"));
+    let output = release(&bench, &["-o", "release", "--target", TARGET, "--host", &host, "--init", &init]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let made: BTreeSet<String> = files(&bench.path("release")).into_keys().collect();
+    let name = NAME.replace("x86_64", "aarch64");
+    let package = concat!("localregistry_", env!("CARGO_PKG_VERSION"), "_arm64.deb").to_owned();
+    assert_eq!(made, [format!("{name}.oci.tar"), format!("{name}.tar.gz"), package, "SHA256SUMS".to_owned()].into());
+    succeed(testing::program("tar").arg("-xzf").arg(format!("release/{name}.tar.gz")).current_dir(bench.path("")));
+    let mut emulated = testing::program("qemu-aarch64");
+    let said = succeed(emulated.arg(bench.path(&name).join("bin/localregistry")).arg("--version"));
+    assert_eq!(said, format!("localregistry {}\n", env!("CARGO_PKG_VERSION")));
+
+    let run = |arguments: &[&str]| succeed(&mut bench.command(arguments));
+    run(&["--quiet", "sample", "-o", "sample"]);
+    run(&["--quiet", "pack", "sample", "-o", "disk.erofs"]);
+    let beside = |file: &str| bench.path(&name).join("lib/localregistry").join(file).display().to_string();
+    let (kernel, initramfs) = (beside("Image"), beside("initramfs.cpio"));
+    let boot = ["--machine", "virt", "--kernel", &kernel, "--initramfs", &initramfs, "--accel", "tcg", "--timeout", "600"];
+    let start = ["--quiet", "run", "disk.erofs", "--json", "--detach", "--name", "arm64", "--ca-out", "ca.crt"];
+    let ready: Value = serde_json::from_str(&run(&[&start[..], &boot].concat())).unwrap();
+    let url = format!("{}/v2/test/hello/manifests/latest", ready["endpoint"].as_str().unwrap());
+    let pulled = succeed(testing::program("curl").args(["--silent", "--fail", "--cacert"]).arg(bench.path("ca.crt")).arg(&url));
+    assert_eq!(serde_json::from_str::<Value>(&pulled).unwrap()["schemaVersion"], 2);
+    assert_eq!(run(&["stop", "arm64"]), "arm64 shut down cleanly\n");
+}
