@@ -113,7 +113,7 @@ fn release_is_complete_reproducible_and_signed() {
     let beside: BTreeSet<_> = fs::read_dir(bench.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(beside, ["host", "init", "key", "other"].map(Into::into).into());
 
-    succeed(testing::program("sha256sum").args(["--check", "--strict", "--quiet", "SHA256SUMS"]).current_dir(&folder));
+    succeed(testing::program("sha256sum").args(["--check", "--strict", "--quiet", "SHA256SUMS"]).current_dir(folder));
     let sums = fs::read_to_string(folder.join("SHA256SUMS")).unwrap();
     assert_eq!(sums.lines().count(), found.len() - 2, "every file except the list and its signature");
     signature_is_verified(&bench, folder);

@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use localregistry::host::boot::board::Board;
 use localregistry::host::boot::kernel::{self, Flavor, Kernel};
 use testing::boards::{release, serves};
 use testing::layout::{Layout, content};
@@ -13,7 +14,7 @@ use crate::frozen::Frozen;
 
 /// The project's own kernel. It is not built here, because that takes minutes.
 fn own() -> Kernel {
-    kernel::cached(Flavor::Own).unwrap().expect("`image/kernel --test` builds our own kernel first")
+    kernel::cached(Flavor::Own, Board::Q35).unwrap().expect("`image/kernel --test` builds our own kernel first")
 }
 
 #[test]

@@ -270,8 +270,8 @@ fn own_kernel_must_be_built_first() {
     const RECIPE: &str = concat!(include_str!("../../image/kernel.config"), include_str!("../../image/kernel.patch"));
     let digest = localregistry::oci::Digest::sha256_of(RECIPE.as_bytes()).hex();
     let message = format!(
-        "localregistry: there is no kernel to boot: our own kernel is not built: {}/cache/kernel/own has none of this \
-         version's config ({}); build it with image/kernel (about ten minutes on one processor), or use the flavor cloud; choose a kernel with --flavor\n",
+        "localregistry: there is no kernel to boot: our own kernel is not built: {}/cache/kernel/own/{} has none; \
+         build it with image/kernel (about ten minutes on one processor), or use the flavor cloud; choose a kernel with --flavor\n",
         folder.path("").display().to_string().trim_end_matches('/'),
         &digest[..12]
     );

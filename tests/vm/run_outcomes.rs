@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
+use localregistry::host::boot::board::Board;
 use localregistry::host::boot::kernel;
 use localregistry::host::support::report::Report;
 use nix::sys::signal::{Signal, kill};
@@ -33,7 +34,7 @@ fn folder() -> TempDir {
 /// Starts `localregistry run` on the folder's files.
 fn start(folder: &Path, arguments: &[&str]) -> Child {
     let report = Report { json: false, quiet: true };
-    let kernel: PathBuf = kernel::cached_or_download(kernel::Flavor::Cloud, &report).unwrap().elf;
+    let kernel: PathBuf = kernel::cached_or_download(kernel::Flavor::Cloud, Board::Q35, &report).unwrap().elf;
     let mut command = testing::program(testing::pack::PROGRAM);
     command.current_dir(folder).args(["run", "disk", "--accel", "tcg", "--initramfs", "initramfs", "--kernel"]).arg(kernel);
     command.env("XDG_RUNTIME_DIR", folder.join("runtime"));

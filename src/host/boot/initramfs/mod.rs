@@ -156,7 +156,7 @@ fn archive(init: &Program, modules: &Modules) -> Result<Vec<u8>, InitramfsError>
     archive::archive(&init.content, &modules.load).map_err(InitramfsError::Archive)
 }
 
-/// Returns the archive for `kernel`: that of the release, or, where it has none or another init is named, the [cached](cached) one.
+/// Returns the archive for `kernel`: that of the release, or, where it has none or another init is named, the [`cached`] one.
 ///
 /// # Errors
 /// Fails as [`cached`] does.

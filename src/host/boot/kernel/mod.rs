@@ -196,7 +196,7 @@ pub enum KernelError {
     Download(DownloadError),
     /// Our own kernel is not built.
     #[error(
-        "our own kernel is not built: {} is not there; build it with image/kernel (about ten minutes on one processor), or use the \
+        "our own kernel is not built: {} has none; build it with image/kernel (about ten minutes on one processor), or use the \
          flavor cloud",
         store.display()
     )]
