@@ -232,7 +232,9 @@ fn allowed_with_arguments() -> Result<Vec<(c_long, Vec<SeccompRule>)>, ConfineEr
     let opening = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
     // `SOCK_TYPE_MASK` of Linux's net.h; the other bits are flags.
     let stream = |family| Ok::<_, seccompiler::BackendError>(vec![equals(0, family)?, is(1, 0xf, libc::SOCK_STREAM)?]);
-    let mut calls = vec![
+    let calls = [
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_open, vec![vec![is(1, opening, libc::O_RDONLY)?]]),
         (libc::SYS_openat, vec![vec![is(2, opening, libc::O_RDONLY)?]]),
         (libc::SYS_socket, vec![stream(libc::AF_INET)?, stream(libc::AF_INET6)?]),
         (libc::SYS_socketpair, vec![vec![equals(0, libc::AF_UNIX)?]]),
@@ -243,8 +245,6 @@ fn allowed_with_arguments() -> Result<Vec<(c_long, Vec<SeccompRule>)>, ConfineEr
         // Not those of a terminal: the console could be typed on.
         (libc::SYS_ioctl, vec![vec![equals(1, FIONBIO)?]]),
     ];
-    #[cfg(target_arch = "x86_64")]
-    calls.push((libc::SYS_open, vec![vec![is(1, opening, libc::O_RDONLY)?]]));
     let rules = |conditions: Vec<Vec<_>>| conditions.into_iter().map(SeccompRule::new).collect::<Result<Vec<_>, _>>();
     Ok(calls
         .into_iter()
