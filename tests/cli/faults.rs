@@ -149,6 +149,13 @@ fn refused_commands_change_nothing() {
     site.file("length.json", &json!({ "rules": [length] }));
     let message = site.refused(&["add", "length.json"]);
     assert!(message.ends_with("do.headers.value: Content-Length needs a number of bytes"), "{message}");
+    // Those that frame a message: with one of them, HTTP/2 could not send the response at all (RFC 9113, section 8.2.2).
+    for name in ["connection", "transfer-encoding", "upgrade", "keep-alive", "proxy-connection", "te"] {
+        site.file("framing.json", &json!({"rules": [{"id": "new", "do": {"headers": [{"name": name, "value": "x"}]}}]}));
+        let message = site.refused(&["add", "framing.json"]);
+        let expected = format!("do.headers.name: {name} cannot be changed; `close` ends the connection");
+        assert!(message.ends_with(&expected), "{message}");
+    }
     let message = site.refused(&["add", "good.json"]);
     assert_eq!(message, "rule base: id: the plan has this id already; expected another one");
     assert_eq!(site.refused(&["remove", "base", "other"]), "there is no rule \"other\"; there are base");

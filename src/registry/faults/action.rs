@@ -145,7 +145,9 @@ fn headers(action: &FaultAction) -> Result<Vec<HeaderChange>, RuleError> {
         let name = change.name.parse::<HeaderName>();
         let name =
             name.map_err(|_| RuleError::new("do.headers.name", format!("{:?} is not the name of a header", change.name)))?;
-        let is_framing = ["connection", "transfer-encoding", "upgrade", "keep-alive"].contains(&name.as_str());
+        // HTTP/2 cannot send a response with one of these (RFC 9113, section 8.2.2).
+        let is_framing =
+            ["connection", "transfer-encoding", "upgrade", "keep-alive", "proxy-connection", "te"].contains(&name.as_str());
         if is_framing {
             return Err(RuleError::new("do.headers.name", format!("{name} cannot be changed; `close` ends the connection")));
         }
