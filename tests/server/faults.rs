@@ -124,6 +124,11 @@ impl Site {
 
     /// Sends a request on a new connection.
     fn send(&self, way: Way, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<Got> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(self.exchange(way, method, path, headers))
+    }
+
+    async fn exchange(&self, way: Way, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<Got> {
         let (address, ca) = (self.address(way), self.server.ca_pem.clone());
         let request =
             headers.iter().fold(Request::builder().method(method), |request, (name, value)| request.header(*name, *value));
@@ -133,16 +138,13 @@ impl Site {
             request.uri(path).header("host", address.to_string())
         };
         let request = request.body(Empty::<Bytes>::new()).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let stream = TcpStream::connect(address).await?;
-            if way.tls {
-                let stream = connect_tls(stream, &ca, way.http2).await?;
-                exchange(stream, way.http2, request).await
-            } else {
-                exchange(stream, way.http2, request).await
-            }
-        })
+        let stream = TcpStream::connect(address).await?;
+        if way.tls {
+            let stream = connect_tls(stream, &ca, way.http2).await?;
+            exchange(stream, way.http2, request).await
+        } else {
+            exchange(stream, way.http2, request).await
+        }
     }
 
     /// How often the last rule matched and acted.
@@ -329,6 +331,7 @@ fn conditions_on_the_connection_select_it() {
     assert_eq!(shown(), 200);
 
     site.rule(json!({"http": "1.0"}), status);
+    // Over TLS the same parser reads the same bytes.
     let first = |version: &str| {
         let mut stream = std::net::TcpStream::connect(site.server.plain).unwrap();
         write!(stream, "GET /v2/ HTTP/{version}\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
@@ -344,24 +347,26 @@ fn token_endpoint_has_the_user() {
     let users = testing_users();
     let auth = Auth::token(Some(users), true, Duration::from_secs(300)).unwrap();
     let site = Site::with(Setup { auth, ..Setup::default() });
-    site.rule(json!({"endpoint": "token", "user": "ann"}), json!({"unauthorized": "REFUSED"}));
     let credentials = [("authorization", "Basic YW5uOnNlY3JldA==")];
-    let refused = site.send(PLAIN, "GET", "/token?scope=repository:test/hello:pull", &credentials).unwrap();
-    assert_eq!((refused.status.as_u16(), refused.header("www-authenticate")), (401, Some("Basic realm=\"localregistry\"")));
-    assert_eq!(site.fault().endpoint, "token");
-    let token = site.get(PLAIN, "/token?scope=repository:test/hello:pull");
-    let token: Value = serde_json::from_slice(&token.body).unwrap();
-    let bearer = format!("Bearer {}", token["token"].as_str().unwrap());
-    for (kind, fault) in
-        [("CHALLENGE", ""), ("EXPIRED", ",error=\"invalid_token\""), ("REFUSED", ",error=\"insufficient_scope\"")]
-    {
-        site.rule(json!({"endpoint": "blob"}), json!({"unauthorized": kind}));
-        let got = site.send(PLAIN, "GET", &site.blob, &[("authorization", &bearer)]).unwrap();
-        let challenge = format!(
-            "Bearer realm=\"http://{}/token\",service=\"localregistry\",scope=\"repository:test/hello:pull\"{fault}",
-            site.server.plain
-        );
-        assert_eq!((got.status.as_u16(), got.header("www-authenticate")), (401, Some(challenge.as_str())));
+    for way in WAYS {
+        site.rule(json!({"endpoint": "token", "user": "ann"}), json!({"unauthorized": "REFUSED"}));
+        let refused = site.send(way, "GET", "/token?scope=repository:test/hello:pull", &credentials).unwrap();
+        let challenge = refused.header("www-authenticate");
+        assert_eq!((refused.status.as_u16(), challenge), (401, Some("Basic realm=\"localregistry\"")), "{way:?}");
+        assert_eq!(site.fault().endpoint, "token");
+        let token = site.get(way, "/token?scope=repository:test/hello:pull");
+        let token: Value = serde_json::from_slice(&token.body).unwrap();
+        let bearer = format!("Bearer {}", token["token"].as_str().unwrap());
+        let realm = format!("{}://{}/token", if way.tls { "https" } else { "http" }, site.address(way));
+        for (kind, fault) in
+            [("CHALLENGE", ""), ("EXPIRED", ",error=\"invalid_token\""), ("REFUSED", ",error=\"insufficient_scope\"")]
+        {
+            site.rule(json!({"endpoint": "blob"}), json!({"unauthorized": kind}));
+            let got = site.send(way, "GET", &site.blob, &[("authorization", &bearer)]).unwrap();
+            let challenge =
+                format!("Bearer realm=\"{realm}\",service=\"localregistry\",scope=\"repository:test/hello:pull\"{fault}",);
+            assert_eq!((got.status.as_u16(), got.header("www-authenticate")), (401, Some(challenge.as_str())), "{way:?}");
+        }
     }
 }
 
@@ -371,9 +376,9 @@ fn testing_users() -> Users {
 }
 
 /// The requests, from 1, that a rule hits with this `when`.
-fn hits(site: &Site, when: Value, requests: usize) -> Vec<usize> {
+fn hits(site: &Site, way: Way, when: Value, requests: usize) -> Vec<usize> {
     site.rules(json!([{"id": "r", "match": {"endpoint": "base"}, "when": when, "do": {"status": 503}}]));
-    (1..=requests).filter(|_| is_hit(site, PLAIN, "GET", "/v2/", &[])).collect()
+    (1..=requests).filter(|_| is_hit(site, way, "GET", "/v2/", &[])).collect()
 }
 
 #[test]
@@ -388,26 +393,33 @@ fn each_when_selects_its_requests() {
         (json!({"after": 4}), vec![5, 6]),
         (json!({"probability": 1}), vec![1, 2, 3, 4, 5, 6]),
     ] {
-        assert_eq!(hits(&site, when.clone(), 6), expected, "{when}");
+        for way in WAYS {
+            assert_eq!(hits(&site, way, when.clone(), 6), expected, "{way:?} {when}");
+        }
     }
-    let some = hits(&site, json!({"probability": 0.5}), 40);
-    assert_eq!(some, hits(&site, json!({"probability": 0.5}), 40), "the same plan, seed and requests give the same hits");
+    let [some, others @ ..] = WAYS.map(|way| hits(&site, way, json!({"probability": 0.5}), 40));
+    assert!(
+        others.iter().all(|other| *other == some),
+        "the same plan, seed and requests give the same hits: {some:?} {others:?}"
+    );
     assert!((8..=32).contains(&some.len()), "{some:?}");
 }
 
 #[test]
 fn rule_acts_for_a_time_after_another_one() {
     let site = Site::new();
-    site.rules(json!([
-        {"id": "down", "match": {"endpoint": "base"}, "when": {"afterRule": {"id": "trigger", "seconds": 3600}}, "do": {"status": 503}},
-        {"id": "soon", "match": {"endpoint": "catalog"}, "when": {"afterRule": {"id": "trigger", "seconds": 0.001}}, "do": {"status": 503}},
-        {"id": "trigger", "match": {"endpoint": "tags"}, "do": {"warning": "soon"}},
-    ]));
-    assert!(!is_hit(&site, PLAIN, "GET", "/v2/", &[]));
-    assert_eq!(site.get(PLAIN, "/v2/test/hello/tags/list").header("warning"), Some("299 - \"soon\""));
-    assert!(is_hit(&site, PLAIN, "GET", "/v2/", &[]));
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(!is_hit(&site, PLAIN, "GET", "/v2/_catalog", &[]));
+    for way in WAYS {
+        site.rules(json!([
+            {"id": "down", "match": {"endpoint": "base"}, "when": {"afterRule": {"id": "trigger", "seconds": 3600}}, "do": {"status": 503}},
+            {"id": "soon", "match": {"endpoint": "catalog"}, "when": {"afterRule": {"id": "trigger", "seconds": 0.001}}, "do": {"status": 503}},
+            {"id": "trigger", "match": {"endpoint": "tags"}, "do": {"warning": "soon"}},
+        ]));
+        assert!(!is_hit(&site, way, "GET", "/v2/", &[]), "{way:?}");
+        assert_eq!(site.get(way, "/v2/test/hello/tags/list").header("warning"), Some("299 - \"soon\""), "{way:?}");
+        assert!(is_hit(&site, way, "GET", "/v2/", &[]), "{way:?}");
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!is_hit(&site, way, "GET", "/v2/_catalog", &[]), "{way:?}");
+    }
 }
 
 #[test]
@@ -434,9 +446,11 @@ fn answers_replace_the_content() {
         site.rule(json!({"endpoint": "blob"}), json!({"redirectLoop": true}));
         let own = format!("{}://{}{}", if way.tls { "https" } else { "http" }, site.address(way), site.blob);
         assert_eq!(site.get(way, &site.blob).header("location"), Some(own.as_str()), "{way:?}");
-        site.rule(json!({"endpoint": "blob", "range": true}), json!({"status": 400}));
-        assert_eq!(site.send(way, "GET", &site.blob, &[("range", "bytes=5-")]).unwrap().status, 400);
-        assert!(site.get(way, &site.blob).is(&site.layer));
+        for status in [400, 416] {
+            site.rule(json!({"endpoint": "blob", "range": true}), json!({"status": status}));
+            assert_eq!(site.send(way, "GET", &site.blob, &[("range", "bytes=5-")]).unwrap().status, status, "{way:?}");
+            assert!(site.get(way, &site.blob).is(&site.layer));
+        }
         site.rule(json!({"endpoint": "blob", "range": true}), json!({"ignoreRange": true}));
         assert!(site.send(way, "GET", &site.blob, &[("range", "bytes=5-")]).unwrap().is(&site.layer));
         // The header is in the answer to the range only.
@@ -477,6 +491,27 @@ fn stalls_and_rates_last_longer_than_the_limits_for_slow_clients() {
         assert!(site.get(way, &site.blob).is(&site.layer), "{way:?}");
         site.rule(json!({"endpoint": "blob"}), json!({"delaySeconds": 0.5}));
         assert!(site.get(way, &site.blob).is(&site.layer), "{way:?}");
+    }
+}
+
+/// The response is logged with the bytes that it had until then. Over HTTP/1.1 a client that only half-closed looks like one that left.
+#[test]
+fn stall_without_an_end_lasts_until_an_http2_client_leaves() {
+    let site = Site::new();
+    for way in [HTTP2, WAYS[3]] {
+        site.rule(json!({"endpoint": "blob"}), json!({"stall": {"afterBytes": 1000}}));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let got = tokio::time::timeout(Duration::from_millis(300), site.exchange(way, "GET", &site.blob, &[])).await;
+            assert!(got.is_err(), "{way:?}: {got:?}");
+        });
+        drop(runtime);
+        let (fault, request) = site.hit();
+        assert_eq!(
+            (fault.action.as_str(), request.complete, request.bytes),
+            ("stalled after 1000 bytes", false, 1000),
+            "{way:?}"
+        );
     }
 }
 
