@@ -5,6 +5,7 @@
 mod archives;
 mod ca;
 mod charts;
+mod ci;
 mod credentials;
 mod deploy;
 mod deploy_objects;
