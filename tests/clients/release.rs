@@ -427,7 +427,7 @@ fn invalid_release_requests_are_named_and_leave_no_files() {
 fn arm64_release_boots_and_is_pulled_from() {
     const TARGET: &str = "aarch64-unknown-linux-musl";
     let bench = Bench::default();
-    let built = static_server().parent().unwrap().parent().unwrap().with_file_name(TARGET);
+    let built = Path::new(PROGRAM).parent().unwrap().with_file_name(TARGET);
     let program = |path: &str| built.join(path).display().to_string();
     let (host, init) = (program("debug/localregistry"), program("release/localregistry-init"));
     let output = release(&bench, &["-o", "release", "--target", TARGET, "--host", &host, "--init", &init]);
