@@ -289,8 +289,9 @@ async fn boot_and_wait(
         signal = signals.next() => return Err(RunError::Interrupted { name: signal.as_str() }),
         descriptor = parent_watch::closed(&mut parent) => return Err(RunError::LauncherGone(descriptor)),
     };
-    announce(&vm, args, contents, files, report)?;
+    // Whoever learns that the registry is ready may change its plan of faults at once.
     let _commands = take_fault_commands(&vm, files, report);
+    announce(&vm, args, contents, files, report)?;
     let output = Output { requests: args.log, events: args.program.follow };
     Ok(event_loop::run(vm, signals, parent, output, report).await)
 }
