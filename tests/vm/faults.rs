@@ -237,7 +237,7 @@ fn minimum_memory_suffices_to_serve_and_less_is_refused() {
     }
 
     // Without the check of `run`.
-    let less = vm::qemu_changed(&bench.path(""), "args=(\"${@/256M/64M}\")");
+    let less = vm::qemu_changed(&bench.path(""), "args=(\"${@/256M/72M}\")");
     let ended = vm::fails(&disk, &["--qemu", &less, "--timeout", "60"]);
     let panic = "localregistry: the guest's kernel panicked: Kernel panic - not syncing: System is deadlocked on memory\n";
     assert!(ended.status == Some(4) && ended.stderr.starts_with(panic), "{:?} {}", ended.status, ended.stderr);
