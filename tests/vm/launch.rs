@@ -240,7 +240,8 @@ async fn board_selects_the_machine_as_on_the_command_line() {
     }
     let (folder, disk) = packed();
     let error = Appliance::builder(disk).board(Board::Virt).command(folder.path()).await.unwrap_err();
-    let message = "the distribution's kernels do not run on the board virt; take our own, or set a kernel and its initramfs or modules";
+    let message =
+        "the distribution's kernels do not run on the board virt; take our own, or set a kernel and its initramfs or modules";
     assert_eq!(error.to_string(), message);
 }
 

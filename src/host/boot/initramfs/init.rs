@@ -29,17 +29,25 @@ pub enum InitError {
 pub fn find() -> Result<PathBuf, InitError> {
     let program = std::env::current_exe().ok();
     let folder = program.as_deref().and_then(Path::parent).unwrap_or(Path::new("."));
-    find_from(named(), folder)
+    find_from(variable(), folder)
 }
 
-/// `$LOCALREGISTRY_INIT`, unless it is empty.
-pub fn named() -> Option<OsString> {
-    std::env::var_os("LOCALREGISTRY_INIT").filter(|path| !path.is_empty())
+/// Whether `$LOCALREGISTRY_INIT` names an init.
+pub fn is_named() -> bool {
+    named(variable()).is_some()
+}
+
+fn variable() -> Option<OsString> {
+    std::env::var_os("LOCALREGISTRY_INIT")
+}
+
+fn named(variable: Option<OsString>) -> Option<PathBuf> {
+    variable.filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 fn find_from(variable: Option<OsString>, folder: &Path) -> Result<PathBuf, InitError> {
-    if let Some(path) = variable {
-        return Ok(PathBuf::from(path));
+    if let Some(path) = named(variable) {
+        return Ok(path);
     }
     let candidates = CANDIDATES.map(|path| folder.join(path));
     // A debug build leaves a dynamically linked init next to this program. Skip it.
@@ -80,6 +88,7 @@ mod tests {
              LOCALREGISTRY_INIT"
         );
         assert_eq!(find_from(None, &folder).unwrap_err().to_string(), expected);
+        assert_eq!(find_from(Some("".into()), &folder).unwrap_err().to_string(), expected);
 
         fs::write(built.join("localregistry-init"), elf(&[])).unwrap();
         let found = find_from(None, &folder).unwrap();

@@ -161,7 +161,7 @@ fn archive(init: &Program, modules: &Modules) -> Result<Vec<u8>, InitramfsError>
 /// # Errors
 /// Fails as [`cached`] does.
 pub fn of_kernel(init: Option<&Path>, kernel: &Kernel, report: &Report) -> Result<PathBuf, InitramfsError> {
-    match kernel.initramfs.clone().filter(|_| init.is_none() && init::named().is_none()) {
+    match kernel.initramfs.clone().filter(|_| init.is_none() && !init::is_named()) {
         Some(released) => Ok(released),
         None => cached(init, &kernel.modules, report),
     }

@@ -9,6 +9,7 @@ mod store;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -290,16 +291,19 @@ pub fn cached_or_download(flavor: Flavor, board: Board, report: &Report) -> Resu
 /// Fails if there is no cache folder.
 pub fn cached(flavor: Flavor, board: Board) -> Result<Option<Kernel>, KernelError> {
     match released(board).filter(|_| flavor == Flavor::Own) {
-        Some(kernel) => Ok(Some(kernel)),
+        Some(kernel) => Ok(Some(kernel.clone())),
         None => Ok(store::newest(&store(flavor, board)?)),
     }
 }
 
-/// Our own kernel that this program was released with, if it is for `board`.
-fn released(board: Board) -> Option<Kernel> {
-    let program = std::env::current_exe().ok()?;
-    let folder = program.parent()?.parent()?.join(RELEASED);
-    (board.processor() == Board::default().processor()).then(|| store::open(&folder)).flatten()
+/// Our own kernel that this program was released with, if it is for `board`. Six commands have a default that depends on it, and all are
+/// set up at each start: it is looked for once.
+fn released(board: Board) -> Option<&'static Kernel> {
+    static FOUND: LazyLock<Option<Kernel>> = LazyLock::new(|| {
+        let program = std::env::current_exe().ok()?;
+        store::open(&program.parent()?.parent()?.join(RELEASED))
+    });
+    FOUND.as_ref().filter(|_| board.processor() == Board::default().processor())
 }
 
 /// The cache folder of a flavor. That of our own kernel is named by the first digits of the digest of what it is built from, as
