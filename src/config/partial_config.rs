@@ -15,7 +15,7 @@ const MAX_SHOWN: usize = 80;
 /// Prefix of the options that belong to this config.
 const PREFIX: &str = "localregistry.";
 
-/// What pbjson says of a number that is none of its field's.
+/// What pbjson says of a number that its field cannot have.
 const LIBRARY_NUMBER: &str = "data did not match any variant of untagged enum Content";
 
 /// Keys and values of one source, or of several merged ones, as proto3 JSON with lowerCamelCase names.

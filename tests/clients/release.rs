@@ -33,12 +33,17 @@ fn release(bench: &Bench, arguments: &[&str]) -> Output {
 
 /// A release that the tests share.
 fn shared() -> &'static Path {
-    static MADE: LazyLock<(Bench, PathBuf)> = LazyLock::new(|| {
+    static MADE: LazyLock<PathBuf> = LazyLock::new(|| {
+        // Nothing removes it at the end of the process; the next run does.
+        let base = Path::new(env!("CARGO_TARGET_TMPDIR")).join("release");
+        let _absent = fs::remove_dir_all(&base);
+        fs::create_dir_all(&base).unwrap();
         let bench = Bench::default();
-        let folder = made(&bench, "release");
-        (bench, folder)
+        let folder = made(&bench, base.join("files").to_str().unwrap());
+        fs::copy(bench.path("key"), base.join("key")).unwrap();
+        folder
     });
-    &MADE.1
+    &MADE
 }
 
 /// A static program without what a debugger reads: most of its bytes, and of the time to pack them.
@@ -267,9 +272,9 @@ fn in_debian(bench: &Bench, script: &str) -> String {
     let root =
         Path::new(ROOT).join(succeed(&mut testing::program(Path::new(ROOT).join("qemu/target-dir"))).trim()).join("debian");
     let store = tempfile::tempdir().unwrap();
-    let work = format!("{}:/work", bench.path("").display());
+    let work = format!("{}:/data", bench.path("").display());
     let release = format!("{}:/release:ro", shared().display());
-    let mut run = podman(store.path(), &["run", "--rm", "--network", "none", "--workdir", "/work"]);
+    let mut run = podman(store.path(), &["run", "--rm", "--network", "none", "--workdir", "/data"]);
     run.args(LIMITS.split(' ')).args(["--volume", &work, "--volume", &release, "--rootfs"]);
     succeed(run.arg(format!("{}:O", root.display())).args(["sh", "-euc", script]))
 }
@@ -284,7 +289,7 @@ fn unpacked_release_packs_boots_and_is_pulled_from_in_plain_debian() {
         curl --silent --fail --cacert ca.crt "$address/v2/test/hello/manifests/latest" >manifest
         localregistry stop demo
         find home -type f"#;
-    let script = ["cp /release/* .\nexport HOME=/work/home\nexec 3>&1 >said\n", &example(1), "exec >&3\n", pull].concat();
+    let script = ["cp /release/* .\nexport HOME=/data/home\nexec 3>&1 >said\n", &example(1), "exec >&3\n", pull].concat();
     let said = in_debian(&bench, &script);
     let (stopped, cached) = said.split_once('\n').unwrap();
     assert_eq!(stopped, "demo shut down cleanly");
@@ -299,9 +304,9 @@ fn unpacked_release_packs_boots_and_is_pulled_from_in_plain_debian() {
 fn installed_package_boots_and_is_removed_without_a_rest() {
     let bench = Bench::default();
     let script = r"
-        find / -xdev -path /proc -prune -o -path /work -prune -o -path /var/lib/dpkg -prune -o -path /var/log -prune -o -print | sort >before
+        find / -xdev -path /proc -prune -o -path /data -prune -o -path /var/lib/dpkg -prune -o -path /var/log -prune -o -print | sort >before
         dpkg --install /release/*.deb >/dev/null
-        export HOME=/work/home XDG_RUNTIME_DIR=/work/home
+        export HOME=/data/home XDG_RUNTIME_DIR=/data/home
         mkdir home
         localregistry --quiet sample -o sample >said
         localregistry --quiet pack sample -o disk.erofs >said
@@ -309,7 +314,7 @@ fn installed_package_boots_and_is_removed_without_a_rest() {
         localregistry stop demo
         localregistry --quiet --json doctor >doctor.json || true
         dpkg --purge localregistry >/dev/null
-        find / -xdev -path /proc -prune -o -path /work -prune -o -path /var/lib/dpkg -prune -o -path /var/log -prune -o -print | sort >after
+        find / -xdev -path /proc -prune -o -path /data -prune -o -path /var/lib/dpkg -prune -o -path /var/log -prune -o -print | sort >after
         diff before after || true";
     assert_eq!(in_debian(&bench, script), "demo shut down cleanly\n");
     let doctor = fs::read_to_string(bench.path("doctor.json")).unwrap();
@@ -343,8 +348,8 @@ fn released_images_serve_and_boot_in_podman() {
         };
         let loaded = succeed(&mut podman(&["load", "--quiet", "--input", &format!("release/{NAME}.oci.tar")]));
         let image = loaded.trim().rsplit(' ').next().unwrap();
-        let work = format!("{}:/work", bench.path("").display());
-        let mut start = podman(&["run", "--rm", "--network", "host", "--volume", &work, "--workdir", "/work", "--name", "serve"]);
+        let work = format!("{}:/data", bench.path("").display());
+        let mut start = podman(&["run", "--rm", "--network", "host", "--volume", &work, "--workdir", "/data", "--name", "serve"]);
         start.args(LIMITS.split(' ')).arg(image);
         pulled("serve", start.args(["sample", "--json", "--listen", "127.0.0.1:0", "--ca-out", "ca.crt"]));
 

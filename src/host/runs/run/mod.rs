@@ -289,7 +289,7 @@ async fn boot_and_wait(
         signal = signals.next() => return Err(RunError::Interrupted { name: signal.as_str() }),
         descriptor = parent_watch::closed(&mut parent) => return Err(RunError::LauncherGone(descriptor)),
     };
-    // Whoever learns that the registry is ready may change its plan of faults at once.
+    // A launcher may change the plan of faults as soon as it learns that the registry is ready.
     let _commands = take_fault_commands(&vm, files, report);
     announce(&vm, args, contents, files, report)?;
     let output = Output { requests: args.log, events: args.program.follow };
