@@ -14,6 +14,12 @@ pub(crate) fn escaped(text: &str) -> String {
     })
 }
 
+/// What is wrong with JSON, without the position that ends the library's message.
+pub(crate) fn json_fault(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    message.rsplit_once(" at line ").map_or(message.as_str(), |(fault, _)| fault).to_owned()
+}
+
 /// Whether a terminal or a reader of lines may obey `character`: control characters, Unicode's line and paragraph separators, and the
 /// embeddings, overrides and isolates that reorder the text around them.
 fn is_special(character: char) -> bool {

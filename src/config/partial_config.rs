@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::merge::merge;
 use crate::proto::Config;
+use crate::text::json_fault;
 
 use super::keys::{self, Key, Kind};
 use super::settings::Settings;
@@ -109,12 +110,9 @@ impl PartialConfig {
     pub fn settings(&self, origin: Origin) -> Result<Settings, ConfigError> {
         // By the parser of `from_json`: that of values is another one, which takes 75 kB of the guest.
         let text = Value::Object(self.0.clone()).to_string();
-        let config: Config = serde_json::from_slice(text.as_bytes()).map_err(|error| {
-            let problem = error.to_string();
-            // Nobody wrote the text that the position is of.
-            let problem = problem.rsplit_once(" at line ").map_or(problem.as_str(), |(problem, _)| problem).to_owned();
-            ConfigError::Syntax { origin, problem }
-        })?;
+        // Nobody wrote the text that a position would be of.
+        let wrong = |error| ConfigError::Syntax { origin, problem: json_fault(&error) };
+        let config: Config = serde_json::from_slice(text.as_bytes()).map_err(wrong)?;
         Settings::parse(&config, origin)
     }
 }

@@ -12,7 +12,7 @@ use localregistry::host::support::cache;
 use serde_json::{Value, json};
 use testing::deployed::static_server;
 use testing::pack::{Bench, PROGRAM, digest_of, text};
-use testing::pages::block;
+use testing::pages::{block, blocks};
 use testing::podman::podman;
 use testing::private::privately;
 use testing::vm::succeed;
@@ -37,9 +37,7 @@ fn yaml(document: &str) -> Value {
 
 /// The workflow of GitHub, and the jobs of GitLab.
 fn recipes() -> [String; 2] {
-    let page = fs::read_to_string(Path::new(ROOT).join("docs/ci.md")).unwrap();
-    let blocks: Vec<_> = page.split("```yaml\n").skip(1).map(|rest| rest.split_once("```").unwrap().0.to_owned()).collect();
-    blocks.try_into().unwrap()
+    blocks("docs/ci.md", "yaml").try_into().unwrap()
 }
 
 /// A runner: a checkout with images in `build/images`, an archive of a release, and podman with its own store.

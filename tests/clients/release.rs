@@ -13,6 +13,7 @@ use localregistry::host::support::cache;
 use serde_json::{Value, json};
 use testing::deployed::{Deployed, static_server};
 use testing::pack::{Bench, PROGRAM, digest_of, text};
+use testing::pages::blocks;
 use testing::podman::podman;
 use testing::private::privately;
 use testing::vm::succeed;
@@ -261,10 +262,9 @@ fn completions_are_read(folder: &Path) {
 /// What podman's `run` needs in any container that tests run in.
 const LIMITS: &str = "--ulimit nofile=1024 --ulimit nproc=1024 --log-driver none";
 
-/// The example of this number in the page on releases.
-fn example(number: usize) -> String {
-    let page = fs::read_to_string(Path::new(ROOT).join("docs/kernels.md")).unwrap();
-    page.split("```bash\n").nth(number).unwrap().split_once("```").unwrap().0.to_owned()
+/// The page's examples: of the archive, and of the image with QEMU.
+fn examples() -> [String; 2] {
+    blocks("docs/kernels.md", "bash").try_into().unwrap()
 }
 
 /// A container of Debian with QEMU and curl, which `tests/run` makes, with the release in /release.
@@ -289,7 +289,7 @@ fn unpacked_release_packs_boots_and_is_pulled_from_in_plain_debian() {
         curl --silent --fail --cacert ca.crt "$address/v2/test/hello/manifests/latest" >manifest
         localregistry stop demo
         find home -type f"#;
-    let script = ["cp /release/* .\nexport HOME=/data/home\nexec 3>&1 >said\n", &example(1), "exec >&3\n", pull].concat();
+    let script = ["cp /release/* .\nexport HOME=/data/home\nexec 3>&1 >said\n", &examples()[0], "exec >&3\n", pull].concat();
     let said = in_debian(&bench, &script);
     let (stopped, cached) = said.split_once('\n').unwrap();
     assert_eq!(stopped, "demo shut down cleanly");
@@ -358,7 +358,7 @@ fn released_images_serve_and_boot_in_podman() {
         let words = start.get_args().map(|word| word.to_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ");
         let with_store =
             format!("podman() {{ [ \"$1\" = load ] || set -- run {LIMITS} \"${{@:2}}\"; command podman {words} \"$@\"; }}\n");
-        let script = [with_store, example(2)].concat();
+        let script = [&with_store, &examples()[1][..]].concat();
         let script = script.replace("load --input ", "load --quiet --input release/").replacen("tar\n", "tar >loaded\n", 1);
         let environment = start.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
         let environment: Vec<_> = environment.collect();

@@ -13,6 +13,7 @@ use crate::host::support::prototext::{self, PrototextError, scan};
 use crate::host::support::report::Report;
 use crate::proto::FaultPlan;
 use crate::registry::faults::plan::{Plan, PlanError};
+use crate::text::json_fault;
 
 /// Largest file, in bytes: twice what a plan may have, for white space.
 const MAX_FILE: u64 = 2 * crate::registry::faults::plan::MAX_BYTES as u64;
@@ -82,12 +83,8 @@ fn parse(content: &[u8], path: &Path) -> Result<FaultPlan, PlanFileError> {
     let text = str::from_utf8(content).map_err(|error| invalid(at(error.valid_up_to()), "it is not UTF-8".to_owned()))?;
     let start = text.len() - text.trim_start().len();
     let plan: FaultPlan = if text.get(start..).is_some_and(|text| text.starts_with('{')) {
-        // The message ends with the position, which is at its start here.
-        let wrong = |error: serde_json::Error| {
-            let message = error.to_string();
-            let fault = message.rsplit_once(" at line ").map_or(message.as_str(), |(fault, _)| fault);
-            invalid((error.line().max(1), error.column().max(1)), fault.to_owned())
-        };
+        // The position is at the start of the message here.
+        let wrong = |error: serde_json::Error| invalid((error.line().max(1), error.column().max(1)), json_fault(&error));
         let value: Value = serde_json::from_str(text).map_err(wrong)?;
         let message = prototext::message_type(SCHEMA, MESSAGE).map_err(PlanFileError::Schema)?;
         if let Some(mistake) = json_types::mistake(&value, &message) {
