@@ -18,7 +18,8 @@ use crate::oci::{Digest, Reference, upstreams};
 use crate::proto::event;
 use crate::proto::fault_action::{Connection, Unauthorized};
 use crate::proto::fault_cut::Kind;
-use crate::proto::{FaultAction, FaultCut};
+use crate::proto::{FaultAction, FaultCommand, FaultCut, FaultPlan, FaultReply};
+use crate::registry::auth::Auth;
 use crate::registry::auth::basic::{Authorization, authorization};
 use crate::registry::auth::challenge::TokenFault;
 use crate::registry::content::body::Payload;
@@ -27,10 +28,12 @@ use crate::registry::faults::action::{Action, Original};
 use crate::registry::faults::body::BodyFault;
 use crate::registry::faults::matcher::Facts;
 use crate::registry::faults::plan::Plan;
+use crate::registry::faults::{Port, Surroundings};
 use crate::registry::http::error::RegistryError;
 use crate::registry::http::reply;
 use crate::registry::listen::activity::Activity;
 use crate::registry::listen::client::{Client, Surface};
+use crate::registry::listen::listener::{Listener, Transport};
 use crate::registry::tls::faulty;
 
 /// The header of warnings (RFC 7234, section 5.5).
@@ -45,6 +48,39 @@ struct Names {
 }
 
 impl Registry {
+    /// Takes one message of a command for the plan of faults, and returns the reply after the last one. It may read manifests, so it blocks.
+    #[must_use]
+    pub fn receive_faults(&self, message: FaultCommand) -> Option<FaultReply> {
+        self.faults().receive(message, &self.surroundings(&self.snapshot()), self.events())
+    }
+
+    /// Puts a plan of faults in force. Returns a warning for each rule that can never match.
+    ///
+    /// # Errors
+    /// Fails if a rule is invalid.
+    pub fn start_faults(&self, plan: FaultPlan) -> Result<Vec<String>, String> {
+        self.faults().start(plan, &self.surroundings(&self.snapshot()), self.events())
+    }
+
+    /// Tells where the registry is served. Rules of a plan of faults that no listener can meet are warned of then.
+    pub fn set_listeners(&self, listeners: &[Listener]) {
+        let of_registry = listeners.iter().filter(|listener| listener.surface != Surface::Observability);
+        let port = |listener: &Listener| {
+            let is_encrypted = matches!(listener.transport, Transport::Tls(_));
+            Some(Port { address: listener.socket.local_addr().ok()?, is_encrypted })
+        };
+        self.ports.get_or_init(|| of_registry.filter_map(port).collect());
+    }
+
+    fn surroundings<'a>(&'a self, snapshot: &'a Snapshot) -> Surroundings<'a> {
+        Surroundings {
+            store: snapshot.store(),
+            ports: self.ports.get().map(Vec::as_slice).unwrap_or_default(),
+            has_tokens: matches!(self.auth, Auth::Token(_)),
+            certificates: self.client_certificates,
+        }
+    }
+
     /// Which of these `things` the plan does to a connection. Reports it. Those who observe the registry on a listener of their own meet
     /// no faults.
     pub(crate) fn connection_fault(&self, client: &Client, things: &[Connection]) -> Connection {

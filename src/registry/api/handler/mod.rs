@@ -12,7 +12,6 @@ use super::route::{self, ApiRequest, RequestTarget, Route, ServiceEndpoint};
 use super::{describe, resolve};
 use crate::disk::catalog::{Blob, BlobId, Catalog, RepositoryId};
 use crate::oci::{Digest, Reference, Repository};
-use crate::proto::{FaultCommand, FaultPlan, FaultReply};
 use crate::registry::auth::Auth;
 use crate::registry::auth::client_certificate::Presence;
 use crate::registry::auth::scope::Scope;
@@ -23,7 +22,7 @@ use crate::registry::content::delivery::Delivery;
 use crate::registry::content::manifest_cache::CachedManifest;
 use crate::registry::content::snapshot::Snapshot;
 use crate::registry::content::store::Store;
-use crate::registry::faults::{Faults, Port, Surroundings};
+use crate::registry::faults::{Faults, Port};
 use crate::registry::http::condition::{self, Condition};
 use crate::registry::http::error::RegistryError;
 use crate::registry::http::range::{self, Ranges};
@@ -31,8 +30,7 @@ use crate::registry::http::reply::{self, Freshness, Representation};
 use crate::registry::http::response_memory::{Permit, ResponseMemory};
 use crate::registry::limits::{Limits, REFERRERS, RESPONSE_MEMORY, SMALL_CHUNK};
 use crate::registry::listen::activity::Activity;
-use crate::registry::listen::client::{self, Client, Surface};
-use crate::registry::listen::listener::{Listener, Transport};
+use crate::registry::listen::client::{self, Client};
 use crate::registry::telemetry::events::Events;
 use crate::registry::telemetry::health::Health;
 use crate::registry::telemetry::log::{LogEntry, Telemetry};
@@ -73,7 +71,7 @@ pub struct Registry {
     pub(crate) exposition: Exposition,
     pub(crate) health: Health,
     pub(crate) auth: Auth,
-    client_certificates: Option<Presence>,
+    pub(super) client_certificates: Option<Presence>,
     pub(crate) ca_pem: Option<String>,
     limits: Limits,
     pub(crate) sendfile: bool,
@@ -81,7 +79,7 @@ pub struct Registry {
     pub(crate) response_memory: ResponseMemory,
     faults: Arc<Faults>,
     /// The listeners, as far as they are told.
-    ports: OnceLock<Vec<Port>>,
+    pub(super) ports: OnceLock<Vec<Port>>,
     pub(super) leaves: Option<Arc<Leaves>>,
 }
 
@@ -156,39 +154,6 @@ impl Registry {
     #[must_use]
     pub fn faults(&self) -> &Arc<Faults> {
         &self.faults
-    }
-
-    /// Takes one message of a command for the plan of faults, and returns the reply after the last one. It may read manifests, so it blocks.
-    #[must_use]
-    pub fn receive_faults(&self, message: FaultCommand) -> Option<FaultReply> {
-        self.faults.receive(message, &self.surroundings(&self.snapshot()), &self.telemetry.events)
-    }
-
-    /// Puts a plan of faults in force. Returns a warning for each rule that can never match.
-    ///
-    /// # Errors
-    /// Fails if a rule is invalid.
-    pub fn start_faults(&self, plan: FaultPlan) -> Result<Vec<String>, String> {
-        self.faults.start(plan, &self.surroundings(&self.snapshot()), &self.telemetry.events)
-    }
-
-    /// Tells where the registry is served. Rules of a plan of faults that no listener can meet are warned of then.
-    pub fn set_listeners(&self, listeners: &[Listener]) {
-        let of_registry = listeners.iter().filter(|listener| listener.surface != Surface::Observability);
-        let port = |listener: &Listener| {
-            let is_encrypted = matches!(listener.transport, Transport::Tls(_));
-            Some(Port { address: listener.socket.local_addr().ok()?, is_encrypted })
-        };
-        self.ports.get_or_init(|| of_registry.filter_map(port).collect());
-    }
-
-    fn surroundings<'a>(&'a self, snapshot: &'a Snapshot) -> Surroundings<'a> {
-        Surroundings {
-            store: snapshot.store(),
-            ports: self.ports.get().map(Vec::as_slice).unwrap_or_default(),
-            has_tokens: matches!(self.auth, Auth::Token(_)),
-            certificates: self.client_certificates,
-        }
     }
 
     /// Requests completed and bytes sent so far.

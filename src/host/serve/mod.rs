@@ -1,5 +1,7 @@
 //! `localregistry serve`: the guest's registry server on the host, without a VM, for development and measurements.
 
+mod error;
+
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::panic;
@@ -15,25 +17,23 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use super::exit::Status;
-use super::faults::control::ControlSocket;
-use super::faults::{self, PlanFileError};
-use super::inspect::look::{CheckedDisk, DamageError};
-use super::inspect::reader::DiskError;
-use super::nodes::access::{Access, AccessError, CLIENT_CA_WITHOUT_TLS};
-use super::nodes::ca::{self, Certificates, Tls};
-use super::runs::dir::{RunDir, RunDirOptions};
-use super::runs::folder::RunsError;
-use super::support::files;
-use super::support::interrupt::{Interrupt, Interrupted, Signals};
-use super::support::parent_watch::{self, Descriptor, ParentWatch, ParentWatchError};
-use super::support::quote::shell_word;
-use super::support::report::{Report, counted, message};
-use super::support::workers::no_thread;
-use super::vm::launch::{LaunchError, check_disk};
-use super::vm::net::check::privileged;
 use crate::address::san;
 use crate::disk::layout::{DEFAULT_REPOSITORY, LeftOver, MissingBlob};
+use crate::host::exit::Status;
+use crate::host::faults;
+use crate::host::faults::control::ControlSocket;
+use crate::host::inspect::look::{CheckedDisk, DamageError};
+use crate::host::inspect::reader::DiskError;
+use crate::host::nodes::access::{Access, CLIENT_CA_WITHOUT_TLS};
+use crate::host::nodes::ca::{Certificates, Tls};
+use crate::host::runs::dir::{RunDir, RunDirOptions};
+use crate::host::support::files;
+use crate::host::support::interrupt::{Interrupt, Signals};
+use crate::host::support::parent_watch::{self, Descriptor, ParentWatch};
+use crate::host::support::quote::shell_word;
+use crate::host::support::report::{Report, counted, message};
+use crate::host::support::workers::no_thread;
+use crate::host::vm::launch::{LaunchError, check_disk};
 use crate::proto::{Done, Event, FaultCommand};
 use crate::registry::api::handler::{Options, Registry};
 use crate::registry::auth::client_certificate::ClientCa;
@@ -44,7 +44,9 @@ use crate::registry::listen::client::Surface;
 use crate::registry::listen::listener::{Listener, Transport};
 use crate::registry::listen::server::{runtime, serve};
 use crate::registry::telemetry::events::Events;
-use crate::registry::tls::{self, Authority, Identity, TlsError};
+use crate::registry::tls::{self, Authority, Identity};
+
+pub use error::ServeError;
 
 /// How long transfers may continue after a signal, and then the events may be written.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -131,114 +133,6 @@ pub struct ServeArgs {
     end_with_stdin: bool,
 }
 
-/// Why `serve` failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The layout cannot be used.
-    #[error("cannot serve {}", .path.display())]
-    Layout {
-        /// The layout.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        cause: Box<DamageError>,
-    },
-    /// There is no such folder.
-    #[error("cannot open {}, expected the folder of an OCI image layout", .path.display())]
-    NoFolder {
-        /// The path.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        cause: io::Error,
-    },
-    /// The path is a file.
-    #[error("{} is {found}, expected the folder of an OCI image layout; {instead}", .path.display())]
-    NotALayout {
-        /// The file.
-        path: PathBuf,
-        /// What the file is.
-        found: &'static str,
-        /// The commands for such a file.
-        instead: &'static str,
-    },
-    /// TLS.
-    #[error("cannot set up TLS")]
-    Tls(#[from] TlsError),
-    /// The provided certificate lacks a name of `--san`.
-    #[error("the certificate {} is not for {name} (--san); give one with that name, or leave the name out", .certificate.display())]
-    NotFor {
-        /// The certificate chain's file.
-        certificate: PathBuf,
-        /// The name.
-        name: String,
-    },
-    /// The certificate of `--cert` or its key cannot be used.
-    #[error("cannot serve with the certificate {} (--cert) and the key {} (--key)", .certificate.display(), .key.display())]
-    Provided {
-        /// The certificate chain's file.
-        certificate: PathBuf,
-        /// The key's file.
-        key: PathBuf,
-        /// The cause.
-        #[source]
-        cause: TlsError,
-    },
-    /// A CA of `--ca` or `--ca-dir`.
-    #[error("cannot use the CA")]
-    OwnCa(#[from] ca::CaFilesError),
-    /// Access control.
-    #[error("cannot set up access control")]
-    Access(#[from] AccessError),
-    /// A file of a flag.
-    #[error("cannot {verb} {path}")]
-    File {
-        /// What failed.
-        verb: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        cause: io::Error,
-    },
-    /// The plan of faults.
-    #[error(transparent)]
-    PlanFile(#[from] PlanFileError),
-    /// A rule of it.
-    #[error("the plan of faults cannot be used: {0}")]
-    Faults(String),
-    /// An address cannot be listened on.
-    #[error("cannot listen on {address}; expected a free port on an address of this machine (port 0 picks a free port)")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The cause.
-        #[source]
-        cause: io::Error,
-    },
-    /// The user may not listen on a port.
-    #[error("no permission to listen on {address}{}", privileged(.address.port()))]
-    Privileged {
-        /// The address.
-        address: SocketAddr,
-        /// The cause.
-        #[source]
-        cause: io::Error,
-    },
-    /// A signal before the registry was ready.
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
-    /// The folder of `--run-dir`.
-    #[error(transparent)]
-    RunDir(#[from] RunsError),
-    /// Standard input, with `--end-with-stdin`.
-    #[error(transparent)]
-    ParentWatch(#[from] ParentWatchError),
-    /// The runtime, signals or standard output.
-    #[error("cannot start")]
-    Start(#[from] io::Error),
-}
-
 /// Where the registry is. Printed once it accepts connections.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "ServeReady")]
@@ -280,18 +174,6 @@ impl Ready {
                 shell_word(&layout.display().to_string())
             ),
             (images, _) => format!("serving {} at {endpoints}{metrics}", counted(images, "tagged image")),
-        }
-    }
-}
-
-impl ServeError {
-    /// The exit status: after a signal 128 plus the signal's number, as in a shell; 2 for a standard input that cannot be watched; else 1.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Interrupted(cause) => cause.exit_code(),
-            Self::ParentWatch(_) => Status::Usage.code(),
-            _ => Status::Error.code(),
         }
     }
 }
@@ -397,7 +279,6 @@ async fn serve_layout(
         warnings.iter().for_each(|warning| report.warn(warning));
     }
 
-    let mut control = None;
     let snapshot = registry.snapshot();
     let store = snapshot.store();
     let ready = Ready {
@@ -411,11 +292,11 @@ async fn serve_layout(
         missing,
         left_over: left_over.iter().map(|one| one.digest.to_string()).collect(),
     };
-    if let Some(path) = &args.control {
-        let socket = ControlSocket::bind(path);
-        let socket = socket.map_err(|cause| ServeError::File { verb: "make the socket", path: path.clone(), cause })?;
-        control = Some(tokio::spawn(take_commands(socket, Arc::clone(&registry))));
-    }
+    let bind_control = |path: &PathBuf| {
+        ControlSocket::bind(path).map_err(|cause| ServeError::File { verb: "make the socket", path: path.clone(), cause })
+    };
+    let control = args.control.as_ref().map(bind_control).transpose()?;
+    let control = control.map(|socket| tokio::spawn(take_commands(socket, Arc::clone(&registry))));
     report.result(&ready, &ready.text(&args.layout))?;
     *is_ready = true;
 
