@@ -10,6 +10,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 use std::time::SystemTime;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -44,7 +45,7 @@ use super::{access, endpoint_watch, tls};
 /// What the server may read: the disks, and a file that tells an emulated ARM processor from others.
 const READABLE: [&str; 2] = [disk::ROOT, "/proc/cpuinfo"];
 
-/// Serves, with PID 1 at the other end of standard input.
+/// Serves, with PID 1 at the other end of standard input, which ends it. It returns only if it cannot tell PID 1 how it ended.
 pub fn run() -> ExitCode {
     console::hook_panics();
     console::log_warnings();
@@ -61,7 +62,11 @@ pub fn run() -> ExitCode {
     };
     // Within the runtime it does not block.
     match pid_1.set_nonblocking(false).and_then(|()| messages::send(&pid_1, &report, None)) {
-        Ok(()) => ExitCode::SUCCESS,
+        // PID 1 ends this process when it has read the message. It may be sending one itself: to a socket that is closed, Linux would drop
+        // this one for it (unix_dgram_disconnected).
+        Ok(()) => loop {
+            thread::park();
+        },
         Err(error) => {
             console::log(&format!("cannot send {report:?} to PID 1: {error}"));
             ExitCode::FAILURE

@@ -5,13 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::timeout;
 
 use super::early::console;
 use super::error::Fault;
@@ -19,8 +17,6 @@ use super::messages::{self, Channel, Order, Report};
 
 /// The program's argument that starts the server. See [`server`](super::server).
 pub const ARGUMENT: &str = "serve";
-/// How long the last message of a server that has ended may take.
-const LAST: Duration = Duration::from_millis(500);
 
 /// The process, before it serves.
 #[derive(Debug)]
@@ -74,13 +70,10 @@ impl Server {
     pub async fn receive(&self, ended: &mut UnboundedReceiver<WaitStatus>) -> Result<Report, Fault> {
         tokio::select! {
             biased;
-            message = self.message() => message,
-            status = self.status(ended) => timeout(LAST, self.message()).await.unwrap_or(Err(Fault::ServerEnded(status))),
+            message = self.channel.receive() => message.map_err(Fault::ServerMessage),
+            // One with a last message waits until it is ended.
+            status = self.status(ended) => Err(Fault::ServerEnded(status)),
         }
-    }
-
-    async fn message(&self) -> Result<Report, Fault> {
-        self.channel.receive().await.map_err(Fault::ServerMessage)
     }
 
     async fn status(&self, ended: &mut UnboundedReceiver<WaitStatus>) -> WaitStatus {
